@@ -1,0 +1,43 @@
+"""Re-rankers for recommender systems. Names are imported when they are first used: torch and transformers are slow."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AutoReranker": "models.auto",
+    "Categorical": "schema",
+    "DNNConfig": "models.dnn",
+    "DNNForReranking": "models.dnn",
+    "Dense": "schema",
+    "InputError": "errors",
+    "ListProcessor": "processing",
+    "ListSchema": "schema",
+    "PRMConfig": "models.prm",
+    "PRMForReranking": "models.prm",
+    "PreTrainedReranker": "models.base",
+    "RerankTrainer": "training",
+    "RerankTrainingArguments": "training",
+    "Reranker": "reranker",
+    "RerankerConfig": "models.base",
+    "RerankerOutput": "models.base",
+    "Vector": "schema",
+    "load_lists": "data.loading",
+}
+_MODULES = ("data", "hub", "losses", "metrics", "models", "principled", "training")
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"hf_rerank.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"hf_rerank.{name}")
+    raise AttributeError(f"module 'hf_rerank' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOME, *_MODULES, "__version__"])

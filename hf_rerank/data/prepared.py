@@ -1,0 +1,391 @@
+"""A folder of prepared lists: Parquet shards a split, ``schema.json``, ``report.json``, ``README.md`` (the card).
+
+The folder appears under its name only when it is whole: it is written beside it, synced and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hf_rerank.data.splits import SPLITS
+from hf_rerank.errors import InputError
+from hf_rerank.schema import ListSchema
+
+SCHEMA_FILE = "schema.json"
+REPORT_FILE = "report.json"
+CARD_FILE = "README.md"
+# About 250 MB of PRM Public's lists; a row group is what a reader holds in memory.
+SHARD_LISTS = 100_000
+GROUP_LISTS = 4_096
+
+_SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
+
+
+@dataclass
+class PrepareReport:
+    """What became of the raw data. Every line read is a list kept or a list dropped.
+
+    Attributes:
+        read: Lines (or windows) read.
+        lists: Split -> lists kept.
+        items: Split -> items in them.
+        clicks: Split -> labels above 0 in them.
+        without_click: Kept lists without a click.
+        dropped: Reason -> lists dropped.
+        cut_lists: Kept lists that were longer than the maximum, and cut.
+        lost_clicks: Of those, lists that had clicks, and none after the cut.
+        nulls: Column -> missing values in kept lists (of the columns that have any).
+        seconds: How long it took.
+    """
+
+    read: int = 0
+    lists: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    items: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    clicks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    without_click: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    cut_lists: int = 0
+    lost_clicks: int = 0
+    nulls: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def drop(self, reason: str, lists: int) -> None:
+        """Counts dropped lists; a reason that dropped none is kept, which shows that it was looked for."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + lists
+
+    def keep(self, split: str, table: pa.Table, label: str) -> None:
+        """Counts the lists of ``table``."""
+        labels = table.column(label).combine_chunks()
+        clicked = pc.greater(labels.flatten(), 0)
+        lists_with_click = pc.count_distinct(labels.value_parent_indices().filter(clicked)).as_py()
+        self.lists[split] += table.num_rows
+        self.items[split] += len(clicked)
+        self.clicks[split] += clicked.true_count
+        self.without_click += table.num_rows - lists_with_click
+        for name in table.column_names:
+            column = table.column(name)
+            nulls = (pc.list_flatten(column) if pa.types.is_list(column.type) else column).null_count
+            if nulls:
+                self.nulls[name] = self.nulls.get(name, 0) + nulls
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write into, which gets the name ``folder`` if the block succeeds and is removed if it fails.
+
+    What a killed process left behind is removed by the next one.
+
+    Raises:
+        InputError: ``folder`` exists and is not empty, or another process is writing it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder: choose another output folder, or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.incomplete"
+    lock_file = folder.parent / f".{folder.name}.lock"
+    try:
+        lock = FileLock(lock_file).acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"another process is writing {folder}: wait for it, or choose another output folder"
+        ) from None
+    with lock:
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            _sync(temporary)
+            if folder.is_dir():
+                folder.rmdir()  # an empty one; fails if something has appeared in it meanwhile
+            temporary.rename(folder)
+            _sync(folder.parent, files=False)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
+                lock_file.unlink(missing_ok=True)
+
+
+def _sync(folder: Path, *, files: bool = True) -> None:
+    """Brings a folder (and the files in it) to the disk, so that a power cut after the rename loses nothing."""
+    if os.name != "posix":
+        return
+    for path in [*(sorted(folder.iterdir()) if files else []), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class ShardWriter:
+    """Writes lists into ``{split}-00000-of-0000N.parquet``; a split without lists gets one empty shard.
+
+    Args:
+        folder: Where to.
+        columns: Columns of every table that will come.
+        shard_lists: Lists a shard, at most.
+    """
+
+    def __init__(self, folder: Path, columns: pa.Schema, *, shard_lists: int = SHARD_LISTS) -> None:
+        if shard_lists < 1:
+            raise InputError(f"shard_lists is {shard_lists}: expected at least 1")
+        self._splits = {split: _SplitWriter(folder, split, columns, shard_lists) for split in SPLITS}
+
+    def write(self, split: str, table: pa.Table) -> None:
+        """Adds lists to a split."""
+        self._splits[split].write(table)
+
+    def close(self) -> None:
+        """Writes what is pending and gives the shards their final names."""
+        for writer in self._splits.values():
+            writer.close()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        for writer in self._splits.values():
+            if failure is None:
+                writer.close()
+            else:
+                writer.abandon()
+
+
+class _SplitWriter:
+    """The shards of one split. Lists wait until they fill a row group."""
+
+    def __init__(self, folder: Path, split: str, columns: pa.Schema, shard_lists: int) -> None:
+        self.folder, self.split, self.columns = folder, split, columns
+        self.shard_lists, self.group_lists = shard_lists, min(shard_lists, GROUP_LISTS)
+        self.pending: list[pa.Table] = []
+        self.shards: list[Path] = []
+        self.parquet: pq.ParquetWriter | None = None
+        self.in_shard = 0
+
+    def write(self, table: pa.Table) -> None:
+        self.pending.append(table)
+        if sum(waiting.num_rows for waiting in self.pending) >= self.group_lists:
+            waiting = pa.concat_tables(self.pending)
+            full = waiting.num_rows - waiting.num_rows % self.group_lists
+            for start in range(0, full, self.group_lists):
+                self._write_group(waiting.slice(start, self.group_lists))
+            self.pending = [waiting.slice(full)]
+
+    def close(self) -> None:
+        if self.pending or not self.shards:
+            self._write_group(pa.concat_tables([self.columns.empty_table(), *self.pending]))
+            self.pending = []
+        self._close_shard()
+        for number, shard in enumerate(self.shards):
+            shard.rename(self.folder / f"{self.split}-{number:05d}-of-{len(self.shards):05d}.parquet")
+
+    def abandon(self) -> None:
+        if self.parquet is not None:
+            with contextlib.suppress(OSError):  # the failure that is under way is the one to report
+                self.parquet.close()
+
+    def _write_group(self, group: pa.Table) -> None:
+        if self.in_shard + group.num_rows > self.shard_lists or not self.shards:
+            self._close_shard()
+            self.shards.append(self.folder / f"{self.split}-{len(self.shards):05d}.parquet")
+            self.in_shard = 0
+        try:
+            if self.parquet is None:
+                self.parquet = pq.ParquetWriter(
+                    self.shards[-1],
+                    self.columns,
+                    compression="zstd",
+                    compression_level=1,
+                    use_dictionary=_worth_a_dictionary(self.columns),
+                )
+            if group.num_rows:
+                self.parquet.write_table(group.combine_chunks())
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self.in_shard += group.num_rows
+
+    def _close_shard(self) -> None:
+        if self.parquet is None:
+            return
+        try:
+            self.parquet.close()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+        self.parquet = None
+
+    def _cannot_write(self, error: OSError) -> InputError:
+        return InputError(
+            f"cannot write {self.shards[-1]}: {error}; free space there, or choose another output folder and run again"
+        )
+
+
+def _worth_a_dictionary(columns: pa.Schema) -> list[str]:
+    """Parquet paths of the columns that repeat values: floats do not, and take twice the time and space with one."""
+    paths = []
+    for column in columns:
+        is_list = pa.types.is_list(column.type)
+        if not pa.types.is_floating(column.type.value_type if is_list else column.type):
+            paths.append(f"{column.name}.list.element" if is_list else column.name)
+    return paths
+
+
+def write_description(folder: Path, schema: ListSchema, report: PrepareReport, card: str) -> None:
+    """Writes ``schema.json``, ``report.json`` and the card; the same lists give the same bytes."""
+    schema.save(folder / SCHEMA_FILE)
+    described = {name: value for name, value in report.to_dict().items() if name != "seconds"}
+    (folder / REPORT_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def dataset_card(
+    title: str, report: PrepareReport, schema: ListSchema, *, how: Sequence[str], caveats: Sequence[str], licence: str
+) -> str:
+    """The card of a folder of prepared lists, with the header that ``datasets.load_dataset`` reads.
+
+    Args:
+        title: Name of the dataset.
+        report: Counts.
+        schema: Columns.
+        how: How raw data became lists: one sentence a point.
+        caveats: What a reader of results must know: one sentence a point.
+        licence: Who may do what.
+    """
+    # datasets refuses to load a split without rows, so the header leaves those out.
+    files = [
+        line
+        for split in SPLITS
+        if report.lists[split]
+        for line in (f"      - split: {split}", f'        path: "{split}-*.parquet"')
+    ]
+    header = ["---", f"pretty_name: {title}", "license: other", "tags:", "  - re-ranking", "  - recommender-systems"]
+    if files:
+        header += ["configs:", "  - config_name: default", "    data_files:", *files]
+    table = [
+        "| split | lists | items | items a list | clicks | clicks a list | click-through rate |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for split in SPLITS:
+        lists, items, clicks = report.lists[split], report.items[split], report.clicks[split]
+        table.append(
+            f"| {split} | {lists:,} | {items:,} | {_share(items, lists)} | {clicks:,} | {_share(clicks, lists)} "
+            f"| {_share(100 * clicks, items)} % |"
+        )
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in report.dropped.items()) or "none"
+    nulls = ", ".join(f"`{name}` {count:,}" for name, count in sorted(report.nulls.items())) or "none"
+    counts = [
+        f"Read: {report.read:,} lists.",
+        f"Dropped: {dropped}.",
+        f"Cut to {schema.max_list_length} items: {report.cut_lists:,} lists, of which {report.lost_clicks:,} lost all "
+        "their clicks.",
+        f"Kept without a click: {report.without_click:,} lists.",
+        f"Missing values: {nulls}.",
+    ]
+    lines = [*header, "---", "", f"# {title}", "", "One row is one list. `schema.json` says which column is what."]
+    lines += ["", "```python", "from hf_rerank import load_lists", "", 'lists = load_lists("path/to/this/folder")']
+    lines += ['lists["train"], lists.schema', "```", "", "## Statistics", "", *table, "", *_points(counts)]
+    lines += ["", "## How it was made", "", *_points(how), "", "## Before you compare results", "", *_points(caveats)]
+    return "\n".join([*lines, "", "## Licence", "", licence, ""])
+
+
+def _points(sentences: Sequence[str]) -> list[str]:
+    return [f"- {sentence}" for sentence in sentences]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.3f}" if whole else "-"
+
+
+@dataclass(frozen=True)
+class PreparedFolder:
+    """What a folder of prepared lists holds.
+
+    Attributes:
+        schema: From ``schema.json``.
+        files: Split -> its shards.
+        lists: Split -> its lists.
+        columns: Columns of the shards.
+    """
+
+    schema: ListSchema
+    files: dict[str, list[Path]]
+    lists: dict[str, int]
+    columns: pa.Schema
+
+
+def is_prepared(folder: str | Path) -> bool:
+    """Whether ``folder`` calls itself a folder of prepared lists."""
+    return (Path(folder) / SCHEMA_FILE).is_file()
+
+
+def read_prepared(folder: str | Path) -> PreparedFolder:
+    """Looks at a folder of prepared lists, reading the footers of its shards only.
+
+    Raises:
+        InputError: No ``schema.json``, no shards, a shard that is missing, cut off, or has other columns.
+    """
+    folder = Path(folder)
+    schema = ListSchema.load(folder / SCHEMA_FILE)
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise InputError(
+            f"{folder} has a {SCHEMA_FILE} but no shards: expected files such as train-00000-of-00001.parquet"
+        )
+    files: dict[str, list[Path]] = {}
+    for path in paths:
+        name = _SHARD.fullmatch(path.name)
+        if name is None:
+            raise InputError(f"{path} has no name of a shard: expected one such as train-00000-of-00001.parquet")
+        files.setdefault(name["split"], []).append(path)
+        whole = [f"{name['split']}-{number:05d}-of-{name['count']}.parquet" for number in range(int(name["count"]))]
+        missing = [shard for shard in whole if not (folder / shard).is_file()]
+        if missing or path.name not in whole:
+            wrong = f"lacks the shard {missing[0]}" if missing else f"holds {path.name}, which belongs to no whole set"
+            raise InputError(f"{folder} {wrong}: prepare the lists again, or copy all of the folder")
+    for split, shards in files.items():
+        if len({shard.name[-len("00001.parquet") :] for shard in shards}) > 1:
+            raise InputError(f"{folder} holds two sets of shards of {split}: keep one of them")
+    columns: pa.Schema | None = None
+    lists: dict[str, int] = {}
+    for split, shards in files.items():
+        for shard in shards:
+            footer = read_footer(shard)
+            lists[split] = lists.get(split, 0) + footer.num_rows
+            found = footer.schema.to_arrow_schema().remove_metadata()
+            columns = found if columns is None else columns
+            if not found.equals(columns):
+                raise InputError(f"{shard} has other columns than {paths[0]}: the folder mixes two preparations")
+    assert columns is not None
+    order = sorted(files, key=lambda split: (SPLITS.index(split) if split in SPLITS else len(SPLITS), split))
+    return PreparedFolder(schema, {split: files[split] for split in order}, lists, columns)
+
+
+def read_footer(path: Path) -> pq.FileMetaData:
+    """The metadata of a Parquet file.
+
+    Raises:
+        InputError: It is no Parquet file, or was cut off.
+    """
+    try:
+        return pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is no whole Parquet file: {error}; make or copy it again") from None

@@ -1,0 +1,604 @@
+"""A simulator of PRM Public: the same raw text, and beside it the truth that no log can show.
+
+The world
+---------
+A list is what a retrieval stage might return: items around one price level, more of one style than of its opposite
+(the theme of the list), of a few favoured categories, shown to one user in the **display order**. The slots of a raw
+line are in that order, so slot ``i`` is also the display place ``i``. One rule makes the clicks::
+
+    click_i ~ Bernoulli(examination[place_i] * attraction_i)
+
+    attraction_i = sigmoid( bias + propensity                                  of the user and of the list
+                            + quality_weight * quality_i                       of the item
+                            + match_weight * match_i                           of the item for the user
+                            + context_strength * (                             of the item among the others:
+                                theme_weight * style_i * m_i                     m_i: mean style of the others
+                                - price_weight * |gap_i - price_taste|           gap_i: price_i less the list's mean
+                                                                                 price, in units of ``price_spread``
+                                - crowding_weight * ln n_i ) )                   n_i: items of its category, itself too
+
+So attraction depends on the *set* of items in the list, never on their order. The three context terms say: an item
+that goes with most of the list is attractive; it should cost as much, relative to the others, as this user likes;
+and items of a crowded category take clicks from each other. A model that scores items one by one can only guess them:
+the theme changes its sign from list to list, and so does the place of a price among the others. The examination curve
+is a mixture of readers: some look at the first item only, some go down the list and leave it with a constant chance at
+each place, some look at everything.
+
+``mode="order"`` is a second world, in which an item seen after its rivals is worth less. The formula above then
+gives ``base_attraction``, and with the list in a given order::
+
+    attraction_i(order) = base_attraction_i * same_category_decay ** rivals_above_i(order)
+
+where ``rivals_above_i`` counts the items that stand above item ``i``, are of its category and have at least its base
+attraction. The truth of that world is a function of the list *and* the order: :func:`order_click_probabilities` and
+:func:`order_expected_clicks`.
+
+A selection, said aloud
+-----------------------
+PRM Public has no list without a click. A simulated list without a click is thrown away, and a new list (user, items,
+clicks) is drawn in its place. The lists in the file are therefore a selected sample: more generous users, more
+attractive items, and more clicks than ``examination * attraction`` promises for the same lists drawn once more.
+
+What the defaults are fitted to
+-------------------------------
+The clicks per list and the clicks by place of the 1,000 labels that the authors of PRM publish (the script
+``scripts/experiments/simulator_calibration.py`` measures the fit), for ``mode="set"`` (in
+``mode="order"`` the same parameters give about 1.76 clicks a list instead of 1.88). Everything else is invented.
+
+The observed columns
+--------------------
+``user_0`` the user's segment, ``user_1`` price taste, ``user_2`` a hint of the propensity; ``item_id``, ``item_1`` a
+leaf category, ``item_2`` and ``item_4`` without meaning, ``item_3`` the category. Dense columns are measurements with
+noise, of roughly mean 0 and standard deviation 1; quality and match are never seen exactly:
+
+========== ===============================  ============ ==========================================
+basic_0/1  style                            optional_0/1 style, noisier
+basic_2/5  price                            optional_2   price, noisier
+basic_3    quality                          optional_3   a rare flag without meaning (two values)
+basic_4    match                            optional_4/5 quality, match, noisier
+basic_6    quality and match together       optional_6   log popularity of the item
+                                            optional_7   propensity, the same for the whole list
+                                            optional_8-11 without meaning, one of them heavy-tailed
+========== ===============================  ============ ==========================================
+
+In a share ``null_rate`` of the lines some values are ``null``, at random and independent of everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from hf_rerank.errors import InputError
+
+N_CATEGORIES = 7  # item_3 holds 1..7, below 8 as in PRM Public
+LEAVES_PER_CATEGORY = 36  # item_1 holds 1..252, below 256
+N_SEGMENTS = 7  # user_0
+LISTS_PER_BLOCK = 4096  # lists that are in memory at once
+USER_IDS_PER_PART = 100_000_000  # user ids of part p start at (p - 1) times this, so no two parts share a user
+
+
+@dataclass(frozen=True)
+class PRMWorld:
+    """The parameters of the simulated world; the formulas are in the description of the module.
+
+    Args:
+        mode: ``"set"`` (attraction depends on the set of items) or ``"order"`` (on their order too).
+        list_length: items in a list, at least 2.
+        n_items: items in the world, at least ``pool_size``.
+        pool_size: items that the retrieval stage looks at for one list, at least ``list_length``.
+        lists_per_user: mean number of lists of a user.
+        null_rate: share of the lines that hold at least one ``null``, in [0, 1].
+        bias: level of the attraction, in logits.
+        propensity_sd: standard deviation of the propensity, in logits, half of its variance from the user and half
+            from the list. It makes the clicks per list over-dispersed.
+        quality_weight, match_weight: strength of what an item is worth by itself.
+        context_strength: factor on all three context terms; 0 is a world where pointwise models are right.
+        theme_weight, price_weight, crowding_weight: strength of the single context terms.
+        theme_sd: standard deviation, over lists, of the pull of the theme on the mean style (styles have 1).
+        price_spread: standard deviation of the prices within a list, whose level is drawn from -1.5..1.5.
+        feature_noise: standard deviation of the noise of the better measurements of quality and match (which have
+            standard deviation 1 themselves); the noisier ones have twice as much.
+        initial_noise: standard deviation of the noise of the initial ranker, which sorts by quality + match + noise.
+        display_noise: the same for the ranker that made the display order.
+        looks_at_first_only, looks_at_all: shares of the readers; the remaining readers go down the list.
+        patience: mean number of places that the readers who go down the list pass; they look at place ``p`` (from 0)
+            with probability ``exp(-p / patience)``.
+        same_category_decay: factor on an item's attraction for each rival above it, in (0, 1]; ``mode="order"`` only.
+    """
+
+    mode: Literal["set", "order"] = "set"
+    list_length: int = 30
+    n_items: int = 2000
+    pool_size: int = 240
+    lists_per_user: float = 4.0
+    null_rate: float = 0.1
+    bias: float = -1.46
+    propensity_sd: float = 0.8
+    quality_weight: float = 0.5
+    match_weight: float = 0.5
+    context_strength: float = 1.0
+    theme_weight: float = 4.5
+    price_weight: float = 0.8
+    crowding_weight: float = 0.6
+    theme_sd: float = 0.3
+    price_spread: float = 0.55
+    feature_noise: float = 0.7
+    initial_noise: float = 0.8
+    display_noise: float = 8.0
+    looks_at_first_only: float = 0.38
+    looks_at_all: float = 0.24
+    patience: float = 8.5
+    same_category_decay: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("set", "order"):
+            raise InputError(f"PRMWorld.mode is 'set' or 'order', got {self.mode!r}")
+        for name in ("list_length", "n_items", "pool_size"):
+            if not isinstance(getattr(self, name), int):
+                raise InputError(f"PRMWorld.{name} must be an integer, got {getattr(self, name)!r}")
+        least = {"list_length": 2, "pool_size": self.list_length, "n_items": self.pool_size, "lists_per_user": 1}
+        for name, low in least.items():
+            if not getattr(self, name) >= low:
+                raise InputError(f"PRMWorld.{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("null_rate", "looks_at_first_only", "looks_at_all", "same_category_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"PRMWorld.{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.looks_at_first_only + self.looks_at_all > 1:
+            raise InputError(
+                "PRMWorld.looks_at_first_only + looks_at_all are shares of the readers and must not exceed 1, "
+                f"got {self.looks_at_first_only} + {self.looks_at_all}"
+            )
+        for name in ("price_spread", "patience", "same_category_decay"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"PRMWorld.{name} must be above 0, got {getattr(self, name)}")
+        for name in ("propensity_sd", "theme_sd", "feature_noise", "initial_noise", "display_noise"):
+            if not getattr(self, name) >= 0:
+                raise InputError(
+                    f"PRMWorld.{name} is a standard deviation and must not be negative, got {getattr(self, name)}"
+                )
+        for field in fields(self):
+            if field.name != "mode" and not np.isfinite(getattr(self, field.name)):
+                raise InputError(f"PRMWorld.{field.name} must be finite, got {getattr(self, field.name)}")
+
+    @property
+    def examination(self) -> np.ndarray:
+        """Probability that a place is looked at, [list_length], from the top; 1 at the first place."""
+        place = np.arange(self.list_length)
+        goes_down = 1 - self.looks_at_first_only - self.looks_at_all
+        return self.looks_at_first_only * (place == 0) + goes_down * np.exp(-place / self.patience) + self.looks_at_all
+
+
+def list_attraction(
+    world: PRMWorld,
+    *,
+    quality: np.ndarray,
+    match: np.ndarray,
+    style: np.ndarray,
+    price: np.ndarray,
+    category: np.ndarray,
+    price_taste: np.ndarray,
+    propensity: np.ndarray,
+) -> np.ndarray:
+    """Probability of a click on each item if it is looked at, given the set of items in the list.
+
+    The formula is in the description of the module. In ``mode="order"`` it is the base attraction.
+
+    Args:
+        quality, match, style, price: [lists, items].
+        category: [lists, items], any integers.
+        price_taste, propensity: [lists].
+
+    Returns:
+        [lists, items], in (0, 1). Reordering the items of a list reorders the values alike.
+    """
+    style_of_others = (style.sum(axis=1, keepdims=True) - style) / (style.shape[1] - 1)
+    theme = style * style_of_others
+    gap = (price - price.mean(axis=1, keepdims=True)) / world.price_spread
+    crowding = np.log((category[:, :, None] == category[:, None, :]).sum(axis=2))
+    context = (
+        world.theme_weight * theme
+        - world.price_weight * np.abs(gap - price_taste[:, None])
+        - world.crowding_weight * crowding
+    )
+    own = world.quality_weight * quality + world.match_weight * match
+    return _sigmoid(world.bias + propensity[:, None] + own + world.context_strength * context)
+
+
+def draw_clicks(rng: np.random.Generator, examination: np.ndarray, attraction: np.ndarray) -> np.ndarray:
+    """Clicks of one showing, before any selection: ``click_i ~ Bernoulli(examination[i] * attraction_i)``.
+
+    Args:
+        examination: [items], by place.
+        attraction: [lists, items], slot i at place i.
+
+    Returns:
+        bool, [lists, items].
+    """
+    return rng.random(attraction.shape) < examination * attraction
+
+
+def order_click_probabilities(
+    base_attraction: np.ndarray,
+    category: np.ndarray,
+    order: np.ndarray,
+    *,
+    examination: np.ndarray,
+    same_category_decay: float,
+) -> np.ndarray:
+    """Click probabilities by place, in ``mode="order"``, of lists shown in a given order.
+
+    ``examination[p] * base_attraction[item] * same_category_decay ** r``, where ``item = order[p]`` and ``r`` counts
+    the items at the places above ``p`` that have the category of ``item`` and at least its base attraction.
+
+    Args:
+        base_attraction, category: [..., items], by slot (columns of the truth file).
+        order: [..., items], the slots from the top of the list to its end; a permutation of 0..items-1.
+        examination: [items], by place (metadata ``examination`` of the truth file).
+        same_category_decay: metadata ``same_category_decay`` of the truth file.
+
+    Returns:
+        [..., items], by **place**.
+    """
+    base = np.take_along_axis(np.asarray(base_attraction, np.float64), np.asarray(order), axis=-1)
+    kind = np.take_along_axis(np.asarray(category), np.asarray(order), axis=-1)
+    rival = (kind[..., :, None] == kind[..., None, :]) & (base[..., None, :] >= base[..., :, None])
+    rivals_above = np.tril(rival, k=-1).sum(axis=-1)
+    return np.asarray(examination) * base * same_category_decay**rivals_above
+
+
+def order_expected_clicks(
+    base_attraction: np.ndarray,
+    category: np.ndarray,
+    order: np.ndarray,
+    *,
+    examination: np.ndarray,
+    same_category_decay: float,
+) -> np.ndarray:
+    """Expected clicks of each list in ``mode="order"``: the sum of :func:`order_click_probabilities` over the places.
+
+    Returns:
+        [...], one value a list.
+    """
+    return order_click_probabilities(
+        base_attraction, category, order, examination=examination, same_category_decay=same_category_decay
+    ).sum(axis=-1)
+
+
+def simulate_prm(
+    output_dir: str | Path,
+    n_lists: int,
+    *,
+    seed: int = 0,
+    world: PRMWorld = PRMWorld(),
+    part: int = 1,
+    progress: bool = False,
+) -> Path:
+    """Write ``set1.train.txt.part{part}`` in the raw format of PRM Public, and its truth beside it.
+
+    The truth, ``set1.train.txt.part{part}.truth.parquet``, has one row a line: ``list_id`` (``part{part}:{line}``,
+    lines counted from 1), ``attraction`` (per slot, float32; in ``mode="order"`` instead ``base_attraction`` and
+    ``category``), and ``initial_position`` (per slot, from 0: where the simulator's own noisy initial ranker puts the
+    item; not the display order). Its schema metadata hold ``examination`` (a JSON list, by place), ``mode``, ``world``
+    (all parameters, as JSON), ``seed``, and in ``mode="order"`` ``same_category_decay``.
+
+    The same arguments give the same bytes. Both files appear under their names only when they are complete, the truth
+    first. Lists without a click are redrawn (see the description of the module).
+
+    Args:
+        output_dir: made if missing.
+        n_lists: lists to write, at least 1.
+        seed: not negative. Parts of one seed share the items and differ in users and lists.
+        world: the parameters.
+        part: from 1; 1 and 2 are the parts of the real data.
+        progress: show a progress bar.
+
+    Returns:
+        The path of the text file.
+
+    Raises:
+        InputError: an argument out of range, a file that exists already, a world with hardly a click.
+    """
+    import pyarrow.parquet as pq
+
+    from hf_rerank.data.simulated_text import raw_lines, truth_schema, truth_table
+
+    for name, value, low in (("n_lists", n_lists, 1), ("seed", seed, 0), ("part", part, 1)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+            raise InputError(f"simulate_prm: {name} must be an integer of at least {low}, got {value!r}")
+    text_path = Path(output_dir) / f"set1.train.txt.part{part}"
+    truth_path = text_path.with_name(text_path.name + ".truth.parquet")
+    for path in (text_path, truth_path):
+        if path.exists():
+            raise InputError(f"{path} exists already; delete it, or choose another output_dir or part")
+    text_path.parent.mkdir(parents=True, exist_ok=True)
+
+    schema = truth_schema(world, seed)
+    unfinished_text = text_path.with_name(text_path.name + ".unfinished")
+    unfinished_truth = truth_path.with_name(truth_path.name + ".unfinished")
+    try:
+        with (
+            open(unfinished_text, "w", encoding="ascii", newline="\n") as text,
+            pq.ParquetWriter(unfinished_truth, schema) as truth,
+        ):
+            first_line = 1
+            for lists in _progress(_blocks(world, seed, part, n_lists), n_lists, progress):
+                text.writelines(raw_lines(lists))
+                truth.write_table(truth_table(lists, schema, part, first_line))
+                first_line += len(lists)
+        # The text is renamed last: where it is, its truth is.
+        unfinished_truth.replace(truth_path)
+        unfinished_text.replace(text_path)
+    finally:
+        unfinished_text.unlink(missing_ok=True)
+        unfinished_truth.unlink(missing_ok=True)
+    return text_path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The draws. All arrays of lists are [lists, items] in display order; `rng` is the only source of chance.
+
+
+@dataclass(frozen=True)
+class _Items:
+    """The items of the world, one entry an item."""
+
+    id: np.ndarray
+    categorical: np.ndarray  # [items, 4]: item_1..item_4
+    category: np.ndarray
+    price: np.ndarray
+    quality: np.ndarray
+    style: np.ndarray
+    log_popularity: np.ndarray
+    segment_match: np.ndarray  # [segments, items]
+
+
+@dataclass(frozen=True)
+class _Users:
+    """The users of one part, one entry a user."""
+
+    id: np.ndarray
+    categorical: np.ndarray  # [users, 3]
+    propensity: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """Some lists as they stand in the file."""
+
+    user_id: np.ndarray  # [lists]
+    user_categorical: np.ndarray  # [lists, 3], -1 where null
+    item_categorical: np.ndarray  # [lists, items, 5]
+    basic: np.ndarray  # [lists, items, 7], NaN where null
+    optional: np.ndarray  # [lists, items, 12], NaN where null
+    click: np.ndarray
+    attraction: np.ndarray  # the base attraction in mode "order"
+    category: np.ndarray
+    initial_position: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user_id)
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def _draw_items(world: PRMWorld, rng: np.random.Generator) -> _Items:
+    n = world.n_items
+    leaf = 1 + rng.integers(0, N_CATEGORIES * LEAVES_PER_CATEGORY, n)
+    category = 1 + leaf % N_CATEGORIES
+    affinity = rng.normal(size=(N_SEGMENTS + 1, N_CATEGORIES + 1))
+    return _Items(
+        id=1 + rng.choice(max(7_246_323, n), n, replace=False),
+        categorical=np.stack([leaf, rng.integers(1, 4, n), category, rng.integers(1, 4, n)], axis=1),
+        category=category,
+        price=rng.uniform(-2.2, 2.2, n),
+        quality=rng.normal(size=n),
+        style=rng.normal(size=n),
+        log_popularity=rng.normal(size=n),
+        segment_match=affinity[:, category],
+    )
+
+
+def _draw_users(world: PRMWorld, rng: np.random.Generator, n_users: int, part: int) -> _Users:
+    propensity = rng.normal(size=n_users)
+    level = np.clip(np.rint(4 + 1.5 * (propensity + rng.normal(size=n_users)) / 2**0.5), 1, 7).astype(np.int64)
+    return _Users(
+        id=(part - 1) * USER_IDS_PER_PART + 1 + np.arange(n_users),
+        categorical=np.stack([rng.integers(1, N_SEGMENTS + 1, n_users), rng.integers(1, 4, n_users), level], axis=1),
+        propensity=propensity,
+    )
+
+
+def _blocks(world: PRMWorld, seed: int, part: int, n_lists: int) -> Iterator[_Lists]:
+    items = _draw_items(world, _generator(seed, 0))
+    n_users = int(np.ceil(n_lists / world.lists_per_user))
+    if n_users > USER_IDS_PER_PART:
+        raise InputError(f"a part holds at most {USER_IDS_PER_PART} users, got {n_users}; raise lists_per_user")
+    users = _draw_users(world, _generator(seed, 1, part), n_users, part)
+    for block, start in enumerate(range(0, n_lists, LISTS_PER_BLOCK)):
+        yield _draw_block(world, items, users, _generator(seed, 2, part, block), min(LISTS_PER_BLOCK, n_lists - start))
+
+
+def _draw_block(world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, n: int) -> _Lists:
+    """Draw lists until ``n`` of them have a click."""
+    kept: list[dict[str, np.ndarray]] = []
+    missing, drawn = n, 0
+    while missing > 0:
+        shown = _show(world, items, users, rng, min(2 * missing + 16, LISTS_PER_BLOCK))
+        rows = np.flatnonzero(shown["click"].any(axis=1))[:missing]
+        kept.append({name: values[rows] for name, values in shown.items()})
+        missing -= len(rows)
+        drawn += len(shown["click"])
+        if drawn >= 100_000 and n - missing < drawn / 1000:
+            raise InputError(
+                f"only {n - missing} of {drawn} simulated lists got a click, and lists without a click are redrawn; "
+                f"raise PRMWorld.bias (now {world.bias})"
+            )
+    return _observe(
+        world, items, users, rng, {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+    )
+
+
+def _show(world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
+    """Draw ``n`` lists, show them in display order, and draw their clicks: nothing is selected here."""
+    user = rng.integers(0, len(users.id), n)
+    item = _retrieve(world, items, rng, n)
+    segment = users.categorical[user, 0]
+    match = 0.6 * items.segment_match[segment[:, None], item] + 0.8 * rng.normal(size=item.shape)
+    display = np.argsort(-(items.quality[item] + match + world.display_noise * rng.normal(size=item.shape)), axis=1)
+    item, match = np.take_along_axis(item, display, axis=1), np.take_along_axis(match, display, axis=1)
+
+    share_of_each = world.propensity_sd / 2**0.5
+    propensity = share_of_each * (users.propensity[user] + rng.normal(size=n))
+    attractions = list_attraction(
+        world,
+        quality=items.quality[item],
+        match=match,
+        style=items.style[item],
+        price=items.price[item],
+        category=items.category[item],
+        price_taste=users.categorical[user, 1] - 2.0,
+        propensity=propensity,
+    )
+    shown_attraction = attractions
+    if world.mode == "order":
+        as_shown = np.broadcast_to(np.arange(world.list_length), item.shape)
+        shown_attraction = order_click_probabilities(
+            attractions,
+            items.category[item],
+            as_shown,
+            examination=np.ones(world.list_length),
+            same_category_decay=world.same_category_decay,
+        )
+    click = draw_clicks(rng, world.examination, shown_attraction)
+    return {
+        "user": user,
+        "item": item,
+        "match": match,
+        "propensity": propensity,
+        "attraction": attractions,
+        "click": click,
+    }
+
+
+def _retrieve(world: PRMWorld, items: _Items, rng: np.random.Generator, n: int) -> np.ndarray:
+    """Draw the items of ``n`` lists, [lists, items], without a repetition inside a list.
+
+    A pool of items is drawn at random for each list; of the pool, the list takes popular items near its price level,
+    of its theme and of the categories that it favours (weighted draws without replacement, by exponential clocks).
+    """
+    # start + step * k (mod n_items) runs through distinct items when step and n_items have no common divisor.
+    steps = np.flatnonzero(np.gcd(np.arange(world.n_items), world.n_items) == 1)
+    start, step = rng.integers(0, world.n_items, (n, 1)), rng.choice(steps, (n, 1))
+    pool = (start + step * np.arange(world.pool_size)) % world.n_items
+
+    price_level = rng.uniform(-1.5, 1.5, (n, 1))
+    theme = world.theme_sd * rng.normal(size=(n, 1))
+    favour = np.log(rng.gamma(1.0, size=(n, N_CATEGORIES + 1)) + 1e-3)
+    log_weight = (
+        items.log_popularity[pool]
+        - (items.price[pool] - price_level) ** 2 / (2 * world.price_spread**2)
+        + items.style[pool] * theme
+        + np.take_along_axis(favour, items.category[pool], axis=1)
+    )
+    clock = np.log(rng.standard_exponential(pool.shape)) - log_weight
+    taken = np.argpartition(clock, world.list_length - 1, axis=1)[:, : world.list_length]
+    return np.take_along_axis(pool, taken, axis=1)
+
+
+def _observe(
+    world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, shown: dict[str, np.ndarray]
+) -> _Lists:
+    """Draw what is seen of lists that have been shown: the features with their noise and nulls, the initial order."""
+    user, item, match = shown["user"], shown["item"], shown["match"]
+    quality, style, price = items.quality[item], items.style[item], items.price[item]
+
+    def noise() -> np.ndarray:
+        return rng.normal(size=item.shape)
+
+    def measured(value: np.ndarray, error: float) -> np.ndarray:
+        return (value + error * noise()) / (1 + error**2) ** 0.5
+
+    fine, coarse = world.feature_noise, 2 * world.feature_noise
+    flag = rng.random(item.shape) < 0.05
+    propensity_hint = (shown["propensity"] + rng.normal(size=user.shape)) / (1 + world.propensity_sd**2) ** 0.5
+    basic = [
+        measured(style, 0.1),
+        measured(style, 0.1),
+        measured(price, 0.1),
+        measured(quality, fine),
+        measured(match, fine),
+        measured(price, 0.1),
+        measured((quality + match) / 2**0.5, coarse),
+    ]
+    optional = [
+        measured(style, 0.3),
+        measured(style, 0.3),
+        measured(price, 0.3),
+        (flag - 0.05) / 0.0475**0.5,
+        measured(quality, coarse),
+        measured(match, coarse),
+        items.log_popularity[item],
+        np.broadcast_to(propensity_hint[:, None], item.shape),
+        noise(),
+        (noise() ** 2 - 1) / 2**0.5,
+        noise(),
+        noise(),
+    ]
+    initial_score = quality + match + world.initial_noise * noise()
+    columns = [np.stack(basic, axis=2), np.stack(optional, axis=2)]
+    user_categorical = users.categorical[user]
+    _erase(world, rng, user_categorical, *columns)
+    return _Lists(
+        user_id=users.id[user],
+        user_categorical=user_categorical,
+        item_categorical=np.concatenate([items.id[item][..., None], items.categorical[item]], axis=2),
+        basic=columns[0],
+        optional=columns[1],
+        click=shown["click"],
+        attraction=shown["attraction"],
+        category=items.category[item],
+        initial_position=np.argsort(np.argsort(-initial_score, axis=1), axis=1),
+    )
+
+
+def _erase(
+    world: PRMWorld, rng: np.random.Generator, user_categorical: np.ndarray, basic: np.ndarray, optional: np.ndarray
+) -> None:
+    """Erase values, in place, in a share ``null_rate`` of the lists: one column each, of one of the three fields.
+
+    A dense column loses its values for about half of the items, at least one; a user column has one value to lose.
+    """
+    n, length = basic.shape[:2]
+    victims = np.flatnonzero(rng.random(n) < world.null_rate)
+    field = rng.integers(0, 3, len(victims))
+    of_user = victims[field == 0]
+    user_categorical[of_user, rng.integers(0, user_categorical.shape[1], len(of_user))] = -1
+    for values, rows in ((basic, victims[field == 1]), (optional, victims[field == 2])):
+        lost = rng.random((len(rows), length)) < 0.5
+        lost[np.arange(len(rows)), rng.integers(0, length, len(rows))] = True
+        column = rng.integers(0, values.shape[2], len(rows))
+        which, slot = np.nonzero(lost)
+        values[rows[which], slot, column[which]] = np.nan
+
+
+def _progress(blocks: Iterator[_Lists], n_lists: int, show: bool) -> Iterator[_Lists]:
+    if not show:
+        yield from blocks
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=n_lists, unit=" lists", desc="Simulating", delay=1) as bar:
+        for block in blocks:
+            yield block
+            bar.update(len(block))
+
+
+def _sigmoid(logit: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * logit))

@@ -1,0 +1,35 @@
+"""Ranking metrics: pure functions, an accumulator over batches, and ``evaluate`` modules over the same functions."""
+
+from hf_rerank.metrics.accumulate import RankingMetrics
+from hf_rerank.metrics.modules import metric_path
+from hf_rerank.metrics.ranking import (
+    AUCHistogram,
+    auc,
+    average_precision,
+    best_expected_clicks,
+    clicks,
+    expected_clicks,
+    grouped_auc,
+    ndcg,
+    precision,
+    recall,
+    reciprocal_rank,
+    slot_order_auc,
+)
+
+__all__ = [
+    "AUCHistogram",
+    "RankingMetrics",
+    "auc",
+    "average_precision",
+    "best_expected_clicks",
+    "clicks",
+    "expected_clicks",
+    "grouped_auc",
+    "metric_path",
+    "ndcg",
+    "precision",
+    "recall",
+    "reciprocal_rank",
+    "slot_order_auc",
+]

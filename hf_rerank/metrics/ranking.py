@@ -1,0 +1,525 @@
+"""Ranking metrics as pure functions over padded lists.
+
+Conventions, the same in every function:
+
+- Arrays or torch tensors of one shape ``[..., list]``: the list is on the last axis, the leading axes are
+  free (a single list ``[list]`` too). The arithmetic is numpy in float64; torch is never imported.
+- ``mask`` (bool, same shape): True = a real item; None = all are. Padding is never looked at, whatever stands
+  there, never ranked above a real item and never counted.
+- Items are ranked by falling score. Ties keep slot order.
+- A click is a label > 0; only ``ndcg`` reads how large a label is. Labels are >= 0.
+- ``k``: the metric looks at the first k ranks (from 1); None = the whole list.
+- ``reduction="mean"``: a float, the mean over lists (nan over no list). ``"none"``: one value a list, with the
+  shape of the leading axes.
+- ``no_click="zero"``: a list without a click counts as 0. ``"skip"``: it is left out (nan with
+  ``reduction="none"``). A list without a real item is a list without a click.
+- ``InputError``: shapes that differ, an unknown option, k < 1, or a score or label of a real item that is not
+  finite (the message names the list and the slot).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from hf_rerank.errors import InputError, suggestion
+
+EXACT_AUC_PAIRS = 50_000_000
+AUC_BUCKETS = 2**20
+_BOUNDS = {"labels": (0.0, math.inf), "attraction": (0.0, 1.0), "positions": (0.0, math.inf)}  # of named inputs
+
+
+# ---------------------------------------------------------------------------------------------- the top of a list
+
+
+def ndcg(
+    scores: Any,
+    labels: Any,
+    *,
+    mask: Any = None,
+    k: int | None = None,
+    reduction: str = "mean",
+    no_click: str = "zero",
+    gain: str = "exponential",
+) -> float | np.ndarray:
+    """Normalised discounted cumulative gain: ``sum_(r <= k) gain(y_r) / log2(r + 1)``, divided by its ideal.
+
+    The ideal takes the labels of the *whole* list, sorted, and is cut at k afterwards. Source: Järvelin and
+    Kekäläinen 2002; the exponential gain is that of Burges et al. 2005.
+
+    Args:
+        scores, labels, mask, k, reduction, no_click: see the top of this module; labels may be graded.
+        gain: ``"exponential"``, ``2^y - 1``, or ``"linear"``, ``y``. They agree on labels 0 and 1.
+    """
+    ranked = RankedLists(scores, labels, mask)
+    return ranked.reduce(ranked.ndcg(k, gain), no_click, reduction)
+
+
+def average_precision(
+    scores: Any,
+    labels: Any,
+    *,
+    mask: Any = None,
+    k: int | None = None,
+    reduction: str = "mean",
+    no_click: str = "zero",
+    denominator: str = "clicks",
+) -> float | np.ndarray:
+    """Average precision, MAP when averaged: ``precision@r`` summed over the ranks r <= k that hold a click, divided.
+
+    Args:
+        scores, labels, mask, k, reduction, no_click: see the top of this module.
+        denominator: ``"clicks"`` divides by ``min(k, clicks in the list)``. ``"hits"`` divides by the clicks
+            inside the first k ranks (0 where there is none), as the public re-ranking toolkits do; it does not
+            punish a click that was left below k.
+    """
+    ranked = RankedLists(scores, labels, mask)
+    return ranked.reduce(ranked.average_precision(k, denominator), no_click, reduction)
+
+
+def precision(
+    scores: Any,
+    labels: Any,
+    *,
+    mask: Any = None,
+    k: int | None = None,
+    reduction: str = "mean",
+    no_click: str = "zero",
+    denominator: str = "k",
+) -> float | np.ndarray:
+    """Precision: clicks in the first k ranks, divided by k.
+
+    Args:
+        scores, labels, mask, k, reduction, no_click: see the top of this module; with k = None each list is
+            divided by its own length.
+        denominator: ``"k"``, also for lists shorter than k, or ``"length"``, which divides by
+            ``min(k, length)``.
+    """
+    ranked = RankedLists(scores, labels, mask)
+    return ranked.reduce(ranked.precision(k, denominator), no_click, reduction)
+
+
+def recall(
+    scores: Any,
+    labels: Any,
+    *,
+    mask: Any = None,
+    k: int | None = None,
+    reduction: str = "mean",
+    no_click: str = "zero",
+) -> float | np.ndarray:
+    """Recall: clicks in the first k ranks, divided by the clicks of the list.
+
+    Args:
+        scores, labels, mask, k, reduction, no_click: see the top of this module.
+    """
+    ranked = RankedLists(scores, labels, mask)
+    return ranked.reduce(ranked.recall(k), no_click, reduction)
+
+
+def reciprocal_rank(
+    scores: Any,
+    labels: Any,
+    *,
+    mask: Any = None,
+    k: int | None = None,
+    reduction: str = "mean",
+    no_click: str = "zero",
+) -> float | np.ndarray:
+    """Reciprocal rank, MRR when averaged: one over the rank of the first click; 0 if it stands below rank k.
+
+    Args:
+        scores, labels, mask, k, reduction, no_click: see the top of this module.
+    """
+    ranked = RankedLists(scores, labels, mask)
+    return ranked.reduce(ranked.reciprocal_rank(k), no_click, reduction)
+
+
+def clicks(
+    scores: Any,
+    labels: Any,
+    *,
+    mask: Any = None,
+    k: int | None = None,
+    reduction: str = "mean",
+    no_click: str = "zero",
+) -> float | np.ndarray:
+    """Clicks in the first k ranks: a count a list.
+
+    Args:
+        scores, labels, mask, k, reduction, no_click: see the top of this module.
+    """
+    ranked = RankedLists(scores, labels, mask)
+    return ranked.reduce(ranked.clicks(k), no_click, reduction)
+
+
+# ------------------------------------------------------------------------------------------------ area under curve
+
+
+def auc(scores: Any, labels: Any, *, mask: Any = None, exact_pairs: int = EXACT_AUC_PAIRS) -> float:
+    """Area under the ROC curve, pooled over all real (list, item) pairs.
+
+    The share of (clicked, not clicked) pairs, from the same or from different lists, in which the clicked one
+    has the higher score; an equal score counts one half. The level of a list's scores matters: give
+    probabilities, and say which. Losses that ignore a shift of the whole list leave that level free: read
+    ``grouped_auc`` for them.
+
+    Args:
+        scores, labels, mask: see the top of this module.
+        exact_pairs: up to so many (list, item) pairs are sorted. Beyond, an ``AUCHistogram`` of equal buckets
+            over the range of the scores takes their place, with the error bound given there.
+
+    Returns:
+        A float; nan if there is no click, or nothing else.
+    """
+    (scores, labels), mask, _ = read_lists(mask, scores=scores, labels=labels)
+    scores, clicked = scores[mask], labels[mask] > 0
+    if scores.size <= exact_pairs:
+        return exact_auc(scores, clicked)
+    low, high = scores.min(), scores.max()
+    histogram = AUCHistogram()
+    histogram.add((scores - low) / (high - low) if high > low else np.zeros_like(scores), clicked)
+    return histogram.auc()
+
+
+def grouped_auc(
+    scores: Any, labels: Any, *, mask: Any = None, reduction: str = "mean", weighting: str = "lists"
+) -> float | np.ndarray:
+    """GAUC: the AUC inside each list, averaged over the lists that hold both a click and an item without one.
+
+    Shifting or stretching the scores of a list changes nothing: the headline AUC for listwise losses. Source:
+    Zhou et al. 2018 (there grouped by user and weighted by impressions).
+
+    Args:
+        scores, labels, mask: see the top of this module.
+        reduction: ``"mean"`` (nan if no list holds both classes), or ``"none"``: one value a list, nan for the
+            lists left out.
+        weighting: ``"lists"``, each list counts the same, or ``"items"``, by its number of real items.
+    """
+    check_option("weighting", weighting, ("lists", "items"))
+    check_option("reduction", reduction, ("mean", "none"))
+    ranked = RankedLists(scores, labels, mask)
+    values = ranked.auc()
+    if reduction == "none":
+        return values.reshape(ranked.shape)
+    kept = ~np.isnan(values)
+    weights = ranked.lengths[kept] if weighting == "items" else np.ones(kept.sum())
+    return float(np.average(values[kept], weights=weights)) if kept.any() else math.nan
+
+
+def slot_order_auc(labels: Any, *, mask: Any = None) -> float:
+    """Pooled AUC of the slot order alone: every real item scored by how early it stands in its list.
+
+    Close to 1 where a file lists the clicked items first: then every tie, and every model that sees the slot,
+    leaks the labels.
+
+    Args:
+        labels, mask: see the top of this module.
+    """
+    (labels,), mask, _ = read_lists(mask, labels=labels)
+    return auc(-np.cumsum(mask, axis=-1), labels, mask=mask)
+
+
+def exact_auc(scores: np.ndarray, clicked: np.ndarray) -> float:
+    """AUC of flat arrays by counting; equal scores count one half, which is what midranks do. nan for one class."""
+    positives, negatives = np.sort(scores[clicked]), np.sort(scores[~clicked])
+    if not positives.size or not negatives.size:
+        return math.nan
+    won = np.searchsorted(negatives, positives, side="left").sum()
+    won_or_tied = np.searchsorted(negatives, positives, side="right").sum()
+    return float(won + won_or_tied) / (2.0 * positives.size * negatives.size)
+
+
+class AUCHistogram:
+    """AUC in constant memory: counts of clicked and other items in equal buckets of [0, 1].
+
+    Scores must be mapped to [0, 1] by an increasing function, which leaves the AUC as it is. A (clicked, not
+    clicked) pair that shares a bucket counts one half. If its scores are equal this is exact, otherwise it is
+    wrong by one half at most, so the error of the whole is at most half of the share of such pairs:
+    ``error_bound()``.
+    """
+
+    def __init__(self, buckets: int = AUC_BUCKETS) -> None:
+        self.clicked = np.zeros(buckets, dtype=np.int64)
+        self.other = np.zeros(buckets, dtype=np.int64)
+
+    def add(self, fractions: np.ndarray, clicked: np.ndarray) -> None:
+        """Count items. ``fractions`` (float, in [0, 1]) and ``clicked`` (bool) are flat arrays of one length."""
+        buckets = len(self.clicked)
+        bucket = np.minimum((fractions * buckets).astype(np.int64), buckets - 1)  # 1.0 belongs to the last bucket
+        self.clicked += np.bincount(bucket[clicked], minlength=buckets)
+        self.other += np.bincount(bucket[~clicked], minlength=buckets)
+
+    def merge(self, other: AUCHistogram) -> None:
+        """Add the counts of another histogram with the same number of buckets."""
+        self.clicked += other.clicked
+        self.other += other.other
+
+    def auc(self) -> float:
+        """The AUC, exact to ``error_bound()``; nan for one class."""
+        others_below = np.cumsum(self.other) - self.other
+        return self._share_of_pairs(others_below + 0.5 * self.other)
+
+    def error_bound(self) -> float:
+        """Half of the share of (clicked, not clicked) pairs that share a bucket; nan for one class."""
+        return self._share_of_pairs(0.5 * self.other)
+
+    def _share_of_pairs(self, per_click: np.ndarray) -> float:
+        pairs = float(self.clicked.sum()) * float(self.other.sum())
+        return float(self.clicked @ per_click) / pairs if pairs else math.nan
+
+
+# ------------------------------------------------------------------------------------- clicks where the truth is known
+
+
+def expected_clicks(
+    scores: Any, attraction: Any, examination: Any, *, mask: Any = None, reduction: str = "mean"
+) -> float | np.ndarray:
+    """Expected clicks of a ranking: ``sum_p examination[p] * attraction[item at place p]``, for simulated lists.
+
+    Args:
+        scores, mask, reduction: see the top of this module.
+        attraction: ``[..., list]``, the probability of a click on an item that is looked at, in [0, 1].
+        examination: ``[places]``, the probability that a place is looked at, from the top down, in [0, 1]; at
+            least as long as the longest list.
+    """
+    (scores, attraction), mask, shape = read_lists(mask, scores=scores, attraction=attraction)
+    values = clicks_expected_in_order(rank_slots(scores, mask), attraction, mask, read_examination(examination))
+    return reduce_lists(values, reduction, shape)
+
+
+def best_expected_clicks(
+    attraction: Any, examination: Any, *, mask: Any = None, reduction: str = "mean"
+) -> float | np.ndarray:
+    """Expected clicks of the order by true attraction: the most there can be where examination falls by place.
+
+    Args:
+        attraction, examination, mask, reduction: as in ``expected_clicks``.
+    """
+    return expected_clicks(attraction, attraction, examination, mask=mask, reduction=reduction)
+
+
+def clicks_expected_in_order(
+    order: np.ndarray, attraction: np.ndarray, mask: np.ndarray, examination: np.ndarray
+) -> np.ndarray:
+    """Expected clicks, one value a list, of lists already read; ``order`` [lists, list]: the slot at each place."""
+    longest = int(mask.sum(axis=-1).max(initial=0))
+    if len(examination) < longest:
+        raise InputError(
+            f"examination holds {len(examination)} places, but the longest list has {longest} items: "
+            "give one probability for every place"
+        )
+    return np.take_along_axis(attraction, order, axis=-1)[:, :longest] @ examination[:longest]
+
+
+# ----------------------------------------------------------------------------------------------- reading and ranking
+
+
+class RankedLists:
+    """Lists in the order of their scores: what every metric above starts from, and the arithmetic of each.
+
+    Every method returns one float64 value a list, ``[lists]``; 0 for lists without a click (``auc``: nan for
+    lists without both classes). The functions above say what is computed.
+
+    Attributes:
+        shape: the leading axes of the input; their product is the number of lists.
+        lengths: int64 [lists], the number of real items.
+        order: int64 [lists, list], the slot at each place, best first, padding last.
+        scores, labels: float64 [lists, list], in that order; 0 at padding.
+    """
+
+    def __init__(self, scores: Any, labels: Any, mask: Any = None) -> None:
+        (scores, labels), mask, self.shape = read_lists(mask, scores=scores, labels=labels)
+        self.lengths = mask.sum(axis=-1)
+        self.order = rank_slots(scores, mask)
+        self.scores = np.take_along_axis(scores, self.order, axis=-1)
+        self.labels = np.take_along_axis(labels, self.order, axis=-1)
+
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """bool [lists, list]: whether the item at each place was clicked."""
+        return self.labels > 0
+
+    @cached_property
+    def clicked(self) -> np.ndarray:
+        """int64 [lists]: the number of clicks in each whole list."""
+        return self.hits.sum(axis=-1)
+
+    @cached_property
+    def ideal_labels(self) -> np.ndarray:
+        """float64 [lists, list]: the labels of each list, highest first."""
+        return -np.sort(-self.labels, axis=-1)
+
+    def ndcg(self, k: int | None, gain: str) -> np.ndarray:
+        k = check_k(k)
+        check_option("gain", gain, ("exponential", "linear"))
+        gained, ideal = self.labels[:, :k], self.ideal_labels[:, :k]
+        if gain == "exponential":
+            if self.labels.max(initial=0.0) > 1000:
+                raise InputError(f"a label of {self.labels.max()} overflows the gain 2^y - 1: use gain='linear'")
+            gained, ideal = np.exp2(gained) - 1.0, np.exp2(ideal) - 1.0
+        discount = 1.0 / np.log2(np.arange(gained.shape[-1]) + 2.0)
+        return _ratio(gained @ discount, ideal @ discount)
+
+    def average_precision(self, k: int | None, denominator: str) -> np.ndarray:
+        k = check_k(k)
+        check_option("denominator", denominator, ("clicks", "hits"))
+        hits = self.hits[:, :k]
+        found = np.cumsum(hits, axis=-1)
+        precision_at_hits = np.where(hits, found / np.arange(1, hits.shape[-1] + 1), 0.0)
+        if denominator == "hits":
+            return _ratio(precision_at_hits.sum(axis=-1), hits.sum(axis=-1))
+        return _ratio(precision_at_hits.sum(axis=-1), self.clicked if k is None else np.minimum(k, self.clicked))
+
+    def precision(self, k: int | None, denominator: str) -> np.ndarray:
+        k = check_k(k)
+        check_option("denominator", denominator, ("k", "length"))
+        if k is None:
+            places = self.lengths
+        else:
+            places = np.minimum(k, self.lengths) if denominator == "length" else np.full_like(self.lengths, k)
+        return _ratio(self.clicks(k), places)
+
+    def recall(self, k: int | None) -> np.ndarray:
+        return _ratio(self.clicks(k), self.clicked)
+
+    def reciprocal_rank(self, k: int | None) -> np.ndarray:
+        hits = self.hits[:, : check_k(k)]
+        return (hits / np.arange(1, hits.shape[-1] + 1)).max(axis=-1, initial=0.0)
+
+    def clicks(self, k: int | None) -> np.ndarray:
+        return self.hits[:, : check_k(k)].sum(axis=-1).astype(np.float64)
+
+    def auc(self) -> np.ndarray:
+        place = np.arange(self.labels.shape[-1])
+        # A run of equal scores shares the mean of its first and its last place. Padding is no part of a run.
+        ends = place[1:] == self.lengths[:, None]
+        starts = np.ones(self.labels.shape, dtype=bool)
+        starts[:, 1:] = (self.scores[:, 1:] != self.scores[:, :-1]) | ends
+        stops = np.ones_like(starts)
+        stops[:, :-1] = starts[:, 1:]
+        first = np.maximum.accumulate(np.where(starts, place, 0), axis=-1)
+        last = np.minimum.accumulate(np.where(stops, place, len(place))[:, ::-1], axis=-1)[:, ::-1]
+        midrank_from_below = self.lengths[:, None] - (first + last) / 2.0
+        won = np.where(self.hits, midrank_from_below, 0.0).sum(axis=-1) - self.clicked * (self.clicked + 1) / 2.0
+        return _ratio(won, self.clicked * (self.lengths - self.clicked), otherwise=math.nan)
+
+    def reduce(self, values: np.ndarray, no_click: str, reduction: str) -> float | np.ndarray:
+        """Apply ``no_click`` and ``reduction`` to one value a list."""
+        check_option("no_click", no_click, ("zero", "skip"))
+        check_option("reduction", reduction, ("mean", "none"))
+        if no_click == "skip":
+            if reduction == "mean":
+                return reduce_lists(values[self.clicked > 0], reduction, self.shape)
+            values = np.where(self.clicked > 0, values, np.nan)
+        return reduce_lists(values, reduction, self.shape)
+
+
+def rank_slots(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The slot at each place, int64 [lists, list]: falling scores, ties in slot order, padding last."""
+    return np.argsort(np.where(mask, -scores, np.inf), axis=-1, kind="stable")
+
+
+def reduce_lists(values: np.ndarray, reduction: str, shape: tuple[int, ...]) -> float | np.ndarray:
+    """``"mean"``: the mean over lists, nan over none. ``"none"``: the values with the leading axes of the input."""
+    check_option("reduction", reduction, ("mean", "none"))
+    if reduction == "none":
+        return values.reshape(shape)
+    return float(values.mean()) if values.size else math.nan
+
+
+def read_lists(mask: Any, **inputs: Any) -> tuple[list[np.ndarray], np.ndarray, tuple[int, ...]]:
+    """Bring named inputs of one shape ``[..., list]`` to checked float64 ``[lists, list]``, with 0 at padding.
+
+    Args:
+        mask: bool, the shape of the inputs, or None.
+        inputs: array-likes or tensors, by the name that error messages use and ``_BOUNDS`` may know.
+
+    Returns:
+        The arrays in the order given, the mask as bool [lists, list], and the leading axes.
+    """
+    arrays = {name: _read_array(name, value) for name, value in inputs.items()}
+    first = next(iter(arrays))
+    shape = arrays[first].shape
+    if mask is None:
+        mask = np.ones(shape, dtype=bool)
+    else:
+        mask = _read_array("mask", mask)
+        if mask.dtype != bool:
+            raise InputError(f"mask must be bool, True = a real item; got {mask.dtype}: give mask != 0")
+    for name, array in {**arrays, "mask": mask}.items():
+        if array.shape != shape:
+            raise InputError(f"{name} must have the shape of {first}, {list(shape)}; got {list(array.shape)}")
+    *leading, width = shape
+    flat_shape = (math.prod(leading), width)
+    mask = mask.reshape(flat_shape)
+    read = []
+    for name, array in arrays.items():
+        array = array.reshape(flat_shape).astype(np.float64)
+        low, high = _BOUNDS.get(name, (-math.inf, math.inf))
+        bad = mask & ~(np.isfinite(array) & (array >= low) & (array <= high))
+        if bad.any():
+            raise InputError(
+                f"{name} of real items must be finite{f' and in [{low:g}, {high:g}]' if name in _BOUNDS else ''}; "
+                f"{_first(array, bad, leading)}. If padding stands there, pass mask, True at real items"
+            )
+        read.append(np.where(mask, array, 0.0))
+    return read, mask, tuple(leading)
+
+
+def read_examination(examination: Any) -> np.ndarray:
+    """Examination probabilities by place, from the top down, as checked float64 [places]."""
+    array = _read_array("examination", examination).astype(np.float64)
+    if array.ndim != 1 or not ((array >= 0) & (array <= 1)).all():
+        raise InputError("examination must be one row of probabilities in [0, 1], one a place from the top down")
+    return array
+
+
+def check_k(k: int | None) -> int | None:
+    """k as an int >= 1, or None."""
+    if k is None:
+        return None
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+        raise InputError(f"k must be a whole number >= 1, or None for the whole list; got {k!r}")
+    return int(k)
+
+
+def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse an option that is not one of ``known``."""
+    if value not in known:
+        raise InputError(
+            f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}{suggestion(str(value), known)}"
+        )
+
+
+def _read_array(name: str, value: Any) -> np.ndarray:
+    torch = sys.modules.get("torch")  # where torch was never imported, nothing can be a tensor
+    if torch is not None and isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # numpy has no bfloat16
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"{name} must be lists of one width: pad them and pass mask ({error})") from error
+    if array.ndim == 0 or array.dtype.kind not in "biuf":
+        raise InputError(f"{name} must be numbers of shape [..., list]; got {array.dtype}, shape {list(array.shape)}")
+    return array
+
+
+def _first(array: np.ndarray, bad: np.ndarray, leading: list[int]) -> str:
+    """``"found nan in list 3, slot 7"``: the first bad value, by the caller's own axes."""
+    row, slot = (int(i) for i in np.argwhere(bad)[0])
+    index = [int(i) for i in np.unravel_index(row, leading)] if leading else []
+    place = f"list {index[0] if len(index) == 1 else tuple(index)}, " if index else ""
+    return f"found {array[row, slot]} in {place}slot {slot}"
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
+    """numerator / denominator; ``otherwise`` where the denominator is 0."""
+    ratio = np.full(numerator.shape, otherwise)
+    np.divide(numerator, denominator, out=ratio, where=denominator > 0)
+    return ratio

@@ -1,0 +1,79 @@
+"""The one table of re-rankers, and loading by what a checkpoint says it is.
+
+A new re-ranker is its own file, one row here, and its test.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.hub.files import model_file
+from hf_rerank.models.base import PreTrainedReranker, RerankerConfig
+from hf_rerank.models.dnn import DNNConfig, DNNForReranking
+from hf_rerank.models.prm import PRMConfig, PRMForReranking
+from hf_rerank.processing import ListProcessor
+
+# name -> (config, model); the model type of a checkpoint is "rerank_" and the name.
+RERANKERS: dict[str, tuple[type[RerankerConfig], type[PreTrainedReranker]]] = {
+    "dnn": (DNNConfig, DNNForReranking),
+    "prm": (PRMConfig, PRMForReranking),
+}
+
+for _config, _model in RERANKERS.values():
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _model)
+    AutoFeatureExtractor.register(_config, ListProcessor)
+
+
+def reranker_classes(name: str) -> tuple[type[RerankerConfig], type[PreTrainedReranker]]:
+    """Config and model of the re-ranker ``name``, such as ``"prm"``.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    if name not in RERANKERS:
+        raise InputError(
+            f"unknown re-ranker {name!r}: expected one of {', '.join(RERANKERS)}{suggestion(name, RERANKERS)}"
+        )
+    return RERANKERS[name]
+
+
+class AutoReranker:
+    """Loads whichever re-ranker a checkpoint holds."""
+
+    @staticmethod
+    def from_pretrained(source: str | Path, **options: Any) -> PreTrainedReranker:
+        """The model in a folder or Hub repository.
+
+        Args:
+            source: A folder that ``save_pretrained`` wrote, or the id of a Hub repository.
+            options: As of ``PreTrainedModel.from_pretrained`` (``revision``, ``dtype``, ...).
+
+        Raises:
+            InputError: There is no such checkpoint, or it holds no re-ranker of this library.
+        """
+        hub_options = {
+            name: options[name]
+            for name in ("revision", "token", "cache_dir", "local_files_only", "force_download")
+            if name in options
+        }
+        config_file = model_file(source, "config.json", **hub_options)
+        try:
+            model_type = json.loads(config_file.read_text(encoding="utf-8"))["model_type"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{config_file} is no config of a model: {error!r}") from None
+        name = str(model_type).removeprefix("rerank_")
+        if name not in RERANKERS or not str(model_type).startswith("rerank_"):
+            known = ", ".join(f"rerank_{known}" for known in RERANKERS)
+            raise InputError(f"{source} holds a model of type {model_type!r}: expected one of {known}")
+        return RERANKERS[name][1].from_pretrained(source, **options)
+
+    @staticmethod
+    def from_config(config: RerankerConfig) -> PreTrainedReranker:
+        """A new model with random weights."""
+        return reranker_classes(config.model_type.removeprefix("rerank_"))[1](config)

@@ -1,0 +1,386 @@
+"""What all re-rankers share: the config that a schema fills in, one ``forward`` for any number of passes, the output.
+
+A model is three steps: ``embed`` turns features into a context that does not depend on the order shown, ``score``
+gives ``R(X, P)`` for a position vector ``P``, ``task_loss`` compares scores with labels. ``forward`` runs them, and is
+the only thing that training code calls: DDP, FSDP, autocast and torch.compile act there and nowhere inside.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.losses import TASK_LOSSES
+from hf_rerank.principled.orders import order_from_positions, positions_from_scores
+from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
+
+Context = dict[str, Tensor]
+# Keys that transformers itself writes into a config, beside the fields of the class.
+_TRANSFORMERS_KEYS = (
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_from_auto",
+    "_name_or_path",
+    "attn_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+
+
+@strict
+class RerankerConfig(PreTrainedConfig):
+    """Sizes that every re-ranker needs; names of columns live in the processor.
+
+    Args:
+        item_vocab_sizes: Rows of the table of each categorical item feature (0 padding, 1 unknown, then values).
+        num_item_dense: Numbers an item.
+        item_vector_dim: Length of an item's vectors, all of them joined.
+        user_vocab_sizes: Rows of the table of each categorical user feature.
+        num_user_dense: Numbers a list.
+        history_vocab_sizes: Rows of the table of each categorical history feature.
+        history_shared_tables: For each of them the number of the item feature whose table it uses, or -1 for its own.
+        num_history_dense: Numbers a history item.
+        max_list_length: Longest list; positions from 0 to this minus 1 can be embedded.
+        max_history_length: Longest history.
+        schema_fingerprint: Of the fitted schema that the sizes come from.
+        embedding_dim: Width of each embedding table.
+        unknown_rate: Share of ids that training turns into the unknown value, so that its row is trained, in [0, 1).
+        position_input: How the model reads the order it is shown: ``embedding``, a learnable vector a position;
+            ``none``, not at all.
+        task_loss: ``binary_log_loss`` (the default of every model) and the listwise losses of ``hf_rerank.losses``;
+            ``own``: the loss of the model's paper.
+        initializer_range: Standard deviation of embedding tables, truncated at two.
+    """
+
+    model_type: ClassVar[str] = "rerank_base"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "hidden_states", "attentions"]
+    own_task_loss: ClassVar[str] = "binary_log_loss"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    item_vocab_sizes: list[int] = field(default_factory=list)
+    num_item_dense: int = 0
+    item_vector_dim: int = 0
+    user_vocab_sizes: list[int] = field(default_factory=list)
+    num_user_dense: int = 0
+    history_vocab_sizes: list[int] = field(default_factory=list)
+    history_shared_tables: list[int] = field(default_factory=list)
+    num_history_dense: int = 0
+    max_list_length: int = 30
+    max_history_length: int = 50
+    schema_fingerprint: str | None = None
+    embedding_dim: int = 16
+    unknown_rate: float | int = 0.01
+    position_input: Literal["embedding", "none"] = "embedding"
+    task_loss: Literal[
+        "binary_log_loss", "softmax_loss", "attention_rank_loss", "listnet_loss", "lambda_loss", "own"
+    ] = "binary_log_loss"
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = [name for name in self.__dataclass_fields__ if not name.startswith("_")]
+        for key in kwargs:
+            # transformers accepts any key; a typo must not train for an hour.
+            if key not in _TRANSFORMERS_KEYS:
+                raise InputError(f"{type(self).__name__} has no option {key!r}{suggestion(key, known)}")
+        if kwargs.get("output_attentions"):
+            # As upstream's setter does: with any other the config could not be saved.
+            kwargs["attn_implementation"] = kwargs.get("attn_implementation") or "eager"
+        if kwargs.get("attn_implementation") not in (None, "eager", "sdpa"):
+            # A config.json may name it, and transformers takes other names for Hub repositories with code to run.
+            raise InputError(f"attn_implementation is {kwargs['attn_implementation']!r}: expected 'eager' or 'sdpa'")
+        super().__post_init__(**kwargs)
+
+    def validate_sizes(self) -> None:
+        """Checks what types cannot say."""
+        if min((*self.item_vocab_sizes, *self.user_vocab_sizes, *self.history_vocab_sizes, 3)) < 3:
+            raise InputError("a table has fewer than 3 rows: expected padding, unknown and at least one value")
+        if min(self.num_item_dense, self.item_vector_dim, self.num_user_dense, self.num_history_dense) < 0:
+            raise InputError("num_item_dense, item_vector_dim, num_user_dense, num_history_dense: expected at least 0")
+        if min(self.max_list_length, self.max_history_length, self.embedding_dim) < 1:
+            raise InputError("max_list_length, max_history_length and embedding_dim: expected at least 1")
+        if not 0 <= self.unknown_rate < 1:
+            raise InputError(f"unknown_rate is {self.unknown_rate}: expected a share in [0, 1)")
+        if not self.initializer_range > 0:
+            raise InputError(f"initializer_range is {self.initializer_range}: expected a number above 0")
+        if len(self.history_shared_tables) != len(self.history_vocab_sizes):
+            raise InputError("history_shared_tables and history_vocab_sizes differ in length: one entry a feature")
+        if any(not -1 <= table < len(self.item_vocab_sizes) for table in self.history_shared_tables):
+            raise InputError(f"history_shared_tables is {self.history_shared_tables}: expected item features, or -1")
+
+    @property
+    def task_loss_name(self) -> str:
+        """The task loss with ``own`` resolved."""
+        return self.own_task_loss if self.task_loss == "own" else self.task_loss
+
+    @classmethod
+    def for_schema(cls, schema: ListSchema, **overrides: Any) -> Any:
+        """A config for the lists of a fitted schema.
+
+        Args:
+            schema: ``processor.schema``.
+            overrides: Options of the config.
+
+        Raises:
+            InputError: The schema was not fitted, or an option is unknown or out of range.
+        """
+        if schema.fitted is None:
+            raise InputError("the schema has not been fitted: use the schema of a ListProcessor, processor.schema")
+        sizes: dict[str, Any] = {"item_vector_dim": sum(vector.dim for vector in schema.features("items", Vector))}
+        for part, name in (("items", "item"), ("user", "user"), ("history", "history")):
+            tables = schema.features(part, Categorical)
+            sizes[f"{name}_vocab_sizes"] = [table.hash_size or table.size for table in tables]
+            sizes[f"num_{name}_dense"] = sum(dense.width for dense in schema.features(part, Dense))
+        item_tables = [table.name for table in schema.features("items", Categorical)]
+        sizes["history_shared_tables"] = [
+            -1 if table.shares is None else item_tables.index(table.shares)
+            for table in schema.features("history", Categorical)
+        ]
+        for name in ("max_list_length", "max_history_length"):
+            sizes[name] = getattr(schema, name)
+        try:
+            return cls(**{**sizes, "schema_fingerprint": schema.fingerprint, **overrides})
+        except StrictDataclassError as error:
+            raise InputError(f"{cls.__name__}: {error.__cause__}") from None
+
+    @classmethod
+    def preset(cls, name: str, schema: ListSchema, **overrides: Any) -> Any:
+        """A config with published sizes: ``paper``, ``librerank-ad`` or ``librerank-prm``."""
+        if name not in cls.presets:
+            raise InputError(
+                f"{cls.__name__} has no preset {name!r}: expected one of {', '.join(cls.presets)}"
+                f"{suggestion(name, cls.presets)}"
+            )
+        return cls.for_schema(schema, **{**cls.presets[name], **overrides})
+
+
+@dataclass
+class RerankerOutput(ModelOutput):
+    """What a re-ranker returns.
+
+    Attributes:
+        loss: Scalar, with labels.
+        losses: Its terms by name, scalars, with an objective.
+        logits: float [B, L], one score a slot whatever the order shown; the lowest finite number at padding.
+        list_logits: float [B], a score of the whole list, from models that give one.
+        hidden_states: The input of the encoder and the output of each block [B, L, D], on request.
+        attentions: Attention weights of each block [B, heads, L, L], on request.
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    list_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    def split(self, parts: int) -> "list[RerankerOutput]":
+        """The outputs of a batch that holds ``parts`` orders of the same lists one after another."""
+        logits = self.logits.chunk(parts)  # type: ignore[union-attr]
+        list_logits = [None] * parts if self.list_logits is None else self.list_logits.chunk(parts)
+        return [RerankerOutput(logits=a, list_logits=b) for a, b in zip(logits, list_logits, strict=True)]
+
+
+class PreTrainedReranker(PreTrainedModel):
+    """Base of the re-rankers: subclasses write ``embed`` and ``score``.
+
+    Shapes: B lists, L items, H history items; see ``ListProcessor`` for the tensors.
+    """
+
+    config: RerankerConfig
+    base_model_prefix = ""
+    main_input_name = "item_categorical"
+    # The loss is a mean over the batch's lists; the Trainer must not scale it by a number of items.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        """Loads a model, as ``PreTrainedModel.from_pretrained``, and refuses one whose weights are not all there.
+
+        transformers fills missing weights with random numbers and only warns. With ``output_loading_info=True`` or
+        ``ignore_mismatched_sizes=True`` the caller has asked for just that and looks after them.
+
+        Raises:
+            InputError: Weights are missing, unknown, of the wrong shape, or cannot be read.
+        """
+        if options.get("output_loading_info") or options.get("ignore_mismatched_sizes"):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        strict: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        try:
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options, **strict)
+        except (OSError, SafetensorError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(f"{pretrained_model_name_or_path} holds no weights that can be read: {reason}") from error
+        model, loading = loaded
+        for what, key in (("of the wrong shape", "mismatched"), ("missing", "missing"), ("unknown", "unexpected")):
+            names = sorted(name if isinstance(name, str) else name[0] for name in loading[f"{key}_keys"])
+            if names:
+                raise InputError(
+                    f"weights in {pretrained_model_name_or_path} are {what}: {', '.join(names[:5])}"
+                    f"{', ...' if len(names) > 5 else ''}; save or download the model again"
+                )
+        return model
+
+    def forward(
+        self,
+        item_categorical: Tensor,
+        item_dense: Tensor | None = None,
+        item_vectors: Tensor | None = None,
+        user_categorical: Tensor | None = None,
+        user_dense: Tensor | None = None,
+        history_categorical: Tensor | None = None,
+        history_dense: Tensor | None = None,
+        history_mask: Tensor | None = None,
+        mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        weights: Tensor | None = None,
+        objective: Callable[..., dict[str, Tensor]] | None = None,
+    ) -> RerankerOutput:
+        """Scores lists; with labels also their loss.
+
+        Args:
+            item_categorical: int64 [B, L, Fc].
+            item_dense: float [B, L, Fd].
+            item_vectors: float [B, L, Fv].
+            user_categorical: int64 [B, Uc].
+            user_dense: float [B, Ud].
+            history_categorical: int64 [B, H, Hc].
+            history_dense: float [B, H, Hd].
+            history_mask: bool [B, H].
+            mask: bool [B, L], True at real items. None: all are real.
+            position_ids: int64 [B, L], the place at which each slot is shown. None: the order of the slots.
+            labels: float [B, L], at least 0; what stands at padding is not looked at.
+            weights: float [B, L], of the labels.
+            objective: ``(score, position_ids, labels, mask, task_loss) -> losses``, a dictionary with ``loss``.
+                ``score`` takes V orders of the B lists, [V * B, L], over one embedding; ``task_loss`` takes an output
+                of B lists. The output's scores are those of the first order that it scores. Without one the loss is
+                the task loss of the given order.
+        """
+        if mask is None:
+            mask = torch.ones(item_categorical.shape[:2], dtype=torch.bool, device=item_categorical.device)
+        if position_ids is None:
+            position_ids = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+        longest = self.config.max_list_length
+        # An exported graph takes any length, so this is no part of it.
+        if not torch.compiler.is_compiling() and self.config.position_input != "none" and mask.shape[1] > longest:
+            raise InputError(f"lists of {mask.shape[1]} slots: the model has positions for max_list_length={longest}")
+        # Features come as float32, whatever the weights are.
+        item_dense, item_vectors, user_dense, history_dense = (
+            None if part is None else part.to(self.dtype)
+            for part in (item_dense, item_vectors, user_dense, history_dense)
+        )
+        context = self.embed(
+            item_categorical,
+            item_dense,
+            item_vectors,
+            user_categorical,
+            user_dense,
+            history_categorical,
+            history_dense,
+            history_mask,
+            mask,
+        )
+        if objective is None or labels is None:
+            output = self.score(context, position_ids)
+            if labels is not None:
+                output.loss = self.task_loss(output, labels, mask, weights)
+            return output
+
+        outputs: list[RerankerOutput] = []
+
+        def score(orders: Tensor) -> RerankerOutput:
+            versions = orders.shape[0] // position_ids.shape[0]
+            outputs.append(self.score(_repeated(context, versions), orders))
+            return outputs[-1]
+
+        task_loss = partial(self.task_loss, labels=labels, mask=mask, weights=weights)
+        losses = objective(score, position_ids, labels, mask, task_loss)
+        first = outputs[0].split(outputs[0].logits.shape[0] // mask.shape[0])[0]  # type: ignore[union-attr]
+        return RerankerOutput(
+            loss=losses["loss"],
+            losses={name: value for name, value in losses.items() if name != "loss"},
+            logits=first.logits,
+            list_logits=first.list_logits,
+        )
+
+    def embed(
+        self,
+        item_categorical: Tensor,
+        item_dense: Tensor | None,
+        item_vectors: Tensor | None,
+        user_categorical: Tensor | None,
+        user_dense: Tensor | None,
+        history_categorical: Tensor | None,
+        history_dense: Tensor | None,
+        history_mask: Tensor | None,
+        mask: Tensor,
+    ) -> Context:
+        """All that does not depend on the order shown: tensors by name, each with B first, ``mask`` among them."""
+        raise NotImplementedError
+
+    def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
+        """``R(X, P)``: one score a slot for the items of ``context`` shown at ``position_ids`` int64 [B, L]."""
+        raise NotImplementedError
+
+    def task_loss(self, output: RerankerOutput, labels: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The scalar ``config.task_loss`` of an output."""
+        assert output.logits is not None
+        return TASK_LOSSES[self.config.task_loss_name](output.logits, labels, mask=mask, weights=weights)
+
+    @torch.no_grad()
+    def rank(self, **features: Tensor) -> tuple[Tensor, Tensor]:
+        """Ranks lists, in evaluation mode.
+
+        Args:
+            features: As of ``forward``.
+
+        Returns:
+            The slots of each list from best to worst, padding last, int64 [B, L]; and the scores by slot, [B, L].
+        """
+        training = self.training
+        if training:  # walking all modules takes as long as scoring a short list
+            self.eval()
+        try:
+            logits = self(**features).logits
+        finally:
+            if training:
+                self.train()
+        mask = features.get("mask")
+        return order_from_positions(positions_from_scores(logits.float(), mask)), logits
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Embedding):
+            std = self.config.initializer_range
+            init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
+
+
+def padded_low(logits: Tensor, mask: Tensor) -> Tensor:
+    """Scores with the lowest finite number at padding, so that no sort puts padding before an item."""
+    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+
+
+def _repeated(context: Context, versions: int) -> Context:
+    if versions == 1:
+        return context
+    return {name: value.repeat(versions, *[1] * (value.dim() - 1)) for name, value in context.items()}

@@ -1,0 +1,175 @@
+"""How far a re-ranker obeys the two principles: measured on rankings, for any function from positions to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hf_rerank.errors import InputError
+from hf_rerank.principled.orders import keyed_adjacent_swap, positions_from_scores, swap_neighbours
+
+
+@torch.no_grad()
+def obedience(
+    score: Callable[[Tensor], Tensor],
+    positions: Tensor,
+    mask: Tensor | None = None,
+    *,
+    k: int | Sequence[int] | None = None,
+    swaps: Literal["all", "one"] = "all",
+    max_steps: int = 10,
+    seed: int = 0,
+    list_keys: Tensor | None = None,
+    reduction: Literal["mean", "none"] = "mean",
+) -> dict[str, Any]:
+    """Obedience to convergence consistency (P1) and adversarial consistency (P2), and where the ranking settles.
+
+    ``P'`` is the ranking by ``score(P)``. Lists with fewer than two real items say nothing and are left out.
+
+    Args:
+        score: Positions int64 [B, L] -> scores [B, L], in evaluation mode and float32 (ties in bf16 fake obedience).
+        positions: int64 [B, L], the given order P.
+        mask: bool [B, L], True at real items. None: all are real.
+        k: Also measure the top k (one number or several; a shorter list counts whole).
+        swaps: ``all``: the mean over the n - 1 swaps of neighbours of each list; ``one``: a single seeded swap.
+        max_steps: How often the model is fed its own output before a list counts as not settled; 0: not measured.
+        seed: Of the single swap.
+        list_keys: int64 [B], with which a list's single swap is the same in any batch. None: the row in the batch.
+        reduction: ``mean``: numbers over lists; ``none``: float64 tensors [B], NaN where a list is left out (and, of
+            ``fixed_point_steps``, where it does not settle).
+
+    Returns:
+        For ``p1`` (P against P') and ``p2`` (P against P with two neighbours exchanged): ``p?_obedience``, the share
+        of lists whose whole ranking stays; ``p?_item_obedience``, per list the share of items that keep their place;
+        ``p?_kendall_tau``; with k, ``p?_obedience@k`` (the top k as an order) and ``p?_set_obedience@k`` (as a set).
+        ``fixed_point_rate``: share of lists that settle, P(t+1) = P(t) with P(0) = P and P(t+1) the ranking by
+        score(P(t)); ``fixed_point_steps``: the smallest such t, over lists that settle; ``cycle_rate``: share of lists
+        that return to an earlier, not their last, order. ``score_spread``: standard deviation of a list's scores
+        (equal scores obey both principles and are useless). With ``mean`` also ``obedience_lists``, the lists
+        measured. The share of lists with ``fixed_point_steps`` at most 1 equals ``p1_obedience``.
+
+    Raises:
+        InputError: An unknown option, or scores that are NaN or of another shape than the positions.
+    """
+    if swaps not in ("all", "one"):
+        raise InputError(f"swaps {swaps!r}: expected 'all' or 'one'")
+    if reduction not in ("mean", "none"):
+        raise InputError(f"reduction {reduction!r}: expected 'mean' or 'none'")
+    cuts = () if k is None else (k,) if isinstance(k, int) else tuple(k)
+    if any(cut < 1 for cut in cuts):
+        raise InputError(f"k is {k}: expected at least 1")
+    if mask is None:
+        mask = torch.ones_like(positions, dtype=torch.bool)
+    counted = mask.sum(-1) >= 2
+
+    def checked(order: Tensor) -> Tensor:
+        scores = score(order)
+        if scores.shape != positions.shape:
+            raise InputError(
+                f"score gave {list(scores.shape)}: expected the shape of positions, {list(positions.shape)}"
+            )
+        # NaN is neither above nor below anything: such a ranking would never change, and obey both principles.
+        if scores[mask].isnan().any():
+            raise InputError("score gave NaN for a real item: NaN ranks nothing, look at the model's weights")
+        return scores
+
+    scores = checked(positions)
+    own = positions_from_scores(scores, mask)
+    measured = _agreement("p1", own, positions_from_scores(checked(own), mask), mask, cuts)
+    measured.update(_swap_agreement(checked, positions, own, mask, cuts, swaps, seed, list_keys))
+    if max_steps > 0:
+        measured.update(_fixed_points(checked, positions, mask, max_steps))
+    measured["score_spread"] = _spread(scores, mask)
+
+    per_list = {name: torch.where(counted, value, torch.nan) for name, value in measured.items()}
+    if reduction == "none":
+        return per_list
+    # NaN marks a list without a value: left out, or, of the steps, one that never settled.
+    means: dict[str, Any] = {name: float(value.nanmean()) for name, value in per_list.items()}
+    means["obedience_lists"] = int(counted.sum())
+    return means
+
+
+def _agreement(name: str, before: Tensor, after: Tensor, mask: Tensor, cuts: Sequence[int]) -> dict[str, Tensor]:
+    """Measures [B] of how far two rankings of the same lists agree."""
+    same = (before == after) | ~mask
+    count = mask.sum(-1).clamp(min=1)
+    measures = {
+        f"{name}_obedience": same.all(-1).double(),
+        f"{name}_item_obedience": (same & mask).sum(-1).double() / count,
+        f"{name}_kendall_tau": _kendall_tau(before, after, mask),
+    }
+    for cut in cuts:
+        top_before, top_after = (before < cut) & mask, (after < cut) & mask
+        measures[f"{name}_obedience@{cut}"] = (same | ~(top_before | top_after)).all(-1).double()
+        measures[f"{name}_set_obedience@{cut}"] = (top_before == top_after).all(-1).double()
+    return measures
+
+
+def _swap_agreement(
+    score: Callable[[Tensor], Tensor],
+    positions: Tensor,
+    own: Tensor,
+    mask: Tensor,
+    cuts: Sequence[int],
+    swaps: str,
+    seed: int,
+    keys: Tensor | None,
+) -> dict[str, Tensor]:
+    if swaps == "one":
+        keys = torch.arange(positions.shape[0], device=positions.device) if keys is None else keys
+        swapped = keyed_adjacent_swap(positions, mask, keys, seed=seed, step=0)
+        return _agreement("p2", own, positions_from_scores(score(swapped), mask), mask, cuts)
+    count = mask.sum(-1)
+    sums: dict[str, Tensor] = {}
+    for place in range(int(count.max()) - 1 if count.numel() else 0):
+        swapped = swap_neighbours(positions, torch.tensor(place, device=positions.device), mask)
+        agreement = _agreement("p2", own, positions_from_scores(score(swapped), mask), mask, cuts)
+        for name, value in agreement.items():
+            sums[name] = sums.get(name, 0.0) + torch.where(place + 1 < count, value, 0.0)
+    if not sums:
+        return {name: torch.zeros_like(count, dtype=torch.float64) for name in _agreement("p2", own, own, mask, cuts)}
+    return {name: value / (count - 1).clamp(min=1) for name, value in sums.items()}
+
+
+def _fixed_points(
+    score: Callable[[Tensor], Tensor], positions: Tensor, mask: Tensor, max_steps: int
+) -> dict[str, Tensor]:
+    """Follows P(t+1) = ranking by score(P(t)) for t up to ``max_steps``."""
+    orders = [positions_from_scores(-positions.double(), mask)]
+    steps = torch.full(positions.shape[:1], torch.nan, dtype=torch.float64, device=positions.device)
+    cycles = torch.zeros(positions.shape[:1], dtype=torch.bool, device=positions.device)
+    for step in range(max_steps + 1):
+        following = positions_from_scores(score(orders[-1]), mask)
+        settled = (following == orders[-1]).all(-1)
+        steps = torch.where(settled & steps.isnan(), float(step), steps)
+        for earlier in orders[:-1]:
+            cycles |= (following == earlier).all(-1) & steps.isnan()
+        orders.append(following)
+        if not (steps.isnan() & mask.any(-1)).any():
+            break
+    return {
+        "fixed_point_rate": (~steps.isnan()).double(),
+        "fixed_point_steps": steps,
+        "cycle_rate": cycles.double(),
+    }
+
+
+def _kendall_tau(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
+    """Concordant minus discordant pairs over all pairs of real items."""
+    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2)
+    agree = (before.unsqueeze(-1) - before.unsqueeze(-2)).sign() * (after.unsqueeze(-1) - after.unsqueeze(-2)).sign()
+    count = mask.sum(-1)
+    return torch.where(pairs, agree, 0).sum((-1, -2)).double() / (count * (count - 1)).clamp(min=1)
+
+
+def _spread(scores: Tensor, mask: Tensor) -> Tensor:
+    """Standard deviation (over n) of the real items' scores, [B]."""
+    count = mask.sum(-1).clamp(min=1)
+    values = torch.where(mask, scores, 0.0).double()
+    mean = values.sum(-1) / count
+    squares = torch.where(mask, (values - mean.unsqueeze(-1)).square(), 0.0)
+    return (squares.sum(-1) / count).sqrt()

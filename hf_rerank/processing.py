@@ -1,0 +1,495 @@
+"""From raw lists to tensors: ``ListProcessor`` learns vocabularies and scales, and is saved beside the model.
+
+Everything works on whole columns of a batch; nothing loops over lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from transformers import BatchFeature, FeatureExtractionMixin
+
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.hub.files import model_file
+from hf_rerank.lists import Lists, tables_of
+from hf_rerank.schema import Categorical, Dense, Feature, ListSchema, Vector
+from hf_rerank.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
+
+CONFIG_FILE = "preprocessor_config.json"
+VOCABULARIES_FILE = "vocabularies.safetensors"
+FORMAT_VERSION = 1
+LABEL_PADDING = -100.0
+
+
+@dataclass
+class EncodingReport:
+    """What encoding met: counts, so that reports of batches add up.
+
+    Attributes:
+        lists: Lists encoded.
+        cut_lists: Lists longer than ``max_list_length`` that were cut.
+        cut_items: Items that this removed.
+        values: Feature -> values seen.
+        unknown: Categorical feature -> values without a row of their own (nulls included).
+        missing: Feature -> nulls.
+    """
+
+    lists: int = 0
+    cut_lists: int = 0
+    cut_items: int = 0
+    values: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: EncodingReport) -> None:
+        """Adds the counts of another report to this one."""
+        self.lists += other.lists
+        self.cut_lists += other.cut_lists
+        self.cut_items += other.cut_items
+        for counts, more in (
+            (self.values, other.values),
+            (self.unknown, other.unknown),
+            (self.missing, other.missing),
+        ):
+            for name, count in more.items():
+                counts[name] = counts.get(name, 0) + count
+
+    def unknown_share(self) -> dict[str, float]:
+        """Categorical feature -> share of its values that are unknown."""
+        return {name: count / max(self.values[name], 1) for name, count in self.unknown.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class DenseScale:
+    """What was learned of a dense feature, after its ``log`` where it has one."""
+
+    mean: float
+    std: float
+
+
+class ListProcessor(FeatureExtractionMixin):
+    """Encodes raw lists as the tensors that re-rankers take.
+
+    Make one with ``from_lists`` from training lists, or with ``from_pretrained``.
+
+    Tensors (B lists, L items, H history items; only those that the schema has, ``item_categorical`` and ``mask``
+    always): ``item_categorical`` int64 [B, L, Fc], ``item_dense`` float32 [B, L, Fd], ``item_vectors`` float32
+    [B, L, Fv], ``user_categorical`` int64 [B, Uc], ``user_dense`` float32 [B, Ud], ``history_categorical`` int64
+    [B, H, Hc], ``history_dense`` float32 [B, H, Hd], ``history_mask`` bool [B, H], ``mask`` bool [B, L] (True: an
+    item), ``position_ids`` int64 [B, L] (padding holds the positions after the items'), ``labels`` float32 [B, L]
+    (-100 at padding), ``weights`` float32 [B, L] (0 at padding). ``encode`` also gives the ``attraction`` float32
+    [B, L] of simulated lists, which is the truth for metrics and no input of a model.
+
+    Attributes:
+        schema: The schema with the sizes of all tables filled in and ``fitted`` set.
+        fit_report: What fitting met: lists, and per categorical feature values kept, too rare, left out.
+    """
+
+    model_input_names = ["item_categorical", "item_dense", "item_vectors", "mask", "position_ids"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        schema: ListSchema,
+        vocabularies: Mapping[str, TableVocabulary | HashVocabulary],
+        scales: Mapping[str, DenseScale],
+        fit_report: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.vocabularies = dict(vocabularies)
+        self.scales = dict(scales)
+        self.fit_report = dict(fit_report or {})
+        self.schema = _with_table_sizes(schema, self.vocabularies).replace(fitted=self._digest())
+
+    @classmethod
+    def from_lists(cls, lists: Any, *, schema: ListSchema, batch_size: int = 10_000) -> ListProcessor:
+        """Learns vocabularies and scales.
+
+        Args:
+            lists: Training lists: a ``datasets`` Dataset or IterableDataset, or an arrow table.
+            schema: Says which column is what.
+            batch_size: Lists read at a time.
+
+        Raises:
+            InputError: A list is wrong (see ``Lists``), or there is none.
+        """
+        counts: dict[str, ValueCounts] = {}
+        moments: dict[str, _Moments] = {}
+        number = 0
+        for table in tables_of(lists, batch_size):
+            batch = Lists.from_arrow(table, schema, first=number)
+            number += len(batch)
+            for part in ("items", "user", "history"):
+                for feature in getattr(schema, part):
+                    column = getattr(batch, part)[feature.name]
+                    if isinstance(feature, Categorical) and feature.hash_size is None:
+                        counts.setdefault(feature.shares or feature.name, ValueCounts()).add(column, feature.name)
+                    elif isinstance(feature, Dense):
+                        moments.setdefault(feature.name, _Moments()).add(_numbers(feature, column)[0])
+        if not number:
+            raise InputError("there is no list to learn from: expected at least one training list")
+        vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
+        report: dict[str, Any] = {"lists": number, "vocabularies": {}}
+        for feature in _own_tables(schema):
+            if feature.hash_size is not None:
+                vocabularies[feature.name] = HashVocabulary(feature.hash_size)
+                continue
+            vocabulary, rare, left_out = counts[feature.name].vocabulary(
+                min_count=feature.min_count, size=feature.size
+            )
+            vocabularies[feature.name] = vocabulary
+            report["vocabularies"][feature.name] = {"values": len(vocabulary), "rare": rare, "left_out": left_out}
+        return cls(schema, vocabularies, {name: moment.scale() for name, moment in moments.items()}, report)
+
+    def __call__(
+        self, lists: Any, *, truncate: bool = False, with_labels: bool = False, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        """Encodes one batch of lists as input of a model.
+
+        Args:
+            lists: Dictionaries, one a list; an arrow table; or ``Lists``.
+            truncate: Cut lists that are longer than ``schema.max_list_length`` to their first places.
+            with_labels: Labels, positions and weights that the schema names must be there.
+            return_tensors: ``"pt"``, ``"np"``.
+        """
+        if isinstance(lists, pa.Table | pa.RecordBatch):
+            lists = Lists.from_arrow(lists, self.schema, with_labels=with_labels)
+        elif not isinstance(lists, Lists):
+            lists = Lists.from_rows(lists, self.schema, with_labels=with_labels)
+        arrays, _ = self.encode(lists, truncate=truncate)
+        arrays.pop("attraction", None)
+        return BatchFeature(arrays, tensor_type=return_tensors)
+
+    def encode(self, lists: Lists, *, truncate: bool = False) -> tuple[dict[str, np.ndarray], EncodingReport]:
+        """The arrays of one batch, padded to its longest list, and what was met.
+
+        Raises:
+            InputError: A list is longer than ``schema.max_list_length`` and ``truncate`` is off.
+        """
+        schema = self.schema
+        report = EncodingReport(lists=len(lists))
+        keep, lengths = self._kept(lists, truncate, report)
+        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        arrays = {"item_categorical": np.zeros((*mask.shape, 0), dtype=np.int64)}
+        arrays.update(self._part("item", schema.items, lists.items, keep, mask, report))
+        arrays.update(self._part("user", schema.user, lists.user, None, None, report))
+        if schema.history:
+            history_keep, history_lengths = _first(lists.history_lengths, schema.max_history_length)
+            history_mask = np.arange(max(1, history_lengths.max(initial=0))) < history_lengths[:, None]
+            arrays.update(self._part("history", schema.history, lists.history, history_keep, history_mask, report))
+            arrays["history_mask"] = history_mask
+        arrays["mask"] = mask
+        arrays["position_ids"] = np.broadcast_to(np.arange(mask.shape[1], dtype=np.int64), mask.shape).copy()
+        arrays["position_ids"][mask] = lists.positions[keep]
+        for name, values, filler in (
+            ("labels", lists.labels, LABEL_PADDING),
+            ("weights", lists.weights, 0.0),
+            ("attraction", lists.attraction, 0.0),
+        ):
+            if values is not None:
+                arrays[name] = _padded(values[keep], mask, filler)
+        return arrays, report
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Writes ``preprocessor_config.json`` (schema, scales) and ``vocabularies.safetensors``."""
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise InputError(f"{folder} is a file: expected a folder to save the processor in")
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = {
+            "feature_extractor_type": type(self).__name__,
+            "format_version": FORMAT_VERSION,
+            "schema": self.schema.to_dict(),
+            "scales": {name: asdict(scale) for name, scale in self.scales.items()},
+            "fit_report": self.fit_report,
+        }
+        save_file(self._vocabulary_arrays(), folder / VOCABULARIES_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+        return [str(folder / CONFIG_FILE), str(folder / VOCABULARIES_FILE)]
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **kwargs: Any,
+    ) -> ListProcessor:
+        """Loads a processor from a folder or a Hub repository.
+
+        Raises:
+            InputError: A file is missing or damaged, of a newer format, or schema and vocabularies do not belong
+                together.
+        """
+        unknown = [
+            name for name in kwargs if not name.startswith("_") and name not in ("trust_remote_code", "code_revision")
+        ]
+        if unknown:
+            raise InputError(f"unknown argument {unknown[0]!r} to ListProcessor.from_pretrained")
+        config_path, vocabularies_path = (
+            model_file(
+                pretrained_model_name_or_path,
+                name,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+            )
+            for name in (CONFIG_FILE, VOCABULARIES_FILE)
+        )
+        try:
+            plain = json.loads(config_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{config_path} is damaged: {error}; save or download the processor again") from None
+        if not isinstance(plain, dict):
+            raise InputError(f"{config_path} holds {type(plain).__name__}: expected a JSON object")
+        if plain.get("format_version") != FORMAT_VERSION:
+            raise InputError(
+                f"{config_path} has format_version {plain.get('format_version')!r}, this library reads "
+                f"{FORMAT_VERSION}: install a newer hf-rerank"
+            )
+        known = ("feature_extractor_type", "format_version", "schema", "scales", "fit_report")
+        for key in plain:
+            if key not in known:
+                raise InputError(f"{config_path} has an unknown key {key!r}{suggestion(key, known)}")
+        for key in ("schema", "scales", "fit_report"):
+            if not isinstance(plain.get(key), dict):
+                raise InputError(f"{config_path} lacks {key!r}, or it is no object; save the processor again")
+        for name, scale in plain["scales"].items():
+            if not isinstance(scale, dict) or set(scale) != {"mean", "std"}:
+                raise InputError(f"{config_path} has the scale {scale!r} of {name!r}: expected mean and std")
+        try:
+            arrays = load_file(vocabularies_path)
+        except SafetensorError as error:
+            raise InputError(
+                f"{vocabularies_path} is damaged: {error}; save or download the processor again"
+            ) from None
+        schema = ListSchema.from_dict(plain["schema"])
+        processor = cls(
+            schema,
+            _vocabularies(schema, arrays, vocabularies_path),
+            {name: DenseScale(**scale) for name, scale in plain["scales"].items()},
+            plain["fit_report"],
+        )
+        if processor.schema.fitted != schema.fitted:
+            raise InputError(
+                f"{vocabularies_path} or the scales in {config_path.name} are not those that the schema was saved "
+                "with: a file was changed or comes from another model; save the processor again"
+            )
+        return processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """The schema and sizes, for printing."""
+        return {"feature_extractor_type": type(self).__name__, "schema": self.schema.to_dict()}
+
+    def _kept(self, lists: Lists, truncate: bool, report: EncodingReport) -> tuple[np.ndarray | slice, np.ndarray]:
+        """Which items stay (all, unless lists are cut to their first places) and the lengths that result."""
+        longest = self.schema.max_list_length
+        too_long = lists.lengths > longest
+        if not too_long.any():
+            return slice(None), lists.lengths
+        if not truncate:
+            row = int(np.argmax(too_long))
+            raise InputError(
+                f"list {lists.ids[row]} has {lists.lengths[row]} items, the schema allows max_list_length={longest}: "
+                "cut the list, pass truncate=True to keep its first places, or make the schema longer and train again"
+            )
+        report.cut_lists = int(too_long.sum())
+        report.cut_items = int((lists.lengths - longest)[too_long].sum())
+        return lists.positions < longest, np.minimum(lists.lengths, longest)
+
+    def _part(
+        self,
+        part: str,
+        features: Any,
+        columns: Mapping[str, Any],
+        keep: np.ndarray | slice | None,
+        mask: np.ndarray | None,
+        report: EncodingReport,
+    ) -> dict[str, np.ndarray]:
+        """The arrays of items, user or history. ``mask`` is None for the user, whose features have no list axis."""
+        categorical, dense, vectors = [], [], []
+        for feature in features:
+            column = columns[feature.name]
+            report.values[feature.name] = len(column)
+            if isinstance(feature, Vector):
+                vectors.append(column)
+                continue
+            if column.null_count:
+                report.missing[feature.name] = column.null_count
+            if isinstance(feature, Categorical):
+                rows = self.vocabularies[feature.shares or feature.name].rows(column, feature.name)
+                categorical.append(rows)
+                report.unknown[feature.name] = int((rows == UNKNOWN).sum())
+            else:
+                dense.extend(_scaled(feature, column, self.scales[feature.name]))
+        arrays = {}
+        for kind, flats, dtype in (("categorical", categorical, np.int64), ("dense", dense, np.float32)):
+            if flats:
+                flat = np.stack(flats, axis=-1).astype(dtype, copy=False)
+                arrays[f"{part}_{kind}"] = flat if mask is None else _padded(flat[keep], mask, 0)
+        if vectors:
+            arrays[f"{part}_vectors"] = _padded(np.concatenate(vectors, axis=-1)[keep], mask, 0)
+        return arrays
+
+    def _vocabulary_arrays(self) -> dict[str, np.ndarray]:
+        arrays = {}
+        for name, vocabulary in self.vocabularies.items():
+            if isinstance(vocabulary, HashVocabulary):
+                continue
+            if isinstance(vocabulary.values, list):
+                encoded = [value.encode() for value in vocabulary.values]
+                arrays[f"text/{name}"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+                arrays[f"text_lengths/{name}"] = np.array([len(value) for value in encoded], dtype=np.int64)
+            else:
+                arrays[f"integers/{name}"] = vocabulary.values
+        return arrays
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for name, scale in sorted(self.scales.items()):
+            digest.update(json.dumps([name, scale.mean, scale.std]).encode())
+        for name, array in sorted(self._vocabulary_arrays().items()):
+            digest.update(json.dumps([name, str(array.dtype), len(array)]).encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+class _Moments:
+    """Mean and variance over batches (Chan, Golub, LeVeque 1979), missing values left out."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return
+        mean = float(values.mean())
+        total = self.count + len(values)
+        self.squares += (
+            float(((values - mean) ** 2).sum()) + (mean - self.mean) ** 2 * self.count * len(values) / total
+        )
+        self.mean += (mean - self.mean) * len(values) / total
+        self.count = total
+
+    def scale(self) -> DenseScale:
+        std = float(np.sqrt(self.squares / self.count)) if self.count else 0.0
+        # A constant column (up to rounding) carries nothing: it becomes 0, not a division by next to nothing.
+        std = std if std > 1e-9 * max(1.0, abs(self.mean)) else 1.0
+        # Nine digits: how many lists were read at a time changes the last ones, and must not change the fingerprint.
+        return DenseScale(float(f"{self.mean:.9g}"), float(f"{std:.9g}"))
+
+
+def _numbers(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+    """float64 values, NaN where missing, after the feature's log; and where they are missing, or None."""
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan), np.ones(len(column), dtype=bool)
+    missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
+    values = column.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
+    if feature.scale == "log":
+        values = np.sign(values) * np.log1p(np.abs(values))
+    return values, missing
+
+
+def _scaled(feature: Dense, column: pa.Array, scale: DenseScale) -> list[np.ndarray]:
+    """One float32 column, or two with the indicator of missing values."""
+    values, missing = _numbers(feature, column)
+    if missing is not None:
+        values = np.where(missing, scale.mean, values)
+    if feature.scale != "none":
+        values = (values - scale.mean) / scale.std
+    columns = [values.astype(np.float32)]
+    if feature.missing == "indicator":
+        columns.append(np.zeros(len(values), np.float32) if missing is None else missing.astype(np.float32))
+    return columns
+
+
+def _padded(flat: np.ndarray, mask: np.ndarray | None, filler: float) -> np.ndarray:
+    assert mask is not None
+    padded = np.full((*mask.shape, *flat.shape[1:]), filler, dtype=flat.dtype)
+    padded[mask] = flat
+    return padded
+
+
+def _first(lengths: np.ndarray, longest: int) -> tuple[np.ndarray | slice, np.ndarray]:
+    """Which flat entries are among the first ``longest`` of their sequence."""
+    if lengths.max(initial=0) <= longest:
+        return slice(None), lengths
+    within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return within < longest, np.minimum(lengths, longest)
+
+
+def _own_tables(schema: ListSchema) -> list[Categorical]:
+    features: list[Feature] = [*schema.items, *schema.user, *schema.history]
+    return [feature for feature in features if isinstance(feature, Categorical) and feature.shares is None]
+
+
+def _with_table_sizes(schema: ListSchema, vocabularies: Mapping[str, TableVocabulary | HashVocabulary]) -> ListSchema:
+    def sized(feature: Feature) -> Feature:
+        if not isinstance(feature, Categorical) or feature.hash_size is not None:
+            return feature
+        tables = {table.name: table for table in schema.features("items", Categorical)}
+        own = tables[feature.shares] if feature.shares else feature
+        # A column whose values are all too rare, or all missing, still has a row for one value.
+        needed = max(vocabularies[own.name].num_rows, FIRST_VALUE + 1)
+        size = needed if own.size is None else max(own.size, needed)
+        return Categorical(feature.name, size=size, shares=feature.shares, min_count=feature.min_count)
+
+    return schema.replace(
+        **{part: tuple(sized(feature) for feature in getattr(schema, part)) for part in ("items", "user", "history")}
+    )
+
+
+def _vocabularies(
+    schema: ListSchema, arrays: Mapping[str, np.ndarray], path: Path
+) -> dict[str, TableVocabulary | HashVocabulary]:
+    vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
+    for feature in _own_tables(schema):
+        if feature.hash_size is not None:
+            vocabularies[feature.name] = HashVocabulary(feature.hash_size)
+        elif f"integers/{feature.name}" in arrays:
+            integers = arrays[f"integers/{feature.name}"]
+            if integers.dtype != np.int64 or integers.ndim != 1:
+                raise InputError(
+                    f"{path} holds {integers.dtype} {list(integers.shape)} as the vocabulary of {feature.name!r}: "
+                    "expected int64 [values]; the file was changed, save or download the processor again"
+                )
+            vocabularies[feature.name] = TableVocabulary(integers)
+        elif f"text/{feature.name}" in arrays and f"text_lengths/{feature.name}" in arrays:
+            joined = arrays[f"text/{feature.name}"].tobytes()
+            ends = np.cumsum(arrays[f"text_lengths/{feature.name}"])
+            starts = ends - arrays[f"text_lengths/{feature.name}"]
+            try:
+                texts = [joined[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+            except (TypeError, UnicodeDecodeError) as error:
+                raise InputError(
+                    f"{path} holds a damaged vocabulary of {feature.name!r}: {error}; save or download the processor "
+                    "again"
+                ) from None
+            vocabularies[feature.name] = TableVocabulary(texts)
+        else:
+            raise InputError(f"{path} holds no vocabulary of {feature.name!r}: the file belongs to another processor")
+    return vocabularies

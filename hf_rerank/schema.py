@@ -1,0 +1,287 @@
+"""The schema of lists: which column is what, and how each feature is read.
+
+One row is one list. A column of the list (a user feature) holds one value; a column of its items holds a
+sequence, all item columns of a row being equally long; a history column holds a sequence of its own length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_rerank.errors import InputError, suggestion
+
+MIN_COUNT = 2
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """A value out of many (an id, a category): integers or text, looked up in an embedding table.
+
+    Row 0 of the table is padding, row 1 the unknown value, then come the values.
+
+    Args:
+        name: The column.
+        size: Rows of the table (at least 3). None: as many as the training lists need. With more values than
+            rows the most frequent are kept and the others become unknown; the processor reports how many.
+        hash_size: Rows of a table without a vocabulary: values are hashed into rows 2 to ``hash_size - 1``.
+        shares: For a history feature: the item feature whose table and vocabulary it uses.
+        min_count: Values seen less often in training become the unknown value, so that its row is trained.
+    """
+
+    name: str
+    size: int | None = None
+    hash_size: int | None = None
+    shares: str | None = None
+    min_count: int = MIN_COUNT
+
+    def __post_init__(self) -> None:
+        if self.hash_size is not None and self.shares is not None:
+            raise InputError(
+                f"{self.name!r} has hash_size and shares: a shared table has the size of the other feature"
+            )
+        if self.hash_size is not None and self.size is not None:
+            raise InputError(f"{self.name!r} has size and hash_size: hash_size alone is the size of a hashed table")
+        for what, rows in (("size", self.size), ("hash_size", self.hash_size)):
+            if rows is not None and rows < 3:
+                raise InputError(f"{self.name!r} has {what}={rows}: expected at least 3 (padding, unknown, one value)")
+        if self.min_count < 1:
+            raise InputError(f"{self.name!r} has min_count={self.min_count}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A number.
+
+    Args:
+        name: The column.
+        scale: ``standard``: minus the mean, divided by the standard deviation of the training lists; ``log``: the
+            same after sign(x) * log(1 + abs(x)), for prices and counts; ``none``: as it comes.
+        missing: What a null becomes. ``mean``: the training mean. ``indicator``: the mean, and a second number that
+            is 1 where the value was missing. ``error``: refused.
+    """
+
+    name: str
+    scale: Literal["standard", "log", "none"] = "standard"
+    missing: Literal["mean", "indicator", "error"] = "mean"
+
+    def __post_init__(self) -> None:
+        _one_of(self.name, "scale", self.scale, ("standard", "log", "none"))
+        _one_of(self.name, "missing", self.missing, ("mean", "indicator", "error"))
+
+    @property
+    def width(self) -> int:
+        """How many numbers the feature becomes."""
+        return 2 if self.missing == "indicator" else 1
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A vector of ``dim`` numbers an item (a text or image embedding), used as it comes."""
+
+    name: str
+    dim: int
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise InputError(f"{self.name!r} has dim={self.dim}: expected at least 1")
+
+
+Feature = Categorical | Dense | Vector
+FEATURE_KINDS: dict[str, type[Categorical] | type[Dense] | type[Vector]] = {
+    "categorical": Categorical,
+    "dense": Dense,
+    "vector": Vector,
+}
+
+
+@dataclass(frozen=True)
+class ListSchema:
+    """Says which column is what.
+
+    Args:
+        items: Features of the items: columns of sequences.
+        user: Features of the list (the user, the request): columns of single values; no vectors.
+        history: Features of what the user did before, newest first; no vectors.
+        label: Item column of labels (a click is 1), at least 0.
+        position: Item column of positions in the initial order, 0 at the top. None: the order of the row.
+        weight: Item column of sample weights, at least 0. None: all 1.
+        list_id: Column that names the list. None: its number.
+        group: Column to split by (the user); no feature.
+        max_list_length: Longest list that a model is built for.
+        max_history_length: Newest history items that are read.
+        attraction: Item column of the true probability of a click if looked at, on simulated lists; no feature.
+        examination: Probability that a place is looked at, top first, on simulated lists.
+        fitted: Digest of what a processor has learned from training lists; set by the processor.
+    """
+
+    items: Sequence[Feature]
+    user: Sequence[Categorical | Dense] = ()
+    history: Sequence[Categorical | Dense] = ()
+    label: str = "click"
+    position: str | None = None
+    weight: str | None = None
+    list_id: str | None = None
+    group: str | None = None
+    max_list_length: int = 30
+    max_history_length: int = 50
+    attraction: str | None = None
+    examination: Sequence[float] | None = None
+    fitted: str | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("items", "user", "history"):
+            if not isinstance(getattr(self, part), Sequence):
+                raise InputError(f"{part} of the schema is {getattr(self, part)!r}: expected a list of features")
+            object.__setattr__(self, part, tuple(getattr(self, part)))
+        if self.examination is not None:
+            object.__setattr__(self, "examination", tuple(float(share) for share in self.examination))
+        if not self.items:
+            raise InputError("the schema has no item features: a re-ranker needs at least one")
+        for feature in (*self.items, *self.user, *self.history):
+            if not isinstance(feature, Feature):
+                raise InputError(f"{feature!r} is no feature: expected Categorical(...), Dense(...) or Vector(...)")
+        names = [feature.name for feature in (*self.items, *self.user, *self.history)]
+        special = [name for name in (self.label, self.position, self.weight, self.attraction) if name is not None]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"the schema names the column {name!r} twice")
+            if name in special:
+                raise InputError(f"the column {name!r} is a feature and also label, position, weight or attraction")
+        for part in ("user", "history"):
+            for feature in getattr(self, part):
+                if isinstance(feature, Vector):
+                    raise InputError(f"{feature.name!r} is a Vector in {part}: vectors are features of items only")
+        tables = [feature.name for feature in self.items if isinstance(feature, Categorical)]
+        for feature in (*self.items, *self.user, *self.history):
+            if isinstance(feature, Categorical) and feature.shares is not None:
+                if feature not in self.history:
+                    raise InputError(f"{feature.name!r} shares a table: only history features can")
+                if feature.shares not in tables:
+                    raise InputError(
+                        f"{feature.name!r} shares the table of {feature.shares!r}, which is no categorical item "
+                        f"feature ({', '.join(tables) or 'there is none'}){suggestion(feature.shares, tables)}"
+                    )
+        for what in ("max_list_length", "max_history_length"):
+            if getattr(self, what) < 1:
+                raise InputError(f"the schema has {what}={getattr(self, what)}: expected at least 1")
+        if self.group in names:
+            warnings.warn(
+                f"{self.group!r} is the column to split by and also a feature: in the test split every value of it "
+                "will be unknown",
+                stacklevel=3,
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all that decides what the tensors mean: features, tables, what was fitted."""
+        parts = {name: self.to_dict()[name] for name in ("items", "user", "history", "fitted")}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def features(self, part: str, kind: type) -> list[Any]:
+        """The features of one ``part`` (``items``, ``user``, ``history``) and one kind, in the schema's order."""
+        return [feature for feature in getattr(self, part) if isinstance(feature, kind)]
+
+    def replace(self, **changes: Any) -> ListSchema:
+        """A copy with other fields."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ``from_dict`` reads them back."""
+        plain: dict[str, Any] = {}
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if entry.name in ("items", "user", "history"):
+                value = [{"kind": kind_of(feature), **dataclasses.asdict(feature)} for feature in value]
+            elif entry.name == "examination" and value is not None:
+                value = list(value)
+            plain[entry.name] = value
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> ListSchema:
+        """The schema that ``to_dict`` described.
+
+        Raises:
+            InputError: An unknown key or kind of feature, or a feature that lacks a field.
+        """
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        for key in plain:
+            if key not in known:
+                raise InputError(f"the schema has an unknown key {key!r}{suggestion(key, known)}")
+        values = dict(plain)
+        for part in ("items", "user", "history"):
+            described = plain.get(part, ())
+            if not isinstance(described, Sequence):
+                raise InputError(f"{part} of the schema is {described!r}: expected a list of features")
+            values[part] = [_feature(part, feature) for feature in described]
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"the schema has a value of the wrong type: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the schema as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ListSchema:
+        """Reads the schema from JSON.
+
+        Raises:
+            InputError: No such file, or it is no schema.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"no schema at {path}: expected a JSON file as ListSchema.save writes it")
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not valid JSON: {error}") from None
+        if not isinstance(plain, dict):
+            raise InputError(
+                f"{path} holds {type(plain).__name__}, expected a JSON object as ListSchema.save writes it"
+            )
+        return cls.from_dict(plain)
+
+
+def _one_of(name: str, what: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise InputError(
+            f"{name!r} has {what}={value!r}: expected one of {', '.join(known)}{suggestion(str(value), known)}"
+        )
+
+
+def kind_of(feature: Feature) -> str:
+    """``categorical``, ``dense`` or ``vector``."""
+    return next(kind for kind, cls in FEATURE_KINDS.items() if isinstance(feature, cls))
+
+
+def _feature(part: str, described: Mapping[str, Any]) -> Any:
+    if not isinstance(described, Mapping):
+        raise InputError(f"a feature of {part} is {described!r}: expected an object with kind and name")
+    fields = dict(described)
+    kind = str(fields.pop("kind", None))
+    if kind not in FEATURE_KINDS:
+        raise InputError(
+            f"a feature of {part} has kind {kind!r}: expected one of {', '.join(FEATURE_KINDS)}"
+            f"{suggestion(kind, FEATURE_KINDS)}"
+        )
+    known = {entry.name for entry in dataclasses.fields(FEATURE_KINDS[kind])}
+    for key in fields:
+        if key not in known:
+            raise InputError(
+                f"the {kind} feature {fields.get('name')!r} has an unknown key {key!r}{suggestion(key, known)}"
+            )
+    try:
+        return FEATURE_KINDS[kind](**fields)
+    except TypeError as error:
+        raise InputError(
+            f"the {kind} feature {fields.get('name')!r} of {part} lacks a field, or one has the wrong type: {error}"
+        ) from None

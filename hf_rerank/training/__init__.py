@@ -1,0 +1,6 @@
+"""Training re-rankers with the transformers Trainer."""
+
+from hf_rerank.training.arguments import RerankTrainingArguments
+from hf_rerank.training.trainer import RerankTrainer
+
+__all__ = ["RerankTrainer", "RerankTrainingArguments"]

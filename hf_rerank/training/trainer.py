@@ -1,0 +1,377 @@
+"""``RerankTrainer``: the transformers Trainer on lists, with the principled objective and re-ranking's metrics.
+
+It overrides what a re-ranker needs (the loss, one evaluation step, the log, saving, pushing) through public methods
+only.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, Trainer, TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_rerank.errors import InputError, TrainingStopped
+from hf_rerank.evaluation import EXTRAS, EvaluationSums, comparable_scores
+from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
+from hf_rerank.principled.consistency import PrincipledObjective
+from hf_rerank.principled.obedience import obedience
+from hf_rerank.processing import ListProcessor
+from hf_rerank.training.arguments import RerankTrainingArguments
+from hf_rerank.training.batches import EncodedLists, EncodedStream, collate, ids_from_bytes, list_keys
+from hf_rerank.training.results import data_identity, environment, write_json
+
+IDS_IN_A_MESSAGE = 5
+FIXED_POINT_STEPS = 10
+
+
+class RerankTrainer(Trainer):
+    """Trains a re-ranker on raw lists.
+
+    Args:
+        model: A re-ranker of this library.
+        args: Options.
+        train_dataset: Raw lists: a ``datasets`` Dataset, or an IterableDataset (then ``max_steps`` must be set).
+        eval_dataset: Raw lists to choose the best checkpoint on: the validation split, never the test split.
+        processing_class: The processor whose schema the model was configured for.
+        callbacks: As of ``transformers.Trainer``.
+        optimizers: As of ``transformers.Trainer``.
+
+    Raises:
+        InputError: Model and processor do not belong together, or lists are wrong.
+
+    Attributes:
+        results: All that is needed to repeat the run and what came of it; ``save_model`` writes it as
+            ``results.json``.
+    """
+
+    args: RerankTrainingArguments
+    model: PreTrainedReranker
+    objective: PrincipledObjective
+
+    # The loss is a mean over a batch's lists: the Trainer divides it by the number of accumulated batches.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedReranker,
+        args: RerankTrainingArguments,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: ListProcessor | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        if not isinstance(args, RerankTrainingArguments):
+            raise InputError(f"args is a {type(args).__name__}: expected RerankTrainingArguments")
+        if processing_class is None:
+            raise InputError(
+                "processing_class is missing: expected the ListProcessor that the model was configured for"
+            )
+        expected, found = model.config.schema_fingerprint, processing_class.schema.fingerprint
+        if expected not in (None, found):
+            raise InputError(
+                f"the model was configured for lists with fingerprint {expected}, the processor has {found}: use the "
+                "processor saved beside the model, or make the config with for_schema(processor.schema)"
+            )
+        if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps < 1:
+            raise InputError("train_dataset is a stream, whose length nobody knows: set max_steps in the arguments")
+        self.processor = processing_class
+        self._encode_options: dict[str, Any] = {
+            "highest_label": 1.0 if model.config.task_loss_name == "binary_log_loss" else float("inf"),
+            "truncate": args.truncate_lists,
+        }
+        self.objective = args.objective(model.config.task_loss_name)
+        self._evaluation: EvaluationSums | None = None
+        self._measure_names: list[str] = []
+        self._log_sums: dict[str, Tensor] = {}
+        self._log_steps = 0
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=self._encoded(train_dataset),
+            eval_dataset=self._encoded(eval_dataset),
+            processing_class=processing_class,
+            compute_metrics=self._add_evaluation_batch,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.results: dict[str, Any] = {
+            "model": model.config.to_dict(),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "training_arguments": args.to_dict(),
+            "objective": self.objective.settings(),
+            "task_loss": model.config.task_loss_name,
+            "schema": processing_class.schema.to_dict(),
+            "processor": processing_class.fit_report,
+            "data": {
+                split: data_identity(dataset, processing_class.schema)
+                for split, dataset in (("train", train_dataset), ("validation", eval_dataset))
+                if dataset is not None
+            },
+            "environment": environment(),
+            "evaluations": {},
+        }
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Trains, as ``transformers.Trainer.train``; the results get the log and the best checkpoint's metric.
+
+        Raises:
+            InputError: A list is wrong, or a checkpoint of a stream lies after its first pass.
+            TrainingStopped: The loss or a weight is not finite.
+        """
+        self._refuse_inexact_resume(resume_from_checkpoint)
+        started = time.monotonic()
+        try:
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self.is_in_train = False
+        self.results["training"] = {
+            "seconds": time.monotonic() - started,
+            "steps": self.state.global_step,
+            "best_metric": self.state.best_metric,
+            "best_step": self.state.best_global_step,
+            "log": self.state.log_history,
+        }
+        return output
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The principled objective of one batch, in one call of the model's ``forward``."""
+        features = {name: value for name, value in inputs.items() if name not in EXTRAS}
+        objective = self.objective.at(step=self.state.global_step, list_keys=list_keys(inputs["list_id"]))
+        output = model(**features, objective=objective)
+        self._remember(output, features["mask"])
+        if not bool(torch.isfinite(output.loss)):
+            raise TrainingStopped(self._not_finite(output, inputs))
+        return (output.loss, output) if return_outputs else output.loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Task loss, scores and obedience of one evaluation batch.
+
+        During training obedience is measured on one swap a list and without fixed points; otherwise on all swaps.
+        """
+        inputs = {name: value.to(self.args.device) for name, value in inputs.items()}
+        extras = {name: inputs.pop(name) for name in EXTRAS if name in inputs}
+        positions = inputs.pop("position_ids")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**inputs, position_ids=positions)
+            loss = output.loss.detach().float()
+            if prediction_loss_only:
+                return loss, None, None
+            features = {name: value for name, value in inputs.items() if name not in ("labels", "weights")}
+            measures = obedience(
+                lambda orders: model(**features, position_ids=orders).logits.float(),
+                positions,
+                inputs["mask"],
+                k=self.args.obedience_k,
+                swaps="one" if self.is_in_train else "all",
+                max_steps=0 if self.is_in_train else FIXED_POINT_STEPS,
+                list_keys=list_keys(extras["list_id"]),
+                reduction="none",
+            )
+        scores = comparable_scores(output.logits, self.model.config.task_loss_name, inputs["mask"])
+        self._measure_names = list(measures)
+        predictions = (scores, torch.stack(list(measures.values()), dim=-1))
+        truth = (extras["attraction"],) if "attraction" in extras else ()
+        return loss, predictions, (inputs["labels"], positions, *truth)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of raw lists, each named ``eval_...``; the results keep them under the prefix.
+
+        Args:
+            eval_dataset: Raw lists, or a dictionary of them by name. None: those given at the start.
+            ignore_keys: As of ``transformers.Trainer``.
+            metric_key_prefix: Before each name.
+        """
+        if not isinstance(eval_dataset, dict):
+            eval_dataset = self._encoded(eval_dataset)
+        self._evaluation = None  # what an evaluation that failed may have left
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if not self.is_in_train and not isinstance(eval_dataset, dict):
+            self.results["evaluations"][metric_key_prefix] = metrics
+        return metrics
+
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """Scores of raw lists with labels; ``Reranker.rerank`` ranks lists without."""
+        self._evaluation = None
+        return super().predict(self._encoded(test_dataset), ignore_keys, metric_key_prefix)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each loss term and of the score spread since the last log."""
+        if "loss" in logs and self._log_steps:
+            for name, total in self._log_sums.items():
+                logs[name] = self.accelerator.gather(total.reshape(1)).mean().item() / self._log_steps
+            self._log_sums, self._log_steps = {}, 0
+        super().log(logs, start_time)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes model, processor, ``training_args.json`` and, when called by the user, ``results.json``; no pickle.
+
+        Raises:
+            TrainingStopped: A weight is not finite; nothing is written.
+        """
+        self._refuse_broken_weights()
+        super().save_model(output_dir, _internal_call)
+        if not self.args.should_save:
+            return
+        assert self.args.output_dir is not None  # the arguments fill it in
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        write_json(folder / "training_args.json", self.args.to_dict())
+        if not _internal_call:
+            write_json(folder / "results.json", self.results)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str | None = None,
+        *,
+        commit_message: str = "Upload re-ranker",
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+    ) -> Any:
+        """Uploads the model, its processor, card and results in one commit, from a folder that holds nothing else.
+
+        Args:
+            repo_id: ``"someone/name"``. None: ``args.hub_model_id``, or the name of ``args.output_dir``.
+            commit_message: Of the commit.
+            private: Whether a repository that this creates is private.
+            token: None: ``args.hub_token``, or the one you logged in with.
+            revision: Branch to commit to.
+
+        Returns:
+            The ``CommitInfo``; None on processes other than the main one.
+
+        Raises:
+            TrainingStopped: A weight is not finite.
+        """
+        if not self.is_world_process_zero():
+            return None
+        from hf_rerank.hub.card import model_card
+        from hf_rerank.hub.push import create_repository, push_folder
+
+        self._refuse_broken_weights()
+        token = token or self.args.hub_token
+        assert self.args.output_dir is not None
+        name = repo_id or self.args.hub_model_id or Path(self.args.output_dir).name
+        name = create_repository(name, private=private, token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.model.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+            write_json(Path(folder) / "training_args.json", self.args.to_dict())
+            write_json(Path(folder) / "results.json", self.results)
+            (Path(folder) / "README.md").write_text(model_card(name, self.results), encoding="utf-8")
+            return push_folder(folder, name, commit_message=commit_message, token=token, revision=revision)
+
+    def _encoded(self, lists: Any) -> Any:
+        if lists is None or isinstance(lists, EncodedLists | EncodedStream):
+            return lists
+        from datasets import Dataset, IterableDataset
+
+        if isinstance(lists, IterableDataset):
+            return EncodedStream(lists, self.processor, **self._encode_options)
+        if isinstance(lists, Dataset):
+            if not len(lists):
+                raise InputError("the dataset holds no list: expected at least one")
+            return EncodedLists(lists, self.processor, **self._encode_options)
+        if isinstance(lists, dict):
+            raise InputError(
+                f"expected one split, got a dictionary of {', '.join(lists)}: choose one, such as lists['train']"
+            )
+        raise InputError(f"expected a datasets Dataset or IterableDataset of lists, got {type(lists).__name__}")
+
+    def _add_evaluation_batch(self, batch: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
+        if self._evaluation is None:
+            self._evaluation = EvaluationSums(
+                self.args.metric_ks, no_click=self.args.no_click, examination=self.processor.schema.examination
+            )
+        predictions: Any = batch.predictions
+        label_ids: Any = batch.label_ids
+        (scores, measures), (labels, positions, *truth) = predictions, label_ids
+        # Across processes all is padded with -100; the mask comes from the labels, never from scores.
+        self._evaluation.add(
+            scores.cpu(),
+            labels.cpu(),
+            (labels >= 0).cpu(),
+            positions.cpu(),
+            truth[0].cpu() if truth else None,
+            {name: measures[:, column].cpu() for column, name in enumerate(self._measure_names)},
+        )
+        if not compute_result:
+            return {}
+        results, self._evaluation = self._evaluation.compute(), None
+        return results
+
+    def _remember(self, output: RerankerOutput, mask: Tensor) -> None:
+        """Keeps sums for the next log on the device, so that nothing waits for them."""
+        assert output.logits is not None
+        logits = torch.where(mask, output.logits.detach().float(), 0.0)
+        count = mask.sum(-1).clamp(min=1)
+        variance = (logits.square().sum(-1) / count - (logits.sum(-1) / count).square()).clamp(min=0)
+        terms = {**(output.losses or {}), "score_spread": variance.sqrt().mean()}
+        for name, value in terms.items():
+            self._log_sums[name] = self._log_sums.get(name, 0.0) + value.detach().float()
+        self._log_steps += 1
+
+    def _refuse_inexact_resume(self, checkpoint: str | bool | None) -> None:
+        """The Trainer looks for its place in the first pass of a stream, and beyond it trains on other batches."""
+        if not checkpoint or not isinstance(self.train_dataset, EncodedStream) or self.args.ignore_data_skip:
+            return
+        folder = get_last_checkpoint(str(self.args.output_dir)) if checkpoint is True else str(checkpoint)
+        if folder is None or not (path := Path(folder) / "trainer_state.json").is_file():
+            return
+        if (TrainerState.load_from_json(str(path)).epoch or 0) >= 1:
+            raise InputError(
+                f"{folder} lies after the first pass over a stream: resuming there would not read the batches that "
+                "are left; resume from a checkpoint of the first pass, use a Dataset, or set ignore_data_skip=True"
+            )
+
+    def _refuse_broken_weights(self) -> None:
+        assert self.model is not None
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise TrainingStopped(
+                    f"weights {name} are not finite at step {self.state.global_step}, so the model is not saved "
+                    "nor pushed: go back to a checkpoint and lower learning_rate or the consistency weights"
+                )
+
+    def _not_finite(self, output: RerankerOutput, inputs: dict[str, Any]) -> str:
+        assert output.logits is not None
+        terms = {name: value.item() for name, value in (output.losses or {}).items()}
+        wrong = [f"{name} is {value}" for name, value in terms.items() if not torch.isfinite(torch.tensor(value))]
+        bad_lists = (~torch.isfinite(output.logits) & inputs["mask"]).any(-1)
+        ids = ids_from_bytes(inputs["list_id"][bad_lists] if bool(bad_lists.any()) else inputs["list_id"])
+        shown = ", ".join(ids[:IDS_IN_A_MESSAGE]) + (
+            f" and {len(ids) - IDS_IN_A_MESSAGE} more" if len(ids) > 5 else ""
+        )
+        what = "with scores that are not finite" if bool(bad_lists.any()) else "of the batch"
+        return (
+            f"the loss is not finite at step {self.state.global_step + 1}: {', '.join(wrong) or 'the sum'}; lists "
+            f"{what}: {shown}. Lower learning_rate or the consistency weights, or look at these lists; checkpoints "
+            "before this step are untouched"
+        )

@@ -1,0 +1,182 @@
+"""From the values of a categorical column to rows of its embedding table.
+
+Row 0 is padding and row 1 the unknown value in every table. A ``TableVocabulary`` has learned its values; a
+``HashVocabulary`` needs none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_rerank.errors import InputError
+
+PADDING, UNKNOWN, FIRST_VALUE = 0, 1, 2
+# A direct table from value to row is used while it is at most this many times as long as the vocabulary.
+_DIRECT_TABLE_FACTOR = 8
+
+
+class TableVocabulary:
+    """Learned values: the value number ``i`` has row ``i + 2``; everything else, null too, has row 1.
+
+    Args:
+        values: Distinct integers (int64 array) or texts (list), in the order of their rows.
+    """
+
+    def __init__(self, values: np.ndarray | list[str]) -> None:
+        self.values = values
+        self.is_text = isinstance(values, list)
+        if isinstance(values, list):
+            self._row_of_text = {value: row for row, value in enumerate(values, start=FIRST_VALUE)}
+            return
+        rows = np.arange(FIRST_VALUE, FIRST_VALUE + len(values), dtype=np.int64)
+        highest = int(values.max()) if len(values) else -1
+        self._direct: np.ndarray | None = None
+        if len(values) and int(values.min()) >= 0 and highest < _DIRECT_TABLE_FACTOR * len(values) + 1024:
+            self._direct = np.full(highest + 1, UNKNOWN, dtype=np.int32)
+            self._direct[values] = rows
+        else:
+            order = np.argsort(values, kind="stable")
+            self._sorted, self._sorted_rows = values[order], rows[order]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding table that the values need."""
+        return len(self.values) + FIRST_VALUE
+
+    def rows(self, column: pa.Array, name: str) -> np.ndarray:
+        """int64 rows [N] of an arrow column of integers or text."""
+        if pa.types.is_null(column.type) or not len(self):
+            return np.full(len(column), UNKNOWN, dtype=np.int64)
+        holds_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        if holds_text != self.is_text:
+            raise InputError(
+                f"column {name!r} holds {'text' if holds_text else 'integers'}, but the processor was fitted on "
+                f"{'text' if self.is_text else 'integers'}: give the same type as in training"
+            )
+        if holds_text:
+            return _through_dictionary(column, lambda text: self._row_of_text.get(text, UNKNOWN))
+        values, missing = _integers(column)
+        if self._direct is not None:
+            inside = (values >= 0) & (values < len(self._direct))
+            rows = self._direct[np.where(inside, values, 0)].astype(np.int64)
+            rows[~inside] = UNKNOWN
+        else:
+            place = np.searchsorted(self._sorted, values).clip(max=len(self) - 1)
+            rows = np.where(self._sorted[place] == values, self._sorted_rows[place], UNKNOWN)
+        rows[missing] = UNKNOWN
+        return rows
+
+
+class HashVocabulary:
+    """Rows 2 to ``hash_size - 1`` by hash: splitmix64 of an integer, blake2b (64 bits) of UTF-8 text; null: row 1."""
+
+    def __init__(self, hash_size: int) -> None:
+        self.hash_size = hash_size
+
+    @property
+    def num_rows(self) -> int:
+        return self.hash_size
+
+    def rows(self, column: pa.Array, name: str) -> np.ndarray:
+        """int64 rows [N] of an arrow column of integers or text."""
+        if pa.types.is_null(column.type):
+            return np.full(len(column), UNKNOWN, dtype=np.int64)
+        buckets = self.hash_size - FIRST_VALUE
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            return _through_dictionary(column, lambda text: FIRST_VALUE + blake2b_64(text) % buckets)
+        values, missing = _integers(column)
+        rows = FIRST_VALUE + (splitmix64(values) % np.uint64(buckets)).astype(np.int64)
+        rows[missing] = UNKNOWN
+        return rows
+
+
+def splitmix64(values: np.ndarray) -> np.ndarray:
+    """The splitmix64 generator's first output from each value as its state (Steele, Lea, Flood 2014), uint64."""
+    with np.errstate(over="ignore"):
+        mixed = values.astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def blake2b_64(text: str) -> int:
+    """blake2b with a digest of 8 bytes over the UTF-8 text, as a big-endian integer."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+class ValueCounts:
+    """Counts the values of one column over many batches, to make its vocabulary."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self._texts: dict[str, int] = {}
+        self.is_text: bool | None = None
+
+    def add(self, column: pa.Array, name: str) -> None:
+        """Counts a batch; nulls are not counted."""
+        column = column.drop_null()
+        if pa.types.is_null(column.type) or not len(column):
+            return
+        is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        if self.is_text not in (None, is_text):
+            raise InputError(f"column {name!r} holds integers in some lists and text in others: expected one type")
+        self.is_text = is_text
+        if is_text:
+            for entry in pc.value_counts(column).to_pylist():
+                self._texts[entry["values"]] = self._texts.get(entry["values"], 0) + entry["counts"]
+            return
+        self._parts.append(np.unique(_integers(column)[0], return_counts=True))
+        if len(self._parts) >= 64:
+            self._parts = [self._merged()]
+
+    def vocabulary(self, *, min_count: int, size: int | None) -> tuple[TableVocabulary, int, int]:
+        """The vocabulary, how many values were too rare for it, and how many more did not fit into ``size`` rows.
+
+        Rows follow the values' own order; with ``size`` the most frequent values are kept, the smaller first.
+        """
+        if self.is_text:
+            names = sorted(self._texts)
+            counts = np.array([self._texts[name] for name in names], dtype=np.int64)
+        else:
+            integers, counts = self._merged()
+        keep = np.flatnonzero(counts >= min_count)
+        rare = len(counts) - len(keep)
+        left_out = 0
+        if size is not None and len(keep) > size - FIRST_VALUE:
+            left_out = len(keep) - (size - FIRST_VALUE)
+            most_frequent = np.argsort(-counts[keep], kind="stable")[: size - FIRST_VALUE]
+            keep = np.sort(keep[most_frequent])
+        if self.is_text:
+            return TableVocabulary([names[index] for index in keep]), rare, left_out
+        return TableVocabulary(integers[keep]), rare, left_out
+
+    def _merged(self) -> tuple[np.ndarray, np.ndarray]:
+        if not self._parts:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        values, owner = np.unique(np.concatenate([part[0] for part in self._parts]), return_inverse=True)
+        counts = np.bincount(owner, weights=np.concatenate([part[1] for part in self._parts]), minlength=len(values))
+        return values, counts.astype(np.int64)
+
+
+def _integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """int64 values (0 at nulls) and a bool array that is True at nulls."""
+    if not column.null_count:
+        return column.to_numpy(zero_copy_only=False).astype(np.int64), np.zeros(len(column), dtype=bool)
+    missing = column.is_null().to_numpy(zero_copy_only=False)
+    return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64), missing
+
+
+def _through_dictionary(column: pa.Array, row_of: Callable[[str], int]) -> np.ndarray:
+    """Looks each distinct text up once."""
+    encoded = column.dictionary_encode()
+    rows = np.array([row_of(text) for text in encoded.dictionary.to_pylist()] + [UNKNOWN], dtype=np.int64)
+    codes = encoded.indices.fill_null(len(rows) - 1).to_numpy(zero_copy_only=False)
+    return rows[codes]

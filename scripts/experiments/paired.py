@@ -1,0 +1,57 @@
+"""Statistics of paired experiments: differences by seed with t-intervals, and a bootstrap over users."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation (over n - 1; 0 of a single value), and the values themselves."""
+    array = np.asarray(values, dtype=float)
+    spread = float(array.std(ddof=1)) if len(array) > 1 else 0.0
+    return {"mean": float(array.mean()), "std": spread, "values": array.tolist()}
+
+
+def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> dict[str, float]:
+    """Mean of a - b over pairs, with the t-interval; infinite ends for a single pair.
+
+    Args:
+        a: One value a seed.
+        b: The same seeds in the same order.
+        confidence: Of the interval.
+    """
+    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    mean, count = float(difference.mean()), len(difference)
+    if count < 2:
+        return {"mean": mean, "low": -math.inf, "high": math.inf, "pairs": count}
+    from scipy import stats
+
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * difference.std(ddof=1) / math.sqrt(count))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": count}
+
+
+def bootstrap_over_users(
+    difference: np.ndarray, users: Sequence, *, draws: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> dict[str, float]:
+    """Interval of the mean of a per-list difference when users, not lists, are drawn anew.
+
+    Args:
+        difference: [lists], one method minus another, a mean over seeds.
+        users: [lists], whose list each is.
+        draws: Bootstrap samples.
+        seed: Of the draws.
+        confidence: Of the percentile interval.
+    """
+    _, owner = np.unique(np.asarray(users), return_inverse=True)
+    sums, counts = np.bincount(owner, weights=difference), np.bincount(owner)
+    generator = np.random.default_rng(seed)
+    means = []
+    for _ in range(draws):
+        drawn = generator.integers(0, len(sums), len(sums))
+        means.append(sums[drawn].sum() / counts[drawn].sum())
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return {"mean": float(difference.mean()), "low": float(low), "high": float(high)}

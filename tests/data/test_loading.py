@@ -1,0 +1,347 @@
+"""``load_lists``: every kind of source gives the same lists, in the same splits, and wrong ones are named."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import pickle
+import socket
+import warnings
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from hf_rerank.data import prm_public
+from hf_rerank.data.loading import IterableListsDict, ListsDict, load_lists
+from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.errors import InputError
+from hf_rerank.lists import Lists
+from hf_rerank.schema import Categorical, Dense, ListSchema
+
+SCHEMA = ListSchema(items=[Categorical("item"), Dense("price")], label="click", list_id="id", group="user")
+
+
+@pytest.fixture(autouse=True)
+def own_cache_and_no_network(tmp_path_factory, monkeypatch):
+    def refused(*_: object) -> None:
+        raise AssertionError("a loader asked the network")
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(socket.socket, "connect", refused)
+
+
+def own_rows(n: int = 60) -> list[dict]:
+    """Lists of 1 to 3 items, the click in turn at each place."""
+    rows = []
+    for number in range(n):
+        slots = range(1 + number % 3)
+        row = {"id": f"list {number}", "user": number // 2, "item": [10 * number + slot for slot in slots]}
+        row |= {"price": [slot / 4 for slot in slots], "click": [int(slot == number // 3 % 3) for slot in slots]}
+        rows.append(row)
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    if path.suffix == ".parquet":
+        pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        texts = [json.dumps(row) for row in rows]
+        path.write_text("\n".join(texts) + "\n" if path.suffix == ".jsonl" else f"[{','.join(texts)}]")
+    return path
+
+
+def rows_of(lists) -> dict[str, list[dict]]:
+    return {split: list(rows) for split, rows in lists.items()}
+
+
+def split_by(rows: list[dict], keys) -> dict[str, list[dict]]:
+    of_row = split_of(keys)
+    return {split: [row for row, of in zip(rows, of_row, strict=True) if of == split] for split in SPLITS}
+
+
+# ---------------------------------------------------------------------------------------------------------- PRM Public
+
+
+def raw_text(users: range) -> str:
+    lines = []
+    for user in users:
+        labels = [float(slot == user % 3) for slot in range(3)]
+        fields = [
+            [1, None, 3],
+            [[user + i, 1, 2, 3, 4] for i in range(3)],
+            [[0.5] * 7] * 3,
+            [[user / 8] * 12] * 3,
+            labels,
+        ]
+        lines.append("|".join([str(user), *map(json.dumps, fields)]) + "\n")
+    return "".join(lines)
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "set1.train.txt.part1").write_text(raw_text(range(200)))
+    (folder / "set1.train.txt.part2").write_text(raw_text(range(200, 260)))
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"max_list_length": 2}, {"protocol": "public"}])
+def test_streaming_the_text_equals_the_prepared_lists(raw, tmp_path, monkeypatch, options):
+    lists = load_lists("prm_public", data_dir=raw, **options)
+    monkeypatch.setattr(prm_public, "find_ranges", functools.partial(prm_public.find_ranges, range_bytes=20_000))
+    stream = load_lists("prm_public", data_dir=raw, streaming=True, **options)
+    assert isinstance(lists, ListsDict)
+    assert isinstance(stream, IterableListsDict)
+    assert stream.schema == lists.schema == prm_public.prm_public_schema(options.get("max_list_length", 30))
+    assert rows_of(stream) == rows_of(lists)
+    assert list(lists) == list(stream) == list(SPLITS)
+    assert stream["train"].features == lists["train"].features
+    assert stream["train"].num_shards > 4
+    if options.get("protocol") == "public":  # every line holds a null
+        assert sum(map(len, lists.values())) == 0
+    else:
+        assert [row["user_id"] for row in stream["test"]] == [
+            user for user in range(260) if split_of([user]) == "test"
+        ]
+
+
+def test_prm_public_is_prepared_once(raw, monkeypatch, caplog):
+    first = load_lists("prm_public", data_dir=raw)
+    assert "Preparing" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(prm_public, "prepare_prm_public", None)
+        assert rows_of(load_lists("prm_public", data_dir=raw)) == rows_of(first)
+        cached = next(
+            folder for folder in (datasets.config.HF_DATASETS_CACHE / "hf_rerank").iterdir() if folder.is_dir()
+        )
+        assert rows_of(load_lists("prm_public", data_dir=cached)) == rows_of(first) == rows_of(load_lists(str(cached)))
+        with pytest.raises(InputError, match="is prepared already"):
+            load_lists("prm_public", data_dir=cached, max_list_length=5)
+    (raw / "set1.train.txt.part2").write_text(raw_text(range(200, 230)))
+    assert sum(map(len, load_lists("prm_public", data_dir=raw).values())) == 230
+
+
+def test_prepared_folder_with_another_schema(raw, tmp_path):
+    prm_public.prepare_prm_public(raw, tmp_path / "lists", progress=False)
+    narrow = ListSchema(items=[Categorical("item_id")], group="user_id", list_id="list_id")
+    assert load_lists(tmp_path / "lists", schema=narrow).schema == narrow
+    assert load_lists(tmp_path / "lists").schema == prm_public.prm_public_schema()
+    with pytest.raises(InputError, match=r"split 'ranker_train': the lists have no column 'item_5'.*did you mean"):
+        load_lists(tmp_path / "lists", schema=narrow.replace(items=[Categorical("item_5")]))
+
+
+def test_simulated_lists_from_simulation_to_checked_lists(monkeypatch, caplog):
+    from hf_rerank.data import simulator
+
+    lists = load_lists("simulated_prm", n_lists=200, seed=3)
+    assert "Simulating 200 lists" in caplog.text
+    assert sum(map(len, lists.values())) == 200
+    assert (lists.schema.position, lists.schema.attraction) == ("position", "attraction")
+    assert len(lists.schema.examination) == 30
+    train = Lists.from_arrow(lists["train"].with_format("arrow")[:], lists.schema, with_labels=True)
+    assert train.attraction.max() <= 1
+    assert train.labels.reshape(-1, 30).sum(axis=1).min() >= 1
+    cache = datasets.config.HF_DATASETS_CACHE / "hf_rerank"
+    assert [path.suffix for path in cache.iterdir() if path.is_dir()] == [""]  # the raw text is gone
+    monkeypatch.setattr(simulator, "simulate_prm", None)  # made once
+    assert rows_of(load_lists("simulated_prm", n_lists=200, seed=3, streaming=True)) == rows_of(lists)
+
+
+def test_a_simulation_that_fails_leaves_no_folder(monkeypatch):
+    def failing(*_: object, **__: object) -> None:
+        raise InputError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prm_public, "prepare_prm_public", failing)
+        with pytest.raises(InputError, match="the disk is full"):
+            load_lists("simulated_prm", n_lists=20)
+    assert not [path for path in (datasets.config.HF_DATASETS_CACHE / "hf_rerank").iterdir() if path.is_dir()]
+    assert sum(map(len, load_lists("simulated_prm", n_lists=20).values())) == 20
+
+
+# ----------------------------------------------------------------------------------------------------------- own lists
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "folder", "dataset"])
+def test_own_lists_are_split_by_their_group(tmp_path, kind, streaming):
+    rows = own_rows()
+    if kind == "dataset":
+        source = datasets.Dataset.from_list(rows)
+    elif kind == "folder":
+        write_rows(tmp_path / "a.parquet", rows[:25])
+        write_rows(tmp_path / "b.parquet", rows[25:])
+        source = tmp_path
+    else:
+        source = write_rows(tmp_path / f"lists.{kind}", rows)
+    schema_file = tmp_path / "schema"
+    SCHEMA.save(schema_file)
+    for schema in (SCHEMA, schema_file, str(schema_file)):
+        lists = load_lists(source, schema=schema, streaming=streaming)
+        assert isinstance(lists, IterableListsDict if streaming else ListsDict)
+        assert lists.schema == SCHEMA
+    expected = split_by(rows, [row["user"] for row in rows])
+    assert all(expected.values())
+    assert rows_of(lists) == expected
+    assert rows_of(load_lists(lists, schema=SCHEMA, streaming=streaming)) == expected  # its own splits are kept
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_without_a_group_the_list_id_or_the_row_number_splits(streaming):
+    rows = own_rows()
+    data = datasets.Dataset.from_list(rows)
+    by_id = load_lists(data, schema=SCHEMA.replace(group=None), streaming=streaming)
+    assert rows_of(by_id) == split_by(rows, [row["id"] for row in rows])
+    by_number = load_lists(data, schema=SCHEMA.replace(group=None, list_id=None), streaming=streaming)
+    assert rows_of(by_number) == split_by(rows, range(len(rows)))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_that_the_data_bring_are_kept(tmp_path, streaming):
+    rows = own_rows(9)
+    marked = [{**row, "split": "test" if number == 4 else "train"} for number, row in enumerate(rows)]
+    lists = rows_of(load_lists(datasets.Dataset.from_list(marked), schema=SCHEMA, streaming=streaming))
+    assert {split: found for split, found in lists.items() if found} == {
+        "train": marked[:4] + marked[5:],
+        "test": [marked[4]],
+    }
+    write_rows(tmp_path / "train-0.jsonl", rows[:3])
+    write_rows(tmp_path / "train-1.jsonl", rows[3:6])
+    write_rows(tmp_path / "test.jsonl", rows[6:])
+    lists = load_lists(tmp_path, schema=SCHEMA, streaming=streaming)
+    assert rows_of(lists) == {"train": rows[:6], "test": rows[6:]}
+    write_rows(tmp_path / "more.jsonl", rows)
+    with pytest.raises(InputError, match=r"more\.jsonl is named after no split, but other files"):
+        load_lists(tmp_path, schema=SCHEMA, streaming=streaming)
+
+
+def test_other_names_of_splits():
+    rows = [{**row, "split": f"fold_{number % 2}"} for number, row in enumerate(own_rows(6))]
+    assert list(load_lists(datasets.Dataset.from_list(rows), schema=SCHEMA)) == ["fold_0", "fold_1"]
+    with pytest.raises(InputError, match=r"column 'split' holds 'fold_0': a stream can be split into"):
+        load_lists(datasets.Dataset.from_list(rows), schema=SCHEMA, streaming=True)
+
+
+def test_changed_files_are_read_anew(tmp_path):
+    path = write_rows(tmp_path / "train.parquet", own_rows(6))
+    assert len(load_lists(path, schema=SCHEMA)["train"]) == 6
+    write_rows(path, own_rows(9))
+    assert len(load_lists(path, schema=SCHEMA)["train"]) == 9
+
+
+def test_the_schema_stays():
+    lists = load_lists(datasets.Dataset.from_list(own_rows()), schema=SCHEMA)
+    again = [
+        lists.map(lambda row: row),
+        lists.filter(lambda row: True),
+        lists.shuffle(seed=1),
+        lists.with_format("numpy"),
+    ]
+    again += [copy.copy(lists), copy.deepcopy(lists), pickle.loads(pickle.dumps(lists))]
+    for other in again:
+        assert isinstance(other, ListsDict)
+        assert other.schema == SCHEMA
+        assert len(other["train"]) == len(lists["train"])
+    stream = load_lists(datasets.Dataset.from_list(own_rows()), schema=SCHEMA, streaming=True)
+    for other in (stream.map(lambda row: row), stream.shuffle(seed=1), stream.with_format("numpy")):
+        assert isinstance(other, IterableListsDict)
+        assert other.schema == SCHEMA
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("simulated-prm", {}, r"unknown source 'simulated-prm'.*did you mean 'simulated_prm'"),
+        ("nowhere/lists.parquet", {"schema": SCHEMA}, "unknown source 'nowhere/lists.parquet'"),
+        ("prm_public", {}, r"'prm_public' needs data_dir=.*hf4Academic/PRM.*simulated_prm"),
+        ("prm_public", {"data_dir": "nowhere"}, "no PRM Public text in nowhere"),
+        ("prm_public", {"data_dir": ".", "schema": SCHEMA}, "has a schema of its own"),
+        ("prm_public", {"data_dir": ".", "n_lists": 5}, "n_lists= does not belong to 'prm_public'"),
+        ("simulated_prm", {"data_dir": "."}, "data_dir= does not belong to 'simulated_prm'"),
+        (".", {"data_dir": "."}, r"data_dir= does not belong to '\.': give one of source and data_dir"),
+        (datasets.Dataset.from_list(own_rows()), {}, r"own lists need schema=ListSchema"),
+        (datasets.Dataset.from_list(own_rows()), {"schema": {}}, "schema is a dict: expected a ListSchema"),
+        (datasets.Dataset.from_list(own_rows()), {"schema": "no.json"}, r"no schema at no\.json"),
+        (
+            datasets.Dataset.from_list(own_rows()),
+            {"schema": SCHEMA, "max_list_length": 3},
+            "max_list_length= does not",
+        ),
+        (
+            datasets.Dataset.from_list(own_rows()),
+            {"schema": SCHEMA, "protocol": "public"},
+            "protocol= does not belong",
+        ),
+        (datasets.Dataset.from_list(own_rows()).to_iterable_dataset(), {"schema": SCHEMA}, "use streaming=True"),
+        (own_rows(), {"schema": SCHEMA}, "the source is a list: expected 'simulated_prm'"),
+        (
+            datasets.Dataset.from_list(own_rows()),
+            {"schema": SCHEMA.replace(label="clicks")},
+            r"split 'ranker_train': the lists have no column 'clicks'.*did you mean 'click'",
+        ),
+        (
+            datasets.Dataset.from_list(own_rows()),
+            {"schema": SCHEMA.replace(group="usr")},
+            r"no column 'usr' to split by.*did you mean 'user'",
+        ),
+        (
+            datasets.Dataset.from_list([*own_rows(3), {**own_rows(1)[0], "user": None}]),
+            {"schema": SCHEMA},
+            "column 'user' of list 3 holds None: expected an integer or text to split by",
+        ),
+    ],
+)
+def test_wrong_sources_and_options(source, options, message):
+    with pytest.raises(InputError, match=message):
+        load_lists(source, **options)
+
+
+def test_wrong_files(tmp_path):
+    load = functools.partial(load_lists, schema=SCHEMA)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty holds no lists: expected \.parquet"):
+        load(tmp_path / "empty")
+    (tmp_path / "lists.csv").write_text("a,b\n")
+    with pytest.raises(InputError, match=r"lists\.csv is no list file"):
+        load(tmp_path / "lists.csv")
+    path = write_rows(tmp_path / "lists.parquet", own_rows())
+    with pytest.raises(InputError, match="own lists need schema"):
+        load_lists(path)
+    write_rows(tmp_path / "lists.jsonl", own_rows())
+    with pytest.raises(InputError, match="holds both Parquet and JSON files"):
+        load(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"lists\.parquet is no whole Parquet file"):
+        load(path)
+    pa.parquet.write_table(pa.Table.from_pylist(own_rows()).slice(0, 0), path)
+    with pytest.raises(InputError, match=r"lists\.parquet holds no lists"):
+        load(path)
+    whole, cut_off = '{"id": "a", "user": 1, "item": [1]}', '{"id": "b", "us'
+    for name, text in (("lists.jsonl", f"{whole}\n{cut_off}"), ("lists.json", f"[{whole},\n{cut_off}")):
+        (tmp_path / name).write_text(text)
+        for streaming in (False, True):
+            with pytest.raises(InputError, match=rf"cannot read lists from .*{name}, line 2: "):
+                load(tmp_path / name, streaming=streaming)
+
+
+def test_clicked_items_first_is_a_leak():
+    rows = own_rows()
+    for row in rows:
+        row |= {"item": [1, 2, 3], "price": [0.0, 1.0, 2.0], "click": [1, 0, 0]}
+    data = datasets.Dataset.from_list(rows)
+    for streaming in (False, True):
+        with pytest.warns(UserWarning, match=r"order of the slots alone has an AUC of 1\.000"):
+            load_lists(data, schema=SCHEMA, streaming=streaming)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_lists(datasets.Dataset.from_list(own_rows()), schema=SCHEMA)  # clicks at every place
+        positioned = data.add_column("place", [[0, 1, 2]] * len(rows))
+        load_lists(positioned, schema=SCHEMA.replace(position="place"))

@@ -1,0 +1,241 @@
+"""Push and load, end to end, against a Hub that runs here; the client is a process of its own."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import Hub, running_hub
+from huggingface_hub import ModelCard
+
+from hf_rerank import InputError, ListProcessor, Reranker
+from hf_rerank.hub.card import model_card
+from hf_rerank.hub.files import model_file
+from hf_rerank.hub.push import PUSHED
+
+TOKEN = "hf_canaryCanaryCanary"
+FILES = {
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "vocabularies.safetensors",
+    "results.json",
+    "training_args.json",
+}
+
+TRAIN_AND_PUSH = """
+import json, sys
+from pathlib import Path
+import datasets
+from hf_rerank import (Categorical, Dense, ListProcessor, ListSchema, PRMConfig, PRMForReranking, Reranker,
+                       RerankTrainer, RerankTrainingArguments)
+from hf_rerank.hub.push import create_repository, push_folder
+
+folder, token = Path(sys.argv[1]), sys.argv[2]
+schema = ListSchema(items=[Categorical("item_id"), Dense("price")], list_id="list_id", max_list_length=4)
+rows = [{"list_id": str(number), "item_id": [number % 3, 1, 2], "price": [0.5, 1.0, float(number)], "click": [1, 0, 0]}
+        for number in range(12)]
+lists = datasets.Dataset.from_list(rows)
+processor = ListProcessor.from_lists(lists, schema=schema)
+model = PRMForReranking(PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1, inner_width=8))
+arguments = RerankTrainingArguments(str(folder / "tiny-prm"), num_train_epochs=2, per_device_train_batch_size=6,
+                                    use_cpu=True, disable_tqdm=True, hub_token=token)
+trainer = RerankTrainer(model=model, args=arguments, train_dataset=lists, eval_dataset=lists,
+                        processing_class=processor)
+trainer.train()
+trainer.evaluate(lists, metric_key_prefix="test")
+trainer.save_model()
+(Path(arguments.output_dir) / "notes.pkl").write_bytes(b"not to be pushed")
+first = trainer.push_to_hub(commit_message="A tiny one")
+trainer.push_to_hub("club/named")
+push_folder(arguments.output_dir, create_repository("whole-run"), commit_message="From the run's folder")
+requests = [{"item_id": row["item_id"], "price": row["price"]} for row in rows]
+(folder / "report.json").write_text(json.dumps({
+    "commit": first.oid,
+    "rows": requests,
+    "expected": Reranker(trainer.model, processor).rerank(requests),
+    "from_hub": Reranker.from_pretrained("someone/tiny-prm").rerank(requests),
+    "at_revision": Reranker.from_pretrained("club/named", revision="main", token=token).rerank(requests),
+}))
+for source, options in (("someone/none", {}), ("someone/tiny-prm", {"revision": "v9"}), ("someone/empty", {})):
+    try:
+        Reranker.from_pretrained(source, **options)
+    except ValueError as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, dict[str, Any], list[str], Path]]:
+    folder = tmp_path_factory.mktemp("pushed")
+    with running_hub("someone", TOKEN) as hub:
+        hub.repositories["someone/empty"] = [{"id": "0" * 40, "message": "", "files": {"README.md": b"nothing"}}]
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(folder / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "OMP_NUM_THREADS": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
+        command = [sys.executable, "-c", TRAIN_AND_PUSH, str(folder), TOKEN]
+        ran = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=240, check=False, cwd=folder
+        )
+        assert ran.returncode == 0, ran.stderr[-4000:]
+        assert TOKEN not in ran.stdout + ran.stderr
+        errors = [line for line in ran.stdout.splitlines() if "Error" in line.split(" ", 1)[0]]
+        yield hub, json.loads((folder / "report.json").read_text()), errors, folder
+
+
+@pytest.mark.slow
+def test_one_commit_of_the_allowed_files(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+    hub, report, _, _ = pushed
+    for repo_id, message in (("someone/tiny-prm", "A tiny one"), ("club/named", "Upload re-ranker")):
+        (commit,) = hub.repositories[repo_id]
+        assert commit["message"] == message
+        assert commit["files"].keys() == FILES
+    assert report["commit"] == hub.repositories["someone/tiny-prm"][0]["id"]
+    # The folder of the run holds checkpoints and more, and no card: the rest of the list is what comes of it.
+    assert hub.files("someone/whole-run").keys() == FILES - {"README.md"}
+    # What was put but not committed would lie on the Hub all the same.
+    assert len(hub.objects) == 2
+
+
+@pytest.mark.slow
+def test_the_run_folder_held_more_than_was_pushed(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+    _, _, _, folder = pushed
+    names = {path.name for path in (folder / "tiny-prm").rglob("*")}
+    assert {"notes.pkl", "checkpoint-2", "optimizer.pt"} <= names
+    assert "training_args.bin" not in names
+
+
+@pytest.mark.slow
+def test_no_token_in_any_file(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+    hub, _, _, folder = pushed
+    assert any(b"A tiny one" in body for body in hub.bodies)
+    for body in (*hub.bodies, *hub.objects.values()):
+        assert TOKEN.encode() not in body
+    for commits in hub.repositories.values():
+        for commit in commits:
+            for name, content in commit["files"].items():
+                assert TOKEN.encode() not in content, name
+    for path in (folder / "tiny-prm").rglob("*"):
+        if path.is_file():
+            assert TOKEN.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+def test_card_and_results(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+    hub, _, _, _ = pushed
+    for repo_id in ("someone/tiny-prm", "club/named"):
+        files = hub.files(repo_id)
+        card = ModelCard(files["README.md"].decode())
+        assert card.data.library_name == "hf_rerank"
+        assert "re-ranking" in card.data.tags
+        assert f'Reranker.from_pretrained("{repo_id}")' in card.text
+    results = json.loads(files["results.json"])
+    assert f"| ndcg@10 | {results['evaluations']['test']['test_ndcg@10']:.4f} |" in card.text
+    assert "`scaled` (weights 20 and 5" in card.text
+    assert "| price | items | dense |" in card.text
+    assert json.loads(files["training_args.json"])["hub_token"] != TOKEN
+
+
+@pytest.mark.slow
+def test_loaded_from_the_hub_it_ranks_the_same(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+    _, report, _, _ = pushed
+    assert len(report["expected"]) == 12
+    assert report["from_hub"] == report["expected"]
+    assert report["at_revision"] == report["expected"]
+
+
+@pytest.mark.slow
+def test_what_the_hub_does_not_have(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+    _, _, errors, _ = pushed
+    assert [line.split(" ", 1)[0] for line in errors] == ["InputError"] * 3, errors
+    no_repository, no_revision, no_file = errors
+    assert "neither a folder someone/none nor a repository" in no_repository
+    assert "someone/tiny-prm has no revision 'v9'" in no_revision
+    assert "someone/empty has no preprocessor_config.json" in no_file
+
+
+# ------------------------------------------------------------------------------------------------------- without a Hub
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        *((name, True) for name in sorted(FILES)),
+        ("model-00001-of-00002.safetensors", True),
+        ("model.safetensors.index.json", True),
+        *((name, False) for name in ("training_args.bin", "optimizer.pt", "rng_state.pth", "pytorch_model.bin")),
+        *((name, False) for name in ("trainer_state.json", ".env", "notes.txt", "checkpoint-10/model.safetensors")),
+    ],
+)
+def test_what_may_be_pushed(name: str, allowed: bool) -> None:
+    assert any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED) is allowed
+
+
+RESULTS: dict[str, Any] = {
+    "model": {"model_type": "rerank_prm"},
+    "parameters": 12345,
+    "task_loss": "binary_log_loss",
+    "objective": {
+        "preset": "scaled",
+        "convergence_weight": 20.0,
+        "adversarial_weight": 5.0,
+        "reduction": "weighted_mean",
+        "space": "probability",
+    },
+    "schema": {
+        "items": [{"kind": "categorical", "name": "item_id"}],
+        "user": [{"kind": "dense", "name": "age"}],
+        "history": [],
+        "max_list_length": 30,
+    },
+    "data": {"train": {"lists": 100}},
+    "training_arguments": {"seed": 3},
+    "evaluations": {"test": {"test_auc": 0.71234, "test_p1_obedience": 0.5, "test_runtime": 3.0}},
+}
+
+
+def test_card_text() -> None:
+    card = ModelCard(model_card("someone/prm", RESULTS))
+    assert card.data.library_name == "hf_rerank"
+    assert card.text.count("\n# ") + card.text.startswith("# ") == 1
+    for line in (
+        "# someone/prm",
+        "## Results: test",
+        "| auc | 0.7123 |",
+        "| p1_obedience | 0.5000 |",
+        "| item_id | items | categorical |",
+        "| age | user | dense |",
+    ):
+        assert line in card.text.splitlines(), line
+    assert "12,345 parameters" in card.text
+    assert "runtime" not in card.text
+    assert "Results" not in ModelCard(model_card("x/y", {**RESULTS, "evaluations": {}})).text
+
+
+def test_model_file_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert model_file(tmp_path, "config.json") == tmp_path / "config.json"
+    assert model_file(str(tmp_path), "config.json").read_text() == "{}"
+    with pytest.raises(InputError, match=r"has no model\.safetensors \(it holds config\.json\)"):
+        model_file(tmp_path, "model.safetensors")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="it holds nothing"):
+        model_file(tmp_path / "empty", "config.json")
+    for load in (ListProcessor.from_pretrained, Reranker.from_pretrained):
+        with pytest.raises(InputError, match="empty has no"):
+            load(tmp_path / "empty")

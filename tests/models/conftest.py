@@ -1,0 +1,116 @@
+"""Tiny models and lists for the tests of models: everything that a schema can hold, in a few numbers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_rerank.models.auto import RERANKERS
+
+# Sizes that make a model tiny: one line a model, and none where its defaults are small enough.
+TINY: dict[str, dict[str, Any]] = {
+    "dnn": {"hidden_sizes": [8]},
+    "prm": {"d_model": 8, "num_blocks": 1, "num_heads": 2, "inner_width": 8, "dropout": 0.0},
+}
+LISTS = {
+    "item_vocab_sizes": [20, 20],
+    "num_item_dense": 2,
+    "item_vector_dim": 3,
+    "user_vocab_sizes": [20],
+    "num_user_dense": 1,
+    "history_vocab_sizes": [20, 20],
+    "history_shared_tables": [0, -1],
+    "num_history_dense": 1,
+    "max_list_length": 8,
+    "max_history_length": 4,
+    "embedding_dim": 4,
+}
+HISTORY = 3
+
+
+def tiny_config(name: str, **options: Any) -> Any:
+    """No dropped ids; tables as large as the other features, so that a feature that is not read is noticed."""
+    plain = {"unknown_rate": 0, "initializer_range": 0.5}
+    return RERANKERS[name][0](**{**LISTS, **plain, **TINY.get(name, {}), **options})
+
+
+def tiny_model(name: str, *, seed: int = 0, **options: Any) -> Any:
+    """A model with random weights of its seed, in evaluation mode."""
+    torch.manual_seed(seed)
+    return RERANKERS[name][1](tiny_config(name, **options)).eval()
+
+
+def tiny_lists(lengths: tuple[int, ...] = (6, 4, 2, 5), *, width: int = 6, seed: int = 1) -> dict[str, Tensor]:
+    """Random lists of these lengths in ``width`` slots, in a random initial order, as a processor gives them."""
+    draw = torch.Generator().manual_seed(seed)
+    lists = len(lengths)
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    history_mask = torch.arange(HISTORY) < torch.randint(0, HISTORY + 1, (lists, 1), generator=draw)
+    positions = torch.arange(width).repeat(lists, 1)
+    for row, length in enumerate(lengths):
+        positions[row, :length] = torch.randperm(length, generator=draw)
+    clicks = torch.randint(0, 2, mask.shape, generator=draw).float()
+
+    def ids(*shape: int) -> Tensor:
+        return torch.randint(2, 20, shape, generator=draw)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw)
+
+    return {
+        "item_categorical": ids(lists, width, 2) * mask[..., None],
+        "item_dense": numbers(lists, width, 2) * mask[..., None],
+        "item_vectors": numbers(lists, width, 3) * mask[..., None],
+        "user_categorical": ids(lists, 1),
+        "user_dense": numbers(lists, 1),
+        "history_categorical": ids(lists, HISTORY, 2) * history_mask[..., None],
+        "history_dense": numbers(lists, HISTORY, 1) * history_mask[..., None],
+        "history_mask": history_mask,
+        "mask": mask,
+        "position_ids": positions,
+        "labels": clicks.masked_fill(~mask, -100.0),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny() -> SimpleNamespace:
+    """``tiny.config``, ``tiny.model``, ``tiny.lists``: the functions above."""
+    return SimpleNamespace(config=tiny_config, model=tiny_model, lists=tiny_lists)
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All models of the table, each on one batch shared by two processes: the folder with their gradients."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    save_file({**tiny_lists(), "list_keys": torch.arange(10, 14)}, folder / "lists.safetensors")
+    for known in RERANKERS:
+        tiny_model(known).save_pretrained(folder / known)
+    worker = Path(__file__).with_name("gradient_worker.py")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(worker),
+        str(folder),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        printed, _ = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its workers
+        pytest.fail(f"two processes did not end within 120 s: {process.communicate(timeout=60)[0]}")
+    assert process.returncode == 0, printed
+    return folder

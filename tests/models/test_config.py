@@ -1,0 +1,281 @@
+"""Configs: what they refuse, what a schema makes of them, what a file keeps of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import get_args
+
+import pyarrow as pa
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from hf_rerank.errors import InputError
+from hf_rerank.models.auto import RERANKERS, AutoReranker, reranker_classes
+from hf_rerank.models.base import RerankerConfig
+from hf_rerank.models.dnn import DNNConfig
+from hf_rerank.models.prm import PRMConfig, PRMForReranking
+from hf_rerank.processing import ListProcessor
+from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
+
+every_model = pytest.mark.parametrize("name", RERANKERS)
+
+SCHEMA = ListSchema(
+    items=[
+        Categorical("item", size=50),
+        Vector("text", dim=3),
+        Dense("price", scale="log", missing="indicator"),
+        Categorical("shop", hash_size=16),
+        Dense("age"),
+        Vector("image", dim=2),
+    ],
+    user=[Categorical("gender"), Dense("minutes")],
+    history=[Categorical("seen", shares="item"), Dense("ago", missing="indicator"), Categorical("action")],
+    max_list_length=6,
+    max_history_length=4,
+)
+LISTS = pa.Table.from_pylist(
+    [
+        {
+            "item": [1, 2, 1, 2],
+            "text": [[0.0, 1.0, 2.0]] * 4,
+            "price": [1.0, None, 2.0, 3.0],
+            "shop": [7, 8, 7, 8],
+            "age": [1.0, 2.0, 3.0, 4.0],
+            "image": [[0.0, 1.0]] * 4,
+            "gender": gender,
+            "minutes": 3.0,
+            "seen": [1, 2],
+            "ago": [1.0, None],
+            "action": ["buy", "buy"],
+            "click": [0, 1, 0, 0],
+        }
+        for gender in (0, 1, 0, 1)
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def schema():
+    return ListProcessor.from_lists(LISTS, schema=SCHEMA).schema
+
+
+@every_model
+def test_sizes_of_a_schema(name, schema):
+    """Tables: padding, unknown, then the values; a missing-value indicator is a number of its own."""
+    config = RERANKERS[name][0].for_schema(schema)
+    expected = {
+        "item_vocab_sizes": [50, 16],
+        "num_item_dense": 2 + 1,
+        "item_vector_dim": 3 + 2,
+        "user_vocab_sizes": [2 + 2],
+        "num_user_dense": 1,
+        "history_vocab_sizes": [50, 2 + 1],
+        "history_shared_tables": [0, -1],
+        "num_history_dense": 2,
+        "max_list_length": 6,
+        "max_history_length": 4,
+        "schema_fingerprint": schema.fingerprint,
+    }
+    assert {field: getattr(config, field) for field in expected} == expected
+    assert config.unknown_rate == 0.01
+    assert config.task_loss == config.task_loss_name == "binary_log_loss"
+    config = RERANKERS[name][0].for_schema(schema, embedding_dim=5, max_list_length=9)
+    assert (config.embedding_dim, config.max_list_length) == (5, 9)
+
+
+@every_model
+def test_the_model_of_a_schema_takes_its_tensors(name, schema):
+    processor = ListProcessor.from_lists(LISTS, schema=SCHEMA)
+    model = AutoReranker.from_config(RERANKERS[name][0].for_schema(processor.schema))
+    assert type(model) is RERANKERS[name][1]
+    assert model.config.schema_fingerprint == processor.schema.fingerprint
+    output = model(**processor(LISTS))
+    assert output.logits.shape == (4, 4)
+    assert output.loss.isfinite()
+
+
+def test_the_fingerprint_tells_schemas_apart(schema):
+    other = ListProcessor.from_lists(LISTS.slice(0, 1), schema=SCHEMA).schema
+    assert DNNConfig.for_schema(other).schema_fingerprint != DNNConfig.for_schema(schema).schema_fingerprint
+
+
+@every_model
+@pytest.mark.parametrize("preset", ["paper", "librerank-ad", "librerank-prm"])
+def test_presets_build(name, preset, schema):
+    config, model = RERANKERS[name]
+    assert model(config.preset(preset, schema)).num_parameters() > 0
+    chosen = config.presets[preset]
+    assert {field: getattr(config.preset(preset, schema), field) for field in chosen} == chosen
+    assert config.preset(preset, schema, embedding_dim=3).embedding_dim == 3
+    with pytest.raises(InputError, match=rf"no preset 'papr': expected one of .*{preset}.*did you mean 'paper'"):
+        config.preset("papr", schema)
+
+
+def test_an_unfitted_schema_is_refused():
+    with pytest.raises(InputError, match=r"not been fitted.*processor\.schema"):
+        DNNConfig.for_schema(SCHEMA)
+
+
+@every_model
+def test_a_bare_config(name):
+    config, model = RERANKERS[name]
+    assert config().item_vocab_sizes == []
+    with pytest.raises(InputError, match=r"no features.*for_schema"):
+        model(config())
+
+
+@every_model
+def test_unknown_options_are_refused(name, schema):
+    with pytest.raises(InputError, match=r"Config has no option 'embeding_dim'; did you mean 'embedding_dim'\?"):
+        RERANKERS[name][0].for_schema(schema, embeding_dim=8)
+    with pytest.raises(InputError, match=r"has no option 'zzz'$"):
+        RERANKERS[name][0](zzz=1)
+
+
+WRONG = [
+    (RerankerConfig, {"embedding_dim": "16"}, "expected int, got str"),
+    (RerankerConfig, {"embedding_dim": 16.0}, "expected int, got float"),
+    (RerankerConfig, {"embedding_dim": True}, "expected int, got bool"),
+    (RerankerConfig, {"embedding_dim": 0}, "embedding_dim: expected at least 1"),
+    (RerankerConfig, {"max_list_length": 0}, "max_list_length"),
+    (RerankerConfig, {"max_history_length": 0}, "max_history_length"),
+    (RerankerConfig, {"item_vocab_sizes": [2]}, "fewer than 3 rows"),
+    (RerankerConfig, {"user_vocab_sizes": (20,)}, "expected a list, got tuple"),
+    (RerankerConfig, {"item_vocab_sizes": [20.0]}, "item at index 0 in list 'item_vocab_sizes'"),
+    (RerankerConfig, {"num_item_dense": -1}, "num_item_dense.*at least 0"),
+    (RerankerConfig, {"unknown_rate": 1}, r"expected a share in \[0, 1\)"),
+    (RerankerConfig, {"unknown_rate": -0.1}, r"unknown_rate is -0\.1"),
+    (RerankerConfig, {"initializer_range": 0.0}, "initializer_range"),
+    (RerankerConfig, {"position_input": "embeding"}, "embedding.*none"),
+    (RerankerConfig, {"task_loss": "log_loss"}, "binary_log_loss"),
+    (RerankerConfig, {"history_vocab_sizes": [20]}, "history_shared_tables"),
+    (RerankerConfig, {"history_vocab_sizes": [20], "history_shared_tables": [0]}, "history_shared_tables"),
+    (RerankerConfig, {"attn_implementation": "someone/a-kernel"}, "expected 'eager' or 'sdpa'"),
+    (DNNConfig, {"hidden_sizes": []}, "at least one width"),
+    (DNNConfig, {"hidden_sizes": [8, 0]}, "each at least 1"),
+    (DNNConfig, {"hidden_sizes": 8}, "hidden_sizes"),
+    (DNNConfig, {"dropout": 1.0}, r"dropout is 1\.0"),
+    (PRMConfig, {"dropout": -0.5}, r"dropout is -0\.5"),
+    (PRMConfig, {"num_heads": 3}, "d_model=64 is no multiple of num_heads=3"),
+    (PRMConfig, {"head_dim": 0}, "head_dim"),
+    (PRMConfig, {"num_blocks": 0}, "num_blocks"),
+]
+
+
+@pytest.mark.parametrize(("config", "options", "message"), WRONG, ids=lambda value: str(value)[:50])
+def test_wrong_values_are_refused(config, options, message, schema):
+    with pytest.raises((InputError, StrictDataclassError), match=f"(?s){message}"):
+        config(**options)
+    if config is not RerankerConfig:
+        with pytest.raises(InputError, match=f"(?s){config.__name__}: .*{message}"):
+            config.for_schema(schema, **options)
+
+
+def test_assignment_is_checked_too():
+    config = PRMConfig()
+    with pytest.raises(StrictDataclassError, match="expected int"):
+        config.d_model = "64"
+
+
+def test_zero_is_a_number(schema):
+    assert PRMConfig.for_schema(schema, dropout=0, unknown_rate=0).dropout == 0
+
+
+OTHERWISE = {
+    "dnn": {"hidden_sizes": [3, 2], "dropout": 0.25},
+    "prm": {"d_model": 6, "num_blocks": 3, "num_heads": 4, "head_dim": 2, "inner_width": 5, "dropout": 0},
+}
+
+
+@every_model
+def test_every_field_survives_json(name, tiny, tmp_path):
+    given = {
+        "item_vocab_sizes": [9, 8],
+        "num_item_dense": 7,
+        "item_vector_dim": 6,
+        "user_vocab_sizes": [5],
+        "num_user_dense": 4,
+        "history_vocab_sizes": [3, 9],
+        "history_shared_tables": [-1, 0],
+        "num_history_dense": 2,
+        "max_list_length": 11,
+        "max_history_length": 12,
+        "schema_fingerprint": "0123456789abcdef",
+        "embedding_dim": 13,
+        "unknown_rate": 0,
+        "task_loss": "lambda_loss",
+        "initializer_range": 0.125,
+        **OTHERWISE.get(name, {}),
+    }
+    config = RERANKERS[name][0](**given)
+    own = [entry.name for entry in fields(RerankerConfig) if entry.name in RerankerConfig.__annotations__]
+    assert set(own) - set(given) == {"position_input"}, "a new field needs a value here"
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert {field: written[field] for field in given} == given
+    for loaded in (
+        type(config).from_pretrained(tmp_path),
+        AutoConfig.from_pretrained(tmp_path),
+        type(config).from_dict(json.loads(config.to_json_string())),
+    ):
+        assert type(loaded) is type(config)
+        assert {field: getattr(loaded, field) for field in given} == given
+    changed = type(config).from_pretrained(tmp_path, max_list_length=99)
+    assert changed.max_list_length == 99
+
+
+@every_model
+def test_the_position_input_survives_json(name, tiny, tmp_path):
+    choices = next(get_args(entry.type) for entry in fields(RERANKERS[name][0]) if entry.name == "position_input")
+    assert len(choices) == 2
+    for choice in choices:
+        tiny.config(name, position_input=choice).save_pretrained(tmp_path)
+        assert RERANKERS[name][0].from_pretrained(tmp_path).position_input == choice
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        {"auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}},
+        {"trust_remote_code": True},
+        {"_attn_implementation_internal": "someone/a-kernel"},
+        {"_attn_implementation": "someone/a-kernel"},
+        {"attn_implementation": "someone/a-kernel"},
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        {"dropuot": 0.5},
+    ],
+    ids=lambda planted: next(iter(planted)),
+)
+def test_planted_keys_of_a_checkpoint_are_refused(planted, tiny, tmp_path):
+    """Nothing in a config.json can name code to load: such a checkpoint does not load at all."""
+    tiny.model("prm").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **planted}))
+    for loader in (PRMForReranking, AutoReranker, AutoConfig):
+        with pytest.raises(InputError, match=rf"{next(iter(planted))}"):
+            loader.from_pretrained(tmp_path)
+
+
+def test_the_table_and_its_messages(tmp_path):
+    for name, (config, model) in RERANKERS.items():
+        assert config.model_type == f"rerank_{name}"
+        assert model.config_class is config
+        assert reranker_classes(name) == (config, model)
+    with pytest.raises(InputError, match=r"unknown re-ranker 'prn'.*did you mean 'prm'"):
+        reranker_classes("prn")
+    with pytest.raises(InputError, match="neither a folder here nor a repository"):
+        AutoReranker.from_pretrained(tmp_path / "no such folder")
+    with pytest.raises(InputError, match=r"has no config\.json"):
+        AutoReranker.from_pretrained(tmp_path)
+    for text, message in (
+        ("{", "is no config of a model"),
+        ("[]", "is no config of a model"),
+        ("{}", "model_type"),
+        ('{"model_type": "bert"}', "type 'bert': expected one of .*rerank_prm"),
+        ('{"model_type": "prm"}', "type 'prm'"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            AutoReranker.from_pretrained(tmp_path)

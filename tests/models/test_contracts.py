@@ -1,0 +1,461 @@
+"""What holds for every re-ranker: one suite over the table of models.
+
+A new model needs a row in the table, and a line in ``TINY`` of conftest.py where its defaults are large.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import get_args
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+from hf_rerank.errors import InputError
+from hf_rerank.losses import TASK_LOSSES
+from hf_rerank.models.auto import RERANKERS, AutoReranker
+from hf_rerank.principled import PrincipledObjective
+
+ATOL = 1e-6
+FEATURES = ("item_categorical", "item_dense", "item_vectors", "position_ids", "mask", "labels")
+
+pytestmark = pytest.mark.parametrize("name", RERANKERS)
+
+
+def principled(lists: int = 4, **options) -> PrincipledObjective:
+    return PrincipledObjective(**options).at(step=3, list_keys=torch.arange(10, 10 + lists))
+
+
+def spied(objective: PrincipledObjective, orders: list[torch.Tensor]):
+    """The objective, noting the orders of each encoder call."""
+
+    def noting(score, *rest):
+        def scored(order):
+            orders.append(order)
+            return score(order)
+
+        return objective(scored, *rest)
+
+    return noting
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def assert_same_gradients(found, expected, atol=ATOL):
+    assert found.keys() == expected.keys()
+    for weight, gradient in expected.items():
+        torch.testing.assert_close(
+            found[weight], gradient, atol=atol, rtol=0, msg=lambda text, w=weight: f"{w}: {text}"
+        )
+
+
+def position_inputs(name: str) -> tuple[str, ...]:
+    return next(get_args(entry.type) for entry in fields(RERANKERS[name][0]) if entry.name == "position_input")
+
+
+def ranking(scores: np.ndarray) -> np.ndarray:
+    """The place of each slot, best first, ties in slot order."""
+    order = sorted(range(len(scores)), key=lambda slot: (-scores[slot], slot))
+    return np.argsort(order)
+
+
+def by_hand(scores, places, labels, mask, *, weights, scaled) -> dict[str, torch.Tensor]:
+    """The objective from the scores of three separate passes, list by list: sigmoid space, binary log-loss."""
+    terms: dict[str, list[torch.Tensor]] = {"task_loss": [], "convergence_loss": [], "adversarial_loss": []}
+    for row in mask.any(1).nonzero()[:, 0]:
+        items = mask[row].nonzero()[:, 0]
+        given, again, disturbed = (1 / (1 + (-logits[row, items]).exp()) for logits in scores)
+        clicked = labels[row, items]
+        terms["task_loss"].append(-(clicked * given.log() + (1 - clicked) * (1 - given).log()).mean())
+        for term, other, other_places in (
+            ("convergence_loss", again, places[1]),
+            ("adversarial_loss", disturbed, places[2]),
+        ):
+            moved = (places[0][row, items] - other_places[row, items]).abs()
+            value = (moved * (given - other) ** 2).sum()
+            terms[term].append(value / max(moved.sum(), 1) if scaled else value)
+    means = {term: sum(values) / len(values) for term, values in terms.items()}
+    return {**means, "loss": sum(w * mean for w, mean in zip((1, *weights), means.values(), strict=True))}
+
+
+class TestSaving:
+    def test_load_equals_save_to_the_bit(self, name, tiny, tmp_path):
+        model, lists = tiny.model(name), tiny.lists()
+        model.save_pretrained(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+        for loader in (RERANKERS[name][1], AutoModel, AutoReranker):
+            loaded = loader.from_pretrained(tmp_path)
+            assert type(loaded) is RERANKERS[name][1]
+            assert not loaded.training
+            assert loaded.state_dict().keys() == model.state_dict().keys()
+            for weight, value in model.state_dict().items():
+                assert torch.equal(loaded.state_dict()[weight], value), weight
+            assert torch.equal(loaded(**lists).logits, model(**lists).logits)
+        assert type(AutoConfig.from_pretrained(tmp_path)) is RERANKERS[name][0]
+
+    @pytest.mark.parametrize(("change", "message"), [("missing", "missing"), ("renamed", "missing"), ("cut", "shape")])
+    def test_weights_that_are_not_all_there(self, name, tiny, tmp_path, change, message):
+        model = tiny.model(name)
+        model.save_pretrained(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        first = min(weights)
+        value = weights.pop(first)
+        if change != "missing":
+            weights[first + "x" if change == "renamed" else first] = value[..., :-1].contiguous()
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        for loader in (RERANKERS[name][1], AutoModel, AutoReranker):
+            with pytest.raises(InputError, match=f"{message}.*{first}"):
+                loader.from_pretrained(tmp_path)
+
+    def test_same_seed_same_weights(self, name, tiny):
+        first, again, other = (tiny.model(name, seed=seed).state_dict() for seed in (7, 7, 8))
+        assert all(torch.equal(first[weight], again[weight]) for weight in first)
+        drawn = [weight for weight, value in first.items() if value.unique().numel() > 1]
+        assert len(drawn) >= len(first) / 3
+        assert not any(torch.equal(first[weight], other[weight]) for weight in drawn)
+
+
+class TestInput:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda lists: {**lists, "item_categorical": lists["item_categorical"][..., :1]}, "1 features.*2"),
+            (lambda lists: {**lists, "item_dense": lists["item_dense"][..., :1]}, "numbers wide"),
+            (lambda lists: {**lists, "item_vectors": None}, "vector"),
+            (lambda lists: {**lists, "user_categorical": None}, "user"),
+        ],
+    )
+    def test_of_another_processor(self, name, tiny, change, message):
+        with pytest.raises(InputError, match=message):
+            tiny.model(name)(**change(tiny.lists()))
+
+    def test_longer_than_the_positions(self, name, tiny):
+        with pytest.raises(InputError, match=r"9 slots.*max_list_length=8"):
+            tiny.model(name)(**tiny.lists((9, 2), width=9))
+
+
+class TestTraining:
+    @pytest.mark.parametrize("objective", [None, principled()], ids=["task_loss", "principled"])
+    def test_every_parameter_gets_a_gradient_and_moves(self, name, tiny, objective):
+        model = tiny.model(name).train()
+        before = {weight: value.clone() for weight, value in model.named_parameters()}
+        model(**tiny.lists(), objective=objective).loss.backward()
+        without = [weight for weight, value in model.named_parameters() if value.grad is None or not value.grad.any()]
+        assert without == []
+        torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0).step()
+        still = [weight for weight, value in model.named_parameters() if torch.equal(value, before[weight])]
+        assert still == []
+        tables = [module for module in model.modules() if getattr(module, "padding_idx", None) == 0]
+        assert tables
+        assert not any(table.weight[0].any() for table in tables), "the row of padding stays 0"
+
+    def test_ids_are_dropped_in_training_only(self, name, tiny):
+        model, lists = tiny.model(name, unknown_rate=0.9), tiny.lists()
+        assert torch.equal(model(**lists).logits, model(**lists).logits)
+        torch.manual_seed(0)
+        model.train()(**lists).loss.backward()
+        table = model.get_parameter("item_embedding.item_tables.0.weight")
+        assert table.grad[1].any(), "the row of the unknown value is trained"
+
+    @pytest.mark.parametrize("parts", [2, 4])
+    def test_accumulated_equals_whole(self, name, tiny, parts):
+        lists = tiny.lists((6, 4, 2, 5, 6, 1, 3, 4))
+        model, whole = tiny.model(name).train(), principled(8)
+        model(**lists, objective=whole).loss.backward()
+        expected = gradients(model)
+        keys = whole.list_keys.chunk(parts)
+        for part in range(parts):
+            share = {column: values.chunk(parts)[part] for column, values in lists.items()}
+            loss = model(**share, objective=principled().at(step=3, list_keys=keys[part])).loss
+            (loss / parts).backward()
+        assert_same_gradients(gradients(model), expected)
+
+    @pytest.mark.parametrize("task_loss", [*TASK_LOSSES, "own"])
+    def test_edge_lists_are_finite(self, name, tiny, task_loss):
+        """One item, only padding, no clicks, all clicks, with both principles."""
+        lists = tiny.lists((1, 0, 6, 6))
+        lists["labels"][2, :6], lists["labels"][3, :6] = 0.0, 1.0
+        model = tiny.model(name, task_loss=task_loss).train()
+        objective = principled(space="logit", task_loss=model.config.task_loss_name)
+        for rows in (slice(0, 4), *(slice(row, row + 1) for row in range(4))):
+            share = {column: values[rows] for column, values in lists.items()}
+            output = model(**share, objective=objective.at(step=0))
+            output.loss.backward()
+            assert output.logits.isfinite().all()
+            assert output.loss.isfinite()
+            assert all(value.isfinite() for value in output.losses.values())
+            assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+            if not share["mask"].any():
+                assert output.loss == 0
+            for scores, mask in zip(output.logits, share["mask"], strict=True):
+                assert not mask.any() or mask.all() or scores[~mask].max() < scores[mask].min()
+
+    def test_two_encoder_calls_equal_three_passes(self, name, tiny):
+        model, lists = tiny.model(name), tiny.lists((6, 4, 1, 5, 0))
+        labels, mask = lists["labels"], lists["mask"]
+        for preset, weights, scaled in (("scaled", (20, 5), True), ("paper", (1, 1), False)):
+            orders: list[torch.Tensor] = []
+            output = model(**lists, objective=spied(principled(5, preset=preset), orders))
+            assert [len(order) for order in orders] == [10, 5], "the given and the disturbed order ride together"
+            given, disturbed = orders[0].chunk(2)
+            assert torch.equal(given, lists["position_ids"])
+            passes = [model(**{**lists, "position_ids": order}).logits for order in (given, orders[1], disturbed)]
+            torch.testing.assert_close(output.logits, passes[0], atol=ATOL, rtol=0)
+            for row in range(5):
+                real = mask[row].numpy()
+                own = ranking(passes[0][row].detach().numpy()[real])
+                assert (orders[1][row].numpy()[real] == own).all()
+                moved = (given[row] - disturbed[row]).abs()
+                assert moved.tolist().count(1) == moved.sum() == (2 if real.sum() > 1 else 0)
+            expected = by_hand(passes, (given, orders[1], disturbed), labels, mask, weights=weights, scaled=scaled)
+            assert expected.keys() == {"loss", *output.losses}
+            for term, value in {**output.losses, "loss": output.loss}.items():
+                assert value.item() == pytest.approx(expected[term].item(), abs=ATOL), (preset, term)
+            output.loss.backward()
+            found = gradients(model)
+            expected["loss"].backward()
+            assert_same_gradients(found, gradients(model), atol=1e-5)
+
+    def test_labels_at_padding_never_matter(self, name, tiny):
+        model, lists = tiny.model(name), tiny.lists()
+        reference = model(**lists, weights=lists["mask"].float(), objective=principled())
+        reference.loss.backward()
+        expected = gradients(model)
+        for filler in (0.0, 1.0, torch.nan, torch.inf):
+            padding = ~lists["mask"]
+            labels = lists["labels"].masked_fill(padding, filler)
+            weights = lists["mask"].float().masked_fill(padding, filler)
+            output = model(**{**lists, "labels": labels}, weights=weights, objective=principled())
+            output.loss.backward()
+            assert torch.equal(output.loss, reference.loss)
+            assert_same_gradients(gradients(model), expected)
+
+    def test_weights_multiply_the_items_terms(self, name, tiny):
+        """The default loss: the mean over a list's items of weight times log-loss, then over lists."""
+        model, lists = tiny.model(name), tiny.lists()
+        weights = torch.rand(lists["mask"].shape, generator=torch.Generator().manual_seed(5)) * 3
+        output = model(**lists, weights=weights)
+        logits, labels, factors = (
+            part.detach().double().numpy() for part in (output.logits, lists["labels"], weights)
+        )
+        per_list = []
+        for row, real in enumerate(lists["mask"].numpy()):
+            chance, clicked = 1 / (1 + np.exp(-logits[row, real])), labels[row, real]
+            log_loss = -(clicked * np.log(chance) + (1 - clicked) * np.log(1 - chance))
+            per_list.append(np.mean(factors[row, real] * log_loss))
+        assert output.loss.item() == pytest.approx(np.mean(per_list), abs=ATOL)
+        losses = model(**lists, weights=weights, objective=principled()).losses
+        assert losses["task_loss"].item() == pytest.approx(np.mean(per_list), abs=ATOL)
+        assert output.loss.item() != pytest.approx(model(**lists).loss.item(), abs=1e-3)
+
+
+class TestLists:
+    def test_padded_equals_unpadded(self, name, tiny):
+        """The same lists in 8 slots instead of 6, with garbage in all features at padding."""
+        model, narrow = tiny.model(name), tiny.lists()
+        mask = torch.nn.functional.pad(narrow["mask"], (0, 2))
+        wide = {}
+        for column, filler in tiny.lists((8, 8, 8, 8), width=8, seed=9).items():
+            if column in FEATURES:
+                garbage = filler * 1000 if filler.is_floating_point() else filler
+                garbage[:, :6][narrow["mask"]] = narrow[column][narrow["mask"]]
+                wide[column] = garbage
+        wide["position_ids"][~mask] = torch.arange(8).repeat(4, 1)[~mask]
+        wide["mask"] = mask
+        for column in ("user_categorical", "user_dense"):
+            wide[column] = narrow[column]
+        for column in ("history_categorical", "history_dense", "history_mask"):
+            extra = 3 * torch.ones_like(narrow[column][:, :1])
+            wide[column] = torch.cat([narrow[column], extra if column != "history_mask" else ~extra], dim=1)
+        for objective in (None, principled()):
+            expected, found = model(**narrow, objective=objective), model(**wide, objective=objective)
+            torch.testing.assert_close(found.logits[:, :6][narrow["mask"]], expected.logits[narrow["mask"]], **close())
+            torch.testing.assert_close(found.loss, expected.loss, **close())
+            found.loss.backward()
+            wide_gradients = gradients(model)
+            expected.loss.backward()
+            assert_same_gradients(wide_gradients, gradients(model))
+
+    def test_batch_of_one_equals_batch_of_many(self, name, tiny):
+        model, lists = tiny.model(name), tiny.lists()
+        together = model(**lists).logits
+        for row in range(4):
+            alone = model(**{column: values[row : row + 1] for column, values in lists.items()}).logits
+            torch.testing.assert_close(alone[0], together[row], **close())
+
+    def test_slots_carry_no_meaning(self, name, tiny):
+        """Items moved to other slots together with P, padding in between: the scores move alike."""
+        model, lists = tiny.model(name), tiny.lists()
+        draw = torch.Generator().manual_seed(3)
+        slots = torch.stack([torch.randperm(6, generator=draw) for _ in range(4)])
+        rows = torch.arange(4)[:, None]
+        moved = {column: values[rows, slots] if column in FEATURES else values for column, values in lists.items()}
+        for objective in (None, principled()):
+            expected, found = model(**lists, objective=objective), model(**moved, objective=objective)
+            torch.testing.assert_close(found.logits, expected.logits[rows, slots], **close())
+            torch.testing.assert_close(found.loss, expected.loss, **close())
+
+    def test_position_input(self, name, tiny):
+        """``none`` does not look at P; every other choice does."""
+        lists = tiny.lists((6, 6, 6, 6))
+        other = {**lists, "position_ids": lists["position_ids"].flip(1)}
+        assert not torch.equal(lists["position_ids"], other["position_ids"])
+        for choice in position_inputs(name):
+            model = tiny.model(name, position_input=choice)
+            same = torch.equal(model(**lists).logits, model(**other).logits)
+            assert same == (choice == "none"), choice
+
+    def test_slots_are_the_order_where_none_is_given(self, name, tiny):
+        model, lists = tiny.model(name), tiny.lists((6, 6))
+        shown = {**lists, "position_ids": torch.arange(6).repeat(2, 1)}
+        expected = model(**shown).logits
+        del shown["position_ids"], shown["mask"]
+        assert torch.equal(model(**shown).logits, expected)
+
+    def test_rank(self, name, tiny):
+        model, lists = tiny.model(name, unknown_rate=0.9).train(), tiny.lists((6, 4, 1, 5, 0))
+        order, scores = model.rank(**{column: values for column, values in lists.items() if column != "labels"})
+        assert model.training
+        assert not scores.requires_grad
+        assert torch.equal(scores, model.eval()(**lists).logits)
+        assert order.dtype == torch.int64
+        for slots, logits, mask in zip(order.tolist(), scores, lists["mask"], strict=True):
+            assert sorted(slots) == list(range(6))
+            assert mask[slots].tolist() == sorted(mask.tolist(), reverse=True), "padding last"
+            ranked = logits[slots][: mask.sum()].tolist()
+            assert ranked == sorted(ranked, reverse=True)
+        model.rank(**lists)
+        assert not model.training
+
+    def test_states_and_attention_weights(self, name, tiny):
+        model, lists = tiny.model(name), tiny.lists((6, 4, 1, 5, 0))
+        expected = model(**lists)
+        assert expected.hidden_states is None
+        assert expected.attentions is None
+        model.set_attn_implementation("eager")
+        model.config.output_attentions = model.config.output_hidden_states = True
+        found = model(**lists)
+        torch.testing.assert_close(found.logits, expected.logits, **close())
+        for state in found.hidden_states or ():
+            assert state.shape[0] == 5
+        some = lists["mask"].any(1)
+        for weights in found.attentions or ():
+            torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)), **close())
+            on_padding = weights.sum((1, 2)).masked_fill(lists["mask"], 0.0)
+            assert not on_padding[some].any()
+
+
+class TestNumbers:
+    def test_bf16_is_close(self, name, tiny):
+        lists = tiny.lists((6, 4, 1, 5, 0))
+        model, narrow = tiny.model(name).train(), tiny.model(name).train().to(torch.bfloat16)
+        expected = model(**lists, objective=principled(5))
+        spread = expected.logits[lists["mask"]].std()
+
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = model(**lists, objective=principled(5))
+        converted = narrow(**lists, objective=principled(5))
+        for output, trained in ((cast, model), (converted, narrow)):
+            assert output.logits.dtype == torch.bfloat16
+            assert output.loss.dtype == torch.float32
+            difference = (output.logits.float() - expected.logits)[lists["mask"]].abs()
+            assert 0 < difference.max() < 0.05 * max(1.0, spread)
+            assert abs(output.losses["task_loss"] - expected.losses["task_loss"]) < 0.02
+            assert not (output.logits[:, None, :] >= output.logits[:, :, None])[
+                lists["mask"][:, :, None] & ~lists["mask"][:, None, :]
+            ].any()
+            trained.zero_grad()
+            output.loss.backward()
+            assert all(gradient.isfinite().all() for gradient in gradients(trained).values())
+
+    def test_bf16_without_tables(self, name, tiny):
+        """Dense features alone are float32 in a model that is not."""
+        none = {"item_vocab_sizes": [], "user_vocab_sizes": [], "history_vocab_sizes": [], "history_shared_tables": []}
+        model = tiny.model(name, **none).to(torch.bfloat16)
+        lists = {column: values for column, values in tiny.lists().items() if "categorical" not in column}
+        logits = model(torch.zeros(4, 6, 0, dtype=torch.int64), **lists).logits
+        assert logits.dtype == torch.bfloat16
+        assert logits.isfinite().all()
+
+    def test_compiled_equals_eager(self, name, tiny):
+        """Tracing only; the passes of the objective go through one compiled call too."""
+        model, lists = tiny.model(name), tiny.lists()
+        compiled = torch.compile(model, backend="aot_eager")
+        expected, found = model(**lists, objective=principled()), compiled(**lists, objective=principled())
+        torch.testing.assert_close(found.logits, expected.logits, **close())
+        torch.testing.assert_close(found.loss, expected.loss, **close())
+
+    @pytest.mark.slow
+    def test_generated_code_equals_eager(self, name, tiny):
+        lists = {column: values for column, values in tiny.lists().items() if column != "labels"}
+        model = tiny.model(name)
+        with torch.no_grad():
+            found = torch.compile(model)(**lists).logits
+            torch.testing.assert_close(found, model(**lists).logits, **close())
+
+    @pytest.mark.slow
+    def test_onnx_gives_the_same_ranking(self, name, tiny, tmp_path):
+        """Exported with 4 lists of 6 slots, run with other numbers of both."""
+        model = tiny.model(name)
+        columns = [column for column in tiny.lists() if column != "labels"]
+
+        class Scores(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = model
+
+            def forward(self, *tensors):
+                return self.model(**dict(zip(columns, tensors, strict=True))).logits
+
+        def axes(column):
+            second = {} if column.startswith("user") else {1: "history" if column.startswith("history") else "length"}
+            return {0: torch.export.Dim.DYNAMIC} | dict.fromkeys(second, torch.export.Dim.DYNAMIC)
+
+        example = tuple(tiny.lists()[column] for column in columns)
+        program = torch.onnx.export(
+            Scores().eval(),
+            example,
+            dynamo=True,
+            input_names=columns,
+            output_names=["logits"],
+            dynamic_shapes=(tuple(axes(column) for column in columns),),
+            verbose=False,
+        )
+        program.save(tmp_path / "model.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        read = {entry.name for entry in session.get_inputs()}
+        for lengths, width, seed in (((6, 4, 2, 5), 6, 1), ((8, 3, 0, 1, 7, 8, 2), 8, 2), ((3, 2), 3, 3)):
+            lists = tiny.lists(lengths, width=width, seed=seed)
+            feeds = {column: lists[column].numpy() for column in columns if column in read}
+            scores = session.run(["logits"], feeds)[0]
+            order, expected = model.rank(**{column: lists[column] for column in columns})
+            np.testing.assert_allclose(scores, expected.numpy(), atol=1e-5)
+            for row, length in enumerate(lengths):
+                assert np.argsort(-scores[row], kind="stable")[:length].tolist() == order[row, :length].tolist()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(name, tiny, two_processes):
+    model = tiny.model(name).train()
+    loss = model(**tiny.lists(), objective=principled()).loss
+    loss.backward()
+    expected = gradients(model)
+    ranks = [load_file(two_processes / name / f"gradients-{rank}.safetensors") for rank in range(2)]
+    assert [rank.pop("processes").item() for rank in ranks] == [2, 2]
+    losses = [rank.pop("loss").item() for rank in ranks]
+    assert losses[0] != losses[1], "each process had lists of its own"
+    assert sum(losses) / 2 == pytest.approx(loss.item(), abs=ATOL)
+    for rank in ranks:
+        assert_same_gradients(rank, expected)
+
+
+def close() -> dict[str, float]:
+    return {"atol": ATOL, "rtol": ATOL}

@@ -1,0 +1,188 @@
+"""PRM against its equations, written out in plain loops over one list, and against arithmetic by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hf_rerank.models.prm import PRMConfig, PRMForReranking
+
+
+def layer_norm(vector, weight, bias):
+    return (vector - vector.mean()) / np.sqrt(vector.var() + 1e-5) * weight + bias
+
+
+def prm_scores(w: dict[str, np.ndarray], config: PRMConfig, row: dict[str, np.ndarray]) -> tuple[list[float], list]:
+    """Scores of one list of real items only, from the paper's equations, and each block's attention [heads][i][j]."""
+    heads, length = config.num_heads, len(row["item_categorical"])
+    size = config.head_dim or config.d_model // heads
+    items = []
+    for i in range(length):
+        parts = [w[f"item_embedding.item_tables.{f}.weight"][id_] for f, id_ in enumerate(row["item_categorical"][i])]
+        parts += [row["item_dense"][i], row["item_vectors"][i]]
+        parts += [w[f"item_embedding.user_tables.{f}.weight"][id_] for f, id_ in enumerate(row["user_categorical"])]
+        x = np.concatenate([*parts, row["user_dense"]])
+        if config.position_input == "embedding":
+            x = x + w["positions.weight"][row["position_ids"][i]]
+        items.append(w["projection.weight"] @ x + w["projection.bias"])
+    attentions = []
+    for b in range(config.num_blocks):
+        block = {
+            name.removeprefix(f"blocks.{b}."): value for name, value in w.items() if name.startswith(f"blocks.{b}.")
+        }
+        projected = [block["query_key_value.weight"] @ x + block["query_key_value.bias"] for x in items]
+        query, key, value = ([p.reshape(3, heads, size)[part] for p in projected] for part in range(3))
+        attention = np.zeros((heads, length, length))
+        after = []
+        for i in range(length):
+            joined = []
+            for h in range(heads):
+                logits = [query[i][h] @ key[j][h] / np.sqrt(size) for j in range(length)]
+                attention[h, i] = np.exp(logits) / np.sum(np.exp(logits))
+                joined.append(sum(attention[h, i, j] * value[j][h] for j in range(length)))
+            added = block["attention_output.weight"] @ np.concatenate(joined) + block["attention_output.bias"]
+            x = layer_norm(items[i] + added, block["attention_norm.weight"], block["attention_norm.bias"])
+            inner = np.maximum(block["inner.weight"] @ x + block["inner.bias"], 0)
+            added = block["outer.weight"] @ inner + block["outer.bias"]
+            after.append(layer_norm(x + added, block["outer_norm.weight"], block["outer_norm.bias"]))
+        items = after
+        attentions.append(attention)
+    return [float(w["scorer.weight"][0] @ x + w["scorer.bias"][0]) for x in items], attentions
+
+
+def rows_of(lists):
+    """Each list's real items, as numpy arrays."""
+    for number, mask in enumerate(lists["mask"].numpy()):
+        row = {column: values[number].double().numpy() for column, values in lists.items() if "mask" not in column}
+        for column in ("item_categorical", "item_dense", "item_vectors", "position_ids", "labels"):
+            row[column] = row[column][mask]
+        for column in ("item_categorical", "user_categorical", "position_ids"):
+            row[column] = row[column].astype(int)
+        yield number, mask, row
+
+
+def stirred(model: PRMForReranking) -> dict[str, np.ndarray]:
+    """Gives every weight a value of its own (norms start at 1 and biases at 0, which would hide mistakes)."""
+    draw = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.2 * torch.randn(weight.shape, generator=draw))
+    return {name: weight.detach().double().numpy() for name, weight in model.named_parameters()}
+
+
+SHAPES = [
+    {"num_heads": 1, "num_blocks": 2},
+    {"num_heads": 2},
+    {"num_heads": 3, "head_dim": 5, "num_blocks": 2, "inner_width": 6},
+    {"num_heads": 2, "position_input": "none"},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_scores_follow_the_equations(tiny, shape):
+    model, lists = tiny.model("prm", **shape), tiny.lists((6, 4, 1, 5))
+    weights = stirred(model)
+    logits = model(**lists).logits.detach().numpy()
+    for number, mask, row in rows_of(lists):
+        expected, _ = prm_scores(weights, model.config, row)
+        np.testing.assert_allclose(logits[number][mask], expected, atol=1e-5)
+        assert (logits[number][~mask] == np.finfo(np.float32).min).all()
+
+
+def test_attention_weights_follow_the_equations(tiny):
+    """Configured before the model, as well as after it; kept by saving."""
+    model = tiny.model("prm", num_blocks=2, output_attentions=True, output_hidden_states=True)
+    lists = tiny.lists((6, 4, 1, 5))
+    weights = stirred(model)
+    output = model(**lists)
+    assert [attention.shape for attention in output.attentions] == [(4, 2, 6, 6)] * 2
+    assert [state.shape for state in output.hidden_states] == [(4, 6, 8)] * 3
+    for number, mask, row in rows_of(lists):
+        _, expected = prm_scores(weights, model.config, row)
+        for block, attention in enumerate(output.attentions):
+            real = attention[number].detach().numpy()[:, mask][:, :, mask]
+            np.testing.assert_allclose(real, expected[block], atol=1e-5)
+
+
+def test_states_lead_to_the_scores(tiny):
+    model, lists = tiny.model("prm", output_hidden_states=True), tiny.lists()
+    output = model(**lists)
+    scores = model.scorer(output.hidden_states[-1]).squeeze(-1)
+    assert torch.equal(scores[lists["mask"]], output.logits[lists["mask"]])
+    assert output.attentions is None
+
+
+def test_attention_is_asked_for_with_eager(tiny, tmp_path):
+    model = tiny.model("prm", output_attentions=True)
+    model.save_pretrained(tmp_path)
+    loaded = PRMForReranking.from_pretrained(tmp_path)
+    assert loaded(**tiny.lists()).attentions is not None
+    loaded.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="eager"):
+        tiny.model("prm").config.output_attentions = True
+
+
+def test_own_loss_by_hand(tiny):
+    """-sum_i y_i log softmax(s)_i over the list, labels not normalised, then the mean over lists with an item."""
+    lists = tiny.lists((6, 4, 1, 5, 0))
+    lists["labels"][0, :6] = torch.tensor([1.0, 1.0, 0.0, 2.0, 0.0, 0.0])  # three items clicked, one of them bought
+    lists["labels"][1, :4] = 0.0
+    model = tiny.model("prm", task_loss="own")
+    output = model(**lists)
+    per_list = []
+    for number, mask, row in rows_of(lists):
+        if mask.any():
+            scores = output.logits[number].detach().double().numpy()[mask]
+            log_softmax = scores - np.log(np.sum(np.exp(scores)))
+            per_list.append(-np.sum(row["labels"] * log_softmax))
+    assert len(per_list) == 4
+    assert per_list[1] == 0
+    assert output.loss.item() == pytest.approx(np.mean(per_list), abs=1e-6)
+    assert model.config.task_loss_name == "softmax_loss"
+
+
+def test_without_positions_it_is_equivariant(tiny):
+    """``position_input="none"``: items moved alone, P staying where it is, take their scores with them."""
+    model, lists = tiny.model("prm", position_input="none"), tiny.lists((6, 6, 6, 6))
+    slots = torch.tensor([3, 0, 5, 1, 4, 2])
+    moved = {column: lists[column][:, slots] for column in ("item_categorical", "item_dense", "item_vectors")}
+    expected = model(**lists).logits[:, slots]
+    torch.testing.assert_close(model(**{**lists, **moved}).logits, expected, atol=1e-6, rtol=0)
+
+
+def test_an_item_changes_the_scores_of_the_others(tiny):
+    model, lists = tiny.model("prm"), tiny.lists((6,))
+    other = {**lists, "item_dense": lists["item_dense"].clone()}
+    other["item_dense"][0, 0] += 1
+    changed = (model(**lists).logits - model(**other).logits).abs()[0]
+    assert (changed > 1e-4).all()
+
+
+def test_dropout_acts_in_training_only(tiny):
+    model, lists = tiny.model("prm", dropout=0.5), tiny.lists()
+    assert torch.equal(model(**lists).logits, model(**lists).logits)
+    model.train()
+    assert not torch.equal(model(**lists).logits, model(**lists).logits)
+
+
+def test_parameters_counted_by_hand(tiny):
+    """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense: 18 numbers."""
+    tables = 3 * 20 * 4
+    positions = 8 * 18
+    projection = 18 * 8 + 8
+    block = (8 * 24 + 24) + (8 * 8 + 8) + 2 * 8 + (8 * 8 + 8) + (8 * 8 + 8) + 2 * 8
+    scorer = 8 + 1
+    assert tiny.model("prm").num_parameters() == tables + positions + projection + block + scorer == 1009
+    without = tiny.model("prm", position_input="none", num_blocks=3).num_parameters()
+    assert without == tables + projection + 3 * block + scorer
+    wide = tiny.model("prm", head_dim=5).num_parameters()  # 2 heads of 5 instead of 4
+    assert wide - 1009 == 3 * 2 * (8 + 1) + 2 * 8
+
+
+def test_the_paper_and_the_authors_sizes():
+    """Four blocks of three heads, width 64; and, as default, two blocks of one head, inner width 128."""
+    paper, default = PRMConfig.presets["paper"], PRMConfig()
+    assert (paper["num_blocks"], paper["num_heads"], default.d_model, paper["task_loss"]) == (4, 3, 64, "own")
+    assert (default.num_blocks, default.num_heads, default.inner_width, default.dropout) == (2, 1, 128, 0.1)
+    assert default.task_loss == "binary_log_loss"

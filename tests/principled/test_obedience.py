@@ -1,0 +1,317 @@
+"""Obedience: scorers whose answers are known, a case by hand, and a second implementation in plain Python."""
+
+import itertools
+import math
+import random
+
+import pytest
+import torch
+from scipy.stats import kendalltau
+from torch import Tensor
+
+from hf_rerank.errors import InputError
+from hf_rerank.principled import obedience, perturb, positions_from_scores
+
+KEYS = ["obedience", "item_obedience", "kendall_tau"]
+CUT_KEYS = ["obedience@{}", "set_obedience@{}"]
+
+
+def ragged(seed: int, lists: int, length: int) -> tuple[Tensor, Tensor]:
+    """Random positions of lists of none to ``length`` items, in slots anywhere in the row."""
+    generator = torch.Generator().manual_seed(seed)
+    count = torch.arange(lists) % (length + 1)
+    mask = torch.rand(lists, length, generator=generator).argsort(-1) < count[:, None]
+    return positions_from_scores(torch.randn(lists, length, generator=generator), mask), mask
+
+
+def test_a_scorer_that_ignores_the_order() -> None:
+    positions, mask = ragged(1, 40, 6)
+    quality = torch.randn(40, 6, generator=torch.Generator().manual_seed(2)).masked_fill(~mask, math.nan)
+    for swaps in ("all", "one"):
+        measured = obedience(lambda order: quality, positions, mask, k=(1, 3, 99), swaps=swaps)
+        for principle in ("p1", "p2"):
+            for key in (*KEYS, *(name.format(cut) for name in CUT_KEYS for cut in (1, 3, 99))):
+                assert measured[f"{principle}_{key}"] == 1.0, key
+        assert (measured["fixed_point_rate"], measured["cycle_rate"]) == (1.0, 0.0)
+        # It settles at its own order, which is not the one given, unless it happens to be.
+        own = positions_from_scores(quality, mask)
+        counted = mask.sum(-1) >= 2
+        given_is_own = ((own == positions) | ~mask).all(-1)[counted].double()
+        assert 0 < given_is_own.mean() < 1
+        assert measured["fixed_point_steps"] == pytest.approx(1 - given_is_own.mean().item())
+        assert measured["obedience_lists"] == counted.sum()
+        spread = [quality[row][mask[row]].double().std(correction=0).item() for row in range(40) if counted[row]]
+        assert measured["score_spread"] == pytest.approx(sum(spread) / len(spread), rel=1e-6)
+
+
+def test_a_scorer_that_reverses_what_it_is_shown() -> None:
+    measured = obedience(lambda order: order.float(), torch.tensor([[2, 0, 3, 1], [0, 1, 2, 3]]), k=2)
+    expected = {
+        "obedience": 0.0,
+        "item_obedience": 0.0,
+        "kendall_tau": -1.0,
+        "obedience@2": 0.0,
+        "set_obedience@2": 0.0,
+    }
+    assert {key: measured[f"p1_{key}"] for key in expected} == expected
+    assert (measured["fixed_point_rate"], measured["cycle_rate"]) == (0.0, 1.0)
+    assert math.isnan(measured["fixed_point_steps"])
+    # Two neighbours exchanged come out exchanged: two of four items stay, 5 of 6 pairs agree: tau (5 - 1) / 6. The
+    # swap of the two in the middle changes which items are on top; the other two leave the set.
+    assert measured["p2_obedience"] == 0.0
+    assert measured["p2_item_obedience"] == pytest.approx(0.5)
+    assert measured["p2_kendall_tau"] == pytest.approx(4 / 6)
+    assert measured["p2_set_obedience@2"] == pytest.approx(2 / 3)
+    assert measured["p2_obedience@2"] == pytest.approx(1 / 3)  # the swap that ends in the lower half
+    assert measured["score_spread"] == pytest.approx(math.sqrt(5 / 4))  # of 0, 1, 2, 3
+
+
+def test_position_bias_by_hand() -> None:
+    """Scores ``q - P / 2`` with q = 0, .3, .9, given 0, 1, 2; beside it a list of two that never changes.
+
+    P  = 0 1 2: scores 0, -.2, -.1, so P' = 0 2 1; shown P': 0, -.7, .4, so 1 2 0; shown that: -.5, -.7, .9, again.
+    P^ = 1 0 2: scores -.5, .3, -.1, so 2 0 1. P^ = 0 2 1: is P', so 1 2 0.
+    """
+    quality = torch.tensor([[0.0, 0.3, 0.9], [5.0, 0.0, math.nan]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    positions = torch.tensor([[0, 1, 2], [0, 1, 2]])
+    shown = []
+
+    def score(order: Tensor) -> Tensor:
+        shown.append(order[0].tolist())
+        return quality - order / 2
+
+    measured = obedience(score, positions, mask, k=[1, 2], reduction="none")
+    first = {name: values[0].item() for name, values in measured.items()}
+    assert first == pytest.approx(
+        {
+            # P' = 0 2 1 against 1 2 0: the second item stays, one pair of three turned.
+            "p1_obedience": 0.0,
+            "p1_item_obedience": 1 / 3,
+            "p1_kendall_tau": 1 / 3,
+            "p1_obedience@1": 0.0,
+            "p1_set_obedience@1": 0.0,
+            "p1_obedience@2": 0.0,
+            "p1_set_obedience@2": 1.0,
+            # 0 2 1 against 2 0 1 and against 1 2 0: one item stays in each; three pairs turned, one pair turned.
+            "p2_obedience": 0.0,
+            "p2_item_obedience": 1 / 3,
+            "p2_kendall_tau": (-1 + 1 / 3) / 2,
+            "p2_obedience@1": 0.0,
+            "p2_set_obedience@1": 0.0,
+            "p2_obedience@2": 0.0,
+            "p2_set_obedience@2": 1 / 2,
+            "fixed_point_rate": 1.0,
+            "fixed_point_steps": 2.0,
+            "cycle_rate": 0.0,
+            "score_spread": math.sqrt((0.1**2 + 0.1**2) / 3),  # of 0, -.2, -.1
+        }
+    )
+    assert [0, 1, 2] in shown
+    assert [1, 0, 2] in shown
+    second = {name: values[1].item() for name, values in measured.items()}
+    assert second.pop("score_spread") == pytest.approx(5.5 / 2)  # of 5 and -.5
+    assert (second.pop("fixed_point_steps"), second.pop("cycle_rate")) == (0.0, 0.0)
+    assert set(second.values()) == {1.0}
+    means = obedience(score, positions, mask, k=[1, 2])
+    assert means.pop("obedience_lists") == 2
+    assert means == pytest.approx({name: values.mean().item() for name, values in measured.items()})
+    assert all(values.dtype == torch.float64 and values.shape == (2,) for values in measured.values())
+
+
+@pytest.mark.parametrize(("max_steps", "rate"), [(1, 0.5), (2, 1.0)])
+def test_max_steps(max_steps: int, rate: float) -> None:
+    """The two lists above settle after two steps and at once."""
+    quality = torch.tensor([[0.0, 0.3, 0.9], [9.0, 5.0, 0.0]])
+    measured = obedience(lambda order: quality - order / 2, torch.arange(3).repeat(2, 1), max_steps=max_steps)
+    assert measured["fixed_point_rate"] == rate
+    assert measured["fixed_point_steps"] == (0.0 if max_steps == 1 else 1.0)
+
+
+def test_without_steps() -> None:
+    measured = obedience(lambda order: -order.float(), torch.arange(3)[None], max_steps=0)
+    assert [name for name in measured if "fixed" in name or "cycle" in name] == []
+    assert measured["p1_obedience"] == 1.0
+
+
+def positional_scorer(seed: int, lists: int, length: int, strength: float):
+    """A quality for each item, and a number of its own for each item at each place."""
+    generator = torch.Generator().manual_seed(seed)
+    quality = torch.randn(lists, length, generator=generator)
+    placed = strength * torch.randn(lists, length, length, generator=generator)
+    return lambda order: quality + placed.gather(-1, order.unsqueeze(-1)).squeeze(-1)
+
+
+def ranking(scores: list[float], real: list[int]) -> dict[int, int]:
+    """Real slot -> place."""
+    return {slot: place for place, slot in enumerate(sorted(real, key=lambda slot: -scores[slot]))}
+
+
+def plain_agreement(a: dict[int, int], b: dict[int, int], cuts: tuple[int, ...]) -> list[float]:
+    slots = list(a)
+    signs = [math.copysign(1, (a[i] - a[j]) * (b[i] - b[j])) for i, j in itertools.combinations(slots, 2)]
+    values = [float(a == b), sum(a[slot] == b[slot] for slot in slots) / len(slots), sum(signs) / len(signs)]
+    for cut in cuts:
+        top_a, top_b = ({places[slot]: slot for slot in slots if places[slot] < cut} for places in (a, b))
+        values += [float(top_a == top_b), float(set(top_a.values()) == set(top_b.values()))]
+    return values
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.3, 3.0])
+def test_against_plain_python(strength: float) -> None:
+    lists, length, cuts = 35, 6, (1, 2, 4)
+    positions, mask = ragged(3, lists, length)
+    score = positional_scorer(4, lists, length, strength)
+    measured = obedience(score, positions, mask, k=cuts, reduction="none", max_steps=7)
+    names = [*KEYS, *(name.format(cut) for cut in cuts for name in CUT_KEYS)]
+    for row in range(lists):
+        real = [slot for slot in range(length) if mask[row, slot]]
+        if len(real) < 2:
+            assert all(values[row].isnan() for values in measured.values())
+            continue
+
+        def rank(places: dict[int, int], row: int = row, real: list[int] = real) -> dict[int, int]:
+            order = positions.clone()
+            for slot, place in places.items():
+                order[row, slot] = place
+            return ranking(score(order)[row].tolist(), real)
+
+        given = {slot: int(positions[row, slot]) for slot in real}
+        own = rank(given)
+        expected = plain_agreement(own, rank(own), cuts)
+        assert [measured[f"p1_{name}"][row].item() for name in names] == pytest.approx(expected)
+        swaps = []
+        for place in range(len(real) - 1):
+            turned = {place: place + 1, place + 1: place}
+            swaps.append(plain_agreement(own, rank({slot: turned.get(p, p) for slot, p in given.items()}), cuts))
+        expected = [sum(column) / len(swaps) for column in zip(*swaps, strict=True)]
+        assert [measured[f"p2_{name}"][row].item() for name in names] == pytest.approx(expected)
+
+        orders = [given]
+        while len(orders) < 9:
+            orders.append(rank(orders[-1]))
+        steps = next((t for t in range(8) if orders[t + 1] == orders[t]), None)
+        assert measured["fixed_point_rate"][row] == float(steps is not None)
+        if steps is None:
+            assert measured["fixed_point_steps"][row].isnan()
+            cycle = any(orders[t] in orders[: t - 1] for t in range(2, 9))
+            assert measured["cycle_rate"][row] == float(cycle)
+        else:
+            assert measured["fixed_point_steps"][row] == steps
+            assert measured["cycle_rate"][row] == 0.0
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5, 2.0])
+def test_settled_after_one_step_is_p1(strength: float) -> None:
+    positions, mask = ragged(5, 200, 5)
+    score = positional_scorer(6, 200, 5, strength)
+    measured = obedience(score, positions, mask, reduction="none")
+    counted = mask.sum(-1) >= 2
+    settled = (measured["fixed_point_steps"] <= 1).double()[counted]  # NaN, not settled, is not <= 1
+    assert torch.equal(settled, measured["p1_obedience"][counted])
+    assert 0 < settled.mean() < 1
+
+
+def test_kendall_tau_is_scipys() -> None:
+    generator = torch.Generator().manual_seed(7)
+    positions, mask = ragged(8, 60, 9)
+    before, after = torch.randn(2, 60, 9, generator=generator)
+    answers = iter([before, after, before])
+    measured = obedience(lambda order: next(answers), positions, mask, swaps="one", max_steps=0, reduction="none")
+    for row in range(60):
+        real = mask[row]
+        if real.sum() < 2:
+            assert measured["p1_kendall_tau"][row].isnan()
+        else:
+            expected = kendalltau(before[row][real].numpy(), after[row][real].numpy()).statistic
+            assert measured["p1_kendall_tau"][row].item() == pytest.approx(expected)
+
+
+def test_one_swap_is_seeded_and_one_of_all() -> None:
+    positions, mask = ragged(9, 50, 5)
+    score = positional_scorer(10, 50, 5, 1.0)
+    shown: list[Tensor] = []
+
+    def recorded(order: Tensor) -> Tensor:
+        shown.append(order)
+        return score(order)
+
+    first = obedience(recorded, positions, mask, swaps="one", seed=1, max_steps=0)
+    assert len(shown) == 3
+    swapped = shown[2]
+    assert ((swapped != positions).sum(-1) == 2 * (mask.sum(-1) >= 2)).all()
+    assert torch.equal(swapped[~mask], positions[~mask])
+    own, after = (positions_from_scores(score(order), mask) for order in (positions, swapped))
+    counted = mask.sum(-1) >= 2
+    same = ((own == after) | ~mask).all(-1)[counted].double().mean().item()
+    assert first["p2_obedience"] == pytest.approx(same)
+    obedience(recorded, positions, mask, swaps="one", seed=1, max_steps=0)
+    assert torch.equal(shown[5], swapped)
+    obedience(recorded, positions, mask, swaps="one", seed=2, max_steps=0)
+    assert not torch.equal(shown[8], swapped)
+
+
+def test_lists_that_say_nothing() -> None:
+    """None or one real item: left out of every mean, whatever else is in the batch."""
+    positions = torch.arange(4).repeat(4, 1)
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0]]).bool()
+    score = positional_scorer(11, 4, 4, 1.0)
+    all_four = obedience(score, positions, mask, k=1)
+    assert all_four["obedience_lists"] == 2
+    rows = torch.tensor([0, 3])
+    full = torch.arange(4).repeat(4, 1)
+
+    def two(order: Tensor) -> Tensor:
+        return score(full.index_copy(0, rows, order))[rows]
+
+    assert obedience(two, positions[rows], mask[rows], k=1) == pytest.approx(all_four, nan_ok=True)
+    nothing = obedience(score, positions, torch.zeros_like(mask), k=1)
+    assert nothing.pop("obedience_lists") == 0
+    assert all(math.isnan(value) for value in nothing.values())
+
+
+def test_no_mask_is_all_real_and_no_gradient_flows() -> None:
+    positions = perturb(torch.arange(5).repeat(8, 1), strength=9, generator=torch.Generator().manual_seed(12))
+    weight = torch.tensor(1.0, requires_grad=True)
+    base = positional_scorer(13, 8, 5, 1.0)
+    measured = obedience(lambda order: weight * base(order), positions, reduction="none")
+    assert not any(values.requires_grad for values in measured.values())
+    masked = obedience(base, positions, torch.ones(8, 5, dtype=torch.bool), reduction="none")
+    for name, values in measured.items():
+        torch.testing.assert_close(values, masked[name], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"swaps": "some"}, "swaps 'some': expected 'all' or 'one'"),
+        ({"reduction": "sum"}, "reduction 'sum': expected 'mean' or 'none'"),
+        ({"k": 0}, "k is 0: expected at least 1"),
+        ({"k": [3, 0]}, r"k is \[3, 0\]: expected at least 1"),
+    ],
+)
+def test_refused_options(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        obedience(lambda order: order.float(), torch.arange(3)[None], **options)
+
+
+def test_refused_scores() -> None:
+    """NaN would never change its mind: the most obedient scorer of all."""
+    positions, mask = torch.arange(3).repeat(2, 1), torch.tensor([[True] * 3, [True, True, False]])
+    with pytest.raises(InputError, match="NaN for a real item"):
+        obedience(lambda order: torch.full((2, 3), math.nan), positions, mask)
+    answers = iter([torch.zeros(2, 3), torch.tensor([[0.0, math.nan, 0.0], [0.0] * 3])])
+    with pytest.raises(InputError, match="NaN for a real item"):
+        obedience(lambda order: next(answers), positions, mask)
+    with pytest.raises(InputError, match=r"score gave \[2\]: expected the shape of positions, \[2, 3\]"):
+        obedience(lambda order: torch.zeros(2), positions, mask)
+
+
+def test_random_orders_keep_few_items() -> None:
+    """Sanity of scale: of two independent random rankings of n items, one item keeps its place on average."""
+    draw = random.Random(14)
+    answers = iter([torch.tensor([[draw.random() for _ in range(10)] for _ in range(4000)]) for _ in range(3)])
+    positions = torch.arange(10).repeat(4000, 1)
+    measured = obedience(lambda order: next(answers), positions, swaps="one", max_steps=0)
+    assert measured["p1_item_obedience"] == pytest.approx(0.1, abs=0.006)
+    assert measured["p1_kendall_tau"] == pytest.approx(0.0, abs=0.02)

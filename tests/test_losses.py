@@ -1,0 +1,331 @@
+"""Losses: values against arithmetic written out with ``math``, then properties that every loss must have."""
+
+import itertools
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from hf_rerank.errors import InputError
+from hf_rerank.losses import attention_rank_loss, binary_log_loss, lambda_loss, listnet_loss, softmax_loss
+
+LOSSES = {
+    "binary_log": binary_log_loss,
+    "softmax": softmax_loss,
+    "softmax_unnormalised": partial(softmax_loss, normalize=False),
+    "attention_rank": attention_rank_loss,
+    "listnet": listnet_loss,
+    "lambda": lambda_loss,
+}
+LISTWISE = {name: loss for name, loss in LOSSES.items() if name != "binary_log"}
+every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+every_listwise = pytest.mark.parametrize("loss", LISTWISE.values(), ids=LISTWISE.keys())
+
+# Three real items and a weight for each; expected values below are for these, in scalar arithmetic.
+S, Y, W = (1.0, 0.5, -2.0), (0.0, 1.0, 1.0), (0.5, 2.0, 3.0)
+GRADED = (1.0, 0.0, 2.0)
+
+
+def log_p(i, scores=S):
+    return scores[i] - math.log(sum(math.exp(s) for s in scores))
+
+
+def log_sigmoid(s):
+    return -math.log(1.0 + math.exp(-s))
+
+
+def swap(gain_i, gain_j, rank_i, rank_j):
+    return abs(gain_i - gain_j) * abs(1 / math.log2(1 + rank_i) - 1 / math.log2(1 + rank_j))
+
+
+def pair(s_i, s_j):
+    return math.log2(1 + math.exp(-(s_i - s_j)))
+
+
+E0, E1, E2 = math.exp(0.0), math.exp(1.0), math.exp(2.0)
+IDEAL_BINARY = 1 / math.log2(2) + 1 / math.log2(3)
+IDEAL_GRADED = 3 / math.log2(2) + 1 / math.log2(3)  # gains 2^2 - 1 and 2^1 - 1
+# S ranks its items 1, 2, 3.
+BY_HAND = [
+    (
+        "binary_log",
+        Y,
+        None,
+        -(log_sigmoid(-1.0) + log_sigmoid(0.5) + log_sigmoid(-2.0)) / 3,
+    ),
+    (
+        "binary_log",
+        Y,
+        W,
+        -(0.5 * log_sigmoid(-1.0) + 2.0 * log_sigmoid(0.5) + 3.0 * log_sigmoid(-2.0)) / 3,
+    ),
+    ("softmax", Y, None, -(log_p(1) + log_p(2)) / 2),
+    ("softmax", Y, W, -(2.0 * log_p(1) + 3.0 * log_p(2)) / 2),
+    ("softmax", GRADED, None, -(1 / 3 * log_p(0) + 2 / 3 * log_p(2))),
+    ("softmax_unnormalised", Y, None, -(log_p(1) + log_p(2))),
+    ("softmax_unnormalised", GRADED, W, -(0.5 * 1 * log_p(0) + 3.0 * 2 * log_p(2))),
+    ("attention_rank", GRADED, None, -(E1 * log_p(0) + E2 * log_p(2)) / (E1 + E2)),
+    ("attention_rank", GRADED, W, -(0.5 * E1 * log_p(0) + 3.0 * E2 * log_p(2)) / (E1 + E2)),
+    ("listnet", GRADED, None, -(E1 * log_p(0) + E0 * log_p(1) + E2 * log_p(2)) / (E0 + E1 + E2)),
+    ("listnet", GRADED, W, -(0.5 * E1 * log_p(0) + 2.0 * E0 * log_p(1) + 3.0 * E2 * log_p(2)) / (E0 + E1 + E2)),
+    ("listnet", (0.0, 0.0, 0.0), None, -(log_p(0) + log_p(1) + log_p(2)) / 3),
+    (
+        "lambda",
+        Y,
+        None,
+        (swap(1, 0, 2, 1) * pair(0.5, 1.0) + swap(1, 0, 3, 1) * pair(-2.0, 1.0)) / IDEAL_BINARY,
+    ),
+    (
+        "lambda",
+        GRADED,
+        W,
+        (
+            3.0 * swap(3, 1, 3, 1) * pair(-2.0, 1.0)
+            + 3.0 * swap(3, 0, 3, 2) * pair(-2.0, 0.5)
+            + 0.5 * swap(1, 0, 1, 2) * pair(1.0, 0.5)
+        )
+        / IDEAL_GRADED,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "labels", "weights", "expected"), BY_HAND)
+def test_value_by_hand(name, labels, weights, expected):
+    as_tensor = partial(torch.tensor, dtype=torch.float64)
+    value = LOSSES[name](as_tensor(S), as_tensor(labels), weights=None if weights is None else as_tensor(weights))
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_lambda_sigma_ties_and_ranks_without_a_gradient():
+    # Equal scores: ranks follow the slots, so the clicked item of slot 2 stands on rank 3.
+    scores = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    value = lambda_loss(scores, torch.tensor([0, 0, 1]), sigma=3.0)
+    first, second = swap(1, 0, 3, 1), swap(1, 0, 3, 2)
+    assert value.item() == pytest.approx((first + second) * math.log2(2), rel=1e-12)
+    value.backward()  # d/ds_i log2(1 + exp(-3 (s_i - s_j))) = -3 / 2 / ln 2 where s_i = s_j
+    slope = 1.5 / math.log(2)
+    assert scores.grad.tolist() == pytest.approx([slope * first, slope * second, -slope * (first + second)], rel=1e-12)
+
+
+def test_a_list_of_one_item():
+    score, click = torch.tensor([[0.5]], dtype=torch.float64), torch.tensor([[1.0]])
+    assert binary_log_loss(score, click).item() == pytest.approx(-log_sigmoid(0.5))
+    for loss in LISTWISE.values():
+        assert loss(score, click).item() == 0.0
+
+
+def random_lists(lists=4, width=7, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(lists, width, generator=generator, dtype=dtype)
+    labels = (torch.rand(lists, width, generator=generator) < 0.4).to(dtype)
+    labels[:, 0] = 1.0  # every list has a click, so that no loss is 0 by convention
+    weights = torch.rand(lists, width, generator=generator, dtype=dtype) + 0.5
+    mask = torch.arange(width) < torch.randint(2, width, (lists, 1), generator=generator)
+    return scores, labels, weights, mask
+
+
+def test_attention_rank_is_the_normalised_softmax_on_binary_labels():
+    scores, labels, weights, mask = random_lists()
+    options = {"mask": mask, "weights": weights, "reduction": "none"}
+    torch.testing.assert_close(attention_rank_loss(scores, labels, **options), softmax_loss(scores, labels, **options))
+
+
+@every_listwise
+def test_a_shift_of_the_list_changes_nothing(loss):
+    scores, labels, weights, mask = random_lists()
+    shift = torch.tensor([[-80.0], [0.0], [3.0], [500.0]], dtype=torch.float64)
+    torch.testing.assert_close(
+        loss(scores + shift, labels, mask=mask, weights=weights), loss(scores, labels, mask=mask, weights=weights)
+    )
+
+
+@every_loss
+@pytest.mark.parametrize("garbage", [0.0, math.nan, math.inf, -math.inf, torch.finfo(torch.float32).min, 1e4])
+def test_masked_equals_removed_and_gets_no_gradient(loss, garbage):
+    scores, labels, weights, mask = random_lists(dtype=torch.float32)
+    real = scores.clone()
+    scores = torch.where(mask, scores, garbage).requires_grad_()
+    labels = torch.where(mask, labels, -100.0)
+    weights = torch.where(mask, weights, garbage)
+    values = loss(scores, labels, mask=mask, weights=weights, reduction="none")
+    values.sum().backward()
+    for row in range(len(scores)):
+        kept = mask[row]
+        alone = real[row, kept].requires_grad_()
+        value = loss(alone, labels[row, kept], weights=weights[row, kept])
+        value.backward()
+        torch.testing.assert_close(values[row], value)
+        torch.testing.assert_close(scores.grad[row, kept], alone.grad)
+        assert (scores.grad[row, ~kept] == 0).all()
+
+
+@every_loss
+def test_lists_without_items_leave_the_mean_alone(loss):
+    scores, labels, _, _ = random_lists(lists=2)
+    mask = torch.tensor([[True] * 7, [False] * 7])
+    scores[1] = math.nan
+    assert loss(scores, labels, mask=mask) == loss(scores[:1], labels[:1])
+    assert loss(scores, labels, mask=mask, reduction="none")[1] == 0.0
+
+    scores.requires_grad_()
+    empty = loss(scores, labels, mask=torch.zeros_like(mask))
+    empty.backward()
+    assert empty.item() == 0.0
+    assert (scores.grad == 0).all()
+    for shape in ((0, 5), (3, 0)):
+        assert loss(torch.zeros(shape), torch.zeros(shape)).item() == 0.0
+
+
+@pytest.mark.parametrize("name", ["softmax", "softmax_unnormalised", "attention_rank", "lambda"])
+def test_a_list_without_a_click_gives_zero(name):
+    scores = torch.randn(3, 5, requires_grad=True)
+    value = LOSSES[name](scores, torch.zeros(3, 5))
+    value.backward()
+    assert value.item() == 0.0
+    assert (scores.grad == 0).all()
+
+
+@every_loss
+@pytest.mark.parametrize("labels", ["none", "one", "all"])
+def test_extreme_logits_are_finite(loss, labels):
+    scores = torch.where(torch.arange(200) % 3 == 0, 1e4, -1e4).expand(2, 200).clone().requires_grad_()
+    target = torch.full((2, 200), 1.0 if labels == "all" else 0.0)
+    target[:, 1] = 0.0 if labels == "none" else 1.0
+    value = loss(scores, target)
+    value.backward()
+    assert value.isfinite()
+    assert scores.grad.isfinite().all()
+
+
+@every_loss
+def test_half_precision_is_computed_in_float32(loss):
+    scores, labels, weights, mask = random_lists(lists=8, width=200, dtype=torch.float32)
+    rounded = scores.bfloat16()
+    value = loss(rounded, labels, mask=mask, weights=weights)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, loss(rounded.float(), labels, mask=mask, weights=weights))
+    torch.testing.assert_close(value, loss(scores, labels, mask=mask, weights=weights), rtol=1e-2, atol=1e-3)
+
+
+@every_loss
+def test_gradient_is_the_derivative(loss):
+    scores, labels, weights, mask = random_lists()
+    scores.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: loss(s, labels, mask=mask, weights=weights), scores)
+
+
+@every_loss
+def test_reductions_and_leading_axes(loss):
+    scores, labels, weights, mask = random_lists(lists=6)
+    options = {"mask": mask, "weights": weights}
+    values = loss(scores, labels, **options, reduction="none")
+    assert values.shape == (6,)
+    torch.testing.assert_close(loss(scores, labels, **options, reduction="sum"), values.sum())
+    torch.testing.assert_close(loss(scores, labels, **options), values.mean())
+    torch.testing.assert_close(loss(scores, labels, mask=mask, weights=2 * weights), 2 * values.mean())
+    folded = {name: value.view(2, 3, 7) for name, value in options.items()}
+    torch.testing.assert_close(
+        loss(scores.view(2, 3, 7), labels.view(2, 3, 7), **folded, reduction="none"), values.view(2, 3)
+    )
+
+
+@every_loss
+def test_slots_may_be_shuffled(loss):
+    scores, labels, weights, mask = random_lists()
+    shuffled = torch.randperm(7, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        loss(scores[:, shuffled], labels[:, shuffled], mask=mask[:, shuffled], weights=weights[:, shuffled]),
+        loss(scores, labels, mask=mask, weights=weights),
+    )
+
+
+@every_loss
+def test_integer_and_bool_labels(loss):
+    scores, labels, _, mask = random_lists()
+    for same in (labels.long(), labels.bool()):
+        torch.testing.assert_close(loss(scores, same, mask=mask), loss(scores, labels, mask=mask))
+
+
+ONES = torch.ones(2, 3)
+MINUS_ONE_AT_1_2 = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, -100.0]])
+
+
+@every_loss
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": torch.ones(2, 1)}, r"labels must have the shape of scores, \[2, 3\]; got \[2, 1\]"),
+        ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask must have the shape of scores"),
+        ({"mask": torch.ones(2, 3, dtype=torch.long)}, r"mask must be bool.*int64"),
+        ({"weights": torch.ones(2)}, r"weights must have the shape of scores"),
+        ({"scores": torch.ones(2, 3, dtype=torch.long)}, r"scores must be floating-point"),
+        ({"labels": MINUS_ONE_AT_1_2}, r"labels.*found -100 in list 1, slot 2.*pass mask"),
+        ({"labels": torch.where(MINUS_ONE_AT_1_2 < 0, math.nan, 1.0)}, r"labels.*found nan in list 1, slot 2"),
+        ({"weights": MINUS_ONE_AT_1_2}, r"weights.*found -100 in list 1, slot 2"),
+        ({"reduction": "means"}, r"reduction must be one of.*did you mean 'mean'"),
+    ],
+)
+def test_errors_name_the_place(loss, changed, message):
+    with pytest.raises(InputError, match=message):
+        loss(**{"scores": ONES, "labels": ONES, **changed})
+
+
+def test_errors_of_single_losses():
+    graded = torch.tensor([[[0.0, 1.0], [0.0, 2.0]]])
+    with pytest.raises(InputError, match=r"labels.*in \[0, 1\].*found 2 in list \(0, 1\), slot 1.*listwise"):
+        binary_log_loss(torch.zeros(1, 2, 2), graded)
+    with pytest.raises(InputError, match=r"found 2 in slot 1\."):
+        binary_log_loss(torch.zeros(2), graded[0, 1])
+    with pytest.raises(InputError, match="sigma"):
+        lambda_loss(torch.zeros(2), torch.ones(2), sigma=0.0)
+
+
+@every_loss
+def test_one_graph_under_compile_and_export(loss):
+    scores, labels, weights, mask = random_lists()
+
+    def total(scores, labels, mask, weights):
+        return loss(scores, labels, mask=mask, weights=weights)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for function in (total, compiled):
+        leaf = scores.clone().requires_grad_()
+        value = function(leaf, labels, mask, weights)
+        value.backward()
+        gradients.append(leaf.grad)
+        torch.testing.assert_close(value, total(scores, labels, mask, weights))
+    torch.testing.assert_close(*gradients)
+
+    class Module(torch.nn.Module):
+        def forward(self, scores, labels, mask, weights):
+            return total(scores, labels, mask, weights)
+
+    exported = torch.export.export(Module(), (scores, labels, mask, weights)).module()
+    torch.testing.assert_close(exported(scores, labels, mask, weights), total(scores, labels, mask, weights))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@every_loss
+def test_no_host_synchronisation_on_cuda(loss):
+    scores, labels, weights, mask = (value.cuda() for value in random_lists(dtype=torch.float32))
+    scores.requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        value = loss(scores, labels, mask=mask, weights=weights)
+        value.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    on_cpu = loss(*(x.detach().cpu() for x in (scores, labels)), mask=mask.cpu(), weights=weights.cpu())
+    torch.testing.assert_close(value.cpu(), on_cpu)
+
+
+def test_lambda_loss_falls_as_the_order_improves():
+    # Five items with labels 2 1 0 0 0: the best of all 120 orders of the same scores is the one by label.
+    labels = torch.tensor([2.0, 1.0, 0.0, 0.0, 0.0])
+    scores = torch.tensor(list(itertools.permutations([2.0, 1.0, 0.0, -1.0, -2.0])))
+    values = lambda_loss(scores, labels.expand_as(scores), reduction="none")
+    best = values == values.min()
+    assert (scores[best][:, :2] == torch.tensor([2.0, 1.0])).all()

@@ -1,0 +1,243 @@
+"""The package: light to import, layered one way, typed, without pickle; its wheel runs the README's tour elsewhere."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hf_rerank
+
+ROOT = Path(hf_rerank.__file__).parent
+HEAVY = ("torch", "transformers", "datasets", "evaluate", "accelerate", "huggingface_hub")
+
+
+def run(code: str, *, cwd: Path | None = None, timeout: int = 120, **environment: str) -> str:
+    """What another Python prints."""
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **environment},
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return ran.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------- imports
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("hf_rerank", HEAVY),
+        ("hf_rerank.errors", HEAVY),
+        ("hf_rerank.lists", HEAVY),
+        ("hf_rerank.metrics", HEAVY),
+        ("hf_rerank.cli", HEAVY),
+        ("hf_rerank.losses", ("transformers", "datasets", "evaluate")),
+        ("hf_rerank.principled", ("transformers", "datasets", "evaluate")),
+    ],
+)
+def test_importing_is_light(module: str, absent: tuple[str, ...]) -> None:
+    loaded = run(f"import sys, {module}; print(*sys.modules)").split()
+    assert module in loaded
+    assert sorted(set(absent) & set(loaded)) == []
+
+
+def test_every_public_name() -> None:
+    assert hf_rerank.__all__ == sorted(set(hf_rerank.__all__))
+    for name in hf_rerank.__all__:
+        assert getattr(hf_rerank, name).__name__ == name
+    assert set(hf_rerank.__all__) <= set(dir(hf_rerank))
+    for name in ("losses", "metrics", "principled"):
+        assert getattr(hf_rerank, name).__name__ == f"hf_rerank.{name}"
+    with pytest.raises(AttributeError, match="has no attribute 'Rerankr'"):
+        _ = hf_rerank.Rerankr
+
+
+def test_documented_functions_are_where_the_readme_says() -> None:
+    functions = {
+        "hf_rerank.principled": "positions_from_scores order_from_positions perturb consistency_loss obedience "
+        "PrincipledObjective",
+        "hf_rerank.losses": "binary_log_loss softmax_loss attention_rank_loss listnet_loss lambda_loss",
+        "hf_rerank.metrics": "auc grouped_auc ndcg average_precision precision recall reciprocal_rank clicks",
+    }
+    for module, names in functions.items():
+        for name in names.split():
+            assert callable(getattr(importlib.import_module(module), name)), f"{module}.{name}"
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    """Each file of the package: its dotted name below ``hf_rerank``, its syntax tree."""
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{entry.name}" for entry in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (entry.name for entry in node.names)
+
+
+# What each part may not know of: imports run one way.
+NOT_BELOW = {
+    "metrics": ("models", "training", "reranker", "evaluation", "principled", "data"),
+    "data": ("models", "training", "reranker", "evaluation", "principled"),
+    "principled": ("models", "training", "reranker", "evaluation", "data", "lists", "processing", "metrics"),
+    "losses": ("models", "training", "reranker", "evaluation", "data", "lists", "processing", "metrics"),
+    "models": ("training", "reranker", "evaluation", "data"),
+    "processing": ("models", "training", "reranker", "evaluation"),
+    "training": ("reranker", "cli"),
+}
+
+
+def test_imports_run_one_way() -> None:
+    checked = 0
+    for name, tree in sources():
+        forbidden = NOT_BELOW.get(name.split(".")[0], ())
+        for target in imported(tree):
+            assert not target.startswith(tuple(f"hf_rerank.{part}" for part in forbidden)), f"{name} imports {target}"
+            checked += bool(forbidden)
+    assert checked > 100
+
+
+def test_nothing_is_unpickled() -> None:
+    """Neither a pickle module, nor a switch that would turn one on, anywhere in the package."""
+    for name, tree in sources():
+        modules = {target.split(".")[0] for target in imported(tree)}
+        assert modules.isdisjoint({"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}), name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword):
+                value = node.value.value if isinstance(node.value, ast.Constant) else None
+                assert (node.arg, value) not in {("weights_only", False), ("allow_pickle", True)}, name
+                assert (node.arg, value) != ("trust_remote_code", True), name
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert ast.unparse(node.func) != "torch.load", name
+
+
+def test_no_broad_except() -> None:
+    for name, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler):
+                caught = "" if node.type is None else ast.unparse(node.type)
+                assert caught not in ("", "Exception", "BaseException"), f"{name}, line {node.lineno}"
+
+
+# ----------------------------------------------------------------------------------------------------------- the wheel
+
+TOUR = """
+from hf_rerank import ListProcessor, PRMConfig, PRMForReranking, Reranker, RerankTrainer, RerankTrainingArguments
+from hf_rerank import load_lists
+
+lists = load_lists("simulated_prm", n_lists=400)
+processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
+model = PRMForReranking(PRMConfig.for_schema(processor.schema))
+trainer = RerankTrainer(model=model, processing_class=processor, train_dataset=lists["train"],
+                        eval_dataset=lists["validation"],
+                        args=RerankTrainingArguments("runs/prm", principled="scaled", num_train_epochs=1, use_cpu=True,
+                                                     per_device_train_batch_size=64, disable_tqdm=True))
+trainer.train(); metrics = trainer.evaluate(lists["test"]); trainer.save_model("runs/prm")
+
+reranker = Reranker.from_pretrained("runs/prm")
+row = lists["test"][0]
+request = {name: value for name, value in row.items() if name != lists.schema.label}
+(result,) = reranker.rerank([request], top_k=10)
+
+import json, hf_rerank
+first_item = lists.schema.items[0].name
+print(json.dumps({
+    "from": hf_rerank.__file__,
+    "order": result["order"],
+    "items": [result[first_item], [row[first_item][slot] for slot in result["order"]]],
+    "length": len(row[first_item]),
+    "lists": [metrics["eval_lists"], len(lists["test"])],
+    "ndcg": metrics["eval_ndcg@10"],
+    "steps": trainer.state.global_step,
+    "train": len(lists["train"]),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that nothing is left in the checkout."""
+    checkout = ROOT.parent
+    if not (checkout / "pyproject.toml").is_file():
+        pytest.skip("not run from a checkout: there is no pyproject.toml to build from")
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "source"
+    shutil.copytree(ROOT, copy / "hf_rerank", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(checkout / name, copy / name)
+    command = [
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        str(folder),
+        str(copy),
+    ]
+    ran = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=180, check=False)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_wheel_contents(wheel: Path) -> None:
+    assert wheel.name == f"hf_rerank-{hf_rerank.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(next(name for name in names if name.endswith("dist-info/METADATA"))).decode()
+        entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    in_checkout = {f"hf_rerank/{path.relative_to(ROOT).as_posix()}" for path in ROOT.rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == in_checkout
+    assert "hf_rerank/py.typed" in names
+    assert any(name.endswith("LICENSE") for name in names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"hf_rerank"}
+    assert f"Version: {hf_rerank.__version__}" in metadata
+    assert "Requires-Dist: transformers" in metadata
+    assert "hf-rerank = hf_rerank.cli:main" in entry_points
+
+
+@pytest.mark.slow
+def test_the_tour_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Installed elsewhere, run outside the checkout, without network."""
+    installed = tmp_path / "installed"
+    command = ["pip", "install", "--no-deps", "--no-index", "--target", str(installed), str(wheel)]
+    subprocess.run([sys.executable, "-m", *command], capture_output=True, timeout=180, check=True)
+    environment = {
+        "PYTHONPATH": str(installed),
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    output = run(TOUR, cwd=tmp_path, timeout=300, **environment)
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    assert Path(found["from"]) == installed / "hf_rerank" / "__init__.py"
+    assert len(found["order"]) == len(set(found["order"])) == min(10, found["length"])
+    assert found["items"][0] == found["items"][1]
+    assert found["lists"][0] == found["lists"][1] > 0
+    assert 0 < found["ndcg"] <= 1
+    assert found["steps"] == -(-found["train"] // 64)
+    saved = {path.name for path in (tmp_path / "runs" / "prm").iterdir() if path.is_file()}
+    assert {"config.json", "model.safetensors", "results.json", "training_args.json"} <= saved

@@ -1,0 +1,74 @@
+"""What the README shows runs as it stands, and what it names is there. (Its tour runs in tests/hub/test_tour.py.)"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(first_line: str) -> str:
+    """The Python block of the README that starts with this line."""
+    found = [code for code in re.findall(r"```python\n(.*?)```", README, re.S) if code.startswith(first_line)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_hand_written_scorer() -> None:
+    """0.2, 0.9, 0.5 less 0.3 a place: 0.2, 0.6, -0.1, so slots 1, 0, 2. Shown that: -0.1, 0.9, -0.1, the same."""
+    code = block("import torch\nfrom hf_rerank.principled")
+    scope: dict[str, Any] = {}
+    exec(code.rsplit("\n", 2)[0], scope)
+    assert eval(code.strip().rsplit("\n", 1)[1], scope) == 1.0
+
+
+def test_own_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.chdir(tmp_path)
+    row = {
+        "item_id": [1, 2],
+        "shop": ["a", "b"],
+        "price": [9.5, None],
+        "text": [[0.0] * 384, [1.0] * 384],
+        "gender": "f",
+        "click": [0, 1],
+        "rank": [1, 0],
+    }
+    rows = [{**row, "request": f"r{number}", "user_id": number} for number in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), "my_lists.parquet")
+    scope: dict[str, Any] = {}
+    exec(block("from hf_rerank import Categorical"), scope)
+    assert sum(len(split) for split in scope["lists"].values()) == 40
+
+
+def test_options_named_there_exist() -> None:
+    from hf_rerank import DNNConfig, PRMConfig, RerankTrainingArguments
+
+    section = README[README.index("## Options") : README.index("## Principled learning")]
+    arguments = {field.name for field in dataclasses.fields(RerankTrainingArguments)}
+    configs = {field.name for config in (PRMConfig, DNNConfig) for field in dataclasses.fields(config)}
+    first, second = section.split("| model | option |")
+    for table, headings, column, known in ((first, 1, 0, arguments), (second, 0, 1, configs)):
+        for row in re.findall(r"^\| (.*) \|$", table, re.M)[headings:]:
+            assert set(re.findall(r"`(\w+)`", row.split(" | ")[column])) <= known, row
+
+
+def test_files_named_there_exist() -> None:
+    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (ROOT / path).is_file(), path
+    for path in re.findall(r"`((?:scripts|tests|hf_rerank|model_cards)/[\w./]+)`", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_results_are_those_that_were_measured() -> None:
+    """The tables are the experiment's own files, not typed."""
+    results = ROOT / "scripts" / "experiments" / "results" / "principles" / "summary.md"
+    assert results.read_text(encoding="utf-8").strip() in README

@@ -1,0 +1,154 @@
+"""Batches: what the trainer reads is what the processor encodes, each list once, wherever it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hf_rerank import Categorical, InputError, ListProcessor, ListSchema
+from hf_rerank.training.batches import EncodedLists, EncodedStream, collate, ids_as_bytes, ids_from_bytes, list_keys
+
+IDS = ["a", "list-17", "ü€", "list-1"]
+
+
+def test_ids_survive_as_bytes() -> None:
+    coded = torch.from_numpy(ids_as_bytes(IDS))
+    assert coded.dtype == torch.uint8
+    assert ids_from_bytes(coded) == IDS
+    assert ids_from_bytes(torch.from_numpy(ids_as_bytes(["", ""]))) == ["", ""]
+
+
+def test_keys_do_not_depend_on_the_batch() -> None:
+    """A batch with longer ids pads these with zeros; the keys stay, and differ from list to list."""
+    coded = torch.from_numpy(ids_as_bytes(IDS))
+    keys = list_keys(coded)
+    assert keys.dtype == torch.int64
+    assert len(set(keys.tolist())) == len(IDS)
+    for number, text in enumerate(IDS):
+        assert list_keys(torch.from_numpy(ids_as_bytes([text]))) == keys[number]
+    assert list_keys(torch.nn.functional.pad(coded, (0, 9))).equal(keys)
+    # The key by its definition: sum of byte i times the (i + 1)-th power of the FNV prime, modulo 2**64.
+    expected = sum(byte * 0x100000001B3 ** (place + 1) for place, byte in enumerate(b"list-17"))
+    assert (int(keys[1]) - expected) % 2**64 == 0
+
+
+def test_a_batch_is_what_the_processor_gives(lists: dict[str, Any], processor: ListProcessor) -> None:
+    indices = [5, 0, 11]
+    batch = EncodedLists(lists["train"], processor).__getitems__(indices)
+    expected = processor([lists["train"][index] for index in indices], with_labels=True)
+    assert ids_from_bytes(batch.pop("list_id")) == [lists["train"][index]["list_id"] for index in indices]
+    for number, index in enumerate(indices):  # the truth is for metrics, and no input of a model
+        true = lists["train"][index]["attraction"]
+        assert batch["attraction"][number, : len(true)].tolist() == pytest.approx(true)
+    batch.pop("attraction")
+    assert batch.keys() == expected.keys() - {"attraction"}
+    for name, tensor in batch.items():
+        assert tensor.dtype == expected[name].dtype, name
+        assert tensor.equal(expected[name]), name
+
+
+def test_lists_joined_one_by_one_equal_a_whole_batch(lists: dict[str, Any], processor: ListProcessor) -> None:
+    encoded = EncodedLists(lists["train"], processor)
+    indices = list(range(20))
+    whole, joined = encoded.__getitems__(indices), collate([encoded[index] for index in indices])
+    assert collate(whole) is whole
+    assert whole.keys() == joined.keys()
+    assert len({encoded[index]["mask"].shape[1] for index in indices}) > 1
+    for name in whole:
+        assert joined[name].dtype == whole[name].dtype, name
+        assert joined[name].equal(whole[name]), name
+
+
+def test_history_is_padded_apart_from_the_items() -> None:
+    schema = ListSchema(
+        items=[Categorical("item_id", min_count=1)],
+        history=[Categorical("seen", shares="item_id")],
+        list_id="list_id",
+    )
+    rows = [
+        {"list_id": "a", "item_id": [1, 2, 3], "seen": [1], "click": [0, 1, 0]},
+        {"list_id": "b", "item_id": [2], "seen": [3, 2, 1, 1], "click": [1]},
+        {"list_id": "c", "item_id": [2, 1], "seen": [], "click": [0, 0]},
+    ]
+    lists = datasets.Dataset.from_list(rows)
+    encoded = EncodedLists(lists, ListProcessor.from_lists(lists, schema=schema))
+    joined = collate([encoded[number] for number in range(3)])
+    assert joined["mask"].sum(-1).tolist() == [3, 1, 2]
+    assert joined["history_mask"].sum(-1).tolist() == [1, 4, 0]
+    assert joined["labels"].tolist() == [[0, 1, 0], [1, -100, -100], [0, 0, -100]]
+    assert joined["position_ids"].tolist() == [[0, 1, 2]] * 3
+    for name, tensor in encoded.__getitems__([0, 1, 2]).items():
+        assert joined[name].equal(tensor), name
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_errors_name_the_list_of_the_dataset(
+    make_lists: Callable[..., datasets.Dataset], processor: ListProcessor, with_ids: bool
+) -> None:
+    """The fourth of the batch is list 13 of the dataset: with ids the message has the id, without the number."""
+    rows = make_lists(20, 5).to_list()
+    rows[13]["click"][0] = 2
+    rows[14]["click"][0] = -1
+    rows[15]["position"][0] = 9
+    lists = datasets.Dataset.from_list(rows)
+    if not with_ids:
+        lists = lists.remove_columns("list_id")
+    encoded = EncodedLists(lists, processor, highest_label=1.0)
+    with pytest.raises(InputError, match=r"label 2 .*list-5-13" if with_ids else r"label 2 in list 13:"):
+        encoded.__getitems__([2, 3, 4, 13])
+    for wrong in (14, 15):
+        with pytest.raises(InputError, match=rf"list {wrong}\b"):
+            encoded.__getitems__([2, wrong, 4])
+    assert EncodedLists(lists, processor).__getitems__([13])["labels"].max() == 2
+
+
+def test_without_ids_the_number_is_the_id(lists: dict[str, Any], processor: ListProcessor) -> None:
+    """So that a list has one key wherever it stands in a batch."""
+    encoded = EncodedLists(lists["train"].remove_columns("list_id"), processor)
+    assert ids_from_bytes(encoded.__getitems__([7, 3])["list_id"]) == ["7", "3"]
+
+
+def test_too_long_lists(make_lists: Callable[..., datasets.Dataset], processor: ListProcessor) -> None:
+    short = ListProcessor(processor.schema.replace(max_list_length=4), processor.vocabularies, processor.scales)
+    lists = make_lists(12, 6)
+    lengths = [len(row) for row in lists["item_id"]]
+    longest = int(np.argmax(lengths))
+    with pytest.raises(InputError, match=rf"list-6-{longest} has {lengths[longest]} items.*max_list_length=4"):
+        EncodedLists(lists, short)[longest]
+    cut = EncodedLists(lists, short, truncate=True)[longest]
+    assert sorted(cut["position_ids"][0].tolist()) == [0, 1, 2, 3]
+    kept = [slot for slot, place in enumerate(lists[longest]["position"]) if place < 4]
+    assert cut["labels"][0].tolist() == [lists[longest]["click"][slot] for slot in kept]
+
+
+@pytest.mark.parametrize(("shards", "workers"), [(1, 0), (3, 0), (3, 2), (1, 2)])
+def test_a_stream_gives_each_list_once(
+    lists: dict[str, Any], processor: ListProcessor, shards: int, workers: int
+) -> None:
+    """More workers than shards leave some idle; shards that do not divide among workers are not read twice."""
+    stream = EncodedStream(lists["train"].to_iterable_dataset(num_shards=shards), processor)
+    loader = DataLoader(stream, batch_size=32, num_workers=workers, collate_fn=collate)
+    batches = list(loader)
+    seen = [name for batch in batches for name in ids_from_bytes(batch["list_id"])]
+    assert sorted(seen) == sorted(lists["train"]["list_id"])
+    if workers == 0:
+        assert [len(batch["mask"]) for batch in batches] == [32] * 7 + [16]
+
+
+def test_a_stream_shuffles_anew_each_epoch(lists: dict[str, Any], processor: ListProcessor) -> None:
+    stream = EncodedStream(lists["train"].to_iterable_dataset().shuffle(seed=1, buffer_size=100), processor)
+
+    def order(epoch: int) -> list[str]:
+        stream.set_epoch(epoch)
+        return [ids_from_bytes(entry["list_id"])[0] for entry in stream]
+
+    first, second = order(0), order(1)
+    assert first != second
+    assert sorted(first) == sorted(second) == sorted(lists["train"]["list_id"])
+    assert order(0) == first

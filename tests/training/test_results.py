@@ -1,0 +1,79 @@
+"""results.json: plain JSON, whole or not there, and a data identity that notices what changed."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_rerank import ListProcessor
+from hf_rerank.training import results
+from hf_rerank.training.results import data_identity, environment, write_json
+
+
+def test_plain_json(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    values = {
+        "nan": float("nan"),
+        "inf": [float("inf")],
+        3: (1, 2.5, None, True),
+        "path": Path("x"),
+        "deep": {"a": {}},
+    }
+    write_json(path, values)
+    expected = {"nan": None, "inf": [None], "3": [1, 2.5, None, True], "path": "x", "deep": {"a": {}}}
+    assert json.loads(path.read_text()) == expected
+    assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    write_json(path, {"run": 1})
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results.os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(path, {"run": 2})
+    assert json.loads(path.read_text()) == {"run": 1}
+
+
+def test_environment_names_what_ran() -> None:
+    found = environment()
+    assert found["versions"]["torch"] == metadata.version("torch")
+    assert found["versions"]["transformers"] == metadata.version("transformers")
+    assert found["threads"] == torch.get_num_threads()
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_identity_notices_a_label_an_id_an_order(lists: dict[str, Any], processor: ListProcessor) -> None:
+    schema, given = processor.schema, lists["validation"]
+    identity = data_identity(given, schema)
+    assert identity["lists"] == 50
+    assert len(identity["sha256"]) == 64
+    assert data_identity(given.select(range(50)), schema) == identity
+
+    def flipped(row: dict[str, Any], number: int) -> dict[str, Any]:
+        return {"click": [1 - row["click"][0], *row["click"][1:]]} if number == 9 else row
+
+    changed = {
+        "label": given.map(flipped, with_indices=True),
+        "id": given.map(lambda row: {"list_id": row["list_id"] + "x"}),
+        "order": given.select([1, 0, *range(2, 50)]),
+        "fewer": given.select(range(49)),
+    }
+    digests = {name: data_identity(other, schema)["sha256"] for name, other in changed.items()}
+    assert len({identity["sha256"], *digests.values()}) == 5, digests
+
+
+def test_identity_without_ids_and_of_a_stream(lists: dict[str, Any], processor: ListProcessor) -> None:
+    given = lists["validation"]
+    bare = data_identity(given.remove_columns("list_id"), processor.schema)
+    assert bare["lists"] == 50
+    assert bare["sha256"] != data_identity(given, processor.schema)["sha256"]
+    assert data_identity(given.to_iterable_dataset(), processor.schema) == {"lists": None, "sha256": None}

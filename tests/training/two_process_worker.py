@@ -1,0 +1,77 @@
+"""Run by torchrun: trains for two steps on what this process is given of each batch, and writes down what it saw.
+
+Arguments: folder with ``model``, ``train`` and ``validation``; output folder; lists a step on each process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments
+from hf_rerank.training.batches import ids_from_bytes
+
+
+class NotingTrainer(RerankTrainer):
+    """Notes the ids of the lists of every step."""
+
+    ids: list[list[str]]
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.ids.append(ids_from_bytes(inputs["list_id"]))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def main(source: Path, output: Path, batch_size: int) -> None:
+    torch.set_num_threads(1)
+    given = Reranker.from_pretrained(source / "model")
+    trainer = NotingTrainer(
+        model=given.model,
+        args=RerankTrainingArguments(
+            str(output / "run"),
+            use_cpu=True,
+            ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
+            optim="sgd",
+            learning_rate=0.1,
+            lr_scheduler_type="constant",
+            max_grad_norm=0,  # clipping would hide a gradient of another scale
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=3,
+            train_sampling_strategy="sequential",
+            max_steps=2,
+            logging_strategy="steps",
+            logging_steps=2,
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+            disable_tqdm=True,
+        ),
+        train_dataset=datasets.load_from_disk(str(source / "train")),
+        eval_dataset=datasets.load_from_disk(str(source / "validation")),
+        processing_class=given.processor,
+    )
+    trainer.ids = []
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.save_model(str(output / "model"))
+    times = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_model_preparation_time")
+    report = {
+        "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+        "ids": trainer.ids,
+        "checksum": sum(float(value.double().sum()) for value in trainer.model.state_dict().values()),
+        "metrics": {name: value for name, value in metrics.items() if name not in times},
+        "log": next(entry for entry in trainer.state.log_history if "loss" in entry),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"rank{trainer.args.process_index}.json").write_text(json.dumps(report))
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
