@@ -52,16 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, TrainingStopped, OSError) as error:
         print(f"hf-rerank: {_one_line(error)}", file=sys.stderr)
         return 2
-    except Exception as error:
-        # torch and safetensors report a failed write with errors of their own that name neither file nor cause.
-        if not any(words in str(error) for words in ("inline_container.cc", "iostream error", "No space left")):
-            raise
-        print(
-            f"hf-rerank: a file could not be written, most likely because the disk is full ({_one_line(error)}): free "
-            "space; a checkpoint finished before is whole, the last one is not",
-            file=sys.stderr,
-        )
-        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,6 +161,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     arguments = _training_arguments(options)
+    from safetensors import SafetensorError
     from transformers import set_seed
 
     from hf_rerank.evaluation import evaluate_orders
@@ -199,9 +190,18 @@ def _train(options: argparse.Namespace) -> None:
         eval_dataset=lists["validation"],
         processing_class=processor,
     )
-    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
-    trainer.save_model(arguments.output_dir)
+    try:
+        trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+        metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
+        trainer.save_model(arguments.output_dir)
+    except (RuntimeError, SafetensorError) as error:
+        # torch and safetensors report a failed write with errors of their own that name neither file nor cause.
+        if not any(words in str(error) for words in ("inline_container.cc", "iostream error", "No space left")):
+            raise
+        raise OSError(
+            f"a file could not be written, most likely because the disk is full ({_one_line(error)}): free space; a "
+            "checkpoint finished before is whole, the last one is not"
+        ) from error
     rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], ks=arguments.metric_ks)
     rows[options.model] = {name.removeprefix("validation_"): value for name, value in metrics.items()}
     print(f"\nOn the validation split:\n{results_table(rows)}\n\nmodel in {arguments.output_dir}")

@@ -190,15 +190,21 @@ class TestMistakes:
     [("[enforce fail at inline_container.cc:672] . unexpected pos 536064 vs 535952", 2), ("a fault of our own", None)],
 )
 def test_a_full_disk_in_training(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, message: str, code: int | None
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    message: str,
+    code: int | None,
 ) -> None:
     """What torch.save says on a full disk becomes one line; other faults keep their traceback."""
 
-    def fail(options: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError(message)
 
-    monkeypatch.setattr(cli, "_train", fail)
-    arguments = ["train", "--model", "prm", "--data", "lists", "--output-dir", "run"]
+    monkeypatch.setattr("hf_rerank.training.RerankTrainer.train", fail)
+    arguments = ["train", "--model", "prm", "--data", str(folder / "lists"), "--output-dir", str(tmp_path), *TINY]
+    capsys.readouterr()
     if code is None:
         with pytest.raises(RuntimeError, match=message):
             cli.main(arguments)

@@ -219,10 +219,12 @@ class PreTrainedReranker(PreTrainedModel):
             InputError: Weights are missing, unknown, of the wrong shape, or cannot be read.
         """
         if options.get("output_loading_info") or options.get("ignore_mismatched_sizes"):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+            _align(loaded[0] if options.get("output_loading_info") else loaded)
+            return loaded
         strict: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
-            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options, **strict)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **options, **strict)
         except (OSError, SafetensorError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"{pretrained_model_name_or_path} holds no weights that can be read: {reason}") from error
@@ -234,6 +236,7 @@ class PreTrainedReranker(PreTrainedModel):
                     f"weights in {pretrained_model_name_or_path} are {what}: {', '.join(names[:5])}"
                     f"{', ...' if len(names) > 5 else ''}; save or download the model again"
                 )
+        _align(model)
         return model
 
     def forward(
@@ -378,6 +381,17 @@ class PreTrainedReranker(PreTrainedModel):
 def padded_low(logits: Tensor, mask: Tensor) -> Tensor:
     """Scores with the lowest finite number at padding, so that no sort puts padding before an item."""
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+
+
+def _align(model: nn.Module) -> None:
+    """Moves weights to memory as torch itself allocates it.
+
+    Loaded weights lie in the mapped file, at any address, and on some processors a matrix product then rounds
+    otherwise: the scores would differ in their last bits from those before saving.
+    """
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.data_ptr() % 64:
+            weight.data = weight.data.clone()
 
 
 def _repeated(context: Context, versions: int) -> Context:
