@@ -159,6 +159,45 @@ def evaluate(
 
 
 @torch.no_grad()
+def measured(
+    forward: Callable[..., Any],
+    inputs: Batch,
+    *,
+    obedience_k: int,
+    swaps: Literal["all", "one"] = "all",
+    max_steps: int = 10,
+    list_keys: Tensor | None = None,
+) -> Any:
+    """The output of a re-ranker whose ``losses`` hold the measures of obedience [B], all over one embedding.
+
+    Args:
+        forward: The model, or its ``forward``, in evaluation mode and float32.
+        inputs: Of ``forward``, with labels.
+        obedience_k: Cut-off of the obedience at the top.
+        swaps: As of ``obedience``.
+        max_steps: As of ``obedience``.
+        list_keys: As of ``obedience``.
+    """
+
+    def objective(
+        score: Callable[..., Any], position_ids: Tensor, labels: Tensor, mask: Tensor, task_loss: Callable[..., Tensor]
+    ) -> dict[str, Tensor]:
+        given = score(position_ids)
+        measures = obedience(
+            lambda orders: (given if orders is position_ids else score(orders)).logits.float(),
+            position_ids,
+            mask,
+            k=obedience_k,
+            swaps=swaps,
+            max_steps=max_steps,
+            list_keys=list_keys,
+            reduction="none",
+        )
+        return {"loss": task_loss(given), **measures}
+
+    return forward(**inputs, objective=objective)
+
+
 def add_batch(
     model: Any,
     batch: Batch,
@@ -170,33 +209,16 @@ def add_batch(
 ) -> None:
     """Scores one encoded batch and adds its metrics and obedience to ``sums``."""
     device = next(model.parameters()).device
-    features = {
-        name: value.to(device)
-        for name, value in batch.items()
-        if name not in (*EXTRAS, "labels", "weights", "position_ids")
-    }
-    mask, positions = features["mask"], batch["position_ids"].to(device)
-
-    def score(orders: Tensor) -> Tensor:
-        return model(**features, position_ids=orders).logits.float()
-
-    measures = obedience(
-        score,
-        positions,
-        mask,
-        k=obedience_k,
-        swaps=swaps,
-        max_steps=max_steps,
-        reduction="none",
-    )
-    scores = comparable_scores(score(positions), model.config.task_loss_name, mask)
+    inputs = {name: value.to(device) for name, value in batch.items() if name not in EXTRAS}
+    output = measured(model, inputs, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps)
+    scores = comparable_scores(output.logits, model.config.task_loss_name, inputs["mask"])
     sums.add(
         scores.cpu(),
         batch["labels"],
         batch["mask"],
         batch["position_ids"],
         batch.get("attraction"),
-        {name: value.cpu() for name, value in measures.items()},
+        {name: value.cpu() for name, value in output.losses.items()},
     )
 
 

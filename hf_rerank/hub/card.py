@@ -45,7 +45,7 @@ def model_card(name: str, results: dict[str, Any]) -> str:
         "",
         f"Task loss `{results['task_loss']}`; principled preset `{objective['preset']}` (weights "
         f"{objective['convergence_weight']:g} and {objective['adversarial_weight']:g}, reduction "
-        f"`{objective['reduction']}`, space `{objective['space']}`). Training lists: "
+        f"`{objective['consistency_reduction']}`, space `{objective['consistency_space']}`). Training lists: "
         f"{results['data'].get('train', {}).get('lists')}. Seed {results['training_arguments']['seed']}. "
         "Everything else is in `results.json`.",
         "",

@@ -7,7 +7,6 @@ the only thing that training code calls: DDP, FSDP, autocast and torch.compile a
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -188,10 +187,10 @@ class RerankerOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
-    def split(self, parts: int) -> "list[RerankerOutput]":
-        """The outputs of a batch that holds ``parts`` orders of the same lists one after another."""
-        logits = self.logits.chunk(parts)  # type: ignore[union-attr]
-        list_logits = [None] * parts if self.list_logits is None else self.list_logits.chunk(parts)
+    def split(self, sizes: list[int]) -> "list[RerankerOutput]":
+        """The outputs of the first ``sizes[0]`` lists, of the next ``sizes[1]``, and so on."""
+        logits = self.logits.split(sizes)  # type: ignore[union-attr]
+        list_logits = [None] * len(sizes) if self.list_logits is None else self.list_logits.split(sizes)
         return [RerankerOutput(logits=a, list_logits=b) for a, b in zip(logits, list_logits, strict=True)]
 
 
@@ -271,9 +270,10 @@ class PreTrainedReranker(PreTrainedModel):
             labels: float [B, L], at least 0; what stands at padding is not looked at.
             weights: float [B, L], of the labels.
             objective: ``(score, position_ids, labels, mask, task_loss) -> losses``, a dictionary with ``loss``.
-                ``score`` takes V orders of the B lists, [V * B, L], over one embedding; ``task_loss`` takes an output
-                of B lists. The output's scores are those of the first order that it scores. Without one the loss is
-                the task loss of the given order.
+                ``score(orders)`` takes V orders of the B lists, [V * B, L] or soft [V * B, L, L], over one embedding;
+                ``score(orders, lists)`` orders of the lists in rows ``lists`` [N]. ``task_loss(output)`` takes an
+                output of the B lists, ``task_loss(output, lists)`` one of these rows. The output's scores are those of
+                the first B orders that it scores. Without an objective the loss is the task loss of the given order.
         """
         if mask is None:
             mask = torch.ones(item_categorical.shape[:2], dtype=torch.bool, device=item_categorical.device)
@@ -305,21 +305,26 @@ class PreTrainedReranker(PreTrainedModel):
                 output.loss = self.task_loss(output, labels, mask, weights)
             return output
 
-        outputs: list[RerankerOutput] = []
+        first: list[RerankerOutput] = []
 
-        def score(orders: Tensor) -> RerankerOutput:
-            versions = orders.shape[0] // position_ids.shape[0]
-            outputs.append(self.score(_repeated(context, versions), orders))
-            return outputs[-1]
+        def score(orders: Tensor, lists: Tensor | None = None) -> RerankerOutput:
+            output = self.score(_rows(context, lists, orders.shape[0] // position_ids.shape[0]), orders)
+            if not first:
+                first.append(output)
+            return output
 
-        task_loss = partial(self.task_loss, labels=labels, mask=mask, weights=weights)
+        def task_loss(output: RerankerOutput, lists: Tensor | None = None) -> Tensor:
+            if lists is None:
+                return self.task_loss(output, labels, mask, weights)
+            return self.task_loss(output, labels[lists], mask[lists], None if weights is None else weights[lists])
+
         losses = objective(score, position_ids, labels, mask, task_loss)
-        first = outputs[0].split(outputs[0].logits.shape[0] // mask.shape[0])[0]  # type: ignore[union-attr]
+        given = first[0].split([mask.shape[0], first[0].logits.shape[0] - mask.shape[0]])[0]  # type: ignore[union-attr]
         return RerankerOutput(
             loss=losses["loss"],
             losses={name: value for name, value in losses.items() if name != "loss"},
-            logits=first.logits,
-            list_logits=first.list_logits,
+            logits=given.logits,
+            list_logits=given.list_logits,
         )
 
     def embed(
@@ -338,7 +343,13 @@ class PreTrainedReranker(PreTrainedModel):
         raise NotImplementedError
 
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
-        """``R(X, P)``: one score a slot for the items of ``context`` shown at ``position_ids`` int64 [B, L]."""
+        """``R(X, P)``: one score a slot.
+
+        Args:
+            context: Of ``embed``.
+            position_ids: The order in which the items are shown: int64 [B, L], the place of each slot; or a soft
+                order, float [B, L, L], for each slot a distribution over places (``hf_rerank.principled.soft_order``).
+        """
         raise NotImplementedError
 
     def task_loss(self, output: RerankerOutput, labels: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -394,7 +405,10 @@ def _align(model: nn.Module) -> None:
             weight.data = weight.data.clone()
 
 
-def _repeated(context: Context, versions: int) -> Context:
+def _rows(context: Context, lists: Tensor | None, versions: int) -> Context:
+    """The context of the lists in these rows [N]; without rows, of all lists, ``versions`` times one after another."""
+    if lists is not None:
+        return {name: value.index_select(0, lists) for name, value in context.items()}
     if versions == 1:
         return context
     return {name: value.repeat(versions, *[1] * (value.dim() - 1)) for name, value in context.items()}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_rerank.errors import InputError
 from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import ItemEmbedding
+from hf_rerank.models.layers import ItemEmbedding, position_vectors
 
 
 @strict
@@ -76,5 +76,5 @@ class DNNForReranking(PreTrainedReranker):
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
         items = context["items"]
         if self.positions is not None:
-            items = items + self.positions(position_ids)
+            items = items + position_vectors(position_ids, self.positions.weight)
         return RerankerOutput(logits=padded_low(self.network(items).squeeze(-1), context["mask"]))

@@ -11,6 +11,21 @@ from hf_rerank.models.base import RerankerConfig
 from hf_rerank.vocabularies import UNKNOWN
 
 
+def position_vectors(position_ids: Tensor, table: Tensor) -> Tensor:
+    """The vectors of the places at which items are shown.
+
+    Args:
+        position_ids: int64 [B, L]; or a soft order, float [B, L, L], whose vectors are the mean over its places.
+        table: [places, D], one row a place.
+
+    Returns:
+        [B, L, D].
+    """
+    if position_ids.is_floating_point():
+        return position_ids.to(table.dtype) @ table[: position_ids.shape[-1]]
+    return F.embedding(position_ids, table)
+
+
 class ItemEmbedding(nn.Module):
     """Features of items, and of the list's user beside each item, as one vector an item.
 

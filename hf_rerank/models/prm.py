@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from hf_rerank.errors import InputError
 from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import EncoderBlock, ItemEmbedding
+from hf_rerank.models.layers import EncoderBlock, ItemEmbedding, position_vectors
 
 
 @strict
@@ -100,7 +100,7 @@ class PRMForReranking(PreTrainedReranker):
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
         items, mask = context["items"], context["mask"]
         if self.positions is not None:
-            items = items + F.embedding(position_ids, F.linear(self.positions.weight, self.projection.weight))
+            items = items + position_vectors(position_ids, F.linear(self.positions.weight, self.projection.weight))
         items = self.dropout(items)
         hidden_states, attentions = [items], []
         for block in self.blocks:

@@ -1,14 +1,18 @@
 """Principled learning of re-rankers (arXiv 2504.04188): tensors and callables only, no model of this library."""
 
-from hf_rerank.principled.consistency import PrincipledObjective, consistency_loss
+from hf_rerank.principled.consistency import consistency_loss
 from hf_rerank.principled.obedience import obedience
+from hf_rerank.principled.objective import PrincipledObjective
 from hf_rerank.principled.orders import order_from_positions, perturb, positions_from_scores
+from hf_rerank.principled.relaxations import hard_order, soft_order
 
 __all__ = [
     "PrincipledObjective",
     "consistency_loss",
+    "hard_order",
     "obedience",
     "order_from_positions",
     "perturb",
     "positions_from_scores",
+    "soft_order",
 ]

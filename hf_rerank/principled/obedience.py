@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError
-from hf_rerank.principled.orders import keyed_adjacent_swap, positions_from_scores, swap_neighbours
+from hf_rerank.principled.orders import keyed_perturb, positions_from_scores, step_keys, swap_neighbours
+
+# Standard deviation of a list's scores under which they count as equal.
+COLLAPSED_SPREAD = 1e-3
 
 
 @torch.no_grad()
@@ -48,8 +51,8 @@ def obedience(
         ``fixed_point_rate``: share of lists that settle, P(t+1) = P(t) with P(0) = P and P(t+1) the ranking by
         score(P(t)); ``fixed_point_steps``: the smallest such t, over lists that settle; ``cycle_rate``: share of lists
         that return to an earlier, not their last, order. ``score_spread``: standard deviation of a list's scores
-        (equal scores obey both principles and are useless). With ``mean`` also ``obedience_lists``, the lists
-        measured. The share of lists with ``fixed_point_steps`` at most 1 equals ``p1_obedience``.
+        (equal scores obey both principles and are useless); ``collapsed_share``: share of lists where it is under
+        0.001. With ``mean`` also ``obedience_lists``, the lists measured. The share of lists with ``fixed_point_steps`` at most 1 equals ``p1_obedience``.
 
     Raises:
         InputError: An unknown option, or scores that are NaN or of another shape than the positions.
@@ -78,11 +81,14 @@ def obedience(
 
     scores = checked(positions)
     own = positions_from_scores(scores, mask)
-    measured = _agreement("p1", own, positions_from_scores(checked(own), mask), mask, cuts)
+    again = positions_from_scores(checked(own), mask)
+    measured = _agreement("p1", own, again, mask, cuts)
     measured.update(_swap_agreement(checked, positions, own, mask, cuts, swaps, seed, list_keys))
     if max_steps > 0:
-        measured.update(_fixed_points(checked, positions, mask, max_steps))
+        given = positions_from_scores(-positions.double(), mask)
+        measured.update(_fixed_points(checked, [given, own, again], mask, max_steps))
     measured["score_spread"] = _spread(scores, mask)
+    measured["collapsed_share"] = (measured["score_spread"] < COLLAPSED_SPREAD).double()
 
     per_list = {name: torch.where(counted, value, torch.nan) for name, value in measured.items()}
     if reduction == "none":
@@ -121,7 +127,7 @@ def _swap_agreement(
 ) -> dict[str, Tensor]:
     if swaps == "one":
         keys = torch.arange(positions.shape[0], device=positions.device) if keys is None else keys
-        swapped = keyed_adjacent_swap(positions, mask, keys, seed=seed, step=0)
+        swapped = keyed_perturb(positions, mask, step_keys(keys, seed=seed, step=0))
         return _agreement("p2", own, positions_from_scores(score(swapped), mask), mask, cuts)
     count = mask.sum(-1)
     sums: dict[str, Tensor] = {}
@@ -136,21 +142,22 @@ def _swap_agreement(
 
 
 def _fixed_points(
-    score: Callable[[Tensor], Tensor], positions: Tensor, mask: Tensor, max_steps: int
+    score: Callable[[Tensor], Tensor], orders: list[Tensor], mask: Tensor, max_steps: int
 ) -> dict[str, Tensor]:
-    """Follows P(t+1) = ranking by score(P(t)) for t up to ``max_steps``."""
-    orders = [positions_from_scores(-positions.double(), mask)]
-    steps = torch.full(positions.shape[:1], torch.nan, dtype=torch.float64, device=positions.device)
-    cycles = torch.zeros(positions.shape[:1], dtype=torch.bool, device=positions.device)
+    """Follows P(t+1) = ranking by score(P(t)) for t up to ``max_steps``; ``orders`` are P(0), P(1) and P(2)."""
+    steps = torch.full(mask.shape[:1], torch.nan, dtype=torch.float64, device=mask.device)
+    cycles = torch.zeros(mask.shape[:1], dtype=torch.bool, device=mask.device)
     for step in range(max_steps + 1):
-        following = positions_from_scores(score(orders[-1]), mask)
-        settled = (following == orders[-1]).all(-1)
-        steps = torch.where(settled & steps.isnan(), float(step), steps)
-        for earlier in orders[:-1]:
-            cycles |= (following == earlier).all(-1) & steps.isnan()
-        orders.append(following)
-        if not (steps.isnan() & mask.any(-1)).any():
+        # A list that has come back to an earlier order will come back for ever: it need not be followed.
+        if not (steps.isnan() & ~cycles & mask.any(-1)).any():
             break
+        if len(orders) < step + 2:
+            orders.append(positions_from_scores(score(orders[-1]), mask))
+        following = orders[step + 1]
+        settled = (following == orders[step]).all(-1)
+        steps = torch.where(settled & steps.isnan(), float(step), steps)
+        for earlier in orders[:step]:
+            cycles |= (following == earlier).all(-1) & steps.isnan()
     return {
         "fixed_point_rate": (~steps.isnan()).double(),
         "fixed_point_steps": steps,
@@ -159,11 +166,17 @@ def _fixed_points(
 
 
 def _kendall_tau(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
-    """Concordant minus discordant pairs over all pairs of real items."""
-    pairs = mask.unsqueeze(-1) & mask.unsqueeze(-2)
-    agree = (before.unsqueeze(-1) - before.unsqueeze(-2)).sign() * (after.unsqueeze(-1) - after.unsqueeze(-2)).sign()
+    """Concordant minus discordant pairs over all pairs of real items, of two rankings without ties, [B]."""
+    tau = torch.ones(mask.shape[:1], dtype=torch.float64, device=mask.device)
+    # Most lists of an obedient model keep their ranking: only the others are counted.
+    changed = ((before != after) & mask).any(-1).nonzero().squeeze(-1)
+    before, after, mask = before[changed], after[changed], mask[changed]
+    above_before = before.unsqueeze(-1) < before.unsqueeze(-2)
+    above_after = after.unsqueeze(-1) < after.unsqueeze(-2)
+    concordant = (above_before & above_after & mask.unsqueeze(-1) & mask.unsqueeze(-2)).sum((-1, -2))
     count = mask.sum(-1)
-    return torch.where(pairs, agree, 0).sum((-1, -2)).double() / (count * (count - 1)).clamp(min=1)
+    pairs = (count * (count - 1)).clamp(min=1).double() / 2
+    return tau.index_copy(0, changed, 2 * concordant / pairs - 1)
 
 
 def _spread(scores: Tensor, mask: Tensor) -> Tensor:

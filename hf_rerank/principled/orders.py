@@ -7,12 +7,14 @@ the rest.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError, suggestion
 
-PERTURBATIONS = ("adjacent_swap",)
+PERTURBATIONS = ("adjacent_swap", "random_swap", "window_shuffle", "reverse_window", "score_noise")
 
 
 def positions_from_scores(scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -56,65 +58,148 @@ def perturb(
     mask: Tensor | None = None,
     *,
     kind: str = "adjacent_swap",
-    strength: int = 1,
+    strength: float = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The positions after a small random change that touches real items only; a list of one stays as it is.
+    """The positions after a random change that touches real items only; a list of one stays as it is.
 
     Args:
         positions: int64 [B, L].
         mask: bool [B, L], True at real items. None: all are real.
-        kind: ``adjacent_swap``: two items at neighbouring places change places, uniform over the n_real - 1 pairs.
-        strength: How many such changes, one after another; at least 1.
+        kind: One of
+
+            - ``adjacent_swap``: two items at neighbouring places change places, uniform over the n_real - 1 pairs;
+              ``strength`` such swaps, one after another.
+            - ``random_swap``: two items at any two places change places; ``strength`` swaps.
+            - ``window_shuffle``: the items at ``strength + 1`` successive places, uniform over all such windows, are
+              put in a random order, uniform over all of them (a shorter list is one window).
+            - ``reverse_window``: the items of such a window are turned round; with strength 1 an adjacent swap.
+            - ``score_noise``: Gaussian noise with a standard deviation of ``strength`` places is added to each place,
+              and items are ranked by the sum.
+        strength: See ``kind``; a whole number of at least 1, for ``score_noise`` any number above 0.
         generator: Source of the draws. None: torch's own.
 
     Returns:
         int64 [B, L].
 
     Raises:
-        InputError: An unknown kind, or a strength below 1.
+        InputError: An unknown kind, or a strength that it has not.
     """
+    check_perturbation(kind, strength)
+    device = positions.device if generator is None else generator.device
+    size = (positions.shape[0], _draws_of_a_list(kind, strength, positions.shape[-1]))
+    draws = torch.rand(size, generator=generator, device=device, dtype=torch.float64).to(positions.device)
+    return _perturbed(positions, mask, draws, kind, strength)
+
+
+def keyed_perturb(
+    positions: Tensor, mask: Tensor | None, keys: Tensor, *, kind: str = "adjacent_swap", strength: float = 1
+) -> Tensor:
+    """``perturb`` with draws that are hashes of each list's key.
+
+    Args:
+        positions: int64 [B, L].
+        mask: bool [B, L].
+        keys: int64 [B], of ``step_keys``: the same list at the same step is perturbed in the same way in a resumed
+            run, in any batch and on any process.
+        kind: As of ``perturb``.
+        strength: As of ``perturb``.
+    """
+    draws = keyed_uniform(keys, _draws_of_a_list(kind, strength, positions.shape[-1]))
+    return _perturbed(positions, mask, draws, kind, strength)
+
+
+def check_perturbation(kind: str, strength: float) -> None:
+    """Raises an InputError for an unknown kind, or a strength that it has not."""
     if kind not in PERTURBATIONS:
         raise InputError(
             f"perturbation {kind!r}: expected one of {', '.join(PERTURBATIONS)}{suggestion(kind, PERTURBATIONS)}"
         )
-    if strength < 1:
-        raise InputError(f"perturbation strength {strength}: expected at least 1")
-    device = positions.device if generator is None else generator.device
-    for _ in range(strength):
-        draws = torch.rand(positions.shape[0], generator=generator, device=device).to(positions.device)
-        positions = swap_neighbours(positions, _pair(draws, positions, mask), mask)
-    return positions
+    if not (0 < strength < math.inf and (kind == "score_noise" or strength == int(strength))):
+        expected = "a number above 0" if kind == "score_noise" else "a whole number of at least 1"
+        raise InputError(f"perturbation_strength of {kind} is {strength}: expected {expected}")
+
+
+def step_keys(list_keys: Tensor, *, seed: int, step: int) -> Tensor:
+    """What the draws of one training step are hashes of.
+
+    Args:
+        list_keys: int64 [B], one a list.
+        seed: Of the run.
+        step: Of training.
+
+    Returns:
+        int64 [B].
+    """
+    return list_keys + _wrapped(seed * 0x632BE59BD9B4E019 + step * 0x2545F4914F6CDD1D)
+
+
+def keyed_uniform(keys: Tensor, count: int) -> Tensor:
+    """``count`` numbers in [0, 1) for each key, by splitmix64.
+
+    Args:
+        keys: int64 [B].
+        count: How many.
+
+    Returns:
+        float64 [B, count].
+    """
+    counters = torch.arange(count, device=keys.device) * _wrapped(0x9E3779B97F4A7C15)
+    mixed = _mix(keys.unsqueeze(-1) + counters)
+    return ((mixed >> 11) & ((1 << 53) - 1)).to(torch.float64) / (1 << 53)
 
 
 def swap_neighbours(positions: Tensor, place: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Exchanges the items at ``place`` and ``place + 1``; lists where ``place + 1`` holds no item stay as they are.
+    """Exchanges the items at ``place`` and ``place + 1``; lists where either holds no item stay as they are.
 
     Args:
         positions: int64 [B, L].
         place: int64 [B] or a scalar tensor.
         mask: bool [B, L].
     """
+    return _swapped(positions, place, place + 1, _real_items(positions, mask))
+
+
+def _draws_of_a_list(kind: str, strength: float, length: int) -> int:
+    if kind in ("adjacent_swap", "random_swap"):
+        return int(strength) * (1 if kind == "adjacent_swap" else 2)
+    return {"window_shuffle": 1 + length, "reverse_window": 1, "score_noise": length}[kind]
+
+
+def _perturbed(positions: Tensor, mask: Tensor | None, draws: Tensor, kind: str, strength: float) -> Tensor:
+    """``perturb`` by uniform draws [B, draws of a list]; slot i of a list uses the same draw however it is padded."""
     count = _real_items(positions, mask)
-    place = torch.where(place + 1 < count, place, -2).unsqueeze(-1)
-    down = (positions == place).to(positions.dtype)
-    up = (positions == place + 1).to(positions.dtype)
-    return positions + down - up
+    if kind == "adjacent_swap":
+        for change in range(int(strength)):
+            place = _below(count - 1, draws[:, change])
+            positions = _swapped(positions, place, place + 1, count)
+        return positions
+    if kind == "random_swap":
+        for change in range(int(strength)):
+            one = _below(count, draws[:, 2 * change])
+            # The other is any but this one: 1 to n - 1 places further, round the end.
+            other = (one + 1 + _below(count - 1, draws[:, 2 * change + 1])) % count.clamp(min=1)
+            positions = _swapped(positions, one, other, count)
+        return positions
+    if kind == "score_noise":
+        # Draws are in [0, 1), multiples of 2**-53: half of that keeps the quantile finite.
+        noise = torch.special.ndtri(draws + 2.0**-54) * strength
+        return positions_from_scores(-(positions + noise), mask)
+    width = torch.minimum(count, torch.full_like(count, int(strength) + 1)).unsqueeze(-1)
+    start = _below(count - width.squeeze(-1) + 1, draws[:, 0]).unsqueeze(-1)
+    inside = (positions >= start) & (positions < start + width)
+    if kind == "reverse_window":
+        return torch.where(inside, 2 * start + width - 1 - positions, positions)
+    # Within the window any place below its last: no tie with the places around it.
+    shuffled = start + draws[:, 1:] * (width - 1)
+    return positions_from_scores(-torch.where(inside, shuffled, positions.double()), mask)
 
 
-def keyed_adjacent_swap(positions: Tensor, mask: Tensor | None, keys: Tensor, *, seed: int, step: int) -> Tensor:
-    """``adjacent_swap`` drawn from a hash of (seed, step, key of the list).
-
-    The same list at the same step gets the same swap in a resumed run, in any batch and on any process.
-
-    Args:
-        positions: int64 [B, L].
-        mask: bool [B, L].
-        keys: int64 [B], one a list.
-    """
-    mixed = _mix(keys + _wrapped(seed * 0x632BE59BD9B4E019 + step * 0x2545F4914F6CDD1D))
-    draws = ((mixed >> 11) & ((1 << 53) - 1)).to(torch.float64) / (1 << 53)
-    return swap_neighbours(positions, _pair(draws, positions, mask), mask)
+def _swapped(positions: Tensor, one: Tensor, other: Tensor, count: Tensor) -> Tensor:
+    """Exchanges the items at places ``one`` and ``other``, [B] or scalar, where both hold an item."""
+    there = (torch.minimum(one, other) >= 0) & (torch.maximum(one, other) < count)
+    one, other = torch.where(there, one, -1).unsqueeze(-1), torch.where(there, other, -1).unsqueeze(-1)
+    return torch.where(positions == one, other, torch.where(positions == other, one, positions))
 
 
 def _real_items(positions: Tensor, mask: Tensor | None) -> Tensor:
@@ -123,10 +208,10 @@ def _real_items(positions: Tensor, mask: Tensor | None) -> Tensor:
     return mask.sum(-1)
 
 
-def _pair(draws: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-    """The upper place of a pair of neighbours, uniform for draws uniform in [0, 1)."""
-    pairs = (_real_items(positions, mask) - 1).clamp(min=0)
-    return torch.minimum((draws * pairs).long(), (pairs - 1).clamp(min=0))
+def _below(count: Tensor, draws: Tensor) -> Tensor:
+    """A whole number from 0 to count - 1 for draws uniform in [0, 1); 0 where the count is 0."""
+    count = count.clamp(min=0)
+    return torch.minimum((draws * count).long(), (count - 1).clamp(min=0))
 
 
 def _wrapped(number: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from transformers import EvalPrediction, Trainer, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_rerank.errors import InputError, TrainingStopped
-from hf_rerank.evaluation import EXTRAS, EvaluationSums, comparable_scores
+from hf_rerank.evaluation import EXTRAS, EvaluationSums, comparable_scores, measured
 from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
-from hf_rerank.principled.consistency import PrincipledObjective
-from hf_rerank.principled.obedience import obedience
+from hf_rerank.principled.obedience import COLLAPSED_SPREAD
+from hf_rerank.principled.objective import PrincipledObjective
 from hf_rerank.processing import ListProcessor
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.batches import EncodedLists, EncodedStream, collate, ids_from_bytes, list_keys
+from hf_rerank.training.health import HealthCallback
 from hf_rerank.training.results import data_identity, environment, write_json
 
 IDS_IN_A_MESSAGE = 5
@@ -82,6 +84,8 @@ class RerankTrainer(Trainer):
         if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps < 1:
             raise InputError("train_dataset is a stream, whose length nobody knows: set max_steps in the arguments")
         self.processor = processing_class
+        if args.task_loss is not None:
+            model.config.task_loss = args.task_loss  # type: ignore[assignment]
         self._encode_options: dict[str, Any] = {
             "highest_label": 1.0 if model.config.task_loss_name == "binary_log_loss" else float("inf"),
             "truncate": args.truncate_lists,
@@ -99,7 +103,7 @@ class RerankTrainer(Trainer):
             eval_dataset=self._encoded(eval_dataset),
             processing_class=processing_class,
             compute_metrics=self._add_evaluation_batch,
-            callbacks=callbacks,
+            callbacks=[HealthCallback(self.objective), *(callbacks or [])],
             optimizers=optimizers,
         )
         self.results: dict[str, Any] = {
@@ -155,7 +159,9 @@ class RerankTrainer(Trainer):
     ) -> Any:
         """The principled objective of one batch, in one call of the model's ``forward``."""
         features = {name: value for name, value in inputs.items() if name not in EXTRAS}
-        objective = self.objective.at(step=self.state.global_step, list_keys=list_keys(inputs["list_id"]))
+        objective = self.objective.at(
+            step=self.state.global_step, steps=self.state.max_steps, list_keys=list_keys(inputs["list_id"])
+        )
         output = model(**features, objective=objective)
         self._remember(output, features["mask"])
         if not bool(torch.isfinite(output.loss)):
@@ -175,28 +181,25 @@ class RerankTrainer(Trainer):
         """
         inputs = {name: value.to(self.args.device) for name, value in inputs.items()}
         extras = {name: inputs.pop(name) for name in EXTRAS if name in inputs}
-        positions = inputs.pop("position_ids")
-        with torch.no_grad(), self.compute_loss_context_manager():
-            output = model(**inputs, position_ids=positions)
-            loss = output.loss.detach().float()
+        # Rankings are compared in float32: ties in bf16 would fake obedience. A sharded model runs only as wrapped.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        forward: Any = model if sharded else partial(type(self.model).forward, self.model)
+        with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
             if prediction_loss_only:
-                return loss, None, None
-            features = {name: value for name, value in inputs.items() if name not in ("labels", "weights")}
-            measures = obedience(
-                lambda orders: model(**features, position_ids=orders).logits.float(),
-                positions,
-                inputs["mask"],
-                k=self.args.obedience_k,
+                return forward(**inputs).loss.detach().float(), None, None
+            output = measured(
+                forward,
+                inputs,
+                obedience_k=self.args.obedience_k,
                 swaps="one" if self.is_in_train else "all",
                 max_steps=0 if self.is_in_train else FIXED_POINT_STEPS,
                 list_keys=list_keys(extras["list_id"]),
-                reduction="none",
             )
         scores = comparable_scores(output.logits, self.model.config.task_loss_name, inputs["mask"])
-        self._measure_names = list(measures)
-        predictions = (scores, torch.stack(list(measures.values()), dim=-1))
+        self._measure_names = list(output.losses)
+        predictions = (scores, torch.stack(list(output.losses.values()), dim=-1))
         truth = (extras["attraction"],) if "attraction" in extras else ()
-        return loss, predictions, (inputs["labels"], positions, *truth)
+        return output.loss.detach().float(), predictions, (inputs["labels"], inputs["position_ids"], *truth)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -332,8 +335,11 @@ class RerankTrainer(Trainer):
         assert output.logits is not None
         logits = torch.where(mask, output.logits.detach().float(), 0.0)
         count = mask.sum(-1).clamp(min=1)
-        variance = (logits.square().sum(-1) / count - (logits.sum(-1) / count).square()).clamp(min=0)
-        terms = {**(output.losses or {}), "score_spread": variance.sqrt().mean()}
+        mean = (logits.sum(-1) / count).unsqueeze(-1)
+        spread = (torch.where(mask, logits - mean, 0.0).square().sum(-1) / count).sqrt()
+        lists = mask.sum(-1) >= 2
+        collapsed = (lists & (spread < COLLAPSED_SPREAD)).sum() / lists.sum().clamp(min=1)
+        terms = {**(output.losses or {}), "score_spread": spread.mean(), "collapsed_share": collapsed}
         for name, value in terms.items():
             self._log_sums[name] = self._log_sums.get(name, 0.0) + value.detach().float()
         self._log_steps += 1

@@ -1,0 +1,114 @@
+"""Soft orders: the ranking step with a gradient.
+
+``positions_from_scores`` has a derivative of 0 almost everywhere. A relaxation replaces its 0/1 matrix by one that
+changes smoothly with the scores: ``M[p, i]``, for each place p a distribution over items. A *soft order*
+``S[i, p]`` is what a re-ranker reads: for each item a distribution over places, so that the item's position vector is
+``S @ E``. It is M with its columns made to sum to 1, transposed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.principled.orders import order_from_positions, positions_from_scores
+
+RELAXATIONS = ("softsort", "neuralsort")
+
+
+def hard_order(positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Positions int64 [..., L] as a 0/1 matrix ``S[..., slot, place]``, [..., L, L]."""
+    places = torch.arange(positions.shape[-1], device=positions.device)
+    return (positions.unsqueeze(-1) == places).to(dtype)
+
+
+def soft_order(
+    scores: Tensor,
+    mask: Tensor | None = None,
+    *,
+    relaxation: str = "softsort",
+    temperature: float = 1.0,
+    sinkhorn: int = 0,
+    straight_through: bool = False,
+) -> Tensor:
+    """A differentiable order by falling score.
+
+    ``softsort`` (Prillo and Eisenschlos 2020): ``M[p, i] = softmax_i(-|s_[p] - s_i| / t)``, ``s_[p]`` the p-th largest
+    score. ``neuralsort`` (Grover et al. 2019): ``M[p, i] = softmax_i(((n - 1 - 2 p) s_i - sum_j |s_i - s_j|) / t)``,
+    p from 0. As the temperature t goes to 0 both become the hard order, where scores differ.
+
+    Args:
+        scores: float [..., L], finite at real items; computed in at least float32.
+        mask: bool [..., L], True at real items. None: all are real.
+        relaxation: ``softsort`` or ``neuralsort``.
+        temperature: t, above 0, in units of the scores.
+        sinkhorn: How often columns and rows of M are normalised in turn before the columns are (Sinkhorn): with
+            enough of them the order is doubly stochastic, so that no place is held by more than one item in sum.
+        straight_through: The 0/1 order, with the gradient of the soft one.
+
+    Returns:
+        [..., L, L], ``S[..., slot, place]``; the sum over places is 1. Padding slots stand on padding places.
+
+    Raises:
+        InputError: An unknown relaxation, a temperature that is not above 0, or a negative count.
+    """
+    check_relaxation(relaxation, temperature, sinkhorn)
+    if scores.dtype in (torch.bfloat16, torch.float16):
+        scores = scores.float()
+    if mask is None:
+        mask = torch.ones_like(scores, dtype=torch.bool)
+    scores = torch.where(mask, scores, 0.0)
+    positions = positions_from_scores(scores.detach(), mask)
+    hard = hard_order(positions, scores.dtype)
+    count = mask.sum(-1, keepdim=True)
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    if relaxation == "softsort":
+        ranked = scores.gather(-1, order_from_positions(positions))
+        logits = -(ranked.unsqueeze(-1) - scores.unsqueeze(-2)).abs()
+    else:
+        apart = torch.where(mask.unsqueeze(-2), (scores.unsqueeze(-1) - scores.unsqueeze(-2)).abs(), 0.0).sum(-1)
+        logits = (count - 1 - 2 * places).unsqueeze(-1) * scores.unsqueeze(-2) - apart.unsqueeze(-2)
+    # A finite number, not -inf: the rows of a list without items stay finite, and so do their gradients.
+    lowest = torch.finfo(scores.dtype).min
+    matrix = (logits / temperature).masked_fill(~mask.unsqueeze(-2), lowest).softmax(-1)
+    real = (places < count).unsqueeze(-1) & mask.unsqueeze(-2)
+    matrix = torch.where(real, matrix, 0.0)
+    for _ in range(sinkhorn):
+        matrix = _normalised(_normalised(matrix, -2), -1)
+    soft = torch.where(real.transpose(-1, -2), _normalised(matrix, -2).transpose(-1, -2), hard)
+    return hard + (soft - soft.detach()) if straight_through else soft
+
+
+def moved_places(order: Tensor, positions: Tensor, moved: Tensor) -> Tensor:
+    """A soft order whose places are exchanged as those of the hard one are.
+
+    Args:
+        order: [..., L, L], a soft order around ``positions``.
+        positions: int64 [..., L].
+        moved: int64 [..., L], the positions after the change.
+
+    Returns:
+        [..., L, L]; the 0/1 matrix of ``positions`` becomes that of ``moved``.
+    """
+    came_from = positions.gather(-1, order_from_positions(moved))
+    return order.gather(-1, came_from.unsqueeze(-2).expand_as(order))
+
+
+def check_relaxation(relaxation: str, temperature: float, sinkhorn: int) -> None:
+    """Raises an InputError for what ``soft_order`` cannot do."""
+    if relaxation not in RELAXATIONS:
+        raise InputError(
+            f"relaxation {relaxation!r}: expected one of {', '.join(RELAXATIONS)}{suggestion(relaxation, RELAXATIONS)}"
+        )
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"temperature is {temperature}: expected a number above 0")
+    if sinkhorn < 0:
+        raise InputError(f"sinkhorn is {sinkhorn}: expected a number of normalisations, at least 0")
+
+
+def _normalised(matrix: Tensor, dim: Literal[-1, -2]) -> Tensor:
+    total = matrix.sum(dim, keepdim=True)
+    return matrix / torch.where(total > 0, total, 1.0)

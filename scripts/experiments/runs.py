@@ -1,0 +1,96 @@
+"""One run of an experiment: a re-ranker trained and measured with one seed, kept as one JSON file.
+
+A run whose file is there is not repeated, so an interrupted experiment goes on where it was; the file is written last
+and at once. Runs share nothing, so several processes may work on the runs of one experiment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+
+def train(
+    folder: Path,
+    lists: Any,
+    processor: Any,
+    *,
+    model: str,
+    seed: int,
+    config: Mapping[str, Any],
+    progress: bool = False,
+    **arguments: Any,
+) -> Any:
+    """Trains a new model and returns its trainer.
+
+    Args:
+        folder: Of the run.
+        lists: Splits with ``train`` and ``validation``.
+        processor: The processor of these lists.
+        model: Name in the table of models.
+        seed: Of the initial weights, the order of batches and the perturbations.
+        config: Options of the model's config.
+        progress: Show the trainer's log and bars.
+        arguments: Of ``RerankTrainingArguments``.
+    """
+    from transformers import PrinterCallback, set_seed
+    from transformers.utils import logging
+
+    from hf_rerank import RerankTrainer, RerankTrainingArguments
+    from hf_rerank.models import reranker_classes
+
+    logging.disable_progress_bar()
+    config_class, model_class = reranker_classes(model)
+    set_seed(seed)
+    trainer = RerankTrainer(
+        model=model_class(config_class.for_schema(processor.schema, **config)),
+        args=RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=not progress, **arguments),
+        train_dataset=lists["train"],
+        eval_dataset=lists["validation"],
+        processing_class=processor,
+    )
+    if not progress:
+        trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer
+
+
+def finish(runs: Iterable[tuple[Path, tuple[Any, ...]]], run: Callable[..., dict[str, Any]], workers: int) -> None:
+    """Makes the runs that are missing.
+
+    Args:
+        runs: File of each run, and what ``run`` is called with after it.
+        run: ``run(path, *values) -> result``, a function of a module; the result is written to the file.
+        workers: Processes, each with one thread. 1: this process, with torch's own number of threads.
+    """
+    missing = [(path, values) for path, values in runs if not path.is_file()]
+    print(f"{len(missing)} runs to make", flush=True)
+    if workers == 1:
+        for path, values in missing:
+            _make(path, values, run)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        for made in [pool.submit(_make, path, values, run) for path, values in missing]:
+            made.result()
+
+
+def results(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def _make(path: Path, values: tuple[Any, ...], run: Callable[..., dict[str, Any]]) -> None:
+    from hf_rerank.training.results import write_json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, run(path, *values))
+    print(path.stem, flush=True)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
