@@ -61,6 +61,28 @@ def test_options_named_there_exist() -> None:
             assert set(re.findall(r"`(\w+)`", row.split(" | ")[column])) <= known, row
 
 
+def test_presets_are_those_of_the_code() -> None:
+    """The table of presets, cell by cell; and every option of the objective stands in one of the two tables."""
+    from hf_rerank.principled.objective import PRESETS, PrincipledObjective
+
+    section = README[README.index("## Principled learning") : README.index("**Measures**")]
+    presets, others = section.split("| option | default |")
+    rows = re.findall(r"^\| (`.*) \|$", presets, re.M)
+    assert len(rows) == 7
+    for row in rows:
+        options, *cells, _ = row.split(" | ")
+        for preset, cell in zip(("scaled", "paper", "reference"), cells, strict=True):
+            expected = [PRESETS[preset][name] for name in re.findall(r"`(\w+)`", options)]
+            found = [value.strip("` ") for value in cell.split(",")]
+            assert found == [f"{value:g}" if isinstance(value, float) else value for value in expected], row
+    named = set(
+        re.findall(r"`(\w+)`", " ".join(row.split(" | ")[0] for row in re.findall(r"^\| (.*)", section, re.M)))
+    )
+    fields = {field.name for field in dataclasses.fields(PrincipledObjective)}
+    assert fields - {"preset", "task_loss", "seed"} == named
+    assert "straight_through" in others
+
+
 def test_files_named_there_exist() -> None:
     for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (ROOT / path).is_file(), path

@@ -52,7 +52,8 @@ def obedience(
         score(P(t)); ``fixed_point_steps``: the smallest such t, over lists that settle; ``cycle_rate``: share of lists
         that return to an earlier, not their last, order. ``score_spread``: standard deviation of a list's scores
         (equal scores obey both principles and are useless); ``collapsed_share``: share of lists where it is under
-        0.001. With ``mean`` also ``obedience_lists``, the lists measured. The share of lists with ``fixed_point_steps`` at most 1 equals ``p1_obedience``.
+        0.001. With ``mean`` also ``obedience_lists``, the lists measured. The share of lists with
+        ``fixed_point_steps`` at most 1 equals ``p1_obedience``.
 
     Raises:
         InputError: An unknown option, or scores that are NaN or of another shape than the positions.

@@ -95,44 +95,28 @@ class Experiment:
 
     def run(self, path: Path, model_name: str, preset: str, changes: dict[str, Any], seed: int) -> None:
         """Trains one row with one seed, measures it on the test lists and writes the result."""
+        from runs import train
         from safetensors.numpy import save_file
-        from transformers import set_seed
-        from transformers.utils import logging
 
-        from hf_rerank import RerankTrainer, RerankTrainingArguments
         from hf_rerank.evaluation import evaluate
-        from hf_rerank.models import reranker_classes
         from hf_rerank.training.results import write_json
 
-        logging.disable_progress_bar()
-        config_class, model_class = reranker_classes(model_name)
-        set_seed(seed)
-        sizes = {**MODEL_OPTIONS[model_name], "dropout": self.options.dropout, **changes}
-        model = model_class(config_class.for_schema(self.processor.schema, **sizes))
         folder = path.with_suffix("")
-        arguments = RerankTrainingArguments(
-            str(folder),
-            principled=preset,
+        trainer = train(
+            folder,
+            self.lists,
+            self.processor,
+            model=model_name,
             seed=seed,
+            config={**MODEL_OPTIONS[model_name], "dropout": self.options.dropout, **changes},
+            progress=self.options.progress,
+            principled=preset,
             num_train_epochs=self.options.epochs,
             learning_rate=self.options.learning_rate,
             per_device_train_batch_size=self.options.batch_size,
             save_total_limit=1,
             save_only_model=True,
-            disable_tqdm=not self.options.progress,
         )
-        trainer = RerankTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=self.lists["train"],
-            eval_dataset=self.lists["validation"],
-            processing_class=self.processor,
-        )
-        if not self.options.progress:
-            from transformers import PrinterCallback
-
-            trainer.remove_callback(PrinterCallback)
-        trainer.train()
         test = evaluate(trainer.model, self.processor, self.lists["test"])
         trainer.results["evaluations"]["test"] = test
         trainer.save_model(str(folder))

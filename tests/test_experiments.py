@@ -1,0 +1,85 @@
+"""The experiments: their statistics by hand, and that a run which is there is not made again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "scripts" / "experiments"
+sys.path.insert(0, str(FOLDER))
+
+from paired import bootstrap_over_users, mean_and_spread, paired_interval  # noqa: E402
+from runs import finish, results  # noqa: E402
+
+
+def test_mean_and_spread() -> None:
+    """1, 2, 6: mean 3, squares 4 + 1 + 9 = 14 over 2."""
+    assert mean_and_spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "std": pytest.approx(7**0.5), "values": [1.0, 2.0, 6.0]}
+    assert mean_and_spread([5.0])["std"] == 0.0
+
+
+def test_paired_interval() -> None:
+    """Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3); t(0.975, 2) is 4.3027 in every table."""
+    found = paired_interval([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    half = 4.302652730 / 3**0.5
+    assert found == {"mean": 2.0, "low": pytest.approx(2 - half), "high": pytest.approx(2 + half), "pairs": 3}
+    alone = paired_interval([1.0], [0.5])
+    assert (alone["mean"], alone["low"], alone["high"]) == (0.5, -np.inf, np.inf)
+
+
+def test_bootstrap_draws_users_not_lists() -> None:
+    """Two users, each with its own difference: a draw is 0, 1/2 or 1, so the interval is all of [0, 1]; with one user
+    of all lists, every draw is the mean."""
+    difference = np.array([0.0] * 50 + [1.0] * 50)
+    assert bootstrap_over_users(difference, [0] * 50 + [1] * 50) == {"mean": 0.5, "low": 0.0, "high": 1.0}
+    assert bootstrap_over_users(difference, [7] * 100) == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    many = bootstrap_over_users(difference, list(range(100)))
+    # Of 100 users half are at 1: the standard error of the mean is 0.5 / sqrt(100).
+    assert (many["low"], many["high"]) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.02)
+
+
+def test_a_run_that_is_there_is_not_made_again(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def run(path: Path, value: int) -> dict[str, int]:
+        made.append(path.stem)
+        if value == 3:
+            raise KeyboardInterrupt
+        return {"value": value}
+
+    runs = [(tmp_path / "runs" / f"{value}.json", (value,)) for value in (1, 2, 3, 4)]
+    with pytest.raises(KeyboardInterrupt):
+        finish(runs, run, workers=1)
+    assert made == ["1", "2", "3"]
+    assert not (tmp_path / "runs" / "3.json").exists()
+    runs[2] = (runs[2][0], (33,))
+    finish(runs, run, workers=1)
+    assert made == ["1", "2", "3", "3", "4"]
+    assert results(path for path, _ in runs) == [{"value": value} for value in (1, 2, 33, 4)]
+
+
+@pytest.mark.slow
+def test_weights_end_to_end(tmp_path: Path) -> None:
+    """One seed of the smallest experiment, made by two processes: every cell, and every file that is promised."""
+    command = [sys.executable, str(FOLDER / "weights.py"), "--output-dir", str(tmp_path), "--seeds", "1"]
+    command += ["--lists", "300", "--epochs", "1", "--workers", "2"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["cells"]) == 3 * (1 + 8 + 6)
+    assert summary["chosen_on_validation"].keys() == {
+        f"{p}, n = {n}" for p in ("scaled", "paper") for n in (10, 30, 50)
+    }
+    cell = next(c for c in summary["cells"] if (c["length"], c["preset"], c["factor"]) == (30, "scaled", 3.0))
+    assert cell["weights"] == [60.0, 15.0]
+    base = next(c for c in summary["cells"] if (c["length"], c["preset"]) == (30, "none"))
+    clicks = [c["test"]["expected_clicks"]["mean"] for c in (cell, base)]
+    assert cell["difference"]["expected_clicks"]["mean"] == pytest.approx(clicks[0] - clicks[1])
+    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "0 runs to make" in again.stdout
+    assert runs == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
