@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the model's config"
     )
+    train.add_argument("--plots", action="store_true", help="draw RUN/plots/training.png at every evaluation")
     train.set_defaults(run=_train, parser=train)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained re-ranker")
@@ -109,7 +110,26 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--no-click", choices=("zero", "skip"), default="zero", help="what lists without a click count"
     )
+    evaluate.add_argument(
+        "--obedience-k", type=int, default=5, metavar="K", help="cut-off of the obedience at the top (default: 5)"
+    )
+    evaluate.add_argument(
+        "--swaps",
+        choices=("all", "one"),
+        default="all",
+        help="measure P2 on all swaps of neighbours, or on one a list (default: all)",
+    )
+    evaluate.add_argument(
+        "--max-steps",
+        type=int,
+        default=10,
+        metavar="N",
+        help="how often a ranking is fed back before it counts as not settled; 0: not measured (default: 10)",
+    )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers as JSON")
+    evaluate.add_argument(
+        "--plots", type=Path, metavar="DIR", help="also draw DIR/obedience.png and, of its training, DIR/training.png"
+    )
     evaluate.set_defaults(run=_evaluate, parser=evaluate)
 
     rank = commands.add_parser("rank", help="rank lists from a file")
@@ -168,9 +188,10 @@ def _train(options: argparse.Namespace) -> None:
     from hf_rerank.models.auto import reranker_classes
     from hf_rerank.processing import ListProcessor
     from hf_rerank.tables import results_table
-    from hf_rerank.training import RerankTrainer
+    from hf_rerank.training import PlotCallback, RerankTrainer
 
     _without_bars_of_a_moment()
+    plots = PlotCallback() if options.plots else None
     config_class, model_class = reranker_classes(options.model)
     lists = _prepared_lists(options.data)
     for split in ("train", "validation"):
@@ -189,6 +210,7 @@ def _train(options: argparse.Namespace) -> None:
         train_dataset=lists["train"],
         eval_dataset=lists["validation"],
         processing_class=processor,
+        callbacks=[plots] if plots else None,
     )
     try:
         trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
@@ -205,6 +227,8 @@ def _train(options: argparse.Namespace) -> None:
     rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], ks=arguments.metric_ks)
     rows[options.model] = {name.removeprefix("validation_"): value for name, value in metrics.items()}
     print(f"\nOn the validation split:\n{results_table(rows)}\n\nmodel in {arguments.output_dir}")
+    if plots and trainer.is_world_process_zero():
+        print(f"picture in {plots.drawn}" if plots.drawn else "no picture: the training logged nothing to draw")
 
 
 def _without_bars_of_a_moment() -> None:
@@ -261,10 +285,22 @@ def _evaluate(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from hf_rerank.evaluation import evaluate, evaluate_orders
+    from hf_rerank.plots import require_matplotlib
     from hf_rerank.reranker import Reranker
-    from hf_rerank.tables import results_table
+    from hf_rerank.tables import obedience_table, results_table
     from hf_rerank.training.results import write_json
 
+    if options.max_steps < 0:
+        raise InputError(f"--max-steps is {options.max_steps}: expected at least 0")
+    if options.obedience_k < 1:
+        raise InputError(f"--obedience-k is {options.obedience_k}: expected at least 1")
+    log: list[Any] = []
+    if options.plots:
+        # Measuring takes long: what stands in the way of the pictures is said before.
+        require_matplotlib()
+        if options.plots.is_file():
+            raise InputError(f"--plots {options.plots} is a file: expected a folder, there or not")
+        log = _training_log(options.model)
     _without_bars_of_a_moment()
     reranker = Reranker.from_pretrained(options.model)
     splits = _prepared_lists(options.data)
@@ -278,15 +314,53 @@ def _evaluate(options: argparse.Namespace) -> None:
     reranker.processor.schema = reranker.processor.schema.replace(
         attraction=splits.schema.attraction, examination=splits.schema.examination
     )
+    obedience = {"obedience_k": options.obedience_k, "swaps": options.swaps, "max_steps": options.max_steps}
     rows: dict[str, Any] = evaluate_orders(reranker.processor, lists, **choices)
     with tqdm(total=len(lists), unit="list", delay=1, disable=None) as bar:
-        rows["model"] = evaluate(reranker.model, reranker.processor, lists, progress=bar.update, **choices)
-    print(results_table(rows))
+        rows["model"] = evaluate(
+            reranker.model, reranker.processor, lists, progress=bar.update, **choices, **obedience
+        )
+    print(f"{results_table(rows)}\n\n{obedience_table(rows['model'])}")
     for name, share in rows["model"]["unknown_share"].items():
         if share:
             print(f"{share:.2%} of {name} unknown")
     if options.json:
-        write_json(options.json, {"model": str(options.model), "split": options.split, "rows": rows})
+        about = {"model": str(options.model), "split": options.split, "obedience": obedience}
+        write_json(options.json, {**about, "rows": rows})
+    if options.plots:
+        _draw(options.plots, options.model, rows["model"], log)
+
+
+def _training_log(model: str) -> list[Any]:
+    """The log in the ``results.json`` of a local model, empty where there is none."""
+    path = Path(model) / "results.json"
+    if not path.is_file():
+        return []
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}; mend or remove it") from None
+    training = results.get("training") if isinstance(results, dict) else None
+    log = training.get("log") if isinstance(training, dict) else None
+    return log if isinstance(log, list) else []
+
+
+def _draw(folder: Path, model: str, measures: dict[str, Any], log: list[Any]) -> None:
+    from hf_rerank.plots import obedience_figure, training_figure
+
+    try:
+        obedience_figure(measures, folder / "obedience.png")
+        print(f"picture in {folder / 'obedience.png'}")
+    except InputError as error:
+        print(f"no {folder / 'obedience.png'}: {error}")
+    if not log:
+        print(f"no {folder / 'training.png'}: {model} has no training log")
+        return
+    try:
+        training_figure(log, folder / "training.png")
+        print(f"picture in {folder / 'training.png'}")
+    except InputError as error:
+        print(f"no {folder / 'training.png'}: {error}")
 
 
 def _rank(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 # Heading -> name of the measure, in the order of a results table.
 RESULT_COLUMNS = {
@@ -27,6 +28,38 @@ def results_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     columns = {heading: name for heading, name in RESULT_COLUMNS.items() if any(name in row for row in rows.values())}
     body = [[label, *(_number(row.get(name)) for name in columns.values())] for label, row in rows.items()]
     return text_table(["", *columns], body)
+
+
+def obedience_table(measures: Mapping[str, Any]) -> str:
+    """Obedience to P1 and P2 side by side, and below it the fixed points, the score spread and the lists measured.
+
+    Args:
+        measures: What ``hf_rerank.evaluation.evaluate`` returns; fixed points that were not measured are left out.
+    """
+    rows = {"whole list, share of lists": "obedience"}
+    cuts = sorted(int(name.removeprefix("p1_obedience@")) for name in measures if name.startswith("p1_obedience@"))
+    for cut in cuts:
+        rows[f"first {cut} as an order, share of lists"] = f"obedience@{cut}"
+        rows[f"first {cut} as a set, share of lists"] = f"set_obedience@{cut}"
+    rows |= {"items that keep their place, share of items": "item_obedience", "Kendall tau": "kendall_tau"}
+    principles = text_table(
+        ["obedience", "P1, own order", "P2, one swap"],
+        [
+            [label, *(_number(measures.get(f"{principle}_{name}")) for principle in ("p1", "p2"))]
+            for label, name in rows.items()
+        ],
+    )
+    others = {
+        "fixed_point_rate": "rankings that settle when fed back, share of lists",
+        "fixed_point_steps": "steps until they settle, mean",
+        "cycle_rate": "rankings that return to an earlier one, share of lists",
+        "score_spread": "score spread, standard deviation of a list's logits",
+        "collapsed_share": "equal scores, share of lists",
+    }
+    values = [[label, _number(measures[name])] for name, label in others.items() if name in measures]
+    values.append(["lists measured", f"{measures.get('obedience_lists', 0):,}"])
+    heading = "fixed points and scores" if "fixed_point_rate" in measures else "scores"
+    return f"{principles}\n\n{text_table([heading, ''], values)}"
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -100,6 +100,260 @@ class TestTheWholeWay:
         assert first == second
 
 
+MEASURED = {
+    "p1_obedience": 0.25,
+    "p2_obedience": 0.5,
+    "p1_obedience@5": 0.125,
+    "p2_obedience@5": 0.75,
+    "p1_set_obedience@5": 0.375,
+    "p2_set_obedience@5": 0.875,
+    "p1_item_obedience": 0.625,
+    "p2_item_obedience": 0.9375,
+    "p1_kendall_tau": -0.5,
+    "p2_kendall_tau": 1.0,
+    "fixed_point_rate": 0.75,
+    "fixed_point_steps": 2.5,
+    "cycle_rate": 0.1875,
+    "score_spread": 0.8,
+    "collapsed_share": 0.0625,
+    "obedience_lists": 12345,
+}
+
+
+class TestObedienceOfAnEvaluation:
+    def test_the_table_lines_up_both_principles(self) -> None:
+        from hf_rerank.tables import obedience_table
+
+        assert obedience_table(MEASURED).splitlines() == [
+            "obedience                                    P1, own order  P2, one swap",
+            "------------------------------------------------------------------------",
+            "whole list, share of lists                          0.2500        0.5000",
+            "first 5 as an order, share of lists                 0.1250        0.7500",
+            "first 5 as a set, share of lists                    0.3750        0.8750",
+            "items that keep their place, share of items         0.6250        0.9375",
+            "Kendall tau                                        -0.5000        1.0000",
+            "",
+            "fixed points and scores",
+            "--------------------------------------------------------------",
+            "rankings that settle when fed back, share of lists      0.7500",
+            "steps until they settle, mean                           2.5000",
+            "rankings that return to an earlier one, share of lists  0.1875",
+            "score spread, standard deviation of a list's logits     0.8000",
+            "equal scores, share of lists                            0.0625",
+            "lists measured                                          12,345",
+        ]
+
+    def test_what_was_not_measured_is_left_out_and_what_has_no_value_is_a_dash(self) -> None:
+        from hf_rerank.tables import obedience_table
+
+        never_settles = obedience_table({**MEASURED, "fixed_point_steps": float("nan")})
+        assert re.search(r"^steps until they settle, mean +-$", never_settles, re.M)
+        left = {name: value for name, value in MEASURED.items() if not name.startswith(("fixed", "cycle"))}
+        table = obedience_table(left)
+        assert "settle" not in table
+        assert "return" not in table
+        assert "fixed" not in table
+        assert "equal scores, share of lists" in table
+
+    def test_evaluate_prints_all_that_it_measured(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        output = folder / "obedience.json"
+        arguments = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "lists")]
+        capsys.readouterr()
+        assert cli.main([*arguments, "--json", str(output)]) == 0
+        printed = capsys.readouterr().out
+        results = json.loads(output.read_text())
+        assert results["obedience"] == {"obedience_k": 5, "swaps": "all", "max_steps": 10}
+        row = results["rows"]["model"]
+        for label, name in (
+            ("whole list, share of lists", "obedience"),
+            ("first 5 as an order, share of lists", "obedience@5"),
+            ("first 5 as a set, share of lists", "set_obedience@5"),
+            ("items that keep their place, share of items", "item_obedience"),
+            ("Kendall tau", "kendall_tau"),
+        ):
+            values = rf"{row['p1_' + name]:.4f} +{row['p2_' + name]:.4f}"
+            assert re.search(rf"^{label} +{values}$", printed, re.M), label
+        assert re.search(rf"^score spread, .* {row['score_spread']:.4f}$", printed, re.M)
+        assert re.search(rf"^lists measured +{row['lists']}$", printed, re.M)
+
+    def test_its_options_reach_the_measurement(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from hf_rerank import evaluation
+
+        given, real = {}, evaluation.evaluate
+
+        def spy(*arguments: object, **options: object) -> dict[str, object]:
+            given.update(options)
+            return real(*arguments, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(evaluation, "evaluate", spy)
+        output = folder / "options.json"
+        arguments = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "lists")]
+        options = ["--obedience-k", "3", "--swaps", "one", "--max-steps", "0", "--json", str(output)]
+        capsys.readouterr()
+        assert cli.main([*arguments, *options]) == 0
+        expected = {"obedience_k": 3, "swaps": "one", "max_steps": 0}
+        assert {name: given[name] for name in expected} == expected
+        printed = capsys.readouterr().out
+        assert "first 3 as a set" in printed
+        assert "first 5" not in printed
+        assert "settle" not in printed
+        results = json.loads(output.read_text())
+        assert results["obedience"] == expected
+        # One swap a list either keeps its whole ranking or does not: a whole number of lists.
+        kept = results["rows"]["model"]["p2_obedience"] * results["rows"]["model"]["obedience_lists"]
+        assert kept == pytest.approx(round(kept))
+
+
+class TestPictures:
+    def test_training_is_drawn_at_every_evaluation(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two epochs: an evaluation after each, the end, and the evaluation that the command ends with."""
+        from hf_rerank.training import plotting
+
+        evaluations, real = [], plotting.training_figure
+
+        def spy(log: list[dict[str, object]], path: Path) -> None:
+            evaluations.append(sum("eval_p1_obedience" in entry for entry in log))
+            real(log, path)
+
+        monkeypatch.setattr(plotting, "training_figure", spy)
+        run = tmp_path / "run"
+        arguments = ["train", "--model", "dnn", "--data", str(folder / "lists"), "--output-dir", str(run), *TRAIN]
+        capsys.readouterr()
+        assert cli.main([*arguments, "--plots", "--set", "hidden_sizes=[8]"]) == 0
+        assert evaluations == [1, 2, 2, 2]
+        picture = run / "plots" / "training.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert capsys.readouterr().out.endswith(f"model in {run}\npicture in {picture}\n")
+        assert [path.name for path in picture.parent.iterdir()] == ["training.png"]
+
+    def test_training_that_logs_nothing(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["train", "--model", "dnn", "--data", str(folder / "lists"), "--output-dir", str(tmp_path / "run")]
+        silent = (
+            "--max_steps 1 --logging_strategy no --eval_strategy no --save_strategy no --load_best_model_at_end no"
+        )
+        capsys.readouterr()
+        assert cli.main([*arguments, *TRAIN, *silent.split(), "--plots", "--set", "hidden_sizes=[8]"]) == 0
+        assert capsys.readouterr().out.endswith("no picture: the training logged nothing to draw\n")
+        assert not (tmp_path / "run" / "plots").exists()
+
+    def test_evaluate_draws_the_model_and_its_training(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from hf_rerank import plots
+
+        drawn = {}
+
+        def spy(name: str) -> None:
+            real = getattr(plots, name)
+
+            def draw(content: object, path: Path) -> None:
+                drawn[name] = content
+                real(content, path)
+
+            monkeypatch.setattr(plots, name, draw)
+
+        spy("training_figure")
+        spy("obedience_figure")
+        pictures, output = tmp_path / "new" / "pictures", tmp_path / "test.json"
+        arguments = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "lists")]
+        capsys.readouterr()
+        assert cli.main([*arguments, "--plots", str(pictures), "--json", str(output)]) == 0
+        paths = [pictures / "obedience.png", pictures / "training.png"]
+        assert capsys.readouterr().out.splitlines()[-2:] == [f"picture in {path}" for path in paths]
+        assert sorted(pictures.iterdir()) == paths
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+        results = json.loads((folder / "run" / "results.json").read_text())
+        assert drawn["training_figure"] == results["training"]["log"]
+        row = json.loads(output.read_text())["rows"]["model"]
+        assert drawn["obedience_figure"]["p1_item_obedience"] == row["p1_item_obedience"]
+
+    @pytest.mark.parametrize(
+        ("results", "words"),
+        [
+            (None, "{0} has no training log"),
+            ("[]", "{0} has no training log"),
+            ('{"training": {"seconds": 3}}', "{0} has no training log"),
+            ('{"training": {"log": [{"step": 3}]}}', "there is nothing to draw in the log"),
+        ],
+    )
+    def test_a_model_without_a_training_log(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], results: str | None, words: str
+    ) -> None:
+        model, pictures = tmp_path / "model", tmp_path / "pictures"
+        model.mkdir()
+        for path in (folder / "run").iterdir():
+            if path.is_file() and path.name != "results.json":
+                (model / path.name).write_bytes(path.read_bytes())
+        if results is not None:
+            (model / "results.json").write_text(results)
+        capsys.readouterr()
+        arguments = ["evaluate", "--model", str(model), "--data", str(folder / "lists"), "--plots", str(pictures)]
+        assert cli.main(arguments) == 0
+        picture, line = capsys.readouterr().out.splitlines()[-2:]
+        assert picture == f"picture in {pictures / 'obedience.png'}"
+        assert line.startswith(f"no {pictures / 'training.png'}: {words.format(model)}")
+        assert [path.name for path in pictures.iterdir()] == ["obedience.png"]
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and measuring must not begin."""
+
+    def begun(*arguments: object, **options: object) -> None:
+        raise AssertionError("the work began")
+
+    for name in ("training.RerankTrainer.train", "evaluation.evaluate", "evaluation.evaluate_orders"):
+        monkeypatch.setattr(f"hf_rerank.{name}", begun)
+
+
+@pytest.mark.usefixtures("no_work")
+class TestMistakesBeforeTheWork:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            "train --model prm --data {0}/lists --output-dir {1}/run --plots",
+            "evaluate --model {0}/run --data {0}/lists --plots {1}/pictures",
+        ],
+    )
+    def test_missing_matplotlib(
+        self,
+        folder: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: str,
+    ) -> None:
+        for name in ("matplotlib", "matplotlib.figure"):
+            monkeypatch.setitem(sys.modules, name, None)
+        line = mistake(arguments.format(folder, tmp_path).split(), capsys)
+        assert line == "hf-rerank: pictures need matplotlib: pip install hf-rerank[plots]"
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ("--obedience-k 0", "--obedience-k is 0: expected at least 1"),
+            ("--max-steps -1", "--max-steps is -1: expected at least 0"),
+            ("--swaps al", "did you mean 'all'"),
+            ("--plots {0}/lists/schema.json", "schema.json is a file: expected a folder"),
+            ("--plots {1}/pictures --model {1}", r"{1}/results.json is no JSON: .*; mend or remove it"),
+        ],
+    )
+    def test_options_of_evaluate(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, words: str
+    ) -> None:
+        (tmp_path / "results.json").write_text("{")
+        arguments = f"evaluate --model {folder}/run --data {folder}/lists {options.format(folder, tmp_path)}"
+        line = mistake(arguments.split(), capsys)
+        assert re.search(words.format(folder, tmp_path), line), line
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "words"),
@@ -220,3 +474,10 @@ def test_help_answers_at_once() -> None:
     assert time.monotonic() - started < 10
     assert "simulate" in process.stdout
     assert not {"torch", "transformers", "datasets", "polars", "pyarrow"} & set(process.stderr.split())
+
+
+def test_matplotlib_waits_for_a_picture() -> None:
+    code = "import sys; from hf_rerank import cli, plots; cli.main([]); print(*sys.modules, file=sys.stderr)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "hf_rerank.plots" in process.stderr.split()
+    assert not {"matplotlib", "numpy", "torch"} & set(process.stderr.split())
