@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from hf_rerank import Categorical, InputError, ListProcessor, ListSchema
-from hf_rerank.evaluation import EvaluationSums, comparable_scores, evaluate, evaluate_orders
+from hf_rerank.evaluation import (
+    EXTRAS,
+    EvaluationSums,
+    comparable_scores,
+    encoded_batches,
+    evaluate,
+    evaluate_orders,
+    measured,
+)
 from hf_rerank.metrics import ndcg
-from hf_rerank.models.base import RerankerOutput
+from hf_rerank.models.auto import RERANKERS
+from hf_rerank.models.base import PreTrainedReranker, RerankerConfig, RerankerOutput
+from hf_rerank.principled import obedience
 
 SCHEMA = ListSchema(
     items=[Categorical("item_id", min_count=1)],
@@ -57,19 +66,24 @@ def world(count: int, seed: int) -> pa.Table:
     )
 
 
-class Scorer(nn.Module):
+class Scorer(PreTrainedReranker):
     """A re-ranker by a formula of the table's row of each item and the position at which it is shown."""
 
     def __init__(self, formula: Any, task_loss: str = "binary_log_loss") -> None:
-        super().__init__()
+        super().__init__(RerankerConfig(item_vocab_sizes=[8], max_list_length=3, task_loss=task_loss))
         self.formula = formula
         self.somewhere = nn.Parameter(torch.zeros(()))
-        self.config = SimpleNamespace(task_loss_name=task_loss)
         self.modes: list[bool] = []
+        self.shown: list[Tensor] = []
+        self.post_init()
 
-    def forward(self, item_categorical: Tensor, mask: Tensor, position_ids: Tensor) -> RerankerOutput:
+    def embed(self, item_categorical: Tensor, *others: Tensor | None) -> dict[str, Tensor]:
         self.modes.append(self.training)
-        return RerankerOutput(logits=self.formula(item_categorical[..., 0].float(), position_ids.float()))
+        return {"rows": item_categorical[..., 0].float()}
+
+    def score(self, context: dict[str, Tensor], position_ids: Tensor) -> RerankerOutput:
+        self.shown.append(position_ids)
+        return RerankerOutput(logits=self.formula(context["rows"], position_ids.float()))
 
 
 def keeps_order(rows: Tensor, positions: Tensor) -> Tensor:
@@ -187,6 +201,7 @@ def test_a_model_that_keeps_the_order(processor: ListProcessor) -> None:
         "p2_set_obedience@2": (1 / 2 + 1) / 2,
         # Standard deviation of 0, -1, -2 and of 0, -1.
         "score_spread": ((2 / 3) ** 0.5 + 0.5) / 2,
+        "collapsed_share": 0.0,
         "obedience_lists": 2,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
@@ -225,6 +240,79 @@ def test_batch_size_and_progress(processor: ListProcessor) -> None:
 def test_unknown_values_are_reported(processor: ListProcessor) -> None:
     lists = LISTS.set_column(1, "item_id", pa.array([[1, 99, 98], [4, 5], [97]]))
     assert evaluate(Scorer(keeps_order), processor, lists)["unknown_share"] == {"item_id": 3 / 6}
+
+
+def test_all_passes_share_one_embedding(processor: ListProcessor) -> None:
+    """One forward a batch: the given order, its ranking, both swaps, and the steps that the fixed points still need.
+
+    Three items that each move on by one place come back after three steps: P(0) to P(2) are known from the ranking
+    and the ranking of the ranking, and one more pass gives P(3).
+    """
+    turning = Scorer(lambda rows, positions: -((positions + 1) % 3))
+    lists = pa.table({"list_id": ["A"], "item_id": [[1, 2, 3]], "position": [[2, 0, 1]], "click": [[1, 0, 0]]})
+    evaluate(turning, processor, lists, obedience_k=2)
+    assert turning.modes == [False], "embedded once"
+    assert [order[0].tolist() for order in turning.shown] == [
+        [2, 0, 1],  # given
+        [0, 1, 2],  # its ranking
+        [2, 1, 0],  # the items at the places 0 and 1 exchanged
+        [1, 0, 2],  # and those at 1 and 2
+        [1, 2, 0],  # the ranking of the ranking; shown this, the scorer gives the first order again
+    ]
+
+
+@pytest.mark.parametrize("task_loss", ["binary_log_loss", "listnet_loss"])
+@pytest.mark.parametrize("name", RERANKERS)
+def test_models_equal_passes_of_their_own(processor: ListProcessor, name: str, task_loss: str) -> None:
+    """What one forward measures is what separate calls of the model give, each with its own order."""
+    torch.manual_seed(4)
+    config, model_class = RERANKERS[name]
+    model = model_class(config.for_schema(processor.schema, task_loss=task_loss, initializer_range=0.5)).eval()
+    for seed, batch in enumerate(encoded_batches(world(60, seed=5), processor, batch_size=25)):
+        inputs = {column: values for column, values in batch.items() if column not in EXTRAS}
+        options: dict[str, Any] = {"swaps": "one" if seed else "all", "max_steps": 4}
+        if seed:
+            options["list_keys"] = torch.arange(100, 100 + len(batch["mask"]))
+        output = measured(model, inputs, obedience_k=2, **options)
+        assert not output.logits.requires_grad
+        alone = model(**inputs)
+        torch.testing.assert_close(output.logits, alone.logits, atol=1e-6, rtol=0)
+        torch.testing.assert_close(output.loss, alone.loss, atol=1e-6, rtol=0)
+
+        def score(order: Tensor, inputs: dict[str, Tensor] = inputs) -> Tensor:
+            with torch.no_grad():
+                return model(**{**inputs, "position_ids": order}).logits
+
+        expected = obedience(score, inputs["position_ids"], inputs["mask"], k=2, reduction="none", **options)
+        assert output.losses.keys() == expected.keys()
+        for measure, values in expected.items():
+            torch.testing.assert_close(output.losses[measure], values, equal_nan=True, atol=1e-5, rtol=0)
+
+
+def test_evaluation_of_a_model_sums_its_batches(processor: ListProcessor) -> None:
+    """Means, over the lists of two items or more, of what ``measured`` gives for all lists in one batch."""
+    torch.manual_seed(6)
+    config, model_class = RERANKERS["dnn"]
+    model = model_class(config.for_schema(processor.schema, hidden_sizes=[8], initializer_range=0.5)).train()
+    lists = pa.concat_tables([world(30, seed=7), LISTS])  # the last of which has one item
+    found = evaluate(model, processor, lists, obedience_k=2, batch_size=7)
+    assert model.training
+    each: dict[str, list[Tensor]] = {}
+    for batch in encoded_batches(lists, processor):
+        inputs = {column: values for column, values in batch.items() if column not in EXTRAS}
+        for name, values in measured(model.eval(), inputs, obedience_k=2).losses.items():
+            each.setdefault(name, []).append(values)
+    assert "collapsed_share" in each
+    for name, values in each.items():
+        assert found[name] == pytest.approx(torch.cat(values).nanmean().item(), nan_ok=True)
+    assert found["obedience_lists"] == 32
+
+
+def test_equal_scores_are_called_collapsed(processor: ListProcessor) -> None:
+    """They obey both principles and are of no use; C has one item and is left out."""
+    found = evaluate(Scorer(lambda rows, positions: 0 * rows), processor, LISTS)
+    assert (found["collapsed_share"], found["score_spread"], found["obedience_lists"]) == (1.0, 0.0, 2)
+    assert (found["p1_obedience"], found["p2_obedience"]) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("training", [True, False])

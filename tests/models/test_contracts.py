@@ -5,8 +5,9 @@ A new model needs a row in the table, and a line in ``TINY`` of conftest.py wher
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import onnxruntime
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoModel
 from hf_rerank.errors import InputError
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.models.auto import RERANKERS, AutoReranker
-from hf_rerank.principled import PrincipledObjective
+from hf_rerank.principled import PrincipledObjective, hard_order, soft_order
 
 ATOL = 1e-6
 FEATURES = ("item_categorical", "item_dense", "item_vectors", "position_ids", "mask", "labels")
@@ -26,21 +27,68 @@ FEATURES = ("item_categorical", "item_dense", "item_vectors", "position_ids", "m
 pytestmark = pytest.mark.parametrize("name", RERANKERS)
 
 
-def principled(lists: int = 4, **options) -> PrincipledObjective:
+# Written out from the table of presets in the documentation: weights of the pairs (1, 2), (1, 3) and (2, 3).
+PRESETS: dict[str, dict[str, Any]] = {
+    "scaled": {
+        "weights": (20, 5, 0),
+        "squashed": True,
+        "output": False,
+        "over": "moves",
+        "every": False,
+        "own": False,
+    },
+    "paper": {"weights": (1, 1, 0), "squashed": True, "output": False, "over": "one", "every": False, "own": False},
+    "reference": {
+        "weights": (1, 1, 1),
+        "squashed": False,
+        "output": True,
+        "over": "items",
+        "every": True,
+        "own": True,
+    },
+}
+SOFT: list[dict[str, Any]] = [
+    {"ranking_gradient": "softsort"},
+    {"ranking_gradient": "neuralsort", "temperature": 0.5},
+    {"ranking_gradient": "softsort", "sinkhorn": 3, "preset": "reference"},
+    {"ranking_gradient": "neuralsort", "straight_through": True},
+    {"ranking_gradient": "neuralsort", "sinkhorn": 2, "straight_through": True, "perturbed_order": "own"},
+]
+soft_ids = ["softsort", "neuralsort", "sinkhorn", "straight_through", "everything"]
+
+
+def principled(lists: int = 4, **options: Any) -> Callable[..., dict[str, torch.Tensor]]:
     return PrincipledObjective(**options).at(step=3, list_keys=torch.arange(10, 10 + lists))
 
 
-def spied(objective: PrincipledObjective, orders: list[torch.Tensor]):
-    """The objective, noting the orders of each encoder call."""
+def spied(objective: Callable[..., Any], calls: list[tuple[torch.Tensor, torch.Tensor | None]]):
+    """The objective, noting the orders of each encoder call and the rows that they are of."""
 
     def noting(score, *rest):
-        def scored(order):
-            orders.append(order)
-            return score(order)
+        def scored(orders, lists=None):
+            calls.append((orders, lists))
+            return score(orders, lists)
 
         return objective(scored, *rest)
 
     return noting
+
+
+def scored(model, lists: dict[str, torch.Tensor], *given: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """The logits of each ``score(orders)`` or ``score(orders, lists)``, all inside one forward."""
+    found = []
+
+    def objective(score, position_ids, labels, mask, task_loss):
+        output = score(position_ids)
+        found.extend(score(*one).logits for one in given)
+        return {"loss": output.logits[mask].sum()}
+
+    model(**lists, objective=objective)
+    return found
+
+
+def rows_of(lists: dict[str, torch.Tensor], rows: torch.Tensor, orders: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {column: values[rows] for column, values in lists.items()} | {"position_ids": orders}
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -67,23 +115,53 @@ def ranking(scores: np.ndarray) -> np.ndarray:
     return np.argsort(order)
 
 
-def by_hand(scores, places, labels, mask, *, weights, scaled) -> dict[str, torch.Tensor]:
-    """The objective from the scores of three separate passes, list by list: sigmoid space, binary log-loss."""
-    terms: dict[str, list[torch.Tensor]] = {"task_loss": [], "convergence_loss": [], "adversarial_loss": []}
+def log_loss(logits, labels, mask) -> torch.Tensor:
+    """Mean over each list's items, then over the lists that have any."""
+    per_list = []
     for row in mask.any(1).nonzero()[:, 0]:
-        items = mask[row].nonzero()[:, 0]
-        given, again, disturbed = (1 / (1 + (-logits[row, items]).exp()) for logits in scores)
-        clicked = labels[row, items]
-        terms["task_loss"].append(-(clicked * given.log() + (1 - clicked) * (1 - given).log()).mean())
-        for term, other, other_places in (
-            ("convergence_loss", again, places[1]),
-            ("adversarial_loss", disturbed, places[2]),
-        ):
-            moved = (places[0][row, items] - other_places[row, items]).abs()
-            value = (moved * (given - other) ** 2).sum()
-            terms[term].append(value / max(moved.sum(), 1) if scaled else value)
-    means = {term: sum(values) / len(values) for term, values in terms.items()}
-    return {**means, "loss": sum(w * mean for w, mean in zip((1, *weights), means.values(), strict=True))}
+        chance, clicked = 1 / (1 + (-logits[row][mask[row]]).exp()), labels[row][mask[row]]
+        per_list.append(-(clicked * chance.log() + (1 - clicked) * (1 - chance).log()).mean())
+    return sum(per_list) / len(per_list)
+
+
+def by_hand(passes, shown, labels, mask, drawn, preset: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The objective from the logits of three separate passes, list by list, under binary log-loss.
+
+    Args:
+        passes: Logits of all lists in the given order, then those of the lists ``drawn`` in the orders 2 and 3.
+        shown: The three orders of the lists drawn.
+        labels: Of all lists.
+        mask: Of all lists.
+        drawn: Rows.
+        preset: A row of ``PRESETS``.
+    """
+    terms = {"task_loss": log_loss(passes[0], labels, mask)}
+    loss = terms["task_loss"]
+    if preset["every"]:
+        terms["further_task_loss"] = sum(log_loss(logits, labels[drawn], mask[drawn]) for logits in passes[1:])
+        loss = loss + terms["further_task_loss"]
+    compared = [passes[0][drawn], *passes[1:]]
+    names = ("convergence_loss", "adversarial_loss", "cross_loss")
+    for name, (a, b), weight in zip(names, ((0, 1), (0, 2), (1, 2)), preset["weights"], strict=True):
+        if not weight:
+            continue
+        values = []
+        for row, real in enumerate(mask[drawn]):
+            if not real.any():
+                continue
+            one, other = compared[a][row][real], compared[b][row][real]
+            if preset["output"]:
+                places, other_places = (torch.tensor(ranking(scores.detach().numpy())) for scores in (one, other))
+            else:
+                places, other_places = shown[a][row][real], shown[b][row][real]
+            moved = (places - other_places).abs()
+            if preset["squashed"]:
+                one, other = 1 / (1 + (-one).exp()), 1 / (1 + (-other).exp())
+            over = {"one": 1, "items": len(one), "moves": max(moved.sum(), 1)}[preset["over"]]
+            values.append((moved * (one - other) ** 2).sum() / over)
+        terms[name] = sum(values) / len(values)
+        loss = loss + weight * terms[name]
+    return {**terms, "loss": loss}
 
 
 class TestSaving:
@@ -168,23 +246,26 @@ class TestTraining:
     @pytest.mark.parametrize("parts", [2, 4])
     def test_accumulated_equals_whole(self, name, tiny, parts):
         lists = tiny.lists((6, 4, 2, 5, 6, 1, 3, 4))
-        model, whole = tiny.model(name).train(), principled(8)
-        model(**lists, objective=whole).loss.backward()
+        model = tiny.model(name).train()
+        model(**lists, objective=principled(8)).loss.backward()
         expected = gradients(model)
-        keys = whole.list_keys.chunk(parts)
+        keys = torch.arange(10, 18).chunk(parts)
         for part in range(parts):
             share = {column: values.chunk(parts)[part] for column, values in lists.items()}
-            loss = model(**share, objective=principled().at(step=3, list_keys=keys[part])).loss
+            loss = model(**share, objective=PrincipledObjective().at(step=3, list_keys=keys[part])).loss
             (loss / parts).backward()
         assert_same_gradients(gradients(model), expected)
 
+    @pytest.mark.parametrize("options", [{}, *SOFT], ids=["hard", *soft_ids])
     @pytest.mark.parametrize("task_loss", [*TASK_LOSSES, "own"])
-    def test_edge_lists_are_finite(self, name, tiny, task_loss):
+    def test_edge_lists_are_finite(self, name, tiny, task_loss, options):
         """One item, only padding, no clicks, all clicks, with both principles."""
         lists = tiny.lists((1, 0, 6, 6))
         lists["labels"][2, :6], lists["labels"][3, :6] = 0.0, 1.0
         model = tiny.model(name, task_loss=task_loss).train()
-        objective = principled(space="logit", task_loss=model.config.task_loss_name)
+        objective = PrincipledObjective(
+            **{"consistency_space": "logit", "task_loss": model.config.task_loss_name, **options}
+        )
         for rows in (slice(0, 4), *(slice(row, row + 1) for row in range(4))):
             share = {column: values[rows] for column, values in lists.items()}
             output = model(**share, objective=objective.at(step=0))
@@ -198,31 +279,57 @@ class TestTraining:
             for scores, mask in zip(output.logits, share["mask"], strict=True):
                 assert not mask.any() or mask.all() or scores[~mask].max() < scores[mask].min()
 
-    def test_two_encoder_calls_equal_three_passes(self, name, tiny):
-        model, lists = tiny.model(name), tiny.lists((6, 4, 1, 5, 0))
-        labels, mask = lists["labels"], lists["mask"]
-        for preset, weights, scaled in (("scaled", (20, 5), True), ("paper", (1, 1), False)):
-            orders: list[torch.Tensor] = []
-            output = model(**lists, objective=spied(principled(5, preset=preset), orders))
-            assert [len(order) for order in orders] == [10, 5], "the given and the disturbed order ride together"
-            given, disturbed = orders[0].chunk(2)
-            assert torch.equal(given, lists["position_ids"])
-            passes = [model(**{**lists, "position_ids": order}).logits for order in (given, orders[1], disturbed)]
-            torch.testing.assert_close(output.logits, passes[0], atol=ATOL, rtol=0)
-            for row in range(5):
-                real = mask[row].numpy()
-                own = ranking(passes[0][row].detach().numpy()[real])
-                assert (orders[1][row].numpy()[real] == own).all()
-                moved = (given[row] - disturbed[row]).abs()
-                assert moved.tolist().count(1) == moved.sum() == (2 if real.sum() > 1 else 0)
-            expected = by_hand(passes, (given, orders[1], disturbed), labels, mask, weights=weights, scaled=scaled)
-            assert expected.keys() == {"loss", *output.losses}
-            for term, value in {**output.losses, "loss": output.loss}.items():
-                assert value.item() == pytest.approx(expected[term].item(), abs=ATOL), (preset, term)
-            output.loss.backward()
-            found = gradients(model)
-            expected["loss"].backward()
-            assert_same_gradients(found, gradients(model), atol=1e-5)
+    @pytest.mark.parametrize("fraction", [1.0, 0.5])
+    @pytest.mark.parametrize("preset", PRESETS)
+    def test_two_encoder_calls_equal_three_passes(self, name, tiny, preset, fraction):
+        """Of six lists all, or three, are shown the orders 2 and 3: each is scored by a forward of its own."""
+        model, lists = tiny.model(name), tiny.lists((6, 4, 1, 5, 0, 3))
+        mask, given = lists["mask"], lists["position_ids"]
+        calls: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        objective = principled(6, preset=preset, consistency_fraction=fraction)
+        output = model(**lists, objective=spied(objective, calls))
+        (first, first_rows), (second, second_rows) = calls
+        later = 6 if fraction == 1 else 3
+        if fraction == 1:
+            assert first_rows is None
+            drawn = torch.arange(6)
+        else:
+            drawn = second_rows[:3]
+            assert len(set(drawn.tolist())) == 3
+            assert mask[drawn].any()
+        if PRESETS[preset]["own"]:
+            assert [len(first), len(second)] == [6, 2 * later], "both later orders ride together"
+            own, disturbed = second.chunk(2)
+            before = own
+            if fraction < 1:
+                assert first_rows is None
+                assert second_rows.tolist() == drawn.tolist() * 2
+        else:
+            assert [len(first), len(second)] == [6 + later, later], "the given and the disturbed order ride together"
+            own, disturbed = second, first[6:]
+            before = given[drawn]
+            if fraction < 1:
+                assert first_rows.tolist() == [*range(6), *drawn.tolist()]
+                assert second_rows.tolist() == drawn.tolist()
+        assert torch.equal(first[:6], given)
+
+        passes = [model(**lists).logits]
+        passes += [model(**rows_of(lists, drawn, order)).logits for order in (own, disturbed)]
+        torch.testing.assert_close(output.logits, passes[0], atol=ATOL, rtol=0)
+        for row, number in enumerate(drawn):
+            real = mask[number].numpy()
+            assert (own[row].numpy()[real] == ranking(passes[0][number].detach().numpy()[real])).all()
+            moved = (before[row] - disturbed[row]).abs()
+            assert moved.tolist().count(1) == moved.sum() == (2 if real.sum() > 1 else 0)
+        shown = (given[drawn], own, disturbed)
+        expected = by_hand(passes, shown, lists["labels"], mask, drawn, PRESETS[preset])
+        assert expected.keys() == {"loss", *output.losses}
+        for term, value in {**output.losses, "loss": output.loss}.items():
+            assert value.item() == pytest.approx(expected[term].item(), abs=ATOL), term
+        output.loss.backward()
+        found = gradients(model)
+        expected["loss"].backward()
+        assert_same_gradients(found, gradients(model), atol=1e-5)
 
     def test_labels_at_padding_never_matter(self, name, tiny):
         model, lists = tiny.model(name), tiny.lists()
@@ -353,6 +460,119 @@ class TestLists:
             assert not on_padding[some].any()
 
 
+class TestSoftOrders:
+    def test_matrix_of_an_order_equals_the_order(self, name, tiny):
+        """Scores and gradients, for two orders at once; ``hard_order`` is 0 and 1."""
+        lists = tiny.lists((6, 4, 1, 5, 0))
+        given, mask = lists["position_ids"], lists["mask"]
+        orders = torch.cat([given, ranked_backwards(given, mask)])
+        factors = torch.rand(10, 6, generator=torch.Generator().manual_seed(6))
+        real = mask.repeat(2, 1)
+        for choice in position_inputs(name):
+            model = tiny.model(name, position_input=choice)
+            by_place, by_matrix = scored(model, lists, (orders,), (hard_order(orders),))
+            torch.testing.assert_close(by_matrix, by_place, **close())
+            alone = [model(**{**lists, "position_ids": order}).logits for order in orders.chunk(2)]
+            torch.testing.assert_close(by_matrix, torch.cat(alone), **close())
+            (by_place * factors)[real].sum().backward()
+            expected = gradients(model)
+            (by_matrix * factors)[real].sum().backward()
+            assert_same_gradients(gradients(model), expected, atol=1e-5)
+
+    def test_gradient_of_the_order_is_that_of_finite_differences(self, name, tiny):
+        """In float64; ``none`` does not look at the order, and has no gradient."""
+        lists = tiny.lists((4, 3), width=4)
+        mask = lists["mask"]
+        scores = torch.randn(2, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+        order = soft_order(scores, mask).requires_grad_()
+        for choice in position_inputs(name):
+            model = tiny.model(name, position_input=choice).double()
+
+            def logits(order, model=model):
+                return scored(model, lists, (order,))[0][mask]
+
+            if choice == "none":
+                torch.testing.assert_close(logits(order), model(**lists).logits[mask], **close())
+                (gradient,) = torch.autograd.grad(logits(order).sum(), order, allow_unused=True)
+                assert gradient is None or not gradient.any()
+                continue
+            assert torch.autograd.gradcheck(logits, (order,))
+            (gradient,) = torch.autograd.grad(logits(order).square().sum(), order)
+            assert (gradient[mask].abs().sum(-1) > 0).all(), "each item's places count"
+
+    @pytest.mark.parametrize("options", SOFT, ids=soft_ids)
+    def test_gradient_of_training_is_that_of_finite_differences(self, name, tiny, options):
+        """Along a random direction of all weights, in float64; straight-through has no loss that it is exact for."""
+        model = tiny.model(name).double()
+        lists = {**tiny.lists((6, 4, 1, 5)), "labels": tiny.lists((6, 4, 1, 5))["labels"].double()}
+        objective = principled(**options)
+        loss = model(**lists, objective=objective).loss
+        assert loss.dtype == torch.float64
+        loss.backward()
+        if options.get("straight_through"):
+            assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+            return
+        draw = torch.Generator().manual_seed(8)
+        found, ways = 0.0, {}
+        for weight, gradient in gradients(model).items():
+            ways[weight] = torch.randn(gradient.shape, generator=draw, dtype=torch.float64)
+            found += (ways[weight] * gradient).sum().item()
+        ends = []
+        for step in (1e-6, -2e-6):
+            with torch.no_grad():
+                for weight, way in ways.items():
+                    model.get_parameter(weight).add_(way, alpha=step)
+                ends.append(model(**lists, objective=objective).loss.item())
+        assert found == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-6)
+
+    def test_straight_through_changes_the_gradient_alone(self, name, tiny):
+        """It shows the hard order, so every loss is the same; the gradient flows through the ranking too."""
+        model, lists = tiny.model(name), tiny.lists()
+        hard = model(**lists, objective=principled())
+        hard.loss.backward()
+        without = gradients(model)
+        through = model(**lists, objective=principled(ranking_gradient="softsort", straight_through=True))
+        through.loss.backward()
+        assert through.losses.keys() == hard.losses.keys()
+        for term, value in {**hard.losses, "loss": hard.loss}.items():
+            torch.testing.assert_close({**through.losses, "loss": through.loss}[term], value, **close())
+        differences = [(gradient - without[weight]).abs().max() for weight, gradient in gradients(model).items()]
+        assert max(differences) > 1e-4
+
+    def test_rows_of_the_batch_equal_those_lists_alone(self, name, tiny):
+        """Any rows, in any order, one of them twice; places and soft orders."""
+        model, lists = tiny.model(name), tiny.lists((6, 4, 1, 5, 0))
+        rows = torch.tensor([3, 0, 4, 3, 1])
+        draw = torch.Generator().manual_seed(9)
+        mask = lists["mask"][rows]
+        scores = torch.randn(5, 6, generator=draw)
+        order, soft = ranked_backwards(lists["position_ids"][rows], mask), soft_order(scores, mask)
+        by_place, by_matrix, one = scored(model, lists, (order, rows), (soft, rows), (soft[1:2], rows[1:2]))
+        assert by_place.shape == by_matrix.shape == (5, 6)
+        torch.testing.assert_close(by_place, model(**rows_of(lists, rows, order)).logits, **close())
+        alone = scored(model, rows_of(lists, rows, order), (soft,))[0]
+        torch.testing.assert_close(by_matrix, alone, **close())
+        torch.testing.assert_close(one, alone[1:2], **close())
+
+    def test_task_loss_of_rows_equals_that_of_those_lists(self, name, tiny):
+        model, lists = tiny.model(name), tiny.lists((6, 4, 1, 5, 0))
+        rows = torch.tensor([3, 0, 4, 1])
+        weights = torch.rand(5, 6, generator=torch.Generator().manual_seed(10)) + 0.5
+        order = lists["position_ids"][rows]
+        for factors in (None, weights):
+            found = []
+
+            def objective(score, position_ids, labels, mask, task_loss, found=found):
+                found.append(task_loss(score(position_ids)))
+                found.append(task_loss(score(order, rows), rows))
+                return {"loss": found[0]}
+
+            model(**lists, weights=factors, objective=objective)
+            alone = model(**rows_of(lists, rows, order), weights=None if factors is None else factors[rows]).loss
+            torch.testing.assert_close(found[0], model(**lists, weights=factors).loss, **close())
+            torch.testing.assert_close(found[1], alone, **close())
+
+
 class TestNumbers:
     def test_bf16_is_close(self, name, tiny):
         lists = tiny.lists((6, 4, 1, 5, 0))
@@ -376,6 +596,21 @@ class TestNumbers:
             output.loss.backward()
             assert all(gradient.isfinite().all() for gradient in gradients(trained).values())
 
+    @pytest.mark.parametrize("options", SOFT, ids=soft_ids)
+    def test_bf16_soft_orders_are_close(self, name, tiny, options):
+        """The order is computed in float32, whatever the scores are."""
+        lists = tiny.lists((6, 4, 1, 5, 0))
+        model, narrow = tiny.model(name), tiny.model(name).to(torch.bfloat16)
+        expected = model(**lists, objective=principled(5, **options)).losses["task_loss"]
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = model(**lists, objective=principled(5, **options))
+        for output, trained in ((cast, model), (narrow(**lists, objective=principled(5, **options)), narrow)):
+            assert output.logits.dtype == torch.bfloat16
+            assert output.loss.dtype == torch.float32
+            assert abs(output.losses["task_loss"] - expected) < 0.02
+            output.loss.backward()
+            assert all(gradient.isfinite().all() for gradient in gradients(trained).values())
+
     def test_bf16_without_tables(self, name, tiny):
         """Dense features alone are float32 in a model that is not."""
         none = {"item_vocab_sizes": [], "user_vocab_sizes": [], "history_vocab_sizes": [], "history_shared_tables": []}
@@ -385,11 +620,14 @@ class TestNumbers:
         assert logits.dtype == torch.bfloat16
         assert logits.isfinite().all()
 
-    def test_compiled_equals_eager(self, name, tiny):
+    @pytest.mark.parametrize(
+        "options", [{}, {"ranking_gradient": "softsort", "sinkhorn": 1, "consistency_fraction": 0.5}]
+    )
+    def test_compiled_equals_eager(self, name, tiny, options):
         """Tracing only; the passes of the objective go through one compiled call too."""
         model, lists = tiny.model(name), tiny.lists()
         compiled = torch.compile(model, backend="aot_eager")
-        expected, found = model(**lists, objective=principled()), compiled(**lists, objective=principled())
+        expected, found = (call(**lists, objective=principled(**options)) for call in (model, compiled))
         torch.testing.assert_close(found.logits, expected.logits, **close())
         torch.testing.assert_close(found.loss, expected.loss, **close())
 
@@ -455,6 +693,11 @@ def test_two_processes_equal_one(name, tiny, two_processes):
     assert sum(losses) / 2 == pytest.approx(loss.item(), abs=ATOL)
     for rank in ranks:
         assert_same_gradients(rank, expected)
+
+
+def ranked_backwards(positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The real items turned round: place p becomes n - 1 - p; padding stays."""
+    return torch.where(mask, mask.sum(-1, keepdim=True) - 1 - positions, positions)
 
 
 def close() -> dict[str, float]:

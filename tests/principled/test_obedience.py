@@ -105,13 +105,14 @@ def test_position_bias_by_hand() -> None:
             "fixed_point_steps": 2.0,
             "cycle_rate": 0.0,
             "score_spread": math.sqrt((0.1**2 + 0.1**2) / 3),  # of 0, -.2, -.1
+            "collapsed_share": 0.0,
         }
     )
     assert [0, 1, 2] in shown
     assert [1, 0, 2] in shown
     second = {name: values[1].item() for name, values in measured.items()}
     assert second.pop("score_spread") == pytest.approx(5.5 / 2)  # of 5 and -.5
-    assert (second.pop("fixed_point_steps"), second.pop("cycle_rate")) == (0.0, 0.0)
+    assert [second.pop(name) for name in ("fixed_point_steps", "cycle_rate", "collapsed_share")] == [0.0] * 3
     assert set(second.values()) == {1.0}
     means = obedience(score, positions, mask, k=[1, 2])
     assert means.pop("obedience_lists") == 2
@@ -126,6 +127,54 @@ def test_max_steps(max_steps: int, rate: float) -> None:
     measured = obedience(lambda order: quality - order / 2, torch.arange(3).repeat(2, 1), max_steps=max_steps)
     assert measured["fixed_point_rate"] == rate
     assert measured["fixed_point_steps"] == (0.0 if max_steps == 1 else 1.0)
+
+
+def counted_calls(score, positions: Tensor, mask: Tensor | None = None, **options) -> tuple[int, dict]:
+    calls = []
+
+    def counting(order: Tensor) -> Tensor:
+        calls.append(order)
+        return score(order)
+
+    measured = obedience(counting, positions, mask, **options)
+    return len(calls), measured
+
+
+@pytest.mark.parametrize(
+    ("scorer", "further"),
+    [
+        (lambda order: torch.tensor([[1.0, 3.0, 2.0, 0.0]]).expand(2, 4), 0),  # settled: the same whatever is shown
+        (lambda order: -order.float(), 0),  # settled: keeps what it is shown
+        (lambda order: order.float(), 0),  # back at the given order after two steps, for ever
+        (lambda order: -((order + 1) % 4).float(), 2),  # each item one place further, round the end: back after four
+        # The second list settles at once, the first is back only after four steps.
+        (lambda order: -torch.stack([(order[0] + 1) % 4, order[1]]).float(), 2),
+    ],
+)
+@pytest.mark.parametrize("swaps", ["all", "one"])
+def test_fixed_points_cost_no_more_calls_than_they_need(scorer, further: int, swaps: str) -> None:
+    """P, P' and the swaps (three of four items' neighbours, or one) are scored anyway; a third list is padding."""
+    positions = torch.tensor([[2, 0, 3, 1], [0, 1, 2, 3]])
+    calls, measured = counted_calls(scorer, positions, swaps=swaps, max_steps=50)
+    assert calls == 2 + (3 if swaps == "all" else 1) + further
+    assert measured["fixed_point_rate"] + measured["cycle_rate"] == 1.0
+    padded = torch.cat([positions, torch.arange(4)[None]])
+    mask = torch.tensor([[True] * 4, [True] * 4, [False] * 4])
+    ragged_calls, _ = counted_calls(
+        lambda order: torch.cat([scorer(order[:2]), torch.randn(1, 4)]), padded, mask, swaps=swaps, max_steps=50
+    )
+    assert ragged_calls == calls
+
+
+def test_max_steps_bounds_the_calls() -> None:
+    """Four items in turn, P(4) = P(0): beside P, P' and one swap, P(2) and P(3) are scored to find that out."""
+    for max_steps, calls in ((0, 3), (1, 3), (2, 4), (3, 5), (4, 5)):
+        found, measured = counted_calls(
+            lambda order: -((order + 1) % 4).float(), torch.arange(4)[None], swaps="one", max_steps=max_steps
+        )
+        assert found == calls
+        # P(max_steps + 1) is the last order that is looked at.
+        assert measured.get("cycle_rate") == (None if max_steps == 0 else float(max_steps >= 3))
 
 
 def test_without_steps() -> None:
@@ -249,6 +298,40 @@ def test_one_swap_is_seeded_and_one_of_all() -> None:
     assert torch.equal(shown[5], swapped)
     obedience(recorded, positions, mask, swaps="one", seed=2, max_steps=0)
     assert not torch.equal(shown[8], swapped)
+
+
+def test_collapsed_share() -> None:
+    """Standard deviations of 0, .0009, .0011 and 1, and a list of one, which is left out of the share."""
+    scores = torch.tensor([[5.0, 5.0], [0.0009, -0.0009], [0.0011, -0.0011], [-1.0, 1.0], [0.0, 9.0]])
+    mask = torch.tensor([[True, True]] * 4 + [[True, False]])
+    positions = torch.arange(2).repeat(5, 1)
+    each = obedience(lambda order: scores, positions, mask, reduction="none")["collapsed_share"]
+    assert each[:4].tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert each[4].isnan()
+    assert obedience(lambda order: scores, positions, mask)["collapsed_share"] == 0.5
+
+
+def test_one_swap_is_keyed_by_the_list() -> None:
+    """With keys a list's swap is the same in any batch; without them the key is the row."""
+    positions, mask = ragged(15, 40, 6)
+    shown: list[Tensor] = []
+
+    def swapped(rows: Tensor, **options) -> Tensor:
+        shown.clear()
+
+        def score(order: Tensor) -> Tensor:
+            shown.append(order)
+            return torch.zeros(order.shape)
+
+        obedience(score, positions[rows], mask[rows], swaps="one", max_steps=0, **options)
+        return shown[2]
+
+    keys = torch.randint(-(2**62), 2**62, (40,), generator=torch.Generator().manual_seed(16))
+    everything, some = torch.arange(40), torch.tensor([30, 6, 25, 13])
+    whole = swapped(everything, list_keys=keys)
+    assert torch.equal(swapped(some, list_keys=keys[some]), whole[some])
+    assert not torch.equal(swapped(everything, list_keys=keys + 1), whole)
+    assert torch.equal(swapped(everything), swapped(everything, list_keys=everything))
 
 
 def test_lists_that_say_nothing() -> None:

@@ -2,22 +2,39 @@
 
 import math
 import random
+from collections import Counter
+from itertools import combinations, permutations, product
 
 import pytest
 import torch
+from scipy.stats import chisquare, norm
 
 from hf_rerank.errors import InputError
 from hf_rerank.principled.orders import (
-    keyed_adjacent_swap,
+    PERTURBATIONS,
+    keyed_perturb,
+    keyed_uniform,
     order_from_positions,
     perturb,
     positions_from_scores,
+    step_keys,
     swap_neighbours,
 )
 
 WORD = 2**64
-# 99.9th percentile of chi-square with 5 degrees of freedom (six pairs of neighbours).
-CHI_SQUARE_5 = 20.515
+STRENGTHS = [
+    ("adjacent_swap", 1),
+    ("adjacent_swap", 3),
+    ("random_swap", 1),
+    ("random_swap", 4),
+    ("window_shuffle", 1),
+    ("window_shuffle", 3),
+    ("reverse_window", 1),
+    ("reverse_window", 3),
+    ("score_noise", 0.5),
+    ("score_noise", 3),
+]
+every_kind = pytest.mark.parametrize(("kind", "strength"), STRENGTHS)
 
 
 def sorted_positions(scores: list[float], mask: list[bool]) -> list[int]:
@@ -74,39 +91,312 @@ def test_swap_neighbours_by_hand() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]).bool()
     assert swap_neighbours(positions, place, mask).tolist() == [[2, 1, 0, 3], [0, 1, 3, 2], [1, 0, 2, 3]]
     assert swap_neighbours(positions, torch.tensor(1), mask).tolist() == [[1, 0, 2, 3], [0, 2, 1, 3], [1, 0, 2, 3]]
-    assert swap_neighbours(positions, torch.tensor(3)).tolist() == positions.tolist()
 
 
-def ragged(seed: int, lists: int = 64, length: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random positions of lists of one to ``length`` items, in slots anywhere in the row."""
+@pytest.mark.parametrize("place", [-1, -2, 2, 3, 4, 99])
+def test_swap_neighbours_past_either_end(place: int) -> None:
+    """Four slots, three items: there is a pair at the places 0 and 1 only."""
+    positions, mask = torch.tensor([[3, 2, 0, 1], [1, 0, 2, 3]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]]).bool()
+    for given in (torch.tensor(place), torch.tensor([place, place])):
+        assert swap_neighbours(positions, given, mask).tolist() == positions.tolist()
+    moved = swap_neighbours(positions, torch.tensor([place, 1]), mask)
+    assert moved.tolist() == [[3, 2, 0, 1], [2, 0, 1, 3]]
+
+
+def ragged(seed: int, lists: int = 90, length: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random positions of lists of none to ``length`` items, in slots anywhere in the row."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(lists, length, generator=generator)
-    count = 1 + torch.arange(lists) % length
+    count = torch.arange(lists) % (length + 1)
     mask = torch.rand(lists, length, generator=generator).argsort(-1) < count[:, None]
     return positions_from_scores(scores, mask), mask
 
 
-def assert_one_swap(before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor) -> None:
-    """Exactly two real items at neighbouring places changed places; a list of one is as before."""
-    for was, now, real in zip(before.tolist(), after.tolist(), mask.tolist(), strict=True):
-        changed = [slot for slot in range(len(was)) if was[slot] != now[slot]]
-        if sum(real) < 2:
-            assert changed == []
-            continue
-        first, second = changed
-        assert real[first]
-        assert real[second]
-        assert (now[first], now[second]) == (was[second], was[first])
-        assert abs(was[first] - was[second]) == 1
+def random_keys(seed: int, lists: int) -> torch.Tensor:
+    return torch.randint(-(2**62), 2**62, (lists,), generator=torch.Generator().manual_seed(seed))
 
 
-def test_perturb_swaps_one_pair_of_items() -> None:
+def test_the_table_names_every_kind() -> None:
+    assert {kind for kind, _ in STRENGTHS} == set(PERTURBATIONS)
+
+
+@every_kind
+@pytest.mark.parametrize("source", ["generator", "keys"])
+def test_only_real_items_move(kind: str, strength: float, source: str) -> None:
     positions, mask = ragged(5)
     given = positions.clone()
+    moved = torch.zeros(len(positions), dtype=torch.bool)
+    for seed in range(10):
+        if source == "generator":
+            draws = torch.Generator().manual_seed(seed)
+            after = perturb(positions, mask, kind=kind, strength=strength, generator=draws)
+        else:
+            after = keyed_perturb(positions, mask, random_keys(seed, 90), kind=kind, strength=strength)
+        assert after.dtype == torch.int64
+        for was, now, real in zip(positions.tolist(), after.tolist(), mask.tolist(), strict=True):
+            assert sorted(now) == list(range(8))
+            assert [now[slot] for slot in range(8) if not real[slot]] == [
+                was[slot] for slot in range(8) if not real[slot]
+            ]
+        moved |= (after != positions).any(-1)
+    assert torch.equal(positions, given), "the input is left alone"
+    assert not moved[mask.sum(-1) < 2].any()
+    # Half of all draws of some kinds leave a list as it is; ten of them hardly do.
+    assert moved[mask.sum(-1) > 2].double().mean() > 0.9
+
+
+def test_no_mask_is_all_real() -> None:
+    positions, _ = ragged(6)
+    everything = torch.ones_like(positions, dtype=torch.bool)
+    for kind, strength in STRENGTHS:
+        options = {"kind": kind, "strength": strength}
+        one, other = (
+            perturb(positions, mask, generator=torch.Generator().manual_seed(1), **options)
+            for mask in (None, everything)
+        )
+        assert torch.equal(one, other)
+        keys = random_keys(7, 90)
+        assert torch.equal(
+            keyed_perturb(positions, None, keys, **options), keyed_perturb(positions, everything, keys, **options)
+        )
+
+
+def changes(before: torch.Tensor, after: torch.Tensor, items: int) -> Counter:
+    """How often each change happened: where the items that stood at the places 0, 1, ... now stand."""
+    found: Counter = Counter()
+    for was, now in zip(before.tolist(), after.tolist(), strict=True):
+        places = dict(zip(was, now, strict=True))
+        found[tuple(places[place] for place in range(items))] += 1
+    return found
+
+
+def equally_likely(kind: str, items: int, strength: int) -> Counter:
+    """Every outcome of the definition, as often as the definition reaches it."""
+    found: Counter = Counter()
+    if kind in ("adjacent_swap", "random_swap"):
+        pairs = [(p, q) for p, q in combinations(range(items), 2) if kind == "random_swap" or q == p + 1]
+        for swaps in product(pairs, repeat=strength):
+            places = list(range(items))
+            for pair in swaps:
+                places = [sum(pair) - place if place in pair else place for place in places]
+            found[tuple(places)] += 1
+        return found
+    width = min(items, strength + 1)
+    for start in range(items - width + 1):
+        window = range(start, start + width)
+        for order in permutations(window) if kind == "window_shuffle" else [window[::-1]]:
+            found[(*range(start), *order, *range(start + width, items))] += 1
+    return found
+
+
+def assert_distribution(found: Counter, expected: Counter) -> None:
+    """No outcome that cannot be, and a chi-square test that a right draw fails once in a thousand seeds."""
+    assert found.keys() <= expected.keys()
+    if len(expected) == 1:
+        return
+    outcomes = sorted(expected)
+    shares = [expected[outcome] / expected.total() * found.total() for outcome in outcomes]
+    assert chisquare([found[outcome] for outcome in outcomes], shares).pvalue > 0.001
+
+
+@pytest.mark.parametrize(
+    ("kind", "items", "strength", "outcomes"),
+    [
+        ("adjacent_swap", 7, 1, 6),
+        ("adjacent_swap", 4, 2, 6),  # nothing, two 3-cycles for each of two places, both pairs
+        ("adjacent_swap", 2, 3, 1),
+        ("random_swap", 6, 1, 15),
+        ("random_swap", 4, 2, 12),  # two swaps: the even permutations
+        ("random_swap", 2, 1, 1),
+        ("window_shuffle", 6, 2, 18),  # 4 windows x 6 orders; nothing in 4 of them, each inner swap of 3 in 2
+        ("window_shuffle", 4, 1, 4),
+        ("window_shuffle", 4, 3, 24),
+        ("window_shuffle", 3, 9, 6),
+        ("reverse_window", 6, 2, 4),
+        ("reverse_window", 3, 9, 1),
+    ],
+)
+@pytest.mark.parametrize("source", ["generator", "keys"])
+def test_distribution(kind: str, items: int, strength: int, outcomes: int, source: str) -> None:
+    """Over 6000 lists; the items stand anywhere in slots 1, 3, ... of a longer row."""
+    expected = equally_likely(kind, items, strength)
+    assert len(expected) == outcomes
+    length = 2 * items + 1
+    mask = (torch.arange(length) % 2 == 1).repeat(6000, 1)
+    generator = torch.Generator().manual_seed(len(kind) + items + strength)
+    before = positions_from_scores(torch.randn(6000, length, generator=generator), mask)
+    if source == "generator":
+        after = perturb(before, mask, kind=kind, strength=strength, generator=generator)
+    else:
+        after = keyed_perturb(before, mask, torch.arange(6000), kind=kind, strength=strength)
+    assert_distribution(changes(before, after, items), expected)
+
+
+def test_reverse_window_by_hand() -> None:
+    """Four items in the slots 1, 2, 4, 5 at the places 2, 0, 3, 1; windows of three start at place 0 or 1."""
+    positions = torch.tensor([[4, 2, 0, 5, 3, 1]]).repeat(50, 1)
+    mask = torch.tensor([[0, 1, 1, 0, 1, 1]]).bool().repeat(50, 1)
+    after = keyed_perturb(positions, mask, torch.arange(50), kind="reverse_window", strength=2)
+    # From place 0: 0 and 2 change places; from place 1: 1 and 3.
+    assert set(map(tuple, after.tolist())) == {(4, 0, 2, 5, 3, 1), (4, 2, 0, 5, 1, 3)}
+
+
+def test_reversed_pair_is_an_adjacent_swap() -> None:
+    positions, mask = ragged(8)
+    keys = random_keys(9, 90)
+    turned = keyed_perturb(positions, mask, keys, kind="reverse_window", strength=1)
+    assert torch.equal(turned, keyed_perturb(positions, mask, keys, kind="adjacent_swap", strength=1))
+
+
+@pytest.mark.parametrize("kind", ["adjacent_swap", "random_swap"])
+def test_swaps_follow_one_another(kind: str) -> None:
+    """Three swaps of one list are one swap three times over, with the generator's successive numbers."""
+    positions = torch.tensor([[3, 1, 4, 0, 2]])
     for seed in range(20):
-        assert_one_swap(positions, perturb(positions, mask, generator=torch.Generator().manual_seed(seed)), mask)
-    assert torch.equal(positions, given)
-    assert_one_swap(positions, perturb(positions), torch.ones_like(mask))
+        at_once = perturb(positions, kind=kind, strength=3, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        one_by_one = positions
+        for _ in range(3):
+            one_by_one = perturb(one_by_one, kind=kind, generator=generator)
+        assert torch.equal(at_once, one_by_one)
+
+
+@every_kind
+def test_generator_decides(kind: str, strength: float) -> None:
+    positions, mask = ragged(10)
+
+    def perturbed(seed: int) -> torch.Tensor:
+        return perturb(positions, mask, kind=kind, strength=strength, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(perturbed(1), perturbed(1))
+    assert not torch.equal(perturbed(1), perturbed(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "adjacent_swp"}, f"'adjacent_swp': expected one of {', '.join(PERTURBATIONS)}; did you mean"),
+        ({"kind": "score_nois"}, "did you mean 'score_noise'"),
+        *(
+            ({"kind": kind, "strength": strength}, f"{kind} is {strength}: expected a whole number of at least 1")
+            for kind in ("adjacent_swap", "random_swap", "window_shuffle", "reverse_window")
+            for strength in (0, -1, 0.5, 1.5, math.inf, math.nan)
+        ),
+        *(
+            ({"kind": "score_noise", "strength": strength}, f"score_noise is {strength}: expected a number above 0")
+            for strength in (0, -1, math.inf, math.nan)
+        ),
+    ],
+)
+def test_perturb_refuses(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        perturb(torch.arange(3)[None], **options)
+
+
+def uniform(key: int, count: int, *, seed: int = 0, step: int = 0) -> list[float]:
+    """The draws of (seed, step, key) in Python's integers: splitmix64's counter and finaliser, then 53 bits."""
+    state = key + seed * 0x632BE59BD9B4E019 + step * 0x2545F4914F6CDD1D
+    draws = []
+    for number in range(count):
+        z = (state + number * 0x9E3779B97F4A7C15) % WORD
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % WORD
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % WORD
+        z ^= z >> 31
+        draws.append((z >> 11) / 2**53)
+    return draws
+
+
+@pytest.mark.parametrize(("seed", "step"), [(0, 0), (42, 7), (-3, 10**9), (2**70, 12)])
+def test_keyed_draws_are_splitmix64(seed: int, step: int) -> None:
+    draw = random.Random(11)
+    keys = [0, -1, -(2**63), 2**63 - 1, *(draw.randrange(-(2**63), 2**63) for _ in range(100))]
+    given = step_keys(torch.tensor(keys), seed=seed, step=step)
+    assert given.dtype == torch.int64
+    found = keyed_uniform(given, 9)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [uniform(key, 9, seed=seed, step=step) for key in keys]
+    assert keyed_uniform(given, 0).shape == (104, 0)
+
+
+def test_keyed_draws_have_published_values() -> None:
+    """Of splitmix64 with the seed 1234567, whose first output is the finaliser of the seed plus one increment."""
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    found = keyed_uniform(torch.tensor([1234567]), 5)[0, 1:].tolist()
+    assert found == [(number >> 11) / 2**53 for number in published]
+
+
+def test_keyed_swap_is_the_documented_draw() -> None:
+    draw = random.Random(12)
+    keys = [draw.randrange(-(2**63), 2**63) for _ in range(200)]
+    positions = torch.arange(9).repeat(200, 1)
+    for seed, step in ((0, 0), (42, 7), (-3, 10**9), (2**70, 12)):
+        after = keyed_perturb(positions, None, step_keys(torch.tensor(keys), seed=seed, step=step))
+        assert upper_places(positions, after) == [int(8 * uniform(key, 1, seed=seed, step=step)[0]) for key in keys]
+
+
+@pytest.mark.parametrize("strength", [0.3, 1, 4.5])
+def test_score_noise_against_scipy(strength: float) -> None:
+    """Slot i's noise is the normal quantile of draw i; half a step of 2**-53 keeps it finite."""
+    positions, mask = ragged(13)
+    keys = random_keys(14, 90)
+    after = keyed_perturb(positions, mask, keys, kind="score_noise", strength=strength)
+    for row, key in enumerate(keys.tolist()):
+        noise = strength * norm.ppf([draw + 2.0**-54 for draw in uniform(key, 8)])
+        noisy = [-(place + error) for place, error in zip(positions[row].tolist(), noise, strict=True)]
+        assert after[row].tolist() == sorted_positions(noisy, mask[row].tolist())
+
+
+@pytest.mark.parametrize("strength", [0.5, 2])
+def test_score_noise_is_in_places(strength: float) -> None:
+    """Two neighbours change places when the difference of two noises, of variance 2 strength^2, is above 1."""
+    after = perturb(
+        torch.arange(2).repeat(6000, 1),
+        kind="score_noise",
+        strength=strength,
+        generator=torch.Generator().manual_seed(15),
+    )
+    swapped = (after[:, 0] == 1).sum().item()
+    share = norm.sf(1 / (strength * math.sqrt(2)))
+    assert chisquare([swapped, 6000 - swapped], [6000 * share, 6000 * (1 - share)]).pvalue > 0.001
+
+
+def test_smallest_draw_is_finite() -> None:
+    """The key 0 draws 0 first: its quantile would be minus infinity."""
+    assert keyed_uniform(torch.tensor([0]), 1).item() == 0.0
+    after = keyed_perturb(torch.tensor([[2, 0, 1]]), None, torch.tensor([0]), kind="score_noise", strength=1e-3)
+    # 2**-54 is 8.2 standard deviations below the mean: nothing moves by half a place.
+    assert after.tolist() == [[2, 0, 1]]
+
+
+@every_kind
+def test_keyed_change_depends_on_nothing_else(kind: str, strength: float) -> None:
+    positions, mask = ragged(16)
+    keys = random_keys(17, 90)
+
+    def perturbed(rows: torch.Tensor, *, seed: int = 1, step: int = 2, shift: int = 0) -> torch.Tensor:
+        given = step_keys(keys[rows] + shift, seed=seed, step=step)
+        return keyed_perturb(positions[rows], mask[rows], given, kind=kind, strength=strength)
+
+    everything = torch.arange(90)
+    whole = perturbed(everything)
+    chosen = torch.randperm(90, generator=torch.Generator().manual_seed(18))[:20]
+    torch.rand(5)  # the global generator has no part in it
+    assert torch.equal(perturbed(chosen), whole[chosen])
+    assert torch.equal(perturbed(everything[40:41]), whole[40:41])
+    for other in ({"step": 3}, {"seed": 2}, {"shift": 1}):
+        assert not torch.equal(perturbed(everything, **other), whole), other
+
+
+@every_kind
+def test_padding_further_changes_nothing(kind: str, strength: float) -> None:
+    positions, mask = ragged(19)
+    keys = random_keys(20, 90)
+    whole = keyed_perturb(positions, mask, keys, kind=kind, strength=strength)
+    padded = torch.cat([positions, torch.arange(8, 11).expand(90, 3)], -1)
+    padded_mask = torch.cat([mask, torch.zeros(90, 3, dtype=torch.bool)], -1)
+    wider = keyed_perturb(padded, padded_mask, keys, kind=kind, strength=strength)
+    assert torch.equal(wider[:, :8], whole)
+    assert torch.equal(wider[:, 8:], padded[:, 8:])
 
 
 def upper_places(before: torch.Tensor, after: torch.Tensor) -> list[int]:
@@ -117,97 +407,26 @@ def upper_places(before: torch.Tensor, after: torch.Tensor) -> list[int]:
     ]
 
 
-def chi_square(places: list[int], pairs: int) -> float:
-    expected = len(places) / pairs
-    return sum((places.count(place) - expected) ** 2 / expected for place in range(pairs))
-
-
-def test_perturb_is_uniform_over_pairs() -> None:
-    positions = torch.arange(7).repeat(6000, 1)
-    after = perturb(positions, generator=torch.Generator().manual_seed(6))
-    assert chi_square(upper_places(positions, after), 6) < CHI_SQUARE_5
-    # Padding does not count: seven items of ten.
-    positions, mask = torch.arange(10).repeat(6000, 1), torch.arange(10).repeat(6000, 1) < 7
-    after = perturb(positions, mask, generator=torch.Generator().manual_seed(7))
-    assert chi_square(upper_places(positions, after), 6) < CHI_SQUARE_5
-
-
-def test_perturb_repeats_and_adds_up() -> None:
-    positions, mask = ragged(8)
-
-    def perturbed(seed: int, strength: int) -> torch.Tensor:
-        return perturb(positions, mask, strength=strength, generator=torch.Generator().manual_seed(seed))
-
-    assert torch.equal(perturbed(1, 3), perturbed(1, 3))
-    assert not torch.equal(perturbed(1, 3), perturbed(2, 3))
-    generator = torch.Generator().manual_seed(1)
-    one_by_one = positions
-    for _ in range(3):
-        one_by_one = perturb(one_by_one, mask, generator=generator)
-    assert torch.equal(perturbed(1, 3), one_by_one)
-    strong = perturbed(3, 200)
-    assert torch.equal(strong.sort(-1).values, torch.arange(8).expand(64, 8))
-    assert torch.equal(strong[~mask], positions[~mask])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kind": "adjacent_swp"}, "'adjacent_swp': expected one of adjacent_swap; did you mean 'adjacent_swap'"),
-        ({"strength": 0}, "strength 0: expected at least 1"),
-    ],
-)
-def test_perturb_refuses(options: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        perturb(torch.arange(3)[None], **options)
-
-
-def keyed_place(pairs: int, seed: int, step: int, key: int) -> int:
-    """The pair that (seed, step, key) draws, in Python's integers: the finaliser of splitmix64, then 53 bits."""
-    z = (key + seed * 0x632BE59BD9B4E019 + step * 0x2545F4914F6CDD1D) % WORD
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % WORD
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % WORD
-    z ^= z >> 31
-    return int((z >> 11) / 2**53 * pairs)
-
-
-def test_keyed_swap_is_the_documented_draw() -> None:
-    draw = random.Random(9)
-    keys = [draw.randrange(-(2**63), 2**63) for _ in range(200)]
-    positions = torch.arange(9).repeat(200, 1)
-    for seed, step in ((0, 0), (42, 7), (-3, 10**9), (2**70, 12)):
-        after = keyed_adjacent_swap(positions, None, torch.tensor(keys), seed=seed, step=step)
-        assert upper_places(positions, after) == [keyed_place(8, seed, step, key) for key in keys]
-
-
-def test_keyed_swap_depends_on_nothing_else() -> None:
-    positions, mask = ragged(10)
-    keys = torch.randint(-(2**62), 2**62, (64,), generator=torch.Generator().manual_seed(11))
-    whole = keyed_adjacent_swap(positions, mask, keys, seed=1, step=2)
-    assert_one_swap(positions, whole, mask)
-    chosen = torch.randperm(64, generator=torch.Generator().manual_seed(12))[:20]
-    torch.rand(5)  # the global generator has no part in it
-    part = keyed_adjacent_swap(positions[chosen], mask[chosen], keys[chosen], seed=1, step=2)
-    assert torch.equal(part, whole[chosen])
-    padded = torch.cat([positions, torch.arange(8, 11).expand(64, 3)], -1)
-    padded_mask = torch.cat([mask, torch.zeros(64, 3, dtype=torch.bool)], -1)
-    assert torch.equal(keyed_adjacent_swap(padded, padded_mask, keys, seed=1, step=2)[:, :8], whole)
-    for seed, step in ((1, 3), (2, 2)):
-        assert not torch.equal(keyed_adjacent_swap(positions, mask, keys, seed=seed, step=step), whole)
-
-
 @pytest.mark.parametrize("varied", ["key", "step", "seed"])
 def test_keyed_swap_is_uniform_over_pairs(varied: str) -> None:
     """Over neighbouring keys of one step, over the steps of one list, and over seeds."""
     one = torch.arange(7)[None]
     if varied == "key":
         positions = one.repeat(6000, 1)
-        places = upper_places(positions, keyed_adjacent_swap(positions, None, torch.arange(6000), seed=0, step=0))
+        places = upper_places(positions, keyed_perturb(positions, None, torch.arange(6000)))
     else:
         options = [{"seed": 0, "step": 0, varied: number} for number in range(3000)]
-        key = torch.tensor([17])
-        places = [upper_places(one, keyed_adjacent_swap(one, None, key, **chosen))[0] for chosen in options]
-    assert chi_square(places, 6) < CHI_SQUARE_5
-    # Successive draws make no pattern: each of 36 pairs about equally often (35 degrees of freedom, 99.9 %).
+        keys = torch.cat([step_keys(torch.tensor([17]), **chosen) for chosen in options])
+        positions = one.repeat(3000, 1)
+        places = upper_places(positions, keyed_perturb(positions, None, keys))
+    assert chisquare([places.count(place) for place in range(6)]).pvalue > 0.001
+    # Successive draws make no pattern: each of 36 pairs about equally often.
     successive = [6 * a + b for a, b in zip(places[::2], places[1::2], strict=True)]
-    assert chi_square(successive, 36) < 66.62
+    assert chisquare([successive.count(pair) for pair in range(36)]).pvalue > 0.001
+
+
+def test_draws_of_one_list_make_no_pattern() -> None:
+    """The second draw is uniform whatever the first is: 36 cells over 6000 neighbouring keys."""
+    first, second = (keyed_uniform(torch.arange(6000), 2) * 6).long().unbind(-1)
+    cells = (6 * first + second).tolist()
+    assert chisquare([cells.count(cell) for cell in range(36)]).pvalue > 0.001
