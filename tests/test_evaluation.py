@@ -259,6 +259,10 @@ def test_all_passes_share_one_embedding(processor: ListProcessor) -> None:
         [1, 0, 2],  # and those at 1 and 2
         [1, 2, 0],  # the ranking of the ranking; shown this, the scorer gives the first order again
     ]
+    turning.shown.clear()
+    found = evaluate(turning, processor, lists, obedience_k=2, max_steps=1)
+    assert (len(turning.shown), found["cycle_rate"]) == (4, 0.0), "P(3) is not asked for"
+    assert "cycle_rate" not in evaluate(turning, processor, lists, max_steps=0)
 
 
 @pytest.mark.parametrize("task_loss", ["binary_log_loss", "listnet_loss"])

@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_rerank.errors import InputError, suggestion
 
 PERTURBATIONS = ("adjacent_swap", "random_swap", "window_shuffle", "reverse_window", "score_noise")
+MAX_STRENGTH = 1000  # swaps are made one after another
 
 
 def positions_from_scores(scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -115,8 +116,8 @@ def check_perturbation(kind: str, strength: float) -> None:
         raise InputError(
             f"perturbation {kind!r}: expected one of {', '.join(PERTURBATIONS)}{suggestion(kind, PERTURBATIONS)}"
         )
-    if not (0 < strength < math.inf and (kind == "score_noise" or strength == int(strength))):
-        expected = "a number above 0" if kind == "score_noise" else "a whole number of at least 1"
+    if not (0 < strength < math.inf and (kind == "score_noise" or strength == int(strength) <= MAX_STRENGTH)):
+        expected = "a number above 0" if kind == "score_noise" else f"a whole number from 1 to {MAX_STRENGTH}"
         raise InputError(f"perturbation_strength of {kind} is {strength}: expected {expected}")
 
 
@@ -135,7 +136,9 @@ def step_keys(list_keys: Tensor, *, seed: int, step: int) -> Tensor:
 
 
 def keyed_uniform(keys: Tensor, count: int) -> Tensor:
-    """``count`` numbers in [0, 1) for each key, by splitmix64.
+    """``count`` numbers in [0, 1) for each key.
+
+    Number i is the upper 53 bits of splitmix64's finaliser of ``key + i * 0x9E3779B97F4A7C15``.
 
     Args:
         keys: int64 [B].
@@ -184,15 +187,21 @@ def _perturbed(positions: Tensor, mask: Tensor | None, draws: Tensor, kind: str,
     if kind == "score_noise":
         # Draws are in [0, 1), multiples of 2**-53: half of that keeps the quantile finite.
         noise = torch.special.ndtri(draws + 2.0**-54) * strength
-        return positions_from_scores(-(positions + noise), mask)
-    width = torch.minimum(count, torch.full_like(count, int(strength) + 1)).unsqueeze(-1)
+        return _ranked(positions + noise, positions, mask)
+    width = count.clamp(max=min(int(strength), positions.shape[-1]) + 1).unsqueeze(-1)
     start = _below(count - width.squeeze(-1) + 1, draws[:, 0]).unsqueeze(-1)
     inside = (positions >= start) & (positions < start + width)
     if kind == "reverse_window":
         return torch.where(inside, 2 * start + width - 1 - positions, positions)
     # Within the window any place below its last: no tie with the places around it.
     shuffled = start + draws[:, 1:] * (width - 1)
-    return positions_from_scores(-torch.where(inside, shuffled, positions.double()), mask)
+    return _ranked(torch.where(inside, shuffled, positions.double()), positions, mask)
+
+
+def _ranked(places: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+    """Positions by these places, which may lie between whole ones; padding stays where it stood."""
+    ranked = positions_from_scores(-places, mask)
+    return ranked if mask is None else torch.where(mask, ranked, positions)
 
 
 def _swapped(positions: Tensor, one: Tensor, other: Tensor, count: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from hf_rerank.errors import InputError, suggestion
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 
 RELAXATIONS = ("softsort", "neuralsort")
+MIN_TEMPERATURE = 1e-6  # below, scores divided by it leave the range of float32
 
 
 def hard_order(positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -44,7 +45,7 @@ def soft_order(
         scores: float [..., L], finite at real items; computed in at least float32.
         mask: bool [..., L], True at real items. None: all are real.
         relaxation: ``softsort`` or ``neuralsort``.
-        temperature: t, above 0, in units of the scores.
+        temperature: t, at least 1e-6, in units of the scores.
         sinkhorn: How often columns and rows of M are normalised in turn before the columns are (Sinkhorn): with
             enough of them the order is doubly stochastic, so that no place is held by more than one item in sum.
         straight_through: The 0/1 order, with the gradient of the soft one.
@@ -53,7 +54,7 @@ def soft_order(
         [..., L, L], ``S[..., slot, place]``; the sum over places is 1. Padding slots stand on padding places.
 
     Raises:
-        InputError: An unknown relaxation, a temperature that is not above 0, or a negative count.
+        InputError: An unknown relaxation, a temperature below 1e-6, or a count that is none.
     """
     check_relaxation(relaxation, temperature, sinkhorn)
     if scores.dtype in (torch.bfloat16, torch.float16):
@@ -103,10 +104,10 @@ def check_relaxation(relaxation: str, temperature: float, sinkhorn: int) -> None
         raise InputError(
             f"relaxation {relaxation!r}: expected one of {', '.join(RELAXATIONS)}{suggestion(relaxation, RELAXATIONS)}"
         )
-    if not 0 < temperature < float("inf"):
-        raise InputError(f"temperature is {temperature}: expected a number above 0")
-    if sinkhorn < 0:
-        raise InputError(f"sinkhorn is {sinkhorn}: expected a number of normalisations, at least 0")
+    if not MIN_TEMPERATURE <= temperature < float("inf"):
+        raise InputError(f"temperature is {temperature}: expected a number of at least {MIN_TEMPERATURE:g}")
+    if sinkhorn < 0 or sinkhorn != int(sinkhorn):
+        raise InputError(f"sinkhorn is {sinkhorn}: expected a whole number of normalisations, at least 0")
 
 
 def _normalised(matrix: Tensor, dim: Literal[-1, -2]) -> Tensor:

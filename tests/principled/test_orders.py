@@ -278,7 +278,7 @@ def test_generator_decides(kind: str, strength: float) -> None:
         ({"kind": "adjacent_swp"}, f"'adjacent_swp': expected one of {', '.join(PERTURBATIONS)}; did you mean"),
         ({"kind": "score_nois"}, "did you mean 'score_noise'"),
         *(
-            ({"kind": kind, "strength": strength}, f"{kind} is {strength}: expected a whole number of at least 1")
+            ({"kind": kind, "strength": strength}, f"{kind} is {strength}: expected a whole number from 1 to 1000")
             for kind in ("adjacent_swap", "random_swap", "window_shuffle", "reverse_window")
             for strength in (0, -1, 0.5, 1.5, math.inf, math.nan)
         ),
@@ -430,3 +430,21 @@ def test_draws_of_one_list_make_no_pattern() -> None:
     first, second = (keyed_uniform(torch.arange(6000), 2) * 6).long().unbind(-1)
     cells = (6 * first + second).tolist()
     assert chisquare([cells.count(cell) for cell in range(36)]).pvalue > 0.001
+
+
+@pytest.mark.parametrize("kind", PERTURBATIONS)
+def test_padding_stays_where_it_stood(kind: str) -> None:
+    """Two items and two slots of padding that hold the places 3 and 2, in whatever order padding came."""
+    positions, mask = torch.tensor([[0, 1, 3, 2]]).expand(64, 4), torch.tensor([True, True, False, False]).expand(64, 4)
+    after = perturb(positions, mask, kind=kind, generator=torch.Generator().manual_seed(0))
+    assert (after[:, 2:] == torch.tensor([3, 2])).all()
+    assert {tuple(row) for row in after[:, :2].tolist()} <= {(0, 1), (1, 0)}
+    assert (after != positions).any()
+
+
+def test_a_strength_beyond_reason_is_refused() -> None:
+    for kind in ("adjacent_swap", "random_swap", "window_shuffle", "reverse_window"):
+        with pytest.raises(InputError, match="a whole number from 1 to 1000"):
+            perturb(torch.arange(4).unsqueeze(0), kind=kind, strength=1e30)
+    # A window longer than the list is the list: the places 0 to 3 turned round.
+    assert perturb(torch.arange(4).unsqueeze(0), kind="reverse_window", strength=1000).tolist() == [[3, 2, 1, 0]]

@@ -1,0 +1,179 @@
+"""The benchmarks run, compare what they say they compare, and write what they promise. No time is checked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmarks" / "principled_cost.py"
+
+
+@pytest.fixture(scope="module")
+def cost() -> ModuleType:
+    """The script as a module."""
+    found = importlib.util.spec_from_file_location("principled_cost", SCRIPT)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module  # dataclasses look their module up
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_a_tiny_run_writes_every_row(tmp_path: Path) -> None:
+    small = ["--models", "dnn", "--batch-sizes", "4", "--repeats", "1", "--device", "cpu", "--fractions", "0.5"]
+    command = [sys.executable, str(SCRIPT), "--output-dir", str(tmp_path / "results"), "--presets", "scaled", *small]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads((tmp_path / "results" / "principled_cost.json").read_text())
+    names = ["none", "naive", "scaled, fraction 0.5"]
+    assert [(row["model"], row["batch_size"], row["setting"]) for row in results["rows"]] == [
+        ("dnn", 4, name) for name in names
+    ]
+    for row in results["rows"]:
+        assert len(row["step_ms_rounds"]) == 1
+        numbers = [value for name, value in row.items() if name.startswith(("step_ms", "ratio", "peak"))]
+        assert len(numbers) == 7
+        assert all(number > 0 for value in numbers for number in (value if isinstance(value, list) else [value]))
+    assert results["threads"] == 1
+    assert results["machine"]["cpu"]
+    assert results["machine"]["versions"]["torch"] == metadata.version("torch")
+    text = (tmp_path / "results" / "principled_cost.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| dnn")]
+    assert [line.split(" | ")[2] for line in lines] == names
+    assert text.strip() == ran.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "prn"], "unknown re-ranker 'prn': expected one of"),
+        (["--presets", "naive"], "principled preset 'naive': expected one of"),
+        (["--fractions", "1.5"], "consistency_fraction is 1.5: expected a share"),
+        (["--repeats", "0"], "argument --repeats: invalid count value: '0'"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str],
+    message: str,
+    cost: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output-dir", str(tmp_path / "results"), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cost.main()
+    assert ended.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("usage: ", " "))]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"principled_cost.py: error: {message}")
+    assert not (tmp_path / "results").exists()
+
+
+def test_naive_trains_on_the_loss_of_scaled(cost: ModuleType) -> None:
+    """Without dropout both are one number with one gradient: what is compared is how it is computed."""
+    batches = cost.made_batches(2, 6, "cpu")
+    trainings = [cost.Training("prm", batches, cost.Setting(name), "cpu") for name in ("naive", "scaled", "none")]
+    losses, gradients = [], []
+    for training in trainings:
+        training.model.eval()
+        training.steps = 1
+        loss = training.loss()
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([weight.grad.flatten() for weight in training.model.parameters()]))
+    naive, scaled, none = losses
+    torch.testing.assert_close(naive, scaled)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert abs(scaled - none) > 1e-5 * none
+
+
+@pytest.mark.parametrize("variant", ["float32", "bf16"])
+def test_a_step_trains_in_its_variant(variant: str, cost: ModuleType) -> None:
+    training = cost.Training("prm", cost.made_batches(2, 4, "cpu"), cost.Setting("scaled", 0.5, variant), "cpu")
+    dtypes = set()
+    training.model.scorer.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    before = {name: weight.detach().clone() for name, weight in training.model.named_parameters()}
+    training.step()
+    assert dtypes == {torch.bfloat16 if variant == "bf16" else torch.float32}
+    changed = {name for name, weight in training.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed == before.keys()
+    assert all(weight.dtype == torch.float32 for weight in training.model.parameters())
+    assert training.steps == 1
+
+
+def test_batches_come_round_and_round(cost: ModuleType) -> None:
+    batches = cost.made_batches(2, 4, "cpu")
+    training = cost.Training("dnn", batches, cost.Setting("scaled"), "cpu")
+    shown: list[Any] = []
+    training.model.register_forward_pre_hook(lambda module, _, given: shown.append(given["labels"]), with_kwargs=True)
+    for _ in range(3):
+        training.step()
+    assert [next(number for number in (0, 1) if labels is batches[number]["labels"]) for labels in shown] == [0, 1, 0]
+
+
+def test_settings_take_turns(cost: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps each to warm up, then in each of two rounds three steps of one setting, three of the other."""
+    order: list[Any] = []
+
+    class Recorder:
+        def __init__(self, model: str, batches: list[Any], setting: Any, device: str) -> None:
+            assert len({id(batch) for batch in batches}) == len(batches) > 1
+            self.setting = setting
+
+        def step(self) -> None:
+            order.append(self.setting.name)
+
+    monkeypatch.setattr(cost, "Training", Recorder)
+    times = cost.step_times("prm", 4, [cost.Setting("none"), cost.Setting("paper")], 2, "cpu")
+    assert order == (["none"] * 3 + ["paper"] * 3) * 3
+    assert [len(rounds) for rounds in times.values()] == [2, 2]
+
+
+def test_rows_compare_within_the_round_and_the_variant(cost: ModuleType) -> None:
+    """Ratios of the rounds: 20/10, 90/30, 50/20 = 2, 3, 2.5; the ratio of the medians would be 50/20 too, not 3."""
+    none, scaled, slow = cost.Setting("none"), cost.Setting("scaled", 0.5), cost.Setting("scaled", 0.5, "bf16")
+    base = cost.Setting("none", variant="bf16")
+    times = {none: [10.0, 30.0, 20.0], scaled: [20.0, 90.0, 50.0], base: [1.0, 1.0, 2.0], slow: [4.0, 3.0, 2.0]}
+    rows = cost.compared("prm", 128, times, {none: 40.0, scaled: 60.0, base: 10.0, slow: 25.0})
+    found = {
+        row["setting"]: [
+            row[name]
+            for name in (
+                "step_ms",
+                "ratio_to_none",
+                "ratio_to_none_min",
+                "ratio_to_none_max",
+                "peak_memory_ratio_to_none",
+            )
+        ]
+        for row in rows
+    }
+    assert found == {
+        "none": [20, 1, 1, 1, 1],
+        "scaled, fraction 0.5": [50, 2.5, 2, 3, 1.5],
+        "none, bf16": [1, 1, 1, 1, 1],
+        "scaled, fraction 0.5, bf16": [3, 3, 1, 4, 2.5],
+    }
+    assert "| prm | 128 | scaled, fraction 0.5 | 50.0 | 2.50 [2.00, 3.00] | 60.0 | 1.50 |" in cost.table(rows)
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_the_steps(cost: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than what backward needs of the hidden layers, 128 x 30 x (500 + 200 + 80) float32, and gradients and two
+    moments of 20,000 x 16 weights: 11.4 + 3.7 MiB. Less than the 400 MiB that the calling process once held."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))  # the measuring process imports the script by its name
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "")  # set by the script: taken back afterwards
+    torch.ones(400 * 2**20, dtype=torch.uint8)
+    assert 15.1 < cost.peak_memory("dnn", 128, cost.Setting("none"), "cpu", 1) < 200
