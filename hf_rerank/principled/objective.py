@@ -181,7 +181,7 @@ class PrincipledObjective:
             if getattr(self, name) is None and name not in without_a_meaning:
                 object.__setattr__(self, name, value)
         for name, why in without_a_meaning.items():
-            if getattr(self, name) not in (None, False, "none", 1.0 if name == "consistency_fraction" else 0.0):
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
                 raise InputError(f"{name}={getattr(self, name)!r} {why}, or leave it out")
         self._check()
 
@@ -219,7 +219,8 @@ class PrincipledObjective:
                     f"ranking_gradient={self.ranking_gradient!r} changes nothing where the model is never shown its "
                     "own order: give convergence_weight, or perturbed_order='own'"
                 )
-            if self.stop_gradient == "second" and self.task_loss_passes == "first":
+            cut_off = self.stop_gradient == "second" and self.task_loss_passes == "first"
+            if cut_off and not self.cross_weight:  # there pass 2 is the first of a pair
                 raise InputError(
                     f"ranking_gradient={self.ranking_gradient!r} flows through the later pass of a pair, and "
                     "stop_gradient='second' cuts it off: choose one of them"

@@ -338,8 +338,12 @@ class RerankTrainer(Trainer):
         mean = (logits.sum(-1) / count).unsqueeze(-1)
         spread = (torch.where(mask, logits - mean, 0.0).square().sum(-1) / count).sqrt()
         lists = mask.sum(-1) >= 2
-        collapsed = (lists & (spread < COLLAPSED_SPREAD)).sum() / lists.sum().clamp(min=1)
-        terms = {**(output.losses or {}), "score_spread": spread.mean(), "collapsed_share": collapsed}
+        counted = lists.sum().clamp(min=1)
+        terms = {
+            **(output.losses or {}),
+            "score_spread": torch.where(lists, spread, 0.0).sum() / counted,
+            "collapsed_share": (lists & (spread < COLLAPSED_SPREAD)).sum() / counted,
+        }
         for name, value in terms.items():
             self._log_sums[name] = self._log_sums.get(name, 0.0) + value.detach().float()
         self._log_steps += 1

@@ -680,12 +680,13 @@ def test_number_of_lists_drawn(fraction: float, count: int) -> None:
 
 
 def test_a_drawn_list_is_perturbed_as_ever() -> None:
-    whole = shown_third(PrincipledObjective(), step=2)
-    objective = PrincipledObjective(consistency_fraction=0.5).at(step=2)
-    _, scorer = run(objective)
-    lists = drawn_lists(scorer)
-    part = plain(scorer.calls[0][LISTS:], lists)
-    assert [part[number] for number in lists] == [whole[number] for number in lists]
+    """At each of 20 steps, as where all lists are drawn; so its draws are its own, not those of its new row."""
+    for step in range(20):
+        whole = shown_third(PrincipledObjective(), step=step)
+        _, scorer = run(PrincipledObjective(consistency_fraction=0.5).at(step=step))
+        lists = drawn_lists(scorer)
+        part = plain(scorer.calls[0][LISTS:], lists)
+        assert [part[number] for number in lists] == [whole[number] for number in lists], step
 
 
 def test_lists_are_drawn_without_looking_at_them() -> None:
@@ -859,7 +860,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "temperature": ({"temperature": 1.0}, f"temperature=1.0 {SOFT_ONLY}"),
     "sinkhorn": ({"sinkhorn": 2}, f"sinkhorn=2 {SOFT_ONLY}"),
     "straight through": ({"straight_through": True}, f"straight_through=True {SOFT_ONLY}"),
-    "cold": ({"ranking_gradient": "softsort", "temperature": 0.0}, "temperature is 0.0: expected a number of at least 1e-06"),
+    "cold": (
+        {"ranking_gradient": "softsort", "temperature": 0.0},
+        "temperature is 0.0: expected a number of at least 1e-06",
+    ),
     "hot": ({"ranking_gradient": "softsort", "temperature": math.inf}, "temperature is inf"),
     "sinkhorn below 0": ({"ranking_gradient": "neuralsort", "sinkhorn": -1}, "sinkhorn is -1: .*at least 0"),
     "soft, order never shown": (

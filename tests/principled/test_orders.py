@@ -435,7 +435,10 @@ def test_draws_of_one_list_make_no_pattern() -> None:
 @pytest.mark.parametrize("kind", PERTURBATIONS)
 def test_padding_stays_where_it_stood(kind: str) -> None:
     """Two items and two slots of padding that hold the places 3 and 2, in whatever order padding came."""
-    positions, mask = torch.tensor([[0, 1, 3, 2]]).expand(64, 4), torch.tensor([True, True, False, False]).expand(64, 4)
+    positions, mask = (
+        torch.tensor([[0, 1, 3, 2]]).expand(64, 4),
+        torch.tensor([True, True, False, False]).expand(64, 4),
+    )
     after = perturb(positions, mask, kind=kind, generator=torch.Generator().manual_seed(0))
     assert (after[:, 2:] == torch.tensor([3, 2])).all()
     assert {tuple(row) for row in after[:, :2].tolist()} <= {(0, 1), (1, 0)}

@@ -144,7 +144,7 @@ def test_every_choice_of_the_objective_is_an_option(entry: dataclasses.Field) ->
         return
     option = options[entry.name]
     assert option.default == entry.default
-    assert option.default is entry.default or isinstance(entry.default, float | str)
+    assert type(option.default) is type(entry.default)
     assert len(option.metadata["help"]) > 20
     assert option.metadata["help"].endswith(".")
     assert "\n" not in option.metadata["help"]
@@ -190,7 +190,7 @@ def test_task_loss(tmp_path: Path, options: dict[str, Any], task_loss: str | Non
     assert arguments.objective("softmax_loss").task_loss == "softmax_loss"
 
 
-# ----------------------------------------------------------------------------------------------------- the command line
+# ---------------------------------------------------------------------------------------------------- the command line
 
 
 def from_command_line(folder: Path, *options: str) -> RerankTrainingArguments:
@@ -242,7 +242,7 @@ def test_refused_on_the_command_line(tmp_path: Path, words: tuple[str, ...], mes
         from_command_line(tmp_path, "--use_cpu", *words)
 
 
-# ----------------------------------------------------------------------------------------------------------------- JSON
+# ---------------------------------------------------------------------------------------------------------------- JSON
 
 
 def test_plain_json_without_the_token(tmp_path: Path) -> None:

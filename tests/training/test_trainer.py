@@ -402,6 +402,9 @@ def test_two_processes_equal_one(
     assert furthest(after_one, after_two) < 1e-6
     # Each process gave its half of each batch: the first batch of 4 and the second.
     assert [both[0]["ids"][step] + both[1]["ids"][step] for step in (0, 1)] == one["ids"]
+    # Every kind of perturbation of every list at every step, whichever process it came to.
+    assert len(one["perturbed"]) == 5 * 16
+    assert {**both[0]["perturbed"], **both[1]["perturbed"]} == one["perturbed"]
     assert both[0]["checksum"] == both[1]["checksum"]
     assert both[0]["metrics"].keys() == one["metrics"].keys()
     # The Trainer's mean loss counts batches, so the lists that fill up the last one weigh in it; metrics count lists.

@@ -15,16 +15,24 @@ import datasets
 import torch
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments
-from hf_rerank.training.batches import ids_from_bytes
+from hf_rerank.principled.orders import PERTURBATIONS, keyed_perturb, step_keys
+from hf_rerank.training.batches import ids_from_bytes, list_keys
 
 
 class NotingTrainer(RerankTrainer):
-    """Notes the ids of the lists of every step."""
+    """Notes the ids of the lists of every step, and how each kind of perturbation would show them."""
 
     ids: list[list[str]]
+    perturbed: dict[str, list[int]]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self.ids.append(ids_from_bytes(inputs["list_id"]))
+        ids, step = ids_from_bytes(inputs["list_id"]), self.state.global_step
+        self.ids.append(ids)
+        keys = step_keys(list_keys(inputs["list_id"]), seed=self.objective.seed, step=step)
+        for kind in PERTURBATIONS:
+            orders = keyed_perturb(inputs["position_ids"], inputs["mask"], keys, kind=kind, strength=2)
+            for name, order, mask in zip(ids, orders, inputs["mask"], strict=True):
+                self.perturbed[f"{kind}, step {step}, {name}"] = order[mask].tolist()
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
@@ -36,6 +44,8 @@ def main(source: Path, output: Path, batch_size: int) -> None:
         args=RerankTrainingArguments(
             str(output / "run"),
             use_cpu=True,
+            perturbation="score_noise",
+            perturbation_strength=1.5,
             ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
             optim="sgd",
             learning_rate=0.1,
@@ -56,7 +66,7 @@ def main(source: Path, output: Path, batch_size: int) -> None:
         eval_dataset=datasets.load_from_disk(str(source / "validation")),
         processing_class=given.processor,
     )
-    trainer.ids = []
+    trainer.ids, trainer.perturbed = [], {}
     trainer.train()
     metrics = trainer.evaluate()
     trainer.save_model(str(output / "model"))
@@ -64,6 +74,7 @@ def main(source: Path, output: Path, batch_size: int) -> None:
     report = {
         "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "ids": trainer.ids,
+        "perturbed": trainer.perturbed,
         "checksum": sum(float(value.double().sum()) for value in trainer.model.state_dict().values()),
         "metrics": {name: value for name, value in metrics.items() if name not in times},
         "log": next(entry for entry in trainer.state.log_history if "loss" in entry),

@@ -1,0 +1,191 @@
+"""Principled options through a whole training: resumed, in bf16, warmed up, with another task loss."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from hf_rerank import InputError, PRMForReranking, RerankTrainer
+from hf_rerank.principled import PrincipledObjective
+from hf_rerank.principled.orders import PERTURBATIONS
+from hf_rerank.training.health import HealthCallback
+
+Make = Callable[..., RerankTrainer]
+STEP_BY_STEP = {
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "logging_strategy": "steps",
+    "logging_steps": 1,
+}
+
+
+def logged(trainer: RerankTrainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"perturbation": kind, "perturbation_strength": 2} for kind in PERTURBATIONS),
+        {"principled": "reference"},
+        {"consistency_fraction": 0.3, "consistency_warmup": 0.8},
+        {"ranking_gradient": "neuralsort", "sinkhorn": 2, "straight_through": True},
+    ],
+    ids=lambda options: ", ".join(f"{value}" for value in options.values()),
+)
+def test_resumed_equals_unbroken(make_trainer: Make, make_model: Any, weights: Any, options: dict[str, Any]) -> None:
+    """Cut after 2 of 4 steps: what is drawn depends on seed, step and list alone."""
+    settings = {**STEP_BY_STEP, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, **options}
+    model = {"dropout": 0.1, "unknown_rate": 0.05}
+    unbroken = make_trainer(make_model(**model), folder="unbroken", **settings)
+    unbroken.train()
+    resumed = make_trainer(make_model(seed=9, **model), folder="resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(Path(str(unbroken.args.output_dir)) / "checkpoint-2"))
+    before, after = weights(unbroken.model), weights(resumed.model)
+    assert all(before[name].equal(after[name]) for name in before)
+    assert logged(resumed, "adversarial_loss") == logged(unbroken, "adversarial_loss")
+    assert any(logged(unbroken, "adversarial_loss"))
+
+
+def test_another_perturbation_is_another_training(make_trainer: Make, weights: Any) -> None:
+    """So the runs above differ from each other where they should."""
+    found = []
+    for kind in PERTURBATIONS:
+        trainer = make_trainer(folder=kind, max_steps=2, perturbation=kind, perturbation_strength=2, **STEP_BY_STEP)
+        trainer.train()
+        found.append(torch.cat([value.flatten() for value in weights(trainer.model).values()]))
+    for number, one in enumerate(found):
+        assert all(not one.equal(other) for other in found[number + 1 :])
+
+
+def test_warm_up_counts_the_steps_of_the_whole_training(make_trainer: Make, make_model: Any) -> None:
+    """8 steps, half of them warm-up: weights times 0, 1/4, 1/2, 3/4, then 1. The optimizer stands still, the batches
+    do not: the loss of each step is its task loss plus the weighted terms."""
+    model = make_model(dropout=0.0, unknown_rate=0.0)
+    trainer = make_trainer(model, max_steps=8, consistency_warmup=0.5, learning_rate=0.0, **STEP_BY_STEP)
+    trainer.train()
+    terms = zip(
+        *(logged(trainer, name) for name in ("loss", "task_loss", "convergence_loss", "adversarial_loss")), strict=True
+    )
+    for step, (loss, task, convergence, adversarial) in enumerate(terms):
+        ramp = min(1.0, step / 4)
+        assert loss == pytest.approx(task + ramp * (20 * convergence + 5 * adversarial), abs=2e-4), step
+        assert 20 * convergence + 5 * adversarial > 0.01
+
+
+def test_a_training_in_bf16_is_evaluated_in_float32(make_trainer: Make, make_model: Any) -> None:
+    """The weights are float32, so a trainer that knows of no bf16 must find the very same numbers."""
+    trainer = make_trainer(bf16=True, max_steps=3, **STEP_BY_STEP)
+    precisions = []
+    trainer.model.scorer.register_forward_hook(lambda module, inputs, output: precisions.append(output.dtype))
+    trainer.train()
+    assert set(precisions) == {torch.bfloat16}
+    precisions.clear()
+    found = trainer.evaluate()
+    assert set(precisions) == {torch.float32}
+    plain = make_model()
+    plain.load_state_dict(trainer.model.state_dict())
+    expected = make_trainer(plain, folder="plain").evaluate()
+    for name, value in expected.items():
+        if not name.endswith(("runtime", "per_second", "preparation_time", "epoch")):
+            assert found[name] == pytest.approx(value, rel=0, abs=0, nan_ok=True), name
+
+
+def test_the_task_loss_of_the_arguments_becomes_the_models(
+    make_trainer: Make, make_model: Any, tmp_path: Path
+) -> None:
+    """``reference`` trains on the model's own loss: PRM's softmax loss, -sum of log softmax over the clicked items."""
+    model = make_model()
+    assert model.config.task_loss == "binary_log_loss"
+    trainer = make_trainer(model, max_steps=1, principled="reference", **STEP_BY_STEP)
+    assert (model.config.task_loss, trainer.objective.task_loss) == ("own", "softmax_loss")
+    trainer.train()
+    assert {"further_task_loss", "convergence_loss", "adversarial_loss", "cross_loss"} <= set(
+        trainer.state.log_history[0]
+    )
+    assert logged(trainer, "task_loss")[0] > 2.0  # about clicks times log n; a mean of log-losses is below 1
+    trainer.save_model(str(tmp_path / "saved"))
+    assert PRMForReranking.from_pretrained(tmp_path / "saved").config.task_loss == "own"
+    assert json.loads((tmp_path / "saved" / "results.json").read_text())["task_loss"] == "softmax_loss"
+
+
+def test_a_space_that_the_models_loss_has_not(make_trainer: Make, make_model: Any) -> None:
+    with pytest.raises(InputError, match=r"lambda_loss has no probabilities: .*consistency_space='logit'"):
+        make_trainer(make_model(task_loss="lambda_loss"))
+    make_trainer(make_model(task_loss="lambda_loss"), consistency_space="logit")
+
+
+# ---------------------------------------------------------------------------------------------- collapse and explosion
+
+
+def test_collapse_is_noticed(make_trainer: Make) -> None:
+    """A weight beyond all measure presses the scores of every list together; the warning names it and its value."""
+    trainer = make_trainer(
+        convergence_weight=1e6, consistency_space="logit", num_train_epochs=6, learning_rate=0.05, **STEP_BY_STEP
+    )
+    with pytest.warns(UserWarning, match=r"scores of \d+% of the lists lie closer together .* \(step \d+\)") as caught:
+        trainer.train()
+    messages = [str(one.message) for one in caught if "closer together" in str(one.message)]
+    assert len(messages) == 1, "said once"
+    assert "convergence_weight" in messages[0]
+    assert max(logged(trainer, "collapsed_share")) > 0.1
+    assert trainer.evaluate()["eval_collapsed_share"] > 0.1
+
+
+def test_explosion_is_noticed(make_trainer: Make) -> None:
+    """The gradient of a term weighted by a million is clipped to a norm of 1, and said to be huge."""
+    trainer = make_trainer(adversarial_weight=1e6, convergence_weight=0.0, max_steps=3, **STEP_BY_STEP)
+    with pytest.warns(UserWarning, match="the gradient norm is") as caught:
+        trainer.train()
+    messages = [str(one.message) for one in caught if "gradient norm" in str(one.message)]
+    assert len(messages) == 1
+    assert "clipped to max_grad_norm=1.0" in messages[0]
+    assert "lower adversarial_weight (now 1e+06, its term is" in messages[0]
+    assert max(logged(trainer, "grad_norm")) > 100
+
+
+def test_a_healthy_training_is_quiet(make_trainer: Make) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(closer together|gradient norm)")
+        trainer = make_trainer(max_steps=8, **STEP_BY_STEP)
+        trainer.train()
+    assert logged(trainer, "collapsed_share") == [0.0] * 8
+    assert 0 < max(logged(trainer, "grad_norm")) < 100
+
+
+@pytest.mark.parametrize(
+    ("terms", "remedy"),
+    [
+        ({"task_loss": 5.0, "convergence_loss": 0.1, "adversarial_loss": 0.1}, "lower learning_rate or conv"),
+        (
+            {"task_loss": 0.5, "convergence_loss": 0.1, "adversarial_loss": 0.1},
+            r"lower convergence_weight \(now 20, its",
+        ),
+        (
+            {"task_loss": 0.5, "convergence_loss": 0.1, "adversarial_loss": 3.0},
+            r"adversarial_weight \(now 5, its term is 86%",
+        ),
+    ],
+)
+def test_the_remedy_is_the_weight_of_the_largest_term(terms: dict[str, float], remedy: str) -> None:
+    """20 times 0.1 is 2, 5 times 3 is 15: of 0.5 + 2 + 15 that is 86 %."""
+    callback = HealthCallback(PrincipledObjective())
+    state, arguments = SimpleNamespace(global_step=3), SimpleNamespace(max_grad_norm=1.0)
+    with pytest.warns(UserWarning, match=remedy):
+        callback.on_log(arguments, state, None, {**terms, "collapsed_share": 0.5})
+    with pytest.warns(UserWarning, match=remedy):
+        callback.on_log(arguments, state, None, {**terms, "grad_norm": 101.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        callback.on_log(arguments, state, None, {**terms, "collapsed_share": 1.0, "grad_norm": 1e9})
+        HealthCallback(PrincipledObjective()).on_log(
+            arguments, state, None, {"collapsed_share": 0.1, "grad_norm": 100.0}
+        )
