@@ -44,7 +44,7 @@ class TestTheWholeWay:
     def test_training_left_a_model_and_its_results(self, folder: Path) -> None:
         names = {path.name for path in (folder / "run").iterdir() if path.is_file()}
         expected = {"config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.safetensors"}
-        assert names == expected | {"results.json", "training_args.json"}
+        assert names == expected | {"manifest.json", "results.json", "training_args.json"}
         results = json.loads((folder / "run" / "results.json").read_text())
         assert results["objective"]["preset"] == "scaled"
         assert results["model"]["d_model"] == 8
