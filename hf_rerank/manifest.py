@@ -141,7 +141,7 @@ def replacing(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder)
     if folder.is_file():
         raise InputError(f"{folder} is a file: expected a folder to save in")
-    staging, done = folder / STAGING, False
+    staging, existed, done = folder / STAGING, folder.exists(), False
     with naming_failures(folder):
         try:
             shutil.rmtree(staging, ignore_errors=True)
@@ -160,7 +160,7 @@ def replacing(folder: str | Path) -> Iterator[Path]:
             done = True
         finally:
             if not done:
-                shutil.rmtree(staging, ignore_errors=True)
+                shutil.rmtree(staging if existed else folder, ignore_errors=True)
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def naming_failures(folder: Path, needed: int | None = None) -> Iterator[None]:
         failure = OSError(
             f"{folder} could not be written: {need}{_megabytes(shutil.disk_usage(there).free)} are free there "
             f"({' '.join(str(error).split()) or type(error).__name__}); free space, or choose a folder that you may "
-            "write to; what was saved before is untouched"
+            "write to. No file is left half-written"
         )
         failure.errno = getattr(error, "errno", None)
         raise failure from error

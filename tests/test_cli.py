@@ -185,33 +185,6 @@ class TestMistakes:
         assert not target.exists()
 
 
-@pytest.mark.parametrize(
-    ("message", "code"),
-    [("[enforce fail at inline_container.cc:672] . unexpected pos 536064 vs 535952", 2), ("a fault of our own", None)],
-)
-def test_a_full_disk_in_training(
-    folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    message: str,
-    code: int | None,
-) -> None:
-    """What torch.save says on a full disk becomes one line; other faults keep their traceback."""
-
-    def fail(*arguments: object, **options: object) -> None:
-        raise RuntimeError(message)
-
-    monkeypatch.setattr("hf_rerank.training.RerankTrainer.train", fail)
-    arguments = ["train", "--model", "prm", "--data", str(folder / "lists"), "--output-dir", str(tmp_path), *TINY]
-    capsys.readouterr()
-    if code is None:
-        with pytest.raises(RuntimeError, match=message):
-            cli.main(arguments)
-    else:
-        assert "disk is full" in mistake(arguments, capsys)
-
-
 def test_help_answers_at_once() -> None:
     """Nothing slow is imported for it; the time is a generous bound, the list of modules the real check."""
     code = "import sys; from hf_rerank import cli; cli.main([]); print(*sorted(sys.modules), file=sys.stderr)"

@@ -82,11 +82,11 @@ def _holds_weights(name: str) -> bool:
 def _shards(index: Path) -> list[str]:
     """The files that the list of shards names: each lies beside it."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{index} is no list of shards: {error!r}; {REMEDY}") from None
     for name in names:
-        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise InputError(f"{index} names {name!r}: expected .safetensors files in the same folder")
     return names
 

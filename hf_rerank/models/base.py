@@ -105,6 +105,8 @@ class RerankerConfig(PreTrainedConfig):
         if kwargs.get("attn_implementation") not in (None, "eager", "sdpa"):
             # A config.json may name it, and transformers takes other names for Hub repositories with code to run.
             raise InputError(f"attn_implementation is {kwargs['attn_implementation']!r}: expected 'eager' or 'sdpa'")
+        if isinstance(self.dtype, str) and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise InputError(f"dtype is {self.dtype!r}: expected a number format of torch, such as 'float32'")
         super().__post_init__(**kwargs)
 
     def validate_sizes(self) -> None:

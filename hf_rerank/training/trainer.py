@@ -183,8 +183,8 @@ class RerankTrainer(CheckpointingTrainer):
             ]
             raise TrainingStopped(
                 f"the gradient is not finite at step {self.state.global_step + 1}: that of "
-                f"{', '.join(names[:5]) or 'all weights together, which is too large for a number'}. Lower learning_rate "
-                "or the consistency weights; checkpoints before this step are untouched"
+                f"{', '.join(names[:5]) or 'all weights together, which is too large for a number'}. Lower "
+                "learning_rate or the consistency weights; checkpoints before this step are untouched"
             )
         return loss
 
@@ -236,8 +236,8 @@ class RerankTrainer(CheckpointingTrainer):
         if bool((~torch.isfinite(output.logits) & inputs["mask"]).any()):
             raise TrainingStopped(
                 f"scores are not finite in an evaluation (step {self.state.global_step}): "
-                f"{self._lists_with_broken_scores(output, {**inputs, **extras})}. Such a model is never the best; look at "
-                "these lists, or lower learning_rate; checkpoints are untouched"
+                f"{self._lists_with_broken_scores(output, {**inputs, **extras})}. Such a model is never the best; look "
+                "at these lists, or lower learning_rate; checkpoints are untouched"
             )
         scores = comparable_scores(output.logits, self.model.config.task_loss_name, inputs["mask"])
         self._measure_names = list(output.losses)
@@ -257,13 +257,15 @@ class RerankTrainer(CheckpointingTrainer):
         """
         if not isinstance(eval_dataset, dict):
             eval_dataset = self._encoded(eval_dataset)
+        if self.is_in_train:
+            self._refuse_broken_weights()
         self._evaluation = None  # what an evaluation that failed may have left
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         chooser = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
         if self.is_in_train and chooser in metrics and not math.isfinite(metrics[chooser]):
             raise TrainingStopped(
-                f"{chooser}, which chooses the best checkpoint, is {metrics[chooser]} at step {self.state.global_step}: "
-                "no list of the evaluation set counts in it, or scores are broken; choose another "
+                f"{chooser}, which chooses the best checkpoint, is {metrics[chooser]} at step "
+                f"{self.state.global_step}: no list of the evaluation set counts in it, or scores are broken; choose another "
                 "metric_for_best_model, or look at the lists"
             )
         if not self.is_in_train and not isinstance(eval_dataset, dict):
@@ -416,8 +418,8 @@ class RerankTrainer(CheckpointingTrainer):
             return
         if (TrainerState.load_from_json(str(checkpoint / STATE)).epoch or 0) >= 1:
             raise InputError(
-                f"{checkpoint} lies after the first pass over a stream: resuming there would not read the batches that "
-                "are left; resume from a checkpoint of the first pass, use a Dataset, or set ignore_data_skip=True"
+                f"{checkpoint} lies after the first pass over a stream: resuming there would not read the batches "
+                "that are left; resume from a checkpoint of the first pass, use a Dataset, or set ignore_data_skip=True"
             )
 
     def _refuse_broken_weights(self) -> None:
@@ -434,8 +436,8 @@ class RerankTrainer(CheckpointingTrainer):
         wrong = [f"{name} is {value}" for name, value in terms.items() if not torch.isfinite(torch.tensor(value))]
         return (
             f"the loss is not finite at step {self.state.global_step + 1}: {', '.join(wrong) or 'the sum'}; "
-            f"{self._lists_with_broken_scores(output, inputs)}. Lower learning_rate or the consistency weights, or look "
-            "at these lists; checkpoints before this step are untouched"
+            f"{self._lists_with_broken_scores(output, inputs)}. Lower learning_rate or the consistency weights, or "
+            "look at these lists; checkpoints before this step are untouched"
         )
 
     def _lists_with_broken_scores(self, output: RerankerOutput, inputs: dict[str, Any]) -> str:
