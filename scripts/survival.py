@@ -1,9 +1,9 @@
 """Breaks trainings and saved models in every way that the tests know, and counts what went wrong without a word.
 
-``scripts/survival.py [--kills 200] [--seed 0] [--output FILE]``: kills trainings and lets them go on; flips every bit and
-cuts every length of a tiny saved model; damages every file of a checkpoint. Prints, and writes as JSON, for each kind of
-fault how many fired, how many ended as they should (the same bits, or an error that names the file) and how many gave
-another result without a word. That last number must be 0.
+``scripts/survival.py [--kills 200] [--seed 0] [--output FILE]``: kills trainings and lets them go on; flips every bit
+and cuts every length of a tiny saved model; damages every file of a checkpoint. Prints, and writes as JSON, for each
+kind of fault how many fired, how many ended as they should (the same bits, or an error that names the file) and how
+many gave another result without a word. That last number must be 0.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
 
 
 def checkpoint_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file of a checkpoint deleted, emptied, replaced by that of another step; cut and flipped at many places."""
+    """Every file of a checkpoint deleted, emptied, replaced by that of another step; cut and flipped all over."""
     import kill_worker
     import torch
 

@@ -81,7 +81,9 @@ def test_flipped_bits_and_cut_files_are_never_loaded(folder: Path) -> None:
             if path.name == MANIFEST and _same_json(change, content):
                 continue
             fired[path.name] = fired.get(path.name, 0) + 1
-            assert path.name in refused(folder)
+            message = refused(folder)
+            # What kind of model it is, is looked at before the digests.
+            assert path.name in message or (path.name == "config.json" and "holds a model of type" in message)
         path.write_bytes(content)
     assert set(fired) == {path.name for path in folder.iterdir()}
     assert sum(fired.values()) > 140
@@ -242,7 +244,7 @@ def test_no_pickle_is_read(
         assert gone in refused(folder)
     assert not canary.exists()
     read = {Path(path).name for path in opened if path.startswith(str(folder))}
-    assert "preprocessor_config.json" in read
+    assert "preprocessor_config.json" in read or gone is not None
     assert read.isdisjoint(PICKLES)
     # The canary is a live one.
     if how is _plain_pickle:

@@ -101,8 +101,8 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
     if manifest is None or "number" not in manifest:
         raise InputError(
             f"{folder} has no {MANIFEST} of a checkpoint: it is unfinished or was not written by this library, so "
-            "nothing says whether it is whole; go on from another checkpoint, or load its weights with from_pretrained "
-            "and train anew"
+            "nothing says whether it is whole; go on from another checkpoint, or load its weights with "
+            "from_pretrained and train anew"
         )
     step = _step_of(folder)
     if step not in (None, manifest["step"]):

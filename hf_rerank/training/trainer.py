@@ -175,6 +175,8 @@ class RerankTrainer(CheckpointingTrainer):
         # Under fp16 the scaler meets infinite gradients by design, and skips their step; shards know only a part.
         if self.args.fp16 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return loss
+        if not self.accelerator.sync_gradients:  # more batches of this step are to come
+            return loss
         if not bool(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).isfinite()):
             names = [
                 name
@@ -236,8 +238,8 @@ class RerankTrainer(CheckpointingTrainer):
         if bool((~torch.isfinite(output.logits) & inputs["mask"]).any()):
             raise TrainingStopped(
                 f"scores are not finite in an evaluation (step {self.state.global_step}): "
-                f"{self._lists_with_broken_scores(output, {**inputs, **extras})}. Such a model is never the best; look "
-                "at these lists, or lower learning_rate; checkpoints are untouched"
+                f"{self._lists_with_broken_scores(output, {**inputs, **extras})}. Such a model is never the best; "
+                "look at these lists, or lower learning_rate; checkpoints are untouched"
             )
         scores = comparable_scores(output.logits, self.model.config.task_loss_name, inputs["mask"])
         self._measure_names = list(output.losses)
@@ -265,8 +267,8 @@ class RerankTrainer(CheckpointingTrainer):
         if self.is_in_train and chooser in metrics and not math.isfinite(metrics[chooser]):
             raise TrainingStopped(
                 f"{chooser}, which chooses the best checkpoint, is {metrics[chooser]} at step "
-                f"{self.state.global_step}: no list of the evaluation set counts in it, or scores are broken; choose another "
-                "metric_for_best_model, or look at the lists"
+                f"{self.state.global_step}: no list of the evaluation set counts in it, or scores are broken; choose "
+                "another metric_for_best_model, or look at the lists"
             )
         if not self.is_in_train and not isinstance(eval_dataset, dict):
             self.results["evaluations"][metric_key_prefix] = metrics
@@ -419,7 +421,8 @@ class RerankTrainer(CheckpointingTrainer):
         if (TrainerState.load_from_json(str(checkpoint / STATE)).epoch or 0) >= 1:
             raise InputError(
                 f"{checkpoint} lies after the first pass over a stream: resuming there would not read the batches "
-                "that are left; resume from a checkpoint of the first pass, use a Dataset, or set ignore_data_skip=True"
+                "that are left; resume from a checkpoint of the first pass, use a Dataset, or set "
+                "ignore_data_skip=True"
             )
 
     def _refuse_broken_weights(self) -> None:
