@@ -42,6 +42,9 @@ def main() -> int:
         "--output", type=Path, default=ROOT / "scripts" / "benchmarks" / "results" / "survival.json", help="JSON file"
     )
     options = parser.parse_args()
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         rows = {

@@ -219,7 +219,13 @@ def killed_and_resumed(
             train(folder, options)
 
         after = kill.get("seconds", kill["share"] * seconds if "share" in kill else None)
-        fired += forked(work, after) == -signal.SIGKILL
+        code = forked(work, after)
+        while after is not None and code == 0 and len(kills) == 1:
+            # It ended before its moment came: again, and sooner.
+            shutil.rmtree(folder)
+            after *= 0.7
+            code = forked(work, after)
+        fired += code == -signal.SIGKILL
     # Other initial weights: all of them must come from the checkpoint, if there is one.
     started = any(path.name.startswith("checkpoint-") for path in folder.glob("*"))
     code = forked(lambda: train(folder, options, result, seed=9 if started else 0))

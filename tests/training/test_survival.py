@@ -117,6 +117,17 @@ def test_going_on_at_any_step_and_again(unbroken: Path, tmp_path: Path, chain: t
         source = folder
 
 
+def test_nothing_is_trained_after_a_last_step_in_the_middle_of_a_pass(tmp_path: Path) -> None:
+    """Upstream would train a step more."""
+    options = {**EVERY_STEP, "max_steps": 7}
+    kill_worker.train(tmp_path / "run", options, tmp_path / "outcome.json")
+    expected = json.loads((tmp_path / "outcome.json").read_text())
+    kill_worker.train(tmp_path / "run", options, tmp_path / "again.json", seed=9)
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert (expected.pop("resumed_from"), again.pop("resumed_from")) == (0, 7)
+    assert again == expected
+
+
 # ----------------------------------------------------------------------------------------------- damaged checkpoints
 
 
@@ -478,7 +489,7 @@ class Break(TrainerCallback):
             if self.what == "gradient":
                 self.hook = weight.register_hook(lambda gradient: gradient * float("inf"))
             elif self.what == "large gradient":
-                self.hook = weight.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
+                self.hook = weight.register_hook(lambda gradient: torch.full_like(gradient, 1e38))
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step == 4 and self.what == "weight":
@@ -543,12 +554,12 @@ def test_features_that_are_no_numbers_are_refused_with_list_and_column(tmp_path:
 
 
 class Signal(TrainerCallback):
-    """Sends this process a signal when a step begins, or while an evaluation runs."""
+    """Sends this process a signal when step ``at`` + 1 begins."""
 
     def __init__(self, number: int, at: int, twice: bool = False) -> None:
         self.number, self.at, self.twice, self.fired = number, at, twice, 0
 
-    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == self.at:
             self.fired += 1
             os.kill(os.getpid(), self.number)
@@ -569,9 +580,18 @@ def _usual_handlers() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_usual_handlers")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("at", [0, 2, 3, 5])
-@pytest.mark.parametrize("options", [{}, {f"{what}_strategy": "epoch" for what in ("save", "eval", "logging")}])
-def test_a_signal_ends_the_step_and_saves(tmp_path: Path, number: int, at: int, options: dict[str, str]) -> None:
+@pytest.mark.parametrize("at", [0, 3, 4, 9])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {f"{what}_strategy": "epoch" for what in ("save", "eval", "logging")},
+        {"eval_strategy": "epoch", "logging_strategy": "epoch", "load_best_model_at_end": False},
+    ],
+    ids=["steps", "passes", "saved at steps, measured at passes"],
+)
+def test_a_signal_ends_the_step_and_saves(tmp_path: Path, number: int, at: int, options: dict[str, Any]) -> None:
+    """In the middle of a pass, at its end (step 5), and at the very end (step 10)."""
     expected_file = tmp_path / "expected.json"
     kill_worker.train(tmp_path / "unbroken", options, expected_file)
     trainer, sending = kill_worker.make_trainer(tmp_path / "run", **options), Signal(number, at)
