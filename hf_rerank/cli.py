@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit code: 0, 2 for a user's mistake, 130 after Ctrl-C.
+        The exit code: 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM in training.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -42,13 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.others = others
         options.run(options)
         return 0
-    except KeyboardInterrupt:
-        print(
-            "hf-rerank: stopped by Ctrl-C; finished files are whole. Checkpoints of a training run are in its folder: "
-            "go on with --resume_from_checkpoint RUN/checkpoint-N",
-            file=sys.stderr,
-        )
-        return 130
+    except KeyboardInterrupt as stopped:
+        # Training says itself where it stopped, by which signal, and how to go on.
+        message = _one_line(stopped) if stopped.args else "stopped by Ctrl-C; finished files are whole"
+        print(f"hf-rerank: {message}", file=sys.stderr)
+        return 128 + getattr(stopped, "signal", signal.SIGINT)
     except (InputError, TrainingStopped, OSError) as error:
         print(f"hf-rerank: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -90,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help="train a re-ranker",
         epilog="Every option of RerankTrainingArguments is an option here too, such as --num_train_epochs 5, "
         "--learning_rate 0.001, --per_device_train_batch_size 256, --seed 1, "
-        "--resume_from_checkpoint RUN/checkpoint-100.",
+        "--resume_from_checkpoint last (or auto: that, or a fresh start; or RUN/checkpoint-100).",
     )
     train.add_argument("--model", required=True, choices=MODELS)
     train.add_argument("--data", required=True, metavar="LISTS", help="folder of prepared lists")
@@ -181,7 +180,6 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     arguments = _training_arguments(options)
-    from safetensors import SafetensorError
     from transformers import set_seed
 
     from hf_rerank.evaluation import evaluate_orders
@@ -212,18 +210,9 @@ def _train(options: argparse.Namespace) -> None:
         processing_class=processor,
         callbacks=[plots] if plots else None,
     )
-    try:
-        trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-        metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
-        trainer.save_model(arguments.output_dir)
-    except (RuntimeError, SafetensorError) as error:
-        # torch and safetensors report a failed write with errors of their own that name neither file nor cause.
-        if not any(words in str(error) for words in ("inline_container.cc", "iostream error", "No space left")):
-            raise
-        raise OSError(
-            f"a file could not be written, most likely because the disk is full ({_one_line(error)}): free space; a "
-            "checkpoint finished before is whole, the last one is not"
-        ) from error
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
+    trainer.save_model(arguments.output_dir)
     rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], ks=arguments.metric_ks)
     rows[options.model] = {name.removeprefix("validation_"): value for name, value in metrics.items()}
     print(f"\nOn the validation split:\n{results_table(rows)}\n\nmodel in {arguments.output_dir}")

@@ -20,8 +20,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import BatchFeature, FeatureExtractionMixin
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.hub.files import model_file
+from hf_rerank.hub.files import verified_folder
 from hf_rerank.lists import Lists, tables_of
+from hf_rerank.manifest import refuse_repeated_names
 from hf_rerank.schema import Categorical, Dense, Feature, ListSchema, Vector
 from hf_rerank.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
 
@@ -238,6 +239,8 @@ class ListProcessor(FeatureExtractionMixin):
     ) -> ListProcessor:
         """Loads a processor from a folder or a Hub repository.
 
+        The digests of its files are checked where ``Reranker`` or the trainer saved them, with a ``manifest.json``.
+
         Raises:
             InputError: A file is missing or damaged, of a newer format, or schema and vocabularies do not belong
                 together.
@@ -247,18 +250,17 @@ class ListProcessor(FeatureExtractionMixin):
         ]
         if unknown:
             raise InputError(f"unknown argument {unknown[0]!r} to ListProcessor.from_pretrained")
-        config_path, vocabularies_path = (
-            model_file(
-                pretrained_model_name_or_path,
-                name,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                force_download=force_download,
-            )
-            for name in (CONFIG_FILE, VOCABULARIES_FILE)
+        folder = verified_folder(
+            pretrained_model_name_or_path,
+            (CONFIG_FILE, VOCABULARIES_FILE),
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
         )
+        config_path, vocabularies_path = folder / CONFIG_FILE, folder / VOCABULARIES_FILE
+        refuse_repeated_names(vocabularies_path)
         try:
             plain = json.loads(config_path.read_text(encoding="utf-8"))
         except ValueError as error:

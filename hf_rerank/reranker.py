@@ -12,6 +12,7 @@ import torch
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation import EXTRAS
 from hf_rerank.lists import Lists
+from hf_rerank.manifest import replacing
 from hf_rerank.models.auto import AutoReranker
 from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.processing import EncodingReport, ListProcessor
@@ -46,6 +47,9 @@ class Reranker:
     ) -> Reranker:
         """Loads model and processor from a folder or a Hub repository.
 
+        The digests of the files read are checked where the folder has a ``manifest.json``, as all have that
+        ``save_pretrained`` of this class or the trainer wrote; others load by the checks below alone.
+
         Args:
             source: A folder, or the id of a repository.
             device: Where the model runs. None: where it is loaded, the CPU.
@@ -53,7 +57,7 @@ class Reranker:
 
         Raises:
             InputError: There is no such folder or repository, it holds no re-ranker of this library, or weights are
-                missing, unknown or of the wrong shape.
+                missing, unknown, of the wrong shape or damaged.
         """
         hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
         processor = ListProcessor.from_pretrained(source, **hub_options)
@@ -61,9 +65,14 @@ class Reranker:
         return cls(model if device is None else model.to(device), processor)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes model and processor to one folder."""
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        """Writes model and processor to one folder, with a ``manifest.json`` of their digests: all of it or nothing.
+
+        Raises:
+            OSError: Something could not be written; files saved there before are untouched.
+        """
+        with replacing(folder) as staging:
+            self.model.save_pretrained(staging)
+            self.processor.save_pretrained(staging)
 
     @overload
     def rerank(

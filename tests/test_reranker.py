@@ -205,6 +205,7 @@ def test_saved_and_loaded_is_equal_to_the_bit(reranker: Reranker, folder: Path) 
     assert loaded.processor.schema == reranker.processor.schema
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
+        "manifest.json",
         "model.safetensors",
         "preprocessor_config.json",
         "vocabularies.safetensors",
@@ -235,8 +236,8 @@ def test_a_folder_that_lacks_a_file(folder: Path, tmp_path: Path, name: str) -> 
 
 
 def broken(folder: Path, copy: Path, change: Any) -> Path:
-    """A copy of the folder whose weights are changed."""
-    shutil.copytree(folder, copy)
+    """A copy of the folder whose weights are changed, as others would save it: without a manifest."""
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("manifest.json"))
     weights = load_file(copy / "model.safetensors")
     change(weights)
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})

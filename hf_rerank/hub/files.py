@@ -1,11 +1,105 @@
-"""Finds one file of a saved model: in a folder, or in a repository on the Hub."""
+"""Finds the files of a saved model: in a folder, or in a repository on the Hub; and sees that they are whole."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
+from hf_rerank.manifest import MANIFEST, read_manifest, refuse_repeated_names, verify
+
+REMEDY = "save or download it again"
+
+
+def verified_folder(
+    source: str | Path, names: Sequence[str], *, reads: Callable[[str], bool] | None = None, **hub_options: Any
+) -> Path:
+    """The folder with these files, fetched from the Hub if need be, and checked against its manifest if it has one.
+
+    Args:
+        source: A folder, or the id of a Hub repository.
+        names: Files that must be there; fixed by this library, never read from a checkpoint.
+        reads: Which other files of the folder will be read, by their names. None: none.
+        hub_options: As of ``model_file``.
+
+    Raises:
+        InputError: As ``model_file``; or a file is cut, changed, or not one of those that were saved.
+    """
+    folder = model_file(source, names[0], **hub_options).parent
+    remote = not Path(source).is_dir()
+    if remote:
+        # The rest from the very commit of the first, which is the name of the folder that the Hub's cache keeps it in.
+        hub_options = {**hub_options, "revision": folder.name}
+        _fetched_if_there(source, MANIFEST, **hub_options)
+    for name in names[1:]:
+        model_file(source, name, **hub_options)
+
+    def wanted(name: str) -> bool:
+        return name in names or (reads is not None and reads(name))
+
+    if remote and (manifest := read_manifest(folder)) is not None:
+        for name in manifest["files"]:
+            if wanted(name):
+                model_file(source, name, **hub_options)
+    verify(folder, wanted, REMEDY)
+    return folder
+
+
+def folder_with_weights(source: str | Path, *, variant: str | None = None, **hub_options: Any) -> Path:
+    """The folder with a model's config and weights, as ``verified_folder``; weights are read from nowhere else.
+
+    Raises:
+        InputError: As ``verified_folder``; the list of shards names a file outside the folder; a tensor has two
+            entries; or the folder holds an adapter, which would name another model to load.
+    """
+    suffix = f".{variant}.safetensors" if variant else ".safetensors"
+    weights, index = f"model{suffix}", f"model{suffix}.index.json"
+    folder = verified_folder(source, ["config.json"], reads=_holds_weights, **hub_options)
+    remote = not Path(source).is_dir()
+    if remote:
+        hub_options = {**hub_options, "revision": folder.name}
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{folder / 'adapter_config.json'} names another model: expected a re-ranker of its own")
+    if remote and _fetched_if_there(source, weights, **hub_options) is None:
+        _fetched_if_there(source, index, **hub_options)
+    if (folder / weights).is_file():
+        shards = [weights]
+    elif (folder / index).is_file():
+        shards = _shards(folder / index)
+    else:
+        raise InputError(f"{folder} has no {weights}: weights are read from safetensors files only")
+    for name in shards:
+        refuse_repeated_names(model_file(source, name, **hub_options))
+    return folder
+
+
+def _holds_weights(name: str) -> bool:
+    return name.startswith(("model", "adapter_")) and name.endswith((".safetensors", ".json"))
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that the list of shards names: each lies beside it."""
+    try:
+        names = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} is no list of shards: {error!r}; {REMEDY}") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise InputError(f"{index} names {name!r}: expected .safetensors files in the same folder")
+    return names
+
+
+def _fetched_if_there(source: str | Path, name: str, **hub_options: Any) -> Path | None:
+    """The file ``name`` of a Hub repository; None if the repository, or the cache while offline, has none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(source), name, **hub_options))
+    except EntryNotFoundError:  # in a repository, or in the cache
+        return None
 
 
 def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:

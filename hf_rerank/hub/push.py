@@ -9,6 +9,7 @@ from typing import Any
 PUSHED = (
     "README.md",
     "config.json",
+    "manifest.json",
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",

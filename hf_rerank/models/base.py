@@ -7,6 +7,7 @@ the only thing that training code calls: DDP, FSDP, autocast and torch.compile a
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,11 +20,13 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.hub.files import folder_with_weights
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 
 Context = dict[str, Tensor]
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 # Keys that transformers itself writes into a config, beside the fields of the class.
 _TRANSFORMERS_KEYS = (
     "_attn_implementation_autoset",
@@ -102,6 +105,8 @@ class RerankerConfig(PreTrainedConfig):
         if kwargs.get("attn_implementation") not in (None, "eager", "sdpa"):
             # A config.json may name it, and transformers takes other names for Hub repositories with code to run.
             raise InputError(f"attn_implementation is {kwargs['attn_implementation']!r}: expected 'eager' or 'sdpa'")
+        if isinstance(self.dtype, str) and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise InputError(f"dtype is {self.dtype!r}: expected a number format of torch, such as 'float32'")
         super().__post_init__(**kwargs)
 
     def validate_sizes(self) -> None:
@@ -211,31 +216,48 @@ class PreTrainedReranker(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
         """Loads a model, as ``PreTrainedModel.from_pretrained``, and refuses one whose weights are not all there.
 
+        Weights are read from safetensors files of the folder or repository itself, and from nowhere else: no pickle,
+        no adapter, no file outside. Where ``Reranker`` or the trainer saved the model, with a ``manifest.json``, the
+        digests of its files are checked. What others saved, or ``save_pretrained`` of the model alone, has none: a
+        weight that was changed without changing its shape is then not noticed.
+
         transformers fills missing weights with random numbers and only warns. With ``output_loading_info=True`` or
         ``ignore_mismatched_sizes=True`` the caller has asked for just that and looks after them.
 
         Raises:
-            InputError: Weights are missing, unknown, of the wrong shape, or cannot be read.
+            InputError: Weights are missing, unknown, of the wrong shape, damaged, or cannot be read.
         """
+        source, name = pretrained_model_name_or_path, str(pretrained_model_name_or_path)
+        if options.get("use_safetensors") is False or options.get("gguf_file"):
+            raise InputError("weights are read from safetensors files only: leave use_safetensors and gguf_file out")
+        if source is not None:
+            hub_options = {option: options.pop(option) for option in HUB_OPTIONS if option in options}
+            subfolder = hub_options.pop("subfolder", None) or ""
+            if Path(source).is_dir():
+                source = Path(source) / subfolder
+            elif subfolder:
+                hub_options["subfolder"] = subfolder
+            source = folder_with_weights(source, variant=options.get("variant"), **hub_options)
+            options = {**options, "use_safetensors": True, "local_files_only": True}
         if options.get("output_loading_info") or options.get("ignore_mismatched_sizes"):
-            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
-            _align(loaded[0] if options.get("output_loading_info") else loaded)
+            loaded: Any = super().from_pretrained(source, *args, **options)
+            _finish(loaded[0] if options.get("output_loading_info") else loaded, name)
             return loaded
         strict: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **options, **strict)
+            loaded = super().from_pretrained(source, *args, **options, **strict)
         except (OSError, SafetensorError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{pretrained_model_name_or_path} holds no weights that can be read: {reason}") from error
+            raise InputError(f"{name} holds no weights that can be read: {reason}") from error
         model, loading = loaded
         for what, key in (("of the wrong shape", "mismatched"), ("missing", "missing"), ("unknown", "unexpected")):
             names = sorted(name if isinstance(name, str) else name[0] for name in loading[f"{key}_keys"])
             if names:
                 raise InputError(
-                    f"weights in {pretrained_model_name_or_path} are {what}: {', '.join(names[:5])}"
+                    f"weights in {name} are {what}: {', '.join(names[:5])}"
                     f"{', ...' if len(names) > 5 else ''}; save or download the model again"
                 )
-        _align(model)
+        _finish(model, name)
         return model
 
     def forward(
@@ -394,12 +416,13 @@ def padded_low(logits: Tensor, mask: Tensor) -> Tensor:
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
 
 
-def _align(model: nn.Module) -> None:
-    """Moves weights to memory as torch itself allocates it.
+def _finish(model: Any, name: str) -> None:
+    """Gives the model the name it was asked for, and moves weights to memory as torch itself allocates it.
 
     Loaded weights lie in the mapped file, at any address, and on some processors a matrix product then rounds
     otherwise: the scores would differ in their last bits from those before saving.
     """
+    model.config.name_or_path = model.name_or_path = name
     for weight in (*model.parameters(), *model.buffers()):
         if weight.data_ptr() % 64:
             weight.data = weight.data.clone()

@@ -1,38 +1,44 @@
 """``RerankTrainer``: the transformers Trainer on lists, with the principled objective and re-ranking's metrics.
 
 It overrides what a re-ranker needs (the loss, one evaluation step, the log, saving, pushing) through public methods
-only.
+only; checkpoints are the matter of ``CheckpointingTrainer``.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import tempfile
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import EvalPrediction, TrainerState
 
 from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.evaluation import EXTRAS, EvaluationSums, comparable_scores, measured
+from hf_rerank.manifest import replacing, write_manifest
 from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
 from hf_rerank.principled.obedience import COLLAPSED_SPREAD
 from hf_rerank.principled.objective import PrincipledObjective
 from hf_rerank.processing import ListProcessor
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.batches import EncodedLists, EncodedStream, collate, ids_from_bytes, list_keys
+from hf_rerank.training.checkpoints import STATE, CheckpointingTrainer
 from hf_rerank.training.health import HealthCallback
 from hf_rerank.training.results import data_identity, environment, write_json
 
 IDS_IN_A_MESSAGE = 5
 FIXED_POINT_STEPS = 10
+# The sums since the last log, so that a run that goes on logs what the unbroken one would.
+LOG_SUMS_FILE = "log_sums.json"
 
 
-class RerankTrainer(Trainer):
+class RerankTrainer(CheckpointingTrainer):
     """Trains a re-ranker on raw lists.
 
     Args:
@@ -129,18 +135,17 @@ class RerankTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> Any:
-        """Trains, as ``transformers.Trainer.train``; the results get the log and the best checkpoint's metric.
+        """Trains, as ``CheckpointingTrainer.train``; the results get the log and the best checkpoint's metric.
 
         Raises:
-            InputError: A list is wrong, or a checkpoint of a stream lies after its first pass.
-            TrainingStopped: The loss or a weight is not finite.
+            InputError: A list is wrong; or the checkpoint is not whole, not of this model, or lies after the first
+                pass over a stream.
+            TrainingStopped: The loss, a gradient, a weight or a score is not finite.
+            OSError: A checkpoint could not be written; those before are untouched.
+            TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint of the step at hand.
         """
-        self._refuse_inexact_resume(resume_from_checkpoint)
         started = time.monotonic()
-        try:
-            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        finally:
-            self.is_in_train = False
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self.results["training"] = {
             "seconds": time.monotonic() - started,
             "steps": self.state.global_step,
@@ -149,6 +154,41 @@ class RerankTrainer(Trainer):
             "log": self.state.log_history,
         }
         return output
+
+    def prepare_state(self, checkpoint: Path | None) -> None:
+        """Goes on with the sums for the next log."""
+        self._log_sums, self._log_steps = {}, 0
+        if checkpoint is None:
+            return
+        self._refuse_inexact_resume(checkpoint)
+        # In several processes these are the sums of the first: until the next log, the others take them for their own.
+        saved = json.loads((checkpoint / LOG_SUMS_FILE).read_text(encoding="utf-8"))
+        self._log_steps = saved["steps"]
+        self._log_sums = {
+            name: torch.tensor(total, dtype=torch.float32, device=self.args.device)
+            for name, total in saved["sums"].items()
+        }
+
+    def training_step(self, model: nn.Module, *args: Any, **options: Any) -> Tensor:
+        """As upstream; gradients that are not finite stop training before they reach the weights."""
+        loss = super().training_step(model, *args, **options)
+        # Under fp16 the scaler meets infinite gradients by design, and skips their step; shards know only a part.
+        if self.args.fp16 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return loss
+        if not self.accelerator.sync_gradients:  # more batches of this step are to come
+            return loss
+        if not bool(nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).isfinite()):
+            names = [
+                name
+                for name, parameter in self.model.named_parameters()
+                if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+            ]
+            raise TrainingStopped(
+                f"the gradient is not finite at step {self.state.global_step + 1}: that of "
+                f"{', '.join(names[:5]) or 'all weights together, which is too large for a number'}. Lower "
+                "learning_rate or the consistency weights; checkpoints before this step are untouched"
+            )
+        return loss
 
     def compute_loss(
         self,
@@ -195,6 +235,12 @@ class RerankTrainer(Trainer):
                 max_steps=0 if self.is_in_train else FIXED_POINT_STEPS,
                 list_keys=list_keys(extras["list_id"]),
             )
+        if bool((~torch.isfinite(output.logits) & inputs["mask"]).any()):
+            raise TrainingStopped(
+                f"scores are not finite in an evaluation (step {self.state.global_step}): "
+                f"{self._lists_with_broken_scores(output, {**inputs, **extras})}. Such a model is never the best; "
+                "look at these lists, or lower learning_rate; checkpoints are untouched"
+            )
         scores = comparable_scores(output.logits, self.model.config.task_loss_name, inputs["mask"])
         self._measure_names = list(output.losses)
         predictions = (scores, torch.stack(list(output.losses.values()), dim=-1))
@@ -213,8 +259,17 @@ class RerankTrainer(Trainer):
         """
         if not isinstance(eval_dataset, dict):
             eval_dataset = self._encoded(eval_dataset)
+        if self.is_in_train:
+            self._refuse_broken_weights()
         self._evaluation = None  # what an evaluation that failed may have left
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        chooser = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        if self.is_in_train and chooser in metrics and not math.isfinite(metrics[chooser]):
+            raise TrainingStopped(
+                f"{chooser}, which chooses the best checkpoint, is {metrics[chooser]} at step "
+                f"{self.state.global_step}: no list of the evaluation set counts in it, or scores are broken; choose "
+                "another metric_for_best_model, or look at the lists"
+            )
         if not self.is_in_train and not isinstance(eval_dataset, dict):
             self.results["evaluations"][metric_key_prefix] = metrics
         return metrics
@@ -225,7 +280,7 @@ class RerankTrainer(Trainer):
         return super().predict(self._encoded(test_dataset), ignore_keys, metric_key_prefix)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each loss term and of the score spread since the last log."""
+        """Adds the mean over batches of the loss, each of its terms and the score spread since the last log."""
         if "loss" in logs and self._log_steps:
             for name, total in self._log_sums.items():
                 logs[name] = self.accelerator.gather(total.reshape(1)).mean().item() / self._log_steps
@@ -233,21 +288,29 @@ class RerankTrainer(Trainer):
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes model, processor, ``training_args.json`` and, when called by the user, ``results.json``; no pickle.
+        """Writes model, processor, ``training_args.json`` and ``results.json``, with a manifest: all of it or nothing.
+
+        No pickle is among them. For a checkpoint the Trainer calls this itself (``_internal_call``).
 
         Raises:
             TrainingStopped: A weight is not finite; nothing is written.
+            OSError: Something could not be written; files saved there before are untouched.
         """
         self._refuse_broken_weights()
-        super().save_model(output_dir, _internal_call)
-        if not self.args.should_save:
-            return
         assert self.args.output_dir is not None  # the arguments fill it in
         folder = Path(output_dir or self.args.output_dir)
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        write_json(folder / "training_args.json", self.args.to_dict())
-        if not _internal_call:
-            write_json(folder / "results.json", self.results)
+        whole = replacing(folder) if self.args.should_save and not _internal_call else nullcontext(folder)
+        with whole as staging:
+            super().save_model(str(staging), _internal_call)
+            if not self.args.should_save:
+                return
+            (staging / "training_args.bin").unlink(missing_ok=True)
+            write_json(staging / "training_args.json", self.results["training_arguments"])
+            if _internal_call:
+                sums = {name: total.item() for name, total in self._log_sums.items()}
+                write_json(staging / LOG_SUMS_FILE, {"steps": self._log_steps, "sums": sums})
+            else:
+                write_json(staging / "results.json", self.results)
 
     def push_to_hub(  # type: ignore[override]
         self,
@@ -286,8 +349,9 @@ class RerankTrainer(Trainer):
         with tempfile.TemporaryDirectory() as folder:
             self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
-            write_json(Path(folder) / "training_args.json", self.args.to_dict())
+            write_json(Path(folder) / "training_args.json", self.results["training_arguments"])
             write_json(Path(folder) / "results.json", self.results)
+            write_manifest(Path(folder))
             (Path(folder) / "README.md").write_text(model_card(name, self.results), encoding="utf-8")
             return push_folder(folder, name, commit_message=commit_message, token=token, revision=revision)
 
@@ -339,7 +403,9 @@ class RerankTrainer(Trainer):
         spread = (torch.where(mask, logits - mean, 0.0).square().sum(-1) / count).sqrt()
         lists = mask.sum(-1) >= 2
         counted = lists.sum().clamp(min=1)
+        assert output.loss is not None
         terms = {
+            "loss": output.loss,
             **(output.losses or {}),
             "score_spread": torch.where(lists, spread, 0.0).sum() / counted,
             "collapsed_share": (lists & (spread < COLLAPSED_SPREAD)).sum() / counted,
@@ -348,17 +414,15 @@ class RerankTrainer(Trainer):
             self._log_sums[name] = self._log_sums.get(name, 0.0) + value.detach().float()
         self._log_steps += 1
 
-    def _refuse_inexact_resume(self, checkpoint: str | bool | None) -> None:
+    def _refuse_inexact_resume(self, checkpoint: Path) -> None:
         """The Trainer looks for its place in the first pass of a stream, and beyond it trains on other batches."""
-        if not checkpoint or not isinstance(self.train_dataset, EncodedStream) or self.args.ignore_data_skip:
+        if not isinstance(self.train_dataset, EncodedStream) or self.args.ignore_data_skip:
             return
-        folder = get_last_checkpoint(str(self.args.output_dir)) if checkpoint is True else str(checkpoint)
-        if folder is None or not (path := Path(folder) / "trainer_state.json").is_file():
-            return
-        if (TrainerState.load_from_json(str(path)).epoch or 0) >= 1:
+        if (TrainerState.load_from_json(str(checkpoint / STATE)).epoch or 0) >= 1:
             raise InputError(
-                f"{folder} lies after the first pass over a stream: resuming there would not read the batches that "
-                "are left; resume from a checkpoint of the first pass, use a Dataset, or set ignore_data_skip=True"
+                f"{checkpoint} lies after the first pass over a stream: resuming there would not read the batches "
+                "that are left; resume from a checkpoint of the first pass, use a Dataset, or set "
+                "ignore_data_skip=True"
             )
 
     def _refuse_broken_weights(self) -> None:
@@ -371,17 +435,20 @@ class RerankTrainer(Trainer):
                 )
 
     def _not_finite(self, output: RerankerOutput, inputs: dict[str, Any]) -> str:
-        assert output.logits is not None
         terms = {name: value.item() for name, value in (output.losses or {}).items()}
         wrong = [f"{name} is {value}" for name, value in terms.items() if not torch.isfinite(torch.tensor(value))]
+        return (
+            f"the loss is not finite at step {self.state.global_step + 1}: {', '.join(wrong) or 'the sum'}; "
+            f"{self._lists_with_broken_scores(output, inputs)}. Lower learning_rate or the consistency weights, or "
+            "look at these lists; checkpoints before this step are untouched"
+        )
+
+    def _lists_with_broken_scores(self, output: RerankerOutput, inputs: dict[str, Any]) -> str:
+        """Names the lists of a batch whose scores are not finite; all of its lists, if none is."""
+        assert output.logits is not None
         bad_lists = (~torch.isfinite(output.logits) & inputs["mask"]).any(-1)
         ids = ids_from_bytes(inputs["list_id"][bad_lists] if bool(bad_lists.any()) else inputs["list_id"])
         shown = ", ".join(ids[:IDS_IN_A_MESSAGE]) + (
-            f" and {len(ids) - IDS_IN_A_MESSAGE} more" if len(ids) > 5 else ""
+            f" and {len(ids) - IDS_IN_A_MESSAGE} more" if len(ids) > IDS_IN_A_MESSAGE else ""
         )
-        what = "with scores that are not finite" if bool(bad_lists.any()) else "of the batch"
-        return (
-            f"the loss is not finite at step {self.state.global_step + 1}: {', '.join(wrong) or 'the sum'}; lists "
-            f"{what}: {shown}. Lower learning_rate or the consistency weights, or look at these lists; checkpoints "
-            "before this step are untouched"
-        )
+        return f"lists {'with scores that are not finite' if bool(bad_lists.any()) else 'of the batch'}: {shown}"

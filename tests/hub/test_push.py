@@ -24,6 +24,7 @@ TOKEN = "hf_canaryCanaryCanary"
 FILES = {
     "README.md",
     "config.json",
+    "manifest.json",
     "model.safetensors",
     "preprocessor_config.json",
     "vocabularies.safetensors",

@@ -342,12 +342,12 @@ def test_what_a_run_leaves(trained: RerankTrainer) -> None:
     folder = Path(trained.args.output_dir)
     model_files = {"config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.safetensors"}
     kept = {path.name for path in folder.iterdir() if path.is_file()}
-    assert kept == {*model_files, "training_args.json", "results.json"}
+    assert kept == {*model_files, "manifest.json", "training_args.json", "results.json"}
     checkpoints = [path for path in folder.iterdir() if path.is_dir()]
     assert 1 <= len(checkpoints) <= 2
     for checkpoint in checkpoints:
         names = {path.name for path in checkpoint.iterdir()}
-        assert {*model_files, "training_args.json", "optimizer.pt", "trainer_state.json"} <= names
+        assert {*model_files, "manifest.json", "training_args.json", "optimizer.pt", "trainer_state.json"} <= names
         assert names.isdisjoint({"training_args.bin", "results.json"})
 
 

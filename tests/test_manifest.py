@@ -1,0 +1,192 @@
+"""The manifest of a saved folder: what it holds, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from hf_rerank.errors import InputError
+from hf_rerank.manifest import MANIFEST, naming_failures, read_manifest, refuse_repeated_names, replacing, verify
+from hf_rerank.manifest import write_manifest as write
+
+FILES = {"a.json": b"{}\n", "b.safetensors": b"\x00" * 9, "deep/c.pt": b"weights"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, content in FILES.items():
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / "folder" / "README.md").write_text("people may change it")
+    write(tmp_path / "folder", step=7)
+    return tmp_path / "folder"
+
+
+def everything(name: str) -> bool:
+    return True
+
+
+def test_what_it_holds(folder: Path) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    files = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in FILES.items()
+    }
+    own = content.pop("sha256")
+    assert content == {"format_version": 1, "step": 7, "files": files}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    assert own == hashlib.sha256(canonical.encode()).hexdigest()
+    assert read_manifest(folder) == verify(folder, everything, "") == content
+    (folder / "README.md").write_text("changed")
+    verify(folder, everything, "")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_bit_and_every_length_of_every_file(folder: Path, name: str) -> None:
+    path, refused = folder / name, 0
+    content = path.read_bytes()
+    damaged = [content[:length] for length in range(len(content))] + [content + b"\0"]
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for change in damaged:
+        path.write_bytes(change)
+        with pytest.raises(InputError, match=path.name):
+            verify(folder, everything, "")
+        refused += 1
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path.name} is missing.*do this"):
+        verify(folder, everything, "do this")
+    assert refused == 9 * len(content) + 1
+    # Files that will not be read are not looked at.
+    verify(folder, lambda other: other != name, "")
+
+
+def test_every_bit_and_every_length_of_the_manifest_itself(folder: Path) -> None:
+    path, expected, refused = folder / MANIFEST, read_manifest(folder), 0
+    content = path.read_bytes()
+    damaged = [content[:length] for length in range(len(content) - 1)]  # the last character is a line's end
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for change in damaged:
+        path.write_bytes(change)
+        try:
+            found = read_manifest(folder)
+        except InputError as error:
+            refused += 1
+            message = str(error)
+            assert f"{path} is damaged" in message
+        else:
+            assert found == expected, "the same content, such as a tab for a blank"
+    assert refused > 0.98 * len(damaged)
+
+
+def test_a_file_that_was_not_saved_there(folder: Path) -> None:
+    (folder / "model-00002-of-00002.safetensors").write_bytes(b"other weights")
+    with pytest.raises(InputError, match=r"model-00002-of-00002\.safetensors is none of the files that were saved"):
+        verify(folder, lambda name: name.endswith(".safetensors"), "")
+    verify(folder, lambda name: name.endswith(".json"), "")
+
+
+def test_a_newer_format(folder: Path) -> None:
+    content = {"format_version": 2, "files": {}}
+    own = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps({**content, "sha256": own}))
+    with pytest.raises(InputError, match=r"format_version 2, this library reads 1: install a newer hf-rerank"):
+        read_manifest(folder)
+
+
+def test_without_a_manifest_nothing_is_checked(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    assert read_manifest(folder) is None
+    assert verify(folder, everything, "") is None
+
+
+def test_replacing_takes_old_weights_away(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    for names in (
+        ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "x.json"],
+        ["model.safetensors"],
+    ):
+        with replacing(folder) as staging:
+            assert staging.parent == folder
+            for name in names:
+                (staging / name).write_text("content")
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "x.json", MANIFEST}
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert manifest["files"].keys() == {"model.safetensors"}
+
+
+def test_an_interrupted_replacement_is_refused_not_read_half_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before each rename in turn: the files that are there are all old, all new, or refused."""
+    rename = os.replace
+    for stop in range(1, 5):
+        folder = tmp_path / str(stop)
+        for version in ("old", "new"):
+            done = 0
+
+            def counting(source: Path, target: Path) -> None:
+                nonlocal done
+                done += 1
+                if version == "new" and done == stop:  # noqa: B023
+                    raise KeyboardInterrupt
+                rename(source, target)
+
+            monkeypatch.setattr(os, "replace", counting)
+            try:
+                with replacing(folder) as staging:
+                    for name in ("a.json", "b.safetensors", "c.json"):
+                        (staging / name).write_text(version)
+            except KeyboardInterrupt:
+                assert version == "new"
+        found = {path.read_text() for path in folder.iterdir() if path.name != MANIFEST}
+        if stop == 1:
+            assert found == {"old"}
+            verify(folder, everything, "")
+        else:
+            assert "old" in found
+            with pytest.raises(InputError, match="damaged or changed"):
+                verify(folder, everything, "")
+        assert not list(folder.glob("tmp-*"))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("unexpected pos 64 vs 0")])
+def test_whatever_a_failed_write_raises_names_the_folder_and_the_need(tmp_path: Path, error: Exception) -> None:
+    with (
+        pytest.raises(OSError, match=r"deep/folder could not be written: about 12\.5 MB are needed, .* MB are free"),
+        naming_failures(tmp_path / "deep" / "folder", 12_500_000),
+    ):
+        raise error
+    with pytest.raises(ZeroDivisionError), naming_failures(tmp_path):
+        _ = 1 / 0
+
+
+def header(text: str) -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header('{"w":{"dtype":"U8","shape":[0]},"w":{"dtype":"U8","shape":[0]}}'), "names 'w' twice"),
+        (header('{"w":{"dtype":"U8","dtype":"F32"}}'), "names 'dtype' twice"),
+        (header('{"w": 1'), "its header cannot be read"),
+        (b"", "its header cannot be read"),
+        (b"\xff" * 20, "its header cannot be read"),
+    ],
+)
+def test_headers_of_safetensors(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        refuse_repeated_names(tmp_path / "w.safetensors")
+    assert "\n" not in str(caught.value)
