@@ -93,8 +93,9 @@ class PrepareReport:
                 self.nulls[name] = self.nulls.get(name, 0) + nulls
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self)
+        """Plain JSON values; what was met in the order of the lines is sorted by name."""
+        counts = dataclasses.asdict(self)
+        return {**counts, "rejected": dict(sorted(self.rejected.items())), "nulls": dict(sorted(self.nulls.items()))}
 
 
 def write_description(folder: Path, schema: ListSchema, report: PrepareReport, card: str) -> None:

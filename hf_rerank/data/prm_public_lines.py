@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from hf_rerank.data.prm_public_text import MAX_LINE_BYTES
+from hf_rerank.data.prm_public_text import MAX_LINE_BYTES, count_bytes
 from hf_rerank.errors import InputError
 
 RANGE_BYTES = 256 * 2**20
@@ -163,7 +163,7 @@ class LineReader:
                 whole = text.rfind(b"\n") + 1
                 tail = text[whole:]
         taken, self.waiting = text[:whole], text[whole:]
-        lines = taken.count(b"\n") + (not taken.endswith(b"\n") and bool(taken))
+        lines = count_bytes(taken, "\n") + (not taken.endswith(b"\n") and bool(taken))
         broken = self.broken or None
         if lines > max_lines or (lines == max_lines and broken):
             cut = int(np.flatnonzero(np.frombuffer(taken, dtype=np.uint8) == ord("\n"))[max_lines - 1]) + 1

@@ -154,11 +154,12 @@ class Fields:
         if first_line == 1 and text.startswith(_BYTE_ORDER_MARK):
             text = text.removeprefix(_BYTE_ORDER_MARK) or b"\n"
         self.cut_off = bool(text) and not text.endswith(b"\n")
-        self.numbers = first_line + np.arange(text.count(b"\n") + self.cut_off)
         try:
             self._find_fields(text)
+            self.numbers = first_line + np.arange(len(self.ends))
         except _Damaged:
             lines = _lines(text)
+            self.numbers = first_line + np.arange(len(lines))
             whole = []
             for row, line in enumerate(lines):
                 found = _damage_of_line(line)
@@ -257,7 +258,7 @@ class Fields:
         nulls = 0
         if b"n" in self.text:
             counts = [pl.col(str(k)).str.count_matches("n", literal=True).sum() for k in kinds]
-            nulls = self.text.count(b"n") if texts is self.columns else sum(texts.select(*counts).row(0))
+            nulls = count_bytes(self.text, "n") if texts is self.columns else sum(texts.select(*counts).row(0))
         decoded = texts.select(*(pl.col(str(k)).str.json_decode(kind) for k, kind in kinds.items()))
         if decoded.height != texts.height:
             raise _Damaged
@@ -307,6 +308,11 @@ class Fields:
         if last and self.cut_off and kind != "line too long":
             kind, reason = "cut-off last line", f"{reason}; the file ends inside this line: fetch it again"
         self.rejects.append(Reject(self.path, number, None if field is None else field + 1, kind, text, reason))
+
+
+def count_bytes(text: bytes, letter: str) -> int:
+    """How often a letter occurs; several times as fast as ``bytes.count``."""
+    return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == ord(letter)))
 
 
 def _lines(text: bytes) -> list[bytes]:

@@ -135,7 +135,7 @@ class Unfinished:
         if self.done:
             self._remove_partial()
             return
-        with naming_the_disk(partial):
+        with naming_the_disk(partial / PID_FILE):
             self.lists.mkdir(parents=True, exist_ok=True)
             (partial / PID_FILE).write_text(f"{os.getpid()}\n")
             self._remove_what_is_not_saved()
