@@ -81,6 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         default="ours",
         help="ours: every line; public: no line with a null, and a tenth of the rest",
     )
+    prepare.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="damaged lines: raise stops at the first and names them; skip leaves them out, in LISTS/rejects.jsonl",
+    )
     prepare.add_argument("--json", action="store_true", help="print the report as JSON")
     prepare.set_defaults(run=_prepare, parser=prepare)
 
@@ -160,7 +166,12 @@ def _simulate(options: argparse.Namespace) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     from hf_rerank.data.prm_public import prepare_prm_public
 
-    report = prepare_prm_public(options.raw_dir, options.output_dir, protocol=options.protocol)
+    try:
+        report = prepare_prm_public(
+            options.raw_dir, options.output_dir, protocol=options.protocol, on_error=options.on_error
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from the last whole shard") from None
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
         return
@@ -168,6 +179,10 @@ def _prepare(options: argparse.Namespace) -> None:
     print(f"{report.read:,} lines read; lists kept: {counts}")
     for reason, lists in report.dropped.items():
         print(f"{lists:,} lists dropped: {reason}")
+    for kind, lines in sorted(report.rejected.items()):
+        print(f"{lines:,} lines rejected: {kind}")
+    if report.rejected:
+        print(f"rejected lines in {options.output_dir / 'rejects.jsonl'}")
     if report.cut_lists:
         print(
             f"{report.cut_lists:,} lists cut to the longest allowed, "

@@ -18,6 +18,7 @@ import numpy as np
 
 from hf_rerank.data.prepared import SCHEMA_FILE, is_prepared, read_footer, read_prepared
 from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.data.unfinished import partial_folder, refuse_unfinished
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.lists import Lists, tables_of
 from hf_rerank.schema import ListSchema
@@ -128,6 +129,7 @@ def load_lists(
         return _load_prm_public(Path(data_dir), streaming, protocol, seed, max_list_length)
     if isinstance(source, (str, Path)):
         path = Path(source)
+        refuse_unfinished(path)
         if is_prepared(path):
             return _load_prepared(path, schema, streaming)
         splits = _read_files(path, streaming, has_schema=schema is not None)
@@ -215,7 +217,9 @@ def _load_prm_public(
 ) -> ListsDict | IterableListsDict:
     from hf_rerank.data import prm_public
     from hf_rerank.data.prm_public_stream import PRMPublicText
+    from hf_rerank.data.prm_public_text import DamagedText
 
+    refuse_unfinished(data_dir)
     if is_prepared(data_dir):
         if protocol != "ours" or max_list_length is not None:
             raise InputError(
@@ -246,7 +250,15 @@ def _load_prm_public(
 
     def make(folder: Path) -> None:
         logger.warning("Preparing %s into %s, once; `hf-rerank prepare` chooses the place.", data_dir, folder)
-        prm_public.prepare_prm_public(data_dir, folder, protocol=protocol, max_list_length=length, seed=seed)
+        try:
+            prm_public.prepare_prm_public(data_dir, folder, protocol=protocol, max_list_length=length, seed=seed)
+        except DamagedText as error:
+            # Mended files are other files, and get a folder of their own.
+            shutil.rmtree(partial_folder(folder), ignore_errors=True)
+            raise DamagedText(
+                error.rejects,
+                "; mend what is named, or load a folder made by `hf-rerank prepare --on-error skip`",
+            ) from None
 
     return _load_prepared(_cached("prm_public", key, make), None, streaming)
 

@@ -1,17 +1,15 @@
-"""A folder of prepared lists: Parquet shards a split, ``schema.json``, ``report.json``, ``README.md`` (the card).
+"""A folder of prepared lists: Parquet shards a split, ``schema.json``, ``report.json``, ``README.md`` (the card), and
+``rejects.jsonl`` where damaged lines were skipped.
 
-The folder appears under its name only when it is whole: it is written beside it, synced and renamed.
+The folder appears under its name only when it is whole; see ``hf_rerank.data.unfinished``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,16 +25,13 @@ from hf_rerank.schema import ListSchema
 SCHEMA_FILE = "schema.json"
 REPORT_FILE = "report.json"
 CARD_FILE = "README.md"
-# About 250 MB of PRM Public's lists; a row group is what a reader holds in memory.
-SHARD_LISTS = 100_000
-GROUP_LISTS = 4_096
 
 _SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 
 
 @dataclass
 class PrepareReport:
-    """What became of the raw data. Every line read is a list kept or a list dropped.
+    """What became of the raw data. Every line read is a list kept, a list dropped, or a line rejected.
 
     Attributes:
         read: Lines (or windows) read.
@@ -44,7 +39,8 @@ class PrepareReport:
         items: Split -> items in them.
         clicks: Split -> labels above 0 in them.
         without_click: Kept lists without a click.
-        dropped: Reason -> lists dropped.
+        dropped: Reason -> lists dropped, by the rules of a protocol.
+        rejected: Kind of damage -> lines rejected.
         cut_lists: Kept lists that were longer than the maximum, and cut.
         lost_clicks: Of those, lists that had clicks, and none after the cut.
         nulls: Column -> missing values in kept lists (of the columns that have any).
@@ -57,6 +53,7 @@ class PrepareReport:
     clicks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     without_click: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
     cut_lists: int = 0
     lost_clicks: int = 0
     nulls: dict[str, int] = field(default_factory=dict)
@@ -65,6 +62,20 @@ class PrepareReport:
     def drop(self, reason: str, lists: int) -> None:
         """Counts dropped lists; a reason that dropped none is kept, which shows that it was looked for."""
         self.dropped[reason] = self.dropped.get(reason, 0) + lists
+
+    def reject(self, kind: str) -> None:
+        """Counts a damaged line."""
+        self.rejected[kind] = self.rejected.get(kind, 0) + 1
+
+    def add(self, other: PrepareReport) -> None:
+        """Adds the counts of lines that follow."""
+        for counts in dataclasses.fields(self):
+            mine, more = getattr(self, counts.name), getattr(other, counts.name)
+            if isinstance(mine, dict):
+                for name, count in more.items():
+                    mine[name] = mine.get(name, 0) + count
+            else:
+                setattr(self, counts.name, mine + more)
 
     def keep(self, split: str, table: pa.Table, label: str) -> None:
         """Counts the lists of ``table``."""
@@ -82,171 +93,9 @@ class PrepareReport:
                 self.nulls[name] = self.nulls.get(name, 0) + nulls
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return dataclasses.asdict(self)
-
-
-@contextlib.contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder to write into, which gets the name ``folder`` if the block succeeds and is removed if it fails.
-
-    What a killed process left behind is removed by the next one.
-
-    Raises:
-        InputError: ``folder`` exists and is not empty, or another process is writing it.
-    """
-    from filelock import FileLock, Timeout
-
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder: choose another output folder, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.incomplete"
-    lock_file = folder.parent / f".{folder.name}.lock"
-    try:
-        lock = FileLock(lock_file).acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"another process is writing {folder}: wait for it, or choose another output folder"
-        ) from None
-    with lock:
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            yield temporary
-            _sync(temporary)
-            if folder.is_dir():
-                folder.rmdir()  # an empty one; fails if something has appeared in it meanwhile
-            temporary.rename(folder)
-            _sync(folder.parent, files=False)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
-                lock_file.unlink(missing_ok=True)
-
-
-def _sync(folder: Path, *, files: bool = True) -> None:
-    """Brings a folder (and the files in it) to the disk, so that a power cut after the rename loses nothing."""
-    if os.name != "posix":
-        return
-    for path in [*(sorted(folder.iterdir()) if files else []), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-class ShardWriter:
-    """Writes lists into ``{split}-00000-of-0000N.parquet``; a split without lists gets one empty shard.
-
-    Args:
-        folder: Where to.
-        columns: Columns of every table that will come.
-        shard_lists: Lists a shard, at most.
-    """
-
-    def __init__(self, folder: Path, columns: pa.Schema, *, shard_lists: int = SHARD_LISTS) -> None:
-        if shard_lists < 1:
-            raise InputError(f"shard_lists is {shard_lists}: expected at least 1")
-        self._splits = {split: _SplitWriter(folder, split, columns, shard_lists) for split in SPLITS}
-
-    def write(self, split: str, table: pa.Table) -> None:
-        """Adds lists to a split."""
-        self._splits[split].write(table)
-
-    def close(self) -> None:
-        """Writes what is pending and gives the shards their final names."""
-        for writer in self._splits.values():
-            writer.close()
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        for writer in self._splits.values():
-            if failure is None:
-                writer.close()
-            else:
-                writer.abandon()
-
-
-class _SplitWriter:
-    """The shards of one split. Lists wait until they fill a row group."""
-
-    def __init__(self, folder: Path, split: str, columns: pa.Schema, shard_lists: int) -> None:
-        self.folder, self.split, self.columns = folder, split, columns
-        self.shard_lists, self.group_lists = shard_lists, min(shard_lists, GROUP_LISTS)
-        self.pending: list[pa.Table] = []
-        self.shards: list[Path] = []
-        self.parquet: pq.ParquetWriter | None = None
-        self.in_shard = 0
-
-    def write(self, table: pa.Table) -> None:
-        self.pending.append(table)
-        if sum(waiting.num_rows for waiting in self.pending) >= self.group_lists:
-            waiting = pa.concat_tables(self.pending)
-            full = waiting.num_rows - waiting.num_rows % self.group_lists
-            for start in range(0, full, self.group_lists):
-                self._write_group(waiting.slice(start, self.group_lists))
-            self.pending = [waiting.slice(full)]
-
-    def close(self) -> None:
-        if self.pending or not self.shards:
-            self._write_group(pa.concat_tables([self.columns.empty_table(), *self.pending]))
-            self.pending = []
-        self._close_shard()
-        for number, shard in enumerate(self.shards):
-            shard.rename(self.folder / f"{self.split}-{number:05d}-of-{len(self.shards):05d}.parquet")
-
-    def abandon(self) -> None:
-        if self.parquet is not None:
-            with contextlib.suppress(OSError):  # the failure that is under way is the one to report
-                self.parquet.close()
-
-    def _write_group(self, group: pa.Table) -> None:
-        if self.in_shard + group.num_rows > self.shard_lists or not self.shards:
-            self._close_shard()
-            self.shards.append(self.folder / f"{self.split}-{len(self.shards):05d}.parquet")
-            self.in_shard = 0
-        try:
-            if self.parquet is None:
-                self.parquet = pq.ParquetWriter(
-                    self.shards[-1],
-                    self.columns,
-                    compression="zstd",
-                    compression_level=1,
-                    use_dictionary=_worth_a_dictionary(self.columns),
-                )
-            if group.num_rows:
-                self.parquet.write_table(group.combine_chunks())
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        self.in_shard += group.num_rows
-
-    def _close_shard(self) -> None:
-        if self.parquet is None:
-            return
-        try:
-            self.parquet.close()
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        self.parquet = None
-
-    def _cannot_write(self, error: OSError) -> InputError:
-        return InputError(
-            f"cannot write {self.shards[-1]}: {error}; free space there, or choose another output folder and run again"
-        )
-
-
-def _worth_a_dictionary(columns: pa.Schema) -> list[str]:
-    """Parquet paths of the columns that repeat values: floats do not, and take twice the time and space with one."""
-    paths = []
-    for column in columns:
-        is_list = pa.types.is_list(column.type)
-        if not pa.types.is_floating(column.type.value_type if is_list else column.type):
-            paths.append(f"{column.name}.list.element" if is_list else column.name)
-    return paths
+        """Plain JSON values; what was met in the order of the lines is sorted by name."""
+        counts = dataclasses.asdict(self)
+        return {**counts, "rejected": dict(sorted(self.rejected.items())), "nulls": dict(sorted(self.nulls.items()))}
 
 
 def write_description(folder: Path, schema: ListSchema, report: PrepareReport, card: str) -> None:
@@ -291,10 +140,12 @@ def dataset_card(
             f"| {_share(100 * clicks, items)} % |"
         )
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in report.dropped.items()) or "none"
+    rejected = ", ".join(f"{kind} {count:,}" for kind, count in sorted(report.rejected.items())) or "none"
     nulls = ", ".join(f"`{name}` {count:,}" for name, count in sorted(report.nulls.items())) or "none"
     counts = [
         f"Read: {report.read:,} lists.",
         f"Dropped: {dropped}.",
+        f"Rejected as damaged: {rejected}.",
         f"Cut to {schema.max_list_length} items: {report.cut_lists:,} lists, of which {report.lost_clicks:,} lost all "
         "their clicks.",
         f"Kept without a click: {report.without_click:,} lists.",

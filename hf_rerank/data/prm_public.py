@@ -7,38 +7,41 @@ of bytes; ``hf_rerank.data.prm_public_text`` knows their format, and decodes the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
-from hf_rerank.data.prepared import (
-    SHARD_LISTS,
-    PrepareReport,
-    ShardWriter,
-    dataset_card,
-    new_folder,
-    read_footer,
-    write_description,
-)
+import hf_rerank
+from hf_rerank.data.prepared import PrepareReport, dataset_card, read_footer, write_description
+from hf_rerank.data.prm_public_lines import LineBatch, LineReader, TextRange, find_ranges, is_gzip
 from hf_rerank.data.prm_public_text import (
     BASIC_COLUMNS,
     CATEGORICAL_COLUMNS,
-    MAX_LINE_BYTES,
     OPTIONAL_COLUMNS,
     USER_COLUMNS,
+    DamagedText,
+    Decoded,
     Fields,
+    Reject,
+    shortened,
 )
 from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.data.unfinished import CannotWrite, Unfinished, sha256_of, unfinished_folder
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import Categorical, Dense, ListSchema
 
@@ -48,18 +51,23 @@ PROTOCOLS = ("ours", "public")
 PUBLIC_SHARE = 0.1
 # Larger batches fall out of the processor's cache: 32 MiB were a quarter slower.
 BATCH_BYTES = 8 * 2**20
-RANGE_BYTES = 256 * 2**20
-_FILE_NAME = re.compile(r"set1\.train\.txt\.part[^.]+")
+# 1.4 GB of text, which become 180 MB of train; what a killed run loses at most.
+SHARD_LINES = 200_000
+ON_ERROR = ("raise", "skip")
+MAX_THREADS = 4
+# Bytes of prepared lists a byte of text, about.
+LISTS_SHARE = 0.3
+_FILE_NAME = re.compile(r"(set1\.train\.txt\.part[^.]+)(\.gz)?")
 
 
 # ------------------------------------------------------------------------------------------------ files and columns
 
 
 def find_files(data_dir: str | Path) -> list[Path]:
-    """The raw files of a folder, ``set1.train.txt.part1`` and so on, in order.
+    """The raw files of a folder, ``set1.train.txt.part1`` and so on, or ``set1.train.txt.part1.gz``, in order.
 
     Raises:
-        InputError: There are none; says where they come from.
+        InputError: There are none; says where they come from. Or a file is there twice, packed and unpacked.
     """
     folder = Path(data_dir)
     there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -68,42 +76,14 @@ def find_files(data_dir: str | Path) -> list[Path]:
         held = f"it holds {', '.join(there[:5]) or 'nothing'}" if folder.is_dir() else "there is no such folder"
         raise InputError(
             f"no PRM Public text in {folder} ({held}): expected set1.train.txt.part1 and set1.train.txt.part2, "
-            "unpacked. The dataset is linked from the authors' repository, hf4Academic/PRM on GitHub; "
+            "unpacked or as .gz. The dataset is linked from the authors' repository, hf4Academic/PRM on GitHub; "
             "`hf-rerank simulate prm_public` makes files of the same format"
         )
-    return [folder / name for name in sorted(names, key=lambda name: (len(name), name))]
-
-
-@dataclass(frozen=True)
-class TextRange:
-    """Whole lines of a raw file: bytes ``start`` to ``end``, the first of them line ``first_line`` (from 1)."""
-
-    path: str
-    start: int
-    end: int
-    first_line: int
-
-
-def find_ranges(files: Sequence[Path], range_bytes: int = RANGE_BYTES) -> list[TextRange]:
-    """Cuts files into ranges of whole lines, for several readers; a file of several ranges is read through once."""
-    ranges = []
-    for path in files:
-        size = path.stat().st_size
-        start, first_line, lines = 0, 1, 0
-        with path.open("rb") as file:
-            while size - start > range_bytes:
-                file.seek(start)
-                end, lines = start, 0
-                while end < size and end - start < range_bytes:
-                    block = file.read(min(range_bytes - (end - start), 2**24))
-                    end, lines = end + len(block), lines + block.count(b"\n")
-                rest = file.readline()
-                end, lines = end + len(rest), lines + rest.count(b"\n")
-                ranges.append(TextRange(str(path), start, end, first_line))
-                start, first_line = end, first_line + lines
-        if start < size or size == 0:
-            ranges.append(TextRange(str(path), start, size, first_line))
-    return ranges
+    twice = [name for name in names if f"{name}.gz" in names]
+    if twice:
+        raise InputError(f"{folder} holds both {twice[0]} and {twice[0]}.gz: keep one of them")
+    unpacked = {name: name.removesuffix(".gz") for name in names}
+    return [folder / name for name in sorted(names, key=lambda name: (len(unpacked[name]), unpacked[name]))]
 
 
 def prm_public_schema(
@@ -160,8 +140,8 @@ class TruthHeader:
 
 
 def truth_file(raw_file: str | Path) -> Path:
-    """The name of the side file."""
-    return Path(f"{raw_file}.truth.parquet")
+    """The name of the side file; that of a packed raw file is named as if it was not packed."""
+    return Path(f"{str(raw_file).removesuffix('.gz')}.truth.parquet")
 
 
 def read_truth_header(files: Iterable[str | Path]) -> TruthHeader:
@@ -244,6 +224,8 @@ def iter_batches(
     share: float = PUBLIC_SHARE,
     seed: int = 0,
     batch_bytes: int = BATCH_BYTES,
+    on_error: str = "raise",
+    on_reject: Callable[[Reject], object] | None = None,
     report: PrepareReport | None = None,
     on_bytes: Callable[[int], object] | None = None,
 ) -> Iterator[pa.Table]:
@@ -259,65 +241,38 @@ def iter_batches(
         share: Of the public protocol, between 0 and 1.
         seed: Of the public protocol.
         batch_bytes: Text that is decoded at a time; memory is a small multiple of it.
-        report: Where dropped and cut lists are counted (``read``, ``dropped``, ``cut_lists``, ``lost_clicks``).
-        on_bytes: Called with the number of bytes read, batch by batch.
+        on_error: What a damaged line does. ``raise``: after the lists before it comes an error, which names it and all
+            other damaged lines of its batch. ``skip``: it is left out, and counted by kind in ``report.rejected``.
+        on_reject: With ``skip``: called with each damaged line, in order.
+        report: Where lines are counted (``read``, ``dropped``, ``rejected``, ``cut_lists``, ``lost_clicks``).
+        on_bytes: Called with the number of bytes of the files read, batch by batch.
 
     Yields:
         Tables with the columns ``prm_public_columns``, of at least one list.
 
     Raises:
-        InputError: A damaged line: names file, line, field and text. Or an unknown protocol, or a process forked from
-            one that has read raw text.
+        DamagedText: Damaged lines: names file, line, field and text.
+        InputError: An unknown protocol, or a process forked from one that has read raw text.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(
-            f"unknown protocol {protocol!r}: expected {' or '.join(PROTOCOLS)}{suggestion(protocol, PROTOCOLS)}"
-        )
-    if not 0 < share <= 1 or max_list_length < 1:
-        raise InputError(
-            f"share is {share} and max_list_length {max_list_length}: expected 0 < share <= 1, at least 1 item"
-        )
     _refuse_forked_process()
     report = PrepareReport() if report is None else report
     ranges = [source if isinstance(source, TextRange) else find_ranges([Path(source)], 2**62)[0] for source in sources]
-    truth_header = read_truth_header([source.path for source in ranges]) if ranges else TruthHeader()
-    columns = prm_public_columns(truth_header.position, truth_header.attraction)
-    for source in ranges:
-        truth = _Truth(source.path) if truth_header.position else None
-        part = source.path.rpartition(".")[2]
-        line = source.first_line
-        if source.start == source.end:
-            raise InputError(f"{source.path} is empty: expected one list a line; fetch it again")
-        for text in _batches_of_lines(source, batch_bytes):
-            fields = Fields(source.path, line, text)
-            list_ids = np.array([f"{part}:{line + row}" for row in range(fields.lines)], dtype=object)
-            truth_rows = None if truth is None else truth.lines(line, list_ids.tolist())
-            report.read += fields.lines
-            wanted = np.ones(fields.lines, dtype=bool)
-            if protocol == "public":
-                wanted &= ~fields.with_null()
-                report.drop("holds a null", int((~wanted).sum()))
-                drawn = np.array([_drawn(list_id, share, seed) for list_id in list_ids[wanted]], dtype=bool)
-                report.drop(f"not in the drawn {100 * share:g} %", int((~drawn).sum()))
-                wanted[wanted] = drawn
-            rows = np.flatnonzero(wanted)
-            user_ids = fields.user_ids(rows)
-            of_split = split_of(user_ids.tolist())
-            if len(splits) < len(SPLITS):
-                wanted = np.isin(of_split, list(splits))
-                rows, user_ids, of_split = rows[wanted], user_ids[wanted], of_split[wanted]
-            if len(rows):
-                lists = fields.decode(rows)
-                if truth_rows is not None:
-                    lists.join_truth(truth_rows.take(pa.array(rows)), truth, list_ids[rows])
-                lists.cut(max_list_length, report)
-                lists.per_list |= {"list_id": list_ids[rows], "user_id": user_ids, "split": of_split}
-                yield lists.table(columns)
-            line += fields.lines
-            if on_bytes is not None:
-                on_bytes(len(text))
-        if truth is not None and source.end == Path(source.path).stat().st_size:
-            truth.check_end(line - 1)
+    truth = read_truth_header([source.path for source in ranges]) if ranges else TruthHeader()
+    rules = _Rules(protocol, max_list_length, share, seed, on_error, truth, frozenset(splits))
+    on_disk: dict[int, int] = {}
+    for outcome in _outcomes(_read(ranges, batch_bytes, rules), rules, threads=1):
+        report.add(outcome.counts)
+        if on_reject is not None and on_error == "skip":
+            for reject in outcome.rejects:
+                on_reject(reject)
+        if outcome.table is not None:
+            yield outcome.table
+        if on_bytes is not None:
+            before = on_disk.get(outcome.source, ranges[outcome.source].start)
+            on_bytes(outcome.batch.on_disk - before)
+            on_disk[outcome.source] = outcome.batch.on_disk
+        if outcome.stops:
+            raise DamagedText(outcome.rejects)
 
 
 _process_of_polars: int | None = None
@@ -334,26 +289,205 @@ def _refuse_forked_process() -> None:
         )
 
 
-def _batches_of_lines(source: TextRange, batch_bytes: int) -> Iterator[bytes]:
-    """Texts of whole lines. The last one lacks its line end where the file does."""
-    with open(source.path, "rb") as file:
-        file.seek(source.start)
-        left, carried = source.end - source.start, b""
-        while left:
-            block = file.read(min(batch_bytes, left))
-            if not block:
-                raise InputError(f"{source.path} became shorter while it was read: run again when it is complete")
-            left -= len(block)
-            whole = block.rfind(b"\n") + 1
-            if whole:
-                yield carried + block[:whole]
-                carried = b""
-            carried += block[whole:]
-            # The error is raised by the reader of fields, which knows the line: it gets the endless line as it is.
-            if len(carried) > max(MAX_LINE_BYTES, batch_bytes):
-                break
-        if carried:
-            yield carried
+@dataclass(frozen=True)
+class _Rules:
+    """How lines become lists; see ``iter_batches``."""
+
+    protocol: str
+    max_list_length: int
+    share: float
+    seed: int
+    on_error: str
+    truth: TruthHeader
+    splits: frozenset[str] = frozenset(SPLITS)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("protocol", self.protocol, PROTOCOLS), ("on_error", self.on_error, ON_ERROR)):
+            if value not in known:
+                raise InputError(f"unknown {name} {value!r}: expected {' or '.join(known)}{suggestion(value, known)}")
+        if not 0 < self.share <= 1 or self.max_list_length < 1:
+            raise InputError(
+                f"share is {self.share} and max_list_length {self.max_list_length}: expected 0 < share <= 1, at least "
+                "1 item"
+            )
+
+    @property
+    def columns(self) -> pa.Schema:
+        return prm_public_columns(self.truth.position, self.truth.attraction)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A batch of lines, not decoded yet. ``truth``: the side file and its rows for these lines, if there is one."""
+
+    source: int
+    batch: LineBatch
+    truth: tuple[_Truth, pa.Table] | None
+    ends_group: bool
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a batch.
+
+    Attributes:
+        source: Which of the files.
+        batch: The lines; where reading stops at a damaged line, those before it.
+        table: The lists, None where there are none.
+        counts: Of these lines.
+        rejects: The damaged lines.
+        stops: Reading stops here, because of them.
+        ends_group: Shards are cut here.
+    """
+
+    source: int
+    batch: LineBatch
+    table: pa.Table | None
+    counts: PrepareReport
+    rejects: list[Reject]
+    stops: bool
+    ends_group: bool
+
+
+def _read(
+    ranges: Sequence[TextRange],
+    batch_bytes: int,
+    rules: _Rules,
+    *,
+    begun: Mapping[int, LineReader] | None = None,
+    group_lines: int = 2**62,
+    in_group: int = 0,
+) -> Iterator[_Read]:
+    """Batches of lines, in order; no batch reaches over the end of a group.
+
+    Args:
+        ranges: What to read.
+        batch_bytes: Bytes at a time.
+        rules: How lines become lists.
+        begun: Readers of the first ranges, where they do not begin at the beginning.
+        group_lines: Lines a group.
+        in_group: Lines that the first group has already.
+    """
+    for number, source in enumerate(ranges):
+        truth = _Truth(source.path) if rules.truth.position else None
+        reader = (begun or {}).get(number) or LineReader(source, batch_bytes, past_long_lines=rules.on_error == "skip")
+        broken = False
+        with contextlib.closing(reader):
+            while (batch := reader.next(group_lines - in_group)) is not None:
+                in_group, broken = in_group + batch.lines, batch.broken is not None
+                ends_group = in_group == group_lines
+                in_group = 0 if ends_group else in_group
+                rows = None if truth is None else truth.lines(batch.first_line, _list_ids(batch, range(batch.lines)))
+                yield _Read(number, batch, None if truth is None or rows is None else (truth, rows), ends_group)
+            if reader.line == source.first_line:
+                raise InputError(f"{source.path} is empty: expected one list a line; fetch it again")
+            to_the_end = source.end is None or source.end == Path(source.path).stat().st_size
+            if truth is not None and to_the_end and not broken:
+                truth.check_end(reader.line - 1)
+
+
+def _outcomes(batches: Iterator[_Read], rules: _Rules, threads: int) -> Generator[_Outcome, None, None]:
+    """Decodes batches, several at a time, and gives them back in order."""
+    if threads == 1:
+        for batch in batches:
+            yield _decoded(batch, rules)
+        return
+    failure: InputError | None = None
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[_Outcome]] = deque()
+        try:
+            while failure is None:
+                try:
+                    waiting.append(pool.submit(_decoded, next(batches), rules))
+                except StopIteration:
+                    break
+                except InputError as error:  # what was read before it comes first
+                    failure = error
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+    if failure is not None:
+        raise failure
+
+
+def _decoded(read: _Read, rules: _Rules) -> _Outcome:
+    batch = read.batch
+    counts = PrepareReport(read=batch.lines)
+    fields = Fields(batch.path, batch.first_line, batch.text)
+    rows = np.arange(len(fields.numbers))
+    if rules.protocol == "public":
+        nulls = fields.with_null()
+        rows = rows[~nulls]
+        counts.drop("holds a null", int(nulls.sum()))
+        ids = _list_ids(batch, fields.numbers[rows] - batch.first_line)
+        drawn = np.array([_drawn(list_id, rules.share, rules.seed) for list_id in ids], dtype=bool)
+        counts.drop(f"not in the drawn {100 * rules.share:g} %", int((~drawn).sum()))
+        rows = rows[drawn]
+    rows, user_ids = fields.user_ids(rows)
+    of_split = split_of(user_ids.tolist())
+    if len(rules.splits) < len(SPLITS):
+        wanted = np.isin(of_split, list(rules.splits))
+        rows, user_ids, of_split = rows[wanted], user_ids[wanted], of_split[wanted]
+    lists: Decoded | None = None
+    if len(rows):
+        decoded_rows, lists = fields.decode(rows)
+        if len(decoded_rows) < len(rows):
+            whole = np.isin(rows, decoded_rows)
+            rows, user_ids, of_split = rows[whole], user_ids[whole], of_split[whole]
+
+    rejects = sorted(fields.rejects, key=lambda reject: reject.line)
+    if batch.broken is not None:
+        reason = f"the gzip file is damaged and ends inside this line ({batch.broken}): fetch it again"
+        tail = shortened(batch.tail.decode("ascii", "backslashreplace"))
+        last = batch.first_line + batch.lines - 1
+        rejects.append(Reject(batch.path, last, None, "cut-off gzip", tail, reason))
+    if rejects and rules.on_error == "raise":
+        before = _decoded(replace(read, batch=_lines_before(batch, rejects[0].line), ends_group=False), rules)
+        return replace(before, rejects=rejects, stops=True)
+    for reject in rejects:
+        counts.reject(reject.kind)
+
+    table = None
+    if lists is not None and len(rows):
+        in_batch = fields.numbers[rows] - batch.first_line
+        list_ids = np.array(_list_ids(batch, in_batch), dtype=object)
+        if read.truth is not None:
+            truth, truth_rows = read.truth
+            lists.join_truth(truth_rows.take(pa.array(in_batch)), truth, list_ids)
+        lists.cut(rules.max_list_length, counts)
+        lists.per_list |= {"list_id": list_ids, "user_id": user_ids, "split": of_split}
+        table = lists.table(rules.columns)
+    return _Outcome(read.source, batch, table, counts, rejects, False, read.ends_group)
+
+
+def _lines_before(batch: LineBatch, line: int) -> LineBatch:
+    """The lines of a batch before one of its lines."""
+    lines = line - batch.first_line
+    size = 0
+    for _ in range(lines):
+        size = batch.text.index(b"\n", size) + 1
+    after = batch.before.copy()
+    after.update(batch.text[:size])
+    return replace(
+        batch,
+        lines=lines,
+        text=batch.text[:size],
+        end=batch.start + size,
+        on_disk=batch.on_disk - (batch.end - batch.start - size if not is_gzip(batch.path) else 0),
+        after=after,
+        broken=None,
+        tail=b"",
+    )
+
+
+def _list_ids(batch: LineBatch, lines: Iterable[int]) -> list[str]:
+    """The ids of some lines, which count from 0 in the batch: the part of the file, and the number of the line."""
+    part = batch.path.removesuffix(".gz").rpartition(".")[2]
+    return [f"{part}:{batch.first_line + line}" for line in lines]
 
 
 def _drawn(list_id: str, share: float, seed: int) -> bool:
@@ -372,64 +506,204 @@ def prepare_prm_public(
     max_list_length: int = MAX_LIST_LENGTH,
     share: float = PUBLIC_SHARE,
     seed: int = 0,
+    on_error: str = "raise",
     progress: bool = True,
-    shard_lists: int = SHARD_LISTS,
+    shard_lines: int = SHARD_LINES,
     batch_bytes: int = BATCH_BYTES,
+    threads: int | None = None,
 ) -> PrepareReport:
     """Raw text -> a folder of prepared lists (see ``hf_rerank.data.prepared``), in bounded memory.
 
+    The lists are made in ``output_dir.partial``. If this is stopped, by a damaged line, a full disk, Ctrl-C or a kill,
+    the next call with the same options goes on from there, and the folder has the same bytes as if it had never been
+    stopped. The text read so far must be the same; it is read again, and compared by its sha256.
+
     Args:
-        raw_dir: Folder of ``set1.train.txt.part*``; see ``find_files``.
+        raw_dir: Folder of ``set1.train.txt.part*``, plain or ``.gz``; see ``find_files``.
         output_dir: Folder to make; must be new or empty. It appears when it is whole.
         protocol, max_list_length, share, seed, batch_bytes: See ``iter_batches``.
+        on_error: What damaged lines do. ``raise``: the lists before the first are kept for the next call, and an error
+            names all damaged lines of its batch. ``skip``: they go to ``rejects.jsonl`` in the folder.
         progress: A bar of the bytes read, if it takes longer than a second.
-        shard_lists: Lists a Parquet file, at most.
+        shard_lines: Lines of text after which the shards of all splits are cut.
+        threads: Batches decoded at a time. Default: one for each processor, at most 4.
 
     Returns:
         What became of the lines.
 
     Raises:
-        InputError: No raw files, a damaged line, raw files that change meanwhile, an output folder that is not empty.
+        DamagedText: Damaged lines.
+        InputError: No raw files, raw files that changed since the call that is gone on with, or change meanwhile,
+            other options than that one's, an output folder that is not empty, or that another process is writing.
     """
-    from tqdm import tqdm
-
     started = time.monotonic()
+    _refuse_forked_process()
+    if shard_lines < 1:
+        raise InputError(f"shard_lines is {shard_lines}: expected at least 1")
     files = find_files(raw_dir)
     sizes = {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
     truth = read_truth_header(files)
+    rules = _Rules(protocol, max_list_length, share, seed, on_error, truth)
     schema = prm_public_schema(max_list_length, truth.position, truth.examination, truth.attraction)
-    report = PrepareReport()
-    with new_folder(output_dir) as folder:
-        columns = prm_public_columns(truth.position, truth.attraction)
-        total = sum(size for size, _ in sizes.values())
-        with (
-            ShardWriter(folder, columns, shard_lists=shard_lists) as writer,
-            tqdm(total=total, unit="B", unit_scale=True, desc="Preparing", delay=1, disable=not progress) as bar,
-        ):
-            batches = iter_batches(
-                files,
-                protocol=protocol,
-                max_list_length=max_list_length,
-                share=share,
-                seed=seed,
-                batch_bytes=batch_bytes,
-                report=report,
-                on_bytes=bar.update,
+    options = {
+        "protocol": protocol,
+        "max_list_length": max_list_length,
+        "share": share,
+        "seed": seed,
+        "shard_lines": shard_lines,
+        "files": [path.name for path in files],
+        "truth": [sha256_of(truth_file(path)) for path in files if truth.position],
+        # Other versions may write other bytes.
+        "versions": {"hf_rerank": hf_rerank.__version__, "pyarrow": pa.__version__},
+    }
+    with unfinished_folder(output_dir, options) as unfinished:
+        if unfinished.done:
+            assert unfinished.progress is not None
+            return PrepareReport(**unfinished.progress["report"])
+        state = _State.load(unfinished.progress)
+        if state.report.rejected and on_error == "raise":
+            raise InputError(
+                f"{unfinished.partial} was begun with on_error='skip', and has rejected lines: use it again, or "
+                f"remove {unfinished.partial} to begin anew"
             )
-            for batch in batches:
-                of_split = batch.column("split").to_numpy()
-                for split in SPLITS:
-                    lists = batch.filter(pa.array(of_split == split))
-                    if lists.num_rows:
-                        report.keep(split, lists, schema.label)
-                        writer.write(split, lists)
+        total = sum(size for size, _ in sizes.values())
+        bar = functools.partial(tqdm, unit="B", unit_scale=True, delay=1, disable=not progress)
+        ranges = find_ranges(files, 2**62)
+        read_before = sum(place.on_disk for place in state.places)
+        with bar(total=read_before, desc="Checking what was read before", leave=False) as checking:
+            begun = state.take_up(ranges, batch_bytes, unfinished.partial, on_error, checking.update)
+        threads = min(MAX_THREADS, _processors()) if threads is None else threads
+        batches = _read(ranges, batch_bytes, rules, begun=begun, group_lines=shard_lines, in_group=state.in_group)
+        outcomes = _outcomes(batches, rules, threads)
+        with bar(total=total, initial=read_before, desc="Preparing") as reading, contextlib.closing(outcomes):
+            try:
+                _write(outcomes, unfinished, state, rules.columns, reading.update)
+            except CannotWrite as error:
+                left = (total - sum(place.on_disk for place in state.places)) * LISTS_SHARE
+                raise CannotWrite(f"{error}; about {left / 1e9:.1f} GB are still to be written") from None
         for path, size in sizes.items():
             if (path.stat().st_size, path.stat().st_mtime_ns) != size:
                 raise InputError(f"{path} changed while it was read: run again when it is complete")
-        card = _card(files, protocol, share, seed, schema, report)
-        write_description(folder, schema, report, card)
-    report.seconds = time.monotonic() - started
-    return report
+        card = _card(files, protocol, share, seed, schema, state.report)
+        unfinished.finish(rules.columns, lambda folder: write_description(folder, schema, state.report, card))
+    state.report.seconds = time.monotonic() - started
+    return state.report
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write(
+    outcomes: Iterator[_Outcome],
+    unfinished: Unfinished,
+    state: _State,
+    columns: pa.Schema,
+    on_bytes: Callable[[int], object],
+) -> None:
+    """Writes lists into shards, and saves the state after each group of them."""
+    group = unfinished.group(columns)
+    try:
+        for outcome in outcomes:
+            if outcome.table is not None:
+                of_split = outcome.table.column("split").to_numpy()
+                for split in SPLITS:
+                    lists = outcome.table.filter(pa.array(of_split == split))
+                    if lists.num_rows:
+                        state.report.keep(split, lists, "click")
+                        group.write(split, lists)
+            on_bytes(state.advance(outcome))
+            if outcome.stops:
+                advice = "; mend what is named and run again, or leave such lines out with --on-error skip"
+                if state.report.read:
+                    unfinished.save(group, state.to_dict(), whole=False)
+                    advice += f" (on_error='skip'); all before is kept in {unfinished.partial}, and gone on with"
+                raise DamagedText(outcome.rejects, advice)
+            if outcome.rejects:
+                unfinished.reject([reject.to_json() for reject in outcome.rejects])
+            if outcome.ends_group:
+                state.in_group = 0
+                unfinished.save(group, state.to_dict(), whole=True)
+                group = unfinished.group(columns)
+        if state.in_group:
+            state.in_group = 0
+            unfinished.save(group, state.to_dict(), whole=True)
+    except BaseException:
+        group.abandon()
+        raise
+
+
+@dataclass
+class _Place:
+    """How far a file was read: bytes and lines of its text, the sha256 of that text, bytes of the file itself, and
+    whether a damaged gzip file can be read no further."""
+
+    bytes: int = 0
+    lines: int = 0
+    sha256: str = ""
+    on_disk: int = 0
+    broken: bool = False
+
+
+@dataclass
+class _State:
+    """How far preparing has come: a place for each file that was begun, lines in the group under way, the counts."""
+
+    places: list[_Place]
+    in_group: int
+    report: PrepareReport
+
+    @classmethod
+    def load(cls, saved: dict[str, Any] | None) -> _State:
+        if saved is None:
+            return cls([], 0, PrepareReport())
+        return cls([_Place(**place) for place in saved["places"]], saved["in_group"], PrepareReport(**saved["report"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        places = [asdict(place) for place in self.places]
+        return {"places": places, "in_group": self.in_group, "report": self.report.to_dict()}
+
+    def take_up(
+        self,
+        ranges: Sequence[TextRange],
+        batch_bytes: int,
+        partial: Path,
+        on_error: str,
+        on_bytes: Callable[[int], object],
+    ) -> dict[int, LineReader]:
+        """Readers of the files begun, which stand where they were left.
+
+        Raises:
+            InputError: What was read of a file is not in it any more.
+        """
+        readers = {}
+        for number, place in enumerate(self.places):
+            reader = LineReader(ranges[number], batch_bytes, past_long_lines=on_error == "skip")
+            same = reader.skip(place.bytes, place.sha256, place.lines + 1, on_bytes)
+            ended = number < len(self.places) - 1 or place.broken
+            if not same or (ended and reader.waiting):
+                reader.close()
+                raise InputError(
+                    f"{ranges[number].path} has changed since {partial} was begun, within what was read of it: remove "
+                    f"{partial} to begin anew"
+                )
+            reader.broken = "" if place.broken else reader.broken
+            readers[number] = reader
+        return readers
+
+    def advance(self, outcome: _Outcome) -> int:
+        """Counts the lines of an outcome; returns how many bytes of its file they are."""
+        batch = outcome.batch
+        while len(self.places) <= outcome.source:
+            self.places.append(_Place())
+        before = self.places[outcome.source].on_disk
+        lines = batch.first_line - 1 + batch.lines
+        self.places[outcome.source] = _Place(
+            batch.end, lines, batch.after.hexdigest(), batch.on_disk, batch.broken is not None
+        )
+        self.in_group += batch.lines
+        self.report.add(outcome.counts)
+        return batch.on_disk - before
 
 
 def _card(

@@ -1,18 +1,21 @@
 """PRM Public's text: cut into fields where they lie, decoded by polars, and blamed by name where damaged.
 
 One line is one list: six fields between ``|``, each but the first a JSON array; see ``FIELDS``. A batch of lines is
-decoded column by column. What looks wrong in it is read again carefully, line by line, so that the message names the
-first line that is damaged, the field and what it holds.
+decoded column by column. If that fails it is read again carefully, line by line, which names every damaged line, its
+field and what it holds; then the rest is decoded.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -35,6 +38,29 @@ ITEM_FIELDS = {2: CATEGORICAL_COLUMNS, 3: BASIC_COLUMNS, 4: OPTIONAL_COLUMNS}
 # A line of 30 items has about 7,000 bytes; without a limit a file without line ends would be read whole.
 MAX_LINE_BYTES = 2**20
 MAX_EXACT_FLOAT = 2**53
+# Damaged lines that one message names by number; the others are counted.
+MAX_NAMED_LINES = 20
+# What can be wrong with a line; the counts of a report are by these.
+KINDS = (
+    "wrong number of fields",
+    "wrong number of values",
+    "ragged",
+    "no items",
+    "no JSON",
+    "no array",
+    "not a number",
+    "no whole number",
+    "not finite",
+    "null",
+    "label",
+    "cut-off last line",
+    "cut-off gzip",
+    "not UTF-8",
+    "not ASCII",
+    "NUL byte",
+    "line too long",
+    "empty line",
+)
 
 _DECODED = {
     1: pl.List(pl.Int64),
@@ -43,7 +69,11 @@ _DECODED = {
     4: pl.List(pl.List(pl.Float32)),
     5: pl.List(pl.Float32),
 }
-_BLANK_MARKS = bytes.maketrans(b"|\n", b"  ")
+_TEXTS = {str(k): pl.String() for k in range(len(FIELDS))}
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # as some editors write it at the beginning of a file
+# What JSON allows around a value, and the mark behind a field.
+_BLANKS = " \t\r\n"
+_MARKS = f"|{_BLANKS}"
 _WHOLE_NUMBERS = {1: pl.List(pl.Float64), 2: pl.List(pl.List(pl.Float64))}  # where ids are written as 17.0
 
 
@@ -51,119 +81,252 @@ class _Damaged(Exception):
     """A batch holds a line that is not as the format says; the careful reader finds which."""
 
 
+@dataclass(frozen=True)
+class Reject:
+    """A damaged line.
+
+    Attributes:
+        path: The raw file.
+        line: Its number, from 1.
+        field: The damaged field, from 1; None where the line as a whole is damaged.
+        kind: One of ``KINDS``.
+        text: The field, or the line; shortened.
+        reason: What was expected, and what came.
+    """
+
+    path: str
+    line: int
+    field: int | None
+    kind: str
+    text: str
+    reason: str
+
+    def __str__(self) -> str:
+        field = "" if self.field is None else f", field {self.field} ({FIELDS[self.field - 1]})"
+        return f"{self.path}, line {self.line}{field}: {self.reason}" + (f": {self.text}" if self.text else "")
+
+    def to_json(self) -> str:
+        """One line of JSON, which names the file without its folder."""
+        return json.dumps({**dataclasses.asdict(self), "path": Path(self.path).name})
+
+
+class DamagedText(InputError):
+    """Lines of a raw file are damaged.
+
+    Attributes:
+        rejects: All damaged lines of the batch in which reading stopped.
+    """
+
+    def __init__(self, rejects: Sequence[Reject], advice: str = "") -> None:
+        self.rejects = list(rejects)
+        message = str(self.rejects[0])
+        if len(self.rejects) > 1:
+            kinds: dict[str, list[int]] = {}
+            for reject in self.rejects[:MAX_NAMED_LINES]:
+                kinds.setdefault(reject.kind, []).append(reject.line)
+            counts = Counter(reject.kind for reject in self.rejects)
+            named = [
+                f"{kind} {count} (line {', '.join(map(str, kinds[kind]))})" if kind in kinds else f"{kind} {count}"
+                for kind, count in counts.items()
+            ]
+            more = len(self.rejects) - MAX_NAMED_LINES
+            message += f"; damaged lines near here: {len(self.rejects)}, by kind: {', '.join(named)}"
+            message += f" and {more} lines that are not named" if more > 0 else ""
+        super().__init__(message + advice)
+
+
 class Fields:
-    """The fields of a batch of lines, as texts that are not decoded yet."""
+    """The fields of a batch of lines, as texts that are not decoded yet.
+
+    Args:
+        path: The raw file.
+        first_line: Number of the first line, from 1.
+        text: Whole lines; only the last line of a file may lack its line end.
+
+    Attributes:
+        numbers: Of each row the number of its line. Damaged lines are no rows.
+        rejects: The damaged lines found so far.
+    """
 
     def __init__(self, path: str, first_line: int, text: bytes) -> None:
-        self.path, self.first_line, self.text = path, first_line, text
-        if first_line == 1:
-            self.text = text = text.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark, as some editors write it
-        marks = np.frombuffer(text, dtype=np.uint8)
-        line_ends = np.flatnonzero(marks == ord("\n")) + 1
-        if len(text) and not text.endswith(b"\n"):
-            line_ends = np.append(line_ends, len(text))
-        self.starts = np.concatenate([[0], line_ends[:-1]]).astype(np.int64) if len(line_ends) else line_ends
-        self.ends = line_ends
-        self.lines = len(line_ends)
-        bars = np.flatnonzero(marks == ord("|"))
-        bars_a_line = np.diff(np.searchsorted(bars, np.concatenate([[0], line_ends])))
+        self.path = path
+        self.rejects: list[Reject] = []
+        if first_line == 1 and text.startswith(_BYTE_ORDER_MARK):
+            text = text.removeprefix(_BYTE_ORDER_MARK) or b"\n"
+        self.cut_off = bool(text) and not text.endswith(b"\n")
         try:
-            # The format is ASCII throughout, and has no words but null: true would pass for the number 1.
-            if not text.isascii() or b"true" in text or b"false" in text:
-                raise _Damaged
-            if (bars_a_line != len(FIELDS) - 1).any() or (self.ends - self.starts > MAX_LINE_BYTES).any():
-                raise _Damaged
+            self._find_fields(text)
+            self.numbers = first_line + np.arange(len(self.ends))
         except _Damaged:
-            self.blame()
-        # One array of all fields over the text as it is: bars and line ends become blanks, which JSON ignores.
-        blanked = text.translate(_BLANK_MARKS)
-        offsets = np.sort(np.concatenate([[0], bars + 1, line_ends])).astype(np.int64)
-        texts = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(blanked))
-        series = pl.Series(texts)
+            lines = _lines(text)
+            self.numbers = first_line + np.arange(len(lines))
+            whole = []
+            for row, line in enumerate(lines):
+                found = _damage_of_line(line)
+                if found is None:
+                    whole.append(row)
+                else:
+                    self._reject(int(self.numbers[row]), line, (None, *found), last=row == len(lines) - 1)
+            self.cut_off &= bool(whole) and whole[-1] == len(lines) - 1
+            self.numbers = self.numbers[whole]
+            self._find_fields(b"".join(lines[row] for row in whole))
+
+    def _find_fields(self, text: bytes) -> None:
+        self.text = text
+        marks = np.frombuffer(text, dtype=np.uint8)
+        self.ends = np.flatnonzero(marks == ord("\n")) + 1
+        if self.cut_off:
+            self.ends = np.append(self.ends, len(text))
+        bounds = np.concatenate([[0], self.ends])
+        bars = np.flatnonzero(marks == ord("|"))
+        bars_a_line = np.diff(np.searchsorted(bars, bounds))
+        if not text.isascii() or (bars_a_line != len(FIELDS) - 1).any() or (np.diff(bounds) > MAX_LINE_BYTES).any():
+            raise _Damaged
+        # One array of all fields over the text as it is, each with the mark behind it.
+        offsets = np.sort(np.concatenate([[0], bars + 1, self.ends])).astype(np.int64)
+        texts = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(text))
+        series = pl.Series(texts).str.strip_chars(_MARKS)
         self.columns = pl.DataFrame([series.gather_every(len(FIELDS), k).alias(str(k)) for k in range(len(FIELDS))])
 
     def with_null(self) -> np.ndarray:
-        """Which lines hold a null."""
+        """Which rows hold a null."""
         holds = pl.any_horizontal(pl.all().str.contains("null", literal=True))
         return self.columns.select(holds).to_series().to_numpy()
 
-    def user_ids(self, rows: np.ndarray) -> np.ndarray:
-        """The user of some lines, so that splits are known before the rest is decoded."""
-        texts = self.columns["0"][rows].str.strip_chars()
-        if not texts.str.contains(r"^-?[0-9]{1,18}$").all():
-            self.blame(rows)
-        return texts.cast(pl.Int64).to_numpy()
+    def user_ids(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The users of some rows, so that splits are known before the rest is decoded.
 
-    def decode(self, rows: np.ndarray) -> Decoded:
-        """The lists of some lines."""
+        Returns:
+            The rows without those whose user id is damaged, and their user ids.
+        """
+        texts = self.columns["0"][rows]
+        good = texts.str.contains(r"^-?[0-9]{1,18}$").to_numpy()
+        if not good.all():
+            if len(self._read_carefully(rows[~good])):
+                raise self._fault(rows)
+            rows, texts = rows[good], texts.filter(good)
+        return rows, texts.cast(pl.Int64).to_numpy()
+
+    def decode(self, rows: np.ndarray) -> tuple[np.ndarray, Decoded]:
+        """The lists of some rows.
+
+        Returns:
+            The rows without those that are damaged, and their lists.
+        """
         try:
-            return self._decode(self.columns[rows] if len(rows) < self.lines else self.columns)
+            return rows, self._decode(self.columns[rows] if len(rows) < len(self.numbers) else self.columns)
+        except (_Damaged, pl.exceptions.PolarsError):
+            pass
+        good = self._read_carefully(rows)
+        try:
+            return good, self._decode(self.columns[good])
+        except (_Damaged, pl.exceptions.PolarsError):
+            pass
+        # Not as the fast reader knows it, but JSON all the same: written as it knows it.
+        texts = [[json.dumps(field) for field in _parsed(self._line(row))] for row in good]
+        columns = pl.DataFrame({str(k): [text[k] for text in texts] for k in range(len(FIELDS))}, dict(_TEXTS))
+        try:
+            return good, self._decode(columns)
         except (_Damaged, pl.exceptions.PolarsError) as error:
-            self.blame(rows, error)
+            raise self._fault(rows) from error
+
+    def _fault(self, rows: np.ndarray) -> RuntimeError:
+        return RuntimeError(
+            f"{self.path}, lines {self.numbers[rows[0]]} to {self.numbers[rows[-1]]}: the fast reader refuses what "
+            "the careful reader accepts; this is a fault of hf_rerank, please report it"
+        )
 
     def _decode(self, texts: pl.DataFrame) -> Decoded:
         """Decodes and checks. polars' decoder is lenient (it drops empty texts, turns a huge id into null, cuts 1.5 to
         1, takes a lone number for an array): every check below closes one of its doors."""
-        nested = [pl.col(str(k)).str.starts_with("[[") & pl.col(str(k)).str.contains(r"\]\]\s*$") for k in ITEM_FIELDS]
-        flat = [pl.col(str(k)).str.starts_with("[") & pl.col(str(k)).str.contains(r"\]\s*$") for k in (1, 5)]
-        texts = texts.with_columns(pl.all().str.strip_chars())
-        if not all(texts.select(*(check.all() for check in nested + flat)).row(0)):
+        # The only word of the format is null: true would pass for the number 1, and "null" for null.
+        if any(self.text.find(letter) >= 0 for letter in (b"r", b"s", b'"')) and any(
+            texts[str(k)].str.contains('[rs"]').any() for k in _DECODED
+        ):
+            raise _Damaged
+        brackets = [pl.col(str(k)).str.starts_with("[[") & pl.col(str(k)).str.ends_with("]]") for k in ITEM_FIELDS]
+        brackets += [pl.col(str(k)).str.starts_with("[") & pl.col(str(k)).str.ends_with("]") for k in (1, 5)]
+        dotted = [pl.col(str(k)).str.contains("[.eE]").any().alias(f"dotted {k}") for k in _WHOLE_NUMBERS]
+        seen = texts.select(*(check.all().alias(str(k)) for k, check in enumerate(brackets)), *dotted).row(0)
+        if not all(seen[: len(brackets)]):
             raise _Damaged
         kinds = dict(_DECODED)
-        for k, as_floats in _WHOLE_NUMBERS.items():
-            if texts[str(k)].str.contains("[.eE]").any():
+        for (k, as_floats), found in zip(_WHOLE_NUMBERS.items(), seen[len(brackets) :], strict=True):
+            if found:
                 kinds[k] = as_floats
-        nulls = dict.fromkeys(kinds, 0)
-        if b"null" in self.text:
-            nulls = {k: int(texts[str(k)].str.count_matches("null", literal=True).sum()) for k in kinds}
+        # Every n is a null's: what the decoder makes null itself makes them more.
+        nulls = 0
+        if b"n" in self.text:
+            counts = [pl.col(str(k)).str.count_matches("n", literal=True).sum() for k in kinds]
+            nulls = count_bytes(self.text, "n") if texts is self.columns else sum(texts.select(*counts).row(0))
         decoded = texts.select(*(pl.col(str(k)).str.json_decode(kind) for k, kind in kinds.items()))
         if decoded.height != texts.height:
             raise _Damaged
 
         arrays = {k: decoded[str(k)].to_arrow() for k in kinds}
         lengths = pc.list_value_length(arrays[5]).to_numpy(zero_copy_only=False).astype(np.int64)
-        user, of_user = _inner(arrays[1], nulls[1])
-        labels, _ = _inner(arrays[5], 0)
-        if (lengths < 1).any() or (of_user != len(USER_COLUMNS)).any() or not np.isin(labels.to_numpy(), (0, 1)).all():
+        user, of_user = _inner(arrays[1])
+        labels, _ = _inner(arrays[5])
+        if labels.null_count or (lengths < 1).any() or (of_user != len(USER_COLUMNS)).any():
+            raise _Damaged
+        if not np.isin(labels.to_numpy(), (0, 1)).all():
             raise _Damaged
         per_list = _columns(user, USER_COLUMNS, pa.int64())
         per_item: dict[str, pa.Array] = {}
+        found = user.null_count
         for k, names in ITEM_FIELDS.items():
-            inner, of_items = _inner(arrays[k], 0)
-            values, widths = _inner(inner, nulls[k])
+            inner, of_items = _inner(arrays[k])
+            if inner.null_count:
+                raise _Damaged
+            values, widths = _inner(inner)
             if (of_items != lengths).any() or (widths != len(names)).any():
                 raise _Damaged
+            found += values.null_count
             per_item |= _columns(values, names, pa.int64() if k == 2 else pa.float32())
+        if found != nulls:
+            raise _Damaged
         per_item["click"] = labels.cast(pa.int8())
         return Decoded(lengths, per_list, per_item)
 
-    def blame(self, rows: Iterable[int] | None = None, cause: BaseException | None = None) -> NoReturn:
-        """Raises an error that names the first of ``rows`` that is damaged."""
-        for row in range(self.lines) if rows is None else rows:
-            line = self.text[self.starts[row] : self.ends[row]]
+    def _line(self, row: int) -> bytes:
+        return self.text[self.ends[row - 1] if row else 0 : self.ends[row]]
+
+    def _read_carefully(self, rows: np.ndarray) -> np.ndarray:
+        """Rejects the damaged of some rows, and returns the others."""
+        good = []
+        for row in rows:
+            line = self._line(row)
             found = _damage(line)
-            if found is not None:
-                field, what = found
-                where = f"{self.path}, line {self.first_line + int(row)}"
-                if field is not None:
-                    where += f", field {field + 1} ({FIELDS[field]})"
-                if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES:
-                    what += "; the file ends inside this line, as if it was cut off: fetch it again"
-                raise InputError(f"{where}: {what}") from None
-        raise RuntimeError(
-            f"{self.path}, lines {self.first_line} to {self.first_line + self.lines - 1}: the fast reader refuses "
-            "what the careful reader accepts; this is a fault of hf_rerank, please report it"
-        ) from cause
+            if found is None:
+                good.append(row)
+            else:
+                self._reject(int(self.numbers[row]), line, found, last=row == len(self.numbers) - 1)
+        return np.array(good, dtype=rows.dtype)
+
+    def _reject(self, number: int, line: bytes, damage: tuple[int | None, str, str, str], *, last: bool) -> None:
+        field, kind, reason, text = damage
+        if last and self.cut_off and kind != "line too long":
+            kind, reason = "cut-off last line", f"{reason}; the file ends inside this line: fetch it again"
+        self.rejects.append(Reject(self.path, number, None if field is None else field + 1, kind, text, reason))
 
 
-def _inner(array: pa.Array, nulls: int) -> tuple[pa.Array, np.ndarray]:
-    """The values of an array of arrays, and how many each has. ``nulls`` of the values are null; no array is."""
+def count_bytes(text: bytes, letter: str) -> int:
+    """How often a letter occurs; several times as fast as ``bytes.count``."""
+    return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == ord(letter)))
+
+
+def _lines(text: bytes) -> list[bytes]:
+    """Lines with their ends. bytes.splitlines would also split at a lone carriage return."""
+    lines = [line + b"\n" for line in text.split(b"\n")]
+    lines[-1] = lines[-1][:-1]
+    return lines if lines[-1] else lines[:-1]
+
+
+def _inner(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The values of an array of arrays, and how many each has. No array is null; values may be."""
     if array.null_count:
         raise _Damaged
-    values = array.flatten()
-    if values.null_count != nulls:
-        raise _Damaged
-    return values, pc.list_value_length(array).to_numpy(zero_copy_only=False)
+    return array.flatten(), pc.list_value_length(array).to_numpy(zero_copy_only=False)
 
 
 def _columns(values: pa.Array, names: Sequence[str], kind: pa.DataType) -> dict[str, pa.Array]:
@@ -255,83 +418,126 @@ class Decoded:
 
 # ----------------------------------------------------------------------- the careful reader: what is wrong with a line
 
+# Field (from 0), kind, what was expected and what came, the text.
+_Damage = tuple[int | None, str, str, str]
 
-def _damage(line: bytes) -> tuple[int | None, str] | None:
-    """Field (from 0, None: the line) and what is wrong with it; None where nothing is."""
+
+def _damage_of_line(line: bytes) -> tuple[str, str, str] | None:
+    """Kind, reason and text where a line cannot be cut into fields; None where it can."""
     if len(line) > MAX_LINE_BYTES:
-        return None, f"the line has more than {MAX_LINE_BYTES:,} bytes: expected one list of about 7,000"
-    try:
-        text = line.decode("ascii").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        bad = line[error.start : error.start + 8]
-        return None, f"byte {error.start + 1} is no ASCII character ({bad!r}): expected numbers only, in UTF-8"
-    if not text.strip():
-        return None, "the line is empty: expected one list"
-    parts = text.split("|")
-    if len(parts) != len(FIELDS):
-        return None, f"expected {len(FIELDS)} fields between |, got {len(parts)}: {_shortened(text)}"
-    lengths: dict[int, int] = {}
-    for field in range(len(FIELDS)):
-        what = _damage_of_field(field, parts[field], lengths)
-        if what is not None:
-            return field, f"{what}: {_shortened(parts[field])}"
+        head = shortened(line[:30].decode("ascii", "backslashreplace")) + " ..."
+        return (
+            "line too long",
+            f"the line has more than {MAX_LINE_BYTES:,} bytes: expected one list of about 7,000",
+            head,
+        )
+    if not line.isascii():
+        place = next(place for place, byte in enumerate(line) if byte > 127)
+        bad = line[place : place + 8]
+        try:
+            line.decode("utf-8")
+            kind = "not ASCII"
+        except UnicodeDecodeError:
+            kind = "not UTF-8"
+        return kind, f"byte {place + 1} is no ASCII character ({bad!r}): expected numbers only, in UTF-8", ""
+    text = line.decode("ascii").strip(_BLANKS)
+    if not text:
+        return "empty line", "the line is empty: expected one list", ""
+    fields = text.count("|") + 1
+    if fields != len(FIELDS):
+        return "wrong number of fields", f"expected {len(FIELDS)} fields between |, got {fields}", shortened(text)
     return None
 
 
-def _damage_of_field(field: int, text: str, lengths: dict[int, int]) -> str | None:
+def _damage(line: bytes) -> _Damage | None:
+    """What is wrong with a line; None where nothing is."""
+    found = _damage_of_line(line)
+    if found is not None:
+        return None, *found
+    lengths: dict[int, int] = {}
+    for field, text in enumerate(line.decode("ascii").split("|")):
+        damage = _damage_of_field(field, text.strip(_BLANKS), lengths)
+        if damage is not None:
+            return field, *damage, shortened(text)
+    return None
+
+
+def _parsed(line: bytes) -> list[Any]:
+    """The values of a line that is not damaged; whole numbers without a point."""
+    values = [json.loads(text) for text in line.decode("ascii").split("|")]
+    values[1] = [_whole(value) for value in values[1]]
+    values[2] = [[_whole(value) for value in item] for item in values[2]]
+    return values
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _damage_of_field(field: int, text: str, lengths: dict[int, int]) -> tuple[str, str] | None:
+    """Kind and reason; notes the length of the list."""
+    if "\0" in text:
+        return "NUL byte", "holds a NUL byte: expected numbers only"
     if field == 0:
-        whole = re.fullmatch(r"-?[0-9]{1,18}", text.strip())
-        return None if whole else "expected a whole number of at most 18 digits"
+        if re.fullmatch(r"-?[0-9]{1,18}", text):
+            return None
+        kind = "null" if text == "null" else "not a number"
+        return kind, "expected a whole number of at most 18 digits"
     not_finite: list[str] = []
     try:
         value = json.loads(text, parse_constant=not_finite.append)
     except (ValueError, RecursionError):
-        return "expected a JSON array, but this is no valid JSON"
+        return "no JSON", "expected a JSON array, but this is no valid JSON"
     if not_finite:
-        return f"holds {not_finite[0]}: expected finite numbers; a missing value is written as null"
+        return "not finite", f"holds {not_finite[0]}: expected finite numbers; a missing value is written as null"
     if not isinstance(value, list):
-        return f"expected a JSON array, got {_kind_of(value)}"
+        return "null" if value is None else "no array", f"expected a JSON array, got {_kind_of(value)}"
     if field == 1:
         if len(value) != len(USER_COLUMNS):
-            return f"expected {len(USER_COLUMNS)} values, got {len(value)}"
+            return "wrong number of values", f"expected {len(USER_COLUMNS)} values, got {len(value)}"
         return _damage_of_numbers(value, "value", whole=True)
     if field in ITEM_FIELDS:
         for number, item in enumerate(value, start=1):
             if not isinstance(item, list):
-                return f"item {number} is {_kind_of(item)}: expected an array of {len(ITEM_FIELDS[field])} numbers"
+                kind = "null" if item is None else "no array"
+                expected = f"expected an array of {len(ITEM_FIELDS[field])} numbers"
+                return kind, f"item {number} is {_kind_of(item)}: {expected}"
             if len(item) != len(ITEM_FIELDS[field]):
-                return f"item {number} has {len(item)} values: expected {len(ITEM_FIELDS[field])}"
-            what = _damage_of_numbers(item, f"item {number}, value", whole=field == 2)
-            if what is not None:
-                return what
+                expected = f"expected {len(ITEM_FIELDS[field])}"
+                return "wrong number of values", f"item {number} has {len(item)} values: {expected}"
+            damage = _damage_of_numbers(item, f"item {number}, value", whole=field == 2)
+            if damage is not None:
+                return damage
     else:
         for number, label in enumerate(value, start=1):
             if isinstance(label, bool) or not isinstance(label, (int, float)) or label not in (0, 1):
-                return f"the label of item {number} is {_shortened(json.dumps(label))}: expected 0 or 1"
+                kind = "null" if label is None else "label"
+                return kind, f"the label of item {number} is {shortened(json.dumps(label))}: expected 0 or 1"
     lengths[field] = len(value)
     if not value:
-        return "the list is empty: expected at least one item"
+        return "no items", "the list is empty: expected at least one item"
     other = min(lengths)
     if lengths[other] != len(value):
-        return f"the list is ragged: {len(value)} items here, {lengths[other]} in field {other + 1} ({FIELDS[other]})"
+        there = f"{lengths[other]} in field {other + 1} ({FIELDS[other]})"
+        return "ragged", f"the list is ragged: {len(value)} items here, {there}"
     return None
 
 
-def _damage_of_numbers(values: list[Any], name: str, *, whole: bool) -> str | None:
+def _damage_of_numbers(values: list[Any], name: str, *, whole: bool) -> tuple[str, str] | None:
     for number, value in enumerate(values, start=1):
         where = f"{name} {number}"
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return f"{where} is {_kind_of(value)}: expected a number or null"
+            return "not a number", f"{where} is {_kind_of(value)}: expected a number or null"
+        if isinstance(value, float) and not math.isfinite(value):
+            return "not finite", f"{where} is too large: expected a finite number"
         if whole and isinstance(value, float) and not (value.is_integer() and abs(value) <= MAX_EXACT_FLOAT):
-            return f"{where} is {value}: expected a whole number"
+            return "no whole number", f"{where} is {value}: expected a whole number"
         if whole and not -(2**63) <= value < 2**63:
-            return f"{where} is {_shortened(str(value))}: expected a whole number of 64 bits"
-        if not whole and not math.isfinite(value if isinstance(value, float) else 0.0):
-            return f"{where} is too large: expected a finite number"
+            return "no whole number", f"{where} is {shortened(str(value))}: expected a whole number of 64 bits"
         if not whole and abs(value) > float(np.finfo(np.float32).max):
-            return f"{where} is {_shortened(str(value))}: too large for a float of 32 bits"
+            return "not finite", f"{where} is {shortened(str(value))}: too large for a float of 32 bits"
     return None
 
 
@@ -340,6 +546,8 @@ def _kind_of(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _shortened(text: str, length: int = 60) -> str:
+def shortened(text: str, length: int = 60) -> str:
+    """The two ends of a text, fit for one line."""
     text = text.strip()
-    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
+    text = text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
+    return text if text.isprintable() else text.encode("unicode_escape").decode()

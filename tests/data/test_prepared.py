@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_rerank.data import prm_public
-from hf_rerank.data.prepared import PrepareReport, ShardWriter, new_folder, read_prepared
+from hf_rerank.data.prepared import PrepareReport, read_prepared
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
@@ -53,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_report_and_shards(raw, tmp_path):
-    report = prepare_prm_public(raw, tmp_path / "lists", progress=False, shard_lists=50, batch_bytes=10_000)
+    report = prepare_prm_public(raw, tmp_path / "lists", progress=False, shard_lines=50, batch_bytes=10_000)
     of_user = split_of(range(400)).tolist()
     expected = {split: of_user.count(split) for split in SPLITS}
     assert report.lists == expected
@@ -67,11 +62,12 @@ def test_report_and_shards(raw, tmp_path):
     prepared = read_prepared(tmp_path / "lists")
     assert prepared.lists == expected
     assert list(prepared.files) == list(SPLITS)
-    shards = -(-expected["train"] // 50)
+    shards = sum("train" in of_user[start : start + 50] for start in range(0, 400, 50))
     assert [path.name for path in prepared.files["train"]] == [
         f"train-{number:05d}-of-{shards:05d}.parquet" for number in range(shards)
     ]
-    assert max(pq.read_metadata(path).num_rows for path in prepared.files["train"]) <= 50
+    rows = [of_user[start : start + 50].count("train") for start in range(0, 400, 50)]
+    assert [pq.read_metadata(path).num_rows for path in prepared.files["train"]] == rows
     table = pa.concat_tables(pq.read_table(path) for path in prepared.files["train"])
     assert table.column("user_id").to_pylist() == [user for user in range(400) if of_user[user] == "train"]
     assert len(Lists.from_arrow(table, prepared.schema, with_labels=True)) == expected["train"]
@@ -91,7 +87,7 @@ def test_plain_datasets_reads_the_folder(raw, tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
-    report = prepare_prm_public(raw, tmp_path / "lists", progress=False, shard_lists=50)
+    report = prepare_prm_public(raw, tmp_path / "lists", progress=False, shard_lines=50)
     loaded = datasets.load_dataset(str(tmp_path / "lists"), cache_dir=str(tmp_path / "cache"))
     assert {split: len(dataset) for split, dataset in loaded.items()} == report.lists
     row = loaded["train"][0]
@@ -143,78 +139,6 @@ def test_same_input_gives_the_same_bytes(raw, tmp_path):
     assert all(one[name] == two[name] for name in one)
 
 
-def test_a_failure_leaves_nothing(raw, tmp_path):
-    (raw / "set1.train.txt.part2").write_text(raw_lines(range(5)) + "broken\n")
-    with pytest.raises(InputError, match=r"part2, line 6: expected 6 fields"):
-        prepare_prm_public(raw, tmp_path / "lists", progress=False, shard_lists=20, batch_bytes=5_000)
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
-
-
-def test_an_unwritable_disk_is_named(raw, tmp_path, monkeypatch):
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-    with pytest.raises(InputError, match=r"cannot write .*ranker_train-00000.*No space left on device.*free space"):
-        prepare_prm_public(raw, tmp_path / "lists", progress=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
-
-
-def test_source_that_changes_meanwhile_is_refused(raw, tmp_path, monkeypatch):
-    real = prm_public.iter_batches
-
-    def growing(*args: object, **kwargs: object):
-        yield from real(*args, **kwargs)
-        with (raw / "set1.train.txt.part1").open("a") as file:
-            file.write(raw_lines(range(1)))
-
-    monkeypatch.setattr(prm_public, "iter_batches", growing)
-    with pytest.raises(InputError, match="part1 changed while it was read"):
-        prepare_prm_public(raw, tmp_path / "lists", progress=False)
-    assert not (tmp_path / "lists").exists()
-
-
-KILLED = """
-import os, signal, sys
-from hf_rerank.data import prepared, prm_public
-write, written = prepared._SplitWriter._write_group, []
-def killed(*args):
-    write(*args)
-    written.append(1)
-    if len(written) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-prepared._SplitWriter._write_group = killed
-prm_public.prepare_prm_public(sys.argv[1], sys.argv[2], progress=False, shard_lists=20)
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-def test_after_a_kill_the_next_run_gives_the_same_bytes(raw, tmp_path):
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(raw), str(tmp_path / "lists")], check=False)
-    assert killed.returncode == -signal.SIGKILL  # the fault fired
-    assert not (tmp_path / "lists").exists()
-    assert (tmp_path / ".lists.incomplete").is_dir()
-    prepare_prm_public(raw, tmp_path / "lists", progress=False, shard_lists=20)
-    prepare_prm_public(raw, tmp_path / "other", progress=False, shard_lists=20)
-    assert contents(tmp_path / "lists") == contents(tmp_path / "other")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lists", "other", "raw"]
-
-
-def test_new_folder_refuses_what_is_there_and_a_second_writer(tmp_path):
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    (taken / "thesis.txt").touch()
-    with pytest.raises(InputError, match="exists and is not an empty folder"), new_folder(taken):
-        pass
-    (tmp_path / "empty").mkdir()
-    with new_folder(tmp_path / "empty") as folder:
-        (folder / "file").touch()
-        with pytest.raises(InputError, match="another process is writing"), new_folder(tmp_path / "empty"):
-            pass
-    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["file"]
-    assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
-
-
 # ----------------------------------------------------------------------------------------------------- damaged folders
 
 
@@ -236,10 +160,10 @@ def test_every_truncation_of_a_shard_or_the_schema_is_refused(raw, tmp_path):
 
 def test_missing_and_foreign_shards_are_named(raw, tmp_path):
     folder = tmp_path / "lists"
-    prepare_prm_public(raw, folder, progress=False, shard_lists=60)
+    prepare_prm_public(raw, folder, progress=False, shard_lines=60)
     shards = read_prepared(folder).files["train"]
     count = len(shards)
-    assert count == -(-split_of(range(400)).tolist().count("train") // 60) > 2
+    assert count == -(-400 // 60)
 
     kept = shards[1].read_bytes()
     shards[1].unlink()
@@ -261,28 +185,20 @@ def test_missing_and_foreign_shards_are_named(raw, tmp_path):
         read_prepared(folder)
 
 
-def test_shard_writer_fills_row_groups_across_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_rerank.data.prepared.GROUP_LISTS", 4)
-    table = pa.table({"n": pa.array(range(23))})
-    with ShardWriter(tmp_path, table.schema, shard_lists=10) as writer:
-        for start, stop in ((0, 3), (3, 3), (3, 14), (14, 23)):
-            writer.write("test", table.slice(start, stop - start))
-    sizes = [
-        [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-        for footer in map(pq.read_metadata, sorted(tmp_path.glob("test-*.parquet")))
-    ]
-    assert sizes == [[4, 4], [4, 4], [4, 3]]
-    read = pa.concat_tables(map(pq.read_table, sorted(tmp_path.glob("test-*.parquet"))))
-    assert read.column("n").to_pylist() == list(range(23))
-    assert pq.read_metadata(tmp_path / "train-00000-of-00001.parquet").num_rows == 0
-
-
 def test_report_counts_by_hand():
     report = PrepareReport()
     table = pa.table({"user_0": [1, None, 2], "item_id": [[1, None], [None], [3]], "click": [[1, 0], [0], [2]]})
     report.keep("train", table, "click")
     report.drop("too short", 0)
     report.drop("no user", 2)
+    for kind in ("ragged", "null", "ragged"):
+        report.reject(kind)
     assert (report.lists["train"], report.items["train"], report.clicks["train"]) == (3, 4, 2)
     assert (report.without_click, report.nulls) == (1, {"user_0": 1, "item_id": 2})
     assert report.dropped == {"too short": 0, "no user": 2}
+    assert report.rejected == {"ragged": 2, "null": 1}
+    total = PrepareReport(read=5, nulls={"basic_0": 1})
+    total.add(report)
+    total.add(report)
+    assert (total.read, total.lists["train"], total.nulls) == (5, 6, {"basic_0": 1, "user_0": 2, "item_id": 4})
+    assert list(total.to_dict()["nulls"]) == ["basic_0", "item_id", "user_0"]

@@ -234,7 +234,7 @@ DAMAGE = {
     "labels short": (raw_line(labels=[1]), "field 6 (labels): the list is ragged: 1 items here, 2 in field 3"),
     "no items": (raw_line(clicks=()), "field 3 (item categorical): the list is empty"),
     "not UTF-8": (raw_line().replace("2", "\udcff", 1), "byte 4 is no ASCII character (b'\\xff"),
-    "NUL": (raw_line().replace("2", "\0", 1), "field 2 (user categorical): expected a JSON array, but"),
+    "NUL": (raw_line().replace("2", "\0", 1), "field 2 (user categorical): holds a NUL byte"),
     "endless": (raw_line() + " " * MAX_LINE_BYTES, "the line has more than 1,048,576 bytes"),
 }
 
