@@ -171,7 +171,7 @@ def _prepare(options: argparse.Namespace) -> None:
             options.raw_dir, options.output_dir, protocol=options.protocol, on_error=options.on_error
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command goes on from the last whole shard") from None
+        raise KeyboardInterrupt("stopped by Ctrl-C; the same command goes on from the last whole shard") from None
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
         return

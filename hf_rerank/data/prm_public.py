@@ -603,6 +603,7 @@ def _write(
 ) -> None:
     """Writes lists into shards, and saves the state after each group of them."""
     group = unfinished.group(columns)
+    finished = False
     try:
         for outcome in outcomes:
             if outcome.table is not None:
@@ -628,9 +629,10 @@ def _write(
         if state.in_group:
             state.in_group = 0
             unfinished.save(group, state.to_dict(), whole=True)
-    except BaseException:
-        group.abandon()
-        raise
+        finished = True
+    finally:
+        if not finished:
+            group.abandon()
 
 
 @dataclass

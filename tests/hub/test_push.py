@@ -195,8 +195,8 @@ RESULTS: dict[str, Any] = {
         "preset": "scaled",
         "convergence_weight": 20.0,
         "adversarial_weight": 5.0,
-        "reduction": "weighted_mean",
-        "space": "probability",
+        "consistency_reduction": "weighted_mean",
+        "consistency_space": "probability",
     },
     "schema": {
         "items": [{"kind": "categorical", "name": "item_id"}],
