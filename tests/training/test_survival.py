@@ -638,6 +638,8 @@ def test_the_command_stops_and_goes_on(
         stderr=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
+        # A shell that runs the tests in the background has them ignore Ctrl-C, and so their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert training.stdout is not None
     for line in training.stdout:

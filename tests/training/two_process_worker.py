@@ -81,6 +81,11 @@ def main(source: Path, output: Path, batch_size: int) -> None:
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / f"rank{trainer.args.process_index}.json").write_text(json.dumps(report))
+    if torch.distributed.is_initialized():
+        # All is written. gloo's threads now and then abort a process that cleans up at its end, so this one does not.
+        torch.distributed.barrier()
+        sys.stderr.flush()
+        os._exit(0)
     trainer.end()
 
 
