@@ -14,14 +14,24 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.hub.files import model_file
 from hf_rerank.models.base import PreTrainedReranker, RerankerConfig
+from hf_rerank.models.dlcm import DLCMConfig, DLCMForReranking
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
+from hf_rerank.models.midnn import MiDNNConfig, MiDNNForReranking
+from hf_rerank.models.pear import PEARConfig, PEARForReranking
 from hf_rerank.models.prm import PRMConfig, PRMForReranking
+from hf_rerank.models.raise_ import RAISEConfig, RAISEForReranking
+from hf_rerank.models.setrank import SetRankConfig, SetRankForReranking
 from hf_rerank.processing import ListProcessor
 
 # name -> (config, model); the model type of a checkpoint is "rerank_" and the name.
 RERANKERS: dict[str, tuple[type[RerankerConfig], type[PreTrainedReranker]]] = {
     "dnn": (DNNConfig, DNNForReranking),
+    "dlcm": (DLCMConfig, DLCMForReranking),
+    "midnn": (MiDNNConfig, MiDNNForReranking),
     "prm": (PRMConfig, PRMForReranking),
+    "setrank": (SetRankConfig, SetRankForReranking),
+    "pear": (PEARConfig, PEARForReranking),
+    "raise": (RAISEConfig, RAISEForReranking),
 }
 
 for _config, _model in RERANKERS.values():

@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from hf_rerank.errors import InputError
 from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import ItemEmbedding, position_vectors
+from hf_rerank.models.layers import ItemEmbedding, check_sizes, mlp, position_vectors
 
 
 @strict
@@ -32,10 +31,7 @@ class DNNConfig(RerankerConfig):
 
     def validate_network(self) -> None:
         """Checks what types cannot say."""
-        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
-            raise InputError(f"hidden_sizes is {self.hidden_sizes}: expected at least one width, each at least 1")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}: expected a share in [0, 1)")
+        check_sizes(self.dropout, hidden_sizes=self.hidden_sizes)
 
 
 class DNNForReranking(PreTrainedReranker):
@@ -51,11 +47,8 @@ class DNNForReranking(PreTrainedReranker):
         self.item_embedding = ItemEmbedding(config)
         width = self.item_embedding.width
         self.positions = nn.Embedding(config.max_list_length, width) if config.position_input == "embedding" else None
-        layers: list[nn.Module] = []
-        for hidden in config.hidden_sizes:
-            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(config.dropout)]
-            width = hidden
-        self.network = nn.Sequential(*layers, nn.Linear(width, 1))
+        hidden = mlp(width, config.hidden_sizes, config.dropout)
+        self.network = nn.Sequential(*hidden, nn.Linear(config.hidden_sizes[-1], 1))
         self.post_init()
 
     def embed(

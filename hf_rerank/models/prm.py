@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from hf_rerank.errors import InputError
 from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import EncoderBlock, ItemEmbedding, position_vectors
+from hf_rerank.models.layers import EncoderBlock, ItemEmbedding, check_sizes, position_vectors
 
 
 @strict
@@ -31,8 +31,8 @@ class PRMConfig(RerankerConfig):
     own_task_loss: ClassVar[str] = "softmax_loss"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"num_blocks": 4, "num_heads": 3, "head_dim": 22, "inner_width": 64, "task_loss": "own"},
-        "librerank-ad": {"num_blocks": 1, "inner_width": 64, "dropout": 0.2},
-        "librerank-prm": {"num_blocks": 1, "inner_width": 64, "dropout": 0.2},
+        "librerank-ad": {"num_blocks": 1, "dropout": 0.2},
+        "librerank-prm": {"num_blocks": 1, "dropout": 0.2},
     }
 
     d_model: int = 64
@@ -44,15 +44,18 @@ class PRMConfig(RerankerConfig):
 
     def validate_encoder(self) -> None:
         """Checks what types cannot say."""
-        head_dim = 1 if self.head_dim is None else self.head_dim
-        if min(self.d_model, self.num_blocks, self.num_heads, self.inner_width, head_dim) < 1:
-            raise InputError("d_model, num_blocks, num_heads, head_dim and inner_width: expected at least 1")
+        check_sizes(
+            self.dropout,
+            d_model=self.d_model,
+            num_blocks=self.num_blocks,
+            num_heads=self.num_heads,
+            head_dim=1 if self.head_dim is None else self.head_dim,
+            inner_width=self.inner_width,
+        )
         if self.head_dim is None and self.d_model % self.num_heads:
             raise InputError(
                 f"d_model={self.d_model} is no multiple of num_heads={self.num_heads}: change one, or set head_dim"
             )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}: expected a share in [0, 1)")
 
 
 class PRMForReranking(PreTrainedReranker):

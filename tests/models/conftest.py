@@ -19,7 +19,12 @@ from hf_rerank.models.auto import RERANKERS
 # Sizes that make a model tiny: one line a model, and none where its defaults are small enough.
 TINY: dict[str, dict[str, Any]] = {
     "dnn": {"hidden_sizes": [8]},
+    "dlcm": {"hidden_size": 6, "input_size": 26},
+    "midnn": {"hidden_sizes": [8]},
     "prm": {"d_model": 8, "num_blocks": 1, "num_heads": 2, "inner_width": 8, "dropout": 0.0},
+    "setrank": {"d_model": 8, "num_blocks": 1, "num_heads": 2, "inner_width": 8},
+    "pear": {"feature_width": 8, "d_model": 8, "num_blocks": 2, "num_heads": 2, "inner_width": 8, "dropout": 0.0},
+    "raise": {"d_model": 8, "num_blocks": 2, "num_heads": 2, "inner_width": 8, "num_mixtures": 2, "dropout": 0.0},
 }
 LISTS = {
     "item_vocab_sizes": [20, 20],

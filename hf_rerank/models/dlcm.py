@@ -1,0 +1,166 @@
+"""DLCM: the deep listwise context model (Ai et al., SIGIR 2018)."""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from hf_rerank.errors import InputError
+from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
+from hf_rerank.models.layers import ItemEmbedding, check_sizes, position_vectors
+from hf_rerank.principled.orders import order_from_positions
+
+
+@strict
+class DLCMConfig(RerankerConfig):
+    """Config of ``DLCMForReranking``.
+
+    Args:
+        hidden_size: Width of the GRU.
+        num_layers: Of the GRU.
+        input_size: Width to which an item's vector is brought by joining a two-layer ELU network of it; a vector that
+            is this wide already is read as it is. 0: no such network.
+        scoring: How an item is set against the list: ``multiply``, ``multi`` or ``add``; see the model.
+        num_heads: Of ``multi`` and ``add``.
+        dropout: On the item's vector, in [0, 1).
+        position_input: ``sequence``: the GRU reads the items in the order shown. ``sequence+embedding``: and a
+            learnable vector of its place is added to each item's.
+    """
+
+    model_type: ClassVar[str] = "rerank_dlcm"
+    own_task_loss: ClassVar[str] = "attention_rank_loss"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"hidden_size": 1024, "input_size": 1024, "scoring": "multi", "task_loss": "own"},
+        "librerank-ad": {"input_size": 0, "dropout": 0.2, "task_loss": "own"},
+        "librerank-prm": {"input_size": 0, "dropout": 0.2, "task_loss": "own"},
+    }
+
+    hidden_size: int = 64
+    num_layers: int = 1
+    input_size: int = 256
+    scoring: Literal["multiply", "multi", "add"] = "multiply"
+    num_heads: int = 3
+    dropout: float | int = 0.0
+    position_input: Literal["sequence", "sequence+embedding"] = "sequence"  # type: ignore[assignment]
+
+    def validate_network(self) -> None:
+        """Checks what types cannot say."""
+        check_sizes(self.dropout, hidden_size=self.hidden_size, num_layers=self.num_layers, num_heads=self.num_heads)
+        if self.input_size < 0:
+            raise InputError(f"input_size is {self.input_size}: expected at least 0")
+
+
+class DLCMForReranking(PreTrainedReranker):
+    """A GRU reads the list from its lowest place to its top; each item is then set against the last state.
+
+    ``o_i, s = GRU(z_n, ..., z_1)``, ``z = [x ; ELU network of x]``; so ``s`` has just read the top item, which is the
+    direction of the paper (section 3.3) and of the authors' code. The score of an item is
+
+    - ``multiply``: ``V . (o_i * tanh(W s + b))``, as LibRerank writes the paper's equation;
+    - ``multi``: ``mean_h v_h (o_i . tanh(W_h s + b_h))``, the authors' example setting, three heads;
+    - ``add``: ``mean_h v_h u_h . tanh(U_h o_i + W_h s + b_h)``, their default.
+
+    The paper's loss, ``task_loss="own"``, is the attention-rank loss. Under it, and every loss that ignores a shift of
+    the list, the smallest score of the list's items is then subtracted, as in the authors' code; under the binary
+    log-loss it is not, since the lowest item would be held at a probability of one half and get no gradient of its
+    own. LibRerank reads the list from the top and normalises over the batch: neither is followed.
+    """
+
+    config: DLCMConfig
+
+    def __init__(self, config: DLCMConfig) -> None:
+        super().__init__(config)
+        self.item_embedding = ItemEmbedding(config)
+        width, more = self.item_embedding.width, config.input_size - self.item_embedding.width
+        self.widening = None
+        if more > 0:
+            half = max(1, config.input_size // 2)
+            self.widening = nn.Sequential(nn.Linear(width, half), nn.ELU(), nn.Linear(half, more), nn.ELU())
+            width = config.input_size
+        with_vectors = config.position_input == "sequence+embedding"
+        self.positions = nn.Embedding(config.max_list_length, width) if with_vectors else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.gru = nn.GRU(width, config.hidden_size, config.num_layers, batch_first=True)
+        heads = 1 if config.scoring == "multiply" else config.num_heads
+        self.of_state = nn.Linear(config.hidden_size, heads * config.hidden_size)
+        self.of_item = None
+        if config.scoring == "add":
+            self.of_item = nn.Linear(config.hidden_size, heads * config.hidden_size, bias=False)
+            self.of_both = nn.Linear(config.hidden_size, heads, bias=False)
+        self.scorer = nn.Linear(config.hidden_size if config.scoring == "multiply" else heads, 1, bias=False)
+        self.post_init()
+
+    def embed(
+        self,
+        item_categorical: Tensor,
+        item_dense: Tensor | None,
+        item_vectors: Tensor | None,
+        user_categorical: Tensor | None,
+        user_dense: Tensor | None,
+        history_categorical: Tensor | None,
+        history_dense: Tensor | None,
+        history_mask: Tensor | None,
+        mask: Tensor,
+    ) -> Context:
+        items = self.item_embedding(item_categorical, item_dense, item_vectors, user_categorical, user_dense)
+        if self.widening is not None:
+            items = torch.cat([items, self.widening(items)], dim=-1)
+        return {"items": items, "mask": mask}
+
+    def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
+        items, mask = context["items"], context["mask"]
+        if self.positions is not None:
+            items = items + position_vectors(position_ids, self.positions.weight)
+        outputs, state = self.read(self.dropout(items), mask, position_ids)
+        scores = self.set_against(outputs, state)
+        if self.config.task_loss_name != "binary_log_loss":
+            lowest = scores.masked_fill(~mask, torch.finfo(scores.dtype).max).amin(-1, keepdim=True)
+            scores = scores - torch.where(mask.any(-1, keepdim=True), lowest, 0.0)
+        return RerankerOutput(logits=padded_low(scores, mask))
+
+    def read(self, items: Tensor, mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the GRU from the lowest place to the top, padding last.
+
+        Args:
+            items: [B, L, width], by slot.
+            mask: bool [B, L].
+            position_ids: Places or soft order; padding slots hold the places behind the items.
+
+        Returns:
+            The output for each slot's item [B, L, hidden_size], and the state when the top item was read
+            [B, hidden_size].
+        """
+        steps = torch.arange(mask.shape[1], device=mask.device)
+        count = mask.sum(-1, keepdim=True)
+        # Step 0 reads place n - 1, step n - 1 place 0. The map is its own inverse.
+        turned = torch.where(steps < count, count - 1 - steps, steps)
+        if position_ids.is_floating_point():
+            # Each place reads the items in the shares in which they stand there.
+            shares = position_ids.transpose(1, 2).to(items.dtype)
+            total = shares.sum(-1, keepdim=True)
+            by_place = shares @ items / torch.where(total > 0, total, 1.0)
+            outputs, _ = self.gru(_rows(by_place, turned))
+            by_slot = position_ids.to(items.dtype) @ _rows(outputs, turned)
+        else:
+            slots = order_from_positions(position_ids).gather(-1, turned)
+            outputs, _ = self.gru(_rows(items, slots))
+            by_slot = _rows(outputs, order_from_positions(slots))
+        last = _rows(outputs, (count - 1).clamp(min=0)).squeeze(1)
+        return by_slot, last
+
+    def set_against(self, outputs: Tensor, state: Tensor) -> Tensor:
+        """Scores [B, L] of items' outputs [B, L, hidden_size] against the list's state [B, hidden_size]."""
+        of_state = self.of_state(state).unflatten(-1, (-1, self.config.hidden_size)).unsqueeze(1)  # [B, 1, heads, D]
+        if self.of_item is not None:
+            both = torch.tanh(self.of_item(outputs).unflatten(-1, (-1, self.config.hidden_size)) + of_state)
+            return self.scorer((both * self.of_both.weight).sum(-1)).squeeze(-1) / self.config.num_heads
+        products = outputs.unsqueeze(-2) * torch.tanh(of_state)
+        if self.config.scoring == "multiply":
+            return self.scorer(products.squeeze(-2)).squeeze(-1)
+        return self.scorer(products.sum(-1)).squeeze(-1) / self.config.num_heads
+
+
+def _rows(values: Tensor, rows: Tensor) -> Tensor:
+    """The rows [B, R] of each list of values [B, L, D]."""
+    return values.gather(1, rows.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

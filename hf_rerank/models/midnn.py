@@ -1,0 +1,108 @@
+"""MiDNN: a network over each item and its standing among the others (Zhuang et al., IJCAI 2018)."""
+
+from dataclasses import field
+from typing import Any, ClassVar, Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
+from hf_rerank.models.layers import ItemEmbedding, check_sizes, mlp, position_vectors
+
+
+@strict
+class MiDNNConfig(RerankerConfig):
+    """Config of ``MiDNNForReranking``.
+
+    The hidden layers are those of the public benchmark's code (LibRerank); the paper says three of them.
+
+    Args:
+        hidden_sizes: Widths of the hidden layers.
+        dropout: After each hidden layer, in [0, 1).
+        global_features: Which features of an item are also set against the others': ``all`` of them, embeddings and
+            position among them, or the ``dense`` ones (numbers and vectors) only.
+    """
+
+    model_type: ClassVar[str] = "rerank_midnn"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"position_input": "none"},
+        "librerank-ad": {"position_input": "none", "dropout": 0.2},
+        "librerank-prm": {"position_input": "none", "dropout": 0.2},
+    }
+
+    hidden_sizes: list[int] = field(default_factory=lambda: [512, 256, 128])
+    dropout: float | int = 0.0
+    global_features: Literal["all", "dense"] = "all"
+
+    def validate_network(self) -> None:
+        """Checks what types cannot say."""
+        check_sizes(self.dropout, hidden_sizes=self.hidden_sizes)
+
+
+class MiDNNForReranking(PreTrainedReranker):
+    """Scores each item from its features and from where they lie between the smallest and the largest of the list.
+
+    ``score_i = MLP([x_i ; user ; g_i])`` with the global features ``g_i = (x_i - low) / (high - low)``, where low and
+    high are the smallest and the largest value of a feature over the list's real items; a feature that all items share
+    gives 0. The position of an item, which the original does not read, joins ``x_i`` as a vector. The user's features
+    are the same for all items, so they have no global form.
+
+    LibRerank's code takes minimum and maximum over padding too, and normalises the network's input over the batch;
+    neither is followed. The paper's loss, ``task_loss="own"``, is the binary log-loss.
+    """
+
+    config: MiDNNConfig
+
+    def __init__(self, config: MiDNNConfig) -> None:
+        super().__init__(config)
+        self.item_embedding = ItemEmbedding(config)
+        local = self.item_embedding.item_width
+        self.dense_width = config.num_item_dense + config.item_vector_dim
+        self.positions = nn.Embedding(config.max_list_length, local) if config.position_input == "embedding" else None
+        width = self.item_embedding.width + (local if config.global_features == "all" else self.dense_width)
+        hidden = mlp(width, config.hidden_sizes, config.dropout)
+        self.network = nn.Sequential(*hidden, nn.Linear(config.hidden_sizes[-1], 1))
+        self.post_init()
+
+    def embed(
+        self,
+        item_categorical: Tensor,
+        item_dense: Tensor | None,
+        item_vectors: Tensor | None,
+        user_categorical: Tensor | None,
+        user_dense: Tensor | None,
+        history_categorical: Tensor | None,
+        history_dense: Tensor | None,
+        history_mask: Tensor | None,
+        mask: Tensor,
+    ) -> Context:
+        items = self.item_embedding(item_categorical, item_dense, item_vectors, user_categorical, user_dense)
+        return {"items": items, "mask": mask}
+
+    def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
+        mask = context["mask"]
+        own = self.item_embedding.item_width
+        items, user = context["items"][..., :own], context["items"][..., own:]
+        if self.positions is not None:
+            items = items + position_vectors(position_ids, self.positions.weight)
+        # The item's own part ends with its dense features and vectors.
+        compared = items if self.config.global_features == "all" else items[..., own - self.dense_width :]
+        features = torch.cat([items, user, global_features(compared, mask)], dim=-1)
+        return RerankerOutput(logits=padded_low(self.network(features).squeeze(-1), mask))
+
+
+def global_features(items: Tensor, mask: Tensor) -> Tensor:
+    """Each feature's place between the list's smallest and largest value of it: 0 to 1, and 0 where all are equal.
+
+    Args:
+        items: [B, L, F].
+        mask: bool [B, L]; padding is not looked at, and what stands there in the result has no meaning.
+    """
+    real, finite = mask.unsqueeze(-1), torch.finfo(items.dtype)
+    low = items.masked_fill(~real, finite.max).amin(1, keepdim=True)
+    high = items.masked_fill(~real, finite.min).amax(1, keepdim=True)
+    # Without items low is above high; the difference of these two would be infinite.
+    varies = high > low
+    span = torch.where(varies, high, 1.0) - torch.where(varies, low, 0.0)
+    return torch.where(real & varies, items - torch.where(varies, low, 0.0), 0.0) / span

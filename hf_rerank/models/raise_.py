@@ -1,0 +1,219 @@
+"""RAISE: a Transformer whose attention weights are mixed for each list by the user's intention (Lin et al., TKDE)."""
+
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_rerank.errors import InputError
+from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
+from hf_rerank.models.layers import EncoderBlock, HistoryEmbedding, ItemEmbedding, check_sizes, position_vectors
+
+
+@strict
+class RAISEConfig(RerankerConfig):
+    """Config of ``RAISEForReranking``.
+
+    LibRerank has no RAISE: its presets take the sizes that it uses throughout (64 wide, dropout 0.2).
+
+    Args:
+        d_model: Width of the encoder and of the intention's parts.
+        num_blocks: Encoder blocks.
+        num_heads: Attention heads; ``d_model`` is a multiple of it.
+        inner_width: Of the hidden layer in each block.
+        num_mixtures: T, weight matrices of which each projection is a mixture; 1 is a plain encoder.
+        dropout: In [0, 1).
+    """
+
+    model_type: ClassVar[str] = "rerank_raise"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"d_model": 32, "inner_width": 32},
+        "librerank-ad": {"d_model": 64, "inner_width": 64, "dropout": 0.2},
+        "librerank-prm": {"d_model": 64, "inner_width": 64, "dropout": 0.2},
+    }
+
+    d_model: int = 32
+    num_blocks: int = 2
+    num_heads: int = 1
+    inner_width: int = 64
+    num_mixtures: int = 4
+    dropout: float | int = 0.1
+
+    def validate_encoder(self) -> None:
+        """Checks what types cannot say."""
+        check_sizes(
+            self.dropout,
+            d_model=self.d_model,
+            num_blocks=self.num_blocks,
+            num_heads=self.num_heads,
+            inner_width=self.inner_width,
+            num_mixtures=self.num_mixtures,
+        )
+        if self.d_model % self.num_heads:
+            raise InputError(f"d_model={self.d_model} is no multiple of num_heads={self.num_heads}: change one")
+
+    def validate_user(self) -> None:
+        """Refuses lists that say nothing of the user."""
+        items = self.item_vocab_sizes or self.num_item_dense or self.item_vector_dim
+        user = self.user_vocab_sizes or self.num_user_dense
+        history = self.history_vocab_sizes or self.num_history_dense
+        if items and not user and not history:
+            raise InputError(
+                "RAISE finds the user's intention, and the schema has neither user nor history features: add some, "
+                "or take a model that reads items alone, such as PRM or SetRank"
+            )
+
+
+class RAISEForReranking(PreTrainedReranker):
+    """A Transformer encoder whose query, key and value projections are mixtures, weighted by the list's intention.
+
+    - Intention: the user's side ``u_j`` holds the history items and one vector of the user's features, the items'
+      side ``x_i`` the list, both projected to ``d_model``. Affinities ``A_ji = tanh(u_j . W x_i)``; each side is
+      summed with weights ``softmax`` of its mean affinity to the other; the two sums side by side are the intention.
+    - Encoder: as PRM's, ``(X + PE[P]) W_E + b_E`` and blocks, but in each block and for each of query, key and value
+      ``W = sum_t pi_t W^t`` (bias too), ``pi = softmax(MLP(intention))``, every projection with matrices of its own.
+
+    The paper finds the intention in review texts, by co-attention of a user's reviews and an item's, for each pair of
+    user and item. Lists hold no reviews: one intention a list from history, user and items is our adaptation. It does
+    not depend on the order shown, so it is found once for all passes. What a schema or a list lacks, history or user,
+    is left out of the user's side, never faked. A public port never calls the mixtures and uses the query's matrix
+    for key and value too.
+
+    The paper's loss, ``task_loss="own"``, is the binary log-loss.
+    """
+
+    config: RAISEConfig
+
+    def __init__(self, config: RAISEConfig) -> None:
+        super().__init__(config)
+        self.item_embedding = ItemEmbedding(config)
+        width = self.item_embedding.width
+        self.positions = nn.Embedding(config.max_list_length, width) if config.position_input == "embedding" else None
+        self.projection = nn.Linear(width, config.d_model)
+        self.intention = Intention(config, self.item_embedding.user_width)
+        self.gate = nn.Sequential(
+            nn.Linear(2 * config.d_model, config.d_model),
+            nn.ReLU(),
+            nn.Linear(config.d_model, config.num_blocks * 3 * config.num_mixtures),
+        )
+        self.blocks = nn.ModuleList(DynamicBlock(config) for _ in range(config.num_blocks))
+        self.scorer = nn.Linear(config.d_model, 1)
+        self.dropout = nn.Dropout(config.dropout)
+        self.post_init()
+
+    def embed(
+        self,
+        item_categorical: Tensor,
+        item_dense: Tensor | None,
+        item_vectors: Tensor | None,
+        user_categorical: Tensor | None,
+        user_dense: Tensor | None,
+        history_categorical: Tensor | None,
+        history_dense: Tensor | None,
+        history_mask: Tensor | None,
+        mask: Tensor,
+    ) -> Context:
+        items = self.item_embedding(item_categorical, item_dense, item_vectors, user_categorical, user_dense)
+        items = self.projection(items)
+        user = self.item_embedding.user(user_categorical, user_dense) if self.item_embedding.user_width else None
+        history = None
+        if self.intention.history_embedding is not None:
+            history = self.intention.history_embedding(history_categorical, history_dense, self.item_embedding)
+        intention = self.intention(items, mask, user, history, history_mask)
+        mixture = self.gate(intention).unflatten(-1, (-1, 3, self.config.num_mixtures)).softmax(-1)
+        return {"items": items, "mixture": mixture, "mask": mask}
+
+    def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
+        items, mask = context["items"], context["mask"]
+        if self.positions is not None:
+            items = items + position_vectors(position_ids, F.linear(self.positions.weight, self.projection.weight))
+        items = self.dropout(items)
+        hidden_states, attentions = [items], []
+        for number, block in enumerate(self.blocks):
+            mixture = context["mixture"][:, number]
+            items, weights = block(items, mask, mixture, with_weights=self.config.output_attentions)
+            hidden_states.append(items)
+            attentions.append(weights)
+        return RerankerOutput(
+            logits=padded_low(self.scorer(items).squeeze(-1), mask),
+            hidden_states=tuple(hidden_states) if self.config.output_hidden_states else None,
+            attentions=tuple(attentions) if self.config.output_attentions else None,
+        )
+
+
+class Intention(nn.Module):
+    """What the user wants of this list: co-attention of what is known of the user and of the list's items."""
+
+    def __init__(self, config: RAISEConfig, user_width: int) -> None:
+        super().__init__()
+        embedding = HistoryEmbedding(config)
+        self.history_embedding = embedding if embedding.width else None
+        self.of_history = nn.Linear(embedding.width, config.d_model) if embedding.width else None
+        self.of_user = nn.Linear(user_width, config.d_model) if user_width else None
+        self.affinity = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(
+        self, items: Tensor, mask: Tensor, user: Tensor | None, history: Tensor | None, history_mask: Tensor | None
+    ) -> Tensor:
+        """The intention [B, 2 * d_model]: the user's side, then the items'.
+
+        Args:
+            items: [B, L, d_model].
+            mask: bool [B, L].
+            user: Features of the user [B, user_width], of a model that has some.
+            history: History items [B, H, history width], of a model that has some.
+            history_mask: bool [B, H]. None: all are real.
+        """
+        sides, known = [], []
+        if self.of_history is not None and history is not None:
+            sides.append(self.of_history(history))
+            every = torch.ones(history.shape[:2], dtype=torch.bool, device=items.device)
+            known.append(every if history_mask is None else history_mask)
+        if self.of_user is not None and user is not None:
+            sides.append(self.of_user(user).unsqueeze(1))
+            known.append(torch.ones((items.shape[0], 1), dtype=torch.bool, device=items.device))
+        side, side_mask = torch.cat(sides, dim=1), torch.cat(known, dim=1)
+        affinities = torch.tanh(side @ self.affinity(items).transpose(1, 2))
+        both = side_mask.unsqueeze(2) & mask.unsqueeze(1)
+        affinities = affinities.masked_fill(~both, 0.0)
+        of_side = affinities.sum(2) / mask.sum(1, keepdim=True).clamp(min=1)
+        of_items = affinities.sum(1) / side_mask.sum(1, keepdim=True).clamp(min=1)
+        return torch.cat([_pooled(side, of_side, side_mask), _pooled(items, of_items, mask)], dim=-1)
+
+
+class DynamicBlock(EncoderBlock):
+    """An encoder block whose projections are mixed for each list.
+
+    ``mixtures[t]`` holds the t-th matrices of query, key and value, as ``query_key_value`` of a plain block does.
+    """
+
+    def __init__(self, config: RAISEConfig) -> None:
+        super().__init__(
+            config.d_model, config.num_heads, config.d_model // config.num_heads, config.inner_width, config.dropout
+        )
+        del self.query_key_value
+        self.mixtures = nn.ModuleList(
+            nn.Linear(config.d_model, 3 * config.d_model) for _ in range(config.num_mixtures)
+        )
+
+    def forward(  # type: ignore[override]
+        self, items: Tensor, mask: Tensor, mixture: Tensor, with_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Items [B, L, d_model], and for query, key and value the weights of the mixtures [B, 3, T]."""
+        width = items.shape[-1]
+        weights = torch.stack([linear.get_parameter("weight") for linear in self.mixtures])
+        biases = torch.stack([linear.get_parameter("bias") for linear in self.mixtures])
+        # [B, 3, out, in] and [B, 3, 1, out]: one matrix a list, cheaper than T products for lists longer than T.
+        weight = torch.einsum("bkt,tkoi->bkoi", mixture, weights.unflatten(1, (3, width)))
+        bias = torch.einsum("bkt,tko->bko", mixture, biases.unflatten(1, (3, width))).unsqueeze(2)
+        query, key, value = (items.unsqueeze(1) @ weight.transpose(-1, -2) + bias).unbind(1)
+        return self.attended(items, query, key, value, mask, with_weights)
+
+
+def _pooled(vectors: Tensor, affinity: Tensor, mask: Tensor) -> Tensor:
+    """The sum of vectors [B, N, D] with weights softmax of their affinity [B, N] over the real ones; 0 without any."""
+    # A finite number, not -inf: the softmax over nothing stays finite, and its weights are set to 0.
+    weights = affinity.masked_fill(~mask, torch.finfo(affinity.dtype).min).softmax(-1)
+    return (weights.masked_fill(~mask, 0.0).unsqueeze(1) @ vectors).squeeze(1)
