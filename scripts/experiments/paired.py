@@ -34,6 +34,26 @@ def paired_interval(a: Sequence[float], b: Sequence[float], confidence: float = 
     return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": count}
 
 
+def paired_p_value(a: Sequence[float], b: Sequence[float]) -> float:
+    """Two-sided p of the paired t-test of a against b; 1 for a single pair, or where all differences are 0."""
+    difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    if len(difference) < 2 or not difference.any():
+        return 1.0
+    from scipy import stats
+
+    return float(stats.ttest_1samp(difference, 0.0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for the number of tests by Holm's step-down method, in the order given."""
+    count, largest = len(p_values), 0.0
+    adjusted = [0.0] * count
+    for rank, index in enumerate(sorted(range(count), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
 def bootstrap_over_users(
     difference: np.ndarray, users: Sequence, *, draws: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> dict[str, float]:

@@ -95,7 +95,7 @@ class Experiment:
 
     def run(self, path: Path, model_name: str, preset: str, changes: dict[str, Any], seed: int) -> None:
         """Trains one row with one seed, measures it on the test lists and writes the result."""
-        from runs import train
+        from runs import per_list, train
         from safetensors.numpy import save_file
 
         from hf_rerank.evaluation import evaluate
@@ -120,27 +120,8 @@ class Experiment:
         test = evaluate(trainer.model, self.processor, self.lists["test"])
         trainer.results["evaluations"]["test"] = test
         trainer.save_model(str(folder))
-        save_file(self.per_list(trainer.model), folder / "per_list.safetensors")
+        save_file(per_list(trainer.model, self.processor, self.lists["test"]), folder / "per_list.safetensors")
         write_json(path, {**trainer.results, "test": test})
-
-    def per_list(self, model: Any) -> dict[str, np.ndarray]:
-        """NDCG@10 and, where the truth is known, expected clicks of each test list."""
-        from hf_rerank import metrics
-        from hf_rerank.evaluation import EXTRAS, encoded_batches
-
-        found: dict[str, list[np.ndarray]] = {}
-        examination = self.processor.schema.examination
-        for batch in encoded_batches(self.lists["test"], self.processor):
-            features = {name: value for name, value in batch.items() if name not in (*EXTRAS, "labels", "weights")}
-            scores, mask = model.rank(**features)[1], batch["mask"]
-            values = {"ndcg@10": metrics.ndcg(scores, batch["labels"], mask=mask, k=10, reduction="none")}
-            if examination is not None:
-                values["expected_clicks"] = metrics.expected_clicks(
-                    scores, batch["attraction"], examination, mask=mask, reduction="none"
-                )
-            for name, value in values.items():
-                found.setdefault(name, []).append(np.asarray(value, dtype=np.float64))
-        return {name: np.concatenate(values) for name, values in found.items()}
 
     def bootstrap(self, rows: list[str], seeds: list[int]) -> dict[str, Any]:
         """Intervals of the differences over the users of the test lists, each list's difference a mean over seeds."""

@@ -13,6 +13,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def train(
     folder: Path,
@@ -80,6 +82,26 @@ def finish(runs: Iterable[tuple[Path, tuple[Any, ...]]], run: Callable[..., dict
 
 def results(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
+
+
+def per_list(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:
+    """NDCG@10 and, where the truth is known, expected clicks of each list."""
+    from hf_rerank import metrics
+    from hf_rerank.evaluation import EXTRAS, encoded_batches
+
+    found: dict[str, list[np.ndarray]] = {}
+    examination = processor.schema.examination
+    for batch in encoded_batches(lists, processor):
+        features = {name: value for name, value in batch.items() if name not in (*EXTRAS, "labels", "weights")}
+        scores, mask = model.rank(**features)[1], batch["mask"]
+        values = {"ndcg@10": metrics.ndcg(scores, batch["labels"], mask=mask, k=10, reduction="none")}
+        if examination is not None:
+            values["expected_clicks"] = metrics.expected_clicks(
+                scores, batch["attraction"], examination, mask=mask, reduction="none"
+            )
+        for name, value in values.items():
+            found.setdefault(name, []).append(np.asarray(value, dtype=np.float64))
+    return {name: np.concatenate(values) for name, values in found.items()}
 
 
 def _make(path: Path, values: tuple[Any, ...], run: Callable[..., dict[str, Any]]) -> None:
