@@ -34,10 +34,38 @@ RERANKERS: dict[str, tuple[type[RerankerConfig], type[PreTrainedReranker]]] = {
     "raise": (RAISEConfig, RAISEForReranking),
 }
 
+
+def register_reranker(name: str, config: type[RerankerConfig], model: type[PreTrainedReranker]) -> None:
+    """Adds a re-ranker of one's own to the table, and to ``AutoConfig``, ``AutoModel``, ``AutoFeatureExtractor``.
+
+    A checkpoint holds no code: whoever loads one imports the module that calls this first.
+
+    Args:
+        name: Under which it is found; ``config.model_type`` is ``"rerank_"`` and the name.
+        config: Its config class.
+        model: Its model class.
+
+    Raises:
+        InputError: Another re-ranker has this name, or the config's model type is another.
+    """
+    if RERANKERS.get(name) == (config, model):
+        return
+    if name in RERANKERS:
+        raise InputError(f"there is a re-ranker {name!r} already, {RERANKERS[name][1].__name__}: choose another name")
+    if config.model_type != f"rerank_{name}":
+        raise InputError(f"{config.__name__}.model_type is {config.model_type!r}: expected 'rerank_{name}'")
+    RERANKERS[name] = (config, model)
+    _make_known(config, model)
+
+
+def _make_known(config: type[RerankerConfig], model: type[PreTrainedReranker]) -> None:
+    AutoConfig.register(config.model_type, config)
+    AutoModel.register(config, model)
+    AutoFeatureExtractor.register(config, ListProcessor)
+
+
 for _config, _model in RERANKERS.values():
-    AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _model)
-    AutoFeatureExtractor.register(_config, ListProcessor)
+    _make_known(_config, _model)
 
 
 def reranker_classes(name: str) -> tuple[type[RerankerConfig], type[PreTrainedReranker]]:
