@@ -177,3 +177,28 @@ def test_peak_memory_is_that_of_the_steps(cost: ModuleType, monkeypatch: pytest.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "")  # set by the script: taken back afterwards
     torch.ones(400 * 2**20, dtype=torch.uint8)
     assert 15.1 < cost.peak_memory("dnn", 128, cost.Setting("none"), "cpu", 1) < 200
+
+
+@pytest.mark.slow
+def test_every_reranker_and_preset_is_measured(tmp_path: Path) -> None:
+    """The rows asked for, with the parameters that the equations of the sizes give."""
+    script = SCRIPT.with_name("rerankers.py")
+    command = [sys.executable, str(script), "--output-dir", str(tmp_path), "--rounds", "1"]
+    command += ["--models", "dnn", "raise", "--presets", "default", "librerank-ad"]
+    subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    rows = json.loads((tmp_path / "rerankers.json").read_text())["rows"]
+    assert [(row["model"], row["preset"], row["list_length"]) for row in rows] == [
+        ("dnn", "default", 30),
+        ("dnn", "librerank-ad", 10),
+        ("raise", "default", 30),
+        ("raise", "librerank-ad", 10),
+    ]
+    # An item is 5 tables of 16 and 19 numbers, the user 3 tables of 16; 500, 200, 80 and 1 wide layers; 30 places.
+    width = 8 * 16 + 19
+    layers = (width + 1) * 500 + 501 * 200 + 201 * 80 + 81
+    assert rows[0]["parameters"] - rows[0]["parameters_of_tables"] == layers + 30 * width
+    assert rows[0]["parameters_of_tables"] == 16 * (20_000 + 256 + 8 + 10 + 6 + 10 + 6 + 10)
+    for row in rows:
+        assert all(row[name] > 0 for name in row if name.endswith(("_per_s", "_ms", "_over_base")))
+    lines = (tmp_path / "rerankers.md").read_text().splitlines()
+    assert len(lines) == 2 + 4

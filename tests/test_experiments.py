@@ -13,7 +13,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "scripts" / "experiments"
 sys.path.insert(0, str(FOLDER))
 
-from paired import bootstrap_over_users, mean_and_spread, paired_interval  # noqa: E402
+from paired import bootstrap_over_users, holm, mean_and_spread, paired_interval, paired_p_value  # noqa: E402
 from runs import finish, results  # noqa: E402
 
 
@@ -30,6 +30,20 @@ def test_paired_interval() -> None:
     assert found == {"mean": 2.0, "low": pytest.approx(2 - half), "high": pytest.approx(2 + half), "pairs": 3}
     alone = paired_interval([1.0], [0.5])
     assert (alone["mean"], alone["low"], alone["high"]) == (0.5, -np.inf, np.inf)
+
+
+def test_paired_p_value() -> None:
+    """Differences 1, 2, 3: t = 2 sqrt(3) = 3.4641; with 2 degrees of freedom p = 1 - t / sqrt(2 + t^2) = 0.07418."""
+    t = 2 * 3**0.5
+    assert paired_p_value([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == pytest.approx(1 - t / (2 + t * t) ** 0.5)
+    assert paired_p_value([1.0], [0.5]) == 1.0
+    assert paired_p_value([1.0, 2.0], [1.0, 2.0]) == 1.0
+
+
+def test_holm() -> None:
+    """Sorted .01, .02, .03, .5 times 4, 3, 2, 1, never falling: .04, .06, .06, .5."""
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_bootstrap_draws_users_not_lists() -> None:
@@ -83,3 +97,28 @@ def test_weights_end_to_end(tmp_path: Path) -> None:
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "0 runs to make" in again.stdout
     assert runs == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+
+
+@pytest.mark.slow
+def test_six_rerankers_end_to_end(tmp_path: Path) -> None:
+    """Two models, one seed: the learning rate with the best validation NDCG@10 trains the rows that are compared."""
+    command = [sys.executable, str(FOLDER / "six_rerankers.py"), "--output-dir", str(tmp_path), "--seeds", "1"]
+    command += ["--lists", "200", "--epochs", "1", "--models", "dnn", "setrank"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary["rows"]) == ["dnn none", "dnn scaled", "setrank none", "setrank scaled"]
+    for model in ("dnn", "setrank"):
+        rates = summary["learning_rates"][model]
+        assert rates["validation_ndcg@10"][f"{rates['chosen']}"] == max(rates["validation_ndcg@10"].values())
+        made = [
+            json.loads((tmp_path / "runs" / f"{model}-{preset}-0.json").read_text()) for preset in ("none", "scaled")
+        ]
+        assert {run["training_arguments"]["learning_rate"] for run in made} == {rates["chosen"]}
+        assert [run["objective"]["convergence_weight"] for run in made] == [0, 20]
+        clicks = [run["test"]["expected_clicks"] for run in made]
+        change = summary["changes"][model]
+        assert change["differences"]["expected_clicks"]["mean"] == pytest.approx(clicks[1] - clicks[0])
+        assert change["over_users"]["expected_clicks"]["mean"] == pytest.approx(clicks[1] - clicks[0])
+        initial = summary["orders"]["initial"]["expected_clicks"]
+        assert change["over_initial_order"]["expected_clicks"]["mean"] == pytest.approx(clicks[0] - initial)
+    assert "| SetRank + principles |" in (tmp_path / "summary.md").read_text()

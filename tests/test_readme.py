@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,59 @@ def test_own_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(len(split) for split in scope["lists"].values()) == 40
 
 
+def test_a_re_ranker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under 40 lines; trained with the principles, saved, loaded and ranked with, as every other."""
+    import datasets
+    import torch
+
+    from hf_rerank import (
+        Categorical,
+        Dense,
+        ListProcessor,
+        ListSchema,
+        Reranker,
+        RerankTrainer,
+        RerankTrainingArguments,
+    )
+    from hf_rerank.models import auto
+
+    code = block("import torch\nfrom huggingface_hub.dataclasses import strict")
+    assert len([line for line in code.splitlines() if line.strip()]) < 40
+    monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))
+    monkeypatch.setattr(auto, "_make_known", lambda config, model: None)  # the Auto classes forget nothing
+    (tmp_path / "mean_reranker.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("mean_reranker")
+    config, model = auto.reranker_classes("mean")
+    row = {"item_id": [1, 2, 3], "price": [1.0, 2.0, 3.0], "click": [0, 1, 0]}
+    lists = datasets.Dataset.from_list([row] * 8)
+    schema = ListSchema(items=[Categorical("item_id"), Dense("price")], label="click", max_list_length=3)
+    processor = ListProcessor.from_lists(lists, schema=schema)
+    arguments = RerankTrainingArguments(
+        str(tmp_path / "run"), max_steps=3, eval_strategy="no", save_strategy="no", load_best_model_at_end=False
+    )
+    torch.manual_seed(0)
+    trainer = RerankTrainer(model(config.for_schema(processor.schema)), arguments, lists, processing_class=processor)
+    before = [weight.clone() for weight in trainer.model.parameters()]
+    trainer.train()
+    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    trainer.save_model(str(tmp_path / "mean"))
+    reranker = Reranker.from_pretrained(tmp_path / "mean")
+    assert type(reranker.model) is module.MeanForReranking
+    with torch.no_grad():
+        expected = trainer.model.eval()(**processor([row])).logits[0].tolist()
+    (ranked,) = reranker.rerank([row])
+    assert ranked["scores"] == [expected[slot] for slot in ranked["order"]]
+    assert sorted(ranked["order"]) == [0, 1, 2]
+
+
 def test_options_named_there_exist() -> None:
-    from hf_rerank import DNNConfig, PRMConfig, RerankTrainingArguments
+    from hf_rerank import RerankTrainingArguments
+    from hf_rerank.models import RERANKERS
 
     section = README[README.index("## Options") : README.index("## Principled learning")]
     arguments = {field.name for field in dataclasses.fields(RerankTrainingArguments)}
-    configs = {field.name for config in (PRMConfig, DNNConfig) for field in dataclasses.fields(config)}
+    configs = {field.name for config, _ in RERANKERS.values() for field in dataclasses.fields(config)}
     first, second = section.split("| model | option |")
     for table, headings, column, known in ((first, 1, 0, arguments), (second, 0, 1, configs)):
         for row in re.findall(r"^\| (.*) \|$", table, re.M)[headings:]:

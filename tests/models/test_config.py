@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from hf_rerank.errors import InputError
+from hf_rerank.models import auto
 from hf_rerank.models.auto import RERANKERS, AutoReranker, reranker_classes
 from hf_rerank.models.base import RerankerConfig
 from hf_rerank.models.dnn import DNNConfig
@@ -111,6 +112,17 @@ def test_presets_build(name, preset, schema):
     assert config.preset(preset, schema, embedding_dim=3).embedding_dim == 3
     with pytest.raises(InputError, match=rf"no preset 'papr': expected one of .*{preset}.*did you mean 'paper'"):
         config.preset("papr", schema)
+
+
+def test_a_name_that_is_taken(monkeypatch):
+    monkeypatch.setattr(auto, "RERANKERS", dict(RERANKERS))
+    prm, dnn = RERANKERS["prm"], RERANKERS["dnn"]
+    auto.register_reranker("prm", *prm)  # the same again changes nothing
+    with pytest.raises(InputError, match="there is a re-ranker 'prm' already, PRMForReranking: choose another name"):
+        auto.register_reranker("prm", *dnn)
+    with pytest.raises(InputError, match=r"DNNConfig\.model_type is 'rerank_dnn': expected 'rerank_mine'"):
+        auto.register_reranker("mine", *dnn)
+    assert auto.RERANKERS == RERANKERS
 
 
 def test_an_unfitted_schema_is_refused():
