@@ -33,6 +33,21 @@ where ``rivals_above_i`` counts the items that stand above item ``i``, are of it
 attraction. The truth of that world is a function of the list *and* the order: :func:`order_click_probabilities` and
 :func:`order_expected_clicks`.
 
+A history
+---------
+With ``history_length`` above 0 a user has a taste of its own, which the segment and ``user_1`` do not tell::
+
+    price_taste = user_1 - 2 + personal_taste * t                                          t: one a user
+    match_i     = 0.6 * affinity[segment, category_i] + 0.8 * (
+                      personal_taste * liking[user, category_i] + sqrt(1 - personal_taste^2) * noise_i )
+
+``affinity``, ``t``, ``liking`` and the noise are standard normal. Without a history ``personal_taste`` counts as 0. The
+history of a list is what this user clicked in earlier lists of the same world, under the same click rule, newest
+first; :mod:`hf_rerank.data.simulated_history` says how it is drawn. So the prices of a history show the price taste,
+and its categories the liking, each with the noise of chance clicks. Each list has earlier clicks of its own: two lists
+of one user share the taste and no click, and no list of the file is in the history of another. Tastes do not change,
+so the minutes say nothing.
+
 A selection, said aloud
 -----------------------
 PRM Public has no list without a click. A simulated list without a click is thrown away, and a new list (user, items,
@@ -62,17 +77,22 @@ basic_6    quality and match together       optional_6   log popularity of the i
 ========== ===============================  ============ ==========================================
 
 In a share ``null_rate`` of the lines some values are ``null``, at random and independent of everything else.
+
+A raw line has no place for a history: its columns are in the truth file, although they are seen and no truth.
+``history_item_id``, ``history_item_1`` and ``history_item_3`` of the clicked items, ``history_basic_2`` their price,
+measured like ``basic_2``, and ``history_minutes_ago``; never null.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from hf_rerank.data.simulated_history import draw_history
 from hf_rerank.errors import InputError
 
 N_CATEGORIES = 7  # item_3 holds 1..7, below 8 as in PRM Public
@@ -109,6 +129,8 @@ class PRMWorld:
         patience: mean number of places that the readers who go down the list pass; they look at place ``p`` (from 0)
             with probability ``exp(-p / patience)``.
         same_category_decay: factor on an item's attraction for each rival above it, in (0, 1]; ``mode="order"`` only.
+        history_length: mean number of earlier clicks in the history of a list; 0: lists have no history.
+        personal_taste: how much of a user's taste only the history shows, in [0, 1]; counts with a history only.
     """
 
     mode: Literal["set", "order"] = "set"
@@ -134,6 +156,8 @@ class PRMWorld:
     looks_at_all: float = 0.24
     patience: float = 8.5
     same_category_decay: float = 0.7
+    history_length: float = 0.0
+    personal_taste: float = 0.8
 
     def __post_init__(self) -> None:
         if self.mode not in ("set", "order"):
@@ -145,7 +169,7 @@ class PRMWorld:
         for name, low in least.items():
             if not getattr(self, name) >= low:
                 raise InputError(f"PRMWorld.{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("null_rate", "looks_at_first_only", "looks_at_all", "same_category_decay"):
+        for name in ("null_rate", "looks_at_first_only", "looks_at_all", "same_category_decay", "personal_taste"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"PRMWorld.{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.looks_at_first_only + self.looks_at_all > 1:
@@ -161,9 +185,11 @@ class PRMWorld:
                 raise InputError(
                     f"PRMWorld.{name} is a standard deviation and must not be negative, got {getattr(self, name)}"
                 )
-        for field in fields(self):
-            if field.name != "mode" and not np.isfinite(getattr(self, field.name)):
-                raise InputError(f"PRMWorld.{field.name} must be finite, got {getattr(self, field.name)}")
+        if not self.history_length >= 0:
+            raise InputError(f"PRMWorld.history_length must not be negative, got {self.history_length}")
+        for parameter in fields(self):
+            if parameter.name != "mode" and not np.isfinite(getattr(self, parameter.name)):
+                raise InputError(f"PRMWorld.{parameter.name} must be finite, got {getattr(self, parameter.name)}")
 
     @property
     def examination(self) -> np.ndarray:
@@ -283,7 +309,8 @@ def simulate_prm(
     The truth, ``set1.train.txt.part{part}.truth.parquet``, has one row a line: ``list_id`` (``part{part}:{line}``,
     lines counted from 1), ``attraction`` (per slot, float32; in ``mode="order"`` instead ``base_attraction`` and
     ``category``), and ``initial_position`` (per slot, from 0: where the simulator's own noisy initial ranker puts the
-    item; not the display order). Its schema metadata hold ``examination`` (a JSON list, by place), ``mode``, ``world``
+    item; not the display order). In a world with a history also its columns, each a sequence of the history's own
+    length. Its schema metadata hold ``examination`` (a JSON list, by place), ``mode``, ``world``
     (all parameters, as JSON), ``seed``, and in ``mode="order"`` ``same_category_decay``.
 
     The same arguments give the same bytes. Both files appear under their names only when they are complete, the truth
@@ -364,6 +391,8 @@ class _Users:
     id: np.ndarray
     categorical: np.ndarray  # [users, 3]
     propensity: np.ndarray
+    price_taste: np.ndarray
+    liking: np.ndarray | None  # [users, categories], of a world with a history
 
 
 @dataclass(frozen=True)
@@ -379,6 +408,8 @@ class _Lists:
     attraction: np.ndarray  # the base attraction in mode "order"
     category: np.ndarray
     initial_position: np.ndarray
+    history_lengths: np.ndarray | None = None  # [lists], of a world with a history
+    history: dict[str, np.ndarray] = field(default_factory=dict)  # column -> [clicks]
 
     def __len__(self) -> int:
         return len(self.user_id)
@@ -408,11 +439,13 @@ def _draw_items(world: PRMWorld, rng: np.random.Generator) -> _Items:
 def _draw_users(world: PRMWorld, rng: np.random.Generator, n_users: int, part: int) -> _Users:
     propensity = rng.normal(size=n_users)
     level = np.clip(np.rint(4 + 1.5 * (propensity + rng.normal(size=n_users)) / 2**0.5), 1, 7).astype(np.int64)
-    return _Users(
-        id=(part - 1) * USER_IDS_PER_PART + 1 + np.arange(n_users),
-        categorical=np.stack([rng.integers(1, N_SEGMENTS + 1, n_users), rng.integers(1, 4, n_users), level], axis=1),
-        propensity=propensity,
-    )
+    categorical = np.stack([rng.integers(1, N_SEGMENTS + 1, n_users), rng.integers(1, 4, n_users), level], axis=1)
+    price_taste, liking = categorical[:, 1] - 2.0, None
+    if world.history_length:
+        price_taste += world.personal_taste * rng.normal(size=n_users)
+        liking = rng.standard_normal((n_users, N_CATEGORIES + 1), dtype=np.float32)
+    ids = (part - 1) * USER_IDS_PER_PART + 1 + np.arange(n_users)
+    return _Users(ids, categorical, propensity, price_taste, liking)
 
 
 def _blocks(world: PRMWorld, seed: int, part: int, n_lists: int) -> Iterator[_Lists]:
@@ -422,10 +455,18 @@ def _blocks(world: PRMWorld, seed: int, part: int, n_lists: int) -> Iterator[_Li
         raise InputError(f"a part holds at most {USER_IDS_PER_PART} users, got {n_users}; raise lists_per_user")
     users = _draw_users(world, _generator(seed, 1, part), n_users, part)
     for block, start in enumerate(range(0, n_lists, LISTS_PER_BLOCK)):
-        yield _draw_block(world, items, users, _generator(seed, 2, part, block), min(LISTS_PER_BLOCK, n_lists - start))
+        n = min(LISTS_PER_BLOCK, n_lists - start)
+        rng = _generator(seed, 2, part, block)
+        shown = _draw_clicked(world, items, users, rng, n)
+        lists = _observe(world, items, users, rng, shown)
+        if world.history_length:
+            lists = _with_history(world, items, users, _generator(seed, 3, part, block), shown, lists)
+        yield lists
 
 
-def _draw_block(world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, n: int) -> _Lists:
+def _draw_clicked(
+    world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, n: int
+) -> dict[str, np.ndarray]:
     """Draw lists until ``n`` of them have a click."""
     kept: list[dict[str, np.ndarray]] = []
     missing, drawn = n, 0
@@ -440,17 +481,26 @@ def _draw_block(world: PRMWorld, items: _Items, users: _Users, rng: np.random.Ge
                 f"only {n - missing} of {drawn} simulated lists got a click, and lists without a click are redrawn; "
                 f"raise PRMWorld.bias (now {world.bias})"
             )
-    return _observe(
-        world, items, users, rng, {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
-    )
+    return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
 
 
 def _show(world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     """Draw ``n`` lists, show them in display order, and draw their clicks: nothing is selected here."""
-    user = rng.integers(0, len(users.id), n)
+    lists = _draw_lists(world, items, users, rng, rng.integers(0, len(users.id), n))
+    return {**lists, "click": draw_clicks(rng, world.examination, _shown_attraction(world, items, lists))}
+
+
+def _draw_lists(
+    world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, user: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Draw a list for each entry of ``user`` (indices), in display order."""
+    n = len(user)
     item = _retrieve(world, items, rng, n)
-    segment = users.categorical[user, 0]
-    match = 0.6 * items.segment_match[segment[:, None], item] + 0.8 * rng.normal(size=item.shape)
+    segment, own_match = users.categorical[user, 0], rng.normal(size=item.shape)
+    if users.liking is not None:
+        own = world.personal_taste
+        own_match = own * users.liking[user[:, None], items.category[item]] + (1 - own**2) ** 0.5 * own_match
+    match = 0.6 * items.segment_match[segment[:, None], item] + 0.8 * own_match
     display = np.argsort(-(items.quality[item] + match + world.display_noise * rng.normal(size=item.shape)), axis=1)
     item, match = np.take_along_axis(item, display, axis=1), np.take_along_axis(match, display, axis=1)
 
@@ -463,28 +513,49 @@ def _show(world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generato
         style=items.style[item],
         price=items.price[item],
         category=items.category[item],
-        price_taste=users.categorical[user, 1] - 2.0,
+        price_taste=users.price_taste[user],
         propensity=propensity,
     )
-    shown_attraction = attractions
-    if world.mode == "order":
-        as_shown = np.broadcast_to(np.arange(world.list_length), item.shape)
-        shown_attraction = order_click_probabilities(
-            attractions,
-            items.category[item],
-            as_shown,
-            examination=np.ones(world.list_length),
-            same_category_decay=world.same_category_decay,
-        )
-    click = draw_clicks(rng, world.examination, shown_attraction)
-    return {
-        "user": user,
-        "item": item,
-        "match": match,
-        "propensity": propensity,
-        "attraction": attractions,
-        "click": click,
+    return {"user": user, "item": item, "match": match, "propensity": propensity, "attraction": attractions}
+
+
+def _shown_attraction(world: PRMWorld, items: _Items, lists: dict[str, np.ndarray]) -> np.ndarray:
+    """Attraction of the items of lists in display order, [lists, items]."""
+    if world.mode == "set":
+        return lists["attraction"]
+    return order_click_probabilities(
+        lists["attraction"],
+        items.category[lists["item"]],
+        np.broadcast_to(np.arange(world.list_length), lists["item"].shape),
+        examination=np.ones(world.list_length),
+        same_category_decay=world.same_category_decay,
+    )
+
+
+def _with_history(
+    world: PRMWorld,
+    items: _Items,
+    users: _Users,
+    rng: np.random.Generator,
+    shown: dict[str, np.ndarray],
+    lists: _Lists,
+) -> _Lists:
+    """Draw what the users of lists clicked before, and what is seen of it."""
+
+    def show(user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        earlier = _draw_lists(world, items, users, rng, user)
+        return earlier["item"], world.examination * _shown_attraction(world, items, earlier)
+
+    history = draw_history(rng, world.history_length, shown["user"], shown["item"], show)
+    price = items.price[history.item]
+    columns = {
+        "history_item_id": items.id[history.item],
+        "history_item_1": items.categorical[history.item, 0],
+        "history_item_3": items.categorical[history.item, 2],
+        "history_basic_2": (price + 0.1 * rng.normal(size=price.shape)) / 1.01**0.5,
+        "history_minutes_ago": history.minutes_ago,
     }
+    return replace(lists, history_lengths=history.lengths, history=columns)
 
 
 def _retrieve(world: PRMWorld, items: _Items, rng: np.random.Generator, n: int) -> np.ndarray:
