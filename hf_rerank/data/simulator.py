@@ -41,8 +41,8 @@ With ``history_length`` above 0 a user has a taste of its own, which the segment
     match_i     = 0.6 * affinity[segment, category_i] + 0.8 * (
                       personal_taste * liking[user, category_i] + sqrt(1 - personal_taste^2) * noise_i )
 
-``affinity``, ``t``, ``liking`` and the noise are standard normal. Without a history ``personal_taste`` counts as 0. The
-history of a list is what this user clicked in earlier lists of the same world, under the same click rule, newest
+``affinity``, ``t``, ``liking`` and the noise are standard normal. Without a history ``personal_taste`` counts as 0.
+The history of a list is what this user clicked in earlier lists of the same world, under the same click rule, newest
 first; :mod:`hf_rerank.data.simulated_history` says how it is drawn. So the prices of a history show the price taste,
 and its categories the liking, each with the noise of chance clicks. Each list has earlier clicks of its own: two lists
 of one user share the taste and no click, and no list of the file is in the history of another. Tastes do not change,
