@@ -103,9 +103,10 @@ def prm_public_schema(
         attraction: There is a column ``attraction`` (simulated lists).
         history: There are columns of what the user clicked before (simulated lists); they are features.
     """
-    earlier_clicks = [
+    earlier_clicks: list[Categorical | Dense] = [
         *(Categorical(f"history_{name}", shares=name) for name in ("item_id", "item_1", "item_3")),
         Dense("history_basic_2"),
+        Dense("history_price_gap"),
         Dense("history_minutes_ago", scale="log"),
     ]
     return ListSchema(

@@ -39,6 +39,7 @@ HISTORY_COLUMNS = {
     "history_item_1": pa.int64(),
     "history_item_3": pa.int64(),
     "history_basic_2": pa.float32(),
+    "history_price_gap": pa.float32(),
     "history_minutes_ago": pa.int64(),
 }
 # Field -> the columns that its inner arrays become.

@@ -18,8 +18,8 @@ MINUTES_BETWEEN = 1440.0
 # Earlier lists that are in memory at once.
 LISTS_AT_ONCE = 4096
 
-# The users of some earlier lists -> their items (indices) and chances of a click, both [lists, items].
-ShowLists = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+# The users of some earlier lists -> their items (indices), chances of a click and price gaps, all [lists, items].
+ShowLists = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class History:
 
     lengths: np.ndarray  # [lists]
     item: np.ndarray  # [clicks], indices into the items of the world
+    price_gap: np.ndarray  # [clicks], in the list where the item was clicked
     minutes_ago: np.ndarray  # [clicks], whole minutes, at least 1
 
 
@@ -45,14 +46,15 @@ def draw_history(
     """
     lengths = rng.geometric(1 / (1 + mean_length), len(user)) - 1
     of_list = np.repeat(np.arange(len(user)), lengths)
-    clicked, there = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
+    clicked, gaps, there = [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros(0, bool)]
     for start in range(0, len(of_list), LISTS_AT_ONCE):
         lists = of_list[start : start + LISTS_AT_ONCE]
-        shown, chance = show(user[lists])
+        shown, chance, price_gap = show(user[lists])
         chance = np.where((shown[:, :, None] == item[lists][:, None, :]).any(axis=2), 0.0, chance)
         up_to = np.cumsum(chance, axis=1)
         click = np.argmax(up_to > rng.random((len(lists), 1)) * up_to[:, -1:], axis=1)
         clicked.append(shown[np.arange(len(lists)), click])
+        gaps.append(price_gap[np.arange(len(lists)), click])
         there.append(up_to[:, -1] > 0)
     # In a tiny world all items of an earlier list can stand in the list itself: it gives no click then.
     kept = np.concatenate(there)
@@ -60,4 +62,4 @@ def draw_history(
     minutes = np.cumsum(rng.exponential(MINUTES_BETWEEN, int(lengths.sum())))
     before = np.concatenate([[0.0], minutes])[np.cumsum(lengths) - lengths]
     ago = np.maximum(1, np.ceil(minutes - np.repeat(before, lengths))).astype(np.int64)
-    return History(lengths, np.concatenate(clicked)[kept], ago)
+    return History(lengths, np.concatenate(clicked)[kept], np.concatenate(gaps)[kept], ago)

@@ -43,10 +43,10 @@ With ``history_length`` above 0 a user has a taste of its own, which the segment
 
 ``affinity``, ``t``, ``liking`` and the noise are standard normal. Without a history ``personal_taste`` counts as 0.
 The history of a list is what this user clicked in earlier lists of the same world, under the same click rule, newest
-first; :mod:`hf_rerank.data.simulated_history` says how it is drawn. So the prices of a history show the price taste,
-and its categories the liking, each with the noise of chance clicks. Each list has earlier clicks of its own: two lists
-of one user share the taste and no click, and no list of the file is in the history of another. Tastes do not change,
-so the minutes say nothing.
+first; :mod:`hf_rerank.data.simulated_history` says how it is drawn. So the price gaps of a history show the price
+taste, and its categories the liking, each with the noise of chance clicks. Each list has earlier clicks of its own:
+two lists of one user share the taste and no click, and no list of the file is in the history of another. Tastes do
+not change, so the minutes say nothing.
 
 A selection, said aloud
 -----------------------
@@ -79,8 +79,9 @@ basic_6    quality and match together       optional_6   log popularity of the i
 In a share ``null_rate`` of the lines some values are ``null``, at random and independent of everything else.
 
 A raw line has no place for a history: its columns are in the truth file, although they are seen and no truth.
-``history_item_id``, ``history_item_1`` and ``history_item_3`` of the clicked items, ``history_basic_2`` their price,
-measured like ``basic_2``, and ``history_minutes_ago``; never null.
+``history_item_id``, ``history_item_1`` and ``history_item_3`` of the clicked items, ``history_basic_2`` their price
+and ``history_price_gap`` their gap in the list where they were clicked, measured like ``basic_2``, and
+``history_minutes_ago``; never null.
 """
 
 from __future__ import annotations
@@ -224,7 +225,7 @@ def list_attraction(
     """
     style_of_others = (style.sum(axis=1, keepdims=True) - style) / (style.shape[1] - 1)
     theme = style * style_of_others
-    gap = (price - price.mean(axis=1, keepdims=True)) / world.price_spread
+    gap = _price_gap(world, price)
     crowding = np.log((category[:, :, None] == category[:, None, :]).sum(axis=2))
     context = (
         world.theme_weight * theme
@@ -233,6 +234,10 @@ def list_attraction(
     )
     own = world.quality_weight * quality + world.match_weight * match
     return _sigmoid(world.bias + propensity[:, None] + own + world.context_strength * context)
+
+
+def _price_gap(world: PRMWorld, price: np.ndarray) -> np.ndarray:
+    return (price - price.mean(axis=1, keepdims=True)) / world.price_spread
 
 
 def draw_clicks(rng: np.random.Generator, examination: np.ndarray, attraction: np.ndarray) -> np.ndarray:
@@ -542,17 +547,22 @@ def _with_history(
 ) -> _Lists:
     """Draw what the users of lists clicked before, and what is seen of it."""
 
-    def show(user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def show(user: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         earlier = _draw_lists(world, items, users, rng, user)
-        return earlier["item"], world.examination * _shown_attraction(world, items, earlier)
+        chance = world.examination * _shown_attraction(world, items, earlier)
+        return earlier["item"], chance, _price_gap(world, items.price[earlier["item"]])
 
     history = draw_history(rng, world.history_length, shown["user"], shown["item"], show)
-    price = items.price[history.item]
+
+    def measured(value: np.ndarray) -> np.ndarray:
+        return (value + 0.1 * rng.normal(size=value.shape)) / 1.01**0.5
+
     columns = {
         "history_item_id": items.id[history.item],
         "history_item_1": items.categorical[history.item, 0],
         "history_item_3": items.categorical[history.item, 2],
-        "history_basic_2": (price + 0.1 * rng.normal(size=price.shape)) / 1.01**0.5,
+        "history_basic_2": measured(items.price[history.item]),
+        "history_price_gap": measured(history.price_gap),
         "history_minutes_ago": history.minutes_ago,
     }
     return replace(lists, history_lengths=history.lengths, history=columns)
