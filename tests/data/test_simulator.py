@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -200,6 +201,33 @@ class TestRepeatability:
             assert first == second
             assert first != third
 
+    @pytest.mark.parametrize(
+        ("mode", "text", "truth"),
+        [
+            (
+                "set",
+                "8da064b5c0fe0612f45ac28ee6e5f35b7fcf1cb830e8f8c318c5027602fbfc77",
+                "bca93c9c3f81662cee7d4c2222622f196f96cadfb305deb3be8039adf9ae8f92",
+            ),
+            (
+                "order",
+                "a83cf2d4a49e65856606501c136cd61e0103dab5226f05812b4c1e068dbbee44",
+                "8cbd1c494283717b194cb630031bf69db17f4ef5ab3400991bd69c2fa1bb931b",
+            ),
+        ],
+    )
+    def test_a_world_without_history_is_as_it_was(self, tmp_path, mode, text, truth):
+        """Digests of 20 lists as they were before worlds could have a history: what was measured on them still holds.
+
+        The truth's is of its values and metadata: the bytes of a Parquet file name the version of its writer.
+        """
+        path = simulate_prm(tmp_path, 20, seed=3, world=PRMWorld(mode=mode))
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == text
+        table = read_truth(path)
+        metadata = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+        found = json.dumps([table.to_pydict(), metadata], sort_keys=True)
+        assert hashlib.sha256(found.encode()).hexdigest() == truth
+
     def test_parts_share_the_world_and_nothing_else(self, tmp_path):
         parts = []
         for part in (1, 2):
@@ -369,6 +397,9 @@ class TestErrors:
             ({"same_category_decay": 0.0}, "same_category_decay must be above 0"),
             ({"initial_noise": -1.0}, "initial_noise is a standard deviation"),
             ({"bias": math.nan}, "bias must be finite"),
+            ({"history_length": -1.0}, "history_length must not be negative, got -1.0"),
+            ({"history_length": math.inf}, "history_length must be finite"),
+            ({"personal_taste": 1.5}, r"personal_taste must lie in [0, 1], got 1.5"),
         ],
     )
     def test_world(self, parameters, message):
