@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 from hf_rerank.data.prm_public_text import HISTORY_COLUMNS
 
 if TYPE_CHECKING:
-    from hf_rerank.data.simulator import PRMWorld, _Lists
+    from hf_rerank.data.simulated_lists import ShownLists
+    from hf_rerank.data.simulator import PRMWorld
 
 
-def raw_lines(lists: _Lists) -> list[str]:
+def raw_lines(lists: ShownLists) -> list[str]:
     """The raw lines. The work is done on whole columns: it is most of the simulator's time."""
     labels = pa.array(["0.0", "1.0"]).take(pa.array(lists.click.ravel().astype(np.int8)))
     columns = [
@@ -76,7 +77,7 @@ def truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
     return pa.schema(columns, metadata=metadata)
 
 
-def truth_table(lists: _Lists, schema: pa.Schema, part: int, first_line: int) -> pa.Table:
+def truth_table(lists: ShownLists, schema: pa.Schema, part: int, first_line: int) -> pa.Table:
     """The truth of lists that begin at ``first_line`` of the raw file."""
     per_slot = {
         "attraction": lists.attraction,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_rerank.cli import main
-from hf_rerank.data import simulator
+from hf_rerank.data import simulated_lists
 from hf_rerank.data.loading import load_lists
 from hf_rerank.data.prepared import read_prepared
 from hf_rerank.data.prm_public import find_ranges, iter_batches, prepare_prm_public, truth_file
@@ -112,7 +112,7 @@ class TestWorld:
         assert truth.column_names == ["list_id", "attraction", "initial_position", *COLUMNS]
         world = json.loads(truth.schema.metadata[b"world"])
         assert (world["history_length"], world["personal_taste"]) == (6.0, WORLD.personal_taste)
-        items = simulator._draw_items(WORLD, simulator._generator(4, 0))
+        items = simulated_lists._draw_items(WORLD, simulated_lists._generator(4, 0))
         known = {int(number): row for row, number in enumerate(items.id)}
         lengths = []
         for line, history in zip(read_raw(raw), truth.select(COLUMNS).to_pylist(), strict=True):
@@ -131,7 +131,7 @@ class TestWorld:
 
     def test_a_history_shows_what_the_user_columns_do_not(self, raw):
         """Price gaps tell of the price taste beyond user_1, categories of the liking; chance alone stays below .12."""
-        users = simulator._draw_users(WORLD, simulator._generator(4, 1, 1), N_LISTS // 4, part=1)
+        users = simulated_lists._draw_users(WORLD, simulated_lists._generator(4, 1, 1), N_LISTS // 4, part=1)
         lines, truth = read_raw(raw), truth_of(raw)
         user = np.array([line[0] for line in lines]) - 1
         beyond = users.price_taste[user] - (users.categorical[user, 1] - 2)
@@ -148,11 +148,11 @@ class TestWorld:
 
     def test_without_personal_taste_a_user_is_as_the_columns_say(self):
         world = PRMWorld(history_length=1.0, personal_taste=0.0)
-        users = simulator._draw_users(world, np.random.default_rng(0), 50, part=1)
+        users = simulated_lists._draw_users(world, np.random.default_rng(0), 50, part=1)
         np.testing.assert_array_equal(users.price_taste, users.categorical[:, 1] - 2.0)
 
     def test_repeatable_and_of_no_influence_on_the_lists(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(simulator, "LISTS_PER_BLOCK", 40)  # several blocks
+        monkeypatch.setattr(simulated_lists, "LISTS_PER_BLOCK", 40)  # several blocks
         one, same, longer, other = (
             simulate_prm(tmp_path / name, 100, seed=seed, world=PRMWorld(history_length=length))
             for name, seed, length in (("a", 7, 2.0), ("b", 7, 2.0), ("c", 7, 5.0), ("d", 8, 2.0))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_rerank.data import simulated_text, simulator
+from hf_rerank.data import simulated_lists, simulated_text
 from hf_rerank.data.simulator import (
     PRMWorld,
     draw_clicks,
@@ -192,7 +192,7 @@ def assert_clicks_match(clicks: np.ndarray, unselected: np.ndarray) -> None:
 
 class TestRepeatability:
     def test_same_arguments_same_bytes(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(simulator, "LISTS_PER_BLOCK", 40)  # several blocks
+        monkeypatch.setattr(simulated_lists, "LISTS_PER_BLOCK", 40)  # several blocks
         one, same, other = (
             simulate_prm(tmp_path / name, 100, seed=seed) for name, seed in zip("abc", (7, 7, 8), strict=True)
         )
@@ -324,9 +324,9 @@ class TestClickRule:
     def test_the_list_matters(self):
         """Sorting by all that an item is worth alone goes less than half the way from chance to the best order."""
         world = PRMWorld()
-        items = simulator._draw_items(world, np.random.default_rng(0))
-        users = simulator._draw_users(world, np.random.default_rng(1), 500, part=1)
-        shown = simulator._show(world, items, users, np.random.default_rng(2), 2000)
+        items = simulated_lists._draw_items(world, np.random.default_rng(0))
+        users = simulated_lists._draw_users(world, np.random.default_rng(1), 500, part=1)
+        shown = simulated_lists._show(world, items, users, np.random.default_rng(2), 2000)
         attraction = shown["attraction"]
 
         def expected_clicks(score):
@@ -425,7 +425,7 @@ class TestErrors:
             written.append(list(tmp_path.iterdir()))
             return truth_table(*arguments)
 
-        monkeypatch.setattr(simulator, "LISTS_PER_BLOCK", 10)
+        monkeypatch.setattr(simulated_lists, "LISTS_PER_BLOCK", 10)
         monkeypatch.setattr(simulated_text, "truth_table", full_disk)
         with pytest.raises(OSError, match="No space left"):
             simulate_prm(tmp_path, 30)
