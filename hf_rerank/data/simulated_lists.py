@@ -112,7 +112,7 @@ def blocks(world: PRMWorld, seed: int, part: int, n_lists: int) -> Iterator[Show
         shown = _draw_clicked(world, items, users, rng, n)
         lists = _observe(world, items, users, rng, shown)
         if world.history_length:
-            lists = _with_history(world, items, users, _generator(seed, 3, part, block), shown, lists)
+            lists = _with_history(world, items, users, rng, shown, lists)
         yield lists
 
 

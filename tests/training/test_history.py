@@ -26,6 +26,7 @@ from hf_rerank import (
 )
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.simulator import PRMWorld, simulate_prm
+from hf_rerank.training import batches
 from hf_rerank.training.batches import EncodedLists, EncodedStream, collate, ids_from_bytes
 
 HISTORY = ["item_id", "item_1", "item_3", "basic_2", "price_gap", "minutes_ago"]
@@ -118,8 +119,10 @@ def test_scores_follow_the_history(trained: Any, world: Any) -> None:
     assert np.abs(scores(trained.reranker, {**row, **gaps}) - whole).max() > 1e-4
 
 
-def test_other_histories_in_the_batch_do_not_matter(trained: Any, world: Any) -> None:
-    """Histories of none to more than the newest: alone, together as rows, and joined one by one as a stream is."""
+def test_other_histories_in_the_batch_do_not_matter(trained: Any, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Histories of none to more than the newest: alone, together as rows, and of a stream, joined in other batches
+    than it was encoded in."""
+    monkeypatch.setattr(batches, "STREAM_BATCH", 3)
     rows = list(world.lists["test"])[:24]
     lengths = [len(row["history_item_id"]) for row in rows]
     assert min(lengths) == 0
@@ -153,7 +156,8 @@ def test_of_a_long_history_the_newest_count(trained: Any, world: Any) -> None:
     assert np.abs(scores(trained.reranker, oldest) - whole).max() > 1e-4
 
 
-def test_streams_and_datasets_give_the_same_histories(world: Any) -> None:
+def test_streams_and_datasets_give_the_same_histories(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "STREAM_BATCH", 3)
     lists = world.lists["validation"]
     stream = EncodedStream(lists.to_iterable_dataset(), world.processor)
     joined = collate(list(stream))
