@@ -194,6 +194,14 @@ class TestPrepared:
         assert "The columns `history_*`, newest first, are features" in card
         assert "nothing here is a user's history" not in card
 
+    def test_batches_do_not_change_the_bytes(self, raw, tmp_path):
+        prepare_prm_public(raw.parent, tmp_path / "one", progress=False)
+        prepare_prm_public(raw.parent, tmp_path / "two", progress=False, batch_bytes=300_000, threads=2)
+        names = sorted(path.name for path in (tmp_path / "one").iterdir())
+        assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+        for name in names:
+            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
     @pytest.mark.parametrize("options", [{}, {"protocol": "public", "share": 0.4}, {"splits": ("test",)}])
     def test_lines_left_out_do_not_shift_it(self, raw, options):
         expected = {row["list_id"]: row["history_item_id"] for row in truth_of(raw).to_pylist()}
