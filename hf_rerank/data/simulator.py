@@ -44,9 +44,10 @@ With ``history_length`` above 0 a user has a taste of its own, which the segment
 ``affinity``, ``t``, ``liking`` and the noise are standard normal. Without a history ``personal_taste`` counts as 0.
 The history of a list is what this user clicked in earlier lists of the same world, under the same click rule, newest
 first; :mod:`hf_rerank.data.simulated_history` says how it is drawn. So the price gaps of a history show the price
-taste, and its categories the liking, each with the noise of chance clicks. Each list has earlier clicks of its own:
-two lists of one user share the taste and no click, and no list of the file is in the history of another. Tastes do
-not change, so the minutes say nothing.
+taste, and its categories the liking, each with the noise of chance clicks: with the defaults ``user_1`` explains 49 %
+of the variance of the price taste, together with the mean price gap of 10 clicks 72 %, of 30 clicks 85 %. Each list
+has earlier clicks of its own, drawn anew for two lists of one user; no list of the file is in the history of another.
+Tastes do not change, so the minutes say nothing.
 
 A selection, said aloud
 -----------------------
