@@ -400,6 +400,10 @@ def _rank(options: argparse.Namespace) -> None:
     print(f"{report.lists:,} lists ranked, in {options.output}")
     if report.cut_lists:
         print(f"{report.cut_lists:,} lists were too long and cut ({report.cut_items:,} items left out)")
+    if report.cut_histories:
+        newest = reranker.processor.schema.max_history_length
+        left_out = f"{report.cut_history_items:,} items left out"
+        print(f"{report.cut_histories:,} histories were cut to the newest {newest} ({left_out})")
     for name, share in report.unknown_share().items():
         if share:
             print(f"{share:.2%} of {name} unknown")

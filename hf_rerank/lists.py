@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import Categorical, Dense, Feature, ListSchema, Vector, kind_of
 
+HISTORY_FEATURE = "feature of the history"
+
 
 @dataclass
 class Lists:
@@ -123,7 +125,7 @@ class Lists:
         history = {}
         history_lengths: np.ndarray | None = None
         for feature in schema.history:
-            flat, feature_lengths = reader.sequences(feature.name, "feature of the history")
+            flat, feature_lengths = reader.sequences(feature.name, HISTORY_FEATURE)
             if history_lengths is None:
                 history_lengths, lengths_of = feature_lengths, feature.name
             reader.same_lengths(feature.name, feature_lengths, lengths_of, history_lengths)
@@ -183,7 +185,10 @@ class _ColumnReader:
             )
         if column.null_count:
             row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-            raise InputError(f"column {name!r} of {self.where(row)} is null: expected a sequence, one value an item")
+            none = ", empty where there is no history" if what == HISTORY_FEATURE else ""
+            raise InputError(
+                f"column {name!r} of {self.where(row)} is null: expected a sequence, one value an item{none}"
+            )
         lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
         return column.flatten(), lengths
 

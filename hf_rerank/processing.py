@@ -40,6 +40,8 @@ class EncodingReport:
         lists: Lists encoded.
         cut_lists: Lists longer than ``max_list_length`` that were cut.
         cut_items: Items that this removed.
+        cut_histories: Histories longer than ``max_history_length``, of which the newest items were kept.
+        cut_history_items: History items that this removed.
         values: Feature -> values seen.
         unknown: Categorical feature -> values without a row of their own (nulls included).
         missing: Feature -> nulls.
@@ -48,6 +50,8 @@ class EncodingReport:
     lists: int = 0
     cut_lists: int = 0
     cut_items: int = 0
+    cut_histories: int = 0
+    cut_history_items: int = 0
     values: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
     missing: dict[str, int] = field(default_factory=dict)
@@ -57,6 +61,8 @@ class EncodingReport:
         self.lists += other.lists
         self.cut_lists += other.cut_lists
         self.cut_items += other.cut_items
+        self.cut_histories += other.cut_histories
+        self.cut_history_items += other.cut_history_items
         for counts, more in (
             (self.values, other.values),
             (self.unknown, other.unknown),
@@ -177,6 +183,8 @@ class ListProcessor(FeatureExtractionMixin):
     def encode(self, lists: Lists, *, truncate: bool = False) -> tuple[dict[str, np.ndarray], EncodingReport]:
         """The arrays of one batch, padded to its longest list, and what was met.
 
+        Of a history longer than ``schema.max_history_length`` the newest items are kept; the report counts the others.
+
         Raises:
             InputError: A list is longer than ``schema.max_list_length`` and ``truncate`` is off.
         """
@@ -188,7 +196,7 @@ class ListProcessor(FeatureExtractionMixin):
         arrays.update(self._part("item", schema.items, lists.items, keep, mask, report))
         arrays.update(self._part("user", schema.user, lists.user, None, None, report))
         if schema.history:
-            history_keep, history_lengths = _first(lists.history_lengths, schema.max_history_length)
+            history_keep, history_lengths = self._newest(lists, report)
             history_mask = np.arange(max(1, history_lengths.max(initial=0))) < history_lengths[:, None]
             arrays.update(self._part("history", schema.history, lists.history, history_keep, history_mask, report))
             arrays["history_mask"] = history_mask
@@ -322,6 +330,17 @@ class ListProcessor(FeatureExtractionMixin):
         report.cut_items = int((lists.lengths - longest)[too_long].sum())
         return lists.positions < longest, np.minimum(lists.lengths, longest)
 
+    def _newest(self, lists: Lists, report: EncodingReport) -> tuple[np.ndarray | slice, np.ndarray]:
+        """Which history items stay, the newest, which come first, and the lengths that result."""
+        longest, lengths = self.schema.max_history_length, lists.history_lengths
+        too_long = lengths > longest
+        if not too_long.any():
+            return slice(None), lengths
+        report.cut_histories = int(too_long.sum())
+        report.cut_history_items = int((lengths - longest)[too_long].sum())
+        place = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return place < longest, np.minimum(lengths, longest)
+
     def _part(
         self,
         part: str,
@@ -434,14 +453,6 @@ def _padded(flat: np.ndarray, mask: np.ndarray | None, filler: float) -> np.ndar
     padded = np.full((*mask.shape, *flat.shape[1:]), filler, dtype=flat.dtype)
     padded[mask] = flat
     return padded
-
-
-def _first(lengths: np.ndarray, longest: int) -> tuple[np.ndarray | slice, np.ndarray]:
-    """Which flat entries are among the first ``longest`` of their sequence."""
-    if lengths.max(initial=0) <= longest:
-        return slice(None), lengths
-    within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return within < longest, np.minimum(lengths, longest)
 
 
 def _own_tables(schema: ListSchema) -> list[Categorical]:

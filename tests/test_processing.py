@@ -258,11 +258,33 @@ def test_cutting_keeps_the_first_places() -> None:
     assert fitted(LONG, truncate=True)["mask"].tolist() == [[True, True], [True, False]]
 
 
+def test_cut_histories_keep_the_newest(processor: ListProcessor) -> None:
+    """Newest first: of 70, 90, 50, 11, 90 and 50, 70, 90, 70 the first three stay, of a shorter one all."""
+    histories = [[70, 90, 50, 11, 90], [90, 70], [50, 70, 90, 70]]
+    rows = [{**ROWS[1], "seen": seen, "minutes": [float(i) for i in range(len(seen))]} for seen in histories]
+    arrays, report = processor.encode(Lists.from_rows(rows, processor.schema))
+    # Rows of the table: 50 -> 2, 70 -> 3, 90 -> 4
+    assert arrays["history_categorical"][..., 0].tolist() == [[3, 4, 2], [4, 3, 0], [2, 3, 4]]
+    assert arrays["history_dense"][..., 0].tolist() == [[0, 1, 2], [0, 1, 0], [0, 1, 2]]
+    assert (report.cut_histories, report.cut_history_items, report.cut_lists) == (2, 2 + 1, 0)
+
+
+def test_a_batch_of_empty_histories(processor: ListProcessor) -> None:
+    """One place that is no item, so that models never meet an axis of no length."""
+    rows = [{**ROWS[1], "seen": [], "minutes": []}] * 2
+    for encoded in (processor(rows), processor(pa.Table.from_pylist(rows))):
+        assert encoded["history_mask"].tolist() == [[False], [False]]
+        assert encoded["history_categorical"].tolist() == [[[0]], [[0]]]
+        assert encoded["history_dense"].tolist() == [[[0.0]], [[0.0]]]
+
+
 def test_reports_count_and_add(processor: ListProcessor) -> None:
     columns = ("item_id", "brand", "price", "score", "raw", "text", "gender", "age", "seen", "minutes")
     _, whole = processor.encode(Lists.from_rows(ROWS, processor.schema))
     assert whole == EncodingReport(
         lists=3,
+        cut_histories=1,  # of list c, whose fourth item is too old
+        cut_history_items=1,
         values=dict(zip(columns, (5, 5, 5, 5, 5, 5, 3, 3, 6, 6), strict=True)),
         unknown={"item_id": 1, "brand": 2, "gender": 1, "seen": 1},
         missing={"brand": 2, "price": 2, "score": 1, "raw": 2, "gender": 1, "age": 1, "seen": 1, "minutes": 1},
@@ -274,6 +296,8 @@ def test_reports_count_and_add(processor: ListProcessor) -> None:
     assert added == whole
     added.add(EncodingReport(lists=1, cut_lists=1, cut_items=5, values={"new": 2}, unknown={"new": 1}))
     assert (added.lists, added.cut_lists, added.cut_items) == (4, 1, 5)
+    added.add(EncodingReport(cut_histories=2, cut_history_items=7))
+    assert (added.cut_histories, added.cut_history_items) == (1 + 2, 1 + 7)
     assert (added.values["new"], added.unknown["new"]) == (2, 1)
     assert json.loads(json.dumps(whole.to_dict()))["lists"] == 3
     assert EncodingReport(values={"x": 0}, unknown={"x": 0}).unknown_share() == {"x": 0.0}

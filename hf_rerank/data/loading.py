@@ -84,7 +84,9 @@ def load_lists(
     Args:
         source: One of
 
-            - ``"simulated_prm"``: simulated once into the cache of ``datasets``, and read from there.
+            - ``"simulated_prm"``: simulated once into the cache of ``datasets``, and read from there. The default
+              world; of another, such as one whose lists have a history, ``simulate_prm`` writes the raw text, which
+              ``"prm_public"`` reads.
             - ``"prm_public"``: the raw text in ``data_dir``, prepared once into the cache; with ``streaming=True``
               straight from the text (workers of a data loader must then be spawned, not forked). Or ``data_dir`` is a
               folder that is prepared already.
@@ -230,10 +232,12 @@ def _load_prm_public(
     files = prm_public.find_files(data_dir)
     if streaming:
         truth = prm_public.read_truth_header(files)
-        schema = prm_public.prm_public_schema(length, truth.position, truth.examination, truth.attraction)
+        schema = prm_public.prm_public_schema(
+            length, truth.position, truth.examination, truth.attraction, truth.history
+        )
         text = PRMPublicText(
             ranges=prm_public.find_ranges(files),
-            columns=prm_public.prm_public_columns(truth.position, truth.attraction),
+            columns=prm_public.prm_public_columns(truth.position, truth.attraction, truth.history),
             options={"protocol": protocol, "max_list_length": length, "seed": seed},
             cache_dir=str(datasets.config.HF_DATASETS_CACHE),
         )

@@ -32,6 +32,7 @@ from hf_rerank.data.prm_public_lines import LineBatch, LineReader, TextRange, fi
 from hf_rerank.data.prm_public_text import (
     BASIC_COLUMNS,
     CATEGORICAL_COLUMNS,
+    HISTORY_COLUMNS,
     OPTIONAL_COLUMNS,
     USER_COLUMNS,
     DamagedText,
@@ -91,6 +92,7 @@ def prm_public_schema(
     position: bool = False,
     examination: Sequence[float] | None = None,
     attraction: bool = False,
+    history: bool = False,
 ) -> ListSchema:
     """The schema of PRM Public.
 
@@ -99,13 +101,21 @@ def prm_public_schema(
         position: There is a column ``position``, from an initial ranker or the simulator.
         examination: Of simulated lists: probability that a place is looked at, top first.
         attraction: There is a column ``attraction`` (simulated lists).
+        history: There are columns of what the user clicked before (simulated lists); they are features.
     """
+    earlier_clicks: list[Categorical | Dense] = [
+        *(Categorical(f"history_{name}", shares=name) for name in ("item_id", "item_1", "item_3")),
+        Dense("history_basic_2"),
+        Dense("history_price_gap"),
+        Dense("history_minutes_ago", scale="log"),
+    ]
     return ListSchema(
         items=[
             *(Categorical(name) for name in CATEGORICAL_COLUMNS),
             *(Dense(name, scale="standard", missing="mean") for name in (*BASIC_COLUMNS, *OPTIONAL_COLUMNS)),
         ],
         user=[Categorical(name) for name in USER_COLUMNS],
+        history=earlier_clicks if history else [],
         label="click",
         list_id="list_id",
         group="user_id",
@@ -116,7 +126,7 @@ def prm_public_schema(
     )
 
 
-def prm_public_columns(position: bool = False, attraction: bool = False) -> pa.Schema:
+def prm_public_columns(position: bool = False, attraction: bool = False, history: bool = False) -> pa.Schema:
     """The arrow columns of the lists, in order."""
     fields = [("list_id", pa.string()), ("user_id", pa.int64()), *((name, pa.int64()) for name in USER_COLUMNS)]
     fields += [(name, pa.list_(pa.int64())) for name in CATEGORICAL_COLUMNS]
@@ -124,6 +134,7 @@ def prm_public_columns(position: bool = False, attraction: bool = False) -> pa.S
     fields += [("click", pa.list_(pa.int8())), ("split", pa.string())]
     fields += [("position", pa.list_(pa.int64()))] if position else []
     fields += [("attraction", pa.list_(pa.float32()))] if attraction else []
+    fields += [(name, pa.list_(kind)) for name, kind in HISTORY_COLUMNS.items()] if history else []
     return pa.schema(fields)
 
 
@@ -137,6 +148,7 @@ class TruthHeader:
     position: bool = False
     attraction: bool = False
     examination: tuple[float, ...] | None = None
+    history: bool = False
 
 
 def truth_file(raw_file: str | Path) -> Path:
@@ -166,11 +178,13 @@ def _truth_header(path: Path) -> TruthHeader:
         return TruthHeader()
     read_footer(path)
     columns = pq.read_schema(path)
-    for name in ("list_id", "initial_position"):
+    history = any(name in columns.names for name in HISTORY_COLUMNS)
+    for name in ("list_id", "initial_position", *(HISTORY_COLUMNS if history else ())):
         if name not in columns.names:
             raise InputError(f"{path} has no column {name!r} (it has {', '.join(columns.names)}): simulate it again")
     examination = (columns.metadata or {}).get(b"examination")
-    return TruthHeader(True, "attraction" in columns.names, tuple(json.loads(examination)) if examination else None)
+    curve = tuple(json.loads(examination)) if examination else None
+    return TruthHeader(True, "attraction" in columns.names, curve, history)
 
 
 class _Truth:
@@ -313,7 +327,7 @@ class _Rules:
 
     @property
     def columns(self) -> pa.Schema:
-        return prm_public_columns(self.truth.position, self.truth.attraction)
+        return prm_public_columns(self.truth.position, self.truth.attraction, self.truth.history)
 
 
 @dataclass(frozen=True)
@@ -544,7 +558,7 @@ def prepare_prm_public(
     sizes = {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
     truth = read_truth_header(files)
     rules = _Rules(protocol, max_list_length, share, seed, on_error, truth)
-    schema = prm_public_schema(max_list_length, truth.position, truth.examination, truth.attraction)
+    schema = prm_public_schema(max_list_length, truth.position, truth.examination, truth.attraction, truth.history)
     options = {
         "protocol": protocol,
         "max_list_length": max_list_length,
@@ -731,8 +745,15 @@ def _card(
     caveats = [
         "Raw lists hold at least one click, which is a selection: metrics are conditional on a click.",
         "Under a split by user every user of `test` is unknown in training: `user_id` is for grouping, no feature.",
-        "The file is not known to be in order of time: nothing here is a user's history.",
     ]
+    if schema.history:
+        caveats.append(
+            "The columns `history_*`, newest first, are features: earlier clicks of the user, simulated for each list "
+            "on its own; no list of this folder is in the history of another. PRM Public has no such columns. "
+            f"Models read the newest {schema.max_history_length}."
+        )
+    else:
+        caveats.append("The file is not known to be in order of time: nothing here is a user's history.")
     if simulated:
         caveats.append("These lists are simulated. `attraction` and `examination` are the truth, and no features.")
         licence = "Simulated lists: no line of the original dataset is in them."

@@ -33,6 +33,15 @@ USER_COLUMNS = ("user_0", "user_1", "user_2")
 CATEGORICAL_COLUMNS = ("item_id", "item_1", "item_2", "item_3", "item_4")
 BASIC_COLUMNS = tuple(f"basic_{number}" for number in range(7))
 OPTIONAL_COLUMNS = tuple(f"optional_{number}" for number in range(12))
+# What the user clicked before, newest first; of simulated lists only, from their side file.
+HISTORY_COLUMNS = {
+    "history_item_id": pa.int64(),
+    "history_item_1": pa.int64(),
+    "history_item_3": pa.int64(),
+    "history_basic_2": pa.float32(),
+    "history_price_gap": pa.float32(),
+    "history_minutes_ago": pa.int64(),
+}
 # Field -> the columns that its inner arrays become.
 ITEM_FIELDS = {2: CATEGORICAL_COLUMNS, 3: BASIC_COLUMNS, 4: OPTIONAL_COLUMNS}
 # A line of 30 items has about 7,000 bytes; without a limit a file without line ends would be read whole.
@@ -357,7 +366,7 @@ class Decoded:
     per_item: dict[str, pa.Array]
 
     def join_truth(self, rows: pa.Table, truth: _Truth | None, list_ids: np.ndarray) -> None:
-        """Adds ``position`` and ``attraction`` from the side file."""
+        """Adds ``position``, ``attraction`` and the history from the side file."""
         assert truth is not None
         named = {"position": ("initial_position", pa.int64()), "attraction": ("attraction", pa.float32())}
         for name, (source, kind) in named.items():
@@ -385,6 +394,22 @@ class Decoded:
                 f"{truth.path}: initial_position of list {list_ids[row]} is no permutation of "
                 f"0..{self.lengths[row] - 1}"
             )
+        history_lengths = None
+        for name in HISTORY_COLUMNS:
+            if name not in rows.column_names:
+                continue
+            column = rows.column(name).combine_chunks()
+            if column.null_count or column.flatten().null_count:
+                raise InputError(f"{truth.path}: the column {name} holds nulls: expected a sequence of numbers a list")
+            lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+            history_lengths = lengths if history_lengths is None else history_lengths
+            if (lengths != history_lengths).any():
+                row = int(np.argmax(lengths != history_lengths))
+                raise InputError(
+                    f"{truth.path}: the history of list {list_ids[row]} has {lengths[row]} values of {name}, but "
+                    f"{history_lengths[row]} of {next(iter(HISTORY_COLUMNS))}"
+                )
+            self.per_list[name] = column
 
     def cut(self, max_list_length: int, report: PrepareReport) -> None:
         """Keeps the items at the first positions of the initial order; slots keep their order."""

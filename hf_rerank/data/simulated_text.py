@@ -10,11 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hf_rerank.data.prm_public_text import HISTORY_COLUMNS
+
 if TYPE_CHECKING:
-    from hf_rerank.data.simulator import PRMWorld, _Lists
+    from hf_rerank.data.simulated_lists import ShownLists
+    from hf_rerank.data.simulator import PRMWorld
 
 
-def raw_lines(lists: _Lists) -> list[str]:
+def raw_lines(lists: ShownLists) -> list[str]:
     """The raw lines. The work is done on whole columns: it is most of the simulator's time."""
     labels = pa.array(["0.0", "1.0"]).take(pa.array(lists.click.ravel().astype(np.int8)))
     columns = [
@@ -63,13 +66,18 @@ def truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
     if world.mode == "order":
         per_slot = [("base_attraction", pa.list_(pa.float32())), ("category", pa.list_(pa.int32()))]
         metadata["same_category_decay"] = json.dumps(world.same_category_decay)
-    metadata |= {"world": json.dumps(asdict(world)), "seed": json.dumps(int(seed))}
-    return pa.schema(
-        [("list_id", pa.string()), *per_slot, ("initial_position", pa.list_(pa.int32()))], metadata=metadata
-    )
+    parameters, history = asdict(world), HISTORY_COLUMNS
+    if not world.history_length:
+        # What counts with a history only is left out, so that worlds without one are written as ever.
+        history = {}
+        del parameters["history_length"], parameters["personal_taste"]
+    metadata |= {"world": json.dumps(parameters), "seed": json.dumps(int(seed))}
+    columns = [("list_id", pa.string()), *per_slot, ("initial_position", pa.list_(pa.int32()))]
+    columns += [(name, pa.list_(kind)) for name, kind in history.items()]
+    return pa.schema(columns, metadata=metadata)
 
 
-def truth_table(lists: _Lists, schema: pa.Schema, part: int, first_line: int) -> pa.Table:
+def truth_table(lists: ShownLists, schema: pa.Schema, part: int, first_line: int) -> pa.Table:
     """The truth of lists that begin at ``first_line`` of the raw file."""
     per_slot = {
         "attraction": lists.attraction,
@@ -78,9 +86,15 @@ def truth_table(lists: _Lists, schema: pa.Schema, part: int, first_line: int) ->
         "initial_position": lists.initial_position,
     }
     ends = pa.array(np.arange(0, lists.click.size + 1, lists.click.shape[1], dtype=np.int32))
+    history_ends = None
+    if lists.history_lengths is not None:
+        history_ends = pa.array(np.concatenate([[0], np.cumsum(lists.history_lengths)]).astype(np.int32))
     columns = [pa.array([f"part{part}:{first_line + row}" for row in range(len(lists))])]
     for field in schema:
-        if field.name != "list_id":
+        if field.name in lists.history:
+            values = pa.array(lists.history[field.name]).cast(field.type.value_type)
+            columns.append(pa.ListArray.from_arrays(history_ends, values))
+        elif field.name != "list_id":
             values = pa.array(per_slot[field.name].ravel()).cast(field.type.value_type)
             columns.append(pa.ListArray.from_arrays(ends, values))
     return pa.table(columns, schema=schema)

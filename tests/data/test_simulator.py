@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_rerank.data import simulated_text, simulator
+from hf_rerank.data import simulated_lists, simulated_text
 from hf_rerank.data.simulator import (
     PRMWorld,
     draw_clicks,
@@ -191,7 +192,7 @@ def assert_clicks_match(clicks: np.ndarray, unselected: np.ndarray) -> None:
 
 class TestRepeatability:
     def test_same_arguments_same_bytes(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(simulator, "LISTS_PER_BLOCK", 40)  # several blocks
+        monkeypatch.setattr(simulated_lists, "LISTS_PER_BLOCK", 40)  # several blocks
         one, same, other = (
             simulate_prm(tmp_path / name, 100, seed=seed) for name, seed in zip("abc", (7, 7, 8), strict=True)
         )
@@ -199,6 +200,33 @@ class TestRepeatability:
             first, second, third = (Path(f"{path}{suffix}").read_bytes() for path in (one, same, other))
             assert first == second
             assert first != third
+
+    @pytest.mark.parametrize(
+        ("mode", "text", "truth"),
+        [
+            (
+                "set",
+                "8da064b5c0fe0612f45ac28ee6e5f35b7fcf1cb830e8f8c318c5027602fbfc77",
+                "bca93c9c3f81662cee7d4c2222622f196f96cadfb305deb3be8039adf9ae8f92",
+            ),
+            (
+                "order",
+                "a83cf2d4a49e65856606501c136cd61e0103dab5226f05812b4c1e068dbbee44",
+                "8cbd1c494283717b194cb630031bf69db17f4ef5ab3400991bd69c2fa1bb931b",
+            ),
+        ],
+    )
+    def test_a_world_without_history_is_as_it_was(self, tmp_path, mode, text, truth):
+        """Digests of 20 lists as they were before worlds could have a history: what was measured on them still holds.
+
+        The truth's is of its values and metadata: the bytes of a Parquet file name the version of its writer.
+        """
+        path = simulate_prm(tmp_path, 20, seed=3, world=PRMWorld(mode=mode))
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == text
+        table = read_truth(path)
+        metadata = {name.decode(): value.decode() for name, value in table.schema.metadata.items()}
+        found = json.dumps([table.to_pydict(), metadata], sort_keys=True)
+        assert hashlib.sha256(found.encode()).hexdigest() == truth
 
     def test_parts_share_the_world_and_nothing_else(self, tmp_path):
         parts = []
@@ -296,9 +324,9 @@ class TestClickRule:
     def test_the_list_matters(self):
         """Sorting by all that an item is worth alone goes less than half the way from chance to the best order."""
         world = PRMWorld()
-        items = simulator._draw_items(world, np.random.default_rng(0))
-        users = simulator._draw_users(world, np.random.default_rng(1), 500, part=1)
-        shown = simulator._show(world, items, users, np.random.default_rng(2), 2000)
+        items = simulated_lists._draw_items(world, np.random.default_rng(0))
+        users = simulated_lists._draw_users(world, np.random.default_rng(1), 500, part=1)
+        shown = simulated_lists._show(world, items, users, np.random.default_rng(2), 2000)
         attraction = shown["attraction"]
 
         def expected_clicks(score):
@@ -369,6 +397,9 @@ class TestErrors:
             ({"same_category_decay": 0.0}, "same_category_decay must be above 0"),
             ({"initial_noise": -1.0}, "initial_noise is a standard deviation"),
             ({"bias": math.nan}, "bias must be finite"),
+            ({"history_length": -1.0}, "history_length must not be negative, got -1.0"),
+            ({"history_length": math.inf}, "history_length must be finite"),
+            ({"personal_taste": 1.5}, r"personal_taste must lie in [0, 1], got 1.5"),
         ],
     )
     def test_world(self, parameters, message):
@@ -394,7 +425,7 @@ class TestErrors:
             written.append(list(tmp_path.iterdir()))
             return truth_table(*arguments)
 
-        monkeypatch.setattr(simulator, "LISTS_PER_BLOCK", 10)
+        monkeypatch.setattr(simulated_lists, "LISTS_PER_BLOCK", 10)
         monkeypatch.setattr(simulated_text, "truth_table", full_disk)
         with pytest.raises(OSError, match="No space left"):
             simulate_prm(tmp_path, 30)
