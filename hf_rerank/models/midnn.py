@@ -84,10 +84,11 @@ class MiDNNForReranking(PreTrainedReranker):
         mask = context["mask"]
         own = self.item_embedding.item_width
         items, user = context["items"][..., :own], context["items"][..., own:]
+        # The item's own part ends with its dense features and vectors, which are compared as they are.
+        numbers = items[..., own - self.dense_width :]
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)
-        # The item's own part ends with its dense features and vectors.
-        compared = items if self.config.global_features == "all" else items[..., own - self.dense_width :]
+        compared = items if self.config.global_features == "all" else numbers
         features = torch.cat([items, user, global_features(compared, mask)], dim=-1)
         return RerankerOutput(logits=padded_low(self.network(features).squeeze(-1), mask))
 
