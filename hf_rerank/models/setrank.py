@@ -38,7 +38,7 @@ class SetRankConfig(RerankerConfig):
             "d_model": 256,
             "num_blocks": 6,
             "num_heads": 8,
-            "inner_width": 256,
+            "inner_width": 1024,
             "num_inducing": 20,
             "task_loss": "own",
         },
