@@ -43,6 +43,18 @@ def rows_of(lists) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray]]]:
         yield number, mask, row
 
 
+def with_histories(lists: dict[str, torch.Tensor], lengths: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """The lists with random histories of these lengths, in 3 slots."""
+    draw = torch.Generator().manual_seed(6)
+    mask = torch.arange(3) < torch.tensor(lengths)[:, None]
+    return {
+        **lists,
+        "history_mask": mask,
+        "history_categorical": torch.randint(2, 20, (len(lengths), 3, 2), generator=draw) * mask[..., None],
+        "history_dense": torch.randn(len(lengths), 3, 1, generator=draw) * mask[..., None],
+    }
+
+
 def under(w: Weights, prefix: str) -> Weights:
     """The weights of one part of the model, by their names in it."""
     return {name.removeprefix(prefix): value for name, value in w.items() if name.startswith(prefix)}

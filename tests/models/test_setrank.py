@@ -58,10 +58,8 @@ SHAPES = [
 @pytest.mark.parametrize("task_loss", ["binary_log_loss", "own"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_scores_and_weights_follow_the_equations(tiny, shape, task_loss):
-    model, lists = (
-        tiny.model("setrank", output_attentions=True, task_loss=task_loss, **shape),
-        tiny.lists((6, 4, 1, 5)),
-    )
+    model = tiny.model("setrank", output_attentions=True, task_loss=task_loss, **shape)
+    lists = tiny.lists((6, 4, 1, 5))
     weights = stirred(model)
     output = model(**lists)
     for number, mask, row in rows_of(lists):
