@@ -21,7 +21,7 @@ class MiDNNConfig(RerankerConfig):
         hidden_sizes: Widths of the hidden layers.
         dropout: After each hidden layer, in [0, 1).
         global_features: Which features of an item are also set against the others': ``all`` of them, embeddings and
-            position among them, or the ``dense`` ones (numbers and vectors) only.
+            position among them, or the ``dense`` ones (numbers and vectors) only, without the position.
     """
 
     model_type: ClassVar[str] = "rerank_midnn"
@@ -45,8 +45,8 @@ class MiDNNForReranking(PreTrainedReranker):
 
     ``score_i = MLP([x_i ; user ; g_i])`` with the global features ``g_i = (x_i - low) / (high - low)``, where low and
     high are the smallest and the largest value of a feature over the list's real items; a feature that all items share
-    gives 0. The position of an item, which the original does not read, joins ``x_i`` as a vector. The user's features
-    are the same for all items, so they have no global form.
+    gives 0. The position of an item, which the original does not read, is added to ``x_i`` as a vector. The user's
+    features are the same for all items, so they have no global form.
 
     LibRerank's code takes minimum and maximum over padding too, and normalises the network's input over the batch;
     neither is followed. The paper's loss, ``task_loss="own"``, is the binary log-loss.
