@@ -21,6 +21,7 @@ from by_hand import (
     with_histories,
 )
 
+from hf_rerank.errors import InputError
 from hf_rerank.models.pear import PEARConfig
 
 NO_HISTORY = {"history_vocab_sizes": [], "history_shared_tables": [], "num_history_dense": 0}
@@ -133,6 +134,23 @@ def test_history_without_a_mask_is_all_real(tiny):
     full = {**lists, "history_mask": torch.ones_like(lists["history_mask"])}
     without = {column: values for column, values in lists.items() if column != "history_mask"}
     assert torch.equal(model(**without).logits, model(**full).logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda lists: {**lists, "history_categorical": lists["history_categorical"][..., :1]},
+            "1 features.* 2 history",
+        ),
+        (lambda lists: {**lists, "history_categorical": None}, "0 features.* 2 history"),
+        (lambda lists: {**lists, "history_dense": None}, "history_dense is missing"),
+    ],
+)
+@pytest.mark.parametrize("name", ["pear", "raise"])
+def test_histories_of_another_processor(tiny, name, change, message):
+    with pytest.raises(InputError, match=f"{message}.*own processor"):
+        tiny.model(name)(**change(tiny.lists()))
 
 
 def test_the_history_is_a_set(tiny):
