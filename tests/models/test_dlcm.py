@@ -15,6 +15,10 @@ def elu(x):
     return np.where(x > 0, x, np.exp(x) - 1)
 
 
+def widened(w: Weights, x: np.ndarray) -> np.ndarray:
+    return np.concatenate([x, elu(linear(w, "widening.2", elu(linear(w, "widening.0", x))))])
+
+
 def gru(w: Weights, layer: int, inputs: list[np.ndarray]) -> list[np.ndarray]:
     """Outputs of one layer; as torch writes it, the reset gate r acts after the state's matrix, not before."""
     into, of_state = w[f"gru.weight_ih_l{layer}"], w[f"gru.weight_hh_l{layer}"]
@@ -50,7 +54,7 @@ def dlcm_scores(w: Weights, config: DLCMConfig, row) -> list[float]:
     """Scores of one list of real items only, by slot."""
     items = item_vectors(w, row)
     if config.input_size > len(items[0]):
-        items = [np.concatenate([x, elu(linear(w, "widening.2", elu(linear(w, "widening.0", x))))]) for x in items]
+        items = [widened(w, x) for x in items]
     if config.position_input == "sequence+embedding":
         items = [x + w["positions.weight"][place] for x, place in zip(items, row["position_ids"], strict=True)]
     slots = sorted(range(len(items)), key=lambda slot: -row["position_ids"][slot])  # the lowest place first
@@ -87,6 +91,42 @@ def test_scores_follow_the_equations(tiny, shape, task_loss):
         expected = dlcm_scores(weights, model.config, row)
         np.testing.assert_allclose(logits[number][mask], expected, atol=1e-5)
         assert (logits[number][~mask] == np.finfo(np.float32).min).all()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"num_layers": 2, "input_size": 0}, {"scoring": "add", "position_input": "sequence+embedding"}],
+    ids=str,
+)
+def test_a_soft_order_by_hand(tiny, shape):
+    """A place reads the mean of the items by their shares of it; an item's output is the mean over its places."""
+    model, lists = tiny.model("dlcm", **shape), tiny.lists((6, 4, 1))
+    weights, config = stirred(model), model.config
+    draw = torch.Generator().manual_seed(4)
+    soft = torch.eye(6).repeat(3, 1, 1)
+    for row, length in enumerate((6, 4, 1)):
+        soft[row, :length, :length] = torch.randn(length, length, generator=draw).softmax(-1)
+    logits = model(**{**lists, "position_ids": soft}).logits.detach().numpy()
+    for number, mask, row in rows_of({column: values for column, values in lists.items() if column != "position_ids"}):
+        items, length = item_vectors(weights, row), int(mask.sum())
+        shares = soft[number, :length, :length].double().numpy()
+        if config.input_size:
+            items = [widened(weights, x) for x in items]
+        if config.position_input == "sequence+embedding":
+            table = weights["positions.weight"]
+            items = [x + sum(shares[i, p] * table[p] for p in range(length)) for i, x in enumerate(items)]
+        places = []
+        for p in range(length):
+            places.append(sum(shares[i, p] * items[i] for i in range(length)) / sum(shares[:, p]))
+        outputs = places[::-1]
+        for layer in range(config.num_layers):
+            outputs = gru(weights, layer, outputs)
+        outputs = outputs[::-1]  # by place again; the state is that of place 0
+        expected = []
+        for i in range(length):
+            output = sum(shares[i, p] * outputs[p] for p in range(length))
+            expected.append(score(weights, config, output, outputs[0]))
+        np.testing.assert_allclose(logits[number][mask], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])

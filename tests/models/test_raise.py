@@ -153,13 +153,6 @@ def test_the_history_acts_through_the_mixtures(tiny, num_mixtures):
         assert (scores[0] - scores[1]).abs().max() > 1e-2
 
 
-def test_user_features_move_the_mixtures(tiny):
-    model, lists = tiny.model("raise", num_mixtures=4, **NO_HISTORY), tiny.lists((6, 4))
-    stirred(model)
-    other = {**lists, "user_dense": lists["user_dense"] + 1}
-    assert (mixtures_of(model, lists) - mixtures_of(model, other)).abs().max() > 1e-3
-
-
 def test_one_matrix_is_a_plain_encoder(tiny):
     """T = 1 against ``EncoderBlock``, which PRM stacks, with the same weights."""
     model, lists = tiny.model("raise", num_mixtures=1, output_attentions=True), tiny.lists((6, 4, 1, 5, 0))
