@@ -64,7 +64,8 @@ class DLCMForReranking(PreTrainedReranker):
     The paper's loss, ``task_loss="own"``, is the attention-rank loss. Under it, and every loss that ignores a shift of
     the list, the smallest score of the list's items is then subtracted, as in the authors' code; under the binary
     log-loss it is not, since the lowest item would be held at a probability of one half and get no gradient of its
-    own. LibRerank reads the list from the top and normalises over the batch: neither is followed.
+    own. LibRerank reads the list from the top and normalises over the batch: neither is followed. The GRU is torch's,
+    whose reset gate acts after the state's matrix; in TensorFlow's, which the authors used, it acts before.
     """
 
     config: DLCMConfig

@@ -21,7 +21,7 @@ class MiDNNConfig(RerankerConfig):
         hidden_sizes: Widths of the hidden layers.
         dropout: After each hidden layer, in [0, 1).
         global_features: Which features of an item are also set against the others': ``all`` of them, embeddings and
-            position among them, or the ``dense`` ones (numbers and vectors) only.
+            position among them, or the ``dense`` ones (numbers and vectors) only, without the position.
     """
 
     model_type: ClassVar[str] = "rerank_midnn"
@@ -45,8 +45,8 @@ class MiDNNForReranking(PreTrainedReranker):
 
     ``score_i = MLP([x_i ; user ; g_i])`` with the global features ``g_i = (x_i - low) / (high - low)``, where low and
     high are the smallest and the largest value of a feature over the list's real items; a feature that all items share
-    gives 0. The position of an item, which the original does not read, joins ``x_i`` as a vector. The user's features
-    are the same for all items, so they have no global form.
+    gives 0. The position of an item, which the original does not read, is added to ``x_i`` as a vector. The user's
+    features are the same for all items, so they have no global form.
 
     LibRerank's code takes minimum and maximum over padding too, and normalises the network's input over the batch;
     neither is followed. The paper's loss, ``task_loss="own"``, is the binary log-loss.
@@ -84,10 +84,11 @@ class MiDNNForReranking(PreTrainedReranker):
         mask = context["mask"]
         own = self.item_embedding.item_width
         items, user = context["items"][..., :own], context["items"][..., own:]
+        # The item's own part ends with its dense features and vectors, which are compared as they are.
+        numbers = items[..., own - self.dense_width :]
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)
-        # The item's own part ends with its dense features and vectors.
-        compared = items if self.config.global_features == "all" else items[..., own - self.dense_width :]
+        compared = items if self.config.global_features == "all" else numbers
         features = torch.cat([items, user, global_features(compared, mask)], dim=-1)
         return RerankerOutput(logits=padded_low(self.network(features).squeeze(-1), mask))
 

@@ -60,7 +60,7 @@ class PEARConfig(RerankerConfig):
         if self.d_model % self.num_heads:
             raise InputError(f"d_model={self.d_model} is no multiple of num_heads={self.num_heads}: change one")
         if not 0 <= self.list_loss_weight < float("inf"):
-            raise InputError(f"list_loss_weight is {self.list_loss_weight}: expected a number of at least 0")
+            raise InputError(f"list_loss_weight is {self.list_loss_weight}: expected a finite number of at least 0")
 
 
 class PEARForReranking(PreTrainedReranker):
@@ -77,7 +77,8 @@ class PEARForReranking(PreTrainedReranker):
 
     The paper's loss, ``task_loss="own"``, is the binary log-loss of the items and, with weight ``list_loss_weight``,
     that of the token; the latter is added to every other task loss too. Attention weights, on request, are
-    [B, heads, L + 1, H + L + 1]: history items, items, the token (without the 1 where there is no token).
+    [B, heads, L + 1, H + L + 1]: history items, items, the token (without the 1 where there is no token, without the H
+    where the schema has no history). Hidden states are [B, L + 1, d_model].
     """
 
     config: PEARConfig

@@ -38,7 +38,7 @@ class SetRankConfig(RerankerConfig):
             "d_model": 256,
             "num_blocks": 6,
             "num_heads": 8,
-            "inner_width": 256,
+            "inner_width": 1024,
             "num_inducing": 20,
             "task_loss": "own",
         },
@@ -91,8 +91,9 @@ class SetRankForReranking(PreTrainedReranker):
     ``MAB(Q, K, V) = LN(B + FFN(B))``, ``B = LN(Q + Multihead(Q, K, V))``; ``MSAB(X) = MAB(X, X, X)``;
     ``IMSAB(X) = MAB(X, I', I')`` with ``I' = MAB(I, X, X)`` and learnable points ``I`` (equations 4 to 7 of the
     paper). Multihead has an output projection and linear query, key and value, as the paper writes; the authors' code
-    has no projection and a ReLU on each of the three. Items enter through one ReLU layer, as in that code without its
-    Gaussian features. Without the ordinal embedding the scores of permuted items are the permuted scores.
+    has no projection, a ReLU on each of the three, no FFN in ``I'``, and adds the ordinal embedding before every block
+    instead of once. Items enter through one ReLU layer, as in that code without its Gaussian features. Without the
+    ordinal embedding the scores of permuted items are the permuted scores.
 
     The paper's loss, ``task_loss="own"``, is the attention-rank loss of the scores as they are; LibRerank squashes
     them into (0, 1) before it, where its gradient nearly vanishes, and looks at padding.

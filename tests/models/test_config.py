@@ -15,8 +15,13 @@ from hf_rerank.errors import InputError
 from hf_rerank.models import auto
 from hf_rerank.models.auto import RERANKERS, AutoReranker, reranker_classes
 from hf_rerank.models.base import RerankerConfig
+from hf_rerank.models.dlcm import DLCMConfig
 from hf_rerank.models.dnn import DNNConfig
+from hf_rerank.models.midnn import MiDNNConfig
+from hf_rerank.models.pear import PEARConfig
 from hf_rerank.models.prm import PRMConfig, PRMForReranking
+from hf_rerank.models.raise_ import RAISEConfig
+from hf_rerank.models.setrank import SetRankConfig
 from hf_rerank.processing import ListProcessor
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 
@@ -173,6 +178,40 @@ WRONG = [
     (PRMConfig, {"num_heads": 3}, "d_model=64 is no multiple of num_heads=3"),
     (PRMConfig, {"head_dim": 0}, "head_dim"),
     (PRMConfig, {"num_blocks": 0}, "num_blocks"),
+    (DLCMConfig, {"hidden_size": 0}, "hidden_size is 0: expected at least 1"),
+    (DLCMConfig, {"num_layers": 0}, "num_layers is 0"),
+    (DLCMConfig, {"num_heads": 0}, "num_heads is 0"),
+    (DLCMConfig, {"input_size": -1}, "input_size is -1: expected at least 0"),
+    (DLCMConfig, {"scoring": "multy"}, "'multiply', 'multi', 'add'.*got multy"),
+    (DLCMConfig, {"dropout": 1}, r"dropout is 1: expected a share in \[0, 1\)"),
+    (DLCMConfig, {"position_input": "none"}, "'sequence', 'sequence\\+embedding'.*got none"),
+    (MiDNNConfig, {"hidden_sizes": [8, 0]}, "each at least 1"),
+    (MiDNNConfig, {"dropout": -1}, "dropout is -1"),
+    (MiDNNConfig, {"global_features": "numbers"}, "'all', 'dense'.*got numbers"),
+    (SetRankConfig, {"d_model": 0}, "d_model is 0"),
+    (SetRankConfig, {"num_blocks": 0}, "num_blocks is 0"),
+    (SetRankConfig, {"num_heads": 0}, "num_heads is 0"),
+    (SetRankConfig, {"num_heads": 5}, "d_model=64 is no multiple of num_heads=5"),
+    (SetRankConfig, {"inner_width": 0}, "inner_width is 0"),
+    (SetRankConfig, {"num_inducing": -1}, "num_inducing is -1: expected at least 0"),
+    (SetRankConfig, {"dropout": 1.5}, r"dropout is 1\.5"),
+    (SetRankConfig, {"position_input": "embedding"}, "'ordinal', 'none'.*got embedding"),
+    (PEARConfig, {"feature_width": 0}, "feature_width is 0"),
+    (PEARConfig, {"d_model": 0}, "d_model is 0"),
+    (PEARConfig, {"num_blocks": 0}, "num_blocks is 0"),
+    (PEARConfig, {"num_heads": 3}, "d_model=64 is no multiple of num_heads=3"),
+    (PEARConfig, {"inner_width": 0}, "inner_width is 0"),
+    (PEARConfig, {"dropout": float("nan")}, "dropout is nan"),
+    (PEARConfig, {"list_loss_weight": -1}, "list_loss_weight is -1: expected a finite number of at least 0"),
+    (PEARConfig, {"list_loss_weight": float("inf")}, "list_loss_weight is inf: expected a finite number"),
+    (PEARConfig, {"list_loss_weight": float("nan")}, "list_loss_weight is nan"),
+    (PEARConfig, {"list_loss_weight": "1"}, "list_loss_weight"),
+    (RAISEConfig, {"d_model": 0}, "d_model is 0"),
+    (RAISEConfig, {"num_blocks": 0}, "num_blocks is 0"),
+    (RAISEConfig, {"num_heads": 5}, "d_model=32 is no multiple of num_heads=5"),
+    (RAISEConfig, {"inner_width": 0}, "inner_width is 0"),
+    (RAISEConfig, {"num_mixtures": 0}, "num_mixtures is 0: expected at least 1"),
+    (RAISEConfig, {"dropout": 1}, "dropout is 1"),
 ]
 
 
@@ -198,6 +237,26 @@ def test_zero_is_a_number(schema):
 OTHERWISE = {
     "dnn": {"hidden_sizes": [3, 2], "dropout": 0.25},
     "prm": {"d_model": 6, "num_blocks": 3, "num_heads": 4, "head_dim": 2, "inner_width": 5, "dropout": 0},
+    "dlcm": {"hidden_size": 3, "num_layers": 2, "input_size": 0, "scoring": "add", "num_heads": 4, "dropout": 0.25},
+    "midnn": {"hidden_sizes": [3, 2], "dropout": 0.25, "global_features": "dense"},
+    "setrank": {
+        "d_model": 6,
+        "num_blocks": 3,
+        "num_heads": 3,
+        "inner_width": 5,
+        "num_inducing": 4,
+        "dropout": 0.25,
+    },
+    "pear": {
+        "feature_width": 7,
+        "d_model": 6,
+        "num_blocks": 3,
+        "num_heads": 3,
+        "inner_width": 5,
+        "dropout": 0,
+        "list_loss_weight": 0.25,
+    },
+    "raise": {"d_model": 6, "num_blocks": 3, "num_heads": 3, "inner_width": 5, "num_mixtures": 7, "dropout": 0},
 }
 
 
@@ -222,8 +281,10 @@ def test_every_field_survives_json(name, tiny, tmp_path):
         **OTHERWISE.get(name, {}),
     }
     config = RERANKERS[name][0](**given)
-    own = [entry.name for entry in fields(RerankerConfig) if entry.name in RerankerConfig.__annotations__]
-    assert set(own) - set(given) == {"position_input"}, "a new field needs a value here"
+    classes = (RerankerConfig, RERANKERS[name][0])
+    own = {entry.name for entry in fields(config) if any(entry.name in cls.__annotations__ for cls in classes)}
+    assert own - set(given) == {"position_input"}, "a new field needs a value here"
+    assert all(getattr(RERANKERS[name][0](), field) != value for field, value in OTHERWISE.get(name, {}).items())
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert {field: written[field] for field in given} == given

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from by_hand import stirred
 
 
 def dnn_score(w, hidden_layers: int, item: dict[str, np.ndarray], position: int | None) -> float:
@@ -26,11 +27,7 @@ def dnn_score(w, hidden_layers: int, item: dict[str, np.ndarray], position: int 
 def test_scores_follow_the_equation(tiny, hidden_sizes, position_input):
     model = tiny.model("dnn", hidden_sizes=hidden_sizes, position_input=position_input)
     lists = tiny.lists((6, 4, 1, 5))
-    draw = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn(weight.shape, generator=draw))
-    weights = {name: weight.detach().double().numpy() for name, weight in model.named_parameters()}
+    weights = stirred(model)
     logits = model(**lists).logits.detach().numpy()
     numbers = {column: values.numpy() for column, values in lists.items()}
     for row, slot in np.argwhere(numbers["mask"]):

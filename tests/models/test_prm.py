@@ -5,70 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from by_hand import Weights, encoder_block, item_vectors, linear, rows_of, stirred, under
 
 from hf_rerank.models.prm import PRMConfig, PRMForReranking
 
 
-def layer_norm(vector, weight, bias):
-    return (vector - vector.mean()) / np.sqrt(vector.var() + 1e-5) * weight + bias
-
-
-def prm_scores(w: dict[str, np.ndarray], config: PRMConfig, row: dict[str, np.ndarray]) -> tuple[list[float], list]:
-    """Scores of one list of real items only, from the paper's equations, and each block's attention [heads][i][j]."""
-    heads, length = config.num_heads, len(row["item_categorical"])
-    size = config.head_dim or config.d_model // heads
-    items = []
-    for i in range(length):
-        parts = [w[f"item_embedding.item_tables.{f}.weight"][id_] for f, id_ in enumerate(row["item_categorical"][i])]
-        parts += [row["item_dense"][i], row["item_vectors"][i]]
-        parts += [w[f"item_embedding.user_tables.{f}.weight"][id_] for f, id_ in enumerate(row["user_categorical"])]
-        x = np.concatenate([*parts, row["user_dense"]])
-        if config.position_input == "embedding":
-            x = x + w["positions.weight"][row["position_ids"][i]]
-        items.append(w["projection.weight"] @ x + w["projection.bias"])
+def prm_scores(w: Weights, config: PRMConfig, row) -> tuple[list[float], list[np.ndarray]]:
+    """Scores of one list of real items only, from the paper's equations, and each block's attention [heads, L, L]."""
+    items = item_vectors(w, row)
+    if config.position_input == "embedding":
+        items = [x + w["positions.weight"][place] for x, place in zip(items, row["position_ids"], strict=True)]
+    items = [linear(w, "projection", x) for x in items]
     attentions = []
     for b in range(config.num_blocks):
-        block = {
-            name.removeprefix(f"blocks.{b}."): value for name, value in w.items() if name.startswith(f"blocks.{b}.")
-        }
-        projected = [block["query_key_value.weight"] @ x + block["query_key_value.bias"] for x in items]
-        query, key, value = ([p.reshape(3, heads, size)[part] for p in projected] for part in range(3))
-        attention = np.zeros((heads, length, length))
-        after = []
-        for i in range(length):
-            joined = []
-            for h in range(heads):
-                logits = [query[i][h] @ key[j][h] / np.sqrt(size) for j in range(length)]
-                attention[h, i] = np.exp(logits) / np.sum(np.exp(logits))
-                joined.append(sum(attention[h, i, j] * value[j][h] for j in range(length)))
-            added = block["attention_output.weight"] @ np.concatenate(joined) + block["attention_output.bias"]
-            x = layer_norm(items[i] + added, block["attention_norm.weight"], block["attention_norm.bias"])
-            inner = np.maximum(block["inner.weight"] @ x + block["inner.bias"], 0)
-            added = block["outer.weight"] @ inner + block["outer.bias"]
-            after.append(layer_norm(x + added, block["outer_norm.weight"], block["outer_norm.bias"]))
-        items = after
-        attentions.append(attention)
-    return [float(w["scorer.weight"][0] @ x + w["scorer.bias"][0]) for x in items], attentions
-
-
-def rows_of(lists):
-    """Each list's real items, as numpy arrays."""
-    for number, mask in enumerate(lists["mask"].numpy()):
-        row = {column: values[number].double().numpy() for column, values in lists.items() if "mask" not in column}
-        for column in ("item_categorical", "item_dense", "item_vectors", "position_ids", "labels"):
-            row[column] = row[column][mask]
-        for column in ("item_categorical", "user_categorical", "position_ids"):
-            row[column] = row[column].astype(int)
-        yield number, mask, row
-
-
-def stirred(model: PRMForReranking) -> dict[str, np.ndarray]:
-    """Gives every weight a value of its own (norms start at 1 and biases at 0, which would hide mistakes)."""
-    draw = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.2 * torch.randn(weight.shape, generator=draw))
-    return {name: weight.detach().double().numpy() for name, weight in model.named_parameters()}
+        items, weights = encoder_block(under(w, f"blocks.{b}."), items, config.num_heads)
+        attentions.append(weights)
+    return [linear(w, "scorer", x).item() for x in items], attentions
 
 
 SHAPES = [
