@@ -182,7 +182,8 @@ class RerankerOutput(ModelOutput):
         logits: float [B, L], one score a slot whatever the order shown; the lowest finite number at padding.
         list_logits: float [B], a score of the whole list, from models that give one.
         hidden_states: The input of the encoder and the output of each block [B, L, D], on request.
-        attentions: Attention weights of each block [B, heads, L, L], on request.
+        attentions: Attention weights of each block [B, heads, L, L], on request. A model that looks at more than the
+            list's items, such as PEAR, says in its docstring what the axes hold.
     """
 
     loss: Tensor | None = None
