@@ -60,9 +60,9 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != "raw")
 
 
-def damage(raw: Path, line: int) -> None:
-    """Puts a damaged line in the place of one of part2, which counts from 1."""
-    path = raw / "set1.train.txt.part2"
+def damage(raw: Path, line: int, part: int = 2) -> None:
+    """Puts a damaged line in the place of one of a part, which counts from 1."""
+    path = raw / f"set1.train.txt.part{part}"
     lines = path.read_text().splitlines(keepends=True)
     lines[line - 1] = BROKEN
     path.write_text("".join(lines))
@@ -184,8 +184,11 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 @posix
 @pytest.mark.parametrize(("first", "step"), [(1, 11), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_killed_at_any_operation_on_the_disk_the_next_run_gives_the_same_bytes(raw, tmp_path, first, step):
-    damage(raw, 5)
+    # Rejected lines in each of three groups: killed within the second, more is in the file of rejects than was saved.
+    for part, line in ((1, 10), (2, 5), (2, 20)):
+        damage(raw, line, part)
     prepare(raw, tmp_path / "unbroken", on_error="skip", shard_lines=25)
+    assert len((tmp_path / "unbroken" / "rejects.jsonl").read_text().splitlines()) == 3
     (tmp_path / "work").mkdir()
     sweep = run(KILL_SWEEP, raw, tmp_path / "work" / "lists", first, step)
     assert sweep.returncode == 0, sweep.stderr
