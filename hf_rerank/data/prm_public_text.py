@@ -1,13 +1,16 @@
 """PRM Public's text: cut into fields where they lie, decoded by polars, and blamed by name where damaged.
 
-One line is one list: six fields between ``|``, each but the first a JSON array; see ``FIELDS``. A batch of lines is
-decoded column by column. If that fails it is read again carefully, line by line, which names every damaged line, its
-field and what it holds; then the rest is decoded.
+One line is one list: six fields between ``|``, each but the first a JSON array; see ``FIELDS``. A batch of clean lines
+of one length is read number by number (``hf_rerank.data.prm_public_numbers``), any other is decoded column by column.
+If that fails it is read again carefully, line by line, which names every damaged line, its field and what it holds;
+then the rest is decoded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -23,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_rerank.data.prepared import PrepareReport
+from hf_rerank.data.prm_public_numbers import NotClean, made_line, read_numbers
 from hf_rerank.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ ITEM_FIELDS = {2: CATEGORICAL_COLUMNS, 3: BASIC_COLUMNS, 4: OPTIONAL_COLUMNS}
 # A line of 30 items has about 7,000 bytes; without a limit a file without line ends would be read whole.
 MAX_LINE_BYTES = 2**20
 MAX_EXACT_FLOAT = 2**53
+# Text of clean lines that is read at a time: more falls out of the processor's cache, and takes twice the time.
+CLEAN_BYTES = 2**19
 # Damaged lines that one message names by number; the others are counted.
 MAX_NAMED_LINES = 20
 # What can be wrong with a line; the counts of a report are by these.
@@ -182,11 +188,17 @@ class Fields:
         bars_a_line = np.diff(np.searchsorted(bars, bounds))
         if not text.isascii() or (bars_a_line != len(FIELDS) - 1).any() or (np.diff(bounds) > MAX_LINE_BYTES).any():
             raise _Damaged
+        # Where fields begin, and the last one ends.
+        self.bounds = np.sort(np.concatenate([[0], bars + 1, self.ends])).astype(np.int64)
+
+    @functools.cached_property
+    def columns(self) -> pl.DataFrame:
+        """The fields, a column each."""
         # One array of all fields over the text as it is, each with the mark behind it.
-        offsets = np.sort(np.concatenate([[0], bars + 1, self.ends])).astype(np.int64)
-        texts = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(text))
-        series = pl.Series(texts).str.strip_chars(_MARKS)
-        self.columns = pl.DataFrame([series.gather_every(len(FIELDS), k).alias(str(k)) for k in range(len(FIELDS))])
+        count, offsets = len(self.bounds) - 1, pa.py_buffer(self.bounds)
+        texts = pl.Series(pa.LargeStringArray.from_buffers(count, offsets, pa.py_buffer(self.text)))
+        texts = texts.str.strip_chars(_MARKS)
+        return pl.DataFrame([texts.gather_every(len(FIELDS), k).alias(str(k)) for k in range(len(FIELDS))])
 
     def with_null(self) -> np.ndarray:
         """Which rows hold a null."""
@@ -199,7 +211,11 @@ class Fields:
         Returns:
             The rows without those whose user id is damaged, and their user ids.
         """
-        texts = self.columns["0"][rows]
+        begins, ends = self.bounds[:-1][rows * len(FIELDS)].tolist(), self.bounds[1:][rows * len(FIELDS)].tolist()
+        texts = pl.Series(
+            [self.text[begin:end].decode() for begin, end in zip(begins, ends, strict=True)], dtype=pl.String
+        )
+        texts = texts.str.strip_chars(_MARKS)
         good = texts.str.contains(r"^-?[0-9]{1,18}$").to_numpy()
         if not good.all():
             if len(self._read_carefully(rows[~good])):
@@ -213,8 +229,12 @@ class Fields:
         Returns:
             The rows without those that are damaged, and their lists.
         """
+        whole = len(rows) == len(self.numbers)
+        if whole:
+            with contextlib.suppress(NotClean, _Damaged):
+                return rows, self._decode_clean()
         try:
-            return rows, self._decode(self.columns[rows] if len(rows) < len(self.numbers) else self.columns)
+            return rows, self._decode(self.columns if whole else self.columns[rows])
         except (_Damaged, pl.exceptions.PolarsError):
             pass
         good = self._read_carefully(rows)
@@ -235,6 +255,40 @@ class Fields:
             f"{self.path}, lines {self.numbers[rows[0]]} to {self.numbers[rows[-1]]}: the fast reader refuses what "
             "the careful reader accepts; this is a fault of hf_rerank, please report it"
         )
+
+    def _decode_clean(self) -> Decoded:
+        """Reads all lines, if they are clean ones of one length.
+
+        Raises:
+            NotClean, _Damaged: They are not; they may be good all the same.
+        """
+        items = (self.text[: self.ends[0]].count(b"[") - 5) // len(ITEM_FIELDS)  # three for the user, labels aside
+        if self.cut_off or items < 1:
+            raise NotClean
+        item_widths = [len(names) for names in ITEM_FIELDS.values()]
+        made = made_line((len(USER_COLUMNS), *item_widths), items)
+        parts, start = [], 0
+        while start < len(self.text):
+            stop = min(int(np.searchsorted(self.ends, start + CLEAN_BYTES)), len(self.ends) - 1)
+            parts.append(read_numbers(self.text[start : self.ends[stop]], made))
+            start = self.ends[stop]
+        values, missing = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+
+        sizes = [1, len(USER_COLUMNS), *(items * width for width in item_widths), items]
+        places = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
+        fields = [values[:, place] for place in places]
+        nulls = [missing[:, place] if missing[:, place].any() else None for place in places]
+        # Without the user id, which is read elsewhere and may be longer than a float is exact.
+        if any((np.abs(fields[k]) >= MAX_EXACT_FLOAT).any() for k in (1, 2)) or nulls[5] is not None:
+            raise _Damaged
+        if not ((fields[5] == 0) | (fields[5] == 1)).all():
+            raise _Damaged
+        per_list = _columns(fields[1], nulls[1], USER_COLUMNS, pa.int64())
+        per_item: dict[str, pa.Array] = {}
+        for k, names in ITEM_FIELDS.items():
+            per_item |= _columns(fields[k], nulls[k], names, pa.int64() if k == 2 else pa.float32())
+        per_item["click"] = pa.array(fields[5].ravel().astype(np.int8))
+        return Decoded(np.full(len(values), items), per_list, per_item)
 
     def _decode(self, texts: pl.DataFrame) -> Decoded:
         """Decodes and checks. polars' decoder is lenient (it drops empty texts, turns a huge id into null, cuts 1.5 to
@@ -271,7 +325,7 @@ class Fields:
             raise _Damaged
         if not np.isin(labels.to_numpy(), (0, 1)).all():
             raise _Damaged
-        per_list = _columns(user, USER_COLUMNS, pa.int64())
+        per_list = _columns(*_numbers(user), USER_COLUMNS, pa.int64())
         per_item: dict[str, pa.Array] = {}
         found = user.null_count
         for k, names in ITEM_FIELDS.items():
@@ -282,7 +336,7 @@ class Fields:
             if (of_items != lengths).any() or (widths != len(names)).any():
                 raise _Damaged
             found += values.null_count
-            per_item |= _columns(values, names, pa.int64() if k == 2 else pa.float32())
+            per_item |= _columns(*_numbers(values), names, pa.int64() if k == 2 else pa.float32())
         if found != nulls:
             raise _Damaged
         per_item["click"] = labels.cast(pa.int8())
@@ -329,10 +383,21 @@ def _inner(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     return array.flatten(), pc.list_value_length(array).to_numpy(zero_copy_only=False)
 
 
-def _columns(values: pa.Array, names: Sequence[str], kind: pa.DataType) -> dict[str, pa.Array]:
-    """Splits rows of ``len(names)`` values each into columns."""
-    missing = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
-    numbers = values.fill_null(0).to_numpy(zero_copy_only=False) if values.null_count else values.to_numpy()
+def _numbers(values: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values, 0 for a null, and which are null; None where none is."""
+    if not values.null_count:
+        return values.to_numpy(), None
+    missing = values.is_null().to_numpy(zero_copy_only=False)
+    return values.fill_null(0).to_numpy(zero_copy_only=False), missing
+
+
+def _columns(
+    numbers: np.ndarray, missing: np.ndarray | None, names: Sequence[str], kind: pa.DataType
+) -> dict[str, pa.Array]:
+    """Splits rows of ``len(names)`` numbers each into columns."""
+    if pa.types.is_floating(kind):
+        with np.errstate(over="ignore"):  # too large for a float of 32 bits: not finite
+            numbers = numbers.astype(np.float32, copy=False)
     if np.issubdtype(numbers.dtype, np.floating):
         if not np.isfinite(numbers).all():
             raise _Damaged
