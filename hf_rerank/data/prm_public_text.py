@@ -42,8 +42,6 @@ ITEM_FIELDS = {2: CATEGORICAL_COLUMNS, 3: BASIC_COLUMNS, 4: OPTIONAL_COLUMNS}
 # A line of 30 items has about 7,000 bytes; without a limit a file without line ends would be read whole.
 MAX_LINE_BYTES = 2**20
 MAX_EXACT_FLOAT = 2**53
-# Text of clean lines that is read at a time: more falls out of the processor's cache, and takes twice the time.
-CLEAN_BYTES = 2**19
 # Damaged lines that one message names by number; the others are counted.
 MAX_NAMED_LINES = 20
 # What can be wrong with a line; the counts of a report are by these.
@@ -266,14 +264,7 @@ class Fields:
         if self.cut_off or items < 1:
             raise NotClean
         item_widths = [len(names) for names in ITEM_FIELDS.values()]
-        made = made_line((len(USER_COLUMNS), *item_widths), items)
-        parts, start = [], 0
-        while start < len(self.text):
-            stop = min(int(np.searchsorted(self.ends, start + CLEAN_BYTES)), len(self.ends) - 1)
-            parts.append(read_numbers(self.text[start : self.ends[stop]], made))
-            start = self.ends[stop]
-        values, missing = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-
+        values, missing = read_numbers(self.text, self.ends, made_line((len(USER_COLUMNS), *item_widths), items))
         sizes = [1, len(USER_COLUMNS), *(items * width for width in item_widths), items]
         places = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
         fields = [values[:, place] for place in places]
@@ -405,11 +396,11 @@ def _columns(
             if (numbers != np.trunc(numbers)).any() or (np.abs(numbers) > MAX_EXACT_FLOAT).any():
                 raise _Damaged
             numbers = numbers.astype(np.int64)
-    table = numbers.reshape(-1, len(names))
-    masks = None if missing is None else missing.reshape(-1, len(names))
+    shape = (-1, len(names))
+    table = np.ascontiguousarray(numbers.reshape(shape).T)
+    masks = [None] * len(names) if missing is None else np.ascontiguousarray(missing.reshape(shape).T)
     return {
-        name: pa.array(table[:, k], type=kind, mask=None if masks is None else masks[:, k])
-        for k, name in enumerate(names)
+        name: pa.array(column, type=kind, mask=mask) for name, column, mask in zip(names, table, masks, strict=True)
     }
 
 
