@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
-from hf_rerank.data.prm_public_text import MAX_LINE_BYTES, count_bytes
+from hf_rerank.data.prm_public_text import MAX_LINE_BYTES, find_letter
 from hf_rerank.errors import InputError
 
 RANGE_BYTES = 256 * 2**20
@@ -164,10 +162,11 @@ class LineReader:
                 whole = text.rfind(b"\n") + 1
                 tail = text[whole:]
         taken, self.waiting = text[:whole], text[whole:]
-        lines = count_bytes(taken, "\n") + (not taken.endswith(b"\n") and bool(taken))
+        ends = find_letter(taken, "\n") + 1
+        lines = len(ends) + (not taken.endswith(b"\n") and bool(taken))
         broken = self.broken or None
         if lines > max_lines or (lines == max_lines and broken):
-            cut = int(np.flatnonzero(np.frombuffer(taken, dtype=np.uint8) == ord("\n"))[max_lines - 1]) + 1
+            cut = int(ends[max_lines - 1])
             taken, self.waiting, lines = text[:cut], text[cut:], max_lines
             tail, broken = b"", None
         elif broken:

@@ -19,8 +19,8 @@ class NotClean(Exception):
 
 
 _NULL = np.frombuffer(b"null", dtype=np.uint8)
-# Text that is read at a time: more falls out of the processor's cache, and takes twice the time.
-_TEXT_BYTES = 2**19
+# Text that is looked at at a time: more falls out of the processor's cache, and takes twice the time.
+CACHED_BYTES = 2**19
 
 
 def made_line(widths: Sequence[int], items: int) -> bytes:
@@ -52,7 +52,7 @@ def read_numbers(text: bytes, ends: np.ndarray, made: bytes) -> tuple[np.ndarray
     missing = np.empty(values.shape, dtype=bool)
     first = start = 0
     while first < len(ends):
-        last = max(int(np.searchsorted(ends, start + _TEXT_BYTES)), first + 1)
+        last = max(int(np.searchsorted(ends, start + CACHED_BYTES)), first + 1)
         _read(text[start : ends[last - 1]], *layout, values[first:last], missing[first:last])
         first, start = last, int(ends[last - 1])
     if not np.isfinite(values).all():

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_rerank.data.prepared import PrepareReport
-from hf_rerank.data.prm_public_numbers import NotClean, made_line, read_numbers
+from hf_rerank.data.prm_public_numbers import CACHED_BYTES, NotClean, made_line, read_numbers
 from hf_rerank.errors import InputError
 
 if TYPE_CHECKING:
@@ -177,12 +177,11 @@ class Fields:
 
     def _find_fields(self, text: bytes) -> None:
         self.text = text
-        marks = np.frombuffer(text, dtype=np.uint8)
-        self.ends = np.flatnonzero(marks == ord("\n")) + 1
+        self.ends = find_letter(text, "\n") + 1
         if self.cut_off:
             self.ends = np.append(self.ends, len(text))
         bounds = np.concatenate([[0], self.ends])
-        bars = np.flatnonzero(marks == ord("|"))
+        bars = find_letter(text, "|")
         bars_a_line = np.diff(np.searchsorted(bars, bounds))
         if not text.isascii() or (bars_a_line != len(FIELDS) - 1).any() or (np.diff(bounds) > MAX_LINE_BYTES).any():
             raise _Damaged
@@ -303,7 +302,7 @@ class Fields:
         nulls = 0
         if b"n" in self.text:
             counts = [pl.col(str(k)).str.count_matches("n", literal=True).sum() for k in kinds]
-            nulls = count_bytes(self.text, "n") if texts is self.columns else sum(texts.select(*counts).row(0))
+            nulls = len(find_letter(self.text, "n")) if texts is self.columns else sum(texts.select(*counts).row(0))
         decoded = texts.select(*(pl.col(str(k)).str.json_decode(kind) for k, kind in kinds.items()))
         if decoded.height != texts.height:
             raise _Damaged
@@ -355,9 +354,12 @@ class Fields:
         self.rejects.append(Reject(self.path, number, None if field is None else field + 1, kind, text, reason))
 
 
-def count_bytes(text: bytes, letter: str) -> int:
-    """How often a letter occurs; several times as fast as ``bytes.count``."""
-    return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == ord(letter)))
+def find_letter(text: bytes, letter: str) -> np.ndarray:
+    """Where a letter stands, in order; several times as fast as ``bytes.count``, let alone ``bytes.find``."""
+    letters, found = np.frombuffer(text, dtype=np.uint8), [np.empty(0, dtype=np.int64)]
+    for start in range(0, len(letters), CACHED_BYTES):
+        found.append(start + np.flatnonzero(letters[start : start + CACHED_BYTES] == ord(letter)))
+    return np.concatenate(found)
 
 
 def _lines(text: bytes) -> list[bytes]:
