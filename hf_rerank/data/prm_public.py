@@ -265,8 +265,7 @@ def iter_batches(
         if on_reject is not None and on_error == "skip":
             for reject in outcome.rejects:
                 on_reject(reject)
-        if outcome.table is not None:
-            yield outcome.table
+        yield from outcome.tables
         if on_bytes is not None:
             before = on_disk.get(outcome.source, ranges[outcome.source].start)
             on_bytes(outcome.batch.on_disk - before)
@@ -291,7 +290,7 @@ def _refuse_forked_process() -> None:
 
 @dataclass(frozen=True)
 class _Rules:
-    """How lines become lists; see ``iter_batches``."""
+    """How lines become lists; see ``iter_batches``. ``by_split``: batches are cut into one table a split."""
 
     protocol: str
     max_list_length: int
@@ -300,6 +299,7 @@ class _Rules:
     on_error: str
     truth: TruthHeader
     splits: frozenset[str] = frozenset(SPLITS)
+    by_split: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (("protocol", self.protocol, PROTOCOLS), ("on_error", self.on_error, ON_ERROR)):
@@ -333,7 +333,7 @@ class _Outcome:
     Attributes:
         source: Which of the files.
         batch: The lines; where reading stops at a damaged line, those before it.
-        table: The lists, None where there are none.
+        tables: The lists, in tables of at least one.
         counts: Of these lines.
         rejects: The damaged lines.
         stops: Reading stops here, because of them.
@@ -342,7 +342,7 @@ class _Outcome:
 
     source: int
     batch: LineBatch
-    table: pa.Table | None
+    tables: list[pa.Table]
     counts: PrepareReport
     rejects: list[Reject]
     stops: bool
@@ -432,12 +432,13 @@ def _decoded(read: _Read, rules: _Rules) -> _Outcome:
     if len(rules.splits) < len(SPLITS):
         wanted = np.isin(of_split, list(rules.splits))
         rows, user_ids, of_split = rows[wanted], user_ids[wanted], of_split[wanted]
-    lists: Decoded | None = None
-    if len(rows):
-        decoded_rows, lists = fields.decode(rows)
-        if len(decoded_rows) < len(rows):
-            whole = np.isin(rows, decoded_rows)
-            rows, user_ids, of_split = rows[whole], user_ids[whole], of_split[whole]
+    groups = [of_split == split for split in SPLITS] if rules.by_split else [np.ones(len(rows), dtype=bool)]
+    decoded: list[tuple[np.ndarray, Decoded]] = []
+    fields.read_clean(len(rows))
+    for chosen in map(np.flatnonzero, groups):
+        if len(chosen):
+            good, lists = fields.decode(rows[chosen])
+            decoded.append((chosen[np.isin(rows[chosen], good)], lists))
 
     rejects = sorted(fields.rejects, key=lambda reject: reject.line)
     if batch.broken is not None:
@@ -451,17 +452,18 @@ def _decoded(read: _Read, rules: _Rules) -> _Outcome:
     for reject in rejects:
         counts.reject(reject.kind)
 
-    table = None
-    if lists is not None and len(rows):
-        in_batch = fields.numbers[rows] - batch.first_line
+    tables = []
+    for chosen, lists in decoded:
+        in_batch = fields.numbers[rows[chosen]] - batch.first_line
         list_ids = np.array(_list_ids(batch, in_batch), dtype=object)
         if read.truth is not None:
             truth, truth_rows = read.truth
             lists.join_truth(truth_rows.take(pa.array(in_batch)), truth, list_ids)
         lists.cut(rules.max_list_length, counts)
-        lists.per_list |= {"list_id": list_ids, "user_id": user_ids, "split": of_split}
-        table = lists.table(rules.columns)
-    return _Outcome(read.source, batch, table, counts, rejects, False, read.ends_group)
+        lists.per_list |= {"list_id": list_ids, "user_id": user_ids[chosen], "split": of_split[chosen]}
+        if len(chosen):
+            tables.append(lists.table(rules.columns))
+    return _Outcome(read.source, batch, tables, counts, rejects, False, read.ends_group)
 
 
 def _lines_before(batch: LineBatch, line: int) -> LineBatch:
@@ -543,7 +545,7 @@ def prepare_prm_public(
     files = find_files(raw_dir)
     sizes = {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
     truth = read_truth_header(files)
-    rules = _Rules(protocol, max_list_length, share, seed, on_error, truth)
+    rules = _Rules(protocol, max_list_length, share, seed, on_error, truth, by_split=True)
     schema = prm_public_schema(max_list_length, truth.position, truth.examination, truth.attraction)
     options = {
         "protocol": protocol,
@@ -606,13 +608,10 @@ def _write(
     finished = False
     try:
         for outcome in outcomes:
-            if outcome.table is not None:
-                of_split = outcome.table.column("split").to_numpy()
-                for split in SPLITS:
-                    lists = outcome.table.filter(pa.array(of_split == split))
-                    if lists.num_rows:
-                        state.report.keep(split, lists, "click")
-                        group.write(split, lists)
+            for lists in outcome.tables:
+                split = lists.column("split")[0].as_py()
+                state.report.keep(split, lists, "click")
+                group.write(split, lists)
             on_bytes(state.advance(outcome))
             if outcome.stops:
                 advice = "; mend what is named and run again, or leave such lines out with --on-error skip"

@@ -39,6 +39,7 @@ BASIC_COLUMNS = tuple(f"basic_{number}" for number in range(7))
 OPTIONAL_COLUMNS = tuple(f"optional_{number}" for number in range(12))
 # Field -> the columns that its inner arrays become.
 ITEM_FIELDS = {2: CATEGORICAL_COLUMNS, 3: BASIC_COLUMNS, 4: OPTIONAL_COLUMNS}
+_WIDTHS = (len(USER_COLUMNS), *map(len, ITEM_FIELDS.values()))
 # A line of 30 items has about 7,000 bytes; without a limit a file without line ends would be read whole.
 MAX_LINE_BYTES = 2**20
 MAX_EXACT_FLOAT = 2**53
@@ -150,11 +151,13 @@ class Fields:
     Attributes:
         numbers: Of each row the number of its line. Damaged lines are no rows.
         rejects: The damaged lines found so far.
+        clean: The numbers of all lines, once ``read_clean`` has found them clean.
     """
 
     def __init__(self, path: str, first_line: int, text: bytes) -> None:
         self.path = path
         self.rejects: list[Reject] = []
+        self.clean: _Clean | None = None
         if first_line == 1 and text.startswith(_BYTE_ORDER_MARK):
             text = text.removeprefix(_BYTE_ORDER_MARK) or b"\n"
         self.cut_off = bool(text) and not text.endswith(b"\n")
@@ -220,18 +223,24 @@ class Fields:
             rows, texts = rows[good], texts.filter(good)
         return rows, texts.cast(pl.Int64).to_numpy()
 
+    def read_clean(self, wanted: int) -> None:
+        """Reads the numbers of all lines, if they are clean ones of one length, and most of them wanted."""
+        items = (self.text[: self.ends[0]].count(b"[") - 5) // len(ITEM_FIELDS) if wanted else 0
+        if items > 0 and 2 * wanted > len(self.numbers) and not self.cut_off:
+            with contextlib.suppress(NotClean):
+                self.clean = _Clean(items, *read_numbers(self.text, self.ends, made_line(_WIDTHS, items)))
+
     def decode(self, rows: np.ndarray) -> tuple[np.ndarray, Decoded]:
         """The lists of some rows.
 
         Returns:
             The rows without those that are damaged, and their lists.
         """
-        whole = len(rows) == len(self.numbers)
-        if whole:
-            with contextlib.suppress(NotClean, _Damaged):
-                return rows, self._decode_clean()
+        if self.clean is not None:
+            with contextlib.suppress(_Damaged):
+                return rows, self.clean.decode(rows)
         try:
-            return rows, self._decode(self.columns if whole else self.columns[rows])
+            return rows, self._decode(self.columns if len(rows) == len(self.numbers) else self.columns[rows])
         except (_Damaged, pl.exceptions.PolarsError):
             pass
         good = self._read_carefully(rows)
@@ -252,33 +261,6 @@ class Fields:
             f"{self.path}, lines {self.numbers[rows[0]]} to {self.numbers[rows[-1]]}: the fast reader refuses what "
             "the careful reader accepts; this is a fault of hf_rerank, please report it"
         )
-
-    def _decode_clean(self) -> Decoded:
-        """Reads all lines, if they are clean ones of one length.
-
-        Raises:
-            NotClean, _Damaged: They are not; they may be good all the same.
-        """
-        items = (self.text[: self.ends[0]].count(b"[") - 5) // len(ITEM_FIELDS)  # three for the user, labels aside
-        if self.cut_off or items < 1:
-            raise NotClean
-        item_widths = [len(names) for names in ITEM_FIELDS.values()]
-        values, missing = read_numbers(self.text, self.ends, made_line((len(USER_COLUMNS), *item_widths), items))
-        sizes = [1, len(USER_COLUMNS), *(items * width for width in item_widths), items]
-        places = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
-        fields = [values[:, place] for place in places]
-        nulls = [missing[:, place] if missing[:, place].any() else None for place in places]
-        # Without the user id, which is read elsewhere and may be longer than a float is exact.
-        if any((np.abs(fields[k]) >= MAX_EXACT_FLOAT).any() for k in (1, 2)) or nulls[5] is not None:
-            raise _Damaged
-        if not ((fields[5] == 0) | (fields[5] == 1)).all():
-            raise _Damaged
-        per_list = _columns(fields[1], nulls[1], USER_COLUMNS, pa.int64())
-        per_item: dict[str, pa.Array] = {}
-        for k, names in ITEM_FIELDS.items():
-            per_item |= _columns(fields[k], nulls[k], names, pa.int64() if k == 2 else pa.float32())
-        per_item["click"] = pa.array(fields[5].ravel().astype(np.int8))
-        return Decoded(np.full(len(values), items), per_list, per_item)
 
     def _decode(self, texts: pl.DataFrame) -> Decoded:
         """Decodes and checks. polars' decoder is lenient (it drops empty texts, turns a huge id into null, cuts 1.5 to
@@ -404,6 +386,37 @@ def _columns(
     return {
         name: pa.array(column, type=kind, mask=mask) for name, column, mask in zip(names, table, masks, strict=True)
     }
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """Clean lines of one length, as ``read_numbers`` gives them. The user id is in them, but read elsewhere: it may be
+    longer than a float is exact."""
+
+    items: int
+    values: np.ndarray
+    missing: np.ndarray
+
+    def decode(self, rows: np.ndarray) -> Decoded:
+        """
+        Raises:
+            _Damaged: A number is not as its field must be, or may not be; the lines may be good all the same.
+        """
+        sizes = [1, _WIDTHS[0], *(self.items * width for width in _WIDTHS[1:]), self.items]
+        places = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
+        values, missing = self.values[rows], self.missing[rows]
+        fields = [values[:, place] for place in places]
+        nulls = [missing[:, place] if missing[:, place].any() else None for place in places]
+        if any((np.abs(fields[k]) >= MAX_EXACT_FLOAT).any() for k in (1, 2)):  # a text of more digits ends up there
+            raise _Damaged
+        if nulls[5] is not None or not ((fields[5] == 0) | (fields[5] == 1)).all():
+            raise _Damaged
+        per_list = _columns(fields[1], nulls[1], USER_COLUMNS, pa.int64())
+        per_item: dict[str, pa.Array] = {}
+        for k, names in ITEM_FIELDS.items():
+            per_item |= _columns(fields[k], nulls[k], names, pa.int64() if k == 2 else pa.float32())
+        per_item["click"] = pa.array(fields[5].ravel().astype(np.int8))
+        return Decoded(np.full(len(rows), self.items), per_list, per_item)
 
 
 @dataclass
