@@ -84,7 +84,7 @@ def _read(text: bytes, marks: np.ndarray, ends_number: np.ndarray, values: np.nd
     except pa.ArrowInvalid:  # not a number
         raise NotClean from None
     values[:] = np.frombuffer(read.buffers()[1], dtype=np.float64).reshape(values.shape)
-    values[missing] = 0.0
+    values[missing] = 0.0  # arrow does not say what it leaves there
 
 
 def _is_mark(letters: np.ndarray) -> np.ndarray:

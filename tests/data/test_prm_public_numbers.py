@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from decimal import Decimal
@@ -85,10 +86,11 @@ def test_what_is_no_number_of_json_is_refused(place):
 def test_any_letter_in_any_place_is_read_as_json_reads_it_or_refused():
     """One letter is changed, left out or put in: what is accepted has the same numbers by json."""
     rng = random.Random(1)
-    line = line_of(["7", "null", *(repr(round(rng.gauss(0, 3), 6)) for _ in range(NUMBERS - 2))])
+    decimals = line_of(["7", "null", *(repr(round(rng.gauss(0, 3), 6)) for _ in range(NUMBERS - 2))])
+    ones = line_of(["7"] + ["1"] * (NUMBERS - 1))  # of which a wrong number would not be noticed by its neighbour
     accepted = refused = 0
-    for place in range(2, len(line) - 1, 3):  # behind the user id, which is checked elsewhere
-        for letter in "017.-+eEn ,[]|\n":
+    for line, letters, step in ((decimals, "017.-+eEn ,[]|\n", 3), (ones, "1, ", 1)):
+        for place, letter in itertools.product(range(2, len(line) - 1, step), letters):  # behind the user id
             for changed in (line[:place] + letter + line[place:], line[:place] + letter + line[place + 1 :]):
                 try:
                     values, missing = read(changed)
