@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +19,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tqdm import tqdm
 
 from hf_rerank import cli
-from hf_rerank.data import unfinished
+from hf_rerank.data import prm_public, unfinished
 from hf_rerank.data.loading import load_lists
 from hf_rerank.data.prepared import read_prepared
 from hf_rerank.data.prm_public import DamagedText, prepare_prm_public
@@ -498,3 +502,43 @@ def test_ctrl_c_says_how_to_go_on(raw, tmp_path, monkeypatch, capsys):
     message = "hf-rerank: stopped by Ctrl-C; the same command goes on from the last whole shard\n"
     assert capsys.readouterr().err.endswith(message)
     assert cli.main(command) == 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_bar_counts_bytes_and_shows_the_time_left(raw, tmp_path, monkeypatch, packed):
+    if packed:
+        for path in list(raw.iterdir()):
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    part1, part2 = (path.stat().st_size for path in sorted(raw.iterdir()))
+    bars = []
+
+    class Shown(tqdm):
+        """A bar that is drawn at every update, without waiting for a second."""
+
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            assert kwargs["delay"] == 1
+            self.text = io.StringIO()
+            super().__init__(*args, **{**kwargs, "delay": 0, "mininterval": 0, "file": self.text})
+            bars.append(self)
+
+    monkeypatch.setattr(prm_public, "tqdm", Shown)
+    if not packed:
+        whole = (raw / "set1.train.txt.part2").read_text()
+        damage(raw, 12)
+        with pytest.raises(DamagedText):
+            prepare(raw, tmp_path / "lists", progress=True)
+        read = part1 + sum(len(line) for line in whole.splitlines(keepends=True)[:11])
+        assert (bars[-1].desc.rstrip(": "), bars[-1].n) == ("Preparing", read)
+        (raw / "set1.train.txt.part2").write_text(whole)
+        prepare(raw, tmp_path / "lists", progress=True)
+        assert bars[-2].desc.startswith("Checking what was read before")
+        assert (bars[-2].n, bars[-2].total) == (read, read)
+        assert bars[-1].initial == read
+    else:
+        prepare(raw, tmp_path / "lists", progress=True)
+    assert (bars[-1].unit, bars[-1].total, bars[-1].n) == ("B", part1 + part2, part1 + part2)
+    assert re.search(r"Preparing: +\d+%\|.*k/.*k \[\d\d:\d\d<\d\d:\d\d, .*B/s\]", bars[-1].text.getvalue())
+    bars.clear()
+    prepare(raw, tmp_path / "quiet")
+    assert all(bar.disable for bar in bars)
