@@ -96,9 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "--learning_rate 0.001, --per_device_train_batch_size 256, --seed 1, "
         "--resume_from_checkpoint last (or auto: that, or a fresh start; or RUN/checkpoint-100).",
     )
-    train.add_argument(
-        "--model", required=True, metavar="NAME", help="dlcm, dnn, midnn, pear, prm, raise or setrank"
-    )
+    train.add_argument("--model", required=True, metavar="NAME", help="dlcm, dnn, midnn, pear, prm, raise or setrank")
     train.add_argument("--data", required=True, metavar="LISTS", help="folder of prepared lists")
     train.add_argument("--output-dir", required=True, metavar="RUN", help="folder for checkpoints and the model")
     train.add_argument("--preset", metavar="NAME", help="published sizes: paper, librerank-ad or librerank-prm")

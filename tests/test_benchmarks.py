@@ -202,3 +202,34 @@ def test_every_reranker_and_preset_is_measured(tmp_path: Path) -> None:
         assert all(row[name] > 0 for name in row if name.endswith(("_per_s", "_ms", "_over_base")))
     lines = (tmp_path / "rerankers.md").read_text().splitlines()
     assert len(lines) == 2 + 4
+
+
+# ---------------------------------------------------------------------------------------------------------- preparing
+
+
+@pytest.mark.slow
+def test_preparing_is_timed_beside_eval(tmp_path: Path) -> None:
+    """Two texts of some hundred lines; the shares of what is reported fit together."""
+    script = SCRIPT.with_name("preparing.py")
+    small = ["--gigabytes", "0.002", "0.001", "--rounds", "1", "--sample", "20", "--scratch", str(tmp_path)]
+    command = [sys.executable, str(script), "--output-dir", str(tmp_path / "results"), *small]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads((tmp_path / "results" / "preparing.json").read_text())
+    assert (results["rounds"], results["sample_lines"]) == (1, 20)
+    assert results["machine"]["versions"]["polars"] == metadata.version("polars")
+    for row, size in zip(results["rows"], (1_000_000, 2_000_000), strict=True):
+        assert size <= row["text_bytes"] < size + 10_000  # to the end of a line of about 7,000 bytes
+        assert len(row["each_round"]) == 1
+        for values in row["each_round"]:
+            assert all(number > 0 for name, number in values.items() if name != "load_before")
+            ratio = values["eval_ns_a_byte"] * row["text_bytes"] / 1e9 / values["seconds"]
+            assert values["times_eval"] == pytest.approx(ratio)
+            ratio = values["eval_cpu_ns_a_byte"] * row["text_bytes"] / 1e9 / values["cpu_seconds"]
+            assert values["times_eval_per_core"] == pytest.approx(ratio)
+            assert values["peak_memory_mib"] > 50  # an interpreter with pyarrow
+            assert 0.1 < values["parquet_bytes"] / row["text_bytes"] < 0.5
+    text = (tmp_path / "results" / "preparing.md").read_text()
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| 0")] == ["| 0.001", "| 0.002"]
+    assert text in ran.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]  # the scratch is gone

@@ -10,29 +10,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 import hf_rerank
-from hf_rerank.data.prepared import PrepareReport, dataset_card, read_footer, write_description
+from hf_rerank.data.prepared import PrepareReport, dataset_card, write_description
 from hf_rerank.data.prm_public_lines import LineBatch, LineReader, TextRange, find_ranges, is_gzip
+from hf_rerank.data.prm_public_state import State
 from hf_rerank.data.prm_public_text import (
     BASIC_COLUMNS,
     CATEGORICAL_COLUMNS,
-    HISTORY_COLUMNS,
     OPTIONAL_COLUMNS,
     USER_COLUMNS,
     DamagedText,
@@ -41,6 +38,7 @@ from hf_rerank.data.prm_public_text import (
     Reject,
     shortened,
 )
+from hf_rerank.data.prm_public_truth import HISTORY_COLUMNS, Truth, TruthHeader, read_truth_header, truth_file
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.data.unfinished import CannotWrite, Unfinished, sha256_of, unfinished_folder
 from hf_rerank.errors import InputError, suggestion
@@ -138,94 +136,6 @@ def prm_public_columns(position: bool = False, attraction: bool = False, history
     return pa.schema(fields)
 
 
-# -------------------------------------------------------------------------------------- the truth of simulated lists
-
-
-@dataclass(frozen=True)
-class TruthHeader:
-    """What the side files ``<raw file>.truth.parquet`` offer. ``position=False``: there are none."""
-
-    position: bool = False
-    attraction: bool = False
-    examination: tuple[float, ...] | None = None
-    history: bool = False
-
-
-def truth_file(raw_file: str | Path) -> Path:
-    """The name of the side file; that of a packed raw file is named as if it was not packed."""
-    return Path(f"{str(raw_file).removesuffix('.gz')}.truth.parquet")
-
-
-def read_truth_header(files: Iterable[str | Path]) -> TruthHeader:
-    """What the side files of all raw files offer.
-
-    Raises:
-        InputError: They differ, or a column is missing.
-    """
-    headers = {Path(path): _truth_header(truth_file(path)) for path in files}
-    first_path, first = next(iter(headers.items()))
-    for path, header in headers.items():
-        if header != first:
-            raise InputError(
-                f"{truth_file(path)} and {truth_file(first_path)} differ (one is missing, or their columns or "
-                "examination differ): prepare raw files of one simulation together"
-            )
-    return first
-
-
-def _truth_header(path: Path) -> TruthHeader:
-    if not path.is_file():
-        return TruthHeader()
-    read_footer(path)
-    columns = pq.read_schema(path)
-    history = any(name in columns.names for name in HISTORY_COLUMNS)
-    for name in ("list_id", "initial_position", *(HISTORY_COLUMNS if history else ())):
-        if name not in columns.names:
-            raise InputError(f"{path} has no column {name!r} (it has {', '.join(columns.names)}): simulate it again")
-    examination = (columns.metadata or {}).get(b"examination")
-    curve = tuple(json.loads(examination)) if examination else None
-    return TruthHeader(True, "attraction" in columns.names, curve, history)
-
-
-class _Truth:
-    """The side file of one raw file; its rows are the lines, in order."""
-
-    def __init__(self, raw_file: str) -> None:
-        self.path = truth_file(raw_file)
-        self.parquet = pq.ParquetFile(self.path)
-        groups = [self.parquet.metadata.row_group(number).num_rows for number in range(self.parquet.num_row_groups)]
-        self.ends = np.cumsum(groups)
-        self.rows = int(self.ends[-1]) if groups else 0
-        # Batches end inside row groups: the last group is kept, so that each is read once.
-        self._group = functools.lru_cache(maxsize=2)(self.parquet.read_row_group)
-
-    def lines(self, first_line: int, list_ids: list[str]) -> pa.Table:
-        """The rows of some lines that follow one another."""
-        start, stop = first_line - 1, first_line - 1 + len(list_ids)
-        if stop > self.rows:
-            raise InputError(
-                f"{self.path} has {self.rows:,} rows, but the raw file has at least {stop:,} lines: they belong to "
-                "different simulations, or one was cut off"
-            )
-        groups = range(int(np.searchsorted(self.ends, start, "right")), int(np.searchsorted(self.ends, stop)) + 1)
-        before = int(self.ends[groups[0]]) - self.parquet.metadata.row_group(groups[0]).num_rows
-        table = pa.concat_tables([self._group(number) for number in groups]).slice(start - before, len(list_ids))
-        found = table.column("list_id").to_pylist()
-        if found != list_ids:
-            row = next(row for row, (have, want) in enumerate(zip(found, list_ids, strict=True)) if have != want)
-            raise InputError(
-                f"row {first_line + row} of {self.path} is list {found[row]!r}, expected {list_ids[row]!r}: one row a "
-                "line, in the order of the lines"
-            )
-        return table
-
-    def check_end(self, lines: int) -> None:
-        if lines != self.rows:
-            raise InputError(
-                f"{self.path} has {self.rows:,} rows, but the raw file only {lines:,} lines: it was cut off"
-            )
-
-
 # ------------------------------------------------------------------------------------------------------ text -> lists
 
 
@@ -279,8 +189,7 @@ def iter_batches(
         if on_reject is not None and on_error == "skip":
             for reject in outcome.rejects:
                 on_reject(reject)
-        if outcome.table is not None:
-            yield outcome.table
+        yield from outcome.tables
         if on_bytes is not None:
             before = on_disk.get(outcome.source, ranges[outcome.source].start)
             on_bytes(outcome.batch.on_disk - before)
@@ -305,7 +214,7 @@ def _refuse_forked_process() -> None:
 
 @dataclass(frozen=True)
 class _Rules:
-    """How lines become lists; see ``iter_batches``."""
+    """How lines become lists; see ``iter_batches``. ``by_split``: batches are cut into one table a split."""
 
     protocol: str
     max_list_length: int
@@ -314,6 +223,7 @@ class _Rules:
     on_error: str
     truth: TruthHeader
     splits: frozenset[str] = frozenset(SPLITS)
+    by_split: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (("protocol", self.protocol, PROTOCOLS), ("on_error", self.on_error, ON_ERROR)):
@@ -336,7 +246,7 @@ class _Read:
 
     source: int
     batch: LineBatch
-    truth: tuple[_Truth, pa.Table] | None
+    truth: tuple[Truth, pa.Table] | None
     ends_group: bool
 
 
@@ -347,7 +257,7 @@ class _Outcome:
     Attributes:
         source: Which of the files.
         batch: The lines; where reading stops at a damaged line, those before it.
-        table: The lists, None where there are none.
+        tables: The lists, in tables of at least one.
         counts: Of these lines.
         rejects: The damaged lines.
         stops: Reading stops here, because of them.
@@ -356,7 +266,7 @@ class _Outcome:
 
     source: int
     batch: LineBatch
-    table: pa.Table | None
+    tables: list[pa.Table]
     counts: PrepareReport
     rejects: list[Reject]
     stops: bool
@@ -383,7 +293,7 @@ def _read(
         in_group: Lines that the first group has already.
     """
     for number, source in enumerate(ranges):
-        truth = _Truth(source.path) if rules.truth.position else None
+        truth = Truth(source.path) if rules.truth.position else None
         reader = (begun or {}).get(number) or LineReader(source, batch_bytes, past_long_lines=rules.on_error == "skip")
         broken = False
         with contextlib.closing(reader):
@@ -446,12 +356,13 @@ def _decoded(read: _Read, rules: _Rules) -> _Outcome:
     if len(rules.splits) < len(SPLITS):
         wanted = np.isin(of_split, list(rules.splits))
         rows, user_ids, of_split = rows[wanted], user_ids[wanted], of_split[wanted]
-    lists: Decoded | None = None
-    if len(rows):
-        decoded_rows, lists = fields.decode(rows)
-        if len(decoded_rows) < len(rows):
-            whole = np.isin(rows, decoded_rows)
-            rows, user_ids, of_split = rows[whole], user_ids[whole], of_split[whole]
+    groups = [of_split == split for split in SPLITS] if rules.by_split else [np.ones(len(rows), dtype=bool)]
+    decoded: list[tuple[np.ndarray, Decoded]] = []
+    fields.read_clean(len(rows))
+    for chosen in map(np.flatnonzero, groups):
+        if len(chosen):
+            good, lists = fields.decode(rows[chosen])
+            decoded.append((chosen[np.isin(rows[chosen], good)], lists))
 
     rejects = sorted(fields.rejects, key=lambda reject: reject.line)
     if batch.broken is not None:
@@ -465,17 +376,18 @@ def _decoded(read: _Read, rules: _Rules) -> _Outcome:
     for reject in rejects:
         counts.reject(reject.kind)
 
-    table = None
-    if lists is not None and len(rows):
-        in_batch = fields.numbers[rows] - batch.first_line
+    tables = []
+    for chosen, lists in decoded:
+        in_batch = fields.numbers[rows[chosen]] - batch.first_line
         list_ids = np.array(_list_ids(batch, in_batch), dtype=object)
         if read.truth is not None:
             truth, truth_rows = read.truth
             lists.join_truth(truth_rows.take(pa.array(in_batch)), truth, list_ids)
         lists.cut(rules.max_list_length, counts)
-        lists.per_list |= {"list_id": list_ids, "user_id": user_ids, "split": of_split}
-        table = lists.table(rules.columns)
-    return _Outcome(read.source, batch, table, counts, rejects, False, read.ends_group)
+        lists.per_list |= {"list_id": list_ids, "user_id": user_ids[chosen], "split": of_split[chosen]}
+        if len(chosen):
+            tables.append(lists.table(rules.columns))
+    return _Outcome(read.source, batch, tables, counts, rejects, False, read.ends_group)
 
 
 def _lines_before(batch: LineBatch, line: int) -> LineBatch:
@@ -557,7 +469,7 @@ def prepare_prm_public(
     files = find_files(raw_dir)
     sizes = {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
     truth = read_truth_header(files)
-    rules = _Rules(protocol, max_list_length, share, seed, on_error, truth)
+    rules = _Rules(protocol, max_list_length, share, seed, on_error, truth, by_split=True)
     schema = prm_public_schema(max_list_length, truth.position, truth.examination, truth.attraction, truth.history)
     options = {
         "protocol": protocol,
@@ -574,7 +486,7 @@ def prepare_prm_public(
         if unfinished.done:
             assert unfinished.progress is not None
             return PrepareReport(**unfinished.progress["report"])
-        state = _State.load(unfinished.progress)
+        state = State.load(unfinished.progress)
         if state.report.rejected and on_error == "raise":
             raise InputError(
                 f"{unfinished.partial} was begun with on_error='skip', and has rejected lines: use it again, or "
@@ -611,7 +523,7 @@ def _processors() -> int:
 def _write(
     outcomes: Iterator[_Outcome],
     unfinished: Unfinished,
-    state: _State,
+    state: State,
     columns: pa.Schema,
     on_bytes: Callable[[int], object],
 ) -> None:
@@ -620,14 +532,11 @@ def _write(
     finished = False
     try:
         for outcome in outcomes:
-            if outcome.table is not None:
-                of_split = outcome.table.column("split").to_numpy()
-                for split in SPLITS:
-                    lists = outcome.table.filter(pa.array(of_split == split))
-                    if lists.num_rows:
-                        state.report.keep(split, lists, "click")
-                        group.write(split, lists)
-            on_bytes(state.advance(outcome))
+            for lists in outcome.tables:
+                split = lists.column("split")[0].as_py()
+                state.report.keep(split, lists, "click")
+                group.write(split, lists)
+            on_bytes(state.advance(outcome.source, outcome.batch, outcome.counts))
             if outcome.stops:
                 advice = "; mend what is named and run again, or leave such lines out with --on-error skip"
                 if state.report.read:
@@ -647,79 +556,6 @@ def _write(
     finally:
         if not finished:
             group.abandon()
-
-
-@dataclass
-class _Place:
-    """How far a file was read: bytes and lines of its text, the sha256 of that text, bytes of the file itself, and
-    whether a damaged gzip file can be read no further."""
-
-    bytes: int = 0
-    lines: int = 0
-    sha256: str = ""
-    on_disk: int = 0
-    broken: bool = False
-
-
-@dataclass
-class _State:
-    """How far preparing has come: a place for each file that was begun, lines in the group under way, the counts."""
-
-    places: list[_Place]
-    in_group: int
-    report: PrepareReport
-
-    @classmethod
-    def load(cls, saved: dict[str, Any] | None) -> _State:
-        if saved is None:
-            return cls([], 0, PrepareReport())
-        return cls([_Place(**place) for place in saved["places"]], saved["in_group"], PrepareReport(**saved["report"]))
-
-    def to_dict(self) -> dict[str, Any]:
-        places = [asdict(place) for place in self.places]
-        return {"places": places, "in_group": self.in_group, "report": self.report.to_dict()}
-
-    def take_up(
-        self,
-        ranges: Sequence[TextRange],
-        batch_bytes: int,
-        partial: Path,
-        on_error: str,
-        on_bytes: Callable[[int], object],
-    ) -> dict[int, LineReader]:
-        """Readers of the files begun, which stand where they were left.
-
-        Raises:
-            InputError: What was read of a file is not in it any more.
-        """
-        readers = {}
-        for number, place in enumerate(self.places):
-            reader = LineReader(ranges[number], batch_bytes, past_long_lines=on_error == "skip")
-            same = reader.skip(place.bytes, place.sha256, place.lines + 1, on_bytes)
-            ended = number < len(self.places) - 1 or place.broken
-            if not same or (ended and reader.waiting):
-                reader.close()
-                raise InputError(
-                    f"{ranges[number].path} has changed since {partial} was begun, within what was read of it: remove "
-                    f"{partial} to begin anew"
-                )
-            reader.broken = "" if place.broken else reader.broken
-            readers[number] = reader
-        return readers
-
-    def advance(self, outcome: _Outcome) -> int:
-        """Counts the lines of an outcome; returns how many bytes of its file they are."""
-        batch = outcome.batch
-        while len(self.places) <= outcome.source:
-            self.places.append(_Place())
-        before = self.places[outcome.source].on_disk
-        lines = batch.first_line - 1 + batch.lines
-        self.places[outcome.source] = _Place(
-            batch.end, lines, batch.after.hexdigest(), batch.on_disk, batch.broken is not None
-        )
-        self.in_group += batch.lines
-        self.report.add(outcome.counts)
-        return batch.on_disk - before
 
 
 def _card(

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
-from hf_rerank.data.prm_public_text import MAX_LINE_BYTES, count_bytes
+from hf_rerank.data.prm_public_text import MAX_LINE_BYTES, find_letter
 from hf_rerank.errors import InputError
 
 RANGE_BYTES = 256 * 2**20
@@ -81,7 +79,8 @@ class LineBatch:
         on_disk: Bytes of the file taken so far.
         before, after: sha256 of the text up to ``start``, and up to ``end``.
         broken: Why the file cannot be read on, of a damaged gzip file; the lines are followed by ``tail``.
-        tail: The beginning of the line in which a damaged gzip file breaks off. It counts in ``lines``.
+        tail: The beginning of the line in which a damaged gzip file breaks off. It counts in ``lines``, even if the
+            file breaks off at its very beginning.
     """
 
     path: str
@@ -163,30 +162,33 @@ class LineReader:
                 whole = text.rfind(b"\n") + 1
                 tail = text[whole:]
         taken, self.waiting = text[:whole], text[whole:]
-        lines = count_bytes(taken, "\n") + (not taken.endswith(b"\n") and bool(taken))
+        ends = find_letter(taken, "\n") + 1
+        lines = len(ends) + (not taken.endswith(b"\n") and bool(taken))
         broken = self.broken or None
         if lines > max_lines or (lines == max_lines and broken):
-            cut = int(np.flatnonzero(np.frombuffer(taken, dtype=np.uint8) == ord("\n"))[max_lines - 1]) + 1
+            cut = int(ends[max_lines - 1])
             taken, self.waiting, lines = text[:cut], text[cut:], max_lines
             tail, broken = b"", None
         elif broken:
             self.waiting, self.broken, lines = b"", "", lines + 1
-        return self._batch(taken, taken + tail, lines, before, broken, tail)
+        return self._batch(taken, taken + tail, lines, before, broken, tail[:_LONG_LINE_BYTES])
 
     def _long_line(self, text: bytes, before: Any) -> LineBatch:
-        head, size = text[:_LONG_LINE_BYTES] + b"\n", len(text)
+        head, size = text[:_LONG_LINE_BYTES], len(text)
         self.digest.update(text)
-        self.waiting = b""
-        while self.past_long_lines and not self.ended:
+        self.waiting, whole = b"", False
+        while self.past_long_lines and not self.ended and not whole:
             block = self._read(self.batch_bytes)
-            end = block.find(b"\n") + 1 or len(block)
+            whole = b"\n" in block
+            end = block.find(b"\n") + 1 if whole else len(block)
             self.digest.update(block[:end])
+            self.waiting = block[end:]
             size += end
-            if block[:end].endswith(b"\n"):
-                self.waiting = block[end:]
-                break
+        if self.broken and not whole:  # the file breaks off inside this line
+            broken, self.broken = self.broken, ""
+            return self._batch(b"", b"", 1, before, broken, head, size)
         self.ended = self.ended or not self.past_long_lines
-        return self._batch(head, b"", 1, before, None, b"", size)
+        return self._batch(head + b"\n", b"", 1, before, None, b"", size)
 
     def _batch(
         self,
@@ -214,8 +216,8 @@ class LineReader:
             if size and not block:
                 raise InputError(f"{self.source.path} became shorter while it was read: run again when it is complete")
             self.left -= len(block)
-        # A read that comes back short may still be followed by more; an empty one ends the file.
-        self.ended = not block or self.left == 0
+        # A read that comes back short may still be followed by more; an empty one ends the file, and so does damage.
+        self.ended = not block or self.left == 0 or bool(self.broken)
         return block
 
     def _unpacked(self, size: int) -> bytes:

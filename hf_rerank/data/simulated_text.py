@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.prm_public_text import HISTORY_COLUMNS
+from hf_rerank.data.prm_public_truth import HISTORY_COLUMNS
 
 if TYPE_CHECKING:
     from hf_rerank.data.simulated_lists import ShownLists

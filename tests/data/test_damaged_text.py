@@ -21,6 +21,7 @@ import pytest
 from hf_rerank import cli
 from hf_rerank.data.prepared import PrepareReport, read_prepared
 from hf_rerank.data.prm_public import DamagedText, find_files, iter_batches, prepare_prm_public, truth_file
+from hf_rerank.data.prm_public_lines import LineReader, TextRange
 from hf_rerank.data.prm_public_text import KINDS, MAX_LINE_BYTES, MAX_NAMED_LINES
 from hf_rerank.errors import InputError
 
@@ -308,6 +309,93 @@ def test_half_a_gzip_file_is_named_and_its_whole_lines_kept(tmp_path, share):
     (folder / "set1.train.txt.part1.gz").write_bytes(gzip.compress(text))
     report = prepare_prm_public(folder, again, progress=False)
     assert (report.read, report.rejected) == (2_001, {})
+
+
+def read_in_groups(path: Path, batch_bytes: int, group: int, *, stopped: bool) -> list[tuple[int, int, str]]:
+    """Lines and tails as a reader gives them, in groups of ``group`` lines. ``stopped``: after each batch a new reader
+    goes on from there.
+
+    Returns:
+        Number and text of each line; the third says how a line ends: "line", "tail", or "long" for one too long.
+    """
+    source, found, in_group = TextRange(str(path), 0, None, 1), [], 0
+    reader = LineReader(source, batch_bytes, past_long_lines=True)
+    while (batch := reader.next(group - in_group)) is not None:
+        lines = batch.text.splitlines(keepends=True)
+        kinds = ["long" if len(line) > MAX_LINE_BYTES else "line" for line in lines]
+        found += [(batch.first_line + k, line, kind) for k, (line, kind) in enumerate(zip(lines, kinds, strict=True))]
+        assert (batch.broken is None) == (batch.lines == len(lines))
+        if batch.broken is not None:
+            found.append((batch.first_line + len(lines), batch.tail, "tail"))
+        in_group = (in_group + batch.lines) % group
+        if stopped:
+            reader.close()
+            reader = LineReader(source, batch_bytes, past_long_lines=True)
+            assert reader.skip(batch.end, batch.after.hexdigest(), batch.first_line + batch.lines, lambda _: None)
+            if batch.broken is not None:  # as the state says
+                assert not reader.waiting
+                reader.broken = ""
+    reader.close()
+    return found
+
+
+@pytest.mark.parametrize("level", [0, 9])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_cut_off_at_any_byte_a_gzip_file_gives_all_that_is_in_it(tmp_path, level, stopped):
+    text = b"".join(b"%d|%s\n" % (line, b"x" * (line * 7 % 23)) for line in range(8))
+    packed, path = gzip.compress(text, level), tmp_path / "set1.train.txt.part1.gz"
+    for length in range(1, len(packed)):
+        path.write_bytes(packed[:length])
+        unpacked = zlib.decompressobj(31).decompress(packed[:length])
+        *whole, tail = unpacked.split(b"\n")
+        expected = [(number, line + b"\n", "line") for number, line in enumerate(whole, start=1)]
+        expected.append((len(whole) + 1, tail, "tail"))
+        for batch_bytes in (1, 10, 64, 10**6):
+            for group in (1, 2, 5, 10**9):
+                found = read_in_groups(path, batch_bytes, group, stopped=stopped)
+                assert found == expected, (length, batch_bytes, group)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_gzip_file_cut_off_in_a_long_line_or_behind_it(tmp_path, stopped):
+    text = b"1|\n2|\n" + b"y" * (MAX_LINE_BYTES + 500) + b"\n4|\n5|xyz\n"
+    packed, path = gzip.compress(text, 0), tmp_path / "set1.train.txt.part1.gz"
+    long = long_lines = 0
+    for length in (30, MAX_LINE_BYTES // 2, *range(len(packed) - 600, len(packed) - 40, 150), *range(-24, -8, 2)):
+        length = length % len(packed)
+        path.write_bytes(packed[:length])
+        unpacked = zlib.decompressobj(31).decompress(packed[:length])
+        *whole, tail = unpacked.split(b"\n")
+        kinds = ["long" if len(line) > MAX_LINE_BYTES else "line" for line in whole] + ["tail"]
+        # Of a line that is too long only the beginning counts: 1 MiB and the four bytes of a mark and a line end.
+        parts = [line[: MAX_LINE_BYTES + 4] + b"\n" for line in whole] + [tail[: MAX_LINE_BYTES + 4]]
+        long, long_lines = long + (len(tail) > MAX_LINE_BYTES), long_lines + ("long" in kinds)
+        for batch_bytes in (1_000, 200_000, 10**7):
+            found = read_in_groups(path, batch_bytes, 2, stopped=stopped)
+            cut = [(number, line[: MAX_LINE_BYTES + 4].rstrip(b"\n"), kind) for number, line, kind in found]
+            lines = zip(parts, kinds, strict=True)
+            expected = [(number, part.rstrip(b"\n"), kind) for number, (part, kind) in enumerate(lines, start=1)]
+            assert cut == expected, (length, batch_bytes)
+    assert long > 2  # cut off inside the long line, behind its first MiB
+    assert long_lines > 2  # and behind it
+
+
+def test_a_cut_off_gzip_file_rejects_the_same_whatever_the_batches(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    text = "".join(raw_line(user) + "\n" for user in range(6)).encode()
+    packed = gzip.compress(text, 0)
+    for length in (len(packed) - 20, len(packed) - 8 - 200, len(packed) - 8 - 600, len(packed) - 4):
+        (folder / "set1.train.txt.part1.gz").write_bytes(packed[:length])
+        *whole, tail = zlib.decompressobj(31).decompress(packed[:length]).split(b"\n")
+        for number, (batch_bytes, shard_lines) in enumerate(((1, 2), (700, 3), (10**6, 2), (10**6, 10**6))):
+            output = tmp_path / f"lists-{length}-{number}"
+            options = {"batch_bytes": batch_bytes, "shard_lines": shard_lines, "progress": False}
+            report = prepare_prm_public(folder, output, on_error="skip", **options)
+            assert report.read == len(whole) + 1 == sum(report.lists.values()) + sum(report.rejected.values())
+            (reject,) = map(json.loads, (output / "rejects.jsonl").read_text().splitlines())
+            assert (reject["line"], reject["kind"]) == (len(whole) + 1, "cut-off gzip")
+            assert reject["text"][:28] == tail.decode()[:28]
 
 
 def test_a_flipped_bit_in_a_gzip_file_is_never_read_as_whole(tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +19,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tqdm import tqdm
 
 from hf_rerank import cli
-from hf_rerank.data import unfinished
+from hf_rerank.data import prm_public, unfinished
 from hf_rerank.data.loading import load_lists
 from hf_rerank.data.prepared import read_prepared
 from hf_rerank.data.prm_public import DamagedText, prepare_prm_public
@@ -60,9 +64,9 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != "raw")
 
 
-def damage(raw: Path, line: int) -> None:
-    """Puts a damaged line in the place of one of part2, which counts from 1."""
-    path = raw / "set1.train.txt.part2"
+def damage(raw: Path, line: int, part: int = 2) -> None:
+    """Puts a damaged line in the place of one of a part, which counts from 1."""
+    path = raw / f"set1.train.txt.part{part}"
     lines = path.read_text().splitlines(keepends=True)
     lines[line - 1] = BROKEN
     path.write_text("".join(lines))
@@ -184,8 +188,11 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 @posix
 @pytest.mark.parametrize(("first", "step"), [(1, 11), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_killed_at_any_operation_on_the_disk_the_next_run_gives_the_same_bytes(raw, tmp_path, first, step):
-    damage(raw, 5)
+    # Rejected lines in each of three groups: killed within the second, more is in the file of rejects than was saved.
+    for part, line in ((1, 10), (2, 5), (2, 20)):
+        damage(raw, line, part)
     prepare(raw, tmp_path / "unbroken", on_error="skip", shard_lines=25)
+    assert len((tmp_path / "unbroken" / "rejects.jsonl").read_text().splitlines()) == 3
     (tmp_path / "work").mkdir()
     sweep = run(KILL_SWEEP, raw, tmp_path / "work" / "lists", first, step)
     assert sweep.returncode == 0, sweep.stderr
@@ -495,3 +502,43 @@ def test_ctrl_c_says_how_to_go_on(raw, tmp_path, monkeypatch, capsys):
     message = "hf-rerank: stopped by Ctrl-C; the same command goes on from the last whole shard\n"
     assert capsys.readouterr().err.endswith(message)
     assert cli.main(command) == 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_bar_counts_bytes_and_shows_the_time_left(raw, tmp_path, monkeypatch, packed):
+    if packed:
+        for path in list(raw.iterdir()):
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    part1, part2 = (path.stat().st_size for path in sorted(raw.iterdir()))
+    bars = []
+
+    class Shown(tqdm):
+        """A bar that is drawn at every update, without waiting for a second."""
+
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            assert kwargs["delay"] == 1
+            self.text = io.StringIO()
+            super().__init__(*args, **{**kwargs, "delay": 0, "mininterval": 0, "file": self.text})
+            bars.append(self)
+
+    monkeypatch.setattr(prm_public, "tqdm", Shown)
+    if not packed:
+        whole = (raw / "set1.train.txt.part2").read_text()
+        damage(raw, 12)
+        with pytest.raises(DamagedText):
+            prepare(raw, tmp_path / "lists", progress=True)
+        read = part1 + sum(len(line) for line in whole.splitlines(keepends=True)[:11])
+        assert (bars[-1].desc.rstrip(": "), bars[-1].n) == ("Preparing", read)
+        (raw / "set1.train.txt.part2").write_text(whole)
+        prepare(raw, tmp_path / "lists", progress=True)
+        assert bars[-2].desc.startswith("Checking what was read before")
+        assert (bars[-2].n, bars[-2].total) == (read, read)
+        assert bars[-1].initial == read
+    else:
+        prepare(raw, tmp_path / "lists", progress=True)
+    assert (bars[-1].unit, bars[-1].total, bars[-1].n) == ("B", part1 + part2, part1 + part2)
+    assert re.search(r"Preparing: +\d+%\|.*k/.*k \[\d\d:\d\d<\d\d:\d\d, .*B/s\]", bars[-1].text.getvalue())
+    bars.clear()
+    prepare(raw, tmp_path / "quiet")
+    assert all(bar.disable for bar in bars)
