@@ -115,6 +115,15 @@ class RerankTrainingArguments(TrainingArguments):
         metadata={"help": "Cut lists that are too long to their first places, instead of refusing them."},
     )
 
+    encoded_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder in which lists are kept encoded, about 3 KB each for 30 items with 24 features, so that "
+            "later passes and runs need not encode them; made anew when lists, vocabularies or options change. "
+            "Not given: nothing is kept."
+        },
+    )
+
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the processor reads the raw columns."}
     )

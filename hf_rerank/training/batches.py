@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from hf_rerank.errors import InputError
 from hf_rerank.lists import Lists
-from hf_rerank.processing import LABEL_PADDING, ListProcessor
+from hf_rerank.processing import LABEL_PADDING, FlatLists, ListProcessor
 
 STREAM_BATCH = 512
 # What stands at padding, where it is not 0.
@@ -22,13 +22,25 @@ _PADDING = {"labels": LABEL_PADDING}
 _LIST_AXIS = ("item_", "history_", "mask", "position_ids", "labels", "weights", "attraction", "list_id")
 
 
-class _Encoder:
-    """Encodes arrow tables of labelled lists, with ids (else their numbers) as bytes beside the model's input."""
+class ListEncoder:
+    """Encodes arrow tables of labelled lists, with ids (else their numbers) as bytes beside the model's input.
+
+    Args:
+        processor: Encodes the lists.
+        highest_label: Labels above are refused (1 under log-losses).
+        truncate: Cut lists that are too long to their first places, instead of refusing them.
+    """
 
     def __init__(self, processor: ListProcessor, highest_label: float, truncate: bool) -> None:
         self.processor, self.highest_label, self.truncate = processor, highest_label, truncate
 
     def __call__(self, table: pa.Table, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """The arrays of a batch, from the lists of a table, whose numbers are given."""
+        flat, ids = self.flat(table, numbers)
+        return {**flat.padded(), "list_id": ids_as_bytes(ids)}
+
+    def flat(self, table: pa.Table, numbers: Sequence[int]) -> tuple[FlatLists, list[str]]:
+        """The lists before padding, and their ids."""
         schema = self.processor.schema
         lists = Lists.from_arrow(table, schema, with_labels=True, first=numbers[0])
         if schema.list_id not in table.column_names:
@@ -41,9 +53,7 @@ class _Encoder:
                 f"label {lists.labels[index]:g} in list {lists.ids[row]}: a log-loss takes labels from 0 to "
                 f"{self.highest_label:g}; use a listwise task_loss for grades, or turn them into clicks"
             )
-        arrays, _ = self.processor.encode(lists, truncate=self.truncate)
-        arrays["list_id"] = ids_as_bytes(lists.ids)
-        return arrays
+        return self.processor.encode_flat(lists, truncate=self.truncate)[0], lists.ids
 
 
 class EncodedLists(Dataset):
@@ -60,7 +70,7 @@ class EncodedLists(Dataset):
         self, lists: Any, processor: ListProcessor, *, highest_label: float = np.inf, truncate: bool = False
     ) -> None:
         self.lists = lists.with_format("arrow")
-        self._encode = _Encoder(processor, highest_label, truncate)
+        self._encode = ListEncoder(processor, highest_label, truncate)
 
     def __len__(self) -> int:
         return len(self.lists)
@@ -68,7 +78,7 @@ class EncodedLists(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The lists of these numbers as one batch."""
         try:
-            return _tensors(self._encode(self.lists[list(indices)], indices))
+            return tensors(self._encode(self.lists[list(indices)], indices))
         except InputError:
             # A message counts from the batch's first list: the lists one by one give the number in the dataset.
             for index in indices:
@@ -90,7 +100,7 @@ class EncodedStream(IterableDataset):
         self, lists: Any, processor: ListProcessor, *, highest_label: float = np.inf, truncate: bool = False
     ) -> None:
         self.lists = lists.with_format("arrow")
-        self._encode = _Encoder(processor, highest_label, truncate)
+        self._encode = ListEncoder(processor, highest_label, truncate)
         # Shared, so that workers that live on see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -108,7 +118,7 @@ class EncodedStream(IterableDataset):
         lists.set_epoch(int(self._epoch))
         number = 0
         for table in lists.iter(batch_size=STREAM_BATCH):
-            batch = _tensors(self._encode(table, range(number, number + table.num_rows)))
+            batch = tensors(self._encode(table, range(number, number + table.num_rows)))
             number += table.num_rows
             for row in range(table.num_rows):
                 yield {name: values[row : row + 1] for name, values in batch.items()}
@@ -130,10 +140,16 @@ def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Ten
 
 def ids_as_bytes(ids: Sequence[str]) -> np.ndarray:
     """Texts as uint8 [B, W]: their UTF-8, zeros after the end. Tensors travel between processes where texts do not."""
-    encoded = np.array([text.encode() for text in ids], dtype=np.bytes_)
-    if not encoded.dtype.itemsize:
-        return np.zeros((len(ids), 1), dtype=np.uint8)
-    return encoded.view(np.uint8).reshape(len(ids), -1)
+    encoded = [text.encode() for text in ids]
+    lengths = np.array([len(text) for text in encoded], dtype=np.int64)
+    return padded_ids(np.frombuffer(b"".join(encoded), dtype=np.uint8), lengths)
+
+
+def padded_ids(joined: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """As ``ids_as_bytes``, of the bytes of all texts one after another and how many each has."""
+    padded = np.zeros((len(lengths), max(1, lengths.max(initial=0))), dtype=np.uint8)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = joined
+    return padded
 
 
 def ids_from_bytes(coded: Tensor) -> list[str]:
@@ -155,7 +171,8 @@ def _odd_powers(count: int) -> list[int]:
     return powers
 
 
-def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """The arrays of a batch, not copied."""
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

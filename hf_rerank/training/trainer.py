@@ -29,6 +29,7 @@ from hf_rerank.processing import ListProcessor
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.batches import EncodedLists, EncodedStream, collate, ids_from_bytes, list_keys
 from hf_rerank.training.checkpoints import STATE, CheckpointingTrainer
+from hf_rerank.training.encoded_cache import CachedLists
 from hf_rerank.training.health import HealthCallback
 from hf_rerank.training.results import data_identity, environment, write_json
 
@@ -105,8 +106,8 @@ class RerankTrainer(CheckpointingTrainer):
             model=model,
             args=args,
             data_collator=collate,
-            train_dataset=self._encoded(train_dataset),
-            eval_dataset=self._encoded(eval_dataset),
+            train_dataset=self._encoded(train_dataset, args.encoded_cache),
+            eval_dataset=self._encoded(eval_dataset, args.encoded_cache),
             processing_class=processing_class,
             compute_metrics=self._add_evaluation_batch,
             callbacks=[HealthCallback(self.objective), *(callbacks or [])],
@@ -355,16 +356,24 @@ class RerankTrainer(CheckpointingTrainer):
             (Path(folder) / "README.md").write_text(model_card(name, self.results), encoding="utf-8")
             return push_folder(folder, name, commit_message=commit_message, token=token, revision=revision)
 
-    def _encoded(self, lists: Any) -> Any:
-        if lists is None or isinstance(lists, EncodedLists | EncodedStream):
+    def _encoded(self, lists: Any, cache: str | None = None) -> Any:
+        """Raw lists as batches; those given at the start, which are read again and again, through the cache."""
+        if lists is None or isinstance(lists, EncodedLists | CachedLists | EncodedStream):
             return lists
         from datasets import Dataset, IterableDataset
 
         if isinstance(lists, IterableDataset):
+            if cache is not None:
+                raise InputError(
+                    "encoded_cache is for lists that are all there, and a stream is not: leave it out, or load the "
+                    "lists with streaming=False"
+                )
             return EncodedStream(lists, self.processor, **self._encode_options)
         if isinstance(lists, Dataset):
             if not len(lists):
                 raise InputError("the dataset holds no list: expected at least one")
+            if cache is not None:
+                return CachedLists(cache, lists, self.processor, **self._encode_options)
             return EncodedLists(lists, self.processor, **self._encode_options)
         if isinstance(lists, dict):
             raise InputError(
