@@ -124,6 +124,14 @@ class RerankTrainingArguments(TrainingArguments):
         },
     )
 
+    stream_window: int = field(
+        default=10_000,
+        metadata={
+            "help": "Lists of a stream that are shuffled among each other, and held in memory, in each data-loader "
+            "worker; shards are shuffled too. train_sampling_strategy=sequential: neither."
+        },
+    )
+
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the processor reads the raw columns."}
     )
@@ -165,6 +173,8 @@ class RerankTrainingArguments(TrainingArguments):
             raise InputError("batch_eval_metrics=False would hold every score in memory: leave it on")
         if not self.metric_ks or min(self.metric_ks) < 1:
             raise InputError(f"metric_ks is {self.metric_ks}: expected cut-offs of at least 1")
+        if self.stream_window < 1:
+            raise InputError(f"stream_window is {self.stream_window}: expected at least 1")
         if self.obedience_k < 1:
             raise InputError(f"obedience_k is {self.obedience_k}: expected at least 1")
         if self.bf16_full_eval or self.fp16_full_eval:
@@ -185,6 +195,9 @@ class RerankTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if not self.load_best_model_at_end and self.metric_for_best_model == "ndcg@10":
             self.metric_for_best_model, self.greater_is_better = None, None
+        if self.accelerator_config is None:
+            # Each process reads its own lists of a stream, instead of the first reading for all.
+            self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
         best = (self.metric_for_best_model or "").removeprefix("eval_")
         name, _, cut = best.partition("@")

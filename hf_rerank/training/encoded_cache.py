@@ -25,7 +25,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.lists import tables_of
 from hf_rerank.manifest import naming_failures, to_disk, verify, write_manifest
 from hf_rerank.processing import FlatLists, ListProcessor
-from hf_rerank.training.batches import ListEncoder, padded_ids, tensors
+from hf_rerank.training.batches import EncodedTable, ListEncoder
 from hf_rerank.training.results import data_identity
 
 logger = logging.getLogger(__name__)
@@ -72,23 +72,11 @@ class CachedLists(Dataset):
         self._open(made_from)
 
     def __len__(self) -> int:
-        return len(self._items.lengths)
+        return len(self._table)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The lists of these numbers as one batch."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        items, history = self._items, self._history
-        arrays = FlatLists(
-            items.lengths[chosen],
-            None if history is None else history.lengths[chosen],
-            {name: _encoded(items.take(rows, chosen)) for name, rows in self._parts["items"].items()},
-            {name: _encoded(rows[chosen]) for name, rows in self._parts["user"].items()},
-            {name: _encoded(history.take(rows, chosen)) for name, rows in self._parts["history"].items()}
-            if history is not None
-            else {},
-        ).padded()
-        arrays["list_id"] = padded_ids(self._ids.take(self._parts["ids"]["bytes"], chosen), self._ids.lengths[chosen])
-        return tensors(arrays)
+        return self._table.batch(indices)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One list, as a batch of one."""
@@ -107,32 +95,13 @@ class CachedLists(Dataset):
         if manifest is None or manifest.get("made_from") != made_from:
             raise InputError(f"{self.folder} does not hold what its name says: it was renamed or changed; {REMEDY}")
         self._made_from = made_from
-        self._parts: dict[str, dict[str, np.ndarray]] = {"items": {}, "user": {}, "history": {}, "ids": {}}
+        parts: dict[str, dict[str, np.ndarray]] = {"items": {}, "user": {}, "history": {}}
         for file, (dtype, shape) in manifest["arrays"].items():
             part, name = file.split(".")
-            self._parts.setdefault(part, {})[name] = _mapped(self.folder / f"{file}.raw", dtype, shape)
-        lengths = self._parts["lengths"]
-        self._items, self._ids = _Runs(lengths["items"]), _Runs(lengths["ids"])
-        self._history = _Runs(lengths["history"]) if "history" in lengths else None
-
-
-class _Runs:
-    """Runs of rows in a file, one a list: how many rows each has and where it starts."""
-
-    def __init__(self, lengths: np.ndarray) -> None:
-        self.lengths = lengths.astype(np.int64)
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        # Where all lists are equally long, whole lists are copied, which is faster than row by row.
-        self.same = int(lengths[0]) if (lengths == lengths[0]).all() else 0
-
-    def take(self, rows: np.ndarray, lists: np.ndarray) -> np.ndarray:
-        """The rows of some lists, one list after another."""
-        if self.same:
-            of_list = rows.reshape(len(self.lengths), self.same, *rows.shape[1:])
-            return of_list[lists].reshape(-1, *rows.shape[1:])
-        lengths = self.lengths[lists]
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return rows[np.repeat(self.starts[lists], lengths) + within]
+            parts.setdefault(part, {})[name] = _mapped(self.folder / f"{file}.raw", dtype, shape)
+        lengths = parts["lengths"]
+        flat = FlatLists(lengths["items"], lengths.get("history"), parts["items"], parts["user"], parts["history"])
+        self._table = EncodedTable(flat, parts["ids"]["bytes"], lengths["ids"])
 
 
 def _mapped(path: Path, dtype: str, shape: list[int]) -> np.ndarray:
@@ -142,13 +111,8 @@ def _mapped(path: Path, dtype: str, shape: list[int]) -> np.ndarray:
 
 
 def _kept(rows: np.ndarray) -> np.ndarray:
-    """Integers in half the bytes: no table has 2**31 rows, no list as many places."""
+    """Integers in half the bytes, no table having 2**31 rows; ``EncodedTable`` gives them back in full."""
     return rows.astype(np.int32) if rows.dtype == np.int64 else rows
-
-
-def _encoded(rows: np.ndarray) -> np.ndarray:
-    """The inverse of ``_kept``."""
-    return rows.astype(np.int64) if rows.dtype == np.int32 else rows
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hf_rerank.lists import columns_of, tables_of
 from hf_rerank.schema import ListSchema
 
 PACKAGES = ("hf-rerank", "torch", "transformers", "datasets", "accelerate", "numpy", "pyarrow")
-_DIGEST_BATCH = 10_000
+_DIGEST_BATCH, _DIGEST_HEAD = 10_000, 1_000
 
 
 def environment() -> dict[str, Any]:
@@ -44,20 +45,26 @@ def environment() -> dict[str, Any]:
 
 
 def data_identity(lists: Any, schema: ListSchema) -> dict[str, Any]:
-    """How many lists, and a SHA-256 over all that the schema names of them, in their order; of a stream nothing."""
+    """How many lists, and a SHA-256 over all that the schema names of them, in their order.
+
+    Of a stream, whose lists nobody has counted: how many shards, and the SHA-256 of its first lists.
+    """
     if not hasattr(lists, "__len__"):
-        return {"lists": None, "sha256": None}
-    return {"lists": len(lists), "sha256": content_sha256(lists, schema)}
+        first = next(iter(tables_of(lists, _DIGEST_HEAD)), None)
+        digest = None if first is None else table_sha256([first], schema)
+        return {"lists": None, "shards": lists.num_shards, "first_lists_sha256": digest}
+    wanted = lists.select_columns([name for name in columns_of(schema) if name in lists.column_names])
+    return {"lists": len(lists), "sha256": table_sha256(tables_of(wanted, _DIGEST_BATCH), schema)}
 
 
-def content_sha256(lists: Any, schema: ListSchema) -> str:
+def table_sha256(tables: Iterable[pa.Table], schema: ListSchema) -> str:
     """A SHA-256 over the columns that the schema names, in the order of the lists."""
     digest = hashlib.sha256()
-    columns = [name for name in columns_of(schema) if name in lists.column_names]
-    for table in tables_of(lists.select_columns(columns), _DIGEST_BATCH):
-        for name in columns:
-            digest.update(name.encode())
-            _add(digest, table.column(name).combine_chunks())
+    for table in tables:
+        for name in columns_of(schema):
+            if name in table.column_names:
+                digest.update(name.encode())
+                _add(digest, table.column(name).combine_chunks())
     return digest.hexdigest()
 
 

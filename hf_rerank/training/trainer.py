@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, TrainerState
+from transformers import EvalPrediction
 
 from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.evaluation import EXTRAS, EvaluationSums, comparable_scores, measured
@@ -27,11 +27,13 @@ from hf_rerank.principled.obedience import COLLAPSED_SPREAD
 from hf_rerank.principled.objective import PrincipledObjective
 from hf_rerank.processing import ListProcessor
 from hf_rerank.training.arguments import RerankTrainingArguments
-from hf_rerank.training.batches import EncodedLists, EncodedStream, collate, ids_from_bytes, list_keys
-from hf_rerank.training.checkpoints import STATE, CheckpointingTrainer
+from hf_rerank.training.batches import EncodedLists, ids_from_bytes, list_keys
+from hf_rerank.training.checkpoints import CheckpointingTrainer
 from hf_rerank.training.encoded_cache import CachedLists
 from hf_rerank.training.health import HealthCallback
 from hf_rerank.training.results import data_identity, environment, write_json
+from hf_rerank.training.resume import describe_run, refuse_another_run, write_run
+from hf_rerank.training.streams import EncodedStream, StreamPasses, collate_stream
 
 IDS_IN_A_MESSAGE = 5
 FIXED_POINT_STEPS = 10
@@ -105,12 +107,12 @@ class RerankTrainer(CheckpointingTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate,
-            train_dataset=self._encoded(train_dataset, args.encoded_cache),
-            eval_dataset=self._encoded(eval_dataset, args.encoded_cache),
+            data_collator=collate_stream,
+            train_dataset=self._encoded(train_dataset, args, cache=args.encoded_cache, train=True),
+            eval_dataset=self._encoded(eval_dataset, args, cache=args.encoded_cache),
             processing_class=processing_class,
             compute_metrics=self._add_evaluation_batch,
-            callbacks=[HealthCallback(self.objective), *(callbacks or [])],
+            callbacks=[HealthCallback(self.objective), StreamPasses(), *(callbacks or [])],
             optimizers=optimizers,
         )
         self.results: dict[str, Any] = {
@@ -139,8 +141,8 @@ class RerankTrainer(CheckpointingTrainer):
         """Trains, as ``CheckpointingTrainer.train``; the results get the log and the best checkpoint's metric.
 
         Raises:
-            InputError: A list is wrong; or the checkpoint is not whole, not of this model, or lies after the first
-                pass over a stream.
+            InputError: A list is wrong; or the checkpoint is not whole, not of this model, or of a run on other
+                lists or in another order.
             TrainingStopped: The loss, a gradient, a weight or a score is not finite.
             OSError: A checkpoint could not be written; those before are untouched.
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint of the step at hand.
@@ -157,11 +159,16 @@ class RerankTrainer(CheckpointingTrainer):
         return output
 
     def prepare_state(self, checkpoint: Path | None) -> None:
-        """Goes on with the sums for the next log."""
+        """Goes on with the sums for the next log, and at the same place of a stream."""
         self._log_sums, self._log_steps = {}, 0
+        stream = self.train_dataset if isinstance(self.train_dataset, EncodedStream) else None
+        if stream is not None:
+            stream.go_on(0)
         if checkpoint is None:
             return
-        self._refuse_inexact_resume(checkpoint)
+        known = refuse_another_run(checkpoint, self._run(), stream=stream is not None)
+        if stream is not None and not self.args.ignore_data_skip:
+            stream.go_on(self.resumed_step * self.args.gradient_accumulation_steps * stream.step, known)
         # In several processes these are the sums of the first: until the next log, the others take them for their own.
         saved = json.loads((checkpoint / LOG_SUMS_FILE).read_text(encoding="utf-8"))
         self._log_steps = saved["steps"]
@@ -259,7 +266,7 @@ class RerankTrainer(CheckpointingTrainer):
             metric_key_prefix: Before each name.
         """
         if not isinstance(eval_dataset, dict):
-            eval_dataset = self._encoded(eval_dataset)
+            eval_dataset = self._encoded(eval_dataset, self.args)
         if self.is_in_train:
             self._refuse_broken_weights()
         self._evaluation = None  # what an evaluation that failed may have left
@@ -278,7 +285,7 @@ class RerankTrainer(CheckpointingTrainer):
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """Scores of raw lists with labels; ``Reranker.rerank`` ranks lists without."""
         self._evaluation = None
-        return super().predict(self._encoded(test_dataset), ignore_keys, metric_key_prefix)
+        return super().predict(self._encoded(test_dataset, self.args), ignore_keys, metric_key_prefix)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean over batches of the loss, each of its terms and the score spread since the last log."""
@@ -310,6 +317,7 @@ class RerankTrainer(CheckpointingTrainer):
             if _internal_call:
                 sums = {name: total.item() for name, total in self._log_sums.items()}
                 write_json(staging / LOG_SUMS_FILE, {"steps": self._log_steps, "sums": sums})
+                write_run(staging, self._run(), getattr(self.train_dataset, "lists_a_pass", 0))
             else:
                 write_json(staging / "results.json", self.results)
 
@@ -356,7 +364,9 @@ class RerankTrainer(CheckpointingTrainer):
             (Path(folder) / "README.md").write_text(model_card(name, self.results), encoding="utf-8")
             return push_folder(folder, name, commit_message=commit_message, token=token, revision=revision)
 
-    def _encoded(self, lists: Any, cache: str | None = None) -> Any:
+    def _encoded(
+        self, lists: Any, args: RerankTrainingArguments, *, cache: str | None = None, train: bool = False
+    ) -> Any:
         """Raw lists as batches; those given at the start, which are read again and again, through the cache."""
         if lists is None or isinstance(lists, EncodedLists | CachedLists | EncodedStream):
             return lists
@@ -368,7 +378,24 @@ class RerankTrainer(CheckpointingTrainer):
                     "encoded_cache is for lists that are all there, and a stream is not: leave it out, or load the "
                     "lists with streaming=False"
                 )
-            return EncodedStream(lists, self.processor, **self._encode_options)
+            config = args.accelerator_config
+            if args.world_size > 1 and (config.dispatch_batches or config.split_batches):  # type: ignore[union-attr]
+                raise InputError(
+                    "dispatch_batches and split_batches of accelerator_config would give the lists of a stream to "
+                    "other processes: leave them off"
+                )
+            seed = args.seed if args.data_seed is None else args.data_seed
+            shuffled = train and args.train_sampling_strategy != "sequential"
+            return EncodedStream(
+                lists,
+                self.processor,
+                **self._encode_options,
+                seed=seed if shuffled else None,
+                window=args.stream_window,
+                endless=train,
+                batch_size=args.train_batch_size if train else args.eval_batch_size,
+                processes=args.world_size,
+            )
         if isinstance(lists, Dataset):
             if not len(lists):
                 raise InputError("the dataset holds no list: expected at least one")
@@ -389,7 +416,13 @@ class RerankTrainer(CheckpointingTrainer):
         predictions: Any = batch.predictions
         label_ids: Any = batch.label_ids
         (scores, measures), (labels, positions, *truth) = predictions, label_ids
-        # Across processes all is padded with -100; the mask comes from the labels, never from scores.
+        # Across processes all is padded with -100; the mask comes from the labels, never from scores. Lists without
+        # items fill up the last batch of a stream.
+        real = (labels >= 0).any(-1)
+        if not bool(real.all()):
+            (scores, measures, labels, positions), truth = (
+                [array[real] for array in arrays] for arrays in ((scores, measures, labels, positions), truth)
+            )
         self._evaluation.add(
             scores.cpu(),
             labels.cpu(),
@@ -423,16 +456,9 @@ class RerankTrainer(CheckpointingTrainer):
             self._log_sums[name] = self._log_sums.get(name, 0.0) + value.detach().float()
         self._log_steps += 1
 
-    def _refuse_inexact_resume(self, checkpoint: Path) -> None:
-        """The Trainer looks for its place in the first pass of a stream, and beyond it trains on other batches."""
-        if not isinstance(self.train_dataset, EncodedStream) or self.args.ignore_data_skip:
-            return
-        if (TrainerState.load_from_json(str(checkpoint / STATE)).epoch or 0) >= 1:
-            raise InputError(
-                f"{checkpoint} lies after the first pass over a stream: resuming there would not read the batches "
-                "that are left; resume from a checkpoint of the first pass, use a Dataset, or set "
-                "ignore_data_skip=True"
-            )
+    def _run(self) -> dict[str, Any]:
+        """What decides on which batches this run reads."""
+        return describe_run(self.args, self.results["data"])
 
     def _refuse_broken_weights(self) -> None:
         assert self.model is not None

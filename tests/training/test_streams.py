@@ -1,0 +1,245 @@
+"""Streams: each list once a pass, in one order for any number of workers and processes, and from any place of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from hf_rerank import InputError, ListProcessor, RerankTrainer
+from hf_rerank.training.batches import EncodedLists, ids_from_bytes
+from hf_rerank.training.streams import EncodedStream, collate_stream
+
+Make = Callable[..., RerankTrainer]
+
+
+def stream_of(lists: datasets.Dataset, processor: ListProcessor, shards: int = 1, **options: Any) -> EncodedStream:
+    return EncodedStream(lists.to_iterable_dataset(num_shards=shards), processor, **options)
+
+
+def batches_of(stream: EncodedStream, count: int | None = None, workers: int = 0) -> list[list[str]]:
+    """The ids of the first batches; of a placeholder, none."""
+    batches: list[list[str]] = []
+    for batch in DataLoader(stream, stream.step, num_workers=workers, collate_fn=collate_stream):
+        batches.append(ids_from_bytes(batch["list_id"]) if batch else [])
+        if len(batches) == count:
+            break
+    return batches
+
+
+@pytest.mark.parametrize("shards", [1, 3, 7])
+@pytest.mark.parametrize("window", [1, 20, 100, 1000])
+def test_a_pass_gives_each_list_once_in_one_order(
+    lists: dict[str, Any], processor: ListProcessor, shards: int, window: int
+) -> None:
+    """240 lists, 24 a step: ten batches a pass. The order is another in each pass and with each seed."""
+    ids = lists["train"]["list_id"]
+
+    def order(seed: int) -> list[str]:
+        stream = stream_of(lists["train"], processor, shards, seed=seed, window=window, endless=True, batch_size=24)
+        batches = batches_of(stream, 30)
+        assert {len(batch) for batch in batches} == {24}
+        assert stream.lists_a_pass == 240
+        return list(chain(*batches))
+
+    first = order(0)
+    passes = [first[start : start + 240] for start in (0, 240, 480)]
+    for found in passes:
+        assert sorted(found) == sorted(ids)
+    assert order(0) == first
+    if window > 1:
+        assert passes[0] != passes[1] != passes[2]
+        assert order(1) != first
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_workers_do_not_change_the_order(lists: dict[str, Any], processor: ListProcessor, workers: int) -> None:
+    """Also more workers than shards."""
+    options = {"seed": 4, "window": 50, "endless": True, "batch_size": 7}
+    expected = batches_of(stream_of(lists["train"], processor, 2, **options), 50)
+    assert batches_of(stream_of(lists["train"], processor, 2, **options), 50, workers) == expected
+    once = {"batch_size": 32}
+    expected = batches_of(stream_of(lists["train"], processor, 2, **once), None)
+    assert [len(batch) for batch in expected] == [32] * 7 + [16]
+    assert list(chain(*expected)) == lists["train"]["list_id"], "in evaluation, as they come"
+    assert batches_of(stream_of(lists["train"], processor, 2, **once), None, workers) == expected
+
+
+@pytest.mark.parametrize("window", [1, 20, 100])
+def test_every_cut(make_lists: Any, processor: ListProcessor, window: int) -> None:
+    """Cut after every step of two passes over 250 lists, 8 a step: nothing is lost, and nothing comes twice."""
+    lists = make_lists(250, 3)
+    options = {"seed": 2, "window": window, "endless": True, "batch_size": 8}
+    whole = batches_of(stream_of(lists, processor, 3, **options), 70)
+    ids = sorted(lists["list_id"])
+    flat = list(chain(*whole))
+    assert sorted(flat[:250]) == sorted(flat[250:500]) == ids
+    for cut in range(66):
+        for known in (0, 250):
+            stream = stream_of(lists, processor, 3, **options)
+            stream.go_on(8 * cut, known)
+            found = batches_of(stream, cut + 4)
+            assert found == [[]] * cut + whole[cut : cut + 4], (cut, known)
+
+
+def test_every_list_of_a_thousand_as_a_cut(make_lists: Any, processor: ListProcessor) -> None:
+    """Steps of one list: the rest of the pass holds what came before it not at all, and all else once."""
+    lists = make_lists(1_000, 5)
+    options = {"seed": 0, "window": 20, "endless": True}
+    whole = list(chain(*batches_of(stream_of(lists, processor, 3, **options), 1_000)))
+    places = np.random.default_rng(0).permutation(1_000)[:40].tolist()
+    for cut in (*places, 0, 1, 999, 1_000):
+        stream = stream_of(lists, processor, 3, **options)
+        stream.go_on(cut)
+        order = [(window, row) for (window, row), _ in zip(stream, range(1_000), strict=False)]
+        assert all(window is None for window, _ in order[:cut])
+        assert [row for _, row in order].count(-1) == 0
+        rest = [ids_from_bytes(window.batch([row])["list_id"])[0] for window, row in order[cut:]]
+        assert rest == whole[cut:]
+    assert sorted(whole) == sorted(lists["list_id"])
+
+
+def test_what_is_skipped_is_not_encoded(
+    make_lists: Any, processor: ListProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    original = processor.encode_flat
+
+    def counting(lists: Any, **options: Any) -> Any:
+        encoded.append(len(lists))
+        return original(lists, **options)
+
+    monkeypatch.setattr(processor, "encode_flat", counting)
+    stream = stream_of(make_lists(300, 6), processor, seed=0, window=50, endless=True, batch_size=10)
+    stream.go_on(200 + 600, 300)  # the third pass, 200 lists in
+    assert batches_of(stream, 82)[-2:] != [[], []]
+    assert sum(encoded) <= 100
+
+
+def test_batches_of_a_stream_are_those_of_the_lists(lists: dict[str, Any], processor: ListProcessor) -> None:
+    """To the bit, also where a batch comes from two windows; ids in a stream without them say shard and row."""
+    number = {name: index for index, name in enumerate(lists["train"]["list_id"])}
+    stream = stream_of(lists["train"], processor, 3, seed=1, window=17, endless=True, batch_size=16)
+    encoded = EncodedLists(lists["train"], processor)
+    for batch, _ in zip(DataLoader(stream, 16, collate_fn=collate_stream), range(20), strict=False):
+        expected = encoded.__getitems__([number[name] for name in ids_from_bytes(batch["list_id"])])
+        assert batch.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert batch[name].dtype == tensor.dtype
+            if name != "list_id":  # as wide as the widest of a window
+                assert batch[name].equal(tensor), name
+    bare = stream_of(lists["train"].remove_columns("list_id"), processor, 3, batch_size=240)
+    assert batches_of(bare)[0][::80] == ["0-0", "1-0", "2-0"]
+
+
+def test_a_stream_that_is_shuffled_already(lists: dict[str, Any], processor: ListProcessor) -> None:
+    shuffled = lists["train"].to_iterable_dataset(num_shards=3).shuffle(seed=3, buffer_size=64)
+    options = {"seed": 1, "window": 30, "endless": True, "batch_size": 24}
+    whole = batches_of(EncodedStream(shuffled, processor, **options), 25)
+    flat = list(chain(*whole))
+    assert sorted(flat[:240]) == sorted(flat[240:480]) == sorted(lists["train"]["list_id"])
+    stream = EncodedStream(shuffled, processor, **options)
+    stream.go_on(24 * 13)
+    assert batches_of(stream, 25) == [[]] * 13 + whole[13:]
+
+
+def test_a_stream_that_changes_is_noticed(make_lists: Any, processor: ListProcessor) -> None:
+    stream = stream_of(make_lists(30, 1), processor, seed=0, endless=True, batch_size=10)
+    stream.go_on(60, 31)
+    with pytest.raises(InputError, match="gave 30 lists in one pass and 31 in another"):
+        batches_of(stream, 12)
+    with pytest.raises(InputError, match="holds no list"):
+        batches_of(EncodedStream(datasets.IterableDataset.from_generator(lambda: iter(())), processor), 1)
+
+
+def test_errors_name_the_list(make_lists: Any, processor: ListProcessor) -> None:
+    rows = make_lists(20, 5).to_list()
+    rows[13]["click"][0] = -1
+    lists = datasets.Dataset.from_list(rows).remove_columns("list_id")
+    with pytest.raises(InputError, match=r"list 3\b.*shard 1 of the stream"):
+        batches_of(stream_of(lists, processor, 2, seed=0, endless=True), 20)
+
+
+# -------------------------------------------------------------------------------------------------------- the trainer
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The ids of each batch that a trainer trains on."""
+    seen: list[list[str]] = []
+    original = RerankTrainer.compute_loss
+
+    def noting(trainer: RerankTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        seen.append(ids_from_bytes(inputs["list_id"]))
+        return original(trainer, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(RerankTrainer, "compute_loss", noting)
+    return seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_on_a_stream(make_trainer: Make, lists: dict[str, Any], noted: Any, workers: int) -> None:
+    """Two and a half passes of ten steps; measured, logged and saved at the end of each, and at the end of all."""
+    trainer = make_trainer(
+        train_dataset=lists["train"].to_iterable_dataset(num_shards=4),
+        eval_dataset=lists["validation"].to_iterable_dataset(num_shards=2),
+        per_device_train_batch_size=24,
+        dataloader_num_workers=workers,
+        max_steps=25,
+        save_total_limit=None,
+    )
+    trainer.train()
+    assert trainer.state.global_step == len(noted) == 25
+    passes = [list(chain(*noted[start : start + 10])) for start in (0, 10)]
+    for ids in passes:
+        assert sorted(ids) == sorted(lists["train"]["list_id"])
+    assert passes[0] != passes[1]
+    history = trainer.state.log_history
+    assert [entry["step"] for entry in history if "eval_ndcg@10" in entry] == [10, 20, 25]
+    assert [entry["step"] for entry in history if "loss" in entry] == [10, 20, 25]
+    folder = Path(trainer.args.output_dir)
+    assert {path.name for path in folder.iterdir()} == {f"checkpoint-{step}" for step in (10, 20, 25)}
+    assert trainer.evaluate()["eval_lists"] == 50
+    assert trainer.results["data"]["train"]["shards"] == 4
+
+
+@pytest.mark.parametrize("first_workers", [0, 2])
+def test_going_on_in_any_pass_and_again(
+    make_trainer: Make, make_model: Any, weights: Any, make_lists: Any, noted: Any, first_workers: int
+) -> None:
+    """Passes of 6.25 batches, two a step; a chain of runs, with other workers, the last beyond three passes."""
+    stream = make_lists(100, 4).to_iterable_dataset(num_shards=3)
+    options = {
+        "train_dataset": stream,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 12,
+        "stream_window": 30,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+        "save_total_limit": None,
+        "logging_strategy": "steps",
+        "logging_steps": 5,
+    }
+    unbroken = make_trainer(make_model(dropout=0.2), "unbroken", dataloader_num_workers=first_workers, **options)
+    unbroken.train()
+    whole, source = list(noted), unbroken
+    for number, (cut, workers) in enumerate([(2, 0), (4, 2), (7, 1), (11, 0), (12, 0)]):
+        noted.clear()
+        again = make_trainer(
+            make_model(dropout=0.2, seed=9), f"again{number}", dataloader_num_workers=workers, **options
+        )
+        again.train(resume_from_checkpoint=f"{source.args.output_dir}/checkpoint-{cut}")
+        assert noted == whole[2 * cut :]
+        assert all(value.equal(weights(unbroken.model)[name]) for name, value in weights(again.model).items()), cut
+        losses = [[entry for entry in run.state.log_history if "loss" in entry] for run in (unbroken, again)]
+        assert losses[0] == losses[1]
+        source = again
