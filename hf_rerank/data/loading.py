@@ -399,6 +399,12 @@ def _split(lists: Any, schema: ListSchema) -> dict[str, Any]:
                 f"{suggestion(column, offered)}"
             )
     if streaming:
+        if column is None and lists.num_shards > 1:
+            # Shards are read in any order, and by themselves: the number of a row in the stream is not known there.
+            raise InputError(
+                f"a stream of {lists.num_shards} shards cannot be split by the numbers of its rows: name a column "
+                "that identifies the lists as list_id (or group) in the schema, or give the splits as a dictionary"
+            )
         return {
             split: lists.filter(
                 functools.partial(_in_split, split, column),

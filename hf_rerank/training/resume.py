@@ -103,5 +103,5 @@ def _difference(split: str, theirs: dict[str, Any] | None, ours: dict[str, Any])
         return f"had no {split} lists, this run has some"
     for what in ("lists", "shards"):
         if theirs.get(what) != ours.get(what):
-            return f"had {theirs.get(what) or 'no'} {what} to {split} on, this run has {ours.get(what) or 'none'}"
+            return f"had {theirs.get(what) or 'no'} {what} in {split}, this run has {ours.get(what) or 'none'}"
     return f"had other lists in {split}, or in another order, than this run (their SHA-256 differ)"

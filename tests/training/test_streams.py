@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -10,9 +14,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import stream_worker
 from torch.utils.data import DataLoader
 
-from hf_rerank import InputError, ListProcessor, RerankTrainer
+from hf_rerank import InputError, ListProcessor, Reranker, RerankTrainer
 from hf_rerank.training.batches import EncodedLists, ids_from_bytes
 from hf_rerank.training.streams import EncodedStream, collate_stream
 
@@ -243,3 +248,40 @@ def test_going_on_in_any_pass_and_again(
         losses = [[entry for entry in run.state.log_history if "loss" in entry] for run in (unbroken, again)]
         assert losses[0] == losses[1]
         source = again
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_stream(
+    tmp_path: Path, make_lists: Any, processor: ListProcessor, make_model: Any
+) -> None:
+    """Together their batches are those of one process: none twice, none left out; both stop and measure alike."""
+    Reranker(make_model(dropout=0.0, unknown_rate=0.0), processor).save_pretrained(tmp_path / "model")
+    train, validation = make_lists(20, 7), make_lists(13, 8)
+    train.save_to_disk(tmp_path / "train")
+    validation.save_to_disk(tmp_path / "validation")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    reports = {}
+    for processes, batch_size in ((1, 8), (2, 4)):
+        launcher = [sys.executable]
+        if processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        output = tmp_path / f"on{processes}"
+        command = [*launcher, stream_worker.__file__, str(tmp_path), str(output), str(batch_size)]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        reports[processes] = [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    (one,), both = reports[1], reports[2]
+    assert [report["world_size"] for report in both] == [2, 2]
+    flat = list(chain(*one["ids"]))
+    assert sorted(flat[:20]) == sorted(flat[20:40]) == sorted(train["list_id"])
+    assert [first + second for first, second in zip(both[0]["ids"], both[1]["ids"], strict=True)] == one["ids"]
+    for report in (one, *both):
+        assert len(report["ids"]) == 7
+        assert report["again"] == report["ids"][4:]
+        assert report["checksums"][0] == report["checksums"][1]
+        # 20 lists a pass end within steps 3 and 5, whichever process holds the last of them.
+        items = sum(len(row) for row in validation["item_id"])
+        assert report["evaluated"] == [[step, 13, items] for step in (3, 5, 7)]
+    assert both[0]["checksums"] == both[1]["checksums"] == pytest.approx(one["checksums"], rel=1e-5)
+    assert both[0]["ndcg"] == pytest.approx(one["ndcg"], abs=1e-5)
+    assert both[0]["obedience"] == pytest.approx(one["obedience"], abs=1e-5)
