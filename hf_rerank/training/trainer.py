@@ -92,7 +92,7 @@ class RerankTrainer(CheckpointingTrainer):
             )
         if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps < 1:
             raise InputError("train_dataset is a stream, whose length nobody knows: set max_steps in the arguments")
-        self.processor = processing_class
+        self.args, self.processor = args, processing_class
         if args.task_loss is not None:
             model.config.task_loss = args.task_loss  # type: ignore[assignment]
         self._encode_options: dict[str, Any] = {
@@ -108,8 +108,8 @@ class RerankTrainer(CheckpointingTrainer):
             model=model,
             args=args,
             data_collator=collate_stream,
-            train_dataset=self._encoded(train_dataset, args, cache=args.encoded_cache, train=True),
-            eval_dataset=self._encoded(eval_dataset, args, cache=args.encoded_cache),
+            train_dataset=self._encoded(train_dataset, cache=args.encoded_cache, train=True),
+            eval_dataset=self._encoded(eval_dataset, cache=args.encoded_cache),
             processing_class=processing_class,
             compute_metrics=self._add_evaluation_batch,
             callbacks=[HealthCallback(self.objective), StreamPasses(), *(callbacks or [])],
@@ -266,7 +266,7 @@ class RerankTrainer(CheckpointingTrainer):
             metric_key_prefix: Before each name.
         """
         if not isinstance(eval_dataset, dict):
-            eval_dataset = self._encoded(eval_dataset, self.args)
+            eval_dataset = self._encoded(eval_dataset)
         if self.is_in_train:
             self._refuse_broken_weights()
         self._evaluation = None  # what an evaluation that failed may have left
@@ -285,7 +285,7 @@ class RerankTrainer(CheckpointingTrainer):
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """Scores of raw lists with labels; ``Reranker.rerank`` ranks lists without."""
         self._evaluation = None
-        return super().predict(self._encoded(test_dataset, self.args), ignore_keys, metric_key_prefix)
+        return super().predict(self._encoded(test_dataset), ignore_keys, metric_key_prefix)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean over batches of the loss, each of its terms and the score spread since the last log."""
@@ -364,9 +364,7 @@ class RerankTrainer(CheckpointingTrainer):
             (Path(folder) / "README.md").write_text(model_card(name, self.results), encoding="utf-8")
             return push_folder(folder, name, commit_message=commit_message, token=token, revision=revision)
 
-    def _encoded(
-        self, lists: Any, args: RerankTrainingArguments, *, cache: str | None = None, train: bool = False
-    ) -> Any:
+    def _encoded(self, lists: Any, *, cache: str | None = None, train: bool = False) -> Any:
         """Raw lists as batches; those given at the start, which are read again and again, through the cache."""
         if lists is None or isinstance(lists, EncodedLists | CachedLists | EncodedStream):
             return lists
@@ -378,7 +376,7 @@ class RerankTrainer(CheckpointingTrainer):
                     "encoded_cache is for lists that are all there, and a stream is not: leave it out, or load the "
                     "lists with streaming=False"
                 )
-            config = args.accelerator_config
+            args, config = self.args, self.args.accelerator_config
             if args.world_size > 1 and (config.dispatch_batches or config.split_batches):  # type: ignore[union-attr]
                 raise InputError(
                     "dispatch_batches and split_batches of accelerator_config would give the lists of a stream to "
