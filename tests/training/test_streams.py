@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -18,6 +19,9 @@ import stream_worker
 from torch.utils.data import DataLoader
 
 from hf_rerank import InputError, ListProcessor, Reranker, RerankTrainer
+from hf_rerank.data import prm_public
+from hf_rerank.data.loading import load_lists
+from hf_rerank.data.simulator import simulate_prm
 from hf_rerank.training.batches import EncodedLists, ids_from_bytes
 from hf_rerank.training.streams import EncodedStream, collate_stream
 
@@ -76,6 +80,7 @@ def test_workers_do_not_change_the_order(lists: dict[str, Any], processor: ListP
     assert batches_of(stream_of(lists["train"], processor, 2, **once), None, workers) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 20, 100])
 def test_every_cut(make_lists: Any, processor: ListProcessor, window: int) -> None:
     """Cut after every step of two passes over 250 lists, 8 a step: nothing is lost, and nothing comes twice."""
@@ -93,6 +98,7 @@ def test_every_cut(make_lists: Any, processor: ListProcessor, window: int) -> No
             assert found == [[]] * cut + whole[cut : cut + 4], (cut, known)
 
 
+@pytest.mark.slow
 def test_every_list_of_a_thousand_as_a_cut(make_lists: Any, processor: ListProcessor) -> None:
     """Steps of one list: the rest of the pass holds what came before it not at all, and all else once."""
     lists = make_lists(1_000, 5)
@@ -171,6 +177,51 @@ def test_errors_name_the_list(make_lists: Any, processor: ListProcessor) -> None
         batches_of(stream_of(lists, processor, 2, seed=0, endless=True), 20)
 
 
+@pytest.fixture
+def raw_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Simulated PRM Public text of 300 lists, in several shards, and beside it prepared lists."""
+    simulate_prm(tmp_path / "raw", 300, seed=1)
+    prm_public.prepare_prm_public(tmp_path / "raw", tmp_path / "lists")
+    monkeypatch.setattr(prm_public, "find_ranges", functools.partial(prm_public.find_ranges, range_bytes=120_000))
+    return tmp_path / "raw"
+
+
+def test_raw_text_and_parquet(raw_text: Path, tmp_path: Path) -> None:
+    """The shards of both, through two passes and from a place in the second; their lists are the same."""
+    sources: list[tuple[Any, dict[str, Any]]] = [("prm_public", {"data_dir": raw_text}), (tmp_path / "lists", {})]
+    found = []
+    for source, options in sources:
+        lists = load_lists(source, streaming=True, **options)
+        processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
+
+        def stream(lists: Any = lists, processor: ListProcessor = processor) -> EncodedStream:
+            return EncodedStream(lists["train"], processor, seed=3, window=40, endless=True, batch_size=10)
+
+        whole = batches_of(stream(), 30)
+        count = len(load_lists(tmp_path / "lists")["train"])
+        flat = list(chain(*whole))
+        assert sorted(flat[:count]) == sorted(flat[count : 2 * count])
+        for known in (0, count):
+            again = stream()
+            again.go_on(10 * 17, known)
+            assert batches_of(again, 30) == [[]] * 17 + whole[17:]
+        found.append((lists["train"].num_shards, sorted(flat[:count])))
+    assert found[0][0] > 3
+    assert found[0][1] == found[1][1] == sorted(load_lists(tmp_path / "lists")["train"]["list_id"])
+
+
+@pytest.mark.slow
+def test_raw_text_in_spawned_workers(raw_text: Path) -> None:
+    lists = load_lists("prm_public", data_dir=raw_text, streaming=True)
+    processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
+    stream = EncodedStream(lists["train"], processor, seed=3, window=40, endless=True, batch_size=10)
+    expected = batches_of(stream, 30)
+    fresh = EncodedStream(lists["train"], processor, seed=3, window=40, endless=True, batch_size=10)
+    loader = DataLoader(fresh, 10, num_workers=1, collate_fn=collate_stream, multiprocessing_context="spawn")
+    assert [ids_from_bytes(batch["list_id"]) for batch, _ in zip(loader, range(30), strict=False)] == expected
+    assert fresh.lists_a_pass == stream.lists_a_pass, "what a worker learns is known here"
+
+
 # -------------------------------------------------------------------------------------------------------- the trainer
 
 
@@ -214,6 +265,7 @@ def test_training_on_a_stream(make_trainer: Make, lists: dict[str, Any], noted: 
     assert trainer.results["data"]["train"]["shards"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_workers", [0, 2])
 def test_going_on_in_any_pass_and_again(
     make_trainer: Make, make_model: Any, weights: Any, make_lists: Any, noted: Any, first_workers: int
