@@ -94,7 +94,9 @@ def load_lists(
         data_dir: For ``"prm_public"``.
         schema: Says which column is what, as an object or a path to its JSON. For a prepared folder: instead of the
             schema in it.
-        streaming: Iterable datasets, in bounded memory. Needed where the source is one.
+        streaming: Iterable datasets, in bounded memory. Needed where the source is one. ``RerankTrainer`` shuffles
+            them itself; if you do, with ``.shuffle``, give it a seed. Without ``schema.group`` and
+            ``schema.list_id`` a stream of several shards cannot be split.
         protocol: For raw ``"prm_public"``: ``ours`` or ``public``, see ``hf_rerank.data.prm_public.iter_batches``.
         n_lists: For ``"simulated_prm"``; default 20,000.
         seed: For ``"simulated_prm"`` the simulation; for ``protocol="public"`` the draw of lists.

@@ -195,10 +195,10 @@ class RerankTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         if not self.load_best_model_at_end and self.metric_for_best_model == "ndcg@10":
             self.metric_for_best_model, self.greater_is_better = None, None
-        if self.accelerator_config is None:
-            # Each process reads its own lists of a stream, instead of the first reading for all.
-            self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:  # type: ignore[union-attr]
+            # Each process reads its own lists of a stream, instead of the first reading for all.
+            self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
         best = (self.metric_for_best_model or "").removeprefix("eval_")
         name, _, cut = best.partition("@")
         if best and not any(name == known or name.endswith(f"_{known}") for known in _MEASURES):

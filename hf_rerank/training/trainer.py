@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
@@ -47,7 +48,10 @@ class RerankTrainer(CheckpointingTrainer):
     Args:
         model: A re-ranker of this library.
         args: Options.
-        train_dataset: Raw lists: a ``datasets`` Dataset, or an IterableDataset (then ``max_steps`` must be set).
+        train_dataset: Raw lists: a ``datasets`` Dataset, or an IterableDataset (then ``max_steps`` must be set). A
+            stream is read pass after pass, each list once a pass, shuffled (see ``stream_window``); the batch at the
+            end of a pass is filled up from the next. What is to be done each epoch is done at the end of a pass; the
+            ``epoch`` of the log is the share of ``max_steps``.
         eval_dataset: Raw lists to choose the best checkpoint on: the validation split, never the test split.
         processing_class: The processor whose schema the model was configured for.
         callbacks: As of ``transformers.Trainer``.
@@ -164,6 +168,13 @@ class RerankTrainer(CheckpointingTrainer):
         stream = self.train_dataset if isinstance(self.train_dataset, EncodedStream) else None
         if stream is not None:
             stream.go_on(0)
+        if self.args.world_size > 1 and any(
+            data != self.results["data"] for data in gather_object([self.results["data"]])
+        ):
+            raise InputError(
+                "the processes were given different lists, or in different orders: give all the same; a stream that "
+                "is shuffled before it comes here must be shuffled with a seed"
+            )
         if checkpoint is None:
             return
         known = refuse_another_run(checkpoint, self._run(), stream=stream is not None)
@@ -382,6 +393,8 @@ class RerankTrainer(CheckpointingTrainer):
                     "dispatch_batches and split_batches of accelerator_config would give the lists of a stream to "
                     "other processes: leave them off"
                 )
+            if args.auto_find_batch_size:
+                raise InputError("auto_find_batch_size would lose the place in a stream: set the batch size yourself")
             seed = args.seed if args.data_seed is None else args.data_seed
             shuffled = train and args.train_sampling_strategy != "sequential"
             return EncodedStream(

@@ -16,15 +16,16 @@ import datasets
 import torch
 from two_process_worker import NotingTrainer
 
-from hf_rerank import Reranker, RerankTrainingArguments
+from hf_rerank import InputError, Reranker, RerankTrainingArguments
 
 
 def main(source: Path, output: Path, batch_size: int) -> None:
     torch.set_num_threads(1)
 
-    def run(folder: Path, checkpoint: Path | None = None, workers: int = 0) -> NotingTrainer:
+    def run(folder: Path, checkpoint: Path | None = None, workers: int = 0, shuffled: bool = False) -> NotingTrainer:
         given = Reranker.from_pretrained(source / "model")
         splits = {name: datasets.load_from_disk(str(source / name)) for name in ("train", "validation")}
+        train = splits["train"].to_iterable_dataset(num_shards=3)
         trainer = NotingTrainer(
             model=given.model,
             args=RerankTrainingArguments(
@@ -45,7 +46,7 @@ def main(source: Path, output: Path, batch_size: int) -> None:
                 load_best_model_at_end=False,
                 disable_tqdm=True,
             ),
-            train_dataset=splits["train"].to_iterable_dataset(num_shards=3),
+            train_dataset=train.shuffle() if shuffled else train,
             eval_dataset=splits["validation"].to_iterable_dataset(num_shards=2),
             processing_class=given.processor,
         )
@@ -55,6 +56,11 @@ def main(source: Path, output: Path, batch_size: int) -> None:
 
     whole = run(output / "run")
     again = run(output / "again", output / "run" / "checkpoint-4", workers=2)
+    refused = ""
+    try:
+        run(output / "refused", shuffled=True)
+    except InputError as error:
+        refused = str(error)
     evaluations = [entry for entry in whole.state.log_history if "eval_lists" in entry]
 
     def checksum(trainer: Any) -> float:
@@ -62,6 +68,7 @@ def main(source: Path, output: Path, batch_size: int) -> None:
 
     report = {
         "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+        "refused": refused,
         "ids": whole.ids,
         "again": again.ids,
         "checksums": [checksum(whole), checksum(again)],

@@ -324,6 +324,8 @@ def test_two_processes_share_a_stream(
         reports[processes] = [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(processes)]
     (one,), both = reports[1], reports[2]
     assert [report["world_size"] for report in both] == [2, 2]
+    assert one["refused"] == ""
+    assert all("shuffled with a seed" in report["refused"] for report in both)
     flat = list(chain(*one["ids"]))
     assert sorted(flat[:20]) == sorted(flat[20:40]) == sorted(train["list_id"])
     assert [first + second for first, second in zip(both[0]["ids"], both[1]["ids"], strict=True)] == one["ids"]
