@@ -158,6 +158,10 @@ def test_a_stream_that_is_shuffled_already(lists: dict[str, Any], processor: Lis
     stream = EncodedStream(shuffled, processor, **options)
     stream.go_on(24 * 13)
     assert batches_of(stream, 25) == [[]] * 13 + whole[13:]
+    # As it comes: in each pass as its own shuffle orders that pass.
+    as_it_comes = list(chain(*batches_of(EncodedStream(shuffled, processor, endless=True, batch_size=24), 20)))
+    assert sorted(as_it_comes[:240]) == sorted(as_it_comes[240:])
+    assert as_it_comes[:240] != as_it_comes[240:]
 
 
 def test_a_stream_that_changes_is_noticed(make_lists: Any, processor: ListProcessor) -> None:
