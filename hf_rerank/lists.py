@@ -66,7 +66,7 @@ class Lists:
             if not isinstance(row, Mapping):
                 raise InputError(f"list {first + number} is a {type(row).__name__}: expected a dictionary of columns")
         columns = {}
-        for name in _columns_of(schema):
+        for name in columns_of(schema):
             there = [name in row for row in rows]
             if all(there) and there:
                 columns[name] = _column(rows, name, schema, first)
@@ -312,7 +312,8 @@ class _ColumnReader:
         return positions
 
 
-def _columns_of(schema: ListSchema) -> list[str]:
+def columns_of(schema: ListSchema) -> list[str]:
+    """The columns that the schema names, but the one to split by."""
     named = [schema.label, schema.position, schema.weight, schema.attraction, schema.list_id]
     features = [feature.name for feature in (*schema.items, *schema.user, *schema.history)]
     return [*features, *(name for name in named if name is not None)]

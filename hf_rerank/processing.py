@@ -30,6 +30,8 @@ CONFIG_FILE = "preprocessor_config.json"
 VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
 LABEL_PADDING = -100.0
+# What stands at padding, of the tensors that are no features.
+_FILLERS = {"position_ids": 0, "labels": LABEL_PADDING, "weights": 0.0, "attraction": 0.0}
 
 
 @dataclass
@@ -78,6 +80,43 @@ class EncodingReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class FlatLists:
+    """Encoded lists before padding: one row an item (of all lists, one after another), one row a history item.
+
+    Attributes:
+        lengths: int64 [B], items of each list.
+        history_lengths: int64 [B]; None where the schema has no history.
+        items: Name of a tensor -> its rows [N, ...] of the items.
+        user: The same, [B, ...] of the lists themselves.
+        history: The same, of the history items.
+    """
+
+    lengths: np.ndarray
+    history_lengths: np.ndarray | None
+    items: dict[str, np.ndarray]
+    user: dict[str, np.ndarray]
+    history: dict[str, np.ndarray]
+
+    def padded(self) -> dict[str, np.ndarray]:
+        """The arrays of a batch, as ``ListProcessor`` describes them."""
+        mask = np.arange(self.lengths.max(initial=0)) < self.lengths[:, None]
+        arrays = {
+            name: _padded(rows, mask, 0) for name, rows in self.items.items() if name not in _FILLERS
+        } | self.user
+        if self.history_lengths is not None:
+            history_mask = np.arange(max(1, self.history_lengths.max(initial=0))) < self.history_lengths[:, None]
+            arrays |= {name: _padded(rows, history_mask, 0) for name, rows in self.history.items()}
+            arrays["history_mask"] = history_mask
+        arrays["mask"] = mask
+        for name, filler in _FILLERS.items():
+            if name in self.items:
+                arrays[name] = _padded(self.items[name], mask, filler)
+        # Padding holds the positions after the items'.
+        arrays["position_ids"] = np.where(mask, arrays["position_ids"], np.arange(mask.shape[1]))
+        return arrays
 
 
 @dataclass(frozen=True)
@@ -188,29 +227,27 @@ class ListProcessor(FeatureExtractionMixin):
         Raises:
             InputError: A list is longer than ``schema.max_list_length`` and ``truncate`` is off.
         """
+        flat, report = self.encode_flat(lists, truncate=truncate)
+        return flat.padded(), report
+
+    def encode_flat(self, lists: Lists, *, truncate: bool = False) -> tuple[FlatLists, EncodingReport]:
+        """As ``encode``, before padding."""
         schema = self.schema
         report = EncodingReport(lists=len(lists))
         keep, lengths = self._kept(lists, truncate, report)
-        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
-        arrays = {"item_categorical": np.zeros((*mask.shape, 0), dtype=np.int64)}
-        arrays.update(self._part("item", schema.items, lists.items, keep, mask, report))
-        arrays.update(self._part("user", schema.user, lists.user, None, None, report))
+        items = {"item_categorical": np.zeros((int(lengths.sum()), 0), dtype=np.int64)}
+        items.update(self._part("item", schema.items, lists.items, keep, report))
+        history: dict[str, np.ndarray] = {}
+        history_lengths = None
         if schema.history:
             history_keep, history_lengths = self._newest(lists, report)
-            history_mask = np.arange(max(1, history_lengths.max(initial=0))) < history_lengths[:, None]
-            arrays.update(self._part("history", schema.history, lists.history, history_keep, history_mask, report))
-            arrays["history_mask"] = history_mask
-        arrays["mask"] = mask
-        arrays["position_ids"] = np.broadcast_to(np.arange(mask.shape[1], dtype=np.int64), mask.shape).copy()
-        arrays["position_ids"][mask] = lists.positions[keep]
-        for name, values, filler in (
-            ("labels", lists.labels, LABEL_PADDING),
-            ("weights", lists.weights, 0.0),
-            ("attraction", lists.attraction, 0.0),
-        ):
+            history = self._part("history", schema.history, lists.history, history_keep, report)
+        items["position_ids"] = lists.positions[keep]
+        for name, values in (("labels", lists.labels), ("weights", lists.weights), ("attraction", lists.attraction)):
             if values is not None:
-                arrays[name] = _padded(values[keep], mask, filler)
-        return arrays, report
+                items[name] = values[keep]
+        user = self._part("user", schema.user, lists.user, slice(None), report)
+        return FlatLists(lengths, history_lengths, items, user, history), report
 
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
@@ -342,15 +379,9 @@ class ListProcessor(FeatureExtractionMixin):
         return place < longest, np.minimum(lengths, longest)
 
     def _part(
-        self,
-        part: str,
-        features: Any,
-        columns: Mapping[str, Any],
-        keep: np.ndarray | slice | None,
-        mask: np.ndarray | None,
-        report: EncodingReport,
+        self, part: str, features: Any, columns: Mapping[str, Any], keep: np.ndarray | slice, report: EncodingReport
     ) -> dict[str, np.ndarray]:
-        """The arrays of items, user or history. ``mask`` is None for the user, whose features have no list axis."""
+        """The arrays of items, user or history: one row a value that is kept, one column a feature."""
         categorical, dense, vectors = [], [], []
         for feature in features:
             column = columns[feature.name]
@@ -369,10 +400,9 @@ class ListProcessor(FeatureExtractionMixin):
         arrays = {}
         for kind, flats, dtype in (("categorical", categorical, np.int64), ("dense", dense, np.float32)):
             if flats:
-                flat = np.stack(flats, axis=-1).astype(dtype, copy=False)
-                arrays[f"{part}_{kind}"] = flat if mask is None else _padded(flat[keep], mask, 0)
+                arrays[f"{part}_{kind}"] = np.stack(flats, axis=-1).astype(dtype, copy=False)[keep]
         if vectors:
-            arrays[f"{part}_vectors"] = _padded(np.concatenate(vectors, axis=-1)[keep], mask, 0)
+            arrays[f"{part}_vectors"] = np.concatenate(vectors, axis=-1)[keep]
         return arrays
 
     def _vocabulary_arrays(self) -> dict[str, np.ndarray]:
@@ -448,8 +478,9 @@ def _scaled(feature: Dense, column: pa.Array, scale: DenseScale) -> list[np.ndar
     return columns
 
 
-def _padded(flat: np.ndarray, mask: np.ndarray | None, filler: float) -> np.ndarray:
-    assert mask is not None
+def _padded(flat: np.ndarray, mask: np.ndarray, filler: float) -> np.ndarray:
+    if len(flat) == mask.size:  # nothing to pad
+        return np.ascontiguousarray(flat).reshape(*mask.shape, *flat.shape[1:])
     padded = np.full((*mask.shape, *flat.shape[1:]), filler, dtype=flat.dtype)
     padded[mask] = flat
     return padded

@@ -233,3 +233,22 @@ def test_preparing_is_timed_beside_eval(tmp_path: Path) -> None:
     assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| 0")] == ["| 0.001", "| 0.002"]
     assert text in ran.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["results"]  # the scratch is gone
+
+
+@pytest.mark.slow
+def test_loading_writes_every_row(tmp_path: Path) -> None:
+    script = SCRIPT.with_name("loading.py")
+    small = ["--lists", "64", "--ids", "1000", "--rounds", "1", "--batch-sizes", "8", "--steps", "3"]
+    command = [sys.executable, str(script), "--output-dir", str(tmp_path / "results"), *small]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads((tmp_path / "results" / "loading.json").read_text())
+    assert len(results["rows"]) == 9
+    assert all(row["median"] > 0 and len(row["rounds"]) == 1 for row in results["rows"])
+    assert results["environment"]["threads"] == 1
+    # 30 items of 5 int32, 19 float32, an int32 position and a float32 label; 3 int32 of the user; an id, and lengths.
+    (size,) = (row["median"] for row in results["rows"] if row["unit"] == "bytes a list")
+    assert 30 * (5 + 19 + 2) * 4 + 3 * 4 + 22 + 8 < size < 3_400 + 6_000 / 64
+    text = (tmp_path / "results" / "loading.md").read_text()
+    assert text == ran.stdout
+    assert text.count("\n| ") == 10

@@ -96,7 +96,9 @@ def load_lists(
         data_dir: For ``"prm_public"``.
         schema: Says which column is what, as an object or a path to its JSON. For a prepared folder: instead of the
             schema in it.
-        streaming: Iterable datasets, in bounded memory. Needed where the source is one.
+        streaming: Iterable datasets, in bounded memory. Needed where the source is one. ``RerankTrainer`` shuffles
+            them itself; if you do, with ``.shuffle``, give it a seed. Without ``schema.group`` and
+            ``schema.list_id`` a stream of several shards cannot be split.
         protocol: For raw ``"prm_public"``: ``ours`` or ``public``, see ``hf_rerank.data.prm_public.iter_batches``.
         n_lists: For ``"simulated_prm"``; default 20,000.
         seed: For ``"simulated_prm"`` the simulation; for ``protocol="public"`` the draw of lists.
@@ -403,6 +405,12 @@ def _split(lists: Any, schema: ListSchema) -> dict[str, Any]:
                 f"{suggestion(column, offered)}"
             )
     if streaming:
+        if column is None and lists.num_shards > 1:
+            # Shards are read in any order, and by themselves: the number of a row in the stream is not known there.
+            raise InputError(
+                f"a stream of {lists.num_shards} shards cannot be split by the numbers of its rows: name a column "
+                "that identifies the lists as list_id (or group) in the schema, or give the splits as a dictionary"
+            )
         return {
             split: lists.filter(
                 functools.partial(_in_split, split, column),

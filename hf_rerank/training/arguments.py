@@ -115,6 +115,23 @@ class RerankTrainingArguments(TrainingArguments):
         metadata={"help": "Cut lists that are too long to their first places, instead of refusing them."},
     )
 
+    encoded_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder in which lists are kept encoded, about 3 KB each for 30 items with 24 features, so that "
+            "later passes and runs need not encode them; made anew when lists, vocabularies or options change. "
+            "Not given: nothing is kept."
+        },
+    )
+
+    stream_window: int = field(
+        default=10_000,
+        metadata={
+            "help": "Lists of a stream that are shuffled among each other, and held in memory, in each data-loader "
+            "worker; shards are shuffled too. train_sampling_strategy=sequential: neither."
+        },
+    )
+
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the processor reads the raw columns."}
     )
@@ -156,6 +173,8 @@ class RerankTrainingArguments(TrainingArguments):
             raise InputError("batch_eval_metrics=False would hold every score in memory: leave it on")
         if not self.metric_ks or min(self.metric_ks) < 1:
             raise InputError(f"metric_ks is {self.metric_ks}: expected cut-offs of at least 1")
+        if self.stream_window < 1:
+            raise InputError(f"stream_window is {self.stream_window}: expected at least 1")
         if self.obedience_k < 1:
             raise InputError(f"obedience_k is {self.obedience_k}: expected at least 1")
         if self.bf16_full_eval or self.fp16_full_eval:
@@ -177,6 +196,9 @@ class RerankTrainingArguments(TrainingArguments):
         if not self.load_best_model_at_end and self.metric_for_best_model == "ndcg@10":
             self.metric_for_best_model, self.greater_is_better = None, None
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:  # type: ignore[union-attr]
+            # Each process reads its own lists of a stream, instead of the first reading for all.
+            self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
         best = (self.metric_for_best_model or "").removeprefix("eval_")
         name, _, cut = best.partition("@")
         if best and not any(name == known or name.endswith(f"_{known}") for known in _MEASURES):

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from hf_rerank.errors import InputError
 from hf_rerank.lists import Lists
-from hf_rerank.processing import LABEL_PADDING, ListProcessor
+from hf_rerank.processing import LABEL_PADDING, FlatLists, ListProcessor
 
-STREAM_BATCH = 512
 # What stands at padding, where it is not 0.
 _PADDING = {"labels": LABEL_PADDING}
 # Axis 1 of these is the list or the history; all else has no axis to pad.
 _LIST_AXIS = ("item_", "history_", "mask", "position_ids", "labels", "weights", "attraction", "list_id")
 
 
-class _Encoder:
-    """Encodes arrow tables of labelled lists, with ids (else their numbers) as bytes beside the model's input."""
+class ListEncoder:
+    """Encodes arrow tables of labelled lists, with ids (else their numbers) as bytes beside the model's input.
+
+    Args:
+        processor: Encodes the lists.
+        highest_label: Labels above are refused (1 under log-losses).
+        truncate: Cut lists that are too long to their first places, instead of refusing them.
+    """
 
     def __init__(self, processor: ListProcessor, highest_label: float, truncate: bool) -> None:
         self.processor, self.highest_label, self.truncate = processor, highest_label, truncate
 
     def __call__(self, table: pa.Table, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """The arrays of a batch, from the lists of a table, whose numbers are given."""
+        flat, ids = self.flat(table, numbers)
+        return {**flat.padded(), "list_id": ids_as_bytes(ids)}
+
+    def flat(self, table: pa.Table, numbers: Sequence[int]) -> tuple[FlatLists, list[str]]:
+        """The lists before padding, and their ids."""
         schema = self.processor.schema
         lists = Lists.from_arrow(table, schema, with_labels=True, first=numbers[0])
         if schema.list_id not in table.column_names:
@@ -41,9 +52,7 @@ class _Encoder:
                 f"label {lists.labels[index]:g} in list {lists.ids[row]}: a log-loss takes labels from 0 to "
                 f"{self.highest_label:g}; use a listwise task_loss for grades, or turn them into clicks"
             )
-        arrays, _ = self.processor.encode(lists, truncate=self.truncate)
-        arrays["list_id"] = ids_as_bytes(lists.ids)
-        return arrays
+        return self.processor.encode_flat(lists, truncate=self.truncate)[0], lists.ids
 
 
 class EncodedLists(Dataset):
@@ -60,7 +69,7 @@ class EncodedLists(Dataset):
         self, lists: Any, processor: ListProcessor, *, highest_label: float = np.inf, truncate: bool = False
     ) -> None:
         self.lists = lists.with_format("arrow")
-        self._encode = _Encoder(processor, highest_label, truncate)
+        self._encode = ListEncoder(processor, highest_label, truncate)
 
     def __len__(self) -> int:
         return len(self.lists)
@@ -68,7 +77,7 @@ class EncodedLists(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The lists of these numbers as one batch."""
         try:
-            return _tensors(self._encode(self.lists[list(indices)], indices))
+            return tensors(self._encode(self.lists[list(indices)], indices))
         except InputError:
             # A message counts from the batch's first list: the lists one by one give the number in the dataset.
             for index in indices:
@@ -80,38 +89,61 @@ class EncodedLists(Dataset):
         return self.__getitems__([index])
 
 
-class EncodedStream(IterableDataset):
-    """A ``datasets`` IterableDataset of raw lists that gives lists one by one, encoded many at a time.
+class EncodedTable:
+    """Encoded lists from which batches are taken.
 
-    Workers of a data loader share the dataset's shards; with fewer shards than workers, some have nothing to do.
+    Args:
+        flat: The lists, before padding; integers may be int32, and are int64 in batches.
+        ids: The UTF-8 of their ids, one after another, uint8.
+        id_lengths: How many bytes each id has [B].
     """
 
-    def __init__(
-        self, lists: Any, processor: ListProcessor, *, highest_label: float = np.inf, truncate: bool = False
-    ) -> None:
-        self.lists = lists.with_format("arrow")
-        self._encode = _Encoder(processor, highest_label, truncate)
-        # Shared, so that workers that live on see it change.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+    def __init__(self, flat: FlatLists, ids: np.ndarray, id_lengths: np.ndarray) -> None:
+        self._flat, self._id_bytes = flat, ids
+        self._items, self._ids = _Runs(flat.lengths), _Runs(id_lengths)
+        self._history = None if flat.history_lengths is None else _Runs(flat.history_lengths)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Shuffles differently in each epoch."""
-        self._epoch.fill_(epoch)
+    def __len__(self) -> int:
+        return len(self._items.lengths)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        lists, worker = self.lists, get_worker_info()
-        if worker is not None and worker.num_workers > 1:
-            shards = min(worker.num_workers, lists.num_shards)
-            if worker.id >= shards:
-                return
-            lists = lists.shard(num_shards=shards, index=worker.id)
-        lists.set_epoch(int(self._epoch))
-        number = 0
-        for table in lists.iter(batch_size=STREAM_BATCH):
-            batch = _tensors(self._encode(table, range(number, number + table.num_rows)))
-            number += table.num_rows
-            for row in range(table.num_rows):
-                yield {name: values[row : row + 1] for name, values in batch.items()}
+    def batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """The lists of these numbers as one batch."""
+        chosen = np.asarray(numbers, dtype=np.int64)
+        items, history, flat = self._items, self._history, self._flat
+        arrays = FlatLists(
+            items.lengths[chosen],
+            None if history is None else history.lengths[chosen],
+            {name: _as_int64(items.take(rows, chosen)) for name, rows in flat.items.items()},
+            {name: _as_int64(rows[chosen]) for name, rows in flat.user.items()},
+            {}
+            if history is None
+            else {name: _as_int64(history.take(rows, chosen)) for name, rows in flat.history.items()},
+        ).padded()
+        arrays["list_id"] = padded_ids(self._ids.take(self._id_bytes, chosen), self._ids.lengths[chosen])
+        return tensors(arrays)
+
+
+class _Runs:
+    """Runs of rows, one a list: how many rows each has and where it starts."""
+
+    def __init__(self, lengths: np.ndarray) -> None:
+        self.lengths = lengths.astype(np.int64)
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        # Where all lists are equally long, whole lists are copied, which is faster than row by row.
+        self.same = int(lengths[0]) if (lengths == lengths[0]).all() else 0
+
+    def take(self, rows: np.ndarray, lists: np.ndarray) -> np.ndarray:
+        """The rows of some lists, one list after another."""
+        if self.same:
+            of_list = rows.reshape(len(self.lengths), self.same, *rows.shape[1:])
+            return of_list[lists].reshape(-1, *rows.shape[1:])
+        lengths = self.lengths[lists]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return rows[np.repeat(self.starts[lists], lengths) + within]
+
+
+def _as_int64(rows: np.ndarray) -> np.ndarray:
+    return rows.astype(np.int64) if rows.dtype == np.int32 else rows
 
 
 def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -130,10 +162,16 @@ def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Ten
 
 def ids_as_bytes(ids: Sequence[str]) -> np.ndarray:
     """Texts as uint8 [B, W]: their UTF-8, zeros after the end. Tensors travel between processes where texts do not."""
-    encoded = np.array([text.encode() for text in ids], dtype=np.bytes_)
-    if not encoded.dtype.itemsize:
-        return np.zeros((len(ids), 1), dtype=np.uint8)
-    return encoded.view(np.uint8).reshape(len(ids), -1)
+    encoded = [text.encode() for text in ids]
+    lengths = np.array([len(text) for text in encoded], dtype=np.int64)
+    return padded_ids(np.frombuffer(b"".join(encoded), dtype=np.uint8), lengths)
+
+
+def padded_ids(joined: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """As ``ids_as_bytes``, of the bytes of all texts one after another and how many each has."""
+    padded = np.zeros((len(lengths), max(1, lengths.max(initial=0))), dtype=np.uint8)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = joined
+    return padded
 
 
 def ids_from_bytes(coded: Tensor) -> list[str]:
@@ -155,7 +193,8 @@ def _odd_powers(count: int) -> list[int]:
     return powers
 
 
-def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """The arrays of a batch, not copied."""
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

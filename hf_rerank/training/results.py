@@ -7,14 +7,20 @@ import json
 import math
 import os
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.lists import tables_of
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_rerank.lists import columns_of, tables_of
 from hf_rerank.schema import ListSchema
 
 PACKAGES = ("hf-rerank", "torch", "transformers", "datasets", "accelerate", "numpy", "pyarrow")
+_DIGEST_BATCH, _DIGEST_HEAD = 10_000, 1_000
 
 
 def environment() -> dict[str, Any]:
@@ -39,15 +45,48 @@ def environment() -> dict[str, Any]:
 
 
 def data_identity(lists: Any, schema: ListSchema) -> dict[str, Any]:
-    """How many lists, and a SHA-256 over their ids (else their numbers) and labels; of a stream nothing."""
+    """How many lists, and a SHA-256 over all that the schema names of them, in their order.
+
+    Of a stream, whose lists nobody has counted: how many shards, and the SHA-256 of its first lists.
+    """
     if not hasattr(lists, "__len__"):
-        return {"lists": None, "sha256": None}
+        first = next(iter(tables_of(lists, _DIGEST_HEAD)), None)
+        digest = None if first is None else table_sha256([first], schema)
+        return {"lists": None, "shards": lists.num_shards, "first_lists_sha256": digest}
+    wanted = lists.select_columns([name for name in columns_of(schema) if name in lists.column_names])
+    return {"lists": len(lists), "sha256": table_sha256(tables_of(wanted, _DIGEST_BATCH), schema)}
+
+
+def table_sha256(tables: Iterable[pa.Table], schema: ListSchema) -> str:
+    """A SHA-256 over the columns that the schema names, in the order of the lists."""
     digest = hashlib.sha256()
-    columns = [name for name in (schema.list_id, schema.label) if name in lists.column_names]
-    for table in tables_of(lists.select_columns(columns), 10_000) if columns else ():
-        for column in columns:
-            digest.update(json.dumps(table.column(column).to_pylist()).encode())
-    return {"lists": len(lists), "sha256": digest.hexdigest()}
+    for table in tables:
+        for name in columns_of(schema):
+            if name in table.column_names:
+                digest.update(name.encode())
+                _add(digest, table.column(name).combine_chunks())
+    return digest.hexdigest()
+
+
+def _add(digest: Any, column: pa.Array) -> None:
+    """Adds type, length, nulls and values of a column; how arrow cuts or pads them in memory plays no part."""
+    kind = column.type
+    digest.update(f"{kind} {len(column)} {column.null_count}".encode())
+    if column.null_count:
+        digest.update(column.is_null().to_numpy(zero_copy_only=False))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        digest.update(pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False))
+        _add(digest, column.flatten())
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        digest.update(np.ascontiguousarray(column.fill_null(0).to_numpy(zero_copy_only=False)))
+    elif (pa.types.is_string(kind) or pa.types.is_large_string(kind)) and len(column):
+        digest.update(pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False))
+        text = column.fill_null("").cast(pa.large_string())
+        _, offsets, letters = text.buffers()
+        starts = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
+        digest.update(memoryview(letters or b"")[starts[0] : starts[-1]])
+    else:
+        digest.update(json.dumps(column.to_pylist(), default=str).encode())
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import EvalPrediction, TrainerState
+from transformers import EvalPrediction
 
 from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.evaluation import EXTRAS, EvaluationSums, comparable_scores, measured
@@ -27,10 +28,13 @@ from hf_rerank.principled.obedience import COLLAPSED_SPREAD
 from hf_rerank.principled.objective import PrincipledObjective
 from hf_rerank.processing import ListProcessor
 from hf_rerank.training.arguments import RerankTrainingArguments
-from hf_rerank.training.batches import EncodedLists, EncodedStream, collate, ids_from_bytes, list_keys
-from hf_rerank.training.checkpoints import STATE, CheckpointingTrainer
+from hf_rerank.training.batches import EncodedLists, ids_from_bytes, list_keys
+from hf_rerank.training.checkpoints import CheckpointingTrainer
+from hf_rerank.training.encoded_cache import CachedLists
 from hf_rerank.training.health import HealthCallback
 from hf_rerank.training.results import data_identity, environment, write_json
+from hf_rerank.training.resume import describe_run, refuse_another_run, write_run
+from hf_rerank.training.streams import EncodedStream, StreamPasses, collate_stream
 
 IDS_IN_A_MESSAGE = 5
 FIXED_POINT_STEPS = 10
@@ -44,7 +48,10 @@ class RerankTrainer(CheckpointingTrainer):
     Args:
         model: A re-ranker of this library.
         args: Options.
-        train_dataset: Raw lists: a ``datasets`` Dataset, or an IterableDataset (then ``max_steps`` must be set).
+        train_dataset: Raw lists: a ``datasets`` Dataset, or an IterableDataset (then ``max_steps`` must be set). A
+            stream is read pass after pass, each list once a pass, shuffled (see ``stream_window``); the batch at the
+            end of a pass is filled up from the next. What is to be done each epoch is done at the end of a pass; the
+            ``epoch`` of the log is the share of ``max_steps``.
         eval_dataset: Raw lists to choose the best checkpoint on: the validation split, never the test split.
         processing_class: The processor whose schema the model was configured for.
         callbacks: As of ``transformers.Trainer``.
@@ -89,7 +96,7 @@ class RerankTrainer(CheckpointingTrainer):
             )
         if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps < 1:
             raise InputError("train_dataset is a stream, whose length nobody knows: set max_steps in the arguments")
-        self.processor = processing_class
+        self.args, self.processor = args, processing_class
         if args.task_loss is not None:
             model.config.task_loss = args.task_loss  # type: ignore[assignment]
         self._encode_options: dict[str, Any] = {
@@ -104,12 +111,12 @@ class RerankTrainer(CheckpointingTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate,
-            train_dataset=self._encoded(train_dataset),
-            eval_dataset=self._encoded(eval_dataset),
+            data_collator=collate_stream,
+            train_dataset=self._encoded(train_dataset, cache=args.encoded_cache, train=True),
+            eval_dataset=self._encoded(eval_dataset, cache=args.encoded_cache),
             processing_class=processing_class,
             compute_metrics=self._add_evaluation_batch,
-            callbacks=[HealthCallback(self.objective), *(callbacks or [])],
+            callbacks=[HealthCallback(self.objective), StreamPasses(), *(callbacks or [])],
             optimizers=optimizers,
         )
         self.results: dict[str, Any] = {
@@ -138,8 +145,8 @@ class RerankTrainer(CheckpointingTrainer):
         """Trains, as ``CheckpointingTrainer.train``; the results get the log and the best checkpoint's metric.
 
         Raises:
-            InputError: A list is wrong; or the checkpoint is not whole, not of this model, or lies after the first
-                pass over a stream.
+            InputError: A list is wrong; or the checkpoint is not whole, not of this model, or of a run on other
+                lists or in another order.
             TrainingStopped: The loss, a gradient, a weight or a score is not finite.
             OSError: A checkpoint could not be written; those before are untouched.
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint of the step at hand.
@@ -156,11 +163,23 @@ class RerankTrainer(CheckpointingTrainer):
         return output
 
     def prepare_state(self, checkpoint: Path | None) -> None:
-        """Goes on with the sums for the next log."""
+        """Goes on with the sums for the next log, and at the same place of a stream."""
         self._log_sums, self._log_steps = {}, 0
+        stream = self.train_dataset if isinstance(self.train_dataset, EncodedStream) else None
+        if stream is not None:
+            stream.go_on(0)
+        if self.args.world_size > 1 and any(
+            data != self.results["data"] for data in gather_object([self.results["data"]])
+        ):
+            raise InputError(
+                "the processes were given different lists, or in different orders: give all the same; a stream that "
+                "is shuffled before it comes here must be shuffled with a seed"
+            )
         if checkpoint is None:
             return
-        self._refuse_inexact_resume(checkpoint)
+        known = refuse_another_run(checkpoint, self._run(), stream=stream is not None)
+        if stream is not None and not self.args.ignore_data_skip:
+            stream.go_on(self.resumed_step * self.args.gradient_accumulation_steps * stream.step, known)
         # In several processes these are the sums of the first: until the next log, the others take them for their own.
         saved = json.loads((checkpoint / LOG_SUMS_FILE).read_text(encoding="utf-8"))
         self._log_steps = saved["steps"]
@@ -309,6 +328,7 @@ class RerankTrainer(CheckpointingTrainer):
             if _internal_call:
                 sums = {name: total.item() for name, total in self._log_sums.items()}
                 write_json(staging / LOG_SUMS_FILE, {"steps": self._log_steps, "sums": sums})
+                write_run(staging, self._run(), getattr(self.train_dataset, "lists_a_pass", 0))
             else:
                 write_json(staging / "results.json", self.results)
 
@@ -355,16 +375,43 @@ class RerankTrainer(CheckpointingTrainer):
             (Path(folder) / "README.md").write_text(model_card(name, self.results), encoding="utf-8")
             return push_folder(folder, name, commit_message=commit_message, token=token, revision=revision)
 
-    def _encoded(self, lists: Any) -> Any:
-        if lists is None or isinstance(lists, EncodedLists | EncodedStream):
+    def _encoded(self, lists: Any, *, cache: str | None = None, train: bool = False) -> Any:
+        """Raw lists as batches; those given at the start, which are read again and again, through the cache."""
+        if lists is None or isinstance(lists, EncodedLists | CachedLists | EncodedStream):
             return lists
         from datasets import Dataset, IterableDataset
 
         if isinstance(lists, IterableDataset):
-            return EncodedStream(lists, self.processor, **self._encode_options)
+            if cache is not None:
+                raise InputError(
+                    "encoded_cache is for lists that are all there, and a stream is not: leave it out, or load the "
+                    "lists with streaming=False"
+                )
+            args, config = self.args, self.args.accelerator_config
+            if args.world_size > 1 and (config.dispatch_batches or config.split_batches):  # type: ignore[union-attr]
+                raise InputError(
+                    "dispatch_batches and split_batches of accelerator_config would give the lists of a stream to "
+                    "other processes: leave them off"
+                )
+            if args.auto_find_batch_size:
+                raise InputError("auto_find_batch_size would lose the place in a stream: set the batch size yourself")
+            seed = args.seed if args.data_seed is None else args.data_seed
+            shuffled = train and args.train_sampling_strategy != "sequential"
+            return EncodedStream(
+                lists,
+                self.processor,
+                **self._encode_options,
+                seed=seed if shuffled else None,
+                window=args.stream_window,
+                endless=train,
+                batch_size=args.train_batch_size if train else args.eval_batch_size,
+                processes=args.world_size,
+            )
         if isinstance(lists, Dataset):
             if not len(lists):
                 raise InputError("the dataset holds no list: expected at least one")
+            if cache is not None:
+                return CachedLists(cache, lists, self.processor, **self._encode_options)
             return EncodedLists(lists, self.processor, **self._encode_options)
         if isinstance(lists, dict):
             raise InputError(
@@ -380,7 +427,13 @@ class RerankTrainer(CheckpointingTrainer):
         predictions: Any = batch.predictions
         label_ids: Any = batch.label_ids
         (scores, measures), (labels, positions, *truth) = predictions, label_ids
-        # Across processes all is padded with -100; the mask comes from the labels, never from scores.
+        # Across processes all is padded with -100; the mask comes from the labels, never from scores. Lists without
+        # items fill up the last batch of a stream.
+        real = (labels >= 0).any(-1)
+        if not bool(real.all()):
+            (scores, measures, labels, positions), truth = (
+                [array[real] for array in arrays] for arrays in ((scores, measures, labels, positions), truth)
+            )
         self._evaluation.add(
             scores.cpu(),
             labels.cpu(),
@@ -414,16 +467,9 @@ class RerankTrainer(CheckpointingTrainer):
             self._log_sums[name] = self._log_sums.get(name, 0.0) + value.detach().float()
         self._log_steps += 1
 
-    def _refuse_inexact_resume(self, checkpoint: Path) -> None:
-        """The Trainer looks for its place in the first pass of a stream, and beyond it trains on other batches."""
-        if not isinstance(self.train_dataset, EncodedStream) or self.args.ignore_data_skip:
-            return
-        if (TrainerState.load_from_json(str(checkpoint / STATE)).epoch or 0) >= 1:
-            raise InputError(
-                f"{checkpoint} lies after the first pass over a stream: resuming there would not read the batches "
-                "that are left; resume from a checkpoint of the first pass, use a Dataset, or set "
-                "ignore_data_skip=True"
-            )
+    def _run(self) -> dict[str, Any]:
+        """What decides on which batches this run reads."""
+        return describe_run(self.args, self.results["data"])
 
     def _refuse_broken_weights(self) -> None:
         assert self.model is not None

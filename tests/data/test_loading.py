@@ -201,6 +201,15 @@ def test_without_a_group_the_list_id_or_the_row_number_splits(streaming):
     assert rows_of(by_number) == split_by(rows, range(len(rows)))
 
 
+def test_rows_of_a_stream_in_shards_have_no_number():
+    """A shard that is read by itself would count its rows anew, and lists would change their splits."""
+    stream = datasets.Dataset.from_list(own_rows()).to_iterable_dataset(num_shards=2)
+    schema = SCHEMA.replace(group=None, list_id=None)
+    with pytest.raises(InputError, match=r"stream of 2 shards cannot be split by the numbers of its rows.*list_id"):
+        load_lists(stream, schema=schema, streaming=True)
+    assert load_lists(stream, schema=SCHEMA, streaming=True)["train"].num_shards == 2
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_splits_that_the_data_bring_are_kept(tmp_path, streaming):
     rows = own_rows(9)

@@ -252,3 +252,17 @@ def test_plain_json_without_the_token(tmp_path: Path) -> None:
     assert "hf_canary" not in plain
     read = json.loads(plain)
     assert (read["metric_ks"], read["principled"], read["metric_for_best_model"]) == ([1, 3], "scaled", "mrr@3")
+
+
+def test_options_of_streams_and_of_the_cache(tmp_path: Path) -> None:
+    options = RerankTrainingArguments(str(tmp_path))
+    assert options.encoded_cache is None, "nobody's disk is filled unasked"
+    assert options.stream_window == 10_000
+    for given in (None, {"even_batches": True}):
+        options = RerankTrainingArguments(str(tmp_path), accelerator_config=given)
+        assert options.accelerator_config.dispatch_batches is False
+    assert RerankTrainingArguments(
+        str(tmp_path), accelerator_config={"dispatch_batches": True}
+    ).accelerator_config.dispatch_batches
+    with pytest.raises(InputError, match="stream_window is 0: expected at least 1"):
+        RerankTrainingArguments(str(tmp_path), stream_window=0)

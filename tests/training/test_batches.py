@@ -9,10 +9,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from hf_rerank import Categorical, InputError, ListProcessor, ListSchema
-from hf_rerank.training.batches import EncodedLists, EncodedStream, collate, ids_as_bytes, ids_from_bytes, list_keys
+from hf_rerank.training.batches import EncodedLists, collate, ids_as_bytes, ids_from_bytes, list_keys
 
 IDS = ["a", "list-17", "ü€", "list-1"]
 
@@ -125,30 +124,3 @@ def test_too_long_lists(make_lists: Callable[..., datasets.Dataset], processor: 
     assert sorted(cut["position_ids"][0].tolist()) == [0, 1, 2, 3]
     kept = [slot for slot, place in enumerate(lists[longest]["position"]) if place < 4]
     assert cut["labels"][0].tolist() == [lists[longest]["click"][slot] for slot in kept]
-
-
-@pytest.mark.parametrize(("shards", "workers"), [(1, 0), (3, 0), (3, 2), (1, 2)])
-def test_a_stream_gives_each_list_once(
-    lists: dict[str, Any], processor: ListProcessor, shards: int, workers: int
-) -> None:
-    """More workers than shards leave some idle; shards that do not divide among workers are not read twice."""
-    stream = EncodedStream(lists["train"].to_iterable_dataset(num_shards=shards), processor)
-    loader = DataLoader(stream, batch_size=32, num_workers=workers, collate_fn=collate)
-    batches = list(loader)
-    seen = [name for batch in batches for name in ids_from_bytes(batch["list_id"])]
-    assert sorted(seen) == sorted(lists["train"]["list_id"])
-    if workers == 0:
-        assert [len(batch["mask"]) for batch in batches] == [32] * 7 + [16]
-
-
-def test_a_stream_shuffles_anew_each_epoch(lists: dict[str, Any], processor: ListProcessor) -> None:
-    stream = EncodedStream(lists["train"].to_iterable_dataset().shuffle(seed=1, buffer_size=100), processor)
-
-    def order(epoch: int) -> list[str]:
-        stream.set_epoch(epoch)
-        return [ids_from_bytes(entry["list_id"])[0] for entry in stream]
-
-    first, second = order(0), order(1)
-    assert first != second
-    assert sorted(first) == sorted(second) == sorted(lists["train"]["list_id"])
-    assert order(0) == first

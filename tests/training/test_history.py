@@ -26,8 +26,9 @@ from hf_rerank import (
 )
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.simulator import PRMWorld, simulate_prm
-from hf_rerank.training import batches
-from hf_rerank.training.batches import EncodedLists, EncodedStream, collate, ids_from_bytes
+from hf_rerank.training import streams
+from hf_rerank.training.batches import EncodedLists, ids_from_bytes
+from hf_rerank.training.streams import EncodedStream, collate_stream
 
 HISTORY = ["item_id", "item_1", "item_3", "basic_2", "price_gap", "minutes_ago"]
 NEWEST = 6
@@ -122,7 +123,7 @@ def test_scores_follow_the_history(trained: Any, world: Any) -> None:
 def test_other_histories_in_the_batch_do_not_matter(trained: Any, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Histories of none to more than the newest: alone, together as rows, and of a stream, joined in other batches
     than it was encoded in."""
-    monkeypatch.setattr(batches, "STREAM_BATCH", 3)
+    monkeypatch.setattr(streams, "STREAM_BATCH", 3)
     rows = list(world.lists["test"])[:24]
     lengths = [len(row["history_item_id"]) for row in rows]
     assert min(lengths) == 0
@@ -136,7 +137,7 @@ def test_other_histories_in_the_batch_do_not_matter(trained: Any, world: Any, mo
 
     stream = EncodedStream(world.lists["test"].to_iterable_dataset(), world.processor)
     of_list = {row["list_id"]: result for row, result in zip(rows, together, strict=True)}
-    for batch in DataLoader(stream, batch_size=5, collate_fn=collate):
+    for batch in DataLoader(stream, batch_size=5, collate_fn=collate_stream):
         names = ids_from_bytes(batch.pop("list_id"))
         features = {name: batch[name] for name in batch if name not in ("labels", "attraction")}
         _, by_slot = trained.reranker.model.rank(**features)
@@ -157,10 +158,10 @@ def test_of_a_long_history_the_newest_count(trained: Any, world: Any) -> None:
 
 
 def test_streams_and_datasets_give_the_same_histories(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "STREAM_BATCH", 3)
+    monkeypatch.setattr(streams, "STREAM_BATCH", 3)
     lists = world.lists["validation"]
     stream = EncodedStream(lists.to_iterable_dataset(), world.processor)
-    joined = collate(list(stream))
+    joined = collate_stream(list(stream))
     whole = EncodedLists(lists, world.processor).__getitems__(range(len(lists)))
     assert {"history_categorical", "history_dense", "history_mask"} <= whole.keys()
     for name, tensor in whole.items():

@@ -76,4 +76,8 @@ def test_identity_without_ids_and_of_a_stream(lists: dict[str, Any], processor: 
     bare = data_identity(given.remove_columns("list_id"), processor.schema)
     assert bare["lists"] == 50
     assert bare["sha256"] != data_identity(given, processor.schema)["sha256"]
-    assert data_identity(given.to_iterable_dataset(), processor.schema) == {"lists": None, "sha256": None}
+    stream = data_identity(given.to_iterable_dataset(num_shards=2), processor.schema)
+    assert (stream["lists"], stream["shards"]) == (None, 2)
+    other = data_identity(given.select([1, 0, *range(2, 50)]).to_iterable_dataset(num_shards=2), processor.schema)
+    assert len(stream["first_lists_sha256"]) == 64
+    assert other["first_lists_sha256"] != stream["first_lists_sha256"]

@@ -450,7 +450,7 @@ def test_a_failed_save_leaves_the_older_files(tmp_path: Path, what: str, monkeyp
 
 def calls_of(what: str) -> int:
     """How often a save must bring something to the disk: each file, the folder they are in, and that of the name."""
-    files = 6 if what == "model" else 10
+    files = 6 if what == "model" else 11
     return files + 1 + 1 + 1
 
 

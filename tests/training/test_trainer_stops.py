@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from transformers import TrainerCallback
 
 from hf_rerank import InputError, ListProcessor, Reranker, RerankTrainer
 from hf_rerank.errors import TrainingStopped
-from hf_rerank.training.batches import ids_from_bytes
 
 Make = Callable[..., RerankTrainer]
 
@@ -143,49 +141,12 @@ def test_lists_that_are_too_long(
 # ------------------------------------------------------------------------------------------------------------- streams
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_streams(make_trainer: Make, lists: dict[str, Any], monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    """Two passes of 240 lists: each pass holds each list exactly once, in batches that workers make on their own."""
-    seen: list[list[str]] = []
-    original = RerankTrainer.compute_loss
-
-    def noting(trainer: RerankTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        seen.append(ids_from_bytes(inputs["list_id"]))
-        return original(trainer, model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr(RerankTrainer, "compute_loss", noting)
-    stream = lists["train"].to_iterable_dataset(num_shards=4).shuffle(seed=3, buffer_size=64)
-    trainer = make_trainer(
-        train_dataset=stream,
-        eval_dataset=lists["validation"].to_iterable_dataset(num_shards=2),
-        per_device_train_batch_size=24,
-        dataloader_num_workers=workers,
-        max_steps=20,
-    )
-    trainer.train()
-    assert trainer.state.global_step == len(seen) == 20
-    passes = [list(chain(*seen[start : start + 10])) for start in (0, 10)]
-    for ids in passes:
-        assert sorted(ids) == sorted(lists["train"]["list_id"])
-    assert passes[0] != passes[1]
-    assert trainer.evaluate()["eval_lists"] == 50
-    assert trainer.results["data"]["train"] == {"lists": None, "sha256": None}
-
-
-def test_a_stream_is_resumed_in_its_first_pass_only(make_trainer: Make, lists: dict[str, Any]) -> None:
-    """The Trainer cannot find its place in a later pass; that is said instead of training on other batches."""
-    stream = lists["train"].select(range(64)).to_iterable_dataset()  # 2 steps a pass
-    options = {"train_dataset": stream, "max_steps": 5, "save_strategy": "steps", "save_steps": 1, "eval_steps": 1}
-    trainer = make_trainer(**options, eval_strategy="steps", save_total_limit=None)
-    trainer.train()
-    for resume in (f"{trainer.args.output_dir}/checkpoint-3", True):
-        with pytest.raises(InputError, match=r"checkpoint-\d lies after the first pass"):
-            make_trainer(**options, eval_strategy="steps").train(resume_from_checkpoint=resume)
-    again = make_trainer(**options, eval_strategy="steps", ignore_data_skip=True)
-    again.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-3")
-    assert again.state.global_step == 5
-
-
 def test_a_stream_needs_max_steps(make_trainer: Make, lists: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="max_steps"):
         make_trainer(train_dataset=lists["train"].to_iterable_dataset())
+
+
+def test_a_batch_size_that_changes_is_not_for_streams(make_trainer: Make, lists: dict[str, Any]) -> None:
+    stream = lists["train"].to_iterable_dataset()
+    with pytest.raises(InputError, match="auto_find_batch_size would lose the place in a stream"):
+        make_trainer(train_dataset=stream, max_steps=1, auto_find_batch_size=True)

@@ -1,0 +1,107 @@
+"""Whether a run that goes on from a checkpoint would read the batches that the first one would have read."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hf_rerank.errors import InputError
+from hf_rerank.training.results import write_json
+
+RUN_FILE = "run.json"
+# Which lists make which batch.
+ORDER = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "train_sampling_strategy"),
+    *("dataloader_drop_last", "truncate_lists"),
+)
+STREAM_ORDER = ("stream_window",)
+# What the optimizer and the schedule take from their saved state, whatever the arguments say.
+OPTIMIZER = (
+    *("optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type"),
+    *("warmup_steps",),
+)
+# How long a run is; the learning rate follows it.
+LENGTH = ("max_steps", "num_train_epochs")
+REMEDY = "give the same, or start afresh from the checkpoint's weights with from_pretrained"
+
+
+def describe_run(args: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint must say of its run, as plain JSON values.
+
+    Args:
+        args: Of the training.
+        data: Split -> its identity, as ``results.data_identity`` gives it.
+    """
+    plain = args.to_dict()
+    named = (*ORDER, *STREAM_ORDER, *OPTIMIZER)
+    return {
+        "data": data,
+        "length": {name: plain[name] for name in LENGTH},
+        "options": {name: plain[name] for name in named if name in plain},
+    }
+
+
+def write_run(folder: Path, run: dict[str, Any], lists_a_pass: int) -> None:
+    """Writes ``run.json`` into a checkpoint that is being written.
+
+    Args:
+        folder: Of the checkpoint.
+        run: As ``describe_run`` gives it.
+        lists_a_pass: Of the stream that is trained on; 0 where it is not known, or there is none.
+    """
+    write_json(folder / RUN_FILE, {**run, "lists_a_pass": lists_a_pass})
+
+
+def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -> int:
+    """Refuses to go on with other lists, in another order, or with options that would be ignored.
+
+    Other options take effect from here on. Other evaluation lists and another number of steps are warned of.
+
+    Args:
+        checkpoint: To go on from.
+        run: What would go on, as ``describe_run`` gives it.
+        stream: Whether it is trained on a stream.
+
+    Returns:
+        How many lists a pass over the stream has; 0: not known.
+
+    Raises:
+        InputError: It names what differs.
+    """
+    path = checkpoint / RUN_FILE
+    if not path.is_file():
+        raise InputError(f"{checkpoint} was saved without {RUN_FILE}, so nothing says which lists it was trained on")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    options = [*ORDER, *(STREAM_ORDER if stream else ()), *OPTIMIZER]
+    for name in options:
+        theirs, ours = saved["options"].get(name), run["options"].get(name)
+        if theirs != ours:
+            effect = "it would be ignored" if name in OPTIMIZER else "batches would differ"
+            raise InputError(f"{checkpoint} was trained with {name}={theirs}, this run has {ours}: {effect}; {REMEDY}")
+    for split, identity in run["data"].items():
+        theirs = saved["data"].get(split)
+        if theirs == identity:
+            continue
+        message = f"{checkpoint} {_difference(split, theirs, identity)}"
+        if split == "train":
+            raise InputError(f"{message}; {REMEDY}")
+        warnings.warn(f"{message}: metrics do not compare, nor does the best checkpoint so far", stacklevel=2)
+    for name, theirs in saved["length"].items():
+        if theirs != run["length"][name]:
+            warnings.warn(
+                f"{checkpoint} was trained with {name}={theirs}, this run has {run['length'][name]}: from here the "
+                "learning rate is that of a run of the new length",
+                stacklevel=2,
+            )
+    return saved["lists_a_pass"]
+
+
+def _difference(split: str, theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:
+    if theirs is None:
+        return f"had no {split} lists, this run has some"
+    for what in ("lists", "shards"):
+        if theirs.get(what) != ours.get(what):
+            return f"had {theirs.get(what) or 'no'} {what} in {split}, this run has {ours.get(what) or 'none'}"
+    return f"had other lists in {split}, or in another order, than this run (their SHA-256 differ)"

@@ -1,0 +1,248 @@
+"""Streams of raw lists in an order of our own, so that a position in it is nothing but a number of lists.
+
+The order is a function of the seed, the pass and the shards. Each pass reads the shards in an order of its own, and
+shuffles the lists among those of a window. It depends neither on the data loader's workers nor on how many processes
+train: each of them reads all shards, and encodes the windows that hold lists of its batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import TrainerCallback
+
+from hf_rerank.errors import InputError
+from hf_rerank.processing import LABEL_PADDING, FlatLists, ListProcessor
+from hf_rerank.training.batches import EncodedTable, ListEncoder, collate
+
+STREAM_BATCH = 1_024
+
+
+class StreamedList(NamedTuple):
+    """A place in a window; whole batches of them are encoded at once, by ``collate_stream``."""
+
+    window: _Window | None  # None: before the place where a run goes on
+    row: int  # -1: fills up the last batch of several processes
+
+
+class EncodedStream(IterableDataset):
+    """A ``datasets`` IterableDataset of raw lists, for a data loader of ``collate_stream``.
+
+    Args:
+        lists: The stream. If it is shuffled already, it must have been with a seed.
+        processor: Encodes its lists.
+        highest_label: Labels above are refused (1 under log-losses).
+        truncate: Cut lists that are too long to their first places, instead of refusing them.
+        seed: Of the order. None: as the stream comes.
+        window: How many lists are shuffled among each other, and held in memory.
+        endless: Pass after pass, and batches that hold the end of one and the beginning of the next; each pass gives
+            each list once. Otherwise one pass.
+        batch_size: Lists in a batch of one process.
+        processes: Processes that each take their part of ``batch_size * processes`` lists. The end of a stream that
+            is not endless is filled up to as many, with lists without items.
+    """
+
+    def __init__(
+        self,
+        lists: Any,
+        processor: ListProcessor,
+        *,
+        highest_label: float = np.inf,
+        truncate: bool = False,
+        seed: int | None = None,
+        window: int = 10_000,
+        endless: bool = False,
+        batch_size: int = 1,
+        processes: int = 1,
+    ) -> None:
+        self.lists = lists.with_format("arrow")
+        self.seed, self.window, self.endless = seed, window if seed is not None else STREAM_BATCH, endless
+        self.step, self.processes = batch_size * processes, processes
+        self.skipped = 0
+        self._encode = ListEncoder(processor, highest_label, truncate)
+        # Shared, since workers learn it.
+        self._lists_a_pass = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def lists_a_pass(self) -> int:
+        """How many lists the stream has; 0 until the lists at its end have been given."""
+        return int(self._lists_a_pass)
+
+    def go_on(self, skipped: int, lists_a_pass: int = 0) -> None:
+        """Gives placeholders for the first lists, up to a whole number of steps.
+
+        Args:
+            skipped: How many lists.
+            lists_a_pass: How many the stream has, if it is known: whole passes are then not read.
+        """
+        self.skipped = skipped
+        self._lists_a_pass.fill_(lists_a_pass)
+
+    def __iter__(self) -> Iterator[StreamedList]:
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        taken = 0
+        for window, rows in self._in_order():
+            for row in rows:
+                # Batches go round the workers, as the data loader asks for them.
+                if taken // self.step % workers == number:
+                    yield StreamedList(window if taken >= self.skipped else None, row)
+                taken += 1
+        while not self.endless and self.processes > 1 and taken % self.step:
+            if taken // self.step % workers == number:
+                yield StreamedList(window, -1)
+            taken += 1
+
+    def _in_order(self) -> Iterator[tuple[_Window | None, Any]]:
+        """Windows, and their rows in the order to take them in."""
+        known = self.lists_a_pass
+        begun = self.skipped // known if known else 0
+        for _ in range(begun):
+            yield None, range(known)
+        while True:
+            count = 0
+            draw = None if self.seed is None else np.random.default_rng([self.seed, begun])
+            windows = self._windows(begun, draw)
+            window = next(windows, None)
+            if window is None:
+                raise InputError("the stream holds no list: expected at least one")
+            while window is not None:
+                following = next(windows, None)
+                count += len(window)
+                if following is None:
+                    # Before the last lists are given, so that whoever gets them knows that they are the last.
+                    self._note(count)
+                yield window, range(len(window)) if draw is None else draw.permutation(len(window)).tolist()
+                window = following
+            begun += 1
+            if not self.endless:
+                return
+
+    def _note(self, count: int) -> None:
+        known = self.lists_a_pass
+        if known not in (0, count):
+            raise InputError(
+                f"the stream gave {count} lists in one pass and {known} in another: its files have changed, or it "
+                "draws lists at random; a pass must always give the same lists"
+            )
+        self._lists_a_pass.fill_(count)
+
+    def _windows(self, begun: int, draw: np.random.Generator | None) -> Iterator[_Window]:
+        """The lists of one pass in groups that are shuffled."""
+        shards = list(range(self.lists.num_shards))
+        # A first window of another size in each pass: others meet.
+        room = self.window
+        if draw is not None:
+            shards, room = draw.permutation(shards).tolist(), int(draw.integers(1, self.window + 1))
+        window = _Window(self._encode)
+        for shard in shards:
+            lists = self.lists if len(shards) == 1 else self.lists.shard(num_shards=len(shards), index=shard)
+            lists.set_epoch(begun)  # if it is shuffled itself
+            first = 0
+            for table in lists.iter(batch_size=STREAM_BATCH):
+                while table.num_rows:
+                    part = table.slice(0, room)
+                    window.add(shard, first, part)
+                    table, first, room = table.slice(part.num_rows), first + part.num_rows, room - part.num_rows
+                    if not room:
+                        yield window
+                        window, room = _Window(self._encode), self.window
+        if len(window):
+            yield window
+
+
+class _Window:
+    """Lists that are shuffled among each other; encoded when the first of them is asked for."""
+
+    def __init__(self, encode: ListEncoder) -> None:
+        self._encode = encode
+        self._parts: list[tuple[int, int, pa.Table]] = []
+        self._count = 0
+        self._table: EncodedTable | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, shard: int, first: int, part: pa.Table) -> None:
+        """More lists: those from number ``first`` of a shard."""
+        self._parts.append((shard, first, part))
+        self._count += part.num_rows
+
+    def batch(self, rows: list[int]) -> dict[str, Tensor]:
+        """Some of the lists; those of row -1 have no items."""
+        if self._table is None:
+            self._table, self._parts = self._encoded(), []
+        batch = self._table.batch([max(row, 0) for row in rows])
+        filling = torch.tensor(rows) < 0
+        if filling.any():
+            batch["mask"][filling], batch["labels"][filling] = False, LABEL_PADDING
+        return batch
+
+    def _encoded(self) -> EncodedTable:
+        flats, ids = [], []
+        for shard, first, part in self._parts:
+            try:
+                flat, names = self._encode.flat(part, range(first, first + part.num_rows))
+            except InputError as error:
+                raise InputError(f"{error} (shard {shard} of the stream)") from None
+            if self._encode.processor.schema.list_id not in part.column_names:
+                names = [f"{shard}-{name}" for name in names]
+            flats.append(flat)
+            ids += [name.encode() for name in names]
+        lengths = np.array([len(name) for name in ids], dtype=np.int64)
+        return EncodedTable(_joined(flats), np.frombuffer(b"".join(ids), dtype=np.uint8), lengths)
+
+
+class StreamPasses(TrainerCallback):
+    """Logs, measures and saves at the end of each pass over a stream, where that is to be done each epoch.
+
+    For the Trainer the whole training on a stream is one epoch, so that its place is a number of batches.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+        stream = getattr(train_dataloader, "dataset", None)
+        stream = getattr(stream, "dataset", stream)  # of several processes
+        if not isinstance(stream, EncodedStream) or not stream.lists_a_pass or state.global_step >= state.max_steps:
+            return
+        lists = stream.step * args.gradient_accumulation_steps
+        taken, a_pass = state.global_step * lists, stream.lists_a_pass
+        if taken // a_pass > (taken - lists) // a_pass:
+            control.should_log |= args.logging_strategy == "epoch"
+            control.should_evaluate |= args.eval_strategy == "epoch"
+            control.should_save |= args.save_strategy == "epoch"
+
+
+def _joined(flats: list[FlatLists]) -> FlatLists:
+    def join(part: str) -> dict[str, np.ndarray]:
+        return {
+            name: np.concatenate([getattr(flat, part)[name] for flat in flats]) for name in getattr(flats[0], part)
+        }
+
+    histories = [flat.history_lengths for flat in flats if flat.history_lengths is not None]
+    return FlatLists(
+        np.concatenate([flat.lengths for flat in flats]),
+        np.concatenate(histories) if histories else None,
+        join("items"),
+        join("user"),
+        join("history"),
+    )
+
+
+def collate_stream(lists: dict[str, Tensor] | list[StreamedList]) -> dict[str, Tensor]:
+    """The batch of lists of a stream; of placeholders, an empty dictionary. A whole batch stays as it comes."""
+    if isinstance(lists, dict):
+        return lists
+    parts: list[tuple[_Window, list[int]]] = []
+    for window, row in lists:
+        if window is None:
+            return {}
+        if not parts or parts[-1][0] is not window:
+            parts.append((window, []))
+        parts[-1][1].append(row)
+    return collate([window.batch(rows) for window, rows in parts])

@@ -1,0 +1,308 @@
+"""The cache: the batches of ``EncodedLists`` to the bit, or nothing: no half, damaged or foreign files are read."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema
+from hf_rerank.schema import Vector
+from hf_rerank.training import encoded_cache
+from hf_rerank.training.batches import EncodedLists, collate
+from hf_rerank.training.encoded_cache import CachedLists
+
+RICH = ListSchema(
+    items=[Categorical("item_id", min_count=1), Dense("price", missing="indicator"), Vector("text", 3)],
+    user=[Categorical("gender", min_count=1), Dense("age")],
+    history=[Categorical("seen", shares="item_id"), Dense("minutes", scale="log")],
+    position="position",
+    weight="weight",
+    list_id="list_id",
+    max_list_length=6,
+    max_history_length=5,
+)
+
+
+def rich_lists(count: int, *, length: int | None = None, with_history: bool = True) -> datasets.Dataset:
+    """Lists with everything that a schema can name; ids of different lengths, missing values, empty histories."""
+    random = np.random.default_rng(count)
+    rows = []
+    for number in range(count):
+        items = int(random.integers(1, 7)) if length is None else length
+        history = int(random.integers(0, 8)) if with_history else 0
+        rows.append(
+            {
+                "list_id": f"ü{number}" + "x" * (number % 4),
+                "item_id": random.integers(40, size=items).tolist(),
+                "price": [None if random.random() < 0.2 else float(random.normal()) for _ in range(items)],
+                "text": random.normal(size=(items, 3)).tolist(),
+                "gender": ["a", "b", None][number % 3],
+                "age": float(random.integers(90)),
+                "seen": random.integers(50, size=history).tolist(),
+                "minutes": random.random(history).tolist(),
+                "position": random.permutation(items).tolist(),
+                "weight": random.random(items).tolist(),
+                "click": random.integers(2, size=items).tolist(),
+            }
+        )
+    features = datasets.Dataset.from_list(rows).features
+    for name in ("seen", "minutes"):  # also where no list has any
+        features[name] = datasets.List(datasets.Value("int64" if name == "seen" else "float64"))
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def assert_same_batches(cached: Any, encoded: Any, batches: list[list[int]]) -> None:
+    for indices in batches:
+        found, expected = cached.__getitems__(indices), encoded.__getitems__(indices)
+        assert list(found) == list(expected)
+        for name, tensor in expected.items():
+            assert found[name].dtype == tensor.dtype, name
+            assert found[name].shape == tensor.shape, name
+            # As bytes: also the signs of zeros.
+            assert found[name].numpy().tobytes() == tensor.contiguous().numpy().tobytes(), name
+
+
+@pytest.mark.parametrize("options", [{}, {"length": 4}, {"with_history": False}, {"length": 1}])
+def test_batches_equal_those_of_the_lists(tmp_path: Path, options: dict[str, Any]) -> None:
+    lists = rich_lists(50, **options)
+    processor = ListProcessor.from_lists(lists.select(range(30)), schema=RICH)
+    cached = CachedLists(tmp_path, lists, processor)
+    order = np.random.default_rng(0).permutation(50).tolist()
+    batches = [order, order[:7], [3], [3, 3, 0], [49], list(range(50)), *([number] for number in order)]
+    assert len(cached) == 50
+    assert_same_batches(cached, EncodedLists(lists, processor), batches)
+    assert cached[11].keys() == cached.__getitems__([11]).keys()
+    # A second reader finds it there, and encodes nothing.
+    assert_same_batches(CachedLists(tmp_path, lists, processor), EncodedLists(lists, processor), batches[:2])
+    assert len(list(tmp_path.glob("lists-*"))) == 2, "the folder and its lock"
+
+
+def test_more_lists_than_are_encoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoded_cache, "ENCODING_BATCH", 7)
+    lists = rich_lists(50).remove_columns("list_id")  # their numbers are their ids
+    processor = ListProcessor.from_lists(lists, schema=RICH)
+    cached = CachedLists(tmp_path, lists, processor, truncate=True, highest_label=1.0)
+    assert_same_batches(cached, EncodedLists(lists, processor), [[49, 0, 20], list(range(50))])
+
+
+def test_lists_that_are_cut(tmp_path: Path) -> None:
+    lists = rich_lists(40)
+    processor = ListProcessor.from_lists(lists, schema=RICH.replace(max_list_length=3, max_history_length=2))
+    with pytest.raises(InputError, match=r"items, the schema allows max_list_length=3"):
+        CachedLists(tmp_path, lists, processor)
+    assert not list(tmp_path.glob("lists-*unfinished"))
+    cached = CachedLists(tmp_path, lists, processor, truncate=True)
+    assert_same_batches(cached, EncodedLists(lists, processor, truncate=True), [list(range(40))])
+
+
+def test_only_features_of_items(tmp_path: Path) -> None:
+    lists = rich_lists(20)
+    schema = ListSchema(items=[Dense("price")], max_list_length=6)
+    processor = ListProcessor.from_lists(lists, schema=schema)
+    assert_same_batches(CachedLists(tmp_path, lists, processor), EncodedLists(lists, processor), [[4, 2], [0]])
+
+
+def test_workers_read_the_same(tmp_path: Path) -> None:
+    lists = rich_lists(24)
+    processor = ListProcessor.from_lists(lists, schema=RICH)
+    cached = CachedLists(tmp_path, lists, processor)
+    loader = DataLoader(cached, batch_size=5, num_workers=2, collate_fn=collate)
+    expected = EncodedLists(lists, processor)
+    for number, batch in enumerate(loader):
+        for name, tensor in expected.__getitems__(list(range(24))[5 * number : 5 * number + 5]).items():
+            assert batch[name].equal(tensor), name
+    # As it comes to a worker that is spawned: small, whatever the files hold.
+    pickled = pickle.dumps(cached)
+    assert len(pickled) < 5_000
+    assert_same_batches(pickle.loads(pickled), expected, [[3, 1, 2]])
+
+
+def test_whatever_changes_the_batches_makes_another_cache(tmp_path: Path) -> None:
+    lists = rich_lists(30)
+    processor = ListProcessor.from_lists(lists, schema=RICH)
+
+    def changed(row: dict[str, Any], number: int) -> dict[str, Any]:
+        return {"age": row["age"] + (number == 17)}
+
+    others = {
+        "a value": (lists.map(changed, with_indices=True), processor, {}),
+        "the order": (lists.select([1, 0, *range(2, 30)]), processor, {}),
+        "an added column": (lists.remove_columns("age").add_column("age", [0.0] * 30), processor, {}),
+        "a vocabulary": (lists, ListProcessor.from_lists(lists.select(range(29)), schema=RICH), {}),
+        "the longest history": (
+            lists,
+            ListProcessor.from_lists(lists, schema=RICH.replace(max_history_length=2)),
+            {},
+        ),
+        "cutting": (lists, processor, {"truncate": True}),
+        "the highest label": (lists, processor, {"highest_label": 1.0}),
+    }
+    folders = {CachedLists(tmp_path, lists, processor).folder}
+    for what, (other, by, options) in others.items():
+        cached = CachedLists(tmp_path, other, by, **options)
+        assert cached.folder not in folders, what
+        folders.add(cached.folder)
+        assert_same_batches(cached, EncodedLists(other, by, **options), [list(range(30))])
+    assert CachedLists(tmp_path, lists.select(range(30)), processor).folder in folders, (
+        "the same lists, seen otherwise"
+    )
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    lists = rich_lists(30)
+    processor = ListProcessor.from_lists(lists, schema=RICH)
+    folder = CachedLists(tmp_path, lists, processor).folder
+    files = sorted(folder.iterdir())
+    assert len(files) > 12
+    for path in files:
+        content = path.read_bytes()
+        flipped = bytes([content[0] ^ 1]) + content[1:]
+        for damaged in (content[:-2], b"", flipped, None):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            with pytest.raises(InputError, match=rf"{folder.name}.*(damaged|cut|missing|does not hold)"):
+                CachedLists(tmp_path, lists, processor)
+            path.write_bytes(content)
+    (folder / "extra.raw").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"extra\.raw is none of the files"):
+        CachedLists(tmp_path, lists, processor)
+    (folder / "extra.raw").unlink()
+    other = rich_lists(31)
+    elsewhere = CachedLists(tmp_path, other, processor).folder
+    shutil.rmtree(elsewhere)
+    folder.rename(elsewhere)
+    with pytest.raises(InputError, match="does not hold what its name says"):
+        CachedLists(tmp_path, other, processor)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Nth thing brought to the disk fails, for every N."""
+    lists = rich_lists(10)
+    processor = ListProcessor.from_lists(lists, schema=RICH)
+    calls, fail_at, fired = 0, 0, 0
+
+    def failing(descriptor: int, fsync: Any = os.fsync) -> None:
+        nonlocal calls, fired
+        calls += 1
+        if calls == fail_at:
+            fired += 1
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    for number in range(1, 50):
+        calls, fail_at = 0, number
+        try:
+            CachedLists(tmp_path / "cache", lists, processor)
+        except OSError as error:
+            message = str(error)
+        else:
+            break
+        assert "could not be written: about 0.0 MB are needed" in message
+        assert "No space left" in message
+        assert not list((tmp_path / "cache").glob("*unfinished"))
+        if list((tmp_path / "cache").glob("lists-*[0-9a-f]")) and any(
+            path.is_dir() for path in (tmp_path / "cache").iterdir()
+        ):
+            # Only bringing the name to the disk failed: the folder is whole.
+            assert_same_batches(
+                CachedLists(tmp_path / "cache", lists, processor), EncodedLists(lists, processor), [[1, 2]]
+            )
+    assert fired == number - 1 > 10
+
+
+WRITER = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_encoded_cache import RICH, CachedLists, ListProcessor, encoded_cache, rich_lists
+
+lists = rich_lists(50)
+processor = ListProcessor.from_lists(lists, schema=RICH)
+encoded_cache.ENCODING_BATCH = 10
+write, writes = encoded_cache._ArrayFile.write, 0
+
+def stopping(file, rows):
+    global writes
+    writes += 1
+    write(file, rows)
+    if writes == 30:
+        print("half", flush=True)
+        sys.stdin.read(1)
+
+encoded_cache._ArrayFile.write = stopping
+print("ready", flush=True)
+print(CachedLists({cache!r}, lists, processor).folder, writes, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_two_at_once(tmp_path: Path) -> None:
+    """The first is killed half-way; of the next two one writes and the other waits for it, and reads what it wrote."""
+    code = WRITER.format(tests=str(Path(__file__).parent), cache=str(tmp_path))
+
+    def writer() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "ready"
+        return process
+
+    killed = writer()
+    assert killed.stdout is not None
+    assert killed.stdout.readline().strip() == "half"
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob("*unfinished")
+    assert list(left.iterdir()), "the fault fired"
+    first = writer()
+    assert first.stdout is not None
+    assert first.stdout.readline().strip() == "half"
+    second = writer()
+    time.sleep(0.5)
+    assert second.poll() is None, "it waits"
+    folder, writes = first.communicate("x", timeout=60)[0].split()
+    assert int(writes) > 30
+    assert second.communicate("x", timeout=60)[0].split() == [folder, "0"]
+    assert not list(tmp_path.glob("*unfinished"))
+    lists = rich_lists(50)
+    processor = ListProcessor.from_lists(lists, schema=RICH)
+    cached = CachedLists(tmp_path, lists, processor)
+    assert str(cached.folder) == folder
+    assert_same_batches(cached, EncodedLists(lists, processor), [list(range(50))])
+
+
+def test_a_training_from_the_cache_ends_with_the_same_bits(
+    make_trainer: Any, make_model: Any, weights: Any, tmp_path: Path, lists: Any
+) -> None:
+    plain, cached = make_model(dropout=0.1), make_model(dropout=0.1)
+    first = make_trainer(plain, folder="plain")
+    first.train()
+    evaluated = first.evaluate()["eval_loss"]
+    trainer = make_trainer(cached, folder="cached", encoded_cache=str(tmp_path / "cache"))
+    assert isinstance(trainer.train_dataset, CachedLists)
+    assert isinstance(trainer.eval_dataset, CachedLists)
+    trainer.train()
+    assert all(value.equal(weights(plain)[name]) for name, value in weights(cached).items())
+    assert first.state.log_history[0]["loss"] == trainer.state.log_history[0]["loss"]
+    # Lists that are measured once are not kept.
+    before = sorted((tmp_path / "cache").iterdir())
+    trainer.evaluate(lists["train"].select(range(5)))
+    assert sorted((tmp_path / "cache").iterdir()) == before
+    assert trainer.evaluate()["eval_loss"] == evaluated
+    with pytest.raises(InputError, match="a stream is not"):
+        make_trainer(
+            train_dataset=lists["train"].to_iterable_dataset(), max_steps=1, encoded_cache=str(tmp_path / "cache")
+        )

@@ -1,0 +1,135 @@
+"""A run goes on only with the lists and the order that it was begun with; what differs is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_rerank import InputError, RerankTrainer
+from hf_rerank.manifest import write_manifest
+
+Make = Callable[..., RerankTrainer]
+BEGUN = {
+    "max_steps": 3,
+    "per_device_train_batch_size": 16,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "logging_strategy": "steps",
+    "logging_steps": 1,
+    "eval_strategy": "no",
+    "load_best_model_at_end": False,
+}
+
+
+@pytest.fixture
+def checkpoint(make_trainer: Make) -> Path:
+    """The first of a run of three steps of 16 lists."""
+    trainer = make_trainer(folder="begun", save_total_limit=None, **BEGUN)
+    trainer.train()
+    return Path(trainer.args.output_dir) / "checkpoint-1"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"per_device_train_batch_size": 32}, "per_device_train_batch_size=16, this run has 32: batches would differ"),
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps=1, this run has 2: batches"),
+        ({"seed": 7}, "seed=42, this run has 7: batches"),
+        ({"data_seed": 7}, "data_seed=None, this run has 7: batches"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy=random, this run has sequential"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last=False, this run has True: batches"),
+        ({"truncate_lists": True}, "truncate_lists=False, this run has True: batches"),
+        ({"learning_rate": 0.5}, r"learning_rate=0\.02, this run has 0\.5: it would be ignored"),
+        ({"optim": "sgd"}, r"optim=adamw\w*, this run has sgd: it would be ignored"),
+        ({"lr_scheduler_type": "constant"}, "lr_scheduler_type=linear, this run has constant: it would"),
+    ],
+)
+def test_other_batches_are_refused(
+    make_trainer: Make, checkpoint: Path, changed: dict[str, Any], message: str
+) -> None:
+    trainer = make_trainer(folder="other", **{**BEGUN, **changed})
+    with pytest.raises(InputError, match=rf"checkpoint-1 was trained with {message}.*from_pretrained") as caught:
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_lists_are_refused(make_trainer: Make, checkpoint: Path, lists: dict[str, Any], make_lists: Any) -> None:
+    train = lists["train"]
+
+    def dearer(row: dict[str, Any], number: int) -> dict[str, Any]:
+        return {"price": [price + (number == 30) for price in row["price"]]}
+
+    cases = [
+        (train.select(range(239)), "had 240 lists in train, this run has 239"),
+        (make_lists(240, 99), "had other lists in train, or in another order"),
+        (train.select([1, 0, *range(2, 240)]), "had other lists in train, or in another order"),
+        (train.map(dearer, with_indices=True), "had other lists in train, or in another order"),
+        (train.to_iterable_dataset(), "had 240 lists in train, this run has none"),
+    ]
+    for other, message in cases:
+        trainer = make_trainer(folder="other", train_dataset=other, **BEGUN)
+        with pytest.raises(InputError, match=f"checkpoint-1 {message}"):
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+    trainer = make_trainer(folder="other", eval_dataset=train.select(range(9)), **BEGUN)
+    with pytest.warns(UserWarning, match="had 50 lists in validation, this run has 9: metrics do not compare"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_other_streams_are_refused(make_trainer: Make, lists: dict[str, Any]) -> None:
+    def stream(shards: int = 2, *, seed: int | None = None) -> Any:
+        given = lists["train"].to_iterable_dataset(num_shards=shards)
+        return given if seed is None else given.shuffle(seed=seed, buffer_size=50)
+
+    begun = make_trainer(folder="begun", train_dataset=stream(), save_total_limit=None, **BEGUN)
+    begun.train()
+    checkpoint = f"{begun.args.output_dir}/checkpoint-2"
+    for other, options, message in (
+        (stream(3), {}, "had 2 shards in train, this run has 3"),
+        (stream(seed=1), {}, "had other lists in train, or in another order"),
+        (stream(), {"stream_window": 9}, "stream_window=10000, this run has 9: batches would differ"),
+    ):
+        trainer = make_trainer(folder="other", train_dataset=other, **{**BEGUN, **options})
+        with pytest.raises(InputError, match=message):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    # A shuffle without a seed is another one each time, and is noticed.
+    unseeded = lists["train"].to_iterable_dataset(num_shards=2).shuffle(buffer_size=50)
+    begun = make_trainer(folder="unseeded", train_dataset=unseeded, save_total_limit=None, **BEGUN)
+    begun.train()
+    again = lists["train"].to_iterable_dataset(num_shards=2).shuffle(buffer_size=50)
+    with pytest.raises(InputError, match="or in another order"):
+        make_trainer(folder="other", train_dataset=again, **BEGUN).train(
+            resume_from_checkpoint=f"{begun.args.output_dir}/checkpoint-2"
+        )
+
+
+def test_what_changes_no_batch_is_allowed(make_trainer: Make, checkpoint: Path) -> None:
+    trainer = make_trainer(folder="other", **BEGUN, dataloader_num_workers=1, stream_window=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert trainer.state.global_step == 3
+
+
+def test_a_longer_run_is_warned_of(make_trainer: Make, checkpoint: Path) -> None:
+    """Linear decay from 0.02 to 0: the fourth of five steps has two fifths of it."""
+    trainer = make_trainer(folder="longer", **{**BEGUN, "max_steps": 5})
+    with pytest.warns(UserWarning, match="max_steps=3, this run has 5: from here the learning rate is that of a run"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    rates = {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry}
+    assert rates[4] == pytest.approx(0.02 * 2 / 5)
+
+
+def test_a_checkpoint_that_does_not_say(make_trainer: Make, checkpoint: Path) -> None:
+    saved = json.loads((checkpoint / "run.json").read_text())
+    assert saved["data"]["train"]["lists"] == 240
+    (checkpoint / "run.json").unlink()
+    write_manifest(checkpoint, step=1, number=1, processes=1)
+    with pytest.raises(InputError, match=r"saved without run\.json"):
+        make_trainer(folder="other", **BEGUN).train(resume_from_checkpoint=str(checkpoint))
+    shutil.rmtree(checkpoint)

@@ -1,0 +1,354 @@
+"""Streams: each list once a pass, in one order for any number of workers and processes, and from any place of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import stream_worker
+from torch.utils.data import DataLoader
+
+from hf_rerank import InputError, ListProcessor, Reranker, RerankTrainer
+from hf_rerank.data import prm_public
+from hf_rerank.data.loading import load_lists
+from hf_rerank.data.simulator import simulate_prm
+from hf_rerank.training.batches import EncodedLists, ids_from_bytes
+from hf_rerank.training.streams import EncodedStream, collate_stream
+
+Make = Callable[..., RerankTrainer]
+
+
+def stream_of(lists: datasets.Dataset, processor: ListProcessor, shards: int = 1, **options: Any) -> EncodedStream:
+    return EncodedStream(lists.to_iterable_dataset(num_shards=shards), processor, **options)
+
+
+def batches_of(stream: EncodedStream, count: int | None = None, workers: int = 0) -> list[list[str]]:
+    """The ids of the first batches; of a placeholder, none."""
+    batches: list[list[str]] = []
+    for batch in DataLoader(stream, stream.step, num_workers=workers, collate_fn=collate_stream):
+        batches.append(ids_from_bytes(batch["list_id"]) if batch else [])
+        if len(batches) == count:
+            break
+    return batches
+
+
+@pytest.mark.parametrize("shards", [1, 3, 7])
+@pytest.mark.parametrize("window", [1, 20, 100, 1000])
+def test_a_pass_gives_each_list_once_in_one_order(
+    lists: dict[str, Any], processor: ListProcessor, shards: int, window: int
+) -> None:
+    """240 lists, 24 a step: ten batches a pass. The order is another in each pass and with each seed."""
+    ids = lists["train"]["list_id"]
+
+    def order(seed: int) -> list[str]:
+        stream = stream_of(lists["train"], processor, shards, seed=seed, window=window, endless=True, batch_size=24)
+        batches = batches_of(stream, 30)
+        assert {len(batch) for batch in batches} == {24}
+        assert stream.lists_a_pass == 240
+        return list(chain(*batches))
+
+    first = order(0)
+    passes = [first[start : start + 240] for start in (0, 240, 480)]
+    for found in passes:
+        assert sorted(found) == sorted(ids)
+    assert order(0) == first
+    if window > 1:
+        assert passes[0] != passes[1] != passes[2]
+        assert order(1) != first
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_workers_do_not_change_the_order(lists: dict[str, Any], processor: ListProcessor, workers: int) -> None:
+    """Also more workers than shards."""
+    options = {"seed": 4, "window": 50, "endless": True, "batch_size": 7}
+    expected = batches_of(stream_of(lists["train"], processor, 2, **options), 50)
+    assert batches_of(stream_of(lists["train"], processor, 2, **options), 50, workers) == expected
+    once = {"batch_size": 32}
+    expected = batches_of(stream_of(lists["train"], processor, 2, **once), None)
+    assert [len(batch) for batch in expected] == [32] * 7 + [16]
+    assert list(chain(*expected)) == lists["train"]["list_id"], "in evaluation, as they come"
+    assert batches_of(stream_of(lists["train"], processor, 2, **once), None, workers) == expected
+
+
+@pytest.mark.parametrize("window", [1, 20, 100])
+def test_cut_batches(make_lists: Any, processor: ListProcessor, window: int) -> None:
+    """Two passes over 250 lists, 8 a step: batches go on where they were cut, whether the length is known or not."""
+    lists = make_lists(250, 3)
+    options = {"seed": 2, "window": window, "endless": True, "batch_size": 8}
+    whole = batches_of(stream_of(lists, processor, 3, **options), 70)
+    ids = sorted(lists["list_id"])
+    flat = list(chain(*whole))
+    assert sorted(flat[:250]) == sorted(flat[250:500]) == ids
+    for cut in range(1, 67, 5):
+        for known in (0, 250):
+            stream = stream_of(lists, processor, 3, **options)
+            stream.go_on(8 * cut, known)
+            found = batches_of(stream, cut + 4)
+            assert found == [[]] * cut + whole[cut : cut + 4], (cut, known)
+
+
+@pytest.mark.slow
+def test_every_list_of_a_thousand_as_a_cut(make_lists: Any, processor: ListProcessor) -> None:
+    """A pass cut after each of its lists, with each of three windows in turn: 0 lost, 0 twice, in the same order."""
+    lists = make_lists(1_000, 5)
+
+    def pass_from(cut: int, window: int) -> list[str]:
+        stream = stream_of(lists, processor, 3, seed=0, window=window, endless=True)
+        stream.go_on(cut)
+        order: list[str] = []
+        ids: dict[Any, list[str]] = {}
+        for place, _ in zip(stream, range(1_000), strict=False):
+            if place.window is None:
+                order.append("skipped")
+                continue
+            if place.window not in ids:  # read, and not yet encoded
+                parts = [part.column("list_id").to_pylist() for _, _, part in place.window._parts]
+                ids = {place.window: list(chain(*parts))}
+            order.append(ids[place.window][place.row])
+        assert order[:cut] == ["skipped"] * cut
+        return order[cut:]
+
+    windows = (1, 20, 100)
+    whole = [pass_from(0, window) for window in windows]
+    for order in whole:
+        assert sorted(order) == sorted(lists["list_id"])
+    for cut in range(1_001):
+        assert pass_from(cut, windows[cut % 3]) == whole[cut % 3][cut:], cut
+
+
+def test_what_is_skipped_is_not_encoded(
+    make_lists: Any, processor: ListProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    original = processor.encode_flat
+
+    def counting(lists: Any, **options: Any) -> Any:
+        encoded.append(len(lists))
+        return original(lists, **options)
+
+    monkeypatch.setattr(processor, "encode_flat", counting)
+    stream = stream_of(make_lists(300, 6), processor, seed=0, window=50, endless=True, batch_size=10)
+    stream.go_on(200 + 600, 300)  # the third pass, 200 lists in
+    assert batches_of(stream, 82)[-2:] != [[], []]
+    assert sum(encoded) <= 100
+
+
+def test_batches_of_a_stream_are_those_of_the_lists(lists: dict[str, Any], processor: ListProcessor) -> None:
+    """To the bit, also where a batch comes from two windows; ids in a stream without them say shard and row."""
+    number = {name: index for index, name in enumerate(lists["train"]["list_id"])}
+    stream = stream_of(lists["train"], processor, 3, seed=1, window=17, endless=True, batch_size=16)
+    encoded = EncodedLists(lists["train"], processor)
+    for batch, _ in zip(DataLoader(stream, 16, collate_fn=collate_stream), range(20), strict=False):
+        expected = encoded.__getitems__([number[name] for name in ids_from_bytes(batch["list_id"])])
+        assert batch.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert batch[name].dtype == tensor.dtype
+            if name != "list_id":  # as wide as the widest of a window
+                assert batch[name].equal(tensor), name
+    bare = stream_of(lists["train"].remove_columns("list_id"), processor, 3, batch_size=240)
+    assert batches_of(bare)[0][::80] == ["0-0", "1-0", "2-0"]
+
+
+def test_a_stream_that_is_shuffled_already(lists: dict[str, Any], processor: ListProcessor) -> None:
+    shuffled = lists["train"].to_iterable_dataset(num_shards=3).shuffle(seed=3, buffer_size=64)
+    options = {"seed": 1, "window": 30, "endless": True, "batch_size": 24}
+    whole = batches_of(EncodedStream(shuffled, processor, **options), 25)
+    flat = list(chain(*whole))
+    assert sorted(flat[:240]) == sorted(flat[240:480]) == sorted(lists["train"]["list_id"])
+    stream = EncodedStream(shuffled, processor, **options)
+    stream.go_on(24 * 13)
+    assert batches_of(stream, 25) == [[]] * 13 + whole[13:]
+    # As it comes: in each pass as its own shuffle orders that pass.
+    as_it_comes = list(chain(*batches_of(EncodedStream(shuffled, processor, endless=True, batch_size=24), 20)))
+    assert sorted(as_it_comes[:240]) == sorted(as_it_comes[240:])
+    assert as_it_comes[:240] != as_it_comes[240:]
+
+
+def test_a_stream_that_changes_is_noticed(make_lists: Any, processor: ListProcessor) -> None:
+    stream = stream_of(make_lists(30, 1), processor, seed=0, endless=True, batch_size=10)
+    stream.go_on(60, 31)
+    with pytest.raises(InputError, match="gave 30 lists in one pass and 31 in another"):
+        batches_of(stream, 12)
+    with pytest.raises(InputError, match="holds no list"):
+        batches_of(EncodedStream(datasets.IterableDataset.from_generator(lambda: iter(())), processor), 1)
+
+
+def test_errors_name_the_list(make_lists: Any, processor: ListProcessor) -> None:
+    rows = make_lists(20, 5).to_list()
+    rows[13]["click"][0] = -1
+    lists = datasets.Dataset.from_list(rows).remove_columns("list_id")
+    with pytest.raises(InputError, match=r"list 3\b.*shard 1 of the stream"):
+        batches_of(stream_of(lists, processor, 2, seed=0, endless=True), 20)
+
+
+@pytest.fixture
+def raw_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Simulated PRM Public text of 300 lists, in several shards, and beside it prepared lists."""
+    simulate_prm(tmp_path / "raw", 300, seed=1)
+    prm_public.prepare_prm_public(tmp_path / "raw", tmp_path / "lists")
+    monkeypatch.setattr(prm_public, "find_ranges", functools.partial(prm_public.find_ranges, range_bytes=120_000))
+    return tmp_path / "raw"
+
+
+def test_raw_text_and_parquet(raw_text: Path, tmp_path: Path) -> None:
+    """The shards of both, through two passes and from a place in the second; their lists are the same."""
+    sources: list[tuple[Any, dict[str, Any]]] = [("prm_public", {"data_dir": raw_text}), (tmp_path / "lists", {})]
+    found = []
+    for source, options in sources:
+        lists = load_lists(source, streaming=True, **options)
+        processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
+
+        def stream(lists: Any = lists, processor: ListProcessor = processor) -> EncodedStream:
+            return EncodedStream(lists["train"], processor, seed=3, window=40, endless=True, batch_size=10)
+
+        whole = batches_of(stream(), 30)
+        count = len(load_lists(tmp_path / "lists")["train"])
+        flat = list(chain(*whole))
+        assert sorted(flat[:count]) == sorted(flat[count : 2 * count])
+        for known in (0, count):
+            again = stream()
+            again.go_on(10 * 17, known)
+            assert batches_of(again, 30) == [[]] * 17 + whole[17:]
+        found.append((lists["train"].num_shards, sorted(flat[:count])))
+    assert found[0][0] > 3
+    assert found[0][1] == found[1][1] == sorted(load_lists(tmp_path / "lists")["train"]["list_id"])
+
+
+@pytest.mark.slow
+def test_raw_text_in_spawned_workers(raw_text: Path) -> None:
+    lists = load_lists("prm_public", data_dir=raw_text, streaming=True)
+    processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
+    stream = EncodedStream(lists["train"], processor, seed=3, window=40, endless=True, batch_size=10)
+    expected = batches_of(stream, 30)
+    fresh = EncodedStream(lists["train"], processor, seed=3, window=40, endless=True, batch_size=10)
+    loader = DataLoader(fresh, 10, num_workers=1, collate_fn=collate_stream, multiprocessing_context="spawn")
+    assert [ids_from_bytes(batch["list_id"]) for batch, _ in zip(loader, range(30), strict=False)] == expected
+    assert fresh.lists_a_pass == stream.lists_a_pass, "what a worker learns is known here"
+
+
+# -------------------------------------------------------------------------------------------------------- the trainer
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The ids of each batch that a trainer trains on."""
+    seen: list[list[str]] = []
+    original = RerankTrainer.compute_loss
+
+    def noting(trainer: RerankTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        seen.append(ids_from_bytes(inputs["list_id"]))
+        return original(trainer, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(RerankTrainer, "compute_loss", noting)
+    return seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_on_a_stream(make_trainer: Make, lists: dict[str, Any], noted: Any, workers: int) -> None:
+    """Two and a half passes of ten steps; measured, logged and saved at the end of each, and at the end of all."""
+    trainer = make_trainer(
+        train_dataset=lists["train"].to_iterable_dataset(num_shards=4),
+        eval_dataset=lists["validation"].to_iterable_dataset(num_shards=2),
+        per_device_train_batch_size=24,
+        dataloader_num_workers=workers,
+        max_steps=25,
+        save_total_limit=None,
+    )
+    trainer.train()
+    assert trainer.state.global_step == len(noted) == 25
+    passes = [list(chain(*noted[start : start + 10])) for start in (0, 10)]
+    for ids in passes:
+        assert sorted(ids) == sorted(lists["train"]["list_id"])
+    assert passes[0] != passes[1]
+    history = trainer.state.log_history
+    assert [entry["step"] for entry in history if "eval_ndcg@10" in entry] == [10, 20, 25]
+    assert [entry["step"] for entry in history if "loss" in entry] == [10, 20, 25]
+    folder = Path(trainer.args.output_dir)
+    assert {path.name for path in folder.iterdir()} == {f"checkpoint-{step}" for step in (10, 20, 25)}
+    assert trainer.evaluate()["eval_lists"] == 50
+    assert trainer.results["data"]["train"]["shards"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first_workers", [0, 2])
+def test_going_on_in_any_pass_and_again(
+    make_trainer: Make, make_model: Any, weights: Any, make_lists: Any, noted: Any, first_workers: int
+) -> None:
+    """Passes of 6.25 batches, two a step; a chain of runs, with other workers, the last beyond three passes."""
+    stream = make_lists(100, 4).to_iterable_dataset(num_shards=3)
+    options = {
+        "train_dataset": stream,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 12,
+        "stream_window": 30,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "no",
+        "load_best_model_at_end": False,
+        "save_total_limit": None,
+        "logging_strategy": "steps",
+        "logging_steps": 5,
+    }
+    unbroken = make_trainer(make_model(dropout=0.2), "unbroken", dataloader_num_workers=first_workers, **options)
+    unbroken.train()
+    whole, source = list(noted), unbroken
+    for number, (cut, workers) in enumerate([(2, 0), (4, 2), (7, 1), (11, 0), (12, 0)]):
+        noted.clear()
+        again = make_trainer(
+            make_model(dropout=0.2, seed=9), f"again{number}", dataloader_num_workers=workers, **options
+        )
+        again.train(resume_from_checkpoint=f"{source.args.output_dir}/checkpoint-{cut}")
+        assert noted == whole[2 * cut :]
+        assert all(value.equal(weights(unbroken.model)[name]) for name, value in weights(again.model).items()), cut
+        losses = [[entry for entry in run.state.log_history if "loss" in entry] for run in (unbroken, again)]
+        assert losses[0] == losses[1]
+        source = again
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_stream(
+    tmp_path: Path, make_lists: Any, processor: ListProcessor, make_model: Any
+) -> None:
+    """Together their batches are those of one process: none twice, none left out; both stop and measure alike."""
+    Reranker(make_model(dropout=0.0, unknown_rate=0.0), processor).save_pretrained(tmp_path / "model")
+    train, validation = make_lists(20, 7), make_lists(13, 8)
+    train.save_to_disk(tmp_path / "train")
+    validation.save_to_disk(tmp_path / "validation")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    reports = {}
+    for processes, batch_size in ((1, 8), (2, 4)):
+        launcher = [sys.executable]
+        if processes > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        output = tmp_path / f"on{processes}"
+        command = [*launcher, stream_worker.__file__, str(tmp_path), str(output), str(batch_size)]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        reports[processes] = [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    (one,), both = reports[1], reports[2]
+    assert [report["world_size"] for report in both] == [2, 2]
+    assert one["refused"] == ""
+    assert all("shuffled with a seed" in report["refused"] for report in both)
+    flat = list(chain(*one["ids"]))
+    assert sorted(flat[:20]) == sorted(flat[20:40]) == sorted(train["list_id"])
+    assert [first + second for first, second in zip(both[0]["ids"], both[1]["ids"], strict=True)] == one["ids"]
+    for report in (one, *both):
+        assert len(report["ids"]) == 7
+        assert report["again"] == report["ids"][4:]
+        assert report["checksums"][0] == report["checksums"][1]
+        # 20 lists a pass end within steps 3 and 5, whichever process holds the last of them.
+        items = sum(len(row) for row in validation["item_id"])
+        assert report["evaluated"] == [[step, 13, items] for step in (3, 5, 7)]
+    assert both[0]["checksums"] == both[1]["checksums"] == pytest.approx(one["checksums"], rel=1e-5)
+    assert both[0]["ndcg"] == pytest.approx(one["ndcg"], abs=1e-5)
+    assert both[0]["obedience"] == pytest.approx(one["obedience"], abs=1e-5)
