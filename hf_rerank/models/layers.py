@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -204,6 +206,15 @@ def check_sizes(dropout: float | int, **sizes: int | list[int]) -> None:
             raise InputError(f"{name} is {size}: expected at least 1")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout is {dropout}: expected a share in [0, 1)")
+
+
+def check_encoder(config: Any, **sizes: int | list[int]) -> None:
+    """``check_sizes`` of an encoder whose ``d_model`` is divided among its heads, and of ``sizes``."""
+    for name in ("d_model", "num_blocks", "num_heads", "inner_width"):
+        sizes[name] = getattr(config, name)
+    check_sizes(config.dropout, **sizes)
+    if config.d_model % config.num_heads:
+        raise InputError(f"d_model={config.d_model} is no multiple of num_heads={config.num_heads}: change one")
 
 
 def _table(rows: int, config: RerankerConfig) -> nn.Embedding:

@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from hf_rerank.errors import InputError
 from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import EncoderBlock, HistoryEmbedding, ItemEmbedding, check_sizes, position_vectors
+from hf_rerank.models.layers import EncoderBlock, HistoryEmbedding, ItemEmbedding, check_encoder, position_vectors
 
 
 @strict
@@ -49,16 +49,7 @@ class PEARConfig(RerankerConfig):
 
     def validate_encoder(self) -> None:
         """Checks what types cannot say."""
-        check_sizes(
-            self.dropout,
-            feature_width=self.feature_width,
-            d_model=self.d_model,
-            num_blocks=self.num_blocks,
-            num_heads=self.num_heads,
-            inner_width=self.inner_width,
-        )
-        if self.d_model % self.num_heads:
-            raise InputError(f"d_model={self.d_model} is no multiple of num_heads={self.num_heads}: change one")
+        check_encoder(self, feature_width=self.feature_width)
         if not 0 <= self.list_loss_weight < float("inf"):
             raise InputError(f"list_loss_weight is {self.list_loss_weight}: expected a finite number of at least 0")
 

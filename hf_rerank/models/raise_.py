@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from hf_rerank.errors import InputError
 from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import EncoderBlock, HistoryEmbedding, ItemEmbedding, check_sizes, position_vectors
+from hf_rerank.models.layers import EncoderBlock, HistoryEmbedding, ItemEmbedding, check_encoder, position_vectors
 
 
 @strict
@@ -43,16 +43,7 @@ class RAISEConfig(RerankerConfig):
 
     def validate_encoder(self) -> None:
         """Checks what types cannot say."""
-        check_sizes(
-            self.dropout,
-            d_model=self.d_model,
-            num_blocks=self.num_blocks,
-            num_heads=self.num_heads,
-            inner_width=self.inner_width,
-            num_mixtures=self.num_mixtures,
-        )
-        if self.d_model % self.num_heads:
-            raise InputError(f"d_model={self.d_model} is no multiple of num_heads={self.num_heads}: change one")
+        check_encoder(self, num_mixtures=self.num_mixtures)
 
     def validate_user(self) -> None:
         """Refuses lists that say nothing of the user."""

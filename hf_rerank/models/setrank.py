@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from hf_rerank.errors import InputError
 from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import EncoderBlock, ItemEmbedding, check_sizes, position_vectors
+from hf_rerank.models.layers import EncoderBlock, ItemEmbedding, check_encoder, position_vectors
 
 
 @strict
@@ -72,15 +72,7 @@ class SetRankConfig(RerankerConfig):
 
     def validate_encoder(self) -> None:
         """Checks what types cannot say."""
-        check_sizes(
-            self.dropout,
-            d_model=self.d_model,
-            num_blocks=self.num_blocks,
-            num_heads=self.num_heads,
-            inner_width=self.inner_width,
-        )
-        if self.d_model % self.num_heads:
-            raise InputError(f"d_model={self.d_model} is no multiple of num_heads={self.num_heads}: change one")
+        check_encoder(self)
         if self.num_inducing < 0:
             raise InputError(f"num_inducing is {self.num_inducing}: expected at least 0")
 
