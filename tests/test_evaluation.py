@@ -267,12 +267,15 @@ def test_all_passes_share_one_embedding(processor: ListProcessor) -> None:
 
 @pytest.mark.parametrize("task_loss", ["binary_log_loss", "listnet_loss"])
 @pytest.mark.parametrize("name", RERANKERS)
-def test_models_equal_passes_of_their_own(processor: ListProcessor, name: str, task_loss: str) -> None:
+def test_models_equal_passes_of_their_own(name: str, task_loss: str) -> None:
     """What one forward measures is what separate calls of the model give, each with its own order."""
     torch.manual_seed(4)
+    lists = world(60, seed=5).append_column("user", pa.array([number % 3 for number in range(60)]))
+    schema = SCHEMA.replace(user=(Categorical("user", min_count=1),))  # RAISE wants to know something of the user
+    processor = ListProcessor.from_lists(lists, schema=schema)
     config, model_class = RERANKERS[name]
     model = model_class(config.for_schema(processor.schema, task_loss=task_loss, initializer_range=0.5)).eval()
-    for seed, batch in enumerate(encoded_batches(world(60, seed=5), processor, batch_size=25)):
+    for seed, batch in enumerate(encoded_batches(lists, processor, batch_size=25)):
         inputs = {column: values for column, values in batch.items() if column not in EXTRAS}
         options: dict[str, Any] = {"swaps": "one" if seed else "all", "max_steps": 4}
         if seed:
