@@ -183,7 +183,7 @@ class _ArrayFile:
     """An array on disk that grows by rows."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("wb")
+        self.file = path.open("wb", buffering=0)
         self.dtype, self.shape = "", [0]
 
     def __enter__(self) -> _ArrayFile:
@@ -194,4 +194,7 @@ class _ArrayFile:
 
     def write(self, rows: np.ndarray) -> None:
         self.dtype, self.shape = rows.dtype.str, [self.shape[0] + len(rows), *rows.shape[1:]]
-        np.ascontiguousarray(rows).tofile(self.file)
+        # Not numpy's tofile, which says nothing if the disk is full.
+        left = memoryview(rows.tobytes())
+        while left:
+            left = left[self.file.write(left) :]
