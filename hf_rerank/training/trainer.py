@@ -469,7 +469,7 @@ class RerankTrainer(CheckpointingTrainer):
 
     def _run(self) -> dict[str, Any]:
         """What decides on which batches this run reads."""
-        return describe_run(self.args, self.results["data"])
+        return describe_run(self.args, self.results["data"], self.results["objective"])
 
     def _refuse_broken_weights(self) -> None:
         assert self.model is not None
