@@ -10,7 +10,8 @@ import json
 import math
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,27 @@ class RerankTrainer(CheckpointingTrainer):
         if not self.is_in_train and not isinstance(eval_dataset, dict):
             self.results["evaluations"][metric_key_prefix] = metrics
         return metrics
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As upstream, but of all lists (``dataloader_drop_last`` is for training), and of those that are given:
+        upstream's persistent workers go on giving the lists that were evaluated first."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            return self.get_test_dataloader(eval_dataset)
+        with self._no_list_dropped():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As upstream, but of all lists."""
+        with self._no_list_dropped():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _no_list_dropped(self) -> Iterator[None]:
+        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = dropped
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """Scores of raw lists with labels; ``Reranker.rerank`` ranks lists without."""
