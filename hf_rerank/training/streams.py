@@ -115,7 +115,8 @@ class EncodedStream(IterableDataset):
             windows = self._windows(begun, draw)
             window = next(windows, None)
             if window is None:
-                raise InputError("the stream holds no list: expected at least one")
+                what = "train" if self.endless else "evaluate"
+                raise InputError(f"the stream to {what} on holds no list: expected at least one")
             while window is not None:
                 following = next(windows, None)
                 count += len(window)

@@ -431,7 +431,9 @@ class RerankTrainer(CheckpointingTrainer):
             )
         if isinstance(lists, Dataset):
             if not len(lists):
-                raise InputError("the dataset holds no list: expected at least one")
+                raise InputError(
+                    f"the dataset to {'train' if train else 'evaluate'} on holds no list: expected at least one"
+                )
             if cache is not None:
                 return CachedLists(cache, lists, self.processor, **self._encode_options)
             return EncodedLists(lists, self.processor, **self._encode_options)

@@ -186,6 +186,25 @@ def test_damage_is_named(tmp_path: Path) -> None:
         CachedLists(tmp_path, other, processor)
 
 
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    """A cache that is there is read, and nothing is written for that; otherwise the folder is named."""
+    lists = rich_lists(5)
+    processor = ListProcessor.from_lists(lists, schema=RICH)
+    cached = CachedLists(tmp_path / "cache", lists, processor)
+    for lock in (tmp_path / "cache").glob("*.lock"):
+        lock.unlink()
+    before = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert_same_batches(CachedLists(tmp_path / "cache", lists, processor), cached, [[3, 1]])
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="file is a file: expected a folder"):
+        CachedLists(tmp_path / "file", lists, processor)
+    # A folder where its lock file belongs.
+    (tmp_path / "other" / f"{cached.folder.name}.lock").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"other could not be written: .* choose a folder that you may write to"):
+        CachedLists(tmp_path / "other", lists, processor)
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Nth thing brought to the disk fails, for every N."""
     lists = rich_lists(10)

@@ -201,7 +201,7 @@ def test_a_stream_that_changes_is_noticed(make_lists: Any, processor: ListProces
     stream.go_on(60, 31)
     with pytest.raises(InputError, match="gave 30 lists in one pass and 31 in another"):
         batches_of(stream, 12)
-    with pytest.raises(InputError, match="holds no list"):
+    with pytest.raises(InputError, match="to evaluate on holds no list"):
         batches_of(EncodedStream(datasets.IterableDataset.from_generator(lambda: iter(())), processor), 1)
 
 
