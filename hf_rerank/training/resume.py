@@ -85,6 +85,8 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
     if not path.is_file():
         raise InputError(f"{checkpoint} was saved without {RUN_FILE}, so nothing says which lists it was trained on")
     saved = json.loads(path.read_text(encoding="utf-8"))
+    if not saved.keys() >= run.keys() or not saved["options"].keys() >= run["options"].keys():
+        raise InputError(f"{checkpoint} was saved by another version of hf-rerank: go on with that one; or {REMEDY}")
     effects = dict.fromkeys(run["options"], "batches would differ")
     effects |= dict.fromkeys(OPTIMIZER, "it would be ignored")
     effects |= dict.fromkeys(BEST, "the best checkpoint so far would be compared by another measure")
@@ -92,7 +94,7 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
     if None in (saved["options"]["metric_for_best_model"], run["options"]["metric_for_best_model"]):
         unused += BEST
     for name, effect in effects.items():
-        theirs, ours = saved["options"].get(name), run["options"][name]
+        theirs, ours = saved["options"][name], run["options"][name]
         if theirs != ours and name not in unused:
             raise InputError(f"{checkpoint} was trained with {name}={theirs}, this run has {ours}: {effect}; {REMEDY}")
     for split, identity in run["data"].items():

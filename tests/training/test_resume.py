@@ -178,6 +178,14 @@ def test_a_longer_run_is_warned_of(make_trainer: Make, checkpoint: Path) -> None
 def test_a_checkpoint_that_does_not_say(make_trainer: Make, checkpoint: Path) -> None:
     saved = json.loads((checkpoint / "run.json").read_text())
     assert saved["data"]["train"]["lists"] == 240
+    for old in (
+        {name: part for name, part in saved.items() if name != "learning"},
+        {**saved, "options": {name: value for name, value in saved["options"].items() if name != "no_click"}},
+    ):
+        (checkpoint / "run.json").write_text(json.dumps(old))
+        write_manifest(checkpoint, step=1, number=1, processes=1)
+        with pytest.raises(InputError, match="was saved by another version of hf-rerank"):
+            make_trainer(folder="other", **BEGUN).train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / "run.json").unlink()
     write_manifest(checkpoint, step=1, number=1, processes=1)
     with pytest.raises(InputError, match=r"saved without run\.json"):
