@@ -38,8 +38,8 @@ class EncodedStream(IterableDataset):
 
     Args:
         lists: The stream. If it is shuffled already, it must have been with a seed. One of several shards that was
-            cut, interleaved or repeated (``take``, ``skip``, ``interleave_datasets``) is read as one shard. Row numbers
-            (``with_indices``) count within a shard, otherwise.
+            cut, interleaved or repeated (``take``, ``skip``, ``interleave_datasets``) is read as one shard; otherwise
+            row numbers (``with_indices``) count within a shard.
         processor: Encodes its lists.
         highest_label: Labels above are refused (1 under log-losses).
         truncate: Cut lists that are too long to their first places, instead of refusing them.
