@@ -175,7 +175,7 @@ class RerankTrainingArguments(TrainingArguments):
             raise InputError(f"metric_ks is {self.metric_ks}: expected cut-offs of at least 1")
         if self.stream_window < 1:
             raise InputError(f"stream_window is {self.stream_window}: expected at least 1")
-        if self.encoded_cache is not None and not self.encoded_cache.strip():
+        if self.encoded_cache is not None and not str(self.encoded_cache).strip():
             raise InputError("encoded_cache is empty: expected a folder, or leave it out")
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise InputError(

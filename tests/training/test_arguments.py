@@ -102,6 +102,10 @@ def test_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_cache_may_be_a_path(tmp_path: Path) -> None:
+    assert make(tmp_path, encoded_cache=tmp_path / "cache").encoded_cache == tmp_path / "cache"
+
+
 def test_best_metric_may_be_a_loss_or_an_obedience(tmp_path: Path) -> None:
     assert make(tmp_path, metric_for_best_model="loss").greater_is_better is False
     assert make(tmp_path, metric_for_best_model="eval_p1_obedience@5", metric_ks=[10]).greater_is_better is True
