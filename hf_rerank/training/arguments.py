@@ -182,6 +182,11 @@ class RerankTrainingArguments(TrainingArguments):
                 f"train_sampling_strategy is {self.train_sampling_strategy!r}: expected random or sequential; the "
                 "lengths of lists, which the others go by, are known only where batches are encoded"
             )
+        if not self.dataloader_in_order:
+            raise InputError(
+                "dataloader_in_order=False gives batches as workers happen to finish them, so that no run could go on "
+                "from a checkpoint: leave it on"
+            )
         if self.label_smoothing_factor:
             raise InputError("label_smoothing_factor has no part in the losses of lists: leave it at 0")
         if self.obedience_k < 1:
