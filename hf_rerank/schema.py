@@ -18,6 +18,8 @@ from typing import Any, Literal
 from hf_rerank.errors import InputError, suggestion
 
 MIN_COUNT = 2
+# Row numbers are kept in 32 bits.
+MAX_ROWS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Categorical:
         for what, rows in (("size", self.size), ("hash_size", self.hash_size)):
             if rows is not None and rows < 3:
                 raise InputError(f"{self.name!r} has {what}={rows}: expected at least 3 (padding, unknown, one value)")
+            if rows is not None and rows > MAX_ROWS:
+                raise InputError(f"{self.name!r} has {what}={rows}: expected at most {MAX_ROWS:,} rows of a table")
         if self.min_count < 1:
             raise InputError(f"{self.name!r} has min_count={self.min_count}: expected at least 1")
 

@@ -339,6 +339,7 @@ WRONG_SCHEMAS = {
     "list length": (lambda: ListSchema(items=[ITEM], max_list_length=0), "max_list_length=0: expected at least 1"),
     "history length": (lambda: ListSchema(items=[ITEM], max_history_length=0), "max_history_length=0"),
     "size": (lambda: Categorical("x", size=2), "size=2: expected at least 3"),
+    "huge table": (lambda: Categorical("x", hash_size=2**31), "hash_size=2147483648: expected at most 2,147,483,647"),
     "hash size": (lambda: Categorical("x", hash_size=1), "hash_size=1: expected at least 3"),
     "two sizes": (lambda: Categorical("x", size=9, hash_size=9), "size and hash_size"),
     "hashed and shared": (lambda: Categorical("x", hash_size=9, shares="y"), "hash_size and shares"),

@@ -40,6 +40,8 @@ _WIDTHS = (len(USER_COLUMNS), *map(len, ITEM_FIELDS.values()))
 # A line of 30 items has about 7,000 bytes; without a limit a file without line ends would be read whole.
 MAX_LINE_BYTES = 2**20
 MAX_EXACT_FLOAT = 2**53
+# From here on a number is rounded to 2**128 - 2**103 in 64 bits, and to infinity in 32.
+_FLOAT32_OVERFLOW = 2**128 - 2**103 - 2**74
 # Damaged lines that one message names by number; the others are counted.
 MAX_NAMED_LINES = 20
 # What can be wrong with a line; the counts of a report are by these.
@@ -64,12 +66,13 @@ KINDS = (
     "empty line",
 )
 
+# In 64 bits, as the careful reader reads: in 32 a label of 1e-50 would be 0.
 _DECODED = {
     1: pl.List(pl.Int64),
     2: pl.List(pl.List(pl.Int64)),
-    3: pl.List(pl.List(pl.Float32)),
-    4: pl.List(pl.List(pl.Float32)),
-    5: pl.List(pl.Float32),
+    3: pl.List(pl.List(pl.Float64)),
+    4: pl.List(pl.List(pl.Float64)),
+    5: pl.List(pl.Float64),
 }
 _TEXTS = {str(k): pl.String() for k in range(len(FIELDS))}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # as some editors write it at the beginning of a file
@@ -374,7 +377,8 @@ def _columns(
         if not np.isfinite(numbers).all():
             raise _Damaged
         if pa.types.is_integer(kind):
-            if (numbers != np.trunc(numbers)).any() or (np.abs(numbers) > MAX_EXACT_FLOAT).any():
+            # A whole number of more digits ends up at the bound, too.
+            if (numbers != np.trunc(numbers)).any() or (np.abs(numbers) >= MAX_EXACT_FLOAT).any():
                 raise _Damaged
             numbers = numbers.astype(np.int64)
     shape = (-1, len(names))
@@ -404,8 +408,6 @@ class _Clean:
         values, missing = self.values[rows], self.missing[rows]
         fields = [values[:, place] for place in places]
         nulls = [missing[:, place] if missing[:, place].any() else None for place in places]
-        if any((np.abs(fields[k]) >= MAX_EXACT_FLOAT).any() for k in (1, 2)):  # a text of more digits ends up there
-            raise _Damaged
         if nulls[5] is not None or not ((fields[5] == 0) | (fields[5] == 1)).all():
             raise _Damaged
         per_list = _columns(fields[1], nulls[1], USER_COLUMNS, pa.int64())
@@ -463,10 +465,12 @@ def _damage(line: bytes) -> _Damage | None:
 
 
 def _parsed(line: bytes) -> list[Any]:
-    """The values of a line that is not damaged; whole numbers without a point."""
+    """The values of a line that is not damaged: ids without a point, and the dense ones with one."""
     values = [json.loads(text) for text in line.decode("ascii").split("|")]
     values[1] = [_whole(value) for value in values[1]]
     values[2] = [[_whole(value) for value in item] for item in values[2]]
+    for k in (3, 4):
+        values[k] = [[None if value is None else float(value) for value in item] for item in values[k]]
     return values
 
 
@@ -536,7 +540,7 @@ def _damage_of_numbers(values: list[Any], name: str, *, whole: bool) -> tuple[st
             return "no whole number", f"{where} is {value}: expected a whole number"
         if whole and not -(2**63) <= value < 2**63:
             return "no whole number", f"{where} is {shortened(str(value))}: expected a whole number of 64 bits"
-        if not whole and abs(value) > float(np.finfo(np.float32).max):
+        if not whole and abs(value) >= _FLOAT32_OVERFLOW:
             return "not finite", f"{where} is {shortened(str(value))}: too large for a float of 32 bits"
     return None
 

@@ -175,6 +175,20 @@ class RerankTrainingArguments(TrainingArguments):
             raise InputError(f"metric_ks is {self.metric_ks}: expected cut-offs of at least 1")
         if self.stream_window < 1:
             raise InputError(f"stream_window is {self.stream_window}: expected at least 1")
+        if self.encoded_cache is not None and not str(self.encoded_cache).strip():
+            raise InputError("encoded_cache is empty: expected a folder, or leave it out")
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise InputError(
+                f"train_sampling_strategy is {self.train_sampling_strategy!r}: expected random or sequential; the "
+                "lengths of lists, which the others go by, are known only where batches are encoded"
+            )
+        if not self.dataloader_in_order:
+            raise InputError(
+                "dataloader_in_order=False gives batches as workers happen to finish them, so that no run could go on "
+                "from a checkpoint: leave it on"
+            )
+        if self.label_smoothing_factor:
+            raise InputError("label_smoothing_factor has no part in the losses of lists: leave it at 0")
         if self.obedience_k < 1:
             raise InputError(f"obedience_k is {self.obedience_k}: expected at least 1")
         if self.bf16_full_eval or self.fp16_full_eval:

@@ -124,9 +124,14 @@ def _folder_of(cache: Path, made_from: dict[str, Any], lists: Any, encode: ListE
 
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     folder = cache / f"lists-{digest[:16]}"
-    with naming_failures(cache):
-        cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{folder.name}.lock"):
+    if folder.is_dir():  # whole; another user's may be read where one may not write
+        return folder
+    if cache.exists() and not cache.is_dir():
+        raise InputError(f"encoded_cache {cache} is a file: expected a folder, which is made if it is not there")
+    with contextlib.ExitStack() as held:
+        with naming_failures(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(cache / f"{folder.name}.lock"))
         if not folder.is_dir():
             logger.warning("Encoding %s lists into %s, once.", f"{len(lists):,}", folder)
             unfinished = folder.with_name(folder.name + UNFINISHED)
@@ -183,7 +188,7 @@ class _ArrayFile:
     """An array on disk that grows by rows."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("wb")
+        self.file = path.open("wb", buffering=0)
         self.dtype, self.shape = "", [0]
 
     def __enter__(self) -> _ArrayFile:
@@ -194,4 +199,7 @@ class _ArrayFile:
 
     def write(self, rows: np.ndarray) -> None:
         self.dtype, self.shape = rows.dtype.str, [self.shape[0] + len(rows), *rows.shape[1:]]
-        np.ascontiguousarray(rows).tofile(self.file)
+        # Not numpy's tofile, which says nothing if the disk is full.
+        left = memoryview(rows.tobytes())
+        while left:
+            left = left[self.file.write(left) :]

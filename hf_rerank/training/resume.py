@@ -16,30 +16,40 @@ ORDER = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "train_sampling_strategy"),
     *("dataloader_drop_last", "truncate_lists"),
 )
-STREAM_ORDER = ("stream_window",)
+STREAM_ORDER = ("stream_window", "train_batch_size")
+# The same, of accelerator_config.
+ACCELERATOR_ORDER = ("split_batches", "even_batches", "use_seedable_sampler")
 # What the optimizer and the schedule take from their saved state, whatever the arguments say.
 OPTIMIZER = (
-    *("optim", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type"),
-    *("warmup_steps",),
+    *("optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
 )
+# By what checkpoints are compared with the best so far.
+BEST = ("metric_for_best_model", "greater_is_better", "no_click")
+# What takes effect from here on, beside the objective, and changes what is learned.
+LEARNING = ("max_grad_norm", "bf16", "fp16")
 # How long a run is; the learning rate follows it.
 LENGTH = ("max_steps", "num_train_epochs")
 REMEDY = "give the same, or start afresh from the checkpoint's weights with from_pretrained"
 
 
-def describe_run(args: Any, data: dict[str, Any]) -> dict[str, Any]:
+def describe_run(args: Any, data: dict[str, Any], objective: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint must say of its run, as plain JSON values.
 
     Args:
         args: Of the training.
         data: Split -> its identity, as ``results.data_identity`` gives it.
+        objective: Its settings.
     """
-    plain = args.to_dict()
-    named = (*ORDER, *STREAM_ORDER, *OPTIMIZER)
+    # The batch size of a device, times those of a process.
+    plain = {**args.to_dict(), "train_batch_size": args.train_batch_size}
+    named = (*ORDER, *STREAM_ORDER, *OPTIMIZER, *BEST)
+    accelerator = {f"accelerator_config.{name}": plain["accelerator_config"][name] for name in ACCELERATOR_ORDER}
     return {
         "data": data,
         "length": {name: plain[name] for name in LENGTH},
-        "options": {name: plain[name] for name in named if name in plain},
+        "learning": {**{name: plain[name] for name in LEARNING}, **objective},
+        "options": {**{name: plain[name] for name in named}, **accelerator},
     }
 
 
@@ -55,9 +65,10 @@ def write_run(folder: Path, run: dict[str, Any], lists_a_pass: int) -> None:
 
 
 def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -> int:
-    """Refuses to go on with other lists, in another order, or with options that would be ignored.
+    """Refuses to go on with other lists, in another order, with options that would be ignored, or by another metric.
 
-    Other options take effect from here on. Other evaluation lists and another number of steps are warned of.
+    Other options take effect from here on. Another objective, other evaluation lists and another number of steps are
+    warned of.
 
     Args:
         checkpoint: To go on from.
@@ -74,11 +85,17 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
     if not path.is_file():
         raise InputError(f"{checkpoint} was saved without {RUN_FILE}, so nothing says which lists it was trained on")
     saved = json.loads(path.read_text(encoding="utf-8"))
-    options = [*ORDER, *(STREAM_ORDER if stream else ()), *OPTIMIZER]
-    for name in options:
-        theirs, ours = saved["options"].get(name), run["options"].get(name)
-        if theirs != ours:
-            effect = "it would be ignored" if name in OPTIMIZER else "batches would differ"
+    if not saved.keys() >= run.keys() or not saved["options"].keys() >= run["options"].keys():
+        raise InputError(f"{checkpoint} was saved by another version of hf-rerank: go on with that one; or {REMEDY}")
+    effects = dict.fromkeys(run["options"], "batches would differ")
+    effects |= dict.fromkeys(OPTIMIZER, "it would be ignored")
+    effects |= dict.fromkeys(BEST, "the best checkpoint so far would be compared by another measure")
+    unused: tuple[str, ...] = () if stream else STREAM_ORDER
+    if None in (saved["options"]["metric_for_best_model"], run["options"]["metric_for_best_model"]):
+        unused += BEST
+    for name, effect in effects.items():
+        theirs, ours = saved["options"][name], run["options"][name]
+        if theirs != ours and name not in unused:
             raise InputError(f"{checkpoint} was trained with {name}={theirs}, this run has {ours}: {effect}; {REMEDY}")
     for split, identity in run["data"].items():
         theirs = saved["data"].get(split)
@@ -88,6 +105,14 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
         if split == "train":
             raise InputError(f"{message}; {REMEDY}")
         warnings.warn(f"{message}: metrics do not compare, nor does the best checkpoint so far", stacklevel=2)
+    changed = [name for name, ours in run["learning"].items() if saved["learning"].get(name) != ours]
+    if changed:
+        differences = ", ".join(f"{name}={saved['learning'].get(name)} ({run['learning'][name]})" for name in changed)
+        warnings.warn(
+            f"{checkpoint} was trained with {differences}; what is in brackets takes effect from here on, so the "
+            "model will be one of neither",
+            stacklevel=2,
+        )
     for name, theirs in saved["length"].items():
         if theirs != run["length"][name]:
             warnings.warn(

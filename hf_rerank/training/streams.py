@@ -22,6 +22,8 @@ from hf_rerank.processing import LABEL_PADDING, FlatLists, ListProcessor
 from hf_rerank.training.batches import EncodedTable, ListEncoder, collate
 
 STREAM_BATCH = 1_024
+# Streams whose shards, read by themselves, give other lists than the stream: the first of each shard, say.
+_WHOLE = ("Take", "Skip", "Step", "Cycling", "Repeat", "HorizontallyConcatenated")
 
 
 class StreamedList(NamedTuple):
@@ -35,7 +37,9 @@ class EncodedStream(IterableDataset):
     """A ``datasets`` IterableDataset of raw lists, for a data loader of ``collate_stream``.
 
     Args:
-        lists: The stream. If it is shuffled already, it must have been with a seed.
+        lists: The stream. If it is shuffled already, it must have been with a seed. One of several shards that was
+            cut, interleaved or repeated (``take``, ``skip``, ``interleave_datasets``) is read as one shard; otherwise
+            row numbers (``with_indices``) count within a shard.
         processor: Encodes its lists.
         highest_label: Labels above are refused (1 under log-losses).
         truncate: Cut lists that are too long to their first places, instead of refusing them.
@@ -62,6 +66,7 @@ class EncodedStream(IterableDataset):
         processes: int = 1,
     ) -> None:
         self.lists = lists.with_format("arrow")
+        self.shards = 1 if _must_be_whole(lists.state_dict()) else lists.num_shards
         self.seed, self.window, self.endless = seed, window if seed is not None else STREAM_BATCH, endless
         self.step, self.processes = batch_size * processes, processes
         self.skipped = 0
@@ -111,7 +116,8 @@ class EncodedStream(IterableDataset):
             windows = self._windows(begun, draw)
             window = next(windows, None)
             if window is None:
-                raise InputError("the stream holds no list: expected at least one")
+                what = "train" if self.endless else "evaluate"
+                raise InputError(f"the stream to {what} on holds no list: expected at least one")
             while window is not None:
                 following = next(windows, None)
                 count += len(window)
@@ -135,7 +141,7 @@ class EncodedStream(IterableDataset):
 
     def _windows(self, begun: int, draw: np.random.Generator | None) -> Iterator[_Window]:
         """The lists of one pass in groups that are shuffled."""
-        shards = list(range(self.lists.num_shards))
+        shards = list(range(self.shards))
         # A first window of another size in each pass: others meet.
         room = self.window
         if draw is not None:
@@ -216,6 +222,13 @@ class StreamPasses(TrainerCallback):
             control.should_log |= args.logging_strategy == "epoch"
             control.should_evaluate |= args.eval_strategy == "epoch"
             control.should_save |= args.save_strategy == "epoch"
+
+
+def _must_be_whole(state: Any) -> bool:
+    """Whether a stream, of which this is the state, is not the sum of its shards."""
+    if isinstance(state, dict):
+        return any(word in str(state.get("type")) for word in _WHOLE) or any(map(_must_be_whole, state.values()))
+    return isinstance(state, list) and any(map(_must_be_whole, state))
 
 
 def _joined(flats: list[FlatLists]) -> FlatLists:

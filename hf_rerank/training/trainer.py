@@ -10,7 +10,8 @@ import json
 import math
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,27 @@ class RerankTrainer(CheckpointingTrainer):
             self.results["evaluations"][metric_key_prefix] = metrics
         return metrics
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As upstream, but of all lists (``dataloader_drop_last`` is for training), and of those that are given:
+        upstream's persistent workers go on giving the lists that were evaluated first."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            return self.get_test_dataloader(eval_dataset)
+        with self._no_list_dropped():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As upstream, but of all lists."""
+        with self._no_list_dropped():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _no_list_dropped(self) -> Iterator[None]:
+        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = dropped
+
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
         """Scores of raw lists with labels; ``Reranker.rerank`` ranks lists without."""
         self._evaluation = None
@@ -409,7 +431,9 @@ class RerankTrainer(CheckpointingTrainer):
             )
         if isinstance(lists, Dataset):
             if not len(lists):
-                raise InputError("the dataset holds no list: expected at least one")
+                raise InputError(
+                    f"the dataset to {'train' if train else 'evaluate'} on holds no list: expected at least one"
+                )
             if cache is not None:
                 return CachedLists(cache, lists, self.processor, **self._encode_options)
             return EncodedLists(lists, self.processor, **self._encode_options)
@@ -469,7 +493,7 @@ class RerankTrainer(CheckpointingTrainer):
 
     def _run(self) -> dict[str, Any]:
         """What decides on which batches this run reads."""
-        return describe_run(self.args, self.results["data"])
+        return describe_run(self.args, self.results["data"], self.results["objective"])
 
     def _refuse_broken_weights(self) -> None:
         assert self.model is not None

@@ -6,14 +6,16 @@ import itertools
 import json
 import random
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from hf_rerank.data import prm_public_numbers
 from hf_rerank.data.prm_public import iter_batches
 from hf_rerank.data.prm_public_numbers import NotClean, made_line, read_numbers
-from hf_rerank.data.prm_public_text import Fields
+from hf_rerank.data.prm_public_text import DamagedText, Fields
 
 WIDTHS, ITEMS = (3, 5, 7, 12), 2
 NUMBERS = 1 + 3 + ITEMS * (5 + 7 + 12) + ITEMS
@@ -140,3 +142,55 @@ def test_clean_lines_are_read_without_a_decoder_and_others_with_it(tmp_path, mon
         (table,) = iter_batches([path])
         assert decoded
         assert table.column("item_id")[40].as_py() == [int(digits), 1]
+
+
+def lists_of(tmp_path: Path, *lines: str) -> pa.Table:
+    path = tmp_path / "set1.train.txt.part1"
+    path.write_text("".join(lines))
+    return pa.concat_tables(iter_batches([path]))
+
+
+@pytest.mark.parametrize("field", [1, 4])
+@pytest.mark.parametrize("digits", [2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1])
+def test_long_ids_beside_ids_with_a_point(tmp_path, digits, field):
+    """17.0 is an id, too; the one beside it keeps all its digits."""
+    plain = ["7"] + ["1"] * (NUMBERS - 1)
+    long, dotted = [*plain[:field], str(digits), *plain[field + 1 :]], [*plain[:field], "17.0", *plain[field + 1 :]]
+    ids = lists_of(tmp_path, line_of(long), line_of(dotted)).column("user_0" if field == 1 else "item_id").to_pylist()
+    assert ids == ([digits, 17] if field == 1 else [[digits, 1], [17, 1]])
+
+
+def test_the_largest_float_is_one_in_any_company(tmp_path):
+    """3.4028235e38 is how the largest float of 32 bits is written, and a bit above it; halfway to 2**128 is too much.
+
+    Floats of 64 bits are 2**75 apart there.
+    """
+    plain = ["7"] + ["1"] * (NUMBERS - 1)
+    place = 1 + 3 + 5 * ITEMS
+    largest = [*plain[:place], "3.4028235e38", *plain[place + 1 :]]
+    slow = [*plain[:1], "17.0", *plain[2:-1], "0.0"]
+    for company in ([], [line_of(plain)], [line_of(slow).replace(", ", ",")]):
+        table = lists_of(tmp_path, line_of(largest), *company)
+        assert table.column("basic_0")[0].as_py() == [float(np.finfo(np.float32).max), 1.0]
+    too_large = [*plain[:place], str(2**128 - 2**103 - 2**74), *plain[place + 1 :]]
+    below = [*plain[:place], str(2**128 - 2**103 - 2**74 - 1), *plain[place + 1 :]]
+    rejected = [*plain[:-1], "2"]
+    smallest = [*plain[:place], str(-(2**128 - 2**103 - 2**75)), *plain[place + 1 :]]
+    table = lists_of(tmp_path, line_of(smallest), line_of(slow).replace(", ", ","))
+    assert table.column("basic_0")[0].as_py() == [-float(np.finfo(np.float32).max), 1.0]
+    for texts, message in (
+        (too_large, "line 2.*too large for a float of 32 bits"),
+        (below, "line 3.*expected 0 or 1"),
+    ):
+        with pytest.raises(DamagedText, match=message):
+            lists_of(tmp_path, line_of(largest), line_of(texts), line_of(rejected))
+
+
+@pytest.mark.parametrize("label", ["1e-50", "1.00000001", "0.99999999"])
+def test_a_label_next_to_0_or_1_is_none(tmp_path, label):
+    """In 32 bits it would be."""
+    labels = line_of(["7"] + ["1"] * (NUMBERS - 2) + [label])
+    other_length = line_of(["7"] + ["1"] * (NUMBERS - 1)).replace(", [1, 1, 1, 1, 1]", "").replace("\n", "")
+    for company in ((), ("\r\n" + other_length,)):
+        with pytest.raises(DamagedText, match=rf"line 1, field 6 .labels.: the label of item 2 is {label}: expected"):
+            lists_of(tmp_path, labels.removesuffix("\n") + (company[0] if company else "\n"))

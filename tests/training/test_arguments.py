@@ -47,6 +47,10 @@ def test_defaults_that_differ(tmp_path: Path) -> None:
         ({"push_to_hub": True}, r"trainer\.push_to_hub\(\)"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
         ({"batch_eval_metrics": False}, "batch_eval_metrics"),
+        ({"encoded_cache": ""}, "encoded_cache is empty: expected a folder"),
+        ({"train_sampling_strategy": "group_by_length"}, "is 'group_by_length': expected random or sequential"),
+        ({"dataloader_in_order": False}, "dataloader_in_order=False gives batches as workers happen to finish"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no part"),
         ({"metric_ks": []}, "metric_ks"),
         ({"metric_ks": [5, 0]}, "metric_ks"),
         ({"obedience_k": 0}, "obedience_k"),
@@ -97,6 +101,10 @@ def test_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         make(tmp_path, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_the_cache_may_be_a_path(tmp_path: Path) -> None:
+    assert make(tmp_path, encoded_cache=tmp_path / "cache").encoded_cache == tmp_path / "cache"
 
 
 def test_best_metric_may_be_a_loss_or_an_obedience(tmp_path: Path) -> None:

@@ -186,6 +186,25 @@ def test_damage_is_named(tmp_path: Path) -> None:
         CachedLists(tmp_path, other, processor)
 
 
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    """A cache that is there is read, and nothing is written for that; otherwise the folder is named."""
+    lists = rich_lists(5)
+    processor = ListProcessor.from_lists(lists, schema=RICH)
+    cached = CachedLists(tmp_path / "cache", lists, processor)
+    for lock in (tmp_path / "cache").glob("*.lock"):
+        lock.unlink()
+    before = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert_same_batches(CachedLists(tmp_path / "cache", lists, processor), cached, [[3, 1]])
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == before
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="file is a file: expected a folder"):
+        CachedLists(tmp_path / "file", lists, processor)
+    # A folder where its lock file belongs.
+    (tmp_path / "other" / f"{cached.folder.name}.lock").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"other could not be written: .* choose a folder that you may write to"):
+        CachedLists(tmp_path / "other", lists, processor)
+
+
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Nth thing brought to the disk fails, for every N."""
     lists = rich_lists(10)
@@ -220,6 +239,46 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 CachedLists(tmp_path / "cache", lists, processor), EncodedLists(lists, processor), [[1, 2]]
             )
     assert fired == number - 1 > 10
+
+
+@pytest.mark.parametrize("limit", [8_000, 40_000])
+def test_a_file_that_cannot_grow(tmp_path: Path, limit: int) -> None:
+    """A file system that takes no byte more: each of the files, but not the manifest, is larger than one limit."""
+    resource = pytest.importorskip("resource")
+    lists = rich_lists(2_100, length=6)
+    processor = ListProcessor.from_lists(lists, schema=RICH)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match=r"could not be written: about .* MB are needed.*File too large"):
+            CachedLists(tmp_path / "cache", lists, processor)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_a_disk_that_is_full_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What did not get to the disk is an error even if all that comes after it does."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(encoded_cache, "ENCODING_BATCH", 10)
+    lists = rich_lists(40, length=6)
+    processor = ListProcessor.from_lists(lists, schema=RICH)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    calls = 0
+
+    def write(file: Any, rows: np.ndarray, write: Any = encoded_cache._ArrayFile.write) -> None:
+        nonlocal calls
+        calls += 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100 if calls == 20 else hard, hard))
+        try:
+            write(file, rows)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    monkeypatch.setattr(encoded_cache._ArrayFile, "write", write)
+    with pytest.raises(OSError, match="File too large"):
+        CachedLists(tmp_path / "cache", lists, processor)
+    assert calls == 20
 
 
 WRITER = """

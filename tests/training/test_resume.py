@@ -13,6 +13,7 @@ import pytest
 
 from hf_rerank import InputError, RerankTrainer
 from hf_rerank.manifest import write_manifest
+from hf_rerank.training.resume import describe_run, refuse_another_run
 
 Make = Callable[..., RerankTrainer]
 BEGUN = {
@@ -48,6 +49,14 @@ def checkpoint(make_trainer: Make) -> Path:
         ({"learning_rate": 0.5}, r"learning_rate=0\.02, this run has 0\.5: it would be ignored"),
         ({"optim": "sgd"}, r"optim=adamw\w*, this run has sgd: it would be ignored"),
         ({"lr_scheduler_type": "constant"}, "lr_scheduler_type=linear, this run has constant: it would"),
+        (
+            {"lr_scheduler_kwargs": {"num_cycles": 2}},
+            "lr_scheduler_kwargs=None, this run has {'num_cycles': 2}: it would",
+        ),
+        (
+            {"accelerator_config": {"use_seedable_sampler": False}},
+            "accelerator_config.use_seedable_sampler=True, this",
+        ),
     ],
 )
 def test_other_batches_are_refused(
@@ -57,6 +66,47 @@ def test_other_batches_are_refused(
     with pytest.raises(InputError, match=rf"checkpoint-1 was trained with {message}.*from_pretrained") as caught:
         trainer.train(resume_from_checkpoint=str(checkpoint))
     assert "\n" not in str(caught.value)
+
+
+def test_another_measure_of_the_best_is_refused(make_trainer: Make) -> None:
+    """1.9 expected clicks would be better than any ndcg, for ever."""
+    measured = {**BEGUN, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    begun = make_trainer(folder="begun", save_total_limit=None, **measured, metric_for_best_model="clicks@10")
+    begun.train()
+    for changed, message in (
+        (
+            {"metric_for_best_model": "ndcg@10"},
+            "metric_for_best_model=clicks@10, this run has ndcg@10: the best check",
+        ),
+        ({"metric_for_best_model": "clicks@10", "no_click": "skip"}, "no_click=zero, this run has skip: the best"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_trainer(folder="other", **measured, **changed).train(
+                resume_from_checkpoint=f"{begun.args.output_dir}/checkpoint-1"
+            )
+    # Nothing is compared.
+    make_trainer(folder="other", **BEGUN).train(resume_from_checkpoint=f"{begun.args.output_dir}/checkpoint-1")
+
+
+def test_another_objective_is_warned_of(make_trainer: Make, checkpoint: Path) -> None:
+    trainer = make_trainer(folder="other", **BEGUN, adversarial_weight=0.25, max_grad_norm=3.0)
+    message = (
+        r"max_grad_norm=1\.0 \(3\.0\), adversarial_weight=[\d.]+ \(0\.25\); what is in brackets takes effect from here"
+    )
+    with pytest.warns(UserWarning, match=message):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_stream_on_another_number_of_devices_is_refused(make_trainer: Make, lists: dict[str, Any]) -> None:
+    """Eight lists on each of two devices are as many as sixteen on one, but another option."""
+    begun = make_trainer(folder="begun", train_dataset=lists["train"].to_iterable_dataset(), **BEGUN)
+    begun.train()
+    saved = json.loads((Path(begun.args.output_dir) / "checkpoint-3" / "run.json").read_text())
+    assert saved["options"]["train_batch_size"] == 16
+    begun.args._n_gpu = 2
+    described = describe_run(begun.args, saved["data"], saved["learning"])
+    with pytest.raises(InputError, match="train_batch_size=16, this run has 32: batches would differ"):
+        refuse_another_run(Path(begun.args.output_dir) / "checkpoint-3", described, stream=True)
 
 
 def test_other_lists_are_refused(make_trainer: Make, checkpoint: Path, lists: dict[str, Any], make_lists: Any) -> None:
@@ -128,6 +178,14 @@ def test_a_longer_run_is_warned_of(make_trainer: Make, checkpoint: Path) -> None
 def test_a_checkpoint_that_does_not_say(make_trainer: Make, checkpoint: Path) -> None:
     saved = json.loads((checkpoint / "run.json").read_text())
     assert saved["data"]["train"]["lists"] == 240
+    for old in (
+        {name: part for name, part in saved.items() if name != "learning"},
+        {**saved, "options": {name: value for name, value in saved["options"].items() if name != "no_click"}},
+    ):
+        (checkpoint / "run.json").write_text(json.dumps(old))
+        write_manifest(checkpoint, step=1, number=1, processes=1)
+        with pytest.raises(InputError, match="was saved by another version of hf-rerank"):
+            make_trainer(folder="other", **BEGUN).train(resume_from_checkpoint=str(checkpoint))
     (checkpoint / "run.json").unlink()
     write_manifest(checkpoint, step=1, number=1, processes=1)
     with pytest.raises(InputError, match=r"saved without run\.json"):

@@ -173,12 +173,35 @@ def test_a_stream_that_is_shuffled_already(lists: dict[str, Any], processor: Lis
     assert as_it_comes[:240] != as_it_comes[240:]
 
 
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_stream_that_is_not_the_sum_of_its_shards(
+    lists: dict[str, Any], processor: ListProcessor, seed: int | None
+) -> None:
+    """Shards of 24 lists: the first 30 are a whole shard and a quarter of the next, not three of each."""
+    whole = lists["train"].to_iterable_dataset(num_shards=10)
+    other = lists["validation"].to_iterable_dataset(num_shards=2)
+    for cut in (
+        whole.take(30),
+        whole.skip(30),
+        whole.skip(30).take(30).shuffle(seed=3, buffer_size=5),
+        datasets.interleave_datasets([whole, other]),
+        whole.take(30).repeat(2),
+        datasets.concatenate_datasets([whole.take(30), other]),
+    ):
+        expected = [row["list_id"] for row in cut]
+        for workers in (0, 2):
+            stream = EncodedStream(cut, processor, seed=seed, window=7, batch_size=8)
+            found = list(chain(*batches_of(stream, workers=workers)))
+            assert sorted(found) == sorted(expected)
+            assert (found == expected) == (seed is None)
+
+
 def test_a_stream_that_changes_is_noticed(make_lists: Any, processor: ListProcessor) -> None:
     stream = stream_of(make_lists(30, 1), processor, seed=0, endless=True, batch_size=10)
     stream.go_on(60, 31)
     with pytest.raises(InputError, match="gave 30 lists in one pass and 31 in another"):
         batches_of(stream, 12)
-    with pytest.raises(InputError, match="holds no list"):
+    with pytest.raises(InputError, match="to evaluate on holds no list"):
         batches_of(EncodedStream(datasets.IterableDataset.from_generator(lambda: iter(())), processor), 1)
 
 

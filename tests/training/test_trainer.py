@@ -416,6 +416,24 @@ def test_two_processes_equal_one(
 # ----------------------------------------------------------------------------------------------------- only public API
 
 
+def test_every_list_is_measured_whatever_training_drops(make_trainer: Make, lists: dict[str, Any]) -> None:
+    """50 lists in batches of 32: the last 18 count, too."""
+    trainer = make_trainer(dataloader_drop_last=True)
+    model = trainer.model
+    assert measured(trainer.evaluate()) == measured(make_trainer(model, folder="other").evaluate())
+    assert len(trainer.predict(lists["validation"]).predictions[0]) == 50
+    assert trainer.args.dataloader_drop_last
+
+
+def test_persistent_workers_give_the_lists_that_are_asked_for(make_trainer: Make, lists: dict[str, Any]) -> None:
+    trainer = make_trainer(dataloader_num_workers=1, dataloader_persistent_workers=True)
+    validation, other = trainer.evaluate(), trainer.evaluate(lists["train"])
+    plain = make_trainer(trainer.model, folder="other")
+    assert measured(validation) == measured(plain.evaluate())
+    assert measured(other) == measured(plain.evaluate(lists["train"]))
+    assert measured(trainer.evaluate()) == measured(validation) != measured(other)
+
+
 def test_only_public_methods_of_the_trainer() -> None:
     """No underscore method of ``transformers.Trainer`` is called, overridden or hidden by an attribute."""
     upstream = ast.parse(inspect.getsource(inspect.getmodule(Trainer)))  # type: ignore[arg-type]
