@@ -252,12 +252,16 @@ def prepare_ad(
                 ) from None
             saved = {"buckets": number, "next": 0, "runs": runs, "report": report.to_dict()}
             unfinished.save(unfinished.group(columns), saved, whole=True)
-        _write_lists(maker, unfinished, report, shard_lists, bar)
-        for path in files.there():
-            if fingerprint(path) != before[path.name]:
-                raise InputError(
-                    f"{path} changed while it was read: remove {unfinished.partial}, and run again when it is complete"
-                )
+        try:
+            _write_lists(maker, unfinished, report, shard_lists, bar)
+            for path in files.there():
+                if fingerprint(path) != before[path.name]:
+                    raise InputError(f"{path} changed while it was read: run again when it is complete")
+        except CannotWrite:
+            raise
+        except InputError:  # of the raw files, or the buckets: no later run can go on with these
+            unfinished.forget()
+            raise
         card = _card(files, protocol, schema, report)
         unfinished.finish(columns, lambda folder: write_description(folder, schema, report, card))
     report.seconds = time.monotonic() - started
@@ -375,9 +379,7 @@ def _write_lists(
         runs[name] = [unfinished.buckets / file for file in sizes]
         for path in runs[name]:
             if not path.is_file() or path.stat().st_size != sizes[path.name]:
-                raise InputError(
-                    f"{path} is missing or not as it was written: remove {unfinished.partial} to begin anew"
-                )
+                raise InputError(f"{path} is missing or not as it was written: run again, which begins anew")
     number, first = state["buckets"], state["next"]
     group, waiting, finished = unfinished.group(maker.columns), 0, False
     try:

@@ -255,6 +255,10 @@ class Unfinished:
         for shard in replaced:
             (self.partial / shard["path"]).unlink()
 
+    def forget(self) -> None:
+        """Begins anew next time: what was saved came from a wrong source. The folder is removed when it is left."""
+        self.state_file.unlink(missing_ok=True)
+
     def finish(self, columns: pa.Schema, describe: Callable[[Path], None]) -> None:
         """Gives the shards their last names, and the folder its own.
 
