@@ -395,9 +395,10 @@ def _write_lists(
                         if lists.num_rows:
                             report.keep(split, lists, "click")
                             group.write(split, lists)
-                    waiting += made.num_rows
                     stage["rows"] = made.num_rows
-                    if waiting >= shard_lists or bucket + 1 == number:
+                waiting += made.num_rows
+                if waiting >= shard_lists or bucket + 1 == number:
+                    with _stage(report, "make and write lists"):
                         saved = {**state, "next": bucket + 1, "report": report.to_dict()}
                         unfinished.save(group, saved, whole=True)
                         group, waiting = unfinished.group(maker.columns), 0
