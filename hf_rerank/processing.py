@@ -138,8 +138,8 @@ class ListProcessor(FeatureExtractionMixin):
     [B, H, Hc], ``history_dense`` float32 [B, H, Hd], ``history_mask`` bool [B, H], ``mask`` bool [B, L] (True: an
     item), ``position_ids`` int64 [B, L] (padding holds the positions after the items'), ``labels`` float32 [B, L]
     (-100 at padding), ``weights`` float32 [B, L] (0 at padding). ``encode`` also gives ``propensities``
-    float32 [B, L] (1 at padding), and the ``attraction`` float32 [B, L] of simulated lists: for metrics, and no input of
-    a model.
+    float32 [B, L] (1 at padding), and the ``attraction`` float32 [B, L] of simulated lists: for metrics, and no input
+    of a model.
 
     Attributes:
         schema: The schema with the sizes of all tables filled in and ``fitted`` set.

@@ -7,9 +7,9 @@ examination hypothesis (a click is a look times an attraction, and the attractio
 unbiased estimate of the clicks that they would get if all k were looked at (Joachims, Swaminathan, Schnabel 2017).
 
 - **ips**: the mean over lists of ``sum_(rank <= k) click / propensity``.
-- **snips**, self-normalised: that total divided by the total of ``click / propensity`` over whole lists: which share of
-  all attraction the first k hold (Agarwal et al. 2019). It is slightly biased, varies less, and a constant factor on
-  all propensities changes nothing.
+- **snips**, self-normalised: that total divided by the total of ``click / propensity`` over whole lists: which share
+  of all attraction the first k hold (Agarwal et al. 2019). It is slightly biased, varies less, and a constant factor
+  on all propensities changes nothing.
 
 Intervals are 95 %, from the variance over lists (of the ratio: its linearisation); lists count as independent of one
 another, so where users have many lists the true intervals are wider. Lists that were kept *because* they hold a
@@ -111,8 +111,8 @@ def _read(
     if zero.any():
         row, slot = (int(index) for index in np.argwhere(zero)[0])
         raise InputError(
-            f"propensities of real items must be above 0 and at most 1; found {propensities[row, slot]:g} in list {row}, "
-            f"slot {slot}: an item that was never looked at cannot be corrected for; leave its list out"
+            f"propensities of real items must be above 0 and at most 1; found {propensities[row, slot]:g} in list "
+            f"{row}, slot {slot}: an item that was never looked at cannot be corrected for; leave its list out"
         )
     clicked = mask & (labels > 0)
     corrected = np.divide(1.0, propensities, out=np.zeros_like(propensities), where=clicked)

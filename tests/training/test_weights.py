@@ -1,4 +1,4 @@
-"""Columns beside the labels, through the trainer: sample weights in every task loss, propensities in its evaluation."""
+"""Columns beside the labels, through the trainer: weights in every task loss, propensities in its evaluation."""
 
 from __future__ import annotations
 
