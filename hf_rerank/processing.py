@@ -31,7 +31,7 @@ VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
 LABEL_PADDING = -100.0
 # What stands at padding, of the tensors that are no features.
-_FILLERS = {"position_ids": 0, "labels": LABEL_PADDING, "weights": 0.0, "attraction": 0.0}
+_FILLERS = {"position_ids": 0, "labels": LABEL_PADDING, "weights": 0.0, "propensities": 1.0, "attraction": 0.0}
 
 
 @dataclass
@@ -137,8 +137,9 @@ class ListProcessor(FeatureExtractionMixin):
     [B, L, Fv], ``user_categorical`` int64 [B, Uc], ``user_dense`` float32 [B, Ud], ``history_categorical`` int64
     [B, H, Hc], ``history_dense`` float32 [B, H, Hd], ``history_mask`` bool [B, H], ``mask`` bool [B, L] (True: an
     item), ``position_ids`` int64 [B, L] (padding holds the positions after the items'), ``labels`` float32 [B, L]
-    (-100 at padding), ``weights`` float32 [B, L] (0 at padding). ``encode`` also gives the ``attraction`` float32
-    [B, L] of simulated lists, which is the truth for metrics and no input of a model.
+    (-100 at padding), ``weights`` float32 [B, L] (0 at padding). ``encode`` also gives ``propensities``
+    float32 [B, L] (1 at padding), and the ``attraction`` float32 [B, L] of simulated lists: for metrics, and no input
+    of a model.
 
     Attributes:
         schema: The schema with the sizes of all tables filled in and ``fitted`` set.
@@ -200,6 +201,55 @@ class ListProcessor(FeatureExtractionMixin):
             report["vocabularies"][feature.name] = {"values": len(vocabulary), "rare": rare, "left_out": left_out}
         return cls(schema, vocabularies, {name: moment.scale() for name, moment in moments.items()}, report)
 
+    def extend(self, lists: Any, *, batch_size: int = 10_000) -> dict[str, dict[str, int]]:
+        """Gives rows to values that later lists hold and the vocabularies lack: ids of new items, categories, brands.
+
+        The rows that are there stay as they are, new ones follow them, and ``schema.fingerprint`` changes: give the
+        model ``model.resize_tables(processor.schema)`` before anything else. Scales of dense features are those of
+        the first training lists still; a ``size`` in the schema is no limit here; hashed tables have all their rows.
+
+        Args:
+            lists: Later training lists, as of ``from_lists``. A value seen in them less than the feature's
+                ``min_count`` times stays unknown.
+            batch_size: Lists read at a time.
+
+        Returns:
+            Categorical feature -> ``added`` values, and ``rare`` ones, which stay unknown.
+
+        Raises:
+            InputError: A list is wrong (see ``Lists``), there is none, or a column changed between integers and text.
+        """
+        counts = {table.name: ValueCounts() for table in _own_tables(self.schema) if table.hash_size is None}
+        number = 0
+        for table in tables_of(lists, batch_size):
+            batch = Lists.from_arrow(table, self.schema, first=number)
+            number += len(batch)
+            for part in ("items", "user", "history"):
+                for feature in self.schema.features(part, Categorical):
+                    if feature.hash_size is None:
+                        counts[feature.shares or feature.name].add(getattr(batch, part)[feature.name], feature.name)
+        if not number:
+            raise InputError("there is no list to learn from: expected at least one")
+        vocabularies, report = dict(self.vocabularies), {}
+        for feature in _own_tables(self.schema):
+            known = vocabularies[feature.name]
+            if isinstance(known, TableVocabulary):
+                new, rare = counts[feature.name].new_values(known, feature.name, min_count=feature.min_count)
+                report[feature.name] = {"added": len(new), "rare": rare}
+                if len(new):
+                    vocabularies[feature.name] = known.extended(new)
+        if any(found["added"] for found in report.values()):
+            before = self.schema
+            self.vocabularies = vocabularies
+            self.schema = _with_table_sizes(before, vocabularies).replace(
+                fitted=self._digest(), extends=(*before.extends, before.fingerprint)
+            )
+            self.fit_report = {
+                **self.fit_report,
+                "extended": [*self.fit_report.get("extended", ()), {"lists": number, "vocabularies": report}],
+            }
+        return report
+
     def __call__(
         self, lists: Any, *, truncate: bool = False, with_labels: bool = False, return_tensors: str | None = "pt"
     ) -> BatchFeature:
@@ -216,7 +266,8 @@ class ListProcessor(FeatureExtractionMixin):
         elif not isinstance(lists, Lists):
             lists = Lists.from_rows(lists, self.schema, with_labels=with_labels)
         arrays, _ = self.encode(lists, truncate=truncate)
-        arrays.pop("attraction", None)
+        for name in ("propensities", "attraction"):
+            arrays.pop(name, None)
         return BatchFeature(arrays, tensor_type=return_tensors)
 
     def encode(self, lists: Lists, *, truncate: bool = False) -> tuple[dict[str, np.ndarray], EncodingReport]:
@@ -243,7 +294,12 @@ class ListProcessor(FeatureExtractionMixin):
             history_keep, history_lengths = self._newest(lists, report)
             history = self._part("history", schema.history, lists.history, history_keep, report)
         items["position_ids"] = lists.positions[keep]
-        for name, values in (("labels", lists.labels), ("weights", lists.weights), ("attraction", lists.attraction)):
+        for name, values in (
+            ("labels", lists.labels),
+            ("weights", lists.weights),
+            ("propensities", lists.propensities),
+            ("attraction", lists.attraction),
+        ):
             if values is not None:
                 items[name] = values[keep]
         user = self._part("user", schema.user, lists.user, slice(None), report)
