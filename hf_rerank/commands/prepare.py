@@ -33,6 +33,28 @@ def add(commands: Any) -> None:
     )
     prm_public.set_defaults(run=_prepare_prm_public, parser=prm_public)
 
+    ad = formats.add_parser("ad", help="raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv")
+    ad.add_argument("--raw-dir", required=True, type=Path, metavar="RAW", help="folder with the raw files")
+    _add_output_options(ad)
+    ad.add_argument(
+        "--protocol",
+        choices=("ours", "public"),
+        default="ours",
+        help="ours: every five minutes of a user with two items and a click; public: the most recent with a click, of "
+        "users with three impressions",
+    )
+    ad.add_argument(
+        "--max-list-length", type=int, default=10, metavar="N", help="longer lists are cut, at most 30 (default: 10)"
+    )
+    ad.add_argument(
+        "--history-length",
+        type=int,
+        default=50,
+        metavar="N",
+        help="newest behaviours a list; 0: behavior_log.csv is not read (default: 50)",
+    )
+    ad.set_defaults(run=_prepare_ad, parser=ad)
+
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", required=True, type=Path, metavar="LISTS", help="folder for prepared lists")
@@ -48,6 +70,23 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
         )
 
     _run(prepare, options, "lines")
+
+
+def _prepare_ad(options: argparse.Namespace) -> None:
+    from hf_rerank.data.ad import find_ad_files, prepare_ad
+
+    def prepare() -> Any:
+        return prepare_ad(
+            options.raw_dir,
+            options.output_dir,
+            protocol=options.protocol,
+            max_list_length=options.max_list_length,
+            history_length=options.history_length,
+        )
+
+    _run(prepare, options, "windows")
+    if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:
+        print(f"no behavior_log.csv in {options.raw_dir}: the lists have no history")
 
 
 def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> None:
@@ -72,6 +111,8 @@ def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> 
             f"{report.cut_lists:,} lists cut to the longest allowed, "
             f"{report.lost_clicks:,} lost all their clicks by it"
         )
+    for name, number in report.counts.items():
+        print(f"{number:,} {name}")
     if report.nulls:
         print(f"{sum(report.nulls.values()):,} missing values kept, in {len(report.nulls)} columns")
     print(f"prepared lists in {options.output_dir}")

@@ -316,7 +316,7 @@ ad.prepare_ad(sys.argv[1], sys.argv[2], progress=False, shard_lists=1, bucket_by
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """Killed while lists are made: the next run reads no log again, and ends with the same bytes."""
-    raw, options = random_raw(tmp_path / "raw", 4), {"shard_lists": 1, "bucket_bytes": 500, "progress": False}
+    raw, options = random_raw(tmp_path / "raw", 12), {"shard_lists": 1, "bucket_bytes": 500, "progress": False}
     whole = prepare_ad(raw, tmp_path / "whole", **options)
     output, partial = tmp_path / "lists", tmp_path / "lists.partial"
     assert subprocess.run([sys.executable, "-c", KILLED, str(raw), str(output)]).returncode == -signal.SIGKILL
@@ -340,7 +340,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_run_stopped_while_logs_are_read_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = random_raw(tmp_path / "raw", 4)
+    raw = random_raw(tmp_path / "raw", 12)
     partial, buckets = tmp_path / "lists.partial", tmp_path / "lists.partial" / "buckets"
     prepare_ad(raw, tmp_path / "whole", **SMALL)
     with monkeypatch.context() as patch:
@@ -356,7 +356,7 @@ def test_a_run_stopped_while_logs_are_read_begins_anew(tmp_path: Path, monkeypat
 
 
 def test_buckets_that_are_not_as_they_were_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw, output = random_raw(tmp_path / "raw", 4), tmp_path / "lists"
+    raw, output = random_raw(tmp_path / "raw", 12), tmp_path / "lists"
     with monkeypatch.context() as patch:
         patch.setattr("hf_rerank.data.ad.ListMaker.make", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -378,7 +378,7 @@ def test_buckets_that_are_not_as_they_were_are_refused(tmp_path: Path, monkeypat
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = random_raw(tmp_path / "raw", 4)
+    raw = random_raw(tmp_path / "raw", 12)
 
     def full(*args: object, **options: object) -> object:
         raise OSError(28, "No space left on device")
