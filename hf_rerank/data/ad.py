@@ -248,7 +248,7 @@ def prepare_ad(
                 runs = cutter.cut(files, protocol, truth.attraction if truth.position else None)
             except CannotWrite as error:
                 raise CannotWrite(
-                    f"{error}; cutting the logs takes about {size * BUCKETS_SHARE / 1e9:.1f} GB there, and begins anew"
+                    f"{error}; cutting the logs takes about {size * BUCKETS_SHARE / 1e9:.1f} GB there"
                 ) from None
             saved = {"buckets": number, "next": 0, "runs": runs, "report": report.to_dict()}
             unfinished.save(unfinished.group(columns), saved, whole=True)

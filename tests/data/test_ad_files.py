@@ -384,6 +384,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ad_buckets.pa, "OSFile", full)
-    with pytest.raises(CannotWrite, match=r"cannot write .*impressions-00000.arrow: No space left .* begins anew"):
+    with pytest.raises(
+        CannotWrite,
+        match=r"cannot write .*impressions-00000.arrow: No space left on device; free space .* begins anew; cutting",
+    ):
         prepare_ad(raw, tmp_path / "lists", progress=False)
     assert not list(tmp_path.glob("*lists*"))
