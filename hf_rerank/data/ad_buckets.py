@@ -21,7 +21,8 @@ MAX_BUCKETS = 4_096
 
 def bucket_of(users: np.ndarray, buckets: int) -> np.ndarray:
     """The bucket of each user: the high bits of a product (Knuth), as ids may all be even or come in strides."""
-    return ((users.astype(np.uint64) * 2_654_435_761 % 2**32 * buckets) >> 32).astype(np.uint16)
+    scattered = users.astype(np.uint64) * 2_654_435_761 & 0xFFFFFFFF
+    return (scattered * buckets >> 32).astype(np.uint16)
 
 
 class BucketWriter:
@@ -63,7 +64,7 @@ class BucketWriter:
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
         columns = [column.chunk(0) for column in table.columns]
         path = self.folder / f"{self.name}-{len(self.paths):05d}.arrow"
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
         try:
             with (
                 pa.OSFile(str(path), "wb") as file,
