@@ -200,6 +200,55 @@ class ListProcessor(FeatureExtractionMixin):
             report["vocabularies"][feature.name] = {"values": len(vocabulary), "rare": rare, "left_out": left_out}
         return cls(schema, vocabularies, {name: moment.scale() for name, moment in moments.items()}, report)
 
+    def extend(self, lists: Any, *, batch_size: int = 10_000) -> dict[str, dict[str, int]]:
+        """Gives rows to values that later lists hold and the vocabularies lack: ids of new items, categories, brands.
+
+        The rows that are there stay as they are, new ones follow them, and ``schema.fingerprint`` changes: give the
+        model ``model.resize_tables(processor.schema)`` before anything else. Scales of dense features are those of
+        the first training lists still; a ``size`` in the schema is no limit here; hashed tables have all their rows.
+
+        Args:
+            lists: Later training lists, as of ``from_lists``. A value seen in them less than the feature's
+                ``min_count`` times stays unknown.
+            batch_size: Lists read at a time.
+
+        Returns:
+            Categorical feature -> ``added`` values, and ``rare`` ones, which stay unknown.
+
+        Raises:
+            InputError: A list is wrong (see ``Lists``), there is none, or a column changed between integers and text.
+        """
+        counts = {table.name: ValueCounts() for table in _own_tables(self.schema) if table.hash_size is None}
+        number = 0
+        for table in tables_of(lists, batch_size):
+            batch = Lists.from_arrow(table, self.schema, first=number)
+            number += len(batch)
+            for part in ("items", "user", "history"):
+                for feature in self.schema.features(part, Categorical):
+                    if feature.hash_size is None:
+                        counts[feature.shares or feature.name].add(getattr(batch, part)[feature.name], feature.name)
+        if not number:
+            raise InputError("there is no list to learn from: expected at least one")
+        vocabularies, report = dict(self.vocabularies), {}
+        for feature in _own_tables(self.schema):
+            known = vocabularies[feature.name]
+            if isinstance(known, TableVocabulary):
+                new, rare = counts[feature.name].new_values(known, feature.name, min_count=feature.min_count)
+                report[feature.name] = {"added": len(new), "rare": rare}
+                if len(new):
+                    vocabularies[feature.name] = known.extended(new)
+        if any(found["added"] for found in report.values()):
+            before = self.schema
+            self.vocabularies = vocabularies
+            self.schema = _with_table_sizes(before, vocabularies).replace(
+                fitted=self._digest(), extends=(*before.extends, before.fingerprint)
+            )
+            self.fit_report = {
+                **self.fit_report,
+                "extended": [*self.fit_report.get("extended", ()), {"lists": number, "vocabularies": report}],
+            }
+        return report
+
     def __call__(
         self, lists: Any, *, truncate: bool = False, with_labels: bool = False, return_tensors: str | None = "pt"
     ) -> BatchFeature:

@@ -123,6 +123,7 @@ class ListSchema:
         attraction: Item column of the true probability of a click if looked at, on simulated lists; no feature.
         examination: Probability that a place is looked at, top first, on simulated lists.
         fitted: Digest of what a processor has learned from training lists; set by the processor.
+        extends: Fingerprints of the fitted schemas that this one grew from, the first one first; set by the processor.
     """
 
     items: Sequence[Feature]
@@ -138,12 +139,14 @@ class ListSchema:
     attraction: str | None = None
     examination: Sequence[float] | None = None
     fitted: str | None = None
+    extends: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for part in ("items", "user", "history"):
             if not isinstance(getattr(self, part), Sequence):
                 raise InputError(f"{part} of the schema is {getattr(self, part)!r}: expected a list of features")
             object.__setattr__(self, part, tuple(getattr(self, part)))
+        object.__setattr__(self, "extends", tuple(self.extends))
         if self.examination is not None:
             object.__setattr__(self, "examination", tuple(float(share) for share in self.examination))
         if not self.items:
@@ -203,7 +206,7 @@ class ListSchema:
             value = getattr(self, entry.name)
             if entry.name in ("items", "user", "history"):
                 value = [{"kind": kind_of(feature), **dataclasses.asdict(feature)} for feature in value]
-            elif entry.name == "examination" and value is not None:
+            elif entry.name in ("examination", "extends") and value is not None:
                 value = list(value)
             plain[entry.name] = value
         return plain

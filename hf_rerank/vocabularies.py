@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -74,6 +75,14 @@ class TableVocabulary:
         rows[missing] = UNKNOWN
         return rows
 
+    def extended(self, values: np.ndarray | list[str]) -> TableVocabulary:
+        """A vocabulary in which rows for new values follow those that are there."""
+        if not len(self):
+            return TableVocabulary(values)
+        if isinstance(self.values, list):
+            return TableVocabulary([*self.values, *values])
+        return TableVocabulary(np.concatenate([self.values, values]))
+
 
 class HashVocabulary:
     """Rows 2 to ``hash_size - 1`` by hash: splitmix64 of an integer, blake2b (64 bits) of UTF-8 text; null: row 1."""
@@ -136,6 +145,17 @@ class ValueCounts:
         self._parts.append(np.unique(_integers(column)[0], return_counts=True))
         if len(self._parts) >= 64:
             self._parts = [self._merged()]
+
+    def new_values(self, known: TableVocabulary, name: str, *, min_count: int) -> tuple[np.ndarray | list[str], int]:
+        """The values that a vocabulary lacks, in their own order, and how many more are too rare to be among them."""
+        if self.is_text is None:
+            return known.values[:0], 0
+        values: Any = sorted(self._texts) if self.is_text else self._merged()[0]
+        column = pa.array(values, pa.string() if self.is_text else pa.int64())
+        lacking = known.rows(column, name) == UNKNOWN
+        counts = np.array([self._texts[text] for text in values]) if self.is_text else self._merged()[1]
+        new = np.flatnonzero(lacking & (counts >= min_count))
+        return [values[index] for index in new] if self.is_text else values[new], int(lacking.sum()) - len(new)
 
     def vocabulary(self, *, min_count: int, size: int | None) -> tuple[TableVocabulary, int, int]:
         """The vocabulary, how many values were too rare for it, and how many more did not fit into ``size`` rows.

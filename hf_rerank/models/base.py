@@ -24,6 +24,7 @@ from hf_rerank.hub.files import folder_with_weights
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
+from hf_rerank.vocabularies import UNKNOWN
 
 Context = dict[str, Tensor]
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
@@ -380,6 +381,37 @@ class PreTrainedReranker(PreTrainedModel):
         assert output.logits is not None
         return TASK_LOSSES[self.config.task_loss_name](output.logits, labels, mask=mask, weights=weights)
 
+    def resize_tables(self, schema: ListSchema) -> None:
+        """Lengthens the embedding tables for a processor that has learned new values with ``processor.extend``.
+
+        Rows that are there stay equal to the bit. A new row begins as a copy of the unknown value's, by which the new
+        value was scored so far: until the model is trained on, no score changes. An optimizer made before this
+        holds the old tables: make a new one.
+
+        Args:
+            schema: ``processor.schema``.
+
+        Raises:
+            InputError: The schema did not grow from the one that the model was made for, or the model has tables that
+                it does not know how to lengthen.
+        """
+        if schema.fingerprint == self.config.schema_fingerprint:
+            return
+        if self.config.schema_fingerprint not in schema.extends:
+            raise InputError(
+                f"the model was made for lists with fingerprint {self.config.schema_fingerprint}, and the schema with "
+                f"{schema.fingerprint} did not grow from that one: give the schema of the model's own processor after "
+                "processor.extend(lists)"
+            )
+        grown = type(self.config).for_schema(schema)
+        holders = [module for module in self.modules() if isinstance(module, FeatureTables)]
+        if not holders:
+            raise InputError(f"{type(self).__name__} holds no FeatureTables: it cannot be given longer tables")
+        for holder in holders:
+            holder.lengthen(grown)
+        for name in ("item_vocab_sizes", "user_vocab_sizes", "history_vocab_sizes", "schema_fingerprint"):
+            setattr(self.config, name, getattr(grown, name))
+
     @torch.no_grad()
     def rank(self, **features: Tensor) -> tuple[Tensor, Tensor]:
         """Ranks lists, in evaluation mode.
@@ -410,6 +442,25 @@ class PreTrainedReranker(PreTrainedModel):
             init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
+
+
+class FeatureTables(nn.Module):
+    """A module with embedding tables of categorical features, which may grow; see ``resize_tables``."""
+
+    def lengthen(self, config: RerankerConfig) -> None:
+        """Gives each table the rows that ``config`` says."""
+        raise NotImplementedError
+
+
+def lengthened(table: Any, rows: int) -> nn.Embedding:
+    """A table [N, D] with more rows, each of them a copy of the row of the unknown value."""
+    old = table.weight
+    if rows == old.shape[0]:
+        return table
+    longer = nn.Embedding(rows, old.shape[1], padding_idx=table.padding_idx, device="meta")
+    weight = torch.cat([old.detach(), old.detach()[UNKNOWN].expand(rows - old.shape[0], -1)])
+    longer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+    return longer
 
 
 def padded_low(logits: Tensor, mask: Tensor) -> Tensor:

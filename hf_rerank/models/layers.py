@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_rerank.errors import InputError
-from hf_rerank.models.base import RerankerConfig
+from hf_rerank.models.base import FeatureTables, RerankerConfig, lengthened
 from hf_rerank.vocabularies import UNKNOWN
 
 
@@ -28,7 +28,7 @@ def position_vectors(position_ids: Tensor, table: Tensor) -> Tensor:
     return F.embedding(position_ids, table)
 
 
-class ItemEmbedding(nn.Module):
+class ItemEmbedding(FeatureTables):
     """Features of items, and of the list's user beside each item, as one vector an item.
 
     Each categorical feature has its own table ``embedding_dim`` wide; dense features and vectors join as they are:
@@ -66,6 +66,14 @@ class ItemEmbedding(nn.Module):
         parts += [part.unsqueeze(1).expand(-1, length, -1) for part in self._of_user(user_categorical, user_dense)]
         return _joined(parts, self.width, "an item's", "a dense, vector or user input")
 
+    def lengthen(self, config: RerankerConfig) -> None:
+        for tables, sizes in (
+            (self.item_tables, config.item_vocab_sizes),
+            (self.user_tables, config.user_vocab_sizes),
+        ):
+            for number, rows in enumerate(sizes):
+                tables[number] = lengthened(tables[number], rows)
+
     def user(self, user_categorical: Tensor | None, user_dense: Tensor | None) -> Tensor:
         """The user's features alone, [B, user_width]; of a model whose user has features."""
         return _joined(self._of_user(user_categorical, user_dense), self.user_width, "a user's", "a user input")
@@ -78,7 +86,7 @@ class ItemEmbedding(nn.Module):
         return _looked_up(list(tables), _some_unknown(rows, self.unknown_rate if self.training else 0.0))
 
 
-class HistoryEmbedding(nn.Module):
+class HistoryEmbedding(FeatureTables):
     """Features of what the user clicked before, as one vector a history item: ``[tables ; dense]``, [B, H, width].
 
     A feature that shares the table of an item feature is looked up there, in the ``ItemEmbedding`` of the model.
@@ -94,6 +102,11 @@ class HistoryEmbedding(nn.Module):
             if shared < 0
         )
         self.width = len(self.shared) * config.embedding_dim + config.num_history_dense
+
+    def lengthen(self, config: RerankerConfig) -> None:
+        own = [rows for rows, shared in zip(config.history_vocab_sizes, self.shared, strict=True) if shared < 0]
+        for number, rows in enumerate(own):
+            self.tables[number] = lengthened(self.tables[number], rows)
 
     def forward(
         self, history_categorical: Tensor | None, history_dense: Tensor | None, item_embedding: ItemEmbedding

@@ -1,0 +1,127 @@
+"""``hf-rerank evaluate``: the metrics and the obedience of a trained re-ranker."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_rerank.commands.parsing import prepared_lists, without_bars_of_a_moment
+from hf_rerank.errors import InputError, suggestion
+
+
+def add(commands: Any) -> None:
+    """The options."""
+    evaluate = commands.add_parser("evaluate", help="measure a trained re-ranker")
+    evaluate.add_argument("--model", required=True, metavar="RUN", help="folder or Hub repository of the model")
+    evaluate.add_argument("--data", required=True, metavar="LISTS", help="folder of prepared lists")
+    evaluate.add_argument("--split", default="test", help="which split (default: test)")
+    evaluate.add_argument("--ks", type=int, nargs="+", default=[5, 10], help="cut-offs of the metrics (default: 5 10)")
+    evaluate.add_argument(
+        "--no-click", choices=("zero", "skip"), default="zero", help="what lists without a click count"
+    )
+    evaluate.add_argument(
+        "--obedience-k", type=int, default=5, metavar="K", help="cut-off of the obedience at the top (default: 5)"
+    )
+    evaluate.add_argument(
+        "--swaps",
+        choices=("all", "one"),
+        default="all",
+        help="measure P2 on all swaps of neighbours, or on one a list (default: all)",
+    )
+    evaluate.add_argument(
+        "--max-steps",
+        type=int,
+        default=10,
+        metavar="N",
+        help="how often a ranking is fed back before it counts as not settled; 0: not measured (default: 10)",
+    )
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers as JSON")
+    evaluate.add_argument(
+        "--plots", type=Path, metavar="DIR", help="also draw DIR/obedience.png and, of its training, DIR/training.png"
+    )
+    evaluate.set_defaults(run=run, parser=evaluate)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures, prints, draws."""
+    from tqdm import tqdm
+
+    from hf_rerank.evaluation import evaluate, evaluate_orders
+    from hf_rerank.plots import require_matplotlib
+    from hf_rerank.reranker import Reranker
+    from hf_rerank.tables import obedience_table, results_table
+    from hf_rerank.training.results import write_json
+
+    if options.max_steps < 0:
+        raise InputError(f"--max-steps is {options.max_steps}: expected at least 0")
+    if options.obedience_k < 1:
+        raise InputError(f"--obedience-k is {options.obedience_k}: expected at least 1")
+    log: list[Any] = []
+    if options.plots:
+        # Measuring takes long: what stands in the way of the pictures is said before.
+        require_matplotlib()
+        if options.plots.is_file():
+            raise InputError(f"--plots {options.plots} is a file: expected a folder, there or not")
+        log = _training_log(options.model)
+    without_bars_of_a_moment()
+    reranker = Reranker.from_pretrained(options.model)
+    splits = prepared_lists(options.data)
+    if options.split not in splits:
+        raise InputError(
+            f"{options.data} has no split {options.split!r}: expected one of {', '.join(splits)}"
+            f"{suggestion(options.split, splits)}"
+        )
+    lists, choices = splits[options.split], {"ks": options.ks, "no_click": options.no_click}
+    # The truth of simulated lists travels with the lists, not with the model.
+    reranker.processor.schema = reranker.processor.schema.replace(
+        attraction=splits.schema.attraction, examination=splits.schema.examination
+    )
+    obedience = {"obedience_k": options.obedience_k, "swaps": options.swaps, "max_steps": options.max_steps}
+    rows: dict[str, Any] = evaluate_orders(reranker.processor, lists, **choices)
+    with tqdm(total=len(lists), unit="list", delay=1, disable=None) as bar:
+        rows["model"] = evaluate(
+            reranker.model, reranker.processor, lists, progress=bar.update, **choices, **obedience
+        )
+    print(f"{results_table(rows)}\n\n{obedience_table(rows['model'])}")
+    for name, share in rows["model"]["unknown_share"].items():
+        if share:
+            print(f"{share:.2%} of {name} unknown")
+    if options.json:
+        about = {"model": str(options.model), "split": options.split, "obedience": obedience}
+        write_json(options.json, {**about, "rows": rows})
+    if options.plots:
+        _draw(options.plots, options.model, rows["model"], log)
+
+
+def _training_log(model: str) -> list[Any]:
+    """The log in the ``results.json`` of a local model, empty where there is none."""
+    path = Path(model) / "results.json"
+    if not path.is_file():
+        return []
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}; mend or remove it") from None
+    training = results.get("training") if isinstance(results, dict) else None
+    log = training.get("log") if isinstance(training, dict) else None
+    return log if isinstance(log, list) else []
+
+
+def _draw(folder: Path, model: str, measures: dict[str, Any], log: list[Any]) -> None:
+    from hf_rerank.plots import obedience_figure, training_figure
+
+    try:
+        obedience_figure(measures, folder / "obedience.png")
+        print(f"picture in {folder / 'obedience.png'}")
+    except InputError as error:
+        print(f"no {folder / 'obedience.png'}: {error}")
+    if not log:
+        print(f"no {folder / 'training.png'}: {model} has no training log")
+        return
+    try:
+        training_figure(log, folder / "training.png")
+        print(f"picture in {folder / 'training.png'}")
+    except InputError as error:
+        print(f"no {folder / 'training.png'}: {error}")

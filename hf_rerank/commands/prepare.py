@@ -1,0 +1,77 @@
+"""``hf-rerank prepare``: raw files into a folder of prepared lists."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hf_rerank.commands.parsing import Parser
+
+
+def add(commands: Any) -> None:
+    """The options."""
+    prepare = commands.add_parser("prepare", help="turn raw files into prepared lists (Parquet)")
+    formats = prepare.add_subparsers(dest="format", metavar="FORMAT", required=True, parser_class=Parser)
+
+    prm_public = formats.add_parser("prm_public", help="set1.train.txt.part1 and part2, packed or not")
+    prm_public.add_argument("--raw-dir", required=True, type=Path, metavar="RAW", help="folder with the raw files")
+    _add_output_options(prm_public)
+    prm_public.add_argument(
+        "--protocol",
+        choices=("ours", "public"),
+        default="ours",
+        help="ours: every line; public: no line with a null, and a tenth of the rest",
+    )
+    prm_public.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="damaged lines: raise stops at the first and names them; skip leaves them out, in LISTS/rejects.jsonl",
+    )
+    prm_public.set_defaults(run=_prepare_prm_public, parser=prm_public)
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output-dir", required=True, type=Path, metavar="LISTS", help="folder for prepared lists")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _prepare_prm_public(options: argparse.Namespace) -> None:
+    from hf_rerank.data.prm_public import prepare_prm_public
+
+    def prepare() -> Any:
+        return prepare_prm_public(
+            options.raw_dir, options.output_dir, protocol=options.protocol, on_error=options.on_error
+        )
+
+    _run(prepare, options, "lines")
+
+
+def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> None:
+    """Prepares, and prints the report; ``read``: what the raw data consist of."""
+    try:
+        report = prepare()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped by Ctrl-C; the same command goes on from the last whole shard") from None
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    counts = ", ".join(f"{name} {lists:,}" for name, lists in report.lists.items())
+    print(f"{report.read:,} {read} read; lists kept: {counts}")
+    for reason, lists in report.dropped.items():
+        print(f"{lists:,} lists dropped: {reason}")
+    for kind, lines in sorted(report.rejected.items()):
+        print(f"{lines:,} {read} rejected: {kind}")
+    if report.rejected:
+        print(f"rejected {read} in {options.output_dir / 'rejects.jsonl'}")
+    if report.cut_lists:
+        print(
+            f"{report.cut_lists:,} lists cut to the longest allowed, "
+            f"{report.lost_clicks:,} lost all their clicks by it"
+        )
+    if report.nulls:
+        print(f"{sum(report.nulls.values()):,} missing values kept, in {len(report.nulls)} columns")
+    print(f"prepared lists in {options.output_dir}")

@@ -1,0 +1,50 @@
+"""``hf-rerank simulate``: lists in the raw format of a public dataset."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_rerank.commands.parsing import Parser, settings_of
+from hf_rerank.errors import InputError, suggestion
+
+
+def add(commands: Any) -> None:
+    """The options."""
+    simulate = commands.add_parser("simulate", help="write simulated lists in the raw format of a public dataset")
+    formats = simulate.add_subparsers(dest="format", metavar="FORMAT", required=True, parser_class=Parser)
+    prm_public = formats.add_parser("prm_public", help="PRM Public's text, and the truth beside it")
+    _add_common_options(prm_public)
+    prm_public.set_defaults(run=_simulate_prm_public, parser=prm_public)
+
+
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output-dir", required=True, type=Path, metavar="RAW", help="folder for the raw files")
+    parser.add_argument("--lists", required=True, type=int, metavar="N", help="how many lists")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed writes the same bytes")
+    parser.add_argument(
+        "--world",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter of the simulated world, such as initial_noise=3",
+    )
+
+
+def _simulate_prm_public(options: argparse.Namespace) -> None:
+    from hf_rerank.data.simulator import PRMWorld, simulate_prm
+
+    world = _world(PRMWorld, options.world)
+    path = simulate_prm(options.output_dir, options.lists, seed=options.seed, world=world, progress=True)
+    print(f"{options.lists:,} lists in {path}, the truth beside it")
+
+
+def _world(kind: Any, settings: list[str]) -> Any:
+    from dataclasses import fields
+
+    parameters, known = settings_of("--world", settings), [field.name for field in fields(kind)]
+    for name in parameters:
+        if name not in known:
+            raise InputError(f"the simulated world has no parameter {name!r}{suggestion(name, known)}")
+    return kind(**parameters)

@@ -1,0 +1,91 @@
+"""``hf-rerank train``: a re-ranker from prepared lists."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from hf_rerank.commands.parsing import option_names, prepared_lists, settings_of, without_bars_of_a_moment
+from hf_rerank.errors import InputError, suggestion
+
+
+def add(commands: Any) -> None:
+    """The options."""
+    train = commands.add_parser(
+        "train",
+        help="train a re-ranker",
+        epilog="Every option of RerankTrainingArguments is an option here too, such as --num_train_epochs 5, "
+        "--learning_rate 0.001, --per_device_train_batch_size 256, --seed 1, "
+        "--resume_from_checkpoint last (or auto: that, or a fresh start; or RUN/checkpoint-100).",
+    )
+    train.add_argument("--model", required=True, metavar="NAME", help="dlcm, dnn, midnn, pear, prm, raise or setrank")
+    train.add_argument("--data", required=True, metavar="LISTS", help="folder of prepared lists")
+    train.add_argument("--output-dir", required=True, metavar="RUN", help="folder for checkpoints and the model")
+    train.add_argument("--preset", metavar="NAME", help="published sizes: paper, librerank-ad or librerank-prm")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the model's config"
+    )
+    train.add_argument("--plots", action="store_true", help="draw RUN/plots/training.png at every evaluation")
+    train.set_defaults(run=run, parser=train)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains."""
+    arguments = _training_arguments(options)
+    from transformers import set_seed
+
+    from hf_rerank.evaluation import evaluate_orders
+    from hf_rerank.models.auto import reranker_classes
+    from hf_rerank.processing import ListProcessor
+    from hf_rerank.tables import results_table
+    from hf_rerank.training import PlotCallback, RerankTrainer
+
+    without_bars_of_a_moment()
+    plots = PlotCallback() if options.plots else None
+    config_class, model_class = reranker_classes(options.model)
+    lists = prepared_lists(options.data)
+    for split in ("train", "validation"):
+        if not len(lists[split]):
+            raise InputError(f"{options.data} has no list in its {split} split: prepare more lists")
+    processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
+    overrides = settings_of("--set", options.set)
+    if options.preset:
+        config = config_class.preset(options.preset, processor.schema, **overrides)
+    else:
+        config = config_class.for_schema(processor.schema, **overrides)
+    set_seed(arguments.seed)
+    trainer = RerankTrainer(
+        model=model_class(config),
+        args=arguments,
+        train_dataset=lists["train"],
+        eval_dataset=lists["validation"],
+        processing_class=processor,
+        callbacks=[plots] if plots else None,
+    )
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
+    trainer.save_model(arguments.output_dir)
+    rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], ks=arguments.metric_ks)
+    rows[options.model] = {name.removeprefix("validation_"): value for name, value in metrics.items()}
+    print(f"\nOn the validation split:\n{results_table(rows)}\n\nmodel in {arguments.output_dir}")
+    if plots and trainer.is_world_process_zero():
+        print(f"picture in {plots.drawn}" if plots.drawn else "no picture: the training logged nothing to draw")
+
+
+def _training_arguments(options: argparse.Namespace) -> Any:
+    from transformers import HfArgumentParser
+
+    from hf_rerank.training.arguments import RerankTrainingArguments
+
+    class OptionParser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise InputError(message)
+
+    parser = OptionParser(RerankTrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
+    arguments, others = parser.parse_args_into_dataclasses(
+        ["--output_dir", options.output_dir, *options.others], return_remaining_strings=True
+    )
+    if others:
+        known = [*option_names(parser), *option_names(options.parser)]
+        raise InputError(f"unknown argument {others[0]!r} of train{suggestion(others[0], known)}")
+    return arguments

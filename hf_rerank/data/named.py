@@ -1,0 +1,110 @@
+"""The datasets that have a name: simulated or prepared once into the cache of ``datasets``, and read from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_rerank.data.unfinished import partial_folder
+from hf_rerank.schema import ListSchema
+
+logger = logging.getLogger(__name__)
+
+NAMED_SOURCES = ("simulated_prm", "prm_public")
+SIMULATED_LISTS = 20_000
+# Raised when prepared lists come out differently, so that no cache of an older version is read.
+CACHE_VERSION = 1
+
+
+def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+    """A folder of the cache, made once: whoever comes meanwhile waits; what fails leaves nothing."""
+    from filelock import FileLock
+
+    digest = hashlib.sha256(json.dumps({"version": CACHE_VERSION, **key}, sort_keys=True).encode()).hexdigest()
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_rerank"
+    folder = cache / f"{name}-{digest[:16]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{folder.name}.lock"):
+        if not folder.is_dir():
+            make(folder)
+    return folder
+
+
+def simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -> Path:
+    """The folder of prepared lists of a simulation."""
+    from hf_rerank.data.prm_public import MAX_LIST_LENGTH, prepare_prm_public
+    from hf_rerank.data.simulator import PRMWorld, simulate_prm
+
+    n_lists = SIMULATED_LISTS if n_lists is None else n_lists
+    length = MAX_LIST_LENGTH if max_list_length is None else max_list_length
+
+    def make(folder: Path) -> None:
+        logger.warning("Simulating %s lists (seed %d) into %s; their clicks are no real ones.", n_lists, seed, folder)
+        raw = folder.with_name(f"{folder.name}.raw")
+        shutil.rmtree(raw, ignore_errors=True)  # of a process that was killed
+        try:
+            simulate_prm(raw, n_lists, seed=seed, progress=True)
+            prepare_prm_public(raw, folder, max_list_length=length)
+        finally:
+            shutil.rmtree(raw, ignore_errors=True)
+
+    key = {"n_lists": n_lists, "seed": seed, "world": repr(PRMWorld()), "max_list_length": length}
+    return cached(f"simulated_prm-{n_lists}-{seed}", key, make)
+
+
+def prm_public_stream(
+    data_dir: Path, protocol: str, seed: int, max_list_length: int | None
+) -> tuple[dict[str, Any], ListSchema]:
+    """Splits that read raw text, and their schema."""
+    from hf_rerank.data import prm_public
+    from hf_rerank.data.prm_public_stream import PRMPublicText
+
+    length = prm_public.MAX_LIST_LENGTH if max_list_length is None else max_list_length
+    files = prm_public.find_files(data_dir)
+    truth = prm_public.read_truth_header(files)
+    schema = prm_public.prm_public_schema(length, truth.position, truth.examination, truth.attraction, truth.history)
+    text = PRMPublicText(
+        ranges=prm_public.find_ranges(files),
+        columns=prm_public.prm_public_columns(truth.position, truth.attraction, truth.history),
+        options={"protocol": protocol, "max_list_length": length, "seed": seed},
+        cache_dir=str(datasets.config.HF_DATASETS_CACHE),
+    )
+    return dict(text.as_streaming_dataset()), schema
+
+
+def prm_public_folder(data_dir: Path, protocol: str, seed: int, max_list_length: int | None) -> Path:
+    """The folder of prepared lists of raw text."""
+    from hf_rerank.data import prm_public
+    from hf_rerank.data.prm_public_text import DamagedText
+
+    length = prm_public.MAX_LIST_LENGTH if max_list_length is None else max_list_length
+    files = prm_public.find_files(data_dir)
+    raw = [*files, *(side for path in files if (side := prm_public.truth_file(path)).is_file())]
+    key = {
+        "files": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in raw],
+        "folder": str(data_dir.resolve()),
+        "protocol": protocol,
+        "seed": seed if protocol == "public" else None,
+        "max_list_length": length,
+    }
+
+    def make(folder: Path) -> None:
+        logger.warning("Preparing %s into %s, once; `hf-rerank prepare` chooses the place.", data_dir, folder)
+        try:
+            prm_public.prepare_prm_public(data_dir, folder, protocol=protocol, max_list_length=length, seed=seed)
+        except DamagedText as error:
+            # Mended files are other files, and get a folder of their own.
+            shutil.rmtree(partial_folder(folder), ignore_errors=True)
+            raise DamagedText(
+                error.rejects,
+                "; mend what is named, or load a folder made by `hf-rerank prepare --on-error skip`",
+            ) from None
+
+    return cached("prm_public", key, make)
