@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -55,30 +54,30 @@ class CSVFiles:
 
     def write_ads(self, ads: Ads) -> None:
         brand = _or_null(ads.brand_id, NO_BRAND)
-        columns = [ads.id, ads.category_id, ads.campaign_id, ads.customer_id, brand, ads.price]
-        self._write("ad_feature.csv", columns, null="NULL")
+        ids = (ads.id, ads.category_id, ads.campaign_id, ads.customer_id)
+        self._write("ad_feature.csv", *ids, brand, ads.price, null="NULL")
 
     def write_users(self, users: AdUsers) -> None:
         rows = np.flatnonzero(users.has_profile)
         levels = [_or_null(values[rows], MISSING_LEVEL) for values in users.profile.values()]
-        self._write("user_profile.csv", [users.id[rows], *levels], null="")
+        self._write("user_profile.csv", users.id[rows], *levels, null="")
 
     def write_impressions(self, ads: Ads, block: AdBlock) -> None:
         row, place = np.nonzero(block.mask)
         row, place = row[block.file_order], place[block.file_order]
         click = block.click[row, place].astype(np.int8)
         pid = pl.Series(PIDS, dtype=pl.String).gather(block.pid[row])
-        columns = [block.users.id[block.user[row]], block.time[row, place], ads.id[block.item[row, place]]]
-        self._write("raw_sample.csv", [*columns, pid, 1 - click, click])
+        user, ad = block.users.id[block.user[row]], ads.id[block.item[row, place]]
+        self._write("raw_sample.csv", user, block.time[row, place], ad, pid, 1 - click, click)
 
     def write_behaviours(self, ads: Ads, block: AdBlock, behaviours: Behaviours) -> None:
         item = behaviours.item
         btag = pl.Series(BTAGS, dtype=pl.String).gather(behaviours.btag)
         brand = _or_null(ads.brand_id[item], NO_BRAND)
-        columns = [block.users.id[behaviours.user], behaviours.time_stamp, btag, ads.category_id[item], brand]
-        self._write("behavior_log.csv", columns, null="NULL")
+        user, category = block.users.id[behaviours.user], ads.category_id[item]
+        self._write("behavior_log.csv", user, behaviours.time_stamp, btag, category, brand, null="NULL")
 
-    def _write(self, name: str, columns: Sequence[np.ndarray | pl.Series], null: str = "") -> None:
+    def _write(self, name: str, *columns: np.ndarray | pl.Series, null: str = "") -> None:
         table = pl.DataFrame({str(number): column for number, column in enumerate(columns)})
         table.write_csv(self._files[name], include_header=False, null_value=null)
 

@@ -211,7 +211,7 @@ def _lists_of_users(
 
 
 def _list_starts(rng: np.random.Generator, user: np.ndarray) -> np.ndarray:
-    """When each list begins, [lists], in order of time for a user: in the first 300 seconds of a stretch of its own."""
+    """When each list begins, [lists], in order of time for a user: in the first 300 s of a stretch of its own."""
     of_user = np.bincount(user)
     before = np.arange(len(user)) - np.repeat(np.cumsum(of_user) - of_user, of_user)
     # Sorted draws from fewer stretches, plus the number of lists before, are distinct.

@@ -40,8 +40,9 @@ match
     where ``brand_liking`` is the inner product of two vectors of 4 numbers, halved, and 0 without a brand. Only the
     behaviours of a user show the personal part.
 price taste
-    Of the user. Seen with noise of standard deviation 0.5 and cut into thirds it is ``pvalue_level`` (1..3), with noise
-    1 ``shopping_level`` (1..3). ``new_user_class_level`` (1..4) is the propensity, with noise 1, cut into quarters.
+    Of the user. Seen with noise of standard deviation 0.5 and cut into thirds it is ``pvalue_level`` (1..3), with
+    noise 1 ``shopping_level`` (1..3). ``new_user_class_level`` (1..4) is the propensity of the user, with noise 1, cut
+    into quarters.
 
 Of the profile, ``final_gender_code`` and ``age_level`` follow from ``cms_group_id`` (gender 2 has the groups 1..6,
 gender 1 the groups 7..12, group 0 is age level 0 and either); ``cms_segid`` and ``occupation`` mean nothing. A share
@@ -62,10 +63,11 @@ The log
 A list is shown within 300 seconds, and lists of one user lie more than 300 seconds apart: the 5-minute window of the
 public rule is one shown list. Half of the impressions, but the first, have the same second as the one before; their
 order in the file is the display order. Lists without a click stay in the log, and so do single impressions (a share
-``single_rate`` of the lists) and users who saw one list only, of one or two ads (a share ``short_user_rate``): the rule
-that makes lists drops them, which is a selection.
+``single_rate`` of the lists) and users who saw one list only, of one or two ads (a share ``short_user_rate``): the
+rule that makes lists drops them, which is a selection. With the defaults a tenth of the impressions is clicked, and
+half of the lists are kept.
 
-Everything is invented: nothing is fitted to the real log, in which about 5 % of the impressions are clicked.
+Everything is invented: nothing is fitted to the real log.
 """
 
 from __future__ import annotations
@@ -145,10 +147,10 @@ class AdWorld:
     brandless_rate: float = 0.2
     behaviours_per_user: float = 30.0
     click_caused_rate: float = 0.02
-    bias: float = -1.0
+    bias: float = -0.6
     propensity_sd: float = 0.8
-    quality_weight: float = 0.6
-    match_weight: float = 0.6
+    quality_weight: float = 0.8
+    match_weight: float = 0.8
     context_strength: float = 1.0
     theme_weight: float = 2.5
     price_weight: float = 0.8
@@ -226,8 +228,8 @@ class AdWorld:
         if self.pool_per_category * self.categories_per_list < self.longest_list:
             raise InputError(
                 f"AdWorld.pool_size {self.pool_size} gives {self.pool_per_category} ads of each of "
-                f"{self.categories_per_list} categories for a list, fewer than longest_list {self.longest_list}: raise "
-                "pool_size"
+                f"{self.categories_per_list} categories for a list, fewer than longest_list {self.longest_list}: "
+                "raise pool_size"
             )
 
     def _check_range(self, name: str, low: float, high: float) -> None:
