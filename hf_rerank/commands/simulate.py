@@ -20,7 +20,10 @@ def add(commands: Any) -> None:
     ad = formats.add_parser("ad", help="Ad's four CSV files, and the truth beside them")
     _add_common_options(ad)
     ad.add_argument(
-        "--behaviours", type=int, metavar="N", help="rows of behavior_log.csv; 0: no such file (default: 30 a user)"
+        "--behaviours",
+        type=int,
+        metavar="N",
+        help="rows of behavior_log.csv; 0: no such file (default: behaviours_per_user of the world, 30)",
     )
     ad.set_defaults(run=_simulate_ad, parser=ad)
 
