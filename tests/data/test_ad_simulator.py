@@ -162,7 +162,7 @@ class TestTruth:
         for positions in truth["initial_position"]:
             assert sorted(positions) == list(range(len(positions)))
 
-    def test_windows_hold_the_lists_in_display_order(self, tmp_path, monkeypatch):
+    def test_the_files_say_what_was_drawn(self, tmp_path, monkeypatch):
         monkeypatch.setattr(ad_simulated_lists, "USERS_PER_BLOCK", 30)
         world = AdWorld(longest_list=40, pool_size=80)
         folder = simulate_ad(tmp_path / "raw", 300, world=world, seed=5).parent
@@ -170,6 +170,7 @@ class TestTruth:
         assert max(map(len, found.values())) > 30  # the rule cuts these
         ads = ad_simulated_lists.draw_ads(world, 5)
         shown = iter(read_truth(folder).to_pylist())
+        profiles = {int(row.pop("userid")): row for row in rows(folder, "user_profile.csv")}
         for block in ad_simulated_lists.blocks(world, ads, 5, 300):
             for item, click, attraction, length in zip(
                 block.item, block.click, block.attraction, block.lengths, strict=True
@@ -180,7 +181,13 @@ class TestTruth:
                 assert len(set(item[:length].tolist())) == length
                 assert [row["clk"] == "1" for row in impressions] == click[:length].tolist()
                 assert truth["attraction"] == attraction[:length].tolist()
+            for user in np.flatnonzero(block.users.has_profile):
+                profile = profiles.pop(block.users.id[user])
+                for name, values in block.users.profile.items():
+                    text = profile["new_user_class_level " if name == "new_user_class_level" else name]
+                    assert text == ("" if values[user] == -1 else str(values[user]))
         assert not found
+        assert not profiles
 
     def test_metadata(self, small):
         schema = read_truth(small).schema
@@ -250,6 +257,7 @@ class TestRepeatability:
         assert set(found) == set(read_truth(tmp_path / "a")["list_id"].to_pylist())
         assert len(found) == 200
         assert len({name.split("-")[0] for name in found}) == 67  # 200 / 3, rounded up
+        assert len(rows(tmp_path / "a", "behavior_log.csv")) == 30 * 67
 
     def test_nothing_is_left_of_a_stopped_simulation(self, tmp_path, monkeypatch):
         def stop(*arguments):
