@@ -58,7 +58,7 @@ class ClickModel:
         at_most: int | None = None,
         progress: bool = False,
     ) -> ClickModel:
-        """Learns from ``ranker_train`` lists, by log-loss, with AdamW; keeps the weights that were best on those held out.
+        """Learns from ``ranker_train`` lists, by log-loss, with AdamW; keeps the weights best on those held out.
 
         Args:
             lists: A ``datasets`` Dataset of the split ``ranker_train``.
@@ -98,11 +98,12 @@ class ClickModel:
 
     def scores(self, table: pa.Table) -> np.ndarray:
         """float64 [N], the logits of the items of all lists of a table, one list after another."""
-        return self._of_items(table, lambda inputs: self.model(**inputs).logits).astype(np.float64)
+        lists = Lists.from_arrow(features_of(table, self.processor.schema), self.processor.schema)
+        return self._of_items(lists, lambda inputs: self.model(**inputs).logits).astype(np.float64)
 
-    def last_hidden(self, table: pa.Table) -> np.ndarray:
-        """float32 [N, D], the last hidden layer's activations for these items."""
-        return self._of_items(table, lambda inputs: self.model.last_hidden(**inputs))
+    def last_hidden(self, lists: Lists) -> np.ndarray:
+        """float32 [N, D], the last hidden layer's activations for the items of all lists, one list after another."""
+        return self._of_items(lists, lambda inputs: self.model.last_hidden(**inputs))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes weights, processor and settings, with a manifest: all of it or nothing."""
@@ -123,12 +124,15 @@ class ClickModel:
         settings = read_settings(path, "dnn")
         return cls(DNNForReranking.from_pretrained(path), ListProcessor.from_pretrained(path), settings)
 
-    def _of_items(self, table: pa.Table, compute: Any) -> np.ndarray:
-        lists = Lists.from_arrow(features_of(table, self.processor.schema), self.processor.schema)
+    def _of_items(self, lists: Lists, compute: Any) -> np.ndarray:
         arrays, _ = self.processor.encode(lists)
         found = []
         for start in range(0, len(lists), BATCH_LISTS):
-            inputs = {name: torch.from_numpy(array[start : start + BATCH_LISTS]) for name, array in arrays.items()}
+            inputs = {
+                name: torch.from_numpy(array[start : start + BATCH_LISTS])
+                for name, array in arrays.items()
+                if name not in ("labels", "weights")
+            }
             with torch.no_grad():
                 found.append(compute(inputs)[inputs["mask"]].numpy())
         values = np.concatenate(found)
@@ -155,7 +159,9 @@ def _train(
     losses: list[float] = []
     best: dict[str, Tensor] = {}
     steps = -(-len(train) // BATCH_LISTS)
-    with tqdm(total=epochs * steps, desc="Training the click model", delay=1, disable=not progress) as bar:
+    with tqdm(
+        total=epochs * steps, desc="Training the click model", delay=1, leave=False, disable=not progress
+    ) as bar:
         for _ in range(epochs):
             model.train()
             shuffled = order.permutation(len(train))

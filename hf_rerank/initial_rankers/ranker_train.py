@@ -75,8 +75,8 @@ def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
     if not prepared.lists.get("ranker_train"):
         held = ", ".join(f"{split} {lists:,}" for split, lists in prepared.lists.items())
         raise InputError(
-            f"{folder} has no ranker_train lists (it has {held}): rankers and click models learn from that split only; "
-            "prepare the lists with it, or name a part of them ranker_train"
+            f"{folder} has no ranker_train lists (it has {held}): rankers and click models learn from that split "
+            "only; prepare the lists with it, or name a part of them ranker_train"
         )
     return datasets_of_files("parquet", prepared.files["ranker_train"], "ranker_train", streaming=False)
 
@@ -97,7 +97,8 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
     # The multiples of available / use, rounded down.
     chosen = lists.select(np.arange(use) * available // use) if use < available else lists
     by = next((name for name in (schema.group, schema.list_id) if name in chosen.column_names), None)
-    parts, clicked = [], []
+    parts: list[int] = []
+    clicked = []
     for table in tables_of(chosen.select_columns([name for name in (schema.label, by) if name]), LABEL_BATCH):
         keys = table.column(by).to_pylist() if by else range(len(parts), len(parts) + table.num_rows)
         parts += [blake2b_64(f"{seed}:{key}") % PARTS for key in keys]
@@ -106,15 +107,13 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
         with_click[labels.value_parent_indices().filter(pc.greater(labels.flatten(), 0)).to_numpy()] = True
         clicked.append(with_click)
     of_list, has_click = np.array(parts), np.concatenate(clicked)
-    for what, wanted in (
-        ("to learn from", of_list != HELD_OUT),
-        ("held out to say when to stop", of_list == HELD_OUT),
-    ):
+    held = of_list == HELD_OUT
+    for what, wanted in (("to learn from", ~held), ("held out to say when to stop", held)):
         if not has_click[wanted].any():
             raise InputError(
-                f"of the {use:,} ranker_train lists looked at, none of the {int(wanted.sum()):,} {what} has a click in "
-                f"{schema.label!r}: expected more lists with clicks"
+                f"{use:,} ranker_train lists were looked at, and none of the {int(wanted.sum()):,} {what} has a click "
+                f"in {schema.label!r}: expected more lists with clicks"
             )
-    train = np.flatnonzero(of_list != HELD_OUT)
-    held_out = chosen.select(np.flatnonzero(of_list == HELD_OUT))
+    train = np.flatnonzero(~held)
+    held_out = chosen.select(np.flatnonzero(held))
     return RankerLists(ranker_schema(schema), chosen.select(train), of_list[train], held_out, available)
