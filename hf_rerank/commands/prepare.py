@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.commands.parsing import Parser
+from hf_rerank.errors import InputError
 
 
 def add(commands: Any) -> None:
@@ -31,6 +32,7 @@ def add(commands: Any) -> None:
         default="raise",
         help="damaged lines: raise stops at the first and names them; skip leaves them out, in LISTS/rejects.jsonl",
     )
+    _add_ranker_options(prm_public)
     prm_public.set_defaults(run=_prepare_prm_public, parser=prm_public)
 
 
@@ -39,15 +41,57 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
+def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--initial-ranker",
+        choices=("lambdamart", "dnn", "none"),
+        default="none",
+        help="sort lists by a ranker trained on ranker_train, before they are cut (default: none)",
+    )
+    parser.add_argument(
+        "--quality",
+        choices=("poor", "moderate", "strong"),
+        help="how good the ranker may become (default: strong)",
+    )
+
+
 def _prepare_prm_public(options: argparse.Namespace) -> None:
-    from hf_rerank.data.prm_public import prepare_prm_public
+    from hf_rerank.data.prm_public import MAX_LIST_LENGTH, prepare_prm_public
 
-    def prepare() -> Any:
-        return prepare_prm_public(
-            options.raw_dir, options.output_dir, protocol=options.protocol, on_error=options.on_error
-        )
+    how = {"protocol": options.protocol, "on_error": options.on_error}
 
-    _run(prepare, options, "lines")
+    def prepare(folder: Path, max_list_length: int) -> Any:
+        return prepare_prm_public(options.raw_dir, folder, max_list_length=max_list_length, **how)
+
+    about = {"format": "prm_public", "raw_dir": str(options.raw_dir.resolve()), **how}
+    _run(lambda: _in_order(prepare, about, options, MAX_LIST_LENGTH), options, "lines")
+
+
+def _in_order(
+    prepare: Callable[[Path, int], Any], about: dict[str, Any], options: argparse.Namespace, max_list_length: int
+) -> Any:
+    """Prepares into the output folder, sorted by a trained ranker if one is asked for.
+
+    Args:
+        prepare: ``(folder, max_list_length) -> report``.
+        about: Whatever ``prepare`` depends on.
+        options: Of the command.
+        max_list_length: Lists are cut to as many items.
+    """
+    if options.initial_ranker == "none":
+        if options.quality is not None:
+            raise InputError("--quality belongs to --initial-ranker lambdamart or dnn: name one, or leave it out")
+        return prepare(options.output_dir, max_list_length)
+    from hf_rerank.initial_rankers.order import prepare_in_order
+
+    return prepare_in_order(
+        prepare,
+        about,
+        options.output_dir,
+        ranker=options.initial_ranker,
+        quality=options.quality or "strong",
+        max_list_length=max_list_length,
+    )
 
 
 def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> None:
