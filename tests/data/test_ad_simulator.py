@@ -500,7 +500,7 @@ class TestErrors:
             ({"bias": "low"}, "bias must be a number, got 'low'"),
             ({"bias": math.nan}, "bias must be finite, got nan"),
             ({"categories_per_user": 61}, "categories_per_user must lie in [1, 60], got 61"),
-            ({"categories_per_list": 21}, "categories_per_list must lie in [1, 20], got 21"),
+            ({"categories_per_list": 21}, "categories_per_list must lie in [1, 12], got 21"),
             ({"shortest_list": 1}, "shortest_list must lie in [2, 100], got 1"),
             ({"longest_list": 101}, "longest_list must lie in [2, 100], got 101"),
             ({"n_categories": 200}, "pool_size 48 takes 12 ads of each of 4 categories"),
