@@ -97,23 +97,29 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
     # The multiples of available / use, rounded down.
     chosen = lists.select(np.arange(use) * available // use) if use < available else lists
     by = next((name for name in (schema.group, schema.list_id) if name in chosen.column_names), None)
-    parts: list[int] = []
+    users: list[Any] = []
     clicked = []
     for table in tables_of(chosen.select_columns([name for name in (schema.label, by) if name]), LABEL_BATCH):
-        keys = table.column(by).to_pylist() if by else range(len(parts), len(parts) + table.num_rows)
-        parts += [blake2b_64(f"{seed}:{key}") % PARTS for key in keys]
+        users += table.column(by).to_pylist() if by else range(len(users), len(users) + table.num_rows)
         labels = table.column(schema.label).combine_chunks()
         with_click = np.zeros(table.num_rows, dtype=bool)
         with_click[labels.value_parent_indices().filter(pc.greater(labels.flatten(), 0)).to_numpy()] = True
         clicked.append(with_click)
-    of_list, has_click = np.array(parts), np.concatenate(clicked)
+    of_list, has_click = _parts(users, seed), np.concatenate(clicked)
     held = of_list == HELD_OUT
     for what, wanted in (("to learn from", ~held), ("held out to say when to stop", held)):
         if not has_click[wanted].any():
             raise InputError(
-                f"{use:,} ranker_train lists were looked at, and none of the {int(wanted.sum()):,} {what} has a click "
-                f"in {schema.label!r}: expected more lists with clicks"
+                f"of {use:,} ranker_train lists that were looked at, none of the {int(wanted.sum()):,} {what} has a "
+                f"click in {schema.label!r}: expected more lists with clicks"
             )
     train = np.flatnonzero(~held)
     held_out = chosen.select(np.flatnonzero(held))
     return RankerLists(ranker_schema(schema), chosen.select(train), of_list[train], held_out, available)
+
+
+def _parts(users: list[Any], seed: int) -> np.ndarray:
+    """The part of each list: users in the order of a hash go round the parts, so that no part lacks users."""
+    in_order = sorted(set(users), key=lambda user: (blake2b_64(f"{seed}:{user}"), str(user)))
+    part_of = {user: number % PARTS for number, user in enumerate(in_order)}
+    return np.array([part_of[user] for user in users], dtype=np.int64)
