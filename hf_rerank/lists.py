@@ -234,8 +234,8 @@ class _ColumnReader:
             return
         index = int(np.argmax(pc.less(flat, 0).fill_null(False).to_numpy(zero_copy_only=False)))
         raise InputError(
-            f"categorical column {name!r} holds {flat[index].as_py()} in {self.at(index, lengths)}: expected ids of at "
-            "least 0; a missing value is written as null (None), and an id that is truly negative as text, or give "
+            f"categorical column {name!r} holds {flat[index].as_py()} in {self.at(index, lengths)}: expected ids of "
+            "at least 0; a missing value is written as null (None), and an id that is truly negative as text, or give "
             "the feature a hash_size"
         )
 

@@ -95,8 +95,8 @@ def _damage(path: Path, columns: int) -> str | None:
                 for cells in filter(None, reader):
                     if len(cells) != columns:
                         return (
-                            f"{path}, line {reader.line_num} has {len(cells)} cells, the header has {columns}: expected "
-                            "as many; quote cells that hold a comma"
+                            f"{path}, line {reader.line_num} has {len(cells)} cells, the header has {columns}: "
+                            "expected as many; quote cells that hold a comma"
                         )
             except csv.Error as error:
                 return f"cannot read {path}, line {reader.line_num}: {error}; a quote is not closed, or stands alone"

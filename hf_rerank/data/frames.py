@@ -34,7 +34,7 @@ def dataset_of_frame(frame: Any, schema: ListSchema, split: str) -> datasets.Dat
     eager = frame if isinstance(frame, pl.DataFrame) else _of_pandas(frame)
     if not len(eager):
         raise InputError(f"the frame of split {split!r} holds no lists: leave it out")
-    eager = eager.cast({name: _plain(kind) for name, kind in eager.schema.items()})  # type: ignore[arg-type]
+    eager = eager.cast({name: _plain(kind) for name, kind in eager.schema.items()})
     if is_long(eager.schema, schema):
         eager = grouped(eager, schema, lambda row: f"row {row} of the frame")
     return dataset_of_polars(eager, split)

@@ -174,8 +174,8 @@ def given(source: Any, streaming: bool, schema: ListSchema | None) -> Any:
     if isinstance(source, datasets.IterableDataset):
         return source
     raise InputError(
-        f"the source is a {type(source).__name__}: expected {', '.join(map(repr, NAMED_SOURCES))}, a path, a pandas or "
-        "Polars frame, a Dataset or DatasetDict of the datasets library, or a dictionary of frames or datasets"
+        f"the source is a {type(source).__name__}: expected {', '.join(map(repr, NAMED_SOURCES))}, a path, a pandas "
+        "or Polars frame, a Dataset or DatasetDict of the datasets library, or a dictionary of frames or datasets"
     )
 
 

@@ -13,7 +13,7 @@ from hf_rerank.schema import Categorical, ListSchema
 
 # A column of this name says which item it is; categories repeat within a list, items should not.
 ID_NAME = re.compile(
-    r"(^|[_\W])(id|ids|sku|asin|isbn|ean|uuid|guid)$|[a-z]I[dD]$|^(item|product|doc|document)s?$", re.I
+    r"(?i:(^|[_\W])(id|ids|sku|asin|isbn|ean|uuid|guid)$|^(item|product|doc|document)s?$)|[a-z]I[dD]$"
 )
 
 
@@ -66,8 +66,8 @@ class Suspicions:
         if self._first_repeat is not None:
             list_id, value = self._first_repeat
             found.append(
-                f"column {self._id_column!r} names items, and repeats some within {self._share(self._repeating)} lists "
-                f"(first in list {list_id}: {value!r}): each item should stand in a list once; remove the repeats, or "
+                f"column {self._id_column!r} names items, and repeats some within {self._share(self._repeating)} "
+                f"lists (first in list {list_id}: {value!r}): each item should stand in a list once; remove the repeats, or "
                 "put another column first in the schema if this one is no id"
             )
         if 2 * self.one_item >= self.lists > 0:

@@ -96,8 +96,8 @@ def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
         missing = (flat.is_null() | (flat.is_nan() if flat.dtype.is_float() else False)).to_numpy()
         if missing.any():
             raise InputError(
-                f"column {column!r} is missing in list {first + int(np.argmax(missing))}: expected a time to split by; "
-                "fill it, or leave the list out"
+                f"column {column!r} is missing in list {first + int(np.argmax(missing))}: expected a time to split "
+                "by; fill it, or leave the list out"
             )
         parts.append(flat.to_numpy())
         first += table.num_rows
