@@ -34,7 +34,7 @@ def dataset_of_frame(frame: Any, schema: ListSchema, split: str) -> datasets.Dat
     eager = frame if isinstance(frame, pl.DataFrame) else _of_pandas(frame)
     if not len(eager):
         raise InputError(f"the frame of split {split!r} holds no lists: leave it out")
-    eager = eager.cast({name: _plain(kind) for name, kind in eager.schema.items()})
+    eager = plain_frame(eager)
     if is_long(eager.schema, schema):
         eager = grouped(eager, schema, lambda row: f"row {row} of the frame")
     return dataset_of_polars(eager, split)
@@ -44,6 +44,11 @@ def dataset_of_polars(frame: pl.DataFrame, split: str) -> datasets.Dataset:
     """A row a list, as a dataset."""
     table = plain_columns(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
     return datasets.Dataset(table, split=datasets.NamedSplit(split))
+
+
+def plain_frame(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same values without the types that lists have no use for: categories become text, decimals numbers."""
+    return frame.cast({name: _plain(kind) for name, kind in frame.schema.items()})
 
 
 def plain_columns(table: pa.Table) -> pa.Table:
@@ -71,7 +76,6 @@ def _of_pandas(frame: Any) -> pl.DataFrame:
 
 
 def _plain(kind: Any) -> Any:
-    """The Polars type without what arrow lists cannot say: categories become text, decimals numbers."""
     if isinstance(kind, pl.List):
         return pl.List(_plain(kind.inner))
     if isinstance(kind, pl.Array):

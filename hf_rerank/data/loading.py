@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 
 from hf_rerank.data.named import NAMED_SOURCES, prm_public_folder, prm_public_stream, simulated_prm
 from hf_rerank.data.own_lists import cut_by_time, datasets_of_files, given, read_files, split_lists
 from hf_rerank.data.prepared import is_prepared, read_prepared
-from hf_rerank.data.suspicions import Suspicions
+from hf_rerank.data.suspicions import Suspicions, leak
 from hf_rerank.data.time_split import time_column
 from hf_rerank.data.unfinished import refuse_unfinished
 from hf_rerank.errors import InputError
 from hf_rerank.lists import Lists, refuse_repeated_ids, tables_of
 from hf_rerank.schema import ListSchema
 
-LEAK_AUC = 0.9
 SAMPLE_LISTS = 1_000
 
 
@@ -246,27 +244,12 @@ def _checked(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -
         except InputError as error:
             raise InputError(f"split {name!r}: {error}") from None
         if name == "train" and schema.position is None:
-            _warn_of_leak(sample)
+            message = leak(sample)
+            if message is not None:
+                warnings.warn(message, stacklevel=3)
         if name == "train" and own:
             suspicions = Suspicions(schema)
             suspicions.add(sample)
             for message in suspicions.messages():
                 warnings.warn(f"{message} (seen in a sample of train)", stacklevel=3)
     return IterableListsDict(splits, schema) if streaming else ListsDict(splits, schema)
-
-
-def _warn_of_leak(sample: Lists) -> None:
-    from hf_rerank.metrics import slot_order_auc
-
-    assert sample.labels is not None
-    mask = np.arange(sample.lengths.max()) < sample.lengths[:, None]
-    labels = np.zeros(mask.shape, dtype=np.float32)
-    labels[mask] = sample.labels
-    auc = slot_order_auc(labels, mask=mask)
-    if auc > LEAK_AUC:
-        warnings.warn(
-            f"the order of the slots alone has an AUC of {auc:.3f} on a sample of train, and the schema names no "
-            "position column: the rows seem to list clicked items first, so that every tie, and the initial order "
-            "itself, leaks the labels; give the real initial order as a position column, or shuffle the slots",
-            stacklevel=4,
-        )

@@ -164,7 +164,7 @@ def _json_lists(text: pl.Series, where: Where, *, as_numbers: bool) -> pl.Series
         read[cell] = values
     kinds = {type(value) for values in read.values() for value in values or () if value is not None}
     inner: Any = pl.Float64 if as_numbers else pl.Int64 if kinds <= {int} else pl.String
-    allowed = [{int, float}] if as_numbers else [{int}, {str}]
+    allowed: list[set[Any]] = [{int, float}] if as_numbers else [{int}, {str}]
     if not any(kinds <= of_one_kind for of_one_kind in allowed):
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
         expected = "numbers" if as_numbers else "integers alone or texts alone"

@@ -1,4 +1,4 @@
-"""What is legal in lists and yet most likely a mistake: looked for in one's own lists, and said as warnings."""
+"""What is legal in lists and yet most likely a mistake: looked for, and said as warnings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,25 @@ from hf_rerank.schema import Categorical, ListSchema
 ID_NAME = re.compile(
     r"(?i:(^|[_\W])(id|ids|sku|asin|isbn|ean|uuid|guid)$|^(item|product|doc|document)s?$)|[a-z]I[dD]$"
 )
+LEAK_AUC = 0.9
+
+
+def leak(lists: Lists) -> str | None:
+    """Says that the order of the rows gives the labels away, where it does."""
+    from hf_rerank.metrics import slot_order_auc
+
+    assert lists.labels is not None
+    mask = np.arange(lists.lengths.max()) < lists.lengths[:, None]
+    labels = np.zeros(mask.shape, dtype=np.float32)
+    labels[mask] = lists.labels
+    auc = slot_order_auc(labels, mask=mask)
+    if auc <= LEAK_AUC:
+        return None
+    return (
+        f"the order of the slots alone has an AUC of {auc:.3f} on a sample of train, and the schema names no position "
+        "column: the rows seem to list clicked items first, so that every tie, and the initial order itself, leaks "
+        "the labels; give the real initial order as a position column, or shuffle the slots"
+    )
 
 
 class Suspicions:
@@ -67,8 +86,8 @@ class Suspicions:
             list_id, value = self._first_repeat
             found.append(
                 f"column {self._id_column!r} names items, and repeats some within {self._share(self._repeating)} "
-                f"lists (first in list {list_id}: {value!r}): each item should stand in a list once; remove the repeats, or "
-                "put another column first in the schema if this one is no id"
+                f"lists (first in list {list_id}: {value!r}): each item should stand in a list once; remove the "
+                "repeats, or put another column first in the schema if this one is no id"
             )
         if 2 * self.one_item >= self.lists > 0:
             found.append(
