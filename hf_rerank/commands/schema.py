@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> None:
 
     if options.output is not None and options.output.exists():
         raise InputError(f"{options.output} exists: remove it, or write another; a schema that you corrected is kept")
+    if options.output is not None and options.output.parent.resolve() == options.input.resolve():
+        raise InputError(f"{options.output} would stand among the lists and be read as one: write it elsewhere")
     inferred = infer_schema(
         options.input,
         label=options.label,

@@ -48,7 +48,7 @@ def read_text(path: Path, rows: int | None = None) -> pa.Table:
         raise InputError(_damage(path, len(names)) or f"cannot read {path}: {_first_line(error)}") from None
     table = pa.Table.from_batches(batches, reader.schema)
     if not table.num_rows:
-        raise InputError(f"{path} holds no lists: it has a header and no rows; remove it, or write it again")
+        raise InputError(_no_rows(path))
     return table
 
 
@@ -91,8 +91,10 @@ def _damage(path: Path, columns: int) -> str | None:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
+            rows = 0
             try:
                 for cells in filter(None, reader):
+                    rows += 1
                     if len(cells) != columns:
                         return (
                             f"{path}, line {reader.line_num} has {len(cells)} cells, the header has {columns}: "
@@ -102,7 +104,11 @@ def _damage(path: Path, columns: int) -> str | None:
                 return f"cannot read {path}, line {reader.line_num}: {error}; a quote is not closed, or stands alone"
     except UnicodeDecodeError as error:
         return f"{path} is no UTF-8 ({error.reason}): save it as UTF-8"
-    return None
+    return _no_rows(path) if rows == 1 else None
+
+
+def _no_rows(path: Path) -> str:
+    return f"{path} holds no lists: it has a header and no rows; remove it, or write it again"
 
 
 def _first_line(error: BaseException) -> str:

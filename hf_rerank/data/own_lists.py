@@ -148,7 +148,7 @@ def _read(
     return {split: datasets_of_files(kind, chosen, split, streaming) for split, chosen in splits.items()}
 
 
-def given(source: Any, streaming: bool, schema: ListSchema | None) -> Any:
+def given(source: Any, streaming: bool, schema: ListSchema | None, split: str = "train") -> Any:
     """A datasets object as it is, or made iterable; frames as datasets; a dictionary of either as given splits."""
     if isinstance(source, (datasets.IterableDataset, datasets.IterableDatasetDict)) and not streaming:
         raise InputError(f"the source is an {type(source).__name__}: use streaming=True")
@@ -160,13 +160,13 @@ def given(source: Any, streaming: bool, schema: ListSchema | None) -> Any:
                         f"{split!r} is the name of no split: expected {', '.join(SPLITS)}"
                         f"{suggestion(str(split), SPLITS)}"
                     )
-        return {split: given(dataset, streaming, schema) for split, dataset in source.items()}
+        return {split: given(dataset, streaming, schema, split) for split, dataset in source.items()}
     if is_frame(source):
         if streaming:
             raise InputError(
                 f"the source is a {type(source).__name__}, which is in memory already: use streaming=False"
             )
-        return None if schema is None else dataset_of_frame(source, schema, "train")
+        return None if schema is None else dataset_of_frame(source, schema, split)
     if isinstance(source, datasets.Dataset):
         if streaming and not len(source):
             raise InputError("a dataset without lists cannot be streamed: leave it out, or use streaming=False")

@@ -21,6 +21,7 @@ from hf_rerank.data.csv_text import read_text
 from hf_rerank.data.frames import plain_frame
 from hf_rerank.data.long_form import INTEGER
 from hf_rerank.data.own_lists import KINDS, list_files
+from hf_rerank.data.prepared import SCHEMA_FILE, is_prepared
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import Categorical, Dense, Feature, ListSchema, Vector, kind_of
 
@@ -104,6 +105,8 @@ def infer_schema(
             form, the list id.
     """
     path = Path(source)
+    if is_prepared(path):
+        raise InputError(f"{path} is prepared already, and {SCHEMA_FILE} in it is its schema")
     files = list_files(path)
     if rows < 1:
         raise InputError(f"rows is {rows}: expected at least 1")
