@@ -447,18 +447,28 @@ class _Guess:
         if not len(flat):
             self.left_out[column.name] = f"{CHECK}a history that is empty in all rows read"
             return None
+        shared = self._shared_table(flat, tables)
+        if shared is not None:
+            why = f"{CHECK}history, most of its values are also in {shared}, whose table it shares"
+            return self._kept(Categorical(column.name, shares=shared), f"{_seen(flat)}; {why}")
         feature = self._feature(flat.alias(column.name))
         if isinstance(feature, Categorical):
-            for name, values in tables.items():
-                same = values.dtype == flat.dtype
-                if same and _number(flat.is_in(values.drop_nulls().unique().implode()).mean()) > 0.5:
-                    why = f"{CHECK}most of its values are also in {name}, whose table it shares"
-                    return self._kept(Categorical(column.name, shares=name), f"{_seen(flat)}; history; {why}")
             self.comments[column.name] += f"; {CHECK}history, no item column holds its values"
-            return feature
-        if isinstance(feature, Dense):
-            return feature
-        return None
+        return feature if isinstance(feature, Categorical | Dense) else None
+
+    def _shared_table(self, flat: pl.Series, tables: dict[str, pl.Series]) -> str | None:
+        """The item column whose values a history holds: the one of its name, else the most alike."""
+        if not (flat.dtype.is_integer() or flat.dtype == pl.String) or NUMBER_LIKE.search(flat.name):
+            return None
+        mine = set(flat)
+        alike = {}
+        for name, values in tables.items():
+            if values.dtype == flat.dtype:
+                theirs = set(values.drop_nulls())
+                if 2 * len(mine & theirs) > len(mine):
+                    same_name = name.removesuffix("_id").lower() in flat.name.lower()
+                    alike[name] = (same_name, len(mine & theirs) / len(mine | theirs))
+        return max(alike, key=lambda name: alike[name], default=None)
 
     def _kept(self, feature: Any, comment: str) -> Any:
         self.comments[feature.name] = comment
