@@ -35,6 +35,20 @@ def add(commands: Any) -> None:
     _add_ranker_options(prm_public)
     prm_public.set_defaults(run=_prepare_prm_public, parser=prm_public)
 
+    own = formats.add_parser("own", help="your own lists: .csv (a row an item), .jsonl or .parquet (a row a list)")
+    own.add_argument("--input", required=True, type=Path, metavar="FILE", help="a file, or a folder of them")
+    own.add_argument(
+        "--schema", required=True, type=Path, metavar="JSON", help="which column is what; see hf-rerank schema infer"
+    )
+    _add_output_options(own)
+    own.add_argument(
+        "--split-by",
+        default="group",
+        metavar="RULE",
+        help="group: by the schema's group (the user); time:COLUMN: the oldest lists first (default: group)",
+    )
+    own.set_defaults(run=_prepare_own, parser=own)
+
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", required=True, type=Path, metavar="LISTS", help="folder for prepared lists")
@@ -94,7 +108,22 @@ def _in_order(
     )
 
 
-def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> None:
+def _prepare_own(options: argparse.Namespace) -> None:
+    from hf_rerank.data.prepare_own import prepare_own
+
+    def prepare() -> Any:
+        return prepare_own(options.input, options.output_dir, schema=options.schema, split_by=options.split_by)
+
+    report = _run(prepare, options, "lists")
+    if options.json:
+        return
+    if report.one_item_lists:
+        print(f"{report.one_item_lists:,} lists have one item, and nothing to re-rank")
+    for message in report.warnings:
+        print(f"warning: {message}")
+
+
+def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> Any:
     """Prepares, and prints the report; ``read``: what the raw data consist of."""
     try:
         report = prepare()
@@ -102,7 +131,7 @@ def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> 
         raise KeyboardInterrupt("stopped by Ctrl-C; the same command goes on from the last whole shard") from None
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
-        return
+        return report
     counts = ", ".join(f"{name} {lists:,}" for name, lists in report.lists.items())
     print(f"{report.read:,} {read} read; lists kept: {counts}")
     for reason, lists in report.dropped.items():
@@ -119,3 +148,4 @@ def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> 
     if report.nulls:
         print(f"{sum(report.nulls.values()):,} missing values kept, in {len(report.nulls)} columns")
     print(f"prepared lists in {options.output_dir}")
+    return report
