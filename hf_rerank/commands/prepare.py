@@ -49,6 +49,29 @@ def add(commands: Any) -> None:
     )
     own.set_defaults(run=_prepare_own, parser=own)
 
+    ad = formats.add_parser("ad", help="raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv")
+    ad.add_argument("--raw-dir", required=True, type=Path, metavar="RAW", help="folder with the raw files")
+    _add_output_options(ad)
+    ad.add_argument(
+        "--protocol",
+        choices=("ours", "public"),
+        default="ours",
+        help="ours: every five minutes of a user with two items and a click; public: the most recent with a click, of "
+        "users with three impressions",
+    )
+    ad.add_argument(
+        "--max-list-length", type=int, default=10, metavar="N", help="longer lists are cut, at most 30 (default: 10)"
+    )
+    ad.add_argument(
+        "--history-length",
+        type=int,
+        default=50,
+        metavar="N",
+        help="newest behaviours a list; 0: behavior_log.csv is not read (default: 50)",
+    )
+    _add_ranker_options(ad)
+    ad.set_defaults(run=_prepare_ad, parser=ad)
+
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", required=True, type=Path, metavar="LISTS", help="folder for prepared lists")
@@ -123,6 +146,20 @@ def _prepare_own(options: argparse.Namespace) -> None:
         print(f"warning: {message}")
 
 
+def _prepare_ad(options: argparse.Namespace) -> None:
+    from hf_rerank.data.ad import MAX_WINDOW_ITEMS, find_ad_files, prepare_ad
+
+    how = {"protocol": options.protocol, "history_length": options.history_length}
+
+    def prepare(folder: Path, max_list_length: int) -> Any:
+        return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_WINDOW_ITEMS), **how)
+
+    about = {"format": "ad", "raw_dir": str(options.raw_dir.resolve()), **how}
+    _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "windows")
+    if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:
+        print(f"no behavior_log.csv in {options.raw_dir}: the lists have no history")
+
+
 def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> Any:
     """Prepares, and prints the report; ``read``: what the raw data consist of."""
     try:
@@ -145,6 +182,8 @@ def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> 
             f"{report.cut_lists:,} lists cut to the longest allowed, "
             f"{report.lost_clicks:,} lost all their clicks by it"
         )
+    for name, number in report.counts.items():
+        print(f"{number:,} {name}")
     if report.nulls:
         print(f"{sum(report.nulls.values()):,} missing values kept, in {len(report.nulls)} columns")
     print(f"prepared lists in {options.output_dir}")

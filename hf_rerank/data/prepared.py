@@ -45,7 +45,9 @@ class PrepareReport:
         cut_lists: Kept lists that were longer than the maximum, and cut.
         lost_clicks: Of those, lists that had clicks, and none after the cut.
         nulls: Column -> missing values in kept lists (of the columns that have any).
+        counts: What else was counted, by name; empty for PRM Public.
         seconds: How long it took.
+        stages: Stage of preparing -> its rows and seconds; empty for PRM Public.
     """
 
     read: int = 0
@@ -58,7 +60,13 @@ class PrepareReport:
     cut_lists: int = 0
     lost_clicks: int = 0
     nulls: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def count(self, name: str, number: int) -> None:
+        """Adds to ``counts``."""
+        self.counts[name] = self.counts.get(name, 0) + number
 
     def drop(self, reason: str, lists: int) -> None:
         """Counts dropped lists; a reason that dropped none is kept, which shows that it was looked for."""
@@ -95,8 +103,10 @@ class PrepareReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what was met in the order of the lines is sorted by name."""
-        counts = dataclasses.asdict(self)
-        return {**counts, "rejected": dict(sorted(self.rejected.items())), "nulls": dict(sorted(self.nulls.items()))}
+        plain = dataclasses.asdict(self)
+        for name in ("rejected", "nulls"):
+            plain[name] = dict(sorted(plain[name].items()))
+        return {name: value for name, value in plain.items() if name not in ("counts", "stages") or value}
 
 
 def write_description(
@@ -105,7 +115,8 @@ def write_description(
     """Writes ``schema.json``, ``report.json`` (with ``more`` beside the counts) and the card; the same lists give the
     same bytes."""
     schema.save(folder / SCHEMA_FILE)
-    described = {name: value for name, value in report.to_dict().items() if name != "seconds"} | more
+    counts = {name: value for name, value in report.to_dict().items() if name not in ("seconds", "stages")}
+    described = counts | more
     (folder / REPORT_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
@@ -155,6 +166,8 @@ def dataset_card(
         f"Kept without a click: {report.without_click:,} lists.",
         f"Missing values: {nulls}.",
     ]
+    if report.counts:
+        counts.append("Counted: " + ", ".join(f"{name} {count:,}" for name, count in report.counts.items()) + ".")
     lines = [*header, "---", "", f"# {title}", "", "One row is one list. `schema.json` says which column is what."]
     lines += ["", "```python", "from hf_rerank import load_lists", "", 'lists = load_lists("path/to/this/folder")']
     lines += ['lists["train"], lists.schema', "```", "", "## Statistics", "", *table, "", *_points(counts)]
