@@ -155,7 +155,7 @@ def add_personalised_vectors(
         )
         vectors = PersonalisedVectors(model, column)
 
-        def change(split: str, table: pa.Table, report: PrepareReport) -> pa.Table:
+        def change(split: str, first: int, table: pa.Table, report: PrepareReport) -> pa.Table:
             return vectors.add(table if split != "ranker_train" else table.slice(0, 0))
 
         def describe(folder: Path, schema: ListSchema, report: PrepareReport) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,14 @@ def add(commands: Any) -> None:
         choices=("raise", "skip"),
         default="raise",
         help="damaged lines: raise stops at the first and names them; skip leaves them out, in LISTS/rejects.jsonl",
+    )
+    prm_public.add_argument(
+        "--history-length",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the user's newest clicks in earlier lines as a history; the file is not known to be in order of time "
+        "(default: 0, no history)",
     )
     _add_ranker_options(prm_public)
     prm_public.set_defaults(run=_prepare_prm_public, parser=prm_public)
@@ -93,14 +102,25 @@ def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare_prm_public(options: argparse.Namespace) -> None:
+    from hf_rerank.data.earlier_clicks import add_earlier_clicks
     from hf_rerank.data.prm_public import MAX_LIST_LENGTH, prepare_prm_public
+    from hf_rerank.data.rewriting import in_two_steps
 
     how = {"protocol": options.protocol, "on_error": options.on_error}
+    about = {"format": "prm_public", "raw_dir": str(options.raw_dir.resolve()), **how}
+    if options.history_length < 0:
+        raise InputError(f"--history-length is {options.history_length}: expected at least 0")
 
     def prepare(folder: Path, max_list_length: int) -> Any:
-        return prepare_prm_public(options.raw_dir, folder, max_list_length=max_list_length, **how)
+        def whole(folder: Path) -> Any:
+            return prepare_prm_public(options.raw_dir, folder, max_list_length=max_list_length, **how)
 
-    about = {"format": "prm_public", "raw_dir": str(options.raw_dir.resolve()), **how}
+        if not options.history_length:
+            return whole(folder)
+        add = functools.partial(add_earlier_clicks, history_length=options.history_length)
+        return in_two_steps(whole, {**about, "max_list_length": max_list_length}, add, folder, "without_history")
+
+    about = {**about, "history_length": options.history_length}
     _run(lambda: _in_order(prepare, about, options, MAX_LIST_LENGTH), options, "lines")
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 import hf_rerank
-from hf_rerank.data.prepared import SCHEMA_FILE, PreparedFolder, PrepareReport, read_prepared, read_report
+from hf_rerank.data.prepared import SCHEMA_FILE, PreparedFolder, PrepareReport, is_prepared, read_prepared, read_report
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.unfinished import GROUP_LISTS, REJECTS_FILE, Unfinished, sha256_of, unfinished_folder
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
+
+OPTIONS_FILE = "prepared_with.json"
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,14 @@ class Rewriting:
     Attributes:
         schema: Of the new folder.
         columns: Of the new folder.
-        change: ``(split, lists, report) -> lists``, which may count in the report what it cuts.
+        change: ``(split, first, lists, report) -> lists``, which may count in the report what it cuts; ``first`` is
+            the number of the first of these lists in its split.
         describe: ``(folder, schema, report)`` writes schema, report and card, and what else belongs into the folder.
     """
 
     schema: ListSchema
     columns: pa.Schema
-    change: Callable[[str, pa.Table, PrepareReport], pa.Table]
+    change: Callable[[str, int, pa.Table, PrepareReport], pa.Table]
     describe: Callable[[Path, ListSchema, PrepareReport], None]
 
 
@@ -98,6 +102,42 @@ def rewrite_prepared(
     return report
 
 
+def in_two_steps(
+    prepare: Callable[[Path], PrepareReport],
+    options: Mapping[str, Any],
+    change: Callable[[Path, Path], PrepareReport],
+    output_dir: str | Path,
+    suffix: str,
+) -> PrepareReport:
+    """Prepares raw data into ``OUTPUT.suffix``, and makes ``OUTPUT`` of that. Stopped, the same call goes on.
+
+    Args:
+        prepare: ``(folder) -> report`` makes a folder of prepared lists from raw data.
+        options: Whatever ``prepare`` depends on, as plain JSON values; those of a call that is gone on with must be
+            the same.
+        change: ``(source, output) -> report``, of ``rewrite_prepared``.
+        output_dir: Folder to make; must be new or empty.
+        suffix: Of the folder in between, which is removed at the end.
+
+    Raises:
+        InputError: As ``prepare`` and ``change``; or the folder in between is left from another call.
+    """
+    output = Path(output_dir)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists and is not an empty folder: choose another output folder, or remove it")
+    between = output.with_name(f"{output.name}.{suffix}")
+    described = json.dumps(dict(options), indent=2, sort_keys=True) + "\n"
+    note = between / OPTIONS_FILE
+    if not is_prepared(between):
+        prepare(between)
+        note.write_text(described, encoding="utf-8")
+    elif not note.is_file() or note.read_text(encoding="utf-8") != described:
+        raise InputError(f"{between} is left from a call with other options: remove it, and run again")
+    report = change(between, output)
+    shutil.rmtree(between)
+    return report
+
+
 def _rewrite(
     shards: list[tuple[str, Path]],
     unfinished: Unfinished,
@@ -107,7 +147,7 @@ def _rewrite(
     progress: bool,
 ) -> PrepareReport:
     """One shard of the source after another becomes a shard."""
-    written = 0
+    written, seen = 0, dict.fromkeys(SPLITS, 0)
     if unfinished.progress is not None:
         written, report = unfinished.progress["shards"], PrepareReport(**unfinished.progress["report"])
     with tqdm(total=lists, unit="list", desc="Writing lists", delay=1, disable=not progress) as bar:
@@ -115,14 +155,15 @@ def _rewrite(
             with pq.ParquetFile(path) as parquet:
                 if number < written:
                     bar.update(parquet.metadata.num_rows)
+                    seen[split] += parquet.metadata.num_rows
                     continue
                 group = unfinished.group(rewriting.columns)
                 finished = False
                 try:
                     for batch in parquet.iter_batches(GROUP_LISTS):
-                        table = rewriting.change(
-                            split, pa.Table.from_batches([batch]).replace_schema_metadata(), report
-                        )
+                        lists_read = pa.Table.from_batches([batch]).replace_schema_metadata()
+                        table = rewriting.change(split, seen[split], lists_read, report)
+                        seen[split] += batch.num_rows
                         if table.num_rows:
                             report.keep(split, table, rewriting.schema.label)
                             group.write(split, table)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,11 @@ from hf_rerank.data.prepared import (
     PreparedFolder,
     PrepareReport,
     dataset_card,
-    is_prepared,
     read_card,
     read_report,
     write_description,
 )
-from hf_rerank.data.rewriting import Rewriting, rewrite_prepared
+from hf_rerank.data.rewriting import Rewriting, in_two_steps, rewrite_prepared
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.evaluation import evaluate_orders
 from hf_rerank.initial_rankers.click_model import ClickModel
@@ -37,7 +34,6 @@ from hf_rerank.schema import ListSchema
 POSITION = "position"
 RANKER_FOLDER = "initial_ranker"
 REPORT_KEY = "initial_ranker"
-OPTIONS_FILE = "prepared_with.json"
 SORTED_SPLITS = ("train", "validation", "test")
 MEASURED_SPLITS = ("validation", "test")
 KS = (5, 10)
@@ -152,22 +148,13 @@ def prepare_in_order(
         InputError: As ``prepare`` and ``add_initial_order``; or the whole lists of another call are in the way.
     """
     check_ranker(ranker, quality)
-    output = Path(output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} exists and is not an empty folder: choose another output folder, or remove it")
-    unsorted = output.with_name(f"{output.name}.unsorted")
-    described = json.dumps(dict(options), indent=2, sort_keys=True) + "\n"
-    note = unsorted / OPTIONS_FILE
-    if not is_prepared(unsorted):
-        prepare(unsorted, ANY_LENGTH)
-        note.write_text(described, encoding="utf-8")
-    elif not note.is_file() or note.read_text(encoding="utf-8") != described:
-        raise InputError(f"{unsorted} is left from a call with other options: remove it, and run again")
-    report = add_initial_order(
-        unsorted, output, ranker=ranker, quality=quality, max_list_length=max_list_length, seed=seed
-    )
-    shutil.rmtree(unsorted)
-    return report
+
+    def sort(unsorted: Path, sorted_dir: Path) -> PrepareReport:
+        return add_initial_order(
+            unsorted, sorted_dir, ranker=ranker, quality=quality, max_list_length=max_list_length, seed=seed
+        )
+
+    return in_two_steps(lambda folder: prepare(folder, ANY_LENGTH), options, sort, output_dir, "unsorted")
 
 
 class _Sorting:
@@ -201,7 +188,7 @@ class _Sorting:
         schema = self.old_schema.replace(position=self.position, max_list_length=self.longest)
         return Rewriting(schema, self.columns, self.change, self.describe)
 
-    def change(self, split: str, table: pa.Table, report: PrepareReport) -> pa.Table:
+    def change(self, split: str, first: int, table: pa.Table, report: PrepareReport) -> pa.Table:
         lists = Lists.from_arrow(table, self.old_schema, with_labels=True)
         positions = lists.positions
         if split in SORTED_SPLITS:
