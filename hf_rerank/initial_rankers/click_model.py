@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,10 @@ class ClickModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = DNNForReranking(DNNConfig.for_schema(processor.schema, hidden_sizes=sizes, position_input="none"))
+            # Else the first hundreds of steps only lower all scores, most those of items with large features, and a
+            # short training ends below a random order.
+            bias: Any = model.network[-1].bias
+            torch.nn.init.constant_(bias, math.log(chosen.click_rate / (1 - chosen.click_rate)))
             losses = _train(model, train, held_out, means.epochs, means.learning_rate, seed, progress)
         settings = {
             "ranker": "dnn",

@@ -2,12 +2,11 @@
 
 | quality | lists of ``ranker_train`` | LambdaMART | DNN |
 |---|---|---|---|
-| ``poor`` | 2 %, at least 200 | 5 trees of 4 leaves | hidden layer of 16, up to 10 epochs at 1e-2 |
-| ``moderate`` | 10 %, at least 500 | 30 trees of 8 leaves | layers of 64 and 32, up to 10 epochs at 2e-3 |
-| ``strong`` | all | up to 1,000 trees of 31 leaves | layers of 200 and 80, up to 20 epochs at 1e-3 |
+| ``poor`` | 2 %, at least 100 | 5 trees of 4 leaves | hidden layer of 16, up to 2 epochs at 3e-3 |
+| ``moderate`` | 10 %, at least 300 | 30 trees of 8 leaves | layers of 64 and 32, up to 5 epochs at 1e-3 |
+| ``strong`` | all | up to 1,000 trees of 31 leaves | layers of 200 and 80, up to 20 epochs at 2e-3 |
 
-Of the lists looked at a tenth (by user) is held out: what says "up to" stops where it gets no better on those. The
-learning rates of the DNN grow as its lists become fewer, so that it learns something in the few steps there are.
+Of the lists looked at a tenth (by user) is held out: what says "up to" stops where it gets no better on those.
 """
 
 from __future__ import annotations
@@ -49,9 +48,9 @@ class Quality:
 
 
 QUALITIES = {
-    "poor": Quality(0.02, 200, 5, 4, (16,), 10, 1e-2),
-    "moderate": Quality(0.1, 500, 30, 8, (64, 32), 10, 2e-3),
-    "strong": Quality(1.0, 0, 1_000, 31, (200, 80), 20, 1e-3),
+    "poor": Quality(0.02, 100, 5, 4, (16,), 2, 3e-3),
+    "moderate": Quality(0.1, 300, 30, 8, (64, 32), 5, 1e-3),
+    "strong": Quality(1.0, 0, 1_000, 31, (200, 80), 20, 2e-3),
 }
 
 

@@ -36,6 +36,7 @@ class RankerLists:
         train_parts: int64, the part of each list of ``train``, from 1.
         held_out: A Dataset of lists of other users; only for stopping.
         available: Lists there were.
+        click_rate: Clicked items among those of ``train``, strictly between 0 and 1.
     """
 
     schema: ListSchema
@@ -43,6 +44,7 @@ class RankerLists:
     train_parts: np.ndarray
     held_out: Any
     available: int
+    click_rate: float
 
     def counts(self) -> dict[str, int]:
         """How many lists there were, were learned from, and were held out."""
@@ -98,24 +100,30 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
     chosen = lists.select(np.arange(use) * available // use) if use < available else lists
     by = next((name for name in (schema.group, schema.list_id) if name in chosen.column_names), None)
     users: list[Any] = []
-    clicked = []
+    items, clicks = [], []
     for table in tables_of(chosen.select_columns([name for name in (schema.label, by) if name]), LABEL_BATCH):
         users += table.column(by).to_pylist() if by else range(len(users), len(users) + table.num_rows)
         labels = table.column(schema.label).combine_chunks()
-        with_click = np.zeros(table.num_rows, dtype=bool)
-        with_click[labels.value_parent_indices().filter(pc.greater(labels.flatten(), 0)).to_numpy()] = True
-        clicked.append(with_click)
-    of_list, has_click = _parts(users, seed), np.concatenate(clicked)
+        of_clicks = labels.value_parent_indices().filter(pc.greater(labels.flatten(), 0)).to_numpy()
+        items.append(pc.list_value_length(labels).to_numpy(zero_copy_only=False))
+        clicks.append(np.bincount(of_clicks, minlength=table.num_rows))
+    of_list, shown, clicked = _parts(users, seed), np.concatenate(items), np.concatenate(clicks)
     held = of_list == HELD_OUT
     for what, wanted in (("to learn from", ~held), ("held out to say when to stop", held)):
-        if not has_click[wanted].any():
+        if not clicked[wanted].any():
             raise InputError(
                 f"of {use:,} ranker_train lists that were looked at, none of the {int(wanted.sum()):,} {what} has a "
                 f"click in {schema.label!r}: expected more lists with clicks"
             )
     train = np.flatnonzero(~held)
-    held_out = chosen.select(np.flatnonzero(held))
-    return RankerLists(ranker_schema(schema), chosen.select(train), of_list[train], held_out, available)
+    return RankerLists(
+        schema=ranker_schema(schema),
+        train=chosen.select(train),
+        train_parts=of_list[train],
+        held_out=chosen.select(np.flatnonzero(held)),
+        available=available,
+        click_rate=float((clicked[train].sum() + 1) / (shown[train].sum() + 2)),
+    )
 
 
 def _parts(users: list[Any], seed: int) -> np.ndarray:
