@@ -197,7 +197,8 @@ class _ColumnReader:
         column = self.values(name)
         if not _is_sequence(column.type):
             raise InputError(
-                f"column {name!r} holds one {column.type} a list: expected a sequence, one value an item ({what})"
+                f"column {name!r} holds one {column.type} a list: expected a sequence, one value an item ({what}); of "
+                "a table with a row an item load_lists takes the CSV, or the pandas or Polars frame"
             )
         if column.null_count:
             row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
@@ -230,6 +231,8 @@ class _ColumnReader:
                     f"categorical column {feature.name!r} holds {flat.type}: expected integers or text; convert it, "
                     "or declare it Dense"
                 )
+            if feature.hash_size is None and pa.types.is_integer(flat.type):
+                self.not_negative(feature.name, flat, lengths)
             return flat
         if not pa.types.is_null(flat.type):
             self.finite(feature.name, flat, lengths, nullable=feature.missing != "error")
@@ -240,6 +243,17 @@ class _ColumnReader:
                 "missing='error'; fill it, or use missing='mean' or 'indicator'"
             )
         return flat
+
+    def not_negative(self, name: str, flat: pa.Array, lengths: np.ndarray | None) -> None:
+        """Ids of a table count from 0; hashed ones may be any 64 bits."""
+        if not len(flat) or (lowest := pc.min(flat).as_py()) is None or lowest >= 0:
+            return
+        index = int(np.argmax(pc.less(flat, 0).fill_null(False).to_numpy(zero_copy_only=False)))
+        raise InputError(
+            f"categorical column {name!r} holds {flat[index].as_py()} in {self.at(index, lengths)}: expected ids of "
+            "at least 0; a missing value is written as null (None), and an id that is truly negative as text, or give "
+            "the feature a hash_size"
+        )
 
     def finite(
         self, name: str, flat: pa.Array, lengths: np.ndarray | None, *, width: int = 1, nullable: bool = False
@@ -392,9 +406,31 @@ def _where(rows: Sequence[Mapping[str, Any]], row: int, schema: ListSchema, firs
 
 
 def _ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int) -> list[str]:
-    if schema.list_id is not None and schema.list_id in table.schema.names:
-        return [str(value) for value in table.column(schema.list_id).to_pylist()]
-    return [str(first + row) for row in range(table.num_rows)]
+    if schema.list_id is None or schema.list_id not in table.schema.names:
+        return [str(first + row) for row in range(table.num_rows)]
+    ids = table.column(schema.list_id).to_pylist()
+    if None in ids:
+        raise InputError(
+            f"column {schema.list_id!r} of list {first + ids.index(None)} is null: expected the id of the list; fill "
+            "it, or leave list_id out of the schema"
+        )
+    return [str(value) for value in ids]
+
+
+def refuse_repeated_ids(ids: Sequence[str], schema: ListSchema) -> None:
+    """
+    Raises:
+        InputError: Two lists have one id.
+    """
+    if len(set(ids)) == len(ids):
+        return
+    place: dict[str, int] = {}
+    for number, list_id in enumerate(ids):
+        if place.setdefault(list_id, number) != number:
+            raise InputError(
+                f"column {schema.list_id!r} holds the id {list_id} in list {place[list_id]} and again in list "
+                f"{number}: expected one row a list; make the ids unique, or leave list_id out of the schema"
+            )
 
 
 def _no_lists(schema: ListSchema) -> pa.Table:

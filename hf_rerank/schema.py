@@ -245,7 +245,7 @@ class ListSchema:
 
     @classmethod
     def load(cls, path: str | Path) -> ListSchema:
-        """Reads the schema from JSON.
+        """Reads the schema from JSON, in which lines that begin with ``//`` are comments.
 
         Raises:
             InputError: No such file, or it is no schema.
@@ -254,7 +254,9 @@ class ListSchema:
         if not path.is_file():
             raise InputError(f"no schema at {path}: expected a JSON file as ListSchema.save writes it")
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
+            # No JSON string holds a line break, so no such line is inside one; emptied, errors keep their lines.
+            lines = path.read_text(encoding="utf-8").split("\n")
+            plain = json.loads("\n".join("" if line.lstrip().startswith("//") else line for line in lines))
         except ValueError as error:
             raise InputError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(plain, dict):

@@ -254,7 +254,7 @@ def test_loading_writes_every_row(tmp_path: Path) -> None:
     assert text.count("\n| ") == 10
 
 
-# --------------------------------------------------------------------------------------------------------- preparing Ad
+# -------------------------------------------------------------------------------------------------------- preparing Ad
 
 
 @pytest.mark.slow
@@ -325,5 +325,4 @@ def test_polars_and_duckdb_do_the_same_job(tmp_path: Path) -> None:
     assert 0 < row["found"]["lists"] <= 50
     assert row["found"]["behaviours"] > 0
     assert row["polars"]["seconds"] > 0
-    assert row["duckdb"]["peak_memory_mib"] > 0first = row["each_round"][0]
-        assert sum(stage["seconds"] for stage in first["stages"].values()) < first["seconds"]
+    assert row["duckdb"]["peak_memory_mib"] > 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hf_rerank.commands.parsing import Parser
+from hf_rerank.errors import InputError
 
 
 def add(commands: Any) -> None:
@@ -31,7 +33,30 @@ def add(commands: Any) -> None:
         default="raise",
         help="damaged lines: raise stops at the first and names them; skip leaves them out, in LISTS/rejects.jsonl",
     )
+    prm_public.add_argument(
+        "--history-length",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the user's newest clicks in earlier lines as a history; the file is not known to be in order of time "
+        "(default: 0, no history)",
+    )
+    _add_ranker_options(prm_public)
     prm_public.set_defaults(run=_prepare_prm_public, parser=prm_public)
+
+    own = formats.add_parser("own", help="your own lists: .csv (a row an item), .jsonl or .parquet (a row a list)")
+    own.add_argument("--input", required=True, type=Path, metavar="FILE", help="a file, or a folder of them")
+    own.add_argument(
+        "--schema", required=True, type=Path, metavar="JSON", help="which column is what; see hf-rerank schema infer"
+    )
+    _add_output_options(own)
+    own.add_argument(
+        "--split-by",
+        default="group",
+        metavar="RULE",
+        help="group: by the schema's group (the user); time:COLUMN: the oldest lists first (default: group)",
+    )
+    own.set_defaults(run=_prepare_own, parser=own)
 
     ad = formats.add_parser("ad", help="raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv")
     ad.add_argument("--raw-dir", required=True, type=Path, metavar="RAW", help="folder with the raw files")
@@ -53,6 +78,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="newest behaviours a list; 0: behavior_log.csv is not read (default: 50)",
     )
+    _add_ranker_options(ad)
     ad.set_defaults(run=_prepare_ad, parser=ad)
 
 
@@ -61,30 +87,96 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
+def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--initial-ranker",
+        choices=("lambdamart", "dnn", "none"),
+        default="none",
+        help="sort lists by a ranker trained on ranker_train, before they are cut (default: none)",
+    )
+    parser.add_argument(
+        "--quality",
+        choices=("poor", "moderate", "strong"),
+        help="how good the ranker may become (default: strong)",
+    )
+
+
 def _prepare_prm_public(options: argparse.Namespace) -> None:
-    from hf_rerank.data.prm_public import prepare_prm_public
+    from hf_rerank.data.earlier_clicks import add_earlier_clicks
+    from hf_rerank.data.prm_public import MAX_LIST_LENGTH, prepare_prm_public
+    from hf_rerank.data.rewriting import in_two_steps
+
+    how = {"protocol": options.protocol, "on_error": options.on_error}
+    about = {"format": "prm_public", "raw_dir": str(options.raw_dir.resolve()), **how}
+    if options.history_length < 0:
+        raise InputError(f"--history-length is {options.history_length}: expected at least 0")
+
+    def prepare(folder: Path, max_list_length: int) -> Any:
+        def whole(folder: Path) -> Any:
+            return prepare_prm_public(options.raw_dir, folder, max_list_length=max_list_length, **how)
+
+        if not options.history_length:
+            return whole(folder)
+        add = functools.partial(add_earlier_clicks, history_length=options.history_length)
+        return in_two_steps(whole, {**about, "max_list_length": max_list_length}, add, folder, "without_history")
+
+    about = {**about, "history_length": options.history_length}
+    _run(lambda: _in_order(prepare, about, options, MAX_LIST_LENGTH), options, "lines")
+
+
+def _in_order(
+    prepare: Callable[[Path, int], Any], about: dict[str, Any], options: argparse.Namespace, max_list_length: int
+) -> Any:
+    """Prepares into the output folder, sorted by a trained ranker if one is asked for.
+
+    Args:
+        prepare: ``(folder, max_list_length) -> report``.
+        about: Whatever ``prepare`` depends on.
+        options: Of the command.
+        max_list_length: Lists are cut to as many items.
+    """
+    if options.initial_ranker == "none":
+        if options.quality is not None:
+            raise InputError("--quality belongs to --initial-ranker lambdamart or dnn: name one, or leave it out")
+        return prepare(options.output_dir, max_list_length)
+    from hf_rerank.initial_rankers.order import prepare_in_order
+
+    return prepare_in_order(
+        prepare,
+        about,
+        options.output_dir,
+        ranker=options.initial_ranker,
+        quality=options.quality or "strong",
+        max_list_length=max_list_length,
+    )
+
+
+def _prepare_own(options: argparse.Namespace) -> None:
+    from hf_rerank.data.prepare_own import prepare_own
 
     def prepare() -> Any:
-        return prepare_prm_public(
-            options.raw_dir, options.output_dir, protocol=options.protocol, on_error=options.on_error
-        )
+        return prepare_own(options.input, options.output_dir, schema=options.schema, split_by=options.split_by)
 
-    _run(prepare, options, "lines")
+    report = _run(prepare, options, "lists")
+    if options.json:
+        return
+    if report.one_item_lists:
+        print(f"{report.one_item_lists:,} lists have one item, and nothing to re-rank")
+    for message in report.warnings:
+        print(f"warning: {message}")
 
 
 def _prepare_ad(options: argparse.Namespace) -> None:
-    from hf_rerank.data.ad import find_ad_files, prepare_ad
+    from hf_rerank.data.ad import MAX_WINDOW_ITEMS, find_ad_files, prepare_ad
 
-    def prepare() -> Any:
-        return prepare_ad(
-            options.raw_dir,
-            options.output_dir,
-            protocol=options.protocol,
-            max_list_length=options.max_list_length,
-            history_length=options.history_length,
-        )
+    how = {"protocol": options.protocol, "history_length": options.history_length}
 
-    _run(prepare, options, "windows", again="begins anew, or goes on from the last whole shard if the logs were read")
+    def prepare(folder: Path, max_list_length: int) -> Any:
+        return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_WINDOW_ITEMS), **how)
+
+    about = {"format": "ad", "raw_dir": str(options.raw_dir.resolve()), **how}
+    again = "begins anew, or goes on from the last whole shard if the logs were read"
+    _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "windows", again)
     if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:
         print(f"no behavior_log.csv in {options.raw_dir}: the lists have no history")
 
@@ -94,7 +186,7 @@ def _run(
     options: argparse.Namespace,
     read: str,
     again: str = "goes on from the last whole shard",
-) -> None:
+) -> Any:
     """Prepares, and prints the report; ``read``: what the raw data consist of; ``again``: what a stopped command does
     the next time."""
     try:
@@ -103,7 +195,7 @@ def _run(
         raise KeyboardInterrupt(f"stopped by Ctrl-C; the same command {again}") from None
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
-        return
+        return report
     counts = ", ".join(f"{name} {lists:,}" for name, lists in report.lists.items())
     print(f"{report.read:,} {read} read; lists kept: {counts}")
     for reason, lists in report.dropped.items():
@@ -122,3 +214,4 @@ def _run(
     if report.nulls:
         print(f"{sum(report.nulls.values()):,} missing values kept, in {len(report.nulls)} columns")
     print(f"prepared lists in {options.output_dir}")
+    return report

@@ -7,13 +7,23 @@ never a default.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hf_rerank.data.prepared import PreparedFolder, PrepareReport, dataset_card, read_card, write_description
+from hf_rerank.data.rewriting import Rewriting, rewrite_prepared
+from hf_rerank.errors import InputError
+from hf_rerank.schema import Categorical, Dense, ListSchema
 
 LISTS_AGO = "lists_ago"
+HISTORY_LENGTH = 50
+# What a card said of the lists before.
+_NO_HISTORY = "The file is not known to be in order of time"
 
 
 class EarlierClicks:
@@ -102,3 +112,80 @@ def clicks_of(tables: Iterable[pa.Table], columns: Sequence[str], *, label: str,
     for table in tables:
         clicks.add(table)
     return clicks.sorted()
+
+
+def add_earlier_clicks(
+    lists_dir: str | Path, output_dir: str | Path, *, history_length: int = HISTORY_LENGTH, progress: bool = True
+) -> PrepareReport:
+    """Writes a new folder of prepared lists whose histories are the user's clicks in earlier lists of the folder.
+
+    For each categorical item feature there is a column ``history_<name>`` that shares its table, and
+    ``history_lists_ago``, how many lists of anyone lie between. "Earlier" is the order of the raw file, within a split
+    (all lists of a user are in one). Memory: the clicks of the largest split, about 60 bytes each.
+
+    Args:
+        lists_dir: A folder of prepared lists, split by a group.
+        output_dir: Folder to make; must be new or empty.
+        history_length: Clicks a list at most, the newest.
+        progress: A bar of what takes longer than a second.
+
+    Returns:
+        The counts of the new folder.
+
+    Raises:
+        InputError: The lists have a history already, no group or no categorical item feature; or see
+            ``rewrite_prepared``.
+    """
+    if history_length < 1:
+        raise InputError(f"history_length is {history_length}: expected at least 1")
+    source = Path(lists_dir)
+
+    def begin(prepared: PreparedFolder) -> Rewriting:
+        old, group = prepared.schema, prepared.schema.group
+        columns = [feature.name for feature in old.features("items", Categorical)]
+        if old.history:
+            raise InputError(f"{source} has a history already ({old.history[0].name!r}): leave it as it is")
+        if group is None or not columns:
+            raise InputError(f"{source} names no group, or no categorical item feature: a history needs both")
+        of_split: dict[str, SortedClicks] = {}
+
+        def change(split: str, first: int, table: pa.Table, report: PrepareReport) -> pa.Table:
+            if split not in of_split:
+                of_split.clear()  # one split in memory
+                tables = _columns(prepared.files[split], [*columns, old.label, group])
+                of_split[split] = clicks_of(tables, columns, label=old.label, group=group)
+            for name, history in of_split[split].histories(table, first, history_length).items():
+                field = fields.field(name)
+                table = table.append_column(field, history.cast(field.type))
+            return table
+
+        def describe(folder: Path, schema: ListSchema, report: PrepareReport) -> None:
+            card = read_card(source)
+            how = [
+                *card.how,
+                f"`history_*`: the user's clicks in earlier lines, newest first, {history_length} at most; "
+                "`history_lists_ago`: how many lines lie between.",
+            ]
+            caveats = [
+                *(point for point in card.caveats if not point.startswith(_NO_HISTORY)),
+                "The file is not known to be in order of time: an earlier click may lie in the future of its list. "
+                "Name this beside every result that uses the history.",
+            ]
+            text = dataset_card(card.title, report, schema, how=how, caveats=caveats, licence=card.licence)
+            write_description(folder, schema, report, text)
+
+        added = {f"history_{name}": prepared.columns.field(name).type for name in columns}
+        fields = pa.schema([*prepared.columns, *added.items(), (f"history_{LISTS_AGO}", pa.list_(pa.int64()))])
+        history: list[Categorical | Dense] = [Categorical(f"history_{name}", shares=name) for name in columns]
+        history.append(Dense(f"history_{LISTS_AGO}", scale="log"))
+        schema = old.replace(history=history, max_history_length=history_length)
+        return Rewriting(schema, fields, change, describe)
+
+    return rewrite_prepared(source, output_dir, {"earlier_clicks": history_length}, begin, progress=progress)
+
+
+def _columns(files: Iterable[Path], names: list[str]) -> Iterator[pa.Table]:
+    for path in files:
+        with pq.ParquetFile(path) as parquet:
+            for batch in parquet.iter_batches(columns=names):
+                yield pa.Table.from_batches([batch])

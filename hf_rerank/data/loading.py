@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 
 from hf_rerank.data.named import NAMED_SOURCES, ad_folder, prm_public_folder, prm_public_stream, simulated_prm
-from hf_rerank.data.own_lists import datasets_of_files, given, read_files, split_lists
+from hf_rerank.data.own_lists import cut_by_time, datasets_of_files, given, read_files, split_lists
 from hf_rerank.data.prepared import is_prepared, read_prepared
+from hf_rerank.data.suspicions import Suspicions, leak
+from hf_rerank.data.time_split import time_column
 from hf_rerank.data.unfinished import refuse_unfinished
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists, tables_of
+from hf_rerank.lists import Lists, refuse_repeated_ids, tables_of
 from hf_rerank.schema import ListSchema
 
-LEAK_AUC = 0.9
 SAMPLE_LISTS = 1_000
 
 
@@ -66,6 +66,7 @@ def load_lists(
     n_lists: int | None = None,
     seed: int = 0,
     max_list_length: int | None = None,
+    split_by: str = "group",
 ) -> ListsDict | IterableListsDict:
     """Loads lists as splits that carry their schema.
 
@@ -82,7 +83,11 @@ def load_lists(
               that is prepared already.
             - A folder of prepared lists (it holds ``schema.json``).
             - A ``.parquet``, ``.jsonl`` or ``.json`` file or a folder of them, one row a list, with ``schema``.
-            - A ``Dataset``, ``DatasetDict`` or their iterable kinds, with ``schema``.
+            - A ``.csv`` file or a folder of them, one row an item, with ``schema``: rows of one ``list_id`` are a
+              list. Read as a whole, into memory; see ``hf_rerank.data.long_form``.
+            - A pandas or Polars frame, with ``schema``: one row a list where labels are sequences, else one an item.
+            - A ``Dataset``, ``DatasetDict`` or their iterable kinds, or a dictionary of frames or datasets, with
+              ``schema``.
         data_dir: For ``"prm_public"`` and ``"ad"``.
         schema: Says which column is what, as an object or a path to its JSON. For a prepared folder: instead of the
             schema in it.
@@ -95,12 +100,17 @@ def load_lists(
         seed: For ``"simulated_prm"`` the simulation; for ``protocol="public"`` the draw of lists.
         max_list_length: For the named sources: longer lists are cut, in the initial order. Default 30, of
             ``"ad"`` 10.
+        split_by: ``"group"``, or ``"time:COLUMN"``: the oldest 40 % of the lists are ``ranker_train``, the next 45 %
+            ``train``, then 5 % and 10 %; lists of one time stay together, in the earlier split. The column holds one
+            time a list, or one an item, whose latest counts: numbers, dates, datetimes or their ISO 8601 text. Unlike
+            the split by group, users of the test split are in train too. Not for streams; a prepared folder is split
+            anew.
 
     Returns:
         Splits ``ranker_train`` (for initial rankers, click models and personalised vectors only), ``train``,
         ``validation`` and ``test``; some may be empty.
 
-        Own data keep the splits they come with: a dictionary of datasets, files named after splits
+        Own data keep the splits they come with: a dictionary of datasets or frames, files named after splits
         (``train.parquet``, ``test-00000.jsonl``), or a column ``split``. Otherwise lists are split by the md5 of
         ``schema.group``, without a group by that of ``schema.list_id``, without that by the number of the row.
 
@@ -117,24 +127,39 @@ def load_lists(
     if named and schema is not None:
         raise InputError(f"{source!r} has a schema of its own: leave out schema=, or change .schema of what is loaded")
 
+    time = time_column(split_by)
     if named:
-        return _load_named(source, data_dir, streaming, protocol, n_lists, seed, max_list_length)
+        lists = _load_named(source, data_dir, streaming, protocol, n_lists, seed, max_list_length)
+        return lists if time is None else _split_anew(lists, time)
     if isinstance(source, (str, Path)):
         path = Path(source)
         refuse_unfinished(path)
         if is_prepared(path):
-            return _load_prepared(path, schema, streaming)
-        splits = read_files(path, streaming, has_schema=schema is not None)
+            lists = _load_prepared(path, schema, streaming)
+            return lists if time is None else _split_anew(lists, time)
+        splits = read_files(path, streaming, schema)
     else:
-        splits = given(source, streaming)
+        splits = given(source, streaming, schema)
     if schema is None:
         raise InputError(
             "own lists need schema=ListSchema(...), or the path of its JSON file: which column is what? "
-            "(a folder of prepared lists holds it as schema.json)"
+            "(`hf-rerank schema infer FILE` writes one to correct; a folder of prepared lists holds it as schema.json)"
         )
-    if not isinstance(splits, dict):
+    if time is not None:
+        splits = cut_by_time(splits, time)
+    elif not isinstance(splits, dict):
         splits = split_lists(splits, schema)
-    return _checked(splits, schema)
+    return _checked(splits, schema, own=True)
+
+
+def _split_anew(lists: Any, time: str) -> ListsDict | IterableListsDict:
+    """Lists that came with splits, split by time."""
+    if isinstance(lists, IterableListsDict):
+        return ListsDict(cut_by_time(lists, time), lists.schema)
+    joined = datasets.concatenate_datasets([split for split in lists.values() if len(split)] or list(lists.values()))
+    if "split" in joined.column_names:  # it says where the lists were
+        joined = joined.remove_columns("split")
+    return _checked(cut_by_time(joined, time), lists.schema)
 
 
 def _check_options(
@@ -147,7 +172,7 @@ def _check_options(
 ) -> None:
     """Refuses options that would be ignored."""
     shown = repr(source) if isinstance(source, (str, Path)) else f"a {type(source).__name__}"
-    if source == "prm_public" and named and data_dir is None:
+    if named and source == "prm_public" and data_dir is None:
         raise InputError(
             "'prm_public' needs data_dir=, the folder of set1.train.txt.part1 and part2 (linked from hf4Academic/PRM "
             "on GitHub) or of lists prepared from them; without the files, try load_lists('simulated_prm')"
@@ -211,8 +236,11 @@ def _load_prepared(folder: Path, schema: ListSchema | None, streaming: bool) -> 
     return _checked(splits, prepared.schema if schema is None else schema)
 
 
-def _checked(splits: dict[str, Any], schema: ListSchema) -> ListsDict | IterableListsDict:
-    """The first lists of each split against the schema (of a stream: of train), and train for a leak."""
+def _checked(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -> ListsDict | IterableListsDict:
+    """A sample of each split against the schema (of a stream: the first of train), and train for a leak.
+
+    ``own``: also for what is legal, but most likely a mistake.
+    """
     streaming = any(isinstance(split, datasets.IterableDataset) for split in splits.values())
     for name, split in splits.items():
         if streaming and name != "train" and "train" in splits:
@@ -224,25 +252,16 @@ def _checked(splits: dict[str, Any], schema: ListSchema) -> ListsDict | Iterable
             continue
         try:
             sample = Lists.from_arrow(table, schema, with_labels=True)
+            refuse_repeated_ids(sample.ids, schema)
         except InputError as error:
             raise InputError(f"split {name!r}: {error}") from None
         if name == "train" and schema.position is None:
-            _warn_of_leak(sample)
+            message = leak(sample)
+            if message is not None:
+                warnings.warn(message, stacklevel=3)
+        if name == "train" and own:
+            suspicions = Suspicions(schema)
+            suspicions.add(sample)
+            for message in suspicions.messages():
+                warnings.warn(f"{message} (seen in a sample of train)", stacklevel=3)
     return IterableListsDict(splits, schema) if streaming else ListsDict(splits, schema)
-
-
-def _warn_of_leak(sample: Lists) -> None:
-    from hf_rerank.metrics import slot_order_auc
-
-    assert sample.labels is not None
-    mask = np.arange(sample.lengths.max()) < sample.lengths[:, None]
-    labels = np.zeros(mask.shape, dtype=np.float32)
-    labels[mask] = sample.labels
-    auc = slot_order_auc(labels, mask=mask)
-    if auc > LEAK_AUC:
-        warnings.warn(
-            f"the order of the slots alone has an AUC of {auc:.3f} on a sample of train, and the schema names no "
-            "position column: the rows seem to list clicked items first, so that every tie, and the initial order "
-            "itself, leaks the labels; give the real initial order as a position column, or shuffle the slots",
-            stacklevel=4,
-        )

@@ -1,22 +1,31 @@
-"""Own lists as datasets: from files or objects of ``datasets``, and their splits."""
+"""Own lists as datasets: from files, frames or objects of ``datasets``, and their splits."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import polars as pl
 
+from hf_rerank.data.frames import dataset_of_frame, dataset_of_polars, is_frame
+from hf_rerank.data.long_form import lists_of_csv
 from hf_rerank.data.named import NAMED_SOURCES
 from hf_rerank.data.prepared import SCHEMA_FILE, read_footer
 from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.data.time_split import split_by_time, times_of
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.lists import tables_of
 from hf_rerank.schema import ListSchema
+
+KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+KIND_NAMES = {"parquet": "Parquet", "json": "JSON", "csv": "CSV"}
+TIMES_BATCH = 10_000
 
 QUIET_BYTES = 64 * 2**20
 
@@ -63,28 +72,33 @@ def _quiet(quick: bool) -> Iterator[None]:
         datasets.utils.enable_progress_bars()
 
 
-def read_files(path: Path, streaming: bool, *, has_schema: bool) -> Any:
-    """A dataset from own files, or a dictionary of them where the files are named after splits."""
-    kinds = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+def list_files(path: Path) -> list[Path]:
+    """The files of one kind at ``path``, a file or a folder.
+
+    Raises:
+        InputError: There are none, several kinds, or one that is empty.
+    """
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in kinds and not file.name.startswith("."))
+        files = sorted(file for file in path.iterdir() if file.suffix in KINDS and not file.name.startswith("."))
         if not files:
             raise InputError(
-                f"{path} holds no lists: expected .parquet, .jsonl or .json files, or a folder of prepared lists with "
-                f"{SCHEMA_FILE}"
+                f"{path} holds no lists: expected .parquet, .jsonl, .json or .csv files, or a folder of prepared "
+                f"lists with {SCHEMA_FILE}"
             )
     elif path.is_file():
-        if path.suffix not in kinds:
-            raise InputError(f"{path} is no list file: expected .parquet, .jsonl or .json")
+        if path.suffix not in KINDS:
+            raise InputError(f"{path} is no list file: expected .parquet, .jsonl, .json or .csv")
         files = [path]
     else:
         raise InputError(
             f"unknown source {str(path)!r}: expected {', '.join(map(repr, NAMED_SOURCES))}, a file or folder that "
             f"exists, or a datasets object{suggestion(str(path), NAMED_SOURCES)}"
         )
-    found = sorted({kinds[file.suffix] for file in files})
+    found = [kind for kind in KIND_NAMES if kind in {KINDS[file.suffix] for file in files}]
     if len(found) > 1:
-        raise InputError(f"{path} holds both Parquet and JSON files: keep one kind")
+        names = [KIND_NAMES[kind] for kind in found]
+        both = "both " if len(names) == 2 else ""
+        raise InputError(f"{path} holds {both}{' and '.join(names)} files: keep one kind")
     if found == ["parquet"]:
         lists = {file: read_footer(file).num_rows for file in files}
     else:
@@ -92,31 +106,67 @@ def read_files(path: Path, streaming: bool, *, has_schema: bool) -> Any:
     for file, size in lists.items():
         if not size:
             raise InputError(f"{file} holds no lists: remove it, or write it again")
-    if not has_schema:
-        return None  # the caller says what is missing, before anything is read
+    return files
 
+
+def read_files(path: Path, streaming: bool, schema: ListSchema | None) -> Any:
+    """A dataset from own files, or a dictionary of them where the files are named after splits."""
+    files = list_files(path)
+    if schema is None:
+        return None  # the caller says what is missing, before anything is read
+    kind = KINDS[files[0].suffix]
+    if kind == "csv" and streaming:
+        raise InputError(
+            f"{path} is CSV, which is read as a whole, since items of a list may stand anywhere in it: use "
+            "streaming=False, or turn it into Parquet once with `hf-rerank prepare own` and stream that"
+        )
     of_split = {file: file.name.split(".")[0].split("-")[0] for file in files}
     if not any(split in SPLITS for split in of_split.values()):
-        return datasets_of_files(found[0], files, "train", streaming)
+        of_split = dict.fromkeys(files, "train")
+        return _read(kind, files, of_split, streaming, schema)["train"]
     for file, split in of_split.items():
         if split not in SPLITS:
             raise InputError(
                 f"{file} is named after no split, but other files of the folder are: name all of them after splits "
                 f"({', '.join(SPLITS)}), or none"
             )
-    return {
-        split: datasets_of_files(found[0], [file for file in files if of_split[file] == split], split, streaming)
-        for split in SPLITS
-        if split in of_split.values()
+    return _read(kind, files, of_split, streaming, schema)
+
+
+def _read(
+    kind: str, files: Sequence[Path], of_split: Mapping[Path, str], streaming: bool, schema: ListSchema
+) -> dict[str, Any]:
+    splits = {
+        split: [file for file in files if of_split[file] == split] for split in SPLITS if split in of_split.values()
     }
+    if kind == "csv":
+        lists = lists_of_csv(files, schema)
+        return {
+            split: dataset_of_polars(pl.concat([lists[file] for file in chosen]), split)
+            for split, chosen in splits.items()
+        }
+    return {split: datasets_of_files(kind, chosen, split, streaming) for split, chosen in splits.items()}
 
 
-def given(source: Any, streaming: bool) -> Any:
-    """A datasets object as it is, or made iterable."""
+def given(source: Any, streaming: bool, schema: ListSchema | None, split: str = "train") -> Any:
+    """A datasets object as it is, or made iterable; frames as datasets; a dictionary of either as given splits."""
     if isinstance(source, (datasets.IterableDataset, datasets.IterableDatasetDict)) and not streaming:
         raise InputError(f"the source is an {type(source).__name__}: use streaming=True")
-    if isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
-        return {split: given(dataset, streaming) for split, dataset in source.items()}
+    if isinstance(source, Mapping):
+        if not isinstance(source, (datasets.DatasetDict, datasets.IterableDatasetDict)):
+            for split in source:
+                if split not in SPLITS:
+                    raise InputError(
+                        f"{split!r} is the name of no split: expected {', '.join(SPLITS)}"
+                        f"{suggestion(str(split), SPLITS)}"
+                    )
+        return {split: given(dataset, streaming, schema, split) for split, dataset in source.items()}
+    if is_frame(source):
+        if streaming:
+            raise InputError(
+                f"the source is a {type(source).__name__}, which is in memory already: use streaming=False"
+            )
+        return None if schema is None else dataset_of_frame(source, schema, split)
     if isinstance(source, datasets.Dataset):
         if streaming and not len(source):
             raise InputError("a dataset without lists cannot be streamed: leave it out, or use streaming=False")
@@ -124,9 +174,34 @@ def given(source: Any, streaming: bool) -> Any:
     if isinstance(source, datasets.IterableDataset):
         return source
     raise InputError(
-        f"the source is a {type(source).__name__}: expected {', '.join(map(repr, NAMED_SOURCES))}, a path, or a "
-        "Dataset or DatasetDict of the datasets library"
+        f"the source is a {type(source).__name__}: expected {', '.join(map(repr, NAMED_SOURCES))}, a path, a pandas "
+        "or Polars frame, a Dataset or DatasetDict of the datasets library, or a dictionary of frames or datasets"
     )
+
+
+def cut_by_time(lists: Any, column: str) -> dict[str, Any]:
+    """Splits one dataset by time, see ``time_split``.
+
+    Raises:
+        InputError: A stream, lists that bring their splits, or no times in the column.
+    """
+    if isinstance(lists, (dict, datasets.IterableDataset)):
+        stream = isinstance(lists, datasets.IterableDataset) or any(
+            isinstance(split, datasets.IterableDataset) for split in lists.values()
+        )
+        raise InputError(
+            "a stream cannot be split by time, which must be known of all lists first: use streaming=False, or "
+            f"`hf-rerank prepare own --split-by time:{column}` once and stream what it writes"
+            if stream
+            else "the lists bring their splits (files or a dictionary named after them): leave out split_by, or give "
+            "them as one"
+        )
+    if "split" in lists.column_names:
+        raise InputError("the lists bring their splits, in column 'split': leave out split_by, or the column")
+    wanted = lists.select_columns([column]) if column in lists.column_names else lists
+    of_list = split_by_time(times_of(tables_of(wanted, TIMES_BATCH), column))
+    with _quiet(True):
+        return {split: lists.select(np.flatnonzero(of_list == split)) for split in SPLITS}
 
 
 def split_lists(lists: Any, schema: ListSchema) -> dict[str, Any]:
@@ -165,6 +240,12 @@ def split_lists(lists: Any, schema: ListSchema) -> dict[str, Any]:
             column, lists.select_columns([column]).with_format("arrow")[:][column].to_pylist(), 0
         )
     found = set(of_list)
+    for split in sorted(found - set(SPLITS)) if column == "split" else ():
+        if suggestion(split, SPLITS):
+            raise InputError(
+                f"column 'split' holds {split!r}, the name of no split ({', '.join(SPLITS)})"
+                f"{suggestion(split, SPLITS)}"
+            )
     order = [*SPLITS, *sorted(found - set(SPLITS))] if column == "split" else SPLITS
     with _quiet(True):
         return {

@@ -193,7 +193,11 @@ class Unfinished:
                     raise InputError(f"{self.lists / REJECTS_FILE} was cut off: remove {self.partial} to begin anew")
                 file.truncate(self.rejects_bytes)
         for path in [*self.partial.iterdir(), *self.lists.iterdir()]:
-            if path not in kept:
+            if path in kept:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
 
     # ------------------------------------------------------------------------------------------------------- going on

@@ -60,7 +60,8 @@ class ListEncoder:
             row = int(np.searchsorted(np.cumsum(lists.lengths), index, side="right"))
             raise InputError(
                 f"label {lists.labels[index]:g} in list {lists.ids[row]}: a log-loss takes labels from 0 to "
-                f"{self.highest_label:g}; use a listwise task_loss for grades, or turn them into clicks"
+                f"{self.highest_label:g} (column {schema.label!r}); use a listwise task_loss for grades, or turn them "
+                "into clicks"
             )
         return self.processor.encode_flat(lists, truncate=self.truncate)[0], lists.ids
 

@@ -318,9 +318,9 @@ def test_wrong_files(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty holds no lists: expected \.parquet"):
         load(tmp_path / "empty")
-    (tmp_path / "lists.csv").write_text("a,b\n")
-    with pytest.raises(InputError, match=r"lists\.csv is no list file"):
-        load(tmp_path / "lists.csv")
+    (tmp_path / "lists.txt").write_text("a,b\n")
+    with pytest.raises(InputError, match=r"lists\.txt is no list file"):
+        load(tmp_path / "lists.txt")
     path = write_rows(tmp_path / "lists.parquet", own_rows())
     with pytest.raises(InputError, match="own lists need schema"):
         load_lists(path)

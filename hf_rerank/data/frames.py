@@ -1,0 +1,93 @@
+"""pandas and Polars frames as datasets of lists, a row a list or a row an item."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import polars as pl
+import pyarrow as pa
+
+from hf_rerank.data.long_form import grouped, is_long
+from hf_rerank.errors import InputError
+from hf_rerank.schema import ListSchema
+
+
+def is_frame(source: Any) -> bool:
+    """Whether ``source`` is a frame, lazy ones included."""
+    import pandas
+
+    return isinstance(source, pl.DataFrame | pl.LazyFrame | pandas.DataFrame)
+
+
+def dataset_of_frame(frame: Any, schema: ListSchema, split: str) -> datasets.Dataset:
+    """The lists of a frame, in memory.
+
+    Labels that are sequences: a row is a list. Plain labels: a row is an item, see ``long_form.grouped``. In a pandas
+    frame NaN is a missing value, as everywhere in pandas; its index is not looked at.
+
+    Raises:
+        InputError: A lazy frame, one without rows, a column of several types, or a long one that makes no lists.
+    """
+    if isinstance(frame, pl.LazyFrame):
+        raise InputError("the source is a LazyFrame: give load_lists frame.collect(), it holds lists in memory anyway")
+    eager = frame if isinstance(frame, pl.DataFrame) else _of_pandas(frame)
+    if not len(eager):
+        raise InputError(f"the frame of split {split!r} holds no lists: leave it out")
+    eager = plain_frame(eager)
+    if is_long(eager.schema, schema):
+        eager = grouped(eager, schema, lambda row: f"row {row} of the frame")
+    return dataset_of_polars(eager, split)
+
+
+def dataset_of_polars(frame: pl.DataFrame, split: str) -> datasets.Dataset:
+    """A row a list, as a dataset."""
+    table = plain_columns(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    return datasets.Dataset(table, split=datasets.NamedSplit(split))
+
+
+def plain_frame(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same values without the types that lists have no use for: categories become text, decimals numbers."""
+    return frame.cast({name: _plain(kind) for name, kind in frame.schema.items()})
+
+
+def plain_columns(table: pa.Table) -> pa.Table:
+    """The same values in list and string columns of the ordinary kinds, without metadata."""
+    return table.cast(pa.schema([(entry.name, _ordinary(entry.type)) for entry in table.schema]))
+
+
+def _of_pandas(frame: Any) -> pl.DataFrame:
+    for name in frame.columns:
+        if not isinstance(name, str):
+            raise InputError(f"the pandas frame has a column named {name!r}: expected texts; rename it")
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise InputError(f"the pandas frame has several columns {twice[0]!r}: expected one; rename one")
+    columns = {}
+    for name in frame.columns:
+        try:
+            columns[name] = pl.from_pandas(frame[name])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError) as error:
+            raise InputError(
+                f"column {name!r} of the pandas frame holds values of several types: {str(error).splitlines()[0]}; "
+                "expected one type in the whole column"
+            ) from None
+    return pl.DataFrame(columns)
+
+
+def _plain(kind: Any) -> Any:
+    if isinstance(kind, pl.List):
+        return pl.List(_plain(kind.inner))
+    if isinstance(kind, pl.Array):
+        return pl.List(_plain(kind.inner))
+    if isinstance(kind, pl.Categorical | pl.Enum):
+        return pl.String
+    return pl.Float64 if isinstance(kind, pl.Decimal) else kind
+
+
+def _ordinary(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_ordinary(kind.value_type))
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    return _ordinary(kind.value_type) if pa.types.is_dictionary(kind) else kind

@@ -1,0 +1,105 @@
+"""What is legal in lists and yet most likely a mistake: looked for, and said as warnings."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hf_rerank.lists import Lists
+from hf_rerank.schema import Categorical, ListSchema
+
+# A column of this name says which item it is; categories repeat within a list, items should not.
+ID_NAME = re.compile(
+    r"(?i:(^|[_\W])(id|ids|sku|asin|isbn|ean|uuid|guid)$|^(item|product|doc|document)s?$)|[a-z]I[dD]$"
+)
+LEAK_AUC = 0.9
+
+
+def leak(lists: Lists) -> str | None:
+    """Says that the order of the rows gives the labels away, where it does."""
+    from hf_rerank.metrics import slot_order_auc
+
+    assert lists.labels is not None
+    mask = np.arange(lists.lengths.max()) < lists.lengths[:, None]
+    labels = np.zeros(mask.shape, dtype=np.float32)
+    labels[mask] = lists.labels
+    auc = slot_order_auc(labels, mask=mask)
+    if auc <= LEAK_AUC:
+        return None
+    return (
+        f"the order of the slots alone has an AUC of {auc:.3f} on a sample of train, and the schema names no position "
+        "column: the rows seem to list clicked items first, so that every tie, and the initial order itself, leaks "
+        "the labels; give the real initial order as a position column, or shuffle the slots"
+    )
+
+
+class Suspicions:
+    """Counts over many batches; ``messages`` says what they come to.
+
+    Attributes:
+        lists: Lists looked at.
+        one_item: Lists of one item.
+    """
+
+    def __init__(self, schema: ListSchema) -> None:
+        self.schema = schema
+        self.lists = 0
+        self.one_item = 0
+        self._repeating = 0
+        self._first_repeat: tuple[str, Any] | None = None
+        self._lowest_label, self._highest_label = np.inf, -np.inf
+        first = next(iter(schema.features("items", Categorical)), None)
+        self._id_column = first.name if first is not None and ID_NAME.search(first.name) else None
+
+    def add(self, lists: Lists) -> None:
+        """Looks at a batch."""
+        if not len(lists):
+            return
+        self.lists += len(lists)
+        self.one_item += int((lists.lengths == 1).sum())
+        if lists.labels is not None:
+            self._lowest_label = min(self._lowest_label, float(lists.labels.min()))
+            self._highest_label = max(self._highest_label, float(lists.labels.max()))
+        if self._id_column is not None:
+            self._add_repeats(lists, lists.items[self._id_column])
+
+    def _add_repeats(self, lists: Lists, column: pa.Array) -> None:
+        encoded = column.dictionary_encode()
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        owners = np.repeat(np.arange(len(lists)), lists.lengths)
+        pairs = (owners * (len(encoded.dictionary) + 1) + codes)[codes >= 0]
+        found, counts = np.unique(pairs, return_counts=True)
+        repeated = found[counts > 1]
+        rows = np.unique(repeated // (len(encoded.dictionary) + 1))
+        self._repeating += len(rows)
+        if len(rows) and self._first_repeat is None:
+            value = encoded.dictionary[int(repeated[0] % (len(encoded.dictionary) + 1))].as_py()
+            self._first_repeat = (lists.ids[int(rows[0])], value)
+
+    def messages(self) -> list[str]:
+        """One sentence a suspicion, naming column, first list and how many."""
+        found = []
+        if self._first_repeat is not None:
+            list_id, value = self._first_repeat
+            found.append(
+                f"column {self._id_column!r} names items, and repeats some within {self._share(self._repeating)} "
+                f"lists (first in list {list_id}: {value!r}): each item should stand in a list once; remove the "
+                "repeats, or put another column first in the schema if this one is no id"
+            )
+        if 2 * self.one_item >= self.lists > 0:
+            found.append(
+                f"{self._share(self.one_item)} lists have one item: there is nothing to re-rank in them; leave them "
+                "out, or look whether list_id names each item instead of each list"
+            )
+        if self.lists > 0 and self._lowest_label == self._highest_label:
+            found.append(
+                f"label column {self.schema.label!r} is {self._highest_label:g} everywhere in {self.lists:,} lists: "
+                "there is nothing to learn; is it the right column?"
+            )
+        return found
+
+    def _share(self, count: int) -> str:
+        return f"{count:,} of {self.lists:,}"

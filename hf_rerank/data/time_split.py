@@ -1,0 +1,118 @@
+"""Splits by time: the oldest lists first, equal times together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from hf_rerank.data.splits import BUCKETS, SPLITS, UPPER_BOUNDS
+from hf_rerank.errors import InputError, suggestion
+
+PREFIX = "time:"
+
+
+def time_column(split_by: str) -> str | None:
+    """The column of ``split_by="time:COLUMN"``; None of ``"group"``.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if split_by == "group":
+        return None
+    if not isinstance(split_by, str) or not split_by.startswith(PREFIX) or split_by == PREFIX:
+        raise InputError(
+            f"split_by is {split_by!r}: expected 'group', or 'time:COLUMN' with the column that holds the time"
+        )
+    return split_by.removeprefix(PREFIX)
+
+
+def split_by_time(times: np.ndarray) -> np.ndarray:
+    """The split of each list, by the shares of ``splits.UPPER_BOUNDS`` in the order of time.
+
+    Of n lists the first ``n * 4,000 // 10,000`` go to ``ranker_train``, and so on. A cut that would fall between lists
+    of one time moves behind them: equal times are in the earlier split.
+
+    Args:
+        times: N numbers.
+
+    Returns:
+        Array of N texts.
+    """
+    in_order = np.sort(times)
+    uppers = [len(times) * upper // BUCKETS for upper in UPPER_BOUNDS.values()]
+    # A list is in the first split whose last time it does not exceed; a split without lists ends before all times.
+    of_list = np.full(len(times), len(SPLITS) - 1)
+    for number in range(len(SPLITS) - 2, -1, -1):
+        if uppers[number]:
+            of_list[times <= in_order[uppers[number] - 1]] = number
+    return np.array(SPLITS, dtype=object)[of_list]
+
+
+def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
+    """One number a list: its time, or the latest of its items' times; int64, or float64 of columns of floats.
+
+    Args:
+        tables: Lists, one batch after another.
+        column: Holds numbers, dates, datetimes or their text (ISO 8601), one a list or one an item.
+
+    Raises:
+        InputError: No such column, a list without a time, or something that is no time.
+    """
+    parts = []
+    first = 0
+    for table in tables:
+        if column not in table.column_names:
+            raise InputError(
+                f"the lists have no column {column!r} to split by time; their columns: "
+                f"{', '.join(table.column_names)}{suggestion(column, table.column_names)}"
+            )
+        series = pl.Series(column, table.column(column))
+        flat = series.explode() if isinstance(series.dtype, pl.List) else series
+        if isinstance(flat.dtype, pl.String):
+            flat = _parsed(flat)
+        if not (flat.dtype.is_numeric() or flat.dtype.is_temporal()) or isinstance(flat.dtype, pl.Time | pl.Duration):
+            raise InputError(
+                f"column {column!r} holds {flat.dtype}: expected times (numbers, dates or datetimes), one a list or "
+                "one an item"
+            )
+        if flat.dtype.is_temporal():
+            flat = flat.cast(pl.Datetime("us")).to_physical()
+        if isinstance(series.dtype, pl.List):
+            lengths = series.list.len().fill_null(0).to_numpy()
+            rows = np.repeat(np.arange(len(series)), np.maximum(lengths, 1))
+            latest = (
+                pl.DataFrame({"row": rows, column: flat})
+                .group_by("row", maintain_order=True)
+                .agg(
+                    # A list that lacks one of its items' times has no latest.
+                    pl.when(pl.col(column).null_count() == 0).then(pl.col(column).max())
+                )
+            )
+            flat = latest[column]
+        missing = (flat.is_null() | (flat.is_nan() if flat.dtype.is_float() else False)).to_numpy()
+        if missing.any():
+            raise InputError(
+                f"column {column!r} is missing in list {first + int(np.argmax(missing))}: expected a time to split "
+                "by; fill it, or leave the list out"
+            )
+        parts.append(flat.to_numpy())
+        first += table.num_rows
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _parsed(text: pl.Series) -> pl.Series:
+    """ISO 8601 text as datetimes; of a date, its midnight."""
+    for parse in (lambda: text.str.to_datetime(strict=True), lambda: text.str.to_date(strict=True)):
+        try:
+            return parse().cast(pl.Datetime("us"))
+        except pl.exceptions.PolarsError:
+            continue
+    example: Any = next((value for value in text if value is not None), None)
+    raise InputError(
+        f"column {text.name!r} holds {example!r}, ...: expected times as numbers, or as text such as "
+        "2024-05-31T18:30:00, all in one form"
+    )
