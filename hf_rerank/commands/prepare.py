@@ -170,6 +170,10 @@ def _prepare_ad(options: argparse.Namespace) -> None:
     from hf_rerank.data.ad import MAX_WINDOW_ITEMS, find_ad_files, prepare_ad
 
     how = {"protocol": options.protocol, "history_length": options.history_length}
+    if options.max_list_length > MAX_WINDOW_ITEMS:
+        raise InputError(
+            f"--max-list-length is {options.max_list_length}: expected at most {MAX_WINDOW_ITEMS}, the longest window"
+        )
 
     def prepare(folder: Path, max_list_length: int) -> Any:
         return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_WINDOW_ITEMS), **how)

@@ -261,6 +261,10 @@ def read_prepared(folder: str | Path) -> PreparedFolder:
         InputError: No ``schema.json``, no shards, a shard that is missing, cut off, or has other columns.
     """
     folder = Path(folder)
+    if not is_prepared(folder):
+        raise InputError(
+            f"{folder} is no folder of prepared lists (it has no {SCHEMA_FILE}): make one with hf-rerank prepare"
+        )
     schema = ListSchema.load(folder / SCHEMA_FILE)
     paths = sorted(folder.glob("*.parquet"))
     if not paths:
