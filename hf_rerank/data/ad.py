@@ -235,10 +235,8 @@ def prepare_ad(
         report = PrepareReport(**unfinished.progress["report"]) if unfinished.progress else PrepareReport()
         with _stage(report, "ads and profiles") as stage:
             _check_headers(files)
-            ads, profiles = (
-                read_whole(files.ad_feature, ad_tables.AD_FEATURE),
-                read_whole(files.user_profile, ad_tables.USER_PROFILE),
-            )
+            ads = read_whole(files.ad_feature, ad_tables.AD_FEATURE)
+            profiles = read_whole(files.user_profile, ad_tables.USER_PROFILE)
             stage["rows"] = len(ads) + len(profiles)
         path = truth_file(files.raw_sample)
         maker = ListMaker(ads, profiles, columns, protocol, max_list_length, history_length, path)

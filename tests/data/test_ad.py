@@ -262,6 +262,17 @@ def test_sizes_do_not_change_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert prepared(raw, tmp_path / f"{number}", **sizes)[0] == whole
 
 
+@pytest.mark.parametrize("protocol", ["ours", "public"])
+def test_a_log_without_a_list(tmp_path: Path, protocol: str) -> None:
+    raw = write_raw(tmp_path / "raw", [(1, 0, 11, 0), (1, 1, 11, 0), (2, 0, 11, 0)], behaviours=[(1, 0, "pv", 1, 1)])
+    for number, sizes in enumerate(({}, {"bucket_bytes": 100})):
+        lists, report = prepared(raw, tmp_path / f"lists{number}", protocol=protocol, **sizes)
+        assert not lists
+        assert (report.read, sum(report.dropped.values())) == (2, 2)
+        assert report.counts["behaviours of users without a list"] == 1
+        assert read_prepared(tmp_path / f"lists{number}").lists == dict.fromkeys(SPLITS, 0)
+
+
 @pytest.mark.parametrize("table_ids", [2**26, 0])
 def test_times_of_users_are_looked_up(table_ids: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_rerank.data.ad.TABLE_IDS", table_ids)

@@ -266,6 +266,9 @@ def test_lists_with_truth_are_cut_in_their_initial_order(simulated: Path) -> Non
             "initial_position is [0, 0, 1], expected each of 0..",
         ),
         (lambda rows: rows[1].update(initial_position=[1, 2, 3]), "expected each of 0..2 once"),
+        (lambda rows: rows[1].update(attraction=[0.5, None, 1.0]), "attraction is [0.5, nan, 1.0], expected prob"),
+        (lambda rows: rows[1].update(attraction=[0.5, 0.0, 1.5]), "attraction is [0.5, 0.0, 1.5], expected prob"),
+        (lambda rows: rows[1].update(initial_position=[1, None, 0]), "expected each of 0..2 once"),
         (lambda rows: rows[2].update(list_id="part1:3"), "row 3 of "),
         (
             lambda rows: rows[2].update(list_id="part1:3"),
