@@ -196,7 +196,7 @@ def _write(
     finished = False
     try:
         for split, table in _tables_after(splits, done):
-            plain = table.cast(columns)
+            plain = table.combine_chunks().cast(columns)  # chosen lists come as a chunk each
             report.keep(split, plain, label)
             group.write(split, plain)
             written += plain.num_rows
