@@ -243,7 +243,7 @@ def _card(path: Path, split_by: str, given: bool, schema: ListSchema, report: Ow
     caveats = [
         f"{report.one_item_lists:,} lists have one item.",
         "Clicks depend on the order in which items were shown.",
-        *(f"Warning: {message}." for message in report.warnings),
+        *(f"Warning: {message}" for message in report.warnings),
     ]
     how = [f"Made by `hf-rerank prepare own` from `{path.name}`; every list was checked, none changed.", rule]
     return dataset_card(path.stem, report, schema, how=how, caveats=caveats, licence="Yours to say.")
