@@ -252,7 +252,7 @@ def _checked(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -
 
 
 def _sample(split: Any, schema: ListSchema) -> Lists | None:
-    """At most ``SAMPLE_LISTS`` lists, checked: spread over a split, of a stream the first; None where there is none."""
+    """At most ``SAMPLE_LISTS`` lists, checked: spread over a split, the first of a stream; None of none."""
     numbers = range(SAMPLE_LISTS)
     if isinstance(split, datasets.Dataset):
         numbers = range(0, len(split), len(split) // SAMPLE_LISTS + 1)
