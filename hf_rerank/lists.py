@@ -370,7 +370,12 @@ def _where(rows: Sequence[Mapping[str, Any]], row: int, schema: ListSchema, firs
 def _ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int) -> list[str]:
     if schema.list_id is None or schema.list_id not in table.schema.names:
         return [str(first + row) for row in range(table.num_rows)]
-    ids = table.column(schema.list_id).to_pylist()
+    try:
+        ids = table.column(schema.list_id).to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"column {schema.list_id!r} holds bytes that are no UTF-8: {error}; save it as UTF-8"
+        ) from None
     if None in ids:
         raise InputError(
             f"column {schema.list_id!r} of list {first + ids.index(None)} is null: expected the id of the list; fill "
