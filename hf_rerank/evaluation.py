@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from hf_rerank.errors import InputError
 from hf_rerank.lists import Lists, tables_of
 from hf_rerank.metrics.accumulate import RankingMetrics
+from hf_rerank.metrics.propensity import PropensityMetrics
 from hf_rerank.principled.obedience import obedience
 from hf_rerank.processing import EncodingReport, ListProcessor
 from hf_rerank.vocabularies import splitmix64
 
 # What an encoded batch holds beside the model's input.
-EXTRAS = ("list_id", "attraction")
+EXTRAS = ("list_id", "propensities", "attraction")
 Batch = dict[str, Tensor]
 
 
@@ -39,6 +40,7 @@ class EvaluationSums:
     ) -> None:
         self.metrics = RankingMetrics(ks=ks, no_click=no_click, examination=examination)
         self.with_truth = examination is not None
+        self.propensity = PropensityMetrics(ks, examination=examination)
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
@@ -50,6 +52,7 @@ class EvaluationSums:
         position_ids: Tensor,
         attraction: Tensor | None = None,
         measures: dict[str, Tensor] | None = None,
+        propensities: Tensor | None = None,
     ) -> None:
         """Adds B lists.
 
@@ -60,11 +63,14 @@ class EvaluationSums:
             position_ids: int64 [B, L], the initial order.
             attraction: [B, L], on simulated lists.
             measures: Name -> [B], of ``obedience(..., reduction="none")``; NaN is left out of the mean.
+            propensities: [B, L], where the schema names them; gives the estimates of ``hf_rerank.metrics.propensity``.
         """
         truth = (
             {"attraction": attraction, "positions": position_ids} if self.with_truth and attraction is not None else {}
         )
         self.metrics.update(scores, labels, mask=mask, **truth)
+        if propensities is not None:
+            self.propensity.update(scores, labels, propensities, mask=mask)
         for name, values in (measures or {}).items():
             there = ~values.isnan()
             self._sums[name] = self._sums.get(name, 0.0) + float(values[there].double().sum())
@@ -73,6 +79,8 @@ class EvaluationSums:
     def compute(self) -> dict[str, float]:
         """Every metric by name; ``obedience_lists`` counts the lists that the measures of obedience speak of."""
         results = dict(self.metrics.compute())
+        if self.propensity.lists:
+            results |= self.propensity.compute()
         for name, total in self._sums.items():
             results[name] = total / self._counts[name] if self._counts[name] else float("nan")
         if "p1_obedience" in self._counts:
@@ -219,6 +227,7 @@ def add_batch(
         batch["position_ids"],
         batch.get("attraction"),
         {name: value.cpu() for name, value in output.losses.items()},
+        batch.get("propensities"),
     )
 
 
@@ -254,7 +263,14 @@ def evaluate_orders(
             scores["true_attraction"] = batch["attraction"].double()
         for name, values in scores.items():
             sums = rows.setdefault(name, EvaluationSums(ks, no_click=no_click, examination=examination))
-            sums.add(values, batch["labels"], batch["mask"], batch["position_ids"], batch.get("attraction"))
+            sums.add(
+                values,
+                batch["labels"],
+                batch["mask"],
+                batch["position_ids"],
+                batch.get("attraction"),
+                propensities=batch.get("propensities"),
+            )
     if not number:
         raise InputError("there is no list to evaluate: expected at least one")
     return {name: sums.compute() for name, sums in rows.items()}

@@ -36,6 +36,7 @@ class Lists:
         positions: int64 [N], each item's position in the initial order of its list.
         labels: float32 [N] or None.
         weights: float32 [N] or None.
+        propensities: float32 [N] or None.
         attraction: float32 [N] or None.
         ids: B texts.
     """
@@ -49,6 +50,7 @@ class Lists:
     positions: np.ndarray
     labels: np.ndarray | None
     weights: np.ndarray | None
+    propensities: np.ndarray | None
     attraction: np.ndarray | None
     ids: list[str] = field(repr=False)
 
@@ -135,9 +137,23 @@ class Lists:
 
         labels = reader.numbers(schema.label, lengths, required=with_labels, what="label")
         weights = reader.numbers(schema.weight, lengths, required=with_labels, what="weight")
+        propensities = reader.propensities(schema.propensity, lengths, required=with_labels)
         attraction = reader.numbers(schema.attraction, lengths, required=False, what="attraction")
         positions = reader.positions(schema.position, lengths, required=with_labels)
-        return cls(schema, lengths, items, user, history, history_lengths, positions, labels, weights, attraction, ids)
+        return cls(
+            schema,
+            lengths,
+            items,
+            user,
+            history,
+            history_lengths,
+            positions,
+            labels,
+            weights,
+            propensities,
+            attraction,
+            ids,
+        )
 
 
 class _ColumnReader:
@@ -293,6 +309,21 @@ class _ColumnReader:
             )
         return numbers.astype(np.float32)
 
+    def propensities(self, name: str | None, lengths: np.ndarray, *, required: bool) -> np.ndarray | None:
+        """As ``numbers``, in (0, 1]."""
+        propensities = self.numbers(name, lengths, required=required, what="propensity")
+        if propensities is None:
+            return None
+        wrong = (propensities <= 0) | (propensities > 1)
+        if wrong.any():
+            index = int(np.argmax(wrong))
+            raise InputError(
+                f"propensity column {name!r} holds {propensities[index]:g} in {self.at(index, lengths)}: expected the "
+                "probability that the item was looked at, above 0 and at most 1; inverse propensities are no "
+                "propensities (give 1 / x), and as weights of the training they go into a weight column"
+            )
+        return propensities
+
     def positions(self, name: str | None, lengths: np.ndarray, *, required: bool) -> np.ndarray:
         starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
         if name is None or (name not in self.names and not required):
@@ -328,7 +359,14 @@ class _ColumnReader:
 
 def columns_of(schema: ListSchema) -> list[str]:
     """The columns that the schema names, but the one to split by."""
-    named = [schema.label, schema.position, schema.weight, schema.attraction, schema.list_id]
+    named = [
+        schema.label,
+        schema.position,
+        schema.weight,
+        schema.propensity,
+        schema.attraction,
+        schema.list_id,
+    ]
     features = [feature.name for feature in (*schema.items, *schema.user, *schema.history)]
     return [*features, *(name for name in named if name is not None)]
 
@@ -413,7 +451,13 @@ def _no_lists(schema: ListSchema) -> pa.Table:
         columns[feature.name] = pa.array([], type=pa.list_(inner))
     for feature in schema.user:
         columns[feature.name] = pa.array([], type=pa.int64())
-    for name in (*(feature.name for feature in schema.history), schema.label, schema.position, schema.weight):
+    for name in (
+        *(feature.name for feature in schema.history),
+        schema.label,
+        schema.position,
+        schema.weight,
+        schema.propensity,
+    ):
         if name is not None:
             columns[name] = pa.array([], type=pa.list_(pa.int64()))
     return pa.table(columns)

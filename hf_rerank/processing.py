@@ -31,7 +31,7 @@ VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
 LABEL_PADDING = -100.0
 # What stands at padding, of the tensors that are no features.
-_FILLERS = {"position_ids": 0, "labels": LABEL_PADDING, "weights": 0.0, "attraction": 0.0}
+_FILLERS = {"position_ids": 0, "labels": LABEL_PADDING, "weights": 0.0, "propensities": 1.0, "attraction": 0.0}
 
 
 @dataclass
@@ -137,8 +137,9 @@ class ListProcessor(FeatureExtractionMixin):
     [B, L, Fv], ``user_categorical`` int64 [B, Uc], ``user_dense`` float32 [B, Ud], ``history_categorical`` int64
     [B, H, Hc], ``history_dense`` float32 [B, H, Hd], ``history_mask`` bool [B, H], ``mask`` bool [B, L] (True: an
     item), ``position_ids`` int64 [B, L] (padding holds the positions after the items'), ``labels`` float32 [B, L]
-    (-100 at padding), ``weights`` float32 [B, L] (0 at padding). ``encode`` also gives the ``attraction`` float32
-    [B, L] of simulated lists, which is the truth for metrics and no input of a model.
+    (-100 at padding), ``weights`` float32 [B, L] (0 at padding). ``encode`` also gives ``propensities``
+    float32 [B, L] (1 at padding), and the ``attraction`` float32 [B, L] of simulated lists: for metrics, and no input
+    of a model.
 
     Attributes:
         schema: The schema with the sizes of all tables filled in and ``fitted`` set.
@@ -265,7 +266,8 @@ class ListProcessor(FeatureExtractionMixin):
         elif not isinstance(lists, Lists):
             lists = Lists.from_rows(lists, self.schema, with_labels=with_labels)
         arrays, _ = self.encode(lists, truncate=truncate)
-        arrays.pop("attraction", None)
+        for name in ("propensities", "attraction"):
+            arrays.pop(name, None)
         return BatchFeature(arrays, tensor_type=return_tensors)
 
     def encode(self, lists: Lists, *, truncate: bool = False) -> tuple[dict[str, np.ndarray], EncodingReport]:
@@ -292,7 +294,12 @@ class ListProcessor(FeatureExtractionMixin):
             history_keep, history_lengths = self._newest(lists, report)
             history = self._part("history", schema.history, lists.history, history_keep, report)
         items["position_ids"] = lists.positions[keep]
-        for name, values in (("labels", lists.labels), ("weights", lists.weights), ("attraction", lists.attraction)):
+        for name, values in (
+            ("labels", lists.labels),
+            ("weights", lists.weights),
+            ("propensities", lists.propensities),
+            ("attraction", lists.attraction),
+        ):
             if values is not None:
                 items[name] = values[keep]
         user = self._part("user", schema.user, lists.user, slice(None), report)

@@ -115,7 +115,9 @@ class ListSchema:
         history: Features of what the user did before, newest first; no vectors.
         label: Item column of labels (a click is 1), at least 0.
         position: Item column of positions in the initial order, 0 at the top. None: the order of the row.
-        weight: Item column of sample weights, at least 0. None: all 1.
+        weight: Item column of sample weights, at least 0; they multiply the terms of every task loss. None: all 1.
+        propensity: Item column of propensities, in (0, 1]: the probability that the item was looked at when its click
+            was logged. Evaluation then corrects for it (``hf_rerank.metrics.propensity``); it is no feature.
         list_id: Column that names the list. None: its number.
         group: Column to split by (the user); no feature.
         max_list_length: Longest list that a model is built for.
@@ -132,6 +134,7 @@ class ListSchema:
     label: str = "click"
     position: str | None = None
     weight: str | None = None
+    propensity: str | None = None
     list_id: str | None = None
     group: str | None = None
     max_list_length: int = 30
@@ -155,12 +158,15 @@ class ListSchema:
             if not isinstance(feature, Feature):
                 raise InputError(f"{feature!r} is no feature: expected Categorical(...), Dense(...) or Vector(...)")
         names = [feature.name for feature in (*self.items, *self.user, *self.history)]
-        special = [name for name in (self.label, self.position, self.weight, self.attraction) if name is not None]
+        columns = (self.label, self.position, self.weight, self.propensity, self.attraction)
+        special = [name for name in columns if name is not None]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"the schema names the column {name!r} twice")
             if name in special:
-                raise InputError(f"the column {name!r} is a feature and also label, position, weight or attraction")
+                raise InputError(
+                    f"the column {name!r} is a feature and also label, position, weight, propensity or attraction"
+                )
         for part in ("user", "history"):
             for feature in getattr(self, part):
                 if isinstance(feature, Vector):

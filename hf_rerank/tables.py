@@ -15,6 +15,8 @@ RESULT_COLUMNS = {
     "P@5": "precision@5",
     "exp. clicks": "expected_clicks",
     "share of best": "expected_clicks_share",
+    "ips clicks@5": "ips_clicks@5",
+    "snips clicks@5": "snips_clicks@5",
     "P1": "p1_obedience",
     "P1@5": "p1_obedience@5",
     "P2": "p2_obedience",

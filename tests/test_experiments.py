@@ -122,3 +122,45 @@ def test_six_rerankers_end_to_end(tmp_path: Path) -> None:
         initial = summary["orders"]["initial"]["expected_clicks"]
         assert change["over_initial_order"]["expected_clicks"]["mean"] == pytest.approx(clicks[0] - initial)
     assert "| SetRank + principles |" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.slow
+def test_vectors_end_to_end(tmp_path: Path) -> None:
+    """Two seeds of the smallest experiment: each row learned from the lists it says, and differences are paired."""
+    command = [sys.executable, str(FOLDER / "vectors.py"), "--output-dir", str(tmp_path), "--seeds", "2"]
+    command += ["--lists", "300", "--epochs", "1", "--dim", "4"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    counts = json.loads((tmp_path / "lists" / "report.json").read_text())["lists"]
+    assert {row: data["train"]["lists"] for row, data in summary["data"].items()} == {
+        "PRM": counts["train"],
+        "PRM + vectors": counts["train"],
+        "PRM + ranker_train lists": counts["train"] + counts["ranker_train"],
+    }
+    values = [summary["rows"][row]["ndcg@10"]["values"] for row in ("PRM + vectors", "PRM")]
+    change = summary["differences"]["PRM + vectors - PRM"]
+    assert change["over_seeds"]["ndcg@10"]["mean"] == pytest.approx(np.mean(np.subtract(*values)))
+    assert change["over_users"]["ndcg@10"]["mean"] == pytest.approx(np.mean(np.subtract(*values)))
+    assert [model["seed"] for model in summary["click_models"]] == [0, 1]
+    assert {model["dim"] for model in summary["click_models"]} == {4}
+    assert "| PRM + vectors - PRM |" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.slow
+def test_initial_rankers_end_to_end(tmp_path: Path) -> None:
+    """One seed: every order holds the same lists, and what PRM adds is its value minus that of the order."""
+    command = [sys.executable, str(FOLDER / "initial_rankers.py"), "--output-dir", str(tmp_path), "--seeds", "1"]
+    command += ["--lists", "300", "--epochs", "1"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["rows"]) == 1 + 2 * 3 + 1
+    for name, row in summary["rows"].items():
+        if name == "no order":
+            continue
+        ours = row["prm"]["expected_clicks"]["mean"] - row["initial"]["expected_clicks"]
+        assert row["gain"]["expected_clicks"]["mean"] == pytest.approx(ours)
+        assert row["initial"]["expected_clicks"] < summary["best"]["expected_clicks"]
+        if name != "simulator's own":
+            assert name == f"{row['ranker']['ranker']}, {row['ranker']['quality']}"
+            assert row["ranker"]["cut_lists"] == 0
+    assert "| lambdamart, strong |" in (tmp_path / "summary.md").read_text()

@@ -74,9 +74,11 @@ def run(options: argparse.Namespace) -> None:
             f"{suggestion(options.split, splits)}"
         )
     lists, choices = splits[options.split], {"ks": options.ks, "no_click": options.no_click}
-    # The truth of simulated lists travels with the lists, not with the model.
+    # The initial order, and the truth of simulated lists, travel with the lists, not with the model.
     reranker.processor.schema = reranker.processor.schema.replace(
-        attraction=splits.schema.attraction, examination=splits.schema.examination
+        position=splits.schema.position,
+        attraction=splits.schema.attraction,
+        examination=splits.schema.examination,
     )
     obedience = {"obedience_k": options.obedience_k, "swaps": options.swaps, "max_steps": options.max_steps}
     rows: dict[str, Any] = evaluate_orders(reranker.processor, lists, **choices)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hf_rerank.commands.parsing import Parser
+from hf_rerank.errors import InputError
 
 
 def add(commands: Any) -> None:
@@ -31,6 +33,15 @@ def add(commands: Any) -> None:
         default="raise",
         help="damaged lines: raise stops at the first and names them; skip leaves them out, in LISTS/rejects.jsonl",
     )
+    prm_public.add_argument(
+        "--history-length",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the user's newest clicks in earlier lines as a history; the file is not known to be in order of time "
+        "(default: 0, no history)",
+    )
+    _add_ranker_options(prm_public)
     prm_public.set_defaults(run=_prepare_prm_public, parser=prm_public)
 
     own = formats.add_parser("own", help="your own lists: .csv (a row an item), .jsonl or .parquet (a row a list)")
@@ -47,21 +58,97 @@ def add(commands: Any) -> None:
     )
     own.set_defaults(run=_prepare_own, parser=own)
 
+    ad = formats.add_parser("ad", help="raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv")
+    ad.add_argument("--raw-dir", required=True, type=Path, metavar="RAW", help="folder with the raw files")
+    _add_output_options(ad)
+    ad.add_argument(
+        "--protocol",
+        choices=("ours", "public"),
+        default="ours",
+        help="ours: every five minutes of a user with two items and a click; public: the most recent with a click, of "
+        "users with three impressions",
+    )
+    ad.add_argument(
+        "--max-list-length", type=int, default=10, metavar="N", help="longer lists are cut, at most 30 (default: 10)"
+    )
+    ad.add_argument(
+        "--history-length",
+        type=int,
+        default=50,
+        metavar="N",
+        help="newest behaviours a list; 0: behavior_log.csv is not read (default: 50)",
+    )
+    _add_ranker_options(ad)
+    ad.set_defaults(run=_prepare_ad, parser=ad)
+
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", required=True, type=Path, metavar="LISTS", help="folder for prepared lists")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
+def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--initial-ranker",
+        choices=("lambdamart", "dnn", "none"),
+        default="none",
+        help="sort lists by a ranker trained on ranker_train, before they are cut (default: none)",
+    )
+    parser.add_argument(
+        "--quality",
+        choices=("poor", "moderate", "strong"),
+        help="how good the ranker may become (default: strong)",
+    )
+
+
 def _prepare_prm_public(options: argparse.Namespace) -> None:
-    from hf_rerank.data.prm_public import prepare_prm_public
+    from hf_rerank.data.earlier_clicks import add_earlier_clicks
+    from hf_rerank.data.prm_public import MAX_LIST_LENGTH, prepare_prm_public
+    from hf_rerank.data.rewriting import in_two_steps
 
-    def prepare() -> Any:
-        return prepare_prm_public(
-            options.raw_dir, options.output_dir, protocol=options.protocol, on_error=options.on_error
-        )
+    how = {"protocol": options.protocol, "on_error": options.on_error}
+    about = {"format": "prm_public", "raw_dir": str(options.raw_dir.resolve()), **how}
+    if options.history_length < 0:
+        raise InputError(f"--history-length is {options.history_length}: expected at least 0")
 
-    _run(prepare, options, "lines")
+    def prepare(folder: Path, max_list_length: int) -> Any:
+        def whole(folder: Path) -> Any:
+            return prepare_prm_public(options.raw_dir, folder, max_list_length=max_list_length, **how)
+
+        if not options.history_length:
+            return whole(folder)
+        add = functools.partial(add_earlier_clicks, history_length=options.history_length)
+        return in_two_steps(whole, {**about, "max_list_length": max_list_length}, add, folder, "without_history")
+
+    about = {**about, "history_length": options.history_length}
+    _run(lambda: _in_order(prepare, about, options, MAX_LIST_LENGTH), options, "lines")
+
+
+def _in_order(
+    prepare: Callable[[Path, int], Any], about: dict[str, Any], options: argparse.Namespace, max_list_length: int
+) -> Any:
+    """Prepares into the output folder, sorted by a trained ranker if one is asked for.
+
+    Args:
+        prepare: ``(folder, max_list_length) -> report``.
+        about: Whatever ``prepare`` depends on.
+        options: Of the command.
+        max_list_length: Lists are cut to as many items.
+    """
+    if options.initial_ranker == "none":
+        if options.quality is not None:
+            raise InputError("--quality belongs to --initial-ranker lambdamart or dnn: name one, or leave it out")
+        return prepare(options.output_dir, max_list_length)
+    from hf_rerank.initial_rankers.order import prepare_in_order
+
+    return prepare_in_order(
+        prepare,
+        about,
+        options.output_dir,
+        ranker=options.initial_ranker,
+        quality=options.quality or "strong",
+        max_list_length=max_list_length,
+    )
 
 
 def _prepare_own(options: argparse.Namespace) -> None:
@@ -77,6 +164,24 @@ def _prepare_own(options: argparse.Namespace) -> None:
         print(f"{report.one_item_lists:,} lists have one item, and nothing to re-rank")
     for message in report.warnings:
         print(f"warning: {message}")
+
+
+def _prepare_ad(options: argparse.Namespace) -> None:
+    from hf_rerank.data.ad import MAX_WINDOW_ITEMS, find_ad_files, prepare_ad
+
+    how = {"protocol": options.protocol, "history_length": options.history_length}
+    if options.max_list_length > MAX_WINDOW_ITEMS:
+        raise InputError(
+            f"--max-list-length is {options.max_list_length}: expected at most {MAX_WINDOW_ITEMS}, the longest window"
+        )
+
+    def prepare(folder: Path, max_list_length: int) -> Any:
+        return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_WINDOW_ITEMS), **how)
+
+    about = {"format": "ad", "raw_dir": str(options.raw_dir.resolve()), **how}
+    _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "windows")
+    if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:
+        print(f"no behavior_log.csv in {options.raw_dir}: the lists have no history")
 
 
 def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> Any:
@@ -101,6 +206,8 @@ def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> 
             f"{report.cut_lists:,} lists cut to the longest allowed, "
             f"{report.lost_clicks:,} lost all their clicks by it"
         )
+    for name, number in report.counts.items():
+        print(f"{number:,} {name}")
     if report.nulls:
         print(f"{sum(report.nulls.values()):,} missing values kept, in {len(report.nulls)} columns")
     print(f"prepared lists in {options.output_dir}")

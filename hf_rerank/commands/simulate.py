@@ -17,6 +17,15 @@ def add(commands: Any) -> None:
     prm_public = formats.add_parser("prm_public", help="PRM Public's text, and the truth beside it")
     _add_common_options(prm_public)
     prm_public.set_defaults(run=_simulate_prm_public, parser=prm_public)
+    ad = formats.add_parser("ad", help="Ad's four CSV files, and the truth beside them")
+    _add_common_options(ad)
+    ad.add_argument(
+        "--behaviours",
+        type=int,
+        metavar="N",
+        help="rows of behavior_log.csv; 0: no such file (default: behaviours_per_user of the world, 30)",
+    )
+    ad.set_defaults(run=_simulate_ad, parser=ad)
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +47,20 @@ def _simulate_prm_public(options: argparse.Namespace) -> None:
     world = _world(PRMWorld, options.world)
     path = simulate_prm(options.output_dir, options.lists, seed=options.seed, world=world, progress=True)
     print(f"{options.lists:,} lists in {path}, the truth beside it")
+
+
+def _simulate_ad(options: argparse.Namespace) -> None:
+    from hf_rerank.data.ad_simulator import AdWorld, simulate_ad
+
+    path = simulate_ad(
+        options.output_dir,
+        options.lists,
+        seed=options.seed,
+        world=_world(AdWorld, options.world),
+        behaviours=options.behaviours,
+        progress=True,
+    )
+    print(f"{options.lists:,} lists, with and without a click, in {path}, the other files and the truth beside it")
 
 
 def _world(kind: Any, settings: list[str]) -> Any:

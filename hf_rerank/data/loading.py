@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from hf_rerank.data.named import NAMED_SOURCES, prm_public_folder, prm_public_stream, simulated_prm
+from hf_rerank.data.named import NAMED_SOURCES, ad_folder, prm_public_folder, prm_public_stream, simulated_prm
 from hf_rerank.data.own_lists import cut_by_time, datasets_of_files, given, read_files, split_lists
 from hf_rerank.data.prepared import is_prepared, read_prepared
 from hf_rerank.data.suspicions import Suspicions, leak
@@ -79,6 +79,8 @@ def load_lists(
             - ``"prm_public"``: the raw text in ``data_dir``, prepared once into the cache; with ``streaming=True``
               straight from the text (workers of a data loader must then be spawned, not forked). Or ``data_dir`` is a
               folder that is prepared already.
+            - ``"ad"``: the raw files in ``data_dir``, prepared once into the cache. Or ``data_dir`` is a folder
+              that is prepared already.
             - A folder of prepared lists (it holds ``schema.json``).
             - A ``.parquet``, ``.jsonl`` or ``.json`` file or a folder of them, one row a list, with ``schema``.
             - A ``.csv`` file or a folder of them, one row an item, with ``schema``: rows of one ``list_id`` are a
@@ -86,16 +88,18 @@ def load_lists(
             - A pandas or Polars frame, with ``schema``: one row a list where labels are sequences, else one an item.
             - A ``Dataset``, ``DatasetDict`` or their iterable kinds, or a dictionary of frames or datasets, with
               ``schema``.
-        data_dir: For ``"prm_public"``.
+        data_dir: For ``"prm_public"`` and ``"ad"``.
         schema: Says which column is what, as an object or a path to its JSON. For a prepared folder: instead of the
             schema in it.
         streaming: Iterable datasets, in bounded memory. Needed where the source is one. ``RerankTrainer`` shuffles
             them itself; if you do, with ``.shuffle``, give it a seed. Without ``schema.group`` and
             ``schema.list_id`` a stream of several shards cannot be split.
-        protocol: For raw ``"prm_public"``: ``ours`` or ``public``, see ``hf_rerank.data.prm_public.iter_batches``.
+        protocol: For raw ``"prm_public"`` and ``"ad"``: ``ours`` or ``public``, see
+            ``hf_rerank.data.prm_public.iter_batches`` and ``hf_rerank.data.ad.prepare_ad``.
         n_lists: For ``"simulated_prm"``; default 20,000.
         seed: For ``"simulated_prm"`` the simulation; for ``protocol="public"`` the draw of lists.
-        max_list_length: For the named sources: longer lists are cut, in the initial order. Default 30.
+        max_list_length: For the named sources: longer lists are cut, in the initial order. Default 30, of
+            ``"ad"`` 10.
         split_by: ``"group"``, or ``"time:COLUMN"``: the oldest 40 % of the lists are ``ranker_train``, the next 45 %
             ``train``, then 5 % and 10 %; lists of one time stay together, in the earlier split. The column holds one
             time a list, or one an item, whose latest counts: numbers, dates, datetimes or their ISO 8601 text. Unlike
@@ -173,9 +177,15 @@ def _check_options(
             "'prm_public' needs data_dir=, the folder of set1.train.txt.part1 and part2 (linked from hf4Academic/PRM "
             "on GitHub) or of lists prepared from them; without the files, try load_lists('simulated_prm')"
         )
+    if source == "ad" and named and data_dir is None:
+        raise InputError(
+            "'ad' needs data_dir=, the folder of raw_sample.csv, ad_feature.csv, user_profile.csv and "
+            "behavior_log.csv (Tianchi data set 56) or of lists prepared from them; without the files, "
+            "`hf-rerank simulate ad` makes some of the same format"
+        )
     misplaced = {
-        "data_dir": data_dir is not None and not (named and source == "prm_public"),
-        "protocol": protocol != "ours" and not (named and source == "prm_public"),
+        "data_dir": data_dir is not None and not (named and source in ("prm_public", "ad")),
+        "protocol": protocol != "ours" and not (named and source in ("prm_public", "ad")),
         "n_lists": n_lists is not None and not (named and source == "simulated_prm"),
         "max_list_length": max_list_length is not None and not named,
     }
@@ -208,6 +218,8 @@ def _load_named(
                 f"{raw} is prepared already: protocol= and max_list_length= belong to raw text; leave them out"
             )
         return _load_prepared(raw, None, streaming)
+    if source == "ad":
+        return _load_prepared(ad_folder(raw, protocol, max_list_length), None, streaming)
     if streaming:
         return _checked(*prm_public_stream(raw, protocol, seed, max_list_length))
     return _load_prepared(prm_public_folder(raw, protocol, seed, max_list_length), None, streaming)

@@ -17,7 +17,7 @@ from hf_rerank.schema import ListSchema
 
 logger = logging.getLogger(__name__)
 
-NAMED_SOURCES = ("simulated_prm", "prm_public")
+NAMED_SOURCES = ("simulated_prm", "prm_public", "ad")
 SIMULATED_LISTS = 20_000
 # Raised when prepared lists come out differently, so that no cache of an older version is read.
 CACHE_VERSION = 1
@@ -108,3 +108,23 @@ def prm_public_folder(data_dir: Path, protocol: str, seed: int, max_list_length:
             ) from None
 
     return cached("prm_public", key, make)
+
+
+def ad_folder(data_dir: Path, protocol: str, max_list_length: int | None) -> Path:
+    """The folder of prepared lists of the raw files of Ad."""
+    from hf_rerank.data import ad
+
+    length = ad.MAX_LIST_LENGTH if max_list_length is None else max_list_length
+    raw = ad.find_ad_files(data_dir).there()
+    key = {
+        "files": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in raw],
+        "folder": str(data_dir.resolve()),
+        "protocol": protocol,
+        "max_list_length": length,
+    }
+
+    def make(folder: Path) -> None:
+        logger.warning("Preparing %s into %s, once; `hf-rerank prepare` chooses the place.", data_dir, folder)
+        ad.prepare_ad(data_dir, folder, protocol=protocol, max_list_length=length)
+
+    return cached("ad", key, make)

@@ -25,6 +25,7 @@ from hf_rerank.schema import ListSchema
 SCHEMA_FILE = "schema.json"
 REPORT_FILE = "report.json"
 CARD_FILE = "README.md"
+HOW_SECTION, CAVEATS_SECTION, LICENCE_SECTION = "How it was made", "Before you compare results", "Licence"
 
 _SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 
@@ -44,7 +45,9 @@ class PrepareReport:
         cut_lists: Kept lists that were longer than the maximum, and cut.
         lost_clicks: Of those, lists that had clicks, and none after the cut.
         nulls: Column -> missing values in kept lists (of the columns that have any).
+        counts: What else was counted, by name; empty for PRM Public.
         seconds: How long it took.
+        stages: Stage of preparing -> its rows and seconds; empty for PRM Public.
     """
 
     read: int = 0
@@ -57,7 +60,13 @@ class PrepareReport:
     cut_lists: int = 0
     lost_clicks: int = 0
     nulls: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def count(self, name: str, number: int) -> None:
+        """Adds to ``counts``."""
+        self.counts[name] = self.counts.get(name, 0) + number
 
     def drop(self, reason: str, lists: int) -> None:
         """Counts dropped lists; a reason that dropped none is kept, which shows that it was looked for."""
@@ -94,14 +103,20 @@ class PrepareReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what was met in the order of the lines is sorted by name."""
-        counts = dataclasses.asdict(self)
-        return {**counts, "rejected": dict(sorted(self.rejected.items())), "nulls": dict(sorted(self.nulls.items()))}
+        plain = dataclasses.asdict(self)
+        for name in ("rejected", "nulls"):
+            plain[name] = dict(sorted(plain[name].items()))
+        return {name: value for name, value in plain.items() if name not in ("counts", "stages") or value}
 
 
-def write_description(folder: Path, schema: ListSchema, report: PrepareReport, card: str) -> None:
-    """Writes ``schema.json``, ``report.json`` and the card; the same lists give the same bytes."""
+def write_description(
+    folder: Path, schema: ListSchema, report: PrepareReport, card: str, **more: dict[str, Any]
+) -> None:
+    """Writes ``schema.json``, ``report.json`` (with ``more`` beside the counts) and the card; the same lists give the
+    same bytes."""
     schema.save(folder / SCHEMA_FILE)
-    described = {name: value for name, value in report.to_dict().items() if name != "seconds"}
+    counts = {name: value for name, value in report.to_dict().items() if name not in ("seconds", "stages")}
+    described = counts | more
     (folder / REPORT_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
@@ -151,11 +166,62 @@ def dataset_card(
         f"Kept without a click: {report.without_click:,} lists.",
         f"Missing values: {nulls}.",
     ]
+    if report.counts:
+        counts.append("Counted: " + ", ".join(f"{name} {count:,}" for name, count in report.counts.items()) + ".")
     lines = [*header, "---", "", f"# {title}", "", "One row is one list. `schema.json` says which column is what."]
     lines += ["", "```python", "from hf_rerank import load_lists", "", 'lists = load_lists("path/to/this/folder")']
     lines += ['lists["train"], lists.schema', "```", "", "## Statistics", "", *table, "", *_points(counts)]
-    lines += ["", "## How it was made", "", *_points(how), "", "## Before you compare results", "", *_points(caveats)]
-    return "\n".join([*lines, "", "## Licence", "", licence, ""])
+    lines += ["", f"## {HOW_SECTION}", "", *_points(how), "", f"## {CAVEATS_SECTION}", "", *_points(caveats)]
+    return "\n".join([*lines, "", f"## {LICENCE_SECTION}", "", licence, ""])
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says beside its numbers; as of ``dataset_card``."""
+
+    title: str
+    how: list[str]
+    caveats: list[str]
+    licence: str
+
+
+def read_card(folder: Path) -> Card:
+    """The words of the card of a folder of prepared lists; empty where it has no such section, or there is no card."""
+    path = folder / CARD_FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    sections: dict[str, list[str]] = {}
+    title, heading = "Prepared lists", ""
+    for line in text.splitlines():
+        if line.startswith("# "):
+            title = line.removeprefix("# ")
+        elif line.startswith("## "):
+            heading = line.removeprefix("## ")
+        else:
+            sections.setdefault(heading, []).append(line)
+
+    def points(name: str) -> list[str]:
+        return [line.removeprefix("- ") for line in sections.get(name, []) if line.startswith("- ")]
+
+    licence = "\n".join(sections.get(LICENCE_SECTION, [])).strip()
+    return Card(title, points(HOW_SECTION), points(CAVEATS_SECTION), licence)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The ``report.json`` of a folder of prepared lists; empty without one.
+
+    Raises:
+        InputError: It is no JSON object.
+    """
+    path = folder / REPORT_FILE
+    if not path.is_file():
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}; copy or prepare the lists again") from None
+    if not isinstance(report, dict):
+        raise InputError(f"{path} holds {type(report).__name__}, expected an object; prepare the lists again")
+    return report
 
 
 def _points(sentences: Sequence[str]) -> list[str]:
@@ -195,6 +261,10 @@ def read_prepared(folder: str | Path) -> PreparedFolder:
         InputError: No ``schema.json``, no shards, a shard that is missing, cut off, or has other columns.
     """
     folder = Path(folder)
+    if not is_prepared(folder):
+        raise InputError(
+            f"{folder} is no folder of prepared lists (it has no {SCHEMA_FILE}): make one with hf-rerank prepare"
+        )
     schema = ListSchema.load(folder / SCHEMA_FILE)
     paths = sorted(folder.glob("*.parquet"))
     if not paths:

@@ -4,7 +4,8 @@ Lists become shards in groups: all splits are cut at the same places of the sour
 each group the state is saved: where the source was read to, what was counted, which shards are whole. A later run with
 the same options goes on from there, and ends with the same bytes as one that was never stopped.
 
-``OUTPUT.partial`` holds ``state.json``, ``pid``, and the folder ``lists``, which becomes ``OUTPUT`` when it is whole.
+``OUTPUT.partial`` holds ``state.json``, ``pid``, and the folder ``lists``, which becomes ``OUTPUT`` when it is whole;
+and ``buckets``, where a source has to be cut into buckets before lists can be made.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ PARTIAL_SUFFIX = ".partial"
 STATE_FILE = "state.json"
 PID_FILE = "pid"
 LISTS_FOLDER = "lists"
+BUCKETS_FOLDER = "buckets"
 REJECTS_FILE = "rejects.jsonl"
 # A row group is what a reader holds in memory.
 GROUP_LISTS = 4_096
@@ -113,6 +115,7 @@ class Unfinished:
 
     Attributes:
         lists: The folder that is to become the prepared one.
+        buckets: A folder for what is needed on the way; its files outlive a kill once a state is saved.
         progress: As last saved by ``save``; None at the beginning.
         done: The folder was whole already, and only the cleaning up was missing.
     """
@@ -120,6 +123,7 @@ class Unfinished:
     def __init__(self, folder: Path, partial: Path, options: dict[str, Any]) -> None:
         self.folder, self.partial, self.options = folder, partial, options
         self.lists = partial / LISTS_FOLDER
+        self.buckets = partial / BUCKETS_FOLDER
         self.state_file = partial / STATE_FILE
         self.shards: list[dict[str, Any]] = []
         self.open_shards: list[dict[str, Any]] = []
@@ -178,6 +182,10 @@ class Unfinished:
                 renamed.rename(path)
         kept = {self.partial / shard["path"] for shard in [*self.shards, *self.open_shards]}
         kept |= {self.lists, self.state_file, self.partial / PID_FILE}
+        if self.progress is None:
+            shutil.rmtree(self.buckets, ignore_errors=True)
+        else:
+            kept.add(self.buckets)
         if self.rejects_bytes:
             kept.add(self.lists / REJECTS_FILE)
             with (self.lists / REJECTS_FILE).open("r+b") as file:
@@ -185,7 +193,11 @@ class Unfinished:
                     raise InputError(f"{self.lists / REJECTS_FILE} was cut off: remove {self.partial} to begin anew")
                 file.truncate(self.rejects_bytes)
         for path in [*self.partial.iterdir(), *self.lists.iterdir()]:
-            if path not in kept:
+            if path in kept:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
 
     # ------------------------------------------------------------------------------------------------------- going on
@@ -246,6 +258,10 @@ class Unfinished:
             _sync(self.partial)
         for shard in replaced:
             (self.partial / shard["path"]).unlink()
+
+    def forget(self) -> None:
+        """Begins anew next time: what was saved came from a wrong source. The folder is removed when it is left."""
+        self.state_file.unlink(missing_ok=True)
 
     def finish(self, columns: pa.Schema, describe: Callable[[Path], None]) -> None:
         """Gives the shards their last names, and the folder its own.

@@ -2,6 +2,7 @@
 
 from hf_rerank.metrics.accumulate import RankingMetrics
 from hf_rerank.metrics.modules import metric_path
+from hf_rerank.metrics.propensity import PropensityMetrics, propensity_clicks
 from hf_rerank.metrics.ranking import (
     AUCHistogram,
     auc,
@@ -19,6 +20,7 @@ from hf_rerank.metrics.ranking import (
 
 __all__ = [
     "AUCHistogram",
+    "PropensityMetrics",
     "RankingMetrics",
     "auc",
     "average_precision",
@@ -29,6 +31,7 @@ __all__ = [
     "metric_path",
     "ndcg",
     "precision",
+    "propensity_clicks",
     "recall",
     "reciprocal_rank",
     "slot_order_auc",

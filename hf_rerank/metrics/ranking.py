@@ -30,7 +30,13 @@ from hf_rerank.errors import InputError, suggestion
 
 EXACT_AUC_PAIRS = 50_000_000
 AUC_BUCKETS = 2**20
-_BOUNDS = {"labels": (0.0, math.inf), "attraction": (0.0, 1.0), "positions": (0.0, math.inf)}  # of named inputs
+# Of named inputs.
+_BOUNDS = {
+    "labels": (0.0, math.inf),
+    "attraction": (0.0, 1.0),
+    "positions": (0.0, math.inf),
+    "propensities": (0.0, 1.0),
+}
 
 
 # ---------------------------------------------------------------------------------------------- the top of a list

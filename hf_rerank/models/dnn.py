@@ -3,6 +3,7 @@
 from dataclasses import field
 from typing import Any, ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
@@ -67,7 +68,24 @@ class DNNForReranking(PreTrainedReranker):
         return {"items": items, "mask": mask}
 
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
+        scores = self.network[-1](self._last_hidden(context, position_ids)).squeeze(-1)
+        return RerankerOutput(logits=padded_low(scores, context["mask"]))
+
+    def last_hidden(self, mask: Tensor, position_ids: Tensor | None = None, **features: Tensor) -> Tensor:
+        """What the last hidden layer holds of each item, [B, L, D]; the paper of PRM calls it personalised vector.
+
+        Args:
+            mask: As of ``forward``.
+            position_ids: As of ``forward``.
+            features: The other features of ``forward``.
+        """
+        names = ("item_dense", "item_vectors", "user_categorical", "user_dense")
+        items = self.item_embedding(features["item_categorical"], *(features.get(name) for name in names))
+        places = torch.arange(mask.shape[1]).expand(mask.shape) if position_ids is None else position_ids
+        return self._last_hidden({"items": items, "mask": mask}, places)
+
+    def _last_hidden(self, context: Context, position_ids: Tensor) -> Tensor:
         items = context["items"]
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)
-        return RerankerOutput(logits=padded_low(self.network(items).squeeze(-1), context["mask"]))
+        return self.network[:-1](items)

@@ -18,7 +18,17 @@ from hf_rerank.processing import LABEL_PADDING, FlatLists, ListProcessor
 # What stands at padding, where it is not 0.
 _PADDING = {"labels": LABEL_PADDING}
 # Axis 1 of these is the list or the history; all else has no axis to pad.
-_LIST_AXIS = ("item_", "history_", "mask", "position_ids", "labels", "weights", "attraction", "list_id")
+_LIST_AXIS = (
+    "item_",
+    "history_",
+    "mask",
+    "position_ids",
+    "labels",
+    "weights",
+    "propensities",
+    "attraction",
+    "list_id",
+)
 
 
 class ListEncoder:

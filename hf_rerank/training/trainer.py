@@ -107,6 +107,7 @@ class RerankTrainer(CheckpointingTrainer):
         self.objective = args.objective(model.config.task_loss_name)
         self._evaluation: EvaluationSums | None = None
         self._measure_names: list[str] = []
+        self._extra_names: list[str] = []
         self._log_sums: dict[str, Tensor] = {}
         self._log_steps = 0
         super().__init__(
@@ -264,7 +265,8 @@ class RerankTrainer(CheckpointingTrainer):
         scores = comparable_scores(output.logits, self.model.config.task_loss_name, inputs["mask"])
         self._measure_names = list(output.losses)
         predictions = (scores, torch.stack(list(output.losses.values()), dim=-1))
-        truth = (extras["attraction"],) if "attraction" in extras else ()
+        self._extra_names = [name for name in ("attraction", "propensities") if name in extras]
+        truth = [extras[name] for name in self._extra_names]
         return output.loss.detach().float(), predictions, (inputs["labels"], inputs["position_ids"], *truth)
 
     def evaluate(
@@ -463,8 +465,8 @@ class RerankTrainer(CheckpointingTrainer):
             labels.cpu(),
             (labels >= 0).cpu(),
             positions.cpu(),
-            truth[0].cpu() if truth else None,
-            {name: measures[:, column].cpu() for column, name in enumerate(self._measure_names)},
+            **{name: array.cpu() for name, array in zip(self._extra_names, truth, strict=True)},
+            measures={name: measures[:, column].cpu() for column, name in enumerate(self._measure_names)},
         )
         if not compute_result:
             return {}

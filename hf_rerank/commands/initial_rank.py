@@ -1,0 +1,71 @@
+"""``hf-rerank initial-rank``: sorts prepared lists by an initial ranker that is trained on ``ranker_train``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_rerank.commands.parsing import without_bars_of_a_moment
+
+
+def add(commands: Any) -> None:
+    """The options."""
+    initial_rank = commands.add_parser(
+        "initial-rank", help="sort prepared lists by an initial ranker trained on ranker_train"
+    )
+    initial_rank.add_argument("--data", required=True, type=Path, metavar="LISTS", help="folder of prepared lists")
+    initial_rank.add_argument(
+        "--output-dir", required=True, type=Path, metavar="LISTS2", help="folder for the sorted lists"
+    )
+    initial_rank.add_argument("--ranker", choices=("lambdamart", "dnn"), default="lambdamart")
+    initial_rank.add_argument(
+        "--quality",
+        choices=("poor", "moderate", "strong"),
+        default="strong",
+        help="how many lists, and how large a model, the ranker may use (default: strong, all)",
+    )
+    initial_rank.add_argument(
+        "--max-list-length", type=int, metavar="N", help="cut lists to their first N items in the new order"
+    )
+    initial_rank.add_argument(
+        "--max-train-lists", type=int, metavar="N", help="lists of ranker_train to look at, at most (default: all)"
+    )
+    initial_rank.add_argument("--seed", type=int, default=0, metavar="S", help="of the ranker (default: 0)")
+    initial_rank.add_argument("--json", action="store_true", help="print the report as JSON")
+    initial_rank.set_defaults(run=run, parser=initial_rank)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Sorts, and prints what the new order is worth."""
+    from hf_rerank.data.prepared import read_report
+    from hf_rerank.initial_rankers.order import REPORT_KEY, add_initial_order
+    from hf_rerank.tables import results_table
+
+    without_bars_of_a_moment()
+    report = add_initial_order(
+        options.data,
+        options.output_dir,
+        ranker=options.ranker,
+        quality=options.quality,
+        max_list_length=options.max_list_length,
+        seed=options.seed,
+        at_most=options.max_train_lists,
+    )
+    written = read_report(options.output_dir)
+    if options.json:
+        print(json.dumps(written, indent=2))
+        return
+    ranker = written[REPORT_KEY]
+    print(results_table({f"initial order, {split}": row for split, row in ranker["metrics"].items()}))
+    print(
+        f"\n{ranker['lists_learned_from']:,} of {ranker['lists_available']:,} ranker_train lists learned from, "
+        f"{ranker['lists_held_out']:,} held out"
+    )
+    if ranker["cut_lists"]:
+        print(
+            f"{ranker['cut_lists']:,} lists cut to {ranker['max_list_length']} items, {ranker['lost_clicks']:,} lost "
+            "all their clicks by it"
+        )
+    print(f"{sum(report.lists.values()):,} lists in {options.output_dir}")

@@ -1,0 +1,391 @@
+"""A simulator of Ad (Taobao): the same four CSV files, and beside them the truth that no log can show.
+
+The world
+---------
+A list is what a retrieval stage might return for one user: ads of a few categories that this user visits, more of
+one style than of its opposite (the theme of the list), shown in the **display order**, which a noisy ranker makes. One
+rule makes the clicks::
+
+    click_i ~ Bernoulli(examination[place_i] * attraction_i)
+
+    attraction_i = sigmoid( bias + propensity                                  of the user and of the list
+                            + quality_weight * quality_i                       of the ad
+                            + match_weight * match_i                           of the ad for the user
+                            + context_strength * (                             of the ad among the others:
+                                theme_weight * style_i * m_i                     m_i: mean style of the others
+                                - price_weight * |gap_i - price_taste|           gap_i: ln price_i less the list's mean
+                                                                                 ln price, in units of ``price_spread``
+                                - crowding_weight * ln n_i ) )                   n_i: ads of its category, itself too
+
+So attraction depends on the *set* of ads in the list, never on their order, and a model that scores ads one by one can
+only guess the three context terms. A list of one ad has no others: its ``m_i`` is 0. The examination curve is that of
+:class:`~hf_rerank.data.simulator.PRMWorld`: some readers look at the first place only, some go down the list and leave
+it with a constant chance at each place, some look at everything.
+
+Where the parts come from, and what shows them
+----------------------------------------------
+All parts below are standard normal, unless said otherwise.
+
+quality
+    ``(of its campaign + of its customer + of its own) / sqrt(3)``: the ids show it. A campaign is of one customer.
+style
+    ``sqrt(.5) * of its brand + sqrt(.3) * of its customer + sqrt(.2) * of its own``; an ad without a brand (a share
+    ``brandless_rate``; ``NULL``) has a part of its own in place of the brand's. 70 % of the other ads have the brand
+    of their customer, the rest any.
+price
+    ``exp(5 + .8 * of its category + .9 * of its own)``, rounded to cents, at least one: three orders of magnitude.
+match
+    ``0.6 * affinity[segment, category] + 0.8 * (personal_taste * personal + sqrt(1 - personal_taste^2) * noise)``.
+    The segment is ``cms_group_id``; ``personal = (liking[user, category] + brand_liking[user, brand]) / sqrt(2)``,
+    where ``brand_liking`` is the inner product of two vectors of 4 numbers, halved, and 0 without a brand. Only the
+    behaviours of a user show the personal part.
+price taste
+    Of the user. Seen with noise of standard deviation 0.5 and cut into thirds it is ``pvalue_level`` (1..3), with
+    noise 1 ``shopping_level`` (1..3). ``new_user_class_level`` (1..4) is the propensity of the user, with noise 1, cut
+    into quarters.
+
+Of the profile, ``final_gender_code`` and ``age_level`` follow from ``cms_group_id`` (gender 2 has the groups 1..6,
+gender 1 the groups 7..12, group 0 is age level 0 and either); ``cms_segid`` and ``occupation`` mean nothing. A share
+``missing_level_rate`` of the users has no ``pvalue_level``, as many no ``new_user_class_level``, and a share
+``no_profile_rate`` has no row at all: at random, independent of everything else.
+
+Behaviours
+----------
+A user visits ``categories_per_user`` categories, and its lists are of those. A behaviour is of category ``c`` with a
+chance proportional to ``exp(liking_strength * liking[user, c])``, and of the ad, out of 8 of that category, that is
+drawn with chances proportional to ``exp(liking_strength * brand_liking)``: its category and brand are written. 95 %
+are ``pv``. How many a user has is geometric; they lie anywhere in 22 days, of which the last 8 are those of the lists:
+many are later than the impressions. A share ``click_caused_rate`` of all follows a click, 1 to 60 seconds later, with
+the category and the brand of the clicked ad: whoever reads the behaviours inside a list reads its labels.
+
+The log
+-------
+A list is shown within 300 seconds, and lists of one user lie more than 300 seconds apart: the 5-minute window of the
+public rule is one shown list. Half of the impressions, but the first, have the same second as the one before; their
+order in the file is the display order. Lists without a click stay in the log, and so do single impressions (a share
+``single_rate`` of the lists) and users who saw one list only, of one or two ads (a share ``short_user_rate``): the
+rule that makes lists drops them, which is a selection. With the defaults a tenth of the impressions is clicked, and
+about 45 % of the lists are kept.
+
+Everything is invented: nothing is fitted to the real log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_rerank.errors import InputError
+
+if TYPE_CHECKING:
+    from hf_rerank.data.ad_simulated_lists import AdBlock
+
+# The largest ids of the real files.
+LARGEST_USER, LARGEST_AD = 1_141_729, 846_811
+LARGEST_CATEGORY, LARGEST_CAMPAIGN, LARGEST_CUSTOMER, LARGEST_BRAND = 12_977, 423_436, 255_875, 461_528
+# A list is shown within this time, in seconds.
+WINDOW_SECONDS = 300
+RAW_SAMPLE = "raw_sample.csv"
+
+
+@dataclass(frozen=True)
+class AdWorld:
+    """The parameters of the simulated world; the formulas are in the description of the module.
+
+    Args:
+        n_ads, n_categories, n_campaigns, n_customers, n_brands: how many there are, at most as in the real files.
+        categories_per_user: categories that a user visits, at most ``n_categories``.
+        categories_per_list: categories of a list, at most ``categories_per_user``.
+        pool_size: ads that the retrieval stage looks at for one list, the same number of each of its categories (the
+            remainder is left out): at least ``longest_list``, and not more of a category than it has.
+        shortest_list, longest_list: lengths of a list, in [2, 100]; all in between are equally frequent.
+        lists_per_user: mean number of lists of a user, in [1, 200].
+        single_rate: share of the lists that hold one impression, in [0, 1].
+        short_user_rate: share of the users who saw one list only, of one or two ads, in [0, 0.5].
+        no_profile_rate: share of the users without a row in ``user_profile.csv``, in [0, 1].
+        missing_level_rate: share of the users without ``pvalue_level``, or ``new_user_class_level``, in [0, 1].
+        brandless_rate: share of the ads without a brand, in [0, 1].
+        behaviours_per_user: mean number of behaviours, where ``simulate_ad`` is not told how many in all.
+        click_caused_rate: share of the behaviours that follow a click, in [0, 1].
+        bias: level of the attraction, in logits.
+        propensity_sd: standard deviation of the propensity, in logits, half of its variance from the user and half
+            from the list.
+        quality_weight, match_weight: strength of what an ad is worth by itself.
+        context_strength: factor on all three context terms; 0 is a world where pointwise models are right.
+        theme_weight, price_weight, crowding_weight: strength of the single context terms.
+        theme_sd: standard deviation, over lists, of the pull of the theme on the mean style (styles have 1).
+        price_spread: the unit of price gaps, in logarithms of the price.
+        personal_taste: how much of the match only the behaviours show, in [0, 1].
+        liking_strength: how closely the behaviours follow the likings; 0: not at all.
+        initial_noise: standard deviation of the noise of the initial ranker, which sorts by quality + match + noise.
+        display_noise: the same for the ranker that made the display order.
+        looks_at_first_only, looks_at_all: shares of the readers; the remaining readers go down the list.
+        patience: mean number of places that the readers who go down the list pass; they look at place ``p`` (from 0)
+            with probability ``exp(-p / patience)``.
+    """
+
+    n_ads: int = 2000
+    n_categories: int = 60
+    n_campaigns: int = 400
+    n_customers: int = 200
+    n_brands: int = 150
+    categories_per_user: int = 12
+    categories_per_list: int = 4
+    pool_size: int = 48
+    shortest_list: int = 2
+    longest_list: int = 14
+    lists_per_user: float = 3.0
+    single_rate: float = 0.05
+    short_user_rate: float = 0.1
+    no_profile_rate: float = 0.05
+    missing_level_rate: float = 0.3
+    brandless_rate: float = 0.2
+    behaviours_per_user: float = 30.0
+    click_caused_rate: float = 0.02
+    bias: float = -0.9
+    propensity_sd: float = 0.8
+    quality_weight: float = 0.7
+    match_weight: float = 1.2
+    context_strength: float = 1.0
+    theme_weight: float = 4.5
+    price_weight: float = 0.8
+    crowding_weight: float = 0.8
+    theme_sd: float = 0.2
+    price_spread: float = 1.0
+    personal_taste: float = 0.9
+    liking_strength: float = 1.5
+    initial_noise: float = 1.2
+    display_noise: float = 8.0
+    looks_at_first_only: float = 0.3
+    looks_at_all: float = 0.2
+    patience: float = 6.0
+
+    def __post_init__(self) -> None:
+        for parameter in fields(self):
+            value = getattr(self, parameter.name)
+            whole = parameter.type == "int"
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise InputError(
+                    f"AdWorld.{parameter.name} must be {'an integer' if whole else 'a number'}, got {value!r}"
+                )
+            if not np.isfinite(value):
+                raise InputError(f"AdWorld.{parameter.name} must be finite, got {value}")
+        self._check_sizes()
+        for name in (
+            "single_rate",
+            "no_profile_rate",
+            "missing_level_rate",
+            "brandless_rate",
+            "click_caused_rate",
+            "personal_taste",
+            "looks_at_first_only",
+            "looks_at_all",
+        ):
+            self._check_range(name, 0, 1)
+        self._check_range("short_user_rate", 0, 0.5)
+        self._check_range("lists_per_user", 1, 200)
+        if self.looks_at_first_only + self.looks_at_all > 1:
+            raise InputError(
+                "AdWorld.looks_at_first_only + looks_at_all are shares of the readers and must not exceed 1, "
+                f"got {self.looks_at_first_only} + {self.looks_at_all}"
+            )
+        for name in ("price_spread", "patience"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"AdWorld.{name} must be above 0, got {getattr(self, name)}")
+        for name in (
+            "behaviours_per_user",
+            "propensity_sd",
+            "theme_sd",
+            "liking_strength",
+            "initial_noise",
+            "display_noise",
+        ):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"AdWorld.{name} must not be negative, got {getattr(self, name)}")
+
+    def _check_sizes(self) -> None:
+        self._check_range("n_ads", 1, LARGEST_AD)
+        self._check_range("n_categories", 1, LARGEST_CATEGORY)
+        self._check_range("n_campaigns", 1, LARGEST_CAMPAIGN)
+        self._check_range("n_customers", 1, LARGEST_CUSTOMER)
+        self._check_range("n_brands", 1, LARGEST_BRAND)
+        self._check_range("categories_per_user", 1, self.n_categories)
+        self._check_range("categories_per_list", 1, self.categories_per_user)
+        self._check_range("shortest_list", 2, 100)
+        self._check_range("longest_list", self.shortest_list, 100)
+        smallest = self.n_ads // self.n_categories
+        if self.pool_per_category > smallest:
+            raise InputError(
+                f"AdWorld.pool_size {self.pool_size} takes {self.pool_per_category} ads of each of "
+                f"{self.categories_per_list} categories, but with {self.n_ads} ads in {self.n_categories} categories "
+                f"the smallest has {smallest}: lower pool_size or n_categories, or raise n_ads"
+            )
+        if self.pool_per_category * self.categories_per_list < self.longest_list:
+            raise InputError(
+                f"AdWorld.pool_size {self.pool_size} gives {self.pool_per_category} ads of each of "
+                f"{self.categories_per_list} categories for a list, fewer than longest_list {self.longest_list}: "
+                "raise pool_size"
+            )
+
+    def _check_range(self, name: str, low: float, high: float) -> None:
+        if not low <= getattr(self, name) <= high:
+            raise InputError(f"AdWorld.{name} must lie in [{low}, {high}], got {getattr(self, name)}")
+
+    @property
+    def pool_per_category(self) -> int:
+        """Ads of one category that the retrieval stage looks at for one list."""
+        return self.pool_size // self.categories_per_list
+
+    @property
+    def examination(self) -> np.ndarray:
+        """Probability that a place is looked at, [longest_list], from the top; 1 at the first place."""
+        place = np.arange(self.longest_list)
+        goes_down = 1 - self.looks_at_first_only - self.looks_at_all
+        return self.looks_at_first_only * (place == 0) + goes_down * np.exp(-place / self.patience) + self.looks_at_all
+
+
+def ad_attraction(
+    world: AdWorld,
+    *,
+    quality: np.ndarray,
+    match: np.ndarray,
+    style: np.ndarray,
+    log_price: np.ndarray,
+    category: np.ndarray,
+    price_taste: np.ndarray,
+    propensity: np.ndarray,
+    mask: np.ndarray,
+) -> np.ndarray:
+    """Probability of a click on each ad if it is looked at, given the set of ads in the list.
+
+    The formula is in the description of the module.
+
+    Args:
+        quality, match, style, log_price: [lists, items].
+        category: [lists, items], any integers.
+        price_taste, propensity: [lists].
+        mask: bool, [lists, items]; False at padding, which is never looked at.
+
+    Returns:
+        [lists, items], in (0, 1), and 0 at padding. Reordering the ads of a list reorders the values alike.
+    """
+    count = mask.sum(axis=1, keepdims=True)
+    style = np.where(mask, style, 0.0)
+    theme = style * (style.sum(axis=1, keepdims=True) - style) / np.maximum(count - 1, 1)
+    mean_price = np.where(mask, log_price, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
+    gap = (log_price - mean_price) / world.price_spread
+    same = (category[:, :, None] == category[:, None, :]) & mask[:, None, :]
+    crowding = np.log(np.maximum(same.sum(axis=2), 1))
+    context = (
+        world.theme_weight * theme
+        - world.price_weight * np.abs(gap - price_taste[:, None])
+        - world.crowding_weight * crowding
+    )
+    own = world.quality_weight * quality + world.match_weight * match
+    logit = world.bias + propensity[:, None] + own + world.context_strength * context
+    return np.where(mask, 0.5 * (1 + np.tanh(0.5 * logit)), 0.0)
+
+
+def simulate_ad(
+    output_dir: str | Path,
+    lists: int,
+    *,
+    seed: int = 0,
+    world: AdWorld = AdWorld(),
+    behaviours: int | None = None,
+    progress: bool = False,
+) -> Path:
+    """Write ``raw_sample.csv``, ``ad_feature.csv``, ``user_profile.csv`` and ``behavior_log.csv`` in the raw format of
+    Ad, and the truth of ``raw_sample.csv`` beside it.
+
+    The truth, ``raw_sample.csv.truth.parquet``, has one row a shown list, of every list, with or without a click:
+    ``list_id`` (``{user}-{time_stamp of its newest impression}``), ``attraction`` (float32) and ``initial_position``
+    (from 0: where the simulator's own noisy initial ranker puts the ad; not the display order), both an entry an
+    impression in order of time, which is the display order. Its schema metadata hold ``examination`` (a JSON list, by
+    place), ``world`` (all parameters, as JSON) and ``seed``.
+
+    The rows of a user are scattered: impressions over those of 32,768 users, behaviours alike.
+
+    The same arguments give the same bytes. The files appear under their names only when all are complete,
+    ``raw_sample.csv`` last.
+
+    Args:
+        output_dir: made if missing, else empty.
+        lists: lists to show, at least 1; those without a click and single impressions count too.
+        seed: not negative.
+        world: the parameters.
+        behaviours: rows of ``behavior_log.csv``; default ``behaviours_per_user`` for each user. 0: there is no such
+            file.
+        progress: show a progress bar.
+
+    Returns:
+        The path of ``raw_sample.csv``.
+
+    Raises:
+        InputError: an argument out of range, a folder that is not empty, more users than ids.
+    """
+    import pyarrow.parquet as pq
+
+    from hf_rerank.data.ad_simulated_behaviours import draw_behaviours
+    from hf_rerank.data.ad_simulated_csv import CSV_HEADERS, CSVFiles, truth_schema, truth_table
+    from hf_rerank.data.ad_simulated_lists import blocks, draw_ads, number_of_users
+
+    for name, value, low in (("lists", lists, 1), ("seed", seed, 0), ("behaviours", behaviours, 0)):
+        if name == "behaviours" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
+            raise InputError(f"simulate_ad: {name} must be an integer of at least {low}, got {value!r}")
+    folder = Path(output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder: choose another output folder, or remove it")
+    n_users = number_of_users(world, lists)
+    if n_users > LARGEST_USER:
+        raise InputError(
+            f"{lists:,} lists are of {n_users:,} users, and there are {LARGEST_USER:,} ids: raise "
+            f"AdWorld.lists_per_user (now {world.lists_per_user})"
+        )
+    if behaviours is None:
+        behaviours = round(world.behaviours_per_user * n_users)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    names = [name for name in CSV_HEADERS if name != "behavior_log.csv" or behaviours]
+    # raw_sample.csv is renamed last: where it is, the others are.
+    names = [f"{RAW_SAMPLE}.truth.parquet", *sorted(names, key=lambda name: name == RAW_SAMPLE)]
+    unfinished = {name: folder / f"{name}.unfinished" for name in names}
+    schema = truth_schema(world, seed)
+    try:
+        with ExitStack() as stack:
+            truth = stack.enter_context(pq.ParquetWriter(unfinished[names[0]], schema))
+            files = stack.enter_context(CSVFiles({name: unfinished[name] for name in names[1:]}))
+            ads = draw_ads(world, seed)
+            files.write_ads(ads)
+            for block in _progress(blocks(world, ads, seed, lists), lists, progress):
+                files.write_users(block.users)
+                files.write_impressions(ads, block)
+                truth.write_table(truth_table(block, schema))
+                if behaviours:
+                    drawn = draw_behaviours(world, ads, block, seed, behaviours, n_users)
+                    files.write_behaviours(ads, block, drawn)
+        for name in names:
+            unfinished[name].replace(folder / name)
+    finally:
+        for path in unfinished.values():
+            path.unlink(missing_ok=True)
+    return folder / RAW_SAMPLE
+
+
+def _progress(blocks: Iterator[AdBlock], n_lists: int, show: bool) -> Iterator[AdBlock]:
+    if not show:
+        yield from blocks
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=n_lists, unit=" lists", desc="Simulating", delay=1) as bar:
+        for block in blocks:
+            yield block
+            bar.update(len(block.lengths))

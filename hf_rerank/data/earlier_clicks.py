@@ -1,0 +1,191 @@
+"""A history made of the lists themselves: what the same user clicked in earlier lists, newest first.
+
+"Earlier" is the order in which lists are given. Where a file is not known to be in order of time, as PRM Public's is
+not, an "earlier" click may lie in the future of the list: such a history is an option to be named beside results,
+never a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hf_rerank.data.prepared import PreparedFolder, PrepareReport, dataset_card, read_card, write_description
+from hf_rerank.data.rewriting import Rewriting, rewrite_prepared
+from hf_rerank.errors import InputError
+from hf_rerank.schema import Categorical, Dense, ListSchema
+
+LISTS_AGO = "lists_ago"
+HISTORY_LENGTH = 50
+# What a card said of the lists before.
+_NO_HISTORY = "The file is not known to be in order of time"
+
+
+class EarlierClicks:
+    """Collects the clicks of lists, in the order of the lists, and gives each list those before it.
+
+    Memory: for each click its values, and 16 bytes.
+
+    Args:
+        columns: Item columns of a clicked item to remember.
+        label: Item column; a click is a label above 0.
+        group: Column of users.
+    """
+
+    def __init__(self, columns: Sequence[str], *, label: str, group: str) -> None:
+        self.columns, self.label, self.group = list(columns), label, group
+        self._values: dict[str, list[pa.Array]] = {name: [] for name in self.columns}
+        self._users: list[pa.Array] = []
+        self._lists: list[np.ndarray] = []
+        self._number = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Collects the clicks of lists that follow those before."""
+        labels = table.column(self.label).combine_chunks()
+        clicked = pc.greater(labels.flatten(), 0)
+        of_list = labels.value_parent_indices().filter(clicked)
+        for name in self.columns:
+            self._values[name].append(table.column(name).combine_chunks().flatten().filter(clicked))
+        self._users.append(table.column(self.group).combine_chunks().take(of_list))
+        self._lists.append(of_list.to_numpy(zero_copy_only=False).astype(np.int64) + self._number)
+        self._number += table.num_rows
+
+    def sorted(self) -> SortedClicks:
+        """The clicks by user and list, once all lists were added."""
+        users = pa.chunked_array(self._users).combine_chunks() if self._users else pa.array([], pa.int64())
+        lists = np.concatenate([*self._lists, np.zeros(0, np.int64)])
+        values = {name: pa.chunked_array(parts).combine_chunks() for name, parts in self._values.items() if parts}
+        return SortedClicks(users, lists, values, self._number, self.group)
+
+
+class SortedClicks:
+    """Looks up the earlier clicks of lists; made by ``EarlierClicks``."""
+
+    def __init__(
+        self, users: pa.Array, lists: np.ndarray, values: dict[str, pa.Array], number_of_lists: int, group: str
+    ) -> None:
+        encoded = users.dictionary_encode()
+        self.known, self.group, self.stride = encoded.dictionary, group, number_of_lists + 1
+        keys = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64) * self.stride + lists
+        # Stable: the clicks of one list stay in the order of its slots.
+        self.order = np.argsort(keys, kind="stable")
+        self.keys, self.values = keys[self.order], values
+
+    def histories(self, table: pa.Table, first: int, longest: int) -> dict[str, pa.Array]:
+        """Columns ``history_<column>`` and ``history_lists_ago`` for some lists.
+
+        Args:
+            table: Lists that follow one another, as they were added.
+            first: Number of the first of them, from 0.
+            longest: Clicks a list at most, the newest; of one list's clicks, those of its last slots count as newer.
+
+        Returns:
+            Arrays of sequences, newest first. ``history_lists_ago``: how many lists of anyone lie between, at least 1.
+        """
+        users = pc.index_in(table.column(self.group).combine_chunks(), value_set=self.known)
+        codes = users.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        numbers = first + np.arange(table.num_rows, dtype=np.int64)
+        start = np.searchsorted(self.keys, codes * self.stride)
+        end = np.searchsorted(self.keys, codes * self.stride + numbers)
+        lengths = np.where(codes < 0, 0, np.minimum(end - start, longest))
+        # The history of a list lies before ``end``, the newest last.
+        place = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        rows = np.repeat(end, lengths) - 1 - place
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        taken = pa.array(self.order[rows])
+        found = {
+            f"history_{name}": pa.ListArray.from_arrays(offsets, values.take(taken))
+            for name, values in self.values.items()
+        }
+        ago = np.repeat(numbers, lengths) - self.keys[rows] % self.stride
+        return {**found, f"history_{LISTS_AGO}": pa.ListArray.from_arrays(offsets, pa.array(ago))}
+
+
+def clicks_of(tables: Iterable[pa.Table], columns: Sequence[str], *, label: str, group: str) -> SortedClicks:
+    """The clicks of all lists, sorted."""
+    clicks = EarlierClicks(columns, label=label, group=group)
+    for table in tables:
+        clicks.add(table)
+    return clicks.sorted()
+
+
+def add_earlier_clicks(
+    lists_dir: str | Path, output_dir: str | Path, *, history_length: int = HISTORY_LENGTH, progress: bool = True
+) -> PrepareReport:
+    """Writes a new folder of prepared lists whose histories are the user's clicks in earlier lists of the folder.
+
+    For each categorical item feature there is a column ``history_<name>`` that shares its table, and
+    ``history_lists_ago``, how many lists of anyone lie between. "Earlier" is the order of the raw file, within a split
+    (all lists of a user are in one). Memory: the clicks of the largest split, about 60 bytes each.
+
+    Args:
+        lists_dir: A folder of prepared lists, split by a group.
+        output_dir: Folder to make; must be new or empty.
+        history_length: Clicks a list at most, the newest.
+        progress: A bar of what takes longer than a second.
+
+    Returns:
+        The counts of the new folder.
+
+    Raises:
+        InputError: The lists have a history already, no group or no categorical item feature; or see
+            ``rewrite_prepared``.
+    """
+    if history_length < 1:
+        raise InputError(f"history_length is {history_length}: expected at least 1")
+    source = Path(lists_dir)
+
+    def begin(prepared: PreparedFolder) -> Rewriting:
+        old, group = prepared.schema, prepared.schema.group
+        columns = [feature.name for feature in old.features("items", Categorical)]
+        if old.history:
+            raise InputError(f"{source} has a history already ({old.history[0].name!r}): leave it as it is")
+        if group is None or not columns:
+            raise InputError(f"{source} names no group, or no categorical item feature: a history needs both")
+        of_split: dict[str, SortedClicks] = {}
+
+        def change(split: str, first: int, table: pa.Table, report: PrepareReport) -> pa.Table:
+            if split not in of_split:
+                of_split.clear()  # one split in memory
+                tables = _columns(prepared.files[split], [*columns, old.label, group])
+                of_split[split] = clicks_of(tables, columns, label=old.label, group=group)
+            for name, history in of_split[split].histories(table, first, history_length).items():
+                field = fields.field(name)
+                table = table.append_column(field, history.cast(field.type))
+            return table
+
+        def describe(folder: Path, schema: ListSchema, report: PrepareReport) -> None:
+            card = read_card(source)
+            how = [
+                *card.how,
+                f"`history_*`: the user's clicks in earlier lines, newest first, {history_length} at most; "
+                "`history_lists_ago`: how many lines lie between.",
+            ]
+            caveats = [
+                *(point for point in card.caveats if not point.startswith(_NO_HISTORY)),
+                "The file is not known to be in order of time: an earlier click may lie in the future of its list. "
+                "Name this beside every result that uses the history.",
+            ]
+            text = dataset_card(card.title, report, schema, how=how, caveats=caveats, licence=card.licence)
+            write_description(folder, schema, report, text)
+
+        added = {f"history_{name}": prepared.columns.field(name).type for name in columns}
+        fields = pa.schema([*prepared.columns, *added.items(), (f"history_{LISTS_AGO}", pa.list_(pa.int64()))])
+        history: list[Categorical | Dense] = [Categorical(f"history_{name}", shares=name) for name in columns]
+        history.append(Dense(f"history_{LISTS_AGO}", scale="log"))
+        schema = old.replace(history=history, max_history_length=history_length)
+        return Rewriting(schema, fields, change, describe)
+
+    return rewrite_prepared(source, output_dir, {"earlier_clicks": history_length}, begin, progress=progress)
+
+
+def _columns(files: Iterable[Path], names: list[str]) -> Iterator[pa.Table]:
+    for path in files:
+        with pq.ParquetFile(path) as parquet:
+            for batch in parquet.iter_batches(columns=names):
+                yield pa.Table.from_batches([batch])

@@ -1,0 +1,204 @@
+"""A click model: the library's DNN, trained to predict the click on each item on its own.
+
+It is the initial ranker ``dnn``; and the activation of its last hidden layer is the personalised vector of an item
+for a user (Pei et al. 2019).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hf_rerank.errors import InputError, TrainingStopped
+from hf_rerank.evaluation import EXTRAS
+from hf_rerank.hub.files import verified_folder
+from hf_rerank.initial_rankers.lambdamart import FORMAT_VERSION, RANKER_FILE, read_settings
+from hf_rerank.initial_rankers.qualities import quality_named
+from hf_rerank.initial_rankers.ranker_train import features_of, ranker_lists
+from hf_rerank.lists import Lists
+from hf_rerank.manifest import replacing
+from hf_rerank.models.dnn import DNNConfig, DNNForReranking
+from hf_rerank.processing import CONFIG_FILE, VOCABULARIES_FILE, ListProcessor
+from hf_rerank.schema import ListSchema
+from hf_rerank.training.batches import EncodedLists
+
+BATCH_LISTS = 32
+# Passes over the lists without a better log-loss on those held out, after which training stops.
+PATIENCE = 2
+
+
+class ClickModel:
+    """A pointwise network over each item's own features and the user's. Made by ``fit``, or ``from_pretrained``.
+
+    Attributes:
+        settings: What it was made of, plain JSON values.
+    """
+
+    def __init__(self, model: DNNForReranking, processor: ListProcessor, settings: dict[str, Any]) -> None:
+        self.model, self.processor, self.settings = model.eval(), processor, settings
+
+    @classmethod
+    def fit(
+        cls,
+        lists: Any,
+        schema: ListSchema,
+        *,
+        quality: str = "strong",
+        hidden_sizes: Sequence[int] | None = None,
+        seed: int = 0,
+        at_most: int | None = None,
+        progress: bool = False,
+    ) -> ClickModel:
+        """Learns from ``ranker_train`` lists, by log-loss, with AdamW; keeps the weights best on those held out.
+
+        Args:
+            lists: A ``datasets`` Dataset of the split ``ranker_train``.
+            schema: Of the lists; position, attraction and history are not read.
+            quality: See ``qualities``.
+            hidden_sizes: Widths of the hidden layers. None: those of the quality.
+            seed: Of the parts of lists, of the weights and of the order of lists.
+            at_most: Lists looked at, at most; they are spread evenly over the split.
+            progress: A bar of the steps, if it takes longer than a second.
+
+        Raises:
+            InputError: No list has a click, or a label is above 1.
+            TrainingStopped: The loss is not finite.
+        """
+        means = quality_named(quality)
+        chosen = ranker_lists(lists, schema, use=means.lists(len(lists), at_most), seed=seed)
+        processor = ListProcessor.from_lists(chosen.train, schema=chosen.schema)
+        train = EncodedLists(chosen.train, processor, highest_label=1.0)
+        held_out = EncodedLists(chosen.held_out, processor, highest_label=1.0)
+        sizes = list(means.hidden_sizes if hidden_sizes is None else hidden_sizes)
+        # The random numbers of the caller stay as they are.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = DNNForReranking(DNNConfig.for_schema(processor.schema, hidden_sizes=sizes, position_input="none"))
+            # Else the first hundreds of steps only lower all scores, most those of items with large features, and a
+            # short training ends below a random order.
+            bias: Any = model.network[-1].bias
+            torch.nn.init.constant_(bias, math.log(chosen.click_rate / (1 - chosen.click_rate)))
+            losses = _train(model, train, held_out, means.epochs, means.learning_rate, seed, progress)
+        settings = {
+            "ranker": "dnn",
+            "quality": quality,
+            "seed": seed,
+            **chosen.counts(),
+            "hidden_sizes": sizes,
+            "learning_rate": means.learning_rate,
+            "epochs": 1 + int(np.argmin(losses)),
+            "held_out_log_loss": min(losses),
+        }
+        return cls(model, processor, settings)
+
+    def scores(self, table: pa.Table) -> np.ndarray:
+        """float64 [N], the logits of the items of all lists of a table, one list after another."""
+        lists = Lists.from_arrow(features_of(table, self.processor.schema), self.processor.schema)
+        return self._of_items(lists, lambda inputs: self.model(**inputs).logits).astype(np.float64)
+
+    def last_hidden(self, lists: Lists) -> np.ndarray:
+        """float32 [N, D], the last hidden layer's activations for the items of all lists, one list after another."""
+        return self._of_items(lists, lambda inputs: self.model.last_hidden(**inputs))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes weights, processor and settings, with a manifest: all of it or nothing."""
+        with replacing(folder) as staging:
+            self.model.save_pretrained(staging)
+            self.processor.save_pretrained(staging)
+            plain = {"format_version": FORMAT_VERSION, **self.settings}
+            (staging / RANKER_FILE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> ClickModel:
+        """Loads a click model that ``save_pretrained`` wrote.
+
+        Raises:
+            InputError: A file is missing, damaged or not one that was saved.
+        """
+        path = verified_folder(folder, (RANKER_FILE, CONFIG_FILE, VOCABULARIES_FILE))
+        settings = read_settings(path, "dnn")
+        return cls(DNNForReranking.from_pretrained(path), ListProcessor.from_pretrained(path), settings)
+
+    def _of_items(self, lists: Lists, compute: Any) -> np.ndarray:
+        arrays, _ = self.processor.encode(lists)
+        found = []
+        for start in range(0, len(lists), BATCH_LISTS):
+            inputs = {
+                name: torch.from_numpy(array[start : start + BATCH_LISTS])
+                for name, array in arrays.items()
+                if name not in ("labels", "weights")
+            }
+            with torch.no_grad():
+                found.append(compute(inputs)[inputs["mask"]].numpy())
+        values = np.concatenate(found)
+        if not np.isfinite(values).all():
+            raise InputError(
+                "the click model gives values that are not finite: a number in the lists is far outside those of "
+                "training, or its weights are broken"
+            )
+        return values
+
+
+def _train(
+    model: DNNForReranking,
+    train: EncodedLists,
+    held_out: EncodedLists,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    progress: bool,
+) -> list[float]:
+    """Trains in place, and ends with the best weights; the log-loss on the lists held out, after each epoch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    order = np.random.default_rng(seed)
+    losses: list[float] = []
+    best: dict[str, Tensor] = {}
+    steps = -(-len(train) // BATCH_LISTS)
+    with tqdm(
+        total=epochs * steps, desc="Training the click model", delay=1, leave=False, disable=not progress
+    ) as bar:
+        for _ in range(epochs):
+            model.train()
+            shuffled = order.permutation(len(train))
+            for start in range(0, len(train), BATCH_LISTS):
+                loss = _loss(model, train, shuffled[start : start + BATCH_LISTS])
+                if not bool(torch.isfinite(loss)):
+                    raise TrainingStopped(
+                        "the click model's loss is not finite: look for numbers far outside the usual in ranker_train"
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                bar.update()
+            losses.append(_mean_loss(model, held_out))
+            if losses[-1] == min(losses):
+                best = copy.deepcopy(model.state_dict())
+            elif len(losses) - 1 - int(np.argmin(losses)) >= PATIENCE:
+                break
+    model.load_state_dict(best)
+    return losses
+
+
+def _loss(model: DNNForReranking, lists: EncodedLists, numbers: Any) -> Tensor:
+    batch = lists.__getitems__([int(number) for number in numbers])
+    return model(**{name: value for name, value in batch.items() if name not in EXTRAS}).loss
+
+
+@torch.no_grad()
+def _mean_loss(model: DNNForReranking, lists: EncodedLists) -> float:
+    model.eval()
+    numbers, total = range(len(lists)), 0.0
+    for start in range(0, len(lists), BATCH_LISTS):
+        part = numbers[start : start + BATCH_LISTS]
+        total += float(_loss(model, lists, part)) * len(part)
+    return total / len(lists)

@@ -1,0 +1,50 @@
+"""Click-through rates of the values of a categorical feature, as a number that trees can split on.
+
+A rate that a list helped to count would tell its own clicks: lists to learn from get rates of the other parts only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hf_rerank.initial_rankers.ranker_train import PARTS
+
+# A value seen n times weighs n against this many items of the mean rate.
+PRIOR_ITEMS = 20
+
+
+class ClickThroughCounts:
+    """Counts how often each value was shown and clicked, part by part.
+
+    Args:
+        num_rows: Rows of the feature's table; the unknown value has one, and so a rate of its own.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self.shown = np.zeros((PARTS, num_rows), dtype=np.int32)
+        self.clicked = np.zeros((PARTS, num_rows), dtype=np.int32)
+
+    def add(self, rows: np.ndarray, clicked: np.ndarray, parts: np.ndarray) -> None:
+        """Counts items.
+
+        Args:
+            rows: int64 [N], rows of their values.
+            clicked: bool [N].
+            parts: int64 [N], the part of each item's list.
+        """
+        np.add.at(self.shown, (parts, rows), 1)
+        np.add.at(self.clicked, (parts[clicked], rows[clicked]), 1)
+
+    def rates(self) -> np.ndarray:
+        """float32 [rows], ``(clicks + PRIOR_ITEMS * mean rate) / (shown + PRIOR_ITEMS)`` over all parts."""
+        return _smoothed(self.clicked.sum(0), self.shown.sum(0))
+
+    def out_of_fold(self) -> np.ndarray:
+        """float32 [PARTS, rows]: in row p the rates over all parts but p; the mean rate is over those too."""
+        clicked, shown = self.clicked.sum(0), self.shown.sum(0)
+        return np.stack([_smoothed(clicked - self.clicked[p], shown - self.shown[p]) for p in range(PARTS)])
+
+
+def _smoothed(clicked: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    mean = clicked.sum() / max(shown.sum(), 1)
+    return ((clicked + PRIOR_ITEMS * mean) / (shown + PRIOR_ITEMS)).astype(np.float32)

@@ -1,0 +1,310 @@
+"""Sorts prepared lists by an initial ranker: the order ``P`` that re-rankers are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hf_rerank.data.own_lists import datasets_of_files
+from hf_rerank.data.prepared import (
+    PreparedFolder,
+    PrepareReport,
+    dataset_card,
+    read_card,
+    read_report,
+    write_description,
+)
+from hf_rerank.data.rewriting import Rewriting, in_two_steps, rewrite_prepared
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.evaluation import evaluate_orders
+from hf_rerank.initial_rankers.click_model import ClickModel
+from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker, require_lightgbm
+from hf_rerank.initial_rankers.qualities import RANKERS, quality_named
+from hf_rerank.initial_rankers.ranker_train import ANY_LENGTH, read_ranker_train
+from hf_rerank.lists import Lists
+from hf_rerank.processing import ListProcessor
+from hf_rerank.schema import ListSchema
+
+POSITION = "position"
+RANKER_FOLDER = "initial_ranker"
+REPORT_KEY = "initial_ranker"
+SORTED_SPLITS = ("train", "validation", "test")
+MEASURED_SPLITS = ("validation", "test")
+KS = (5, 10)
+# What a card said of the order before: these sentences are replaced.
+_OLD_ORDER = ("Initial order:", "Lists are cut to")
+
+
+def add_initial_order(
+    lists_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    ranker: str = "lambdamart",
+    quality: str = "strong",
+    max_list_length: int | None = None,
+    seed: int = 0,
+    at_most: int | None = None,
+    progress: bool = True,
+) -> PrepareReport:
+    """Trains an initial ranker on ``ranker_train`` and writes a new folder of lists that are sorted by it.
+
+    ``train``, ``validation`` and ``test`` get a column ``position`` of the ranker's order, instead of one that is
+    there; items with equal scores keep the order of their slots. Lists are cut in the new order. Slots keep theirs.
+    ``ranker_train`` keeps the order it has: one by a ranker that has seen its clicks would tell them.
+
+    The folder holds the ranker, in ``initial_ranker/``. ``report.json`` names, under ``initial_ranker``, what it was
+    made of, and the metrics of its order after the cut. It appears when it is whole; a call that was killed trains
+    again and goes on from the last whole shard.
+
+    Lists are written batch by batch. Training LambdaMART holds its lists encoded in memory (4 bytes a feature of an
+    item, twice while LightGBM reads them); the DNN reads them from disk.
+
+    Args:
+        lists_dir: A folder of prepared lists.
+        output_dir: Folder to make; must be new or empty.
+        ranker: ``lambdamart`` or ``dnn``.
+        quality: ``poor``, ``moderate`` or ``strong``; what each may use is in ``hf_rerank.initial_rankers.qualities``.
+        max_list_length: Longer lists are cut to the items that stand first. None: that of the schema.
+        seed: Of the ranker.
+        at_most: Lists of ``ranker_train`` to look at, at most. None: as many as the quality says.
+        progress: Bars of what takes longer than a second.
+
+    Returns:
+        The counts of the new folder.
+
+    Raises:
+        InputError: An unknown ranker or quality; LightGBM is missing; no ``ranker_train`` list, or none with a click;
+            wrong lists; or see ``rewrite_prepared``.
+    """
+    check_ranker(ranker, quality)
+    for name, value in (("max_list_length", max_list_length), ("at_most", at_most)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: expected at least 1")
+    options = {
+        "ranker": ranker,
+        "quality": quality,
+        "max_list_length": max_list_length,
+        "seed": seed,
+        "at_most": at_most,
+    }
+    source = Path(lists_dir)
+
+    def begin(prepared: PreparedFolder) -> Rewriting:
+        lists = read_ranker_train(prepared, source)
+        fit: dict[str, Any] = {"quality": quality, "seed": seed, "at_most": at_most}
+        trained: LambdaMARTRanker | ClickModel
+        if ranker == "lambdamart":
+            trained = LambdaMARTRanker.fit(lists, prepared.schema, **fit)
+        else:
+            trained = ClickModel.fit(lists, prepared.schema, progress=progress, **fit)
+        return _Sorting(source, prepared, trained, max_list_length).rewriting()
+
+    return rewrite_prepared(source, output_dir, options, begin, progress=progress)
+
+
+def check_ranker(ranker: str, quality: str) -> None:
+    """
+    Raises:
+        InputError: An unknown ranker or quality, or LightGBM is missing where it is needed.
+    """
+    if ranker not in RANKERS:
+        raise InputError(f"unknown ranker {ranker!r}: expected {' or '.join(RANKERS)}{suggestion(ranker, RANKERS)}")
+    quality_named(quality)
+    if ranker == "lambdamart":
+        require_lightgbm()
+
+
+def prepare_in_order(
+    prepare: Callable[[Path, int], PrepareReport],
+    options: Mapping[str, Any],
+    output_dir: str | Path,
+    *,
+    ranker: str,
+    quality: str,
+    max_list_length: int,
+    seed: int = 0,
+) -> PrepareReport:
+    """Prepares raw data with whole lists, and sorts and then cuts them by a trained ranker.
+
+    The whole lists lie in ``OUTPUT.unsorted`` meanwhile. If this is stopped, the same call goes on.
+
+    Args:
+        prepare: ``(folder, max_list_length) -> report`` makes a folder of prepared lists from raw data.
+        options: Whatever ``prepare`` depends on, as plain JSON values; those of a call that is gone on with must be
+            the same.
+        output_dir: Folder to make; must be new or empty.
+        ranker: As of ``add_initial_order``.
+        quality: As of ``add_initial_order``.
+        max_list_length: Lists are cut to as many items, after sorting.
+        seed: Of the ranker.
+
+    Raises:
+        InputError: As ``prepare`` and ``add_initial_order``; or the whole lists of another call are in the way.
+    """
+    check_ranker(ranker, quality)
+
+    def sort(unsorted: Path, sorted_dir: Path) -> PrepareReport:
+        return add_initial_order(
+            unsorted, sorted_dir, ranker=ranker, quality=quality, max_list_length=max_list_length, seed=seed
+        )
+
+    return in_two_steps(lambda folder: prepare(folder, ANY_LENGTH), options, sort, output_dir, "unsorted")
+
+
+class _Sorting:
+    """How a trained ranker changes the lists of a folder."""
+
+    def __init__(
+        self,
+        source: Path,
+        prepared: PreparedFolder,
+        ranker: LambdaMARTRanker | ClickModel,
+        max_list_length: int | None,
+    ) -> None:
+        self.source, self.ranker = source, ranker
+        self.old_schema = prepared.schema
+        self.longest = prepared.schema.max_list_length if max_list_length is None else max_list_length
+        self.of_items = _item_columns(prepared)
+        old = prepared.schema.position
+        if old != POSITION and POSITION in prepared.columns.names:
+            raise InputError(
+                f"{source} has a column {POSITION!r} that its schema does not name as the position: rename it, or "
+                "name it in schema.json"
+            )
+        columns = prepared.columns
+        if old is None:
+            columns = columns.append(pa.field(POSITION, pa.list_(pa.int64())))
+            self.of_items.append(POSITION)
+        self.columns = columns
+        self.position = POSITION if old is None else old
+
+    def rewriting(self) -> Rewriting:
+        schema = self.old_schema.replace(position=self.position, max_list_length=self.longest)
+        return Rewriting(schema, self.columns, self.change, self.describe)
+
+    def change(self, split: str, first: int, table: pa.Table, report: PrepareReport) -> pa.Table:
+        lists = Lists.from_arrow(table, self.old_schema, with_labels=True)
+        positions = lists.positions
+        if split in SORTED_SPLITS:
+            positions = positions_by_score(self.ranker.scores(table), lists.lengths)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lists.lengths)]), type=pa.int32())
+        column = pa.ListArray.from_arrays(offsets, pa.array(positions))
+        if self.position in table.column_names:
+            number = table.column_names.index(self.position)
+            table = table.set_column(number, self.columns.field(number), column.cast(self.columns.field(number).type))
+        else:
+            table = table.append_column(self.columns.field(self.position), column)
+        return self._cut(table, lists, positions, report)
+
+    def _cut(self, table: pa.Table, lists: Lists, positions: np.ndarray, report: PrepareReport) -> pa.Table:
+        """Keeps the items at the first positions; slots keep their order."""
+        longer = lists.lengths > self.longest
+        if not longer.any():
+            return table
+        assert lists.labels is not None
+        of_list = np.repeat(np.arange(len(lists)), lists.lengths)
+        kept, clicked = positions < self.longest, lists.labels > 0
+        before = np.bincount(of_list[clicked], minlength=len(lists))
+        after = np.bincount(of_list[clicked & kept], minlength=len(lists))
+        report.cut_lists += int(longer.sum())
+        report.lost_clicks += int(((before > 0) & (after == 0)).sum())
+        lengths = np.minimum(lists.lengths, self.longest)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
+        chosen = pa.array(kept)
+        for number, field in enumerate(self.columns):
+            if field.name in self.of_items:
+                values = table.column(number).combine_chunks().flatten().filter(chosen)
+                table = table.set_column(number, field, pa.ListArray.from_arrays(offsets, values).cast(field.type))
+        return table
+
+    def describe(self, folder: Path, schema: ListSchema, report: PrepareReport) -> None:
+        """Writes the ranker, the metrics of its order, schema, report and card."""
+        self.ranker.save_pretrained(folder / RANKER_FOLDER)
+        before = read_report(self.source)
+        cut = {name: getattr(report, name) - before.get(name, 0) for name in ("cut_lists", "lost_clicks")}
+        metrics = {}
+        for split in MEASURED_SPLITS:
+            files = sorted(folder.glob(f"{split}-*.parquet"))
+            if report.lists[split]:
+                metrics[split] = self._metrics(files, split, schema)
+        facts = {**self.ranker.settings, **cut, "max_list_length": self.longest, "metrics": metrics}
+        write_description(folder, schema, report, self._card(schema, report, facts), **{REPORT_KEY: facts})
+
+    def _metrics(self, files: list[Path], split: str, schema: ListSchema) -> dict[str, float]:
+        """As the row ``initial`` of ``hf-rerank evaluate``."""
+        learned = self.ranker.processor
+        told = {name: getattr(schema, name) for name in ("position", "attraction", "examination", "max_list_length")}
+        processor = ListProcessor(learned.schema.replace(**told), learned.vocabularies, learned.scales)
+        lists = datasets_of_files("parquet", files, split, streaming=True)
+        return evaluate_orders(processor, lists, ks=KS)["initial"]
+
+    def _card(self, schema: ListSchema, report: PrepareReport, facts: Mapping[str, Any]) -> str:
+        card = read_card(self.source)
+        learned, looked_at = facts["lists_learned_from"], facts["lists_learned_from"] + facts["lists_held_out"]
+        measured = "; ".join(
+            f"{split}: NDCG@10 {row['ndcg@10']:.4f}, MAP@10 {row['map@10']:.4f}, P@5 {row['precision@5']:.4f}, AUC "
+            f"{row['auc']:.4f}"
+            for split, row in facts["metrics"].items()
+        )
+        how = [
+            *(point for point in card.how if not point.startswith(_OLD_ORDER)),
+            f"Initial order: the column `{schema.position}`, 0 at the top, by the initial ranker `{facts['ranker']}` "
+            f"of quality `{facts['quality']}` (seed {facts['seed']}), kept in `{RANKER_FOLDER}/`. It learned from "
+            f"{learned:,} lists of `ranker_train` ({looked_at:,} of {facts['lists_available']:,} were looked at, the "
+            "others of these said when to stop), and read neither order nor truth. Slots stand as they did before.",
+            f"Lists are cut to {schema.max_list_length} items in this order: {facts['cut_lists']:,} lists, of which "
+            f"{facts['lost_clicks']:,} lost all their clicks.",
+        ]
+        caveats = [
+            *card.caveats,
+            "`ranker_train` is not sorted by the ranker, which has seen its clicks: it keeps the order it had.",
+            f"Metrics of the initial order, after the cut: {measured or 'none'}.",
+        ]
+        return dataset_card(card.title, report, schema, how=how, caveats=caveats, licence=card.licence)
+
+
+def positions_by_score(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int64 [N], 0 for the largest score of each list; equal scores keep the order of the slots.
+
+    Args:
+        scores: [N], the items of all lists one after another.
+        lengths: int64 [B], items of each list.
+    """
+    of_list = np.repeat(np.arange(len(lengths)), lengths)
+    starts = np.cumsum(lengths) - lengths
+    positions = np.empty(len(scores), dtype=np.int64)
+    positions[np.lexsort((-scores, of_list))] = np.arange(len(scores)) - starts[of_list]
+    return positions
+
+
+def _item_columns(prepared: PreparedFolder) -> list[str]:
+    """The columns that hold one value an item.
+
+    The schema names most. Of the sequences that it does not name, those are as long as the items in every list.
+    """
+    schema = prepared.schema
+    special = (schema.label, schema.position, schema.weight, schema.attraction)
+    named = [feature.name for feature in schema.items] + [name for name in special if name is not None]
+    named = [name for name in named if name in prepared.columns.names]
+    others = [
+        field.name
+        for field in prepared.columns
+        if pa.types.is_list(field.type) and field.name not in (*named, *(feature.name for feature in schema.history))
+    ]
+    first = schema.items[0].name
+    for path in [path for paths in prepared.files.values() for path in paths] if others else []:
+        with pq.ParquetFile(path) as parquet:
+            for batch in parquet.iter_batches(columns=[first, *others]):
+                lengths = _lengths(batch.column(first))
+                others = [name for name in others if np.array_equal(_lengths(batch.column(name)), lengths)]
+    return [*named, *others]
+
+
+def _lengths(column: pa.Array) -> np.ndarray:
+    return pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)

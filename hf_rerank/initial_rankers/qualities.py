@@ -1,0 +1,66 @@
+"""How good an initial ranker is allowed to become.
+
+| quality | lists of ``ranker_train`` | LambdaMART | DNN |
+|---|---|---|---|
+| ``poor`` | 2 %, at least 100 | 5 trees of 4 leaves | hidden layer of 16, up to 2 epochs at 3e-3 |
+| ``moderate`` | 10 %, at least 300 | 30 trees of 8 leaves | layers of 64 and 32, up to 5 epochs at 1e-3 |
+| ``strong`` | all | up to 1,000 trees of 31 leaves | layers of 200 and 80, up to 20 epochs at 2e-3 |
+
+Of the lists looked at a tenth (by user) is held out: what says "up to" stops where it gets no better on those.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hf_rerank.errors import InputError, suggestion
+
+RANKERS = ("lambdamart", "dnn")
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a ranker may use.
+
+    Attributes:
+        share: Of the lists of ``ranker_train``.
+        at_least: Lists, where there are as many.
+        trees: LambdaMART, at most.
+        leaves: A tree.
+        hidden_sizes: Of the DNN.
+        epochs: DNN, at most.
+        learning_rate: DNN.
+    """
+
+    share: float
+    at_least: int
+    trees: int
+    leaves: int
+    hidden_sizes: tuple[int, ...]
+    epochs: int
+    learning_rate: float
+
+    def lists(self, available: int, at_most: int | None) -> int:
+        """How many of the available lists are looked at."""
+        use = min(available, max(math.ceil(self.share * available), self.at_least))
+        return use if at_most is None else min(use, at_most)
+
+
+QUALITIES = {
+    "poor": Quality(0.02, 100, 5, 4, (16,), 2, 3e-3),
+    "moderate": Quality(0.1, 300, 30, 8, (64, 32), 5, 1e-3),
+    "strong": Quality(1.0, 0, 1_000, 31, (200, 80), 20, 2e-3),
+}
+
+
+def quality_named(name: str) -> Quality:
+    """
+    Raises:
+        InputError: There is no such quality.
+    """
+    if name not in QUALITIES:
+        raise InputError(
+            f"unknown quality {name!r}: expected one of {', '.join(QUALITIES)}{suggestion(name, QUALITIES)}"
+        )
+    return QUALITIES[name]

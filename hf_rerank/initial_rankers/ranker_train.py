@@ -1,0 +1,133 @@
+"""What rankers learn from: lists of the split ``ranker_train``, without anything that says where an item stood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_rerank.data.own_lists import datasets_of_files
+from hf_rerank.data.prepared import PreparedFolder
+from hf_rerank.errors import InputError
+from hf_rerank.lists import tables_of
+from hf_rerank.schema import ListSchema
+from hf_rerank.vocabularies import blake2b_64
+
+# Lists fall into this many parts by a hash of their user. The first is held out and says when to stop; the others are
+# the folds of what is learned out of fold.
+PARTS = 10
+HELD_OUT = 0
+# Rankers look at items one by one: no list is too long for them.
+ANY_LENGTH = 1_000_000
+LABEL_BATCH = 10_000
+
+
+@dataclass(frozen=True)
+class RankerLists:
+    """Lists to learn from.
+
+    Attributes:
+        schema: Of ``ranker_schema``.
+        train: A ``datasets`` Dataset.
+        train_parts: int64, the part of each list of ``train``, from 1.
+        held_out: A Dataset of lists of other users; only for stopping.
+        available: Lists there were.
+        click_rate: Clicked items among those of ``train``, strictly between 0 and 1.
+    """
+
+    schema: ListSchema
+    train: Any
+    train_parts: np.ndarray
+    held_out: Any
+    available: int
+    click_rate: float
+
+    def counts(self) -> dict[str, int]:
+        """How many lists there were, were learned from, and were held out."""
+        return {
+            "lists_available": self.available,
+            "lists_learned_from": len(self.train),
+            "lists_held_out": len(self.held_out),
+        }
+
+
+def ranker_schema(schema: ListSchema) -> ListSchema:
+    """The schema without what a ranker must not read: order, truth; and without history, which rankers do not read."""
+    return schema.replace(
+        position=None, attraction=None, examination=None, history=(), max_list_length=ANY_LENGTH, fitted=None
+    )
+
+
+def features_of(table: pa.Table, schema: ListSchema) -> pa.Table:
+    """Only the columns that scores depend on: no label, no order, no truth."""
+    names = {feature.name for feature in (*schema.items, *schema.user)} | {schema.list_id}
+    return table.select([name for name in table.column_names if name in names])
+
+
+def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
+    """The lists of ``ranker_train``, as a ``datasets`` Dataset.
+
+    Raises:
+        InputError: There are none.
+    """
+    if not prepared.lists.get("ranker_train"):
+        held = ", ".join(f"{split} {lists:,}" for split, lists in prepared.lists.items())
+        raise InputError(
+            f"{folder} has no ranker_train lists (it has {held}): rankers and click models learn from that split "
+            "only; prepare the lists with it, or name a part of them ranker_train"
+        )
+    return datasets_of_files("parquet", prepared.files["ranker_train"], "ranker_train", streaming=False)
+
+
+def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> RankerLists:
+    """Chooses lists to learn from, spread evenly over ``lists``, and holds out those of a tenth of the users.
+
+    Args:
+        lists: A ``datasets`` Dataset with labels.
+        schema: Of the lists.
+        use: How many lists to look at.
+        seed: Of the parts.
+
+    Raises:
+        InputError: No list to learn from, or to hold out, has a click.
+    """
+    available = len(lists)
+    # The multiples of available / use, rounded down.
+    chosen = lists.select(np.arange(use) * available // use) if use < available else lists
+    by = next((name for name in (schema.group, schema.list_id) if name in chosen.column_names), None)
+    users: list[Any] = []
+    items, clicks = [], []
+    for table in tables_of(chosen.select_columns([name for name in (schema.label, by) if name]), LABEL_BATCH):
+        users += table.column(by).to_pylist() if by else range(len(users), len(users) + table.num_rows)
+        labels = table.column(schema.label).combine_chunks()
+        of_clicks = labels.value_parent_indices().filter(pc.greater(labels.flatten(), 0)).to_numpy()
+        items.append(pc.list_value_length(labels).to_numpy(zero_copy_only=False))
+        clicks.append(np.bincount(of_clicks, minlength=table.num_rows))
+    of_list, shown, clicked = _parts(users, seed), np.concatenate(items), np.concatenate(clicks)
+    held = of_list == HELD_OUT
+    for what, wanted in (("to learn from", ~held), ("held out to say when to stop", held)):
+        if not clicked[wanted].any():
+            raise InputError(
+                f"of {use:,} ranker_train lists that were looked at, none of the {int(wanted.sum()):,} {what} has a "
+                f"click in {schema.label!r}: expected more lists with clicks"
+            )
+    train = np.flatnonzero(~held)
+    return RankerLists(
+        schema=ranker_schema(schema),
+        train=chosen.select(train),
+        train_parts=of_list[train],
+        held_out=chosen.select(np.flatnonzero(held)),
+        available=available,
+        click_rate=float((clicked[train].sum() + 1) / (shown[train].sum() + 2)),
+    )
+
+
+def _parts(users: list[Any], seed: int) -> np.ndarray:
+    """The part of each list: users in the order of a hash go round the parts, so that no part lacks users."""
+    in_order = sorted(set(users), key=lambda user: (blake2b_64(f"{seed}:{user}"), str(user)))
+    part_of = {user: number % PARTS for number, user in enumerate(in_order)}
+    return np.array([part_of[user] for user in users], dtype=np.int64)

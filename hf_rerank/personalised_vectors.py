@@ -1,0 +1,189 @@
+"""Personalised vectors: what a click model makes of an item for a user, as an input of re-rankers.
+
+PRM (Pei et al. 2019, section 4.3) takes them from the last hidden layer of a click model that was trained beforehand,
+pointwise, by log-loss. Here the click model learns from ``ranker_train`` only: one that had seen the clicks of a list
+would tell them in its vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hf_rerank.data.prepared import (
+    PreparedFolder,
+    PrepareReport,
+    dataset_card,
+    read_card,
+    read_report,
+    write_description,
+)
+from hf_rerank.data.rewriting import Rewriting, rewrite_prepared
+from hf_rerank.errors import InputError
+from hf_rerank.initial_rankers.click_model import ClickModel
+from hf_rerank.initial_rankers.ranker_train import read_ranker_train
+from hf_rerank.lists import Lists
+from hf_rerank.schema import ListSchema, Vector
+
+COLUMN = "personalised"
+DIM = 32
+# The layer before the one that the vectors are.
+HIDDEN = 200
+MODEL_FOLDER = "click_model"
+REPORT_KEY = "personalised_vectors"
+# Reports of steps before this one, which stay.
+_EARLIER = "initial_ranker"
+
+
+class PersonalisedVectors:
+    """Computes the vectors of lists.
+
+    Args:
+        model: The click model; its last hidden layer is the vector.
+        column: Name of the item column that holds the vectors.
+    """
+
+    def __init__(self, model: ClickModel, column: str = COLUMN) -> None:
+        self.model, self.column = model, column
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, column: str = COLUMN) -> PersonalisedVectors:
+        """Loads the click model of a folder that ``add_personalised_vectors`` wrote, or of a folder of its own.
+
+        Raises:
+            InputError: There is none, or a file is missing or damaged.
+        """
+        inside = Path(folder) / MODEL_FOLDER
+        return cls(ClickModel.from_pretrained(inside if inside.is_dir() else folder), column)
+
+    @property
+    def dim(self) -> int:
+        """Numbers an item."""
+        return self.model.model.config.hidden_sizes[-1]
+
+    def add(self, lists: Any) -> Any:
+        """The lists with their vectors, for a re-ranker that was trained with them.
+
+        Args:
+            lists: Dictionaries, one a list, as ``Reranker.rerank`` takes them; or an arrow table.
+
+        Returns:
+            As ``lists``, with one more column.
+
+        Raises:
+            InputError: A list is wrong, or has the column already.
+        """
+        if isinstance(lists, pa.Table):
+            return self._with_column(lists)
+        rows: Sequence[Mapping[str, Any]] = lists
+        checked = Lists.from_rows(rows, self.model.processor.schema)
+        if not rows:
+            return []
+        there = next((number for number, row in enumerate(rows) if self.column in row), None)
+        if there is not None:
+            raise InputError(f"list {there} has a column {self.column!r} already: leave it out, or do not add it")
+        parts = np.split(self.model.last_hidden(checked), np.cumsum(checked.lengths)[:-1])
+        return [{**row, self.column: part.tolist()} for row, part in zip(rows, parts, strict=True)]
+
+    def _with_column(self, table: pa.Table) -> pa.Table:
+        if self.column in table.column_names:
+            raise InputError(f"the lists have a column {self.column!r} already: choose another name")
+        if not table.num_rows:
+            return table.append_column(column_of(self.column), pa.array([], type=column_of(self.column).type))
+        lists = Lists.from_arrow(table, self.model.processor.schema)
+        vectors = self.model.last_hidden(lists)
+        of_items = pa.ListArray.from_arrays(
+            pa.array(np.arange(0, vectors.size + 1, self.dim), type=pa.int32()), pa.array(vectors.reshape(-1))
+        )
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lists.lengths)]), type=pa.int32())
+        return table.append_column(column_of(self.column), pa.ListArray.from_arrays(offsets, of_items))
+
+
+def column_of(name: str) -> pa.Field:
+    """The arrow field of a column of vectors."""
+    return pa.field(name, pa.list_(pa.list_(pa.float32())))
+
+
+def add_personalised_vectors(
+    lists_dir: str | Path,
+    output_dir: str | Path,
+    *,
+    dim: int = DIM,
+    column: str = COLUMN,
+    seed: int = 0,
+    at_most: int | None = None,
+    progress: bool = True,
+) -> PrepareReport:
+    """Trains a click model on ``ranker_train`` and writes a new folder of lists with its vectors.
+
+    The lists of ``train``, ``validation`` and ``test`` get an item column of ``dim`` numbers, and the schema a
+    ``Vector`` of that name. ``ranker_train`` is empty in the new folder: its lists are spent, since the click model
+    has seen their clicks. The model is kept in ``click_model/``; ``PersonalisedVectors`` computes the vectors of new
+    lists with it. The folder appears when it is whole; lists are read and written batch by batch.
+
+    Args:
+        lists_dir: A folder of prepared lists.
+        output_dir: Folder to make; must be new or empty.
+        dim: Numbers an item.
+        column: Name of the new column.
+        seed: Of the click model.
+        at_most: Lists of ``ranker_train`` to look at, at most. None: all.
+        progress: Bars of what takes longer than a second.
+
+    Returns:
+        The counts of the new folder.
+
+    Raises:
+        InputError: ``dim`` is below 1; the column is there; no ``ranker_train`` list, or none with a click; a label
+            above 1; or see ``rewrite_prepared``.
+    """
+    for name, value in (("dim", dim), ("at_most", at_most)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: expected at least 1")
+    source = Path(lists_dir)
+
+    def begin(prepared: PreparedFolder) -> Rewriting:
+        if column in prepared.columns.names:
+            raise InputError(f"{source} has a column {column!r} already: choose another name")
+        lists = read_ranker_train(prepared, source)
+        model = ClickModel.fit(
+            lists, prepared.schema, hidden_sizes=(HIDDEN, dim), seed=seed, at_most=at_most, progress=progress
+        )
+        vectors = PersonalisedVectors(model, column)
+
+        def change(split: str, first: int, table: pa.Table, report: PrepareReport) -> pa.Table:
+            return vectors.add(table if split != "ranker_train" else table.slice(0, 0))
+
+        def describe(folder: Path, schema: ListSchema, report: PrepareReport) -> None:
+            model.save_pretrained(folder / MODEL_FOLDER)
+            facts = {**model.settings, "column": column, "dim": dim}
+            before = read_report(source)
+            earlier = {_EARLIER: before[_EARLIER]} if _EARLIER in before else {}
+            card = _card(source, schema, report, facts)
+            write_description(folder, schema, report, card, **earlier, **{REPORT_KEY: facts})
+
+        schema = prepared.schema.replace(items=[*prepared.schema.items, Vector(column, dim)])
+        return Rewriting(schema, prepared.columns.append(column_of(column)), change, describe)
+
+    options = {"vectors": column, "dim": dim, "seed": seed, "at_most": at_most}
+    return rewrite_prepared(source, output_dir, options, begin, progress=progress)
+
+
+def _card(source: Path, schema: ListSchema, report: PrepareReport, facts: Mapping[str, Any]) -> str:
+    card = read_card(source)
+    how = [
+        *card.how,
+        f"Personalised vectors (Pei et al. 2019): the item column `{facts['column']}`, {facts['dim']} numbers, is the "
+        f"last hidden layer of a click model (seed {facts['seed']}, hidden layers {facts['hidden_sizes']}, log-loss "
+        f"on lists held out {facts['held_out_log_loss']:.4f}), kept in `{MODEL_FOLDER}/`. It learned from "
+        f"{facts['lists_learned_from']:,} of {facts['lists_available']:,} lists of `ranker_train`.",
+    ]
+    caveats = [
+        *card.caveats,
+        "`ranker_train` is empty: its lists are spent, since the click model has seen their clicks.",
+    ]
+    return dataset_card(card.title, report, schema, how=how, caveats=caveats, licence=card.licence)

@@ -1,0 +1,152 @@
+"""Inverse-propensity estimates: arithmetic by hand, and the truth of simulated lists inside their intervals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from hf_rerank import DNNConfig, DNNForReranking
+from hf_rerank.data.simulated_lists import blocks
+from hf_rerank.data.simulator import PRMWorld, draw_clicks
+from hf_rerank.errors import InputError
+from hf_rerank.evaluation import evaluate, evaluate_orders
+from hf_rerank.metrics import PropensityMetrics, expected_clicks, propensity_clicks
+from hf_rerank.processing import ListProcessor
+from hf_rerank.schema import Dense, ListSchema
+
+# Two lists. Order of the first: slots 2, 0, 1. Of the second, which has two items: 1, 0.
+SCORES = [[0.5, 0.1, 0.9], [0.2, 0.3, 9.0]]
+LABELS = [[1, 0, 1], [1, 0, 5]]
+PROPENSITIES = [[1.0, 0.5, 0.25], [0.5, 0.4, math.nan]]
+MASK = [[True, True, True], [True, True, False]]
+
+
+class TestByHand:
+    """Corrected clicks by slot: 1, 0, 4 and 2, 0; by place: 4, 1, 0 and 0, 2."""
+
+    @pytest.mark.parametrize(("k", "expected"), [(1, [4, 0]), (2, [5, 2]), (None, [5, 2])])
+    def test_top_k(self, k: int | None, expected: list[float]) -> None:
+        found = propensity_clicks(SCORES, LABELS, PROPENSITIES, mask=MASK, k=k, reduction="none")
+        assert found.tolist() == expected
+        assert propensity_clicks(SCORES, LABELS, PROPENSITIES, mask=MASK, k=k) == sum(expected) / 2
+
+    def test_with_examination_of_the_new_order(self) -> None:
+        # 4 * 1 + 1 * 0.5 and 0 * 1 + 2 * 0.5
+        found = propensity_clicks(
+            SCORES, LABELS, PROPENSITIES, mask=MASK, examination=[1.0, 0.5, 0.2], reduction="none"
+        )
+        assert found.tolist() == [4.5, 1.0]
+
+    def test_estimates_and_intervals(self) -> None:
+        metrics = PropensityMetrics(ks=(1,))
+        for row in range(2):  # in batches
+            metrics.update([SCORES[row]], [LABELS[row]], np.array([PROPENSITIES[row]]), mask=np.array([MASK[row]]))
+        found = metrics.compute()
+        # u = 4, 0: mean 2, variance of the mean ((4 - 2)^2 + (0 - 2)^2) / 2 / 2 = 2.
+        assert found["ips_clicks@1"] == 2
+        assert found["ips_clicks@1_high"] - 2 == pytest.approx(1.959964 * math.sqrt(2))
+        # t = 5, 2: ratio 4 / 7; residuals u - r t = 8/7, -8/7: variance 2 * (8/7)^2 / 7^2.
+        assert found["snips_clicks@1"] == pytest.approx(4 / 7)
+        assert 4 / 7 - found["snips_clicks@1_low"] == pytest.approx(1.959964 * math.sqrt(2) * 8 / 49)
+        assert found["largest_inverse_propensity"] == 4
+
+    def test_a_factor_on_all_propensities_changes_snips_nothing(self) -> None:
+        whole, half = PropensityMetrics(ks=(1,)), PropensityMetrics(ks=(1,))
+        whole.update(SCORES, LABELS, PROPENSITIES, mask=MASK)
+        half.update(SCORES, LABELS, np.array(PROPENSITIES) / 2, mask=MASK)
+        found, other = whole.compute(), half.compute()
+        assert other["ips_clicks@1"] == 2 * found["ips_clicks@1"]
+        for name in ("snips_clicks@1", "snips_clicks@1_low", "snips_clicks@1_high"):
+            assert other[name] == pytest.approx(found[name])
+
+    @pytest.mark.parametrize("wrong", [0.0, -0.1, 1.5, math.nan])
+    def test_what_is_no_propensity_is_refused(self, wrong: float) -> None:
+        with pytest.raises(InputError, match=r"propensities of real items must be .* list 1, slot 0"):
+            propensity_clicks([[0.1], [0.2]], [[0], [1]], [[0.5], [wrong]])
+
+    def test_too_short_an_examination_is_refused(self) -> None:
+        with pytest.raises(InputError, match="holds 1 places, but the longest list has 3"):
+            propensity_clicks(SCORES, LABELS, PROPENSITIES, mask=MASK, examination=[1.0])
+
+    def test_no_click_at_all(self) -> None:
+        metrics = PropensityMetrics(ks=(1,))
+        metrics.update([[0.1, 0.2]], [[0, 0]], [[0.5, 0.5]])
+        found = metrics.compute()
+        assert found["ips_clicks@1"] == 0
+        assert math.isnan(found["snips_clicks@1"])
+
+
+class TestAgainstTheTruth:
+    """Simulated lists shown in display order; their clicks are drawn anew, without the selection of clicked lists."""
+
+    lists = next(blocks(PRMWorld(), 0, 1, 2000))
+    examination = PRMWorld().examination
+    propensities = np.broadcast_to(examination, lists.attraction.shape)
+    # Another order than the one shown: by a noisy view of the truth.
+    scores = lists.attraction + 0.1 * np.random.default_rng(1).normal(size=lists.attraction.shape)
+
+    def clicks(self, seed: int) -> np.ndarray:
+        return draw_clicks(np.random.default_rng(seed), self.examination, self.lists.attraction)
+
+    def test_intervals_hold_the_truth_as_often_as_they_say(self) -> None:
+        of_rank = np.argsort(np.argsort(-self.scores, axis=1), axis=1)
+        at_top = np.where(of_rank < 5, self.lists.attraction, 0.0).sum()
+        truth = {
+            "ips_clicks@5": at_top / len(self.lists),
+            "snips_clicks@5": at_top / self.lists.attraction.sum(),
+            "ips_expected_clicks": expected_clicks(self.scores, self.lists.attraction, self.examination),
+        }
+        held, logged_inside = dict.fromkeys(truth, 0), 0
+        for seed in range(100):
+            metrics = PropensityMetrics(ks=(5,), examination=self.examination)
+            clicks = self.clicks(seed)
+            metrics.update(self.scores, clicks, self.propensities)
+            found = metrics.compute()
+            for name, value in truth.items():
+                held[name] += found[f"{name}_low"] < value < found[f"{name}_high"]
+            # What the log shows without the correction.
+            logged = np.where(of_rank < 5, clicks, False).sum() / len(self.lists)
+            logged_inside += found["ips_clicks@5_low"] < logged < found["ips_clicks@5_high"]
+        # 95 expected; fewer than 87 or all 100 have a chance of 1 in 1000 and 1 in 170.
+        assert all(count >= 87 for count in held.values()), held
+        assert logged_inside == 0
+
+    def test_evaluation_reports_them(self) -> None:
+        schema = ListSchema(
+            items=[Dense("x")],
+            propensity="seen",
+            attraction="attraction",
+            examination=self.examination.tolist(),
+            max_list_length=30,
+        )
+        table = pa.table(
+            {
+                "x": self.scores.tolist(),
+                "click": self.clicks(7).astype(int).tolist(),
+                "seen": self.propensities.tolist(),
+                "attraction": self.lists.attraction.tolist(),
+            }
+        )
+        processor = ListProcessor.from_lists(table, schema=schema)
+        for row in evaluate_orders(processor, table).values():
+            truth = row["expected_clicks"]
+            assert row["ips_expected_clicks_low"] < truth < row["ips_expected_clicks_high"]
+        torch.manual_seed(0)
+        model = DNNForReranking(DNNConfig.for_schema(processor.schema, hidden_sizes=[4]))
+        found = evaluate(model, processor, table, max_steps=0)
+        assert found["ips_expected_clicks_low"] < found["expected_clicks"] < found["ips_expected_clicks_high"]
+        assert "snips_clicks@5_low" in found
+
+
+def test_a_schema_names_propensities_and_lists_must_hold_them() -> None:
+    schema = ListSchema(items=[Dense("x")], propensity="seen")
+    rows = {"x": [[0.5, 1.0]], "click": [[1, 0]]}
+    with pytest.raises(InputError, match="no column 'seen'"):
+        ListProcessor.from_lists(pa.table(rows), schema=schema)(pa.table(rows), with_labels=True)
+    for wrong in ([0.5, 0.0], [4.0, 1.0]):
+        with pytest.raises(InputError, match=r"'seen' holds .* in list 0, item .*above 0 and at most 1"):
+            ListProcessor.from_lists(pa.table({**rows, "seen": [wrong]}), schema=schema)
