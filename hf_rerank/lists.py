@@ -408,7 +408,12 @@ def _where(rows: Sequence[Mapping[str, Any]], row: int, schema: ListSchema, firs
 def _ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int) -> list[str]:
     if schema.list_id is None or schema.list_id not in table.schema.names:
         return [str(first + row) for row in range(table.num_rows)]
-    ids = table.column(schema.list_id).to_pylist()
+    try:
+        ids = table.column(schema.list_id).to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"column {schema.list_id!r} holds bytes that are no UTF-8: {error}; save it as UTF-8"
+        ) from None
     if None in ids:
         raise InputError(
             f"column {schema.list_id!r} of list {first + ids.index(None)} is null: expected the id of the list; fill "
@@ -417,15 +422,20 @@ def _ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int) -> li
     return [str(value) for value in ids]
 
 
-def refuse_repeated_ids(ids: Sequence[str], schema: ListSchema) -> None:
+def refuse_repeated_ids(ids: Sequence[str], schema: ListSchema, numbers: Iterable[int] | None = None) -> None:
     """
+    Args:
+        ids: Of lists.
+        schema: Says which column they are from.
+        numbers: The numbers of the lists, for messages. None: 0, 1, ...
+
     Raises:
         InputError: Two lists have one id.
     """
     if len(set(ids)) == len(ids):
         return
     place: dict[str, int] = {}
-    for number, list_id in enumerate(ids):
+    for number, list_id in zip(range(len(ids)) if numbers is None else numbers, ids, strict=False):
         if place.setdefault(list_id, number) != number:
             raise InputError(
                 f"column {schema.list_id!r} holds the id {list_id} in list {place[list_id]} and again in list "

@@ -159,6 +159,16 @@ def test_a_column_twice() -> None:
         Lists.from_arrow(table, ListSchema(items=[Categorical("item_id")]))
 
 
+def test_ids_that_are_no_text() -> None:
+    """As a JSON reader that does not look lets them through: one id, the byte 255."""
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")]
+    )
+    table = pa.table({"item_id": [[1]], "list_id": broken})
+    with pytest.raises(InputError, match="column 'list_id' holds bytes that are no UTF-8"):
+        Lists.from_arrow(table, ListSchema(items=[Categorical("item_id")], list_id="list_id"))
+
+
 def test_a_late_list_is_found_fast() -> None:
     """Converting every prefix anew would take minutes here; the bound is generous."""
     rows = [{"item_id": [1, 2]}] * 30_000 + [{"item_id": ["x", "y"]}] * 2

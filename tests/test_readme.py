@@ -43,7 +43,7 @@ def test_own_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "click": [0, 1],
         "rank": [1, 0],
     }
-    rows = [{**row, "request": f"r{number}", "user_id": number} for number in range(40)]
+    rows = [{**row, "request": f"r{number}", "user_id": number, "day": number} for number in range(40)]
     pq.write_table(pa.Table.from_pylist(rows), "my_lists.parquet")
     scope: dict[str, Any] = {}
     exec(block("from hf_rerank import Categorical"), scope)

@@ -65,8 +65,11 @@ def line_of(path: Path, row: int) -> int:
 
 
 def _header(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        names = next(filter(None, csv.reader(file)), [])
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            names = next(filter(None, csv.reader(file)), [])
+    except UnicodeDecodeError as error:
+        raise InputError(_no_utf8(path, error)) from None
     if not names:
         raise InputError(f"{path} holds no lists: remove it, or write it again")
     if len(names) == 1:
@@ -77,6 +80,8 @@ def _header(path: Path) -> list[str]:
                 f"it with commas, or give load_lists the frame of polars.read_csv(..., separator={found!r})"
             )
     for number, name in enumerate(names, start=1):
+        if "\0" in name:
+            raise InputError(f"{path} has a NUL byte in its header ({name!r}): it is damaged, or no CSV")
         if not name.strip():
             raise InputError(f"{path} has no name for column {number} in its header ({', '.join(names)}): name it")
         if names.count(name) > 1:
@@ -103,8 +108,12 @@ def _damage(path: Path, columns: int) -> str | None:
             except csv.Error as error:
                 return f"cannot read {path}, line {reader.line_num}: {error}; a quote is not closed, or stands alone"
     except UnicodeDecodeError as error:
-        return f"{path} is no UTF-8 ({error.reason}): save it as UTF-8"
+        return _no_utf8(path, error)
     return _no_rows(path) if rows == 1 else None
+
+
+def _no_utf8(path: Path, error: UnicodeDecodeError) -> str:
+    return f"{path} is no UTF-8 ({error.reason}): save it as UTF-8"
 
 
 def _no_rows(path: Path) -> str:

@@ -47,7 +47,14 @@ def dataset_of_polars(frame: pl.DataFrame, split: str) -> datasets.Dataset:
 
 
 def plain_frame(frame: pl.DataFrame) -> pl.DataFrame:
-    """The same values without the types that lists have no use for: categories become text, decimals numbers."""
+    """The same values without the types that lists have no use for: categories become text, decimals numbers.
+
+    Raises:
+        InputError: A column of Python objects.
+    """
+    for name, kind in frame.schema.items():
+        if _innermost(kind) == pl.Object:
+            raise InputError(f"column {name!r} holds values of several types: expected one type in the whole column")
     return frame.cast({name: _plain(kind) for name, kind in frame.schema.items()})
 
 
@@ -83,6 +90,10 @@ def _plain(kind: Any) -> Any:
     if isinstance(kind, pl.Categorical | pl.Enum):
         return pl.String
     return pl.Float64 if isinstance(kind, pl.Decimal) else kind
+
+
+def _innermost(kind: Any) -> Any:
+    return _innermost(kind.inner) if isinstance(kind, pl.List | pl.Array) else kind
 
 
 def _ordinary(kind: pa.DataType) -> pa.DataType:

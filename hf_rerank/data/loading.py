@@ -245,16 +245,12 @@ def _checked(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -
     for name, split in splits.items():
         if streaming and name != "train" and "train" in splits:
             continue
-        if not streaming and len(split) > SAMPLE_LISTS:
-            split = split.select(range(0, len(split), len(split) // SAMPLE_LISTS + 1))
-        table = next(iter(tables_of(split, SAMPLE_LISTS)), None)
-        if table is None or not table.num_rows:
-            continue
         try:
-            sample = Lists.from_arrow(table, schema, with_labels=True)
-            refuse_repeated_ids(sample.ids, schema)
+            sample = _sample(split, schema)
         except InputError as error:
             raise InputError(f"split {name!r}: {error}") from None
+        if sample is None:
+            continue
         if name == "train" and schema.position is None:
             message = leak(sample)
             if message is not None:
@@ -265,3 +261,23 @@ def _checked(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -
             for message in suspicions.messages():
                 warnings.warn(f"{message} (seen in a sample of train)", stacklevel=3)
     return IterableListsDict(splits, schema) if streaming else ListsDict(splits, schema)
+
+
+def _sample(split: Any, schema: ListSchema) -> Lists | None:
+    """At most ``SAMPLE_LISTS`` lists, checked: spread over a split, the first of a stream; None of none."""
+    numbers = range(SAMPLE_LISTS)
+    if isinstance(split, datasets.Dataset):
+        numbers = range(0, len(split), len(split) // SAMPLE_LISTS + 1)
+        split = split.select(numbers)
+    table = next(iter(tables_of(split, SAMPLE_LISTS)), None)
+    if table is None or not table.num_rows:
+        return None
+    try:
+        sample = Lists.from_arrow(table, schema, with_labels=True)
+    except InputError:
+        # A message counts lists of the sample: the lists one by one give the number in the split.
+        for row, number in enumerate(numbers[: table.num_rows]):
+            Lists.from_arrow(table.slice(row, 1), schema, with_labels=True, first=number)
+        raise
+    refuse_repeated_ids(sample.ids, schema, numbers)
+    return sample

@@ -139,9 +139,10 @@ def _numbers(text: pl.Series, kind: Any, expected: str, where: Where) -> pl.Seri
     wrong = numbers.is_null() & text.is_not_null()
     if wrong.any():
         row = int(wrong.arg_max() or 0)
+        lists = "; CSV has a row an item, give lists as Parquet or JSON Lines" if text[row].startswith("[") else ""
         raise InputError(
-            f"{where(row)}: column {text.name!r} holds {text[row]!r}: expected {expected}; a missing value is an "
-            "empty cell"
+            f"{where(row)}: column {text.name!r} holds {_short(text[row])}: expected {expected}; a missing value is "
+            f"an empty cell{lists}"
         )
     return numbers
 

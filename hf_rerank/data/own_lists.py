@@ -92,7 +92,7 @@ def list_files(path: Path) -> list[Path]:
     else:
         raise InputError(
             f"unknown source {str(path)!r}: expected {', '.join(map(repr, NAMED_SOURCES))}, a file or folder that "
-            f"exists, or a datasets object{suggestion(str(path), NAMED_SOURCES)}"
+            f"exists, a frame or a datasets object{suggestion(str(path), NAMED_SOURCES)}"
         )
     found = [kind for kind in KIND_NAMES if kind in {KINDS[file.suffix] for file in files}]
     if len(found) > 1:

@@ -196,7 +196,7 @@ def _write(
     finished = False
     try:
         for split, table in _tables_after(splits, done):
-            plain = table.cast(columns)
+            plain = table.combine_chunks().cast(columns)  # chosen lists come as a chunk each
             report.keep(split, plain, label)
             group.write(split, plain)
             written += plain.num_rows
@@ -243,7 +243,7 @@ def _card(path: Path, split_by: str, given: bool, schema: ListSchema, report: Ow
     caveats = [
         f"{report.one_item_lists:,} lists have one item.",
         "Clicks depend on the order in which items were shown.",
-        *(f"Warning: {message}." for message in report.warnings),
+        *(f"Warning: {message}" for message in report.warnings),
     ]
     how = [f"Made by `hf-rerank prepare own` from `{path.name}`; every list was checked, none changed.", rule]
     return dataset_card(path.stem, report, schema, how=how, caveats=caveats, licence="Yours to say.")

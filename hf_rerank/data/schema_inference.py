@@ -167,7 +167,7 @@ def _read_rows(file: Path, kind: str, rows: int) -> pl.DataFrame:
                 found = json.load(lines)[:rows]
             else:
                 found = [json.loads(line) for line in itertools.islice(lines, rows)]
-        return pl.DataFrame(found, infer_schema_length=None)
+        return plain_frame(pl.DataFrame(found, infer_schema_length=None))
     except (ValueError, TypeError, KeyError, pl.exceptions.PolarsError) as error:
         raise InputError(
             f"cannot read lists from {file}: {str(error).splitlines()[0]}; expected one JSON object a list"
@@ -195,9 +195,9 @@ def _typed(text: pl.Series) -> pl.Series:
     if there.str.contains(r"^\s*\[.*\]\s*$").all():
         try:
             values = [None if cell is None else json.loads(cell) for cell in text.to_list()]
-            return pl.Series(text.name, values, strict=False)
+            return plain_frame(pl.DataFrame({text.name: values}))[text.name]
         except (ValueError, TypeError, pl.exceptions.PolarsError):
-            return text
+            return text  # lists of several types, or no JSON after all
     return text
 
 

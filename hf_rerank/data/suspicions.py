@@ -12,9 +12,14 @@ from hf_rerank.lists import Lists
 from hf_rerank.schema import Categorical, ListSchema
 
 # A column of this name says which item it is; categories repeat within a list, items should not.
+CATEGORY_NAME = re.compile(
+    r"(?i:cat|brand|shop|seller|store|vendor|merchant|genre|type|city|country|colou?r|size|campaign|customer|user)"
+)
 ID_NAME = re.compile(
     r"(?i:(^|[_\W])(id|ids|sku|asin|isbn|ean|uuid|guid)$|^(item|product|doc|document)s?$)|[a-z]I[dD]$"
 )
+# Of a column of another name: so many values, and at least every second one another, are items too.
+MANY_ITEMS = 100
 LEAK_AUC = 0.9
 
 
@@ -52,7 +57,8 @@ class Suspicions:
         self._first_repeat: tuple[str, Any] | None = None
         self._lowest_label, self._highest_label = np.inf, -np.inf
         first = next(iter(schema.features("items", Categorical)), None)
-        self._id_column = first.name if first is not None and ID_NAME.search(first.name) else None
+        named_category = first is not None and CATEGORY_NAME.search(first.name)
+        self._id_column = None if first is None or named_category else first.name
 
     def add(self, lists: Lists) -> None:
         """Looks at a batch."""
@@ -68,15 +74,18 @@ class Suspicions:
 
     def _add_repeats(self, lists: Lists, column: pa.Array) -> None:
         encoded = column.dictionary_encode()
+        distinct = len(encoded.dictionary)
+        if not ID_NAME.search(str(self._id_column)) and not MANY_ITEMS <= distinct >= len(column) / 2:
+            return
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         owners = np.repeat(np.arange(len(lists)), lists.lengths)
-        pairs = (owners * (len(encoded.dictionary) + 1) + codes)[codes >= 0]
+        pairs = (owners * (distinct + 1) + codes)[codes >= 0]
         found, counts = np.unique(pairs, return_counts=True)
         repeated = found[counts > 1]
-        rows = np.unique(repeated // (len(encoded.dictionary) + 1))
+        rows = np.unique(repeated // (distinct + 1))
         self._repeating += len(rows)
         if len(rows) and self._first_repeat is None:
-            value = encoded.dictionary[int(repeated[0] % (len(encoded.dictionary) + 1))].as_py()
+            value = encoded.dictionary[int(repeated[0] % (distinct + 1))].as_py()
             self._first_repeat = (lists.ids[int(rows[0])], value)
 
     def messages(self) -> list[str]:

@@ -341,6 +341,18 @@ def test_wrong_files(tmp_path):
                 load(tmp_path / name, streaming=streaming)
 
 
+def test_a_wrong_list_of_many_has_its_number_in_the_split():
+    """Every fourth of 3,000 lists is looked at; the message counts the lists of the split, not those looked at."""
+    rows = own_rows(3_000)
+    rows[2_000]["price"] = [float("nan")] * len(rows[2_000]["price"])
+    with pytest.raises(InputError, match=r"split 'train': .* in list 2000 \(id list 2000\), item 0"):
+        load_lists(datasets.DatasetDict(train=datasets.Dataset.from_list(rows)), schema=SCHEMA)
+    rows = own_rows(3_000)
+    rows[2_000]["id"] = "list 8"
+    with pytest.raises(InputError, match=r"the id list 8 in list 8 and again in list 2000"):
+        load_lists(datasets.DatasetDict(train=datasets.Dataset.from_list(rows)), schema=SCHEMA)
+
+
 def test_clicked_items_first_is_a_leak():
     rows = own_rows()
     for row in rows:

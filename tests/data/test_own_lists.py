@@ -140,13 +140,14 @@ def test_without_positions_the_rows_are_the_order() -> None:
     assert list(train) == [{"q": 5, "doc": [1, 3], "click": [0, 1]}, {"q": 3, "doc": [2, 4], "click": [0, 1]}]
 
 
-def test_categories_of_frames_are_text() -> None:
-    frame = pl.DataFrame({"q": [1, 1], "shop": ["a", "b"], "click": [0, 1]}).with_columns(
-        pl.col("shop").cast(pl.Categorical)
+def test_categories_of_frames_are_text_and_decimals_numbers() -> None:
+    frame = pl.DataFrame({"q": [1, 1], "shop": ["a", "b"], "price": [1.25, 0.5], "click": [0, 1]}).with_columns(
+        pl.col("shop").cast(pl.Categorical), pl.col("price").cast(pl.Decimal(10, 2))
     )
-    schema = ListSchema(items=[Categorical("shop")], list_id="q")
-    for source in (frame, frame.to_pandas(), frame.group_by("q").agg(pl.all())):
-        assert load_lists({"train": source}, schema=schema)["train"][0]["shop"] == ["a", "b"]
+    schema = ListSchema(items=[Categorical("shop"), Dense("price")], list_id="q")
+    for source in (frame, frame.cast({"price": pl.Float64}).to_pandas(), frame.group_by("q").agg(pl.all())):
+        (row,) = load_lists({"train": source}, schema=schema)["train"]
+        assert (row["shop"], row["price"]) == (["a", "b"], [1.25, 0.5])
 
 
 def test_cells_of_csv(tmp_path: Path) -> None:

@@ -150,6 +150,12 @@ def test_only_so_many_rows_are_read(tmp_path: Path) -> None:
         assert inferred.schema.position == "rank"
 
 
+def test_dictionaries_of_parquet_are_text(tmp_path: Path) -> None:
+    shops = pa.ListArray.from_arrays(pa.array([0, 2, 4]), pa.array(["a", "b", "b", "a"]).dictionary_encode())
+    pq.write_table(pa.table({"shop": shops, "click": [[0, 1], [1, 0]]}), tmp_path / "lists.parquet")
+    assert infer_schema(tmp_path / "lists.parquet").schema.items == (Categorical("shop"),)
+
+
 def test_what_the_caller_knows_is_taken(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     schema = infer_schema(path, label="color", group="gender", list_id="age").schema

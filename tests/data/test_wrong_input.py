@@ -288,6 +288,14 @@ CASES = {
     "all labels 1": Case(
         lambda _: load(every(click=[1, 1, 1])), ["label column 'click' is 1 everywhere", "right column"], warns=True
     ),
+    "an item twice, in a column of any name": Case(
+        lambda _: load(
+            [{**one, "what": [7, 8, 7] if one["request"] == "r9" else one["item_id"]} for one in every(50)],
+            ListSchema(items=[Categorical("what")], list_id="request"),
+        ),
+        ["'what' names items, and repeats some within 1 of 50 lists", "list r9: 7", "if this one is no id"],
+        warns=True,
+    ),
     "clicked items first": Case(
         lambda _: load(every(**CLICK_FIRST), NO_POSITION),
         ["order of the slots alone has an AUC of 1.000", "position column", "shuffle"],
@@ -300,6 +308,10 @@ CASES = {
     "CSV: text for a number": Case(
         lambda folder: csv(folder, "2.5", "cheap"),
         ["train.csv, line 4", "'price' holds 'cheap'", "expected a number", "empty cell"],
+    ),
+    "CSV: a row a list": Case(
+        lambda folder: csv(folder, "1.5", '"[1.5, 2.5]"'),
+        ["train.csv, line 2", "'price' holds '[1.5, 2.5]'", "a row an item", "Parquet or JSON Lines"],
     ),
     "CSV: a place that is no integer": Case(
         lambda folder: csv(folder, ",0,1,2024", ",0,1.5,2024"),
