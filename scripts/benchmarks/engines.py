@@ -281,8 +281,9 @@ def shown(rows: list[dict[str, Any]]) -> str:
     polars, duckdb = rows[-1]["polars"], rows[-1]["duckdb"]
     ratios = [duckdb[name] / polars[name] for name in ("seconds", "cpu_seconds", "peak_memory_mib")]
     return (
-        f"Both results have the same counts and sums. With {rows[-1]['behaviours']:,} behaviours DuckDB takes {ratios[0]:.1f} times the "
-        f"seconds, {ratios[1]:.1f} times the processor seconds and {ratios[2]:.1f} times the memory of Polars, though "
+        f"Both results have the same counts and sums. With {rows[-1]['behaviours']:,} behaviours DuckDB takes "
+        f"{ratios[0]:.1f} times the seconds, {ratios[1]:.1f} times the processor seconds and {ratios[2]:.1f} times "
+        "the memory of Polars, though "
         "its script checks less of the lines, and leaves the order of equal times in histories open."
     )
 
