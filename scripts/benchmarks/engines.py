@@ -282,9 +282,9 @@ def shown(rows: list[dict[str, Any]]) -> str:
     ratios = [duckdb[name] / polars[name] for name in ("seconds", "cpu_seconds", "peak_memory_mib")]
     return (
         f"Both results have the same counts and sums. With {rows[-1]['behaviours']:,} behaviours DuckDB takes "
-        f"{ratios[0]:.1f} times the seconds, {ratios[1]:.1f} times the processor seconds and {ratios[2]:.1f} times the "
-        "memory of Polars, though its script checks less of the lines, and leaves the order of equal times in histories "
-        "open."
+        f"{ratios[0]:.1f} times the seconds, {ratios[1]:.1f} times the processor seconds and {ratios[2]:.1f} times "
+        "the memory of Polars, though its script checks less of the lines, and leaves the order of equal times in "
+        "histories open."
     )
 
 
