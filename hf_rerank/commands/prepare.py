@@ -27,12 +27,7 @@ def add(commands: Any) -> None:
         default="ours",
         help="ours: every line; public: no line with a null, and a tenth of the rest",
     )
-    prm_public.add_argument(
-        "--on-error",
-        choices=("raise", "skip"),
-        default="raise",
-        help="damaged lines: raise stops at the first and names them; skip leaves them out, in LISTS/rejects.jsonl",
-    )
+    _add_damage_option(prm_public)
     prm_public.add_argument(
         "--history-length",
         type=int,
@@ -78,6 +73,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="newest behaviours a list; 0: behavior_log.csv is not read (default: 50)",
     )
+    _add_damage_option(ad)
     _add_ranker_options(ad)
     ad.set_defaults(run=_prepare_ad, parser=ad)
 
@@ -85,6 +81,15 @@ def add(commands: Any) -> None:
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", required=True, type=Path, metavar="LISTS", help="folder for prepared lists")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _add_damage_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="damaged lines: raise stops at the first and names them; skip leaves them out, in LISTS/rejects.jsonl",
+    )
 
 
 def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +174,11 @@ def _prepare_own(options: argparse.Namespace) -> None:
 def _prepare_ad(options: argparse.Namespace) -> None:
     from hf_rerank.data.ad import MAX_WINDOW_ITEMS, find_ad_files, prepare_ad
 
-    how = {"protocol": options.protocol, "history_length": options.history_length}
+    how = {
+        "protocol": options.protocol,
+        "history_length": options.history_length,
+        "on_error": options.on_error,
+    }
     if options.max_list_length > MAX_WINDOW_ITEMS:
         raise InputError(
             f"--max-list-length is {options.max_list_length}: expected at most {MAX_WINDOW_ITEMS}, the longest window"

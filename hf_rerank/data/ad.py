@@ -26,7 +26,7 @@ from hf_rerank.data import ad_tables
 from hf_rerank.data.ad_buckets import MAX_BUCKETS, RUN_BYTES, BucketWriter, read_bucket
 from hf_rerank.data.ad_history import HISTORY_COLUMNS, MAX_MINUTES
 from hf_rerank.data.ad_lists import PROFILE_COLUMNS, Bucket, ListMaker
-from hf_rerank.data.ad_tables import BLOCK_BYTES, check_file, fingerprint, read_blocks, read_whole
+from hf_rerank.data.ad_tables import BLOCK_BYTES, Damage, OnDamage, check_file, fingerprint, read_blocks, read_whole
 from hf_rerank.data.ad_truth import read_truth
 from hf_rerank.data.ad_windows import MAX_WINDOW_ITEMS, PROTOCOLS, WINDOW_SECONDS, choose_windows
 from hf_rerank.data.prepared import PrepareReport, dataset_card, write_description
@@ -41,6 +41,7 @@ HISTORY_LENGTH = 50
 # Text of both logs a bucket, about: 4 million behaviours, of which a few hundred MB are held.
 BUCKET_BYTES = 128 * 2**20
 SHARD_LISTS = 200_000
+ON_ERROR = ("raise", "skip")
 # Ids of users below this are looked up in a table of 256 MB at most; in Ad they are below 1,141,730.
 TABLE_IDS = 2**26
 # Bytes on the disk a byte of text of the logs, while they are cut, about.
@@ -155,6 +156,7 @@ def prepare_ad(
     protocol: str = "ours",
     max_list_length: int = MAX_LIST_LENGTH,
     history_length: int = HISTORY_LENGTH,
+    on_error: str = "raise",
     progress: bool = True,
     shard_lists: int = SHARD_LISTS,
     block_bytes: int = BLOCK_BYTES,
@@ -176,6 +178,9 @@ def prepare_ad(
             impressions the most recent window with a click.
         max_list_length: 1 to 30. Longer lists are cut: simulated ones in their initial order, others in order of time.
         history_length: Behaviours a list, the newest. 0: behavior_log.csv is not read.
+        on_error: What damaged lines do. ``raise``: an error names the first. ``skip``: they are left out, counted by
+            file and column in ``rejected``, and go to ``rejects.jsonl`` in the folder. A key that is there twice, and
+            a file that is cut off, are errors always.
         progress: Bars of the bytes read and of the buckets, if they take longer than a second.
         shard_lists: Lists after which the shards of all splits are cut, at the end of a bucket.
         block_bytes: Text that is parsed at a time.
@@ -194,6 +199,10 @@ def prepare_ad(
     if protocol not in PROTOCOLS:
         raise InputError(
             f"unknown protocol {protocol!r}: expected {' or '.join(PROTOCOLS)}{suggestion(protocol, PROTOCOLS)}"
+        )
+    if on_error not in ON_ERROR:
+        raise InputError(
+            f"unknown on_error {on_error!r}: expected {' or '.join(ON_ERROR)}{suggestion(on_error, ON_ERROR)}"
         )
     if not 1 <= max_list_length <= MAX_WINDOW_ITEMS or history_length < 0:
         raise InputError(
@@ -221,6 +230,7 @@ def prepare_ad(
         "protocol": protocol,
         "max_list_length": max_list_length,
         "history_length": history_length,
+        "on_error": on_error,
         "shard_lists": shard_lists,
         "bucket_bytes": bucket_bytes,
         "files (bytes, time of change)": before,
@@ -235,15 +245,16 @@ def prepare_ad(
         report = PrepareReport(**unfinished.progress["report"]) if unfinished.progress else PrepareReport()
         with _stage(report, "ads and profiles") as stage:
             _check_headers(files)
-            ads = read_whole(files.ad_feature, ad_tables.AD_FEATURE)
-            profiles = read_whole(files.user_profile, ad_tables.USER_PROFILE)
+            on_damage = None if on_error == "raise" else functools.partial(_leave_out, unfinished, report)
+            ads = read_whole(files.ad_feature, ad_tables.AD_FEATURE, on_damage)
+            profiles = read_whole(files.user_profile, ad_tables.USER_PROFILE, on_damage)
             stage["rows"] = len(ads) + len(profiles)
         path = truth_file(files.raw_sample)
         maker = ListMaker(ads, profiles, columns, protocol, max_list_length, history_length, path)
         if unfinished.progress is None:
             size = sum(path.stat().st_size for path in files.there())
             number = min(MAX_BUCKETS, -(-size // bucket_bytes))
-            cutter = _Cutter(unfinished.buckets, number, block_bytes, run_bytes, report, bar)
+            cutter = _Cutter(unfinished.buckets, number, block_bytes, run_bytes, report, bar, on_damage)
             try:
                 runs = cutter.cut(files, protocol, truth.attraction if truth.position else None)
             except CannotWrite as error:
@@ -266,6 +277,13 @@ def prepare_ad(
         unfinished.finish(columns, lambda folder: write_description(folder, schema, report, card))
     report.seconds = time.monotonic() - started
     return report
+
+
+def _leave_out(unfinished: Unfinished, report: PrepareReport, damage: Damage) -> None:
+    """Counts a damaged line and keeps its text; those of a run that is gone on with are kept already."""
+    if unfinished.progress is None:
+        report.reject(f"{damage.file}, {damage.kind}")
+        unfinished.reject([damage.to_json()])
 
 
 @contextmanager
@@ -297,6 +315,7 @@ class _Cutter:
     run_bytes: int
     report: PrepareReport
     bar: Callable[..., Any]
+    on_damage: OnDamage | None
 
     def cut(self, files: AdFiles, protocol: str, attraction: bool | None) -> dict[str, dict[str, int]]:
         """
@@ -340,7 +359,9 @@ class _Cutter:
 
     def _blocks(self, path: Path, table: ad_tables.Table) -> Iterator[pl.DataFrame]:
         with self.bar(total=path.stat().st_size, desc=f"Reading {path.name}", unit="B", unit_scale=True) as reading:
-            yield from read_blocks(path, table, block_bytes=self.block_bytes, on_bytes=reading.update)
+            yield from read_blocks(
+                path, table, block_bytes=self.block_bytes, on_bytes=reading.update, on_damage=self.on_damage
+            )
 
     def _latest_lists(self, impressions: list[Path], protocol: str) -> tuple[np.ndarray, np.ndarray]:
         """The users that have a list, ordered, and the time of the first impression of the newest list of each."""

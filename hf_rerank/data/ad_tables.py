@@ -2,11 +2,13 @@
 
 Polars fills the fields that a short line lacks with nulls and says where in a file a value is wrong by its byte. So a
 block is parsed by Polars and then counted and checked as a whole; where something is wrong, its lines are looked at
-one by one, until the first wrong one can be named.
+one by one, so that each wrong one can be named.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -148,8 +150,40 @@ def _check_header(path: Path, header: bytes, table: Table) -> None:
     raise InputError(f"{path} has {len(found)} columns, and {found[len(expected)][:50]!r} is too many: {whole}")
 
 
+@dataclass(frozen=True)
+class Damage:
+    """A damaged line.
+
+    Attributes:
+        file: Name of the raw file.
+        line: Its number, from 1.
+        kind: The column that is wrong; ``fields`` where their number is.
+        said: What was expected, and what came.
+        text: The line, shortened.
+    """
+
+    file: str
+    line: int
+    kind: str
+    said: str
+    text: str
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+
+OnDamage = Callable[[Damage], object]
+
+
 def read_blocks(
-    path: Path, table: Table, *, block_bytes: int = BLOCK_BYTES, on_bytes: Callable[[int], object] | None = None
+    path: Path,
+    table: Table,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+    numbered: bool = False,
+    on_bytes: Callable[[int], object] | None = None,
+    on_damage: OnDamage | None = None,
 ) -> Iterator[pl.DataFrame]:
     """The rows of a raw file, in order, a block of bytes at a time.
 
@@ -157,7 +191,9 @@ def read_blocks(
         path: The file; ``check_file`` comes first.
         table: What it holds.
         block_bytes: Bytes of text at a time; memory is a small multiple of it.
+        numbered: With a column ``line``, the number of the line.
         on_bytes: Called with the number of bytes read.
+        on_damage: Called with each damaged line, which is then left out. None: the first one is an error.
 
     Raises:
         InputError: A damaged line: names file, line, column and text.
@@ -173,23 +209,31 @@ def read_blocks(
             if not end:
                 raise InputError(f"line {line} of {path} is longer than {block_bytes:,} bytes: {_MEND}")
             rest = text[end:]
-            rows = _parse(path, table, text[:end], line)
-            line += len(rows)
-            yield rows
+            rows, numbers = _parse(path, table, text[:end], line, on_damage)
+            line += text.count(b"\n", 0, end)
+            yield rows.with_columns(pl.Series("line", numbers)) if numbered else rows
             if on_bytes is not None:
                 on_bytes(len(block))
     if rest:
         raise InputError(f"{path} ends in the middle of line {line}, as if it was cut off: fetch it again")
 
 
-def read_whole(path: Path, table: Table) -> pl.DataFrame:
+def read_whole(path: Path, table: Table, on_damage: OnDamage | None = None) -> pl.DataFrame:
     """A raw file that fits in memory, ordered by its key.
+
+    Args:
+        path: The file.
+        table: What it holds.
+        on_damage: As of ``read_blocks``.
 
     Raises:
         InputError: A damaged line, or a key that is there twice.
     """
     assert table.key is not None
-    rows = pl.concat(list(read_blocks(path, table))).with_row_index("line", offset=2).sort(table.key, "line")
+    blocks = list(read_blocks(path, table, numbered=True, on_damage=on_damage))
+    rows = pl.concat(blocks).sort(table.key, "line")
+    if not len(rows):
+        raise InputError(f"{path} has no line that is not damaged: fetch it again")
     key = rows[table.key]
     again = (key == key.shift(1)).arg_true()
     if len(again):
@@ -202,70 +246,117 @@ def read_whole(path: Path, table: Table) -> pl.DataFrame:
     return rows.drop("line")
 
 
-def _parse(path: Path, table: Table, text: bytes, first_line: int) -> pl.DataFrame:
-    """The rows of whole lines, of which ``first_line`` is the first."""
+def _parse(
+    path: Path, table: Table, text: bytes, first_line: int, on_damage: OnDamage | None
+) -> tuple[pl.DataFrame, np.ndarray]:
+    """The rows of whole lines, of which ``first_line`` is the first, and their numbers."""
+    rows = _rows(table, text)
+    numbers = np.arange(first_line, first_line + text.count(b"\n"))
+    if isinstance(rows, str):
+        damages, whole = _damaged_lines(table, text, first_line)
+        if not damages:
+            raise InputError(
+                f"{path} cannot be read between lines {first_line:,} and {numbers[-1]:,} ({rows}): {_MEND}"
+            )
+        _report(path, damages, on_damage)
+        text = b"".join(line for _, line in whole)
+        numbers = np.array([number for number, _ in whole], dtype=numbers.dtype)
+        rows = _rows(table, text)
+        if isinstance(rows, str):
+            raise InputError(f"{path} cannot be read after line {first_line:,} ({rows}): {_MEND}")
+    kept = np.ones(len(rows), dtype=bool)
+    meaningless = []
+    for kind, wrong, what in _wrong_values(rows):
+        for row in wrong.arg_true():
+            if kept[row]:
+                named = rows.row(row, named=True)
+                line = ",".join("" if value is None else str(value) for value in named.values())
+                meaningless.append(Damage(table.file, int(numbers[row]), kind, f": {what(named)}", line[:80]))
+                kept[row] = False
+    _report(path, sorted(meaningless, key=lambda damage: damage.line), on_damage)
+    return (rows, numbers) if kept.all() else (rows.filter(pl.Series(kept)), numbers[kept])
+
+
+def _report(path: Path, damages: list[Damage], on_damage: OnDamage | None) -> None:
+    for damage in damages:
+        if on_damage is None:
+            raise InputError(f"{path}, line {damage.line}{damage.said}; {_MEND}")
+        on_damage(damage)
+
+
+def _rows(table: Table, text: bytes) -> pl.DataFrame | str:
+    """The rows of whole lines, a row a line; or why Polars cannot read all of them."""
     codes = np.frombuffer(text, dtype=np.uint8)
     lines, commas = np.count_nonzero(codes == ord("\n")), np.count_nonzero(codes == ord(","))
+    schema = {name: column.kind for name, column in table.columns.items()}
+    if not text:
+        return pl.DataFrame(schema=schema)
     try:
         rows = pl.read_csv(
             text,
             has_header=False,
-            schema={name: column.kind for name, column in table.columns.items()},
+            schema=schema,
             quote_char=None,
             null_values={name: "NULL" for name, column in table.columns.items() if column.nullable},
         )
     except pl.exceptions.PolarsError as error:
-        raise _first_damage(path, table, text, first_line, str(error).splitlines()[0]) from None
+        return str(error).splitlines()[0]
     nulls = rows.select(name for name, column in table.columns.items() if not column.nullable).null_count()
     # Polars refuses long lines, so that the number of commas is right only where no line is short.
     if len(rows) != lines or commas != lines * (len(table.columns) - 1) or any(nulls.row(0)):
-        raise _first_damage(path, table, text, first_line, f"{len(rows):,} rows in {lines:,} lines")
-    for wrong, what in _wrong_values(rows):
-        if wrong.any():
-            row = wrong.arg_true()[0]
-            raise InputError(f"{path}, line {first_line + row}: {what(rows.row(row, named=True))}; {_MEND}")
+        return f"{len(rows):,} rows in {lines:,} lines"
     return rows
 
 
-def _wrong_values(rows: pl.DataFrame) -> Iterator[tuple[pl.Series, Callable[[dict], str]]]:
-    """Rows whose values Polars takes, but that mean nothing; and what to say of one."""
+def _wrong_values(rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series, Callable[[dict], str]]]:
+    """Columns, the rows whose values there Polars takes, but that mean nothing, and what to say of one."""
     if "time_stamp" in rows.columns:
         yield (
+            "time_stamp",
             rows["time_stamp"] < FIRST_SECOND,
             lambda row: f"time_stamp is {str(row['time_stamp'])!r}, expected {_SECONDS.expected}",
         )
     if "clk" in rows.columns:
         yield (
+            "clk",
             (rows["nonclk"] > 1) | (rows["clk"] > 1) | (rows["nonclk"] + rows["clk"] != 1),
             lambda row: f"nonclk is {row['nonclk']} and clk is {row['clk']}, expected 0 and 1, or 1 and 0",
         )
     if "price" in rows.columns:
         yield (
+            "price",
             ~(rows["price"].is_finite() & (rows["price"] >= 0)),
             lambda row: f"price is {row['price']}, expected {AD_FEATURE.columns['price'].expected}",
         )
 
 
-def _first_damage(path: Path, table: Table, text: bytes, first_line: int, reason: str) -> InputError:
-    """The error that names the first damaged line of a block that Polars does not read, or not whole."""
-    lines = text.removesuffix(b"\n").split(b"\n")
-    for number, raw in enumerate(lines, start=first_line):
+def _damaged_lines(table: Table, text: bytes, first_line: int) -> tuple[list[Damage], list[tuple[int, bytes]]]:
+    """The damaged lines of a block that Polars does not read, or not whole; and the number and text of the others."""
+    damages, whole = [], []
+    for number, raw in enumerate(text.removesuffix(b"\n").split(b"\n"), start=first_line):
         line = raw.removesuffix(b"\r").decode("utf-8", "backslashreplace")
-        fields = line.split(",")
-        if len(fields) != len(table.columns):
-            return InputError(
-                f"{path}, line {number} has {len(fields) if line else 'no'} fields, expected {len(table.columns)} "
-                f"({','.join(table.columns)}): {line[:80]!r}; {_MEND}"
-            )
-        for (name, column), field in zip(table.columns.items(), fields, strict=True):
-            if not _is_value(column, field):
-                advice = " (are these milliseconds? divide them by 1000)" if re.fullmatch(r"\d{13}", field) else ""
-                advice = advice if column is _SECONDS else ""
-                return InputError(
-                    f"{path}, line {number}: {name} is {field[:80]!r}, expected {column.expected}{advice}; {_MEND}"
-                )
-    last = first_line + len(lines) - 1
-    return InputError(f"{path} cannot be read between lines {first_line:,} and {last:,} ({reason}): {_MEND}")
+        found = _damage_of(table, line)
+        if found is None:
+            whole.append((number, raw + b"\n"))
+        else:
+            damages.append(Damage(table.file, number, *found, line[:80]))
+    return damages, whole
+
+
+def _damage_of(table: Table, line: str) -> tuple[str, str] | None:
+    """What is wrong in a line: its kind, and what to say."""
+    fields = line.split(",")
+    if len(fields) != len(table.columns):
+        return "fields", (
+            f" has {len(fields) if line else 'no'} fields, expected {len(table.columns)} "
+            f"({','.join(table.columns)}): {line[:80]!r}"
+        )
+    for (name, column), field in zip(table.columns.items(), fields, strict=True):
+        if not _is_value(column, field):
+            milliseconds = column is _SECONDS and re.fullmatch(r"\d{13}", field)
+            advice = " (are these milliseconds? divide them by 1000)" if milliseconds else ""
+            return name, f": {name} is {field[:80]!r}, expected {column.expected}{advice}"
+    return None
 
 
 def _is_value(column: Column, field: str) -> bool:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from ad_by_hand import START, random_raw, write_raw
 
-from hf_rerank.data import ad_buckets
+from hf_rerank.data import ad, ad_buckets
 from hf_rerank.data.ad import find_ad_files, prepare_ad
 from hf_rerank.data.prepared import read_prepared
 from hf_rerank.data.unfinished import CannotWrite, refuse_unfinished
@@ -186,6 +186,63 @@ def test_a_file_that_changes_meanwhile(raw: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match=r"behavior_log.csv changed while it was read: run again when"):
         prepare_ad(raw, raw.parent / "lists", progress=False)
     assert not list(raw.parent.glob("*lists*"))
+
+
+def test_damaged_lines_are_left_out_and_kept_apart(tmp_path: Path) -> None:
+    """The lists are those of files without these lines, whatever block they fall into."""
+    raw = random_raw(tmp_path / "raw", 3)
+    shutil.copytree(raw, tmp_path / "clean")
+    damaged = {
+        "raw_sample.csv": {2: b"1,2", 9: b"x,1494000000,1,p,1,0", 15: b"1,1494000000,1,p,1,1", 16: b""},
+        "behavior_log.csv": {4: b"1,0,pv,5,6", 5: b"1,1494000000,look,5,6", 30: b"1,1494000000000,pv,5,6"},
+        "ad_feature.csv": {3: b"999,1,1,1,1,-5.0"},
+        "user_profile.csv": {2: b"9,9,9"},
+    }
+    for name, lines in damaged.items():
+        whole = (raw / name).read_bytes().split(b"\n")
+        for number, line in lines.items():
+            whole.insert(number - 1, line)
+        (raw / name).write_bytes(b"\n".join(whole))
+    message = refusal(raw, **{**SMALL, "on_error": "raise"})
+    assert "ad_feature.csv, line 3: price is -5.0, expected" in message
+
+    report = prepare_ad(raw, tmp_path / "skipped", **SMALL, on_error="skip")
+    expected = prepare_ad(tmp_path / "clean", tmp_path / "whole", **SMALL)
+    for path in sorted((tmp_path / "whole").glob("*.parquet")):
+        assert pq.read_table(path).equals(pq.read_table(tmp_path / "skipped" / path.name))
+    assert (report.read, report.lists, report.dropped) == (expected.read, expected.lists, expected.dropped)
+    assert expected.rejected == {}
+    assert report.rejected == {
+        "raw_sample.csv, fields": 2,
+        "raw_sample.csv, user": 1,
+        "raw_sample.csv, clk": 1,
+        "behavior_log.csv, time_stamp": 2,
+        "behavior_log.csv, btag": 1,
+        "ad_feature.csv, price": 1,
+        "user_profile.csv, fields": 1,
+    }
+    rejects = [json.loads(line) for line in (tmp_path / "skipped" / "rejects.jsonl").read_text().splitlines()]
+    found = {name: {row["line"] for row in rejects if row["file"] == name} for name in damaged}
+    assert found == {name: set(lines) for name, lines in damaged.items()}
+    assert len(rejects) == 9
+
+
+def test_a_run_that_goes_on_counts_rejects_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = random_raw(tmp_path / "raw", 3)
+    with (raw / "ad_feature.csv").open("ab") as file:
+        file.write(b"1,2\n")
+    options = {**SMALL, "on_error": "skip"}
+    with monkeypatch.context() as patch:
+        patch.setattr(ad.ListMaker, "make", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_ad(raw, tmp_path / "lists", **options)
+    report = prepare_ad(raw, tmp_path / "lists", **options)
+    assert report.rejected == {"ad_feature.csv, fields": 1}
+    assert len((tmp_path / "lists" / "rejects.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_unknown_on_error(raw: Path) -> None:
+    assert refusal(raw, on_error="skp") == "unknown on_error 'skp': expected raise or skip; did you mean 'skip'?"
 
 
 # -------------------------------------------------------------------------------------------------------------- truth
