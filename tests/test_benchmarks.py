@@ -252,3 +252,77 @@ def test_loading_writes_every_row(tmp_path: Path) -> None:
     text = (tmp_path / "results" / "loading.md").read_text()
     assert text == ran.stdout
     assert text.count("\n| ") == 10
+
+
+# -------------------------------------------------------------------------------------------------------- preparing Ad
+
+
+@pytest.mark.slow
+def test_preparing_ad_is_measured_by_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On random logs of some thousand lines, whose behaviour log is cut to its beginning."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    engines = importlib.import_module("engines")
+    engines.make_logs(tmp_path / "raw", users=50, impressions=2_000)
+    engines.make_behaviours(tmp_path / "raw" / "behavior_log.csv", users=50, behaviours=3_000, at_once=1_000)
+    command = [sys.executable, str(SCRIPT.with_name("preparing_ad.py")), "--output-dir", str(tmp_path / "results")]
+    command += ["--raw-dir", str(tmp_path / "raw"), "--behaviours", "3000", "1000", "--rounds", "2"]
+    ran = subprocess.run([*command, "--scratch", str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads((tmp_path / "results" / "preparing_ad.json").read_text())
+    assert [row["counts"]["behaviours"] for row in results["rows"]] == [1_000, 3_000]
+    for row in results["rows"]:
+        stages = row["stages"]
+        assert stages["read and cut raw_sample.csv"]["rows"] == row["counts"]["impressions"] == 2_000
+        assert stages["read and cut behavior_log.csv"]["rows"] == row["counts"]["behaviours"]
+        assert stages["make and write lists"]["rows"] == row["lists"] > 0
+        assert len(row["each_round"]) == 2
+        assert row["peak_memory_mib"] == max(run["peak_memory_mib"] for run in row["each_round"]) > 50
+        assert (
+            sum(stage["seconds"] for stage in row["each_round"][0]["stages"].values())
+            < row["each_round"][0]["seconds"]
+        )
+    stages = results["rows"][1]["stages"]
+    whole = results["whole_dataset"]
+    expected = stages["read and cut raw_sample.csv"]["seconds"] * 26_557_961 / 2_000
+    assert whole["read and cut raw_sample.csv"] == pytest.approx(expected)
+    expected = stages["read and cut behavior_log.csv"]["seconds"] * 723_268_134 / 3_000
+    assert whole["read and cut behavior_log.csv"] == pytest.approx(expected)
+    text = (tmp_path / "results" / "preparing_ad.md").read_text()
+    assert text.strip() == ran.stdout.strip()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "results"]  # the scratch is gone
+
+
+def test_making_lists_is_extrapolated_by_lists_and_behaviours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """26,557,961 impressions are a hundred times those measured. Making: 10 s of the lists, and 2 s a million
+    behaviours; buckets: 1 GB of the impressions, and 20 bytes a behaviour."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    preparing_ad = importlib.import_module("preparing_ad")
+    rows = []
+    for millions in (10, 20):
+        counts = {"impressions": 26_557_961 / 100, "behaviours": millions * 1_000_000}
+        stages = {
+            "read and cut raw_sample.csv": {"rows": 1, "seconds": 3.0},
+            "read and cut behavior_log.csv": {"rows": 1, "seconds": 4.0},
+            "make and write lists": {"rows": 1, "seconds": 10 + 2 * millions},
+        }
+        rows.append({"counts": counts, "stages": stages, "bucket_bytes": 1e9 + 20e6 * millions})
+    whole = preparing_ad.extrapolated(rows)
+    assert whole["read and cut raw_sample.csv"] == pytest.approx(300)
+    assert whole["read and cut behavior_log.csv"] == pytest.approx(4 * 723.268134 / 20)
+    assert whole["make and write lists"] == pytest.approx(1_000 + 2 * 723.268134)
+    assert whole["bucket_bytes"] == pytest.approx(100e9 + 20 * 723_268_134)
+    assert whole["all stages"] == pytest.approx(300 + 4 * 723.268134 / 20 + 1_000 + 2 * 723.268134)
+
+
+@pytest.mark.slow
+def test_polars_and_duckdb_do_the_same_job(tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    small = ["--behaviours", "3000", "--impressions", "2000", "--users", "50", "--rounds", "1"]
+    command = [sys.executable, str(SCRIPT.with_name("engines.py")), "--output-dir", str(tmp_path / "results"), *small]
+    ran = subprocess.run([*command, "--scratch", str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr  # both results have the same sums, or it fails
+    (row,) = json.loads((tmp_path / "results" / "engines.json").read_text())["rows"]
+    assert 0 < row["found"]["lists"] <= 50
+    assert row["found"]["behaviours"] > 0
+    assert row["polars"]["seconds"] > 0
+    assert row["duckdb"]["peak_memory_mib"] > 0

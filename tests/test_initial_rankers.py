@@ -116,6 +116,30 @@ class TestClickThroughRates:
             assert clicked[of_part].any()
             assert not clicked[of_part].all()
 
+    def test_the_trees_learn_from_rates_out_of_fold(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ids as above: what LightGBM is given of a user says nothing of the user's own clicks."""
+        lightgbm = pytest.importorskip("lightgbm")
+        users = 700
+        ids = [[user, user] for user in range(users)]
+        clicks = [[1, 0] if user % 2 else [0, 0] for user in range(users)]
+        table = pa.table({"item": ids, "price": [[0.0, 1.0]] * users, "click": clicks, "user": list(range(users))})
+        schema = ListSchema(items=[Categorical("item"), Dense("price")], group="user")
+        given = []
+
+        def take(values: np.ndarray, labels: np.ndarray, **_: Any) -> None:
+            given.append((values, labels))
+            raise InterruptedError
+
+        monkeypatch.setattr(lightgbm, "Dataset", take)
+        with pytest.raises(InterruptedError):
+            LambdaMARTRanker.fit(datasets.Dataset(table), schema, quality="strong")
+        values, labels = given[0]
+        parts = ranker_lists(datasets.Dataset(table), schema, use=users, seed=0).train_parts
+        rates = values[:, -1].reshape(-1, 2)
+        assert labels.reshape(-1, 2).sum() > 200
+        for part in range(1, 10):
+            assert len(np.unique(rates[parts == part])) == 1
+
 
 class TestWhatRankersLearnFrom:
     def test_parts_keep_users_together_and_lists_are_spread(self, lists: Path) -> None:
@@ -241,7 +265,9 @@ class TestTheOrder:
         assert measured["ndcg@10"] == pytest.approx(metrics.ndcg(-scores, labels, k=10))
         assert measured["gauc"] == pytest.approx(metrics.grouped_auc(-scores, labels))
         assert measured["lists"] == len(test)
-        assert report["lists_learned_from"] + report["lists_held_out"] == report["lists_available"] < 200
+        # Poor: 2 % of these few lists, but at least 100.
+        assert report["lists_learned_from"] + report["lists_held_out"] == 100
+        assert report["lists_available"] == table_of(in_order["dnn"], "ranker_train").num_rows
 
     def test_a_folder_without_positions_and_with_columns_that_are_no_features(self, tmp_path: Path) -> None:
         """``seen`` holds one value an item and is cut with them; ``past`` has lengths of its own and is not."""
@@ -255,12 +281,20 @@ class TestTheOrder:
             columns = {
                 "id": [f"{split}{row}" for row in range(count)],
                 "price": price.tolist(),
-                "click": (price > 0.5).astype(int).tolist(),
+                "click": (price > 0.7).astype(int).tolist(),
                 "seen": [[f"{value}" for value in row] for row in price],
                 "past": [[1, 2, 3][: row % 4] for row in range(count)],
             }
             pq.write_table(pa.table(columns), folder / f"{split}-00000-of-00001.parquet")
-        add_initial_order(folder, tmp_path / "sorted", max_list_length=2, quality="poor", progress=False)
+        report = add_initial_order(folder, tmp_path / "sorted", max_list_length=2, quality="poor", progress=False)
+        lost = without = 0
+        for split in ("ranker_train", "test"):
+            before = table_of(folder, split).column("click").to_pylist()
+            after = table_of(tmp_path / "sorted", split).column("click").to_pylist()
+            lost += sum(any(old) and not any(new) for old, new in zip(before, after, strict=True))
+            without += sum(not any(old) for old in before)
+        assert (report.cut_lists, report.lost_clicks, report.without_click) == (85, lost, lost + without)
+        assert min(lost, without) > 0
         for old, new in zip(
             table_of(folder, "test").to_pylist(), table_of(tmp_path / "sorted", "test").to_pylist(), strict=True
         ):
@@ -424,7 +458,10 @@ class TestCommands:
         [
             (["initial-rank", "--data", "LISTS", "--output-dir", "OUT", "--ranker", "lambdamat"], "did you mean"),
             (["initial-rank", "--data", "LISTS", "--output-dir", "OUT", "--max-list-length", "0"], "at least 1"),
-            (["initial-rank", "--data", "OUT", "--output-dir", "OUT2", "--ranker", "dnn"], "no folder of prepared lists"),
+            (
+                ["initial-rank", "--data", "OUT", "--output-dir", "OUT2", "--ranker", "dnn"],
+                "no folder of prepared lists",
+            ),
             (
                 ["initial-rank", "--data", "LISTS", "--output-dir", "LISTS", "--ranker", "dnn"],
                 "is not an empty folder",

@@ -179,17 +179,24 @@ def _prepare_ad(options: argparse.Namespace) -> None:
         return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_WINDOW_ITEMS), **how)
 
     about = {"format": "ad", "raw_dir": str(options.raw_dir.resolve()), **how}
-    _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "windows")
+    again = "begins anew, or goes on from the last whole shard if the logs were read"
+    _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "windows", again)
     if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:
         print(f"no behavior_log.csv in {options.raw_dir}: the lists have no history")
 
 
-def _run(prepare: Callable[[], Any], options: argparse.Namespace, read: str) -> Any:
-    """Prepares, and prints the report; ``read``: what the raw data consist of."""
+def _run(
+    prepare: Callable[[], Any],
+    options: argparse.Namespace,
+    read: str,
+    again: str = "goes on from the last whole shard",
+) -> Any:
+    """Prepares, and prints the report; ``read``: what the raw data consist of; ``again``: what a stopped command does
+    the next time."""
     try:
         report = prepare()
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped by Ctrl-C; the same command goes on from the last whole shard") from None
+        raise KeyboardInterrupt(f"stopped by Ctrl-C; the same command {again}") from None
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
         return report

@@ -6,13 +6,14 @@ batch a bucket. A bucket is read from all runs, one after the other, so that its
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.unfinished import naming_the_disk
+from hf_rerank.data.unfinished import CannotWrite
 
 RUN_BYTES = 64 * 2**20
 MAX_BUCKETS = 4_096
@@ -20,7 +21,8 @@ MAX_BUCKETS = 4_096
 
 def bucket_of(users: np.ndarray, buckets: int) -> np.ndarray:
     """The bucket of each user: the high bits of a product (Knuth), as ids may all be even or come in strides."""
-    return ((users.astype(np.uint64) * 2_654_435_761 % 2**32 * buckets) >> 32).astype(np.uint16)
+    scattered = users.astype(np.uint64) * 2_654_435_761 & 0xFFFFFFFF
+    return (scattered * buckets >> 32).astype(np.uint16)
 
 
 class BucketWriter:
@@ -62,15 +64,20 @@ class BucketWriter:
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
         columns = [column.chunk(0) for column in table.columns]
         path = self.folder / f"{self.name}-{len(self.paths):05d}.arrow"
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with (
-            naming_the_disk(path),
-            pa.OSFile(str(path), "wb") as file,
-            pa.ipc.new_file(file, table.schema, options=options) as writer,
-        ):
-            for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-                slices = [column.slice(start, end - start) for column in columns]
-                writer.write_batch(pa.RecordBatch.from_arrays(slices, schema=table.schema))
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        try:
+            with (
+                pa.OSFile(str(path), "wb") as file,
+                pa.ipc.new_file(file, table.schema, options=options) as writer,
+            ):
+                for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+                    slices = [column.slice(start, end - start) for column in columns]
+                    writer.write_batch(pa.RecordBatch.from_arrays(slices, schema=table.schema))
+        except OSError as error:
+            raise CannotWrite(
+                f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}; free space there and run "
+                "again, which begins anew"
+            ) from error
         self.paths.append(path)
 
 

@@ -85,7 +85,7 @@ def join_truth(
                 f"{found[wrong[0]]} in the column {name} of {path}: {_AGAIN}"
             )
     # Windows hold all rows, in their order: the values of the lists, one after the other, are those of the rows.
-    positions = rows["initial_position"].explode().to_numpy().astype(np.int64)
+    positions = rows["initial_position"].explode().fill_null(-1).to_numpy().astype(np.int64)
     of_window = np.repeat(np.arange(len(windows)), lengths)
     ranked = positions[np.lexsort((positions, of_window))]
     wrong = of_window[ranked != np.arange(len(ranked)) - windows.starts[of_window]]
@@ -98,6 +98,13 @@ def join_truth(
     values = {"position": positions}
     if "attraction" in rows.columns:
         values["attraction"] = rows["attraction"].explode().to_numpy().astype(np.float32)
+        odd = of_window[~((values["attraction"] >= 0) & (values["attraction"] <= 1))]  # nulls are NaN
+        if len(odd):
+            start, end = windows.starts[odd[0]], windows.ends[odd[0]]
+            raise InputError(
+                f"list {_list_id(wanted[odd[0]])!r} of {path}: attraction is "
+                f"{values['attraction'][start:end].tolist()}, expected probabilities from 0 to 1: {_AGAIN}"
+            )
     return values
 
 

@@ -129,7 +129,7 @@ def _typed(text: pl.Series, schema: ListSchema, all_integers: bool, where: Where
         return _numbers(text, pl.Int64, "an integer from 0", where)
     if isinstance(feature, Categorical) or name in (schema.list_id, schema.group):
         return text.cast(pl.Int64) if all_integers else text
-    if feature is not None or name in (schema.label, schema.weight, schema.attraction):
+    if feature is not None or name in (schema.label, schema.weight, schema.propensity, schema.attraction):
         return _numbers(text, pl.Float64, "a number", where)
     return text.cast(pl.Int64) if all_integers else text
 

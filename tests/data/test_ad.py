@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from ad_by_hand import START, prepared_by_hand, random_raw, read_csv, windows_of, write_raw
 
-from hf_rerank.data.ad import ad_columns, ad_schema, prepare_ad
+from hf_rerank.data.ad import _lookup, ad_columns, ad_schema, prepare_ad
 from hf_rerank.data.ad_buckets import BucketWriter, bucket_of, read_bucket
 from hf_rerank.data.ad_tables import RAW_SAMPLE, read_blocks
 from hf_rerank.data.prepared import PrepareReport, read_prepared
@@ -254,11 +254,32 @@ def test_the_random_logs_hold_what_they_should(tmp_path: Path) -> None:
     assert len(seen) == 12
 
 
-def test_sizes_do_not_change_lists(tmp_path: Path) -> None:
+def test_sizes_do_not_change_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 3)
     whole, _ = prepared(raw, tmp_path / "whole")
+    monkeypatch.setattr("hf_rerank.data.ad.TABLE_IDS", 3)
     for number, sizes in enumerate([SMALL, {"bucket_bytes": 500}, {"run_bytes": 1, "block_bytes": 400}]):
         assert prepared(raw, tmp_path / f"{number}", **sizes)[0] == whole
+
+
+@pytest.mark.parametrize("protocol", ["ours", "public"])
+def test_a_log_without_a_list(tmp_path: Path, protocol: str) -> None:
+    raw = write_raw(tmp_path / "raw", [(1, 0, 11, 0), (1, 1, 11, 0), (2, 0, 11, 0)], behaviours=[(1, 0, "pv", 1, 1)])
+    for number, sizes in enumerate(({}, {"bucket_bytes": 100})):
+        lists, report = prepared(raw, tmp_path / f"lists{number}", protocol=protocol, **sizes)
+        assert not lists
+        assert (report.read, sum(report.dropped.values())) == (2, 2)
+        assert report.counts["behaviours of users without a list"] == 1
+        assert read_prepared(tmp_path / f"lists{number}").lists == dict.fromkeys(SPLITS, 0)
+
+
+@pytest.mark.parametrize("table_ids", [2**26, 0])
+def test_times_of_users_are_looked_up(table_ids: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_rerank.data.ad.TABLE_IDS", table_ids)
+    users, times = np.array([2, 5, 6], dtype=np.uint32), np.array([20, 50, 60], dtype=np.uint32)
+    wanted = np.array([6, 0, 7, 5, 2, 3, 2**32 - 1, 2], dtype=np.uint32)
+    assert _lookup(users, times)(wanted).tolist() == [60, 0, 0, 50, 20, 0, 0, 20]
+    assert _lookup(users[:0], times[:0])(wanted).tolist() == [0] * 8
 
 
 def test_buckets_keep_the_order_of_rows(tmp_path: Path) -> None:

@@ -266,6 +266,9 @@ def test_lists_with_truth_are_cut_in_their_initial_order(simulated: Path) -> Non
             "initial_position is [0, 0, 1], expected each of 0..",
         ),
         (lambda rows: rows[1].update(initial_position=[1, 2, 3]), "expected each of 0..2 once"),
+        (lambda rows: rows[1].update(attraction=[0.5, None, 1.0]), "attraction is [0.5, nan, 1.0], expected prob"),
+        (lambda rows: rows[1].update(attraction=[0.5, 0.0, 1.5]), "attraction is [0.5, 0.0, 1.5], expected prob"),
+        (lambda rows: rows[1].update(initial_position=[1, None, 0]), "expected each of 0..2 once"),
         (lambda rows: rows[2].update(list_id="part1:3"), "row 3 of "),
         (
             lambda rows: rows[2].update(list_id="part1:3"),
@@ -384,6 +387,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ad_buckets.pa, "OSFile", full)
-    with pytest.raises(CannotWrite, match=r"cannot write .*impressions-00000.arrow: No space left .* begins anew"):
+    with pytest.raises(
+        CannotWrite,
+        match=r"cannot write .*impressions-00000.arrow: No space left on device; free space .* begins anew; cutting",
+    ):
         prepare_ad(raw, tmp_path / "lists", progress=False)
     assert not list(tmp_path.glob("*lists*"))

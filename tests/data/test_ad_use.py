@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 import torch
 from ad_by_hand import prepared_by_hand, random_raw, read_csv, write_raw
 
 from hf_rerank import ListProcessor, cli, load_lists
 from hf_rerank.data import ad
+from hf_rerank.data.ad_simulator import simulate_ad
 from hf_rerank.errors import InputError
 
 
@@ -110,3 +112,17 @@ def test_a_processor_reads_the_lists(tmp_path: Path) -> None:
     assert not tensors["history_mask"][ten].any()
     assert (tensors["user_categorical"] == 1).all()  # no profile
     assert torch.isfinite(tensors["item_dense"]).all()
+
+
+def test_simulated_lists_come_through_whole(tmp_path: Path) -> None:
+    """Each shown list is one window; those that are kept have the positions and attractions of their truth."""
+    simulate_ad(tmp_path / "raw", 300, seed=2, behaviours=3_000)
+    report = ad.prepare_ad(tmp_path / "raw", tmp_path / "lists", max_list_length=30, progress=False)
+    assert report.read == 300
+    table = pq.read_table(tmp_path / "raw" / "raw_sample.csv.truth.parquet")
+    truth = {row["list_id"]: row for row in table.to_pylist()}
+    lists = load_lists(tmp_path / "lists")
+    assert ids(lists) == prepared_by_hand(tmp_path / "raw").keys()
+    for row in (row for split in lists.values() for row in split):
+        assert row["position"] == truth[row["list_id"]]["initial_position"]
+        assert row["attraction"] == truth[row["list_id"]]["attraction"]
