@@ -24,6 +24,7 @@ _HOME = {
     "PEARForReranking": "models.pear",
     "PRMConfig": "models.prm",
     "PRMForReranking": "models.prm",
+    "PersonalisedVectors": "personalised_vectors",
     "PreTrainedReranker": "models.base",
     "RAISEConfig": "models.raise_",
     "RAISEForReranking": "models.raise_",
@@ -35,6 +36,8 @@ _HOME = {
     "SetRankConfig": "models.setrank",
     "SetRankForReranking": "models.setrank",
     "Vector": "schema",
+    "add_initial_order": "initial_rankers.order",
+    "add_personalised_vectors": "personalised_vectors",
     "load_lists": "data.loading",
 }
 _MODULES = ("data", "hub", "losses", "metrics", "models", "principled", "training")
