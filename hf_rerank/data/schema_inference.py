@@ -74,7 +74,16 @@ class InferredSchema:
             for feature in getattr(self.schema, part):
                 rows.append(f"    {_comment(self.comments[feature.name])}\n    {_described(feature)}")
             entries.append(f'  "{part}": [' + ("\n" + ",\n".join(rows) + "\n  ]" if rows else "]"))
-        for name in ("label", "position", "weight", "list_id", "group", "max_list_length", "max_history_length"):
+        for name in (
+            "label",
+            "position",
+            "weight",
+            "propensity",
+            "list_id",
+            "group",
+            "max_list_length",
+            "max_history_length",
+        ):
             comment = f"  {_comment(self.comments[name])}\n" if name in self.comments else ""
             entries.append(f'{comment}  "{name}": {json.dumps(getattr(self.schema, name))}')
         lines += [",\n".join(entries), "}"]

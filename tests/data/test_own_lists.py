@@ -133,6 +133,13 @@ def test_long_frames_as_given_splits(tmp_path: Path) -> None:
     assert by_id(load_lists(tmp_path, schema=SCHEMA)) == by_id(loaded)
 
 
+def test_weights_and_propensities_of_csv_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("q,doc,click,w,p\n1,5,0,1,0.5\n1,6,1,2,1\n")
+    schema = ListSchema(items=[Categorical("doc")], list_id="q", weight="w", propensity="p")
+    (row,) = load_lists(tmp_path / "train.csv", schema=schema)["train"]
+    assert row == {"q": 1, "doc": [5, 6], "click": [0.0, 1.0], "w": [1.0, 2.0], "p": [0.5, 1.0]}
+
+
 def test_without_positions_the_rows_are_the_order() -> None:
     frame = pl.DataFrame({"q": [5, 3, 5, 3], "doc": [1, 2, 3, 4], "click": [0, 0, 1, 1]})
     schema = ListSchema(items=[Categorical("doc")], list_id="q")
