@@ -1,4 +1,4 @@
-"""The command line: ``hf-rerank simulate | prepare | train | evaluate | rank``.
+"""The command line: ``hf-rerank simulate | prepare | train | evaluate | rank | export``.
 
 A user's mistake ends with one line on standard error and exit code 2.
 """
@@ -9,11 +9,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hf_rerank.commands import evaluate, prepare, rank, simulate, train
+from hf_rerank.commands import evaluate, export, prepare, rank, simulate, train
 from hf_rerank.commands.parsing import Parser, option_names
 from hf_rerank.errors import InputError, TrainingStopped, suggestion
 
-COMMANDS = (simulate, prepare, train, evaluate, rank)
+COMMANDS = (simulate, prepare, train, evaluate, rank, export)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What every way to rank raw lists shares: the same checks, the same batches, one format of results. Knows no model."""
+"""What all that rank raw lists share: the same checks, the same batches, one format of results. Knows no model."""
 
 from __future__ import annotations
 
