@@ -45,10 +45,10 @@ class RerankingPipeline(Pipeline):
     """
 
     # What pipeline() loads beside the model.
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_feature_extractor = True
-    _load_processor = False
+    _load_tokenizer: Any = False
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = True
+    _load_processor: Any = False
 
     def __init__(
         self,
@@ -64,8 +64,8 @@ class RerankingPipeline(Pipeline):
             raise InputError("there is no processor: give the ListProcessor of the model as feature_extractor")
         if "num_workers" in options:
             raise InputError("there is no num_workers: lists are encoded here, in whole batches")
-        super().__init__(model=model, feature_extractor=feature_extractor, **options)
-        self.reranker = Reranker(self.model, feature_extractor)
+        super().__init__(model=model, feature_extractor=feature_extractor, **options)  # type: ignore[arg-type]
+        self.reranker = Reranker(model, feature_extractor)
         self.choices: dict[str, Any] = {"batch_size": batch_size, "top_k": top_k, "truncate": truncate}
         self._sanitize_parameters(**self.choices)
 
@@ -96,16 +96,20 @@ class RerankingPipeline(Pipeline):
         results = self._results(inputs, **chosen)
         return list(results) if isinstance(inputs, Sequence) else results
 
-    def preprocess(self, rows: Sequence[Mapping[str, Any]], truncate: bool = False, first: int = 0) -> dict[str, Any]:
+    def preprocess(  # type: ignore[override]
+        self, rows: Sequence[Mapping[str, Any]], truncate: bool = False, first: int = 0
+    ) -> dict[str, Any]:
         """Checks and encodes a batch of lists; ``first`` is the number of its first list, for messages."""
         batch = EncodedRows.of(rows, self.reranker.processor, truncate=truncate, first=first)
         return {"batch": batch, "features": {k: torch.from_numpy(array) for k, array in batch.features.items()}}
 
-    def _forward(self, encoded: dict[str, Any]) -> dict[str, Any]:
-        order, scores = self.model.rank(**encoded["features"])
+    def _forward(self, encoded: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        order, scores = self.reranker.model.rank(**encoded["features"])
         return {"batch": encoded["batch"], "order": order, "scores": scores}
 
-    def postprocess(self, ranked: dict[str, Any], top_k: int | None = None) -> list[dict[str, Any]]:
+    def postprocess(  # type: ignore[override]
+        self, ranked: dict[str, Any], top_k: int | None = None
+    ) -> list[dict[str, Any]]:
         """The results of a batch."""
         return ranked["batch"].results(ranked["order"].numpy(), ranked["scores"].float().numpy(), top_k)
 
