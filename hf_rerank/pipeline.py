@@ -91,6 +91,8 @@ class RerankingPipeline(Pipeline):
         chosen = {**self.choices, **choices}
         if isinstance(inputs, Mapping):
             return next(self._results([inputs], **chosen))
+        if isinstance(inputs, torch.utils.data.Dataset) and not isinstance(inputs, Iterable):
+            inputs = map(inputs.__getitem__, range(len(inputs)))  # type: ignore[arg-type]
         if isinstance(inputs, str) or not isinstance(inputs, Iterable):
             raise InputError(f"expected a dictionary of columns, or several, got {type(inputs).__name__}")
         results = self._results(inputs, **chosen)
