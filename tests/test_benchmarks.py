@@ -252,3 +252,25 @@ def test_loading_writes_every_row(tmp_path: Path) -> None:
     text = (tmp_path / "results" / "loading.md").read_text()
     assert text == ran.stdout
     assert text.count("\n| ") == 10
+
+
+# ------------------------------------------------------------------------------------------------------------ serving
+
+
+@pytest.mark.slow
+def test_serving_writes_both_runtimes(tmp_path: Path) -> None:
+    """A whole call is its parts: what is left for ordering is never negative."""
+    script = SCRIPT.with_name("serving.py")
+    command = [sys.executable, str(script), "--output-dir", str(tmp_path / "results"), "--models", "dnn"]
+    ran = subprocess.run([*command, "--calls", "60"], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads((tmp_path / "results" / "serving.json").read_text())
+    assert (results["threads"], results["calls"]) == (1, 60)
+    assert [(row["model"], row["runtime"]) for row in results["rows"]] == [("dnn", "torch"), ("dnn", "onnxruntime")]
+    for row in results["rows"]:
+        assert all(row[name] > 0 for name in row if name.endswith("_ms"))
+        assert row["median_ms"] <= row["p99_ms"]
+        assert row["largest_difference"] < 1e-5
+    text = (tmp_path / "results" / "serving.md").read_text()
+    assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| dnn")] == ["torch", "onnxruntime"]
+    assert text in ran.stdout
