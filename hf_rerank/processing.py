@@ -30,6 +30,8 @@ CONFIG_FILE = "preprocessor_config.json"
 VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
 LABEL_PADDING = -100.0
+# What transformers hands to a processor beside its own options: how to load the model.
+_MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype")
 # What stands at padding, of the tensors that are no features.
 _FILLERS = {"position_ids": 0, "labels": LABEL_PADDING, "weights": 0.0, "propensities": 1.0, "attraction": 0.0}
 
@@ -346,9 +348,7 @@ class ListProcessor(FeatureExtractionMixin):
             InputError: A file is missing or damaged, of a newer format, or schema and vocabularies do not belong
                 together.
         """
-        unknown = [
-            name for name in kwargs if not name.startswith("_") and name not in ("trust_remote_code", "code_revision")
-        ]
+        unknown = [name for name in kwargs if not name.startswith("_") and name not in _MODEL_OPTIONS]
         if unknown:
             raise InputError(f"unknown argument {unknown[0]!r} to ListProcessor.from_pretrained")
         folder = verified_folder(

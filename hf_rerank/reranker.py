@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 
 from hf_rerank.errors import InputError
-from hf_rerank.evaluation import EXTRAS
-from hf_rerank.lists import Lists
 from hf_rerank.manifest import replacing
 from hf_rerank.models.auto import AutoReranker
 from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.processing import EncodingReport, ListProcessor
+from hf_rerank.ranking import DEFAULT_BATCH, check_at_least_one, encoded_rows
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
@@ -81,7 +79,7 @@ class Reranker:
         top_k: int | None = None,
         truncate: bool = False,
         *,
-        batch_size: int = 256,
+        batch_size: int = DEFAULT_BATCH,
         with_report: Literal[False] = False,
     ) -> list[dict[str, Any]]: ...
 
@@ -92,7 +90,7 @@ class Reranker:
         top_k: int | None = None,
         truncate: bool = False,
         *,
-        batch_size: int = 256,
+        batch_size: int = DEFAULT_BATCH,
         with_report: Literal[True],
     ) -> tuple[list[dict[str, Any]], EncodingReport]: ...
 
@@ -102,7 +100,7 @@ class Reranker:
         top_k: int | None = None,
         truncate: bool = False,
         *,
-        batch_size: int = 256,
+        batch_size: int = DEFAULT_BATCH,
         with_report: bool = False,
     ) -> list[dict[str, Any]] | tuple[list[dict[str, Any]], EncodingReport]:
         """Ranks each list.
@@ -123,57 +121,13 @@ class Reranker:
         Raises:
             InputError: A list is wrong, too long, or gets scores that are not finite; or ``top_k`` is below 1.
         """
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k is {top_k}: expected at least 1")
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}: expected at least 1")
-        schema = self.processor.schema
+        check_at_least_one("top_k", top_k)
         report = EncodingReport()
         ranked: list[dict[str, Any]] = []
-        if isinstance(lists, Mapping):
-            raise InputError("expected a sequence of lists, got one dictionary: write rerank([list])")
-        if not isinstance(lists, Sequence):
-            raise InputError(f"expected a sequence of lists, got {type(lists).__name__}: write rerank(list(...))")
-        for start in range(0, len(lists), batch_size):
-            rows = lists[start : start + batch_size]
-            orders, scores = self._ranked(Lists.from_rows(rows, schema, first=start), truncate, report)
-            for row, order, row_scores in zip(rows, orders, scores, strict=True):
-                kept = order[:top_k]
-                result: dict[str, Any] = {"order": kept.tolist(), "scores": row_scores[kept].tolist()}
-                if schema.list_id is not None and schema.list_id in row:
-                    result[schema.list_id] = row[schema.list_id]
-                name = schema.items[0].name
-                result[name] = [row[name][slot] for slot in result["order"]]
-                ranked.append(result)
-        return (ranked, report) if with_report else ranked
-
-    def _ranked(
-        self, lists: Lists, truncate: bool, report: EncodingReport
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Of each list the slots of the row from best to worst, and the scores by slot of the row."""
-        arrays, met = self.processor.encode(lists, truncate=truncate)
-        report.add(met)
         device = next(self.model.parameters()).device
-        features = {
-            name: torch.from_numpy(array).to(device)
-            for name, array in arrays.items()
-            if name not in (*EXTRAS, "labels", "weights")
-        }
-        order, scores = (tensor.float().cpu().numpy() for tensor in self.model.rank(**features))
-        orders, by_slot = [], []
-        broken = ~np.isfinite(np.where(arrays["mask"], scores, 0.0)).all(-1)
-        if broken.any():
-            raise InputError(
-                f"list {lists.ids[int(np.argmax(broken))]} gets scores that are not finite: a number in it is far "
-                "outside those of training, or the model's weights are broken"
-            )
-        longest = self.processor.schema.max_list_length
-        ends = np.cumsum(lists.lengths)
-        for row, length in enumerate(lists.lengths):
-            # Of a list that was cut, the tensors hold the slots whose initial place came first.
-            kept = np.flatnonzero(lists.positions[ends[row] - length : ends[row]] < longest)
-            of_slot = np.full(length, -np.inf, dtype=np.float32)
-            of_slot[kept] = scores[row, : len(kept)]
-            orders.append(kept[order[row, : len(kept)].astype(np.int64)])
-            by_slot.append(of_slot)
-        return orders, by_slot
+        for batch in encoded_rows(lists, self.processor, truncate=truncate, batch_size=batch_size):
+            features = {name: torch.from_numpy(array).to(device) for name, array in batch.features.items()}
+            order, scores = self.model.rank(**features)
+            ranked += batch.results(order.cpu().numpy(), scores.float().cpu().numpy(), top_k)
+            report.add(batch.report)
+        return (ranked, report) if with_report else ranked

@@ -316,7 +316,6 @@ def test_making_lists_is_extrapolated_by_lists_and_behaviours(monkeypatch: pytes
 
 @pytest.mark.slow
 def test_polars_and_duckdb_do_the_same_job(tmp_path: Path) -> None:
-    pytest.importorskip("duckdb")
     small = ["--behaviours", "3000", "--impressions", "2000", "--users", "50", "--rounds", "1"]
     command = [sys.executable, str(SCRIPT.with_name("engines.py")), "--output-dir", str(tmp_path / "results"), *small]
     ran = subprocess.run([*command, "--scratch", str(tmp_path)], capture_output=True, text=True, timeout=300)
@@ -326,3 +325,25 @@ def test_polars_and_duckdb_do_the_same_job(tmp_path: Path) -> None:
     assert row["found"]["behaviours"] > 0
     assert row["polars"]["seconds"] > 0
     assert row["duckdb"]["peak_memory_mib"] > 0
+
+
+# ------------------------------------------------------------------------------------------------------------ serving
+
+
+@pytest.mark.slow
+def test_serving_writes_both_runtimes(tmp_path: Path) -> None:
+    """A whole call is its parts: what is left for ordering is never negative."""
+    script = SCRIPT.with_name("serving.py")
+    command = [sys.executable, str(script), "--output-dir", str(tmp_path / "results"), "--models", "dnn"]
+    ran = subprocess.run([*command, "--calls", "60"], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads((tmp_path / "results" / "serving.json").read_text())
+    assert (results["threads"], results["calls"]) == (1, 60)
+    assert [(row["model"], row["runtime"]) for row in results["rows"]] == [("dnn", "torch"), ("dnn", "onnxruntime")]
+    for row in results["rows"]:
+        assert all(row[name] > 0 for name in row if name.endswith("_ms"))
+        assert row["median_ms"] <= row["p99_ms"]
+        assert row["largest_difference"] < 1e-5
+    text = (tmp_path / "results" / "serving.md").read_text()
+    assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| dnn")] == ["torch", "onnxruntime"]
+    assert text in ran.stdout

@@ -264,6 +264,25 @@ def test_fixed_size_vectors_in_a_slice(start: int) -> None:
     assert_equal(Lists.from_arrow(table.slice(start), SCHEMA), ROWS[start:])
 
 
+@pytest.mark.parametrize("number", range(len(ROWS)))
+@pytest.mark.parametrize("large", [False, True])
+def test_one_list_alone(number: int, large: bool) -> None:
+    """Read another way than many: from a row, and cut out of a table."""
+    assert_equal(Lists.from_rows(ROWS[number : number + 1], SCHEMA), ROWS[number : number + 1])
+    table = _large(TABLE) if large else TABLE
+    assert_equal(Lists.from_arrow(table.slice(number, 1), SCHEMA), ROWS[number : number + 1])
+
+
+@pytest.mark.parametrize("changes", [changes for changes, _ in (*WRONG_LISTS.values(), *WRONG_COLUMNS.values())])
+def test_a_wrong_list_alone_is_named_as_among_others(changes: dict) -> None:
+    wrong, said = row("second", **changes), []
+    for rows in ([wrong], [wrong, wrong]):
+        with pytest.raises(InputError) as error:
+            Lists.from_rows(rows, SCHEMA, with_labels=True, first=10)
+        said.append(str(error.value))
+    assert said[0] == said[1]
+
+
 def test_after_select_shuffle_and_streaming() -> None:
     by_id = {one["list_id"]: one for one in ROWS}
     dataset = Dataset(TABLE)

@@ -1,6 +1,7 @@
 """What holds for every re-ranker: one suite over the table of models.
 
-A new model needs a row in the table, and a line in ``TINY`` of conftest.py where its defaults are large.
+A new model needs a row in the table, and a line in ``TINY`` of conftest.py where its defaults are large. That its ONNX
+graph gives the same ranking is checked in tests/test_onnx_export.py, over the same table.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import fields
 from typing import Any, get_args
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -651,46 +651,6 @@ class TestNumbers:
         with torch.no_grad():
             found = torch.compile(model)(**lists).logits
             torch.testing.assert_close(found, model(**lists).logits, **close())
-
-    @pytest.mark.slow
-    def test_onnx_gives_the_same_ranking(self, name, tiny, tmp_path):
-        """Exported with 4 lists of 6 slots, run with other numbers of both."""
-        model = tiny.model(name)
-        columns = [column for column in tiny.lists() if column != "labels"]
-
-        class Scores(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.model = model
-
-            def forward(self, *tensors):
-                return self.model(**dict(zip(columns, tensors, strict=True))).logits
-
-        def axes(column):
-            second = {} if column.startswith("user") else {1: "history" if column.startswith("history") else "length"}
-            return {0: torch.export.Dim.DYNAMIC} | dict.fromkeys(second, torch.export.Dim.DYNAMIC)
-
-        example = tuple(tiny.lists()[column] for column in columns)
-        program = torch.onnx.export(
-            Scores().eval(),
-            example,
-            dynamo=True,
-            input_names=columns,
-            output_names=["logits"],
-            dynamic_shapes=(tuple(axes(column) for column in columns),),
-            verbose=False,
-        )
-        program.save(tmp_path / "model.onnx")
-        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-        read = {entry.name for entry in session.get_inputs()}
-        for lengths, width, seed in (((6, 4, 2, 5), 6, 1), ((8, 3, 0, 1, 7, 8, 2), 8, 2), ((3, 2), 3, 3)):
-            lists = tiny.lists(lengths, width=width, seed=seed)
-            feeds = {column: lists[column].numpy() for column in columns if column in read}
-            scores = session.run(["logits"], feeds)[0]
-            order, expected = model.rank(**{column: lists[column] for column in columns})
-            np.testing.assert_allclose(scores, expected.numpy(), atol=1e-5)
-            for row, length in enumerate(lengths):
-                assert np.argsort(-scores[row], kind="stable")[:length].tolist() == order[row, :length].tolist()
 
 
 @pytest.mark.slow

@@ -1,0 +1,32 @@
+"""``hf-rerank export``: a trained re-ranker as an ONNX graph, to rank without torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hf_rerank.commands.parsing import without_bars_of_a_moment
+
+
+def add(commands: Any) -> None:
+    """The options."""
+    export = commands.add_parser("export", help="write a trained re-ranker as an ONNX graph")
+    export.add_argument("--model", required=True, metavar="RUN", help="folder or Hub repository of the model")
+    export.add_argument(
+        "--output-dir", required=True, type=Path, metavar="EXPORTED", help="folder, empty or not there yet"
+    )
+    export.set_defaults(run=run, parser=export)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Exports, and says how far the graph's scores are from the model's."""
+    from hf_rerank.onnx_export import export_onnx
+    from hf_rerank.onnx_reranker import GRAPH_FILE
+
+    without_bars_of_a_moment()
+    difference = export_onnx(options.model, options.output_dir)
+    size = sum(path.stat().st_size for path in options.output_dir.glob(f"{GRAPH_FILE}*"))
+    print(f"{GRAPH_FILE} ({size / 1e6:,.1f} MB), config and processor in {options.output_dir}")
+    print(f"scores differ from those of the model by at most {difference:.1g}, on random lists")
+    print(f'load it with ONNXReranker.from_pretrained("{options.output_dir}")')

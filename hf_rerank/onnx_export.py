@@ -1,0 +1,179 @@
+"""Exports a re-ranker as an ONNX graph, beside its config and its processor: a folder that ranks without torch.
+
+The graph takes the tensors of the processor that the schema has, for any number of lists, items and history items, and
+gives ``logits`` float32 [lists, items]. Putting them in order is left to ``ONNXReranker``: for one list that takes
+microseconds, and a stable sort is no operator of ONNX.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_rerank.errors import InputError
+from hf_rerank.manifest import replacing
+from hf_rerank.models.base import PreTrainedReranker, RerankerConfig
+from hf_rerank.onnx_reranker import GRAPH_FILE, SCORES, require_onnx
+from hf_rerank.reranker import Reranker
+
+# Scores of the graph against those of the model: rounding of float32, over what the model's scores span.
+TOLERANCE = 1e-4
+
+
+def export_onnx(source: str | Path | Reranker, output_dir: str | Path) -> float:
+    """Writes ``model.onnx``, ``config.json``, the processor's files and a manifest; all of it or nothing.
+
+    The graph is run on random lists of other sizes than those it was traced with, and compared with the model.
+
+    Args:
+        source: A trained model: a folder, the id of a Hub repository, or a ``Reranker``.
+        output_dir: A folder that is empty, or not there yet.
+
+    Returns:
+        The largest difference between a score of the graph and one of the model.
+
+    Raises:
+        InputError: The extra ``[onnx]`` is not installed; the output folder is not empty; the model cannot be loaded;
+            or the graph gives other scores, which a model of one's own may do whose Python code depends on values.
+        OSError: Something could not be written.
+    """
+    require_onnx("onnx", "onnxscript", "onnxruntime")
+    output_dir = Path(output_dir)
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir} is not empty: choose a folder that is empty, or not there yet")
+    reranker = source if isinstance(source, Reranker) else Reranker.from_pretrained(source)
+    # float32 on the CPU, where the model may be elsewhere and narrower; a copy, so that the caller's stays.
+    model = copy.deepcopy(reranker.model).cpu().float().eval()
+    program = _traced(model)
+    with replacing(output_dir) as staging:
+        program.save(staging / GRAPH_FILE)
+        model.config.save_pretrained(staging)
+        reranker.processor.save_pretrained(staging)
+        return _difference(model, staging / GRAPH_FILE)
+
+
+class _Scores(nn.Module):
+    """The model as a function from tensors to one tensor."""
+
+    def __init__(self, model: PreTrainedReranker, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, tensors, strict=True))).logits
+
+
+def _traced(model: PreTrainedReranker) -> Any:
+    """The graph, as torch's exporter holds it."""
+    # A size of 0 or 1 in the example would be taken as fixed.
+    example = _random_lists(model.config, lists=3, length=5, history=4)
+    names = list(example)
+    with _quiet():
+        if any(isinstance(part, nn.GRU) for part in model.modules()):
+            _export_nothing()
+        return torch.onnx.export(
+            _Scores(model, names).eval(),
+            tuple(example.values()),
+            dynamo=True,
+            input_names=names,
+            output_names=[SCORES],
+            dynamic_shapes=(tuple(_dynamic(name) for name in names),),
+            verbose=False,
+        )
+
+
+def _export_nothing() -> None:
+    """torch 2.13 fails at a second GRU of dynamic length, unless something without a GRU was exported in between."""
+    torch.onnx.export(nn.ReLU(), (torch.zeros(2),), dynamo=True, verbose=False)
+
+
+def _dynamic(name: str) -> dict[int, Any]:
+    """Which axes of a tensor have any size: lists, and items or history items."""
+    axes = (0,) if name.startswith("user") else (0, 1)
+    return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+
+
+def _random_lists(config: RerankerConfig, *, lists: int, length: int, history: int) -> dict[str, Tensor]:
+    """Random lists with every tensor that a model with this config takes, as a processor gives them."""
+    draw = torch.Generator().manual_seed(0)
+
+    def rows(sizes: list[int], *shape: int) -> Tensor:
+        columns = [torch.randint(1, size, shape, generator=draw) for size in sizes]
+        return torch.stack(columns, dim=-1) if columns else torch.zeros(*shape, 0, dtype=torch.int64)
+
+    def numbers(width: int, *shape: int) -> Tensor:
+        return torch.randn(*shape, width, generator=draw)
+
+    def first_of(count: int) -> Tensor:
+        """True at the first slots of each list, at least one of them."""
+        return torch.arange(count) < torch.randint(1, count + 1, (lists, 1), generator=draw)
+
+    places = torch.arange(length).clamp(max=config.max_list_length - 1).repeat(lists, 1)
+    tensors = {
+        "item_categorical": rows(config.item_vocab_sizes, lists, length),
+        "item_dense": numbers(config.num_item_dense, lists, length),
+        "item_vectors": numbers(config.item_vector_dim, lists, length),
+        "user_categorical": rows(config.user_vocab_sizes, lists),
+        "user_dense": numbers(config.num_user_dense, lists),
+        "history_categorical": rows(config.history_vocab_sizes, lists, history),
+        "history_dense": numbers(config.num_history_dense, lists, history),
+        "history_mask": first_of(history),
+        "mask": first_of(length),
+        "position_ids": places,
+    }
+    with_history = bool(config.history_vocab_sizes) or config.num_history_dense > 0
+    absent = {name for name, tensor in tensors.items() if tensor.shape[-1] == 0 and name != "item_categorical"}
+    absent |= set() if with_history else {"history_mask"}
+    return {name: tensor for name, tensor in tensors.items() if name not in absent}
+
+
+def _difference(model: PreTrainedReranker, path: Path) -> float:
+    """The largest difference of a score, over batches of other sizes than the example's.
+
+    Raises:
+        InputError: It is more than rounding.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    read = {entry.name for entry in session.get_inputs()}
+    largest = 0.0
+    longest = model.config.max_list_length
+    for lists, length, history in ((1, min(2, longest), 1), (7, min(11, longest), 6), (4, longest, 9)):
+        tensors = _random_lists(model.config, lists=lists, length=length, history=history)
+        with torch.no_grad():
+            expected = model(**tensors).logits.numpy()
+        feeds = {name: tensor.numpy() for name, tensor in tensors.items() if name in read}
+        (found,) = session.run([SCORES], feeds)
+        real = tensors["mask"].numpy()
+        difference = float(np.abs(found - expected)[real].max())
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(expected[real]).max())):
+            raise InputError(
+                f"the exported graph gives other scores than {type(model).__name__} on {lists} lists of {length} "
+                f"slots, by {difference:g}: its forward must not depend on Python values, which tracing fixes"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on itself: packages it could support, and what torch will rename."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

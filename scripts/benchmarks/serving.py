@@ -1,0 +1,200 @@
+"""Latency of one list, from a dictionary to its items in order: ``Reranker`` with torch, ``ONNXReranker`` without.
+
+    python scripts/benchmarks/serving.py --output-dir RESULTS [--models prm dlcm ...] [--calls 1000]
+
+Writes RESULTS/serving.json and RESULTS/serving.md, and prints the latter. One list of 30 items with the features of
+PRM Public (5 categorical and 19 dense an item, 3 categorical a user, no history), tables of 20,000 ids, default sizes
+of each model, one thread, one list after another, each another one of 100. Milliseconds a call: median, 99th
+percentile, and the median of CPU time, which other work on the machine lengthens less. Blocks of 50 calls of both take
+turns, so that a busy machine slows both; the first block is not counted.
+
+The parts are timed in calls of their own: *check* is ``Lists.from_rows``, *encode* ``ListProcessor.encode``, *model*
+the forward pass (with torch also the order), *order* what is left: sorting and the result. Needs the extra ``[onnx]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before torch and numpy are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+LENGTH, LISTS, IDS = 30, 100, 20_000
+BLOCK = 50
+PARTS = ("check", "encode", "model", "order")
+
+
+def main() -> None:
+    options = _options()
+    import torch
+
+    from hf_rerank.models.auto import RERANKERS
+    from hf_rerank.training.results import environment, write_json
+
+    torch.set_num_threads(1)
+    processor, rows = processor_and_lists()
+    measured = []
+    for name in options.models or list(RERANKERS):
+        measured += measure(name, processor, rows, options.calls)
+        print(as_markdown(measured[-2:]).split("\n", 2)[2], end="", flush=True)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    results = {"threads": 1, "calls": options.calls, "items": LENGTH, "ids": IDS, "rows": measured}
+    write_json(options.output_dir / "serving.json", {**results, "environment": environment()})
+    (options.output_dir / "serving.md").write_text(as_markdown(measured))
+    print(f"\n{as_markdown(measured)}")
+
+
+def processor_and_lists() -> tuple[Any, list[dict[str, Any]]]:
+    """A processor of PRM Public's features that knows ``IDS`` ids, and ``LISTS`` random lists of them, unlabelled."""
+    import pyarrow as pa
+
+    from hf_rerank import Categorical, Dense, ListProcessor, ListSchema
+
+    draw = np.random.default_rng(0)
+    categories = {"item_category": 254, "item_city": 6, "item_grade": 8, "item_kind": 4}
+    users = {"user_gender": 8, "user_age": 4, "user_level": 8}
+    numbers = [f"basic_{number}" for number in range(19)]
+
+    def row(ids: np.ndarray) -> dict[str, Any]:
+        return {
+            "item_id": ids.tolist(),
+            **{name: draw.integers(size, size=len(ids)).tolist() for name, size in categories.items()},
+            **{name: draw.normal(size=len(ids)).tolist() for name in numbers},
+            **{name: int(draw.integers(size)) for name, size in users.items()},
+        }
+
+    schema = ListSchema(
+        items=[
+            *(Categorical(name, min_count=1) for name in ("item_id", *categories)),
+            *(Dense(name) for name in numbers),
+        ],
+        user=[Categorical(name, min_count=1) for name in users],
+        max_list_length=LENGTH,
+    )
+    known = pa.Table.from_pylist([row(ids) for ids in np.arange(IDS).reshape(-1, 25)])
+    processor = ListProcessor.from_lists(known, schema=schema)
+    return processor, [row(draw.choice(IDS, LENGTH, replace=False)) for _ in range(LISTS)]
+
+
+def measure(name: str, processor: Any, rows: list[dict[str, Any]], calls: int) -> list[dict[str, Any]]:
+    """One model: a row for torch and one for ONNX Runtime."""
+    import torch
+
+    from hf_rerank import ONNXReranker, Reranker
+    from hf_rerank.models.auto import reranker_classes
+    from hf_rerank.onnx_export import export_onnx
+
+    config, model = reranker_classes(name)
+    torch.manual_seed(0)
+    with_torch = Reranker(model(config.for_schema(processor.schema)), processor)
+    with tempfile.TemporaryDirectory() as folder:
+        difference = export_onnx(with_torch, folder)
+        with_onnx = ONNXReranker.from_pretrained(folder)
+    torch_clock = Clock(with_torch, with_torch.model, "rank")
+    clocks = {"torch": torch_clock, "onnxruntime": Clock(with_onnx, with_onnx, "scores")}
+    for start in range(-BLOCK, calls, BLOCK):
+        block = [rows[number % len(rows)] for number in range(start, min(start + BLOCK, calls))]
+        for clock in clocks.values():
+            clock.time(block, counted=start >= 0)
+    return [
+        {"model": name, "runtime": runtime, "largest_difference": difference, **clock.summary()}
+        for runtime, clock in clocks.items()
+    ]
+
+
+class Clock:
+    """Times calls of one re-ranker, and its parts inside other calls."""
+
+    def __init__(self, reranker: Any, scorer: Any, scoring: str) -> None:
+        from hf_rerank.lists import Lists
+
+        self.reranker = reranker
+        self.parts = {
+            "check": (Lists, "from_rows"),
+            "encode": (reranker.processor, "encode"),
+            "model": (scorer, scoring),
+        }
+        self.seconds: dict[str, list[float]] = {part: [] for part in ("total", "cpu", *PARTS)}
+
+    def time(self, rows: list[dict[str, Any]], counted: bool) -> None:
+        """Ranks each list alone: once as it is, and once with the parts timed."""
+        times: list[dict[str, float]] = []
+        for row in rows:
+            started, started_cpu = time.perf_counter(), time.thread_time()
+            self.reranker.rerank([row])
+            times.append({"total": time.perf_counter() - started, "cpu": time.thread_time() - started_cpu})
+        spent: dict[str, float] = {}
+        with _timed(self.parts, spent):
+            for row, found in zip(rows, times, strict=True):
+                spent.update(dict.fromkeys(PARTS, 0.0))
+                started = time.perf_counter()
+                self.reranker.rerank([row])
+                whole = time.perf_counter() - started
+                found.update(spent, order=whole - sum(spent.values()))
+        for found in times if counted else ():
+            for part, seconds in found.items():
+                self.seconds[part].append(seconds)
+
+    def summary(self) -> dict[str, float]:
+        """Milliseconds: median and 99th percentile of the total, medians of its CPU time and of the parts."""
+        total = self.seconds["total"]
+        numbers = {"median_ms": statistics.median(total), "p99_ms": float(np.quantile(total, 0.99))}
+        numbers |= {f"{part}_ms": statistics.median(self.seconds[part]) for part in ("cpu", *PARTS)}
+        return {name: 1000 * value for name, value in numbers.items()}
+
+
+@contextmanager
+def _timed(parts: dict[str, tuple[Any, str]], spent: dict[str, float]) -> Iterator[None]:
+    """Adds the seconds spent in methods to ``spent``."""
+
+    def timed(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return method(*args, **options)
+            finally:
+                spent[part] += time.perf_counter() - started
+
+        return run
+
+    there = {part: vars(owner).get(name) for part, (owner, name) in parts.items()}
+    for part, (owner, name) in parts.items():
+        setattr(owner, name, timed(part, getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for part, (owner, name) in parts.items():
+            # A method of the class stands in no instance.
+            setattr(owner, name, there[part]) if there[part] is not None else delattr(owner, name)
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """The table, milliseconds, one row a model and runtime."""
+    heads = ["model", "runtime", "median, ms", "99 %", "CPU", *PARTS]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for row in rows:
+        numbers = [row[name] for name in ("median_ms", "p99_ms", *(f"{part}_ms" for part in ("cpu", *PARTS)))]
+        lines.append(f"| {row['model']} | {row['runtime']} | {' | '.join(f'{number:.2f}' for number in numbers)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", required=True, type=Path)
+    parser.add_argument("--models", nargs="+", help="default: all")
+    parser.add_argument("--calls", type=int, default=1000)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
