@@ -1,4 +1,4 @@
-"""The command line: ``hf-rerank simulate | schema | prepare | initial-rank | vectors | train | evaluate | rank | ...``.
+"""The command line: ``hf-rerank simulate``, ``schema``, ``prepare``, ``train`` and the others of ``COMMANDS``.
 
 A user's mistake ends with one line on standard error and exit code 2.
 """
