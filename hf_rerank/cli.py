@@ -1,4 +1,5 @@
-"""The command line: ``hf-rerank simulate | schema | prepare | initial-rank | vectors | train | evaluate | rank``.
+"""The command line: ``hf-rerank simulate | schema | prepare | initial-rank | vectors | train | evaluate | rank |
+push``.
 
 A user's mistake ends with one line on standard error and exit code 2.
 """
@@ -9,11 +10,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hf_rerank.commands import evaluate, initial_rank, prepare, rank, schema, simulate, train, vectors
+from hf_rerank.commands import evaluate, initial_rank, prepare, push, rank, schema, simulate, train, vectors
 from hf_rerank.commands.parsing import Parser, option_names
 from hf_rerank.errors import InputError, TrainingStopped, suggestion
 
-COMMANDS = (simulate, schema, prepare, initial_rank, vectors, train, evaluate, rank)
+COMMANDS = (simulate, schema, prepare, initial_rank, vectors, train, evaluate, rank, push)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

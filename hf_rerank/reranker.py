@@ -74,6 +74,44 @@ class Reranker:
             self.model.save_pretrained(staging)
             self.processor.save_pretrained(staging)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload re-ranker",
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> Any:
+        """Uploads the re-ranker (model, processor, card) in one commit.
+
+        Args:
+            repo_id: ``"someone/name"``, or a name of your own.
+            commit_message: Of the commit.
+            private: A repository that this creates is private; one that is there must be.
+            token: None: the one you logged in with.
+            revision: Branch to commit to, made if there is none. None: main.
+            create_pr: Open a pull request instead.
+
+        Returns:
+            The ``CommitInfo``.
+
+        Raises:
+            InputError: It holds weights that are not finite, or as ``hf_rerank.hub.push_model``.
+        """
+        from hf_rerank.hub.push import push_saved
+
+        return push_saved(
+            self.save_pretrained,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
     @overload
     def rerank(
         self,

@@ -262,6 +262,19 @@ class PreTrainedReranker(PreTrainedModel):
         _finish(model, name)
         return model
 
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload model", **options: Any) -> Any:  # type: ignore[override]
+        """Uploads the model alone (``Reranker.push_to_hub``: also its processor); other files of the repository stay.
+
+        Args:
+            repo_id: ``"someone/name"``, or a name of your own.
+            commit_message: Of the commit.
+            options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``hf_rerank.hub.push_model``.
+        """
+        from hf_rerank.hub.push import push_saved, refuse_broken_weights
+
+        refuse_broken_weights(self, "the model")
+        return push_saved(self.save_pretrained, repo_id, part=True, commit_message=commit_message, **options)
+
     def forward(
         self,
         item_categorical: Tensor,
