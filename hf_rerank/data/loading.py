@@ -17,6 +17,7 @@ from hf_rerank.data.suspicions import Suspicions, leak
 from hf_rerank.data.time_split import time_column
 from hf_rerank.data.unfinished import refuse_unfinished
 from hf_rerank.errors import InputError
+from hf_rerank.hub.faults import named_faults
 from hf_rerank.lists import Lists, refuse_repeated_ids, tables_of
 from hf_rerank.schema import ListSchema
 
@@ -144,7 +145,8 @@ def load_lists(
     if on_hub:
         if streaming:
             splits, own_schema = streamed(source, revision, token)
-            lists = _checked(splits, own_schema if schema is None else schema)
+            with named_faults(f"the lists of {source} could not be streamed", token=token):
+                lists = _checked(splits, own_schema if schema is None else schema)
         else:
             lists = _load_prepared(fetched_folder(source, revision, token), schema, streaming)
         return lists if time is None else _split_anew(lists, time)

@@ -141,6 +141,7 @@ KIND = r"(model|dataset)s"
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms
 
     def log_message(self, *_: Any) -> None:
         """Says nothing."""
@@ -391,7 +392,7 @@ def running_hub(user: str = "someone", token: str = "hf_token") -> Iterator[Hub]
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # a connection that was reset is no news
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub
