@@ -196,7 +196,7 @@ def _check_options(
             "'prm_public' needs data_dir=, the folder of set1.train.txt.part1 and part2 (linked from hf4Academic/PRM "
             "on GitHub) or of lists prepared from them; without the files, try load_lists('simulated_prm')"
         )
-    if source == "ad" and named and data_dir is None:
+    if named and source == "ad" and data_dir is None:
         raise InputError(
             "'ad' needs data_dir=, the folder of raw_sample.csv, ad_feature.csv, user_profile.csv and "
             "behavior_log.csv (Tianchi data set 56) or of lists prepared from them; without the files, "
