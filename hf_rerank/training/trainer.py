@@ -370,9 +370,10 @@ class RerankTrainer(CheckpointingTrainer):
         Args:
             repo_id: ``"someone/name"``. None: ``args.hub_model_id``, or the name of ``args.output_dir``.
             commit_message: Of the commit.
-            private: A repository that this creates is private; one that is there must be.
+            private: A repository that this creates is private; one that is there must be. None:
+                ``args.hub_private_repo``.
             token: None: ``args.hub_token``, or the one you logged in with.
-            revision: Branch to commit to, made if there is none. None: main.
+            revision: Branch to commit to, made if there is none. None: ``args.hub_revision``, or main.
             create_pr: Open a pull request instead.
 
         Returns:
@@ -399,9 +400,9 @@ class RerankTrainer(CheckpointingTrainer):
             save,
             repo_id or self.args.hub_model_id or Path(self.args.output_dir).name,
             commit_message=commit_message,
-            private=private,
+            private=self.args.hub_private_repo if private is None else private,
             token=token or self.args.hub_token,
-            revision=revision,
+            revision=revision or self.args.hub_revision,
             create_pr=create_pr,
         )
 

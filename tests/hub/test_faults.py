@@ -326,6 +326,23 @@ def test_mistakes_on_the_command_line(
     assert "Traceback" not in err
 
 
+def test_a_push_from_the_command_line(hub: Hub, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["push", "--model", str(run_folder), "--repo-id", "prm", "--private", "--message", "The first"]
+    assert main([*arguments, "--revision", "next"]) == 0
+    (commit,) = hub.repositories[KEY]
+    assert (commit["message"], commit["branch"], hub.private) == ("The first", "next", {KEY})
+    assert commit["files"].keys() == FILES
+    assert capsys.readouterr().out.splitlines()[-1] == f"pushed: {hub.url}/{KEY}/commit/{commit['id']}"
+    assert main([*arguments, "--create-pr"]) == 0
+    assert hub.repositories[KEY][1]["branch"] == "refs/pr/1"
+    assert capsys.readouterr().out.splitlines()[-1] == f"pushed: {hub.url}/{KEY}/discussions/1"
+    assert hub.files(KEY) == {}
+    # Nothing has changed on the branch: the line names the commit that is there.
+    assert main([*arguments, "--revision", "next"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"pushed: {hub.url}/{KEY}/commit/{commit['id']}"
+    assert len(hub.repositories[KEY]) == 2
+
+
 def test_faults_of_lists(hub: Hub, own_lists: Path) -> None:
     hub.faults = [Fault(PUT, 500)]
     line = refusal(lambda: push_lists(own_lists, "someone/lists"))

@@ -131,8 +131,11 @@ import json, sys
 from hf_rerank import load_lists
 stream = load_lists("someone/lists", streaming=True)
 pinned = load_lists("someone/lists", streaming=True, revision="old")
+import datasets
+plain = datasets.load_dataset("someone/lists", split="train", streaming=True)
 print(json.dumps({"rows": {split: list(rows) for split, rows in stream.items()},
                   "old": [len(list(rows)) for rows in pinned.values()],
+                  "plain": list(plain),
                   "kinds": [type(rows).__name__ for rows in stream.values()],
                   "schema": stream.schema.to_dict(),
                   "shards": stream["train"].num_shards}))
@@ -180,6 +183,7 @@ def test_streamed(
     found = json.loads(ran.stdout)
     assert found["rows"] == local_rows
     assert found["old"] == [len(rows) for rows in local_rows.values()]
+    assert found["plain"] == local_rows["train"]
     assert set(found["kinds"]) == {"IterableDataset"}
     assert found["schema"] == load_lists(own_lists).schema.to_dict()
     assert found["shards"] == 2

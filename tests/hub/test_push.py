@@ -49,7 +49,7 @@ lists = datasets.Dataset.from_list(rows)
 processor = ListProcessor.from_lists(lists, schema=schema)
 model = PRMForReranking(PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1, inner_width=8))
 arguments = RerankTrainingArguments(str(folder / "tiny-prm"), num_train_epochs=2, per_device_train_batch_size=6,
-                                    use_cpu=True, disable_tqdm=True, hub_token=token)
+                                    use_cpu=True, disable_tqdm=True, hub_token=token, hub_private_repo=True)
 trainer = RerankTrainer(model=model, args=arguments, train_dataset=lists, eval_dataset=lists,
                         processing_class=processor)
 trainer.train()
@@ -57,7 +57,7 @@ trainer.evaluate(lists, metric_key_prefix="test")
 trainer.save_model()
 (Path(arguments.output_dir) / "notes.pkl").write_bytes(b"not to be pushed")
 first = trainer.push_to_hub(commit_message="A tiny one")
-trainer.push_to_hub("club/named")
+trainer.push_to_hub("club/named", private=False)
 push_model(arguments.output_dir, "whole-run", commit_message="From the run's folder")
 # Other ways to push, and to load.
 reranker = Reranker(trainer.model, processor)
@@ -65,7 +65,7 @@ reranker.push_to_hub("someone/parts", private=True)
 processor.push_to_hub("someone/parts", commit_message="The processor again")
 trainer.results["note"] = "so that there is something to commit"
 trainer.push_to_hub("someone/tiny-prm", revision="next", commit_message="On a branch")
-pull_request = trainer.push_to_hub("someone/whole-run", create_pr=True)
+pull_request = trainer.push_to_hub("someone/whole-run", private=False, create_pr=True)
 import hf_rerank.models
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 from hf_rerank import AutoReranker
@@ -78,6 +78,7 @@ requests = [{"item_id": row["item_id"], "price": row["price"]} for row in rows]
     "at_revision": Reranker.from_pretrained("club/named", revision="main", token=token).rerank(requests),
     "at_commit": Reranker.from_pretrained("someone/tiny-prm", revision=first.oid).rerank(requests),
     "at_branch": Reranker.from_pretrained("someone/tiny-prm", revision="next").rerank(requests),
+    "at_pull_request": Reranker.from_pretrained("someone/whole-run", revision="refs/pr/1").rerank(requests),
     "private": Reranker.from_pretrained("someone/parts").rerank(requests),
     "pull_request": pull_request.pr_url,
     "auto_reranker": Reranker(AutoReranker.from_pretrained("someone/tiny-prm"), processor).rerank(requests),
@@ -159,7 +160,8 @@ def test_every_manifest_holds_every_file(pushed: tuple[Hub, dict[str, Any], list
 def test_a_re_ranker_without_results_and_its_parts(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
     hub, _, _, _ = pushed
     (commit,) = hub.repositories["someone/parts"]  # the processor had not changed, so there was nothing to commit
-    assert hub.private == {"someone/parts"}
+    # The one was asked for in the call, the other in the training arguments.
+    assert hub.private == {"someone/parts", "someone/tiny-prm"}
     assert commit["files"].keys() == FILES - {"results.json", "training_args.json"}
     card = ModelCard(commit["files"]["README.md"].decode())
     assert card.data.library_name == "hf_rerank"
@@ -209,7 +211,16 @@ def test_card_and_results(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -
 def test_loaded_from_the_hub_it_ranks_the_same(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
     _, report, _, _ = pushed
     assert len(report["expected"]) == 12
-    ways = ("from_hub", "at_revision", "at_commit", "at_branch", "private", "auto_reranker", "auto_model")
+    ways = (
+        "from_hub",
+        "at_revision",
+        "at_commit",
+        "at_branch",
+        "at_pull_request",
+        "private",
+        "auto_reranker",
+        "auto_model",
+    )
     for way in ways:
         assert report[way] == report["expected"], way
     assert report["auto_config"] == "rerank_prm"
