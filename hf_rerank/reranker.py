@@ -11,10 +11,12 @@ import torch
 
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation import EXTRAS
+from hf_rerank.hub.files import at_one_commit
 from hf_rerank.lists import Lists
 from hf_rerank.manifest import replacing
 from hf_rerank.models.auto import AutoReranker
 from hf_rerank.models.base import PreTrainedReranker
+from hf_rerank.processing import CONFIG_FILE as PROCESSOR_FILE
 from hf_rerank.processing import EncodingReport, ListProcessor
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -60,8 +62,9 @@ class Reranker:
                 missing, unknown, of the wrong shape or damaged.
         """
         hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
+        hub_options = at_one_commit(source, PROCESSOR_FILE, **hub_options)
         processor = ListProcessor.from_pretrained(source, **hub_options)
-        model: Any = AutoReranker.from_pretrained(source, **options)
+        model: Any = AutoReranker.from_pretrained(source, **{**options, **hub_options})
         return cls(model if device is None else model.to(device), processor)
 
     def save_pretrained(self, folder: str | Path) -> None:

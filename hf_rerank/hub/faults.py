@@ -38,9 +38,15 @@ def named_faults(
 
 def reason(error: BaseException, token: str | None = None) -> str:
     """Cause and remedy of an error of the Hub's client."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+    # Of an upload in threads, and of a file that was looked for in the cache after the Hub did not give it.
+    if isinstance(error, RuntimeError | LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so that nothing is asked of the Hub; unset it to use the network"
@@ -85,7 +91,7 @@ def _of_status(error: object, token: str | None) -> str:
         return f"too many requests (429); {_wait(response.headers)}, then run it again"
     known = {
         402: "the Hub asks for payment (402); look at the plan and the storage of the owner",
-        403: "the token may not do that there (403); use one with write permission, or a name of your own",
+        403: "the token may not do that there (403); use one that may, or a name of your own",
         404: "there is no such repository or revision that the token may see (404); check the name, or the token",
         409: "something else of that name is there (409); choose another name",
         412: "somebody else committed there meanwhile (412); look at it, and run it again",

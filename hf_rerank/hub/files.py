@@ -28,11 +28,10 @@ def verified_folder(
     Raises:
         InputError: As ``model_file``; or a file is cut, changed, or not one of those that were saved.
     """
+    hub_options = at_one_commit(source, names[0], **hub_options)
     folder = model_file(source, names[0], **hub_options).parent
     remote = not Path(source).is_dir()
     if remote:
-        # The rest from the very commit of the first, which is the name of the folder that the Hub's cache keeps it in.
-        hub_options = {**hub_options, "revision": folder.name}
         _fetched_if_there(source, MANIFEST, **hub_options)
     for name in names[1:]:
         model_file(source, name, **hub_options)
@@ -47,6 +46,20 @@ def verified_folder(
                 model_file(source, name, **hub_options)
     verify(folder, wanted, remedy)
     return folder
+
+
+def at_one_commit(source: str | Path, name: str, **hub_options: Any) -> dict[str, Any]:
+    """The options with the commit that a repository's revision is at now, so that all files come from the same one.
+
+    Args:
+        source: A folder, whose options stay as they are; or the id of a Hub repository.
+        name: A file that must be there.
+        hub_options: As of ``model_file``.
+    """
+    if Path(source).is_dir():
+        return hub_options
+    # The Hub's cache keeps the files of a commit in a folder of its name.
+    return {**hub_options, "revision": model_file(source, name, **hub_options).parent.name}
 
 
 def repair(source: str | Path, commit: str, kind: str = "model") -> str:

@@ -13,7 +13,7 @@ from conftest import KEPT, TOKEN
 from hub_server import Fault, Hub
 from huggingface_hub import constants
 
-from hf_rerank import InputError, Reranker
+from hf_rerank import InputError, ListProcessor, Reranker
 from hf_rerank.cli import main
 from hf_rerank.hub import push_lists, push_model
 from hf_rerank.hub.faults import without_tokens
@@ -62,7 +62,7 @@ COMMIT_LINE = f"the {WHERE} got the files but no commit: "
 SAYS = " (the Hub says: a fault of this Hub)"
 BUSY = "too many requests (429); wait 7 seconds, then run it again"
 BROKEN = "the Hub has a fault (500); run it again later"
-FORBIDDEN = "the token may not do that there (403); use one with write permission, or a name of your own"
+FORBIDDEN = "the token may not do that there (403); use one that may, or a name of your own"
 
 # fault -> start of the line, its end, how often the client tried.
 FAULTS = [
@@ -267,6 +267,52 @@ def test_offline_with_a_cache_that_was_cut(
     line = refusal(lambda: Reranker.from_pretrained(KEY))
     assert name in line
     assert line.endswith(f"fetch it anew: hf download {KEY} --revision {commit} --force-download")
+
+
+LOADING = [
+    (Fault("resolve", 500), "the Hub has a fault (500); run it again later"),
+    (Fault("resolve", 429, {"Retry-After": "7"}), BUSY),
+    (Fault("resolve", 403), FORBIDDEN),
+    (Fault("resolve", 404, {"X-Error-Code": "RepoNotFound"}), "nor a model repository of that name that you may read"),
+    (Fault("resolve", 404, {"X-Error-Code": "RevisionNotFound"}), "has no revision 'main'"),
+    (Fault("resolve"), "the connection failed ("),
+    (Fault("GET .*model.safetensors", 500), "the Hub has a fault (500); run it again later"),
+    (Fault("GET .*model.safetensors"), "the connection failed ("),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), LOADING, ids=[f"{fault.where}: {fault.status or 'reset'}" for fault, _ in LOADING]
+)
+def test_loading_ends_in_one_line(
+    hub: Hub, run_folder: Path, fault: Fault, said: str, no_token_anywhere: list[str]
+) -> None:
+    push_model(run_folder, KEY)
+    hub.faults = [Fault(fault.where, fault.status, fault.headers)]
+    no_token_anywhere.append(refusal(lambda: Reranker.from_pretrained(KEY, revision="main")))
+    assert said in no_token_anywhere[0]
+    assert hub.faults[0].fired
+    hub.faults = []
+    Reranker.from_pretrained(KEY)
+
+
+def test_model_and_processor_come_from_one_commit(hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody pushes other weights while a re-ranker is loaded."""
+    push_model(run_folder, KEY)
+    first = Reranker.from_pretrained(run_folder)
+    weight = next(first.model.parameters()).clone()
+    load = ListProcessor.from_pretrained
+
+    def overtaken(*arguments: Any, **options: Any) -> ListProcessor:
+        processor = load(*arguments, **options)
+        next(first.model.parameters()).data.add_(1.0)
+        first.model.push_to_hub(KEY)
+        return processor
+
+    monkeypatch.setattr(ListProcessor, "from_pretrained", overtaken)
+    loaded = Reranker.from_pretrained(KEY)
+    assert len(hub.repositories[KEY]) == 2
+    assert (next(loaded.model.parameters()) == weight).all()
 
 
 def test_a_manifest_that_cannot_be_fetched_is_not_gone_without(hub: Hub, run_folder: Path) -> None:

@@ -21,6 +21,7 @@ from hf_rerank import InputError, load_lists
 from hf_rerank.cli import main
 from hf_rerank.data.ad import prepare_ad
 from hf_rerank.data.ad_simulator import simulate_ad
+from hf_rerank.data.earlier_clicks import add_earlier_clicks
 from hf_rerank.data.prepared import licence_of
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.simulator import simulate_prm
@@ -101,6 +102,10 @@ def test_loaded_again_without_a_network(
         assert str(caught.value).endswith(f"fetch it anew: {command}")
         cached.resolve().write_bytes(content)
     load_lists("someone/lists")
+    (cached,) = (tmp_path / "cache").glob("**/snapshots/*/test-00000-of-00001.parquet")
+    cached.unlink()
+    with pytest.raises(InputError, match=r"the lists of someone/lists could not be fetched: .*HF_HUB_OFFLINE"):
+        load_lists("someone/lists")
 
 
 def test_a_stream_that_fails(hub: Hub, own_lists: Path) -> None:
@@ -238,8 +243,10 @@ def by_licence(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in ("simulated_prm", "simulated_ad", "real_prm", "real_ad")}
 
 
-def test_licences_are_known_to_machines(by_licence: dict[str, Path], own_lists: Path) -> None:
-    for name, folder in {**by_licence, "own": own_lists}.items():
+def test_licences_are_known_to_machines(by_licence: dict[str, Path], own_lists: Path, tmp_path: Path) -> None:
+    # What is made of lists is as free as they are.
+    add_earlier_clicks(by_licence["real_prm"], tmp_path / "lists", history_length=3, progress=False)
+    for name, folder in {**by_licence, "own": own_lists, "real_with_history": tmp_path / "lists"}.items():
         licence = {"simulated": "simulated", "real": "no-redistribution", "own": "own"}[name.split("_")[0]]
         assert licence_of(folder) == licence
         assert json.loads((folder / "report.json").read_text())["licence"] == licence
