@@ -129,8 +129,10 @@ def push_lists(
         InputError: The folder holds no whole prepared lists, they may not be redistributed, or as ``push_model``.
     """
     from hf_rerank.data.prepared import NO_REDISTRIBUTION, licence_of, read_prepared
+    from hf_rerank.data.unfinished import refuse_unfinished
 
     folder = Path(folder)
+    refuse_unfinished(folder)
     if not (folder / "schema.json").is_file():
         raise InputError(f"{folder} is no folder of prepared lists (it has no schema.json): see hf-rerank prepare")
     read_prepared(folder)

@@ -15,7 +15,7 @@ from hf_rerank.manifest import MANIFEST, read_manifest
 
 MAIN = "main"
 # What the Hub itself puts into a new repository, and what people write there by hand.
-_OF_ANYBODY = (".gitattributes", ".gitignore", "README.md", "LICENSE")
+_OF_ANYBODY = (".gitattributes", "README.md", "LICENSE")
 NOTHING_COMMITTED = "Nothing was committed: the repository is as it was; large files that arrived are not sent again"
 UNKNOWN_COMMIT = "Whether the commit arrived is not known: run the same command again, which commits nothing if it did"
 
@@ -145,6 +145,9 @@ def open_repository(
             "was sent"
         )
     names = sorted(sibling.rfilename for sibling in info.siblings or [])
+    if ".gitignore" in names:
+        # The client leaves out the files that it names, without a word.
+        raise InputError(f"{whole} has a .gitignore, which may keep files out: remove it there. Nothing was sent")
     foreign = [name for name in names if name not in _OF_ANYBODY]
     if foreign and MANIFEST not in names:
         raise InputError(

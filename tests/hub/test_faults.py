@@ -212,6 +212,26 @@ def test_a_repository_with_something_else(hub: Hub, run_folder: Path) -> None:
     assert not hub.objects
 
 
+def test_a_repository_that_leaves_files_out(hub: Hub, run_folder: Path) -> None:
+    push_model(run_folder, KEY)
+    hub.repositories[KEY][-1]["files"][".gitignore"] = b"*.safetensors"
+    line = refusal(lambda: push_model(run_folder, KEY))
+    assert line == "someone/prm has a .gitignore, which may keep files out: remove it there. Nothing was sent"
+
+
+def test_saving_and_pushing_at_once(hub: Hub, run_folder: Path, tmp_path: Path) -> None:
+    """As upstream's classes do; each part is one commit, and the manifest holds both."""
+    reranker = Reranker.from_pretrained(run_folder)
+    reranker.model.save_pretrained(tmp_path / "prm", push_to_hub=True, commit_message="The model", private=True)
+    reranker.processor.save_pretrained(tmp_path / "prm", push_to_hub=True, commit_message="The processor")
+    assert [commit["message"] for commit in hub.repositories[KEY]] == ["The model", "The processor"]
+    assert hub.private == {KEY}
+    assert hub.files(KEY).keys() == FILES
+    assert json.loads(hub.files(KEY)[MANIFEST])["files"] == json.loads((KEPT / MANIFEST).read_text())["files"]
+    Reranker.from_pretrained(KEY)
+    assert {path.name for path in (tmp_path / "prm").iterdir()} == FILES - {"README.md", MANIFEST}
+
+
 def test_private_is_never_public(hub: Hub, run_folder: Path) -> None:
     hub.repositories["someone/open"] = []
     assert refusal(lambda: push_model(run_folder, "someone/open", private=True)) == (

@@ -297,6 +297,8 @@ def test_lists_of_which_nothing_is_known(hub: Hub, own_lists: Path, tmp_path: Pa
         shutil.copy(path, folder)
     with pytest.raises(InputError, match=r"does not say who may redistribute its lists.*'## Licence'"):
         push_lists(folder, "someone/lists")
+    with pytest.raises(InputError, match="is no folder of prepared lists"):
+        push_lists(tmp_path, "someone/lists")
     (folder / "test-00000-of-00001.parquet").rename(folder / "test-00000-of-00002.parquet")
     with pytest.raises(InputError, match=r"lacks the shard test-00001-of-00002\.parquet"):
         push_lists(folder, "someone/lists")
