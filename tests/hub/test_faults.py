@@ -52,6 +52,7 @@ def refusal(push: Callable[[], object]) -> str:
         push()
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is None
+    assert TOKEN not in str(caught.value)
     return str(caught.value)
 
 
