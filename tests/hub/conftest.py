@@ -13,16 +13,10 @@ import huggingface_hub.utils
 import pytest
 from hub_server import Hub, running_hub
 from huggingface_hub import constants
+from samples import KEPT, SCHEMA, TOKEN
 
-from hf_rerank import Categorical, Dense, ListSchema, load_lists
+from hf_rerank import load_lists
 from hf_rerank.data.prepare_own import prepare_own
-
-KEPT = Path(__file__).parent / "kept" / "tiny_prm"
-# Of the length of real ones; looked for in all that is said and written.
-TOKEN = "hf_canaryCanaryCanaryCanaryCanary12345"
-SCHEMA = ListSchema(
-    items=[Categorical("item_id"), Dense("price")], list_id="list_id", group="user_id", max_list_length=4
-)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import KEPT, TOKEN
 from hub_server import Fault, Hub
 from huggingface_hub import constants
+from samples import KEPT, TOKEN
 
 from hf_rerank import InputError, ListProcessor, Reranker
 from hf_rerank.cli import main

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import KEPT
+from samples import KEPT
 
 from hf_rerank import InputError, Reranker
 from hf_rerank.manifest import MANIFEST, manifest_text

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import TOKEN
 from hub_server import Fault, Hub, running_hub
 from huggingface_hub import DatasetCard, constants
+from samples import TOKEN
 
 from hf_rerank import InputError, load_lists
 from hf_rerank.cli import main
