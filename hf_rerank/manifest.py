@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,36 @@ def write_manifest(folder: Path, **facts: Any) -> None:
         if name not in _NOT_LISTED:
             files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         _to_disk(path)
-    content = {"format_version": FORMAT_VERSION, **facts, "files": files}
-    text = json.dumps({**content, "sha256": _own_digest(content)}, indent=2) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    (folder / MANIFEST).write_text(_text(files, **facts), encoding="utf-8")
     _to_disk(folder / MANIFEST)
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         to_disk(path)
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def manifest_text(files: Mapping[str, Path | bytes], kept: Mapping[str, Any]) -> str:
+    """What ``manifest.json`` beside these files shall hold.
+
+    Args:
+        files: Name -> a file, or its content.
+        kept: Entries of an earlier manifest, of files that stay.
+    """
+    entries = dict(kept)
+    for name, content in files.items():
+        if name in _NOT_LISTED:
+            continue
+        if isinstance(content, bytes):
+            entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        else:
+            entries[name] = {"bytes": content.stat().st_size, "sha256": _sha256(content)}
+    return _text(dict(sorted(entries.items())))
+
+
+def read_manifest(folder: Path, remedy: str = "save or download it again") -> dict[str, Any] | None:
     """The manifest of a folder; None without one.
+
+    Args:
+        folder: A saved folder.
+        remedy: What to do if it is damaged, at the end of the message.
 
     Raises:
         InputError: It is damaged, or of a newer format.
@@ -58,7 +78,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     if not path.exists():
         return None
-    damaged = f"{path} is damaged: it does not hold what was saved, so nothing in {folder} can be relied on"
+    damaged = f"{path} is damaged: it does not hold what was saved, so nothing in {folder} can be relied on; {remedy}"
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
         own = content.pop("sha256")
@@ -74,13 +94,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def verify(folder: Path, reads: Callable[[str], bool], remedy: str) -> dict[str, Any] | None:
+def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: bool = True) -> dict[str, Any] | None:
     """Checks the files that are about to be read against the manifest, where there is one.
 
     Args:
         folder: A saved folder.
         reads: Which of its files, by their names.
         remedy: What to do, at the end of every message.
+        digests: Also compare the SHA-256, for which every byte is read; otherwise names and sizes only.
 
     Returns:
         The manifest; None without one: then nothing was checked.
@@ -88,7 +109,7 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str) -> dict[str,
     Raises:
         InputError: A file is missing, cut or changed, or lies there without being listed.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, remedy)
     if manifest is None:
         return None
     files = manifest["files"]
@@ -106,7 +127,7 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str) -> dict[str,
             raise InputError(
                 f"{path} has {size:,} bytes, {saved['bytes']:,} were saved: it is cut or changed; {remedy}"
             )
-        if _sha256(path) != saved["sha256"]:
+        if digests and _sha256(path) != saved["sha256"]:
             raise InputError(f"{path} is damaged or changed: its SHA-256 is not that of the file saved; {remedy}")
     return manifest
 
@@ -207,6 +228,11 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _text(files: dict[str, Any], **facts: Any) -> str:
+    content = {"format_version": FORMAT_VERSION, **facts, "files": files}
+    return json.dumps({**content, "sha256": _own_digest(content)}, indent=2) + "\n"
 
 
 def _own_digest(content: dict[str, Any]) -> str:

@@ -328,6 +328,18 @@ class ListProcessor(FeatureExtractionMixin):
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         return [str(folder / CONFIG_FILE), str(folder / VOCABULARIES_FILE)]
 
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> Any:  # type: ignore[override]
+        """Uploads the processor alone (``Reranker.push_to_hub``: also its model); other files of the repository stay.
+
+        Args:
+            repo_id: ``"someone/name"``, or a name of your own.
+            commit_message: Of the commit.
+            options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``hf_rerank.hub.push_model``.
+        """
+        from hf_rerank.hub.push import push_saved
+
+        return push_saved(self.save_pretrained, repo_id, part=True, commit_message=commit_message, **options)
+
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls,

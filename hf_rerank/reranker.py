@@ -9,9 +9,11 @@ from typing import Any, Literal, overload
 import torch
 
 from hf_rerank.errors import InputError
+from hf_rerank.hub.files import at_one_commit
 from hf_rerank.manifest import replacing
 from hf_rerank.models.auto import AutoReranker
 from hf_rerank.models.base import PreTrainedReranker
+from hf_rerank.processing import CONFIG_FILE as PROCESSOR_FILE
 from hf_rerank.processing import EncodingReport, ListProcessor
 from hf_rerank.ranking import DEFAULT_BATCH, check_at_least_one, encoded_rows
 
@@ -58,8 +60,9 @@ class Reranker:
                 missing, unknown, of the wrong shape or damaged.
         """
         hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
+        hub_options = at_one_commit(source, PROCESSOR_FILE, **hub_options)
         processor = ListProcessor.from_pretrained(source, **hub_options)
-        model: Any = AutoReranker.from_pretrained(source, **options)
+        model: Any = AutoReranker.from_pretrained(source, **{**options, **hub_options})
         return cls(model if device is None else model.to(device), processor)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -71,6 +74,44 @@ class Reranker:
         with replacing(folder) as staging:
             self.model.save_pretrained(staging)
             self.processor.save_pretrained(staging)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload re-ranker",
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> Any:
+        """Uploads the re-ranker (model, processor, card) in one commit.
+
+        Args:
+            repo_id: ``"someone/name"``, or a name of your own.
+            commit_message: Of the commit.
+            private: A repository that this creates is private; one that is there must be.
+            token: None: the one you logged in with.
+            revision: Branch to commit to, made if there is none. None: main.
+            create_pr: Open a pull request instead.
+
+        Returns:
+            The ``CommitInfo``.
+
+        Raises:
+            InputError: It holds weights that are not finite, or as ``hf_rerank.hub.push_model``.
+        """
+        from hf_rerank.hub.push import push_saved
+
+        return push_saved(
+            self.save_pretrained,
+            repo_id,
+            commit_message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
 
     @overload
     def rerank(

@@ -29,7 +29,14 @@ from hf_rerank.data.ad_lists import PROFILE_COLUMNS, Bucket, ListMaker
 from hf_rerank.data.ad_tables import BLOCK_BYTES, Damage, OnDamage, check_file, fingerprint, read_blocks, read_whole
 from hf_rerank.data.ad_truth import read_truth
 from hf_rerank.data.ad_windows import MAX_WINDOW_ITEMS, PROTOCOLS, WINDOW_SECONDS, choose_windows
-from hf_rerank.data.prepared import PrepareReport, dataset_card, write_description
+from hf_rerank.data.prepared import (
+    NO_REDISTRIBUTION,
+    SIMULATED,
+    Licence,
+    PrepareReport,
+    dataset_card,
+    write_description,
+)
 from hf_rerank.data.prm_public_truth import read_truth_header, truth_file
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.unfinished import CannotWrite, Unfinished, unfinished_folder
@@ -486,12 +493,13 @@ def _card(files: AdFiles, protocol: str, schema: ListSchema, report: PrepareRepo
     ]
     if simulated:
         caveats.append("These lists are simulated. `attraction` and `examination` are the truth, and no features.")
-        licence = "Simulated lists: no line of the original dataset is in them."
+        licence = Licence(SIMULATED, "Simulated lists: no line of the original dataset is in them.")
     else:
         caveats.append("The order of time is no order of an initial ranker: it is what `position` falls back to.")
-        licence = (
+        licence = Licence(
+            NO_REDISTRIBUTION,
             "The lists come from the dataset 'Ad Display/Click Data on Taobao.com' (Alibaba, Tianchi data set 56), "
-            "which may not be redistributed: keep this folder to yourself, and do not push it to a public repository."
+            "which may not be redistributed: keep this folder to yourself, and do not push it to a public repository.",
         )
     title = "Ad, simulated" if simulated else "Ad"
     return dataset_card(title, report, schema, how=how, caveats=caveats, licence=licence)

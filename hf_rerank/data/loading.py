@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 
+from hf_rerank.data.hub_lists import fetched_folder, is_repository, refuse_hub_options, streamed
 from hf_rerank.data.named import NAMED_SOURCES, ad_folder, prm_public_folder, prm_public_stream, simulated_prm
 from hf_rerank.data.own_lists import cut_by_time, datasets_of_files, given, read_files, split_lists
 from hf_rerank.data.prepared import is_prepared, read_prepared
@@ -16,6 +17,7 @@ from hf_rerank.data.suspicions import Suspicions, leak
 from hf_rerank.data.time_split import time_column
 from hf_rerank.data.unfinished import refuse_unfinished
 from hf_rerank.errors import InputError
+from hf_rerank.hub.faults import named_faults
 from hf_rerank.lists import Lists, refuse_repeated_ids, tables_of
 from hf_rerank.schema import ListSchema
 
@@ -67,6 +69,8 @@ def load_lists(
     seed: int = 0,
     max_list_length: int | None = None,
     split_by: str = "group",
+    revision: str | None = None,
+    token: str | None = None,
 ) -> ListsDict | IterableListsDict:
     """Loads lists as splits that carry their schema.
 
@@ -82,6 +86,8 @@ def load_lists(
             - ``"ad"``: the raw files in ``data_dir``, prepared once into the cache. Or ``data_dir`` is a folder
               that is prepared already.
             - A folder of prepared lists (it holds ``schema.json``).
+            - The id of a dataset repository on the Hub, such as ``"someone/lists"``, that ``hf_rerank.hub.push_lists``
+              filled: fetched once into the Hub's cache, or with ``streaming=True`` read as it is needed.
             - A ``.parquet``, ``.jsonl`` or ``.json`` file or a folder of them, one row a list, with ``schema``.
             - A ``.csv`` file or a folder of them, one row an item, with ``schema``: rows of one ``list_id`` are a
               list. Read as a whole, into memory; see ``hf_rerank.data.long_form``.
@@ -105,6 +111,8 @@ def load_lists(
             time a list, or one an item, whose latest counts: numbers, dates, datetimes or their ISO 8601 text. Unlike
             the split by group, users of the test split are in train too. Not for streams; a prepared folder is split
             anew.
+        revision: Of a repository: branch, tag or commit.
+        token: Of a repository. None: the one you logged in with.
 
     Returns:
         Splits ``ranker_train`` (for initial rankers, click models and personalised vectors only), ``train``,
@@ -119,6 +127,9 @@ def load_lists(
             in the first lists.
     """
     named = isinstance(source, str) and source in NAMED_SOURCES
+    on_hub = not named and is_repository(source)
+    if not on_hub:
+        refuse_hub_options(repr(source) if isinstance(source, str) else f"a {type(source).__name__}", revision, token)
     _check_options(source, named, data_dir, protocol, n_lists, max_list_length)
     if isinstance(schema, (str, Path)):
         schema = ListSchema.load(schema)
@@ -130,6 +141,14 @@ def load_lists(
     time = time_column(split_by)
     if named:
         lists = _load_named(source, data_dir, streaming, protocol, n_lists, seed, max_list_length)
+        return lists if time is None else _split_anew(lists, time)
+    if on_hub:
+        if streaming:
+            splits, own_schema = streamed(source, revision, token)
+            with named_faults(f"the lists of {source} could not be streamed", token=token):
+                lists = _checked(splits, own_schema if schema is None else schema)
+        else:
+            lists = _load_prepared(fetched_folder(source, revision, token), schema, streaming)
         return lists if time is None else _split_anew(lists, time)
     if isinstance(source, (str, Path)):
         path = Path(source)

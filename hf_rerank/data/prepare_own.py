@@ -21,7 +21,7 @@ from tqdm import tqdm
 import hf_rerank
 from hf_rerank.data.frames import plain_columns
 from hf_rerank.data.own_lists import cut_by_time, list_files, read_files, split_lists
-from hf_rerank.data.prepared import PrepareReport, dataset_card, is_prepared, write_description
+from hf_rerank.data.prepared import OWN, Licence, PrepareReport, dataset_card, is_prepared, write_description
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.suspicions import Suspicions, leak
 from hf_rerank.data.time_split import time_column
@@ -246,4 +246,4 @@ def _card(path: Path, split_by: str, given: bool, schema: ListSchema, report: Ow
         *(f"Warning: {message}" for message in report.warnings),
     ]
     how = [f"Made by `hf-rerank prepare own` from `{path.name}`; every list was checked, none changed.", rule]
-    return dataset_card(path.stem, report, schema, how=how, caveats=caveats, licence="Yours to say.")
+    return dataset_card(path.stem, report, schema, how=how, caveats=caveats, licence=Licence(OWN, "Yours to say."))

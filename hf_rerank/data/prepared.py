@@ -26,6 +26,10 @@ SCHEMA_FILE = "schema.json"
 REPORT_FILE = "report.json"
 CARD_FILE = "README.md"
 HOW_SECTION, CAVEATS_SECTION, LICENCE_SECTION = "How it was made", "Before you compare results", "Licence"
+# Who may redistribute lists: ``license_name`` in the header of the card, ``licence`` in the report.
+SIMULATED, NO_REDISTRIBUTION, OWN = "simulated", "no-redistribution", "own"
+
+_NO_REDISTRIBUTION_TEXT, _SIMULATED_TEXT = "may not be redistributed", "Simulated lists: no line of the original"
 
 _SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 
@@ -109,6 +113,19 @@ class PrepareReport:
         return {name: value for name, value in plain.items() if name not in ("counts", "stages") or value}
 
 
+@dataclass(frozen=True)
+class Licence:
+    """Who may do what with prepared lists.
+
+    Attributes:
+        name: ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None where nothing says it.
+        text: In words.
+    """
+
+    name: str | None
+    text: str
+
+
 def write_description(
     folder: Path, schema: ListSchema, report: PrepareReport, card: str, **more: dict[str, Any]
 ) -> None:
@@ -117,12 +134,21 @@ def write_description(
     schema.save(folder / SCHEMA_FILE)
     counts = {name: value for name, value in report.to_dict().items() if name not in ("seconds", "stages")}
     described = counts | more
+    licence = _licence_name(card)
+    if licence is not None:
+        described["licence"] = licence
     (folder / REPORT_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def dataset_card(
-    title: str, report: PrepareReport, schema: ListSchema, *, how: Sequence[str], caveats: Sequence[str], licence: str
+    title: str,
+    report: PrepareReport,
+    schema: ListSchema,
+    *,
+    how: Sequence[str],
+    caveats: Sequence[str],
+    licence: Licence,
 ) -> str:
     """The card of a folder of prepared lists, with the header that ``datasets.load_dataset`` reads.
 
@@ -141,7 +167,10 @@ def dataset_card(
         if report.lists[split]
         for line in (f"      - split: {split}", f'        path: "{split}-*.parquet"')
     ]
-    header = ["---", f"pretty_name: {title}", "license: other", "tags:", "  - re-ranking", "  - recommender-systems"]
+    header = ["---", f"pretty_name: {title}", "license: other"]
+    if licence.name is not None:
+        header.append(f"license_name: {licence.name}")
+    header += ["tags:", "  - re-ranking", "  - recommender-systems"]
     if files:
         header += ["configs:", "  - config_name: default", "    data_files:", *files]
     table = [
@@ -172,7 +201,7 @@ def dataset_card(
     lines += ["", "```python", "from hf_rerank import load_lists", "", 'lists = load_lists("path/to/this/folder")']
     lines += ['lists["train"], lists.schema', "```", "", "## Statistics", "", *table, "", *_points(counts)]
     lines += ["", f"## {HOW_SECTION}", "", *_points(how), "", f"## {CAVEATS_SECTION}", "", *_points(caveats)]
-    return "\n".join([*lines, "", f"## {LICENCE_SECTION}", "", licence, ""])
+    return "\n".join([*lines, "", f"## {LICENCE_SECTION}", "", licence.text, ""])
 
 
 @dataclass(frozen=True)
@@ -182,7 +211,7 @@ class Card:
     title: str
     how: list[str]
     caveats: list[str]
-    licence: str
+    licence: Licence
 
 
 def read_card(folder: Path) -> Card:
@@ -202,8 +231,32 @@ def read_card(folder: Path) -> Card:
     def points(name: str) -> list[str]:
         return [line.removeprefix("- ") for line in sections.get(name, []) if line.startswith("- ")]
 
-    licence = "\n".join(sections.get(LICENCE_SECTION, [])).strip()
+    licence = Licence(_licence_name(text), "\n".join(sections.get(LICENCE_SECTION, [])).strip())
     return Card(title, points(HOW_SECTION), points(CAVEATS_SECTION), licence)
+
+
+def licence_of(folder: Path) -> str | None:
+    """Whether a folder of prepared lists may be redistributed, by card and report: the stricter of both counts.
+
+    Returns:
+        ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None where neither says anything.
+    """
+    card = read_card(folder).licence
+    said = (read_report(folder).get("licence"), card.name)
+    if NO_REDISTRIBUTION in said or _NO_REDISTRIBUTION_TEXT in card.text:
+        return NO_REDISTRIBUTION
+    return next((name for name in said if name in (SIMULATED, OWN)), OWN if card.text else None)
+
+
+def _licence_name(card: str) -> str | None:
+    """From the header of a card; of one that is older than the name, by its words."""
+    header = card.partition("\n---\n")[0]
+    named = re.search(r"^license_name: (\S+)$", header, re.MULTILINE)
+    if named is not None:
+        return named[1]
+    if _NO_REDISTRIBUTION_TEXT in card:
+        return NO_REDISTRIBUTION
+    return SIMULATED if _SIMULATED_TEXT in card else None
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -266,25 +319,11 @@ def read_prepared(folder: str | Path) -> PreparedFolder:
             f"{folder} is no folder of prepared lists (it has no {SCHEMA_FILE}): make one with hf-rerank prepare"
         )
     schema = ListSchema.load(folder / SCHEMA_FILE)
-    paths = sorted(folder.glob("*.parquet"))
-    if not paths:
-        raise InputError(
-            f"{folder} has a {SCHEMA_FILE} but no shards: expected files such as train-00000-of-00001.parquet"
-        )
-    files: dict[str, list[Path]] = {}
-    for path in paths:
-        name = _SHARD.fullmatch(path.name)
-        if name is None:
-            raise InputError(f"{path} has no name of a shard: expected one such as train-00000-of-00001.parquet")
-        files.setdefault(name["split"], []).append(path)
-        whole = [f"{name['split']}-{number:05d}-of-{name['count']}.parquet" for number in range(int(name["count"]))]
-        missing = [shard for shard in whole if not (folder / shard).is_file()]
-        if missing or path.name not in whole:
-            wrong = f"lacks the shard {missing[0]}" if missing else f"holds {path.name}, which belongs to no whole set"
-            raise InputError(f"{folder} {wrong}: prepare the lists again, or copy all of the folder")
-    for split, shards in files.items():
-        if len({shard.name[-len("00001.parquet") :] for shard in shards}) > 1:
-            raise InputError(f"{folder} holds two sets of shards of {split}: keep one of them")
+    files = {
+        split: [folder / name for name in names]
+        for split, names in shards_of(str(folder), sorted(path.name for path in folder.glob("*.parquet"))).items()
+    }
+    first = next(iter(files.values()))[0]
     columns: pa.Schema | None = None
     lists: dict[str, int] = {}
     for split, shards in files.items():
@@ -294,10 +333,43 @@ def read_prepared(folder: str | Path) -> PreparedFolder:
             found = footer.schema.to_arrow_schema().remove_metadata()
             columns = found if columns is None else columns
             if not found.equals(columns):
-                raise InputError(f"{shard} has other columns than {paths[0]}: the folder mixes two preparations")
+                raise InputError(f"{shard} has other columns than {first}: the folder mixes two preparations")
     assert columns is not None
+    return PreparedFolder(schema, files, lists, columns)
+
+
+def shards_of(where: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """Split -> its shards, in order.
+
+    Args:
+        where: The folder or repository, for messages.
+        names: Of the Parquet files in it, sorted.
+
+    Raises:
+        InputError: There are none, a shard is missing, or a name is that of no shard.
+    """
+    if not names:
+        raise InputError(
+            f"{where} has a {SCHEMA_FILE} but no shards: expected files such as train-00000-of-00001.parquet"
+        )
+    files: dict[str, list[str]] = {}
+    for name in names:
+        parts = _SHARD.fullmatch(name)
+        if parts is None:
+            raise InputError(
+                f"{where}/{name} has no name of a shard: expected one such as train-00000-of-00001.parquet"
+            )
+        files.setdefault(parts["split"], []).append(name)
+        whole = [f"{parts['split']}-{number:05d}-of-{parts['count']}.parquet" for number in range(int(parts["count"]))]
+        missing = [shard for shard in whole if shard not in names]
+        if missing or name not in whole:
+            wrong = f"lacks the shard {missing[0]}" if missing else f"holds {name}, which belongs to no whole set"
+            raise InputError(f"{where} {wrong}: prepare the lists again, or copy all of the folder")
+    for split, shards in files.items():
+        if len({shard[-len("00001.parquet") :] for shard in shards}) > 1:
+            raise InputError(f"{where} holds two sets of shards of {split}: keep one of them")
     order = sorted(files, key=lambda split: (SPLITS.index(split) if split in SPLITS else len(SPLITS), split))
-    return PreparedFolder(schema, {split: files[split] for split in order}, lists, columns)
+    return {split: files[split] for split in order}
 
 
 def read_footer(path: Path) -> pq.FileMetaData:

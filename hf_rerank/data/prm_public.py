@@ -24,7 +24,14 @@ import pyarrow as pa
 from tqdm import tqdm
 
 import hf_rerank
-from hf_rerank.data.prepared import PrepareReport, dataset_card, write_description
+from hf_rerank.data.prepared import (
+    NO_REDISTRIBUTION,
+    SIMULATED,
+    Licence,
+    PrepareReport,
+    dataset_card,
+    write_description,
+)
 from hf_rerank.data.prm_public_lines import LineBatch, LineReader, TextRange, find_ranges, is_gzip
 from hf_rerank.data.prm_public_state import State
 from hf_rerank.data.prm_public_text import (
@@ -592,11 +599,12 @@ def _card(
         caveats.append("The file is not known to be in order of time: nothing here is a user's history.")
     if simulated:
         caveats.append("These lists are simulated. `attraction` and `examination` are the truth, and no features.")
-        licence = "Simulated lists: no line of the original dataset is in them."
+        licence = Licence(SIMULATED, "Simulated lists: no line of the original dataset is in them.")
     else:
-        licence = (
+        licence = Licence(
+            NO_REDISTRIBUTION,
             "The lists come from the PRM Public dataset (Alibaba), which its authors publish and which may not be "
-            "redistributed: keep this folder to yourself, and do not push it to a public repository."
+            "redistributed: keep this folder to yourself, and do not push it to a public repository.",
         )
     title = "PRM Public, simulated" if simulated else "PRM Public"
     return dataset_card(title, report, schema, how=how, caveats=caveats, licence=licence)

@@ -60,6 +60,19 @@ def model_card(name: str, results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plain_model_card(name: str) -> str:
+    """The text of README.md of a model whose results are not known.
+
+    Args:
+        name: Of the repository.
+    """
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(library_name="hf_rerank", tags=["re-ranking", "recommender-system"])
+    loading = f'from hf_rerank import Reranker\n\nreranker = Reranker.from_pretrained("{name}")'
+    return f"---\n{data.to_yaml()}\n---\n# {name}\n\nA re-ranker.\n\n```python\n{loading}\n```\n"
+
+
 def _evaluation_lines(evaluations: dict[str, dict[str, float]]) -> list[str]:
     lines = []
     for prefix, metrics in evaluations.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
+from hf_rerank.hub.faults import reason, without_tokens
 from hf_rerank.manifest import MANIFEST, read_manifest, refuse_repeated_names, verify
 
 REMEDY = "save or download it again"
@@ -27,11 +28,10 @@ def verified_folder(
     Raises:
         InputError: As ``model_file``; or a file is cut, changed, or not one of those that were saved.
     """
+    hub_options = at_one_commit(source, names[0], **hub_options)
     folder = model_file(source, names[0], **hub_options).parent
     remote = not Path(source).is_dir()
     if remote:
-        # The rest from the very commit of the first, which is the name of the folder that the Hub's cache keeps it in.
-        hub_options = {**hub_options, "revision": folder.name}
         _fetched_if_there(source, MANIFEST, **hub_options)
     for name in names[1:]:
         model_file(source, name, **hub_options)
@@ -39,12 +39,33 @@ def verified_folder(
     def wanted(name: str) -> bool:
         return name in names or (reads is not None and reads(name))
 
-    if remote and (manifest := read_manifest(folder)) is not None:
+    remedy = repair(source, folder.name) if remote else REMEDY
+    if remote and (manifest := read_manifest(folder, remedy)) is not None:
         for name in manifest["files"]:
             if wanted(name):
                 model_file(source, name, **hub_options)
-    verify(folder, wanted, REMEDY)
+    verify(folder, wanted, remedy)
     return folder
+
+
+def at_one_commit(source: str | Path, name: str, **hub_options: Any) -> dict[str, Any]:
+    """The options with the commit that a repository's revision is at now, so that all files come from the same one.
+
+    Args:
+        source: A folder, whose options stay as they are; or the id of a Hub repository.
+        name: A file that must be there.
+        hub_options: As of ``model_file``.
+    """
+    if Path(source).is_dir():
+        return hub_options
+    # The Hub's cache keeps the files of a commit in a folder of its name.
+    return {**hub_options, "revision": model_file(source, name, **hub_options).parent.name}
+
+
+def repair(source: str | Path, commit: str, kind: str = "model") -> str:
+    """The command that fetches a commit into the cache anew, whatever became of what is there."""
+    of_kind = "" if kind == "model" else f" --repo-type {kind}"
+    return f"fetch it anew: hf download {source}{of_kind} --revision {commit} --force-download"
 
 
 def folder_with_weights(source: str | Path, *, variant: str | None = None, **hub_options: Any) -> Path:
@@ -94,12 +115,17 @@ def _shards(index: Path) -> list[str]:
 def _fetched_if_there(source: str | Path, name: str, **hub_options: Any) -> Path | None:
     """The file ``name`` of a Hub repository; None if the repository, or the cache while offline, has none."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 
     try:
         return Path(hf_hub_download(str(source), name, **hub_options))
-    except EntryNotFoundError:  # in a repository, or in the cache
+    except RemoteEntryNotFoundError:
         return None
+    except LocalEntryNotFoundError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, OfflineModeIsEnabled):
+            return None
+        # Nobody knows whether there is one: a model is not loaded unchecked because the network failed.
+        raise InputError(_unreachable(source, name, error, hub_options.get("token"))) from None
 
 
 def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
@@ -108,7 +134,7 @@ def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
     Args:
         source: A folder, or the id of a Hub repository (``"someone/prm-taobao"``).
         name: A file name; fixed by this library, never read from a checkpoint.
-        hub_options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
+        hub_options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``, ``repo_type``.
 
     Raises:
         InputError: The folder lacks the file, there is no such folder or repository, or it cannot be reached.
@@ -124,8 +150,8 @@ def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
         return path
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RemoteEntryNotFoundError,
         RepositoryNotFoundError,
@@ -136,18 +162,32 @@ def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
         return Path(hf_hub_download(str(source), name, **hub_options))
     except RemoteEntryNotFoundError:
         raise InputError(f"the repository {source} has no {name}: expected what push_to_hub uploads") from None
-    except LocalEntryNotFoundError:
-        raise InputError(
-            f"there is no folder {source}, and of a repository of that name {name} is neither in the cache nor can it "
-            "be fetched: check the path, or the connection"
-        ) from None
+    except LocalEntryNotFoundError as error:
+        raise InputError(_unreachable(source, name, error, hub_options.get("token"))) from None
     except RevisionNotFoundError:
         raise InputError(f"the repository {source} has no revision {hub_options['revision']!r}") from None
     except RepositoryNotFoundError:
+        kind = hub_options.get("repo_type") or "model"
         raise InputError(
-            f"there is neither a folder {source} nor a repository of that name that you may read: check the name, or "
-            "pass token="
+            f"there is neither a folder {source} nor a {kind} repository of that name that you may read: check the "
+            "name, or pass token="
         ) from None
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{source} is neither a folder here nor a repository that can be reached: {reason}") from None
+    except HFValidationError as error:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"{source} is neither a folder here nor a repository: {said}") from None
+    except (HTTPError, OSError) as error:
+        line = f"{name} of the repository {source} cannot be fetched: {reason(error, hub_options.get('token'))}"
+        raise InputError(without_tokens(line, hub_options.get("token"))) from None
+
+
+def _unreachable(source: str | Path, name: str, error: BaseException, token: Any) -> str:
+    """Of a file that is not in the cache, while the Hub does not give it."""
+    if error.__cause__ is None:
+        why = "only the cache was to be looked at (local_files_only); leave that out to fetch it"
+    else:
+        why = reason(error.__cause__, token)
+    return without_tokens(
+        f"there is no folder {source}, and {name} of a repository of that name is not in the cache and cannot be "
+        f"fetched: {why}",
+        token,
+    )

@@ -1,15 +1,25 @@
-"""Creates a repository and uploads a folder to it as one commit."""
+"""What a repository of ours holds, and pushing it: a re-ranker, part of one, or prepared lists; one commit or none."""
 
 from __future__ import annotations
 
+import fnmatch
+import json
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# All that a repository of ours may hold; anything else in the folder would be a mistake.
+from hf_rerank.errors import InputError
+from hf_rerank.hub.card import model_card, plain_model_card
+from hf_rerank.hub.repository import Repository, open_repository
+from hf_rerank.manifest import MANIFEST, manifest_text, verify
+
+CARD = "README.md"
+# All that a model repository of ours may hold; anything else in the folder would be a mistake.
 PUSHED = (
-    "README.md",
+    CARD,
     "config.json",
-    "manifest.json",
+    MANIFEST,
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",
@@ -18,50 +28,181 @@ PUSHED = (
     "results.json",
     "training_args.json",
 )
+# And a repository of prepared lists. Damaged lines and the models that made columns stay at home.
+PUSHED_LISTS = (CARD, "schema.json", "report.json", MANIFEST, "*-?????-of-?????.parquet")
+LOCAL_FOLDER = "path/to/this/folder"
 
 
-def create_repository(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-    """Creates a model repository if there is none.
-
-    Args:
-        repo_id: ``"someone/name"``, or a name of your own.
-        private: Whether a repository that this creates is private.
-        token: None: the one you logged in with.
-
-    Returns:
-        Its whole id, ``"someone/name"``.
-    """
-    from huggingface_hub import HfApi
-
-    return HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True).repo_id
-
-
-def push_folder(
+def push_model(
     folder: str | Path,
     repo_id: str,
     *,
-    commit_message: str,
+    commit_message: str = "Upload re-ranker",
+    private: bool | None = None,
     token: str | None = None,
     revision: str | None = None,
+    create_pr: bool = False,
 ) -> Any:
-    """Uploads the folder's model files to a repository in one commit.
+    """Uploads a saved re-ranker: its weights, processor, card and results, and nothing else of the folder.
 
     Args:
-        folder: What to upload.
-        repo_id: ``"someone/name"``.
+        folder: That the trainer or ``Reranker.save_pretrained`` wrote. It is loaded first: what does not load is not
+            pushed. Without a ``README.md`` in it the card is made of ``results.json``.
+        repo_id: ``"someone/name"``, or a name of your own.
         commit_message: Of the commit.
+        private: A repository that this creates is private; one that is there must be.
         token: None: the one you logged in with.
-        revision: Branch to commit to.
+        revision: Branch to commit to, made if there is none. None: main.
+        create_pr: Open a pull request instead.
 
     Returns:
         The ``CommitInfo``.
-    """
-    from huggingface_hub import HfApi
 
-    return HfApi(token=token).upload_folder(
-        folder_path=folder,
-        repo_id=repo_id,
-        commit_message=commit_message,
-        revision=revision,
-        allow_patterns=list(PUSHED),
+    Raises:
+        InputError: The folder holds no whole re-ranker, or the Hub refuses or fails; then nothing was committed,
+            unless the message says that this is not known.
+    """
+    folder = Path(folder)
+    _refuse_unfit(folder)
+    repository = open_repository(
+        repo_id, "model", private=private, revision=revision, create_pr=create_pr, token=token
     )
+    files: dict[str, Path | bytes] = {**_chosen(folder, PUSHED)}
+    if CARD not in files:
+        files[CARD] = _card(folder, repository.repo_id).encode()
+    return _commit(repository, files, PUSHED, commit_message)
+
+
+def push_saved(
+    save: Callable[[Path], object],
+    repo_id: str,
+    *,
+    part: bool = False,
+    commit_message: str,
+    **options: Any,
+) -> Any:
+    """Uploads what ``save`` writes into an empty folder: a re-ranker as ``push_model``, or one part of it.
+
+    Args:
+        save: Writes into the folder that it is given.
+        repo_id: As of ``push_model``.
+        part: Only the model, or only the processor: the other files of the repository stay.
+        commit_message: Of the commit.
+        options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``push_model``.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save(folder)
+        if not part:
+            return push_model(folder, repo_id, commit_message=commit_message, **options)
+        repository = open_repository(repo_id, "model", **options)
+        files: dict[str, Path | bytes] = {**_chosen(folder, PUSHED)}
+        owned = tuple(files) if "config.json" not in files else (*files, "model.safetensors*", "model-*.safetensors")
+        if CARD not in repository.files:
+            files[CARD] = _card(folder, repository.repo_id).encode()
+        return _commit(repository, files, owned, commit_message)
+
+
+def push_lists(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    commit_message: str = "Upload lists",
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    have_the_right_to_redistribute: bool = False,
+) -> Any:
+    """Uploads prepared lists as a dataset: shards, schema, report and card; ``load_lists(repo_id)`` reads them.
+
+    Args:
+        folder: Of prepared lists.
+        repo_id: As of ``push_model``, like those that follow.
+        have_the_right_to_redistribute: You have the owner's leave to pass on lists whose card says that they may not
+            be redistributed. A private repository is no way around: the lists leave your machine all the same.
+
+    Returns:
+        The ``CommitInfo``.
+
+    Raises:
+        InputError: The folder holds no whole prepared lists, they may not be redistributed, or as ``push_model``.
+    """
+    from hf_rerank.data.prepared import NO_REDISTRIBUTION, licence_of, read_prepared
+    from hf_rerank.data.unfinished import refuse_unfinished
+
+    folder = Path(folder)
+    refuse_unfinished(folder)
+    if not (folder / "schema.json").is_file():
+        raise InputError(f"{folder} is no folder of prepared lists (it has no schema.json): see hf-rerank prepare")
+    read_prepared(folder)
+    licence = licence_of(folder)
+    if licence is None:
+        raise InputError(
+            f"{folder} does not say who may redistribute its lists (no licence in {CARD}): prepare the lists again, "
+            f"or write a section '## Licence' into {CARD}"
+        )
+    if licence == NO_REDISTRIBUTION and not have_the_right_to_redistribute:
+        raise InputError(
+            f"the lists in {folder} may not be redistributed (see Licence in {CARD}), and a push, also a private one, "
+            "would breach that. Push simulated lists, or the model only; if the owner of the data gave you leave, say "
+            "so: have_the_right_to_redistribute=True (--i-have-the-right-to-redistribute)"
+        )
+    repository = open_repository(
+        repo_id, "dataset", private=private, revision=revision, create_pr=create_pr, token=token
+    )
+    files: dict[str, Path | bytes] = {**_chosen(folder, PUSHED_LISTS)}
+    card = (folder / CARD).read_text(encoding="utf-8")
+    files[CARD] = card.replace(LOCAL_FOLDER, repository.repo_id).encode()
+    return _commit(repository, files, PUSHED_LISTS, commit_message)
+
+
+def _chosen(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder that are pushed; the manifest is made anew."""
+    return {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != MANIFEST and any(fnmatch.fnmatch(path.name, name) for name in patterns)
+    }
+
+
+def _commit(repository: Repository, files: dict[str, Path | bytes], owned: Sequence[str], message: str) -> Any:
+    """Commits files, with a manifest of them and of what else of ours the repository keeps."""
+    kept = {}
+    earlier = repository.manifest()
+    if earlier is not None:
+        kept = {
+            name: about
+            for name, about in earlier["files"].items()
+            if not any(fnmatch.fnmatch(name, pattern) for pattern in owned)
+        }
+    return repository.commit({**files, MANIFEST: manifest_text(files, kept).encode()}, owned=owned, message=message)
+
+
+def _refuse_unfit(folder: Path) -> None:
+    """Refuses a folder from which no re-ranker could be loaded, or whose weights are not finite."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: expected one that the trainer or save_pretrained wrote")
+    from hf_rerank.reranker import Reranker
+
+    verify(folder, lambda name: any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED), "save it again")
+    refuse_broken_weights(Reranker.from_pretrained(folder).model, str(folder))
+
+
+def refuse_broken_weights(model: Any, where: str) -> None:
+    """Refuses a model with weights that are not finite."""
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise InputError(f"weights {name} of {where} are not finite: such a model is not pushed; train it again")
+
+
+def _card(folder: Path, repo_id: str) -> str:
+    """From ``results.json`` where there is one."""
+    path = folder / "results.json"
+    if not path.is_file():
+        return plain_model_card(repo_id)
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}; save the model again, or remove it") from None
+    return model_card(repo_id, results)

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.hub.files import model_file
+from hf_rerank.hub.files import verified_folder
 from hf_rerank.models.base import PreTrainedReranker, RerankerConfig
 from hf_rerank.models.dlcm import DLCMConfig, DLCMForReranking
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
@@ -100,7 +100,7 @@ class AutoReranker:
             for name in ("revision", "token", "cache_dir", "local_files_only", "force_download")
             if name in options
         }
-        config_file = model_file(source, "config.json", **hub_options)
+        config_file = verified_folder(source, ["config.json"], **hub_options) / "config.json"
         try:
             model_type = json.loads(config_file.read_text(encoding="utf-8"))["model_type"]
         except (ValueError, KeyError, TypeError) as error:

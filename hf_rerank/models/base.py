@@ -262,6 +262,28 @@ class PreTrainedReranker(PreTrainedModel):
         _finish(model, name)
         return model
 
+    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **options: Any) -> None:
+        """As upstream; ``push_to_hub=True`` then calls ``push_to_hub``, with ``repo_id`` and its other options."""
+        names = ("repo_id", "commit_message", "private", "revision", "create_pr") if push_to_hub else ()
+        chosen = {name: options.pop(name) for name in names if name in options}
+        super().save_pretrained(save_directory, *args, **options)
+        if push_to_hub:
+            repo_id = chosen.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, token=options.get("token"), **chosen)
+
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload model", **options: Any) -> Any:  # type: ignore[override]
+        """Uploads the model alone (``Reranker.push_to_hub``: also its processor); other files of the repository stay.
+
+        Args:
+            repo_id: ``"someone/name"``, or a name of your own.
+            commit_message: Of the commit.
+            options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``hf_rerank.hub.push_model``.
+        """
+        from hf_rerank.hub.push import push_saved, refuse_broken_weights
+
+        refuse_broken_weights(self, "the model")
+        return push_saved(self.save_pretrained, repo_id, part=True, commit_message=commit_message, **options)
+
     def forward(
         self,
         item_categorical: Tensor,

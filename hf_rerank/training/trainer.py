@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,7 +22,7 @@ from transformers import EvalPrediction
 
 from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.evaluation import EXTRAS, EvaluationSums, comparable_scores, measured
-from hf_rerank.manifest import replacing, write_manifest
+from hf_rerank.manifest import replacing
 from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
 from hf_rerank.principled.obedience import COLLAPSED_SPREAD
 from hf_rerank.principled.objective import PrincipledObjective
@@ -364,40 +363,48 @@ class RerankTrainer(CheckpointingTrainer):
         private: bool | None = None,
         token: str | None = None,
         revision: str | None = None,
+        create_pr: bool = False,
     ) -> Any:
         """Uploads the model, its processor, card and results in one commit, from a folder that holds nothing else.
 
         Args:
             repo_id: ``"someone/name"``. None: ``args.hub_model_id``, or the name of ``args.output_dir``.
             commit_message: Of the commit.
-            private: Whether a repository that this creates is private.
+            private: A repository that this creates is private; one that is there must be. None:
+                ``args.hub_private_repo``.
             token: None: ``args.hub_token``, or the one you logged in with.
-            revision: Branch to commit to.
+            revision: Branch to commit to, made if there is none. None: ``args.hub_revision``, or main.
+            create_pr: Open a pull request instead.
 
         Returns:
             The ``CommitInfo``; None on processes other than the main one.
 
         Raises:
             TrainingStopped: A weight is not finite.
+            InputError: As ``hf_rerank.hub.push_model``.
         """
         if not self.is_world_process_zero():
             return None
-        from hf_rerank.hub.card import model_card
-        from hf_rerank.hub.push import create_repository, push_folder
+        from hf_rerank.hub.push import push_saved
 
         self._refuse_broken_weights()
-        token = token or self.args.hub_token
         assert self.args.output_dir is not None
-        name = repo_id or self.args.hub_model_id or Path(self.args.output_dir).name
-        name = create_repository(name, private=private, token=token)
-        with tempfile.TemporaryDirectory() as folder:
+
+        def save(folder: Path) -> None:
             self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
-            write_json(Path(folder) / "training_args.json", self.results["training_arguments"])
-            write_json(Path(folder) / "results.json", self.results)
-            write_manifest(Path(folder))
-            (Path(folder) / "README.md").write_text(model_card(name, self.results), encoding="utf-8")
-            return push_folder(folder, name, commit_message=commit_message, token=token, revision=revision)
+            write_json(folder / "training_args.json", self.results["training_arguments"])
+            write_json(folder / "results.json", self.results)
+
+        return push_saved(
+            save,
+            repo_id or self.args.hub_model_id or Path(self.args.output_dir).name,
+            commit_message=commit_message,
+            private=self.args.hub_private_repo if private is None else private,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            create_pr=create_pr,
+        )
 
     def _encoded(self, lists: Any, *, cache: str | None = None, train: bool = False) -> Any:
         """Raw lists as batches; those given at the start, which are read again and again, through the cache."""

@@ -72,6 +72,7 @@ def test_report_and_shards(raw, tmp_path):
     assert table.column("user_id").to_pylist() == [user for user in range(400) if of_user[user] == "train"]
     assert len(Lists.from_arrow(table, prepared.schema, with_labels=True)) == expected["train"]
     saved = json.loads((tmp_path / "lists" / "report.json").read_text())
+    assert saved.pop("licence") == "no-redistribution"
     assert saved == {name: value for name, value in report.to_dict().items() if name != "seconds"}
 
 

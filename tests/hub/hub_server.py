@@ -1,4 +1,4 @@
-"""A Hub of one process: enough of its HTTP interface to create a repository, push one commit, and load from it.
+"""A Hub of one process: enough of its HTTP interface to create, push, branch, list, load and stream, and to go wrong.
 
 Repositories live in memory. ``requests`` notes what was asked, ``bodies`` every byte that came, in order.
 """
@@ -9,14 +9,42 @@ import base64
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS_SUFFIX = ".safetensors"
+LFS_SUFFIXES = (".safetensors", ".parquet")
+ALWAYS = 1_000_000
+NO_COMMIT = "0" * 40
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong at requests whose ``"METHOD /path"`` holds a match of ``where``.
+
+    Attributes:
+        where: A regular expression.
+        status: What is answered instead. 0: the connection is reset, after half of the body has been read.
+        headers: Of that answer.
+        message: Its text.
+        times: How often; later requests are served.
+        after: The request is served, and only then the answer is lost.
+        fired: How often it did.
+    """
+
+    where: str
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    message: str = "a fault of this Hub"
+    times: int = ALWAYS
+    after: bool = False
+    fired: int = 0
 
 
 class Hub:
@@ -24,28 +52,55 @@ class Hub:
 
     Attributes:
         user: Owner of repositories that are created without one.
+        owners: In whose names the token may write.
         token: The only token that may write.
-        repositories: Id -> commits, oldest first; each has ``id``, ``message`` and ``files`` (path -> bytes).
+        repositories: Key -> commits of all branches, oldest first; each has ``id``, ``message``, ``files`` (path ->
+            bytes), and ``branch`` where that is not main. The key is ``"someone/name"`` of a model,
+            ``"datasets/someone/name"`` of a dataset.
+        branches: (key, branch) -> the commit that it began at.
+        private: Keys of private repositories.
         objects: SHA-256 -> bytes of large files that were put.
         requests: ``"POST /api/repos/create"``, ...
         bodies: The bodies of all requests.
+        faults: What goes wrong.
     """
 
     def __init__(self, user: str, token: str) -> None:
         self.user, self.token = user, token
+        self.owners = (user, "club")
         self.repositories: dict[str, list[dict[str, Any]]] = {}
+        self.branches: dict[tuple[str, str], str] = {}
+        self.private: set[str] = set()
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.bodies: list[bytes] = []
+        self.faults: list[Fault] = []
         self.url = ""
 
-    def files(self, repo_id: str) -> dict[str, bytes]:
-        """The files of the newest commit."""
-        return self.repositories[repo_id][-1]["files"] if self.repositories[repo_id] else {}
+    def asked(self, where: str) -> int:
+        """How many requests hold a match of ``where``."""
+        return sum(re.search(where, request) is not None for request in self.requests)
 
-    def commit(self, repo_id: str, lines: list[dict[str, Any]]) -> str:
+    def find(self, key: str, revision: str = "main") -> dict[str, Any] | None:
+        """The commit of an id, or the newest of a branch; None if there is no such revision."""
+        commits = self.repositories[key]
+        for commit in reversed(commits):
+            if revision in (commit["id"], commit.get("branch", "main")):
+                return commit
+        if (key, revision) in self.branches:
+            return self.find(key, self.branches[key, revision])
+        if revision in ("main", NO_COMMIT):
+            return {"id": NO_COMMIT, "message": "", "files": {}}
+        return None
+
+    def files(self, key: str, revision: str = "main") -> dict[str, bytes]:
+        """The files of the newest commit of a branch."""
+        commit = self.find(key, revision)
+        return {} if commit is None else commit["files"]
+
+    def commit(self, key: str, branch: str, lines: list[dict[str, Any]], *, new_branch: str | None = None) -> str:
         """Applies the lines of a commit request; returns the commit's id."""
-        files = dict(self.files(repo_id))
+        files = dict(self.files(key, branch))
         message = ""
         for line in lines:
             value = line["value"]
@@ -55,16 +110,38 @@ class Hub:
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
             else:
                 raise ValueError(f"this Hub knows no {line['key']}")
-        commit = hashlib.sha1(f"{repo_id} {len(self.repositories[repo_id])}".encode()).hexdigest()
-        self.repositories[repo_id].append({"id": commit, "message": message, "files": files})
-        return commit
+        number = len(self.repositories[key]) + 1
+        commit = {"id": hashlib.sha1(f"{key} {number}".encode()).hexdigest(), "message": message, "files": files}
+        if (new_branch or branch) != "main":
+            commit["branch"] = new_branch or branch
+        self.repositories[key].append(commit)
+        return commit["id"]
+
+
+def key_of(kind: str, repo_id: str) -> str:
+    """As of ``Hub.repositories``; ``kind`` is ``model`` or ``dataset``."""
+    return repo_id if kind == "model" else f"{kind}s/{repo_id}"
+
+
+def oid_of(name: str, content: bytes) -> str:
+    """What the Hub calls the content of a file."""
+    if name.endswith(LFS_SUFFIXES):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+REPO = r"([^/]+/[^/]+)"
+KIND = r"(model|dataset)s"
 
 
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms
 
     def log_message(self, *_: Any) -> None:
         """Says nothing."""
@@ -82,30 +159,65 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        parts = urlsplit(self.path)
+        path, self.query = parts.path, parse_qs(parts.query)
+        asked = f"{self.command} {unquote(path)}"
+        fault = next((fault for fault in self.hub.faults if fault.times and re.search(fault.where, asked)), None)
+        if fault is not None:
+            fault.times -= 1
+            fault.fired += 1
+            if not fault.status and not fault.after:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+                self.hub.requests.append(asked)
+                return self._reset()
         body = self._body()
-        self.hub.requests.append(f"{self.command} {path}")
+        self.hub.requests.append(asked)
         self.hub.bodies.append(body)
+        if fault is not None and not fault.after:
+            return self._json(
+                fault.status, {"error": fault.message}, {"X-Error-Message": fault.message, **fault.headers}
+            )
+        self.lost = fault is not None
         for method, pattern, answer in (
             ("POST", r"/api/repos/create", self._create),
             ("POST", r"/api/validate-yaml", self._validate),
-            ("POST", r"/api/models/(.+)/preupload/main", self._preupload),
-            ("POST", r"/(.+)\.git/info/lfs/objects/batch", self._lfs_batch),
+            ("POST", rf"/api/{KIND}/{REPO}/preupload/([^/]+)", self._preupload),
+            ("POST", rf"/api/{KIND}/{REPO}/branch/([^/]+)", self._branch),
+            ("POST", rf"/(?:(dataset)s/)?{REPO}\.git/info/lfs/objects/batch", self._lfs_batch),
             ("PUT", r"/lfs/([0-9a-f]{64})", self._put),
-            ("POST", r"/api/models/(.+)/commit/main", self._commit),
-            ("GET", r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", self._info),
-            ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._resolve),
-            ("HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._resolve),
+            ("POST", rf"/api/{KIND}/{REPO}/commit/([^/]+)", self._commit),
+            ("POST", rf"/api/{KIND}/{REPO}/paths-info/([^/]+)", self._paths_info),
+            ("GET", rf"/api/{KIND}/{REPO}/tree/([^/]+)(?:/.*)?", self._tree),
+            ("GET", rf"/api/{KIND}/{REPO}(?:/revision/([^/]+))?", self._info),
+            ("GET", rf"/(?:(dataset)s/)?{REPO}/resolve/([^/]+)/(.+)", self._resolve),
+            ("HEAD", rf"/(?:(dataset)s/)?{REPO}/resolve/([^/]+)/(.+)", self._resolve),
         ):
             match = re.fullmatch(pattern, path)
             if match and method == self.command:
-                if method in ("POST", "PUT") and "validate" not in pattern and not self._may_write(path):
-                    return self._json(401, {"error": "Invalid credentials"})
-                return answer(body, *match.groups())
-        return self._json(404, {"error": f"{self.command} {path}"}, {"X-Error-Message": "no such page"})
+                return self._allowed(body, answer, pattern, [part and unquote(part) for part in match.groups()])
+        return self._json(404, {"error": asked}, {"X-Error-Message": "no such page"})
 
-    def _may_write(self, path: str) -> bool:
-        return path.startswith("/lfs/") or self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+    def _allowed(self, body: bytes, answer: Any, pattern: str, groups: list[str]) -> None:
+        """Answers those who may ask."""
+        given = self.headers.get("Authorization")
+        known = given == f"Bearer {self.hub.token}"
+        if given is not None and not known and not pattern.startswith("/lfs/"):
+            return self._json(
+                401,
+                {"error": "Invalid credentials in Authorization header"},
+                {"X-Error-Message": "Invalid credentials in Authorization header"},
+            )
+        if len(groups) >= 2:
+            groups[0] = groups[0] or "model"
+            key = key_of(groups[0], groups[1])
+            if key not in self.hub.repositories or (key in self.hub.private and not known):
+                return self._missing("RepoNotFound", f"no repository {key}", status=404 if known else 401)
+            writes = any(part in pattern for part in ("preupload", "branch", "commit", "lfs"))
+            if writes and groups[1].split("/")[0] not in self.hub.owners and "create_pr" not in self.query:
+                return self._json(403, {"error": "Forbidden"}, {"X-Error-Message": "You may not write here"})
+            if writes and not known:
+                return self._json(401, {"error": "Unauthorized"})
+        return answer(body, *groups)
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
@@ -119,10 +231,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self, body: bytes) -> None:
         asked = json.loads(body)
-        repo_id = f"{asked.get('organization') or self.hub.user}/{asked['name']}"
-        status = 409 if repo_id in self.hub.repositories else 200
-        self.hub.repositories.setdefault(repo_id, [])
-        self._json(status, {"url": f"{self.hub.url}/{repo_id}", "name": repo_id, "id": "0"})
+        owner = asked.get("organization") or self.hub.user
+        repo_id = f"{owner}/{asked['name']}"
+        key = key_of(asked.get("type", "model"), repo_id)
+        if self.headers.get("Authorization") is None:
+            return self._json(401, {"error": "Unauthorized"})
+        if owner not in self.hub.owners:
+            return self._json(403, {"error": "Forbidden"}, {"X-Error-Message": f"You may not create in {owner}"})
+        there = key in self.hub.repositories
+        if not there:
+            self.hub.repositories[key] = []
+            if asked.get("visibility") == "private" or asked.get("private"):
+                self.hub.private.add(key)
+        error = {"error": "You already created this repo"} if there else {}
+        return self._json(409 if there else 200, {"url": f"{self.hub.url}/{key}", "name": repo_id, "id": "0", **error})
 
     def _validate(self, body: bytes) -> None:
         # The Hub reads the card's metadata: a block of YAML between two lines of dashes.
@@ -130,21 +252,33 @@ class _Handler(BaseHTTPRequestHandler):
         errors = [] if re.match(r"---\n.+?\n---\n", card, re.DOTALL) else [{"message": "no metadata"}]
         self._json(400 if errors else 200, {"errors": errors, "warnings": []})
 
-    def _preupload(self, body: bytes, repo_id: str) -> None:
+    def _branch(self, body: bytes, kind: str, repo_id: str, branch: str) -> None:
+        key = key_of(kind, repo_id)
+        if self.hub.find(key, branch) is not None:
+            return self._json(409, {"error": f"there is a branch {branch}"})
+        self.hub.branches[key, branch] = self.hub.find(key)["id"]  # type: ignore[index]
+        return self._json(200, {})
+
+    def _preupload(self, body: bytes, kind: str, repo_id: str, revision: str) -> None:
+        if self.hub.find(key_of(kind, repo_id), revision) is None:
+            return self._missing("RevisionNotFound", f"no revision {revision}")
+        there = self.hub.files(key_of(kind, repo_id), revision)
         files = [
             {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIX) else "regular",
+                "path": name,
+                "uploadMode": "lfs" if name.endswith(LFS_SUFFIXES) else "regular",
                 "shouldIgnore": False,
-                "oid": None,
+                "oid": oid_of(name, there[name]) if name in there else None,
             }
-            for file in json.loads(body)["files"]
+            for name in (file["path"] for file in json.loads(body)["files"])
         ]
-        self._json(200, {"files": files})
+        return self._json(200, {"files": files})
 
-    def _lfs_batch(self, body: bytes, repo_id: str) -> None:
+    def _lfs_batch(self, body: bytes, kind: str, repo_id: str) -> None:
         objects = [
-            {**entry, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{entry['oid']}", "header": {}}}}
+            entry
+            if entry["oid"] in self.hub.objects
+            else {**entry, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{entry['oid']}", "header": {}}}}
             for entry in json.loads(body)["objects"]
         ]
         self._json(200, {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"})
@@ -155,26 +289,52 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.objects[oid] = body
         return self._json(200, {})
 
-    def _commit(self, body: bytes, repo_id: str) -> None:
-        commit = self.hub.commit(repo_id, [json.loads(line) for line in body.splitlines() if line])
-        url = f"{self.hub.url}/{repo_id}/commit/{commit}"
-        self._json(200, {"success": True, "commitUrl": url, "commitOid": commit, "hookOutput": ""})
+    def _commit(self, body: bytes, kind: str, repo_id: str, branch: str) -> None:
+        key = key_of(kind, repo_id)
+        head = self.hub.find(key, branch)
+        if head is None:
+            return self._missing("RevisionNotFound", f"no branch {branch}")
+        lines = [json.loads(line) for line in body.splitlines() if line]
+        parent = next(line["value"].get("parentCommit") for line in lines if line["key"] == "header")
+        if parent is not None and parent != head["id"]:
+            return self._json(412, {"error": "A commit has happened since. Please refresh and try again."})
+        pull_request = f"refs/pr/{len(self.hub.repositories[key])}" if "create_pr" in self.query else None
+        commit = self.hub.commit(key, branch, lines, new_branch=pull_request)
+        url = f"{self.hub.url}/{key}/commit/{commit}"
+        answer = {"success": True, "commitUrl": url, "commitOid": commit, "hookOutput": ""}
+        if pull_request:
+            answer["pullRequestUrl"] = f"{self.hub.url}/{key}/discussions/{pull_request.rpartition('/')[2]}"
+        return self._json(200, answer)
 
-    def _info(self, body: bytes, repo_id: str) -> None:
-        if not self.hub.repositories.get(repo_id):
-            return self._missing("RepoNotFound", f"no repository {repo_id}")
-        files = [{"rfilename": name} for name in self.hub.files(repo_id)]
-        commit = self.hub.repositories[repo_id][-1]["id"]
-        return self._json(200, {"id": repo_id, "modelId": repo_id, "sha": commit, "siblings": files, "private": False})
-
-    def _resolve(self, body: bytes, repo_id: str, revision: str, name: str) -> None:
-        commits = self.hub.repositories.get(repo_id)
-        if not commits:
-            return self._missing("RepoNotFound", f"no repository {repo_id}")
-        found = [commit for commit in commits if revision in ("main", commit["id"])]
-        if not found:
+    def _info(self, body: bytes, kind: str, repo_id: str, revision: str | None) -> None:
+        key = key_of(kind, repo_id)
+        commit = self.hub.find(key, revision or "main")
+        if commit is None:
             return self._missing("RevisionNotFound", f"no revision {revision}")
-        commit = found[-1]
+        files = [{"rfilename": name} for name in (".gitattributes", *commit["files"])]
+        about = {"id": repo_id, "modelId": repo_id, "sha": commit["id"], "private": key in self.hub.private}
+        return self._json(200, {**about, "siblings": files})
+
+    def _tree(self, body: bytes, kind: str, repo_id: str, revision: str) -> None:
+        commit = self.hub.find(key_of(kind, repo_id), revision)
+        if commit is None:
+            return self._missing("RevisionNotFound", f"no revision {revision}")
+        return self._json(200, [_entry(name, content) for name, content in commit["files"].items()])
+
+    def _paths_info(self, body: bytes, kind: str, repo_id: str, revision: str) -> None:
+        commit = self.hub.find(key_of(kind, repo_id), revision)
+        if commit is None:
+            return self._missing("RevisionNotFound", f"no revision {revision}")
+        if self.headers.get("Content-Type", "").startswith("application/json"):
+            paths = json.loads(body)["paths"]
+        else:
+            paths = parse_qs(body.decode()).get("paths", [])
+        return self._json(200, [_entry(name, commit["files"][name]) for name in paths if name in commit["files"]])
+
+    def _resolve(self, body: bytes, kind: str, repo_id: str, revision: str, name: str) -> None:
+        commit = self.hub.find(key_of(kind, repo_id), revision)
+        if commit is None:
+            return self._missing("RevisionNotFound", f"no revision {revision}")
         if name not in commit["files"]:
             return self._missing("EntryNotFound", f"no file {name}", {"X-Repo-Commit": commit["id"]})
         content = commit["files"][name]
@@ -187,18 +347,20 @@ class _Handler(BaseHTTPRequestHandler):
         status = 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked:
-            first, last = int(asked[1]), int(asked[2] or len(content) - 1)
+            first, last = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             status, content = 206, content[first : last + 1]
         return self._answer(status, content, headers)
 
-    def _missing(self, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        self._json(404, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})
+    def _missing(self, code: str, message: str, headers: dict[str, str] | None = None, *, status: int = 404) -> None:
+        self._json(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})
 
     def _json(self, status: int, values: Any, headers: dict[str, str] | None = None) -> None:
         self._answer(status, json.dumps(values).encode(), {"Content-Type": "application/json", **(headers or {})})
 
     def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        if getattr(self, "lost", False):
+            return self._reset()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -206,6 +368,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+        return None
+
+    def _reset(self) -> None:
+        """Ends the connection as a broken network does."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+
+def _entry(name: str, content: bytes) -> dict[str, Any]:
+    entry = {"type": "file", "path": name, "size": len(content), "oid": oid_of(name, content)}
+    if name.endswith(LFS_SUFFIXES):
+        entry["lfs"] = {"oid": oid_of(name, content), "size": len(content), "pointerSize": 130}
+    return entry
 
 
 @contextmanager
@@ -213,8 +389,10 @@ def running_hub(user: str = "someone", token: str = "hf_token") -> Iterator[Hub]
     """A Hub at ``hub.url`` as long as the block runs."""
     hub = Hub(user, token)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # a connection that was reset is no news
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub

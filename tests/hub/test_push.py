@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import json
 import os
 import subprocess
@@ -38,7 +39,7 @@ from pathlib import Path
 import datasets
 from hf_rerank import (Categorical, Dense, ListProcessor, ListSchema, PRMConfig, PRMForReranking, Reranker,
                        RerankTrainer, RerankTrainingArguments)
-from hf_rerank.hub.push import create_repository, push_folder
+from hf_rerank.hub import push_model
 
 folder, token = Path(sys.argv[1]), sys.argv[2]
 schema = ListSchema(items=[Categorical("item_id"), Dense("price")], list_id="list_id", max_list_length=4)
@@ -48,7 +49,7 @@ lists = datasets.Dataset.from_list(rows)
 processor = ListProcessor.from_lists(lists, schema=schema)
 model = PRMForReranking(PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1, inner_width=8))
 arguments = RerankTrainingArguments(str(folder / "tiny-prm"), num_train_epochs=2, per_device_train_batch_size=6,
-                                    use_cpu=True, disable_tqdm=True, hub_token=token)
+                                    use_cpu=True, disable_tqdm=True, hub_token=token, hub_private_repo=True)
 trainer = RerankTrainer(model=model, args=arguments, train_dataset=lists, eval_dataset=lists,
                         processing_class=processor)
 trainer.train()
@@ -56,8 +57,18 @@ trainer.evaluate(lists, metric_key_prefix="test")
 trainer.save_model()
 (Path(arguments.output_dir) / "notes.pkl").write_bytes(b"not to be pushed")
 first = trainer.push_to_hub(commit_message="A tiny one")
-trainer.push_to_hub("club/named")
-push_folder(arguments.output_dir, create_repository("whole-run"), commit_message="From the run's folder")
+trainer.push_to_hub("club/named", private=False)
+push_model(arguments.output_dir, "whole-run", commit_message="From the run's folder")
+# Other ways to push, and to load.
+reranker = Reranker(trainer.model, processor)
+reranker.push_to_hub("someone/parts", private=True)
+processor.push_to_hub("someone/parts", commit_message="The processor again")
+trainer.results["note"] = "so that there is something to commit"
+trainer.push_to_hub("someone/tiny-prm", revision="next", commit_message="On a branch")
+pull_request = trainer.push_to_hub("someone/whole-run", private=False, create_pr=True)
+import hf_rerank.models
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+from hf_rerank import AutoReranker
 requests = [{"item_id": row["item_id"], "price": row["price"]} for row in rows]
 (folder / "report.json").write_text(json.dumps({
     "commit": first.oid,
@@ -65,6 +76,15 @@ requests = [{"item_id": row["item_id"], "price": row["price"]} for row in rows]
     "expected": Reranker(trainer.model, processor).rerank(requests),
     "from_hub": Reranker.from_pretrained("someone/tiny-prm").rerank(requests),
     "at_revision": Reranker.from_pretrained("club/named", revision="main", token=token).rerank(requests),
+    "at_commit": Reranker.from_pretrained("someone/tiny-prm", revision=first.oid).rerank(requests),
+    "at_branch": Reranker.from_pretrained("someone/tiny-prm", revision="next").rerank(requests),
+    "at_pull_request": Reranker.from_pretrained("someone/whole-run", revision="refs/pr/1").rerank(requests),
+    "private": Reranker.from_pretrained("someone/parts").rerank(requests),
+    "pull_request": pull_request.pr_url,
+    "auto_reranker": Reranker(AutoReranker.from_pretrained("someone/tiny-prm"), processor).rerank(requests),
+    "auto_model": Reranker(AutoModel.from_pretrained("someone/tiny-prm"),
+                           AutoFeatureExtractor.from_pretrained("someone/tiny-prm")).rerank(requests),
+    "auto_config": AutoConfig.from_pretrained("someone/tiny-prm").model_type,
 }))
 for source, options in (("someone/none", {}), ("someone/tiny-prm", {"revision": "v9"}), ("someone/empty", {})):
     try:
@@ -102,15 +122,50 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, dict
 @pytest.mark.slow
 def test_one_commit_of_the_allowed_files(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
     hub, report, _, _ = pushed
-    for repo_id, message in (("someone/tiny-prm", "A tiny one"), ("club/named", "Upload re-ranker")):
-        (commit,) = hub.repositories[repo_id]
+    first, branch = hub.repositories["someone/tiny-prm"]
+    (named,) = hub.repositories["club/named"]
+    whole, pull_request = hub.repositories["someone/whole-run"]
+    for commit, message in (
+        (first, "A tiny one"),
+        (branch, "On a branch"),
+        (named, "Upload re-ranker"),
+        # The folder of the run holds checkpoints and more.
+        (whole, "From the run's folder"),
+        (pull_request, "Upload re-ranker"),
+    ):
         assert commit["message"] == message
         assert commit["files"].keys() == FILES
-    assert report["commit"] == hub.repositories["someone/tiny-prm"][0]["id"]
-    # The folder of the run holds checkpoints and more, and no card: the rest of the list is what comes of it.
-    assert hub.files("someone/whole-run").keys() == FILES - {"README.md"}
-    # What was put but not committed would lie on the Hub all the same.
+    assert report["commit"] == first["id"]
+    assert (branch["branch"], pull_request["branch"]) == ("next", "refs/pr/1")
+    assert report["pull_request"] == f"{hub.url}/someone/whole-run/discussions/1"
+    # What was put but not committed would lie on the Hub all the same: one model and one processor, pushed often.
     assert len(hub.objects) == 2
+    assert hub.asked("^PUT") == 2
+
+
+@pytest.mark.slow
+def test_every_manifest_holds_every_file(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+    hub, _, _, _ = pushed
+    for key in ("someone/tiny-prm", "club/named", "someone/whole-run", "someone/parts"):
+        for commit in hub.repositories[key]:
+            listed = json.loads(commit["files"]["manifest.json"])["files"]
+            assert {name: entry["sha256"] for name, entry in listed.items()} == {
+                name: hashlib.sha256(content).hexdigest()
+                for name, content in commit["files"].items()
+                if name not in ("manifest.json", "README.md")
+            }
+
+
+@pytest.mark.slow
+def test_a_re_ranker_without_results_and_its_parts(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+    hub, _, _, _ = pushed
+    (commit,) = hub.repositories["someone/parts"]  # the processor had not changed, so there was nothing to commit
+    # The one was asked for in the call, the other in the training arguments.
+    assert hub.private == {"someone/parts", "someone/tiny-prm"}
+    assert commit["files"].keys() == FILES - {"results.json", "training_args.json"}
+    card = ModelCard(commit["files"]["README.md"].decode())
+    assert card.data.library_name == "hf_rerank"
+    assert 'Reranker.from_pretrained("someone/parts")' in card.text
 
 
 @pytest.mark.slow
@@ -156,8 +211,19 @@ def test_card_and_results(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -
 def test_loaded_from_the_hub_it_ranks_the_same(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
     _, report, _, _ = pushed
     assert len(report["expected"]) == 12
-    assert report["from_hub"] == report["expected"]
-    assert report["at_revision"] == report["expected"]
+    ways = (
+        "from_hub",
+        "at_revision",
+        "at_commit",
+        "at_branch",
+        "at_pull_request",
+        "private",
+        "auto_reranker",
+        "auto_model",
+    )
+    for way in ways:
+        assert report[way] == report["expected"], way
+    assert report["auto_config"] == "rerank_prm"
 
 
 @pytest.mark.slow
@@ -165,7 +231,7 @@ def test_what_the_hub_does_not_have(pushed: tuple[Hub, dict[str, Any], list[str]
     _, _, errors, _ = pushed
     assert [line.split(" ", 1)[0] for line in errors] == ["InputError"] * 3, errors
     no_repository, no_revision, no_file = errors
-    assert "neither a folder someone/none nor a repository" in no_repository
+    assert "neither a folder someone/none nor a model repository" in no_repository
     assert "someone/tiny-prm has no revision 'v9'" in no_revision
     assert "someone/empty has no preprocessor_config.json" in no_file
 

@@ -1,0 +1,89 @@
+"""Prepared lists from a dataset repository on the Hub: fetched once into its cache, or streamed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_rerank.data.own_lists import KINDS
+from hf_rerank.data.prepared import SCHEMA_FILE, shards_of
+from hf_rerank.errors import InputError
+from hf_rerank.hub.faults import named_faults
+from hf_rerank.hub.files import model_file, repair
+from hf_rerank.manifest import verify
+from hf_rerank.schema import ListSchema
+
+KIND = "dataset"
+
+
+def is_repository(source: str | Path) -> bool:
+    """Whether a source that is no folder here may be the id of a repository, such as ``"someone/lists"``."""
+    return (
+        isinstance(source, str)
+        and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
+        and Path(source).suffix not in KINDS
+        and not Path(source).exists()
+    )
+
+
+def fetched_folder(repo_id: str, revision: str | None, token: str | None) -> Path:
+    """The folder of the Hub's cache with the lists of a repository; what is there already is not fetched again.
+
+    Raises:
+        InputError: There is no such repository or revision, it holds no prepared lists, it cannot be reached, or a
+            file in the cache has not the size of the one that was pushed.
+    """
+    from huggingface_hub import snapshot_download
+
+    # The first file says by the commit it belongs to which the others are.
+    first = model_file(repo_id, SCHEMA_FILE, repo_type=KIND, revision=revision, token=token)
+    commit = first.parent.name
+    with named_faults(f"the lists of {repo_id} could not be fetched", token=token):
+        folder = Path(
+            snapshot_download(
+                repo_id,
+                repo_type=KIND,
+                revision=commit,
+                token=token,
+                allow_patterns=["*.parquet", "*.json", "README.md"],
+            )
+        )
+    # Not by digests: reading all lists each time they are loaded would take longer than loading them.
+    verify(folder, lambda name: True, repair(repo_id, commit, KIND), digests=False)
+    return folder
+
+
+def streamed(
+    repo_id: str, revision: str | None, token: str | None
+) -> tuple[dict[str, datasets.IterableDataset], ListSchema]:
+    """Splits that are read from the Hub as they are needed, and their schema, both of one commit.
+
+    Raises:
+        InputError: As ``fetched_folder``.
+    """
+    from huggingface_hub import HfApi
+
+    schema = model_file(repo_id, SCHEMA_FILE, repo_type=KIND, revision=revision, token=token)
+    commit = schema.parent.name
+    with named_faults(f"the lists of {repo_id} could not be listed", token=token):
+        names = HfApi(token=token).list_repo_files(repo_id, repo_type=KIND, revision=commit)
+    shards = shards_of(repo_id, sorted(name for name in names if name.endswith(".parquet")))
+    splits: dict[str, Any] = {}
+    with named_faults(f"the lists of {repo_id} could not be streamed", token=token):
+        for split, files in shards.items():
+            splits[split] = datasets.IterableDataset.from_parquet(
+                [f"hf://datasets/{repo_id}@{commit}/{name}" for name in files],
+                split=datasets.NamedSplit(split),
+                token=token,
+            )
+    return splits, ListSchema.load(schema)
+
+
+def refuse_hub_options(shown: str, revision: str | None, token: str | None) -> None:
+    """Refuses options of a repository for what is none."""
+    for option, value in (("revision", revision), ("token", token)):
+        if value is not None:
+            raise InputError(f"{option}= belongs to a repository on the Hub, and {shown} is none: leave it out")
