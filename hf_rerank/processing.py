@@ -23,6 +23,7 @@ from hf_rerank.errors import InputError, suggestion
 from hf_rerank.hub.files import verified_folder
 from hf_rerank.lists import Lists, tables_of
 from hf_rerank.manifest import refuse_repeated_names
+from hf_rerank.scaling import DenseScale, Moments, numbers_of, scaled
 from hf_rerank.schema import Categorical, Dense, Feature, ListSchema, Vector
 from hf_rerank.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
 
@@ -121,14 +122,6 @@ class FlatLists:
         return arrays
 
 
-@dataclass(frozen=True)
-class DenseScale:
-    """What was learned of a dense feature, after its ``log`` where it has one."""
-
-    mean: float
-    std: float
-
-
 class ListProcessor(FeatureExtractionMixin):
     """Encodes raw lists as the tensors that re-rankers take.
 
@@ -176,7 +169,7 @@ class ListProcessor(FeatureExtractionMixin):
             InputError: A list is wrong (see ``Lists``), or there is none.
         """
         counts: dict[str, ValueCounts] = {}
-        moments: dict[str, _Moments] = {}
+        moments: dict[str, Moments] = {}
         number = 0
         for table in tables_of(lists, batch_size):
             batch = Lists.from_arrow(table, schema, first=number)
@@ -187,7 +180,7 @@ class ListProcessor(FeatureExtractionMixin):
                     if isinstance(feature, Categorical) and feature.hash_size is None:
                         counts.setdefault(feature.shares or feature.name, ValueCounts()).add(column, feature.name)
                     elif isinstance(feature, Dense):
-                        moments.setdefault(feature.name, _Moments()).add(_numbers(feature, column)[0])
+                        moments.setdefault(feature.name, Moments()).add(numbers_of(feature, column)[0])
         if not number:
             raise InputError("there is no list to learn from: expected at least one training list")
         vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
@@ -464,7 +457,7 @@ class ListProcessor(FeatureExtractionMixin):
                 categorical.append(rows)
                 report.unknown[feature.name] = int((rows == UNKNOWN).sum())
             else:
-                dense.extend(_scaled(feature, column, self.scales[feature.name]))
+                dense.extend(scaled(feature, column, self.scales[feature.name]))
         arrays = {}
         for kind, flats, dtype in (("categorical", categorical, np.int64), ("dense", dense, np.float32)):
             if flats:
@@ -494,56 +487,6 @@ class ListProcessor(FeatureExtractionMixin):
             digest.update(json.dumps([name, str(array.dtype), len(array)]).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
-
-
-class _Moments:
-    """Mean and variance over batches (Chan, Golub, LeVeque 1979), missing values left out."""
-
-    def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
-
-    def add(self, values: np.ndarray) -> None:
-        values = values[~np.isnan(values)]
-        if not len(values):
-            return
-        mean = float(values.mean())
-        total = self.count + len(values)
-        self.squares += (
-            float(((values - mean) ** 2).sum()) + (mean - self.mean) ** 2 * self.count * len(values) / total
-        )
-        self.mean += (mean - self.mean) * len(values) / total
-        self.count = total
-
-    def scale(self) -> DenseScale:
-        std = float(np.sqrt(self.squares / self.count)) if self.count else 0.0
-        # A constant column (up to rounding) carries nothing: it becomes 0, not a division by next to nothing.
-        std = std if std > 1e-9 * max(1.0, abs(self.mean)) else 1.0
-        # Nine digits: how many lists were read at a time changes the last ones, and must not change the fingerprint.
-        return DenseScale(float(f"{self.mean:.9g}"), float(f"{std:.9g}"))
-
-
-def _numbers(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
-    """float64 values, NaN where missing, after the feature's log; and where they are missing, or None."""
-    if pa.types.is_null(column.type):
-        return np.full(len(column), np.nan), np.ones(len(column), dtype=bool)
-    missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
-    values = column.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
-    if feature.scale == "log":
-        values = np.sign(values) * np.log1p(np.abs(values))
-    return values, missing
-
-
-def _scaled(feature: Dense, column: pa.Array, scale: DenseScale) -> list[np.ndarray]:
-    """One float32 column, or two with the indicator of missing values."""
-    values, missing = _numbers(feature, column)
-    if missing is not None:
-        values = np.where(missing, scale.mean, values)
-    if feature.scale != "none":
-        values = (values - scale.mean) / scale.std
-    columns = [values.astype(np.float32)]
-    if feature.missing == "indicator":
-        columns.append(np.zeros(len(values), np.float32) if missing is None else missing.astype(np.float32))
-    return columns
 
 
 def _padded(flat: np.ndarray, mask: np.ndarray, filler: float) -> np.ndarray:

@@ -194,7 +194,7 @@ def write_lists(file: Path, count: int, ids: int) -> None:
 def made_processor(ids: int) -> Any:
     """A processor that knows ``ids`` item ids."""
     from hf_rerank import Categorical, Dense, ListProcessor, ListSchema
-    from hf_rerank.processing import DenseScale
+    from hf_rerank.scaling import DenseScale
     from hf_rerank.vocabularies import TableVocabulary
 
     sizes = {"item_0": ids, "item_1": 256, "item_2": 4, "item_3": 8, "item_4": 4}
