@@ -449,9 +449,18 @@ class TestCommands:
         Reranker(model, processor).save_pretrained(tmp_path / "run")
         command = ["evaluate", "--model", str(tmp_path / "run"), "--data", str(in_order["dnn"]), "--max-steps", "0"]
         assert cli.main([*command, "--json", str(tmp_path / "test.json")]) == 0
-        found = json.loads((tmp_path / "test.json").read_text())["rows"]["initial"]
+        results = json.loads((tmp_path / "test.json").read_text())
         report = json.loads((in_order["dnn"] / "report.json").read_text())["initial_ranker"]
-        assert found == report["metrics"]["test"]
+        assert results["rows"]["initial"] == report["metrics"]["test"]
+        assert results["initial_ranker"] == report
+
+    def test_results_of_a_training_tell_the_initial_ranker(self, in_order: dict[str, Path], tmp_path: Path) -> None:
+        command = ["train", "--model", "dnn", "--data", str(in_order["dnn"]), "--output-dir", str(tmp_path / "run")]
+        command += ["--num_train_epochs", "1", "--disable_tqdm", "true", "--set", "hidden_sizes=[4]"]
+        assert cli.main(command) == 0
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        report = json.loads((in_order["dnn"] / "report.json").read_text())["initial_ranker"]
+        assert results["initial_ranker"] == report
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

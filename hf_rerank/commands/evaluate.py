@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import prepared_lists, without_bars_of_a_moment
+from hf_rerank.commands.parsing import about_initial_ranker, prepared_lists, without_bars_of_a_moment
 from hf_rerank.errors import InputError, suggestion
 
 
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> None:
             print(f"{share:.2%} of {name} unknown")
     if options.json:
         about = {"model": str(options.model), "split": options.split, "obedience": obedience}
-        write_json(options.json, {**about, "rows": rows})
+        write_json(options.json, {**about, **about_initial_ranker(options.data), "rows": rows})
     if options.plots:
         _draw(options.plots, options.model, rows["model"], log)
 

@@ -54,6 +54,14 @@ def prepared_lists(folder: str) -> Any:
     return load_lists(folder)
 
 
+def about_initial_ranker(folder: str) -> dict[str, Any]:
+    """``{"initial_ranker": ...}``: what sorted the lists of a folder, and how good its order is; else empty."""
+    from hf_rerank.data.prepared import read_report
+
+    report = read_report(Path(folder))
+    return {name: report[name] for name in ("initial_ranker",) if name in report}
+
+
 def without_bars_of_a_moment() -> None:
     """transformers draws bars for saving and loading, which take milliseconds here."""
     from transformers.utils import logging

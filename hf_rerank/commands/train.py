@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from hf_rerank.commands.parsing import option_names, prepared_lists, settings_of, without_bars_of_a_moment
+from hf_rerank.commands.parsing import (
+    about_initial_ranker,
+    option_names,
+    prepared_lists,
+    settings_of,
+    without_bars_of_a_moment,
+)
 from hf_rerank.errors import InputError, suggestion
 
 
@@ -62,6 +68,7 @@ def run(options: argparse.Namespace) -> None:
         processing_class=processor,
         callbacks=[plots] if plots else None,
     )
+    trainer.results |= about_initial_ranker(options.data)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
     trainer.save_model(arguments.output_dir)
