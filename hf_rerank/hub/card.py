@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from hf_rerank.errors import InputError, suggestion
@@ -131,7 +132,7 @@ def card_from_summary(
         model_type=model_type,
         schema=schema,
         usage=f"The weights are not in this folder: `{command}` trains them, each seed once without and once with the "
-        "principles.",
+        "principles. This loads one of them; its number, that of its best step, can differ on another machine.",
         snippet=_snippet(source, schema, ()),
         data=_summary_data_points(summary, model),
         learning=_summary_learning_points(model, rows, task_loss, summary),
@@ -274,7 +275,8 @@ def _data_points(results: Mapping[str, Any]) -> str:
 
 def _summary_data_points(summary: Mapping[str, Any], model: str) -> str:
     training, rate = summary.get("training", {}), summary.get("learning_rates", {}).get(model)
-    points = _identities(summary.get("data", {}))
+    # Without digests: a summary that is kept may be older than the definition by which they are made today.
+    points = [f"`{split}`: {_count(identity)}." for split, identity in summary.get("data", {}).items()]
     points.append(f"Seeds {', '.join(str(seed) for seed in summary['seeds'])}; runs of one seed are paired.")
     if "num_train_epochs" in training:
         points.append(f"{training['num_train_epochs']:g} epochs, the best chosen on the validation lists.")
@@ -293,10 +295,13 @@ def _summary_data_points(summary: Mapping[str, Any], model: str) -> str:
 def _identities(data: Mapping[str, Any]) -> list[str]:
     points = []
     for split, identity in data.items():
-        lists = "a stream" if identity.get("lists") is None else f"{identity['lists']:,} lists"
         digest = identity.get("sha256")
-        points.append(f"`{split}`: {lists}" + ("." if digest is None else f", SHA-256 `{digest[:16]}`..."))
+        points.append(f"`{split}`: {_count(identity)}" + ("." if digest is None else f", SHA-256 `{digest[:16]}`..."))
     return points
+
+
+def _count(identity: Mapping[str, Any]) -> str:
+    return "a stream" if identity.get("lists") is None else f"{identity['lists']:,} lists"
 
 
 def _learning_points(results: Mapping[str, Any]) -> str:
@@ -344,8 +349,11 @@ def _summary_cost_points(summary: Mapping[str, Any], model: str, rows: Mapping[s
     points = [] if parameters is None else [f"{parameters:,} parameters."]
     for preset, row in rows.items():
         if "seconds" in row:
-            seconds = row["seconds"]
-            points.append(f"Training, `{preset}`: {seconds['mean']:,.1f} seconds (deviation {seconds['std']:,.1f}).")
+            seconds = row["seconds"]["values"]
+            points.append(
+                f"Training, `{preset}`: {median(seconds):,.1f} seconds, median of the seeds (from {min(seconds):,.1f} "
+                f"to {max(seconds):,.1f})."
+            )
     return _points([*points, *_machine(summary)])
 
 
@@ -396,7 +404,7 @@ def _summary_table(
         lines.append([name, *cells, _interval(changes[name]) if name in changes else ""])
     note = (
         f"Means over {len(summary['seeds'])} seeds ± their standard deviation; change: with the principles minus "
-        "without, with its 95 % t-interval over the seeds."
+        "without, with its 95 % t-interval over the seeds, paired."
     )
     return f"{_table([*head, 'change'], lines)}\n\n{note}"
 
