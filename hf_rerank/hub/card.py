@@ -226,7 +226,9 @@ def _size(feature: Mapping[str, Any]) -> str:
         return f"as {markdown_text(feature['shares'])}"
     if feature.get("hash_size") is not None:
         return f"{feature['hash_size']:,}, hashed"
-    return "" if feature.get("size") is None else f"{feature['size']:,}"
+    if "size" not in feature:
+        return ""
+    return "as the training lists need" if feature["size"] is None else f"{feature['size']:,}"
 
 
 def _loading(source: str) -> str:

@@ -251,6 +251,9 @@ def test_from_a_summary() -> None:
     ]
     for words in ("Means over 2 seeds", "`softmax_loss`", "`python train.py`", "](../all.png)", "Seeds 0, 1;"):
         assert words in text, words
+    # No processor has seen lists yet.
+    sizes = {name: size for name, _, _, size in table(text, "column")}
+    assert (sizes[SAY], sizes[ITEM], sizes[TAGS]) == ("as the training lists need", "20", "50, hashed")
     # Neither of another model, nor of what the summary does not hold.
     for words in ("0.1100 ±", "None", "SHA-256", "Learning rate", "parameters", "seconds", "Device"):
         assert words not in text, words
