@@ -211,7 +211,7 @@ def test_wheel_contents(wheel: Path) -> None:
         entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     in_checkout = {f"hf_rerank/{path.relative_to(ROOT).as_posix()}" for path in ROOT.rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == in_checkout
-    assert "hf_rerank/py.typed" in names
+    assert {"hf_rerank/py.typed", "hf_rerank/hub/card_template.md"} <= names
     assert any(name.endswith("LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"hf_rerank"}
     assert f"Version: {hf_rerank.__version__}" in metadata

@@ -1,63 +1,41 @@
-"""The model card: what a re-ranker is, how to load it, and the results of its run, generated from ``results.json``."""
+"""The model card: what a re-ranker is, how to use it, and what it was measured to do; generated, never typed.
+
+``model_card`` tells of one run from its ``results.json``, ``card_from_summary`` of an experiment over several seeds.
+What the results do not hold, the card does not say.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
 from typing import Any
 
-SHOWN = ("auc", "gauc", "ndcg@5", "ndcg@10", "map@10", "precision@5", "expected_clicks")
-SHOWN_OBEDIENCE = ("p1_obedience", "p2_obedience", "score_spread")
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.hub.papers import PAPERS, PRINCIPLES
 
-
-def model_card(name: str, results: dict[str, Any]) -> str:
-    """The text of README.md.
-
-    Args:
-        name: Of the repository.
-        results: As ``RerankTrainer.results``.
-    """
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(library_name="hf_rerank", tags=["re-ranking", "recommender-system"], license="apache-2.0")
-    objective = results["objective"]
-    schema = results["schema"]
-    columns = [
-        f"| {feature['name']} | {part} | {feature['kind']} |"
-        for part in ("items", "user", "history")
-        for feature in schema[part]
-    ]
-    lines = [
-        "---",
-        data.to_yaml(),
-        "---",
-        f"# {name}",
-        "",
-        f"A re-ranker of the type `{results['model']['model_type']}` with {results['parameters']:,} parameters: it "
-        f"reads a list of at most {schema['max_list_length']} items as a whole and puts them in order.",
-        "",
-        "```python",
-        "from hf_rerank import Reranker",
-        "",
-        f'reranker = Reranker.from_pretrained("{name}")',
-        "reranker.rerank(lists, top_k=10)",
-        "```",
-        "",
-        "## Training",
-        "",
-        f"Task loss `{results['task_loss']}`; principled preset `{objective['preset']}` (weights "
-        f"{objective['convergence_weight']:g} and {objective['adversarial_weight']:g}, reduction "
-        f"`{objective['consistency_reduction']}`, space `{objective['consistency_space']}`). Training lists: "
-        f"{results['data'].get('train', {}).get('lists')}. Seed {results['training_arguments']['seed']}. "
-        "Everything else is in `results.json`.",
-        "",
-        *_evaluation_lines(results["evaluations"]),
-        "## Columns",
-        "",
-        "| column | of | kind |",
-        "|---|---|---|",
-        *columns,
-        "",
-    ]
-    return "\n".join(lines)
+TEMPLATE = Path(__file__).with_name("card_template.md")
+TAGS = ["re-ranking", "recommender-system"]
+# Measures in the order of the tables; those at a cut-off k are shown at every k that there is.
+RANKING = ("auc", "gauc", "ndcg", "map", "precision", "expected_clicks", "expected_clicks_share", "ips_clicks")
+OBEDIENCE = (
+    *("p1_obedience", "p1_item_obedience", "p2_obedience", "p2_item_obedience"),
+    *("fixed_point_rate", "score_spread", "collapsed_share"),
+)
+# Settings of an evaluation -> the measures that they decide.
+SETTINGS = {
+    "no_click": ("ndcg", "map", "precision"),
+    "ndcg_gain": ("ndcg",),
+    "map_denominator": ("map",),
+    "precision_denominator": ("precision",),
+    "gauc_weighting": ("gauc",),
+    "auc_exact_up_to_pairs": ("auc",),
+    "ties": ("auc", "gauc", "ndcg", "map", "precision", "expected_clicks", "expected_clicks_share", "ips_clicks"),
+}
+WITHOUT = "none"
 
 
 def plain_model_card(name: str) -> str:
@@ -68,18 +46,425 @@ def plain_model_card(name: str) -> str:
     """
     from huggingface_hub import ModelCardData
 
-    data = ModelCardData(library_name="hf_rerank", tags=["re-ranking", "recommender-system"])
-    loading = f'from hf_rerank import Reranker\n\nreranker = Reranker.from_pretrained("{name}")'
-    return f"---\n{data.to_yaml()}\n---\n# {name}\n\nA re-ranker.\n\n```python\n{loading}\n```\n"
+    data = ModelCardData(library_name="hf_rerank", tags=TAGS)
+    return f"---\n{data.to_yaml()}\n---\n# {name}\n\nA re-ranker.\n\n```python\n{_loading(name)}\n```\n"
 
 
-def _evaluation_lines(evaluations: dict[str, dict[str, float]]) -> list[str]:
+def model_card(name: str, results: Mapping[str, Any]) -> str:
+    """The text of README.md of one run.
+
+    Args:
+        name: Of the repository.
+        results: As ``RerankTrainer.results``.
+    """
+    model_type = results.get("model", {}).get("model_type")
+    schema = results.get("schema")
+    evaluations = {
+        prefix: {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items() if _is_number(value)}
+        for prefix, metrics in results.get("evaluations", {}).items()
+    }
+    settings = _settings_of(results.get("training_arguments", {}))
+    return _text(
+        name,
+        about=_about(model_type, results.get("parameters"), schema),
+        model_type=model_type,
+        schema=schema,
+        snippet=_snippet(name, schema, results.get("text_columns", ())),
+        data=_data_points(results),
+        learning=_learning_points(results),
+        results=_with_settings(_measure_table(evaluations, RANKING), settings),
+        obedience=_measure_table(evaluations, OBEDIENCE),
+        cost=_cost_points(results),
+        measured=[
+            _entry(f"{prefix} lists of this run", "lists", prefix, measure, value, _args(measure, settings))
+            for prefix, metrics in evaluations.items()
+            for measure, value in _chosen(metrics, RANKING).items()
+        ],
+    )
+
+
+def card_from_summary(
+    name: str,
+    summary: Mapping[str, Any],
+    model: str,
+    *,
+    dataset: tuple[str, str],
+    task_loss: str,
+    command: str,
+    source: str,
+    schema: Mapping[str, Any] | None = None,
+    figure: str | None = None,
+) -> str:
+    """The text of README.md of a model that an experiment trained with several seeds, without and with the principles.
+
+    Args:
+        name: Title of the card.
+        summary: As ``scripts/experiments/six_rerankers.py`` writes it.
+        model: Which of its models, such as ``"prm"``.
+        dataset: Identifier and name of the lists, for the ``model-index``.
+        task_loss: Of the model.
+        command: That repeats the experiment.
+        source: Folder of one trained model, after that command.
+        schema: Of the lists, as ``ListSchema.to_dict``.
+        figure: Path of a figure, from where the card will lie.
+
+    Raises:
+        InputError: The summary holds no such model.
+    """
+    known = list(summary["changes"])
+    if model not in known:
+        raise InputError(
+            f"the summary holds no model {model!r}: expected one of {', '.join(known)}{suggestion(model, known)}"
+        )
+    rows = {
+        preset: summary["rows"][f"{model} {preset}"]
+        for preset in (row.split()[1] for row in summary["rows"] if row.split()[0] == model)
+    }
+    seeds = len(summary["seeds"])
+    settings = summary.get("settings", {})
+    model_type = f"rerank_{model}"
+    results = _summary_table(summary, model, rows, RANKING)
+    if figure is not None:
+        results += f"\n\n![All models of the experiment, without and with the principles]({figure})"
+    return _text(
+        name,
+        about=_about(model_type, summary.get("parameters", {}).get(model), schema),
+        model_type=model_type,
+        schema=schema,
+        usage=f"The weights are not in this folder: `{command}` trains them, each seed once without and once with the "
+        "principles. This loads one of them; its number, that of its best step, can differ on another machine.",
+        snippet=_snippet(source, schema, ()),
+        data=_summary_data_points(summary, model),
+        learning=_summary_learning_points(model, rows, task_loss, summary),
+        results=_with_settings(results, settings),
+        obedience=_summary_table(summary, model, rows, OBEDIENCE),
+        cost=_summary_cost_points(summary, model, rows),
+        measured=[
+            _entry(
+                dataset[1],
+                dataset[0],
+                "test",
+                measure,
+                value["mean"],
+                {**_args(measure, settings), "principled": preset, "seeds": seeds, "std": value["std"]},
+                f"{measure}, principles: {preset}, mean of {seeds} seeds",
+            )
+            for preset, row in rows.items()
+            for measure, value in _chosen(row, RANKING).items()
+        ],
+    )
+
+
+def markdown_text(value: str) -> str:
+    """Text that a Markdown table shows as it is: what could be markup, or end a cell, becomes an HTML entity."""
+    if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_]*[A-Za-z0-9])?", value):
+        return value
+    return "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in value)
+
+
+# ---------------------------------------------------------------------------------------------------------- the pieces
+
+
+def _text(
+    title: str,
+    *,
+    about: str,
+    model_type: str | None,
+    schema: Mapping[str, Any] | None,
+    measured: Sequence[Any],
+    **pieces: str,
+) -> str:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    more: dict[str, Any] = {"model_name": title, "eval_results": list(measured)} if measured else {}
+    data = ModelCardData(library_name="hf_rerank", tags=TAGS, **more)
+    paper = PAPERS.get(model_type or "")
+    citations = [paper.citation] if paper is not None and paper.citation is not None else []
+    card = ModelCard.from_template(
+        data,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        title=title,
+        about=about,
+        columns=_columns_table(schema),
+        simulated=schema is not None and schema.get("examination") is not None,
+        citations=_points([*citations, PRINCIPLES]),
+        **pieces,
+    )
+    return str(card).rstrip("\n") + "\n"
+
+
+def _about(model_type: str | None, parameters: int | None, schema: Mapping[str, Any] | None) -> str:
+    paper = PAPERS.get(model_type or "")
+    what = "A re-ranker" if paper is None else f"{paper.name}, {paper.idea}"
+    if model_type is not None:
+        what += f" (`{model_type}`)"
+    if parameters is not None:
+        what += f", with {parameters:,} parameters"
+    length = "" if schema is None else f" of at most {schema['max_list_length']} items"
+    return (
+        f"{what}. It takes a list{length} in an initial order, such as that of a recommender, and gives it a new one."
+    )
+
+
+def _columns_table(schema: Mapping[str, Any] | None) -> str:
+    if schema is None:
+        return ""
+    rows = [
+        [markdown_text(feature["name"]), part, feature["kind"], _size(feature)]
+        for part in ("items", "user", "history")
+        for feature in schema.get(part, ())
+    ]
+    return _table(["column", "of", "kind", "size"], rows)
+
+
+def _size(feature: Mapping[str, Any]) -> str:
+    if feature["kind"] == "vector":
+        return str(feature["dim"])
+    if feature["kind"] == "dense":
+        return "2" if feature.get("missing") == "indicator" else "1"
+    if feature.get("shares") is not None:
+        return f"as {markdown_text(feature['shares'])}"
+    if feature.get("hash_size") is not None:
+        return f"{feature['hash_size']:,}, hashed"
+    if "size" not in feature:
+        return ""
+    return "as the training lists need" if feature["size"] is None else f"{feature['size']:,}"
+
+
+def _loading(source: str) -> str:
+    return f"from hf_rerank import Reranker\n\nreranker = Reranker.from_pretrained({json.dumps(source)})"
+
+
+def _snippet(source: str, schema: Mapping[str, Any] | None, text_columns: Sequence[str]) -> str:
+    """Python that ranks one list with every column of the schema."""
+    if schema is None:
+        return _loading(source)
+    lines = [_loading(source), "one_list = {"]
+    for part, count in (("items", min(3, schema["max_list_length"])), ("user", None), ("history", 2)):
+        for feature in schema.get(part, ()):
+            is_text = feature["name"] in text_columns or feature.get("shares") in text_columns
+            lines.append(f"    {feature['name']!r}: {_example(feature, count, is_text)},  # {part}")
+    lines += ["}", "(ranked,) = reranker.rerank([one_list], top_k=10)"]
+    return "\n".join([*lines, 'print(ranked["order"], ranked["scores"])  # places in the row, best first'])
+
+
+def _example(feature: Mapping[str, Any], count: int | None, is_text: bool) -> str:
+    if feature["kind"] == "vector":
+        return f"[[0.0] * {feature['dim']}] * {count}"
+    values: list[Any] = [0.5, 1.0, 1.5] if feature["kind"] == "dense" else ["a", "b", "c"] if is_text else [1, 2, 3]
+    return repr(values[0] if count is None else values[:count])
+
+
+def _data_points(results: Mapping[str, Any]) -> str:
+    arguments, training = results.get("training_arguments", {}), results.get("training", {})
+    points = _identities(results.get("data", {}))
+    if (arguments.get("max_steps") or 0) > 0:
+        points.append(f"{arguments['max_steps']:,} steps.")
+    elif "num_train_epochs" in arguments:
+        points.append(f"{arguments['num_train_epochs']:g} epochs.")
+    for key, words in (("per_device_train_batch_size", "Lists a batch"), ("learning_rate", "Learning rate")):
+        if key in arguments:
+            points.append(f"{words}: {arguments[key]:g}.")
+    if "seed" in arguments:
+        points.append(f"One run, seed {arguments['seed']}: another seed gives other numbers.")
+    if arguments.get("load_best_model_at_end") and training.get("best_step") is not None:
+        points.append(
+            f"The checkpoint with the best `{arguments['metric_for_best_model']}` on the validation lists: step "
+            f"{training['best_step']:,} of {training['steps']:,}."
+        )
+    return _points(points)
+
+
+def _summary_data_points(summary: Mapping[str, Any], model: str) -> str:
+    training, rate = summary.get("training", {}), summary.get("learning_rates", {}).get(model)
+    # Without digests: a summary that is kept may be older than the definition by which they are made today.
+    points = [f"`{split}`: {_count(identity)}." for split, identity in summary.get("data", {}).items()]
+    points.append(f"Seeds {', '.join(str(seed) for seed in summary['seeds'])}; runs of one seed are paired.")
+    if "num_train_epochs" in training:
+        points.append(f"{training['num_train_epochs']:g} epochs, the best chosen on the validation lists.")
+    if "per_device_train_batch_size" in training:
+        points.append(f"Lists a batch: {training['per_device_train_batch_size']}.")
+    if rate is not None:
+        tried = ", ".join(rate["validation_ndcg@10"])
+        points.append(
+            f"Learning rate {rate['chosen']:g}, chosen without the principles by NDCG@10 on the validation lists from "
+            f"{tried}."
+        )
+    points.append("The test lists were measured once a run.")
+    return _points(points)
+
+
+def _identities(data: Mapping[str, Any]) -> list[str]:
+    points = []
+    for split, identity in data.items():
+        digest = identity.get("sha256")
+        points.append(f"`{split}`: {_count(identity)}" + ("." if digest is None else f", SHA-256 `{digest[:16]}`..."))
+    return points
+
+
+def _count(identity: Mapping[str, Any]) -> str:
+    return "a stream" if identity.get("lists") is None else f"{identity['lists']:,} lists"
+
+
+def _learning_points(results: Mapping[str, Any]) -> str:
+    points = [f"Task loss: `{results['task_loss']}`."] if "task_loss" in results else []
+    if "objective" in results:
+        points.append(_principles(results["objective"]))
+    reads = results.get("model", {}).get("position_input")
+    if reads is not None:
+        points.append(f"The initial order is read as: `{reads}`.")
+    return _points(points)
+
+
+def _summary_learning_points(model: str, rows: Mapping[str, Any], task_loss: str, summary: Mapping[str, Any]) -> str:
+    from hf_rerank.principled.objective import PRESETS
+
+    points = [f"Task loss: `{task_loss}`."]
+    points += [_principles({"preset": preset, **PRESETS[preset]}) for preset in rows]
+    sizes = summary.get("models", {}).get(model)
+    if sizes:
+        points.append(f"Sizes: {', '.join(f'`{key}` {value}' for key, value in sizes.items())}.")
+    return _points(points)
+
+
+def _principles(objective: Mapping[str, Any]) -> str:
+    weights = [objective.get(f"{term}_weight", 0.0) for term in ("convergence", "adversarial", "cross")]
+    if not any(weights):
+        return f"Principled preset `{objective['preset']}`: the task loss alone."
+    return (
+        f"Principled preset `{objective['preset']}` (weights {weights[0]:g} and {weights[1]:g} of convergence and "
+        f"adversarial consistency, {weights[2]:g} of the two together; reduction "
+        f"`{objective['consistency_reduction']}`; scores compared as `{objective['consistency_space']}`)."
+    )
+
+
+def _cost_points(results: Mapping[str, Any]) -> str:
+    training = results.get("training", {})
+    points = [f"{results['parameters']:,} parameters."] if "parameters" in results else []
+    if "seconds" in training:
+        points.append(f"Training: {training['seconds']:,.1f} seconds for {training['steps']:,} steps.")
+    return _points([*points, *_machine(results)])
+
+
+def _summary_cost_points(summary: Mapping[str, Any], model: str, rows: Mapping[str, Any]) -> str:
+    parameters = summary.get("parameters", {}).get(model)
+    points = [] if parameters is None else [f"{parameters:,} parameters."]
+    for preset, row in rows.items():
+        if "seconds" in row:
+            seconds = row["seconds"]["values"]
+            points.append(
+                f"Training, `{preset}`: {median(seconds):,.1f} seconds, median of the seeds (from {min(seconds):,.1f} "
+                f"to {max(seconds):,.1f})."
+            )
+    return _points([*points, *_machine(summary)])
+
+
+def _machine(results: Mapping[str, Any]) -> list[str]:
+    found = results.get("environment")
+    if found is None:
+        return []
+    versions = ", ".join(f"{package} {version}" for package, version in found.get("versions", {}).items())
+    return [f"Device: {found['device']}; CPUs: {found['cpus']}; threads: {found['threads']}; {versions}."]
+
+
+# --------------------------------------------------------------------------------------------------------- the numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _chosen(metrics: Mapping[str, Any], bases: Sequence[str]) -> dict[str, Any]:
+    """The measures with these names, with or without a cut-off, in the order of ``bases``."""
+    return {name: metrics[name] for base in bases for name in metrics if name.split("@")[0] == base}
+
+
+def _measure_table(evaluations: Mapping[str, Mapping[str, float]], bases: Sequence[str]) -> str:
+    """A row a measure, a column an evaluation; empty where nothing was measured."""
+    names = list(dict.fromkeys(name for metrics in evaluations.values() for name in _chosen(metrics, bases)))
+    if not names:
+        return ""
+    rows = [
+        [name, *(f"{metrics[name]:.4f}" if name in metrics else "" for metrics in evaluations.values())]
+        for name in names
+    ]
+    return _table(["measure", *(markdown_text(prefix) for prefix in evaluations)], rows)
+
+
+def _summary_table(
+    summary: Mapping[str, Any], model: str, rows: Mapping[str, Mapping[str, Any]], bases: Sequence[str]
+) -> str:
+    """A row a measure: the initial order, each preset, and what the principles change."""
+    initial, changes = summary["orders"]["initial"], summary["changes"][model]["differences"]
+    with_order = any(name in initial for row in rows.values() for name in _chosen(row, bases))
+    head = ["measure", *(["initial order"] if with_order else [])]
+    head += ["without principles" if preset == WITHOUT else f"`{preset}`" for preset in rows]
     lines = []
-    for prefix, metrics in evaluations.items():
-        lines += [f"## Results: {prefix}", "", "| measure | value |", "|---|---|"]
-        for name in (*SHOWN, *SHOWN_OBEDIENCE):
-            value = metrics.get(f"{prefix}_{name}")
-            if value is not None:
-                lines.append(f"| {name} | {value:.4f} |")
-        lines.append("")
-    return lines
+    for name in _chosen(next(iter(rows.values())), bases):
+        cells = [f"{initial[name]:.4f}" if name in initial else ""] if with_order else []
+        cells += [f"{row[name]['mean']:.4f} ± {row[name]['std']:.4f}" for row in rows.values()]
+        lines.append([name, *cells, _interval(changes[name]) if name in changes else ""])
+    note = (
+        f"Means over {len(summary['seeds'])} seeds ± their standard deviation; change: with the principles minus "
+        "without, with its 95 % t-interval over the seeds, paired."
+    )
+    return f"{_table([*head, 'change'], lines)}\n\n{note}"
+
+
+def _interval(change: Mapping[str, Any]) -> str:
+    text = f"{change['mean']:+.4f}"
+    # Of a single seed there is none.
+    if not (_is_number(change["low"]) and _is_number(change["high"])):
+        return text
+    return f"{text} [{change['low']:+.4f}, {change['high']:+.4f}]"
+
+
+def _settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The definitions that the trainer's evaluation used."""
+    if "metric_ks" not in arguments or "no_click" not in arguments:
+        return {}
+    from hf_rerank.metrics import RankingMetrics
+
+    return RankingMetrics(arguments["metric_ks"], no_click=arguments["no_click"]).settings()
+
+
+def _with_settings(results: str, settings: Mapping[str, Any]) -> str:
+    used = [f"`{name}` {settings[name]}" for name in SETTINGS if name in settings]
+    if not results or not used:
+        return results
+    return (
+        f"{results}\n\nSettings of the metrics: {', '.join(used)}. Toolkits differ in these: compare like with like."
+    )
+
+
+def _args(measure: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    base, _, cut = measure.partition("@")
+    args: dict[str, Any] = {"k": int(cut)} if cut else {}
+    return args | {name: settings[name] for name, decides in SETTINGS.items() if base in decides and name in settings}
+
+
+def _entry(
+    dataset: str, kind: str, split: str, measure: str, value: float, args: dict[str, Any], title: str | None = None
+) -> Any:
+    from huggingface_hub import EvalResult
+
+    return EvalResult(
+        task_type="re-ranking",
+        task_name="Re-ranking",
+        dataset_type=kind,
+        dataset_name=dataset,
+        dataset_split=split,
+        metric_type=measure,
+        metric_name=title or measure,
+        metric_value=value,
+        metric_args=args or None,
+    )
+
+
+def _points(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

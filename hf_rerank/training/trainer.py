@@ -35,6 +35,7 @@ from hf_rerank.training.health import HealthCallback
 from hf_rerank.training.results import data_identity, environment, write_json
 from hf_rerank.training.resume import describe_run, refuse_another_run, write_run
 from hf_rerank.training.streams import EncodedStream, StreamPasses, collate_stream
+from hf_rerank.vocabularies import TableVocabulary
 
 IDS_IN_A_MESSAGE = 5
 FIXED_POINT_STEPS = 10
@@ -128,6 +129,11 @@ class RerankTrainer(CheckpointingTrainer):
             "task_loss": model.config.task_loss_name,
             "schema": processing_class.schema.to_dict(),
             "processor": processing_class.fit_report,
+            "text_columns": [
+                name
+                for name, vocabulary in processing_class.vocabularies.items()
+                if isinstance(vocabulary, TableVocabulary) and vocabulary.is_text
+            ],
             "data": {
                 split: data_identity(dataset, processing_class.schema)
                 for split, dataset in (("train", train_dataset), ("validation", eval_dataset))

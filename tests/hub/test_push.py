@@ -282,11 +282,11 @@ def test_card_text() -> None:
     assert card.text.count("\n# ") + card.text.startswith("# ") == 1
     for line in (
         "# someone/prm",
-        "## Results: test",
+        "## Results",
         "| auc | 0.7123 |",
         "| p1_obedience | 0.5000 |",
-        "| item_id | items | categorical |",
-        "| age | user | dense |",
+        "| item_id | items | categorical |  |",
+        "| age | user | dense | 1 |",
     ):
         assert line in card.text.splitlines(), line
     assert "12,345 parameters" in card.text

@@ -1,0 +1,273 @@
+"""The model card: read back by the Hub's own reader, its snippet run, its numbers and columns those of the run."""
+
+from __future__ import annotations
+
+import copy
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from huggingface_hub import ModelCard
+from samples import TOKEN
+
+from hf_rerank import (
+    Categorical,
+    Dense,
+    InputError,
+    ListProcessor,
+    ListSchema,
+    PRMConfig,
+    PRMForReranking,
+    RerankTrainer,
+    RerankTrainingArguments,
+    Vector,
+)
+from hf_rerank.hub.card import card_from_summary, markdown_text, model_card, plain_model_card
+
+# Column -> (part, kind, size): 20 and 50 rows as asked for, 3 texts and 2 integers with padding and the unknown value.
+COLUMNS = {
+    "item_id": ("items", "categorical", "20"),
+    "ta|gs": ("items", "categorical", "50, hashed"),
+    "*price* `$`": ("items", "dense", "2"),
+    "{{ title }}": ("items", "vector", "3"),
+    'say "hi" <b>\\\'': ("user", "categorical", "5"),
+    "_age_": ("user", "dense", "1"),
+    "history_[x](y)": ("history", "categorical", "as item_id"),
+}
+ITEM, TAGS, PRICE, TEXT, SAY, AGE, HISTORY = COLUMNS
+SCHEMA = ListSchema(
+    items=[
+        Categorical(ITEM, size=20),
+        Categorical(TAGS, hash_size=50),
+        Dense(PRICE, missing="indicator"),
+        Vector(TEXT, dim=3),
+    ],
+    user=[Categorical(SAY), Dense(AGE)],
+    history=[Categorical(HISTORY, shares=ITEM)],
+    max_list_length=4,
+)
+ROWS = [
+    {
+        ITEM: [f"i{number % 3}", "i1"],
+        TAGS: [number, 7],
+        PRICE: [0.5, float(number)],
+        TEXT: [[0.1, 0.2, 0.3], [0.0, 0.0, 1.0]],
+        SAY: number % 3,
+        AGE: float(number),
+        HISTORY: ["i2"],
+        "click": [number % 2, 1 - number % 2],
+    }
+    for number in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trained model."""
+    folder = tmp_path_factory.mktemp("card") / "run"
+    lists = datasets.Dataset.from_list(ROWS)
+    processor = ListProcessor.from_lists(lists, schema=SCHEMA)
+    trainer = RerankTrainer(
+        model=PRMForReranking(PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1, inner_width=8)),
+        args=RerankTrainingArguments(
+            str(folder), num_train_epochs=1, use_cpu=True, disable_tqdm=True, hub_token=TOKEN, seed=5
+        ),
+        train_dataset=lists,
+        eval_dataset=lists,
+        processing_class=processor,
+    )
+    trainer.train()
+    for prefix in ("validation", "test"):
+        trainer.evaluate(lists, metric_key_prefix=prefix)
+    trainer.save_model()
+    return folder
+
+
+@pytest.fixture
+def results(run: Path) -> dict[str, Any]:
+    return json.loads((run / "results.json").read_text())
+
+
+def table(text: str, first: str) -> list[list[str]]:
+    """The cells of the rows of the table whose head begins with ``first``, as a reader sees them."""
+    rows = re.search(rf"^\| {first} .*\n\| ---.*\n((?:\|.*\n)*)", text, re.M)
+    assert rows is not None
+    return [[html.unescape(cell.strip()) for cell in line.split("|")[1:-1]] for line in rows[1].splitlines()]
+
+
+def snippet(text: str) -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    return code
+
+
+def test_read_back(results: dict[str, Any], tmp_path: Path) -> None:
+    """The Hub's reader refuses a model-index that is not valid; what it reads is what the run measured."""
+    (tmp_path / "README.md").write_text(model_card("someone/prm", results))
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.library_name, data.tags) == ("hf_rerank", ["re-ranking", "recommender-system"])
+    assert data.model_name == "someone/prm"
+    assert {entry.dataset_split for entry in data.eval_results} == {"validation", "test"}
+    for entry in data.eval_results:
+        metrics = results["evaluations"][entry.dataset_split]
+        assert entry.metric_value == metrics[f"{entry.dataset_split}_{entry.metric_type}"]
+        assert entry.task_type == "re-ranking"
+    (ndcg,) = [e for e in data.eval_results if (e.metric_type, e.dataset_split) == ("ndcg@5", "test")]
+    assert ndcg.metric_args == {"k": 5, "no_click": "zero", "ndcg_gain": "exponential", "ties": "slot order"}
+
+
+def test_numbers_are_those_of_the_run(results: dict[str, Any]) -> None:
+    text = model_card("someone/prm", results)
+    shown = {}
+    for heading in ("## Results", "## Obedience"):
+        for name, *cells in table(text[text.index(heading) :], "measure"):
+            shown[name] = cells
+    assert {"auc", "gauc", "ndcg@10", "map@5", "p1_obedience@5", "p2_item_obedience", "score_spread"} <= shown.keys()
+    for name, cells in shown.items():
+        assert cells == [f"{results['evaluations'][p][f'{p}_{name}']:.4f}" for p in ("validation", "test")], name
+    assert f"with {results['parameters']:,} parameters" in text
+    assert f"{results['training']['seconds']:,.1f} seconds for 1 steps" in text
+    assert "One run, seed 5" in text
+    assert "Principled preset `scaled` (weights 20 and 5" in text
+    assert "reduction `weighted_mean`; scores compared as `probability`" in text
+    assert "RecSys 2019" in text
+    assert "arXiv 2504.04188" in text
+
+
+def test_columns_are_those_of_the_schema(results: dict[str, Any]) -> None:
+    rows = {name: tuple(rest) for name, *rest in table(model_card("someone/prm", results), "column")}
+    assert rows == COLUMNS
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_no_column_name_is_markup(name: str) -> None:
+    """Nothing that Markdown or HTML reads is left as it was, and a reader sees the name."""
+    shown = markdown_text(name)
+    assert re.fullmatch(r"(\w| |&#\d+;)*", shown)
+    assert html.unescape(shown) == name
+    assert not re.search(r"(^|\W)_|_(\W|$)", shown)
+
+
+def test_the_snippet_runs(run: Path, results: dict[str, Any]) -> None:
+    code = snippet(model_card(str(run), results))
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert set(scope["one_list"]) == set(COLUMNS)
+    assert sorted(scope["ranked"]["order"]) == [0, 1, 2]
+
+
+def test_no_token_and_no_path(run: Path, results: dict[str, Any]) -> None:
+    results["training_arguments"]["hub_token"] = TOKEN
+    text = model_card("someone/prm", results)
+    assert TOKEN not in text
+    assert str(run) in json.dumps(results)
+    assert str(run.parent) not in text
+    assert not re.search(r"(^|[\s\"'`(])/\w", text)
+
+
+@pytest.mark.parametrize(
+    ("missing", "gone"),
+    [
+        ("evaluations", ["## Results", "## Obedience", "model-index"]),
+        ("training", ["seconds", "The checkpoint with"]),
+        ("environment", ["Device"]),
+        ("objective", ["Principled preset"]),
+        ("schema", ["| column |", "one_list", "of at most"]),
+        ("parameters", ["parameters"]),
+        ("task_loss", ["Task loss"]),
+        ("data", ["SHA-256"]),
+        ("training_arguments", ["Settings of the metrics", "seed", "Lists a batch"]),
+        ("model", ["rerank_prm", "RecSys", "is read as"]),
+    ],
+)
+def test_what_is_missing_is_left_out(results: dict[str, Any], missing: str, gone: list[str]) -> None:
+    whole = model_card("someone/prm", results)
+    text = model_card("someone/prm", {name: value for name, value in results.items() if name != missing})
+    for words in gone:
+        assert words in whole, words
+        assert words not in text, words
+    assert ModelCard(text).data.library_name == "hf_rerank"
+    assert "None" not in text
+
+
+def test_a_value_that_is_no_number_is_left_out(results: dict[str, Any]) -> None:
+    changed = copy.deepcopy(results)
+    changed["evaluations"]["test"]["test_gauc"] = None
+    changed["evaluations"]["validation"]["validation_gauc"] = float("nan")
+    assert "| gauc |" in model_card("someone/prm", results)
+    assert "gauc |" not in model_card("someone/prm", changed)
+
+
+def test_plain() -> None:
+    card = ModelCard(plain_model_card("someone/prm"))
+    assert card.data.library_name == "hf_rerank"
+    assert 'Reranker.from_pretrained("someone/prm")' in snippet(card.text)
+
+
+# ------------------------------------------------------------------------------------------------ from an experiment
+
+SUMMARY: dict[str, Any] = {
+    "seeds": [0, 1],
+    "orders": {"initial": {"auc": 0.5}},
+    "rows": {
+        "prm none": {
+            "auc": {"mean": 0.6, "std": 0.02, "values": [0.58, 0.62]},
+            "p1_obedience": {"mean": 0.1, "std": 0.0, "values": [0.1, 0.1]},
+        },
+        "prm scaled": {
+            "auc": {"mean": 0.65, "std": 0.01, "values": [0.64, 0.66]},
+            "p1_obedience": {"mean": 0.9, "std": 0.0, "values": [0.9, 0.9]},
+        },
+        "dnn none": {"auc": {"mean": 0.11, "std": 0.0, "values": [0.11]}},
+    },
+    "changes": {
+        "prm": {
+            "differences": {
+                "auc": {"mean": 0.05, "low": -0.01, "high": 0.11, "pairs": 2},
+                "p1_obedience": {"mean": 0.8, "low": None, "high": None, "pairs": 1},
+            }
+        }
+    },
+    "settings": {"no_click": "zero", "gauc_weighting": "lists", "ties": "slot order"},
+}
+OPTIONS: dict[str, Any] = {
+    "dataset": ("own_lists", "Own lists"),
+    "task_loss": "softmax_loss",
+    "command": "python train.py",
+    "source": "runs/prm",
+}
+
+
+def test_from_a_summary() -> None:
+    text = card_from_summary("own-prm", SUMMARY, "prm", schema=SCHEMA.to_dict(), figure="../all.png", **OPTIONS)
+    assert table(text, "measure") == [
+        ["auc", "0.5000", "0.6000 ± 0.0200", "0.6500 ± 0.0100", "+0.0500 [-0.0100, +0.1100]"]
+    ]
+    assert table(text[text.index("## Obedience") :], "measure") == [
+        ["p1_obedience", "0.1000 ± 0.0000", "0.9000 ± 0.0000", "+0.8000"]
+    ]
+    for words in ("Means over 2 seeds", "`softmax_loss`", "`python train.py`", "](../all.png)", "Seeds 0, 1;"):
+        assert words in text, words
+    # No processor has seen lists yet.
+    sizes = {name: size for name, _, _, size in table(text, "column")}
+    assert (sizes[SAY], sizes[ITEM], sizes[TAGS]) == ("as the training lists need", "20", "50, hashed")
+    # Neither of another model, nor of what the summary does not hold.
+    for words in ("0.1100 ±", "None", "SHA-256", "Learning rate", "parameters", "seconds", "Device"):
+        assert words not in text, words
+    found = ModelCard(text).data.eval_results
+    assert [(entry.metric_value, entry.metric_args["principled"]) for entry in found] == [
+        (0.6, "none"),
+        (0.65, "scaled"),
+    ]
+    assert {(entry.dataset_type, entry.dataset_split, entry.metric_type) for entry in found} == {
+        ("own_lists", "test", "auc")
+    }
+    assert found[0].metric_args == {"ties": "slot order", "principled": "none", "seeds": 2, "std": 0.02}
+
+
+def test_a_model_that_the_summary_does_not_hold() -> None:
+    with pytest.raises(InputError, match=r"no model 'pmr': expected one of prm.*did you mean"):
+        card_from_summary("x", SUMMARY, "pmr", **OPTIONS)
