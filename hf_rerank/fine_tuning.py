@@ -266,7 +266,8 @@ def _adapted_model(
         setattr(config, name, getattr(sizes, name))
     for name in _LENGTHS:
         setattr(config, name, max(getattr(config, name), getattr(sizes, name)))
-    adapted = type(model)(config).to(model.device, model.dtype)
+    adapted: Any = type(model)(config)
+    adapted.to(device=model.device, dtype=model.dtype)
     old = model.state_dict()
     old_tables, new_tables = dict(_tables(model, before)), dict(_tables(adapted, after))
     column_of = {name: column for column, name in new_tables.items()}
@@ -314,6 +315,7 @@ def _filled(value: Tensor, source: Tensor | None, new_row: int) -> str:
 def _tables(model: PreTrainedReranker, schema: ListSchema) -> Iterator[tuple[tuple[str, str, str], str]]:
     """(Module, part, column) and the name of its embedding table, for each table of the model."""
     for prefix, module in model.named_modules():
+        held: tuple[tuple[str, str], ...]
         if isinstance(module, ItemEmbedding):
             held = (("items", "item_tables"), ("user", "user_tables"))
         elif isinstance(module, HistoryEmbedding):

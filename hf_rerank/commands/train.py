@@ -89,12 +89,10 @@ def run(options: argparse.Namespace) -> None:
 def _check_source(options: argparse.Namespace) -> None:
     if bool(options.model) == bool(options.source):
         raise InputError("give --model NAME for a new model, or --from MODEL to fine-tune one: one of the two")
-    refused = ("preset", "set") if options.source else ("freeze", "reinitialize")
+    refused, goes_with = (("preset", "set"), "--model") if options.source else (("freeze", "reinitialize"), "--from")
     for name in refused:
         if getattr(options, name):
-            raise InputError(
-                f"--{name} goes with {'--model: a model that is there keeps its sizes' if options.source else '--from'}"
-            )
+            raise InputError(f"--{name} goes with {goes_with} only: see hf-rerank train --help")
 
 
 def _new(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
