@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
-from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments, adapt, freeze
+from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments, adapt, cli, freeze, load_lists
 from hf_rerank.errors import InputError
 from hf_rerank.models.auto import RERANKERS
 from hf_rerank.processing import ListProcessor
@@ -265,3 +268,125 @@ def _copy(reranker: Reranker) -> Any:
     import copy
 
     return copy.deepcopy(reranker.model)
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def csv_of(number_of_lists: int, first_item: int, first_list: int, liked: float) -> str:
+    """Lists of four items with four prices, of which the item with the price ``liked`` is clicked."""
+    random = np.random.default_rng(first_item)
+    lines = ["request,user,item_id,price,click,rank"]
+    for number in range(first_list, first_list + number_of_lists):
+        for rank, price in enumerate(random.permutation([1.5, 2.5, 4.0, 8.0])):
+            item = first_item + random.integers(10) * 4 + rank
+            lines.append(f"{number},{number // 2},{item},{price},{int(price == liked)},{rank}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned to rank the cheapest item first; lists of other items where the dearest is clicked."""
+    folder = tmp_path_factory.mktemp("fine_tuning")
+    schema = ListSchema(
+        items=[Categorical("item_id"), Dense("price")],
+        label="click",
+        position="rank",
+        list_id="request",
+        group="user",
+        max_list_length=4,
+    )
+    for name, first_item, liked in (("first", 0, 1.5), ("second", 1000, 8.0)):
+        (folder / f"{name}.csv").write_text(csv_of(300, first_item, 0, liked))
+        schema.save(folder / "schema.json")
+        options = ["--schema", folder / "schema.json", "--output-dir", folder / name]
+        assert run("prepare", "own", "--input", folder / f"{name}.csv", *options) == 0
+    options = ["--model", "dnn", "--set", "hidden_sizes=[8]", *TRAIN]
+    assert run("train", "--data", folder / "first", "--output-dir", folder / "run", *options) == 0
+    return folder
+
+
+TRAIN = [
+    *("--num_train_epochs", "4", "--per_device_train_batch_size", "16", "--learning_rate", "0.02"),
+    *("--disable_tqdm", "true", "--use_cpu", "true"),
+]
+
+
+def first_is_clicked(model: Path, lists: Path) -> float:
+    """Share of the test lists whose clicked item is ranked first."""
+    test = load_lists(lists)["test"]
+    ranked = Reranker.from_pretrained(model).rerank(list(test))
+    return float(np.mean([row["click"][result["order"][0]] for row, result in zip(test, ranked, strict=True)]))
+
+
+class TestCommand:
+    def test_it_goes_on_from_a_saved_model(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert first_is_clicked(folder / "run", folder / "first") > 0.9
+        assert first_is_clicked(folder / "run", folder / "second") < 0.1
+        arguments = ["--from", folder / "run", "--data", folder / "second", "--output-dir", folder / "tuned"]
+        assert run("train", *arguments, "--freeze", "positions", *TRAIN) == 0
+        printed = capsys.readouterr().out
+        # Items 1000 to 1039, each in about 13 of 135 lists of four items.
+        assert "item_id: 40 new values, 0 too rare" in printed
+        assert "lengthened: item_embedding.item_tables.0.weight\n" in printed
+        assert "frozen: positions.weight\n" in printed
+        assert "before" in printed
+        assert "fine-tuned" in printed
+        assert first_is_clicked(folder / "tuned", folder / "second") > 0.9
+        first, tuned = (Reranker.from_pretrained(folder / name).model for name in ("run", "tuned"))
+        assert torch.equal(first.positions.weight, tuned.positions.weight)
+
+    def test_other_columns_only_on_request(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        text = (folder / "second.csv").read_text().replace("price", "cost")
+        (tmp_path / "other.csv").write_text(text)
+        (tmp_path / "schema.json").write_text((folder / "schema.json").read_text().replace("price", "cost"))
+        options = ["--schema", tmp_path / "schema.json", "--output-dir", tmp_path / "other"]
+        assert run("prepare", "own", "--input", tmp_path / "other.csv", *options) == 0
+        arguments = ["--from", folder / "run", "--data", tmp_path / "other", "--output-dir", tmp_path / "tuned"]
+        assert run("train", *arguments, *TRAIN) == 2
+        told = capsys.readouterr().err
+        assert "item column 'price' (dense(scale='standard', missing='mean')) is missing; item column 'cost'" in told
+        assert "--reinitialize" in told
+        assert run("train", *arguments, "--reinitialize", *TRAIN) == 0
+        assert "re-initialised: positions.weight, network.0.weight\n" in capsys.readouterr().out
+        assert first_is_clicked(tmp_path / "tuned", tmp_path / "other") > 0.9
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("", "--model NAME for a new model, or --from MODEL"),
+            ("--model dnn --from {0}/run", "--model NAME for a new model, or --from MODEL"),
+            ("--from {0}/run --set d_model=8", "--set goes with --model only"),
+            ("--from {0}/run --preset paper", "--preset goes with --model only"),
+            ("--model dnn --freeze tables", "--freeze goes with --from only"),
+            ("--model dnn --reinitialize", "--reinitialize goes with --from only"),
+            ("--from {0}/run --freeze tabels", "did you mean 'tables'"),
+            ("--from {0}/nowhere", "nowhere"),
+        ],
+    )
+    def test_mistakes(self, folder: Path, arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ["--data", folder / "second", "--output-dir", folder / "never"]
+        assert run("train", *arguments.format(folder).split(), *options) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
+        assert len(said) == 1
+        assert message in said[0]
+        assert not (folder / "never").exists()
+
+
+def test_the_script_of_a_newcomer(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``scripts/fine_tune.py`` as it stands: from the CSV to a model that ranks the dearest item first."""
+    script = str(Path(__file__).parents[1] / "scripts" / "fine_tune.py")
+    options = ["--model", str(folder / "run"), "--lists", str(folder / "second.csv")]
+    options += ["--output-dir", str(tmp_path / "tuned"), "--epochs", "5", "--learning-rate", "0.02"]
+    monkeypatch.setattr(sys, "argv", [script, *options])
+    runpy.run_path(script, run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "item_id: 40 new values" in printed
+    assert "before" in printed
+    assert "after" in printed
+    assert first_is_clicked(tmp_path / "tuned", folder / "second") > 0.9

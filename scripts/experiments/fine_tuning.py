@@ -25,8 +25,8 @@ from six_rerankers import ENCODER
 
 from hf_rerank.data.simulator import PRMWorld
 
-# The theme of a list counts half as much, prices and crowding twice as much, and match less than quality; the bias makes
-# up for it, so that lists have about as many clicks.
+# The theme of a list counts half as much, prices and crowding twice as much, and match less than quality; the bias
+# makes up for it, so that lists have about as many clicks.
 SHIFTED = PRMWorld(
     bias=0.6, theme_weight=2.25, price_weight=1.6, crowding_weight=1.2, quality_weight=0.7, match_weight=0.3
 )
