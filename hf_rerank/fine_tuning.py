@@ -45,7 +45,7 @@ class AdaptReport:
         vocabularies: Categorical column that stayed -> values ``added``, and ``rare`` ones, which are unknown.
         parameters: Name of each parameter of the new model -> ``kept`` (equal to the bit), ``lengthened`` (its rows
             are kept, new ones follow) or ``re-initialised`` (random).
-        dropped: Parameters of the old model that the new one does not have.
+        dropped: Parameters of the old model, by their name there, that the new one does not have.
     """
 
     differences: list[str]
@@ -297,7 +297,9 @@ def _adapted_model(
                 )
             source = None
         parameters[name] = _filled(value, source, new_row)
-    return adapted, parameters, [name for name in old if name not in parameters and name not in old_tables.values()]
+    gone = {name for column, name in old_tables.items() if column not in new_tables}
+    gone |= old.keys() - old_tables.values() - parameters.keys()
+    return adapted, parameters, [name for name in old if name in gone]
 
 
 def _filled(value: Tensor, source: Tensor | None, new_row: int) -> str:

@@ -195,6 +195,21 @@ class TestOtherColumns:
         assert tuned.processor.scales["price"].mean == pytest.approx(20.0)
         assert tuned.processor.scales["age"].mean == pytest.approx(3.0)
 
+    def test_columns_that_are_gone_take_their_tables_along(self) -> None:
+        """Without item_id the brand's table comes first; RAISE without a history loses what reads it."""
+        reranker = made("raise")
+        brand = reranker.model.state_dict()["item_embedding.item_tables.1.weight"].clone()
+        other = SCHEMA.replace(items=SCHEMA.items[1:], history=[])
+        tuned, report = adapt(reranker, Dataset.from_list(LATER), other, reinitialize=True)
+        assert report.dropped[0] == "item_embedding.item_tables.0.weight"
+        assert {name for name in report.dropped if "history" in name} == {
+            "intention.history_embedding.tables.0.weight",
+            "intention.of_history.weight",
+            "intention.of_history.bias",
+        }
+        assert torch.equal(tuned.model.state_dict()["item_embedding.item_tables.0.weight"][: len(brand)], brand)
+        assert torch.isfinite(scores(tuned, LATER)).all()
+
     def test_saved_and_loaded_it_scores_the_same(self, reranker: Reranker, tmp_path: Path) -> None:
         tuned, _ = adapt(reranker, self.lists, self.swapped, reinitialize=True)
         tuned.save_pretrained(tmp_path)

@@ -68,7 +68,6 @@ def run(options: argparse.Namespace) -> None:
     rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], ks=arguments.metric_ks)
     if options.source:
         rows["before"] = evaluate(model, processor, lists["validation"], ks=arguments.metric_ks)
-        set_seed(arguments.seed)
     trainer = RerankTrainer(
         model=model,
         args=arguments,
