@@ -38,8 +38,10 @@ _HOME = {
     "SetRankConfig": "models.setrank",
     "SetRankForReranking": "models.setrank",
     "Vector": "schema",
+    "adapt": "fine_tuning",
     "add_initial_order": "initial_rankers.order",
     "add_personalised_vectors": "personalised_vectors",
+    "freeze": "fine_tuning",
     "load_lists": "data.loading",
 }
 _MODULES = ("data", "hub", "losses", "metrics", "models", "principled", "training")

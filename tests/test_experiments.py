@@ -164,3 +164,29 @@ def test_initial_rankers_end_to_end(tmp_path: Path) -> None:
             assert name == f"{row['ranker']['ranker']}, {row['ranker']['quality']}"
             assert row["ranker"]["cut_lists"] == 0
     assert "| lambdamart, strong |" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.slow
+def test_fine_tuning_end_to_end(tmp_path: Path) -> None:
+    """Two seeds of the smallest experiment: as few lists as it says, and differences are paired."""
+    command = [sys.executable, str(FOLDER / "fine_tuning.py"), "--output-dir", str(tmp_path), "--seeds", "2"]
+    command += ["--first-lists", "300", "--second-lists", "200", "--few", "20", "--first-epochs", "1", "--epochs", "1"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    first, second = (
+        json.loads((tmp_path / name / "lists" / "report.json").read_text())["lists"] for name in ("first", "second")
+    )
+    assert summary["first_lists"] == first["train"]
+    assert summary["test_lists"] == second["test"] + second["ranker_train"]
+    for seed in (0, 1):
+        for way in ("nothing", "tuned"):
+            made = json.loads((tmp_path / "runs" / f"{way}-20-{seed}.json").read_text())
+            assert made["data"]["train"]["lists"] == 20
+            rates = summary["learning_rates"][{"nothing": "from nothing", "tuned": "fine-tuned"}[way] + ", 20 lists"]
+            assert made["training_arguments"]["learning_rate"] == rates["chosen"]
+    assert min(summary["new_items"]["fine-tuned, 20 lists"]) > 0
+    values = [summary["rows"][row]["ndcg@10"]["values"] for row in ("fine-tuned, 20 lists", "from nothing, 20 lists")]
+    change = summary["differences"]["fine-tuned, 20 lists - from nothing, 20 lists"]
+    assert change["over_seeds"]["ndcg@10"]["mean"] == pytest.approx(np.mean(np.subtract(*values)))
+    assert change["over_users"]["ndcg@10"]["mean"] == pytest.approx(np.mean(np.subtract(*values)))
+    assert "| not tuned |" in (tmp_path / "summary.md").read_text()

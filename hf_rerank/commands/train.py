@@ -24,7 +24,22 @@ def add(commands: Any) -> None:
         "--learning_rate 0.001, --per_device_train_batch_size 256, --seed 1, "
         "--resume_from_checkpoint last (or auto: that, or a fresh start; or RUN/checkpoint-100).",
     )
-    train.add_argument("--model", required=True, metavar="NAME", help="dlcm, dnn, midnn, pear, prm, raise or setrank")
+    train.add_argument("--model", metavar="NAME", help="a new model: dlcm, dnn, midnn, pear, prm, raise or setrank")
+    train.add_argument(
+        "--from", dest="source", metavar="MODEL", help="instead: fine-tune this model, a folder or Hub repository"
+    )
+    train.add_argument(
+        "--freeze",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="with --from: tables, encoder, output, or a module, parameter or pattern of the model; may be repeated",
+    )
+    train.add_argument(
+        "--reinitialize",
+        action="store_true",
+        help="with --from: the lists have other columns; weights that read them are drawn anew",
+    )
     train.add_argument("--data", required=True, metavar="LISTS", help="folder of prepared lists")
     train.add_argument("--output-dir", required=True, metavar="RUN", help="folder for checkpoints and the model")
     train.add_argument("--preset", metavar="NAME", help="published sizes: paper, librerank-ad or librerank-prm")
@@ -37,31 +52,30 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Trains."""
+    _check_source(options)
     arguments = _training_arguments(options)
     from transformers import set_seed
 
-    from hf_rerank.evaluation import evaluate_orders
+    from hf_rerank.evaluation import evaluate, evaluate_orders
     from hf_rerank.models.auto import reranker_classes
-    from hf_rerank.processing import ListProcessor
     from hf_rerank.tables import results_table
     from hf_rerank.training import PlotCallback, RerankTrainer
 
     without_bars_of_a_moment()
     plots = PlotCallback() if options.plots else None
-    config_class, model_class = reranker_classes(options.model)
+    if options.model:
+        reranker_classes(options.model)  # a wrong name is told before lists are read
     lists = prepared_lists(options.data)
     for split in ("train", "validation"):
         if not len(lists[split]):
             raise InputError(f"{options.data} has no list in its {split} split: prepare more lists")
-    processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
-    overrides = settings_of("--set", options.set)
-    if options.preset:
-        config = config_class.preset(options.preset, processor.schema, **overrides)
-    else:
-        config = config_class.for_schema(processor.schema, **overrides)
     set_seed(arguments.seed)
+    model, processor = _fine_tuned(options, lists) if options.source else _new(options, lists)
+    rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], ks=arguments.metric_ks)
+    if options.source:
+        rows["before"] = evaluate(model, processor, lists["validation"], ks=arguments.metric_ks)
     trainer = RerankTrainer(
-        model=model_class(config),
+        model=model,
         args=arguments,
         train_dataset=lists["train"],
         eval_dataset=lists["validation"],
@@ -72,11 +86,46 @@ def run(options: argparse.Namespace) -> None:
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
     trainer.save_model(arguments.output_dir)
-    rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], ks=arguments.metric_ks)
-    rows[options.model] = {name.removeprefix("validation_"): value for name, value in metrics.items()}
+    rows[options.model or "fine-tuned"] = {name.removeprefix("validation_"): value for name, value in metrics.items()}
     print(f"\nOn the validation split:\n{results_table(rows)}\n\nmodel in {arguments.output_dir}")
     if plots and trainer.is_world_process_zero():
         print(f"picture in {plots.drawn}" if plots.drawn else "no picture: the training logged nothing to draw")
+
+
+def _check_source(options: argparse.Namespace) -> None:
+    if bool(options.model) == bool(options.source):
+        raise InputError("give --model NAME for a new model, or --from MODEL to fine-tune one: one of the two")
+    refused, goes_with = (("preset", "set"), "--model") if options.source else (("freeze", "reinitialize"), "--from")
+    for name in refused:
+        if getattr(options, name):
+            raise InputError(f"--{name} goes with {goes_with} only: see hf-rerank train --help")
+
+
+def _new(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
+    """A new model, and the processor that learned from the training lists."""
+    from hf_rerank.models.auto import reranker_classes
+    from hf_rerank.processing import ListProcessor
+
+    config_class, model_class = reranker_classes(options.model)
+    processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
+    overrides = settings_of("--set", options.set)
+    if options.preset:
+        return model_class(config_class.preset(options.preset, processor.schema, **overrides)), processor
+    return model_class(config_class.for_schema(processor.schema, **overrides)), processor
+
+
+def _fine_tuned(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
+    """A trained model made ready for these lists, and its processor; prints what was kept and added."""
+    from hf_rerank.fine_tuning import adapt, freeze
+    from hf_rerank.reranker import Reranker
+
+    reranker, report = adapt(
+        Reranker.from_pretrained(options.source), lists["train"], lists.schema, reinitialize=options.reinitialize
+    )
+    print(f"from {options.source}:\n{report}")
+    if options.freeze:
+        print(f"frozen: {', '.join(freeze(reranker.model, *options.freeze))}")
+    return reranker.model, reranker.processor
 
 
 def _training_arguments(options: argparse.Namespace) -> Any:

@@ -212,6 +212,8 @@ class PreTrainedReranker(PreTrainedModel):
     main_input_name = "item_categorical"
     # The loss is a mean over the batch's lists; the Trainer must not scale it by a number of items.
     accepts_loss_kwargs = False
+    # Parameters that read features though their shape does not say so; hf_rerank.fine_tuning finds the others by it.
+    reads_features: ClassVar[tuple[str, ...]] = ()
     _supports_sdpa = True
 
     @classmethod

@@ -69,6 +69,8 @@ class DLCMForReranking(PreTrainedReranker):
     """
 
     config: DLCMConfig
+    # Widened, an item's vector has one width for all features.
+    reads_features: ClassVar[tuple[str, ...]] = ("gru.weight_ih_l0", "positions.weight")
 
     def __init__(self, config: DLCMConfig) -> None:
         super().__init__(config)

@@ -21,21 +21,21 @@ def train(
     lists: Any,
     processor: Any,
     *,
-    model: str,
+    model: Any,
     seed: int,
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | None = None,
     progress: bool = False,
     **arguments: Any,
 ) -> Any:
-    """Trains a new model and returns its trainer.
+    """Trains a new model, or one that is there, and returns its trainer.
 
     Args:
         folder: Of the run.
         lists: Splits with ``train`` and ``validation``.
         processor: The processor of these lists.
-        model: Name in the table of models.
+        model: Name in the table of models; or a model to train on.
         seed: Of the initial weights, the order of batches and the perturbations.
-        config: Options of the model's config.
+        config: Options of a new model's config.
         progress: Show the trainer's log and bars.
         arguments: Of ``RerankTrainingArguments``.
     """
@@ -46,10 +46,12 @@ def train(
     from hf_rerank.models import reranker_classes
 
     logging.disable_progress_bar()
-    config_class, model_class = reranker_classes(model)
     set_seed(seed)
+    if isinstance(model, str):
+        config_class, model_class = reranker_classes(model)
+        model = model_class(config_class.for_schema(processor.schema, **(config or {})))
     trainer = RerankTrainer(
-        model=model_class(config_class.for_schema(processor.schema, **config)),
+        model=model,
         args=RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=not progress, **arguments),
         train_dataset=lists["train"],
         eval_dataset=lists["validation"],

@@ -1,0 +1,407 @@
+"""Fine-tuning: what ``adapt`` keeps, lengthens and draws anew, for every model; what ``freeze`` freezes."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments, adapt, cli, freeze, load_lists
+from hf_rerank.errors import InputError
+from hf_rerank.models.auto import RERANKERS
+from hf_rerank.processing import ListProcessor
+from hf_rerank.schema import Categorical, Dense, ListSchema
+
+SCHEMA = ListSchema(
+    items=[Categorical("item_id", min_count=1), Categorical("brand", min_count=1), Dense("price"), Dense("stars")],
+    user=[Categorical("gender", min_count=1)],
+    history=[Categorical("seen", shares="item_id"), Categorical("action", min_count=1)],
+    max_list_length=3,
+)
+# What reads the item's vector of each model, said by its paper's formula and not by a shape.
+READS_ITEMS = {
+    "dnn": {"positions.weight", "network.0.weight"},
+    "dlcm": {"widening.0.weight", "widening.2.weight", "widening.2.bias", "gru.weight_ih_l0"},
+    "midnn": {"positions.weight", "network.0.weight"},
+    "prm": {"positions.weight", "projection.weight"},
+    "setrank": {"projection.weight"},
+    "pear": {"item_network.0.weight"},
+    "raise": {"positions.weight", "projection.weight"},
+}
+ITEM_TABLES = {"item_embedding.item_tables.0.weight", "item_embedding.item_tables.1.weight"}
+
+
+def a_list(items: list[int], brands: list[str], **columns: Any) -> dict[str, Any]:
+    dense = {"price": [float(item) for item in items], "stars": [item / 10 for item in items]}
+    return {
+        "item_id": items,
+        "brand": brands,
+        "gender": "m",
+        "seen": [20],
+        "action": ["pv"],
+        "click": [1] + [0] * (len(items) - 1),
+        **dense,
+        **columns,
+    }
+
+
+FIRST = [a_list([30, 10], ["b", "d"]), a_list([10, 20, 30], ["d", "b", "d"])]
+# Items 40 and 50 and brand e are new.
+LATER = [a_list([40, 10], ["e", "d"]), a_list([10, 50, 40], ["d", "b", "b"])]
+LONG = [a_list([10, 50, 30, 40], ["d", "b", "e", "b"])]
+
+
+def made(name: str) -> Reranker:
+    processor = ListProcessor.from_lists(Dataset.from_list(FIRST), schema=SCHEMA)
+    config_class, model_class = RERANKERS[name]
+    torch.manual_seed(0)
+    return Reranker(model_class(config_class.for_schema(processor.schema, initializer_range=0.5)), processor)
+
+
+@pytest.fixture(params=list(RERANKERS))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def reranker(name: str) -> Reranker:
+    return made(name)
+
+
+def scores(reranker: Reranker, lists: list[Any]) -> torch.Tensor:
+    with torch.no_grad():
+        return reranker.model(**reranker.processor(lists)).logits
+
+
+class TestTheSameColumns:
+    def test_new_values_and_longer_lists_change_no_score(self, reranker: Reranker) -> None:
+        expected = scores(reranker, FIRST)
+        old = {key: value.clone() for key, value in reranker.model.state_dict().items()}
+        tuned, report = adapt(reranker, Dataset.from_list(LATER), SCHEMA.replace(max_list_length=5))
+        # A longer position table is a larger matrix product, whose sums may round otherwise.
+        torch.testing.assert_close(scores(tuned, FIRST), expected, rtol=1e-5, atol=1e-6)
+        assert report.differences == []
+        assert report.dropped == []
+        # Both items once each; action and gender hold nothing new.
+        assert {column: found["added"] for column, found in report.vocabularies.items()} == {
+            "item_id": 2,
+            "brand": 1,
+            "gender": 0,
+            "action": 0,
+        }
+        positions = {key for key in old if key == "positions.weight"}
+        assert set(report.names("lengthened")) == ITEM_TABLES | positions
+        assert set(report.names("kept")) == set(old) - ITEM_TABLES - positions
+        new = tuned.model.state_dict()
+        for key in old:
+            assert torch.equal(new[key][: len(old[key])] if old[key].dim() else new[key], old[key])
+        # Items 10, 20, 30 have rows 2 to 4; the two rows after them begin as the unknown value's, row 1.
+        assert torch.equal(
+            new["item_embedding.item_tables.0.weight"][5:], old["item_embedding.item_tables.0.weight"][[1, 1]]
+        )
+        for key in positions:
+            assert torch.equal(new[key][3:], old[key][[2, 2]])
+        assert torch.isfinite(scores(tuned, LATER + LONG)).all()
+
+    def test_the_given_one_stays_as_it_was(self, reranker: Reranker) -> None:
+        schema, expected = reranker.processor.schema, scores(reranker, FIRST)
+        tuned, _ = adapt(reranker, Dataset.from_list(LATER))
+        with torch.no_grad():
+            for value in tuned.model.parameters():
+                value.add_(1.0)
+        assert reranker.processor.schema == schema
+        assert torch.equal(scores(reranker, FIRST), expected)
+        assert tuned.processor.schema.extends == (schema.fingerprint,)
+
+    def test_saved_and_loaded_it_scores_the_same(self, reranker: Reranker, tmp_path: Path) -> None:
+        tuned, _ = adapt(reranker, Dataset.from_list(LATER), SCHEMA.replace(max_list_length=5))
+        tuned.save_pretrained(tmp_path)
+        rows = LATER + LONG
+        assert torch.equal(scores(Reranker.from_pretrained(tmp_path), rows), scores(tuned, rows))
+
+    def test_another_order_of_columns_and_a_shorter_length_are_nothing_new(self) -> None:
+        reranker = made("prm")
+        other = SCHEMA.replace(items=SCHEMA.items[::-1], max_list_length=2)
+        tuned, report = adapt(reranker, Dataset.from_list([a_list([10, 30], ["b", "d"])]), other)
+        assert set(report.parameters.values()) == {"kept"}
+        assert tuned.processor.schema.max_list_length == 3
+        assert tuned.processor.schema.fingerprint == reranker.processor.schema.fingerprint
+        assert torch.equal(scores(tuned, FIRST), scores(reranker, FIRST))
+
+
+class TestOtherColumns:
+    # ``stars`` gone, ``weight`` there: as wide as before, and yet the weights mean something else.
+    swapped = SCHEMA.replace(items=[*SCHEMA.items[:3], Dense("weight")])
+    lists = Dataset.from_list([{**row, "weight": [1.0, 2.0, 4.0][: len(row["item_id"])]} for row in LATER])
+
+    def test_are_refused_with_all_that_differs(self) -> None:
+        other = self.swapped.replace(
+            items=[*self.swapped.items[:1], Categorical("brand", hash_size=8), *self.swapped.items[2:]], user=[]
+        )
+        with pytest.raises(InputError) as refused:
+            adapt(made("dnn"), self.lists, other)
+        for told in (
+            "item column 'stars' (dense(scale='standard', missing='mean')) is missing",
+            "item column 'weight' (dense(scale='standard', missing='mean')) is new",
+            "item column 'brand' is categorical(hash_size=8), was categorical",
+            "user column 'gender' (categorical) is missing",
+            "reinitialize=True",
+        ):
+            assert told in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+    def test_only_what_reads_them_is_drawn_anew(self, name: str, reranker: Reranker) -> None:
+        old = {key: value.clone() for key, value in reranker.model.state_dict().items()}
+        tuned, report = adapt(reranker, self.lists, self.swapped, reinitialize=True)
+        expected = READS_ITEMS[name]
+        assert set(report.names("re-initialised")) == expected
+        assert set(report.names("lengthened")) == ITEM_TABLES
+        assert set(report.names("kept")) == set(old) - expected - ITEM_TABLES
+        new = tuned.model.state_dict()
+        for key in report.names("kept"):
+            assert torch.equal(new[key], old[key]), key
+        for key in expected - {"widening.2.bias"}:  # biases are drawn as zeros, and a new model has no others
+            assert not torch.equal(new[key], old[key]), key
+        for key in ITEM_TABLES:
+            assert torch.equal(new[key][: len(old[key])], old[key])
+        assert torch.isfinite(scores(tuned, self.lists.to_list())).all()
+
+    def test_more_columns_of_every_part(self, reranker: Reranker) -> None:
+        """A new categorical column in front: old tables move, and keep their rows by name."""
+        other = SCHEMA.replace(
+            items=[Categorical("shop", min_count=1), *SCHEMA.items],
+            user=[Dense("age"), *SCHEMA.user],
+            history=[Dense("minutes"), *SCHEMA.history],
+        )
+        lists = Dataset.from_list(
+            [{**row, "shop": [7, 8, 7][: len(row["item_id"])], "age": 3.0, "minutes": [1.0]} for row in LATER]
+        )
+        old = {key: value.clone() for key, value in reranker.model.state_dict().items()}
+        tuned, report = adapt(reranker, lists, other, reinitialize=True)
+        assert len(report.differences) == 3
+        new = tuned.model.state_dict()
+        assert report.parameters["item_embedding.item_tables.0.weight"] == "re-initialised"
+        for number in (0, 1):
+            before = old[f"item_embedding.item_tables.{number}.weight"]
+            assert torch.equal(new[f"item_embedding.item_tables.{number + 1}.weight"][: len(before)], before)
+        assert torch.isfinite(scores(tuned, lists.to_list())).all()
+        # Scales: of the first lists for columns that stayed (price: 30, 10, 10, 20, 30), of the later for new ones.
+        assert tuned.processor.scales["price"].mean == pytest.approx(20.0)
+        assert tuned.processor.scales["age"].mean == pytest.approx(3.0)
+
+    def test_columns_that_are_gone_take_their_tables_along(self) -> None:
+        """Without item_id the brand's table comes first; RAISE without a history loses what reads it."""
+        reranker = made("raise")
+        brand = reranker.model.state_dict()["item_embedding.item_tables.1.weight"].clone()
+        other = SCHEMA.replace(items=SCHEMA.items[1:], history=[])
+        tuned, report = adapt(reranker, Dataset.from_list(LATER), other, reinitialize=True)
+        assert report.dropped[0] == "item_embedding.item_tables.0.weight"
+        assert {name for name in report.dropped if "history" in name} == {
+            "intention.history_embedding.tables.0.weight",
+            "intention.of_history.weight",
+            "intention.of_history.bias",
+        }
+        assert torch.equal(tuned.model.state_dict()["item_embedding.item_tables.0.weight"][: len(brand)], brand)
+        assert torch.isfinite(scores(tuned, LATER)).all()
+
+    def test_saved_and_loaded_it_scores_the_same(self, reranker: Reranker, tmp_path: Path) -> None:
+        tuned, _ = adapt(reranker, self.lists, self.swapped, reinitialize=True)
+        tuned.save_pretrained(tmp_path)
+        rows = self.lists.to_list()
+        assert torch.equal(scores(Reranker.from_pretrained(tmp_path), rows), scores(tuned, rows))
+
+    def test_nothing_in_common_is_refused(self) -> None:
+        other = ListSchema(items=[Dense("weight")])
+        with pytest.raises(InputError, match="share no item column"):
+            adapt(made("dnn"), self.lists, other, reinitialize=True)
+
+
+class TestFreeze:
+    def test_groups_hold_every_parameter_once(self, reranker: Reranker) -> None:
+        found = [
+            freeze(made_again, group) for group in ("tables", "encoder", "output") for made_again in [_copy(reranker)]
+        ]
+        everything = sorted(key for key, _ in reranker.model.named_parameters())
+        assert sorted(name for names in found for name in names) == everything
+        assert all(found)
+        assert set(found[0]) > ITEM_TABLES
+        last = dict(reranker.model.named_parameters())
+        assert {last[key].shape[0] for key in found[2]} == {1}
+
+    def test_modules_parameters_and_patterns(self) -> None:
+        model = made("prm").model
+        assert freeze(model, "scorer") == ["scorer.weight", "scorer.bias"]
+        assert freeze(model, "positions.weight") == ["positions.weight", "scorer.weight", "scorer.bias"]
+        frozen = freeze(model, "blocks.0.*_norm.bias")
+        assert set(frozen) - {"positions.weight", "scorer.weight", "scorer.bias"} == {
+            "blocks.0.attention_norm.bias",
+            "blocks.0.outer_norm.bias",
+        }
+
+    def test_a_name_without_a_match_freezes_nothing(self) -> None:
+        model = made("prm").model
+        with pytest.raises(InputError, match=r"nothing to freeze is called 'encodr'.*encoder"):
+            freeze(model, "tables", "encodr")
+        with pytest.raises(InputError, match="nothing is left to train"):
+            freeze(model, "tables", "encoder", "output")
+        assert all(value.requires_grad for value in model.parameters())
+
+    def test_training_leaves_frozen_parts_alone_and_moves_all_others(self, tmp_path: Path) -> None:
+        tuned, _ = adapt(made("prm"), Dataset.from_list(LATER), SCHEMA.replace(max_list_length=5))
+        frozen = set(freeze(tuned.model, "tables", "blocks.0"))
+        before = {key: value.clone() for key, value in tuned.model.state_dict().items()}
+        trainer = RerankTrainer(
+            model=tuned.model,
+            args=RerankTrainingArguments(
+                str(tmp_path),
+                num_train_epochs=3,
+                learning_rate=0.01,
+                weight_decay=0.1,
+                use_cpu=True,
+                disable_tqdm=True,
+                eval_strategy="no",
+                save_strategy="no",
+                load_best_model_at_end=False,
+                report_to=[],
+            ),
+            train_dataset=Dataset.from_list(LATER),
+            processing_class=tuned.processor,
+        )
+        trainer.train()
+        same = {key for key, value in tuned.model.state_dict().items() if torch.equal(value, before[key])}
+        # The scores' common bias has no gradient under a softmax, but does under the log loss: it moves too.
+        assert same == frozen
+
+
+def _copy(reranker: Reranker) -> Any:
+    import copy
+
+    return copy.deepcopy(reranker.model)
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+def csv_of(number_of_lists: int, first_item: int, first_list: int, liked: float) -> str:
+    """Lists of four items with four prices, of which the item with the price ``liked`` is clicked."""
+    random = np.random.default_rng(first_item)
+    lines = ["request,user,item_id,price,click,rank"]
+    for number in range(first_list, first_list + number_of_lists):
+        for rank, price in enumerate(random.permutation([1.5, 2.5, 4.0, 8.0])):
+            item = first_item + random.integers(10) * 4 + rank
+            lines.append(f"{number},{number // 2},{item},{price},{int(price == liked)},{rank}")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned to rank the cheapest item first; lists of other items where the dearest is clicked."""
+    folder = tmp_path_factory.mktemp("fine_tuning")
+    schema = ListSchema(
+        items=[Categorical("item_id"), Dense("price")],
+        label="click",
+        position="rank",
+        list_id="request",
+        group="user",
+        max_list_length=4,
+    )
+    for name, first_item, liked in (("first", 0, 1.5), ("second", 1000, 8.0)):
+        (folder / f"{name}.csv").write_text(csv_of(300, first_item, 0, liked))
+        schema.save(folder / "schema.json")
+        options = ["--schema", folder / "schema.json", "--output-dir", folder / name]
+        assert run("prepare", "own", "--input", folder / f"{name}.csv", *options) == 0
+    options = ["--model", "dnn", "--set", "hidden_sizes=[8]", *TRAIN]
+    assert run("train", "--data", folder / "first", "--output-dir", folder / "run", *options) == 0
+    return folder
+
+
+TRAIN = [
+    *("--num_train_epochs", "4", "--per_device_train_batch_size", "16", "--learning_rate", "0.02"),
+    *("--disable_tqdm", "true", "--use_cpu", "true"),
+]
+
+
+def first_is_clicked(model: Path, lists: Path) -> float:
+    """Share of the test lists whose clicked item is ranked first."""
+    test = load_lists(lists)["test"]
+    ranked = Reranker.from_pretrained(model).rerank(list(test))
+    return float(np.mean([row["click"][result["order"][0]] for row, result in zip(test, ranked, strict=True)]))
+
+
+class TestCommand:
+    def test_it_goes_on_from_a_saved_model(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert first_is_clicked(folder / "run", folder / "first") > 0.9
+        assert first_is_clicked(folder / "run", folder / "second") < 0.1
+        arguments = ["--from", folder / "run", "--data", folder / "second", "--output-dir", folder / "tuned"]
+        assert run("train", *arguments, "--freeze", "positions", *TRAIN) == 0
+        printed = capsys.readouterr().out
+        # Items 1000 to 1039, each in about 13 of 135 lists of four items.
+        assert "item_id: 40 new values, 0 too rare" in printed
+        assert "lengthened: item_embedding.item_tables.0.weight\n" in printed
+        assert "frozen: positions.weight\n" in printed
+        assert "before" in printed
+        assert "fine-tuned" in printed
+        assert first_is_clicked(folder / "tuned", folder / "second") > 0.9
+        first, tuned = (Reranker.from_pretrained(folder / name).model for name in ("run", "tuned"))
+        assert torch.equal(first.positions.weight, tuned.positions.weight)
+
+    def test_other_columns_only_on_request(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        text = (folder / "second.csv").read_text().replace("price", "cost")
+        (tmp_path / "other.csv").write_text(text)
+        (tmp_path / "schema.json").write_text((folder / "schema.json").read_text().replace("price", "cost"))
+        options = ["--schema", tmp_path / "schema.json", "--output-dir", tmp_path / "other"]
+        assert run("prepare", "own", "--input", tmp_path / "other.csv", *options) == 0
+        arguments = ["--from", folder / "run", "--data", tmp_path / "other", "--output-dir", tmp_path / "tuned"]
+        assert run("train", *arguments, *TRAIN) == 2
+        told = capsys.readouterr().err
+        assert "item column 'price' (dense(scale='standard', missing='mean')) is missing; item column 'cost'" in told
+        assert "--reinitialize" in told
+        assert run("train", *arguments, "--reinitialize", *TRAIN) == 0
+        assert "re-initialised: positions.weight, network.0.weight\n" in capsys.readouterr().out
+        assert first_is_clicked(tmp_path / "tuned", tmp_path / "other") > 0.9
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("", "--model NAME for a new model, or --from MODEL"),
+            ("--model dnn --from {0}/run", "--model NAME for a new model, or --from MODEL"),
+            ("--from {0}/run --set d_model=8", "--set goes with --model only"),
+            ("--from {0}/run --preset paper", "--preset goes with --model only"),
+            ("--model dnn --freeze tables", "--freeze goes with --from only"),
+            ("--model dnn --reinitialize", "--reinitialize goes with --from only"),
+            ("--from {0}/run --freeze tabels", "did you mean 'tables'"),
+            ("--from {0}/nowhere", "nowhere"),
+        ],
+    )
+    def test_mistakes(self, folder: Path, arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        options = ["--data", folder / "second", "--output-dir", folder / "never"]
+        assert run("train", *arguments.format(folder).split(), *options) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
+        assert len(said) == 1
+        assert message in said[0]
+        assert not (folder / "never").exists()
+
+
+def test_the_script_of_a_newcomer(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``scripts/fine_tune.py`` as it stands: from the CSV to a model that ranks the dearest item first."""
+    script = str(Path(__file__).parents[1] / "scripts" / "fine_tune.py")
+    options = ["--model", str(folder / "run"), "--lists", str(folder / "second.csv")]
+    options += ["--output-dir", str(tmp_path / "tuned"), "--epochs", "5", "--learning-rate", "0.02"]
+    monkeypatch.setattr(sys, "argv", [script, *options])
+    runpy.run_path(script, run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "item_id: 40 new values" in printed
+    assert "before" in printed
+    assert "after" in printed
+    assert first_is_clicked(tmp_path / "tuned", folder / "second") > 0.9
