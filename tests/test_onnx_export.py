@@ -169,7 +169,7 @@ def test_ties_keep_slot_order_and_padding_is_last() -> None:
 
 def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNamespace]) -> None:
     both = exported("dnn")
-    rows = [*ROWS[:9], {**LONG, "item_id": [-5] * 40}]
+    rows = [*ROWS[:9], {**LONG, "item_id": [987_654] * 40}]
     for options in ({"top_k": 3}, {"top_k": 50}, {"batch_size": 4}):
         found, report = both.onnx.rerank(rows, truncate=True, with_report=True, **options)
         expected, expected_report = both.torch.rerank(rows, truncate=True, with_report=True, **options)
