@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prepared_folders import changed, digests, table_of, with_column
 
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema, cli, load_lists, metrics
 from hf_rerank.data.prm_public import prepare_prm_public
@@ -53,32 +52,6 @@ def in_order(lists: Path) -> dict[str, Path]:
         options: dict[str, Any] = {"quality": "poor", "max_list_length": 12, "progress": False}
         add_initial_order(lists, folders[ranker], ranker=ranker, **options)
     return folders
-
-
-def table_of(folder: Path, split: str) -> pa.Table:
-    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob(f"{split}-*.parquet"))])
-
-
-def changed(folder: Path, new: Path, change: Callable[[str, pa.Table], pa.Table]) -> Path:
-    """A copy of a prepared folder with other lists."""
-    shutil.copytree(folder, new)
-    for path in new.glob("*.parquet"):
-        pq.write_table(change(path.name.partition("-")[0], pq.read_table(path)), path)
-    return new
-
-
-def with_column(table: pa.Table, name: str, change: Callable[[np.ndarray], np.ndarray]) -> pa.Table:
-    number, field = table.column_names.index(name), table.schema.field(name)
-    rows = [change(np.array(row)).tolist() for row in table.column(name).to_pylist()]
-    return table.set_column(number, field, pa.array(rows, type=field.type))
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 class TestClickThroughRates:

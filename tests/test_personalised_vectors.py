@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from prepared_folders import changed, digests, table_of, with_column
 from safetensors.numpy import load_file
 
 from hf_rerank import (
@@ -58,34 +55,8 @@ def with_vectors(lists: Path) -> Path:
     return folder
 
 
-def table_of(folder: Path, split: str) -> pa.Table:
-    return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob(f"{split}-*.parquet"))])
-
-
 def vectors_of(folder: Path, split: str) -> np.ndarray:
     return np.array(table_of(folder, split).column("personalised").to_pylist(), dtype=np.float32)
-
-
-def changed(folder: Path, new: Path, change: Callable[[str, pa.Table], pa.Table]) -> Path:
-    """A copy of a prepared folder with other lists."""
-    shutil.copytree(folder, new)
-    for path in new.glob("*.parquet"):
-        pq.write_table(change(path.name.partition("-")[0], pq.read_table(path)), path)
-    return new
-
-
-def turned_round(table: pa.Table, name: str, change: Callable[[np.ndarray], np.ndarray]) -> pa.Table:
-    number, field = table.column_names.index(name), table.schema.field(name)
-    rows = [change(np.array(row)).tolist() for row in table.column(name).to_pylist()]
-    return table.set_column(number, field, pa.array(rows, type=field.type))
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_the_vectors_are_the_last_hidden_layer(lists: Path, with_vectors: Path) -> None:
@@ -129,16 +100,16 @@ def test_the_new_folder(lists: Path, with_vectors: Path) -> None:
 
 def test_neither_labels_of_other_splits_nor_order_nor_truth(lists: Path, with_vectors: Path, tmp_path: Path) -> None:
     def lie(split: str, table: pa.Table) -> pa.Table:
-        table = turned_round(table, "position", lambda row: row[::-1])
-        table = turned_round(table, "attraction", lambda row: 1 - row)
-        return table if split == "ranker_train" else turned_round(table, "click", lambda row: 1 - row)
+        table = with_column(table, "position", lambda row: row[::-1])
+        table = with_column(table, "attraction", lambda row: 1 - row)
+        return table if split == "ranker_train" else with_column(table, "click", lambda row: 1 - row)
 
     add_personalised_vectors(changed(lists, tmp_path / "lied", lie), tmp_path / "new", dim=5, progress=False)
     for split in ("train", "validation", "test"):
         assert np.array_equal(vectors_of(tmp_path / "new", split), vectors_of(with_vectors, split))
 
     def flip(split: str, table: pa.Table) -> pa.Table:
-        return turned_round(table, "click", lambda row: 1 - row) if split == "ranker_train" else table
+        return with_column(table, "click", lambda row: 1 - row) if split == "ranker_train" else table
 
     add_personalised_vectors(changed(lists, tmp_path / "flipped", flip), tmp_path / "other", dim=5, progress=False)
     assert not np.array_equal(vectors_of(tmp_path / "other", "test"), vectors_of(with_vectors, "test"))
