@@ -80,6 +80,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_rerank.data.simulator import examination_curve
 from hf_rerank.errors import InputError
 
 if TYPE_CHECKING:
@@ -244,9 +245,7 @@ class AdWorld:
     @property
     def examination(self) -> np.ndarray:
         """Probability that a place is looked at, [longest_list], from the top; 1 at the first place."""
-        place = np.arange(self.longest_list)
-        goes_down = 1 - self.looks_at_first_only - self.looks_at_all
-        return self.looks_at_first_only * (place == 0) + goes_down * np.exp(-place / self.patience) + self.looks_at_all
+        return examination_curve(self.longest_list, self.looks_at_first_only, self.looks_at_all, self.patience)
 
 
 def ad_attraction(

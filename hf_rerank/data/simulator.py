@@ -192,9 +192,14 @@ class PRMWorld:
     @property
     def examination(self) -> np.ndarray:
         """Probability that a place is looked at, [list_length], from the top; 1 at the first place."""
-        place = np.arange(self.list_length)
-        goes_down = 1 - self.looks_at_first_only - self.looks_at_all
-        return self.looks_at_first_only * (place == 0) + goes_down * np.exp(-place / self.patience) + self.looks_at_all
+        return examination_curve(self.list_length, self.looks_at_first_only, self.looks_at_all, self.patience)
+
+
+def examination_curve(places: int, looks_at_first_only: float, looks_at_all: float, patience: float) -> np.ndarray:
+    """Probability that a place is looked at, [places], from the top, by a mixture of readers; see ``PRMWorld``."""
+    place = np.arange(places)
+    goes_down = 1 - looks_at_first_only - looks_at_all
+    return looks_at_first_only * (place == 0) + goes_down * np.exp(-place / patience) + looks_at_all
 
 
 def list_attraction(
