@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.plain_rows import LARGEST_FLOAT32, PlainRows, plain_rows
 from hf_rerank.schema import Categorical, Dense, Feature, ListSchema, Vector, kind_of
 
 HISTORY_FEATURE = "feature of the history"
-LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass
@@ -68,8 +68,11 @@ class Lists:
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise InputError(f"list {first + number} is a {type(row).__name__}: expected a dictionary of columns")
+        plain = plain_rows(rows, schema)
         columns = {}
         for name in columns_of(schema):
+            if name in plain.columns:
+                continue
             there = [name in row for row in rows]
             if all(there) and there:
                 columns[name] = _column(rows, name, schema, first)
@@ -81,7 +84,7 @@ class Lists:
                 )
         if not rows:
             return cls.from_arrow(_no_lists(schema), schema, with_labels=with_labels)
-        return cls._checked(pa.table(columns), list(rows[0]), schema, with_labels, first)
+        return cls._checked(pa.table(columns), plain, len(rows), list(rows[0]), schema, with_labels, first)
 
     @classmethod
     def from_arrow(
@@ -98,23 +101,40 @@ class Lists:
         Raises:
             InputError: Naming the column and the first list that is wrong.
         """
-        return cls._checked(table, list(table.schema.names), schema, with_labels, first)
+        offered = list(table.schema.names)
+        return cls._checked(table, PlainRows(None, {}), table.num_rows, offered, schema, with_labels, first)
 
     @classmethod
     def _checked(
-        cls, table: pa.Table | pa.RecordBatch, offered: list[str], schema: ListSchema, with_labels: bool, first: int
+        cls,
+        table: pa.Table | pa.RecordBatch,
+        plain: PlainRows,
+        count: int,
+        offered: list[str],
+        schema: ListSchema,
+        with_labels: bool,
+        first: int,
     ) -> Lists:
-        """``offered``: the columns that the caller has, for messages; ``table`` holds only those of the schema."""
-        ids = _ids(table, schema, first)
+        """Checks ``count`` lists.
+
+        Args:
+            table: The columns of the schema that are not plain, and perhaps others.
+            plain: Columns that are converted, and in which nothing can be wrong.
+            offered: The columns that the caller has, for messages.
+        """
+        ids = _ids(table, schema, first, count)
         reader = _ColumnReader(table, offered, ids, first, schema.items[0].name)
 
         items: dict[str, Any] = {}
-        lengths: np.ndarray | None = None
-        lengths_of = ""
+        lengths = plain.lengths
+        lengths_of = schema.items[0].name
         for feature in schema.items:
+            if feature.name in plain.columns:
+                items[feature.name] = plain.columns[feature.name]
+                continue
             flat, feature_lengths = reader.sequences(feature.name, feature)
             if lengths is None:
-                lengths, lengths_of = feature_lengths, feature.name
+                lengths = feature_lengths
                 if (lengths == 0).any():
                     empty = reader.where(int(np.argmin(lengths)))
                     raise InputError(f"{empty} is empty: expected at least one item; leave it out")
@@ -124,7 +144,8 @@ class Lists:
 
         user = {}
         for feature in schema.user:
-            user[feature.name] = reader.checked(feature, reader.values(feature.name), None)
+            found = plain.columns.get(feature.name)
+            user[feature.name] = reader.checked(feature, reader.values(feature.name), None) if found is None else found
         history = {}
         history_lengths: np.ndarray | None = None
         for feature in schema.history:
@@ -411,9 +432,9 @@ def _where(rows: Sequence[Mapping[str, Any]], row: int, schema: ListSchema, firs
     return f"list {first + row}" if name is None else f"list {first + row} (id {name})"
 
 
-def _ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int) -> list[str]:
+def _ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int, count: int) -> list[str]:
     if schema.list_id is None or schema.list_id not in table.schema.names:
-        return [str(first + row) for row in range(table.num_rows)]
+        return [str(first + row) for row in range(count)]
     try:
         ids = table.column(schema.list_id).to_pylist()
     except UnicodeDecodeError as error:

@@ -1,12 +1,14 @@
 """Every re-ranker with and without the principles: does each beat the initial order, and what do the principles do?
 
     python scripts/experiments/six_rerankers.py --output-dir RESULTS --seeds 5 --workers 2
+    python scripts/experiments/six_rerankers.py --output-dir RESULTS_AD --format ad --seeds 5 --workers 2
 
-Simulates lists (simulator seed 1), then, for each model, chooses the learning rate on ``validation`` without the
-principles and with a seed of its own; then trains each model with that rate, without and with ``principled="scaled"``.
-The best epoch is chosen on ``validation`` by NDCG@10, and measured once on ``test``. Runs of one model and seed share
-data, initial weights and batch order, so that differences are paired. RESULTS gets ``lists/``, ``runs/*.json``,
-``summary.json``, ``summary.md`` and, with matplotlib, ``six_rerankers.png``. A run that is there is not repeated.
+Simulates lists of PRM Public or of Ad (simulator seed 1), then, for each model, chooses the learning rate on
+``validation`` without the principles and with a seed of its own; then trains each model with that rate, without and
+with ``principled="scaled"``. The best epoch is chosen on ``validation`` by NDCG@10, and measured once on ``test``.
+Runs of one model and seed share data, initial weights and batch order, so that differences are paired. RESULTS gets
+``lists/``, ``runs/*.json``, ``summary.json``, ``summary.md`` and, with matplotlib, ``six_rerankers.png``. A run that
+is there is not repeated.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ MODELS: dict[str, dict[str, Any]] = {
 NAMES = {"dnn": "DNN", "dlcm": "DLCM", "midnn": "MiDNN", "prm": "PRM", "setrank": "SetRank", "pear": "PEAR"}
 NAMES["raise"] = "RAISE"
 PRESETS = ("none", "scaled")
+# Raw format -> lists to simulate, all splits. Of PRM Public 45 % train; of Ad the window rule keeps 45 % of the lists,
+# and of these two thirds train.
+FORMATS = {"prm_public": 22_500, "ad": 40_000}
 LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 CHOOSING_SEED = 1000
 MEASURES = (
@@ -49,7 +54,8 @@ TOLERANCE = -0.002
 def main() -> None:
     options = _options()
     folder = options.output_dir
-    simulate(folder, options.lists)
+    lists = FORMATS[options.format] if options.lists is None else options.lists
+    SIMULATE[options.format](folder, lists)
     rates = choose_learning_rates(folder, options)
     seeds = list(range(options.seeds))
     wanted = [(model, preset, seed) for seed in seeds for model in options.models for preset in PRESETS]
@@ -60,6 +66,7 @@ def main() -> None:
     )
     summary = summarise(folder, options.models, seeds)
     summary["learning_rates"] = rates
+    summary["format"], summary["simulated_lists"] = options.format, lists
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     text = as_markdown(summary)
     (folder / "summary.md").write_text(text)
@@ -69,7 +76,7 @@ def main() -> None:
 
 
 def simulate(folder: Path, lists: int) -> None:
-    """Simulated lists, prepared in ``folder/lists``."""
+    """Simulated lists of PRM Public, prepared in ``folder/lists``."""
     from hf_rerank.data.prm_public import prepare_prm_public
     from hf_rerank.data.simulator import simulate_prm
 
@@ -77,6 +84,20 @@ def simulate(folder: Path, lists: int) -> None:
         return
     simulate_prm(folder / "raw", lists, seed=1)
     prepare_prm_public(folder / "raw", folder / "lists")
+
+
+def simulate_with_history(folder: Path, lists: int) -> None:
+    """Simulated lists of Ad, each with the last behaviours of its user, prepared in ``folder/lists``."""
+    from hf_rerank.data.ad import prepare_ad
+    from hf_rerank.data.ad_simulator import simulate_ad
+
+    if (folder / "lists" / "schema.json").is_file():
+        return
+    simulate_ad(folder / "raw", lists, seed=1)
+    prepare_ad(folder / "raw", folder / "lists", progress=False)
+
+
+SIMULATE = {"prm_public": simulate, "ad": simulate_with_history}
 
 
 def choose_learning_rates(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -196,6 +217,7 @@ def summarise(folder: Path, models: list[str], seeds: list[int]) -> dict[str, An
             name: first["training_arguments"][name] for name in ("num_train_epochs", "per_device_train_batch_size")
         },
         "data": first["data"],
+        "schema": first["schema"],
         "settings": first["test"]["settings"],
         "environment": first["environment"],
     }
@@ -285,7 +307,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--lists", type=int, default=22_500, help="simulated lists, all splits; 45 %% train")
+    parser.add_argument("--format", choices=list(FORMATS), default="prm_public", help="of the raw files")
+    parser.add_argument("--lists", type=int, help="simulated lists, all splits (default: 22,500; ad: 40,000)")
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--workers", type=int, default=1, help="processes that make runs")
     return parser.parse_args()

@@ -1,0 +1,102 @@
+"""Rows as servers send most of them, converted and checked many columns at once.
+
+One list has tens of columns of a few values each, and to convert and check each alone would be half of the time that
+ranking it takes. Plain columns are whole lists of integers or of finite numbers, with nothing missing. What is not
+plain is left to ``Lists``, which looks at it column by column and says what is wrong with it; nothing is refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hf_rerank.schema import Categorical, Dense, ListSchema
+
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+PLAIN_TYPES: dict[type, set[type]] = {Categorical: {int}, Dense: {int, float}}
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class PlainRows:
+    """The columns that are plain.
+
+    Attributes:
+        lengths: int64 [B], items of each list, at least 1; None where no column of items is plain.
+        columns: Feature -> all its values, list after list (items), or one a list (user), as integers or numbers.
+    """
+
+    lengths: np.ndarray | None
+    columns: dict[str, pa.Array]
+
+
+def plain_rows(rows: Rows, schema: ListSchema) -> PlainRows:
+    """Looks at features of the items and of the user.
+
+    Args:
+        rows: Dictionaries of columns, one a list.
+        schema: Says which column is what.
+    """
+    lengths = _lengths(rows, schema.items[0].name)
+    columns: dict[str, pa.Array] = {}
+    of_items = 0
+    if lengths is not None:
+        for kind in (Categorical, Dense):
+            names = [feature.name for feature in schema.features("items", kind)]
+            columns |= _converted(names, _of_items(rows, names, lengths), kind)
+        of_items = len(columns)
+    for kind in (Categorical, Dense):
+        names = [feature.name for feature in schema.features("user", kind)]
+        columns |= _converted(names, [row.get(name) for name in names for row in rows], kind)
+    return PlainRows(np.array(lengths, dtype=np.int64) if of_items else None, columns)
+
+
+def _lengths(rows: Rows, name: str) -> list[int] | None:
+    """Items of each list, by one column; None where it is not in all rows, no list, or empty."""
+    lengths = []
+    for row in rows:
+        values = _listed(row.get(name))
+        if not values:
+            return None
+        lengths.append(len(values))
+    return lengths
+
+
+def _listed(values: Any) -> list[Any] | None:
+    if type(values) is list:
+        return values
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    return values if type(values) is list else None
+
+
+def _of_items(rows: Rows, names: Sequence[str], lengths: Sequence[int]) -> list[Any]:
+    """The values of all columns, one column after another; empty unless each column has as many as the lists."""
+    joined: list[Any] = []
+    for name in names:
+        for row, length in zip(rows, lengths, strict=True):
+            values = _listed(row.get(name))
+            if values is None or len(values) != length:
+                return []
+            joined += values
+    return joined
+
+
+def _converted(names: Sequence[str], joined: list[Any], kind: type) -> dict[str, pa.Array]:
+    """Column -> values, if all are plain; otherwise nothing."""
+    # The exact types: a bool is an int to isinstance, and is none in a column of arrow.
+    if not joined or not set(map(type, joined)) <= PLAIN_TYPES[kind]:
+        return {}
+    try:
+        array = pa.array(joined)
+    except (pa.ArrowInvalid, OverflowError):  # an integer that int64, or float64 among numbers, cannot hold
+        return {}
+    numbers = array.to_numpy()
+    if not (numbers.min() >= 0 if kind is Categorical else (np.abs(numbers) <= LARGEST_FLOAT32).all()):
+        return {}
+    length = len(joined) // len(names)
+    return {name: array.slice(place * length, length) for place, name in enumerate(names)}
