@@ -1,9 +1,9 @@
-"""Writes the card of every re-ranker in the committed summary of ``six_rerankers``; nothing is trained.
+"""Writes the card of every re-ranker in the committed summaries of ``six_rerankers``; nothing is trained.
 
     python scripts/model_cards.py --output-dir model_cards
 
-The folder gets ``<dataset>-<model>/README.md`` and ``results.json`` (the summary, cut to that model), and the
-experiment's figure once, beside them, as every card shows it.
+The folder gets ``<dataset>-<model>/README.md`` and ``results.json`` (the summary, cut to that model), and beside them
+the figure of each experiment, which its cards show, and an index, ``README.md``.
 """
 
 from __future__ import annotations
@@ -11,15 +11,45 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-EXPERIMENT = Path(__file__).parent / "experiments" / "results" / "six_rerankers"
-FIGURE = "six_rerankers.png"
-DATASET = ("prm_public_simulated", "PRM Public, simulated")
-# Parts of the summary that have an entry a model, and parts that all models share.
+RESULTS = Path(__file__).parent / "experiments" / "results"
+# Parts of a summary that have an entry a model, and parts that all models share.
 OF_EACH = ("changes", "parameters", "models", "learning_rates")
-SHARED = ("seeds", "orders", "training", "data", "settings", "environment")
+SHARED = ("seeds", "orders", "training", "data", "schema", "settings", "environment", "format", "simulated_lists")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs of all models on lists of one format.
+
+    Attributes:
+        folder: Under ``experiments/results``.
+        dataset: Identifier of the lists, with which the names of the cards begin.
+        title: Their name.
+    """
+
+    folder: str
+    dataset: str
+    title: str
+
+    @property
+    def figure(self) -> str:
+        """Its name in the folder of the cards."""
+        return f"{self.dataset}.png"
+
+    def summary(self) -> dict[str, Any]:
+        """All that was measured."""
+        return json.loads((RESULTS / self.folder / "summary.json").read_text(encoding="utf-8"))
+
+
+EXPERIMENTS = (
+    Experiment("six_rerankers", "prm_public_simulated", "PRM Public, simulated"),
+    Experiment("six_rerankers_ad", "ad_simulated", "Ad, simulated"),
+)
 
 
 def main() -> None:
@@ -29,34 +59,19 @@ def main() -> None:
 
 
 def write_cards(folder: Path) -> None:
-    """Writes the card and the results of every model in the summary."""
-    from hf_rerank.data.prm_public import prm_public_schema
-    from hf_rerank.hub.card import card_from_summary
-    from hf_rerank.models import reranker_classes
+    """Writes the cards and results of all models, the figures and the index."""
     from hf_rerank.training.results import write_json
 
-    whole = json.loads((EXPERIMENT / "summary.json").read_text(encoding="utf-8"))
-    # As prepared, not as fitted: the summary does not say how many values the training lists had.
-    schema = prm_public_schema(position=True, attraction=True, examination=whole["settings"]["examination"])
-    for model in whole["changes"]:
-        summary, name = of_one_model(whole, model), f"{DATASET[0]}-{model}"
-        best_step = summary["rows"][f"{model} scaled"]["best_step"]["values"][0]
-        config_class, _ = reranker_classes(model)
-        text = card_from_summary(
-            name,
-            summary,
-            model,
-            dataset=DATASET,
-            task_loss=config_class(**summary["models"][model]).task_loss_name,
-            command=f"python scripts/experiments/six_rerankers.py --output-dir RESULTS --seeds {len(whole['seeds'])} "
-            f"--models {model}",
-            source=f"RESULTS/runs/{model}-scaled-{whole['seeds'][0]}/checkpoint-{best_step:.0f}",
-            schema=schema.to_dict(),
-            figure=f"../{FIGURE}",
-        )
-        write_json(folder / name / "results.json", summary)
-        (folder / name / "README.md").write_text(text, encoding="utf-8")
-    shutil.copyfile(EXPERIMENT / FIGURE, folder / FIGURE)
+    index = [INTRODUCTION]
+    for experiment in EXPERIMENTS:
+        whole = experiment.summary()
+        index += ["", f"## {experiment.title}", "", *index_of(experiment, whole)]
+        for model in whole["changes"]:
+            summary, name = of_one_model(whole, model), f"{experiment.dataset}-{model}"
+            write_json(folder / name / "results.json", summary)
+            (folder / name / "README.md").write_text(card(experiment, summary, model, name), encoding="utf-8")
+        shutil.copyfile(RESULTS / experiment.folder / "six_rerankers.png", folder / experiment.figure)
+    (folder / "README.md").write_text("\n".join(index) + "\n", encoding="utf-8")
 
 
 def of_one_model(summary: dict[str, Any], model: str) -> dict[str, Any]:
@@ -66,6 +81,62 @@ def of_one_model(summary: dict[str, Any], model: str) -> dict[str, Any]:
         "rows": {row: values for row, values in summary["rows"].items() if row.split()[0] == model},
         **{part: {model: summary[part][model]} for part in OF_EACH},
     }
+
+
+def card(experiment: Experiment, summary: dict[str, Any], model: str, name: str) -> str:
+    """The text of one card."""
+    from hf_rerank.hub.card import card_from_summary
+    from hf_rerank.models import reranker_classes
+
+    best_step = summary["rows"][f"{model} scaled"]["best_step"]["values"][0]
+    config_class, _ = reranker_classes(model)
+    return card_from_summary(
+        name,
+        summary,
+        model,
+        dataset=(experiment.dataset, experiment.title),
+        task_loss=config_class(**summary["models"][model]).task_loss_name,
+        command=f"python scripts/experiments/six_rerankers.py --output-dir RESULTS --format {summary['format']} "
+        f"--lists {summary['simulated_lists']} --seeds {len(summary['seeds'])} --models {model}",
+        source=f"RESULTS/runs/{model}-scaled-{summary['seeds'][0]}/checkpoint-{best_step:.0f}",
+        schema=summary["schema"],
+        figure=f"../{experiment.figure}",
+    )
+
+
+INTRODUCTION = """# Model cards
+
+Re-rankers trained on simulated lists, without and with the principles (preset `scaled`); means over seeds on the test
+lists, and the change with its 95 % t-interval over the seeds, paired. `python scripts/model_cards.py --output-dir
+model_cards` writes this folder anew from the experiments' summaries. Weights are not here: each card names the command
+that trains them."""
+
+
+def index_of(experiment: Experiment, summary: dict[str, Any]) -> Iterator[str]:
+    """The table of one experiment, a row a model."""
+    from hf_rerank.hub.papers import PAPERS
+
+    lists, seeds = summary["data"]["train"]["lists"], len(summary["seeds"])
+    initial = summary["orders"]["initial"]
+    yield (
+        f"{lists:,} training lists, {seeds} seeds. Initial order: NDCG@10 {initial['ndcg@10']:.4f}, expected clicks "
+        f"{initial['expected_clicks']:.4f} a list."
+    )
+    yield ""
+    yield (
+        "| card | NDCG@10 without | with | expected clicks without | with | change | P1 by item, without | with | "
+        "P2 by item, without | with |"
+    )
+    yield f"|{'---|' * 10}"
+    for model, found in summary["changes"].items():
+        without, principled = (summary["rows"][f"{model} {preset}"] for preset in ("none", "scaled"))
+        change = found["differences"]["expected_clicks"]
+        cells = [f"[{PAPERS[f'rerank_{model}'].name}]({experiment.dataset}-{model}/README.md)"]
+        for measure in ("ndcg@10", "expected_clicks", "p1_item_obedience", "p2_item_obedience"):
+            cells += [f"{row[measure]['mean']:.4f}" for row in (without, principled)]
+            if measure == "expected_clicks":
+                cells.append(f"{change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]")
+        yield f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ SHIFTED = PRMWorld(
 )
 NOTHING, TUNED, UNTUNED = "from nothing", "fine-tuned", "not tuned"
 TRAINED = {NOTHING: "nothing", TUNED: "tuned"}
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 FIRST_RATE = 2e-3
 CHOOSING_SEED = 1000
 MEASURES = ("ndcg@10", "map@10", "gauc", "expected_clicks", "expected_clicks_share")
@@ -265,7 +265,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--first-lists", type=int, default=12_000, help="of the first world; 45 %% train")
     parser.add_argument("--second-lists", type=int, default=6_000, help="of the second; 45 %% train")
-    parser.add_argument("--few", type=int, nargs="+", default=[300, 1000], help="lists to fine-tune on")
+    parser.add_argument("--few", type=int, nargs="+", default=[300, 1000, 2500], help="lists to fine-tune on")
     parser.add_argument("--first-epochs", type=float, default=8)
     parser.add_argument("--epochs", type=float, default=20, help="on the few lists")
     parser.add_argument("--workers", type=int, default=1, help="processes that make runs")
