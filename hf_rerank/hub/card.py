@@ -398,13 +398,16 @@ def _ranking_results(
     columns: dict[str, Mapping[str, float]] = {}
     orders = results.get("orders", {})
     for prefix, metrics in evaluations.items():
-        columns[prefix] = metrics
+        columns[markdown_text(prefix)] = metrics
         initial = orders.get(prefix, {}).get("initial")
         if initial is not None:
-            columns[f"{prefix}, initial order"] = {
+            columns[f"{markdown_text(prefix)}, initial order"] = {
                 name: value for name, value in initial.items() if name in metrics and _is_number(value)
             }
-    return _with_settings(_measure_table(columns, RANKING), settings)
+    table = _with_settings(_measure_table(columns, RANKING), settings)
+    if not table or len(columns) == len(evaluations):
+        return table
+    return _paragraphs(table, "The initial order is that in which the lists came to the model, measured alike.")
 
 
 def _obedience_results(
@@ -413,7 +416,7 @@ def _obedience_results(
     settings: Mapping[str, Any],
     figures: Collection[str],
 ) -> str:
-    table = _measure_table(evaluations, OBEDIENCE)
+    table = _measure_table({markdown_text(prefix): metrics for prefix, metrics in evaluations.items()}, OBEDIENCE)
     if not table:
         return ""
     measured = {prefix: settings[prefix] for prefix in evaluations if _chosen(evaluations[prefix], OBEDIENCE)}
@@ -422,14 +425,14 @@ def _obedience_results(
 
 
 def _measure_table(columns: Mapping[str, Mapping[str, float]], bases: Sequence[str]) -> str:
-    """A row a measure, a column an evaluation or order; empty where nothing was measured."""
+    """A row a measure, a column an evaluation or order, under its head; empty where nothing was measured."""
     names = list(dict.fromkeys(name for metrics in columns.values() for name in _chosen(metrics, bases)))
     if not names:
         return ""
     rows = [
         [name, *(f"{metrics[name]:.4f}" if name in metrics else "" for metrics in columns.values())] for name in names
     ]
-    return _table(["measure", *(markdown_text(head) for head in columns)], rows)
+    return _table(["measure", *columns], rows)
 
 
 def _summary_table(

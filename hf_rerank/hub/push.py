@@ -48,7 +48,7 @@ def push_model(
     create_pr: bool = False,
     tell: Callable[[str], object] | None = None,
 ) -> Any:
-    """Uploads a saved re-ranker: its weights, processor, card and results, and nothing else of the folder.
+    """Uploads a saved re-ranker: its weights, processor, card with figures, and results; nothing else of the folder.
 
     ``results.json`` and ``training_args.json`` are sent without the folders of this machine (see
     ``hub.own_folders``); in the folder they stay as they are.

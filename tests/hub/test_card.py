@@ -197,7 +197,9 @@ def test_the_initial_order_stands_beside_the_evaluation(results: dict[str, Any])
     changed = copy.deepcopy(results)
     changed["orders"] = {"test": {"initial": {"auc": 0.125, "ndcg@5": 0.25, "gauc": None, "lists": 12}}}
     text = model_card("someone/prm", changed)
-    head = "| measure | validation | test | test&#44; initial order |"
+    head = "| measure | validation | test | test, initial order |"
+    assert "The initial order is that in which" in text
+    assert "initial order is that in which" not in model_card("someone/prm", results)
     assert text.count(head) == 1  # obedience says nothing of the initial order
     shown = {name: cells for name, *cells in table(text, "measure")}
     assert (shown["auc"][2], shown["ndcg@5"][2], shown["gauc"][2], shown["ndcg@10"][2]) == ("0.1250", "0.2500", "", "")

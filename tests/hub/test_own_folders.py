@@ -76,6 +76,6 @@ def test_whole_commands(hub: Hub, tmp_path: Path) -> None:
         assert arguments["encoded_cache"] == "cache"
     assert json.loads(here["results.json"])["evaluations"] == sent["evaluations"]
     assert {"README.md", "training.png", "obedience.png"} <= files.keys()
-    assert "| measure | validation | validation&#44; initial order | test | test&#44; initial order |" in str(
+    assert "| measure | validation | validation, initial order | test | test, initial order |" in str(
         files["README.md"], "utf-8"
     )
