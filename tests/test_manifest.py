@@ -223,6 +223,27 @@ def test_stopped_while_one_file_is_replaced(
         assert manifest["files"]["a.json"] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def test_stopped_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the last rename, when the file is new already; and the next time before the second, when it still is."""
+    rename = os.replace
+    for content, before in ((b"new", 3), (b"newer", 2)):
+        done = 0
+
+        def stopping(source: Path, target: Path) -> None:
+            nonlocal done
+            done += 1
+            if done == before:  # noqa: B023
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                replace_file(folder, "a.json", content)
+        assert (folder / "a.json").read_bytes() == b"new"
+        verify(folder, everything, "")
+
+
 def test_a_damaged_file_is_not_replaced(folder: Path) -> None:
     (folder / "a.json").write_bytes(b"{]\n")
     before = (folder / MANIFEST).read_bytes()
