@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 # Where files are written before they get their final name; what is found under it was never finished.
 STAGING = "tmp-save"
+# In the entry of a file that is being replaced: the bytes and digest to come, which are as good as those there were.
+_COMING = "replaced_by"
 # People edit it, and nothing is loaded from it.
 _NOT_LISTED = (MANIFEST, "README.md")
 _CHUNK = 1 << 20
@@ -39,7 +41,7 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if name not in _NOT_LISTED:
-            files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            files[name] = _entry(path)
         _to_disk(path)
     (folder / MANIFEST).write_text(_text(files, **facts), encoding="utf-8")
     _to_disk(folder / MANIFEST)
@@ -58,10 +60,7 @@ def manifest_text(files: Mapping[str, Path | bytes], kept: Mapping[str, Any]) ->
     for name, content in files.items():
         if name in _NOT_LISTED:
             continue
-        if isinstance(content, bytes):
-            entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        else:
-            entries[name] = {"bytes": content.stat().st_size, "sha256": _sha256(content)}
+        entries[name] = _entry(content)
     return _text(dict(sorted(entries.items())))
 
 
@@ -123,11 +122,12 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
         if not path.is_file():
             raise InputError(f"{path} is missing: it was saved ({MANIFEST} lists it); {remedy}")
         size = path.stat().st_size
-        if size != saved["bytes"]:
+        accepted = [saved, saved[_COMING]] if _COMING in saved else [saved]
+        if size not in [entry["bytes"] for entry in accepted]:
             raise InputError(
                 f"{path} has {size:,} bytes, {saved['bytes']:,} were saved: it is cut or changed; {remedy}"
             )
-        if digests and _sha256(path) != saved["sha256"]:
+        if digests and _sha256(path) not in [entry["sha256"] for entry in accepted]:
             raise InputError(f"{path} is damaged or changed: its SHA-256 is not that of the file saved; {remedy}")
     return manifest
 
@@ -184,6 +184,44 @@ def replacing(folder: str | Path) -> Iterator[Path]:
                 shutil.rmtree(staging if existed else folder, ignore_errors=True)
 
 
+def replace_file(folder: Path, name: str, content: bytes) -> None:
+    """Replaces one file of a saved folder, and its entry in the manifest where there is one.
+
+    A stop at any moment leaves a folder in which every file is what its manifest says: the manifest is replaced twice,
+    and between the two it accepts the old file and the new one.
+
+    Args:
+        folder: A saved folder.
+        name: A file in it.
+        content: What the file shall hold.
+
+    Raises:
+        InputError: The file is not what was saved.
+        OSError: Something could not be written; the folder is whole.
+    """
+    manifest = verify(folder, lambda other: other == name, "save it again")
+    writes = [(name, content)]
+    if manifest is not None:
+        facts = {key: value for key, value in manifest.items() if key not in ("format_version", "files")}
+        files, there, coming = manifest["files"], _entry(folder / name), _entry(content)
+        both = _text({**files, name: {**there, _COMING: coming}}, **facts)
+        after = _text({**files, name: coming}, **facts)
+        writes = [(MANIFEST, both.encode()), (name, content), (MANIFEST, after.encode())]
+    staging = folder / STAGING
+    with naming_failures(folder):
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            for step, (_, written) in enumerate(writes):
+                (staging / str(step)).write_bytes(written)
+                _to_disk(staging / str(step))
+            for step, (target, _) in enumerate(writes):
+                os.replace(staging / str(step), folder / target)
+                to_disk(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
 @contextmanager
 def naming_failures(folder: Path, needed: int | None = None) -> Iterator[None]:
     """Turns whatever a failed write raises (torch and safetensors have errors of their own) into one ``OSError``.
@@ -228,6 +266,13 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _entry(content: Path | bytes) -> dict[str, Any]:
+    """Size and SHA-256 of a file, or of its content."""
+    if isinstance(content, bytes):
+        return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"bytes": content.stat().st_size, "sha256": _sha256(content)}
 
 
 def _text(files: dict[str, Any], **facts: Any) -> str:

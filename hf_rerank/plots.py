@@ -92,7 +92,8 @@ def _write(figure: Figure, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        figure.savefig(partial, format="png", dpi=DOTS_PER_INCH)
+        # Without the version of matplotlib, so that the same numbers give the same bytes.
+        figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -206,6 +206,81 @@ class TestObedienceOfAnEvaluation:
         assert kept == pytest.approx(round(kept))
 
 
+@pytest.fixture
+def model(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the trained model, to write into."""
+    copied = tmp_path / "model"
+    copied.mkdir()
+    for path in (folder / "run").iterdir():
+        if path.is_file():
+            (copied / path.name).write_bytes(path.read_bytes())
+    return copied
+
+
+class TestAddToResults:
+    def test_the_numbers_of_both_and_their_settings(
+        self, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["evaluate", "--model", str(model), "--data", str(folder / "lists"), "--add-to-results"]
+        options = ["--ks", "3", "--no-click", "skip", "--swaps", "one", "--max-steps", "2", "--json"]
+        before = json.loads((model / "results.json").read_text())
+        assert cli.main([*arguments, *options, str(folder / "both.json")]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"test: added to {model / 'results.json'}"
+        rows = json.loads((folder / "both.json").read_text())["rows"]
+        results = json.loads((model / "results.json").read_text())
+        expected = {f"test_{name}": value for name, value in rows["model"].items() if not isinstance(value, dict)}
+        assert results["evaluations"] == {**before["evaluations"], "test": expected}
+        assert {"test_ndcg@3", "test_p1_item_obedience", "test_lists"} <= expected.keys()
+        assert results["orders"] == {**before["orders"], "test": {"initial": rows["initial"]}}
+        used = results["evaluation_settings"]["test"]
+        assert {name: used[name] for name in ("ks", "no_click", "obedience_k", "swaps", "max_steps")} == {
+            "ks": [3],
+            "no_click": "skip",
+            "obedience_k": 5,
+            "swaps": "one",
+            "max_steps": 2,
+        }
+        assert results["evaluation_data"]["test"]["lists"] == rows["model"]["lists"]
+        same = {name for name in before if results[name] == before[name]}
+        assert set(before) - same == {"evaluations", "orders"}
+        assert cli.main(["rank", "--model", str(model), *self.ranking(folder)]) == 0
+
+    @staticmethod
+    def ranking(folder: Path) -> list[str]:
+        source = next((folder / "lists").glob("test-*.parquet"))
+        return ["--input", str(source), "--output", str(folder / "loads.jsonl")]
+
+    def test_the_same_command_again_and_another(
+        self, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["evaluate", "--model", str(model), "--data", str(folder / "lists"), "--add-to-results"]
+        said, written = [], []
+        for options in ([], [], ["--no-click", "skip"], []):
+            assert cli.main([*arguments, *options]) == 0
+            said.append(capsys.readouterr().out.splitlines()[-1].removesuffix(f"{model / 'results.json'}"))
+            written.append({path.name: path.read_bytes() for path in model.iterdir()})
+        path = model / "results.json"
+        assert said == [
+            "test: added to ",
+            f"test: stands in {path} already, with the same numbers",
+            f"test: replaced in {path}, where other numbers stood",
+            f"test: replaced in {path}, where other numbers stood",
+        ]
+        assert written[0] == written[1] == written[3] != written[2]
+
+    def test_training_leaves_the_initial_order_of_the_validation_lists(self, folder: Path, model: Path) -> None:
+        """Measured again by the other command, with the trainer's settings, it is the same."""
+        before = json.loads((model / "results.json").read_text())
+        arguments = ["evaluate", "--model", str(model), "--data", str(folder / "lists"), "--add-to-results"]
+        assert cli.main([*arguments, "--split", "validation"]) == 0
+        after = json.loads((model / "results.json").read_text())
+        assert before["orders"]["validation"] == after["orders"]["validation"]
+        assert before["data"]["validation"] == after["evaluation_data"]["validation"]
+        assert 0 < before["orders"]["validation"]["initial"]["ndcg@10"] < 1
+        for name, value in after["evaluations"]["validation"].items():
+            assert value == pytest.approx(before["evaluations"]["validation"][name], abs=1e-5), name
+
+
 class TestPictures:
     def test_training_is_drawn_at_every_evaluation(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -277,7 +352,7 @@ class TestPictures:
         ("results", "words"),
         [
             (None, "{0} has no training log"),
-            ("[]", "{0} has no training log"),
+            ("{}", "{0} has no training log"),
             ('{"training": {"seconds": 3}}', "{0} has no training log"),
             ('{"training": {"log": [{"step": 3}]}}', "there is nothing to draw in the log"),
         ],
@@ -343,6 +418,12 @@ class TestMistakesBeforeTheWork:
             ("--swaps al", "did you mean 'all'"),
             ("--plots {0}/lists/schema.json", "schema.json is a file: expected a folder"),
             ("--plots {1}/pictures --model {1}", r"{1}/results.json is no JSON: .*; mend or remove it"),
+            ("--add-to-results --model {1}", r"{1}/results.json is no JSON: .*; mend or remove it"),
+            (
+                "--add-to-results --model {1}/someone/prm",
+                r"no folder .*/someone/prm whose results.json could be",
+            ),
+            ("--add-to-results --model {0}/raw", r"/raw has no results.json to add to: expected a folder that the tr"),
         ],
     )
     def test_options_of_evaluate(

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from hf_rerank.errors import InputError
-from hf_rerank.manifest import MANIFEST, naming_failures, read_manifest, refuse_repeated_names, replacing, verify
+from hf_rerank.manifest import (
+    MANIFEST,
+    naming_failures,
+    read_manifest,
+    refuse_repeated_names,
+    replace_file,
+    replacing,
+    verify,
+)
 from hf_rerank.manifest import write_manifest as write
 
 FILES = {"a.json": b"{}\n", "b.safetensors": b"\x00" * 9, "deep/c.pt": b"weights"}
@@ -158,6 +166,103 @@ def test_an_interrupted_replacement_is_refused_not_read_half_new(
             with pytest.raises(InputError, match="damaged or changed"):
                 verify(folder, everything, "")
         assert not list(folder.glob("tmp-*"))
+
+
+def test_one_file_replaced(folder: Path) -> None:
+    untouched = {name: (folder / name).read_bytes() for name in ("b.safetensors", "deep/c.pt", "README.md")}
+    replace_file(folder, "a.json", b"[1, 2]")
+    after = (folder / MANIFEST).read_bytes()
+    assert (folder / "a.json").read_bytes() == b"[1, 2]"
+    assert {name: (folder / name).read_bytes() for name in untouched} == untouched
+    assert not list(folder.glob("tmp-*"))
+    manifest = verify(folder, everything, "")
+    assert manifest is not None
+    assert manifest["step"] == 7
+    assert manifest["files"]["a.json"] == {"bytes": 6, "sha256": hashlib.sha256(b"[1, 2]").hexdigest()}
+    write(folder, step=7)
+    assert (folder / MANIFEST).read_bytes() == after
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+@pytest.mark.parametrize("stop", range(1, 10))
+def test_stopped_while_one_file_is_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, call: str, stop: int
+) -> None:
+    """Killed at each rename and each sync: the folder is whole, and another file may be put there afterwards."""
+    real, done = getattr(os, call), 0
+
+    class Killed(BaseException):
+        pass
+
+    def counting(*arguments: object) -> None:
+        nonlocal done
+        done += 1
+        if done == stop:
+            raise Killed
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, counting)
+        patch.setattr("hf_rerank.manifest.shutil.rmtree", lambda *_, **__: None)  # as of a killed process
+        try:
+            replace_file(folder, "a.json", b"new")
+            assert done < stop
+        except Killed:
+            pass
+    found = (folder / "a.json").read_bytes()
+    assert found in (FILES["a.json"], b"new")
+    verify(folder, everything, "")
+    (folder / "a.json").write_bytes(b"nem")
+    with pytest.raises(InputError, match=r"a\.json is damaged or changed"):
+        verify(folder, everything, "")
+    (folder / "a.json").write_bytes(found)
+    for content in (b"newer", b"new"):
+        replace_file(folder, "a.json", content)
+        manifest = verify(folder, everything, "")
+        assert manifest is not None
+        assert manifest["files"]["a.json"] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_stopped_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the last rename, when the file is new already; and the next time before the second, when it still is."""
+    rename = os.replace
+    for content, before in ((b"new", 3), (b"newer", 2)):
+        done = 0
+
+        def stopping(source: Path, target: Path) -> None:
+            nonlocal done
+            done += 1
+            if done == before:  # noqa: B023
+                raise KeyboardInterrupt
+            rename(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                replace_file(folder, "a.json", content)
+        assert (folder / "a.json").read_bytes() == b"new"
+        verify(folder, everything, "")
+
+
+def test_a_damaged_file_is_not_replaced(folder: Path) -> None:
+    (folder / "a.json").write_bytes(b"{]\n")
+    before = (folder / MANIFEST).read_bytes()
+    with pytest.raises(InputError, match=r"a\.json is damaged or changed"):
+        replace_file(folder, "a.json", b"new")
+    assert (folder / MANIFEST).read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"folder could not be written.*No space left"):
+            replace_file(folder, "a.json", b"new")
+    verify(folder, everything, "")
+    assert (folder / "a.json").read_bytes() == FILES["a.json"]
+    assert not list(folder.glob("tmp-*"))
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("unexpected pos 64 vs 0")])

@@ -379,6 +379,22 @@ def test_a_log_read_back_from_json_gives_the_same_picture(tmp_path: Path) -> Non
     assert (imread(tmp_path / "a.png") == imread(tmp_path / "b.png")).all()
 
 
+def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
+    """Nothing in the file but the picture: no version, no date, no path."""
+    for name in ("a", "b"):
+        training_figure(LOG, tmp_path / name / "training.png")
+        obedience_figure(MEASURES, tmp_path / name / "obedience.png")
+    for figure in ("training.png", "obedience.png"):
+        content = (tmp_path / "a" / figure).read_bytes()
+        assert (tmp_path / "b" / figure).read_bytes() == content
+        place, chunks = 8, []
+        while place < len(content):
+            (length,) = struct.unpack(">I", content[place : place + 4])
+            chunks.append(content[place + 4 : place + 8].decode())
+            place += length + 12
+        assert set(chunks) == {"IHDR", "pHYs", "IDAT", "IEND"}
+
+
 @pytest.mark.parametrize("fault", ["savefig", "replace"])
 def test_a_failed_write_leaves_the_old_picture(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "training.png"

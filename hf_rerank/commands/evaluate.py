@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,12 @@ def add(commands: Any) -> None:
     )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers as JSON")
     evaluate.add_argument(
+        "--add-to-results",
+        action="store_true",
+        help="also write the measures of the model and of the initial order into the model's results.json, from which "
+        "`hf-rerank push` makes the card",
+    )
+    evaluate.add_argument(
         "--plots", type=Path, metavar="DIR", help="also draw DIR/obedience.png and, of its training, DIR/training.png"
     )
     evaluate.set_defaults(run=run, parser=evaluate)
@@ -53,6 +58,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.reranker import Reranker
     from hf_rerank.tables import obedience_table, results_table
     from hf_rerank.training.results import write_json
+    from hf_rerank.training.saved_results import results_to_add_to
 
     if options.max_steps < 0:
         raise InputError(f"--max-steps is {options.max_steps}: expected at least 0")
@@ -65,6 +71,8 @@ def run(options: argparse.Namespace) -> None:
         if options.plots.is_file():
             raise InputError(f"--plots {options.plots} is a file: expected a folder, there or not")
         log = _training_log(options.model)
+    if options.add_to_results:
+        results_to_add_to(options.model)
     without_bars_of_a_moment()
     reranker = Reranker.from_pretrained(options.model)
     splits = prepared_lists(options.data)
@@ -93,22 +101,42 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         about = {"model": str(options.model), "split": options.split, "obedience": obedience}
         write_json(options.json, {**about, **about_initial_ranker(options.data), "rows": rows})
+    if options.add_to_results:
+        _add_to_results(options, rows, obedience, lists, reranker.processor.schema)
     if options.plots:
         _draw(options.plots, options.model, rows["model"], log)
 
 
 def _training_log(model: str) -> list[Any]:
     """The log in the ``results.json`` of a local model, empty where there is none."""
-    path = Path(model) / "results.json"
-    if not path.is_file():
-        return []
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}; mend or remove it") from None
-    training = results.get("training") if isinstance(results, dict) else None
+    from hf_rerank.training.saved_results import RESULTS, read_json
+
+    path = Path(model) / RESULTS
+    training = read_json(path).get("training") if path.is_file() else None
     log = training.get("log") if isinstance(training, dict) else None
     return log if isinstance(log, list) else []
+
+
+def _add_to_results(
+    options: argparse.Namespace, rows: dict[str, Any], obedience: dict[str, Any], lists: Any, schema: Any
+) -> None:
+    from hf_rerank.training.results import data_identity
+    from hf_rerank.training.saved_results import RESULTS, add_evaluation
+
+    became = add_evaluation(
+        options.model,
+        options.split,
+        measures=rows["model"],
+        initial=rows["initial"],
+        settings={**rows["model"]["settings"], **obedience},
+        data=data_identity(lists, schema),
+    )
+    says = {
+        "added": "added to {}",
+        "replaced": "replaced in {}, where other numbers stood",
+        "unchanged": "stands in {} already, with the same numbers",
+    }
+    print(f"{options.split}: {says[became].format(Path(options.model) / RESULTS)}")
 
 
 def _draw(folder: Path, model: str, measures: dict[str, Any], log: list[Any]) -> None:

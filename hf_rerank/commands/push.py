@@ -52,5 +52,5 @@ def run(options: argparse.Namespace) -> None:
         if options.i_have_the_right_to_redistribute:
             raise InputError("--i-have-the-right-to-redistribute is about lists: it goes with --data")
         without_bars_of_a_moment()
-        commit = push_model(options.model, options.repo_id, **chosen)
+        commit = push_model(options.model, options.repo_id, tell=print, **chosen)
     print(f"pushed: {commit.pr_url or commit.commit_url}")

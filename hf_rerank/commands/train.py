@@ -71,9 +71,10 @@ def run(options: argparse.Namespace) -> None:
             raise InputError(f"{options.data} has no list in its {split} split: prepare more lists")
     set_seed(arguments.seed)
     model, processor = _fine_tuned(options, lists) if options.source else _new(options, lists)
-    rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], ks=arguments.metric_ks)
+    choices: dict[str, Any] = {"ks": arguments.metric_ks, "no_click": arguments.no_click}
+    rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], **choices)
     if options.source:
-        rows["before"] = evaluate(model, processor, lists["validation"], ks=arguments.metric_ks)
+        rows["before"] = evaluate(model, processor, lists["validation"], **choices)
     trainer = RerankTrainer(
         model=model,
         args=arguments,
@@ -83,6 +84,7 @@ def run(options: argparse.Namespace) -> None:
         callbacks=[plots] if plots else None,
     )
     trainer.results |= about_initial_ranker(options.data)
+    trainer.results["orders"] = {"validation": {"initial": rows["initial"]}}
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
     trainer.save_model(arguments.output_dir)

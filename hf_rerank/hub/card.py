@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.hub.figures import OBEDIENCE as OBEDIENCE_FIGURE
+from hf_rerank.hub.figures import TRAINING as TRAINING_FIGURE
+from hf_rerank.hub.figures import evaluation_to_draw, measures_of
 from hf_rerank.hub.papers import PAPERS, PRINCIPLES
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -35,6 +38,7 @@ SETTINGS = {
     "auc_exact_up_to_pairs": ("auc",),
     "ties": ("auc", "gauc", "ndcg", "map", "precision", "expected_clicks", "expected_clicks_share", "ips_clicks"),
 }
+OBEDIENCE_SETTINGS = ("obedience_k", "swaps", "max_steps")
 WITHOUT = "none"
 
 
@@ -50,20 +54,21 @@ def plain_model_card(name: str) -> str:
     return f"---\n{data.to_yaml()}\n---\n# {name}\n\nA re-ranker.\n\n```python\n{_loading(name)}\n```\n"
 
 
-def model_card(name: str, results: Mapping[str, Any]) -> str:
+def model_card(name: str, results: Mapping[str, Any], *, figures: Collection[str] = ()) -> str:
     """The text of README.md of one run.
 
     Args:
         name: Of the repository.
         results: As ``RerankTrainer.results``.
+        figures: Which of the figures of ``hub.figures`` lie beside the card.
     """
     model_type = results.get("model", {}).get("model_type")
     schema = results.get("schema")
     evaluations = {
-        prefix: {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items() if _is_number(value)}
-        for prefix, metrics in results.get("evaluations", {}).items()
+        prefix: {measure: value for measure, value in measures_of(results, prefix).items() if _is_number(value)}
+        for prefix in results.get("evaluations", {})
     }
-    settings = _settings_of(results.get("training_arguments", {}))
+    settings = {prefix: _settings_of(results, prefix) for prefix in evaluations}
     return _text(
         name,
         about=_about(model_type, results.get("parameters"), schema),
@@ -71,12 +76,12 @@ def model_card(name: str, results: Mapping[str, Any]) -> str:
         schema=schema,
         snippet=_snippet(name, schema, results.get("text_columns", ())),
         data=_data_points(results),
-        learning=_learning_points(results),
-        results=_with_settings(_measure_table(evaluations, RANKING), settings),
-        obedience=_measure_table(evaluations, OBEDIENCE),
+        learning=_paragraphs(_learning_points(results), _figure(results, TRAINING_FIGURE, figures)),
+        results=_ranking_results(results, evaluations, settings),
+        obedience=_obedience_results(results, evaluations, settings, figures),
         cost=_cost_points(results),
         measured=[
-            _entry(f"{prefix} lists of this run", "lists", prefix, measure, value, _args(measure, settings))
+            _entry(f"{prefix} lists of this run", "lists", prefix, measure, value, _args(measure, settings[prefix]))
             for prefix, metrics in evaluations.items()
             for measure, value in _chosen(metrics, RANKING).items()
         ],
@@ -136,7 +141,7 @@ def card_from_summary(
         snippet=_snippet(source, schema, ()),
         data=_summary_data_points(summary, model),
         learning=_summary_learning_points(model, rows, task_loss, summary),
-        results=_with_settings(results, settings),
+        results=_with_settings(results, {"test": settings}),
         obedience=_summary_table(summary, model, rows, OBEDIENCE),
         cost=_summary_cost_points(summary, model, rows),
         measured=[
@@ -257,7 +262,14 @@ def _example(feature: Mapping[str, Any], count: int | None, is_text: bool) -> st
 
 def _data_points(results: Mapping[str, Any]) -> str:
     arguments, training = results.get("training_arguments", {}), results.get("training", {})
-    points = _identities(results.get("data", {}))
+    data = results.get("data", {})
+    evaluated = {name: identity for name, identity in results.get("evaluation_data", {}).items() if name not in data}
+    points = _identities({**data, **evaluated})
+    points += [
+        f"The numbers of {markdown_text(name)} are of other lists than the training's: {_count(identity)}."
+        for name, identity in results.get("evaluation_data", {}).items()
+        if data.get(name, identity) != identity
+    ]
     if (arguments.get("max_steps") or 0) > 0:
         points.append(f"{arguments['max_steps']:,} steps.")
     elif "num_train_epochs" in arguments:
@@ -379,16 +391,48 @@ def _chosen(metrics: Mapping[str, Any], bases: Sequence[str]) -> dict[str, Any]:
     return {name: metrics[name] for base in bases for name in metrics if name.split("@")[0] == base}
 
 
-def _measure_table(evaluations: Mapping[str, Mapping[str, float]], bases: Sequence[str]) -> str:
-    """A row a measure, a column an evaluation; empty where nothing was measured."""
-    names = list(dict.fromkeys(name for metrics in evaluations.values() for name in _chosen(metrics, bases)))
+def _ranking_results(
+    results: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, float]], settings: Mapping[str, Any]
+) -> str:
+    """The metrics of every evaluation, beside those of the initial order where they are known; and their settings."""
+    columns: dict[str, Mapping[str, float]] = {}
+    orders = results.get("orders", {})
+    for prefix, metrics in evaluations.items():
+        columns[markdown_text(prefix)] = metrics
+        initial = orders.get(prefix, {}).get("initial")
+        if initial is not None:
+            columns[f"{markdown_text(prefix)}, initial order"] = {
+                name: value for name, value in initial.items() if name in metrics and _is_number(value)
+            }
+    table = _with_settings(_measure_table(columns, RANKING), settings)
+    if not table or len(columns) == len(evaluations):
+        return table
+    return _paragraphs(table, "The initial order is that in which the lists came to the model, measured alike.")
+
+
+def _obedience_results(
+    results: Mapping[str, Any],
+    evaluations: Mapping[str, Mapping[str, float]],
+    settings: Mapping[str, Any],
+    figures: Collection[str],
+) -> str:
+    table = _measure_table({markdown_text(prefix): metrics for prefix, metrics in evaluations.items()}, OBEDIENCE)
+    if not table:
+        return ""
+    measured = {prefix: settings[prefix] for prefix in evaluations if _chosen(evaluations[prefix], OBEDIENCE)}
+    used = _settings_sentences("Settings of the obedience", measured, OBEDIENCE_SETTINGS)
+    return _paragraphs(table, used, _figure(results, OBEDIENCE_FIGURE, figures))
+
+
+def _measure_table(columns: Mapping[str, Mapping[str, float]], bases: Sequence[str]) -> str:
+    """A row a measure, a column an evaluation or order, under its head; empty where nothing was measured."""
+    names = list(dict.fromkeys(name for metrics in columns.values() for name in _chosen(metrics, bases)))
     if not names:
         return ""
     rows = [
-        [name, *(f"{metrics[name]:.4f}" if name in metrics else "" for metrics in evaluations.values())]
-        for name in names
+        [name, *(f"{metrics[name]:.4f}" if name in metrics else "" for metrics in columns.values())] for name in names
     ]
-    return _table(["measure", *(markdown_text(prefix) for prefix in evaluations)], rows)
+    return _table(["measure", *columns], rows)
 
 
 def _summary_table(
@@ -419,22 +463,54 @@ def _interval(change: Mapping[str, Any]) -> str:
     return f"{text} [{change['low']:+.4f}, {change['high']:+.4f}]"
 
 
-def _settings_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The definitions that the trainer's evaluation used."""
-    if "metric_ks" not in arguments or "no_click" not in arguments:
+def _settings_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The definitions that an evaluation used: those it was added with, else those of the trainer."""
+    added = results.get("evaluation_settings", {}).get(prefix)
+    if added is not None:
+        return dict(added)
+    arguments = results.get("training_arguments", {})
+    if not {"metric_ks", "no_click", "obedience_k"} <= arguments.keys():
         return {}
     from hf_rerank.metrics import RankingMetrics
+    from hf_rerank.training.trainer import FIXED_POINT_STEPS
 
-    return RankingMetrics(arguments["metric_ks"], no_click=arguments["no_click"]).settings()
+    metrics = RankingMetrics(arguments["metric_ks"], no_click=arguments["no_click"]).settings()
+    return {**metrics, "obedience_k": arguments["obedience_k"], "swaps": "all", "max_steps": FIXED_POINT_STEPS}
 
 
-def _with_settings(results: str, settings: Mapping[str, Any]) -> str:
-    used = [f"`{name}` {settings[name]}" for name in SETTINGS if name in settings]
-    if not results or not used:
-        return results
-    return (
-        f"{results}\n\nSettings of the metrics: {', '.join(used)}. Toolkits differ in these: compare like with like."
-    )
+def _with_settings(table: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of metrics, and with which settings those of each evaluation were measured."""
+    used = _settings_sentences("Settings of the metrics", settings, SETTINGS)
+    if not table or not used:
+        return table
+    return f"{table}\n\n{used} Toolkits differ in these: compare like with like."
+
+
+def _settings_sentences(what: str, settings: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> str:
+    """One sentence where all evaluations used the same settings, else one for each choice of settings."""
+    names = tuple(names)
+    sharing: dict[str, list[str]] = {}
+    for prefix, values in settings.items():
+        used = ", ".join(f"`{name}` {values[name]}" for name in names if name in values)
+        sharing.setdefault(used, []).append(markdown_text(prefix))
+    if len(sharing) == 1:
+        return "".join(f"{what}: {used}." for used in sharing if used)
+    return " ".join(f"{what}, {' and '.join(prefixes)}: {used}." for used, prefixes in sharing.items() if used)
+
+
+def _figure(results: Mapping[str, Any], name: str, figures: Collection[str]) -> str:
+    """A figure that lies beside the card, with what it shows in words for those who cannot see it."""
+    if name not in figures:
+        return ""
+    shows = "The training, step by step: loss terms, obedience on the evaluation lists, score spread, gradient norm"
+    if name == OBEDIENCE_FIGURE:
+        split = markdown_text(evaluation_to_draw(results) or "")
+        shows = f"Obedience to both principles on the lists of {split}, and the share whose ranking settles"
+    return f"![{shows}]({name})"
+
+
+def _paragraphs(*texts: str) -> str:
+    return "\n\n".join(text for text in texts if text)
 
 
 def _args(measure: str, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
 from hf_rerank.hub.card import model_card, plain_model_card
+from hf_rerank.hub.figures import FIGURES, drawn_figures
+from hf_rerank.hub.own_folders import without_own_folders
 from hf_rerank.hub.repository import Repository, open_repository
 from hf_rerank.manifest import MANIFEST, manifest_text, verify
 
 CARD = "README.md"
+RESULTS, ARGUMENTS = "results.json", "training_args.json"
 # All that a model repository of ours may hold; anything else in the folder would be a mistake.
 PUSHED = (
     CARD,
@@ -25,8 +28,9 @@ PUSHED = (
     "model.safetensors.index.json",
     "preprocessor_config.json",
     "vocabularies.safetensors",
-    "results.json",
-    "training_args.json",
+    RESULTS,
+    ARGUMENTS,
+    *FIGURES,
 )
 # And a repository of prepared lists. Damaged lines and the models that made columns stay at home.
 PUSHED_LISTS = (CARD, "schema.json", "report.json", MANIFEST, "*-?????-of-?????.parquet")
@@ -42,18 +46,24 @@ def push_model(
     token: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    tell: Callable[[str], object] | None = None,
 ) -> Any:
-    """Uploads a saved re-ranker: its weights, processor, card and results, and nothing else of the folder.
+    """Uploads a saved re-ranker: its weights, processor, card with figures, and results; nothing else of the folder.
+
+    ``results.json`` and ``training_args.json`` are sent without the folders of this machine (see
+    ``hub.own_folders``); in the folder they stay as they are.
 
     Args:
         folder: That the trainer or ``Reranker.save_pretrained`` wrote. It is loaded first: what does not load is not
-            pushed. Without a ``README.md`` in it the card is made of ``results.json``.
+            pushed. Without a ``README.md`` in it the card is made of ``results.json``, with figures if matplotlib is
+            there. A card of your own is sent as it is, with those of the figures in the folder that it shows.
         repo_id: ``"someone/name"``, or a name of your own.
         commit_message: Of the commit.
         private: A repository that this creates is private; one that is there must be.
         token: None: the one you logged in with.
         revision: Branch to commit to, made if there is none. None: main.
         create_pr: Open a pull request instead.
+        tell: Gets a line if the card goes without figures because matplotlib is missing. None: it is a UserWarning.
 
     Returns:
         The ``CommitInfo``.
@@ -67,9 +77,9 @@ def push_model(
     repository = open_repository(
         repo_id, "model", private=private, revision=revision, create_pr=create_pr, token=token
     )
-    files: dict[str, Path | bytes] = {**_chosen(folder, PUSHED)}
+    files = _model_files(folder)
     if CARD not in files:
-        files[CARD] = _card(folder, repository.repo_id).encode()
+        files |= _card_and_figures(folder, repository.repo_id, tell or _warn)
     return _commit(repository, files, PUSHED, commit_message)
 
 
@@ -96,10 +106,10 @@ def push_saved(
         if not part:
             return push_model(folder, repo_id, commit_message=commit_message, **options)
         repository = open_repository(repo_id, "model", **options)
-        files: dict[str, Path | bytes] = {**_chosen(folder, PUSHED)}
+        files = _model_files(folder)
         owned = tuple(files) if "config.json" not in files else (*files, "model.safetensors*", "model-*.safetensors")
         if CARD not in repository.files:
-            files[CARD] = _card(folder, repository.repo_id).encode()
+            files[CARD] = plain_model_card(repository.repo_id).encode()
         return _commit(repository, files, owned, commit_message)
 
 
@@ -166,6 +176,23 @@ def _chosen(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
     }
 
 
+def _model_files(folder: Path) -> dict[str, Path | bytes]:
+    """The files of a model that are pushed, its own card included; the figures of a card are those that it shows."""
+    files: dict[str, Path | bytes] = {**_chosen(folder, PUSHED)}
+    for name in (RESULTS, ARGUMENTS):
+        if name in files:
+            files[name] = _cleaned(folder / name)
+    shown = (folder / CARD).read_text(encoding="utf-8") if CARD in files else ""
+    return {name: content for name, content in files.items() if name not in FIGURES or name in shown}
+
+
+def _cleaned(path: Path) -> bytes:
+    from hf_rerank.training.results import json_text
+    from hf_rerank.training.saved_results import read_json
+
+    return json_text(without_own_folders(read_json(path))).encode()
+
+
 def _commit(repository: Repository, files: dict[str, Path | bytes], owned: Sequence[str], message: str) -> Any:
     """Commits files, with a manifest of them and of what else of ours the repository keeps."""
     kept = {}
@@ -185,7 +212,9 @@ def _refuse_unfit(folder: Path) -> None:
         raise InputError(f"there is no folder {folder}: expected one that the trainer or save_pretrained wrote")
     from hf_rerank.reranker import Reranker
 
-    verify(folder, lambda name: any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED), "save it again")
+    # Figures that somebody drew into the folder are no part of what was saved.
+    saved = [pattern for pattern in PUSHED if pattern not in FIGURES]
+    verify(folder, lambda name: any(fnmatch.fnmatch(name, pattern) for pattern in saved), "save it again")
     refuse_broken_weights(Reranker.from_pretrained(folder).model, str(folder))
 
 
@@ -196,13 +225,21 @@ def refuse_broken_weights(model: Any, where: str) -> None:
             raise InputError(f"weights {name} of {where} are not finite: such a model is not pushed; train it again")
 
 
-def _card(folder: Path, repo_id: str) -> str:
-    """From ``results.json`` where there is one."""
-    path = folder / "results.json"
+def _card_and_figures(folder: Path, repo_id: str, tell: Callable[[str], object]) -> dict[str, Path | bytes]:
+    """A card, from ``results.json`` where there is one, and the figures that it shows."""
+    from hf_rerank.training.saved_results import read_json
+
+    path = folder / RESULTS
     if not path.is_file():
-        return plain_model_card(repo_id)
+        return {CARD: plain_model_card(repo_id).encode()}
+    results = without_own_folders(read_json(path))
+    figures: dict[str, Path | bytes] = {}
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}; save the model again, or remove it") from None
-    return model_card(repo_id, results)
+        figures |= drawn_figures(results)
+    except InputError as error:
+        tell(f"the card has no figures: {error}")
+    return {CARD: model_card(repo_id, results, figures=figures).encode(), **figures}
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, UserWarning, stacklevel=4)

@@ -93,15 +93,21 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     """Writes JSON under another name and renames it, so that a reader never sees half a file; NaN becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(_plain(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(json_text(values), encoding="utf-8")
     os.replace(partial, path)
 
 
-def _plain(value: Any) -> Any:
+def json_text(values: dict[str, Any]) -> str:
+    """What ``write_json`` writes."""
+    return json.dumps(plain(values), indent=2, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back: lists for tuples, null for what is not finite, text for what JSON lacks."""
     if isinstance(value, dict):
-        return {str(name): _plain(entry) for name, entry in value.items()}
+        return {str(name): plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, bool | int | float | str):

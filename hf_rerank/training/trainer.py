@@ -371,7 +371,7 @@ class RerankTrainer(CheckpointingTrainer):
         revision: str | None = None,
         create_pr: bool = False,
     ) -> Any:
-        """Uploads the model, its processor, card and results in one commit, from a folder that holds nothing else.
+        """Uploads the model, its processor, card with figures, and results in one commit, and nothing else.
 
         Args:
             repo_id: ``"someone/name"``. None: ``args.hub_model_id``, or the name of ``args.output_dir``.

@@ -193,6 +193,65 @@ def test_what_is_missing_is_left_out(results: dict[str, Any], missing: str, gone
     assert "None" not in text
 
 
+def test_the_initial_order_stands_beside_the_evaluation(results: dict[str, Any]) -> None:
+    changed = copy.deepcopy(results)
+    changed["orders"] = {"test": {"initial": {"auc": 0.125, "ndcg@5": 0.25, "gauc": None, "lists": 12}}}
+    text = model_card("someone/prm", changed)
+    head = "| measure | validation | test | test, initial order |"
+    assert "The initial order is that in which" in text
+    assert "initial order is that in which" not in model_card("someone/prm", results)
+    assert text.count(head) == 1  # obedience says nothing of the initial order
+    shown = {name: cells for name, *cells in table(text, "measure")}
+    assert (shown["auc"][2], shown["ndcg@5"][2], shown["gauc"][2], shown["ndcg@10"][2]) == ("0.1250", "0.2500", "", "")
+    assert "lists" not in shown
+    before = ModelCard(model_card("someone/prm", results)).data.eval_results
+    after = ModelCard(text).data.eval_results
+    assert [(e.metric_type, e.metric_value) for e in after] == [(e.metric_type, e.metric_value) for e in before]
+
+
+def test_each_evaluation_names_its_own_settings(results: dict[str, Any]) -> None:
+    same = model_card("someone/prm", results)
+    assert "Settings of the metrics: `no_click` zero, `ndcg_gain` exponential, " in same
+    assert "Settings of the obedience: `obedience_k` 5, `swaps` all, `max_steps` 10." in same
+    changed = copy.deepcopy(results)
+    changed["evaluation_settings"] = {"test": {"no_click": "skip", "ties": "any", "swaps": "one", "max_steps": 0}}
+    text = model_card("someone/prm", changed)
+    assert "Settings of the metrics, validation: `no_click` zero, `ndcg_gain` exponential, " in text
+    assert "Settings of the metrics, test: `no_click` skip, `ties` any. Toolkits differ" in text
+    assert "Settings of the obedience, test: `swaps` one, `max_steps` 0." in text
+    found = {(e.dataset_split, e.metric_type): e.metric_args for e in ModelCard(text).data.eval_results}
+    assert found["test", "ndcg@5"] == {"k": 5, "no_click": "skip", "ties": "any"}
+    assert found["validation", "ndcg@5"]["no_click"] == "zero"
+
+
+def test_lists_of_an_evaluation_that_was_added(results: dict[str, Any]) -> None:
+    """Those that the training did not see are named; those that are not the training's of that name are told apart."""
+    changed = copy.deepcopy(results)
+    changed["evaluation_data"] = {
+        "test": {"lists": 1234, "sha256": "0123456789abcdefXYZ"},
+        "validation": results["data"]["validation"],
+    }
+    text = model_card("someone/prm", changed)
+    assert "- `test`: 1,234 lists, SHA-256 `0123456789abcdef`..." in text
+    assert "other lists" not in text
+    changed["evaluation_data"]["validation"] = {"lists": 99, "sha256": "ff"}
+    assert "- The numbers of validation are of other lists than the training's: 99 lists." in model_card(
+        "x/y", changed
+    )
+
+
+def test_figures_are_shown_with_words(results: dict[str, Any]) -> None:
+    text = model_card("someone/prm", results, figures=("training.png", "obedience.png"))
+    for name, heading, following in (
+        ("training.png", "## Loss and principles", "## Results"),
+        ("obedience.png", "## Obedience to the principles", "## Cost"),
+    ):
+        part = text[text.index(heading) : text.index(following)]
+        (alternative,) = re.findall(rf"!\[(.*)\]\({name}\)", part)
+        assert len(alternative.split()) > 5
+    assert ".png" not in model_card("someone/prm", results)
+
+
 def test_a_value_that_is_no_number_is_left_out(results: dict[str, Any]) -> None:
     changed = copy.deepcopy(results)
     changed["evaluations"]["test"]["test_gauc"] = None

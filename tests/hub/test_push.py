@@ -32,6 +32,7 @@ FILES = {
     "results.json",
     "training_args.json",
 }
+FIGURES = {"training.png", "obedience.png"}
 
 TRAIN_AND_PUSH = """
 import json, sys
@@ -134,7 +135,7 @@ def test_one_commit_of_the_allowed_files(pushed: tuple[Hub, dict[str, Any], list
         (pull_request, "Upload re-ranker"),
     ):
         assert commit["message"] == message
-        assert commit["files"].keys() == FILES
+        assert commit["files"].keys() == FILES | FIGURES
     assert report["commit"] == first["id"]
     assert (branch["branch"], pull_request["branch"]) == ("next", "refs/pr/1")
     assert report["pull_request"] == f"{hub.url}/someone/whole-run/discussions/1"
@@ -242,11 +243,14 @@ def test_what_the_hub_does_not_have(pushed: tuple[Hub, dict[str, Any], list[str]
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
-        *((name, True) for name in sorted(FILES)),
+        *((name, True) for name in sorted(FILES | FIGURES)),
         ("model-00001-of-00002.safetensors", True),
         ("model.safetensors.index.json", True),
         *((name, False) for name in ("training_args.bin", "optimizer.pt", "rng_state.pth", "pytorch_model.bin")),
-        *((name, False) for name in ("trainer_state.json", ".env", "notes.txt", "checkpoint-10/model.safetensors")),
+        *(
+            (name, False)
+            for name in ("trainer_state.json", ".env", "notes.txt", "other.png", "checkpoint-10/model.safetensors")
+        ),
     ],
 )
 def test_what_may_be_pushed(name: str, allowed: bool) -> None:

@@ -1,0 +1,97 @@
+"""``results.json`` of a saved model: read, and an evaluation added to it after the training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_rerank.errors import InputError
+from hf_rerank.manifest import replace_file, verify
+from hf_rerank.training.results import json_text, plain
+
+RESULTS = "results.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: It is no JSON, or no object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}; mend or remove it") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}: expected a JSON object; mend or remove it")
+    return found
+
+
+def results_to_add_to(model: str | Path) -> dict[str, Any]:
+    """The results in the folder of a model, as they were saved.
+
+    Args:
+        model: Must be a folder, not a repository on the Hub.
+
+    Raises:
+        InputError: There is no such folder, it has no results, or they are damaged or changed.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        raise InputError(
+            f"there is no folder {model} whose {RESULTS} could be added to: expected one that the trainer wrote; a "
+            f"model on the Hub is fetched first (hf download {model} --local-dir DIR)"
+        )
+    path = folder / RESULTS
+    if not path.is_file():
+        raise InputError(f"{folder} has no {RESULTS} to add to: expected a folder that the trainer wrote")
+    verify(folder, lambda name: name == RESULTS, "save it again")
+    return read_json(path)
+
+
+def add_evaluation(
+    model: str | Path,
+    split: str,
+    *,
+    measures: Mapping[str, Any],
+    initial: Mapping[str, float],
+    settings: Mapping[str, Any],
+    data: Mapping[str, Any],
+) -> Literal["added", "replaced", "unchanged"]:
+    """Adds an evaluation to the results of a saved model; what stood there for that split is replaced.
+
+    ``results["evaluations"][split]`` gets the measures, as ``RerankTrainer.evaluate`` names them (``test_auc``);
+    ``["orders"][split]["initial"]`` those of the initial order (``auc``), ``["evaluation_settings"][split]`` the
+    settings of both, and ``["evaluation_data"][split]`` what the lists were. Nothing else changes, and no clock is
+    read: the same evaluation twice leaves the same bytes.
+
+    Args:
+        model: Folder of the model.
+        split: Of the lists.
+        measures: Of the model; only its numbers are kept.
+        initial: Of the initial order.
+        settings: With which both were measured, as plain JSON values.
+        data: As ``data_identity`` tells of the lists.
+
+    Returns:
+        What became of the split's results.
+
+    Raises:
+        InputError: As ``results_to_add_to``.
+        OSError: It could not be written; the folder is whole.
+    """
+    before = results_to_add_to(model)
+    numbers = {f"{split}_{name}": value for name, value in measures.items() if isinstance(value, int | float)}
+    parts: dict[str, Any] = {
+        "evaluations": numbers,
+        "orders": {"initial": initial},
+        "evaluation_settings": settings,
+        "evaluation_data": data,
+    }
+    after = {**before, **{part: {**before.get(part, {}), split: plain(values)} for part, values in parts.items()}}
+    if after == before:
+        return "unchanged"
+    replace_file(Path(model), RESULTS, json_text(after).encode())
+    return "replaced" if split in before.get("evaluations", {}) else "added"

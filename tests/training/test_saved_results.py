@@ -1,0 +1,112 @@
+"""An evaluation added to the results of a saved model: what stands there then, twice the same, or a refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_rerank.errors import InputError
+from hf_rerank.manifest import MANIFEST, verify, write_manifest
+from hf_rerank.training.results import json_text
+from hf_rerank.training.saved_results import add_evaluation, read_json, results_to_add_to
+
+BEFORE: dict[str, Any] = {
+    "parameters": 7,
+    "evaluations": {"validation": {"validation_auc": 0.5, "validation_runtime": 3.1}},
+    "orders": {"validation": {"initial": {"auc": 0.4}}},
+    "environment": {"cpus": 2},
+}
+ADDED: dict[str, Any] = {
+    "measures": {
+        "auc": 0.75,
+        "gauc": float("nan"),
+        "lists": 3,
+        "unknown_share": {"item": 0.5},
+        "settings": {"ks": [5]},
+    },
+    "initial": {"auc": 0.25, "lists": 3},
+    "settings": {"ks": (5,), "no_click": "zero", "swaps": "one"},
+    "data": {"lists": 3, "sha256": "ab"},
+}
+AFTER: dict[str, Any] = {
+    "parameters": 7,
+    "evaluations": {
+        "validation": {"validation_auc": 0.5, "validation_runtime": 3.1},
+        "test": {"test_auc": 0.75, "test_gauc": None, "test_lists": 3},
+    },
+    "orders": {"validation": {"initial": {"auc": 0.4}}, "test": {"initial": {"auc": 0.25, "lists": 3}}},
+    "environment": {"cpus": 2},
+    "evaluation_settings": {"test": {"ks": [5], "no_click": "zero", "swaps": "one"}},
+    "evaluation_data": {"test": {"lists": 3, "sha256": "ab"}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text(json_text(BEFORE))
+    (tmp_path / "run" / "config.json").write_text("{}")
+    write_manifest(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def whole(folder: Path) -> bool:
+    return verify(folder, lambda name: True, "") is not None
+
+
+def test_what_stands_there(folder: Path) -> None:
+    assert add_evaluation(folder, "test", **ADDED) == "added"
+    assert json.loads((folder / "results.json").read_text()) == AFTER
+    assert whole(folder)
+    assert set(content(folder)) == {"results.json", "config.json", MANIFEST}
+
+
+def test_the_same_again_leaves_every_byte(folder: Path) -> None:
+    add_evaluation(folder, "test", **ADDED)
+    before = content(folder)
+    assert add_evaluation(folder, "test", **ADDED) == "unchanged"
+    assert content(folder) == before
+
+
+def test_other_numbers_replace_those_of_the_split_alone(folder: Path) -> None:
+    add_evaluation(folder, "test", **ADDED)
+    before = content(folder)
+    assert add_evaluation(folder, "test", **{**ADDED, "measures": {"auc": 0.5}}) == "replaced"
+    expected = {**AFTER["evaluations"], "test": {"test_auc": 0.5}}
+    assert json.loads((folder / "results.json").read_text()) == {**AFTER, "evaluations": expected}
+    assert whole(folder)
+    assert add_evaluation(folder, "test", **ADDED) == "replaced"
+    assert content(folder) == before
+
+
+def test_a_folder_without_a_manifest_gets_none(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+    assert add_evaluation(folder, "test", **ADDED) == "added"
+    assert json.loads((folder / "results.json").read_text()) == AFTER
+    assert set(content(folder)) == {"results.json", "config.json"}
+
+
+def test_what_cannot_be_added_to(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"no folder someone/prm whose results\.json could be added to.*hf download"):
+        results_to_add_to("someone/prm")
+    path = folder / "results.json"
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(InputError, match=r"results\.json is damaged or changed"):
+        results_to_add_to(folder)
+    path.unlink()
+    with pytest.raises(InputError, match=r"run has no results\.json to add to: expected a folder that the trainer"):
+        results_to_add_to(folder)
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "is no JSON: "), ("[]", "holds a list: expected a JSON object")])
+def test_no_json_object(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(InputError, match=rf"results\.json {words}.*; mend or remove it"):
+        read_json(tmp_path / "results.json")
