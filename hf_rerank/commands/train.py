@@ -100,9 +100,8 @@ def run(options: argparse.Namespace) -> None:
 def _check_source(options: argparse.Namespace) -> None:
     if bool(options.model) == bool(options.source):
         raise InputError("give --model NAME for a new model, or --from MODEL to fine-tune one: one of the two")
-    refused, goes_with = (
-        (("preset", "set"), "--model") if options.source else (("freeze", "reinitialize", "revision"), "--from")
-    )
+    of_new, of_saved = ("preset", "set"), ("freeze", "reinitialize", "revision")
+    refused, goes_with = (of_new, "--model") if options.source else (of_saved, "--from")
     for name in refused:
         if getattr(options, name):
             raise InputError(f"--{name} goes with {goes_with} only: see hf-rerank train --help")
