@@ -115,6 +115,7 @@ def test_ranks_from_the_cache(models: Hub, folders: Path, tmp_path: Path, monkey
     assert len(models.requests) == asked
 
 
+@pytest.mark.slow
 def test_export_evaluate_and_train_take_a_revision(
     models: Hub, folders: Path, own_lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
