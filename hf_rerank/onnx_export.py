@@ -20,16 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from hf_rerank.errors import InputError
+from hf_rerank.hub.files import GRAPH_FILE
 from hf_rerank.manifest import replacing
 from hf_rerank.models.base import PreTrainedReranker, RerankerConfig
-from hf_rerank.onnx_reranker import GRAPH_FILE, SCORES, require_onnx
+from hf_rerank.onnx_reranker import SCORES, require_onnx
 from hf_rerank.reranker import Reranker
 
 # Scores of the graph against those of the model: rounding of float32, over what the model's scores span.
 TOLERANCE = 1e-4
 
 
-def export_onnx(source: str | Path | Reranker, output_dir: str | Path) -> float:
+def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revision: str | None = None) -> float:
     """Writes ``model.onnx``, ``config.json``, the processor's files and a manifest; all of it or nothing.
 
     The graph is run on random lists of other sizes than those it was traced with, and compared with the model.
@@ -37,6 +38,7 @@ def export_onnx(source: str | Path | Reranker, output_dir: str | Path) -> float:
     Args:
         source: A trained model: a folder, the id of a Hub repository, or a ``Reranker``.
         output_dir: A folder that is empty, or not there yet.
+        revision: Of a repository: branch, tag or commit.
 
     Returns:
         The largest difference between a score of the graph and one of the model.
@@ -50,7 +52,12 @@ def export_onnx(source: str | Path | Reranker, output_dir: str | Path) -> float:
     output_dir = Path(output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         raise InputError(f"{output_dir} is not empty: choose a folder that is empty, or not there yet")
-    reranker = source if isinstance(source, Reranker) else Reranker.from_pretrained(source)
+    if isinstance(source, Reranker):
+        if revision is not None:
+            raise InputError("revision= belongs to a repository on the Hub, and a Reranker is none: leave it out")
+        reranker = source
+    else:
+        reranker = Reranker.from_pretrained(source, revision=revision)
     # float32 on the CPU, where the model may be elsewhere and narrower; a copy, so that the caller's stays.
     model = copy.deepcopy(reranker.model).cpu().float().eval()
     program = _traced(model)

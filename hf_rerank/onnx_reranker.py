@@ -11,12 +11,11 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from hf_rerank.errors import InputError
-from hf_rerank.hub.files import verified_folder
+from hf_rerank.hub.files import GRAPH_FILE, at_one_commit, verified_folder
 from hf_rerank.manifest import MANIFEST
 from hf_rerank.processing import EncodingReport, ListProcessor
 from hf_rerank.ranking import DEFAULT_BATCH, check_at_least_one, encoded_rows
 
-GRAPH_FILE = "model.onnx"
 SCORES = "logits"
 
 
@@ -63,6 +62,7 @@ class ONNXReranker:
                 f"{source} has no {GRAPH_FILE}: expected a folder that hf-rerank export wrote; make one with "
                 f"hf-rerank export --model {source} --output-dir EXPORTED"
             )
+        options = at_one_commit(source, GRAPH_FILE, **options)
         folder = verified_folder(
             source,
             (GRAPH_FILE, "config.json", MANIFEST),

@@ -350,6 +350,11 @@ def test_a_folder_with_something_in_it(processor: ListProcessor, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_reranker_has_no_revision(processor: ListProcessor, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="revision= belongs to a repository on the Hub, and a Reranker is none"):
+        export_onnx(made("dnn", processor), tmp_path / "out", revision="v1")
+
+
 @pytest.mark.parametrize("absent", ["onnx", "onnxscript", "onnxruntime"])
 def test_the_extra_is_not_installed(
     absent: str, copied: Path, processor: ListProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

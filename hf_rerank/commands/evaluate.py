@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import about_initial_ranker, prepared_lists, without_bars_of_a_moment
+from hf_rerank.commands.parsing import (
+    about_initial_ranker,
+    add_revision,
+    lists_folder,
+    model_options,
+    without_bars_of_a_moment,
+)
 from hf_rerank.errors import InputError, suggestion
 
 
@@ -14,7 +20,8 @@ def add(commands: Any) -> None:
     """The options."""
     evaluate = commands.add_parser("evaluate", help="measure a trained re-ranker")
     evaluate.add_argument("--model", required=True, metavar="RUN", help="folder or Hub repository of the model")
-    evaluate.add_argument("--data", required=True, metavar="LISTS", help="folder of prepared lists")
+    add_revision(evaluate)
+    evaluate.add_argument("--data", required=True, metavar="LISTS", help="folder or Hub repository of prepared lists")
     evaluate.add_argument("--split", default="test", help="which split (default: test)")
     evaluate.add_argument("--ks", type=int, nargs="+", default=[5, 10], help="cut-offs of the metrics (default: 5 10)")
     evaluate.add_argument(
@@ -53,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
     """Measures, prints, draws."""
     from tqdm import tqdm
 
+    from hf_rerank.data.loading import load_lists
     from hf_rerank.evaluation import evaluate, evaluate_orders
     from hf_rerank.plots import require_matplotlib
     from hf_rerank.reranker import Reranker
@@ -64,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--max-steps is {options.max_steps}: expected at least 0")
     if options.obedience_k < 1:
         raise InputError(f"--obedience-k is {options.obedience_k}: expected at least 1")
+    at = model_options(options.model, options.revision)
     log: list[Any] = []
     if options.plots:
         # Measuring takes long: what stands in the way of the pictures is said before.
@@ -74,8 +83,9 @@ def run(options: argparse.Namespace) -> None:
     if options.add_to_results:
         results_to_add_to(options.model)
     without_bars_of_a_moment()
-    reranker = Reranker.from_pretrained(options.model)
-    splits = prepared_lists(options.data)
+    reranker = Reranker.from_pretrained(options.model, **at)
+    folder = lists_folder(options.data)
+    splits = load_lists(folder)
     if options.split not in splits:
         raise InputError(
             f"{options.data} has no split {options.split!r}: expected one of {', '.join(splits)}"
@@ -99,8 +109,8 @@ def run(options: argparse.Namespace) -> None:
         if share:
             print(f"{share:.2%} of {name} unknown")
     if options.json:
-        about = {"model": str(options.model), "split": options.split, "obedience": obedience}
-        write_json(options.json, {**about, **about_initial_ranker(options.data), "rows": rows})
+        about = {"model": options.model, **at, "split": options.split, "obedience": obedience}
+        write_json(options.json, {**about, **about_initial_ranker(folder), "rows": rows})
     if options.add_to_results:
         _add_to_results(options, rows, obedience, lists, reranker.processor.schema)
     if options.plots:

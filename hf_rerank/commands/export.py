@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import without_bars_of_a_moment
+from hf_rerank.commands.parsing import add_revision, model_options, without_bars_of_a_moment
 
 
 def add(commands: Any) -> None:
@@ -16,17 +16,21 @@ def add(commands: Any) -> None:
     export.add_argument(
         "--output-dir", required=True, type=Path, metavar="EXPORTED", help="folder, empty or not there yet"
     )
+    add_revision(export)
     export.set_defaults(run=run, parser=export)
 
 
 def run(options: argparse.Namespace) -> None:
     """Exports, and says how far the graph's scores are from the model's."""
+    from hf_rerank.hub.files import GRAPH_FILE
     from hf_rerank.onnx_export import export_onnx
-    from hf_rerank.onnx_reranker import GRAPH_FILE
 
+    at = model_options(options.model, options.revision)
     without_bars_of_a_moment()
-    difference = export_onnx(options.model, options.output_dir)
+    difference = export_onnx(options.model, options.output_dir, **at)
     size = sum(path.stat().st_size for path in options.output_dir.glob(f"{GRAPH_FILE}*"))
     print(f"{GRAPH_FILE} ({size / 1e6:,.1f} MB), config and processor in {options.output_dir}")
     print(f"scores differ from those of the model by at most {difference:.1g}, on random lists")
-    print(f'load it with ONNXReranker.from_pretrained("{options.output_dir}")')
+    print(
+        f'load it with ONNXReranker.from_pretrained("{options.output_dir}"), or name it as --model of hf-rerank rank'
+    )

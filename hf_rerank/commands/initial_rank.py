@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import without_bars_of_a_moment
+from hf_rerank.commands.parsing import lists_folder, without_bars_of_a_moment
 
 
 def add(commands: Any) -> None:
@@ -15,7 +15,9 @@ def add(commands: Any) -> None:
     initial_rank = commands.add_parser(
         "initial-rank", help="sort prepared lists by an initial ranker trained on ranker_train"
     )
-    initial_rank.add_argument("--data", required=True, type=Path, metavar="LISTS", help="folder of prepared lists")
+    initial_rank.add_argument(
+        "--data", required=True, metavar="LISTS", help="folder or Hub repository of prepared lists"
+    )
     initial_rank.add_argument(
         "--output-dir", required=True, type=Path, metavar="LISTS2", help="folder for the sorted lists"
     )
@@ -45,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
 
     without_bars_of_a_moment()
     report = add_initial_order(
-        options.data,
+        lists_folder(options.data),
         options.output_dir,
         ranker=options.ranker,
         quality=options.quality,

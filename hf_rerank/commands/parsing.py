@@ -43,22 +43,54 @@ def settings_of(option: str, settings: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def prepared_lists(folder: str) -> Any:
-    """The lists of a prepared folder, and of nothing else."""
-    from hf_rerank.data.loading import load_lists
+def add_revision(parser: argparse.ArgumentParser, model: str = "the model") -> None:
+    """The option ``--revision``; ``model``: what it is the revision of, for the help."""
+    parser.add_argument(
+        "--revision", metavar="REV", help=f"of {model} in a Hub repository: branch, tag or commit (default: main)"
+    )
 
-    if not (Path(folder) / "schema.json").is_file():
+
+def model_options(source: str, revision: str | None) -> dict[str, Any]:
+    """The options to load a model with: its revision, if one is asked for.
+
+    Raises:
+        InputError: The model is in a folder, which has no revisions.
+    """
+    if revision is None:
+        return {}
+    if Path(source).exists():
         raise InputError(
-            f"{folder} is no folder of prepared lists (it has no schema.json): make one with hf-rerank prepare"
+            f"--revision {revision} belongs to a repository on the Hub, and there is a folder {source} here, which is "
+            "taken instead: leave it out"
         )
-    return load_lists(folder)
+    return {"revision": revision}
 
 
-def about_initial_ranker(folder: str) -> dict[str, Any]:
+def lists_folder(source: str) -> Path:
+    """The folder of prepared lists that ``--data`` names: itself; else the Hub's cache of the repository of that name.
+
+    Raises:
+        InputError: It is neither, or is not finished; or the repository cannot be read.
+    """
+    from hf_rerank.data.hub_lists import fetched_folder, is_repository
+    from hf_rerank.data.prepared import is_prepared
+    from hf_rerank.data.unfinished import refuse_unfinished
+
+    refuse_unfinished(source)
+    if is_prepared(source):
+        return Path(source)
+    if is_repository(source):
+        return fetched_folder(source, revision=None, token=None)
+    raise InputError(
+        f"{source} is no folder of prepared lists (it has no schema.json): make one with hf-rerank prepare"
+    )
+
+
+def about_initial_ranker(folder: Path) -> dict[str, Any]:
     """``{"initial_ranker": ...}``: what sorted the lists of a folder, and how good its order is; else empty."""
     from hf_rerank.data.prepared import read_report
 
-    report = read_report(Path(folder))
+    report = read_report(folder)
     return {name: report[name] for name in ("initial_ranker",) if name in report}
 
 

@@ -1,4 +1,4 @@
-"""``hf-rerank rank``: lists from a file, in bounded memory."""
+"""``hf-rerank rank``: lists from a file, in bounded memory; by a model, or without torch by its exported graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import without_bars_of_a_moment
+from hf_rerank.commands.parsing import add_revision, model_options, without_bars_of_a_moment
 from hf_rerank.errors import InputError
 
 TABLE_FILES = (".jsonl", ".parquet")
@@ -19,7 +19,13 @@ RANK_BATCH = 512
 def add(commands: Any) -> None:
     """The options."""
     rank = commands.add_parser("rank", help="rank lists from a file")
-    rank.add_argument("--model", required=True, metavar="RUN", help="folder or Hub repository of the model")
+    rank.add_argument(
+        "--model",
+        required=True,
+        metavar="RUN",
+        help="folder or Hub repository of the model, or of what hf-rerank export made of it",
+    )
+    add_revision(rank)
     rank.add_argument(
         "--input", required=True, type=Path, metavar="FILE", help="lists, .jsonl or .parquet, a row a list"
     )
@@ -36,13 +42,13 @@ def run(options: argparse.Namespace) -> None:
             raise InputError(f"{path}: expected a file that ends in {' or '.join(TABLE_FILES)}")
     if not options.input.is_file():
         raise InputError(f"no file {options.input}: expected lists, one a row")
+    at = model_options(options.model, options.revision)
     from tqdm import tqdm
 
     from hf_rerank.processing import EncodingReport
-    from hf_rerank.reranker import Reranker
 
     without_bars_of_a_moment()
-    reranker = Reranker.from_pretrained(options.model)
+    reranker = _loaded(options.model, at)
     report = EncodingReport()
     partial = options.output.with_name(options.output.name + ".partial")
     try:
@@ -71,6 +77,22 @@ def run(options: argparse.Namespace) -> None:
             print(f"{share:.2%} of {name} unknown")
     for name, count in report.missing.items():
         print(f"{count:,} values of {name} missing")
+
+
+def _loaded(source: str, at: dict[str, Any]) -> Any:
+    """The ``Reranker`` of a folder or repository; the ``ONNXReranker`` of one that holds an exported graph alone."""
+    from hf_rerank.hub.files import at_one_commit, holds_only_a_graph
+    from hf_rerank.processing import CONFIG_FILE
+
+    at = at_one_commit(source, CONFIG_FILE, **at)
+    if holds_only_a_graph(source, **at):
+        from hf_rerank.onnx_reranker import ONNXReranker
+
+        return ONNXReranker.from_pretrained(source, **at)
+    # Not before: a graph ranks without torch.
+    from hf_rerank.reranker import Reranker
+
+    return Reranker.from_pretrained(source, **at)
 
 
 def _ranked_batch(reranker: Any, rows: list[dict[str, Any]], number: int, options: argparse.Namespace) -> Any:

@@ -7,8 +7,10 @@ from typing import Any, NoReturn
 
 from hf_rerank.commands.parsing import (
     about_initial_ranker,
+    add_revision,
+    lists_folder,
+    model_options,
     option_names,
-    prepared_lists,
     settings_of,
     without_bars_of_a_moment,
 )
@@ -28,6 +30,7 @@ def add(commands: Any) -> None:
     train.add_argument(
         "--from", dest="source", metavar="MODEL", help="instead: fine-tune this model, a folder or Hub repository"
     )
+    add_revision(train, "the model of --from")
     train.add_argument(
         "--freeze",
         action="append",
@@ -40,7 +43,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="with --from: the lists have other columns; weights that read them are drawn anew",
     )
-    train.add_argument("--data", required=True, metavar="LISTS", help="folder of prepared lists")
+    train.add_argument("--data", required=True, metavar="LISTS", help="folder or Hub repository of prepared lists")
     train.add_argument("--output-dir", required=True, metavar="RUN", help="folder for checkpoints and the model")
     train.add_argument("--preset", metavar="NAME", help="published sizes: paper, librerank-ad or librerank-prm")
     train.add_argument(
@@ -56,6 +59,7 @@ def run(options: argparse.Namespace) -> None:
     arguments = _training_arguments(options)
     from transformers import set_seed
 
+    from hf_rerank.data.loading import load_lists
     from hf_rerank.evaluation import evaluate, evaluate_orders
     from hf_rerank.models.auto import reranker_classes
     from hf_rerank.tables import results_table
@@ -65,7 +69,8 @@ def run(options: argparse.Namespace) -> None:
     plots = PlotCallback() if options.plots else None
     if options.model:
         reranker_classes(options.model)  # a wrong name is told before lists are read
-    lists = prepared_lists(options.data)
+    folder = lists_folder(options.data)
+    lists = load_lists(folder)
     for split in ("train", "validation"):
         if not len(lists[split]):
             raise InputError(f"{options.data} has no list in its {split} split: prepare more lists")
@@ -83,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         processing_class=processor,
         callbacks=[plots] if plots else None,
     )
-    trainer.results |= about_initial_ranker(options.data)
+    trainer.results |= about_initial_ranker(folder)
     trainer.results["orders"] = {"validation": {"initial": rows["initial"]}}
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
@@ -97,10 +102,13 @@ def run(options: argparse.Namespace) -> None:
 def _check_source(options: argparse.Namespace) -> None:
     if bool(options.model) == bool(options.source):
         raise InputError("give --model NAME for a new model, or --from MODEL to fine-tune one: one of the two")
-    refused, goes_with = (("preset", "set"), "--model") if options.source else (("freeze", "reinitialize"), "--from")
+    of_new, of_saved = ("preset", "set"), ("freeze", "reinitialize", "revision")
+    refused, goes_with = (of_new, "--model") if options.source else (of_saved, "--from")
     for name in refused:
         if getattr(options, name):
             raise InputError(f"--{name} goes with {goes_with} only: see hf-rerank train --help")
+    if options.source:
+        model_options(options.source, options.revision)  # a revision of a folder is told before lists are read
 
 
 def _new(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
@@ -121,9 +129,8 @@ def _fine_tuned(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
     from hf_rerank.fine_tuning import adapt, freeze
     from hf_rerank.reranker import Reranker
 
-    reranker, report = adapt(
-        Reranker.from_pretrained(options.source), lists["train"], lists.schema, reinitialize=options.reinitialize
-    )
+    saved = Reranker.from_pretrained(options.source, **model_options(options.source, options.revision))
+    reranker, report = adapt(saved, lists["train"], lists.schema, reinitialize=options.reinitialize)
     print(f"from {options.source}:\n{report}")
     if options.freeze:
         print(f"frozen: {', '.join(freeze(reranker.model, *options.freeze))}")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import without_bars_of_a_moment
+from hf_rerank.commands.parsing import lists_folder, without_bars_of_a_moment
 
 
 def add(commands: Any) -> None:
@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     vectors = commands.add_parser(
         "vectors", help="add personalised vectors to prepared lists, by a click model trained on ranker_train"
     )
-    vectors.add_argument("--data", required=True, type=Path, metavar="LISTS", help="folder of prepared lists")
+    vectors.add_argument("--data", required=True, metavar="LISTS", help="folder or Hub repository of prepared lists")
     vectors.add_argument(
         "--output-dir", required=True, type=Path, metavar="LISTS2", help="folder for the lists with vectors"
     )
@@ -35,7 +35,11 @@ def run(options: argparse.Namespace) -> None:
 
     without_bars_of_a_moment()
     report = add_personalised_vectors(
-        options.data, options.output_dir, dim=options.dim, seed=options.seed, at_most=options.max_train_lists
+        lists_folder(options.data),
+        options.output_dir,
+        dim=options.dim,
+        seed=options.seed,
+        at_most=options.max_train_lists,
     )
     written = read_report(options.output_dir)
     if options.json:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
-from hf_rerank.hub.faults import reason, without_tokens
+from hf_rerank.hub.faults import LOG_IN, reason, without_tokens
 from hf_rerank.manifest import MANIFEST, read_manifest, refuse_repeated_names, verify
 
 REMEDY = "save or download it again"
+WEIGHTS_FILE, GRAPH_FILE = "model.safetensors", "model.onnx"
 
 
 def verified_folder(
@@ -90,14 +91,44 @@ def folder_with_weights(source: str | Path, *, variant: str | None = None, **hub
     elif (folder / index).is_file():
         shards = _shards(folder / index)
     else:
+        if weights == WEIGHTS_FILE and _lists_a_graph(folder):
+            raise InputError(
+                f"{source} holds an exported graph ({GRAPH_FILE}) and no weights of PyTorch: give the model that it "
+                "was exported from; a graph is for ONNXReranker and hf-rerank rank only"
+            )
         raise InputError(f"{folder} has no {weights}: weights are read from safetensors files only")
     for name in shards:
         refuse_repeated_names(model_file(source, name, **hub_options))
     return folder
 
 
+def holds_only_a_graph(source: str | Path, **hub_options: Any) -> bool:
+    """Whether a folder or repository holds an exported graph, and no weights of PyTorch.
+
+    Args:
+        source: A folder, or the id of a Hub repository, of which the weights, or else the graph, are then fetched.
+        hub_options: As of ``model_file``, with the commit of ``at_one_commit``.
+
+    Raises:
+        InputError: The repository cannot be reached.
+    """
+    weights = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json")
+    if Path(source).is_dir():
+        there = [(Path(source) / name).is_file() for name in (*weights, GRAPH_FILE)]
+        return there == [False, False, True]
+    if any(_fetched_if_there(source, name, **hub_options) is not None for name in weights):
+        return False
+    return _fetched_if_there(source, GRAPH_FILE, **hub_options) is not None
+
+
 def _holds_weights(name: str) -> bool:
     return name.startswith(("model", "adapter_")) and name.endswith((".safetensors", ".json"))
+
+
+def _lists_a_graph(folder: Path) -> bool:
+    """Whether a folder holds an exported graph, or its manifest lists one that was not fetched from the Hub."""
+    manifest = read_manifest(folder)
+    return (folder / GRAPH_FILE).is_file() or (manifest is not None and GRAPH_FILE in manifest["files"])
 
 
 def _shards(index: Path) -> list[str]:
@@ -115,7 +146,12 @@ def _shards(index: Path) -> list[str]:
 def _fetched_if_there(source: str | Path, name: str, **hub_options: Any) -> Path | None:
     """The file ``name`` of a Hub repository; None if the repository, or the cache while offline, has none."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RemoteEntryNotFoundError
+    from huggingface_hub.errors import (
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
+    )
 
     try:
         return Path(hf_hub_download(str(source), name, **hub_options))
@@ -126,6 +162,8 @@ def _fetched_if_there(source: str | Path, name: str, **hub_options: Any) -> Path
             return None
         # Nobody knows whether there is one: a model is not loaded unchecked because the network failed.
         raise InputError(_unreachable(source, name, error, hub_options.get("token"))) from None
+    except (HTTPError, OSError) as error:
+        raise InputError(_cut_off(source, name, error, hub_options.get("token"))) from None
 
 
 def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
@@ -170,14 +208,19 @@ def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
         kind = hub_options.get("repo_type") or "model"
         raise InputError(
             f"there is neither a folder {source} nor a {kind} repository of that name that you may read: check the "
-            "name, or pass token="
+            f"name, or {LOG_IN} (in Python also token=)"
         ) from None
     except HFValidationError as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{source} is neither a folder here nor a repository: {said}") from None
     except (HTTPError, OSError) as error:
-        line = f"{name} of the repository {source} cannot be fetched: {reason(error, hub_options.get('token'))}"
-        raise InputError(without_tokens(line, hub_options.get("token"))) from None
+        raise InputError(_cut_off(source, name, error, hub_options.get("token"))) from None
+
+
+def _cut_off(source: str | Path, name: str, error: BaseException, token: Any) -> str:
+    """Of a file that is there, and does not arrive."""
+    line = f"{name} of the repository {source} cannot be fetched: {reason(error, token)}"
+    return without_tokens(line, token)
 
 
 def _unreachable(source: str | Path, name: str, error: BaseException, token: Any) -> str:

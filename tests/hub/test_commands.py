@@ -1,0 +1,313 @@
+"""The commands with what lies on the Hub: lists, revisions of models, and exported graphs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import Fault, Hub
+
+from hf_rerank import ListProcessor, Reranker, load_lists
+from hf_rerank.cli import main
+from hf_rerank.hub import push_lists
+from hf_rerank.models.auto import RERANKERS
+from hf_rerank.onnx_export import export_onnx
+
+OLD, NEW = "1" * 40, "2" * 40
+TRAIN = "--set hidden_sizes=[4] --max_steps 2 --per_device_train_batch_size 16 --disable_tqdm true"
+
+
+@pytest.fixture(scope="module")
+def folders(own_lists: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of other random weights, ``old`` and ``new``, their graphs, and lists to rank."""
+    folder = tmp_path_factory.mktemp("models")
+    lists = load_lists(own_lists)
+    processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
+    config, model = RERANKERS["dnn"]
+    for seed, name in enumerate(("old", "new")):
+        torch.manual_seed(seed)
+        made = model(config.for_schema(processor.schema, hidden_sizes=[4], initializer_range=0.5))
+        Reranker(made, processor).save_pretrained(folder / name)
+        export_onnx(folder / name, folder / f"{name}_graph")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lists["train"].to_list()))
+    return folder
+
+
+@pytest.fixture
+def models(hub: Hub, folders: Path) -> Hub:
+    """``someone/dnn`` and ``someone/graph`` of two commits each; the old one is the branch v1."""
+    for repository, suffix in (("someone/dnn", ""), ("someone/graph", "_graph")):
+        old, new = (
+            {path.name: path.read_bytes() for path in (folders / f"{name}{suffix}").iterdir()}
+            for name in ("old", "new")
+        )
+        hub.repositories[repository] = [
+            {"id": OLD, "message": "", "files": old, "branch": "v1"},
+            {"id": NEW, "message": "", "files": new},
+        ]
+    return hub
+
+
+def ranked(model: object, folders: Path, output: Path, *more: str) -> list[dict]:
+    arguments = ["rank", "--model", model, "--input", folders / "rows.jsonl", "--output", output, *more]
+    assert main([str(argument) for argument in arguments]) == 0
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def mistake(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of the command on standard error."""
+    capsys.readouterr()
+    assert main(arguments.split()) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
+    return line
+
+
+# ------------------------------------------------------------------------------------------------ models and revisions
+
+
+@pytest.mark.parametrize(
+    ("more", "name"), [((), "new"), (("--revision", "v1"), "old"), (("--revision", OLD), "old")], ids=str
+)
+@pytest.mark.parametrize(("repository", "suffix"), [("someone/dnn", ""), ("someone/graph", "_graph")])
+def test_ranks_by_revision(
+    models: Hub, folders: Path, tmp_path: Path, repository: str, suffix: str, more: tuple[str, ...], name: str
+) -> None:
+    expected = ranked(folders / f"{name}{suffix}", folders, tmp_path / "local.jsonl")
+    other = ranked(folders / f"{'old' if name == 'new' else 'new'}{suffix}", folders, tmp_path / "other.jsonl")
+    assert expected != other
+    assert ranked(repository, folders, tmp_path / "hub.jsonl", *more) == expected
+    # One commit, whatever the branch becomes meanwhile.
+    commit = NEW if name == "new" else OLD
+    assert {path.name for path in (tmp_path / "cache").glob("**/snapshots/*")} == {commit}
+
+
+def test_a_graph_is_not_fetched_beside_weights(models: Hub, folders: Path, tmp_path: Path) -> None:
+    both = models.repositories["someone/dnn"][1]
+    both["files"] = {**both["files"], "model.onnx": b"no graph"}
+    assert ranked("someone/dnn", folders, tmp_path / "hub.jsonl") == ranked(
+        folders / "new", folders, tmp_path / "local.jsonl"
+    )
+    assert models.asked("model.onnx") == 0
+
+
+@pytest.mark.parametrize("where", ["GET .*model.safetensors", "HEAD .*model.safetensors", "GET .*model.onnx"])
+def test_a_network_that_fails_while_it_is_decided(
+    models: Hub, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    models.faults = [Fault(where, 403)]
+    repository = "someone/graph" if "onnx" in where else "someone/dnn"
+    line = mistake(f"rank --model {repository} --input {folders}/rows.jsonl --output {tmp_path}/o.jsonl", capsys)
+    assert models.faults[0].fired
+    assert "the token may not do that there (403)" in line
+
+
+def test_ranks_from_the_cache(models: Hub, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    expected = {name: ranked(name, folders, tmp_path / "o.jsonl") for name in ("someone/dnn", "someone/graph")}
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    asked = len(models.requests)
+    assert {name: ranked(name, folders, tmp_path / "o.jsonl") for name in expected} == expected
+    assert len(models.requests) == asked
+
+
+@pytest.mark.slow
+def test_export_evaluate_and_train_take_a_revision(
+    models: Hub, folders: Path, own_lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(f"export --model someone/dnn --revision v1 --output-dir {tmp_path}/graph".split()) == 0
+    assert ranked(tmp_path / "graph", folders, tmp_path / "o.jsonl") == ranked(
+        folders / "old_graph", folders, tmp_path / "o.jsonl"
+    )
+    rows = {}
+    for name, model in {"hub": "someone/dnn --revision v1", "old": folders / "old", "new": folders / "new"}.items():
+        command = f"evaluate --model {model} --data {own_lists} --split train --json {tmp_path}/{name}.json"
+        assert main(command.split()) == 0
+        results = json.loads((tmp_path / f"{name}.json").read_text())
+        assert results.get("revision") == ("v1" if name == "hub" else None)
+        rows[name] = results["rows"]["model"]
+    assert rows["hub"] == rows["old"] != rows["new"]
+    before = {}
+    for name, model in {"hub": "someone/dnn --revision v1", "old": folders / "old"}.items():
+        command = f"train --from {model} --data {own_lists} --output-dir {tmp_path}/{name} {TRAIN}"
+        assert main(command.replace("--set hidden_sizes=[4] ", "").split()) == 0
+        before[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert before["hub"] == before["old"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rank --model someone/{0} --input {1}/rows.jsonl --output {2}/o.jsonl",
+        "evaluate --model someone/{0} --data {3}",
+        "export --model someone/{0} --output-dir {2}/graph",
+        "train --from someone/{0} --data {3} --output-dir {2}/run",
+    ],
+)
+def test_a_revision_or_repository_that_is_not_there(
+    models: Hub,
+    folders: Path,
+    own_lists: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    line = mistake(command.format("dnn", folders, tmp_path, own_lists) + " --revision v9", capsys)
+    assert line == "hf-rerank: the repository someone/dnn has no revision 'v9'"
+    line = mistake(command.format("none", folders, tmp_path, own_lists), capsys)
+    assert line.startswith("hf-rerank: there is neither a folder someone/none nor a model repository of that name")
+    assert line.endswith("or log in with `hf auth login`, or set HF_TOKEN (in Python also token=)")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate --model someone/graph --data {0}",
+        "train --from someone/graph --data {0} --output-dir {1}/run",
+        "export --model someone/graph --output-dir {1}/graph",
+    ],
+)
+def test_what_needs_the_model_refuses_its_graph(
+    models: Hub, own_lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    line = mistake(command.format(own_lists, tmp_path), capsys)
+    assert line.startswith(
+        "hf-rerank: someone/graph holds an exported graph (model.onnx) and no weights of PyTorch: give the model that"
+    )
+    assert models.asked("model.onnx") == 0
+    assert not (tmp_path / "graph").exists()
+
+
+def test_a_revision_is_of_a_model_to_fine_tune(own_lists: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = mistake(f"train --model dnn --revision v1 --data {own_lists} --output-dir run", capsys)
+    assert line == "hf-rerank: --revision goes with --from only: see hf-rerank train --help"
+
+
+# --------------------------------------------------------------------------------------------------------------- lists
+
+
+@pytest.fixture
+def sorted_lists(own_lists: Path, tmp_path: Path) -> Path:
+    """Lists whose report names an initial ranker."""
+    folder = Path(shutil.copytree(own_lists, tmp_path / "sorted"))
+    report = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps({**report, "initial_ranker": {"ranker": "by hand"}}))
+    return folder
+
+
+def test_trains_and_evaluates_on_lists_of_the_hub(hub: Hub, sorted_lists: Path, tmp_path: Path) -> None:
+    push_lists(sorted_lists, "someone/lists")
+    numbers = {}
+    for name, data in {"hub": "someone/lists", "local": sorted_lists}.items():
+        run = tmp_path / name
+        assert main(f"train --model dnn --data {data} --output-dir {run} {TRAIN}".split()) == 0
+        assert json.loads((run / "results.json").read_text())["initial_ranker"] == {"ranker": "by hand"}
+        assert main(f"evaluate --model {run} --data {data} --split train --json {run}.json".split()) == 0
+        results = json.loads(Path(f"{run}.json").read_text())
+        assert results["initial_ranker"] == {"ranker": "by hand"}
+        numbers[name] = (results["rows"], (run / "model.safetensors").read_bytes())
+    assert numbers["hub"] == numbers["local"]
+    assert hub.asked("GET /datasets/someone/lists/resolve/.*/train-00000-of-00001.parquet") == 1
+
+
+def test_lists_of_which_no_initial_ranker_is_known(hub: Hub, own_lists: Path, folders: Path, tmp_path: Path) -> None:
+    push_lists(own_lists, "someone/lists")
+    for report in (True, False):
+        if not report:  # pushed by hand, without it and the manifest that lists it
+            files = hub.files("datasets/someone/lists")
+            kept = {name: content for name, content in files.items() if name not in ("report.json", "manifest.json")}
+            hub.repositories["datasets/someone/lists"] = [{"id": "3" * 40, "message": "", "files": kept}]
+        output = tmp_path / f"{report}.json"
+        command = f"evaluate --model {folders}/new --data someone/lists --split train --json {output}"
+        assert main(command.split()) == 0
+        assert "initial_ranker" not in json.loads(output.read_text())
+
+
+def test_vectors_of_lists_of_the_hub(hub: Hub, own_lists: Path, tmp_path: Path) -> None:
+    push_lists(own_lists, "someone/lists")
+    for name, data in {"hub": "someone/lists", "local": own_lists}.items():
+        assert main(f"vectors --data {data} --output-dir {tmp_path}/{name} --dim 2".split()) == 0
+    found, expected = (
+        {split: rows.to_list() for split, rows in load_lists(tmp_path / name).items()} for name in ("hub", "local")
+    )
+    assert found == expected
+    assert len(found["train"][0]["personalised"][0]) == 2
+
+
+def test_initial_order_of_lists_of_the_hub(hub: Hub, own_lists: Path, tmp_path: Path) -> None:
+    push_lists(own_lists, "someone/lists")
+    for name, data in {"hub": "someone/lists", "local": own_lists}.items():
+        command = f"initial-rank --data {data} --output-dir {tmp_path}/{name} --ranker dnn --quality poor"
+        assert main(command.split()) == 0
+    found, expected = (
+        {split: rows.to_list() for split, rows in load_lists(tmp_path / name).items()} for name in ("hub", "local")
+    )
+    assert found == expected
+    assert sorted(found["train"][0]["position"]) == [0, 1, 2]
+
+
+def test_a_folder_wins_over_a_repository(
+    hub: Hub, own_lists: Path, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(own_lists, tmp_path / "someone" / "lists")
+    assert main(f"evaluate --model {folders}/new --data someone/lists --split train".split()) == 0
+    assert hub.requests == []
+
+
+DATA_COMMANDS = [
+    "train --model dnn --data {0} --output-dir {1}/run",
+    "evaluate --model {2}/new --data {0}",
+    "vectors --data {0} --output-dir {1}/with_vectors",
+    "initial-rank --data {0} --output-dir {1}/sorted --ranker dnn",
+]
+
+
+@pytest.mark.parametrize("command", DATA_COMMANDS, ids=lambda command: command.split()[0])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("lists", "^hf-rerank: lists is no folder of prepared lists .it has no schema.json.: make one with"),
+        ("./some/lists", "^hf-rerank: ./some/lists is no folder of prepared lists"),
+        ("some/lists.parquet", "^hf-rerank: some/lists.parquet is no folder of prepared lists"),
+        ("empty/folder", "^hf-rerank: empty/folder is no folder of prepared lists"),
+        ("someone/none", "neither a folder someone/none nor a dataset repository of that name that you may read"),
+        ("someone/dnn", "neither a folder someone/dnn nor a dataset repository of that name that you may read"),
+        ("someone/photos", "the repository someone/photos has no schema.json"),
+        ("begun/lists", "^hf-rerank: begun/lists is not finished, see begun/lists.partial"),
+    ],
+)
+def test_lists_that_are_not_there(
+    models: Hub,
+    folders: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    data: str,
+    words: str,
+) -> None:
+    models.repositories["datasets/someone/photos"] = [{"id": "3" * 40, "message": "", "files": {"cat.jpg": b""}}]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty" / "folder").mkdir(parents=True)
+    (tmp_path / "begun" / "lists.partial" / "lists").mkdir(parents=True)
+    line = mistake(command.format(data, tmp_path, folders), capsys)
+    assert re.search(words, line), line
+    assert (models.asked("datasets/") > 0) == data.startswith("someone/")
+
+
+def test_lists_that_cannot_be_asked_for(
+    hub: Hub, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both readings of the name are in the line."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    line = mistake(f"evaluate --model {folders}/new --data someone/lists", capsys)
+    assert line.startswith(
+        "hf-rerank: there is no folder someone/lists, and schema.json of a repository of that name is not in the cache"
+    )
