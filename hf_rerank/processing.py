@@ -32,7 +32,7 @@ VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
 LABEL_PADDING = -100.0
 # What transformers hands to a processor beside its own options: how to load the model.
-_MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype")
+_MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype", "device_map", "attn_implementation")
 # What stands at padding, of the tensors that are no features.
 _FILLERS = {"position_ids": 0, "labels": LABEL_PADDING, "weights": 0.0, "propensities": 1.0, "attraction": 0.0}
 
