@@ -5,6 +5,7 @@ gives ``R(X, P)`` for a position vector ``P``, ``task_loss`` compares scores wit
 the only thing that training code calls: DDP, FSDP, autocast and torch.compile act there and nowhere inside.
 """
 
+import copy
 import logging
 import re
 import threading
@@ -460,13 +461,26 @@ class PreTrainedReranker(PreTrainedModel):
                 "processor.extend(lists)"
             )
         grown = type(self.config).for_schema(schema)
+        in_use = self._with_rows_in_use(schema)
         holders = [module for module in self.modules() if isinstance(module, FeatureTables)]
         if not holders:
             raise InputError(f"{type(self).__name__} holds no FeatureTables: it cannot be given longer tables")
         for holder in holders:
+            holder.lengthen(in_use)
             holder.lengthen(grown)
         for name in ("item_vocab_sizes", "user_vocab_sizes", "history_vocab_sizes", "schema_fingerprint"):
             setattr(self.config, name, getattr(grown, name))
+
+    def _with_rows_in_use(self, schema: ListSchema) -> RerankerConfig:
+        """The config with tables as long as their values need: rows that no value had are new rows too."""
+        config = copy.deepcopy(self.config)
+        rows = dict(zip(schema.extends, schema.rows_before, strict=False)).get(config.schema_fingerprint or "")
+        if rows:
+            left = iter(rows)
+            for part, name in (("items", "item"), ("user", "user"), ("history", "history")):
+                sizes = [next(left) if table.shares is None else 0 for table in schema.features(part, Categorical)]
+                setattr(config, f"{name}_vocab_sizes", sizes)
+        return config
 
     @torch.no_grad()
     def rank(self, **features: Tensor) -> tuple[Tensor, Tensor]:
@@ -520,12 +534,12 @@ class FeatureTables(nn.Module):
 
 
 def lengthened(table: Any, rows: int) -> nn.Embedding:
-    """A table [N, D] with more rows, each of them a copy of the row of the unknown value."""
+    """A table [N, D] with this many rows, those beyond N copies of the row of the unknown value."""
     old = table.weight
     if rows == old.shape[0]:
         return table
     longer = nn.Embedding(rows, old.shape[1], padding_idx=table.padding_idx, device="meta")
-    weight = torch.cat([old.detach(), old.detach()[UNKNOWN].expand(rows - old.shape[0], -1)])
+    weight = torch.cat([old.detach()[:rows], old.detach()[UNKNOWN].expand(max(0, rows - old.shape[0]), -1)])
     longer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     return longer
 
