@@ -97,8 +97,13 @@ def adapt(
         The new re-ranker, without frozen parameters, and the report.
 
     Raises:
-        InputError: Columns differ and ``reinitialize`` is off, or no item column is shared; a list is wrong.
+        InputError: Columns differ and ``reinitialize`` is off, or no item column is shared; a list is wrong, or
+            something else than a list, a schema or a re-ranker was given.
     """
+    if not isinstance(reranker, Reranker):
+        raise InputError(f"expected a Reranker, got {type(reranker).__name__}: Reranker.from_pretrained loads one")
+    if not isinstance(schema, ListSchema | None):
+        raise InputError(f"schema is a {type(schema).__name__}: expected a ListSchema, or None for the model's own")
     before = reranker.processor.schema
     after = before if schema is None else schema
     differences = {part: _differences(before, after, part) for part in PARTS}
@@ -128,8 +133,14 @@ def freeze(model: PreTrainedReranker, *what: str) -> list[str]:
         The names of the parameters that are frozen now.
 
     Raises:
-        InputError: A name matches nothing, or nothing is left to train; the model is then unchanged.
+        InputError: A name matches nothing, there is none, or nothing is left to train; the model is then unchanged.
     """
+    if not isinstance(model, PreTrainedReranker):
+        raise InputError(f"expected a re-ranker such as reranker.model, got {type(model).__name__}")
+    if not what or not all(isinstance(name, str) for name in what):
+        raise InputError(
+            f"expected the names of what to freeze, each by itself, such as 'tables', 'output'; got {what!r}"
+        )
     groups = _groups(model)
     chosen: set[str] = set()
     for name in what:

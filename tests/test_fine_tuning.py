@@ -299,6 +299,30 @@ class TestOtherColumns:
             adapt(made("dnn"), self.lists, other, reinitialize=True)
 
 
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda reranker, lists: adapt("runs/prm", lists), "expected a Reranker, got str: Reranker"),
+        (lambda reranker, lists: adapt(reranker.model, lists), "expected a Reranker, got PRMForReranking"),
+        (lambda reranker, lists: adapt(reranker, lists, SCHEMA.to_dict()), "schema is a dict: expected a ListSchema"),
+        (lambda reranker, lists: freeze(reranker, "tables"), r"re-ranker such as reranker\.model, got Reranker"),
+        (lambda reranker, lists: freeze(reranker.model, ["tables"]), r"expected the names of .*got \(\['tables'\],\)"),
+        (lambda reranker, lists: freeze(reranker.model), r"expected the names of what to freeze.*got \(\)"),
+        (
+            lambda reranker, lists: reranker.model.resize_tables(reranker.processor),
+            r"expected a schema.*ListProcessor",
+        ),
+        (
+            lambda reranker, lists: reranker.processor.extend(lists, batch_size=0),
+            "batch_size is 0: expected at least 1",
+        ),
+    ],
+)
+def test_something_else_was_given(step: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        step(made("prm"), Dataset.from_list(LATER))
+
+
 class TestFreeze:
     def test_groups_hold_every_parameter_once(self, reranker: Reranker) -> None:
         found = [

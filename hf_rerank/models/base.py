@@ -452,6 +452,8 @@ class PreTrainedReranker(PreTrainedModel):
             InputError: The schema did not grow from the one that the model was made for, or the model has tables that
                 it does not know how to lengthen.
         """
+        if not isinstance(schema, ListSchema):
+            raise InputError(f"expected a schema, processor.schema, got {type(schema).__name__}")
         if schema.fingerprint == self.config.schema_fingerprint:
             return
         if self.config.schema_fingerprint not in schema.extends:
