@@ -97,8 +97,13 @@ def adapt(
         The new re-ranker, without frozen parameters, and the report.
 
     Raises:
-        InputError: Columns differ and ``reinitialize`` is off, or no item column is shared; a list is wrong.
+        InputError: Columns differ and ``reinitialize`` is off, or no item column is shared; a list is wrong, or
+            something else than a list, a schema or a re-ranker was given.
     """
+    if not isinstance(reranker, Reranker):
+        raise InputError(f"expected a Reranker, got {type(reranker).__name__}: Reranker.from_pretrained loads one")
+    if not isinstance(schema, ListSchema | None):
+        raise InputError(f"schema is a {type(schema).__name__}: expected a ListSchema, or None for the model's own")
     before = reranker.processor.schema
     after = before if schema is None else schema
     differences = {part: _differences(before, after, part) for part in PARTS}
@@ -108,10 +113,9 @@ def adapt(
             f"the lists have other columns than the model was made for: {'; '.join(told)}; give lists with the "
             "model's columns, or draw the weights that read them anew with reinitialize=True (--reinitialize)"
         )
-    processor, vocabularies = _adapted_processor(reranker.processor, after, lists, bool(told))
-    model, parameters, dropped = _adapted_model(
-        reranker.model, before, processor.schema, [part for part in PARTS if differences[part]]
-    )
+    changed = [part for part in PARTS if differences[part]]
+    processor, vocabularies = _adapted_processor(reranker.processor, after, lists, changed)
+    model, parameters, dropped = _adapted_model(reranker, processor, changed)
     return Reranker(model, processor), AdaptReport(told, vocabularies, parameters, dropped)
 
 
@@ -129,8 +133,14 @@ def freeze(model: PreTrainedReranker, *what: str) -> list[str]:
         The names of the parameters that are frozen now.
 
     Raises:
-        InputError: A name matches nothing, or nothing is left to train; the model is then unchanged.
+        InputError: A name matches nothing, there is none, or nothing is left to train; the model is then unchanged.
     """
+    if not isinstance(model, PreTrainedReranker):
+        raise InputError(f"expected a re-ranker such as reranker.model, got {type(model).__name__}")
+    if not what or not all(isinstance(name, str) for name in what):
+        raise InputError(
+            f"expected the names of what to freeze, each by itself, such as 'tables', 'output'; got {what!r}"
+        )
     groups = _groups(model)
     chosen: set[str] = set()
     for name in what:
@@ -167,11 +177,13 @@ def _groups(model: PreTrainedReranker) -> dict[str, set[str]]:
     return groups
 
 
-def _kind(feature: Feature) -> str:
+def _kind(feature: Feature, schema: ListSchema) -> str:
     """All that decides what the numbers of a column mean; sizes of tables may differ."""
     if isinstance(feature, Categorical):
         options = [f"hash_size={feature.hash_size}"] if feature.hash_size is not None else []
-        options += [f"shares={feature.shares!r}"] if feature.shares is not None else []
+        if feature.shares is not None:
+            table = next(item for item in schema.items if item.name == feature.shares)
+            options += [f"shares={feature.shares!r}: {_kind(table, schema)}"]
         return f"categorical({', '.join(options)})" if options else "categorical"
     if isinstance(feature, Dense):
         return f"dense(scale={feature.scale!r}, missing={feature.missing!r})"
@@ -179,7 +191,9 @@ def _kind(feature: Feature) -> str:
 
 
 def _differences(before: ListSchema, after: ListSchema, part: str) -> list[str]:
-    old, new = ({feature.name: _kind(feature) for feature in getattr(schema, part)} for schema in (before, after))
+    old, new = (
+        {feature.name: _kind(feature, schema) for feature in getattr(schema, part)} for schema in (before, after)
+    )
     where = {"items": "item", "user": "user", "history": "history"}[part]
     texts = [f"{where} column {name!r} ({kind}) is missing" for name, kind in old.items() if name not in new]
     texts += [f"{where} column {name!r} ({kind}) is new" for name, kind in new.items() if name not in old]
@@ -196,7 +210,7 @@ def _shared(before: ListSchema, after: ListSchema, part: str) -> list[Feature]:
     found: list[Feature] = []
     for feature in getattr(after, part):
         known = old.get(feature.name)
-        if known is not None and _kind(known) == _kind(feature):
+        if known is not None and _kind(known, before) == _kind(feature, after):
             if isinstance(feature, Categorical) and isinstance(known, Categorical):
                 feature = dataclasses.replace(feature, size=known.size)
             found.append(feature)
@@ -204,21 +218,18 @@ def _shared(before: ListSchema, after: ListSchema, part: str) -> list[Feature]:
 
 
 def _adapted_processor(
-    processor: ListProcessor, after: ListSchema, lists: Any, other_columns: bool
+    processor: ListProcessor, after: ListSchema, lists: Any, changed: list[str]
 ) -> tuple[ListProcessor, dict[str, dict[str, int]]]:
     before = processor.schema
     after = after.replace(
-        fitted=None, extends=(), **{name: max(getattr(before, name), getattr(after, name)) for name in _LENGTHS}
+        fitted=None,
+        extends=(),
+        rows_before=(),
+        **{name: max(getattr(before, name), getattr(after, name)) for name in _LENGTHS},
     )
     shared = {part: _shared(before, after, part) for part in PARTS}
     if not shared["items"]:
         raise InputError("the lists share no item column with the model: there is nothing to go on from, train anew")
-    tables = {feature.name for feature in shared["items"]}
-    shared["history"] = [
-        feature
-        for feature in shared["history"]
-        if not isinstance(feature, Categorical) or feature.shares is None or feature.shares in tables
-    ]
     names = {feature.name for part in PARTS for feature in shared[part]}
     extended = ListProcessor(
         after.replace(**shared),
@@ -227,9 +238,17 @@ def _adapted_processor(
         processor.fit_report,
     )
     report = extended.extend(lists)
-    if other_columns:
+    # Another order of the same columns is none: the weights know that of the model.
+    for part in PARTS:
+        if part not in changed:
+            shared[part] = _in_order(shared[part], getattr(before, part))
+    if changed:
         fitted = ListProcessor.from_lists(lists, schema=after)
-        after = after.replace(**{part: _with_sizes_of(shared[part], getattr(after, part)) for part in PARTS})
+        features = {
+            part: _with_sizes_of(shared[part], getattr(after, part)) if part in changed else shared[part]
+            for part in PARTS
+        }
+        after = after.replace(**features)
         adapted = ListProcessor(
             after,
             {**fitted.vocabularies, **extended.vocabularies},
@@ -237,13 +256,11 @@ def _adapted_processor(
             {**fitted.fit_report, "adapted_from": before.fingerprint, "extended": report},
         )
         return adapted, report
-    # Another order of the same columns is none: the weights know that of the model.
-    features = {part: _in_order(shared[part], getattr(before, part)) for part in PARTS}
-    adapted = ListProcessor(after.replace(**features), extended.vocabularies, processor.scales, extended.fit_report)
+    adapted = ListProcessor(after.replace(**shared), extended.vocabularies, processor.scales, extended.fit_report)
     if adapted.schema.fingerprint == before.fingerprint:
-        adapted.schema = adapted.schema.replace(extends=before.extends)
+        adapted.schema = adapted.schema.replace(extends=before.extends, rows_before=before.rows_before)
     else:
-        adapted.schema = adapted.schema.replace(extends=(*before.extends, before.fingerprint))
+        adapted.schema = adapted.schema.replace(**processor.as_before())
     return adapted, report
 
 
@@ -258,8 +275,9 @@ def _in_order(features: list[Feature], order: tuple[Feature, ...]) -> list[Featu
 
 
 def _adapted_model(
-    model: PreTrainedReranker, before: ListSchema, after: ListSchema, changed: list[str]
+    reranker: Reranker, processor: ListProcessor, changed: list[str]
 ) -> tuple[PreTrainedReranker, dict[str, str], list[str]]:
+    model, before, after = reranker.model, reranker.processor.schema, processor.schema
     config = copy.deepcopy(model.config)
     sizes = type(config).for_schema(after)
     for name in _SIZES:
@@ -273,7 +291,7 @@ def _adapted_model(
     column_of = {name: column for column, name in new_tables.items()}
     kept_columns = {(part, feature.name) for part in PARTS for feature in _shared(before, after, part)}
     reads = _depends_on(model, config, *(_DENSE_OF[part] for part in changed))
-    if changed:
+    if reads:  # nothing does where only a history changed that the model does not look at
         reads |= set(model.reads_features)
     places = _depends_on(model, config, "max_list_length")
     parameters: dict[str, str] = {}
@@ -282,8 +300,9 @@ def _adapted_model(
         if column is not None:
             source = old.get(old_tables.get(column, "")) if column[1:] in kept_columns else None
             new_row = UNKNOWN
+            in_use = None if source is None else _rows_in_use(reranker.processor, processor, column[-1])
         else:
-            source, new_row = None if name in reads else old.get(name), -1
+            source, new_row, in_use = None if name in reads else old.get(name), -1, None
         may_grow = column is not None or name in places
         if (
             source is not None
@@ -296,21 +315,32 @@ def _adapted_model(
                     f"{list(value.shape)} for these lists: it cannot be adapted, train a new model"
                 )
             source = None
-        parameters[name] = _filled(value, source, new_row)
+        parameters[name] = _filled(value, source, new_row, in_use)
     gone = {name for column, name in old_tables.items() if column not in new_tables}
     gone |= old.keys() - old_tables.values() - parameters.keys()
     return adapted, parameters, [name for name in old if name in gone]
 
 
-def _filled(value: Tensor, source: Tensor | None, new_row: int) -> str:
-    """Fills ``value`` from ``source``, rows beyond it with the source's row ``new_row``; says what became of it."""
+def _rows_in_use(before: ListProcessor, after: ListProcessor, column: str) -> int | None:
+    """The rows of the values that a table had, if it gets more; a table may have been made longer than they need."""
+    rows = before.vocabularies[column].num_rows
+    return rows if rows < after.vocabularies[column].num_rows else None
+
+
+def _filled(value: Tensor, source: Tensor | None, new_row: int, in_use: int | None) -> str:
+    """Fills ``value`` from the source's rows ``in_use`` (None: all), what is beyond with its row ``new_row``.
+
+    Returns:
+        What became of it.
+    """
     if source is None:
         return REINITIALISED
-    if source.shape == value.shape:
+    if in_use is None and source.shape == value.shape:
         value.copy_(source)
         return KEPT
-    value[: len(source)] = source
-    value[len(source) :] = source[new_row]
+    rows = len(source) if in_use is None else in_use
+    value[:rows] = source[:rows]
+    value[rows:] = source[new_row]
     return LENGTHENED
 
 

@@ -498,8 +498,10 @@ def tables_of(lists: Any, batch_size: int) -> Iterable[pa.Table]:
         batch_size: Lists a table.
 
     Raises:
-        InputError: It is something else, such as a dictionary of splits.
+        InputError: It is something else, such as a dictionary of splits; or ``batch_size`` is below 1.
     """
+    if batch_size < 1:  # with 0 a dataset would give empty tables for ever
+        raise InputError(f"batch_size is {batch_size}: expected at least 1")
     if isinstance(lists, pa.Table):
         for start in range(0, lists.num_rows, batch_size):
             yield lists.slice(start, batch_size)

@@ -10,13 +10,14 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from hf_rerank.errors import InputError
-from hf_rerank.hub.files import GRAPH_FILE, at_one_commit, verified_folder
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.hub.files import GRAPH_FILE, at_one_commit, refuse_no_source, verified_folder
 from hf_rerank.manifest import MANIFEST
 from hf_rerank.processing import EncodingReport, ListProcessor
 from hf_rerank.ranking import DEFAULT_BATCH, check_at_least_one, encoded_rows
 
 SCORES = "logits"
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 class ONNXReranker:
@@ -57,6 +58,10 @@ class ONNXReranker:
         """
         require_onnx("onnxruntime")
         check_at_least_one("threads", threads)
+        refuse_no_source(source)
+        for name in options:
+            if name not in HUB_OPTIONS:
+                raise InputError(f"there is no option {name!r} of loading{suggestion(name, HUB_OPTIONS)}")
         if Path(source).is_dir() and not (Path(source) / GRAPH_FILE).is_file():
             raise InputError(
                 f"{source} has no {GRAPH_FILE}: expected a folder that hf-rerank export wrote; make one with "
@@ -74,9 +79,24 @@ class ONNXReranker:
 
         choices = onnxruntime.SessionOptions()
         choices.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(folder / GRAPH_FILE, choices, providers=["CPUExecutionProvider"])
+        from onnxruntime.capi import onnxruntime_pybind11_state as faults
+
+        try:
+            session = onnxruntime.InferenceSession(folder / GRAPH_FILE, choices, providers=["CPUExecutionProvider"])
+        except (faults.Fail, faults.InvalidGraph, faults.InvalidProtobuf, faults.NotImplemented) as error:
+            raise InputError(
+                f"onnxruntime {onnxruntime.__version__} cannot load {folder / GRAPH_FILE}: "
+                f"{' '.join(str(error).split())}; install a newer onnxruntime, or export it again"
+            ) from None
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return cls(session, config, ListProcessor.from_pretrained(source, **options))
+
+    def __reduce__(self) -> Any:
+        """A session of onnxruntime stays in its process: pickle, copy and multiprocessing are told so."""
+        raise InputError(
+            "an ONNXReranker cannot be pickled or copied: give the other process the folder, and load it there with "
+            "ONNXReranker.from_pretrained"
+        )
 
     @overload
     def rerank(
@@ -110,7 +130,7 @@ class ONNXReranker:
         with_report: bool = False,
     ) -> list[dict[str, Any]] | tuple[list[dict[str, Any]], EncodingReport]:
         """Ranks each list: arguments, results and errors are those of ``Reranker.rerank``."""
-        check_at_least_one("top_k", top_k)
+        check_at_least_one("top_k", top_k, or_none=True)
         report = EncodingReport()
         ranked: list[dict[str, Any]] = []
         for batch in encoded_rows(lists, self.processor, truncate=truncate, batch_size=batch_size):

@@ -22,8 +22,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.processing import ListProcessor
-from hf_rerank.ranking import DEFAULT_BATCH, EncodedRows, check_at_least_one
-from hf_rerank.reranker import Reranker
+from hf_rerank.ranking import DEFAULT_BATCH, EncodedRows, check_at_least_one, check_yes_or_no
+from hf_rerank.reranker import Reranker, refuse_no_device
 
 TASK = "re-ranking"
 
@@ -41,7 +41,7 @@ class RerankingPipeline(Pipeline):
             is one.
 
     Raises:
-        InputError: There is no processor, or it does not belong to the model.
+        InputError: There is no processor, or it does not belong to the model; there is no such device or option.
     """
 
     # What pipeline() loads beside the model.
@@ -64,6 +64,8 @@ class RerankingPipeline(Pipeline):
             raise InputError("there is no processor: give the ListProcessor of the model as feature_extractor")
         if "num_workers" in options:
             raise InputError("there is no num_workers: lists are encoded here, in whole batches")
+        if options.get("device") is not None:
+            refuse_no_device(options["device"])
         super().__init__(model=model, feature_extractor=feature_extractor, **options)  # type: ignore[arg-type]
         self.reranker = Reranker(model, feature_extractor)
         self.choices: dict[str, Any] = {"batch_size": batch_size, "top_k": top_k, "truncate": truncate}
@@ -127,10 +129,9 @@ class RerankingPipeline(Pipeline):
         for name in choices:
             if name not in known:
                 raise InputError(f"the pipeline {TASK!r} has no option {name!r}{suggestion(name, known)}")
-        if choices.get("batch_size", DEFAULT_BATCH) is None:
-            raise InputError("batch_size is None: expected at least 1")
-        check_at_least_one("batch_size", choices.get("batch_size"))
-        check_at_least_one("top_k", choices.get("top_k"))
+        check_at_least_one("batch_size", choices.get("batch_size", DEFAULT_BATCH))
+        check_at_least_one("top_k", choices.get("top_k"), or_none=True)
+        check_yes_or_no("truncate", choices.get("truncate", False))
         return {}, {}, {}
 
     def _results(

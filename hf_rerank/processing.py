@@ -32,7 +32,7 @@ VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
 LABEL_PADDING = -100.0
 # What transformers hands to a processor beside its own options: how to load the model.
-_MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype")
+_MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype", "device_map", "attn_implementation")
 # What stands at padding, of the tensors that are no features.
 _FILLERS = {"position_ids": 0, "labels": LABEL_PADDING, "weights": 0.0, "propensities": 1.0, "attraction": 0.0}
 
@@ -234,16 +234,24 @@ class ListProcessor(FeatureExtractionMixin):
                 if len(new):
                     vocabularies[feature.name] = known.extended(new)
         if any(found["added"] for found in report.values()):
-            before = self.schema
-            self.vocabularies = vocabularies
-            self.schema = _with_table_sizes(before, vocabularies).replace(
-                fitted=self._digest(), extends=(*before.extends, before.fingerprint)
-            )
+            before, self.vocabularies = self.as_before(), vocabularies
+            self.schema = _with_table_sizes(self.schema, vocabularies).replace(fitted=self._digest(), **before)
             self.fit_report = {
                 **self.fit_report,
                 "extended": [*self.fit_report.get("extended", ()), {"lists": number, "vocabularies": report}],
             }
         return report
+
+    def as_before(self) -> dict[str, Any]:
+        """What a schema that grows from this one says of it: ``extends`` and ``rows_before``."""
+        schema = self.schema
+        # Processors that were saved by earlier versions do not say how many rows were in use.
+        unsaid = [()] * (len(schema.extends) - len(schema.rows_before))
+        rows = tuple(self.vocabularies[feature.name].num_rows for feature in _own_tables(schema))
+        return {
+            "extends": (*schema.extends, schema.fingerprint),
+            "rows_before": (*schema.rows_before, *unsaid, rows),
+        }
 
     def __call__(
         self, lists: Any, *, truncate: bool = False, with_labels: bool = False, return_tensors: str | None = "pt"

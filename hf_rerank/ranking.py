@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from hf_rerank.processing import EncodingReport, ListProcessor
 DEFAULT_BATCH = 256
 # What an encoded batch holds beside the features that a model ranks by.
 _NO_FEATURES = ("labels", "weights", "propensities", "attraction")
+_NUMBERS = ("item_dense", "item_vectors", "user_dense", "history_dense")
+# What float32 cannot square: a layer norm of it is NaN in torch, and an ordinary number in ONNX Runtime.
+FAR_OUTSIDE = float(np.sqrt(np.finfo(np.float32).max))
 
 
 @dataclass
@@ -62,9 +66,16 @@ class EncodedRows:
             top_k: How many items to return. None: all.
 
         Raises:
-            InputError: An item gets a score that is not finite.
+            InputError: An item gets a score that is not finite, or holds a number that no score can be relied on for.
         """
         lists, schema = self.lists, self.lists.schema
+        for name in _NUMBERS:
+            if name in self.features and (far := np.abs(self.features[name]) > FAR_OUTSIDE).any():
+                of_list = int(np.argmax(far.reshape(len(far), -1).any(-1)))
+                raise InputError(
+                    f"list {lists.ids[of_list]} holds a number far outside those of training, above {FAR_OUTSIDE:.1e} "
+                    "once it is scaled: no score of it could be relied on; mend the number, or write null (None)"
+                )
         broken = ~np.isfinite(np.where(self.features["mask"], scores, 0.0)).all(-1)
         if broken.any():
             raise InputError(
@@ -84,7 +95,9 @@ class EncodedRows:
             result: dict[str, Any] = {"order": best[:top_k].tolist(), "scores": of_best[:top_k].tolist()}
             if schema.list_id is not None and schema.list_id in row:
                 result[schema.list_id] = row[schema.list_id]
-            result[name] = [row[name][slot] for slot in result["order"]]
+            # An array gives plain values, as the rest of the result, which a server writes as JSON.
+            items = row[name].tolist() if hasattr(row[name], "tolist") else row[name]
+            result[name] = [items[slot] for slot in result["order"]]
             results.append(result)
         return results
 
@@ -95,9 +108,10 @@ def encoded_rows(
     """Lists in batches, checked and encoded, with their numbers in messages.
 
     Raises:
-        InputError: ``lists`` is no sequence, a list is wrong or too long, or ``batch_size`` is below 1.
+        InputError: ``lists`` is no sequence, a list is wrong or too long, or an option is wrong.
     """
     check_at_least_one("batch_size", batch_size)
+    check_yes_or_no("truncate", truncate)
     if isinstance(lists, Mapping):
         raise InputError("expected a sequence of lists, got one dictionary: write rerank([list])")
     if not isinstance(lists, Sequence):
@@ -106,7 +120,17 @@ def encoded_rows(
         yield EncodedRows.of(lists[start : start + batch_size], processor, truncate=truncate, first=start)
 
 
-def check_at_least_one(name: str, value: int | None) -> None:
-    """Raises an InputError for a number below 1; None means no limit."""
-    if value is not None and value < 1:
+def check_at_least_one(name: str, value: Any, *, or_none: bool = False) -> None:
+    """Raises an InputError for what is no whole number, at least 1; and no None, where that means no limit."""
+    if value is None and or_none:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name} is {value!r}: expected at least 1, a whole number{', or None' if or_none else ''}")
+    if int(value) < 1:
         raise InputError(f"{name} is {value}: expected at least 1")
+
+
+def check_yes_or_no(name: str, value: Any) -> None:
+    """Raises an InputError for what is neither True nor False: the text "no" would count as True."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {value!r}: expected True or False")

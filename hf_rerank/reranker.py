@@ -12,7 +12,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.hub.files import at_one_commit
 from hf_rerank.manifest import replacing
 from hf_rerank.models.auto import AutoReranker
-from hf_rerank.models.base import PreTrainedReranker
+from hf_rerank.models.base import PreTrainedReranker, RerankerConfig
 from hf_rerank.processing import CONFIG_FILE as PROCESSOR_FILE
 from hf_rerank.processing import EncodingReport, ListProcessor
 from hf_rerank.ranking import DEFAULT_BATCH, check_at_least_one, encoded_rows
@@ -28,10 +28,16 @@ class Reranker:
         processor: The processor whose schema the model was configured for.
 
     Raises:
-        InputError: Model and processor do not belong together.
+        InputError: Model and processor do not belong together, or are something else.
     """
 
     def __init__(self, model: PreTrainedReranker, processor: ListProcessor) -> None:
+        # By its config: a model that torch compiled is of another class.
+        if not isinstance(getattr(model, "config", None), RerankerConfig) or not isinstance(processor, ListProcessor):
+            raise InputError(
+                f"expected a re-ranker of this library and its ListProcessor, got {type(model).__name__} and "
+                f"{type(processor).__name__}; Reranker.from_pretrained loads both from a folder"
+            )
         expected, found = model.config.schema_fingerprint, processor.schema.fingerprint
         if expected not in (None, found):
             raise InputError(
@@ -57,8 +63,10 @@ class Reranker:
 
         Raises:
             InputError: There is no such folder or repository, it holds no re-ranker of this library, or weights are
-                missing, unknown, of the wrong shape or damaged.
+                missing, unknown, of the wrong shape or damaged; there is no such device or option.
         """
+        if device is not None:
+            refuse_no_device(device)
         hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
         hub_options = at_one_commit(source, PROCESSOR_FILE, **hub_options)
         processor = ListProcessor.from_pretrained(source, **hub_options)
@@ -162,7 +170,7 @@ class Reranker:
         Raises:
             InputError: A list is wrong, too long, or gets scores that are not finite; or ``top_k`` is below 1.
         """
-        check_at_least_one("top_k", top_k)
+        check_at_least_one("top_k", top_k, or_none=True)
         report = EncodingReport()
         ranked: list[dict[str, Any]] = []
         device = next(self.model.parameters()).device
@@ -172,3 +180,18 @@ class Reranker:
             ranked += batch.results(order.cpu().numpy(), scores.float().cpu().numpy(), top_k)
             report.add(batch.report)
         return (ranked, report) if with_report else ranked
+
+
+def refuse_no_device(device: Any) -> None:
+    """Raises an InputError for a device that torch does not know or that is not there."""
+    if isinstance(device, int):  # as transformers counts: the accelerators from 0, and -1 is the CPU
+        there = device < 0 or (torch.accelerator.is_available() and device < torch.accelerator.device_count())
+        why = "" if there else "this torch sees no accelerator of that number"
+    else:
+        try:
+            torch.empty(0, device=device)
+            why = ""
+        except (RuntimeError, AssertionError, TypeError) as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+    if why:
+        raise InputError(f"device is {device!r}: expected one that is there, such as 'cpu' ({why})")

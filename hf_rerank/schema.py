@@ -126,6 +126,8 @@ class ListSchema:
         examination: Probability that a place is looked at, top first, on simulated lists.
         fitted: Digest of what a processor has learned from training lists; set by the processor.
         extends: Fingerprints of the fitted schemas that this one grew from, the first one first; set by the processor.
+        rows_before: For each of those, how many rows each table that is not shared had in use (``size`` may be more),
+            in the order of the columns; set by the processor.
     """
 
     items: Sequence[Feature]
@@ -143,6 +145,7 @@ class ListSchema:
     examination: Sequence[float] | None = None
     fitted: str | None = None
     extends: Sequence[str] = ()
+    rows_before: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         for part in ("items", "user", "history"):
@@ -150,6 +153,7 @@ class ListSchema:
                 raise InputError(f"{part} of the schema is {getattr(self, part)!r}: expected a list of features")
             object.__setattr__(self, part, tuple(getattr(self, part)))
         object.__setattr__(self, "extends", tuple(self.extends))
+        object.__setattr__(self, "rows_before", tuple(tuple(rows) for rows in self.rows_before))
         if self.examination is not None:
             object.__setattr__(self, "examination", tuple(float(share) for share in self.examination))
         if not self.items:
@@ -214,6 +218,8 @@ class ListSchema:
                 value = [{"kind": kind_of(feature), **dataclasses.asdict(feature)} for feature in value]
             elif entry.name in ("examination", "extends") and value is not None:
                 value = list(value)
+            elif entry.name == "rows_before":
+                value = [list(rows) for rows in value]
             plain[entry.name] = value
         return plain
 

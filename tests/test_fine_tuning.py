@@ -57,8 +57,8 @@ LATER = [a_list([40, 10], ["e", "d"]), a_list([10, 50, 40], ["d", "b", "b"])]
 LONG = [a_list([10, 50, 30, 40], ["d", "b", "e", "b"])]
 
 
-def made(name: str) -> Reranker:
-    processor = ListProcessor.from_lists(Dataset.from_list(FIRST), schema=SCHEMA)
+def made(name: str, schema: ListSchema = SCHEMA, lists: list[Any] = FIRST) -> Reranker:
+    processor = ListProcessor.from_lists(Dataset.from_list(lists), schema=schema)
     config_class, model_class = RERANKERS[name]
     torch.manual_seed(0)
     return Reranker(model_class(config_class.for_schema(processor.schema, initializer_range=0.5)), processor)
@@ -119,6 +119,46 @@ class TestTheSameColumns:
         assert torch.equal(scores(reranker, FIRST), expected)
         assert tuned.processor.schema.extends == (schema.fingerprint,)
 
+    @pytest.mark.parametrize("first_brands", ["all missing", "all too rare"])
+    def test_rows_that_no_value_had_yet_are_new_rows_too(self, name: str, first_brands: str) -> None:
+        """``size`` reserves rows of random numbers, and a column without a value has one: no score may use them."""
+        rare = first_brands == "all too rare"
+        brand, lists = Categorical("brand", min_count=4 if rare else 1), FIRST
+        if not rare:
+            lists = [{**row, "brand": [None] * len(row["brand"])} for row in FIRST]
+        schema = SCHEMA.replace(items=[Categorical("item_id", min_count=1, size=20), brand, *SCHEMA.items[2:]])
+        reranker = made(name, schema, lists)
+        expected = scores(reranker, LATER)  # in which items 40 and 50 and all brands are unknown
+        tuned, report = adapt(reranker, Dataset.from_list(LATER * 4))
+        assert report.vocabularies["item_id"]["added"] == 2
+        assert torch.equal(scores(tuned, LATER), expected)
+        assert set(report.names("lengthened")) == ITEM_TABLES
+        old, new = (
+            model.state_dict()["item_embedding.item_tables.0.weight"] for model in (reranker.model, tuned.model)
+        )
+        assert torch.equal(new, torch.cat([old[:5], old[[1] * 15]]))
+
+    def test_twice_with_saving_in_between(self, reranker: Reranker, tmp_path: Path) -> None:
+        expected = scores(reranker, FIRST)
+        once, _ = adapt(reranker, Dataset.from_list(LATER[:1]), SCHEMA.replace(max_list_length=4))
+        once.save_pretrained(tmp_path)
+        twice, report = adapt(
+            Reranker.from_pretrained(tmp_path), Dataset.from_list(LATER + LONG), SCHEMA.replace(max_list_length=6)
+        )
+        # Item 40 and brand e came first, 50 second.
+        assert {column: found["added"] for column, found in report.vocabularies.items()} == {
+            "item_id": 1,
+            "brand": 0,
+            "gender": 0,
+            "action": 0,
+        }
+        assert twice.model.config.max_list_length == 6
+        assert twice.processor.schema.extends == (
+            reranker.processor.schema.fingerprint,
+            once.processor.schema.fingerprint,
+        )
+        torch.testing.assert_close(scores(twice, FIRST), expected, rtol=1e-5, atol=1e-6)
+
     def test_saved_and_loaded_it_scores_the_same(self, reranker: Reranker, tmp_path: Path) -> None:
         tuned, _ = adapt(reranker, Dataset.from_list(LATER), SCHEMA.replace(max_list_length=5))
         tuned.save_pretrained(tmp_path)
@@ -172,6 +212,43 @@ class TestOtherColumns:
             assert torch.equal(new[key][: len(old[key])], old[key])
         assert torch.isfinite(scores(tuned, self.lists.to_list())).all()
 
+    @pytest.mark.parametrize("changed", ["items", "user", "history"])
+    def test_another_order_of_the_parts_that_stayed_is_none(self, name: str, changed: str) -> None:
+        """Weights that are kept read the columns in the order that they know."""
+        schema = SCHEMA.replace(
+            user=[*SCHEMA.user, Dense("age"), Dense("income")], history=[*SCHEMA.history, Dense("minutes")]
+        )
+        columns = {"age": 3.0, "income": 7.0, "minutes": [2.0], "shop": [1.0, 4.0, 2.0], "city": 1.0, "paid": [5.0]}
+        first, later = (
+            [{**row, **columns, "shop": columns["shop"][: len(row["item_id"])]} for row in rows]  # type: ignore[index]
+            for rows in (FIRST, LATER)
+        )
+        reranker = made(name, schema, first)
+        new = {
+            changed: [*getattr(schema, changed), Dense({"items": "shop", "user": "city", "history": "paid"}[changed])]
+        }
+        turned = {part: getattr(schema, part)[::-1] for part in ("items", "user", "history") if part != changed}
+        found = []
+        for other in (new, {**turned, **new}):
+            torch.manual_seed(1)
+            tuned, report = adapt(reranker, Dataset.from_list(later), schema.replace(**other), reinitialize=True)
+            assert len(report.differences) == 1
+            found.append(scores(tuned, first))
+        assert torch.equal(*found)
+        if changed == "history" and name not in ("pear", "raise"):  # which alone read it
+            assert torch.equal(found[1], scores(reranker, first))
+
+    def test_a_history_that_shares_a_table_which_changed(self) -> None:
+        """The table of item_id is another one, so what reads the history through it is drawn anew."""
+        other = SCHEMA.replace(items=[Categorical("item_id", hash_size=9), *SCHEMA.items[1:]])
+        tuned, report = adapt(made("pear"), Dataset.from_list(LATER), other, reinitialize=True)
+        assert [text.split(" is ")[0] for text in report.differences] == [
+            "item column 'item_id'",
+            "history column 'seen'",
+        ]
+        assert {"item_network.0.weight", "history_network.0.weight"} <= set(report.names("re-initialised"))
+        assert torch.isfinite(scores(tuned, LATER)).all()
+
     def test_more_columns_of_every_part(self, reranker: Reranker) -> None:
         """A new categorical column in front: old tables move, and keep their rows by name."""
         other = SCHEMA.replace(
@@ -220,6 +297,30 @@ class TestOtherColumns:
         other = ListSchema(items=[Dense("weight")])
         with pytest.raises(InputError, match="share no item column"):
             adapt(made("dnn"), self.lists, other, reinitialize=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (lambda reranker, lists: adapt("runs/prm", lists), "expected a Reranker, got str: Reranker"),
+        (lambda reranker, lists: adapt(reranker.model, lists), "expected a Reranker, got PRMForReranking"),
+        (lambda reranker, lists: adapt(reranker, lists, SCHEMA.to_dict()), "schema is a dict: expected a ListSchema"),
+        (lambda reranker, lists: freeze(reranker, "tables"), r"re-ranker such as reranker\.model, got Reranker"),
+        (lambda reranker, lists: freeze(reranker.model, ["tables"]), r"expected the names of .*got \(\['tables'\],\)"),
+        (lambda reranker, lists: freeze(reranker.model), r"expected the names of what to freeze.*got \(\)"),
+        (
+            lambda reranker, lists: reranker.model.resize_tables(reranker.processor),
+            r"expected a schema.*ListProcessor",
+        ),
+        (
+            lambda reranker, lists: reranker.processor.extend(lists, batch_size=0),
+            "batch_size is 0: expected at least 1",
+        ),
+    ],
+)
+def test_something_else_was_given(step: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        step(made("prm"), Dataset.from_list(LATER))
 
 
 class TestFreeze:

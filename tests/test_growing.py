@@ -97,6 +97,8 @@ class TestProcessor:
         processor.extend(Dataset.from_list([a_list([60, 61], ["c", "c"], "m", [], [])]))
         assert processor.scales == scales
         assert processor.schema.extends == (before, middle)
+        # item_id, brand, colour, gender, action; each with rows of padding and the unknown value.
+        assert processor.schema.rows_before == ((5, 4, 5, 4, 4), (8, 5, 5, 5, 5))
         assert len({before, middle, processor.schema.fingerprint}) == 3
 
     def test_saved_and_loaded_it_is_the_same(self, processor: ListProcessor, tmp_path: Path) -> None:
@@ -126,8 +128,13 @@ def scores(model: PreTrainedReranker, processor: ListProcessor) -> torch.Tensor:
 
 
 @pytest.fixture(params=list(RERANKERS))
-def model(request: pytest.FixtureRequest, processor: ListProcessor) -> PreTrainedReranker:
-    config_class, model_class = RERANKERS[request.param]
+def model_name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(model_name: str, processor: ListProcessor) -> PreTrainedReranker:
+    config_class, model_class = RERANKERS[model_name]
     torch.manual_seed(0)
     return model_class(config_class.for_schema(processor.schema, initializer_range=0.5))
 
@@ -153,6 +160,43 @@ class TestEveryModel:
         # item_id, brand, gender; and action of a model that reads the history
         assert longer == 3 + ("history" in " ".join(before))
         Reranker(model, processor)
+
+    @pytest.mark.parametrize("again", [False, True], ids=["at once", "saved and loaded in between"])
+    def test_rows_that_no_value_had_yet_are_new_rows_too(self, model_name: str, again: bool, tmp_path: Path) -> None:
+        """``size`` reserves rows of random numbers, and a column of missing values has one: no score may use them."""
+        schema = SCHEMA.replace(items=[Categorical("item_id", min_count=1, size=20), *SCHEMA.items[1:]])
+        lists = [{**row, "brand": [None] * len(row["brand"])} for row in FIRST]
+        processor = ListProcessor.from_lists(Dataset.from_list(lists), schema=schema)
+        config_class, model_class = RERANKERS[model_name]
+        torch.manual_seed(0)
+        model = model_class(config_class.for_schema(processor.schema, initializer_range=0.5))
+        expected = scores(model, processor)
+        table = next(value for name, value in model.state_dict().items() if name.endswith("item_tables.0.weight"))
+        for later in (LATER[:1] * 2, LATER[1:] * 2):  # grown twice
+            processor.extend(Dataset.from_list(later))
+            if again:
+                processor.save_pretrained(tmp_path)
+                processor = ListProcessor.from_pretrained(tmp_path)
+        model.resize_tables(processor.schema)
+        assert torch.equal(scores(model, processor), expected)
+        # Items 10, 20, 30 have rows 2 to 4 of the 20; those after them were random.
+        longer = next(value for name, value in model.state_dict().items() if name.endswith("item_tables.0.weight"))
+        assert longer.shape == table.shape
+        assert torch.equal(longer[:5], table[:5])
+        assert torch.equal(longer[5:], table[[1]].expand(15, -1))
+        Reranker(model, processor)
+
+    def test_a_processor_that_does_not_say_which_rows_were_in_use(
+        self, model: PreTrainedReranker, processor: ListProcessor
+    ) -> None:
+        """As earlier versions saved it: tables grow as they did then."""
+        expected = scores(model, processor)
+        processor.extend(Dataset.from_list(LATER[:1] * 2))
+        processor.schema = processor.schema.replace(rows_before=())
+        processor.extend(Dataset.from_list(LATER[1:] * 2))
+        assert [len(rows) for rows in processor.schema.rows_before] == [0, 5]
+        model.resize_tables(processor.schema)
+        assert torch.equal(scores(model, processor), expected)
 
     def test_new_rows_are_trained_and_saved(
         self, model: PreTrainedReranker, processor: ListProcessor, tmp_path: Path

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +24,7 @@ import torch
 
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema, ONNXReranker, Reranker, Vector, cli
 from hf_rerank import onnx_export as exporting
+from hf_rerank.manifest import write_manifest
 from hf_rerank.models.auto import RERANKERS
 from hf_rerank.onnx_export import export_onnx
 from hf_rerank.onnx_reranker import best_first
@@ -195,6 +199,10 @@ def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNam
         ((ROWS[:1], 0), "top_k is 0: expected at least 1"),
         (([{**ROWS[0], "age": float("nan")}],), "'age' holds nan in list 0"),
         (([LONG],), "list list-0 has 40 items.*truncate=True"),
+        ((ROWS[:1], 1.5), r"top_k is 1\.5: expected at least 1, a whole number"),
+        ((ROWS[:1], 1, "no"), "truncate is 'no': expected True or False"),
+        # A layer norm makes it NaN in torch, and an ordinary number in ONNX Runtime.
+        (([{**ROWS[0], "age": 1e38}],), "list list-0 holds a number far outside those of training"),
     ],
 )
 def test_mistakes_are_those_of_the_reranker(
@@ -286,6 +294,42 @@ def test_damage_is_refused(damage: Callable[[Path], object], message: str, copie
     damage(copied)
     with pytest.raises(InputError, match=message):
         ONNXReranker.from_pretrained(copied)
+
+
+def test_a_graph_that_onnxruntime_cannot_read(copied: Path) -> None:
+    """Whole by its manifest, as one of a newer format is."""
+    _cut(copied / "model.onnx")
+    (copied / "manifest.json").unlink()
+    write_manifest(copied)
+    with pytest.raises(InputError, match=r"onnxruntime .* cannot load .*model\.onnx: .*export it again") as error:
+        ONNXReranker.from_pretrained(copied)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (None, {}, "expected a folder, or the id of a repository, got NoneType"),
+        ("{folder}/model.onnx", {}, r"model\.onnx is a file: expected the folder that holds it"),
+        ("{folder}", {"threads": "2"}, "threads is '2': expected at least 1, a whole number"),
+        ("{folder}", {"device": "cpu"}, "there is no option 'device' of loading"),
+        ("{folder}", {"revison": "main"}, "there is no option 'revison' of loading; did you mean 'revision'"),
+    ],
+)
+def test_wrong_options_of_loading(copied: Path, source: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ONNXReranker.from_pretrained(source and source.format(folder=copied), **options)
+
+
+def test_several_threads_and_processes(exported: Callable[[str], SimpleNamespace]) -> None:
+    """Threads share one; it does not go to another process, and says so."""
+    graph = exported("dnn").onnx
+    expected = [graph.rerank([row]) for row in ROWS[:50]]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda row: graph.rerank([row]), ROWS[:50])) == expected
+    for send in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(InputError, match=r"cannot be pickled or copied.*load it there"):
+            send(graph)
 
 
 def _cut(path: Path) -> None:

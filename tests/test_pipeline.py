@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 import transformers
+from transformers import BertConfig, BertModel
 
 import hf_rerank.pipeline
 from hf_rerank import (
@@ -47,6 +48,7 @@ def made_row(number: int, length: int) -> dict[str, Any]:
     }
 
 
+BERT = BertConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
 ROWS = [made_row(number, 1 + number % 6) for number in range(20)]
 LONG = made_row(99, 9)
 
@@ -160,6 +162,8 @@ def test_choices_at_construction_and_call(folder: Path, reranker: Reranker) -> N
         (ROWS, {"top_k": 0}, "top_k is 0: expected at least 1"),
         (ROWS, {"batch_size": 0}, "batch_size is 0: expected at least 1"),
         (ROWS, {"batch_size": None}, "batch_size is None: expected at least 1"),
+        (ROWS, {"batch_size": 2.5}, "batch_size is 2.5: expected at least 1, a whole number"),
+        (ROWS, {"truncate": "no"}, "truncate is 'no': expected True or False"),
         (ROWS, {"topk": 3}, "has no option 'topk'; did you mean 'top_k'"),
         (ROWS, {"num_workers": 2}, "has no option 'num_workers'"),
     ],
@@ -174,16 +178,38 @@ def test_mistakes_at_construction(folder: Path, reranker: Reranker) -> None:
         ({"topk": 3}, "has no option 'topk'; did you mean 'top_k'"),
         ({"top_k": 0}, "top_k is 0"),
         ({"num_workers": 2}, "there is no num_workers"),
+        ({"device": "cuda:99"}, "device is 'cuda:99': expected one that is there"),
+        ({"device": 99}, "device is 99: expected one that is there"),
     ):
         with pytest.raises(InputError, match=message):
-            transformers.pipeline("re-ranking", model=str(folder), device="cpu", **choices)
+            transformers.pipeline("re-ranking", model=str(folder), **{"device": "cpu", **choices})
     with pytest.raises(InputError, match="there is no processor"):
         RerankingPipeline(reranker.model)
     other = ListProcessor.from_lists(pa.Table.from_pylist(ROWS[:3]), schema=SCHEMA)
     with pytest.raises(InputError, match="do not belong together"):
         RerankingPipeline(reranker.model, other, device="cpu")
+    with pytest.raises(InputError, match="expected a re-ranker of this library"):
+        RerankingPipeline(BertModel(BERT), reranker.processor, device="cpu")
     with pytest.raises(InputError, match="expected one argument"):
         RerankingPipeline(reranker.model, reranker.processor, device="cpu")(ROWS, 3)
+
+
+def test_options_of_loading_the_model(folder: Path, reranker: Reranker) -> None:
+    """transformers hands them to the processor too."""
+    for options in ({"device_map": "cpu"}, {"device": "cpu", "model_kwargs": {"attn_implementation": "eager"}}):
+        found = transformers.pipeline("re-ranking", model=str(folder), **options)(ROWS)
+        assert [result["order"] for result in found] == [result["order"] for result in reranker.rerank(ROWS)]
+
+
+def test_lists_before_the_source_fails_are_ranked(ranked_by: RerankingPipeline, reranker: Reranker) -> None:
+    def lists() -> Iterator[dict[str, Any]]:
+        yield from ROWS[:4]
+        raise OSError("the source broke")
+
+    results = ranked_by(lists(), batch_size=2)
+    assert [next(results) for _ in range(4)] == reranker.rerank(ROWS[:4], batch_size=2)
+    with pytest.raises(OSError, match="the source broke"):
+        next(results)
 
 
 def test_saved_and_loaded(ranked_by: RerankingPipeline, tmp_path: Path) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+import multiprocessing
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +121,9 @@ def test_format(reranker: Reranker) -> None:
 def test_arrays_as_columns(reranker: Reranker) -> None:
     row = {**ROWS[1], "item_id": np.array(ROWS[1]["item_id"]), "price": np.array(ROWS[1]["price"], dtype=np.float32)}
     (result,) = reranker.rerank((row,))
-    assert result["order"] == reranker.rerank([ROWS[1]])[0]["order"]
+    (expected,) = reranker.rerank([ROWS[1]])
+    assert (result["order"], result["item_id"]) == (expected["order"], expected["item_id"])
+    assert all(type(value) is int for value in result["item_id"])  # as a server's JSON needs it
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 5, 100])
@@ -278,7 +286,7 @@ def test_weights_that_are_no_numbers_never_rank(folder: Path, tmp_path: Path) ->
 
 def test_a_number_far_outside_is_named(reranker: Reranker) -> None:
     rows = [ROWS[0], {**ROWS[3], "price": [3e38, 1.0]}]
-    with pytest.raises(InputError, match="list d gets scores that are not finite"):
+    with pytest.raises(InputError, match="list d holds a number far outside those of training"):
         reranker.rerank(rows)
 
 
@@ -354,7 +362,131 @@ def test_wrong_list_in_a_later_batch_has_its_number(reranker: Reranker) -> None:
         reranker.rerank([*ROWS[:3], {**ROWS[3], "price": [1.0]}], batch_size=2)
 
 
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"top_k": -1}, {"batch_size": 0}])
-def test_wrong_options(reranker: Reranker, options: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=f"{next(iter(options))} is .*at least 1"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k is 0: expected at least 1$"),
+        ({"top_k": -1}, "top_k is -1: expected at least 1$"),
+        ({"top_k": "3"}, "top_k is '3': expected at least 1, a whole number, or None"),
+        ({"top_k": 1.5}, r"top_k is 1\.5: expected at least 1, a whole number"),
+        ({"top_k": True}, "top_k is True: expected at least 1, a whole number"),
+        ({"batch_size": 0}, "batch_size is 0: expected at least 1$"),
+        ({"batch_size": None}, "batch_size is None: expected at least 1, a whole number$"),
+        ({"batch_size": 2.5}, r"batch_size is 2\.5: expected at least 1, a whole number"),
+        ({"truncate": "no"}, "truncate is 'no': expected True or False"),
+    ],
+)
+def test_wrong_options(reranker: Reranker, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         reranker.rerank(ROWS, **options)
+
+
+def test_a_number_of_numpy_is_a_number(reranker: Reranker) -> None:
+    options: Any = {"top_k": np.int64(2), "batch_size": np.int32(3)}
+    assert reranker.rerank(ROWS, **options) == reranker.rerank(ROWS, top_k=2, batch_size=3)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (None, {}, "expected a folder, or the id of a repository, got NoneType"),
+        ("", {}, "expected a folder, or the id of a repository, got an empty text"),
+        (3, {}, "expected a folder, or the id of a repository, got int"),
+        ("{folder}/config.json", {}, r"config\.json is a file: expected the folder that holds it"),
+        ("{folder}", {"devic": "cpu"}, "there is no option 'devic' of loading; did you mean 'device'"),
+        ("{folder}", {"device": "gpu"}, "device is 'gpu': expected one that is there, such as 'cpu'"),
+        ("{folder}", {"device": "cuda:99"}, "device is 'cuda:99': expected one that is there"),
+        ("{folder}", {"device": 99}, "device is 99: expected one that is there"),
+        ("{folder}", {"dtype": "float99"}, "dtype is 'float99': expected a number format of torch"),
+    ],
+)
+def test_wrong_options_of_loading(folder: Path, source: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Reranker.from_pretrained(source.format(folder=folder) if isinstance(source, str) else source, **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"d_model": "8"}, r"config\.json of .*Field 'd_model' expected int, got str"),
+        ({"num_heads": 0}, r"config\.json of .*num_heads is 0: expected at least 1"),
+        ({"position_input": "embed"}, r"config\.json of .*'position_input' expected one of \('embedding', 'none'\)"),
+        ({"depth": 3}, r"config\.json of .*PRMConfig has no option 'depth'"),
+        ({"model_type": None}, "says no model_type"),
+    ],
+)
+def test_a_config_that_somebody_changed(folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    copy = broken(folder, tmp_path / "copy", lambda weights: None)
+    plain = {**json.loads((copy / "config.json").read_text()), **change}
+    (copy / "config.json").write_text(json.dumps({key: value for key, value in plain.items() if value is not None}))
+    with pytest.raises(InputError, match=message) as caught:
+        Reranker.from_pretrained(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_do_not_fit_are_said_in_one_line(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """transformers draws a table of them first."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.WARNING, logger=logger.name)
+    copy = broken(folder, tmp_path / "copy", lambda weights: weights.update({"scorer.bias": torch.zeros(2)}))
+    try:
+        with pytest.raises(InputError, match=r"wrong shape: scorer\.bias"):
+            Reranker.from_pretrained(copy)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "LOAD REPORT" not in caplog.text
+
+
+def test_a_model_of_another_library_is_refused(reranker: Reranker) -> None:
+    for model in (torch.nn.Linear(1, 1), "runs/prm", reranker):
+        with pytest.raises(InputError, match="expected a re-ranker of this library and its ListProcessor, got"):
+            Reranker(model, reranker.processor)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="got PRMForReranking and PRMForReranking"):
+        Reranker(reranker.model, reranker.model)  # type: ignore[arg-type]
+
+
+def test_a_graph_is_not_taken_for_weights(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
+    (copy / "model.safetensors").rename(copy / "model.onnx")
+    with pytest.raises(InputError, match=r"no model\.safetensors.*model\.onnx is for ONNXReranker"):
+        Reranker.from_pretrained(copy)
+
+
+# ----------------------------------------------------------------------------------------------------- several at once
+
+
+def test_threads_rank_as_one_does_though_the_model_is_in_training_mode(processor: ListProcessor) -> None:
+    """Dropout of a half tells a pass that met the training mode; one thread must not set the mode under another."""
+    torch.manual_seed(0)
+    config = PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1, dropout=0.5, initializer_range=1.0)
+    shared = Reranker(PRMForReranking(config), processor)
+    expected = shared.rerank(ROWS)
+    shared.model.train()
+    inside, leave = threading.Event(), threading.Event()
+    others: list[Future[Any]] = []
+
+    def first_begun_first_done(module: Any, arguments: Any, options: Any) -> None:
+        """The other thread waits in its pass until this one is in its own, and is done before this one goes on."""
+        if threading.current_thread() is threading.main_thread():
+            leave.set()
+            assert others[0].result(30) == expected
+        else:
+            inside.set()
+            assert leave.wait(30)
+
+    shared.model.register_forward_pre_hook(first_begun_first_done, with_kwargs=True)
+    with ThreadPoolExecutor(1) as pool:
+        others.append(pool.submit(shared.rerank, ROWS))
+        assert inside.wait(30)
+        assert shared.rerank(ROWS) == expected
+    assert shared.model.training
+
+
+def test_pickled_for_another_process(reranker: Reranker) -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert pool.submit(reranker.rerank, ROWS).result(60) == reranker.rerank(ROWS)
+    assert pickle.loads(pickle.dumps(reranker)).rerank(ROWS) == reranker.rerank(ROWS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,21 @@ def at_one_commit(source: str | Path, name: str, **hub_options: Any) -> dict[str
         name: A file that must be there.
         hub_options: As of ``model_file``.
     """
+    refuse_no_source(source)
     if Path(source).is_dir():
         return hub_options
     # The Hub's cache keeps the files of a commit in a folder of its name.
     return {**hub_options, "revision": model_file(source, name, **hub_options).parent.name}
+
+
+def refuse_no_source(source: Any) -> None:
+    """Raises an InputError for what is neither a folder nor the id of a repository."""
+    if not isinstance(source, str | PathLike):
+        raise InputError(f"expected a folder, or the id of a repository, got {type(source).__name__}")
+    if not str(source):
+        raise InputError("expected a folder, or the id of a repository, got an empty text")
+    if Path(source).is_file():
+        raise InputError(f"{source} is a file: expected the folder that holds it")
 
 
 def repair(source: str | Path, commit: str, kind: str = "model") -> str:
@@ -177,6 +189,7 @@ def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
     Raises:
         InputError: The folder lacks the file, there is no such folder or repository, or it cannot be reached.
     """
+    refuse_no_source(source)
     folder = Path(source)
     if folder.is_dir():
         path = folder / name

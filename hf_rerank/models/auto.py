@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.hub.files import verified_folder
+from hf_rerank.hub.files import REMEDY, verified_folder
 from hf_rerank.models.base import PreTrainedReranker, RerankerConfig
 from hf_rerank.models.dlcm import DLCMConfig, DLCMForReranking
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
@@ -102,9 +102,12 @@ class AutoReranker:
         }
         config_file = verified_folder(source, ["config.json"], **hub_options) / "config.json"
         try:
-            model_type = json.loads(config_file.read_text(encoding="utf-8"))["model_type"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{config_file} is no config of a model: {error!r}") from None
+            plain = json.loads(config_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{config_file} is damaged: {error}; {REMEDY}") from None
+        if not isinstance(plain, dict) or "model_type" not in plain:
+            raise InputError(f"{config_file} is no config of a model: it says no model_type; {REMEDY}")
+        model_type = plain["model_type"]
         name = str(model_type).removeprefix("rerank_")
         if name not in RERANKERS or not str(model_type).startswith("rerank_"):
             known = ", ".join(f"rerank_{known}" for known in RERANKERS)

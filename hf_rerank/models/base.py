@@ -5,7 +5,12 @@ gives ``R(X, P)`` for a position vector ``P``, ``task_loss`` compares scores wit
 the only thing that training code calls: DDP, FSDP, autocast and torch.compile act there and nowhere inside.
 """
 
-from collections.abc import Callable
+import copy
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -28,6 +33,9 @@ from hf_rerank.vocabularies import UNKNOWN
 
 Context = dict[str, Tensor]
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+# Options of loading that are used most, for suggestions.
+_LOADING_OPTIONS = (*HUB_OPTIONS, "device", "device_map", "dtype", "attn_implementation")
+_MODE = threading.Lock()
 # Keys that transformers itself writes into a config, beside the fields of the class.
 _TRANSFORMERS_KEYS = (
     "_attn_implementation_autoset",
@@ -163,6 +171,14 @@ class RerankerConfig(PreTrainedConfig):
             raise InputError(f"{cls.__name__}: {error.__cause__}") from None
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As upstream; a value of the wrong type or out of range is an ``InputError``."""
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except StrictDataclassError as error:
+            raise InputError(f"{cls.__name__}: {error.__cause__}") from None
+
+    @classmethod
     def preset(cls, name: str, schema: ListSchema, **overrides: Any) -> Any:
         """A config with published sizes: ``paper``, ``librerank-ad`` or ``librerank-prm``."""
         if name not in cls.presets:
@@ -215,6 +231,9 @@ class PreTrainedReranker(PreTrainedModel):
     # Parameters that read features though their shape does not say so; hf_rerank.fine_tuning finds the others by it.
     reads_features: ClassVar[tuple[str, ...]] = ()
     _supports_sdpa = True
+    # Threads that rank with the model now, and its mode before the first of them.
+    _ranking = 0
+    _was_training = False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
@@ -229,9 +248,13 @@ class PreTrainedReranker(PreTrainedModel):
         ``ignore_mismatched_sizes=True`` the caller has asked for just that and looks after them.
 
         Raises:
-            InputError: Weights are missing, unknown, of the wrong shape, damaged, or cannot be read.
+            InputError: Weights are missing, unknown, of the wrong shape, damaged, or cannot be read; the config is
+                wrong; or there is no such option.
         """
         source, name = pretrained_model_name_or_path, str(pretrained_model_name_or_path)
+        dtype = options.get("dtype")
+        if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise InputError(f"dtype is {dtype!r}: expected a number format of torch, such as 'float32'")
         if options.get("use_safetensors") is False or options.get("gguf_file"):
             raise InputError("weights are read from safetensors files only: leave use_safetensors and gguf_file out")
         if source is not None:
@@ -249,7 +272,17 @@ class PreTrainedReranker(PreTrainedModel):
             return loaded
         strict: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
-            loaded = super().from_pretrained(source, *args, **options, **strict)
+            with _without_load_report():
+                loaded = super().from_pretrained(source, *args, **options, **strict)
+        except InputError as error:
+            raise InputError(f"config.json of {name}: {error}") from None
+        except TypeError as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None:
+                raise
+            raise InputError(
+                f"there is no option {unknown[1]!r} of loading{suggestion(unknown[1], _LOADING_OPTIONS)}"
+            ) from None
         except (OSError, SafetensorError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"{name} holds no weights that can be read: {reason}") from error
@@ -419,6 +452,8 @@ class PreTrainedReranker(PreTrainedModel):
             InputError: The schema did not grow from the one that the model was made for, or the model has tables that
                 it does not know how to lengthen.
         """
+        if not isinstance(schema, ListSchema):
+            raise InputError(f"expected a schema, processor.schema, got {type(schema).__name__}")
         if schema.fingerprint == self.config.schema_fingerprint:
             return
         if self.config.schema_fingerprint not in schema.extends:
@@ -428,13 +463,26 @@ class PreTrainedReranker(PreTrainedModel):
                 "processor.extend(lists)"
             )
         grown = type(self.config).for_schema(schema)
+        in_use = self._with_rows_in_use(schema)
         holders = [module for module in self.modules() if isinstance(module, FeatureTables)]
         if not holders:
             raise InputError(f"{type(self).__name__} holds no FeatureTables: it cannot be given longer tables")
         for holder in holders:
+            holder.lengthen(in_use)
             holder.lengthen(grown)
         for name in ("item_vocab_sizes", "user_vocab_sizes", "history_vocab_sizes", "schema_fingerprint"):
             setattr(self.config, name, getattr(grown, name))
+
+    def _with_rows_in_use(self, schema: ListSchema) -> RerankerConfig:
+        """The config with tables as long as their values need: rows that no value had are new rows too."""
+        config = copy.deepcopy(self.config)
+        rows = dict(zip(schema.extends, schema.rows_before, strict=False)).get(config.schema_fingerprint or "")
+        if rows:
+            left = iter(rows)
+            for part, name in (("items", "item"), ("user", "user"), ("history", "history")):
+                sizes = [next(left) if table.shares is None else 0 for table in schema.features(part, Categorical)]
+                setattr(config, f"{name}_vocab_sizes", sizes)
+        return config
 
     @torch.no_grad()
     def rank(self, **features: Tensor) -> tuple[Tensor, Tensor]:
@@ -446,16 +494,27 @@ class PreTrainedReranker(PreTrainedModel):
         Returns:
             The slots of each list from best to worst, padding last, int64 [B, L]; and the scores by slot, [B, L].
         """
-        training = self.training
-        if training:  # walking all modules takes as long as scoring a short list
-            self.eval()
-        try:
+        with self._evaluating():
             logits = self(**features).logits
-        finally:
-            if training:
-                self.train()
         mask = features.get("mask")
         return order_from_positions(positions_from_scores(logits.float(), mask)), logits
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode, until the last of the threads that rank at once is done."""
+        with _MODE:
+            if not self._ranking:
+                self._was_training = self.training
+                if self.training:  # walking all modules takes as long as scoring a short list
+                    self.eval()
+            self._ranking += 1
+        try:
+            yield
+        finally:
+            with _MODE:
+                self._ranking -= 1
+                if not self._ranking and self._was_training:
+                    self.train()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -477,12 +536,12 @@ class FeatureTables(nn.Module):
 
 
 def lengthened(table: Any, rows: int) -> nn.Embedding:
-    """A table [N, D] with more rows, each of them a copy of the row of the unknown value."""
+    """A table [N, D] with this many rows, those beyond N copies of the row of the unknown value."""
     old = table.weight
     if rows == old.shape[0]:
         return table
     longer = nn.Embedding(rows, old.shape[1], padding_idx=table.padding_idx, device="meta")
-    weight = torch.cat([old.detach(), old.detach()[UNKNOWN].expand(rows - old.shape[0], -1)])
+    weight = torch.cat([old.detach()[:rows], old.detach()[UNKNOWN].expand(max(0, rows - old.shape[0]), -1)])
     longer.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     return longer
 
@@ -490,6 +549,21 @@ def lengthened(table: Any, rows: int) -> nn.Embedding:
 def padded_low(logits: Tensor, mask: Tensor) -> Tensor:
     """Scores with the lowest finite number at padding, so that no sort puts padding before an item."""
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """transformers draws a table of weights that do not fit; here one line says it, and loading ends."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 def _finish(model: Any, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -160,6 +161,8 @@ class RerankTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.output_dir is not None and Path(self.output_dir).is_file():
+            raise InputError(f"output_dir is {self.output_dir!r}, which is a file: expected a folder for the run")
         if self.remove_unused_columns:
             raise InputError(
                 "remove_unused_columns=True would drop the raw columns that the processor reads: leave it off"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,20 @@ BEST = ("metric_for_best_model", "greater_is_better", "no_click")
 LEARNING = ("max_grad_norm", "bf16", "fp16")
 # How long a run is; the learning rate follows it.
 LENGTH = ("max_steps", "num_train_epochs")
+NAMES_SHOWN = 3
 REMEDY = "give the same, or start afresh from the checkpoint's weights with from_pretrained"
 
 
-def describe_run(args: Any, data: dict[str, Any], objective: dict[str, Any]) -> dict[str, Any]:
+def describe_run(
+    args: Any, data: dict[str, Any], objective: dict[str, Any], frozen: Sequence[str] = ()
+) -> dict[str, Any]:
     """What a checkpoint must say of its run, as plain JSON values.
 
     Args:
         args: Of the training.
         data: Split -> its identity, as ``results.data_identity`` gives it.
         objective: Its settings.
+        frozen: Parameters that are not trained.
     """
     # The batch size of a device, times those of a process.
     plain = {**args.to_dict(), "train_batch_size": args.train_batch_size}
@@ -47,6 +52,7 @@ def describe_run(args: Any, data: dict[str, Any], objective: dict[str, Any]) -> 
     accelerator = {f"accelerator_config.{name}": plain["accelerator_config"][name] for name in ACCELERATOR_ORDER}
     return {
         "data": data,
+        "frozen": list(frozen),
         "length": {name: plain[name] for name in LENGTH},
         "learning": {**{name: plain[name] for name in LEARNING}, **objective},
         "options": {**{name: plain[name] for name in named}, **accelerator},
@@ -85,6 +91,14 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
     if not path.is_file():
         raise InputError(f"{checkpoint} was saved without {RUN_FILE}, so nothing says which lists it was trained on")
     saved = json.loads(path.read_text(encoding="utf-8"))
+    # Earlier versions did not say what was frozen.
+    theirs = saved.setdefault("frozen", run["frozen"])
+    if theirs != run["frozen"]:
+        raise InputError(
+            f"{checkpoint} was trained with {_shown(theirs)} frozen, this run has {_shown(run['frozen'])}: the "
+            "optimizer's state would go to other parameters; freeze the same (--freeze), or start afresh from the "
+            "checkpoint's weights with from_pretrained"
+        )
     if not saved.keys() >= run.keys() or not saved["options"].keys() >= run["options"].keys():
         raise InputError(f"{checkpoint} was saved by another version of hf-rerank: go on with that one; or {REMEDY}")
     effects = dict.fromkeys(run["options"], "batches would differ")
@@ -121,6 +135,12 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
                 stacklevel=2,
             )
     return saved["lists_a_pass"]
+
+
+def _shown(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more if names else "nothing"
 
 
 def _difference(split: str, theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:

@@ -507,8 +507,10 @@ class RerankTrainer(CheckpointingTrainer):
         self._log_steps += 1
 
     def _run(self) -> dict[str, Any]:
-        """What decides on which batches this run reads."""
-        return describe_run(self.args, self.results["data"], self.results["objective"])
+        """What decides on which batches this run reads, and which parameters they train."""
+        assert self.model is not None
+        frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
+        return describe_run(self.args, self.results["data"], self.results["objective"], frozen)
 
     def _refuse_broken_weights(self) -> None:
         assert self.model is not None

@@ -343,7 +343,7 @@ def test_the_table_and_its_messages(tmp_path):
     with pytest.raises(InputError, match=r"has no config\.json"):
         AutoReranker.from_pretrained(tmp_path)
     for text, message in (
-        ("{", "is no config of a model"),
+        ("{", "is damaged"),
         ("[]", "is no config of a model"),
         ("{}", "model_type"),
         ('{"model_type": "bert"}', "type 'bert': expected one of .*rerank_prm"),

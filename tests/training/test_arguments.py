@@ -104,6 +104,12 @@ def test_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_is_no_folder_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "lists.csv").write_text("mine")
+    with pytest.raises(InputError, match=r"lists\.csv', which is a file: expected a folder"):
+        RerankTrainingArguments(str(tmp_path / "lists.csv"))
+
+
 def test_the_cache_may_be_a_path(tmp_path: Path) -> None:
     assert make(tmp_path, encoded_cache=tmp_path / "cache").encoded_cache == tmp_path / "cache"
 

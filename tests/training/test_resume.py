@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hf_rerank import InputError, RerankTrainer
+from hf_rerank import InputError, RerankTrainer, freeze
 from hf_rerank.manifest import write_manifest
 from hf_rerank.training.resume import describe_run, refuse_another_run
 
@@ -95,6 +95,34 @@ def test_another_objective_is_warned_of(make_trainer: Make, checkpoint: Path) ->
     )
     with pytest.warns(UserWarning, match=message):
         trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_other_frozen_parameters_are_refused(make_trainer: Make, make_model: Callable[..., Any]) -> None:
+    """As many of the same shapes, so that torch would give the optimizer's state to the wrong ones without a word."""
+
+    def model_with_frozen(*names: str) -> Any:
+        model = make_model()
+        freeze(model, *names)
+        return model
+
+    begun = make_trainer(folder="begun", model=model_with_frozen("blocks.0.inner.bias"), **BEGUN)
+    begun.train()
+    folder = Path(begun.args.output_dir) / "checkpoint-3"
+    for model, shown in (
+        (model_with_frozen("scorer.bias"), r"scorer\.bias"),
+        (model_with_frozen("blocks.0"), r"(blocks\.0\.\w+\.\w+(, )?){3} and \d+ more"),
+        (make_model(), "nothing"),
+    ):
+        message = rf"trained with blocks\.0\.inner\.bias frozen, this run has {shown}: .*freeze the same \(--freeze\)"
+        with pytest.raises(InputError, match=message):
+            make_trainer(folder="other", model=model, **BEGUN).train(resume_from_checkpoint=str(folder))
+    make_trainer(folder="other", model=model_with_frozen("blocks.0.inner.bias"), **BEGUN).train(
+        resume_from_checkpoint=str(folder)
+    )
+    # As an earlier version saved it, which did not say what was frozen.
+    saved = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({key: value for key, value in saved.items() if key != "frozen"}))
+    refuse_another_run(folder, {**begun._run(), "frozen": ["scorer.bias"]}, stream=False)
 
 
 def test_a_stream_on_another_number_of_devices_is_refused(make_trainer: Make, lists: dict[str, Any]) -> None:
