@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,11 +37,13 @@ def datasets_of_files(kind: str, files: Sequence[Path], split: str, streaming: b
     read = dataset.from_parquet if kind == "parquet" else dataset.from_json
     try:
         with _quiet(sum(path.stat().st_size for path in files) < QUIET_BYTES):
-            lists = read([str(path) for path in files], split=datasets.NamedSplit(split))
+            # A name such as lists[1].parquet is a pattern to datasets, and would match the file lists1.parquet.
+            exact = [glob.escape(str(path)) for path in files]
+            lists = read(exact, split=datasets.NamedSplit(split))
             if streaming and kind == "json":
                 next(iter(lists), None)  # so that a file that is no JSON is named here, not in the middle of training
             return lists
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+    except (datasets.exceptions.DatasetGenerationError, FileNotFoundError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         names = ", ".join(str(path) for path in files[:3]) + (", ..." if len(files) > 3 else "")
         where = next(filter(None, map(_damage_of_json, files)), None) if kind == "json" else None

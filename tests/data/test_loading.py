@@ -243,6 +243,19 @@ def test_changed_files_are_read_anew(tmp_path):
     assert len(load_lists(path, schema=SCHEMA)["train"]) == 9
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["lists[1]", "lists*", "lists?"])
+def test_names_of_files_are_no_patterns(tmp_path, name, streaming):
+    """Beside each file stands one that its name would match as a pattern."""
+    rows = own_rows()
+    for kind in (".parquet", ".jsonl"):
+        write_rows(tmp_path / f"lists1{kind}", [{**row, "item": [0] * len(row["item"])} for row in rows])
+        path = write_rows(tmp_path / f"{name}{kind}", rows)
+        found = rows_of(load_lists(path, schema=SCHEMA, streaming=streaming))
+        assert sorted(row["id"] for part in found.values() for row in part) == sorted(row["id"] for row in rows)
+        assert all(row in rows for part in found.values() for row in part)
+
+
 def test_the_schema_stays():
     lists = load_lists(datasets.Dataset.from_list(own_rows()), schema=SCHEMA)
     again = [
