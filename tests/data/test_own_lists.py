@@ -211,6 +211,33 @@ def test_kinds_of_times(column: list[Any]) -> None:
     assert np.argsort(times).tolist() == [0, 2, 1]
 
 
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (["05/01/2024", "12/02/2024", "06/07/2024"], "'05/01/2024'"),  # the 5th of January, or the 1st of May?
+        (["01-02-2024", "03-04-2024", "05-06-2024"], "'01-02-2024'"),
+        (["5/1/24", "6/1/24", "7/1/24"], "'5/1/24'"),
+        (["2024-05-01", "2024-05-03", "06/07/2024"], "'06/07/2024'"),
+        (["2024-05-01T10:00:00", "2024-05-02T10:00:00", "2024-05-01T10:00:00+09:00"], "with a time zone"),
+        ([[1, 2], [3], []], "missing in list 2"),
+        ([[1, 2], [], [3]], "missing in list 1"),
+        ([[1, 2], None, [3]], "missing in list 1"),
+        ([["2024-05-01"], [], ["2024-05-02"]], "missing in list 1"),
+        ([[1, None], [2], [3]], "missing in list 0"),
+    ],
+)
+def test_times_that_are_not_clear(column: list[Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        times_of([pa.table({"t": column[:2]}), pa.table({"t": column[2:]})], "t")
+
+
+def test_times_with_a_zone_are_compared_as_instants() -> None:
+    """18:30 two hours ahead of UTC is 16:30 there, half an hour before 17:00."""
+    texts = ["2024-05-31T18:30:00+02:00", "2024-05-31T17:00:00Z"]
+    first, second = times_of([pa.table({"t": texts[:1]}), pa.table({"t": texts[1:]})], "t")
+    assert second - first == 30 * 60 * 1_000_000
+
+
 def test_lists_split_by_time(tmp_path: Path) -> None:
     rows = lists(40)  # day 0 to 9, four lists each: cuts behind 16, 34 -> 36, 36 and 40
     days = {"ranker_train": range(4), "train": range(4, 9), "validation": [], "test": [9]}
