@@ -91,6 +91,8 @@ def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
                     "or later: expected all in one form"
                 )
             flat = flat.cast(pl.Datetime("us")).to_physical()
+        if flat.dtype.is_float():
+            flat = flat.fill_nan(None)
         if lengths is not None:
             flat = (
                 pl.DataFrame({"row": np.repeat(np.arange(len(series)), lengths), column: flat})
@@ -100,9 +102,7 @@ def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
                     pl.when(pl.col(column).null_count() == 0).then(pl.col(column).max())
                 )
             )[column]
-        _refuse_missing(
-            (flat.is_null() | (flat.is_nan() if flat.dtype.is_float() else False)).to_numpy(), column, first
-        )
+        _refuse_missing(flat.is_null().to_numpy(), column, first)
         parts.append(flat.to_numpy())
         first += table.num_rows
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)

@@ -224,6 +224,8 @@ def test_kinds_of_times(column: list[Any]) -> None:
         ([[1, 2], None, [3]], "missing in list 1"),
         ([["2024-05-01"], [], ["2024-05-02"]], "missing in list 1"),
         ([[1, None], [2], [3]], "missing in list 0"),
+        ([[1.5, float("nan")], [2.5], [3.5]], "missing in list 0"),
+        ([1.5, 2.5, float("nan")], "missing in list 2"),
     ],
 )
 def test_times_that_are_not_clear(column: list[Any], said: str) -> None:
