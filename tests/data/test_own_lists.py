@@ -169,7 +169,7 @@ def test_cells_of_csv(tmp_path: Path) -> None:
 def test_whole_numbers_of_any_size_are_numbers_in_csv(tmp_path: Path) -> None:
     """Ten to the 20th fits no 64 bits, and is a number all the same; a vector must not lose it."""
     schema = ListSchema(items=[Categorical("item"), Vector("text", dim=2)], list_id="q")
-    (tmp_path / "train.csv").write_text(f'q,item,text,click\n1,7,"[1, 1{"0" * 20}]",1\n1,8,"[0.5, 2]",0\n')
+    (tmp_path / "train.csv").write_text(f'q,item,text,click\n1,7,"[1, 1{"0" * 20}]",0\n1,8,"[0.5, 2]",1\n')
     (row,) = load_lists(tmp_path / "train.csv", schema=schema)["train"]
     assert row["text"] == [[1.0, 1e20], [0.5, 2.0]]
 
