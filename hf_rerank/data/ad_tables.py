@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.plain_rows import LARGEST_FLOAT32
 
 BLOCK_BYTES = 16 * 2**20
 BTAGS = ("pv", "cart", "fav", "buy")
@@ -78,7 +79,7 @@ AD_FEATURE = Table(
         "campaign_id": _ID,
         "customer": _ID,
         "brand": _ID_OR_NULL,
-        "price": Column(pl.Float64, "a finite number, at least 0"),
+        "price": Column(pl.Float64, "a finite number (float32), at least 0"),
     },
     key="adgroup_id",
 )
@@ -325,7 +326,7 @@ def _wrong_values(rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series, Callable
     if "price" in rows.columns:
         yield (
             "price",
-            ~(rows["price"].is_finite() & (rows["price"] >= 0)),
+            ~((rows["price"] >= 0) & (rows["price"] <= LARGEST_FLOAT32)),
             lambda row: f"price is {row['price']}, expected {AD_FEATURE.columns['price'].expected}",
         )
 
