@@ -106,6 +106,9 @@ def prepare_own(
                     f"column 'split' holds {split!r}: prepared lists have the splits {', '.join(SPLITS)}"
                     f"{suggestion(split, SPLITS)}; rename it"
                 )
+        brought = isinstance(lists, dict) or (column is None and "split" in lists.column_names)
+        if brought and schema.group is not None:
+            report.warnings += _users_of_both(splits, schema.group)
         columns = _columns(given)
         with tqdm(total=total, unit="list", desc="Preparing", delay=1, disable=not progress) as bar:
             _write(splits, unfinished, columns, report, schema.label, shard_bytes, bar.update)
@@ -142,6 +145,33 @@ def _checked(given: Mapping[str, Any], schema: ListSchema, on_lists: Callable[[i
     return OwnReport(
         read=suspicions.lists, one_item_lists=suspicions.one_item, warnings=[*suspicions.messages(), *leaks]
     )
+
+
+def _users_of_both(splits: Mapping[str, Any], group: str) -> list[str]:
+    """Says which of the splits that the lists bring hold users that models learn from, too."""
+    users = {}
+    for split, lists in splits.items():
+        if group not in lists.column_names:
+            return []
+        hashes = [np.zeros(0, np.uint64)]
+        for table in tables_of(lists.select_columns([group]), GROUP_LISTS):
+            of_list = pl.Series(table.column(group)).drop_nulls()
+            if isinstance(of_list.dtype, pl.List):
+                raise InputError(f"column {group!r} holds {of_list.dtype}: expected one user a list, not one an item")
+            hashes.append(of_list.cast(pl.String).hash().to_numpy())
+        users[split] = np.unique(np.concatenate(hashes))
+    none = np.zeros(0, np.uint64)
+    learned_from = np.union1d(users.get("ranker_train", none), users.get("train", none))
+    found = []
+    for split in ("validation", "test"):
+        both = np.isin(users.get(split, none), learned_from).sum()
+        if both:
+            found.append(
+                f"{both:,} of {len(users[split]):,} users (column {group!r}) of {split} are also in train or "
+                "ranker_train: what is learned of them there makes results look better than for new users; leave the "
+                "splits out, and lists are split by user"
+            )
+    return found
 
 
 def _columns(given: Mapping[str, Any]) -> pa.Schema:

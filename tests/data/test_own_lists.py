@@ -303,6 +303,32 @@ def test_prepared_lists_are_those_of_the_files(tmp_path: Path, kind: str) -> Non
     assert "md5 of `user`" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("as_column", [True, False])
+def test_splits_that_share_users_are_warned_of(tmp_path: Path, as_column: bool) -> None:
+    """Users 0 and 1 train, 2 and 3 validate, 1, 4 and 5 test; user 1 is in two splits, and once without a name."""
+    users = {"train": [0, 1, 1, None], "validation": [2, 3], "test": [1, 4, 5, None]}
+    schema = ListSchema(items=[Categorical("item")], group="user")
+    rows = [
+        {"item": [1, 2], "click": [0, 1], "user": user, "split": split} for split in users for user in users[split]
+    ]
+    (tmp_path / "raw").mkdir()
+    for split in users:
+        name = "part" if as_column else split
+        chosen = [row for row in rows if as_column or row["split"] == split]
+        kept = [{k: v for k, v in row.items() if as_column or k != "split"} for row in chosen]
+        as_lines(kept, tmp_path / "raw" / f"{name}.jsonl")
+    report = prepare_own(tmp_path / "raw", tmp_path / "out", schema=schema, progress=False)
+    (message,) = report.warnings
+    assert message.startswith("1 of 3 users (column 'user') of test are also in train or ranker_train")
+    assert message in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_users_that_are_sequences_are_refused(tmp_path: Path) -> None:
+    path = as_lines([{"item": [1, 2], "click": [0, 1], "user": [7, 7]}], tmp_path / "train.jsonl")
+    with pytest.raises(InputError, match=r"'user' holds .* expected one user a list"):
+        prepare_own(path, tmp_path / "out", schema=ListSchema(items=[Categorical("item")], group="user"))
+
+
 def test_files_named_after_splits_keep_them(tmp_path: Path) -> None:
     """Their types are joined: whole prices in one file, fractions in the other."""
     (tmp_path / "raw").mkdir()
