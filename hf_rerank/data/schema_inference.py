@@ -171,11 +171,13 @@ def _read_rows(file: Path, kind: str, rows: int) -> pl.DataFrame:
         except pl.exceptions.PolarsError as error:
             raise InputError(f"cannot read lists from {file}: {str(error).splitlines()[0]}") from None
     try:
-        with file.open(encoding="utf-8") as lines:
-            if file.suffix == ".json":
-                found = json.load(lines)[:rows]
+        with file.open(encoding="utf-8-sig") as lines:
+            first = next(filter(str.strip, lines), "")
+            if first.lstrip().startswith("["):
+                found = json.loads(first + lines.read())[:rows]
             else:
-                found = [json.loads(line) for line in itertools.islice(lines, rows)]
+                texts = filter(str.strip, itertools.chain([first], lines))
+                found = [json.loads(text) for text in itertools.islice(texts, rows)]
         return plain_frame(pl.DataFrame(found, infer_schema_length=None))
     except (ValueError, TypeError, KeyError, pl.exceptions.PolarsError) as error:
         raise InputError(

@@ -237,6 +237,25 @@ def test_what_cannot_be_guessed(tmp_path: Path, text: str, options: dict[str, An
         infer_schema(csv(tmp_path, text), **options)
 
 
+@pytest.mark.parametrize("name", ["lists.jsonl", "lists.json"])
+@pytest.mark.parametrize("form", ["lines", "blank lines", "byte-order mark", "array", "array over lines"])
+def test_every_json_that_is_loaded_is_guessed_from(tmp_path: Path, name: str, form: str) -> None:
+    rows = [{"user_id": number, "item_id": [1, 2], "click": [0, 1]} for number in range(3)]
+    lines = [json.dumps(row) for row in rows]
+    text = {
+        "lines": "\n".join(lines),
+        "blank lines": "\n\n" + "\n \n".join(lines) + "\n\n",
+        "byte-order mark": "\ufeff" + "\r\n".join(lines) + "\r\n",
+        "array": json.dumps(rows),
+        "array over lines": "\n" + json.dumps(rows, indent=1) + "\n",
+    }[form]
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    inferred = infer_schema(tmp_path / name)
+    assert inferred.schema == ListSchema(items=[Categorical("item_id")], group="user_id", max_list_length=2)
+    assert "from all 3 rows" in inferred.header[0]
+    assert "the first 2 rows only" in infer_schema(tmp_path / name, rows=2).header[0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
