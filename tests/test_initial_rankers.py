@@ -396,6 +396,25 @@ class TestCommands:
             assert cli.main(command) == 0
         assert [path.name for path in tmp_path.iterdir()] == ["lists"]
 
+    def test_prepare_does_not_go_on_with_lists_of_other_raw_files(
+        self, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The raw file was mended meanwhile: the lists of the old one must not be taken for its."""
+        mine = shutil.copytree(raw, tmp_path / "raw")
+        command = ["prepare", "prm_public", "--raw-dir", str(mine), "--output-dir", str(tmp_path / "lists")]
+        command += ["--initial-ranker", "dnn", "--quality", "poor"]
+
+        def stop(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as stopped:
+            stopped.setattr(ClickModel, "fit", stop)
+            assert cli.main(command) == 130
+        file = next(mine.glob("*.part1"))
+        file.write_bytes(file.read_bytes().replace(b"[", b"[ ", 1))
+        assert cli.main(command) == 2
+        assert "lists.unsorted is left from a call with other options or raw files" in capsys.readouterr().err
+
     def test_initial_rank(self, lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         command = ["initial-rank", "--data", str(lists), "--output-dir", str(tmp_path / "sorted")]
         command += ["--quality", "poor", "--max-list-length", "10", "--max-train-lists", "90"]

@@ -112,7 +112,7 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
     from hf_rerank.data.rewriting import in_two_steps
 
     how = {"protocol": options.protocol, "on_error": options.on_error}
-    about = {"format": "prm_public", "raw_dir": str(options.raw_dir.resolve()), **how}
+    about = {"format": "prm_public", **_raw_files(options.raw_dir), **how}
     if options.history_length < 0:
         raise InputError(f"--history-length is {options.history_length}: expected at least 0")
 
@@ -127,6 +127,13 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
 
     about = {**about, "history_length": options.history_length}
     _run(lambda: _in_order(prepare, about, options, MAX_LIST_LENGTH), options, "lines")
+
+
+def _raw_files(raw_dir: Path) -> dict[str, Any]:
+    """By what a later call knows that it has the same raw files: their sizes, and the times of their last changes."""
+    files = {path.name: path.stat() for path in sorted(raw_dir.glob("*")) if path.is_file()}
+    seen = {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()}
+    return {"raw_dir": str(raw_dir.resolve()), "raw_files": seen}
 
 
 def _in_order(
@@ -187,7 +194,7 @@ def _prepare_ad(options: argparse.Namespace) -> None:
     def prepare(folder: Path, max_list_length: int) -> Any:
         return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_WINDOW_ITEMS), **how)
 
-    about = {"format": "ad", "raw_dir": str(options.raw_dir.resolve()), **how}
+    about = {"format": "ad", **_raw_files(options.raw_dir), **how}
     again = "begins anew, or goes on from the last whole shard if the logs were read"
     _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "windows", again)
     if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:

@@ -132,7 +132,7 @@ def in_two_steps(
         prepare(between)
         note.write_text(described, encoding="utf-8")
     elif not note.is_file() or note.read_text(encoding="utf-8") != described:
-        raise InputError(f"{between} is left from a call with other options: remove it, and run again")
+        raise InputError(f"{between} is left from a call with other options or raw files: remove it, and run again")
     report = change(between, output)
     shutil.rmtree(between)
     return report
