@@ -64,7 +64,8 @@ def rewrite_prepared(
         progress: A bar of the lists, if it takes longer than a second.
 
     Returns:
-        The counts of the new folder. Lines read, dropped and rejected are those of the source.
+        The counts of the new folder. Lines read, dropped and rejected, and what else was counted of the raw data, are
+        those of the source.
 
     Raises:
         InputError: The source is no whole folder of prepared lists, has a split of another name than those of
@@ -180,5 +181,5 @@ def _rewrite(
 def _counts_before(source: Path) -> PrepareReport:
     """What the source says of the raw data; the lists are counted anew."""
     before = read_report(source)
-    names = ("read", "dropped", "rejected", "cut_lists", "lost_clicks")
+    names = ("read", "dropped", "rejected", "cut_lists", "lost_clicks", "counts")
     return PrepareReport(**{name: before[name] for name in names if name in before})
