@@ -50,11 +50,15 @@ def plain_frame(frame: pl.DataFrame) -> pl.DataFrame:
     """The same values without the types that lists have no use for: categories become text, decimals numbers.
 
     Raises:
-        InputError: A column of Python objects.
+        InputError: A column of Python objects, or of integers of 128 bits.
     """
     for name, kind in frame.schema.items():
         if _innermost(kind) == pl.Object:
             raise InputError(f"column {name!r} holds values of several types: expected one type in the whole column")
+        if str(_innermost(kind)) in ("Int128", "UInt128"):  # by name: not every Polars has both
+            raise InputError(
+                f"column {name!r} holds {kind}: expected integers of at most 64 bits, or text; convert it"
+            )
     return frame.cast({name: _plain(kind) for name, kind in frame.schema.items()})
 
 

@@ -392,6 +392,10 @@ CASES = {
     "empty frame": Case(
         lambda _: load_lists({"train": frame(), "test": frame().clear()}, schema=SCHEMA), ["'test' holds no lists"]
     ),
+    "Polars: integers of 128 bits": Case(
+        lambda _: load_lists(frame().cast({"user": pl.Int128}), schema=SCHEMA),
+        ["column 'user' holds Int128", "at most 64 bits", "convert it"],
+    ),
     "pandas: several types in a column": Case(
         lambda _: load_lists(pandas.DataFrame({"request": [1, "b"], "click": [0, 1]}), schema=LONG_SCHEMA),
         ["'request' of the pandas frame holds values of several types", "one type"],
