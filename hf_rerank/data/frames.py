@@ -56,9 +56,7 @@ def plain_frame(frame: pl.DataFrame) -> pl.DataFrame:
         if _innermost(kind) == pl.Object:
             raise InputError(f"column {name!r} holds values of several types: expected one type in the whole column")
         if str(_innermost(kind)) in ("Int128", "UInt128"):  # by name: not every Polars has both
-            raise InputError(
-                f"column {name!r} holds {kind}: expected integers of at most 64 bits, or text; convert it"
-            )
+            raise InputError(f"column {name!r} holds {kind}: expected integers of 64 bits at most, or text")
     return frame.cast({name: _plain(kind) for name, kind in frame.schema.items()})
 
 
