@@ -131,9 +131,10 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
 
 def _raw_files(raw_dir: Path) -> dict[str, Any]:
     """By what a later call knows that it has the same raw files: their sizes, and the times of their last changes."""
-    files = {path.name: path.stat() for path in sorted(raw_dir.glob("*")) if path.is_file()}
-    seen = {name: [found.st_size, found.st_mtime_ns] for name, found in files.items()}
-    return {"raw_dir": str(raw_dir.resolve()), "raw_files": seen}
+    from hf_rerank.data.unfinished import fingerprint
+
+    files = {path.name: fingerprint(path) for path in sorted(raw_dir.glob("*")) if path.is_file()}
+    return {"raw_dir": str(raw_dir.resolve()), "raw_files": files}
 
 
 def _in_order(

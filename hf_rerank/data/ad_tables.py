@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -371,9 +370,3 @@ def _is_value(column: Column, field: str) -> bool:
         return field in BTAGS
     largest = 255 if column is _BIT else LAST_ID
     return re.fullmatch(r"\s*\+?[0-9]+", field) is not None and int(field) <= largest
-
-
-def fingerprint(path: Path) -> list[int]:
-    """Size and time of the last change of a file: by these a later run knows that it is the same."""
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns]

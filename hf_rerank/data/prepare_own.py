@@ -25,7 +25,7 @@ from hf_rerank.data.prepared import OWN, Licence, PrepareReport, dataset_card, i
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.suspicions import Suspicions, leak
 from hf_rerank.data.time_split import time_column
-from hf_rerank.data.unfinished import GROUP_LISTS, Unfinished, refuse_unfinished, unfinished_folder
+from hf_rerank.data.unfinished import GROUP_LISTS, Unfinished, fingerprint, refuse_unfinished, unfinished_folder
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.lists import Lists, refuse_repeated_ids, tables_of
 from hf_rerank.schema import ListSchema
@@ -80,7 +80,7 @@ def prepare_own(
         raise InputError(f"{path} is prepared already: give the files that it was made from")
     schema = schema if isinstance(schema, ListSchema) else ListSchema.load(schema)
     options = {
-        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in list_files(path)],
+        "files": [[file.name, *fingerprint(file)] for file in list_files(path)],
         "schema": schema.to_dict(),
         "split_by": split_by,
         "shard_bytes": shard_bytes,
@@ -92,6 +92,8 @@ def prepare_own(
             assert unfinished.progress is not None
             return OwnReport(**unfinished.progress["report"])
         lists = read_files(path, False, schema)
+        if options["files"] != [[file.name, *fingerprint(file)] for file in list_files(path)]:
+            raise InputError(f"{path} changed while it was read: run again when it is complete")
         given = lists if isinstance(lists, dict) else {"": lists}
         total = sum(map(len, given.values()))
         with tqdm(total=total, unit="list", desc="Checking", delay=1, disable=not progress) as bar:

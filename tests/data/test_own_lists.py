@@ -17,6 +17,7 @@ import pytest
 
 from hf_rerank.data.csv_text import line_of, read_text
 from hf_rerank.data.loading import load_lists
+from hf_rerank.data.own_lists import read_files
 from hf_rerank.data.prepare_own import prepare_own
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.time_split import split_by_time, times_of
@@ -380,6 +381,20 @@ def test_stopped_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         prepare_own(source, output, **options)
         assert files_of(output) == whole
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_files_that_change_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = as_lines(lists(4), tmp_path / "train.jsonl")
+
+    def read(*arguments: Any) -> Any:
+        found = read_files(*arguments)
+        as_lines(lists(5), path)
+        return found
+
+    monkeypatch.setattr("hf_rerank.data.prepare_own.read_files", read)
+    with pytest.raises(InputError, match=r"train\.jsonl changed while it was read"):
+        prepare_own(path, tmp_path / "out", schema=SCHEMA, progress=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["train.jsonl"]
 
 
 def test_what_is_wrong_leaves_nothing(tmp_path: Path) -> None:
