@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import DatasetCard
 
 from hf_rerank.data.csv_text import line_of, read_text
 from hf_rerank.data.loading import load_lists
@@ -381,6 +382,14 @@ def test_stopped_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         prepare_own(source, output, **options)
         assert files_of(output) == whole
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["2024: spring", "yes", "#1", "[q]", "@home", 'a "b"', "plain"])
+def test_the_card_has_the_name_of_any_file(tmp_path: Path, name: str) -> None:
+    """Its header is YAML, in which some texts mean something else."""
+    path = as_lines(lists(4), tmp_path / f"{name}.jsonl")
+    prepare_own(path, tmp_path / "out", schema=SCHEMA, progress=False)
+    assert DatasetCard.load(tmp_path / "out" / "README.md").data.pretty_name == name
 
 
 def test_files_that_change_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
