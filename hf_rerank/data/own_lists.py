@@ -13,8 +13,9 @@ from typing import Any
 import datasets
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
-from hf_rerank.data.frames import dataset_of_frame, dataset_of_polars, is_frame
+from hf_rerank.data.frames import dataset_of_frame, dataset_of_polars, is_frame, joined_columns
 from hf_rerank.data.long_form import lists_of_csv
 from hf_rerank.data.named import NAMED_SOURCES
 from hf_rerank.data.prepared import SCHEMA_FILE, read_footer
@@ -35,11 +36,12 @@ def datasets_of_files(kind: str, files: Sequence[Path], split: str, streaming: b
     """One dataset over Parquet or JSON files, by the readers of ``datasets`` that never ask the network."""
     dataset = datasets.IterableDataset if streaming else datasets.Dataset
     read = dataset.from_parquet if kind == "parquet" else dataset.from_json
+    features = _joined_features(files) if kind == "parquet" else {}
     try:
         with _quiet(sum(path.stat().st_size for path in files) < QUIET_BYTES):
             # A name such as lists[1].parquet is a pattern to datasets, and would match the file lists1.parquet.
             exact = [glob.escape(str(path)) for path in files]
-            lists = read(exact, split=datasets.NamedSplit(split))
+            lists = read(exact, split=datasets.NamedSplit(split), **features)
             if streaming and kind == "json":
                 next(iter(lists), None)  # so that a file that is no JSON is named here, not in the middle of training
             return lists
@@ -48,6 +50,19 @@ def datasets_of_files(kind: str, files: Sequence[Path], split: str, streaming: b
         names = ", ".join(str(path) for path in files[:3]) + (", ..." if len(files) > 3 else "")
         where = next(filter(None, map(_damage_of_json, files)), None) if kind == "json" else None
         raise InputError(where or f"cannot read lists from {names}: {reason}") from error
+
+
+def _joined_features(files: Sequence[Path]) -> dict[str, datasets.Features]:
+    """Of Parquet files whose columns differ, types that hold all.
+
+    By itself ``datasets`` takes the types of the first file, in which the text 007 of another becomes the number 7,
+    and fills a column that another lacks with nulls.
+    """
+    schemas = {str(path): read_footer(path).schema.to_arrow_schema().remove_metadata() for path in files}
+    first, *others = schemas.values()
+    if all(schema.equals(first) for schema in others):
+        return {}
+    return {"features": datasets.Features.from_arrow_schema(joined_columns(schemas))}
 
 
 def _damage_of_json(path: Path) -> str | None:
@@ -220,6 +235,11 @@ def split_lists(lists: Any, schema: ListSchema) -> dict[str, Any]:
                 f"the lists have no column {column!r} to split by; their columns: {', '.join(offered)}"
                 f"{suggestion(column, offered)}"
             )
+    kinds = lists.features.arrow_schema if column in (lists.features or {}) else None
+    if kinds is not None and isinstance(kinds.field(column).type, pa.BaseExtensionType):
+        raise InputError(  # datasets holds it so, and reads the text 007 as the number 7
+            f"column {column!r} holds values of several types: expected integers alone or texts alone to split by"
+        )
     if streaming:
         if column is None and lists.num_shards > 1:
             # Shards are read in any order, and by themselves: the number of a row in the stream is not known there.
@@ -239,9 +259,8 @@ def split_lists(lists: Any, schema: ListSchema) -> dict[str, Any]:
     if column is None:
         of_list = split_of(range(len(lists)))
     else:
-        of_list = _splits_of_values(
-            column, lists.select_columns([column]).with_format("arrow")[:][column].to_pylist(), 0
-        )
+        values = lists.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+        of_list = _splits_of_values(column, values, 0)
     found = set(of_list)
     for split in sorted(found - set(SPLITS)) if column == "split" else ():
         if suggestion(split, SPLITS):

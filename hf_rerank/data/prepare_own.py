@@ -19,7 +19,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 import hf_rerank
-from hf_rerank.data.frames import plain_columns
+from hf_rerank.data.frames import joined_columns
 from hf_rerank.data.own_lists import cut_by_time, list_files, read_files, split_lists
 from hf_rerank.data.prepared import OWN, Licence, PrepareReport, dataset_card, is_prepared, write_description
 from hf_rerank.data.splits import SPLITS
@@ -111,7 +111,7 @@ def prepare_own(
         brought = isinstance(lists, dict) or (column is None and "split" in lists.column_names)
         if brought and schema.group is not None:
             report.warnings += _users_of_both(splits, schema.group)
-        columns = _columns(given)
+        columns = joined_columns({f"split {split!r}": part.features.arrow_schema for split, part in given.items()})
         with tqdm(total=total, unit="list", desc="Preparing", delay=1, disable=not progress) as bar:
             _write(splits, unfinished, columns, report, schema.label, shard_bytes, bar.update)
         card = _card(path, split_by, isinstance(lists, dict), schema, report)
@@ -174,27 +174,6 @@ def _users_of_both(splits: Mapping[str, Any], group: str) -> list[str]:
                 "splits out, and lists are split by user"
             )
     return found
-
-
-def _columns(given: Mapping[str, Any]) -> pa.Schema:
-    """The columns that hold the lists of all splits."""
-    schemas = {
-        split: plain_columns(lists.features.arrow_schema.empty_table()).schema for split, lists in given.items()
-    }
-    first, *others = schemas
-    for split in others:
-        odd = sorted(set(schemas[split].names) ^ set(schemas[first].names))
-        if odd:
-            lacking = split if odd[0] in schemas[first].names else first
-            raise InputError(
-                f"split {lacking!r} has no column {odd[0]!r}, which another has: give all the same columns"
-            )
-        try:
-            schemas[first] = pa.unify_schemas([schemas[first], schemas[split]], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"splits {first!r} and {split!r} differ in the types of a column: {reason}") from None
-    return schemas[first]
 
 
 def _refuse_long_lists(batch: Lists, schema: ListSchema) -> None:
