@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import glob
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ import datasets
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.json as arrow_json
 
 from hf_rerank.data.frames import dataset_of_frame, dataset_of_polars, is_frame, joined_columns
 from hf_rerank.data.long_form import lists_of_csv
@@ -28,6 +31,8 @@ from hf_rerank.schema import ListSchema
 KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 KIND_NAMES = {"parquet": "Parquet", "json": "JSON", "csv": "CSV"}
 TIMES_BATCH = 10_000
+# Lists of a JSON Lines file by which its types are known.
+TYPES_OF_LISTS = 20
 
 QUIET_BYTES = 64 * 2**20
 
@@ -37,6 +42,8 @@ def datasets_of_files(kind: str, files: Sequence[Path], split: str, streaming: b
     dataset = datasets.IterableDataset if streaming else datasets.Dataset
     read = dataset.from_parquet if kind == "parquet" else dataset.from_json
     features = _joined_features(files) if kind == "parquet" else {}
+    if kind == "json":
+        _refuse_text_among_numbers([path for path in files if path.suffix == ".jsonl"])
     try:
         with _quiet(sum(path.stat().st_size for path in files) < QUIET_BYTES):
             # A name such as lists[1].parquet is a pattern to datasets, and would match the file lists1.parquet.
@@ -63,6 +70,24 @@ def _joined_features(files: Sequence[Path]) -> dict[str, datasets.Features]:
     if all(schema.equals(first) for schema in others):
         return {}
     return {"features": datasets.Features.from_arrow_schema(joined_columns(schemas))}
+
+
+def _refuse_text_among_numbers(files: Sequence[Path]) -> None:
+    """By the first lists of each file: ``datasets`` takes the types of the first file here, too."""
+    joined, first = pa.schema([]), None
+    for path in files if len(files) > 1 else ():
+        with path.open("rb") as file:
+            head = b"".join(itertools.islice(file, TYPES_OF_LISTS)).removeprefix(codecs.BOM_UTF8)
+        try:
+            found = arrow_json.read_json(pa.BufferReader(head)).schema
+        except pa.ArrowInvalid:  # whoever reads all of it says what is wrong
+            continue
+        try:
+            joined = pa.unify_schemas([joined, found], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{first} and {path} differ in the types of a column: {reason}") from None
+        first = first or path
 
 
 def _damage_of_json(path: Path) -> str | None:

@@ -253,6 +253,19 @@ def test_users_that_are_text_here_and_numbers_there(tmp_path, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["user", "item"])
+def test_json_lines_of_other_types(tmp_path, name, streaming):
+    rows = own_rows()
+    texts = [{**row, name: "007" if name == "user" else ["007"] * len(row["item"])} for row in rows[30:]]
+    write_rows(tmp_path / "a.jsonl", rows[:30])
+    write_rows(tmp_path / "b.jsonl", texts)
+    with pytest.raises(InputError, match=r"a\.jsonl and .*b\.jsonl differ in the types of a column.*" + name):
+        load_lists(tmp_path, schema=SCHEMA, streaming=streaming)
+    write_rows(tmp_path / "b.jsonl", rows[30:])
+    assert len(load_lists(tmp_path, schema=SCHEMA)) == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_parquet_files_of_other_types(tmp_path, streaming):
     """Types of numbers are widened, whichever file comes first; text is not made numbers, nor is a column filled."""
     rows = own_rows()
