@@ -87,7 +87,9 @@ def joined_columns(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
             joined = pa.unify_schemas([joined, plain[where]], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{first} and {where} differ in the types of a column: {reason}") from None
+            raise InputError(
+                f"{first} and {where} differ in the types of a column: {reason}; write one type"
+            ) from None
     return joined
 
 

@@ -86,7 +86,7 @@ def _refuse_text_among_numbers(files: Sequence[Path]) -> None:
             joined = pa.unify_schemas([joined, found], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{first} and {path} differ in the types of a column: {reason}") from None
+            raise InputError(f"{first} and {path} differ in the types of a column: {reason}; write one type") from None
         first = first or path
 
 
