@@ -7,8 +7,10 @@ sequence, all item columns of a row being equally long; a history column holds a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import numbers
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,10 +53,13 @@ class Categorical:
         if self.hash_size is not None and self.size is not None:
             raise InputError(f"{self.name!r} has size and hash_size: hash_size alone is the size of a hashed table")
         for what, rows in (("size", self.size), ("hash_size", self.hash_size)):
+            if rows is not None:
+                _whole(f"{self.name!r} has {what}", rows)
             if rows is not None and rows < 3:
                 raise InputError(f"{self.name!r} has {what}={rows}: expected at least 3 (padding, unknown, one value)")
             if rows is not None and rows > MAX_ROWS:
                 raise InputError(f"{self.name!r} has {what}={rows}: expected at most {MAX_ROWS:,} rows of a table")
+        _whole(f"{self.name!r} has min_count", self.min_count)
         if self.min_count < 1:
             raise InputError(f"{self.name!r} has min_count={self.min_count}: expected at least 1")
 
@@ -93,6 +98,7 @@ class Vector:
     dim: int
 
     def __post_init__(self) -> None:
+        _whole(f"{self.name!r} has dim", self.dim)
         if self.dim < 1:
             raise InputError(f"{self.name!r} has dim={self.dim}: expected at least 1")
 
@@ -155,6 +161,9 @@ class ListSchema:
         object.__setattr__(self, "extends", tuple(self.extends))
         object.__setattr__(self, "rows_before", tuple(tuple(rows) for rows in self.rows_before))
         if self.examination is not None:
+            for share in self.examination:
+                if isinstance(share, bool) or not isinstance(share, numbers.Real) or not 0 <= share <= 1:
+                    raise InputError(f"examination of the schema holds {share!r}: expected probabilities from 0 to 1")
             object.__setattr__(self, "examination", tuple(float(share) for share in self.examination))
         if not self.items:
             raise InputError("the schema has no item features: a re-ranker needs at least one")
@@ -164,6 +173,17 @@ class ListSchema:
         names = [feature.name for feature in (*self.items, *self.user, *self.history)]
         columns = (self.label, self.position, self.weight, self.propensity, self.attraction)
         special = [name for name in columns if name is not None]
+        if self.label is None:
+            raise InputError("the schema names no label: name the column of clicks, which new lists may lack")
+        for name in [*names, *special, *(name for name in (self.list_id, self.group) if name is not None)]:
+            if not isinstance(name, str) or not name:
+                raise InputError(f"the schema names the column {name!r}: expected a text that is not empty")
+        for name in special:
+            if special.count(name) > 1 or name in (self.list_id, self.group):
+                raise InputError(
+                    f"the schema takes the column {name!r} for two of label, position, weight, propensity, "
+                    "attraction, list_id and group: each has a column of its own"
+                )
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"the schema names the column {name!r} twice")
@@ -186,6 +206,7 @@ class ListSchema:
                         f"feature ({', '.join(tables) or 'there is none'}){suggestion(feature.shares, tables)}"
                     )
         for what in ("max_list_length", "max_history_length"):
+            _whole(f"the schema has {what}", getattr(self, what))
             if getattr(self, what) < 1:
                 raise InputError(f"the schema has {what}={getattr(self, what)}: expected at least 1")
         if self.group in names:
@@ -261,8 +282,9 @@ class ListSchema:
             raise InputError(f"no schema at {path}: expected a JSON file as ListSchema.save writes it")
         try:
             # No JSON string holds a line break, so no such line is inside one; emptied, errors keep their lines.
-            lines = path.read_text(encoding="utf-8").split("\n")
-            plain = json.loads("\n".join("" if line.lstrip().startswith("//") else line for line in lines))
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+            text = "\n".join("" if line.lstrip().startswith("//") else line for line in lines)
+            plain = json.loads(text, object_pairs_hook=functools.partial(_each_key_once, path))
         except ValueError as error:
             raise InputError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(plain, dict):
@@ -270,6 +292,20 @@ class ListSchema:
                 f"{path} holds {type(plain).__name__}, expected a JSON object as ListSchema.save writes it"
             )
         return cls.from_dict(plain)
+
+
+def _each_key_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose reader would take the last of equal keys without a word."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise InputError(f"{path} has the key {key!r} twice in one object: keep one of them")
+    return dict(pairs)
+
+
+def _whole(what: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InputError(f"{what}={value!r}: expected a whole number")
 
 
 def _one_of(name: str, what: str, value: str, known: Iterable[str]) -> None:

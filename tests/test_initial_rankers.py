@@ -18,6 +18,8 @@ from prepared_folders import changed, digests, table_of, with_column
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema, cli, load_lists, metrics
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.simulator import simulate_prm
+from hf_rerank.errors import TrainingStopped
+from hf_rerank.initial_rankers import click_model, lambdamart
 from hf_rerank.initial_rankers.click_model import ClickModel
 from hf_rerank.initial_rankers.click_through import ClickThroughCounts
 from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker, _count_clicks
@@ -364,6 +366,41 @@ class TestSavedAndRepeated:
         ClickModel.fit(loaded["ranker_train"], loaded.schema, quality="poor")
         assert torch.equal(torch.rand(3), expected)
 
+    def test_the_dnn_of_the_first_of_equal_losses_is_kept(self, lists: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Which is the epoch that its settings name."""
+        after_epoch = []
+
+        def as_good(model: Any, held_out: Any) -> float:
+            after_epoch.append({name: value.clone() for name, value in model.state_dict().items()})
+            return 0.5
+
+        monkeypatch.setattr(click_model, "_mean_loss", as_good)
+        loaded = load_lists(lists)
+        fitted = ClickModel.fit(loaded["ranker_train"], loaded.schema, quality="poor")
+        assert len(after_epoch) == 2
+        assert fitted.settings["epochs"] == 1
+        for name, value in fitted.model.state_dict().items():
+            assert value.equal(after_epoch[0][name])
+
+    def test_a_loss_that_is_not_finite_on_the_lists_held_out(
+        self, lists: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(click_model, "_mean_loss", lambda *_: float("nan"))
+        loaded = load_lists(lists)
+        with pytest.raises(TrainingStopped, match="not finite on the lists held out"):
+            ClickModel.fit(loaded["ranker_train"], loaded.schema, quality="poor")
+
+    def test_a_list_too_long_for_lightgbm_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lambdamart, "LONGEST_LIST", 3)
+        rows = [
+            {"id": f"list {row}", "price": [0.1 * slot for slot in range(3 + (row == 41))], "click": [1, 0, 0]}
+            for row in range(60)
+        ]
+        rows[41]["click"].append(0)
+        schema = ListSchema(items=[Dense("price")], list_id="id")
+        with pytest.raises(InputError, match="list list 41 of ranker_train has 4 items: lambdamart learns from lists"):
+            LambdaMARTRanker.fit(datasets.Dataset.from_list(rows), schema)
+
 
 class TestCommands:
     def test_prepare_sorts_before_it_cuts(self, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -395,6 +432,25 @@ class TestCommands:
             once.setattr("hf_rerank.data.prm_public.prepare_prm_public", stop)
             assert cli.main(command) == 0
         assert [path.name for path in tmp_path.iterdir()] == ["lists"]
+
+    def test_prepare_does_not_go_on_with_lists_of_other_raw_files(
+        self, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The raw file was mended meanwhile: the lists of the old one must not be taken for its."""
+        mine = shutil.copytree(raw, tmp_path / "raw")
+        command = ["prepare", "prm_public", "--raw-dir", str(mine), "--output-dir", str(tmp_path / "lists")]
+        command += ["--initial-ranker", "dnn", "--quality", "poor"]
+
+        def stop(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as stopped:
+            stopped.setattr(ClickModel, "fit", stop)
+            assert cli.main(command) == 130
+        file = next(mine.glob("*.part1"))
+        file.write_bytes(file.read_bytes().replace(b"[", b"[ ", 1))
+        assert cli.main(command) == 2
+        assert "lists.unsorted is left from a call with other options or raw files" in capsys.readouterr().err
 
     def test_initial_rank(self, lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         command = ["initial-rank", "--data", str(lists), "--output-dir", str(tmp_path / "sorted")]

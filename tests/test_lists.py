@@ -376,6 +376,16 @@ WRONG_SCHEMAS = {
     "scale": (lambda: Dense("x", scale="lgo"), "scale='lgo'.*did you mean 'log'"),  # type: ignore[arg-type]
     "missing": (lambda: Dense("x", missing="drop"), "missing='drop': expected one of mean, indicator, error"),  # type: ignore[arg-type]
     "dim": (lambda: Vector("x", dim=0), "dim=0: expected at least 1"),
+    "half a dimension": (lambda: Vector("x", dim=1.5), "dim=1.5: expected a whole number"),  # type: ignore[arg-type]
+    "size as text": (lambda: Categorical("x", size="9"), "size='9': expected a whole number"),  # type: ignore[arg-type]
+    "half an item": (lambda: ListSchema(items=[ITEM], max_list_length=9.5), "max_list_length=9.5: expected a whole"),  # type: ignore[arg-type]
+    "no label": (lambda: ListSchema(items=[ITEM], label=None), "names no label"),  # type: ignore[arg-type]
+    "a number as name": (lambda: ListSchema(items=[Dense(5)]), "names the column 5: expected a text"),  # type: ignore[arg-type]
+    "an empty name": (lambda: ListSchema(items=[ITEM], group=""), "names the column '': expected a text"),
+    "one column, two meanings": (lambda: ListSchema(items=[ITEM], position="click"), "'click' for two of label, pos"),
+    "grouped by clicks": (lambda: ListSchema(items=[ITEM], group="click"), "'click' for two of label, position"),
+    "examination above 1": (lambda: ListSchema(items=[ITEM], examination=[1, 1.5]), "examination .* holds 1.5"),
+    "examination as text": (lambda: ListSchema(items=[ITEM], examination=["1"]), "examination .* holds '1'"),  # type: ignore[list-item]
 }
 
 
@@ -404,6 +414,9 @@ def test_schema_through_json(tmp_path) -> None:
         "shares": None,
         "min_count": 2,
     }
+    text = (tmp_path / "schema.json").read_bytes()
+    (tmp_path / "schema.json").write_bytes(b"\xef\xbb\xbf" + text)  # as Windows' editors save it
+    assert ListSchema.load(tmp_path / "schema.json") == FULL
     assert ListSchema.from_dict({"items": [{"kind": "vector", "name": "v", "dim": 3}]}) == ListSchema(
         items=[Vector("v", 3)]
     )
@@ -422,10 +435,15 @@ def test_schema_through_json(tmp_path) -> None:
             "'x' has an unknown key 'scael'; did you mean",
         ),
         ('{"items": [{"kind": "vector", "name": "x"}]}', "vector feature 'x' of items lacks a field.*dim"),
-        ('{"items": [{"kind": "categorical", "name": "x", "size": "5"}]}', "'x' of items .*wrong type"),
+        ('{"items": [{"kind": "categorical", "name": "x", "size": "5"}]}', "'x' has size='5': expected a whole"),
         ('{"items": ["x"]}', "a feature of items is 'x': expected an object"),
         ('{"items": null}', "items of the schema is None: expected a list"),
-        ('{"items": [{"kind": "dense", "name": "x"}], "max_list_length": "9"}', "value of the wrong type"),
+        (
+            '{"items": [{"kind": "dense", "name": "x"}], "max_list_length": "9"}',
+            "max_list_length='9': expected a whole",
+        ),
+        ('{"items": [{"kind": "dense", "name": "x"}], "label": "a", "label": "b"}', "the key 'label' twice"),
+        ('{"items": [{"kind": "dense", "name": "x", "name": "y"}]}', "the key 'name' twice"),
     ],
 )
 def test_wrong_schema_file(tmp_path, text: str, message: str) -> None:

@@ -108,11 +108,14 @@ def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
 
 def _prepare_prm_public(options: argparse.Namespace) -> None:
     from hf_rerank.data.earlier_clicks import add_earlier_clicks
-    from hf_rerank.data.prm_public import MAX_LIST_LENGTH, prepare_prm_public
+    from hf_rerank.data.prm_public import MAX_LIST_LENGTH, find_files, prepare_prm_public
+    from hf_rerank.data.prm_public_truth import truth_file
     from hf_rerank.data.rewriting import in_two_steps
 
     how = {"protocol": options.protocol, "on_error": options.on_error}
-    about = {"format": "prm_public", "raw_dir": str(options.raw_dir.resolve()), **how}
+    files = find_files(options.raw_dir)
+    sides = [side for path in files if (side := truth_file(path)).is_file()]
+    about = {"format": "prm_public", **_seen(options.raw_dir, [*files, *sides]), **how}
     if options.history_length < 0:
         raise InputError(f"--history-length is {options.history_length}: expected at least 0")
 
@@ -127,6 +130,13 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
 
     about = {**about, "history_length": options.history_length}
     _run(lambda: _in_order(prepare, about, options, MAX_LIST_LENGTH), options, "lines")
+
+
+def _seen(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
+    """By what a later call knows that it has the same raw files: their sizes, and the times of their last changes."""
+    from hf_rerank.data.unfinished import fingerprint
+
+    return {"raw_dir": str(raw_dir.resolve()), "raw_files": {path.name: fingerprint(path) for path in files}}
 
 
 def _in_order(
@@ -187,7 +197,7 @@ def _prepare_ad(options: argparse.Namespace) -> None:
     def prepare(folder: Path, max_list_length: int) -> Any:
         return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_WINDOW_ITEMS), **how)
 
-    about = {"format": "ad", "raw_dir": str(options.raw_dir.resolve()), **how}
+    about = {"format": "ad", **_seen(options.raw_dir, find_ad_files(options.raw_dir).there()), **how}
     again = "begins anew, or goes on from the last whole shard if the logs were read"
     _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "windows", again)
     if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:

@@ -26,7 +26,7 @@ from hf_rerank.data import ad_tables
 from hf_rerank.data.ad_buckets import MAX_BUCKETS, RUN_BYTES, BucketWriter, read_bucket
 from hf_rerank.data.ad_history import HISTORY_COLUMNS, MAX_MINUTES
 from hf_rerank.data.ad_lists import PROFILE_COLUMNS, Bucket, ListMaker
-from hf_rerank.data.ad_tables import BLOCK_BYTES, Damage, OnDamage, check_file, fingerprint, read_blocks, read_whole
+from hf_rerank.data.ad_tables import BLOCK_BYTES, Damage, OnDamage, check_file, read_blocks, read_whole
 from hf_rerank.data.ad_truth import read_truth
 from hf_rerank.data.ad_windows import MAX_WINDOW_ITEMS, PROTOCOLS, WINDOW_SECONDS, choose_windows
 from hf_rerank.data.prepared import (
@@ -39,7 +39,7 @@ from hf_rerank.data.prepared import (
 )
 from hf_rerank.data.prm_public_truth import read_truth_header, truth_file
 from hf_rerank.data.splits import SPLITS
-from hf_rerank.data.unfinished import CannotWrite, Unfinished, unfinished_folder
+from hf_rerank.data.unfinished import CannotWrite, Unfinished, fingerprint, unfinished_folder
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import Categorical, Dense, ListSchema
 

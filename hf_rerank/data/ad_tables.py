@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.plain_rows import LARGEST_FLOAT32
 
 BLOCK_BYTES = 16 * 2**20
 BTAGS = ("pv", "cart", "fav", "buy")
@@ -78,7 +78,7 @@ AD_FEATURE = Table(
         "campaign_id": _ID,
         "customer": _ID,
         "brand": _ID_OR_NULL,
-        "price": Column(pl.Float64, "a finite number, at least 0"),
+        "price": Column(pl.Float64, "a finite number (float32), at least 0"),
     },
     key="adgroup_id",
 )
@@ -325,7 +325,7 @@ def _wrong_values(rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series, Callable
     if "price" in rows.columns:
         yield (
             "price",
-            ~(rows["price"].is_finite() & (rows["price"] >= 0)),
+            ~((rows["price"] >= 0) & (rows["price"] <= LARGEST_FLOAT32)),
             lambda row: f"price is {row['price']}, expected {AD_FEATURE.columns['price'].expected}",
         )
 
@@ -370,9 +370,3 @@ def _is_value(column: Column, field: str) -> bool:
         return field in BTAGS
     largest = 255 if column is _BIT else LAST_ID
     return re.fullmatch(r"\s*\+?[0-9]+", field) is not None and int(field) <= largest
-
-
-def fingerprint(path: Path) -> list[int]:
-    """Size and time of the last change of a file: by these a later run knows that it is the same."""
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -50,17 +51,46 @@ def plain_frame(frame: pl.DataFrame) -> pl.DataFrame:
     """The same values without the types that lists have no use for: categories become text, decimals numbers.
 
     Raises:
-        InputError: A column of Python objects.
+        InputError: A column of Python objects, or of integers of 128 bits.
     """
     for name, kind in frame.schema.items():
         if _innermost(kind) == pl.Object:
             raise InputError(f"column {name!r} holds values of several types: expected one type in the whole column")
+        if str(_innermost(kind)) in ("Int128", "UInt128"):  # by name: not every Polars has both
+            raise InputError(f"column {name!r} holds {kind}: expected integers of 64 bits at most, or text")
     return frame.cast({name: _plain(kind) for name, kind in frame.schema.items()})
 
 
 def plain_columns(table: pa.Table) -> pa.Table:
     """The same values in list and string columns of the ordinary kinds, without metadata."""
     return table.cast(pa.schema([(entry.name, _ordinary(entry.type)) for entry in table.schema]))
+
+
+def joined_columns(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
+    """The columns that hold the lists of several places, in ordinary kinds; types of numbers are widened.
+
+    Args:
+        schemas: Where, for messages (``split 'train'``, a file) -> its columns.
+
+    Raises:
+        InputError: A column is not in all of them, or holds text here and numbers there.
+    """
+    plain = {where: plain_columns(schema.empty_table()).schema for where, schema in schemas.items()}
+    first, *others = plain
+    joined = plain[first]
+    for where in others:
+        odd = sorted(set(plain[where].names) ^ set(plain[first].names))
+        if odd:
+            lacking, other = (where, first) if odd[0] in plain[first].names else (first, where)
+            raise InputError(f"{lacking} has no column {odd[0]!r}, which {other} has: give all the same columns")
+        try:
+            joined = pa.unify_schemas([joined, plain[where]], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{first} and {where} differ in the types of a column: {reason}; write one type"
+            ) from None
+    return joined
 
 
 def _of_pandas(frame: Any) -> pl.DataFrame:

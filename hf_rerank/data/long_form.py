@@ -89,10 +89,12 @@ def grouped(frame: pl.DataFrame, schema: ListSchema, where: Where) -> pl.DataFra
         differs = in_lists.agg(pl.col(name).n_unique()).filter(pl.col(name) > 1)
         if len(differs):
             wrong = differs[list_id][0]
-            values = frame.filter(pl.col(list_id) == wrong)[name].unique(maintain_order=True).to_list()
+            rows = (frame[list_id] == wrong).arg_true()
+            values = frame[name].gather(rows).to_list()
+            row, other = next((row, value) for row, value in zip(rows, values, strict=True) if value != values[0])
             raise InputError(
-                f"column {name!r} differs within list {wrong} ({values[0]!r}, {values[1]!r}): expected one value a "
-                "list; make it constant, or name it among the items of the schema"
+                f"{where(row)}: column {name!r} differs within list {wrong} ({values[0]!r}, {other!r}): expected one "
+                "value a list; make it constant, or name it among the items of the schema"
             )
     position = schema.position
     aggregates = [
@@ -154,7 +156,7 @@ def _json_lists(text: pl.Series, where: Where, *, as_numbers: bool) -> pl.Series
         if cell in read:
             continue
         try:
-            values = json.loads(cell)
+            values = json.loads(cell, parse_int=float if as_numbers else int)
         except ValueError:
             values = None
         if not isinstance(values, list):
@@ -162,10 +164,16 @@ def _json_lists(text: pl.Series, where: Where, *, as_numbers: bool) -> pl.Series
                 f"{where(row)}: column {text.name!r} holds {_short(cell)}: expected a JSON list such as [1, 2, 3] "
                 "(history and vectors in CSV), or give the lists as Parquet, JSON Lines or a frame"
             )
+        huge = next((value for value in values if isinstance(value, int) and not -(2**63) <= value < 2**63), None)
+        if huge is not None:
+            raise InputError(
+                f"{where(row)}: column {text.name!r} holds the id {huge}: expected integers of 64 bits; write larger "
+                "ones as text, in quotes"
+            )
         read[cell] = values
     kinds = {type(value) for values in read.values() for value in values or () if value is not None}
     inner: Any = pl.Float64 if as_numbers else pl.Int64 if kinds <= {int} else pl.String
-    allowed: list[set[Any]] = [{int, float}] if as_numbers else [{int}, {str}]
+    allowed: list[set[Any]] = [{float}] if as_numbers else [{int}, {str}]
     if not any(kinds <= of_one_kind for of_one_kind in allowed):
         found = ", ".join(sorted(kind.__name__ for kind in kinds))
         expected = "numbers" if as_numbers else "integers alone or texts alone"

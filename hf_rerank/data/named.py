@@ -12,7 +12,7 @@ from typing import Any
 
 import datasets
 
-from hf_rerank.data.unfinished import partial_folder
+from hf_rerank.data.unfinished import fingerprint, partial_folder
 from hf_rerank.schema import ListSchema
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def prm_public_folder(data_dir: Path, protocol: str, seed: int, max_list_length:
     files = prm_public.find_files(data_dir)
     raw = [*files, *(side for path in files if (side := prm_public.truth_file(path)).is_file())]
     key = {
-        "files": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in raw],
+        "files": [(path.name, *fingerprint(path)) for path in raw],
         "folder": str(data_dir.resolve()),
         "protocol": protocol,
         "seed": seed if protocol == "public" else None,
@@ -117,7 +117,7 @@ def ad_folder(data_dir: Path, protocol: str, max_list_length: int | None) -> Pat
     length = ad.MAX_LIST_LENGTH if max_list_length is None else max_list_length
     raw = ad.find_ad_files(data_dir).there()
     key = {
-        "files": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in raw],
+        "files": [(path.name, *fingerprint(path)) for path in raw],
         "folder": str(data_dir.resolve()),
         "protocol": protocol,
         "max_list_length": length,

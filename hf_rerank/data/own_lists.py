@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
+import glob
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +15,10 @@ from typing import Any
 import datasets
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.json as arrow_json
 
-from hf_rerank.data.frames import dataset_of_frame, dataset_of_polars, is_frame
+from hf_rerank.data.frames import dataset_of_frame, dataset_of_polars, is_frame, joined_columns
 from hf_rerank.data.long_form import lists_of_csv
 from hf_rerank.data.named import NAMED_SOURCES
 from hf_rerank.data.prepared import SCHEMA_FILE, read_footer
@@ -26,6 +31,8 @@ from hf_rerank.schema import ListSchema
 KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 KIND_NAMES = {"parquet": "Parquet", "json": "JSON", "csv": "CSV"}
 TIMES_BATCH = 10_000
+# Lists of a JSON Lines file by which its types are known.
+TYPES_OF_LISTS = 20
 
 QUIET_BYTES = 64 * 2**20
 
@@ -34,17 +41,53 @@ def datasets_of_files(kind: str, files: Sequence[Path], split: str, streaming: b
     """One dataset over Parquet or JSON files, by the readers of ``datasets`` that never ask the network."""
     dataset = datasets.IterableDataset if streaming else datasets.Dataset
     read = dataset.from_parquet if kind == "parquet" else dataset.from_json
+    features = _joined_features(files) if kind == "parquet" else {}
+    if kind == "json":
+        _refuse_text_among_numbers([path for path in files if path.suffix == ".jsonl"])
     try:
         with _quiet(sum(path.stat().st_size for path in files) < QUIET_BYTES):
-            lists = read([str(path) for path in files], split=datasets.NamedSplit(split))
+            # A name such as lists[1].parquet is a pattern to datasets, and would match the file lists1.parquet.
+            exact = [glob.escape(str(path)) for path in files]
+            lists = read(exact, split=datasets.NamedSplit(split), **features)
             if streaming and kind == "json":
                 next(iter(lists), None)  # so that a file that is no JSON is named here, not in the middle of training
             return lists
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+    except (datasets.exceptions.DatasetGenerationError, FileNotFoundError, ValueError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         names = ", ".join(str(path) for path in files[:3]) + (", ..." if len(files) > 3 else "")
         where = next(filter(None, map(_damage_of_json, files)), None) if kind == "json" else None
         raise InputError(where or f"cannot read lists from {names}: {reason}") from error
+
+
+def _joined_features(files: Sequence[Path]) -> dict[str, datasets.Features]:
+    """Of Parquet files whose columns differ, types that hold all.
+
+    By itself ``datasets`` takes the types of the first file, in which the text 007 of another becomes the number 7,
+    and fills a column that another lacks with nulls.
+    """
+    schemas = {str(path): read_footer(path).schema.to_arrow_schema().remove_metadata() for path in files}
+    first, *others = schemas.values()
+    if all(schema.equals(first) for schema in others):
+        return {}
+    return {"features": datasets.Features.from_arrow_schema(joined_columns(schemas))}
+
+
+def _refuse_text_among_numbers(files: Sequence[Path]) -> None:
+    """By the first lists of each file: ``datasets`` takes the types of the first file here, too."""
+    joined, first = pa.schema([]), None
+    for path in files if len(files) > 1 else ():
+        with path.open("rb") as file:
+            head = b"".join(itertools.islice(file, TYPES_OF_LISTS)).removeprefix(codecs.BOM_UTF8)
+        try:
+            found = arrow_json.read_json(pa.BufferReader(head)).schema
+        except pa.ArrowInvalid:  # whoever reads all of it says what is wrong
+            continue
+        try:
+            joined = pa.unify_schemas([joined, found], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{first} and {path} differ in the types of a column: {reason}; write one type") from None
+        first = first or path
 
 
 def _damage_of_json(path: Path) -> str | None:
@@ -217,6 +260,11 @@ def split_lists(lists: Any, schema: ListSchema) -> dict[str, Any]:
                 f"the lists have no column {column!r} to split by; their columns: {', '.join(offered)}"
                 f"{suggestion(column, offered)}"
             )
+    kinds = lists.features.arrow_schema if column in (lists.features or {}) else None
+    if kinds is not None and isinstance(kinds.field(column).type, pa.BaseExtensionType):
+        raise InputError(  # datasets holds it so, and reads the text 007 as the number 7
+            f"column {column!r} holds values of several types: expected integers alone or texts alone to split by"
+        )
     if streaming:
         if column is None and lists.num_shards > 1:
             # Shards are read in any order, and by themselves: the number of a row in the stream is not known there.
@@ -236,9 +284,8 @@ def split_lists(lists: Any, schema: ListSchema) -> dict[str, Any]:
     if column is None:
         of_list = split_of(range(len(lists)))
     else:
-        of_list = _splits_of_values(
-            column, lists.select_columns([column]).with_format("arrow")[:][column].to_pylist(), 0
-        )
+        values = lists.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+        of_list = _splits_of_values(column, values, 0)
     found = set(of_list)
     for split in sorted(found - set(SPLITS)) if column == "split" else ():
         if suggestion(split, SPLITS):

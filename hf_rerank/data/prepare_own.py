@@ -19,13 +19,13 @@ import pyarrow as pa
 from tqdm import tqdm
 
 import hf_rerank
-from hf_rerank.data.frames import plain_columns
+from hf_rerank.data.frames import joined_columns
 from hf_rerank.data.own_lists import cut_by_time, list_files, read_files, split_lists
 from hf_rerank.data.prepared import OWN, Licence, PrepareReport, dataset_card, is_prepared, write_description
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.suspicions import Suspicions, leak
 from hf_rerank.data.time_split import time_column
-from hf_rerank.data.unfinished import GROUP_LISTS, Unfinished, refuse_unfinished, unfinished_folder
+from hf_rerank.data.unfinished import GROUP_LISTS, Unfinished, fingerprint, refuse_unfinished, unfinished_folder
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.lists import Lists, refuse_repeated_ids, tables_of
 from hf_rerank.schema import ListSchema
@@ -80,7 +80,7 @@ def prepare_own(
         raise InputError(f"{path} is prepared already: give the files that it was made from")
     schema = schema if isinstance(schema, ListSchema) else ListSchema.load(schema)
     options = {
-        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in list_files(path)],
+        "files": [[file.name, *fingerprint(file)] for file in list_files(path)],
         "schema": schema.to_dict(),
         "split_by": split_by,
         "shard_bytes": shard_bytes,
@@ -92,6 +92,8 @@ def prepare_own(
             assert unfinished.progress is not None
             return OwnReport(**unfinished.progress["report"])
         lists = read_files(path, False, schema)
+        if options["files"] != [[file.name, *fingerprint(file)] for file in list_files(path)]:
+            raise InputError(f"{path} changed while it was read: run again when it is complete")
         given = lists if isinstance(lists, dict) else {"": lists}
         total = sum(map(len, given.values()))
         with tqdm(total=total, unit="list", desc="Checking", delay=1, disable=not progress) as bar:
@@ -106,7 +108,10 @@ def prepare_own(
                     f"column 'split' holds {split!r}: prepared lists have the splits {', '.join(SPLITS)}"
                     f"{suggestion(split, SPLITS)}; rename it"
                 )
-        columns = _columns(given)
+        brought = isinstance(lists, dict) or (column is None and "split" in lists.column_names)
+        if brought and schema.group is not None:
+            report.warnings += _users_of_both(splits, schema.group)
+        columns = joined_columns({f"split {split!r}": part.features.arrow_schema for split, part in given.items()})
         with tqdm(total=total, unit="list", desc="Preparing", delay=1, disable=not progress) as bar:
             _write(splits, unfinished, columns, report, schema.label, shard_bytes, bar.update)
         card = _card(path, split_by, isinstance(lists, dict), schema, report)
@@ -144,25 +149,31 @@ def _checked(given: Mapping[str, Any], schema: ListSchema, on_lists: Callable[[i
     )
 
 
-def _columns(given: Mapping[str, Any]) -> pa.Schema:
-    """The columns that hold the lists of all splits."""
-    schemas = {
-        split: plain_columns(lists.features.arrow_schema.empty_table()).schema for split, lists in given.items()
-    }
-    first, *others = schemas
-    for split in others:
-        odd = sorted(set(schemas[split].names) ^ set(schemas[first].names))
-        if odd:
-            lacking = split if odd[0] in schemas[first].names else first
-            raise InputError(
-                f"split {lacking!r} has no column {odd[0]!r}, which another has: give all the same columns"
+def _users_of_both(splits: Mapping[str, Any], group: str) -> list[str]:
+    """Says which of the splits that the lists bring hold users that models learn from, too."""
+    users = {}
+    for split, lists in splits.items():
+        if group not in lists.column_names:
+            return []
+        hashes = [np.zeros(0, np.uint64)]
+        for table in tables_of(lists.select_columns([group]), GROUP_LISTS):
+            of_list = pl.Series(table.column(group)).drop_nulls()
+            if isinstance(of_list.dtype, pl.List):
+                raise InputError(f"column {group!r} holds {of_list.dtype}: expected one user a list, not one an item")
+            hashes.append(of_list.cast(pl.String).hash().to_numpy())
+        users[split] = np.unique(np.concatenate(hashes))
+    none = np.zeros(0, np.uint64)
+    learned_from = np.union1d(users.get("ranker_train", none), users.get("train", none))
+    found = []
+    for split in ("validation", "test"):
+        both = np.isin(users.get(split, none), learned_from).sum()
+        if both:
+            found.append(
+                f"{both:,} of {len(users[split]):,} users (column {group!r}) of {split} are also in train or "
+                "ranker_train: what is learned of them there makes results look better than for new users; leave the "
+                "splits out, and lists are split by user"
             )
-        try:
-            schemas[first] = pa.unify_schemas([schemas[first], schemas[split]], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"splits {first!r} and {split!r} differ in the types of a column: {reason}") from None
-    return schemas[first]
+    return found
 
 
 def _refuse_long_lists(batch: Lists, schema: ListSchema) -> None:

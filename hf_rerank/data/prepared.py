@@ -167,7 +167,8 @@ def dataset_card(
         if report.lists[split]
         for line in (f"      - split: {split}", f'        path: "{split}-*.parquet"')
     ]
-    header = ["---", f"pretty_name: {title}", "license: other"]
+    # A text in JSON is one in YAML too; as it is, a title such as "2024: spring" is none.
+    header = ["---", f"pretty_name: {json.dumps(title, ensure_ascii=False)}", "license: other"]
     if licence.name is not None:
         header.append(f"license_name: {licence.name}")
     header += ["tags:", "  - re-ranking", "  - recommender-systems"]

@@ -44,7 +44,7 @@ from hf_rerank.data.prm_public_text import (
 )
 from hf_rerank.data.prm_public_truth import HISTORY_COLUMNS, Truth, TruthHeader, read_truth_header, truth_file
 from hf_rerank.data.splits import SPLITS, split_of
-from hf_rerank.data.unfinished import CannotWrite, Unfinished, sha256_of, unfinished_folder
+from hf_rerank.data.unfinished import CannotWrite, Unfinished, fingerprint, sha256_of, unfinished_folder
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import Categorical, Dense, ListSchema
 
@@ -471,7 +471,7 @@ def prepare_prm_public(
     if shard_lines < 1:
         raise InputError(f"shard_lines is {shard_lines}: expected at least 1")
     files = find_files(raw_dir)
-    sizes = {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+    before = {path: fingerprint(path) for path in files}
     truth = read_truth_header(files)
     rules = _Rules(protocol, max_list_length, share, seed, on_error, truth, by_split=True)
     schema = prm_public_schema(max_list_length, truth.position, truth.examination, truth.attraction, truth.history)
@@ -496,7 +496,7 @@ def prepare_prm_public(
                 f"{unfinished.partial} was begun with on_error='skip', and has rejected lines: use it again, or "
                 f"remove {unfinished.partial} to begin anew"
             )
-        total = sum(size for size, _ in sizes.values())
+        total = sum(size for size, _ in before.values())
         bar = functools.partial(tqdm, unit="B", unit_scale=True, delay=1, disable=not progress)
         ranges = find_ranges(files, 2**62)
         read_before = sum(place.on_disk for place in state.places)
@@ -511,8 +511,8 @@ def prepare_prm_public(
             except CannotWrite as error:
                 left = (total - sum(place.on_disk for place in state.places)) * LISTS_SHARE
                 raise CannotWrite(f"{error}; about {left / 1e9:.1f} GB are still to be written") from None
-        for path, size in sizes.items():
-            if (path.stat().st_size, path.stat().st_mtime_ns) != size:
+        for path in files:
+            if fingerprint(path) != before[path]:
                 raise InputError(f"{path} changed while it was read: run again when it is complete")
         card = card_of(files, protocol, share, seed, schema, state.report)
         unfinished.finish(rules.columns, lambda folder: write_description(folder, schema, state.report, card))

@@ -64,7 +64,8 @@ def rewrite_prepared(
         progress: A bar of the lists, if it takes longer than a second.
 
     Returns:
-        The counts of the new folder. Lines read, dropped and rejected are those of the source.
+        The counts of the new folder. Lines read, dropped and rejected, and what else was counted of the raw data, are
+        those of the source.
 
     Raises:
         InputError: The source is no whole folder of prepared lists, has a split of another name than those of
@@ -132,7 +133,7 @@ def in_two_steps(
         prepare(between)
         note.write_text(described, encoding="utf-8")
     elif not note.is_file() or note.read_text(encoding="utf-8") != described:
-        raise InputError(f"{between} is left from a call with other options: remove it, and run again")
+        raise InputError(f"{between} is left from a call with other options or raw files: remove it, and run again")
     report = change(between, output)
     shutil.rmtree(between)
     return report
@@ -180,5 +181,5 @@ def _rewrite(
 def _counts_before(source: Path) -> PrepareReport:
     """What the source says of the raw data; the lists are counted anew."""
     before = read_report(source)
-    names = ("read", "dropped", "rejected", "cut_lists", "lost_clicks")
+    names = ("read", "dropped", "rejected", "cut_lists", "lost_clicks", "counts")
     return PrepareReport(**{name: before[name] for name in names if name in before})

@@ -32,6 +32,13 @@ NAMES = {
     "position": r"(initial_?)?(position|pos|rank|place|slot)(_?in_?list)?",
     "group": r"(user|visitor|customer|member|uid)(_?id)?",
 }
+# What nobody knows yet when a list is ranked, or only from the order in which it was shown: no features.
+OUTCOME_LIKE = re.compile(
+    rf"{NAMES['label']}|(is_?)?(bought|buy|ordered|liked|converted|non_?clk)|(add(ed)?_?to_?)?cart|(dwell|watch)_?time",
+    re.I,
+)
+POSITION_LIKE = re.compile(NAMES["position"], re.I)
+PROPENSITY_LIKE = re.compile(r"propensit(y|ies)|examination|attraction|ips(_?weight)?", re.I)
 ID_LIKE = re.compile(
     r"(^|_)(id|ids|code|type|cate|category|brand|shop|seller|city|country|gender|level|flag)$|[a-z]Id$"
 )
@@ -55,13 +62,15 @@ class InferredSchema:
 
     Attributes:
         schema: The guess.
-        comments: Column, or field of the schema -> what was seen, and why.
+        comments: Feature -> what was seen of its column, and why it was guessed.
+        field_comments: The same of other fields of the schema; columns may have their names.
         left_out: Column -> why it is no feature.
         header: What was read.
     """
 
     schema: ListSchema
     comments: dict[str, str]
+    field_comments: dict[str, str]
     left_out: dict[str, str]
     header: list[str] = field(default_factory=list)
 
@@ -84,7 +93,7 @@ class InferredSchema:
             "max_list_length",
             "max_history_length",
         ):
-            comment = f"  {_comment(self.comments[name])}\n" if name in self.comments else ""
+            comment = f"  {_comment(self.field_comments[name])}\n" if name in self.field_comments else ""
             entries.append(f'{comment}  "{name}": {json.dumps(getattr(self.schema, name))}')
         lines += [",\n".join(entries), "}"]
         if self.left_out:
@@ -171,11 +180,13 @@ def _read_rows(file: Path, kind: str, rows: int) -> pl.DataFrame:
         except pl.exceptions.PolarsError as error:
             raise InputError(f"cannot read lists from {file}: {str(error).splitlines()[0]}") from None
     try:
-        with file.open(encoding="utf-8") as lines:
-            if file.suffix == ".json":
-                found = json.load(lines)[:rows]
+        with file.open(encoding="utf-8-sig") as lines:
+            first = next(filter(str.strip, lines), "")
+            if first.lstrip().startswith("["):
+                found = json.loads(first + lines.read())[:rows]
             else:
-                found = [json.loads(line) for line in itertools.islice(lines, rows)]
+                texts = filter(str.strip, itertools.chain([first], lines))
+                found = [json.loads(text) for text in itertools.islice(texts, rows)]
         return plain_frame(pl.DataFrame(found, infer_schema_length=None))
     except (ValueError, TypeError, KeyError, pl.exceptions.PolarsError) as error:
         raise InputError(
@@ -216,6 +227,7 @@ class _Guess:
     def __init__(self, frame: pl.DataFrame, known: dict[str, str | None], whole: bool) -> None:
         self.frame, self.known, self.whole = frame, known, whole
         self.comments: dict[str, str] = {}
+        self.field_comments: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
         self.roles: dict[str, str] = {}
 
@@ -292,14 +304,14 @@ class _Guess:
         """The column of a role: the caller's, or the first whose name fits."""
         if self.known[role] is not None:
             self.roles[role] = str(self.known[role])
-            self.comments[role] = "named by you"
+            self.field_comments[role] = "named by you"
             return self.roles[role]
         fits = [name for name in columns if re.fullmatch(NAMES[role], name, re.I) and name not in self.roles.values()]
         if not fits:
             return None
         self.roles[role] = fits[0]
         more = f"; {CHECK}it might also be {', '.join(fits[1:])}" if len(fits) > 1 else ""
-        self.comments[role] = f"guessed by its name{more}"
+        self.field_comments[role] = f"guessed by its name{more}"
         return fits[0]
 
     def _choose(self, of_items: list[str], of_lists: list[str], *, nested: bool) -> None:
@@ -310,7 +322,7 @@ class _Guess:
         label = self._role("label", [*zero_one, *(name for name in numbers if name not in zero_one)])
         if label is None and len(zero_one) == 1:
             label = self.roles["label"] = zero_one[0]
-            self.comments["label"] = f"{CHECK}the only column of the items that holds 0 and 1"
+            self.field_comments["label"] = f"{CHECK}the only column of the items that holds 0 and 1"
         if label is None:
             raise InputError(
                 "no column looks like the label (such as click or label, a number an item): name it with --label; the "
@@ -320,13 +332,13 @@ class _Guess:
             labels = flat[label].drop_nulls()
             values = "0 and 1" if label in zero_one else f"{_shown(labels.min())} to {_shown(labels.max())}"
             grades = "" if label in zero_one else f"; {CHECK}log-losses take 0 to 1, listwise losses take grades"
-            self.comments["label"] += f"; holds {values}, mean {_shown(labels.cast(pl.Float64).mean())}{grades}"
+            self.field_comments["label"] += f"; holds {values}, mean {_shown(labels.cast(pl.Float64).mean())}{grades}"
         integers = [name for name in numbers if flat[name].dtype.is_integer() and name != label]
         if self._role("position", integers) is None:
-            self.comments["position"] = "none found: the order of the rows is the initial order"
+            self.field_comments["position"] = "none found: the order of the rows is the initial order"
         if self._role("group", of_lists) is None:
-            self.comments["group"] = f"{CHECK}none found: lists are split by their id, not by their user"
-        self.comments.setdefault("list_id", "none found: lists are named by their numbers")
+            self.field_comments["group"] = f"{CHECK}none found: lists are split by their id, not by their user"
+        self.field_comments.setdefault("list_id", "none found: lists are named by their numbers")
 
     def _check_positions(self, positions: pl.Series) -> None:
         name = self.roles["position"]
@@ -334,19 +346,21 @@ class _Guess:
         for start in (0, 1):
             if of_list and all(values == list(range(start, start + len(values))) for values in of_list):
                 if start:
-                    self.comments["position"] += f"; {CHECK}{name} starts at 1: subtract 1 in the data, 0 is the top"
+                    self.field_comments["position"] += (
+                        f"; {CHECK}{name} starts at 1: subtract 1 in the data, 0 is the top"
+                    )
                 else:
-                    self.comments["position"] += "; 0 to length - 1 in every list that was read"
+                    self.field_comments["position"] += "; 0 to length - 1 in every list that was read"
                 return
         if self.known["position"] is None:
             del self.roles["position"]
-            self.comments["position"] = (
+            self.field_comments["position"] = (
                 f"{CHECK}{name} is named like one, but is no 0 to length - 1 in every list: the order of the rows is "
                 "the initial order"
             )
             self.left_out[name] = "looks like a position, see there"
         else:
-            self.comments["position"] += f"; {CHECK}it is no 0 to length - 1 in every list"
+            self.field_comments["position"] += f"; {CHECK}it is no 0 to length - 1 in every list"
 
     # ---------------------------------------------------------------------------------------------------- the features
 
@@ -374,10 +388,10 @@ class _Guess:
                 "re-ranker needs at least one"
             )
         in_all = "" if self.whole else f"; {CHECK}in the rows that were read"
-        self.comments["max_list_length"] = f"the longest list{in_all}"
+        self.field_comments["max_list_length"] = f"the longest list{in_all}"
         newest = max([int(_number(column.list.len().max())) for column in history.values()], default=0)
         if newest:
-            self.comments["max_history_length"] = f"the newest that are read; the longest history has {newest}"
+            self.field_comments["max_history_length"] = f"the newest that are read; the longest history has {newest}"
         schema = ListSchema(
             items=item_features,
             user=user_features,
@@ -388,7 +402,7 @@ class _Guess:
             group=self.roles.get("group"),
             max_list_length=longest,
         )
-        return InferredSchema(schema, self.comments, self.left_out)
+        return InferredSchema(schema, self.comments, self.field_comments, self.left_out)
 
     def _feature(self, column: pl.Series) -> Feature | None:
         """The feature of the values of one column, none where it is none; says why."""
@@ -403,6 +417,13 @@ class _Guess:
             if len(dims) == 1 and dims[0] and there.explode().dtype.is_numeric():
                 return self._kept(Vector(name, dim=dims[0]), f"{seen}; {dims[0]} numbers an item")
             self.left_out[name] = f"{CHECK}{seen}; sequences of several lengths"
+            return None
+        if OUTCOME_LIKE.fullmatch(name):
+            self.left_out[name] = f"{CHECK}{seen}; named like an outcome, which would tell the labels"
+            return None
+        if column.dtype.is_numeric() and (POSITION_LIKE.fullmatch(name) or PROPENSITY_LIKE.fullmatch(name)):
+            role = "position" if POSITION_LIKE.fullmatch(name) else "propensity"
+            self.left_out[name] = f'{CHECK}{seen}; named like a {role}: if it is one, name it as "{role}" above'
             return None
         if column.dtype.is_temporal() or TIME_LIKE.search(name):
             self.left_out[name] = f"{seen}; a time; --split-by time:{name} splits by it"

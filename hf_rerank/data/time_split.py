@@ -64,6 +64,7 @@ def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
     """
     parts = []
     first = 0
+    zoned: set[bool] = set()
     for table in tables:
         if column not in table.column_names:
             raise InputError(
@@ -71,7 +72,10 @@ def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
                 f"{', '.join(table.column_names)}{suggestion(column, table.column_names)}"
             )
         series = pl.Series(column, table.column(column))
-        flat = series.explode() if isinstance(series.dtype, pl.List) else series
+        lengths = series.list.len().fill_null(0).to_numpy() if isinstance(series.dtype, pl.List) else None
+        if lengths is not None:
+            _refuse_missing(lengths == 0, column, first)
+        flat = series if lengths is None else series.explode()
         if isinstance(flat.dtype, pl.String):
             flat = _parsed(flat)
         if not (flat.dtype.is_numeric() or flat.dtype.is_temporal()) or isinstance(flat.dtype, pl.Time | pl.Duration):
@@ -80,38 +84,50 @@ def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
                 "one an item"
             )
         if flat.dtype.is_temporal():
+            zoned.add(isinstance(flat.dtype, pl.Datetime) and flat.dtype.time_zone is not None)
+            if len(zoned) > 1:
+                raise InputError(
+                    f"column {column!r} holds times with a time zone and times without one, the first at list {first} "
+                    "or later: expected all in one form"
+                )
             flat = flat.cast(pl.Datetime("us")).to_physical()
-        if isinstance(series.dtype, pl.List):
-            lengths = series.list.len().fill_null(0).to_numpy()
-            rows = np.repeat(np.arange(len(series)), np.maximum(lengths, 1))
-            latest = (
-                pl.DataFrame({"row": rows, column: flat})
+        if flat.dtype.is_float():
+            flat = flat.fill_nan(None)
+        if lengths is not None:
+            flat = (
+                pl.DataFrame({"row": np.repeat(np.arange(len(series)), lengths), column: flat})
                 .group_by("row", maintain_order=True)
                 .agg(
                     # A list that lacks one of its items' times has no latest.
                     pl.when(pl.col(column).null_count() == 0).then(pl.col(column).max())
                 )
-            )
-            flat = latest[column]
-        missing = (flat.is_null() | (flat.is_nan() if flat.dtype.is_float() else False)).to_numpy()
-        if missing.any():
-            raise InputError(
-                f"column {column!r} is missing in list {first + int(np.argmax(missing))}: expected a time to split "
-                "by; fill it, or leave the list out"
-            )
+            )[column]
+        _refuse_missing(flat.is_null().to_numpy(), column, first)
         parts.append(flat.to_numpy())
         first += table.num_rows
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
+def _refuse_missing(missing: np.ndarray, column: str, first: int) -> None:
+    if missing.any():
+        raise InputError(
+            f"column {column!r} is missing in list {first + int(np.argmax(missing))}: expected a time to split "
+            "by; fill it, or leave the list out"
+        )
+
+
 def _parsed(text: pl.Series) -> pl.Series:
-    """ISO 8601 text as datetimes; of a date, its midnight."""
-    for parse in (lambda: text.str.to_datetime(strict=True), lambda: text.str.to_date(strict=True)):
-        try:
-            return parse().cast(pl.Datetime("us"))
-        except pl.exceptions.PolarsError:
-            continue
-    example: Any = next((value for value in text if value is not None), None)
+    """ISO 8601 text as datetimes, of a date its midnight; with a time zone where the text has one."""
+    # Polars would also take 05/01/2024, as the 5th of January, which may be meant as the 1st of May.
+    year_first = text.str.contains(r"^\d{4}-").fill_null(True)
+    if year_first.all():
+        for parse in (lambda: text.str.to_datetime(strict=True), lambda: text.str.to_date(strict=True)):
+            try:
+                parsed = parse()
+            except pl.exceptions.PolarsError:
+                continue
+            return parsed if isinstance(parsed.dtype, pl.Datetime) else parsed.cast(pl.Datetime("us"))
+    example: Any = next(iter([*text.filter(~year_first), *text.drop_nulls()]), None)
     raise InputError(
         f"column {text.name!r} holds {example!r}, ...: expected times as numbers, or as text such as "
         "2024-05-31T18:30:00, all in one form"

@@ -181,9 +181,15 @@ def _train(
                 optimizer.step()
                 bar.update()
             losses.append(_mean_loss(model, held_out))
-            if losses[-1] == min(losses):
+            if not math.isfinite(losses[-1]):
+                raise TrainingStopped(
+                    "the click model's loss is not finite on the lists held out: look for numbers far outside the "
+                    "usual in ranker_train"
+                )
+            since_best = len(losses) - 1 - int(np.argmin(losses))  # of equal losses the first is the best
+            if since_best == 0:
                 best = copy.deepcopy(model.state_dict())
-            elif len(losses) - 1 - int(np.argmin(losses)) >= PATIENCE:
+            elif since_best >= PATIENCE:
                 break
     model.load_state_dict(best)
     return losses

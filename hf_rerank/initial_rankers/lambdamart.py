@@ -29,6 +29,8 @@ FORMAT_VERSION = 1
 MAX_CATEGORIES = 64
 # The highest grade that LightGBM has a gain for.
 HIGHEST_LABEL = 30
+# Items of the longest list that LightGBM learns from.
+LONGEST_LIST = 10_000
 STOP_AFTER = 30
 BATCH = 10_000
 
@@ -74,7 +76,8 @@ class LambdaMARTRanker:
             threads: Of LightGBM. The trees do not depend on it.
 
         Raises:
-            InputError: LightGBM is missing, no list has a click, or labels are no whole numbers from 0 to 30.
+            InputError: LightGBM is missing, no list has a click, labels are no whole numbers from 0 to 30, or a list
+                has more than 10,000 items.
         """
         lightgbm = require_lightgbm()
         means = quality_named(quality)
@@ -255,6 +258,12 @@ def _matrix(
     start = 0
     for table in tables_of(lists, BATCH):
         batch = Lists.from_arrow(table, processor.schema, with_labels=True, first=start)
+        if batch.lengths.max(initial=0) > LONGEST_LIST:
+            row = int(batch.lengths.argmax())
+            raise InputError(
+                f"list {batch.ids[row]} of ranker_train has {batch.lengths[row]:,} items: lambdamart learns from "
+                f"lists of at most {LONGEST_LIST:,}; choose the ranker dnn, or leave the list out"
+            )
         flat, _ = processor.encode_flat(batch)
         of_item = None if parts is None else np.repeat(parts[start : start + table.num_rows], flat.lengths)
         values.append(_values(flat, processor, rates, of_item))

@@ -289,7 +289,7 @@ def _item_columns(prepared: PreparedFolder) -> list[str]:
     The schema names most. Of the sequences that it does not name, those are as long as the items in every list.
     """
     schema = prepared.schema
-    special = (schema.label, schema.position, schema.weight, schema.attraction)
+    special = (schema.label, schema.position, schema.weight, schema.propensity, schema.attraction)
     named = [feature.name for feature in schema.items] + [name for name in special if name is not None]
     named = [name for name in named if name in prepared.columns.names]
     others = [

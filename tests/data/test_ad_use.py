@@ -126,3 +126,13 @@ def test_simulated_lists_come_through_whole(tmp_path: Path) -> None:
     for row in (row for split in lists.values() for row in split):
         assert row["position"] == truth[row["list_id"]]["initial_position"]
         assert row["attraction"] == truth[row["list_id"]]["attraction"]
+
+
+def test_what_was_counted_stays_when_lists_are_sorted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    simulate_ad(tmp_path / "raw", 300, seed=2, behaviours=300)
+    command = ["prepare", "ad", "--raw-dir", str(tmp_path / "raw"), "--output-dir"]
+    assert cli.main([*command, str(tmp_path / "plain")]) == 0
+    assert cli.main([*command, str(tmp_path / "sorted"), "--initial-ranker", "dnn", "--quality", "poor"]) == 0
+    plain, by_ranker = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("plain", "sorted"))
+    assert by_ranker["counts"] == plain["counts"]
+    assert f"users {plain['counts']['users']:,}" in (tmp_path / "sorted" / "README.md").read_text()

@@ -17,14 +17,17 @@ from hf_rerank.data.prm_public import prepare_prm_public
 def slow(rows: list[dict[str, Any]], columns: list[str], longest: int) -> list[dict[str, list[Any]]]:
     """The obvious way: a list of clicks for each user, appended to after its list was read."""
     clicks: dict[Any, list[dict[str, Any]]] = {}
+    clicked_lists: dict[Any, int] = {}
     found = []
-    for number, row in enumerate(rows):
-        newest_first = clicks.setdefault(row["user"], [])[::-1][:longest]
+    for row in rows:
+        newest_first = clicks.setdefault(row["user"], [])[::-1][:longest] if row["user"] is not None else []
+        number = clicked_lists.get(row["user"], 0)
         history = {f"history_{name}": [click[name] for click in newest_first] for name in columns}
         found.append({**history, "history_lists_ago": [number - click["number"] for click in newest_first]})
         for slot, label in enumerate(row["click"]):
-            if label > 0:
+            if label > 0 and row["user"] is not None:
                 clicks[row["user"]].append({"number": number, **{name: row[name][slot] for name in columns}})
+        clicked_lists[row["user"]] = number + any(label > 0 for label in row["click"])
     return found
 
 
@@ -38,7 +41,34 @@ def test_by_hand() -> None:
     table = pa.Table.from_pylist(rows)
     found = clicks_of([table], ["item"], label="click", group="user").histories(table, 0, 2)
     assert found["history_item"].to_pylist() == [[], [], [7, 5], [5, 7]]
-    assert found["history_lists_ago"].to_pylist() == [[], [], [2, 2], [1, 3]]
+    # Clicks of the first list of a are one list ago in its second, and in its third two; the list of b is not counted.
+    assert found["history_lists_ago"].to_pylist() == [[], [], [1, 1], [1, 2]]
+
+
+def test_clicks_of_unknown_users_are_in_no_history() -> None:
+    rows = [
+        {"user": "a", "item": [5], "click": [1]},
+        {"user": None, "item": [6], "click": [1]},
+        {"user": "a", "item": [7], "click": [0]},
+        {"user": None, "item": [8], "click": [0]},
+    ]
+    for table in (pa.Table.from_pylist(rows), pa.Table.from_pylist(rows[:3])):  # of an even number, and of an odd one
+        found = clicks_of([table], ["item"], label="click", group="user").histories(table, 0, 2)
+        assert found["history_item"].to_pylist() == [[], [], [5], []][: table.num_rows]
+
+
+def test_a_history_is_the_same_in_a_split_of_any_size() -> None:
+    """Lists of others that lie between, as many as there are in a large split, change nothing."""
+    own = [{"user": "a", "item": [number], "click": [1]} for number in range(4)]
+    others = [{"user": f"other {number}", "item": [9], "click": [1]} for number in range(10)]
+    small = pa.Table.from_pylist(own)
+    large = pa.Table.from_pylist([*own[:2], *others[:7], own[2], *others[7:], own[3]])
+    last_of = [
+        {name: column.to_pylist()[-1] for name, column in clicks.histories(table, 0, 9).items()}
+        for table in (small, large)
+        for clicks in [clicks_of([table], ["item"], label="click", group="user")]
+    ]
+    assert last_of == [{"history_item": [2, 1, 0], "history_lists_ago": [1, 2, 3]}] * 2
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -49,7 +79,9 @@ def test_equals_the_slow_way_over_batches(seed: int) -> None:
         length = int(random.integers(1, 5))
         rows.append(
             {
-                "user": int(random.integers(6)) if seed % 2 else f"user {random.integers(6)}",
+                "user": [None, int(random.integers(6)) if seed % 2 else f"user {random.integers(6)}"][
+                    int(random.random() > 0.1)
+                ],
                 "item": random.integers(0, 9, length).tolist(),
                 "brand": [None if value == 0 else f"b{value}" for value in random.integers(0, 4, length)],
                 "click": random.integers(0, 2, length).tolist(),

@@ -243,6 +243,80 @@ def test_changed_files_are_read_anew(tmp_path):
     assert len(load_lists(path, schema=SCHEMA)["train"]) == 9
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_users_that_are_text_here_and_numbers_there(tmp_path, streaming):
+    """7 and "007" in one column: nobody knows whether they are one user, and their lists went to two splits."""
+    rows = [{**row, "user": 7 if number % 2 else "007"} for number, row in enumerate(own_rows())]
+    path = write_rows(tmp_path / "lists.jsonl", rows)
+    with pytest.raises(InputError, match="column 'user' holds values of several types"):
+        load_lists(path, schema=SCHEMA, streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["user", "item"])
+def test_json_lines_of_other_types(tmp_path, name, streaming):
+    rows = own_rows()
+    texts = [{**row, name: "007" if name == "user" else ["007"] * len(row["item"])} for row in rows[30:]]
+    write_rows(tmp_path / "a.jsonl", rows[:30])
+    write_rows(tmp_path / "b.jsonl", texts)
+    with pytest.raises(InputError, match=r"a\.jsonl and .*b\.jsonl differ in the types of a column.*" + name):
+        load_lists(tmp_path, schema=SCHEMA, streaming=streaming)
+    write_rows(tmp_path / "b.jsonl", rows[30:])
+    assert len(load_lists(tmp_path, schema=SCHEMA)) == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_files_of_other_types(tmp_path, streaming):
+    """Types of numbers are widened, whichever file comes first; text is not made numbers, nor is a column filled."""
+    rows = own_rows()
+    kinds = [
+        ("id", pa.string()),
+        ("user", pa.int64()),
+        ("item", pa.list_(pa.int64())),
+        ("click", pa.list_(pa.int64())),
+    ]
+    wide, narrow = (
+        pa.schema([*kinds, ("price", pa.list_(pa.float64()))]),
+        pa.schema(
+            [
+                ("price", pa.list_(pa.int8())),
+                ("item", pa.large_list(pa.int16())),
+                *kinds[:2],
+                ("click", pa.list_(pa.int8())),
+            ]
+        ),
+    )
+    whole = [{**row, "price": [int(price) for price in row["price"]]} for row in rows[:30]]
+    pa.parquet.write_table(pa.Table.from_pylist(whole, narrow), tmp_path / "a.parquet")
+    pa.parquet.write_table(pa.Table.from_pylist(rows[30:], wide), tmp_path / "b.parquet")
+    found = rows_of(load_lists(tmp_path, schema=SCHEMA, streaming=streaming))
+    by_id = {row["id"]: row for part in found.values() for row in part}
+    assert by_id == {row["id"]: row for row in [*whole, *rows[30:]]}
+
+    for name, column in (("user", [f"00{row['user']}" for row in rows]), ("price", None)):
+        changed = [{**row, name: column[number] if column else ...} for number, row in enumerate(rows)]
+        changed = [{key: value for key, value in row.items() if value is not ...} for row in changed]
+        write_rows(tmp_path / "b.parquet", changed)
+        write_rows(tmp_path / "a.parquet", rows)
+        with pytest.raises(
+            InputError, match=r"a\.parquet.*" + name if column else r"b\.parquet has no column 'price'"
+        ):
+            load_lists(tmp_path, schema=SCHEMA, streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["lists[1]", "lists*", "lists?"])
+def test_names_of_files_are_no_patterns(tmp_path, name, streaming):
+    """Beside each file stands one that its name would match as a pattern."""
+    rows = own_rows()
+    for kind in (".parquet", ".jsonl"):
+        write_rows(tmp_path / f"lists1{kind}", [{**row, "item": [0] * len(row["item"])} for row in rows])
+        path = write_rows(tmp_path / f"{name}{kind}", rows)
+        found = rows_of(load_lists(path, schema=SCHEMA, streaming=streaming))
+        assert sorted(row["id"] for part in found.values() for row in part) == sorted(row["id"] for row in rows)
+        assert all(row in rows for part in found.values() for row in part)
+
+
 def test_the_schema_stays():
     lists = load_lists(datasets.Dataset.from_list(own_rows()), schema=SCHEMA)
     again = [

@@ -14,9 +14,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import DatasetCard
 
 from hf_rerank.data.csv_text import line_of, read_text
 from hf_rerank.data.loading import load_lists
+from hf_rerank.data.own_lists import read_files
 from hf_rerank.data.prepare_own import prepare_own
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.time_split import split_by_time, times_of
@@ -166,6 +168,14 @@ def test_cells_of_csv(tmp_path: Path) -> None:
     assert read_text(path, rows=1).num_rows == 1
 
 
+def test_whole_numbers_of_any_size_are_numbers_in_csv(tmp_path: Path) -> None:
+    """Ten to the 20th fits no 64 bits, and is a number all the same; a vector must not lose it."""
+    schema = ListSchema(items=[Categorical("item"), Vector("text", dim=2)], list_id="q")
+    (tmp_path / "train.csv").write_text(f'q,item,text,click\n1,7,"[1, 1{"0" * 20}]",0\n1,8,"[0.5, 2]",1\n')
+    (row,) = load_lists(tmp_path / "train.csv", schema=schema)["train"]
+    assert row["text"] == [[1.0, 1e20], [0.5, 2.0]]
+
+
 # ------------------------------------------------------------------------------------------------------ splits by time
 
 
@@ -209,6 +219,35 @@ def test_kinds_of_times(column: list[Any]) -> None:
     """Of items the latest counts: the order is first, third, second."""
     times = times_of([pa.table({"t": column[:2]}), pa.table({"t": column[2:]})], "t")
     assert np.argsort(times).tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (["05/01/2024", "12/02/2024", "06/07/2024"], "'05/01/2024'"),  # the 5th of January, or the 1st of May?
+        (["01-02-2024", "03-04-2024", "05-06-2024"], "'01-02-2024'"),
+        (["5/1/24", "6/1/24", "7/1/24"], "'5/1/24'"),
+        (["2024-05-01", "2024-05-03", "06/07/2024"], "'06/07/2024'"),
+        (["2024-05-01T10:00:00", "2024-05-02T10:00:00", "2024-05-01T10:00:00+09:00"], "with a time zone"),
+        ([[1, 2], [3], []], "missing in list 2"),
+        ([[1, 2], [], [3]], "missing in list 1"),
+        ([[1, 2], None, [3]], "missing in list 1"),
+        ([["2024-05-01"], [], ["2024-05-02"]], "missing in list 1"),
+        ([[1, None], [2], [3]], "missing in list 0"),
+        ([[1.5, float("nan")], [2.5], [3.5]], "missing in list 0"),
+        ([1.5, 2.5, float("nan")], "missing in list 2"),
+    ],
+)
+def test_times_that_are_not_clear(column: list[Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        times_of([pa.table({"t": column[:2]}), pa.table({"t": column[2:]})], "t")
+
+
+def test_times_with_a_zone_are_compared_as_instants() -> None:
+    """18:30 two hours ahead of UTC is 16:30 there, half an hour before 17:00."""
+    texts = ["2024-05-31T18:30:00+02:00", "2024-05-31T17:00:00Z"]
+    first, second = times_of([pa.table({"t": texts[:1]}), pa.table({"t": texts[1:]})], "t")
+    assert second - first == 30 * 60 * 1_000_000
 
 
 def test_lists_split_by_time(tmp_path: Path) -> None:
@@ -266,6 +305,32 @@ def test_prepared_lists_are_those_of_the_files(tmp_path: Path, kind: str) -> Non
     assert "md5 of `user`" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("as_column", [True, False])
+def test_splits_that_share_users_are_warned_of(tmp_path: Path, as_column: bool) -> None:
+    """Users 0 and 1 train, 2 and 3 validate, 1, 4 and 5 test; user 1 is in two splits, and once without a name."""
+    users = {"train": [0, 1, 1, None], "validation": [2, 3], "test": [1, 4, 5, None]}
+    schema = ListSchema(items=[Categorical("item")], group="user")
+    rows = [
+        {"item": [1, 2], "click": [0, 1], "user": user, "split": split} for split in users for user in users[split]
+    ]
+    (tmp_path / "raw").mkdir()
+    for split in users:
+        name = "part" if as_column else split
+        chosen = [row for row in rows if as_column or row["split"] == split]
+        kept = [{k: v for k, v in row.items() if as_column or k != "split"} for row in chosen]
+        as_lines(kept, tmp_path / "raw" / f"{name}.jsonl")
+    report = prepare_own(tmp_path / "raw", tmp_path / "out", schema=schema, progress=False)
+    (message,) = report.warnings
+    assert message.startswith("1 of 3 users (column 'user') of test are also in train or ranker_train")
+    assert message in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_users_that_are_sequences_are_refused(tmp_path: Path) -> None:
+    path = as_lines([{"item": [1, 2], "click": [0, 1], "user": [7, 7]}], tmp_path / "train.jsonl")
+    with pytest.raises(InputError, match=r"'user' holds .* expected one user a list"):
+        prepare_own(path, tmp_path / "out", schema=ListSchema(items=[Categorical("item")], group="user"))
+
+
 def test_files_named_after_splits_keep_them(tmp_path: Path) -> None:
     """Their types are joined: whole prices in one file, fractions in the other."""
     (tmp_path / "raw").mkdir()
@@ -317,6 +382,28 @@ def test_stopped_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         prepare_own(source, output, **options)
         assert files_of(output) == whole
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["2024: spring", "yes", "#1", "[q]", "@home", 'a "b"', "plain"])
+def test_the_card_has_the_name_of_any_file(tmp_path: Path, name: str) -> None:
+    """Its header is YAML, in which some texts mean something else."""
+    path = as_lines(lists(4), tmp_path / f"{name}.jsonl")
+    prepare_own(path, tmp_path / "out", schema=SCHEMA, progress=False)
+    assert DatasetCard.load(tmp_path / "out" / "README.md").data.pretty_name == name
+
+
+def test_files_that_change_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = as_lines(lists(4), tmp_path / "train.jsonl")
+
+    def read(*arguments: Any) -> Any:
+        found = read_files(*arguments)
+        as_lines(lists(5), path)
+        return found
+
+    monkeypatch.setattr("hf_rerank.data.prepare_own.read_files", read)
+    with pytest.raises(InputError, match=r"train\.jsonl changed while it was read"):
+        prepare_own(path, tmp_path / "out", schema=SCHEMA, progress=False)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["train.jsonl"]
 
 
 def test_what_is_wrong_leaves_nothing(tmp_path: Path) -> None:

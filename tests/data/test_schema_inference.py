@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,8 @@ def test_the_same_guess_from_every_kind_of_file(tmp_path: Path, kind: str) -> No
 
 def test_what_the_comments_say(tmp_path: Path) -> None:
     """Values counted by hand: 360 prices, 3 of them missing; 119 * 3 labels of which a third are clicks."""
-    comments = infer_schema(write(tmp_path, "jsonl")).comments
+    inferred = infer_schema(write(tmp_path, "jsonl"))
+    comments, of_fields = inferred.comments, inferred.field_comments
     assert comments["item_id"] == "int64, 360 distinct, 0 to 359; named like an id or a category"
     assert comments["brand"].startswith('string, 3 distinct, such as "acme", "zeta", "omega"; text')
     assert comments["price"].startswith("float64, 3 distinct, 10 to 30, 0.8% missing; log, being named")
@@ -134,16 +136,16 @@ def test_what_the_comments_say(tmp_path: Path) -> None:
     assert "2 numbers an item" in comments["embedding"]
     assert "33.3% missing" in comments["gender"]
     assert "item_id, whose table it shares" in comments["seen_items"]
-    assert comments["label"] == "guessed by its name; holds 0 and 1, mean 0.3333"
-    assert "0 to length - 1 in every list" in comments["position"]
-    assert comments["max_list_length"] == "the longest list"
+    assert of_fields["label"] == "guessed by its name; holds 0 and 1, mean 0.3333"
+    assert "0 to length - 1 in every list" in of_fields["position"]
+    assert of_fields["max_list_length"] == "the longest list"
 
 
 def test_only_so_many_rows_are_read(tmp_path: Path) -> None:
     for kind, rows in (("csv", 10), ("jsonl", 10), ("parquet", 10)):
         inferred = infer_schema(write(tmp_path, kind), rows=rows)
         assert "from the first " in inferred.header[0]
-        assert CHECK in inferred.comments["max_list_length"]
+        assert CHECK in inferred.field_comments["max_list_length"]
         # Of CSV the tenth row begins a list whose end was not read: three whole lists are left.
         distinct = 9 if kind == "csv" else 30
         assert f"{distinct} distinct" in inferred.comments["item_id"]
@@ -158,9 +160,10 @@ def test_dictionaries_of_parquet_are_text(tmp_path: Path) -> None:
 
 def test_what_the_caller_knows_is_taken(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
-    schema = infer_schema(path, label="color", group="gender", list_id="age").schema
+    inferred = infer_schema(path, label="color", group="gender", list_id="age")
+    schema = inferred.schema
     assert (schema.label, schema.group, schema.list_id) == ("color", "gender", "age")
-    assert "click" in [feature.name for feature in schema.items]
+    assert "named like an outcome" in inferred.left_out["click"]
 
 
 def csv(tmp_path: Path, text: str) -> Path:
@@ -171,18 +174,48 @@ def csv(tmp_path: Path, text: str) -> Path:
 def test_positions_that_are_none(tmp_path: Path) -> None:
     from_one = infer_schema(csv(tmp_path, "qid,item_id,rank,click\n1,5,1,0\n1,6,2,1\n2,5,1,1\n2,7,2,0\n"))
     assert from_one.schema.position == "rank"
-    assert "starts at 1: subtract 1" in from_one.comments["position"]
+    assert "starts at 1: subtract 1" in from_one.field_comments["position"]
     none = infer_schema(csv(tmp_path, "qid,item_id,rank,click\n1,5,4,0\n1,6,9,1\n2,5,1,1\n2,7,2,0\n"))
     assert none.schema.position is None
-    assert "no 0 to length - 1" in none.comments["position"]
+    assert "no 0 to length - 1" in none.field_comments["position"]
     assert [feature.name for feature in none.schema.items] == ["item_id"]
+
+
+def test_what_tells_the_labels_or_the_order_is_no_feature(tmp_path: Path) -> None:
+    """A second outcome, a second position and a propensity; and a column of the name of a field of the schema."""
+    (tmp_path / "lists.csv").write_text(
+        "list_id,user_id,item_id,click,purchase,dwell_time,rank,position,propensity,weight\n"
+        "1,7,3,0,0,0,0,1,0.9,2.5\n1,7,4,1,1,5.5,1,0,0.5,1.5\n2,8,3,1,0,7,0,0,0.9,2.5\n2,8,5,0,0,0,1,1,0.5,3.5\n"
+    )
+    inferred = infer_schema(tmp_path / "lists.csv")
+    assert inferred.schema == ListSchema(
+        items=[Categorical("item_id"), Dense("weight")],
+        label="click",
+        position="rank",
+        list_id="list_id",
+        group="user_id",
+        max_list_length=2,
+    )
+    assert inferred.field_comments["label"].startswith(f"guessed by its name; {CHECK}it might also be purchase")
+    assert inferred.field_comments["position"].startswith(f"guessed by its name; {CHECK}it might also be position")
+    for name, why in (
+        ("purchase", "named like an outcome"),
+        ("dwell_time", "named like an outcome"),
+        ("position", 'named like a position: if it is one, name it as "position"'),
+        ("propensity", 'named like a propensity: if it is one, name it as "propensity"'),
+    ):
+        assert inferred.left_out[name].startswith(CHECK)
+        assert why in inferred.left_out[name]
+    # The comment above a field is of the field, not of the feature that has its name.
+    above = {line.strip(): before for before, line in itertools.pairwise(inferred.text().splitlines())}
+    assert not above['"weight": null,'].lstrip().startswith("//")
 
 
 def test_a_label_without_a_name(tmp_path: Path) -> None:
     """The only column of 0 and 1; with two of them nobody can know."""
     inferred = infer_schema(csv(tmp_path, "qid,item_id,bought\n1,5,0\n1,6,1\n2,5,1\n2,7,0\n"))
     assert inferred.schema.label == "bought"
-    assert inferred.comments["label"].startswith(f"{CHECK}the only column")
+    assert inferred.field_comments["label"].startswith(f"{CHECK}the only column")
     with pytest.raises(InputError, match=r"no column looks like the label.*--label; .*item_id, a, b"):
         infer_schema(csv(tmp_path, "qid,item_id,a,b\n1,5,0,1\n1,6,1,0\n2,5,1,0\n2,7,0,1\n"))
 
@@ -235,6 +268,25 @@ def test_comments_of_a_schema_are_lines_of_their_own(tmp_path: Path) -> None:
 def test_what_cannot_be_guessed(tmp_path: Path, text: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         infer_schema(csv(tmp_path, text), **options)
+
+
+@pytest.mark.parametrize("name", ["lists.jsonl", "lists.json"])
+@pytest.mark.parametrize("form", ["lines", "blank lines", "byte-order mark", "array", "array over lines"])
+def test_every_json_that_is_loaded_is_guessed_from(tmp_path: Path, name: str, form: str) -> None:
+    rows = [{"user_id": number, "item_id": [1, 2], "click": [0, 1]} for number in range(3)]
+    lines = [json.dumps(row) for row in rows]
+    text = {
+        "lines": "\n".join(lines),
+        "blank lines": "\n\n" + "\n \n".join(lines) + "\n\n",
+        "byte-order mark": "\ufeff" + "\r\n".join(lines) + "\r\n",
+        "array": json.dumps(rows),
+        "array over lines": "\n" + json.dumps(rows, indent=1) + "\n",
+    }[form]
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    inferred = infer_schema(tmp_path / name)
+    assert inferred.schema == ListSchema(items=[Categorical("item_id")], group="user_id", max_list_length=2)
+    assert "from all 3 rows" in inferred.header[0]
+    assert "the first 2 rows only" in infer_schema(tmp_path / name, rows=2).header[0]
 
 
 @pytest.mark.parametrize(

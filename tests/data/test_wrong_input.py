@@ -333,7 +333,15 @@ CASES = {
     ),
     "CSV: a user that changes within a list": Case(
         lambda folder: csv(folder, "b,2,12,3.5,,", "b,2,12,3.5,m,"),
-        ["'gender' differs within list b (None, 'm')", "one value a list", "items of the schema"],
+        ["train.csv, line 5", "'gender' differs within list b (None, 'm')", "one value a list", "items of the schema"],
+    ),
+    "CSV: an id of more than 64 bits in a history": Case(
+        lambda folder: csv(
+            folder,
+            text=CSV.replace("2024-05-01", "[1]").replace("2024-05-02", "[9223372036854775808]"),
+            schema=LONG_SCHEMA.replace(history=[Categorical("day")]),
+        ),
+        ["train.csv, line 4", "'day' holds the id 9223372036854775808", "64 bits", "as text"],
     ),
     "CSV: positions from 1": Case(
         lambda folder: csv(folder, text=CSV.replace(",0,1,2024", ",0,2,2024").replace("f,1,0,", "f,1,1,")),
@@ -383,6 +391,10 @@ CASES = {
     "frame as a stream": Case(lambda _: load_lists(frame(), schema=SCHEMA, streaming=True), ["streaming=False"]),
     "empty frame": Case(
         lambda _: load_lists({"train": frame(), "test": frame().clear()}, schema=SCHEMA), ["'test' holds no lists"]
+    ),
+    "Polars: integers of 128 bits": Case(
+        lambda _: load_lists(frame().cast({"user": pl.Int128}), schema=SCHEMA),
+        ["column 'user' holds Int128", "64 bits at most, or text"],
     ),
     "pandas: several types in a column": Case(
         lambda _: load_lists(pandas.DataFrame({"request": [1, "b"], "click": [0, 1]}), schema=LONG_SCHEMA),
