@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,22 +118,25 @@ def choose_learning_rates(folder: Path, options: argparse.Namespace) -> dict[str
 
 def choose(path: Path, model: str, rate: float, epochs: float) -> dict[str, Any]:
     """The best validation NDCG@10 of one learning rate."""
-    trainer, *_ = _trained(path, model, "none", CHOOSING_SEED, rate, epochs)
+    trainer, *_ = trained(path, model, CHOOSING_SEED, rate, epochs, principled="none")
     return {"validation_ndcg@10": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
 
 
 def run(path: Path, model: str, preset: str, seed: int, rate: float, epochs: float) -> dict[str, Any]:
     """Trains and measures one model with one seed."""
-    from safetensors.numpy import save_file
-
-    from hf_rerank.evaluation import evaluate
-
-    trainer, lists, processor = _trained(path, model, preset, seed, rate, epochs)
-    save_file(per_list(trainer.model, processor, lists["test"]), path.with_suffix(".safetensors"))
-    return {**trainer.results, "test": evaluate(trainer.model, processor, lists["test"])}
+    return measured(path, *trained(path, model, seed, rate, epochs, principled=preset))
 
 
-def _trained(path: Path, model: str, preset: str, seed: int, rate: float, epochs: float) -> tuple[Any, Any, Any]:
+def trained(
+    path: Path,
+    model: str,
+    seed: int,
+    rate: float,
+    epochs: float,
+    config: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> tuple[Any, Any, Any]:
+    """The trainer, the lists and the processor of a run; ``config`` changes the model's, ``arguments`` are further."""
     from hf_rerank import ListProcessor, load_lists
 
     lists = load_lists(path.parents[1] / "lists")
@@ -143,15 +147,25 @@ def _trained(path: Path, model: str, preset: str, seed: int, rate: float, epochs
         processor,
         model=model,
         seed=seed,
-        config=MODELS[model],
-        principled=preset,
+        config={**MODELS[model], **(config or {})},
         num_train_epochs=epochs,
         learning_rate=rate,
         per_device_train_batch_size=128,
         save_total_limit=1,
         save_only_model=True,
+        **arguments,
     )
     return trainer, lists, processor
+
+
+def measured(path: Path, trainer: Any, lists: Any, processor: Any) -> dict[str, Any]:
+    """The results of a run on the test lists; list by list beside ``path``."""
+    from safetensors.numpy import save_file
+
+    from hf_rerank.evaluation import evaluate
+
+    save_file(per_list(trainer.model, processor, lists["test"]), path.with_suffix(".safetensors"))
+    return {**trainer.results, "test": evaluate(trainer.model, processor, lists["test"])}
 
 
 def summarise(folder: Path, models: list[str], seeds: list[int]) -> dict[str, Any]:
@@ -287,8 +301,8 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     axes[0].axvline(initial, color="grey", linewidth=1, linestyle=":")
     axes[0].annotate("initial order", (initial, 1.0), xycoords=("data", "axes fraction"), fontsize=8, color="grey")
     axes[0].set_yticks(places, [NAMES[model] for model in models])
-    axes[-1].legend(frameon=False, fontsize=8, loc="lower left")
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, ncols=2, loc="upper right")
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
     figure.savefig(path, dpi=150)
     plt.close(figure)
     print(f"figure: {path}")
