@@ -240,6 +240,8 @@ class ListSchema:
             elif entry.name in ("examination", "extends") and value is not None:
                 value = list(value)
             elif entry.name == "rows_before":
+                if not value:  # so that earlier versions read what has not grown
+                    continue
                 value = [list(rows) for rows in value]
             plain[entry.name] = value
         return plain

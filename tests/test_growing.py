@@ -99,6 +99,8 @@ class TestProcessor:
         assert processor.schema.extends == (before, middle)
         # item_id, brand, colour, gender, action; each with rows of padding and the unknown value.
         assert processor.schema.rows_before == ((5, 4, 5, 4, 4), (8, 5, 5, 5, 5))
+        assert ListSchema.from_dict(processor.schema.to_dict()) == processor.schema
+        assert "rows_before" not in SCHEMA.to_dict()
         assert len({before, middle, processor.schema.fingerprint}) == 3
 
     def test_saved_and_loaded_it_is_the_same(self, processor: ListProcessor, tmp_path: Path) -> None:
