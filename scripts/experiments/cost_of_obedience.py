@@ -30,11 +30,6 @@ LABELS = {
     "tenth": " + principles, weights 2 and 0.5",
     "orderless": ", not shown the order",
 }
-    "none": "",
-    "scaled": " + principles",
-    "tenth": " + principles, weights 2 and 0.5",
-    "orderless": ", no order",
-}
 NEEDS_ORDER = ("dlcm",)
 MEASURES = ("ndcg@10", "expected_clicks", "p1_item_obedience", "p2_item_obedience", "score_spread")
 
