@@ -19,7 +19,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "experiments" / "results"
 # Parts of a summary that have an entry a model, and parts that all models share.
 OF_EACH = ("changes", "parameters", "models", "learning_rates")
-SHARED = ("seeds", "orders", "training", "data", "schema", "settings", "environment", "format", "simulated_lists")
+SHARED = ("seeds", "orders", "training", "data", "settings", "environment")
+OF_NEWER = ("schema", "format", "simulated_lists")
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Experiment:
 
     Attributes:
         folder: Under ``experiments/results``.
+        format: Option of ``six_rerankers``.
         dataset: Identifier of the lists, with which the names of the cards begin.
         title: Their name.
     """
 
     folder: str
+    format: str
     dataset: str
     title: str
 
@@ -47,8 +50,8 @@ class Experiment:
 
 
 EXPERIMENTS = (
-    Experiment("six_rerankers", "prm_public_simulated", "PRM Public, simulated"),
-    Experiment("six_rerankers_ad", "ad_simulated", "Ad, simulated"),
+    Experiment("six_rerankers", "prm_public", "prm_public_simulated", "PRM Public, simulated"),
+    Experiment("six_rerankers_ad", "ad", "ad_simulated", "Ad, simulated"),
 )
 
 
@@ -78,6 +81,7 @@ def of_one_model(summary: dict[str, Any], model: str) -> dict[str, Any]:
     """What a summary says of one model, laid out as the whole."""
     return {
         **{part: summary[part] for part in SHARED},
+        **{part: summary[part] for part in OF_NEWER if part in summary},
         "rows": {row: values for row, values in summary["rows"].items() if row.split()[0] == model},
         **{part: {model: summary[part][model]} for part in OF_EACH},
     }
@@ -96,12 +100,20 @@ def card(experiment: Experiment, summary: dict[str, Any], model: str, name: str)
         model,
         dataset=(experiment.dataset, experiment.title),
         task_loss=config_class(**summary["models"][model]).task_loss_name,
-        command=f"python scripts/experiments/six_rerankers.py --output-dir RESULTS --format {summary['format']} "
-        f"--lists {summary['simulated_lists']} --seeds {len(summary['seeds'])} --models {model}",
+        command=f"python scripts/experiments/six_rerankers.py --output-dir RESULTS --format {experiment.format} "
+        f"--seeds {len(summary['seeds'])} --models {model}",
         source=f"RESULTS/runs/{model}-scaled-{summary['seeds'][0]}/checkpoint-{best_step:.0f}",
-        schema=summary["schema"],
+        schema=summary.get("schema") or as_prepared(summary),
         figure=f"../{experiment.figure}",
     )
+
+
+def as_prepared(summary: dict[str, Any]) -> dict[str, Any]:
+    """The schema of PRM Public's lists: its summary is older than the part that keeps the fitted one."""
+    from hf_rerank.data.prm_public import prm_public_schema
+
+    examination = summary["settings"]["examination"]
+    return prm_public_schema(position=True, attraction=True, examination=examination).to_dict()
 
 
 INTRODUCTION = """# Model cards

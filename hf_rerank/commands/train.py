@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hf_rerank.commands.parsing import (
@@ -109,6 +110,11 @@ def _check_source(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} goes with {goes_with} only: see hf-rerank train --help")
     if options.source:
         model_options(options.source, options.revision)  # a revision of a folder is told before lists are read
+        if Path(options.source).exists() and Path(options.source).resolve() == Path(options.output_dir).resolve():
+            raise InputError(
+                f"--output-dir {options.output_dir} is the model of --from itself, which would be overwritten: give "
+                "another folder"
+            )
 
 
 def _new(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
