@@ -14,16 +14,16 @@ from hf_rerank.data.loading import load_lists
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 lists of four items, the cheapest of which is clicked."""
+    """300 lists of four items, the cheapest of which is clicked; in every fifth list the next one."""
     folder = tmp_path_factory.mktemp("own")
     random = np.random.default_rng(0)
     lines = ["request,user,item_id,shop,price,country,click,rank,day"]
     for number in range(300):
         prices = random.permutation([1.5, 2.5, 4.0, 8.0])
+        clicked = 1.5 if number % 5 else 2.5
         for rank, price in enumerate(prices):
-            item = (
-                f"{number},{number // 2},{random.integers(1000) * 4 + rank},shop {rank},{price},fr,{int(price == 1.5)}"
-            )
+            item = f"{number},{number // 2},{random.integers(1000) * 4 + rank},shop {rank},{price},fr"
+            item += f",{int(price == clicked)}"
             lines.append(f"{item},{rank},{number // 10}")
     (folder / "lists.csv").write_text("\n".join(lines) + "\n")
     return folder

@@ -13,7 +13,7 @@ from hf_rerank.data.hub_lists import fetched_folder, is_repository, refuse_hub_o
 from hf_rerank.data.named import NAMED_SOURCES, ad_folder, prm_public_folder, prm_public_stream, simulated_prm
 from hf_rerank.data.own_lists import cut_by_time, datasets_of_files, given, read_files, split_lists
 from hf_rerank.data.prepared import is_prepared, read_prepared
-from hf_rerank.data.suspicions import Suspicions, leak
+from hf_rerank.data.suspicions import Suspicions, leak, telling_columns
 from hf_rerank.data.time_split import time_column
 from hf_rerank.data.unfinished import refuse_unfinished
 from hf_rerank.errors import InputError
@@ -277,7 +277,7 @@ def _checked(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -
         if name == "train" and own:
             suspicions = Suspicions(schema)
             suspicions.add(sample)
-            for message in suspicions.messages():
+            for message in [*suspicions.messages(), *telling_columns(sample)]:
                 warnings.warn(f"{message} (seen in a sample of train)", stacklevel=3)
     return IterableListsDict(splits, schema) if streaming else ListsDict(splits, schema)
 

@@ -23,7 +23,7 @@ from hf_rerank.data.frames import joined_columns
 from hf_rerank.data.own_lists import cut_by_time, list_files, read_files, split_lists
 from hf_rerank.data.prepared import OWN, Licence, PrepareReport, dataset_card, is_prepared, write_description
 from hf_rerank.data.splits import SPLITS
-from hf_rerank.data.suspicions import Suspicions, leak
+from hf_rerank.data.suspicions import Suspicions, leak, telling_columns
 from hf_rerank.data.time_split import time_column
 from hf_rerank.data.unfinished import GROUP_LISTS, Unfinished, fingerprint, refuse_unfinished, unfinished_folder
 from hf_rerank.errors import InputError, suggestion
@@ -134,8 +134,9 @@ def _checked(given: Mapping[str, Any], schema: ListSchema, on_lists: Callable[[i
             except InputError as error:
                 raise InputError(f"{split}: {error}" if split else str(error)) from None
             suspicions.add(batch)
-            if not number and split in ("", "train") and schema.position is None:
-                leaks += filter(None, [leak(batch)])
+            if not number and split in ("", "train"):
+                leaks += telling_columns(batch)
+                leaks += filter(None, [leak(batch) if schema.position is None else None])
             if schema.list_id is not None:
                 hashes.append(pl.Series(batch.ids).hash().to_numpy())
             number += len(batch)

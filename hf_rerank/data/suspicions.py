@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_rerank.lists import Lists
-from hf_rerank.schema import Categorical, ListSchema
+from hf_rerank.schema import Categorical, Dense, ListSchema
 
 # A column of this name says which item it is; categories repeat within a list, items should not.
 CATEGORY_NAME = re.compile(
@@ -21,6 +21,9 @@ ID_NAME = re.compile(
 # Of a column of another name: so many values, and at least every second one another, are items too.
 MANY_ITEMS = 100
 LEAK_AUC = 0.9
+# No honest feature tells clicked items from the others this well; fewer lists than these may be told by chance.
+TELLING_AUC, TELLING_LISTS = 0.98, 30
+FEW_VALUES = 20
 
 
 def leak(lists: Lists) -> str | None:
@@ -39,6 +42,45 @@ def leak(lists: Lists) -> str | None:
         "column: the rows seem to list clicked items first, so that every tie, and the initial order itself, leaks "
         "the labels; give the real initial order as a position column, or shuffle the slots"
     )
+
+
+def telling_columns(lists: Lists) -> list[str]:
+    """Names features of items that give the labels away, such as a second outcome: one sentence each."""
+    from hf_rerank.metrics import grouped_auc
+
+    assert lists.labels is not None
+    mask = np.arange(lists.lengths.max()) < lists.lengths[:, None]
+    labels, scores = np.zeros(mask.shape, dtype=np.float32), np.zeros(mask.shape)
+    labels[mask] = lists.labels
+    found = []
+    for feature in (*lists.schema.features("items", Dense), *lists.schema.features("items", Categorical)):
+        values = _told(feature, lists.items[feature.name], lists.labels)
+        if values is None:
+            continue
+        scores[mask] = values
+        aucs = np.asarray(grouped_auc(scores, labels, mask=mask, reduction="none"))
+        aucs = aucs[~np.isnan(aucs)]
+        if len(aucs) < TELLING_LISTS or max(aucs.mean(), 1 - aucs.mean()) <= TELLING_AUC:
+            continue
+        found.append(
+            f"column {feature.name!r} alone tells the items with {lists.schema.label!r} from the others (AUC within "
+            f"lists {max(aucs.mean(), 1 - aucs.mean()):.3f} in {len(aucs):,} lists of train): it seems to be written "
+            "after the outcome, and is not known when lists are ranked; leave it out of the schema"
+        )
+    return found
+
+
+def _told(feature: Dense | Categorical, column: pa.Array, labels: np.ndarray) -> np.ndarray | None:
+    """A number an item to order by: the value, or the mean label of a category's items; None where there is none."""
+    if isinstance(feature, Dense):
+        if pa.types.is_null(column.type):
+            return None
+        return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64)
+    encoded = column.dictionary_encode()
+    if len(encoded.dictionary) > FEW_VALUES:
+        return None
+    codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False).astype(np.int64)
+    return (np.bincount(codes, weights=labels > 0) / np.maximum(np.bincount(codes), 1))[codes]
 
 
 class Suspicions:

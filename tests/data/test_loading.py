@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -428,9 +429,9 @@ def test_a_wrong_list_of_many_has_its_number_in_the_split():
 
 
 def test_clicked_items_first_is_a_leak():
-    rows = own_rows()
+    rows, draw = own_rows(), np.random.default_rng(0)
     for row in rows:
-        row |= {"item": [1, 2, 3], "price": [0.0, 1.0, 2.0], "click": [1, 0, 0]}
+        row |= {"item": draw.permutation(3).tolist(), "price": draw.random(3).tolist(), "click": [1, 0, 0]}
     data = datasets.Dataset.from_list(rows)
     for streaming in (False, True):
         with pytest.warns(UserWarning, match=r"order of the slots alone has an AUC of 1\.000"):
@@ -440,3 +441,42 @@ def test_clicked_items_first_is_a_leak():
         load_lists(datasets.Dataset.from_list(own_rows()), schema=SCHEMA)  # clicks at every place
         positioned = data.add_column("place", [[0, 1, 2]] * len(rows))
         load_lists(positioned, schema=SCHEMA.replace(position="place"))
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        ("price", lambda click, _: [2.5 * value for value in click]),
+        ("price", lambda click, _: [1.0 - value for value in click]),  # the wrong way round tells as much
+        ("price", lambda click, _: [float(value) if value else None for value in click]),
+        ("item", lambda click, _: [7 if value else 8 for value in click]),
+        ("price", lambda click, draw: [value + draw.random() for value in click]),  # click 1: 1 to 2, else 0 to 1
+        (None, lambda click, draw: [value + 1.5 * draw.random() for value in click]),  # AUC 1 - (1/3)^2 / 2 = .944
+        (None, lambda click, draw: draw.integers(5, size=len(click)).tolist()),
+    ],
+)
+def test_a_feature_that_tells_the_label_is_warned_of(column, told, tmp_path):
+    """Of 200 lists of five, two clicked."""
+    from hf_rerank.data.prepare_own import prepare_own
+
+    draw, rows = np.random.default_rng(1), []
+    for number in range(200):
+        click = draw.permutation([1, 1, 0, 0, 0]).tolist()
+        row = {"id": f"list {number}", "user": f"u{number}", "item": draw.permutation(60)[:5].tolist()}
+        rows.append({**row, "price": draw.random(5).tolist(), "click": click, column or "price": told(click, draw)})
+    schema = ListSchema(items=[Categorical("item"), Dense("price")], label="click", list_id="id", group="user")
+    data = datasets.Dataset.from_list(rows)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_lists(data, schema=schema)
+    said = [str(warning.message) for warning in caught if "alone tells" in str(warning.message)]
+    assert [text.split("'")[1] for text in said] == ([column] if column else [])
+    data.to_parquet(tmp_path / "lists.parquet")
+    schema.save(tmp_path / "schema.json")
+    report = prepare_own(
+        tmp_path / "lists.parquet", tmp_path / "lists", schema=tmp_path / "schema.json", progress=False
+    )
+    assert any("alone tells" in text for text in report.warnings) == (column is not None)
+    if column:
+        assert "AUC within lists 1.000 in" in said[0]
+        assert "leave it out of the schema" in said[0]
