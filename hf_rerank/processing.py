@@ -451,7 +451,9 @@ class ListProcessor(FeatureExtractionMixin):
         self, part: str, features: Any, columns: Mapping[str, Any], keep: np.ndarray | slice, report: EncodingReport
     ) -> dict[str, np.ndarray]:
         """The arrays of items, user or history: one row a value that is kept, one column a feature."""
-        categorical, dense, vectors = [], [], []
+        categorical: list[np.ndarray] = []
+        dense: list[Dense] = []
+        vectors: list[np.ndarray] = []
         for feature in features:
             column = columns[feature.name]
             report.values[feature.name] = len(column)
@@ -463,13 +465,16 @@ class ListProcessor(FeatureExtractionMixin):
             if isinstance(feature, Categorical):
                 rows = self.vocabularies[feature.shares or feature.name].rows(column, feature.name)
                 categorical.append(rows)
-                report.unknown[feature.name] = int((rows == UNKNOWN).sum())
+                report.unknown[feature.name] = int(np.count_nonzero(rows == UNKNOWN))
             else:
-                dense.extend(scaled(feature, column, self.scales[feature.name]))
+                dense.append(feature)
         arrays = {}
-        for kind, flats, dtype in (("categorical", categorical, np.int64), ("dense", dense, np.float32)):
-            if flats:
-                arrays[f"{part}_{kind}"] = np.stack(flats, axis=-1).astype(dtype, copy=False)[keep]
+        if categorical:
+            arrays[f"{part}_categorical"] = np.stack(categorical, axis=-1)[keep]
+        if dense:
+            names = [feature.name for feature in dense]
+            numbers = scaled(dense, [columns[name] for name in names], [self.scales[name] for name in names])
+            arrays[f"{part}_dense"] = numbers[keep]
         if vectors:
             arrays[f"{part}_vectors"] = np.concatenate(vectors, axis=-1)[keep]
         return arrays

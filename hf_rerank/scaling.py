@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,14 +56,23 @@ def numbers_of(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray
     return values, missing
 
 
-def scaled(feature: Dense, column: pa.Array, scale: DenseScale) -> list[np.ndarray]:
-    """One float32 column, or two with the indicator of missing values."""
-    values, missing = numbers_of(feature, column)
-    if missing is not None:
-        values = np.where(missing, scale.mean, values)
-    if feature.scale != "none":
-        values = (values - scale.mean) / scale.std
-    columns = [values.astype(np.float32)]
-    if feature.missing == "indicator":
-        columns.append(np.zeros(len(values), np.float32) if missing is None else missing.astype(np.float32))
-    return columns
+def scaled(features: Sequence[Dense], columns: Sequence[pa.Array], scales: Sequence[DenseScale]) -> np.ndarray:
+    """float32 [N, width] of columns of N values: a column a feature, and one more for the indicator of missing ones.
+
+    All features at once: of a single list most of the time goes into the number of operations.
+    """
+    numbers = [numbers_of(feature, column) for feature, column in zip(features, columns, strict=True)]
+    values = np.array([of_feature for of_feature, _ in numbers])
+    for row, (_, missing) in enumerate(numbers):
+        if missing is not None:
+            values[row, missing] = scales[row].mean
+    as_it_comes = [feature.scale == "none" for feature in features]
+    values -= np.array([[0.0 if plain else scale.mean] for plain, scale in zip(as_it_comes, scales, strict=True)])
+    values /= np.array([[1.0 if plain else scale.std] for plain, scale in zip(as_it_comes, scales, strict=True)])
+    places = np.cumsum([0, *(feature.width for feature in features)])
+    result = np.zeros((values.shape[1], places[-1]), dtype=np.float32)
+    result[:, places[:-1]] = values.T
+    for feature, place, (_, missing) in zip(features, places, numbers, strict=False):
+        if feature.missing == "indicator" and missing is not None:
+            result[:, place + 1] = missing
+    return result

@@ -38,7 +38,8 @@ class TableVocabulary:
         highest = int(values.max()) if len(values) else -1
         self._direct: np.ndarray | None = None
         if len(values) and int(values.min()) >= 0 and highest < _DIRECT_TABLE_FACTOR * len(values) + 1024:
-            self._direct = np.full(highest + 1, UNKNOWN, dtype=np.int32)
+            # The last place is that of every value beyond the table.
+            self._direct = np.full(highest + 2, UNKNOWN, dtype=np.int32)
             self._direct[values] = rows
         else:
             order = np.argsort(values, kind="stable")
@@ -66,13 +67,14 @@ class TableVocabulary:
             return _through_dictionary(column, lambda text: self._row_of_text.get(text, UNKNOWN))
         values, missing = _integers(column)
         if self._direct is not None:
-            inside = (values >= 0) & (values < len(self._direct))
-            rows = self._direct[np.where(inside, values, 0)].astype(np.int64)
-            rows[~inside] = UNKNOWN
+            # Read as unsigned, a negative value lies beyond the table too.
+            places = np.minimum(values.view(np.uint64), np.uint64(len(self._direct) - 1))
+            rows = self._direct[places].astype(np.int64)
         else:
             place = np.searchsorted(self._sorted, values).clip(max=len(self) - 1)
             rows = np.where(self._sorted[place] == values, self._sorted_rows[place], UNKNOWN)
-        rows[missing] = UNKNOWN
+        if missing is not None:
+            rows[missing] = UNKNOWN
         return rows
 
     def extended(self, values: np.ndarray | list[str]) -> TableVocabulary:
@@ -103,7 +105,8 @@ class HashVocabulary:
             return _through_dictionary(column, lambda text: FIRST_VALUE + blake2b_64(text) % buckets)
         values, missing = _integers(column)
         rows = FIRST_VALUE + (splitmix64(values) % np.uint64(buckets)).astype(np.int64)
-        rows[missing] = UNKNOWN
+        if missing is not None:
+            rows[missing] = UNKNOWN
         return rows
 
 
@@ -186,10 +189,10 @@ class ValueCounts:
         return values, counts.astype(np.int64)
 
 
-def _integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """int64 values (0 at nulls) and a bool array that is True at nulls."""
+def _integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+    """int64 values (0 at nulls), and a bool array that is True at nulls, or None where there are none."""
     if not column.null_count:
-        return column.to_numpy(zero_copy_only=False).astype(np.int64), np.zeros(len(column), dtype=bool)
+        return column.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), None
     missing = column.is_null().to_numpy(zero_copy_only=False)
     return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64), missing
 
