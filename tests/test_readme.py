@@ -145,3 +145,16 @@ def test_results_are_those_that_were_measured() -> None:
         results = ROOT / "scripts" / "experiments" / "results" / experiment / "summary.md"
         for table in results.read_text(encoding="utf-8").strip().split("\n\n"):
             assert table in README
+
+
+def test_the_table_of_fine_tuning_is_that_which_was_measured() -> None:
+    import json
+
+    summary = json.loads((ROOT / "scripts/experiments/results/fine_tuning/summary.json").read_text(encoding="utf-8"))
+    for other, label in (("from nothing, {} lists", "from nothing"), ("not tuned", "the model as it was")):
+        cells = []
+        for few in (300, 1000, 2500):
+            found = summary["differences"][f"fine-tuned, {few} lists - {other.format(few)}"]["over_seeds"]
+            change = found["expected_clicks"]
+            cells.append(f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]")
+        assert f"| fine-tuned, less {label} | {' | '.join(cells)} |" in README
