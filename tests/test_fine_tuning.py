@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -490,6 +491,17 @@ class TestCommand:
         assert len(said) == 1
         assert message in said[0]
         assert not (folder / "never").exists()
+
+    def test_not_into_its_own_folder(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Nor by another name of it; nothing in it changes."""
+        saved = shutil.copytree(folder / "run", tmp_path / "run")
+        monkeypatch.chdir(tmp_path)
+        before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+        assert run("train", "--from", saved, "--data", folder / "second", "--output-dir", "run/../run") == 2
+        assert "is the model of --from itself, which would be overwritten" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
 
 
 def test_the_script_of_a_newcomer(
