@@ -103,9 +103,10 @@ def test_weights_end_to_end(tmp_path: Path) -> None:
 def test_six_rerankers_end_to_end(tmp_path: Path) -> None:
     """Two models, one seed: the learning rate with the best validation NDCG@10 trains the rows that are compared."""
     command = [sys.executable, str(FOLDER / "six_rerankers.py"), "--output-dir", str(tmp_path), "--seeds", "1"]
-    command += ["--lists", "200", "--epochs", "1", "--models", "dnn", "setrank"]
+    command += ["--format", "ad", "--lists", "800", "--epochs", "1", "--models", "dnn", "setrank"]
     subprocess.run(command, check=True, capture_output=True, text=True)
     summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["schema"]["history"][0]["name"] == "history_btag"
     assert list(summary["rows"]) == ["dnn none", "dnn scaled", "setrank none", "setrank scaled"]
     for model in ("dnn", "setrank"):
         rates = summary["learning_rates"][model]
@@ -122,6 +123,22 @@ def test_six_rerankers_end_to_end(tmp_path: Path) -> None:
         initial = summary["orders"]["initial"]["expected_clicks"]
         assert change["over_initial_order"]["expected_clicks"]["mean"] == pytest.approx(clicks[0] - initial)
     assert "| SetRank + principles |" in (tmp_path / "summary.md").read_text()
+
+    command = [sys.executable, str(FOLDER / "cost_of_obedience.py"), "--output-dir", str(tmp_path), "--seeds", "1"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads((tmp_path / "cost_of_obedience.json").read_text())
+    for model in ("dnn", "setrank"):
+        runs = {
+            arm: json.loads((tmp_path / "runs" / f"{model}-{arm}-0.json").read_text())
+            for arm in ("none", "scaled", "tenth", "orderless")
+        }
+        assert [run["objective"]["convergence_weight"] for run in runs.values()] == [0, 20, 2, 0]
+        assert [run["model"]["position_input"] != "none" for run in runs.values()] == [True, True, True, False]
+        for arm in ("scaled", "tenth", "orderless"):
+            clicks = runs[arm]["test"]["expected_clicks"] - runs["none"]["test"]["expected_clicks"]
+            assert found["differences"][f"{model} {arm}"]["expected_clicks"]["mean"] == pytest.approx(clicks)
+        # A model that is not shown the order cannot follow it.
+        assert found["rows"][f"{model} orderless"]["p1_item_obedience"]["mean"] == 1.0
 
 
 @pytest.mark.slow
