@@ -11,13 +11,12 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.hub.files import GRAPH_FILE, at_one_commit, refuse_no_source, verified_folder
+from hf_rerank.hub.files import GRAPH_FILE, HUB_OPTIONS, at_one_commit, refuse_no_source, verified_folder
 from hf_rerank.manifest import MANIFEST
 from hf_rerank.processing import EncodingReport, ListProcessor
 from hf_rerank.ranking import DEFAULT_BATCH, check_at_least_one, encoded_rows
 
 SCORES = "logits"
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 class ONNXReranker:

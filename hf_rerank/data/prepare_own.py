@@ -136,7 +136,8 @@ def _checked(given: Mapping[str, Any], schema: ListSchema, on_lists: Callable[[i
             suspicions.add(batch)
             if not number and split in ("", "train"):
                 leaks += telling_columns(batch)
-                leaks += filter(None, [leak(batch) if schema.position is None else None])
+                if schema.position is None and (message := leak(batch)) is not None:
+                    leaks.append(message)
             if schema.list_id is not None:
                 hashes.append(pl.Series(batch.ids).hash().to_numpy())
             number += len(batch)

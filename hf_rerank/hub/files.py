@@ -14,6 +14,8 @@ from hf_rerank.manifest import MANIFEST, read_manifest, refuse_repeated_names, v
 
 REMEDY = "save or download it again"
 WEIGHTS_FILE, GRAPH_FILE = "model.safetensors", "model.onnx"
+# Which version of a repository, and how its files are fetched; named as huggingface_hub names them.
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 def verified_folder(

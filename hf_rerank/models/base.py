@@ -25,16 +25,16 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.hub.files import folder_with_weights
+from hf_rerank.hub.files import HUB_OPTIONS, folder_with_weights
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 from hf_rerank.vocabularies import UNKNOWN
 
 Context = dict[str, Tensor]
-HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+_HUB_OPTIONS = (*HUB_OPTIONS, "subfolder")
 # Options of loading that are used most, for suggestions.
-_LOADING_OPTIONS = (*HUB_OPTIONS, "device", "device_map", "dtype", "attn_implementation")
+_LOADING_OPTIONS = (*_HUB_OPTIONS, "device", "device_map", "dtype", "attn_implementation")
 _MODE = threading.Lock()
 # Keys that transformers itself writes into a config, beside the fields of the class.
 _TRANSFORMERS_KEYS = (
@@ -258,7 +258,7 @@ class PreTrainedReranker(PreTrainedModel):
         if options.get("use_safetensors") is False or options.get("gguf_file"):
             raise InputError("weights are read from safetensors files only: leave use_safetensors and gguf_file out")
         if source is not None:
-            hub_options = {option: options.pop(option) for option in HUB_OPTIONS if option in options}
+            hub_options = {option: options.pop(option) for option in _HUB_OPTIONS if option in options}
             subfolder = hub_options.pop("subfolder", None) or ""
             if Path(source).is_dir():
                 source = Path(source) / subfolder

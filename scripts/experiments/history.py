@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 from paired import bootstrap_over_users, mean_and_spread, paired_interval
 from runs import finish, per_list, results, train
+from six_rerankers import MODELS, NAMES, simulate_with_history
 
-ENCODER = {"d_model": 32, "num_blocks": 2, "inner_width": 64, "dropout": 0.0}
-MODELS: dict[str, dict[str, Any]] = {"pear": {**ENCODER, "num_heads": 2, "feature_width": 64}, "raise": ENCODER}
-NAMES = {"pear": "PEAR", "raise": "RAISE"}
+READERS = ("pear", "raise")
 ARMS = ("without", "with")
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 CHOOSING_SEED = 1000
@@ -32,7 +31,9 @@ MEASURES = ("ndcg@10", "map@10", "gauc", "expected_clicks", "expected_clicks_sha
 def main() -> None:
     options = _options()
     folder = options.output_dir
-    data = options.data or simulate(folder, options.lists)
+    data = options.data or folder / "lists"
+    if options.data is None:
+        simulate_with_history(folder, options.lists)
     wanted = {
         (model, arm, rate): folder / "runs" / f"choose-{model}-{arm}-{rate:g}.json"
         for model in options.models
@@ -66,17 +67,6 @@ def main() -> None:
     text = as_markdown(summary)
     (folder / "summary.md").write_text(text)
     print(text)
-
-
-def simulate(folder: Path, lists: int) -> Path:
-    """Simulated Ad lists with their histories, prepared in ``folder/lists``."""
-    from hf_rerank.data.ad import prepare_ad
-    from hf_rerank.data.ad_simulator import simulate_ad
-
-    if not (folder / "lists" / "schema.json").is_file():
-        simulate_ad(folder / "raw", lists, seed=1)
-        prepare_ad(folder / "raw", folder / "lists", progress=False)
-    return folder / "lists"
 
 
 def run(path: Path, data: str, model: str, arm: str, rate: float, seed: int, epochs: float, test: bool) -> dict:
@@ -185,7 +175,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--data", type=Path, help="prepared lists with a history (default: simulated Ad lists)")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=READERS, default=list(READERS))
     parser.add_argument("--lists", type=int, default=40_000, help="simulated lists, before the window rule")
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--workers", type=int, default=1, help="processes that make runs")
