@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists, tables_of
+from hf_rerank.validation import Lists, tables_of
 from hf_rerank.metrics.accumulate import RankingMetrics
 from hf_rerank.metrics.propensity import PropensityMetrics
 from hf_rerank.principled.obedience import obedience
 from hf_rerank.processing import EncodingReport, ListProcessor
-from hf_rerank.vocabularies import splitmix64
+from hf_rerank.processing.vocabularies import splitmix64
 
 # What an encoded batch holds beside the model's input.
 EXTRAS = ("list_id", "propensities", "attraction")

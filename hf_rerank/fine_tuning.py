@@ -22,7 +22,7 @@ from hf_rerank.models.layers import HistoryEmbedding, ItemEmbedding
 from hf_rerank.processing import ListProcessor
 from hf_rerank.reranker import Reranker
 from hf_rerank.schema import Categorical, Dense, Feature, ListSchema
-from hf_rerank.vocabularies import UNKNOWN
+from hf_rerank.processing.vocabularies import UNKNOWN
 
 PARTS = ("items", "user", "history")
 KEPT, LENGTHENED, REINITIALISED = "kept", "lengthened", "re-initialised"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
+from hf_rerank.validation import Lists
 from hf_rerank.processing import EncodingReport, ListProcessor
 
 DEFAULT_BATCH = 256

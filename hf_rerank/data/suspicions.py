@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hf_rerank.lists import Lists
+from hf_rerank.validation import Lists
 from hf_rerank.schema import Categorical, Dense, ListSchema
 
 # A column of this name says which item it is; categories repeat within a list, items should not.

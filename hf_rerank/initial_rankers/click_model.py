@@ -25,7 +25,7 @@ from hf_rerank.hub.files import verified_folder
 from hf_rerank.initial_rankers.lambdamart import FORMAT_VERSION, RANKER_FILE, read_settings
 from hf_rerank.initial_rankers.qualities import quality_named
 from hf_rerank.initial_rankers.ranker_train import features_of, ranker_lists
-from hf_rerank.lists import Lists
+from hf_rerank.validation import Lists
 from hf_rerank.manifest import replacing
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
 from hf_rerank.processing import CONFIG_FILE, VOCABULARIES_FILE, ListProcessor

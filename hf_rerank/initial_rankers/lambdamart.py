@@ -16,7 +16,7 @@ from hf_rerank.hub.files import verified_folder
 from hf_rerank.initial_rankers.click_through import ClickThroughCounts
 from hf_rerank.initial_rankers.qualities import quality_named
 from hf_rerank.initial_rankers.ranker_train import RankerLists, features_of, ranker_lists
-from hf_rerank.lists import Lists, tables_of
+from hf_rerank.validation import Lists, tables_of
 from hf_rerank.manifest import refuse_repeated_names, replacing
 from hf_rerank.processing import CONFIG_FILE, VOCABULARIES_FILE, FlatLists, ListProcessor
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector

@@ -83,7 +83,7 @@ def soft_order(
     return hard + (soft - soft.detach()) if straight_through else soft
 
 
-def moved_places(order: Tensor, positions: Tensor, moved: Tensor) -> Tensor:
+def move_soft_order(order: Tensor, positions: Tensor, moved: Tensor) -> Tensor:
     """A soft order whose places are exchanged as those of the hard one are.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
+from hf_rerank.validation import Lists
 from hf_rerank.processing import LABEL_PADDING, FlatLists, ListProcessor
 
 # What stands at padding, where it is not 0.

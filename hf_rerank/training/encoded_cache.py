@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hf_rerank.errors import InputError
-from hf_rerank.lists import tables_of
+from hf_rerank.validation import tables_of
 from hf_rerank.manifest import naming_failures, to_disk, verify, write_manifest
 from hf_rerank.processing import FlatLists, ListProcessor
 from hf_rerank.training.batches import EncodedTable, ListEncoder

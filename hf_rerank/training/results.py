@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.lists import columns_of, tables_of
+from hf_rerank.validation import columns_of, tables_of
 from hf_rerank.schema import ListSchema
 
 PACKAGES = ("hf-rerank", "torch", "transformers", "datasets", "accelerate", "numpy", "pyarrow")

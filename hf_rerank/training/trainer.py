@@ -35,7 +35,7 @@ from hf_rerank.training.health import HealthCallback
 from hf_rerank.training.results import data_identity, environment, write_json
 from hf_rerank.training.resume import describe_run, refuse_another_run, write_run
 from hf_rerank.training.streams import EncodedStream, StreamPasses, collate_stream
-from hf_rerank.vocabularies import TableVocabulary
+from hf_rerank.processing.vocabularies import TableVocabulary
 
 IDS_IN_A_MESSAGE = 5
 FIXED_POINT_STEPS = 10

@@ -194,8 +194,8 @@ def write_lists(file: Path, count: int, ids: int) -> None:
 def made_processor(ids: int) -> Any:
     """A processor that knows ``ids`` item ids."""
     from hf_rerank import Categorical, Dense, ListProcessor, ListSchema
-    from hf_rerank.scaling import DenseScale
-    from hf_rerank.vocabularies import TableVocabulary
+    from hf_rerank.processing.scaling import DenseScale
+    from hf_rerank.processing.vocabularies import TableVocabulary
 
     sizes = {"item_0": ids, "item_1": 256, "item_2": 4, "item_3": 8, "item_4": 4}
     users = {"user_0": 8, "user_1": 4, "user_2": 8}

@@ -122,7 +122,7 @@ class Clock:
     """Times calls of one re-ranker, and its parts inside other calls."""
 
     def __init__(self, reranker: Any, scorer: Any, scoring: str) -> None:
-        from hf_rerank.lists import Lists
+        from hf_rerank.validation import Lists
 
         self.reranker = reranker
         self.parts = {

@@ -16,7 +16,7 @@ from hf_rerank.data.ad_tables import RAW_SAMPLE, read_blocks
 from hf_rerank.data.prepared import PrepareReport, read_prepared
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
+from hf_rerank.validation import Lists
 from hf_rerank.schema import ListSchema
 
 # Several blocks, buckets and runs even of a few lines.

@@ -24,7 +24,7 @@ from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.time_split import split_by_time, times_of
 from hf_rerank.data.unfinished import Unfinished
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
+from hf_rerank.validation import Lists
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 
 SCHEMA = ListSchema(

@@ -32,7 +32,7 @@ from hf_rerank.data.prm_public_text import (
 )
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
+from hf_rerank.validation import Lists
 from hf_rerank.schema import ListSchema
 
 REAL_LINE = Path(__file__).parents[2] / ".." / "shared" / "data" / "prm_public_row.txt"

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists, tables_of
+from hf_rerank.validation import Lists, tables_of
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 
 SCHEMA = ListSchema(
