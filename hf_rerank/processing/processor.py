@@ -20,10 +20,10 @@ from safetensors.numpy import load_file, save_file
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.hub.files import verified_folder
-from hf_rerank.manifest import refuse_repeated_names
 from hf_rerank.processing.ragged import RaggedLists
 from hf_rerank.processing.scaling import DenseScale, Moments, numbers_of, scaled
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
+from hf_rerank.storage import refuse_repeated_names
 from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
 from hf_rerank.validation import Lists, tables_of
 
