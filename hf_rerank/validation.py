@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.plain_rows import LARGEST_FLOAT32, PlainRows, plain_rows
+from hf_rerank.fast_rows import LARGEST_FLOAT32, PlainRows, plain_rows
 from hf_rerank.schema import COLUMN_TENSORS, TENSORS, Categorical, Dense, Feature, ListSchema, Vector, kind_of
 
 HISTORY_FEATURE = "feature of the history"

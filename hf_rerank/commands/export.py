@@ -22,8 +22,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Exports, and says how far the graph's scores are from the model's."""
-    from hf_rerank.hub.files import GRAPH_FILE
-    from hf_rerank.onnx_export import export_onnx
+    from hf_rerank.inference.export import export_onnx
+    from hf_rerank.storage.hub_download import GRAPH_FILE
 
     at = model_options(options.model, options.revision)
     without_bars_of_a_moment()

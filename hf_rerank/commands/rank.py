@@ -81,16 +81,16 @@ def run(options: argparse.Namespace) -> None:
 
 def _loaded(source: str, at: dict[str, Any]) -> Any:
     """The ``Reranker`` of a folder or repository; the ``ONNXReranker`` of one that holds an exported graph alone."""
-    from hf_rerank.hub.files import at_one_commit, holds_only_a_graph
     from hf_rerank.processing import CONFIG_FILE
+    from hf_rerank.storage.hub_download import at_one_commit, holds_only_a_graph
 
     at = at_one_commit(source, CONFIG_FILE, **at)
     if holds_only_a_graph(source, **at):
-        from hf_rerank.onnx_reranker import ONNXReranker
+        from hf_rerank.inference.scorers import ONNXReranker
 
         return ONNXReranker.from_pretrained(source, **at)
     # Not before: a graph ranks without torch.
-    from hf_rerank.reranker import Reranker
+    from hf_rerank.inference.reranker import Reranker
 
     return Reranker.from_pretrained(source, **at)
 

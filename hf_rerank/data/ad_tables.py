@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.plain_rows import LARGEST_FLOAT32
+from hf_rerank.fast_rows import LARGEST_FLOAT32
 
 BLOCK_BYTES = 16 * 2**20
 BTAGS = ("pv", "cart", "fav", "buy")

@@ -14,8 +14,8 @@ import polars as pl
 
 from hf_rerank.data.csv_text import line_of, read_text
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.validation import columns_of
 from hf_rerank.schema import Categorical, ListSchema, Vector
+from hf_rerank.validation import columns_of
 
 # An integer that is written as Python would: 007 and 7 are different texts, and must not become one id.
 INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"

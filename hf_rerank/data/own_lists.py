@@ -25,8 +25,8 @@ from hf_rerank.data.prepared import SCHEMA_FILE, read_footer
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.data.time_split import split_by_time, times_of
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.validation import tables_of
 from hf_rerank.schema import ListSchema
+from hf_rerank.validation import tables_of
 
 KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 KIND_NAMES = {"parquet": "Parquet", "json": "JSON", "csv": "CSV"}

@@ -27,8 +27,8 @@ from hf_rerank.data.suspicions import Suspicions, leak, telling_columns
 from hf_rerank.data.time_split import time_column
 from hf_rerank.data.unfinished import GROUP_LISTS, Unfinished, fingerprint, refuse_unfinished, unfinished_folder
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.validation import Lists, refuse_repeated_ids, tables_of
 from hf_rerank.schema import ListSchema
+from hf_rerank.validation import Lists, refuse_repeated_ids, tables_of
 
 # Of lists in memory; what this becomes on disk is smaller.
 SHARD_BYTES = 2**28

@@ -21,16 +21,16 @@ from tqdm import tqdm
 
 from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.evaluation import EXTRAS
-from hf_rerank.hub.files import verified_folder
 from hf_rerank.initial_rankers.lambdamart import FORMAT_VERSION, RANKER_FILE, read_settings
 from hf_rerank.initial_rankers.qualities import quality_named
 from hf_rerank.initial_rankers.ranker_train import features_of, ranker_lists
-from hf_rerank.validation import Lists
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
 from hf_rerank.processing import CONFIG_FILE, VOCABULARIES_FILE, ListProcessor
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage import replacing
-from hf_rerank.training.batches import EncodedLists
+from hf_rerank.storage.hub_download import verified_folder
+from hf_rerank.training.encoded_lists import EncodedLists
+from hf_rerank.validation import Lists
 
 BATCH_LISTS = 32
 # Passes over the lists without a better log-loss on those held out, after which training stops.

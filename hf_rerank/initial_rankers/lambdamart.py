@@ -12,14 +12,14 @@ import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
 from hf_rerank.errors import InputError
-from hf_rerank.hub.files import verified_folder
 from hf_rerank.initial_rankers.click_through import ClickThroughCounts
 from hf_rerank.initial_rankers.qualities import quality_named
 from hf_rerank.initial_rankers.ranker_train import RankerLists, features_of, ranker_lists
-from hf_rerank.validation import Lists, tables_of
 from hf_rerank.processing import CONFIG_FILE, VOCABULARIES_FILE, FlatLists, ListProcessor
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 from hf_rerank.storage import refuse_repeated_names, replacing
+from hf_rerank.storage.hub_download import verified_folder
+from hf_rerank.validation import Lists, tables_of
 
 RANKER_FILE = "ranker.json"
 TREES_FILE = "lambdamart.txt"

@@ -14,6 +14,8 @@ from hf_rerank.principled.orders import keyed_perturb, positions_from_scores, st
 
 # Standard deviation of a list's scores under which they count as equal.
 COLLAPSED_SPREAD = 1e-3
+# How often a model is fed its own output before a list counts as not converged.
+MAX_STEPS = 10
 
 
 @torch.no_grad()
@@ -24,7 +26,7 @@ def obedience(
     *,
     k: int | Sequence[int] | None = None,
     swaps: Literal["all", "one"] = "all",
-    max_steps: int = 10,
+    max_steps: int = MAX_STEPS,
     seed: int = 0,
     list_keys: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",

@@ -66,16 +66,17 @@ class RerankCollator:
         """
         return self.tensors(self.encode(lists))
 
-    def encode(self, lists: Sequence[Mapping[str, Any]] | pa.Table, numbers: Sequence[int] = ()) -> RaggedLists:
+    def encode(
+        self, lists: Sequence[Mapping[str, Any]] | pa.Table, first: int = 0, ids: Sequence[str] | None = None
+    ) -> RaggedLists:
         """The encoded lists before padding, with ids.
 
         Args:
             lists: As of ``__call__``.
-            numbers: The number of each list in its dataset, for messages and as its id where lists have none. Empty:
-                0, 1, ...
+            first: Number of the first list, for messages.
+            ids: Of the lists where they have no ``list_id`` column. None: their numbers.
         """
         schema = self.processor.schema
-        first = numbers[0] if numbers else 0
         if isinstance(lists, pa.Table | pa.RecordBatch):
             checked = Lists.from_arrow(lists, schema, with_labels=self.with_labels, first=first)
             has_ids = schema.list_id in lists.schema.names
@@ -83,8 +84,8 @@ class RerankCollator:
             rows = rows_in_columns(lists, schema)
             checked = Lists.from_rows(rows, schema, with_labels=self.with_labels, first=first)
             has_ids = bool(rows) and schema.list_id in rows[0]
-        if numbers and not has_ids:
-            checked.ids = [str(number) for number in numbers]
+        if ids is not None and not has_ids:
+            checked.ids = list(ids)
         if checked.labels is not None and checked.labels.max(initial=0.0) > self.highest_label:
             self._refuse_label(checked)
         ragged, _ = self.processor.encode(checked, truncate=self.truncate)

@@ -19,12 +19,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.hub.files import verified_folder
 from hf_rerank.processing.ragged import RaggedLists
 from hf_rerank.processing.scaling import DenseScale, Moments, numbers_of, scaled
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
-from hf_rerank.storage import refuse_repeated_names
 from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
+from hf_rerank.storage import read_json, refuse_repeated_names, write_json
+from hf_rerank.storage.hub_download import verified_folder
+from hf_rerank.storage.hub_upload import push_saved
 from hf_rerank.validation import Lists, tables_of
 
 CONFIG_FILE = "preprocessor_config.json"
@@ -264,6 +265,23 @@ class ListProcessor:
         rows |= {name: values[keep] for name, values in lists.columns.items()}
         return RaggedLists(lengths, rows), report
 
+    def check_fingerprint(self, expected: str | None, what: str) -> None:
+        """Refuses a model that was made for other lists.
+
+        Args:
+            expected: ``schema_fingerprint`` of the model's config. None: not known, accepted.
+            what: The model, for the message.
+
+        Raises:
+            InputError: It is not the fingerprint of ``schema``.
+        """
+        if expected not in (None, self.schema.fingerprint):
+            raise InputError(
+                f"{what} was made for lists with fingerprint {expected}, the processor has {self.schema.fingerprint}: "
+                "they do not belong together; load both from the same folder, or make the config with "
+                "for_schema(processor.schema)"
+            )
+
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
@@ -280,12 +298,12 @@ class ListProcessor:
             "fit_report": self.fit_report,
         }
         save_file(self._vocabulary_arrays(), folder / VOCABULARIES_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, plain)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         return [str(folder / CONFIG_FILE), str(folder / VOCABULARIES_FILE)]
 
-    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> Any:  # type: ignore[override]
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> Any:
         """Uploads the processor alone (``Reranker.push_to_hub``: also its model); other files of the repository stay.
 
         Args:
@@ -293,12 +311,10 @@ class ListProcessor:
             commit_message: Of the commit.
             options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``hf_rerank.hub.push_model``.
         """
-        from hf_rerank.hub.push import push_saved
-
-        return push_saved(self.save_pretrained, repo_id, part=True, commit_message=commit_message, **options)
+        return push_saved(self.save_pretrained, repo_id, commit_message=commit_message, **options)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
@@ -331,12 +347,7 @@ class ListProcessor:
         )
         config_path, vocabularies_path = folder / CONFIG_FILE, folder / VOCABULARIES_FILE
         refuse_repeated_names(vocabularies_path)
-        try:
-            plain = json.loads(config_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{config_path} is damaged: {error}; save or download the processor again") from None
-        if not isinstance(plain, dict):
-            raise InputError(f"{config_path} holds {type(plain).__name__}: expected a JSON object")
+        plain = read_json(config_path)
         if plain.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"{config_path} has format_version {plain.get('format_version')!r}, this library reads "

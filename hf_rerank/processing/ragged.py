@@ -33,7 +33,7 @@ class RaggedLists:
 
     def padded(self) -> dict[str, np.ndarray]:
         """The arrays of a batch, in the dtypes and with the padding of ``TENSORS``, masks included."""
-        real = {axis: _mask(lengths, 0 if axis == "L" else 1) for axis, lengths in self.lengths.items()}
+        real = {axis: _mask(lengths) for axis, lengths in self.lengths.items()}
         arrays = {_MASKS[axis]: mask for axis, mask in real.items() if axis in _MASKS}
         for name, rows in self.rows.items():
             spec = TENSORS[name]
@@ -58,6 +58,16 @@ class RaggedLists:
         lengths = np.array([len(text) for text in encoded], dtype=np.int64)
         joined = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         return RaggedLists({**self.lengths, "W": lengths}, {**self.rows, "list_id": joined})
+
+    def empty(self, count: int) -> RaggedLists:
+        """``count`` lists without items, with the user of the first list here; they fill up a batch."""
+        rows = {name: values[:0] for name, values in self.rows.items()}
+        rows |= {
+            name: np.repeat(values[:1], count, axis=0)
+            for name, values in self.rows.items()
+            if TENSORS[name].axes[1] not in self.lengths
+        }
+        return RaggedLists({axis: np.zeros(count, dtype=np.int64) for axis in self.lengths}, rows)
 
     @cached_property
     def _runs(self) -> dict[str, _Runs]:
@@ -91,8 +101,8 @@ class _Runs:
         return rows[np.repeat(self.starts[lists], lengths) + within]
 
 
-def _mask(lengths: np.ndarray, at_least: int) -> np.ndarray:
-    return np.arange(max(at_least, lengths.max(initial=0))) < lengths[:, None]
+def _mask(lengths: np.ndarray) -> np.ndarray:
+    return np.arange(max(1, lengths.max(initial=0))) < lengths[:, None]
 
 
 def _padded(rows: np.ndarray, mask: np.ndarray | None, fill: float | str, dtype: str) -> np.ndarray:

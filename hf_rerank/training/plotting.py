@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hf_rerank.errors import InputError
-from hf_rerank.plots import require_matplotlib, training_figure
+from hf_rerank.evaluation.plots import require_matplotlib, training_figure
 
 
 class PlotCallback(TrainerCallback):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema
 from hf_rerank.schema import Vector
 from hf_rerank.training import encoded_cache
-from hf_rerank.training.batches import EncodedLists, collate
+from hf_rerank.training.encoded_lists import EncodedLists, collate
 from hf_rerank.training.encoded_cache import CachedLists
 
 RICH = ListSchema(

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.validation import columns_of, tables_of
 from hf_rerank.schema import ListSchema
+from hf_rerank.validation import columns_of, tables_of
 
 PACKAGES = ("hf-rerank", "torch", "transformers", "datasets", "accelerate", "numpy", "pyarrow")
 _DIGEST_BATCH, _DIGEST_HEAD = 10_000, 1_000

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.inference.reranker import Reranker
 from hf_rerank.models.base import FeatureTables, PreTrainedReranker, RerankerConfig
 from hf_rerank.models.layers import HistoryEmbedding, ItemEmbedding
 from hf_rerank.processing import ListProcessor
-from hf_rerank.reranker import Reranker
-from hf_rerank.schema import Categorical, Dense, Feature, ListSchema
 from hf_rerank.processing.vocabularies import UNKNOWN
+from hf_rerank.schema import Categorical, Dense, Feature, ListSchema
 
 PARTS = ("items", "user", "history")
 KEPT, LENGTHENED, REINITIALISED = "kept", "lengthened", "re-initialised"
