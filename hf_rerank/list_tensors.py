@@ -94,18 +94,27 @@ def neuralsort_matrix(scores: Tensor, mask: Tensor, *, temperature: float) -> Te
 def sinkhorn_normalized(matrix: Tensor, steps: int) -> Tensor:
     """Normalize columns, then rows, ``steps`` times: with enough of them a matrix of ranks by slots sums to 1 in both.
 
-    Rows and columns that are 0 stay 0.
+    Rows and columns that are 0 stay 0. Only the factors of rows and columns change from step to step, so that a step
+    keeps vectors for the gradient, not matrices.
+
+    Args:
+        matrix: float [..., rank, slot], >= 0.
+        steps: A whole number, at least 0.
     """
+    if not steps:
+        return matrix
+    rows = torch.ones_like(matrix[..., :, :1])
+    columns = torch.ones_like(matrix[..., :1, :])
     for _ in range(steps):
-        matrix = normalized(normalized(matrix, -2), -1)
-    return matrix
+        # No matrix product: autocast would round it to bfloat16.
+        columns = _reciprocal((rows * matrix).sum(dim=-2, keepdim=True))
+        rows = _reciprocal((matrix * columns).sum(dim=-1, keepdim=True))
+    return rows * matrix * columns
 
 
 def normalized(matrix: Tensor, dim: int) -> Tensor:
-    """The matrix divided by its sums along ``dim``; sums below 1e-20 are taken as 0 and left alone."""
-    # Sums that small come from near ties at low temperatures, and their reciprocal would overflow in the gradient.
-    total = matrix.sum(dim=dim, keepdim=True)
-    return matrix / torch.where(total > 1e-20, total, 1.0)
+    """The matrix divided by its sums along ``dim``; rows or columns of 0 stay 0."""
+    return matrix * _reciprocal(matrix.sum(dim=dim, keepdim=True))
 
 
 def read_lists(
@@ -175,6 +184,15 @@ def check_gain(gain: str) -> None:
     """Raises an InputError for an unknown gain."""
     if gain not in GAINS:
         raise InputError(f"gain must be one of {', '.join(GAINS)}; got {gain!r}{suggestion(str(gain), GAINS)}")
+
+
+def _reciprocal(total: Tensor) -> Tensor:
+    """1 / total; 1 where the total is 0, or so small that the gradient would overflow.
+
+    In exact arithmetic each item has at least 1 / n of the rank that it holds. Smaller sums come from scores that are
+    one rounding apart, at low temperatures.
+    """
+    return 1.0 / torch.where(total > 1e-12, total, 1.0)
 
 
 def _check_values(name: str, values: Tensor, mask: Tensor, lowest: float, highest: float) -> None:

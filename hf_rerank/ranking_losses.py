@@ -283,10 +283,10 @@ def approx_ndcg_loss(
             item out of range.
 
     >>> import torch
-    >>> scores, labels = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0])
-    >>> round(approx_ndcg_loss(scores, labels).item(), 4)  # 1 - 1/log2(1 + 2), up to t
-    0.3691
-    >>> round(approx_ndcg_loss(scores, labels, temperature=1.0).item(), 4)  # r = 1 + 0.7311 + 0.2689
+    >>> scores, labels = torch.tensor([2.0, 1.0, 0.5]), torch.tensor([0, 1, 0])
+    >>> round(approx_ndcg_loss(scores, labels, temperature=1.0).item(), 4)  # r = 1 + 0.7311 + 0.3775
+    0.3889
+    >>> round(approx_ndcg_loss(scores, labels, temperature=0.01).item(), 4)  # 1 - 1/log2(1 + 2)
     0.3691
     """
     check_positive("temperature", temperature, MIN_TEMPERATURE)
@@ -334,8 +334,8 @@ def neural_ndcg_loss(
             the ideal: weights of 2 double the loss. With weights that differ between equal labels it may be below 0.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
         temperature: t, at least 1e-6, in units of the scores.
-        sinkhorn_steps: How often columns and rows are normalized, >= 0; each step keeps two tensors [..., list, list]
-            for the gradient. With few, the shares of an item may sum to more than 1 and the loss may be below 0.
+        sinkhorn_steps: How often columns and rows are normalized, >= 0; most of the time of this loss goes there.
+            With few, the shares of an item may sum to more than 1 and the loss may be below 0.
         gain: ``"exponential"``, ``g = 2^y - 1``, or ``"linear"``, ``g = y``. They agree on labels 0 and 1.
 
     Returns:

@@ -243,6 +243,16 @@ def test_half_precision_is_computed_in_float32(loss):
 
 
 @every_loss
+def test_autocast_changes_nothing(loss):
+    scores, labels, weights, mask = random_lists(width=30, dtype=torch.float32)
+    expected = loss(scores, labels, mask=mask, weights=weights)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(scores, labels, mask=mask, weights=weights)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected)
+
+
+@every_loss
 def test_gradient_is_the_derivative(loss):
     scores, labels, weights, mask = random_lists()
     scores.requires_grad_()
