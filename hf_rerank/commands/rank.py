@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.processing import EncodingReport
 
     without_bars_of_a_moment()
-    reranker = _loaded(options.model, at)
+    reranker = _load(options.model, at)
     report = EncodingReport()
     partial = options.output.with_name(options.output.name + ".partial")
     try:
@@ -79,17 +79,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"{count:,} values of {name} missing")
 
 
-def _loaded(source: str, at: dict[str, Any]) -> Any:
-    """The ``Reranker`` of a folder or repository; the ``ONNXReranker`` of one that holds an exported graph alone."""
-    from hf_rerank.processing import CONFIG_FILE
-    from hf_rerank.storage.hub_download import at_one_commit, holds_only_a_graph
-
-    at = at_one_commit(source, CONFIG_FILE, **at)
-    if holds_only_a_graph(source, **at):
-        from hf_rerank.inference.scorers import ONNXReranker
-
-        return ONNXReranker.from_pretrained(source, **at)
-    # Not before: a graph ranks without torch.
+def _load(source: str, at: dict[str, Any]) -> Any:
     from hf_rerank.inference.reranker import Reranker
 
     return Reranker.from_pretrained(source, **at)

@@ -133,7 +133,7 @@ def _new(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
 def _fine_tuned(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
     """A trained model made ready for these lists, and its processor; prints what was kept and added."""
     from hf_rerank.inference.reranker import Reranker
-    from hf_rerank.training.adaptation import adapt, freeze
+    from hf_rerank.training import adapt, freeze
 
     saved = Reranker.from_pretrained(options.source, **model_options(options.source, options.revision))
     reranker, report = adapt(saved, lists["train"], lists.schema, reinitialize=options.reinitialize)

@@ -42,6 +42,31 @@ def environment() -> dict[str, Any]:
     }
 
 
+def describe_training(model: Any, processor: Any, args: Any, *, train: Any, validation: Any) -> dict[str, Any]:
+    """What is known of a training before it begins, as plain JSON values.
+
+    Args:
+        model: The re-ranker.
+        processor: Its ``ListProcessor``.
+        args: The training arguments.
+        train: The raw training lists. None: there are none.
+        validation: The raw evaluation lists, or a dict of them by name. None: there are none.
+    """
+    schema = processor.schema
+    splits = {"train": train, **(validation if isinstance(validation, dict) else {"validation": validation})}
+    return {
+        "model": model.config.to_dict(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training_arguments": args.to_dict(),
+        "task_loss": model.config.task_loss_name,
+        "schema": schema.to_dict(),
+        "processor": processor.fit_report,
+        "text_columns": [name for name, table in processor.vocabularies.items() if getattr(table, "is_text", False)],
+        "data": {name: data_identity(lists, schema) for name, lists in splits.items() if lists is not None},
+        "environment": environment(),
+    }
+
+
 def data_identity(lists: Any, schema: ListSchema) -> dict[str, Any]:
     """How many lists, and a SHA-256 over all that the schema names of them, in their order.
 

@@ -79,7 +79,9 @@ class Reranker:
         """
         model = getattr(self.scorer, "model", None)
         if model is None:
-            raise InputError("this re-ranker runs an exported graph and has no PyTorch model: load the folder it was made from")
+            raise InputError(
+                "this re-ranker runs an exported graph and has no PyTorch model: load the folder it was made from"
+            )
         return model
 
     @classmethod

@@ -72,7 +72,7 @@ def preset_objective(
         perturbation: Kind of the perturbed pass, see ``hf_rerank.principled.perturb``. None: the preset's.
         seed: Of the perturbations and of the lists drawn.
         weights: ``<term>_weight`` for each term of the preset: ``convergence_weight`` (w1), ``adversarial_weight``
-            (w2), ``cross_weight``, ``r_drop_weight``. 0 leaves out the term, and a pass that no other term uses.
+            (w2), ``cross_weight``, ``r_drop_weight``. 0 leaves out the term; and, of a term that compares with the first pass, the other pass.
 
     Raises:
         InputError: There is no such preset, option or value.
@@ -90,10 +90,10 @@ def preset_objective(
             raise InputError(
                 f"principled={name!r} has no option {key!r}: expected {', '.join(options)}{suggestion(key, options)}"
             )
-        term = next(term for term in objective.terms if f"{term.name}_weight" == key)
-        changed = replace(term, weight=weight)
-        terms = tuple(changed if other is term else other for other in objective.terms if weight or other is not term)
-        objective = _without_unused_passes(replace(objective, terms=terms))
+        term = next((term for term in objective.terms if f"{term.name}_weight" == key), None)
+        if term is None:  # its pass was left out with another term
+            continue
+        objective = _with_weight(objective, term, weight)
     if perturbation is not None:
         if not any(isinstance(entry.order, Perturbed) for entry in objective.passes):
             raise InputError(f"perturbation={perturbation!r}: principled={name!r} has no pass that is perturbed")
@@ -114,10 +114,17 @@ def preset_objective(
     return replace(objective, fraction=fraction, warmup=warmup, seed=seed)
 
 
-def _without_unused_passes(objective: PrincipledObjective) -> PrincipledObjective:
-    used = {objective.passes[0].name, *(name for term in objective.terms for name in (term.first, term.second))}
+def _with_weight(objective: PrincipledObjective, term: Term, weight: float) -> PrincipledObjective:
+    if weight:
+        changed = replace(term, weight=weight)
+        return replace(objective, terms=tuple(changed if other is term else other for other in objective.terms))
+    # A term that compares with the first pass is what its other pass is run for.
+    dropped = term.second if term.first == objective.passes[0].name else None
     return replace(
         objective,
-        passes=tuple(entry for entry in objective.passes if entry.name in used),
-        task_loss_on=tuple(name for name in objective.task_loss_on if name in used),
+        passes=tuple(entry for entry in objective.passes if entry.name != dropped),
+        terms=tuple(
+            other for other in objective.terms if other is not term and dropped not in (other.first, other.second)
+        ),
+        task_loss_on=tuple(name for name in objective.task_loss_on if name != dropped),
     )

@@ -159,7 +159,7 @@ class ListProcessor:
         """Gives rows to values that later lists hold and the vocabularies lack: ids of new items, categories, brands.
 
         The rows that are there stay as they are, new ones follow them, and ``schema.fingerprint`` changes: give the
-        model ``model.resize_tables(processor.schema)`` before anything else. Scales of dense features are those of
+        model ``model.resize_embeddings(processor.schema)`` before anything else. Scales of dense features are those of
         the first training lists still; a ``size`` in the schema is no limit here; hashed tables have all their rows.
 
         Args:

@@ -108,7 +108,7 @@ def folder_with_weights(source: str | Path, *, variant: str | None = None, **hub
         if weights == WEIGHTS_FILE and _lists_a_graph(folder):
             raise InputError(
                 f"{source} holds an exported graph ({GRAPH_FILE}) and no weights of PyTorch: give the model that it "
-                "was exported from; a graph is for ONNXReranker and hf-rerank rank only"
+                "was exported from; a graph can only rank, with Reranker.from_pretrained or hf-rerank rank"
             )
         raise InputError(f"{folder} has no {weights}: weights are read from safetensors files only")
     for name in shards:

@@ -110,9 +110,7 @@ def _find_or_make(cache: Path, made_from: dict[str, Any], lists: Any, collator: 
     return folder
 
 
-def _write(
-    unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any, collator: RerankCollator
-) -> None:
+def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any, collator: RerankCollator) -> None:
     from tqdm import tqdm
 
     files: dict[str, _ArrayFile] = {}

@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
-from transformers import TrainerCallback
 
 from hf_rerank.errors import InputError
 from hf_rerank.processing.collator import RerankCollator
@@ -191,25 +190,6 @@ class _Window:
             return self._collator.encode(part, first, ids)
         except InputError as error:
             raise InputError(f"{error} (shard {shard} of the stream)") from None
-
-
-class StreamPasses(TrainerCallback):
-    """Logs, measures and saves at the end of each pass over a stream, where that is to be done each epoch.
-
-    For the Trainer the whole training on a stream is one epoch, so that its place is a number of batches.
-    """
-
-    def on_step_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
-        stream = getattr(train_dataloader, "dataset", None)
-        stream = getattr(stream, "dataset", stream)  # of several processes
-        if not isinstance(stream, EncodedStream) or not stream.lists_a_pass or state.global_step >= state.max_steps:
-            return
-        lists = stream.step * args.gradient_accumulation_steps
-        taken, a_pass = state.global_step * lists, stream.lists_a_pass
-        if taken // a_pass > (taken - lists) // a_pass:
-            control.should_log |= args.logging_strategy == "epoch"
-            control.should_evaluate |= args.eval_strategy == "epoch"
-            control.should_save |= args.save_strategy == "epoch"
 
 
 def _must_be_whole(state: Any) -> bool:
