@@ -78,17 +78,19 @@ class Dense:
     Args:
         name: The column.
         scale: ``standard``: minus the mean, divided by the standard deviation of the training lists; ``log``: the
-            same after sign(x) * log(1 + abs(x)), for prices and counts; ``none``: as it comes.
+            same after sign(x) * log(1 + abs(x)), for prices and counts; ``quantile``: the standard normal quantile of
+            the value's rank among those of the training lists, which needs no such choice and bounds outliers;
+            ``none``: as it comes.
         missing: What a null becomes. ``mean``: the training mean. ``indicator``: the mean, and a second number that
             is 1 where the value was missing. ``error``: refused.
     """
 
     name: str
-    scale: Literal["standard", "log", "none"] = "standard"
+    scale: Literal["standard", "log", "quantile", "none"] = "standard"
     missing: Literal["mean", "indicator", "error"] = "mean"
 
     def __post_init__(self) -> None:
-        _one_of(self.name, "scale", self.scale, ("standard", "log", "none"))
+        _one_of(self.name, "scale", self.scale, ("standard", "log", "quantile", "none"))
         _one_of(self.name, "missing", self.missing, ("mean", "indicator", "error"))
 
     @property

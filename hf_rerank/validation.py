@@ -170,8 +170,11 @@ class Lists:
 
 
 def _is_needed(part: str) -> bool:
-    """Whether training and evaluation need an item column that the schema names; the truth of simulated lists not."""
-    return TENSORS[COLUMN_TENSORS[part]].role != "ground_truth"
+    """Whether training and evaluation need an item column that the schema names.
+
+    The truth of simulated lists they do not; nor the earlier ranker's score, which a processor may compute.
+    """
+    return TENSORS[COLUMN_TENSORS[part]].role not in ("ground_truth", "feature")
 
 
 class _ColumnReader:

@@ -50,6 +50,13 @@ def add(commands: Any) -> None:
     train.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the model's config"
     )
+    train.add_argument(
+        "--on-top-of",
+        choices=("lambdamart",),
+        metavar="RANKER",
+        help="lambdamart: first train boosted trees, start from their scores and save them with the model; needs "
+        "LightGBM, which ranking then does not",
+    )
     train.add_argument("--plots", action="store_true", help="draw RUN/plots/training.png at every evaluation")
     train.set_defaults(run=run, parser=train)
 
@@ -76,7 +83,12 @@ def run(options: argparse.Namespace) -> None:
         if not len(lists[split]):
             raise InputError(f"{options.data} has no list in its {split} split: prepare more lists")
     set_seed(arguments.seed)
-    model, processor = _fine_tuned(options, lists) if options.source else _new(options, lists)
+    about: dict[str, Any] = {}
+    train = lists["train"]
+    if options.source:
+        model, processor = _fine_tuned(options, lists)
+    else:
+        model, processor, train, about = _new(options, lists, arguments)
     choices: dict[str, Any] = {"ks": arguments.metric_ks, "no_click": arguments.no_click}
     rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], **choices)
     if options.source:
@@ -84,12 +96,12 @@ def run(options: argparse.Namespace) -> None:
     trainer = RerankTrainer(
         model=model,
         args=arguments,
-        train_dataset=lists["train"],
+        train_dataset=train,
         eval_dataset=lists["validation"],
         processing_class=processor,
         callbacks=[plots] if plots else None,
     )
-    trainer.results |= about_initial_ranker(folder)
+    trainer.results.update(about_initial_ranker(folder) | about)
     trainer.results["orders"] = {"validation": {"initial": rows["initial"]}}
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
@@ -103,11 +115,11 @@ def run(options: argparse.Namespace) -> None:
 def _check_source(options: argparse.Namespace) -> None:
     if bool(options.model) == bool(options.source):
         raise InputError("give --model NAME for a new model, or --from MODEL to fine-tune one: one of the two")
-    of_new, of_saved = ("preset", "set"), ("freeze", "reinitialize", "revision")
+    of_new, of_saved = ("preset", "set", "on_top_of"), ("freeze", "reinitialize", "revision")
     refused, goes_with = (of_new, "--model") if options.source else (of_saved, "--from")
     for name in refused:
         if getattr(options, name):
-            raise InputError(f"--{name} goes with {goes_with} only: see hf-rerank train --help")
+            raise InputError(f"--{name.replace('_', '-')} goes with {goes_with} only: see hf-rerank train --help")
     if options.source:
         model_options(options.source, options.revision)  # a revision of a folder is told before lists are read
         if Path(options.source).exists() and Path(options.source).resolve() == Path(options.output_dir).resolve():
@@ -117,17 +129,40 @@ def _check_source(options: argparse.Namespace) -> None:
             )
 
 
-def _new(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
-    """A new model, and the processor that learned from the training lists."""
+def _new(options: argparse.Namespace, lists: Any, arguments: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """A new model, its processor, the lists to train it on, and what the results say of the trees it starts from."""
     from hf_rerank.models.auto import reranker_classes
     from hf_rerank.processing import ListProcessor
+    from hf_rerank.training import calibrate_initial_score
 
     config_class, model_class = reranker_classes(options.model)
     processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
+    train, about = lists["train"], {}
     overrides = settings_of("--set", options.set)
+    if options.on_top_of:
+        from hf_rerank.initial_rankers.on_top import fit_on_top
+
+        on_top = fit_on_top(processor, train, lists["validation"])
+        processor, train, about = on_top.processor, on_top.train, {"on_top_of": on_top.settings}
+        overrides = {"initial_score": "start", **overrides}
+        print(_describe_trees(on_top.settings))
     if options.preset:
-        return model_class(config_class.preset(options.preset, processor.schema, **overrides)), processor
-    return model_class(config_class.for_schema(processor.schema, **overrides)), processor
+        config = config_class.preset(options.preset, processor.schema, **overrides)
+    else:
+        config = config_class.for_schema(processor.schema, **overrides)
+    if config.initial_score != "none":
+        # The loss of the training is that of the arguments, and decides what the scores are calibrated for.
+        config.task_loss = arguments.task_loss or arguments.objective().task_loss or config.task_loss
+        calibrate_initial_score(config, processor, train)
+    return model_class(config), processor, train, about
+
+
+def _describe_trees(settings: dict[str, Any]) -> str:
+    return (
+        f"lambdamart: {settings['trees']} trees of {settings['leaves']} leaves, NDCG@10 "
+        f"{settings['validation_ndcg@10']:.4f} on the validation split; training lists are scored by "
+        f"{settings['folds']}-fold cross-fitting"
+    )
 
 
 def _fine_tuned(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:

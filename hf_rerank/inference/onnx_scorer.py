@@ -82,6 +82,9 @@ class OnnxScorer:
         longest, slots = self.config["max_list_length"], features["mask"].shape[1]
         if self.config["position_input"] != "none" and slots > longest:
             raise InputError(f"lists of {slots} slots: the model has positions for max_list_length={longest}")
+        for name in self.inputs:
+            if name not in features:
+                raise InputError(f"the lists have no {name}, which the graph reads: give the columns of training")
         (scores,) = self.session.run([SCORES], {name: features[name] for name in self.inputs})
         return scores
 

@@ -5,6 +5,8 @@ A rate that a list helped to count would tell its own clicks: lists to learn fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from hf_rerank.initial_rankers.ranker_train import PARTS
@@ -35,14 +37,19 @@ class ClickThroughCounts:
         np.add.at(self.shown, (parts, rows), 1)
         np.add.at(self.clicked, (parts[clicked], rows[clicked]), 1)
 
-    def rates(self) -> np.ndarray:
-        """float32 [rows], ``(clicks + PRIOR_ITEMS * mean rate) / (shown + PRIOR_ITEMS)`` over all parts."""
-        return _smoothed(self.clicked.sum(0), self.shown.sum(0))
+    def rates(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """float32 [rows], ``(clicks + PRIOR_ITEMS * mean rate) / (shown + PRIOR_ITEMS)`` over these parts, or all."""
+        counted = slice(None) if parts is None else np.asarray(parts)
+        return _smoothed(self.clicked[counted].sum(0), self.shown[counted].sum(0))
 
-    def out_of_fold(self) -> np.ndarray:
-        """float32 [PARTS, rows]: in row p the rates over all parts but p; the mean rate is over those too."""
-        clicked, shown = self.clicked.sum(0), self.shown.sum(0)
-        return np.stack([_smoothed(clicked - self.clicked[p], shown - self.shown[p]) for p in range(PARTS)])
+    def out_of_fold(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """float32 [PARTS, rows]: in row p the rates over these parts, or all, but p; the mean rate is over those too."""
+        counted = slice(None) if parts is None else np.asarray(parts)
+        clicked, shown = self.clicked[counted].sum(0), self.shown[counted].sum(0)
+        inside = np.isin(np.arange(PARTS), np.arange(PARTS)[counted])
+        return np.stack(
+            [_smoothed(clicked - self.clicked[p] * inside[p], shown - self.shown[p] * inside[p]) for p in range(PARTS)]
+        )
 
 
 def _smoothed(clicked: np.ndarray, shown: np.ndarray) -> np.ndarray:

@@ -15,8 +15,9 @@ from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.click_through import ClickThroughCounts
 from hf_rerank.initial_rankers.qualities import quality_named
 from hf_rerank.initial_rankers.ranker_train import RankerLists, features_of, ranker_lists
-from hf_rerank.processing import ListProcessor, RaggedLists
+from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
+from hf_rerank.processing.trees import rows_of, tables_in, tree_inputs
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 from hf_rerank.storage import refuse_repeated_names, replacing
 from hf_rerank.storage.hub_download import verified_folder
@@ -135,7 +136,7 @@ class LambdaMARTRanker:
         """float64 [N], the scores of the items of all lists of a table, one list after another."""
         lists = Lists.from_arrow(features_of(table, self.processor.schema), self.processor.schema)
         flat, _ = self.processor.encode(lists)
-        return np.asarray(self._booster.predict(_values(flat, self.processor, self.rates), num_threads=1))
+        return np.asarray(self._booster.predict(tree_inputs(flat, self.processor.schema, self.rates), num_threads=1))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes trees (text), click-through rates, processor and settings, with a manifest: all of it or nothing."""
@@ -195,15 +196,6 @@ def read_settings(folder: Path, ranker: str) -> dict[str, Any]:
     return settings
 
 
-def _tables(schema: ListSchema) -> list[tuple[str, int, Categorical]]:
-    """Each categorical feature: its part, its number there, and itself."""
-    return [
-        (part, number, feature)
-        for part in ("items", "user")
-        for number, feature in enumerate(schema.features(part, Categorical))
-    ]
-
-
 def _rows_of_table(feature: Categorical) -> int:
     rows = feature.hash_size or feature.size
     assert rows is not None  # of a fitted schema
@@ -215,30 +207,23 @@ def _feature_names(processor: ListProcessor, rates: dict[str, np.ndarray]) -> tu
     schema = processor.schema
     numbers = sum(feature.width for part in ("items", "user") for feature in schema.features(part, Dense))
     numbers += sum(feature.dim for feature in schema.features("items", Vector))
-    categories = list(range(numbers, numbers + len(_tables(schema)) - len(rates)))
+    categories = list(range(numbers, numbers + len(tables_in(schema)) - len(rates)))
     names = [f"number_{index}" for index in range(numbers)] + [f"category_{index}" for index in categories]
     return [*names, *(f"rate_{index}" for index in range(len(rates)))], categories
 
 
 def _count_clicks(chosen: RankerLists, processor: ListProcessor) -> dict[str, ClickThroughCounts]:
     """Counts of the features of high cardinality."""
-    large = [entry for entry in _tables(processor.schema) if _rows_of_table(entry[2]) > MAX_CATEGORIES]
+    large = [entry for entry in tables_in(processor.schema) if _rows_of_table(entry[2]) > MAX_CATEGORIES]
     counts = {feature.name: ClickThroughCounts(_rows_of_table(feature)) for _, _, feature in large}
     start = 0
     for table in tables_of(chosen.train, BATCH):
         flat, _ = processor.encode(Lists.from_arrow(table, processor.schema, with_labels=True, first=start))
         parts = np.repeat(chosen.train_parts[start : start + table.num_rows], flat.lengths["L"])
         for part, number, feature in large:
-            counts[feature.name].add(_column(flat, part, number), flat.rows["labels"] > 0, parts)
+            counts[feature.name].add(rows_of(flat, part, number), flat.rows["labels"] > 0, parts)
         start += table.num_rows
     return counts
-
-
-def _column(flat: RaggedLists, part: str, number: int) -> np.ndarray:
-    """Table rows of a categorical feature, one an item."""
-    if part == "items":
-        return flat.rows["item_categorical"][:, number]
-    return np.repeat(flat.rows["user_categorical"][:, number], flat.lengths["L"])
 
 
 @dataclass(frozen=True)
@@ -267,7 +252,7 @@ def _matrix(
             )
         flat, _ = processor.encode(batch)
         of_item = None if parts is None else np.repeat(parts[start : start + table.num_rows], flat.lengths["L"])
-        values.append(_values(flat, processor, rates, of_item))
+        values.append(tree_inputs(flat, processor.schema, rates, of_item))
         labels.append(_grades(flat.rows["labels"], processor.schema.label))
         lengths.append(flat.lengths["L"])
         if "weights" in flat.rows:
@@ -279,25 +264,6 @@ def _matrix(
         np.concatenate(weights) if weights else None,
         np.concatenate(lengths),
     )
-
-
-def _values(
-    flat: RaggedLists, processor: ListProcessor, rates: dict[str, np.ndarray], parts: np.ndarray | None = None
-) -> np.ndarray:
-    """float32 [N, F]: numbers, categories, click-through rates (of the items' parts [N], if given)."""
-    columns = [flat.rows[name] for name in ("item_dense", "item_vectors") if name in flat.rows]
-    if "user_dense" in flat.rows:
-        columns.append(np.repeat(flat.rows["user_dense"], flat.lengths["L"], axis=0))
-    tables = _tables(processor.schema)
-    for part, number, feature in tables:
-        if feature.name not in rates:
-            columns.append(_column(flat, part, number)[:, None])
-    for part, number, feature in tables:
-        if feature.name in rates:
-            rows = _column(flat, part, number)
-            of_item = rates[feature.name][rows] if parts is None else rates[feature.name][parts, rows]
-            columns.append(of_item[:, None])
-    return np.concatenate(columns, axis=1, dtype=np.float32)
 
 
 def _grades(labels: np.ndarray, name: str) -> np.ndarray:

@@ -107,7 +107,7 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
         of_clicks = labels.value_parent_indices().filter(pc.greater(labels.flatten(), 0)).to_numpy()
         items.append(pc.list_value_length(labels).to_numpy(zero_copy_only=False))
         clicks.append(np.bincount(of_clicks, minlength=table.num_rows))
-    of_list, shown, clicked = _parts(users, seed), np.concatenate(items), np.concatenate(clicks)
+    of_list, shown, clicked = parts_of(users, seed), np.concatenate(items), np.concatenate(clicks)
     held = of_list == HELD_OUT
     for what, wanted in (("to learn from", ~held), ("held out to say when to stop", held)):
         if not clicked[wanted].any():
@@ -126,7 +126,7 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
     )
 
 
-def _parts(users: list[Any], seed: int) -> np.ndarray:
+def parts_of(users: list[Any], seed: int) -> np.ndarray:
     """The part of each list: users in the order of a hash go round the parts, so that no part lacks users."""
     in_order = sorted(set(users), key=lambda user: (blake2b_64(f"{seed}:{user}"), str(user)))
     part_of = {user: number % PARTS for number, user in enumerate(in_order)}

@@ -23,7 +23,7 @@ from transformers.utils import ModelOutput
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.models.config import RerankerConfig
-from hf_rerank.models.embeddings import FeatureTables, resize_to_schema
+from hf_rerank.models.embeddings import FeatureTables, calibrated_scores, resize_to_schema
 from hf_rerank.models.layers import Context, SharedDropout, draw_dropout
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 from hf_rerank.schema import ListBatch, ListSchema
@@ -76,6 +76,8 @@ class PreTrainedReranker(PreTrainedModel):
     accepts_loss_kwargs = False
     # Parameters that read features though their shape does not show it; hf_rerank.training.adaptation finds the others.
     reads_features: ClassVar[tuple[str, ...]] = ()
+    # The module whose output are the scores; it begins at 0 where training starts from an earlier ranker's score.
+    scorer: nn.Module
     _supports_sdpa = True
 
     def post_init(self) -> None:
@@ -229,27 +231,29 @@ class PreTrainedReranker(PreTrainedModel):
         if not torch.compiler.is_compiling() and self.config.position_input != "none" and mask.shape[1] > longest:
             raise InputError(f"lists of {mask.shape[1]} slots: the model has positions for max_list_length={longest}")
         # Features are float32, whatever the weights are.
-        item_dense, item_vectors, user_dense, history_dense = (
+        item_dense, item_vectors, user_dense, history_dense, initial_scores = (
             None if part is None else part.to(self.dtype)
-            for part in (item_dense, item_vectors, user_dense, history_dense)
+            for part in (item_dense, item_vectors, user_dense, history_dense, initial_scores)
         )
-        context = self.embed(
-            ListBatch(
-                item_categorical=item_categorical,
-                item_dense=item_dense,
-                item_vectors=item_vectors,
-                user_categorical=user_categorical,
-                user_dense=user_dense,
-                history_categorical=history_categorical,
-                history_dense=history_dense,
-                history_mask=history_mask,
-                mask=mask,
-                position_ids=position_ids,
-                initial_scores=initial_scores,
-            )
+        batch = ListBatch(
+            item_categorical=item_categorical,
+            item_dense=item_dense,
+            item_vectors=item_vectors,
+            user_categorical=user_categorical,
+            user_dense=user_dense,
+            history_categorical=history_categorical,
+            history_dense=history_dense,
+            history_mask=history_mask,
+            mask=mask,
+            position_ids=position_ids,
+            initial_scores=initial_scores,
         )
+        context = self.embed(batch)
+        if self.config.initial_score == "start":
+            scale, offset = self.config.initial_score_scale, self.config.initial_score_offset
+            context["start"] = calibrated_scores(batch, scale, offset)
         if objective is None or labels is None:
-            output = self.score(context, position_ids)
+            output = self._score_from_start(context, position_ids)
             if labels is not None:
                 output.loss = self.task_loss(output, labels, mask, weights)
             return output
@@ -260,7 +264,7 @@ class PreTrainedReranker(PreTrainedModel):
             chosen = _rows(context, lists, positions.shape[0] // position_ids.shape[0])
             if fresh_dropout:
                 chosen = {**chosen, **self.draw_dropout(chosen["mask"])}
-            output = self.score(chosen, positions)
+            output = self._score_from_start(chosen, positions)
             if not first:
                 first.append(output)
             return output
@@ -278,6 +282,15 @@ class PreTrainedReranker(PreTrainedModel):
             logits=given.logits,
             list_logits=given.list_logits,
         )
+
+    def _score_from_start(self, context: Context, position_ids: Tensor) -> RerankerOutput:
+        """``score``, added to the earlier ranker's scores where training starts from these."""
+        output = self.score(context, position_ids)
+        if "start" in context:
+            assert output.logits is not None
+            # Padding stays at the lowest finite number: the start is 0 there.
+            output.logits = output.logits + context["start"].to(output.logits.dtype)
+        return output
 
     def embed(self, batch: ListBatch) -> Context:
         """Everything that does not depend on the given order: tensors by name, each with B first, ``mask`` among them.
@@ -365,6 +378,9 @@ class PreTrainedReranker(PreTrainedModel):
             init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
             if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
                 init.zeros_(module.weight[module.padding_idx])
+        if self.config.initial_score == "start" and module is self.scorer:
+            for parameter in module.parameters():
+                init.zeros_(parameter)
 
 
 def mask_logits(logits: Tensor, mask: Tensor) -> Tensor:

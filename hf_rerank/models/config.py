@@ -53,7 +53,18 @@ class RerankerConfig(PreTrainedConfig):
         schema_fingerprint: Of the fitted schema that the sizes come from.
         embedding_dim: Width of each embedding table.
         unknown_rate: Fraction of ids that training replaces by the unknown value, so that its row is trained, in
-            [0, 1).
+            [0, 1). None: for each feature of items and users the share of its values that are unknown in the lists that
+            the trainer evaluates on, at least 0.01, so that training meets as many unknown values as new lists hold.
+        item_unknown_rates: Those fractions for the categorical item features, in [0, 1]; filled in by the trainer.
+        user_unknown_rates: The same for user features.
+        relative_features: Whether each number of an item is also given relative to the list: its rank, and its
+            differences to the list's mean and to its largest value, over the real items. They depend on the items and
+            not on the given order.
+        initial_score: How the model reads the earlier ranker's score of an item (``initial_score`` of the schema, or
+            the trees in the processor): ``none``, not at all; ``feature``, as one more number; ``start``, as a number
+            and as the score from which training starts: the model's own part begins at 0 and is added to it.
+        initial_score_scale, initial_score_offset: Bring the score to the scale of the model's logits, ``scale * score
+            + offset``; ``hf_rerank.training.calibrate_initial_score`` finds them.
         position_input: How the model reads the given order: ``embedding``, a learnable vector per position; ``none``,
             not at all.
         task_loss: A name in ``hf_rerank.losses.TASK_LOSSES``; ``binary_log_loss`` is the default of every model.
@@ -78,7 +89,13 @@ class RerankerConfig(PreTrainedConfig):
     max_history_length: int = 50
     schema_fingerprint: str | None = None
     embedding_dim: int = 16
-    unknown_rate: float | int = 0.01
+    unknown_rate: float | int | None = 0.01
+    item_unknown_rates: list[float] = field(default_factory=list)
+    user_unknown_rates: list[float] = field(default_factory=list)
+    relative_features: bool = False
+    initial_score: Literal["none", "feature", "start"] = "none"
+    initial_score_scale: float | int = 1.0
+    initial_score_offset: float | int = 0.0
     position_input: Literal["embedding", "none"] = "embedding"
     task_loss: str = "binary_log_loss"
     initializer_range: float = 0.02
@@ -112,7 +129,11 @@ class RerankerConfig(PreTrainedConfig):
             raise InputError(
                 f"task_loss is {self.task_loss!r}: expected one of {', '.join(known)}{suggestion(self.task_loss, known)}"
             )
-        if not 0 <= self.unknown_rate < 1:
+        for name in ("item", "user"):
+            rates, tables = getattr(self, f"{name}_unknown_rates"), getattr(self, f"{name}_vocab_sizes")
+            if rates and (len(rates) != len(tables) or min(rates) < 0 or max(rates) > 1):
+                raise InputError(f"{name}_unknown_rates is {rates}: expected {len(tables)} fractions in [0, 1], or none")
+        if self.unknown_rate is not None and not 0 <= self.unknown_rate < 1:
             raise InputError(f"unknown_rate is {self.unknown_rate}: expected a share in [0, 1)")
         if not self.initializer_range > 0:
             raise InputError(f"initializer_range is {self.initializer_range}: expected a number above 0")

@@ -13,6 +13,9 @@ from hf_rerank.models.config import RerankerConfig
 from hf_rerank.processing.vocabularies import UNKNOWN
 from hf_rerank.schema import Categorical, ListBatch, ListSchema
 
+# Without a rate of its own: few enough to cost nothing, and the unknown value's row is trained.
+DEFAULT_UNKNOWN_RATE = 0.01
+
 
 class FeatureTables(nn.Module):
     """A module with embedding tables of categorical features, which may grow; see ``resize_to_schema``."""
@@ -26,16 +29,22 @@ class ItemEmbedding(FeatureTables):
     """The features of an item, and of the list's user beside each item, as one vector per item.
 
     Each categorical feature has a table of its own, ``embedding_dim`` wide; dense features and vectors are appended as
-    they are: ``[item tables ; item dense ; item vectors ; user tables ; user dense]``, [B, L, width]. The item's own
-    part comes first and is ``item_width`` wide, the user's ``user_width``.
+    they are: ``[item tables ; relative features ; initial score ; item dense ; item vectors ; user tables ;
+    user dense]``, [B, L, width], the second and third where the config asks for them. The item's own part comes first
+    and is ``item_width`` wide, the user's ``user_width``.
     """
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
-        self.unknown_rate = config.unknown_rate
+        self.config = config
         self.item_tables = nn.ModuleList(_table(rows, config) for rows in config.item_vocab_sizes)
         self.user_tables = nn.ModuleList(_table(rows, config) for rows in config.user_vocab_sizes)
-        self.item_width = len(self.item_tables) * config.embedding_dim + config.num_item_dense + config.item_vector_dim
+        self.relative = config.relative_features
+        self.reads_score = config.initial_score != "none"
+        self.score_scale, self.score_offset = config.initial_score_scale, config.initial_score_offset
+        numbers = config.num_item_dense + self.reads_score
+        self.item_width = len(self.item_tables) * config.embedding_dim + numbers + config.item_vector_dim
+        self.item_width += len(RELATIVE_FORMS) * numbers * self.relative
         self.user_width = len(self.user_tables) * config.embedding_dim + config.num_user_dense
         self.width = self.item_width + self.user_width
         if not self.width:
@@ -47,8 +56,12 @@ class ItemEmbedding(FeatureTables):
                 f"item_categorical has {batch.item_categorical.shape[-1]} features, the model has "
                 f"{len(self.item_tables)} item tables: encode the lists with the model's own processor"
             )
-        parts = self._look_up(self.item_tables, batch.item_categorical)
-        parts += [part for part in (batch.item_dense, batch.item_vectors) if part is not None]
+        parts = self._look_up(self.item_tables, batch.item_categorical, self.config.item_unknown_rates)
+        scores = [calibrated_scores(batch, self.score_scale, self.score_offset).unsqueeze(-1)] if self.reads_score else []
+        numbers = scores + ([] if batch.item_dense is None else [batch.item_dense])
+        if self.relative and numbers:
+            parts.append(relative_features(torch.cat(numbers, dim=-1), batch.mask))
+        parts += numbers + ([] if batch.item_vectors is None else [batch.item_vectors])
         length = batch.item_categorical.shape[1]
         parts += [part.unsqueeze(1).expand(-1, length, -1) for part in self._user_parts(batch)]
         return _concatenate(parts, self.width, "an item's", "a dense, vector or user input")
@@ -67,11 +80,60 @@ class ItemEmbedding(FeatureTables):
 
     def _user_parts(self, batch: ListBatch) -> list[Tensor]:
         found = batch.user_categorical
-        parts = [] if found is None else self._look_up(self.user_tables, found)
+        parts = [] if found is None else self._look_up(self.user_tables, found, self.config.user_unknown_rates)
         return parts + ([] if batch.user_dense is None else [batch.user_dense])
 
-    def _look_up(self, tables: nn.ModuleList, rows: Tensor) -> list[Tensor]:
-        return _look_up(list(tables), _replace_by_unknown(rows, self.unknown_rate if self.training else 0.0))
+    def _look_up(self, tables: nn.ModuleList, rows: Tensor, rates: list[float]) -> list[Tensor]:
+        return _look_up(list(tables), _replace_by_unknown(rows, rates or _rate(self.config)) if self.training else rows)
+
+
+RELATIVE_FORMS = ("rank", "to the mean", "to the largest")
+
+
+def relative_features(values: Tensor, mask: Tensor) -> Tensor:
+    """Each number of an item set against the same number of the list's other items, the forms one after another.
+
+    - its rank: the share of the other items that are below it, minus the share above it; from -1 to 1;
+    - its difference to the list's mean;
+    - its difference to the list's largest value, at most 0.
+
+    A number that all items share gives 0 in every form, and so does a list of one item.
+
+    Args:
+        values: float [B, L, F].
+        mask: bool [B, L]; values at padding are not read.
+
+    Returns:
+        float [B, L, 3 * F], 0 at padding.
+    """
+    real = mask.unsqueeze(-1)
+    count = mask.sum(1).clamp(min=1)[:, None, None].to(values.dtype)
+    values = values.masked_fill(~real, 0.0)
+    mean = values.sum(1, keepdim=True) / count
+    largest = values.masked_fill(~real, torch.finfo(values.dtype).min).amax(1, keepdim=True)
+    ranks = []
+    for column in values.unbind(-1):  # one by one: L * L numbers of each list are held at a time, not F times as many
+        both = mask.unsqueeze(1) & mask.unsqueeze(2)
+        below = (column.unsqueeze(2) > column.unsqueeze(1)) & both
+        above = (column.unsqueeze(2) < column.unsqueeze(1)) & both
+        ranks.append(below.sum(-1) - above.sum(-1))
+    rank = torch.stack(ranks, dim=-1).to(values.dtype) / (count - 1).clamp(min=1)
+    forms = torch.cat([rank, values - mean, values - largest], dim=-1)
+    return forms.masked_fill(~real, 0.0)
+
+
+def calibrated_scores(batch: ListBatch, scale: float, offset: float) -> Tensor:
+    """The earlier ranker's scores on the scale of logits, float [B, L], 0 at padding.
+
+    Raises:
+        InputError: The lists have none.
+    """
+    if batch.initial_scores is None:
+        raise InputError(
+            "the model reads the earlier ranker's score and the lists have none (tensor initial_scores): name its "
+            "column as initial_score in the schema, or configure the model with initial_score='none'"
+        )
+    return (batch.initial_scores * scale + offset).masked_fill(~batch.mask, 0.0)
 
 
 class HistoryEmbedding(FeatureTables):
@@ -82,7 +144,7 @@ class HistoryEmbedding(FeatureTables):
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
-        self.unknown_rate = config.unknown_rate
+        self.unknown_rate = _rate(config)
         self.shared = list(config.history_shared_tables)
         self.tables = nn.ModuleList(
             _table(rows, config)
@@ -148,11 +210,16 @@ def _table(rows: int, config: RerankerConfig) -> nn.Embedding:
     return nn.Embedding(rows, config.embedding_dim, padding_idx=0)
 
 
-def _replace_by_unknown(rows: Tensor, rate: float) -> Tensor:
-    """The rows with this fraction of the known values replaced by the unknown one."""
-    if not rate:
+def _rate(config: RerankerConfig) -> float:
+    return DEFAULT_UNKNOWN_RATE if config.unknown_rate is None else config.unknown_rate
+
+
+def _replace_by_unknown(rows: Tensor, rates: float | list[float]) -> Tensor:
+    """The rows with this fraction of the known values replaced by the unknown one; a list: one fraction per feature."""
+    if not rates:
         return rows
-    return rows.masked_fill((torch.rand(rows.shape, device=rows.device) < rate) & (rows > UNKNOWN), UNKNOWN)
+    below = rates if isinstance(rates, float | int) else torch.tensor(rates, device=rows.device)
+    return rows.masked_fill((torch.rand(rows.shape, device=rows.device) < below) & (rows > UNKNOWN), UNKNOWN)
 
 
 def _look_up(tables: list[nn.Module], rows: Tensor) -> list[Tensor]:

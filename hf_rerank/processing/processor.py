@@ -20,11 +20,12 @@ from safetensors.numpy import load_file, save_file
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.processing.ragged import RaggedLists
-from hf_rerank.processing.scaling import DenseScale, Moments, numbers_of, scaled
+from hf_rerank.processing.scaling import DenseScale, Moments, QuantileSample, learner, numbers_of, scaled
+from hf_rerank.processing.trees import TREES_FILE, TreeRanker
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
 from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
 from hf_rerank.storage import read_json, refuse_repeated_names, write_json
-from hf_rerank.storage.hub_download import verified_folder
+from hf_rerank.storage.hub_download import at_one_commit, verified_folder
 from hf_rerank.storage.hub_upload import push_saved
 from hf_rerank.validation import Lists, tables_of
 
@@ -97,7 +98,12 @@ class ListProcessor:
         position_ids      [[0, 1]]            the order of the row, since the schema names no position column
         labels            [[0.0, 1.0]]
 
+    With ``trees`` it also scores the items by these, as the earlier ranker (tensor ``initial_scores``), unless the lists
+    have the column that ``schema.initial_score`` names: lists that the trees have learned from bring scores of other
+    trees, which have not.
+
     Attributes:
+        trees: The earlier ranker, or None; see ``hf_rerank.initial_rankers.on_top``.
         schema: The schema with the sizes of all tables filled in and ``fitted`` set.
         fit_report: What fitting found: the number of lists, and per categorical feature the values that got a row,
             were too rare, or did not fit.
@@ -109,10 +115,14 @@ class ListProcessor:
         vocabularies: Mapping[str, TableVocabulary | HashVocabulary],
         scales: Mapping[str, DenseScale],
         fit_report: Mapping[str, Any] | None = None,
+        trees: TreeRanker | None = None,
     ) -> None:
+        if trees is not None and schema.initial_score is None:
+            raise InputError("the schema names no initial_score: name the column that the scores of the trees stand for")
         self.vocabularies = dict(vocabularies)
         self.scales = dict(scales)
         self.fit_report = dict(fit_report or {})
+        self.trees = trees
         self.schema = _with_table_sizes(schema, self.vocabularies).replace(fitted=self._digest())
 
     @classmethod
@@ -128,7 +138,7 @@ class ListProcessor:
             InputError: A list is wrong (see ``Lists``), or there is none.
         """
         counts: dict[str, ValueCounts] = {}
-        moments: dict[str, Moments] = {}
+        learners: dict[str, Moments | QuantileSample] = {}
         number = 0
         for table in tables_of(lists, batch_size):
             batch = Lists.from_arrow(table, schema, first=number)
@@ -139,7 +149,9 @@ class ListProcessor:
                     if isinstance(feature, Categorical) and feature.hash_size is None:
                         counts.setdefault(feature.shares or feature.name, ValueCounts()).add(column, feature.name)
                     elif isinstance(feature, Dense):
-                        moments.setdefault(feature.name, Moments()).add(numbers_of(feature, column)[0])
+                        if feature.name not in learners:
+                            learners[feature.name] = learner(feature)
+                        learners[feature.name].add(numbers_of(feature, column)[0])
         if not number:
             raise InputError("there is no list to learn from: expected at least one training list")
         vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
@@ -153,7 +165,7 @@ class ListProcessor:
             )
             vocabularies[feature.name] = vocabulary
             report["vocabularies"][feature.name] = {"values": len(vocabulary), "rare": rare, "left_out": left_out}
-        return cls(schema, vocabularies, {name: moment.scale() for name, moment in moments.items()}, report)
+        return cls(schema, vocabularies, {name: found.scale() for name, found in learners.items()}, report)
 
     def extend(self, lists: Any, *, batch_size: int = 10_000) -> dict[str, dict[str, int]]:
         """Gives rows to values that later lists hold and the vocabularies lack: ids of new items, categories, brands.
@@ -263,7 +275,14 @@ class ListProcessor:
             newest, lengths["H"] = self._choose_history(lists, report)
             rows |= self._encode_part("history", schema.history, lists.history, newest, report)
         rows |= {name: values[keep] for name, values in lists.columns.items()}
-        return RaggedLists(lengths, rows), report
+        ragged = RaggedLists(lengths, rows)
+        if self.trees is not None and "initial_scores" not in rows:
+            rows["initial_scores"] = self.trees.scores(ragged, schema)
+        return ragged, report
+
+    def with_trees(self, trees: TreeRanker) -> ListProcessor:
+        """The same processor with trees that score items; its fingerprint is another one."""
+        return ListProcessor(self.schema, self.vocabularies, self.scales, self.fit_report, trees)
 
     def check_fingerprint(self, expected: str | None, what: str) -> None:
         """Refuses a model that was made for other lists.
@@ -285,7 +304,7 @@ class ListProcessor:
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Writes ``preprocessor_config.json`` (schema, scales) and ``vocabularies.safetensors``."""
+        """Writes ``preprocessor_config.json`` (schema, scales), ``vocabularies.safetensors``, and the trees if any."""
         folder = Path(save_directory)
         if folder.is_file():
             raise InputError(f"{folder} is a file: expected a folder to save the processor in")
@@ -294,14 +313,19 @@ class ListProcessor:
             "feature_extractor_type": type(self).__name__,
             "format_version": FORMAT_VERSION,
             "schema": self.schema.to_dict(),
-            "scales": {name: asdict(scale) for name, scale in self.scales.items()},
+            "scales": {name: _plain_scale(scale) for name, scale in self.scales.items()},
             "fit_report": self.fit_report,
+            **({} if self.trees is None else {"trees": TREES_FILE}),
         }
         save_file(self._vocabulary_arrays(), folder / VOCABULARIES_FILE)
+        written = [CONFIG_FILE, VOCABULARIES_FILE]
+        if self.trees is not None:
+            self.trees.save(folder)
+            written.append(TREES_FILE)
         write_json(folder / CONFIG_FILE, plain)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
-        return [str(folder / CONFIG_FILE), str(folder / VOCABULARIES_FILE)]
+        return [str(folder / name) for name in written]
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> Any:
         """Uploads the processor alone (``Reranker.push_to_hub``: also its model); other files of the repository stay.
@@ -336,15 +360,16 @@ class ListProcessor:
         unknown = [name for name in kwargs if not name.startswith("_") and name not in _MODEL_OPTIONS]
         if unknown:
             raise InputError(f"unknown argument {unknown[0]!r} to ListProcessor.from_pretrained")
-        folder = verified_folder(
-            pretrained_model_name_or_path,
-            (CONFIG_FILE, VOCABULARIES_FILE),
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
+        hub_options: dict[str, Any] = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "force_download": force_download,
+        }
+        source = pretrained_model_name_or_path
+        hub_options = at_one_commit(source, CONFIG_FILE, **hub_options)
+        folder = verified_folder(source, (CONFIG_FILE, VOCABULARIES_FILE), **hub_options)
         config_path, vocabularies_path = folder / CONFIG_FILE, folder / VOCABULARIES_FILE
         refuse_repeated_names(vocabularies_path)
         plain = read_json(config_path)
@@ -353,16 +378,14 @@ class ListProcessor:
                 f"{config_path} has format_version {plain.get('format_version')!r}, this library reads "
                 f"{FORMAT_VERSION}: install a newer hf-rerank"
             )
-        known = ("feature_extractor_type", "format_version", "schema", "scales", "fit_report")
+        known = ("feature_extractor_type", "format_version", "schema", "scales", "fit_report", "trees")
         for key in plain:
             if key not in known:
                 raise InputError(f"{config_path} has an unknown key {key!r}{suggestion(key, known)}")
         for key in ("schema", "scales", "fit_report"):
             if not isinstance(plain.get(key), dict):
                 raise InputError(f"{config_path} lacks {key!r}, or it is no object; save the processor again")
-        for name, scale in plain["scales"].items():
-            if not isinstance(scale, dict) or set(scale) != {"mean", "std"}:
-                raise InputError(f"{config_path} has the scale {scale!r} of {name!r}: expected mean and std")
+        scales = {name: _read_scale(scale, name, config_path) for name, scale in plain["scales"].items()}
         try:
             arrays = load_file(vocabularies_path)
         except SafetensorError as error:
@@ -370,15 +393,19 @@ class ListProcessor:
                 f"{vocabularies_path} is damaged: {error}; save or download the processor again"
             ) from None
         schema = ListSchema.from_dict(plain["schema"])
+        trees = None
+        if "trees" in plain:
+            trees = TreeRanker.load(verified_folder(source, (TREES_FILE,), **hub_options))
         processor = cls(
             schema,
             _vocabularies(schema, arrays, vocabularies_path),
-            {name: DenseScale(**scale) for name, scale in plain["scales"].items()},
+            scales,
             plain["fit_report"],
+            trees,
         )
         if processor.schema.fitted != schema.fitted:
             raise InputError(
-                f"{vocabularies_path} or the scales in {config_path.name} are not those that the schema was saved "
+                f"{vocabularies_path}, the trees or the scales in {config_path.name} are not those that the schema was saved "
                 "with: a file was changed or comes from another model; save the processor again"
             )
         return processor
@@ -464,11 +491,36 @@ class ListProcessor:
     def _digest(self) -> str:
         digest = hashlib.sha256()
         for name, scale in sorted(self.scales.items()):
-            digest.update(json.dumps([name, scale.mean, scale.std]).encode())
-        for name, array in sorted(self._vocabulary_arrays().items()):
+            digest.update(json.dumps([name, *_plain_scale(scale).values()]).encode())
+        arrays = self._vocabulary_arrays()
+        if self.trees is not None:
+            arrays |= {f"trees/{name}": array for name, array in self.trees.arrays().items()}
+        for name, array in sorted(arrays.items()):
             digest.update(json.dumps([name, str(array.dtype), len(array)]).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+def _plain_scale(scale: DenseScale) -> dict[str, Any]:
+    """A scale as JSON values; knots only where it has some."""
+    plain = asdict(scale)
+    return {name: value for name, value in plain.items() if name in ("mean", "std") or value}
+
+
+def _read_scale(plain: Any, name: str, path: Path) -> DenseScale:
+    """The scale that ``_plain_scale`` described."""
+    if not isinstance(plain, dict) or set(plain) not in ({"mean", "std"}, {"mean", "std", "knots", "quantiles"}):
+        raise InputError(
+            f"{path} has the scale {plain!r} of {name!r}: expected mean and std, and of a quantile scale its knots "
+            "and quantiles; save the processor again"
+        )
+    knots, quantiles = plain.get("knots", ()), plain.get("quantiles", ())
+    if len(knots) != len(quantiles) or list(knots) != sorted(knots):
+        raise InputError(
+            f"{path} has the quantile scale of {name!r} with {len(knots)} knots and {len(quantiles)} quantiles: "
+            "expected as many, knots ascending; save the processor again"
+        )
+    return DenseScale(plain["mean"], plain["std"], tuple(knots), tuple(quantiles))
 
 
 def _own_tables(schema: ListSchema) -> list[Categorical]:

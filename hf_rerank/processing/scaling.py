@@ -4,19 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import pyarrow as pa
 
+from hf_rerank.processing.vocabularies import splitmix64
 from hf_rerank.schema import Dense
+
+# Knots of the ``quantile`` scale: about as many as a network can tell apart.
+KNOTS = 101
+# Values of a column that are kept to learn its quantiles from.
+SAMPLE = 200_000
 
 
 @dataclass(frozen=True)
 class DenseScale:
-    """What was learned of a dense feature, after its ``log`` where it has one."""
+    """What was learned of a dense feature.
+
+    Attributes:
+        mean: After the feature's ``log`` where it has one. Under ``quantile``: of the quantiles.
+        std: The same.
+        knots: Under ``quantile``: values at which the quantile is known, ascending; empty under the other scales.
+        quantiles: Standard normal quantiles of the knots' ranks. In between they are interpolated; beyond the first
+            and the last knot they stay the same.
+    """
 
     mean: float
     std: float
+    knots: tuple[float, ...] = ()
+    quantiles: tuple[float, ...] = ()
 
 
 class Moments:
@@ -45,6 +62,50 @@ class Moments:
         return DenseScale(float(f"{self.mean:.9g}"), float(f"{std:.9g}"))
 
 
+class QuantileSample:
+    """Learns the ``quantile`` scale of a column from a sample of bounded size, missing values left out.
+
+    Which values stay depends on their numbers in the column alone, not on how many lists are read at a time.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.share = 0, 1
+        self._numbers, self._values = np.zeros(0, dtype=np.uint64), np.zeros(0)
+
+    def add(self, values: np.ndarray) -> None:
+        numbers = splitmix64(np.arange(self.count, self.count + len(values)))
+        self.count += len(values)
+        keep = (numbers < self._below()) & ~np.isnan(values)
+        self._numbers = np.concatenate([self._numbers, numbers[keep]])
+        self._values = np.concatenate([self._values, values[keep]])
+        while len(self._values) > SAMPLE:
+            self.share *= 2
+            keep = self._numbers < self._below()
+            self._numbers, self._values = self._numbers[keep], self._values[keep]
+
+    def scale(self) -> DenseScale:
+        values = np.sort(self._values)
+        if not len(values) or values[0] == values[-1]:
+            return DenseScale(0.0, 1.0, (0.0,), (0.0,))
+        knots = np.unique(np.quantile(values, np.linspace(0.0, 1.0, KNOTS), method="nearest"))
+        # The rank in the middle of equal values: a value that half of the items share lies in the middle of that half.
+        ranks = (np.searchsorted(values, knots, "left") + np.searchsorted(values, knots, "right")) / (2 * len(values))
+        normal = NormalDist()
+        quantiles = np.array([normal.inv_cdf(float(rank)) for rank in ranks])
+        found = np.interp(values, knots, quantiles)
+        mean, std = float(found.mean()), float(found.std())
+        rounded = [tuple(float(f"{value:.9g}") for value in part) for part in (knots, quantiles)]
+        return DenseScale(float(f"{mean:.9g}"), float(f"{std:.9g}") or 1.0, *rounded)
+
+    def _below(self) -> np.uint64:
+        return np.uint64((2**64 - 1) // self.share)
+
+
+def learner(feature: Dense) -> Moments | QuantileSample:
+    """What learns the scale of a feature from its numbers."""
+    return QuantileSample() if feature.scale == "quantile" else Moments()
+
+
 def numbers_of(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """float64 values, NaN where missing, after the feature's log; and where they are missing, or None."""
     if pa.types.is_null(column.type):
@@ -63,6 +124,9 @@ def scaled(features: Sequence[Dense], columns: Sequence[pa.Array], scales: Seque
     """
     numbers = [numbers_of(feature, column) for feature, column in zip(features, columns, strict=True)]
     values = np.array([of_feature for of_feature, _ in numbers])
+    for row, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        if feature.scale == "quantile":
+            values[row] = np.interp(values[row], scale.knots, scale.quantiles)
     for row, (_, missing) in enumerate(numbers):
         if missing is not None:
             values[row, missing] = scales[row].mean

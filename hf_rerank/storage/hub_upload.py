@@ -15,7 +15,7 @@ CARD = "README.md"
 TAGS = ("re-ranking", "recommender-system")
 # What model.save_pretrained and processor.save_pretrained write.
 MODEL_FILES = ("config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
-PROCESSOR_FILES = ("preprocessor_config.json", "vocabularies.safetensors")
+PROCESSOR_FILES = ("preprocessor_config.json", "vocabularies.safetensors", "trees.safetensors")
 
 
 def push_saved(save: Callable[[Path], object], repo_id: str, *, commit_message: str, **options: Any) -> Any:

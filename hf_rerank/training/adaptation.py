@@ -183,6 +183,11 @@ def _adapted_processor(
     for part in PARTS:
         if part not in changed:
             shared[part] = _in_order(shared[part], getattr(before, part))
+    if changed and processor.trees is not None:
+        raise InputError(
+            f"the model starts from trees that read other columns of {', '.join(changed)} than the lists have: give "
+            "lists with its columns, or train a new model with --on-top-of lambdamart"
+        )
     if changed:
         fitted = ListProcessor.from_lists(lists, schema=after)
         features = {
@@ -197,7 +202,11 @@ def _adapted_processor(
             {**fitted.fit_report, "adapted_from": before.fingerprint, "extended": report},
         )
         return adapted, report
-    adapted = ListProcessor(after.replace(**shared), extended.vocabularies, processor.scales, extended.fit_report)
+    if processor.trees is not None:
+        after = after.replace(initial_score=before.initial_score)
+    adapted = ListProcessor(
+        after.replace(**shared), extended.vocabularies, processor.scales, extended.fit_report, processor.trees
+    )
     if adapted.schema.fingerprint == before.fingerprint:
         adapted.schema = adapted.schema.replace(extends=before.extends, rows_before=before.rows_before)
     else:

@@ -1,0 +1,230 @@
+"""Boosted trees as plain arrays, evaluated in numpy: the earlier ranker that a saved model carries.
+
+``hf_rerank.initial_rankers.on_top`` learns them with LightGBM. Nothing else is needed to rank with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from hf_rerank.errors import InputError
+from hf_rerank.processing.ragged import RaggedLists
+from hf_rerank.processing.vocabularies import UNKNOWN
+from hf_rerank.schema import Categorical, ListSchema
+from hf_rerank.storage import refuse_repeated_names
+
+TREES_FILE = "trees.safetensors"
+# What stands before the name of a feature in the file, for its click-through rates.
+_RATES = "rates/"
+_READS_POSITION = "reads_position"
+# How a split treats a missing number: as 0, or a zero as missing too, or NaN alone.
+MISSING_IS_ZERO, ZERO_IS_MISSING, NAN_IS_MISSING = 0, 1, 2
+# What LightGBM takes for zero.
+_ZERO = 1e-35
+# Pairs of an item and a tree that are followed at once.
+_PAIRS = 2**16
+
+
+@dataclass(frozen=True)
+class TreeEnsemble:
+    """The sum of regression trees.
+
+    The nodes of all trees lie one after another, and so do the leaves. A child that is at least 0 is a node, a
+    negative one is the leaf ``-1 - child``. At a numerical node an item goes left if its value is at most the
+    threshold; at a categorical one if its value is among the node's.
+
+    Attributes:
+        roots: int32 [trees], children as above: a tree may be a single leaf.
+        feature: int32 [nodes], the column that a node reads.
+        threshold: float64 [nodes].
+        left, right: int32 [nodes], children.
+        default_left: uint8 [nodes], 1 where a missing value goes left.
+        missing: uint8 [nodes], one of the three ways above.
+        category_set: int32 [nodes], the row of ``categories`` of a categorical node; -1 of a numerical one.
+        categories: uint8 [sets, values], 1 at the values that go left.
+        leaves: float64 [leaves], what a leaf adds.
+    """
+
+    roots: np.ndarray
+    feature: np.ndarray
+    threshold: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    default_left: np.ndarray
+    missing: np.ndarray
+    category_set: np.ndarray
+    categories: np.ndarray
+    leaves: np.ndarray
+
+    def scores(self, values: np.ndarray) -> np.ndarray:
+        """float64 [N], the sums for items with these values, float [N, columns], NaN where missing."""
+        values = np.ascontiguousarray(values, dtype=np.float64)
+        if len(self.feature) and self.feature.max() >= values.shape[1]:
+            raise InputError(
+                f"the trees read {self.feature.max() + 1} columns, the lists have {values.shape[1]}: they belong to "
+                "another processor; load model and processor from one folder"
+            )
+        at_once = max(1, _PAIRS // max(1, len(self.roots)))
+        parts = [self._scores(values[start : start + at_once]) for start in range(0, len(values), at_once)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def _scores(self, values: np.ndarray) -> np.ndarray:
+        count, width = values.shape
+        flat = values.reshape(-1)
+        place = np.tile(self.roots, count)
+        row_start = np.repeat(np.arange(count, dtype=np.int64) * width, len(self.roots))
+        moving = np.flatnonzero(place >= 0)
+        while len(moving):
+            node = place[moving]
+            went = np.where(
+                self._goes_left(node, flat[row_start[moving] + self.feature[node]]), self.left[node], self.right[node]
+            )
+            place[moving] = went
+            moving = moving[went >= 0]
+        return self.leaves[-1 - place].reshape(count, -1).sum(1)
+
+    def _goes_left(self, node: np.ndarray, value: np.ndarray) -> np.ndarray:
+        missing = np.isnan(value)
+        if missing.any():
+            value = np.where(missing, 0.0, value)
+        left = value <= self.threshold[node]
+        way = self.missing[node]
+        if way.any():
+            by_default = ((way == NAN_IS_MISSING) & missing) | ((way == ZERO_IS_MISSING) & (np.abs(value) <= _ZERO))
+            left = np.where(by_default, self.default_left[node] == 1, left)
+        if len(self.categories):
+            chosen = self.category_set[node]
+            categorical = np.flatnonzero(chosen >= 0)
+            if len(categorical):
+                number = value[categorical].astype(np.int64)
+                known = (number >= 0) & (number < self.categories.shape[1]) & ~missing[categorical]
+                row = chosen[categorical]
+                left[categorical] = known & (self.categories[row, np.where(known, number, 0)] == 1)
+        return left
+
+    def check(self, path: Path) -> None:
+        """Raises an InputError if the arrays do not describe trees."""
+        nodes, leaves = len(self.feature), len(self.leaves)
+        per_node = (self.threshold, self.left, self.right, self.default_left, self.missing, self.category_set)
+        children = np.concatenate([self.roots, self.left, self.right])
+        wrong = (
+            any(part.shape != (nodes,) for part in per_node)
+            or self.categories.ndim != 2
+            or (len(children) and (children.max() >= nodes or children.min() < -leaves))
+            or (nodes and (self.feature.min() < 0 or self.category_set.max() >= len(self.categories)))
+            # A child comes after its parent, so that no walk is endless.
+            or any((part[part >= 0] <= np.flatnonzero(part >= 0)).any() for part in (self.left, self.right))
+        )
+        if wrong:
+            raise InputError(f"{path} does not hold trees: the file was changed; save or download the model again")
+
+
+class TreeRanker:
+    """Trees over the encoded features of items and users: they score items one by one.
+
+    They read numbers and vectors as the processor encodes them, and categorical features as categories, or as
+    click-through rates where a feature has some.
+
+    Args:
+        ensemble: The trees.
+        rates: Categorical feature -> float32 [rows], the click-through rate of each row of its table.
+        reads_position: Whether the trees also read at which position an item is given.
+    """
+
+    def __init__(self, ensemble: TreeEnsemble, rates: Mapping[str, np.ndarray], *, reads_position: bool) -> None:
+        self.ensemble, self.rates, self.reads_position = ensemble, dict(rates), reads_position
+
+    def scores(self, ragged: RaggedLists, schema: ListSchema) -> np.ndarray:
+        """float32 [N], the scores of the items of all lists, one list after another."""
+        values = tree_inputs(ragged, schema, self.rates, with_position=self.reads_position)
+        return self.ensemble.scores(values).astype(np.float32)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that ``from_arrays`` needs, by name."""
+        plain = {entry.name: getattr(self.ensemble, entry.name) for entry in fields(TreeEnsemble)}
+        plain[_READS_POSITION] = np.array([self.reads_position], dtype=np.uint8)
+        return {**plain, **{f"{_RATES}{name}": rates for name, rates in self.rates.items()}}
+
+    def save(self, folder: Path) -> None:
+        """Writes ``trees.safetensors``."""
+        save_file({name: np.ascontiguousarray(array) for name, array in self.arrays().items()}, folder / TREES_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> TreeRanker:
+        """Reads ``trees.safetensors``.
+
+        Raises:
+            InputError: It is damaged, or does not hold trees.
+        """
+        path = folder / TREES_FILE
+        refuse_repeated_names(path)
+        try:
+            arrays = load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged: {error}; save or download the model again") from None
+        names = [entry.name for entry in fields(TreeEnsemble)]
+        for name in (*names, _READS_POSITION):
+            if name not in arrays:
+                raise InputError(f"{path} holds no {name!r}: it is no file of trees; save or download the model again")
+        ensemble = TreeEnsemble(**{name: arrays[name] for name in names})
+        ensemble.check(path)
+        rates = {name.removeprefix(_RATES): array for name, array in arrays.items() if name.startswith(_RATES)}
+        return cls(ensemble, rates, reads_position=bool(arrays[_READS_POSITION].any()))
+
+
+def tables_in(schema: ListSchema) -> list[tuple[str, int, Categorical]]:
+    """Each categorical feature of items and users: its part, its number there, and itself."""
+    return [
+        (part, number, feature)
+        for part in ("items", "user")
+        for number, feature in enumerate(schema.features(part, Categorical))
+    ]
+
+
+def rows_of(ragged: RaggedLists, part: str, number: int) -> np.ndarray:
+    """Table rows of a categorical feature, one per item."""
+    if part == "items":
+        return ragged.rows["item_categorical"][:, number]
+    return np.repeat(ragged.rows["user_categorical"][:, number], ragged.lengths["L"])
+
+
+def tree_inputs(
+    ragged: RaggedLists,
+    schema: ListSchema,
+    rates: Mapping[str, np.ndarray],
+    parts: np.ndarray | None = None,
+    *,
+    with_position: bool = False,
+) -> np.ndarray:
+    """float32 [N, columns] as trees read items: numbers, vectors, the user's numbers, categories, click-through rates.
+
+    Args:
+        ragged: Encoded lists.
+        schema: Of the lists, fitted.
+        rates: Categorical feature -> rates by row of its table, [rows]; with ``parts`` [parts, rows].
+        parts: int64 [N], which rates an item gets. None: all get the same.
+        with_position: Append the position at which an item is given.
+    """
+    columns: list[Any] = [ragged.rows[name] for name in ("item_dense", "item_vectors") if name in ragged.rows]
+    if "user_dense" in ragged.rows:
+        columns.append(np.repeat(ragged.rows["user_dense"], ragged.lengths["L"], axis=0))
+    tables = tables_in(schema)
+    for part, number, feature in tables:
+        if feature.name not in rates:
+            columns.append(rows_of(ragged, part, number)[:, None])
+    for part, number, feature in tables:
+        if feature.name in rates:
+            table, rows = rates[feature.name], rows_of(ragged, part, number)
+            # A table that has grown since the trees were learned has rows without a rate.
+            rows = np.where(rows < table.shape[-1], rows, UNKNOWN)
+            columns.append((table[rows] if parts is None else table[parts, rows])[:, None])
+    if with_position:
+        columns.append(ragged.rows["position_ids"][:, None])
+    return np.concatenate(columns, axis=1, dtype=np.float32)

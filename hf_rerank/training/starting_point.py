@@ -1,0 +1,125 @@
+"""Where training starts: the earlier ranker's scores on the scale of logits, and how many values are unknown.
+
+Both are numbers of the config that are found in lists before a model is made or trained.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_rerank.errors import InputError
+from hf_rerank.losses import LOSSES_WITHOUT_PROBABILITIES, TASK_LOSSES
+from hf_rerank.models.config import RerankerConfig
+from hf_rerank.processing import ListProcessor
+from hf_rerank.processing.processor import EncodingReport
+from hf_rerank.processing.ragged import concatenate
+from hf_rerank.schema import Categorical
+from hf_rerank.validation import Lists, tables_of
+
+# Lists that are read, at most, spread evenly over all.
+LISTS = 20_000
+BATCH = 2_000
+LOWEST_RATE = 0.01
+# A table of which new lists know less than this is named in a warning.
+LARGE_SHARE = 0.5
+
+
+def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, lists: Any) -> None:
+    """Fills in ``initial_score_scale`` and ``initial_score_offset`` of a config that reads the earlier ranker's score.
+
+    They minimize the task loss of ``scale * score + offset`` alone, over training lists: under the log-loss this is
+    Platt's calibration. A loss that ignores a shift of the list leaves the offset at 0. A loss that trains an order and
+    no probabilities knows no scale; for these the softmax loss stands in.
+
+    Args:
+        config: With the task loss of the training.
+        processor: Encodes the lists.
+        lists: Training lists, a ``datasets`` Dataset, with scores of a ranker that has not learned from them.
+
+    Raises:
+        InputError: The lists have no scores, or all of them are equal.
+    """
+    if not hasattr(lists, "select"):
+        raise InputError("calibrating the earlier ranker's score needs training lists with a length: this is a stream")
+    chosen = _spread(lists)
+    parts, start = [], 0
+    for table in tables_of(chosen, BATCH):
+        parts.append(processor.encode(Lists.from_arrow(table, processor.schema, with_labels=True, first=start))[0])
+        start += table.num_rows
+    if any("initial_scores" not in part.rows for part in parts):
+        raise InputError(
+            "the training lists have no scores of an earlier ranker: name their column as initial_score in the schema, "
+            "or train with --on-top-of lambdamart"
+        )
+    arrays = {name: torch.from_numpy(array) for name, array in concatenate(parts).padded().items()}
+    scores, mask, labels = arrays["initial_scores"].double(), arrays["mask"], arrays["labels"]
+    spread = float(scores[mask].std())
+    if not spread > 0:
+        raise InputError("the scores of the earlier ranker are all equal: there is nothing to start from")
+    name = config.task_loss_name
+    loss = TASK_LOSSES["softmax_loss" if name in LOSSES_WITHOUT_PROBABILITIES else name]
+    middle = float(scores[mask].mean())
+    # In units of their spread, so that the steps suit scores of any size.
+    units = (scores - middle) / spread
+    numbers = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([numbers], max_iter=100, line_search_fn="strong_wolfe")
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(units * numbers[0] + numbers[1], labels, mask=mask, weights=arrays.get("weights"))
+        value.backward()
+        return value
+
+    optimizer.step(step)  # type: ignore[arg-type]
+    scale, offset = numbers.detach().tolist()
+    if not (math.isfinite(scale) and math.isfinite(offset)):
+        raise InputError("the scores of the earlier ranker cannot be calibrated: their loss has no minimum")
+    config.initial_score_scale, config.initial_score_offset = scale / spread, offset - scale * middle / spread
+
+
+def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists: Any) -> dict[str, float]:
+    """Fills in ``item_unknown_rates`` and ``user_unknown_rates`` of a config by what is unknown in evaluation lists.
+
+    A value that training has not met is scored by the unknown value's row. Where training replaces as many ids as new
+    lists will have unknown ones, that row is trained on the cases it will meet, and the rows of the others cannot learn
+    the training lists by heart. A column of which more than half is unknown is named in a warning.
+
+    Args:
+        config: Of a model that is about to be trained.
+        processor: Encodes the lists.
+        lists: A ``datasets`` Dataset of evaluation lists.
+
+    Returns:
+        Categorical feature of items or users -> the share of its values that is unknown.
+    """
+    report = EncodingReport()
+    for table in tables_of(_spread(lists), BATCH):
+        report.add(processor.encode(Lists.from_arrow(table, processor.schema), truncate=True)[1])
+    shares = report.unknown_share()
+    found = {}
+    for part, name in (("items", "item"), ("user", "user")):
+        tables = [feature.name for feature in processor.schema.features(part, Categorical)]
+        found |= {table: shares[table] for table in tables}
+        setattr(config, f"{name}_unknown_rates", [max(LOWEST_RATE, shares[table]) for table in tables])
+    for table, share in found.items():
+        if share > LARGE_SHARE:
+            warnings.warn(
+                f"column {table!r}: {share:.0%} of its values in the evaluation lists are unknown, they were not in the "
+                "training lists; it can say little about new lists: leave it out, or give a column that new items "
+                "share with old ones, such as a category",
+                UserWarning,
+                stacklevel=3,
+            )
+    return found
+
+
+def _spread(lists: Any) -> Any:
+    """At most ``LISTS`` of these lists."""
+    count = len(lists)
+    return lists if count <= LISTS else lists.select(np.arange(LISTS) * count // LISTS)
