@@ -21,7 +21,8 @@ from tqdm import tqdm
 import hf_rerank
 from hf_rerank.data.frames import joined_columns
 from hf_rerank.data.own_lists import cut_by_time, list_files, read_files, split_lists
-from hf_rerank.data.prepared import OWN, Licence, PrepareReport, dataset_card, is_prepared, write_description
+from hf_rerank.data.prepared import OWN, Licence, dataset_card, is_prepared, write_description
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.suspicions import Suspicions, leak, telling_columns
 from hf_rerank.data.time_split import time_column
