@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from hf_rerank.errors import InputError
 from hf_rerank.hub.files import GRAPH_FILE
-from hf_rerank.manifest import replacing
 from hf_rerank.models.base import PreTrainedReranker, RerankerConfig
 from hf_rerank.onnx_reranker import SCORES, require_onnx
 from hf_rerank.reranker import Reranker
+from hf_rerank.storage import replacing
 
 # Scores of the graph against those of the model: rounding of float32, over what the model's scores span.
 TOLERANCE = 1e-4

@@ -12,9 +12,9 @@ import numpy as np
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.hub.files import GRAPH_FILE, HUB_OPTIONS, at_one_commit, refuse_no_source, verified_folder
-from hf_rerank.manifest import MANIFEST
 from hf_rerank.processing import EncodingReport, ListProcessor
 from hf_rerank.ranking import DEFAULT_BATCH, check_at_least_one, encoded_rows
+from hf_rerank.storage import MANIFEST
 
 SCORES = "logits"
 

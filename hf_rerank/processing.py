@@ -22,9 +22,9 @@ from transformers import BatchFeature, FeatureExtractionMixin
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.hub.files import verified_folder
 from hf_rerank.lists import Lists, tables_of
-from hf_rerank.manifest import refuse_repeated_names
 from hf_rerank.scaling import DenseScale, Moments, numbers_of, scaled
 from hf_rerank.schema import Categorical, Dense, Feature, ListSchema, Vector
+from hf_rerank.storage import refuse_repeated_names
 from hf_rerank.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
 
 CONFIG_FILE = "preprocessor_config.json"

@@ -10,12 +10,12 @@ import torch
 
 from hf_rerank.errors import InputError
 from hf_rerank.hub.files import HUB_OPTIONS, at_one_commit
-from hf_rerank.manifest import replacing
 from hf_rerank.models.auto import AutoReranker
 from hf_rerank.models.base import PreTrainedReranker, RerankerConfig
 from hf_rerank.processing import CONFIG_FILE as PROCESSOR_FILE
 from hf_rerank.processing import EncodingReport, ListProcessor
 from hf_rerank.ranking import DEFAULT_BATCH, check_at_least_one, encoded_rows
+from hf_rerank.storage import replacing
 
 
 class Reranker:

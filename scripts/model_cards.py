@@ -63,7 +63,7 @@ def main() -> None:
 
 def write_cards(folder: Path) -> None:
     """Writes the cards and results of all models, the figures and the index."""
-    from hf_rerank.training.results import write_json
+    from hf_rerank.storage import write_json
 
     index = [INTRODUCTION]
     for experiment in EXPERIMENTS:

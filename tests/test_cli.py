@@ -417,8 +417,8 @@ class TestMistakesBeforeTheWork:
             ("--max-steps -1", "--max-steps is -1: expected at least 0"),
             ("--swaps al", "did you mean 'all'"),
             ("--plots {0}/lists/schema.json", "schema.json is a file: expected a folder"),
-            ("--plots {1}/pictures --model {1}", r"{1}/results.json is no JSON: .*; mend or remove it"),
-            ("--add-to-results --model {1}", r"{1}/results.json is no JSON: .*; mend or remove it"),
+            ("--plots {1}/pictures --model {1}", r"{1}/results.json is not valid JSON: .*; fix or remove it"),
+            ("--add-to-results --model {1}", r"{1}/results.json is not valid JSON: .*; fix or remove it"),
             (
                 "--add-to-results --model {1}/someone/prm",
                 r"no folder .*/someone/prm whose results.json could be",

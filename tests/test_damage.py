@@ -30,7 +30,7 @@ from hf_rerank import (
     PRMForReranking,
     Reranker,
 )
-from hf_rerank.manifest import MANIFEST
+from hf_rerank.storage import MANIFEST
 
 SCHEMA = ListSchema(items=[Categorical("item_id"), Dense("price")], max_list_length=3)
 ROWS = [{"item_id": [10, 30, 20], "price": [0.5, -1.0, 2.0]}, {"item_id": [30, 10], "price": [1.0, 0.0]}]

@@ -24,11 +24,11 @@ import torch
 
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema, ONNXReranker, Reranker, Vector, cli
 from hf_rerank import onnx_export as exporting
-from hf_rerank.manifest import write_manifest
 from hf_rerank.models.auto import RERANKERS
 from hf_rerank.onnx_export import export_onnx
 from hf_rerank.onnx_reranker import best_first
 from hf_rerank.ranking import EncodedRows
+from hf_rerank.storage import write_manifest
 
 LONGEST = 30
 SCHEMA = ListSchema(

@@ -64,8 +64,8 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.evaluation import evaluate, evaluate_orders
     from hf_rerank.plots import require_matplotlib
     from hf_rerank.reranker import Reranker
+    from hf_rerank.storage import write_json
     from hf_rerank.tables import obedience_table, results_table
-    from hf_rerank.training.results import write_json
     from hf_rerank.training.saved_results import results_to_add_to
 
     if options.max_steps < 0:
@@ -119,7 +119,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _training_log(model: str) -> list[Any]:
     """The log in the ``results.json`` of a local model, empty where there is none."""
-    from hf_rerank.training.saved_results import RESULTS, read_json
+    from hf_rerank.storage import read_json
+    from hf_rerank.training.saved_results import RESULTS
 
     path = Path(model) / RESULTS
     training = read_json(path).get("training") if path.is_file() else None

@@ -13,8 +13,8 @@ from hf_rerank.data.prepared import SCHEMA_FILE, shards_of
 from hf_rerank.errors import InputError
 from hf_rerank.hub.faults import named_faults
 from hf_rerank.hub.files import model_file, repair
-from hf_rerank.manifest import verify
 from hf_rerank.schema import ListSchema
+from hf_rerank.storage import verify
 
 KIND = "dataset"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_rerank.errors import InputError
 from hf_rerank.hub.faults import LOG_IN, reason, without_tokens
-from hf_rerank.manifest import MANIFEST, read_manifest, refuse_repeated_names, verify
+from hf_rerank.storage import MANIFEST, read_manifest, refuse_repeated_names, verify
 
 REMEDY = "save or download it again"
 WEIGHTS_FILE, GRAPH_FILE = "model.safetensors", "model.onnx"

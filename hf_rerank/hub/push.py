@@ -14,7 +14,7 @@ from hf_rerank.hub.card import model_card, plain_model_card
 from hf_rerank.hub.figures import FIGURES, drawn_figures
 from hf_rerank.hub.own_folders import without_own_folders
 from hf_rerank.hub.repository import Repository, open_repository
-from hf_rerank.manifest import MANIFEST, manifest_text, verify
+from hf_rerank.storage import MANIFEST, manifest_text, verify
 
 CARD = "README.md"
 RESULTS, ARGUMENTS = "results.json", "training_args.json"
@@ -187,8 +187,7 @@ def _model_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def _cleaned(path: Path) -> bytes:
-    from hf_rerank.training.results import json_text
-    from hf_rerank.training.saved_results import read_json
+    from hf_rerank.storage import json_text, read_json
 
     return json_text(without_own_folders(read_json(path))).encode()
 
@@ -227,7 +226,7 @@ def refuse_broken_weights(model: Any, where: str) -> None:
 
 def _card_and_figures(folder: Path, repo_id: str, tell: Callable[[str], object]) -> dict[str, Path | bytes]:
     """A card, from ``results.json`` where there is one, and the figures that it shows."""
-    from hf_rerank.training.saved_results import read_json
+    from hf_rerank.storage import read_json
 
     path = folder / RESULTS
     if not path.is_file():

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_rerank.errors import InputError
 from hf_rerank.hub.faults import is_unknown_outcome, named_faults
-from hf_rerank.manifest import MANIFEST, read_manifest
+from hf_rerank.storage import MANIFEST, read_manifest
 
 MAIN = "main"
 # What the Hub itself puts into a new repository, and what people write there by hand.

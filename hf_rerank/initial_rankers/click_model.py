@@ -26,10 +26,10 @@ from hf_rerank.initial_rankers.lambdamart import FORMAT_VERSION, RANKER_FILE, re
 from hf_rerank.initial_rankers.qualities import quality_named
 from hf_rerank.initial_rankers.ranker_train import features_of, ranker_lists
 from hf_rerank.lists import Lists
-from hf_rerank.manifest import replacing
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
 from hf_rerank.processing import CONFIG_FILE, VOCABULARIES_FILE, ListProcessor
 from hf_rerank.schema import ListSchema
+from hf_rerank.storage import replacing
 from hf_rerank.training.batches import EncodedLists
 
 BATCH_LISTS = 32

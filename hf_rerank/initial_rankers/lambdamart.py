@@ -17,9 +17,9 @@ from hf_rerank.initial_rankers.click_through import ClickThroughCounts
 from hf_rerank.initial_rankers.qualities import quality_named
 from hf_rerank.initial_rankers.ranker_train import RankerLists, features_of, ranker_lists
 from hf_rerank.lists import Lists, tables_of
-from hf_rerank.manifest import refuse_repeated_names, replacing
 from hf_rerank.processing import CONFIG_FILE, VOCABULARIES_FILE, FlatLists, ListProcessor
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
+from hf_rerank.storage import refuse_repeated_names, replacing
 
 RANKER_FILE = "ranker.json"
 TREES_FILE = "lambdamart.txt"

@@ -12,14 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hf_rerank.data.own_lists import datasets_of_files
-from hf_rerank.data.prepared import (
-    PreparedFolder,
-    PrepareReport,
-    dataset_card,
-    read_card,
-    read_report,
-    write_description,
-)
+from hf_rerank.data.prepared import PreparedFolder, dataset_card, read_card, read_report, write_description
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.rewriting import Rewriting, in_two_steps, rewrite_prepared
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.evaluation import evaluate_orders

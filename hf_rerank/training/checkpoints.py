@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedConfig, Trainer, TrainerCallback, TrainerState
 
 from hf_rerank.errors import InputError
-from hf_rerank.manifest import MANIFEST, STAGING, naming_failures, read_manifest, to_disk, verify, write_manifest
+from hf_rerank.storage import MANIFEST, naming_failures, read_manifest, remove_leftovers, sync, verify, write_manifest
 
 STATE = "trainer_state.json"
 LOCK = "training.lock"
@@ -134,7 +134,7 @@ def publish(written: Path, final: Path, **facts: Any) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
         os.rename(final, replaced)
     os.rename(written, final)
-    to_disk(run)
+    sync(run)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -177,8 +177,9 @@ def clean(run: Path) -> None:
         final = run / replaced.name.removeprefix(REPLACED)
         if not final.exists():
             os.rename(replaced, final)
-    for left in (*run.glob(f"{UNFINISHED}*"), *run.glob(f"{REPLACED}*"), *run.glob(f"{DELETED}*"), run / STAGING):
+    for left in (*run.glob(f"{UNFINISHED}*"), *run.glob(f"{REPLACED}*"), *run.glob(f"{DELETED}*")):
         shutil.rmtree(left, ignore_errors=True)
+    remove_leftovers(run)
 
 
 @contextmanager

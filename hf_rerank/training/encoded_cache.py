@@ -23,8 +23,8 @@ from torch.utils.data import Dataset
 
 from hf_rerank.errors import InputError
 from hf_rerank.lists import tables_of
-from hf_rerank.manifest import naming_failures, to_disk, verify, write_manifest
 from hf_rerank.processing import FlatLists, ListProcessor
+from hf_rerank.storage import naming_failures, sync, verify, write_manifest
 from hf_rerank.training.batches import EncodedTable, ListEncoder
 from hf_rerank.training.results import data_identity
 
@@ -166,7 +166,7 @@ def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any
         arrays_written = {name: [file.dtype, file.shape] for name, file in files.items()}
         write_manifest(unfinished, made_from=made_from, arrays=arrays_written)
         os.rename(unfinished, folder)
-        to_disk(folder.parent)
+        sync(folder.parent)
 
 
 def _arrays(flat: FlatLists, ids: list[str]) -> dict[str, np.ndarray]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 from collections.abc import Iterable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,29 +85,3 @@ def _add(digest: Any, column: pa.Array) -> None:
         digest.update(memoryview(letters or b"")[starts[0] : starts[-1]])
     else:
         digest.update(json.dumps(column.to_pylist(), default=str).encode())
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes JSON under another name and renames it, so that a reader never sees half a file; NaN becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json_text(values), encoding="utf-8")
-    os.replace(partial, path)
-
-
-def json_text(values: dict[str, Any]) -> str:
-    """What ``write_json`` writes."""
-    return json.dumps(plain(values), indent=2, allow_nan=False) + "\n"
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON gives it back: lists for tuples, null for what is not finite, text for what JSON lacks."""
-    if isinstance(value, dict):
-        return {str(name): plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return str(value)

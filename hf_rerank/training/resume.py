@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
-from hf_rerank.training.results import write_json
+from hf_rerank.storage import write_json
 
 RUN_FILE = "run.json"
 # Which lists make which batch.

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from hf_rerank.errors import InputError
-from hf_rerank.manifest import replace_file, verify
-from hf_rerank.training.results import json_text, plain
+from hf_rerank.storage import json_text, json_values, read_json, replace_file, verify
 
 RESULTS = "results.json"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        InputError: It is no JSON, or no object.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}; mend or remove it") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}: expected a JSON object; mend or remove it")
-    return found
 
 
 def results_to_add_to(model: str | Path) -> dict[str, Any]:
@@ -90,7 +73,10 @@ def add_evaluation(
         "evaluation_settings": settings,
         "evaluation_data": data,
     }
-    after = {**before, **{part: {**before.get(part, {}), split: plain(values)} for part, values in parts.items()}}
+    after = {
+        **before,
+        **{part: {**before.get(part, {}), split: json_values(values)} for part, values in parts.items()},
+    }
     if after == before:
         return "unchanged"
     replace_file(Path(model), RESULTS, json_text(after).encode())

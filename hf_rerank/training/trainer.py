@@ -22,17 +22,17 @@ from transformers import EvalPrediction
 
 from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.evaluation import EXTRAS, EvaluationSums, comparable_scores, measured
-from hf_rerank.manifest import replacing
 from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
 from hf_rerank.principled.obedience import COLLAPSED_SPREAD
 from hf_rerank.principled.objective import PrincipledObjective
 from hf_rerank.processing import ListProcessor
+from hf_rerank.storage import replacing, write_json
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.batches import EncodedLists, ids_from_bytes, list_keys
 from hf_rerank.training.checkpoints import CheckpointingTrainer
 from hf_rerank.training.encoded_cache import CachedLists
 from hf_rerank.training.health import HealthCallback
-from hf_rerank.training.results import data_identity, environment, write_json
+from hf_rerank.training.results import data_identity, environment
 from hf_rerank.training.resume import describe_run, refuse_another_run, write_run
 from hf_rerank.training.streams import EncodedStream, StreamPasses, collate_stream
 from hf_rerank.vocabularies import TableVocabulary

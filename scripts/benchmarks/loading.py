@@ -42,7 +42,8 @@ def main() -> None:
     import datasets
     import torch
 
-    from hf_rerank.training.results import environment, write_json
+    from hf_rerank.storage import write_json
+    from hf_rerank.training.results import environment
 
     torch.set_num_threads(1)
     pa.set_cpu_count(1)

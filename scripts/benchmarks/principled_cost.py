@@ -300,7 +300,7 @@ def main() -> None:
     from hf_rerank.errors import InputError
     from hf_rerank.models.auto import RERANKERS, reranker_classes
     from hf_rerank.principled import PrincipledObjective
-    from hf_rerank.training.results import write_json
+    from hf_rerank.storage import write_json
 
     models = options.models or list(RERANKERS)
     try:

@@ -50,7 +50,8 @@ def main() -> None:
     import torch
 
     from hf_rerank.models.auto import RERANKERS, reranker_classes
-    from hf_rerank.training.results import environment, write_json
+    from hf_rerank.storage import write_json
+    from hf_rerank.training.results import environment
 
     torch.set_num_threads(options.threads)
     rows = []

@@ -39,7 +39,8 @@ def main() -> None:
     import torch
 
     from hf_rerank.models.auto import RERANKERS
-    from hf_rerank.training.results import environment, write_json
+    from hf_rerank.storage import write_json
+    from hf_rerank.training.results import environment
 
     torch.set_num_threads(1)
     processor, rows = processor_and_lists()

@@ -99,7 +99,7 @@ class Experiment:
         from safetensors.numpy import save_file
 
         from hf_rerank.evaluation import evaluate
-        from hf_rerank.training.results import write_json
+        from hf_rerank.storage import write_json
 
         folder = path.with_suffix("")
         trainer = train(

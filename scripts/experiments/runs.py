@@ -107,7 +107,7 @@ def per_list(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:
 
 
 def _make(path: Path, values: tuple[Any, ...], run: Callable[..., dict[str, Any]]) -> None:
-    from hf_rerank.training.results import write_json
+    from hf_rerank.storage import write_json
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, run(path, *values))

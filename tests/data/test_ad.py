@@ -13,7 +13,8 @@ from ad_by_hand import START, prepared_by_hand, random_raw, read_csv, windows_of
 from hf_rerank.data.ad import _lookup, ad_columns, ad_schema, prepare_ad
 from hf_rerank.data.ad_buckets import BucketWriter, bucket_of, read_bucket
 from hf_rerank.data.ad_tables import RAW_SAMPLE, read_blocks
-from hf_rerank.data.prepared import PrepareReport, read_prepared
+from hf_rerank.data.prepared import read_prepared
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
 from hf_rerank.lists import Lists

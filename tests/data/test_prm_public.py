@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_rerank.data.prepared import PrepareReport
 from hf_rerank.data.prm_public import (
     TextRange,
     find_files,
@@ -30,6 +29,7 @@ from hf_rerank.data.prm_public_text import (
     OPTIONAL_COLUMNS,
     USER_COLUMNS,
 )
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
 from hf_rerank.lists import Lists

@@ -18,7 +18,7 @@ from hf_rerank.cli import main
 from hf_rerank.hub import push_lists, push_model
 from hf_rerank.hub.faults import without_tokens
 from hf_rerank.hub.repository import open_repository
-from hf_rerank.manifest import MANIFEST
+from hf_rerank.storage import MANIFEST
 
 KEY = "someone/prm"
 FILES = {"README.md", "config.json", "manifest.json", "model.safetensors"} | {

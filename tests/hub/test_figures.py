@@ -16,7 +16,7 @@ from hf_rerank import Reranker
 from hf_rerank.cli import main
 from hf_rerank.hub import push_model
 from hf_rerank.hub.figures import drawn_figures
-from hf_rerank.manifest import MANIFEST, write_manifest
+from hf_rerank.storage import MANIFEST, write_manifest
 
 KEY = "someone/prm"
 LOG = [{"step": 1, "loss": 0.5, "task_loss": 0.4}, {"step": 2, "loss": 0.4, "task_loss": 0.3}]

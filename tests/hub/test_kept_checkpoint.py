@@ -13,7 +13,7 @@ import pytest
 from samples import KEPT
 
 from hf_rerank import InputError, Reranker
-from hf_rerank.manifest import MANIFEST, manifest_text
+from hf_rerank.storage import MANIFEST, manifest_text
 
 
 def test_the_scores_are_those_of_the_day_it_was_saved() -> None:

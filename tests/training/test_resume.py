@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hf_rerank import InputError, RerankTrainer, freeze
-from hf_rerank.manifest import write_manifest
+from hf_rerank.storage import write_manifest
 from hf_rerank.training.resume import describe_run, refuse_another_run
 
 Make = Callable[..., RerankTrainer]

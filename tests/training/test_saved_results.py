@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from hf_rerank.errors import InputError
-from hf_rerank.manifest import MANIFEST, verify, write_manifest
-from hf_rerank.training.results import json_text
-from hf_rerank.training.saved_results import add_evaluation, read_json, results_to_add_to
+from hf_rerank.storage import MANIFEST, json_text, read_json, verify, write_manifest
+from hf_rerank.training.saved_results import add_evaluation, results_to_add_to
 
 BEFORE: dict[str, Any] = {
     "parameters": 7,
@@ -105,8 +104,10 @@ def test_what_cannot_be_added_to(folder: Path) -> None:
         results_to_add_to(folder)
 
 
-@pytest.mark.parametrize(("text", "words"), [("{", "is no JSON: "), ("[]", "holds a list: expected a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "is not valid JSON: "), ("[]", "holds a list: expected a JSON object")]
+)
 def test_no_json_object(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(InputError, match=rf"results\.json {words}.*; mend or remove it"):
+    with pytest.raises(InputError, match=rf"results\.json {words}.*; fix or remove it"):
         read_json(tmp_path / "results.json")

@@ -28,7 +28,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_rerank import InputError, Reranker, RerankTrainer, cli
 from hf_rerank.errors import TrainingStopped
-from hf_rerank.manifest import MANIFEST, verify
+from hf_rerank.storage import MANIFEST, verify
 from hf_rerank.training import checkpoints
 from hf_rerank.training.checkpoints import TrainingInterrupted, checkpoints_in, newest_checkpoint, verify_checkpoint
 
@@ -306,7 +306,7 @@ def test_nothing_older_is_deleted_before_the_newest_is_verified(
 def test_what_a_killed_run_left_is_removed(tmp_path: Path, copy: Path) -> None:
     """And a checkpoint that was about to be replaced is put back."""
     shutil.move(copy / "checkpoint-4", copy / "tmp-replaced-checkpoint-4")
-    for name in ("tmp-checkpoint-5/checkpoint-5", "tmp-deleted-checkpoint-2", "tmp-save"):
+    for name in ("tmp-checkpoint-5/checkpoint-5", "tmp-deleted-checkpoint-2"):
         (copy / name).mkdir(parents=True)
         (copy / name / "model.safetensors").write_bytes(b"half")
     checkpoints.clean(copy)

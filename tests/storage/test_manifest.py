@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_rerank.errors import InputError
-from hf_rerank.manifest import (
+from hf_rerank.storage import (
     MANIFEST,
     naming_failures,
     read_manifest,
@@ -19,7 +19,7 @@ from hf_rerank.manifest import (
     replacing,
     verify,
 )
-from hf_rerank.manifest import write_manifest as write
+from hf_rerank.storage import write_manifest as write
 
 FILES = {"a.json": b"{}\n", "b.safetensors": b"\x00" * 9, "deep/c.pt": b"weights"}
 
@@ -165,7 +165,7 @@ def test_an_interrupted_replacement_is_refused_not_read_half_new(
             assert "old" in found
             with pytest.raises(InputError, match="damaged or changed"):
                 verify(folder, everything, "")
-        assert not list(folder.glob("tmp-*"))
+        assert not list(folder.glob(".*"))
 
 
 def test_one_file_replaced(folder: Path) -> None:
@@ -174,7 +174,7 @@ def test_one_file_replaced(folder: Path) -> None:
     after = (folder / MANIFEST).read_bytes()
     assert (folder / "a.json").read_bytes() == b"[1, 2]"
     assert {name: (folder / name).read_bytes() for name in untouched} == untouched
-    assert not list(folder.glob("tmp-*"))
+    assert not list(folder.glob(".*"))
     manifest = verify(folder, everything, "")
     assert manifest is not None
     assert manifest["step"] == 7
@@ -203,7 +203,8 @@ def test_stopped_while_one_file_is_replaced(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, counting)
-        patch.setattr("hf_rerank.manifest.shutil.rmtree", lambda *_, **__: None)  # as of a killed process
+        for module in ("atomic", "saved_folder"):  # a killed process cleans nothing up
+            patch.setattr(f"hf_rerank.storage.{module}.remove", lambda *_: None)
         try:
             replace_file(folder, "a.json", b"new")
             assert done < stop
@@ -258,11 +259,11 @@ def test_a_full_disk_leaves_the_file_that_was_there(folder: Path, monkeypatch: p
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(OSError, match=r"folder could not be written.*No space left"):
+        with pytest.raises(OSError, match=r"manifest.json could not be written.*No space left"):
             replace_file(folder, "a.json", b"new")
     verify(folder, everything, "")
     assert (folder / "a.json").read_bytes() == FILES["a.json"]
-    assert not list(folder.glob("tmp-*"))
+    assert not list(folder.glob(".*"))
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("unexpected pos 64 vs 0")])
@@ -283,11 +284,14 @@ def header(text: str) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (header('{"w":{"dtype":"U8","shape":[0]},"w":{"dtype":"U8","shape":[0]}}'), "names 'w' twice"),
-        (header('{"w":{"dtype":"U8","dtype":"F32"}}'), "names 'dtype' twice"),
-        (header('{"w": 1'), "its header cannot be read"),
-        (b"", "its header cannot be read"),
-        (b"\xff" * 20, "its header cannot be read"),
+        (
+            header('{"w":{"dtype":"U8","shape":[0]},"w":{"dtype":"U8","shape":[0]}}'),
+            r"header of .*w.safetensors names 'w' twice",
+        ),
+        (header('{"w":{"dtype":"U8","dtype":"F32"}}'), r"header of .*w.safetensors names 'dtype' twice"),
+        (header('{"w": 1'), r"header of .*w.safetensors is not valid JSON"),
+        (b"", r"header of .*w.safetensors is not valid JSON"),
+        (b"\xff" * 20, r"header of .*w.safetensors is not valid JSON"),
     ],
 )
 def test_headers_of_safetensors(tmp_path: Path, content: bytes, message: str) -> None:

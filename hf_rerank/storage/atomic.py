@@ -1,0 +1,124 @@
+"""Files and folders that appear whole or not at all: written under a temporary name, synced, then renamed.
+
+There is one scheme of temporary names: ``.NAME.HOST-PID-RANDOM.tmp``, beside the target. Two writers never share one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hf_rerank.storage.disk_errors import naming_failures
+
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
+
+
+def temporary_path(target: str | Path) -> Path:
+    """A new name beside ``target`` that no other call, in this process or another, ever gets."""
+    target = Path(target)
+    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def remove_leftovers(folder: str | Path, name: str | None = None) -> None:
+    """Removes temporary files and folders in ``folder`` whose process was killed.
+
+    Those of running processes, and of other machines that share the disk, are kept.
+
+    Args:
+        folder: Where to look; subfolders are not searched.
+        name: Only those for the target of this name. None: all.
+    """
+    with contextlib.suppress(OSError):
+        for path in list(Path(folder).iterdir()):
+            found = _TEMPORARY.fullmatch(path.name)
+            if found and name in (None, found["name"]) and found["host"] == _HOST and _has_ended(int(found["pid"])):
+                remove(path)
+
+
+def remove(path: str | Path) -> None:
+    """Removes a file or a folder with all that is in it; nothing happens if it is not there, or cannot be removed."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """Gives the temporary name under which to write a file or a folder.
+
+    At the end of the block everything is brought to the disk and renamed to ``path``. An existing file is replaced; a
+    folder replaces nothing but an empty folder. If the block raises, the temporary is removed and ``path`` stays as it
+    was. Parent folders are created.
+
+    Raises:
+        CannotWrite: The disk refuses; names path and space. Errors of the block itself pass as they are.
+    """
+    path = Path(path)
+    temporary = temporary_path(path)
+    with naming_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
+    try:
+        yield temporary
+        with naming_failures(path):
+            sync_tree(temporary)
+            if temporary.is_dir() and path.is_dir():
+                path.rmdir()  # Windows does not rename over it
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        remove(temporary)
+
+
+def write_file(path: str | Path, content: bytes | str) -> None:
+    """Writes a whole file, text as UTF-8.
+
+    Raises:
+        CannotWrite: The disk refuses; names path and space.
+    """
+    with writing(path) as temporary, naming_failures(Path(path)):
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk, so that a power cut loses nothing."""
+    if os.name != "posix" and path.is_dir():  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """``sync`` of a file; of a folder with all that is below it, files before the folders that name them."""
+    if path.is_dir():
+        for entry in sorted(path.iterdir()):
+            sync_tree(entry)
+    sync(path)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process of this machine has ended; False where this cannot be known."""
+    if os.name != "posix":  # there os.kill ends a process
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

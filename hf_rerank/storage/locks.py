@@ -1,0 +1,64 @@
+"""Exclusive locks between processes, by one kind of lock file; a lock ends with its process, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from hf_rerank.errors import InputError
+from hf_rerank.storage.disk_errors import naming_failures
+
+
+@contextmanager
+def locked(path: str | Path, busy: Callable[[str], str], *, wait: float = 0.0) -> Iterator[None]:
+    """Holds the lock file ``path`` during the block; it holds the number of the process, and is removed at the end.
+
+    Args:
+        path: The lock file. Its folder is created.
+        busy: ``process -> message``, if another process holds the lock; ``process`` is such as "process 17".
+        wait: Seconds to wait for the other process; negative: as long as it takes.
+
+    Raises:
+        InputError: Another process holds the lock; the message is that of ``busy``.
+        CannotWrite: The lock file cannot be created.
+    """
+    path = Path(path)
+    while True:
+        lock = FileLock(path)
+        with naming_failures(path):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+                before = path.stat().st_ino
+                lock.acquire(timeout=wait)
+            except FileNotFoundError:  # the holder before removed the file or its folder in between
+                continue
+            except Timeout:
+                raise InputError(busy(_holder(path))) from None
+        # The holder before removes the file: a lock on a removed file excludes nobody.
+        if path.exists() and path.stat().st_ino == before:
+            break
+        lock.release()
+    try:
+        with contextlib.suppress(OSError):  # only for messages
+            path.write_text(f"{os.getpid()}\n")
+        yield
+    finally:
+        if os.name == "posix":
+            path.unlink(missing_ok=True)
+        lock.release()
+        if os.name != "posix":  # Windows cannot remove an open file
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _holder(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        if number := path.read_text().strip():
+            return f"process {number}"
+    return "another process"

@@ -1,0 +1,137 @@
+"""``manifest.json``: the files of a saved folder and their digests, so that what is loaded is what was saved.
+
+It lists every file with its size and SHA-256, and holds a digest of itself. It detects corruption (a truncated,
+changed or missing file), not tampering: it is not signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_rerank.errors import InputError
+from hf_rerank.storage.atomic import sync_tree
+from hf_rerank.storage.digests import sha256_of_file, sha256_of_json
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+# In the entry of a file that is being replaced: size and digest of its new content, which are accepted as well.
+REPLACED_BY = "replaced_by"
+# People edit it, and nothing is loaded from it.
+_NOT_LISTED = (MANIFEST, "README.md")
+
+
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """Writes ``manifest.json`` for all files below a folder, and brings everything to the disk.
+
+    Args:
+        folder: With the finished files.
+        facts: What else the manifest holds, as JSON values.
+    """
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name not in _NOT_LISTED:
+            files[name] = entry_of(path)
+    (folder / MANIFEST).write_text(manifest_of(files, **facts), encoding="utf-8")
+    sync_tree(folder)
+
+
+def manifest_text(files: Mapping[str, Path | bytes], kept: Mapping[str, Any]) -> str:
+    """The content of ``manifest.json`` beside these files.
+
+    Args:
+        files: Name -> a file, or its content.
+        kept: Entries of an earlier manifest, of files that stay.
+    """
+    entries = dict(kept)
+    for name, content in files.items():
+        if name in _NOT_LISTED:
+            continue
+        entries[name] = entry_of(content)
+    return manifest_of(dict(sorted(entries.items())))
+
+
+def read_manifest(folder: Path, remedy: str = "save or download it again") -> dict[str, Any] | None:
+    """The manifest of a folder; None without one.
+
+    Args:
+        folder: A saved folder.
+        remedy: What to do if it is damaged, at the end of the message.
+
+    Raises:
+        InputError: It is damaged, or of a newer format.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    damaged = f"{path} is damaged: it does not hold what was saved, so no file in {folder} can be relied on; {remedy}"
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+        own = content.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(damaged) from None
+    if own != sha256_of_json(content):
+        raise InputError(damaged)
+    if content["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format_version {content['format_version']!r}, this library reads {FORMAT_VERSION}: install a "
+            "newer hf-rerank"
+        )
+    return content
+
+
+def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: bool = True) -> dict[str, Any] | None:
+    """Checks the files that are about to be read against the manifest, where there is one.
+
+    Args:
+        folder: A saved folder.
+        reads: Which of its files, by their names.
+        remedy: What to do, at the end of every message.
+        digests: Also compare the SHA-256, for which every byte is read; otherwise names and sizes only.
+
+    Returns:
+        The manifest; None without one: then nothing was checked.
+
+    Raises:
+        InputError: A file is missing, cut or changed, or lies there without being listed.
+    """
+    manifest = read_manifest(folder, remedy)
+    if manifest is None:
+        return None
+    files = manifest["files"]
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        hidden = path.name.startswith(".")  # locks and temporaries, which nothing reads
+        if not hidden and path.name not in (*files, *_NOT_LISTED) and reads(path.name):
+            raise InputError(f"{path} is none of the files that were saved there ({MANIFEST} lists them); {remedy}")
+    for name, saved in files.items():
+        path = folder / name
+        if not reads(name):
+            continue
+        if not path.is_file():
+            raise InputError(f"{path} is missing: it was saved ({MANIFEST} lists it); {remedy}")
+        size = path.stat().st_size
+        accepted = [saved, saved[REPLACED_BY]] if REPLACED_BY in saved else [saved]
+        if size not in [entry["bytes"] for entry in accepted]:
+            raise InputError(
+                f"{path} has {size:,} bytes, {saved['bytes']:,} were saved: it is cut or changed; {remedy}"
+            )
+        if digests and sha256_of_file(path) not in [entry["sha256"] for entry in accepted]:
+            raise InputError(f"{path} is damaged or changed: its SHA-256 is not that of the file saved; {remedy}")
+    return manifest
+
+
+def entry_of(content: Path | bytes) -> dict[str, Any]:
+    """The entry of a file, or of its content: size and SHA-256."""
+    if isinstance(content, bytes):
+        return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"bytes": content.stat().st_size, "sha256": sha256_of_file(content)}
+
+
+def manifest_of(files: dict[str, Any], **facts: Any) -> str:
+    """The text of a manifest with these entries and other values."""
+    content = {"format_version": FORMAT_VERSION, **facts, "files": files}
+    return json.dumps({**content, "sha256": sha256_of_json(content)}, indent=2) + "\n"

@@ -1,0 +1,103 @@
+"""Replacing the files of a saved folder, all of them or one, so that an interruption is never read as a mixture."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hf_rerank.errors import InputError
+from hf_rerank.storage.atomic import remove, remove_leftovers, sync, temporary_path, write_file
+from hf_rerank.storage.disk_errors import naming_failures
+from hf_rerank.storage.locks import locked
+from hf_rerank.storage.manifest import MANIFEST, REPLACED_BY, entry_of, manifest_of, verify, write_manifest
+
+LOCK = ".saving.lock"
+# Longer than a save takes, unless its disk is far too slow.
+WAIT_SECONDS = 60.0
+
+
+@contextmanager
+def replacing(folder: str | Path) -> Iterator[Path]:
+    """Files written in the folder that this gives move into ``folder`` together, with a manifest, or not at all.
+
+    All bytes are on the disk before the first file gets its name, so a full disk leaves the old files as they were.
+    The new manifest comes first: until the last file is in place, the folder is refused rather than read half new.
+    Of two saves into one folder, the second waits for the first.
+
+    Raises:
+        InputError: ``folder`` is a file, or another process has been saving there for more than a minute.
+        CannotWrite: Something could not be written; names the folder, the free space and the cause.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: expected a folder to save in")
+    existed = folder.exists()
+    staging = temporary_path(folder / "save")
+    try:
+        with _saving(folder), naming_failures(folder):
+            staging.mkdir()
+            yield staging
+            write_manifest(staging)
+            new = sorted(path.name for path in staging.iterdir())
+            for name in (MANIFEST, *(name for name in new if name != MANIFEST)):
+                if (folder / name).is_dir():
+                    shutil.rmtree(folder / name)
+                os.replace(staging / name, folder / name)
+            # Weights in shards, or in one file, that the new ones replace.
+            for path in folder.glob("*.safetensors*"):
+                if path.name not in new:
+                    path.unlink()
+            staging.rmdir()
+            sync(folder)
+            existed = True
+    finally:
+        remove(staging)
+        if not existed:
+            _remove_if_empty(folder)
+
+
+def replace_file(folder: Path, name: str, content: bytes) -> None:
+    """Replaces one file of a saved folder, and its entry in the manifest if there is one.
+
+    An interruption at any moment leaves a folder whose files all agree with its manifest: the manifest is replaced
+    twice, and in between it accepts the old file and the new one.
+
+    Args:
+        folder: A saved folder.
+        name: A file in it.
+        content: The new content of the file.
+
+    Raises:
+        InputError: The file is not what was saved.
+        CannotWrite: Something could not be written; the folder is complete.
+    """
+    with _saving(folder):
+        manifest = verify(folder, lambda other: other == name, "save it again")
+        if manifest is None:
+            write_file(folder / name, content)
+            return
+        facts = {key: value for key, value in manifest.items() if key not in ("format_version", "files")}
+        files, old, new = manifest["files"], entry_of(folder / name), entry_of(content)
+        write_file(folder / MANIFEST, manifest_of({**files, name: {**old, REPLACED_BY: new}}, **facts))
+        write_file(folder / name, content)
+        write_file(folder / MANIFEST, manifest_of({**files, name: new}, **facts))
+
+
+@contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    def busy(process: str) -> str:
+        return f"{process} is saving into {folder}: wait for it, or choose another folder"
+
+    with locked(folder / LOCK, busy, wait=WAIT_SECONDS):
+        remove_leftovers(folder)
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:  # another save has put its files there
+        return
