@@ -167,7 +167,7 @@ def _in_order(
 
 
 def _prepare_own(options: argparse.Namespace) -> None:
-    from hf_rerank.data.prepare_own import prepare_own
+    from hf_rerank.data.custom.prepare import prepare_own
 
     def prepare() -> Any:
         return prepare_own(options.input, options.output_dir, schema=options.schema, split_by=options.split_by)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_rerank.data.own_lists import datasets_of_files
+from hf_rerank.data.parquet_datasets import datasets_of_parquet
 from hf_rerank.data.prepared import PreparedFolder, dataset_card, read_card, read_report, write_description
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.rewriting import Rewriting, in_two_steps, rewrite_prepared
@@ -235,7 +235,7 @@ class _Sorting:
         learned = self.ranker.processor
         told = {name: getattr(schema, name) for name in ("position", "attraction", "examination", "max_list_length")}
         processor = ListProcessor(learned.schema.replace(**told), learned.vocabularies, learned.scales)
-        lists = datasets_of_files("parquet", files, split, streaming=True)
+        lists = datasets_of_parquet(files, split, streaming=True)
         return evaluate_orders(processor, lists, ks=KS)["initial"]
 
     def _card(self, schema: ListSchema, report: PrepareReport, facts: Mapping[str, Any]) -> str:

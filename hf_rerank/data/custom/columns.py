@@ -316,14 +316,15 @@ class Converter:
         if wrong.any():
             index = int(wrong.arg_max() or 0)
             expected = {NUMBER: "a number", POSITION: "an integer from 0"}.get(
-                self.roles.get(name, OTHER), "an integer, as the model was trained on"
+                self.roles.get(name, OTHER), "an integer, as elsewhere in the column or in training"
             )
-            lists = "; these cells hold lists: all columns of items must, see list_separator" if (
-                text[index].startswith("[")
-            ) else ""
+            remedy = (
+                "here one row is one item; if one row is one list, all columns of items must hold lists"
+                if text[index].startswith("[")
+                else f"a missing value is an empty cell, or one of {', '.join(self.options.nulls_of_numbers)}"
+            )
             raise InputError(
-                f"{where(int(rows[index]))}: column {name!r} holds {short(text[index])}: expected {expected}; a "
-                f"missing value is an empty cell, or one of {', '.join(self.options.nulls_of_numbers)}{lists}"
+                f"{where(int(rows[index]))}: column {name!r} holds {short(text[index])}: expected {expected}; {remedy}"
             )
         return found.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(wanted)
 
@@ -332,6 +333,8 @@ class Converter:
         if pa.types.is_boolean(flat.type):
             flat = flat.cast(pa.int8())
         if pa.types.is_string(wanted):
+            if self.roles.get(name) == ID and not self.text_ids.get(name) and not pa.types.is_temporal(flat.type):
+                raise InputError(f"{where(0)}: column {name!r} holds {flat.type}, and text in rows before: write one type")
             return flat.cast(pa.string())
         if pa.types.is_integer(wanted) and pa.types.is_floating(flat.type):
             flat = self._whole(name, flat, where, rows)

@@ -100,7 +100,8 @@ def _uneven(path: str, lines: list[str], first: int) -> dict[str, Any]:
             labels.append(float(said[0]))
         except ValueError as error:
             raise InputError(
-                f"{path}, line {number} is not in the LETOR format (2 qid:10 1:0.5 2:1.5): {error}"
+                f"{path}, line {number} is not in the LETOR format (2 qid:10 1:0.5 2:1.5): {error}; other text needs "
+                "another name, such as .csv or .tsv"
             ) from None
         ids.append(said[1].removeprefix("qid:"))
         rows.append(values)

@@ -95,7 +95,7 @@ def tables_of_files(own: OwnFiles, counts: Counts) -> Iterator[tuple[str | None,
 
 
 def _streams(own: OwnFiles, splits: Sequence[str]) -> Any:
-    own.scan_first_block()
+    own.scan_first_blocks()
     if own.long:
         raise InputError(
             f"{own.files[0].path} has one row per item, which is read as a whole, since items of a list may stand "
@@ -120,6 +120,13 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         datasets.utils.enable_progress_bars()
+
+
+def is_paths(source: Any) -> bool:
+    """Whether a source is a path, a pattern, a URL or a list of these."""
+    if isinstance(source, str | Path):
+        return True
+    return isinstance(source, list | tuple) and len(source) > 0 and all(isinstance(p, str | Path) for p in source)
 
 
 def given(source: Any, streaming: bool, schema: ListSchema | None, split: str = "train") -> Any:

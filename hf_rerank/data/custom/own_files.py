@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -84,21 +84,26 @@ class OwnFiles:
             if not of_file.found:
                 continue
             if first is not None and file.kind != "letor":
-                _refuse_other_columns(first, (file.path, set(of_file.found)))
+                _refuse_other_columns(first, (file.path, set(of_file.found)), self.kinds.roles)
             first = first or (file.path, set(of_file.found))
             self.kinds.merge(of_file.found)
         if not any(self.rows.values()):
             raise InputError(f"{_names(self.files)} holds no lists: remove it, or write it again")
         self._settle()
 
-    def scan_first_block(self) -> None:
-        """As ``scan``, for streams: by the first rows of the first file that has any."""
-        for part in self.parts:
-            for block in read_blocks(part, self.schema, self.options):
-                self.kinds.add(block.table, part.path)
-                self._settle()
-                return
-        raise InputError(f"{_names(self.files)} holds no lists: remove it, or write it again")
+    def scan_first_blocks(self) -> None:
+        """As ``scan``, for streams: by the first rows of each file."""
+        first: tuple[str, set[str]] | None = None
+        for file in self.files:
+            for block in read_blocks(file, self.schema, self.options):
+                if first is not None:
+                    _refuse_other_columns(first, (file.path, set(block.table.column_names)), self.kinds.roles)
+                first = first or (file.path, set(block.table.column_names))
+                self.kinds.add(block.table, file.path)
+                break
+        if first is None:
+            raise InputError(f"{_names(self.files)} holds no lists: remove it, or write it again")
+        self._settle()
 
     def lists(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
         """Lists of a part of wide files, with ``columns``; those without items are left out.
@@ -189,8 +194,10 @@ class OwnFiles:
         return table.filter(pc.invert(empty))
 
 
-def _refuse_other_columns(first: tuple[str, set[str]], second: tuple[str, set[str]]) -> None:
-    odd = sorted(first[1] ^ second[1])
+def _refuse_other_columns(
+    first: tuple[str, set[str]], second: tuple[str, set[str]], named: Collection[str]
+) -> None:
+    odd = sorted(first[1] ^ second[1], key=lambda name: (name not in named, name))
     if odd:
         lacking, other = (second, first) if odd[0] in first[1] else (first, second)
         raise InputError(

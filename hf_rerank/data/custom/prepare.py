@@ -8,6 +8,7 @@ id, its time).
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -428,4 +429,4 @@ def _part(number: int) -> str:
 def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
     """Start and end of each run of equal values."""
     changes = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
-    return zip(changes[:-1], changes[1:], strict=True)
+    return itertools.pairwise(changes)
