@@ -284,7 +284,7 @@ def _checked(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -
             raise InputError(f"split {name!r}: {error}") from None
         if sample is None:
             continue
-        if name == "train" and schema.position is None:
+        if name == "train" and schema.position_column is None:
             message = leak(sample)
             if message is not None:
                 warnings.warn(message, stacklevel=3)

@@ -165,7 +165,7 @@ class _Sorting:
         self.old_schema = prepared.schema
         self.longest = prepared.schema.max_list_length if max_list_length is None else max_list_length
         self.of_items = _item_columns(prepared)
-        old = prepared.schema.position
+        old = prepared.schema.position_column
         if old != POSITION and POSITION in prepared.columns.names:
             raise InputError(
                 f"{source} has a column {POSITION!r} that its schema does not name as the position: rename it, or "
@@ -283,7 +283,7 @@ def _item_columns(prepared: PreparedFolder) -> list[str]:
     The schema names most. Of the sequences that it does not name, those are as long as the items in every list.
     """
     schema = prepared.schema
-    special = (schema.label, schema.position, schema.weight, schema.propensity, schema.attraction)
+    special = (schema.label, schema.position_column, schema.weight, schema.propensity, schema.attraction)
     named = [feature.name for feature in schema.items] + [name for name in special if name is not None]
     named = [name for name in named if name in prepared.columns.names]
     others = [

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.custom.columns import Where, nested_types, short
+from hf_rerank.data.custom.columns import Where, item_columns_of, short
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, ListSchema, Vector
@@ -34,7 +34,7 @@ def lists_of_cells(table: pa.Table, schema: ListSchema | None, options: ReadOpti
         bracketed = text.str.contains(r"^\s*\[").fill_null(True).all() and text.null_count() < len(text)
         feature = None if schema is None else next((f for f in _features(schema) if f.name == name), None)
         always = feature is not None and (isinstance(feature, Vector) or feature in schema.history)  # type: ignore[union-attr]
-        if always or (bracketed and (schema is None or name in nested_types(schema))):
+        if always or (bracketed and (schema is None or name in item_columns_of(schema))):
             as_numbers = schema is not None and not isinstance(feature, Categorical)
             lists = json_lists(text, where, as_numbers=as_numbers, refuse=schema is not None)
             columns[name] = table.column(name) if lists is None else _arrow(lists)
@@ -53,7 +53,7 @@ def _separated(table: pa.Table, schema: ListSchema | None, options: ReadOptions,
     for name in table.column_names:
         text = pl.Series(name, table.column(name))
         occurs = text.str.contains(separator, literal=True).any()
-        if not (occurs if schema is None else name in nested_types(schema)):
+        if not (occurs if schema is None else name in item_columns_of(schema)):
             columns[name] = table.column(name)
             continue
         # An empty cell is a list without values.

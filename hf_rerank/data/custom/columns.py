@@ -58,11 +58,11 @@ def roles_of(schema: ListSchema) -> dict[str, str]:
     roles: dict[str, str] = {}
     for feature in (*schema.items, *schema.user, *schema.history):
         roles[feature.name] = ID if isinstance(feature, Categorical) else NUMBER
-    numbers = (schema.label, schema.weight, schema.propensity, schema.attraction, getattr(schema, "initial_score", None))
+    numbers = (schema.label, schema.weight, schema.propensity, schema.attraction, schema.initial_score)
     roles |= {name: NUMBER for name in numbers if name is not None}
-    if schema.position not in (None, "none"):
-        roles[str(schema.position)] = POSITION
-    for name in (schema.list_id, schema.group, getattr(schema, "id", None)):
+    if schema.position_column is not None:
+        roles[schema.position_column] = POSITION
+    for name in (schema.list_id, schema.group, schema.id):
         if name is not None:
             roles.setdefault(name, ID)
     return roles
@@ -421,17 +421,16 @@ def _texts_of_uuids(storage: pa.Array) -> pa.Array:
     return pa.array([None if v is None else str(uuid.UUID(bytes=v)) for v in storage.to_pylist()], pa.string())
 
 
-def nested_types(schema: ListSchema) -> set[str]:
-    """The columns that hold one value per item, or per history item."""
+def item_columns_of(schema: ListSchema) -> set[str]:
+    """The columns that hold one value per item, or per item of the history."""
     names = {feature.name for feature in (*schema.items, *schema.history)}
     of_items = (
         schema.label,
-        schema.position if schema.position != "none" else None,
+        schema.position_column,
         schema.weight,
         schema.propensity,
         schema.attraction,
-        getattr(schema, "initial_score", None),
+        schema.initial_score,
+        schema.id,
     )
     return names | {name for name in of_items if name is not None}
-
-

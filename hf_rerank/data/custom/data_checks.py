@@ -121,7 +121,7 @@ class DataChecks:
             return
         if learned_from and not self.lists:
             self._leaks = telling_columns(lists)
-            if self.schema.position is None and (message := leak(lists)) is not None:
+            if self.schema.position_column is None and (message := leak(lists)) is not None:
                 self._leaks.append(message)
         self.lists += len(lists)
         self.one_item += int((lists.lengths == 1).sum())

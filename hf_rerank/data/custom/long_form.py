@@ -44,7 +44,7 @@ def grouped(frame: pl.DataFrame, schema: ListSchema, where: Where) -> pl.DataFra
                 f"{where(row)}: column {name!r} differs within list {wrong} ({values[0]!r}, {other!r}): expected one "
                 "value per list; make it constant, or name it among the items of the schema"
             )
-    position = schema.position if schema.position in frame.columns else None
+    position = schema.position_column if schema.position_column in frame.columns else None
     aggregates = [
         pl.col(name).first()
         if name in one_per_list
