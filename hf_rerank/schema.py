@@ -289,10 +289,9 @@ class ListSchema:
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"the schema names the column {name!r} twice")
-            if name in special:
-                raise InputError(
-                    f"the column {name!r} is a feature and also one of {', '.join(COLUMN_TENSORS)}: name another column"
-                )
+            part = next((part for part, column in self.item_columns().items() if column == name), None)
+            if part is not None:
+                raise InputError(f"the column {name!r} is a feature and also {part} of the schema: name another column")
         if self.id is not None and self.id in (self.list_id, self.group):
             raise InputError(f"id of the schema is {self.id!r}, which names lists or users: expected an item column")
         for part in ("user", "history"):
