@@ -28,8 +28,9 @@ class RerankTrainingArguments(TrainingArguments):
     """Options of ``RerankTrainer``: the fields below and every one of ``transformers.TrainingArguments``.
 
     Defaults that differ from there: evaluation and a checkpoint each epoch, the best by ``ndcg@10`` on the evaluation
-    lists loaded at the end, two checkpoints kept; 10 epochs, batches of 256 (evaluation: 512), learning rate 1e-3;
-    no reports to outside services; raw columns are kept, and metrics are computed batch by batch.
+    lists loaded at the end, two checkpoints kept; batch size and epochs by the number of training lists
+    (``hf_rerank.training.budget``; evaluation: 512 lists), learning rate 1e-3 with a tenth of the steps as warm-up and a
+    cosine after it; no reports to outside services; raw columns are kept, and metrics are computed batch by batch.
     """
 
     principled: str = field(
@@ -90,12 +91,20 @@ class RerankTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Whether more of it is better. Not given: yes, unless it is a loss."}
     )
     batch_eval_metrics: bool = field(default=True, metadata={"help": "Metrics batch by batch, in bounded memory."})
-    per_device_train_batch_size: int = field(default=256, metadata={"help": "Lists a training batch on each device."})
+    per_device_train_batch_size: int = field(
+        default=0, metadata={"help": "Lists per training batch on each device. 0: by the number of lists, 16 to 256."}
+    )
     per_device_eval_batch_size: int = field(
         default=512, metadata={"help": "Lists an evaluation batch on each device."}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training lists."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls after warm-up."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Steps in which the learning rate rises; below 1: their share of all."}
+    )
+    num_train_epochs: float = field(
+        default=0.0, metadata={"help": "Passes over the training lists. 0: by the number of lists, 5 to 40."}
+    )
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps, epoch."})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "A loss that is not finite stops training; it is not hidden from the log."}
@@ -121,6 +130,11 @@ class RerankTrainingArguments(TrainingArguments):
             raise InputError("batch_eval_metrics=False would hold every score in memory: leave it on")
         if not self.metric_ks or min(self.metric_ks) < 1:
             raise InputError(f"metric_ks is {self.metric_ks}: expected cut-offs of at least 1")
+        if self.per_device_train_batch_size < 0 or self.num_train_epochs < 0:
+            raise InputError(
+                f"per_device_train_batch_size is {self.per_device_train_batch_size} and num_train_epochs "
+                f"{self.num_train_epochs:g}: expected more than 0, or 0 to let the number of lists decide"
+            )
         if self.stream_window < 1:
             raise InputError(f"stream_window is {self.stream_window}: expected at least 1")
         if self.encoded_cache is not None and not str(self.encoded_cache).strip():

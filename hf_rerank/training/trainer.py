@@ -29,11 +29,13 @@ from hf_rerank.schema import MODEL_TENSORS
 from hf_rerank.storage import replacing, write_json
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.batch_metrics import BatchMetrics
+from hf_rerank.training.budget import LARGEST_BATCH, fill_in_budget
 from hf_rerank.training.callbacks import HealthCallback, ResultsCallback, StreamPasses
 from hf_rerank.training.checkpointing_trainer import CheckpointingTrainer
 from hf_rerank.training.datasets import encode_lists
 from hf_rerank.training.finite import FiniteGuard, OptimizerGuard, lists_with_broken_scores
 from hf_rerank.training.resume import describe_run, refuse_another_run, write_run
+from hf_rerank.training.starting_point import match_unknown_values
 from hf_rerank.training.streams import EncodedStream, collate_stream
 
 # What a resumed run needs beside the Trainer's own state: sums for the next log, and the factors of the terms.
@@ -102,6 +104,14 @@ class RerankTrainer(CheckpointingTrainer):
         processing_class.check_fingerprint(model.config.schema_fingerprint, "the model")
         if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps < 1:
             raise InputError("train_dataset is a stream of unknown length: set max_steps in the arguments")
+        if train_dataset is not None and hasattr(train_dataset, "__len__"):
+            fill_in_budget(args, len(train_dataset))
+        elif args.per_device_train_batch_size == 0:
+            args.per_device_train_batch_size = LARGEST_BATCH
+        if model.config.unknown_rate is None and train_dataset is not None:
+            first = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else eval_dataset
+            if hasattr(first, "select"):
+                match_unknown_values(model.config, processing_class, first)
         self.processor = processing_class
         chosen = args.objective() if objective is None else objective
         self.principled_objective = self._resolve_task_loss(chosen, model, args)

@@ -53,10 +53,29 @@ GOOD = {**SMALL, "scale": "quantile"}
 REL = {"relative_features": True}
 M = {**GOOD, "match_unknown": True}
 MR = {**M, "config": REL}
+C5 = {**MR, "schedule": "cosine", "epochs": 5}
+START = {"config": {**REL, "initial_score": "start"}}
 CANDIDATES: dict[str, dict[str, Any]] = {
     "m": M,
     "mr": MR,
     "m standard": {**M, "scale": "standard"},
+    "c5": C5,
+    "c5 ema": {**C5, "average": 0.99},
+    "c5 start position": {**C5, **START, "tree_position": True},
+    "c5 start position ema": {**C5, **START, "tree_position": True, "average": 0.99},
+    "c5 start position softmax": {**C5, **START, "tree_position": True, "loss": "softmax_loss"},
+    "c5 start position softmax ema": {**C5, **START, "tree_position": True, "loss": "softmax_loss", "average": 0.99},
+    "c5 feature position": {**C5, "config": {**REL, "initial_score": "feature"}, "tree_position": True},
+    "c5 softmax": {**C5, "loss": "softmax_loss"},
+    "c5 softmax ema": {**C5, "loss": "softmax_loss", "average": 0.99},
+    "c5 start position lr3": {**C5, **START, "tree_position": True, "lr": 3e-4},
+    "c5 start position softmax lr3": {**C5, **START, "tree_position": True, "lr": 3e-4, "loss": "softmax_loss"},
+    "c5 not relative": {**C5, "config": {}},
+    "c5 not quantile": {**C5, "scale": "standard"},
+    "c5 log": {**C5, "scale": "log"},
+    "c5 unknown": {**C5, "match_unknown": False},
+    "c5 nodrop": {**C5, "config": {**REL, "hidden_dropout_prob": 0.0}},
+    "c5 drop3": {**C5, "config": {**REL, "hidden_dropout_prob": 0.3}},
     "mr ep3": {**MR, "epochs": 3},
     "mr start ep3": {**MR, "epochs": 3, "config": {**REL, "initial_score": "start"}},
     "mr start ep3 drop3": {**MR, "epochs": 3, "config": {**REL, "initial_score": "start", "hidden_dropout_prob": 0.3}},
@@ -239,7 +258,7 @@ def train(log: Log, options: dict[str, Any], encoded: Any, processor: Any, seed:
     draw, count = np.random.default_rng(seed), len(encoded["train"])
     steps = options["epochs"] * math.ceil(count / options["batch"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=options["lr"], weight_decay=options["weight_decay"])
-    warm = max(1, int(0.3 * steps)) if options["schedule"] == "onecycle" else 0
+    warm = max(1, int({"onecycle": 0.3, "cosine": 0.1, "linear": 0.0}[options["schedule"]] * steps))
 
     def factor(step: int) -> float:
         if options["schedule"] == "linear":

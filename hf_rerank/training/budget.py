@@ -1,0 +1,45 @@
+"""How long to train: batch size and epochs that follow the number of training lists."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+# A pass over the lists should take about this many steps, as far as the batch sizes below allow.
+STEPS_PER_EPOCH = 100
+SMALLEST_BATCH, LARGEST_BATCH = 16, 256
+# Passes over many lists; and over few lists as many as it takes to make this number of steps, with an upper bound.
+EPOCHS, MOST_EPOCHS = 5, 40
+STEPS = 400
+# With fewer steps a network has hardly left its random start.
+VERY_FEW_STEPS = 100
+
+
+def fill_in_budget(args: Any, lists: int) -> None:
+    """Fills in the batch size and the number of epochs where they are 0, for so many training lists.
+
+    The batch is the power of two that makes about 100 steps per epoch, from 16 to 256 lists over all devices and
+    accumulated batches. Epochs are 5, and more where that would be under 400 steps, at most 40.
+
+    Args:
+        args: ``RerankTrainingArguments``; ``per_device_train_batch_size`` and ``num_train_epochs`` are changed.
+        lists: Training lists.
+    """
+    together = max(1, args.n_gpu) * args.world_size * args.gradient_accumulation_steps
+    if args.per_device_train_batch_size == 0:
+        batch = SMALLEST_BATCH
+        while batch < LARGEST_BATCH and lists >= 2 * batch * STEPS_PER_EPOCH:
+            batch *= 2
+        args.per_device_train_batch_size = max(1, batch // together)
+    steps = max(1, -(-lists // (args.per_device_train_batch_size * together)))
+    if args.num_train_epochs == 0:
+        args.num_train_epochs = float(min(MOST_EPOCHS, max(EPOCHS, -(-STEPS // steps))))
+    total = args.max_steps if args.max_steps > 0 else round(steps * args.num_train_epochs)
+    if total < VERY_FEW_STEPS:
+        warnings.warn(
+            f"this training takes {total} steps ({lists:,} lists in batches of "
+            f"{args.per_device_train_batch_size * together}): too few to learn much; lower "
+            "per_device_train_batch_size or raise num_train_epochs",
+            UserWarning,
+            stacklevel=3,
+        )
