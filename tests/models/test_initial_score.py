@@ -1,0 +1,67 @@
+"""The earlier ranker's score as a feature, and as the score from which training starts."""
+
+import pytest
+import torch
+from test_relative_features import features, model
+
+from hf_rerank.errors import InputError
+from hf_rerank.models.auto import RERANKERS
+from hf_rerank.models.base import PreTrainedReranker
+from hf_rerank.principled import preset_objective
+
+SCALE = {"initial_score_scale": 2.0, "initial_score_offset": -1.0}
+
+
+@pytest.mark.parametrize("kind", list(RERANKERS))
+def test_an_untrained_model_scores_as_the_earlier_ranker(kind):
+    start, tensors = model(kind, initial_score="start", **SCALE), features(kind)
+    logits, mask = start(**tensors).logits, tensors["mask"]
+    assert torch.equal(logits[mask], (2 * tensors["initial_scores"] - 1)[mask])
+    assert (logits[~mask] == torch.finfo(logits.dtype).min).all()
+
+
+@pytest.mark.parametrize("kind", list(RERANKERS))
+def test_training_moves_away_from_the_start_and_every_parameter_is_updated(kind):
+    start, tensors = model(kind, initial_score="start", **SCALE).train(), features(kind)
+    labels = torch.tensor([[1.0, 0, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
+    before = {name: value.clone() for name, value in start.named_parameters()}
+    optimizer = torch.optim.SGD(start.parameters(), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        start(**tensors, labels=labels).loss.backward()
+        optimizer.step()
+    same = [name for name, value in start.named_parameters() if torch.equal(value, before[name])]
+    assert [name for name in same if "history" not in name and "list_" not in name] == []
+
+
+def test_principled_passes_all_start_from_the_score():
+    start, tensors = model(initial_score="start", **SCALE), features("prm")
+    labels = torch.zeros(3, 6)
+    losses = start(**tensors, labels=labels, objective=preset_objective("scaled", seed=0)).losses
+    # The network's part is still 0, so no order of the items changes a score.
+    assert losses["convergence_loss"].item() == 0.0
+    assert losses["adversarial_loss"].item() == 0.0
+
+
+def test_as_a_feature_it_changes_scores_and_without_it_does_not():
+    tensors = features("prm")
+    other = {**tensors, "initial_scores": tensors["initial_scores"] + 1.0}
+    read, unread = model(initial_score="feature", **SCALE), model()
+    assert not torch.equal(read(**tensors).logits, read(**other).logits)
+    assert torch.equal(unread(**tensors).logits, unread(**other).logits)
+
+
+def test_lists_without_scores_are_refused():
+    tensors = features("prm")
+    del tensors["initial_scores"]
+    with pytest.raises(InputError, match=r"reads the earlier ranker's score and the lists have none"):
+        model(initial_score="feature")(**tensors)
+
+
+def test_saving_and_loading_keeps_the_start_and_what_was_learned(tmp_path):
+    start, tensors = model(initial_score="start", **SCALE), features("prm")
+    with torch.no_grad():
+        start.scorer.weight.normal_()
+    start.save_pretrained(tmp_path)
+    loaded: PreTrainedReranker = type(start).from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(**tensors).logits, start(**tensors).logits)

@@ -1,0 +1,81 @@
+"""Features relative to the list: against values worked out by hand, and properties."""
+
+import pytest
+import torch
+
+from hf_rerank.models.auto import RERANKERS
+from hf_rerank.models.embeddings import relative_features
+from hf_rerank.models.prm import PRMConfig, PRMForReranking
+
+
+def test_each_form_by_hand():
+    # 1, 4, 4, 7 (mean 4): ranks (below - above) / 3; the last slot is padding whose value is not read.
+    values = torch.tensor([[[1.0], [4.0], [4.0], [7.0], [1e30]]])
+    mask = torch.tensor([[True, True, True, True, False]])
+    found = relative_features(values, mask)
+    assert found[0, :, 0].tolist() == pytest.approx([-1.0, 0.0, 0.0, 1.0, 0.0])
+    assert found[0, :, 1].tolist() == [-3.0, 0.0, 0.0, 3.0, 0.0]
+    assert found[0, :, 2].tolist() == [-6.0, -3.0, -3.0, 0.0, 0.0]
+
+
+def test_what_all_items_share_gives_zero_and_so_do_one_item_and_none():
+    shared = relative_features(torch.full((1, 3, 2), 5.0), torch.ones(1, 3, dtype=torch.bool))
+    assert shared.tolist() == torch.zeros(1, 3, 6).tolist()
+    for mask in ([[True, False]], [[False, False]]):
+        found = relative_features(torch.tensor([[[3.0], [float("nan")]]]), torch.tensor(mask))
+        assert found.tolist() == torch.zeros(1, 2, 3).tolist()
+
+
+def lists(width=6, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    mask = torch.arange(width) < torch.tensor([[6], [3], [1]])
+    return {
+        "item_categorical": torch.randint(1, 5, (3, width, 1), generator=draw),
+        "item_dense": torch.randn(3, width, 2, generator=draw),
+        "mask": mask,
+        "position_ids": torch.arange(width).repeat(3, 1),
+        "initial_scores": torch.randn(3, width, generator=draw),
+    }
+
+
+def model(kind="prm", **options):
+    torch.manual_seed(0)
+    config, cls = RERANKERS[kind]
+    sizes = {"item_vocab_sizes": [5], "user_vocab_sizes": [], "num_item_dense": 2, "max_list_length": 8}
+    if kind == "raise":
+        sizes |= {"num_user_dense": 1}
+    return cls(config(**sizes, **options)).eval()
+
+
+def features(kind, **options):
+    tensors = lists(**options)
+    return tensors | ({"user_dense": torch.ones(3, 1)} if kind == "raise" else {})
+
+
+@pytest.mark.parametrize("kind", list(RERANKERS))
+def test_every_model_reads_them_and_padding_has_no_effect(kind):
+    changed = model(kind, relative_features=True)
+    tensors = features(kind)
+    scores = changed(**tensors).logits
+    other = {name: value.clone() for name, value in tensors.items()}
+    other["item_dense"][~tensors["mask"]] = 1e6
+    other["initial_scores"][~tensors["mask"]] = -1e6
+    assert torch.equal(changed(**other).logits[tensors["mask"]], scores[tensors["mask"]])
+    # One item's number changes what the items beside it look like, also to a model of single items.
+    other["item_dense"][0, 0] += 3.0
+    assert not torch.equal(changed(**other).logits[0, 1:], scores[0, 1:])
+
+
+def test_they_do_not_depend_on_the_given_order():
+    changed = model(relative_features=True, position_input="none")
+    tensors = features("prm")
+    turned = {**tensors, "position_ids": tensors["position_ids"].flip(-1)}
+    assert torch.equal(changed(**turned).logits, changed(**tensors).logits)
+
+
+def test_the_width_of_an_item_grows_by_three_forms_of_each_number():
+    assert model(relative_features=True).item_embedding.item_width == model().item_embedding.item_width + 3 * 2
+    with_score = PRMForReranking(
+        PRMConfig(item_vocab_sizes=[5], num_item_dense=2, relative_features=True, initial_score="feature")
+    )
+    assert with_score.item_embedding.item_width == model().item_embedding.item_width + 1 + 3 * 3

@@ -1,0 +1,74 @@
+"""Calibration of the earlier ranker's score, and rates of unknown values: against other ways to find them."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from sklearn.linear_model import LogisticRegression
+
+from hf_rerank.errors import InputError
+from hf_rerank.models.prm import PRMConfig
+from hf_rerank.processing import ListProcessor
+from hf_rerank.schema import Categorical, ListSchema
+from hf_rerank.training.starting_point import calibrate_initial_score, match_unknown_values
+
+
+def lists(count=300, seed=0, scale=2.0, shift=-1.0):
+    draw = np.random.default_rng(seed)
+    scores = draw.normal(5.0, 0.1, size=(count, 4))
+    chance = 1 / (1 + np.exp(-(scale * (scores - 5.0) * 10 + shift)))
+    return {
+        "item": draw.integers(0, 9, (count, 4)).tolist(),
+        "score": scores.tolist(),
+        "click": (draw.random((count, 4)) < chance).astype(int).tolist(),
+    }
+
+
+def processor_and_config(columns, **options):
+    schema = ListSchema(items=[Categorical("item")], initial_score="score")
+    processor = ListProcessor.from_lists(Dataset.from_dict(columns), schema=schema)
+    return processor, PRMConfig.for_schema(processor.schema, initial_score="start", **options)
+
+
+def test_under_the_log_loss_it_is_logistic_regression():
+    columns = lists()
+    processor, config = processor_and_config(columns)
+    calibrate_initial_score(config, processor, Dataset.from_dict(columns))
+    scores, clicks = np.array(columns["score"]).reshape(-1, 1), np.array(columns["click"]).reshape(-1)
+    # Standardized, so that the solver gets close to the minimum.
+    units = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit((scores - 5) * 10, clicks)
+    assert config.initial_score_scale == pytest.approx(units.coef_[0, 0] * 10, rel=1e-3)
+    assert config.initial_score_offset == pytest.approx(units.intercept_[0] - units.coef_[0, 0] * 50, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["softmax_loss", "pairwise_hinge_loss"])
+def test_a_loss_that_ignores_a_shift_centres_the_scores(loss):
+    columns = lists()
+    processor, config = processor_and_config(columns, task_loss=loss)
+    calibrate_initial_score(config, processor, Dataset.from_dict(columns))
+    mean = np.array(columns["score"], dtype=np.float32).mean()
+    assert config.initial_score_scale > 0
+    assert config.initial_score_scale * mean + config.initial_score_offset == pytest.approx(0.0, abs=1e-3)
+
+
+def test_scores_that_cannot_be_started_from_are_refused():
+    columns = lists()
+    processor, config = processor_and_config(columns)
+    with pytest.raises(InputError, match="all equal"):
+        calibrate_initial_score(config, processor, Dataset.from_dict(columns | {"score": [[1.0] * 4] * 300}))
+    del columns["score"]
+    with pytest.raises(InputError, match="no scores of an earlier ranker"):
+        calibrate_initial_score(config, processor, Dataset.from_dict(columns))
+
+
+def test_unknown_rates_are_the_shares_of_unknown_values_and_a_large_one_is_named():
+    schema = ListSchema(items=[Categorical("item"), Categorical("kind")], user=[Categorical("segment")])
+    train = {"item": [[1, 1, 2, 2]], "kind": [[5, 5, 5, 5]], "segment": [7], "click": [[0, 1, 0, 0]]}
+    train = {name: values * 2 for name, values in train.items()}
+    processor = ListProcessor.from_lists(Dataset.from_dict(train), schema=schema)
+    config = PRMConfig.for_schema(processor.schema, unknown_rate=None)
+    new = {"item": [[1, 8, 9, 10]], "kind": [[5, 5, 6, 5]], "segment": [7], "click": [[0, 1, 0, 0]]}
+    with pytest.warns(UserWarning, match="column 'item': 75% of its values in the evaluation lists are unknown"):
+        shares = match_unknown_values(config, processor, Dataset.from_dict(new))
+    assert shares == {"item": 0.75, "kind": 0.25, "segment": 0.0}
+    assert config.item_unknown_rates == [0.75, 0.25]
+    assert config.user_unknown_rates == [0.01]
