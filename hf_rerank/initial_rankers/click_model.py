@@ -83,7 +83,9 @@ class ClickModel:
         # The random numbers of the caller stay as they are.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = DNNForReranking(DNNConfig.for_schema(processor.schema, hidden_sizes=sizes, position_input="none"))
+            model = DNNForReranking(
+                DNNConfig.for_schema(processor.schema, hidden_sizes=sizes, position_input="none", unknown_rate=0.01)
+            )
             # Else the first hundreds of steps only lower all scores, most those of items with large features, and a
             # short training ends below a random order.
             bias: Any = model.scorer.bias

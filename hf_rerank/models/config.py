@@ -76,6 +76,8 @@ class RerankerConfig(PreTrainedConfig):
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "hidden_states", "attentions"]
     own_task_loss: ClassVar[str] = "binary_log_loss"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    # What the published models, and so all presets, do not have.
+    published: ClassVar[dict[str, Any]] = {"relative_features": False, "unknown_rate": 0.01}
 
     item_vocab_sizes: list[int] = field(default_factory=list)
     num_item_dense: int = 0
@@ -89,10 +91,10 @@ class RerankerConfig(PreTrainedConfig):
     max_history_length: int = 50
     schema_fingerprint: str | None = None
     embedding_dim: int = 16
-    unknown_rate: float | int | None = 0.01
+    unknown_rate: float | int | None = None
     item_unknown_rates: list[float] = field(default_factory=list)
     user_unknown_rates: list[float] = field(default_factory=list)
-    relative_features: bool = False
+    relative_features: bool = True
     initial_score: Literal["none", "feature", "start"] = "none"
     initial_score_scale: float | int = 1.0
     initial_score_offset: float | int = 0.0
@@ -204,4 +206,4 @@ class RerankerConfig(PreTrainedConfig):
                 f"{cls.__name__} has no preset {name!r}: expected one of {', '.join(cls.presets)}"
                 f"{suggestion(name, cls.presets)}"
             )
-        return cls.for_schema(schema, **{**cls.presets[name], **overrides})
+        return cls.for_schema(schema, **{**cls.published, **cls.presets[name], **overrides})
