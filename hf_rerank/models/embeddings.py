@@ -87,6 +87,8 @@ class ItemEmbedding(FeatureTables):
         return _look_up(list(tables), _replace_by_unknown(rows, rates or _rate(self.config)) if self.training else rows)
 
 
+# Comparisons of two items' numbers that are held at once.
+_COMPARISONS = 2**22
 RELATIVE_FORMS = ("rank", "to the mean", "to the largest")
 
 
@@ -111,15 +113,21 @@ def relative_features(values: Tensor, mask: Tensor) -> Tensor:
     values = values.masked_fill(~real, 0.0)
     mean = values.sum(1, keepdim=True) / count
     largest = values.masked_fill(~real, torch.finfo(values.dtype).min).amax(1, keepdim=True)
-    ranks = []
-    for column in values.unbind(-1):  # one by one: L * L numbers of each list are held at a time, not F times as many
-        both = mask.unsqueeze(1) & mask.unsqueeze(2)
-        below = (column.unsqueeze(2) > column.unsqueeze(1)) & both
-        above = (column.unsqueeze(2) < column.unsqueeze(1)) & both
-        ranks.append(below.sum(-1) - above.sum(-1))
-    rank = torch.stack(ranks, dim=-1).to(values.dtype) / (count - 1).clamp(min=1)
+    rank = _signs_summed(values, mask) / (count - 1).clamp(min=1)
     forms = torch.cat([rank, values - mean, values - largest], dim=-1)
     return forms.masked_fill(~real, 0.0)
+
+
+def _signs_summed(values: Tensor, mask: Tensor) -> Tensor:
+    """How many of the list's real items are below each item, less how many are above it, [B, L, F]."""
+    lists, length, width = values.shape
+    # An exported graph takes any size; otherwise so many features at once as keep the comparisons small.
+    at_once = width if torch.compiler.is_compiling() else max(1, _COMPARISONS // max(1, lists * length * length))
+    others = mask[:, None, :, None].to(values.dtype)
+    parts = [
+        ((part.unsqueeze(2) - part.unsqueeze(1)).sign() * others).sum(2) for part in values.split(at_once, dim=-1)
+    ]
+    return torch.cat(parts, dim=-1)
 
 
 def calibrated_scores(batch: ListBatch, scale: float, offset: float) -> Tensor:

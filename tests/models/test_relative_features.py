@@ -5,7 +5,6 @@ import torch
 
 from hf_rerank.models.auto import RERANKERS
 from hf_rerank.models.embeddings import relative_features
-from hf_rerank.models.prm import PRMConfig, PRMForReranking
 
 
 def test_each_form_by_hand():
@@ -74,8 +73,14 @@ def test_they_do_not_depend_on_the_given_order():
 
 
 def test_the_width_of_an_item_grows_by_three_forms_of_each_number():
-    assert model(relative_features=True).item_embedding.item_width == model().item_embedding.item_width + 3 * 2
-    with_score = PRMForReranking(
-        PRMConfig(item_vocab_sizes=[5], num_item_dense=2, relative_features=True, initial_score="feature")
-    )
-    assert with_score.item_embedding.item_width == model().item_embedding.item_width + 1 + 3 * 3
+    plain = model(relative_features=False).item_embedding.item_width
+    assert model(relative_features=True).item_embedding.item_width == plain + 3 * 2
+    with_score = model(relative_features=True, initial_score="feature").item_embedding.item_width
+    assert with_score == plain + 1 + 3 * 3
+
+
+def test_many_comparisons_are_made_in_parts(monkeypatch):
+    values, mask = torch.randn(2, 5, 7), torch.arange(5) < torch.tensor([[5], [3]])
+    whole = relative_features(values, mask)
+    monkeypatch.setattr("hf_rerank.models.embeddings._COMPARISONS", 1)
+    assert torch.equal(relative_features(values, mask), whole)
