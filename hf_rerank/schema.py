@@ -293,7 +293,9 @@ class ListSchema:
                 raise InputError(f"the schema names the column {name!r} twice")
             part = next((part for part, column in self.item_columns().items() if column == name), None)
             if part is not None:
-                raise InputError(f"the column {name!r} is a feature and also {part} of the schema: name another column")
+                raise InputError(
+                    f"the column {name!r} is a feature and also {part} of the schema: name another column"
+                )
         if self.id is not None and self.id in (self.list_id, self.group):
             raise InputError(f"id of the schema is {self.id!r}, which names lists or users: expected an item column")
         for part in ("user", "history"):

@@ -142,7 +142,9 @@ def _new(options: argparse.Namespace, lists: Any, arguments: Any) -> tuple[Any, 
     if options.on_top_of:
         from hf_rerank.initial_rankers.on_top import fit_on_top
 
-        on_top = fit_on_top(processor, train, lists["validation"])
+        # A model that does not read the given order shall not get it through the trees.
+        ordered = overrides.get("position_input") != "none"
+        on_top = fit_on_top(processor, train, lists["validation"], with_position=ordered)
         processor, train, about = on_top.processor, on_top.train, {"on_top_of": on_top.settings}
         overrides = {"initial_score": "start", **overrides}
         print(_describe_trees(on_top.settings))

@@ -43,7 +43,7 @@ class ClickThroughCounts:
         return _smoothed(self.clicked[counted].sum(0), self.shown[counted].sum(0))
 
     def out_of_fold(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """float32 [PARTS, rows]: in row p the rates over these parts, or all, but p; the mean rate is over those too."""
+        """float32 [PARTS, rows]: in row p the rates over these parts, or all, but p; so is the mean rate."""
         counted = slice(None) if parts is None else np.asarray(parts)
         clicked, shown = self.clicked[counted].sum(0), self.shown[counted].sum(0)
         inside = np.isin(np.arange(PARTS), np.arange(PARTS)[counted])

@@ -29,13 +29,13 @@ from hf_rerank.metrics.ranking import ndcg
 from hf_rerank.processing import ListProcessor, RaggedLists
 from hf_rerank.processing.ragged import concatenate
 from hf_rerank.processing.trees import TreeRanker, rows_of, tables_in, tree_inputs
-from hf_rerank.schema import Dense, Vector
+from hf_rerank.schema import NO_ORDER, Dense, Vector
 from hf_rerank.validation import Lists, tables_of
 
 SCORE_COLUMN = "lambdamart_score"
 FOLDS = 5
-# Leaves per tree and numbers of trees that are tried; which is best is decided on the validation lists. Stopping at the
-# best of all numbers instead takes a chance peak of few validation lists for the best, which may be a single tree.
+# Leaves per tree and numbers of trees that are tried; which is best is decided on the validation lists. Stopping at
+# the best of all numbers would take a chance peak of few validation lists for the best, which may be a single tree.
 LEAVES = (7, 15, 31)
 TREES = (50, 100, 300)
 
@@ -80,20 +80,21 @@ def fit_on_top(
         threads: Of LightGBM. The trees do not depend on it.
 
     Raises:
-        InputError: LightGBM is missing; the lists have scores of an earlier ranker already; no list has a click; labels
-            are no whole numbers from 0 to 30; or a list has more than 10,000 items.
+        InputError: LightGBM is missing; the lists have scores of an earlier ranker already; no list has a click;
+            labels are no whole numbers from 0 to 30; or a list has more than 10,000 items.
     """
     lightgbm = require_lightgbm()
     schema = processor.schema
     if schema.initial_score is not None or SCORE_COLUMN in train.column_names:
         raise InputError(
-            f"the lists have scores of an earlier ranker (column {schema.initial_score or SCORE_COLUMN!r}): start from "
-            "these with --set initial_score=start, or leave them out of the schema"
+            f"the lists have scores of an earlier ranker (column {schema.initial_score or SCORE_COLUMN!r}): start "
+            "from these with --set initial_score=start, or leave them out of the schema"
         )
     if not 2 <= folds <= PARTS:
         raise InputError(f"folds is {folds}: expected 2 to {PARTS}")
     if not hasattr(train, "add_column"):
         raise InputError("the training lists are a stream: cross-fitting reads them several times; load them whole")
+    with_position = with_position and schema.position != NO_ORDER
     learner = _Learner(lightgbm, processor, train, with_position, seed, threads)
     held_out = _encoded(processor, validation)
     trees, chosen = learner.choose(held_out)

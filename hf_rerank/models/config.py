@@ -53,8 +53,8 @@ class RerankerConfig(PreTrainedConfig):
         schema_fingerprint: Of the fitted schema that the sizes come from.
         embedding_dim: Width of each embedding table.
         unknown_rate: Fraction of ids that training replaces by the unknown value, so that its row is trained, in
-            [0, 1). None: for each feature of items and users the share of its values that are unknown in the lists that
-            the trainer evaluates on, at least 0.01, so that training meets as many unknown values as new lists hold.
+            [0, 1). None: for each feature of items and users the share of its values that are unknown in the lists
+            that the trainer evaluates on, at least 0.01, so that training meets as many as new lists hold.
         item_unknown_rates: Those fractions for the categorical item features, in [0, 1]; filled in by the trainer.
         user_unknown_rates: The same for user features.
         relative_features: Whether each number of an item is also given relative to the list: its rank, and its
@@ -134,7 +134,9 @@ class RerankerConfig(PreTrainedConfig):
         for name in ("item", "user"):
             rates, tables = getattr(self, f"{name}_unknown_rates"), getattr(self, f"{name}_vocab_sizes")
             if rates and (len(rates) != len(tables) or min(rates) < 0 or max(rates) > 1):
-                raise InputError(f"{name}_unknown_rates is {rates}: expected {len(tables)} fractions in [0, 1], or none")
+                raise InputError(
+                    f"{name}_unknown_rates is {rates}: expected {len(tables)} fractions in [0, 1], or none"
+                )
         if self.unknown_rate is not None and not 0 <= self.unknown_rate < 1:
             raise InputError(f"unknown_rate is {self.unknown_rate}: expected a share in [0, 1)")
         if not self.initializer_range > 0:

@@ -57,7 +57,9 @@ class ItemEmbedding(FeatureTables):
                 f"{len(self.item_tables)} item tables: encode the lists with the model's own processor"
             )
         parts = self._look_up(self.item_tables, batch.item_categorical, self.config.item_unknown_rates)
-        scores = [calibrated_scores(batch, self.score_scale, self.score_offset).unsqueeze(-1)] if self.reads_score else []
+        scores = (
+            [calibrated_scores(batch, self.score_scale, self.score_offset).unsqueeze(-1)] if self.reads_score else []
+        )
         numbers = scores + ([] if batch.item_dense is None else [batch.item_dense])
         if self.relative and numbers:
             parts.append(relative_features(torch.cat(numbers, dim=-1), batch.mask))
@@ -84,7 +86,9 @@ class ItemEmbedding(FeatureTables):
         return parts + ([] if batch.user_dense is None else [batch.user_dense])
 
     def _look_up(self, tables: nn.ModuleList, rows: Tensor, rates: list[float]) -> list[Tensor]:
-        return _look_up(list(tables), _replace_by_unknown(rows, rates or _rate(self.config)) if self.training else rows)
+        return _look_up(
+            list(tables), _replace_by_unknown(rows, rates or _rate(self.config)) if self.training else rows
+        )
 
 
 # Comparisons of two items' numbers that are held at once.
@@ -223,7 +227,7 @@ def _rate(config: RerankerConfig) -> float:
 
 
 def _replace_by_unknown(rows: Tensor, rates: float | list[float]) -> Tensor:
-    """The rows with this fraction of the known values replaced by the unknown one; a list: one fraction per feature."""
+    """The rows with this fraction of the known values replaced by the unknown one; a list: a fraction per feature."""
     if not rates:
         return rows
     below = rates if isinstance(rates, float | int) else torch.tensor(rates, device=rows.device)

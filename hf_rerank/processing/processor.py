@@ -98,9 +98,9 @@ class ListProcessor:
         position_ids      [[0, 1]]            the order of the row, since the schema names no position column
         labels            [[0.0, 1.0]]
 
-    With ``trees`` it also scores the items by these, as the earlier ranker (tensor ``initial_scores``), unless the lists
-    have the column that ``schema.initial_score`` names: lists that the trees have learned from bring scores of other
-    trees, which have not.
+    With ``trees`` it also scores the items by these, as the earlier ranker (tensor ``initial_scores``), unless the
+    lists have the column that ``schema.initial_score`` names: lists that the trees have learned from bring scores of
+    other trees, which have not.
 
     Attributes:
         trees: The earlier ranker, or None; see ``hf_rerank.initial_rankers.on_top``.
@@ -118,7 +118,9 @@ class ListProcessor:
         trees: TreeRanker | None = None,
     ) -> None:
         if trees is not None and schema.initial_score is None:
-            raise InputError("the schema names no initial_score: name the column that the scores of the trees stand for")
+            raise InputError(
+                "the schema names no initial_score: name the column that the scores of the trees stand for"
+            )
         self.vocabularies = dict(vocabularies)
         self.scales = dict(scales)
         self.fit_report = dict(fit_report or {})
@@ -405,8 +407,8 @@ class ListProcessor:
         )
         if processor.schema.fitted != schema.fitted:
             raise InputError(
-                f"{vocabularies_path}, the trees or the scales in {config_path.name} are not those that the schema was saved "
-                "with: a file was changed or comes from another model; save the processor again"
+                f"{vocabularies_path}, the trees or the scales in {config_path.name} are not those that the schema was "
+                "saved with: a file was changed or comes from another model; save the processor again"
             )
         return processor
 

@@ -29,8 +29,8 @@ class RerankTrainingArguments(TrainingArguments):
 
     Defaults that differ from there: evaluation and a checkpoint each epoch, the best by ``ndcg@10`` on the evaluation
     lists loaded at the end, two checkpoints kept; batch size and epochs by the number of training lists
-    (``hf_rerank.training.budget``; evaluation: 512 lists), learning rate 1e-3 with a tenth of the steps as warm-up and a
-    cosine after it; no reports to outside services; raw columns are kept, and metrics are computed batch by batch.
+    (``hf_rerank.training.budget``; evaluation: 512 lists), learning rate 1e-3 with a tenth of the steps as warm-up and
+    a cosine after it; no reports to outside services; raw columns are kept, and metrics are computed batch by batch.
     """
 
     principled: str = field(

@@ -34,8 +34,8 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
     """Fills in ``initial_score_scale`` and ``initial_score_offset`` of a config that reads the earlier ranker's score.
 
     They minimize the task loss of ``scale * score + offset`` alone, over training lists: under the log-loss this is
-    Platt's calibration. A loss that ignores a shift of the list leaves the offset at 0. A loss that trains an order and
-    no probabilities knows no scale; for these the softmax loss stands in.
+    Platt's calibration. A loss that ignores a shift of the list centres the scores. A loss that trains an order and no
+    probabilities knows no scale; for these the softmax loss stands in.
 
     Args:
         config: With the task loss of the training.
@@ -54,8 +54,8 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
         start += table.num_rows
     if any("initial_scores" not in part.rows for part in parts):
         raise InputError(
-            "the training lists have no scores of an earlier ranker: name their column as initial_score in the schema, "
-            "or train with --on-top-of lambdamart"
+            "the training lists have no scores of an earlier ranker: name their column as initial_score in the "
+            "schema, or train with --on-top-of lambdamart"
         )
     arrays = {name: torch.from_numpy(array) for name, array in concatenate(parts).padded().items()}
     scores, mask, labels = arrays["initial_scores"].double(), arrays["mask"], arrays["labels"]
@@ -87,8 +87,8 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
     """Fills in ``item_unknown_rates`` and ``user_unknown_rates`` of a config by what is unknown in evaluation lists.
 
     A value that training has not met is scored by the unknown value's row. Where training replaces as many ids as new
-    lists will have unknown ones, that row is trained on the cases it will meet, and the rows of the others cannot learn
-    the training lists by heart. A column of which more than half is unknown is named in a warning.
+    lists have unknown ones, that row is trained on the cases it will meet, and the rows of the others cannot learn the
+    training lists by heart. A column of which more than half is unknown is named in a warning.
 
     Args:
         config: Of a model that is about to be trained.
@@ -110,8 +110,8 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
     for table, share in found.items():
         if share > LARGE_SHARE:
             warnings.warn(
-                f"column {table!r}: {share:.0%} of its values in the evaluation lists are unknown, they were not in the "
-                "training lists; it can say little about new lists: leave it out, or give a column that new items "
+                f"column {table!r}: {share:.0%} of its values in the evaluation lists are unknown, they were not in "
+                "the training lists; it can say little about new lists: leave it out, or give a column that new items "
                 "share with old ones, such as a category",
                 UserWarning,
                 stacklevel=3,

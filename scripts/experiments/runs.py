@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+# The schedule that these experiments were measured with, whatever the library's default is.
+SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0}
+
 
 def train(
     folder: Path,
@@ -49,10 +52,10 @@ def train(
     set_seed(seed)
     if isinstance(model, str):
         config_class, model_class = reranker_classes(model)
-        model = model_class(config_class.for_schema(processor.schema, **(config or {})))
+        model = model_class(config_class.for_schema(processor.schema, **{**config_class.published, **(config or {})}))
     trainer = RerankTrainer(
         model=model,
-        args=RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=not progress, **arguments),
+        args=RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=not progress, **{**SCHEDULE, **arguments}),
         train_dataset=lists["train"],
         eval_dataset=lists["validation"],
         processing_class=processor,

@@ -1,6 +1,6 @@
 """Baselines on logs with real features: logged order, logistic regression, and boosted trees chosen on validation.
 
-    python scripts/experiments/tree_baseline.py --root /data/logs --log clara2_display --output results.json
+python scripts/experiments/tree_baseline.py --root /data/logs --log clara2_display --output results.json
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from tree_logs import NAMES, SPLITS, Log, load
 
-from hf_rerank.schema import Categorical, Dense
+from hf_rerank.schema import NO_ORDER, Categorical
 
 LEAVES, ROUNDS = (7, 15, 31), (50, 100, 300)
 OBJECTIVES = ("lambdarank", "rank_xendcg", "binary")
@@ -37,7 +37,7 @@ def flat(log: Log, split: str, *, ids: bool, position: bool) -> tuple[np.ndarray
                 column = column.flatten()
             values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
             columns.append(values if part == "items" else np.repeat(values, lengths))
-    if position and log.schema.position is not None:
+    if position and has_order(log):
         columns.append(items(log, split, log.schema.position).astype(float))
     return np.stack(columns, 1), categories
 
@@ -69,9 +69,14 @@ def ndcg_by_list(scores: np.ndarray, labels: np.ndarray, lengths: np.ndarray, k:
     return values
 
 
+def has_order(log: Log) -> bool:
+    """Whether the lists come in an order that means something."""
+    return log.schema.position not in (None, NO_ORDER)
+
+
 def logged_scores(log: Log, split: str) -> np.ndarray:
     """Minus the position in the initial order."""
-    if log.schema.position is not None:
+    if has_order(log):
         return -items(log, split, log.schema.position).astype(float)
     return -np.concatenate([np.arange(length) for length in lengths_of(log, split)]).astype(float)
 
@@ -159,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--log", choices=NAMES, action="append")
+    parser.add_argument("--objective", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
     parser.add_argument("--scores", type=Path, help="folder to keep scores in, one npz per log")
     args = parser.parse_args()
     for name in args.log or NAMES:
@@ -166,21 +172,30 @@ def main() -> None:
         rows: dict[str, Any] = {}
         kept: dict[str, np.ndarray] = {}
 
-        def add(row: str, scores: dict[str, np.ndarray], log: Log = log, rows: Any = rows, kept: Any = kept, **facts: Any) -> None:
-            rows[row] = {split: round(mean_ndcg(log, split, scores[split]), 4) for split in ("validation", "test")} | facts
+        def add(
+            row: str, scores: dict[str, np.ndarray], log: Log = log, rows: Any = rows, kept: Any = kept, **facts: Any
+        ) -> None:
+            rows[row] = {
+                split: round(mean_ndcg(log, split, scores[split]), 4) for split in ("validation", "test")
+            } | facts
             kept.update({f"{row}/{split}": scores[split] for split in ("validation", "test")})
             print(name, row, json.dumps(rows[row]), flush=True)
 
         add("logged order", {split: logged_scores(log, split) for split in SPLITS})
         started = time.monotonic()
         add("logistic regression", logistic_scores(log), seconds=round(time.monotonic() - started, 1))
-        for objective, position in itertools.product(OBJECTIVES, (False, True)):
-            if position and log.schema.position is None:
+        for objective, position in itertools.product(args.objective, (False, True)):
+            if position and not has_order(log):
                 continue
             started = time.monotonic()
             facts, scores = tuned_trees(log, objective, position=position)
             chosen = {key: facts[key] for key in ("leaves", "rounds", "ids")}
-            add(objective + (" + position" if position else ""), scores, seconds=round(time.monotonic() - started, 1), **chosen)
+            add(
+                objective + (" + position" if position else ""),
+                scores,
+                seconds=round(time.monotonic() - started, 1),
+                **chosen,
+            )
         if args.scores:
             args.scores.mkdir(parents=True, exist_ok=True)
             np.savez(args.scores / f"{name}.npz", **kept)

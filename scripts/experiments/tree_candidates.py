@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tree_baseline import ID_COLUMNS, flat, items, lengths_of, mean_ndcg, ndcg_by_list
-from tree_logs import COMPARE, SPLITS, Log, load
+from tree_baseline import ID_COLUMNS, flat, items, lengths_of, mean_ndcg
+from tree_logs import COMPARE, Log, load
 
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.models.auto import reranker_classes
@@ -55,6 +55,7 @@ M = {**GOOD, "match_unknown": True}
 MR = {**M, "config": REL}
 C5 = {**MR, "schedule": "cosine", "epochs": 5}
 START = {"config": {**REL, "initial_score": "start"}}
+SL = {**C5, **START, "tree_position": True, "lr": 3e-4}
 CANDIDATES: dict[str, dict[str, Any]] = {
     "m": M,
     "mr": MR,
@@ -66,6 +67,15 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "c5 start position softmax": {**C5, **START, "tree_position": True, "loss": "softmax_loss"},
     "c5 start position softmax ema": {**C5, **START, "tree_position": True, "loss": "softmax_loss", "average": 0.99},
     "c5 feature position": {**C5, "config": {**REL, "initial_score": "feature"}, "tree_position": True},
+    "s lr3": SL,
+    "s lr3 drop3": {**SL, "config": {**SL["config"], "hidden_dropout_prob": 0.3}},
+    "s lr3 no ids": {**SL, "ids": False},
+    "s lr3 without position": {**SL, "tree_position": False},
+    "s lr3 wd": {**SL, "weight_decay": 1.0},
+    "s lr3 softmax": {**SL, "loss": "softmax_loss"},
+    "s lr3 ema": {**SL, "average": 0.99},
+    "s lr3 not relative": {**SL, "config": {"initial_score": "start"}},
+    "s lr3 feature": {**SL, "config": {**REL, "initial_score": "feature"}},
     "c5 softmax": {**C5, "loss": "softmax_loss"},
     "c5 softmax ema": {**C5, "loss": "softmax_loss", "average": 0.99},
     "c5 start position lr3": {**C5, **START, "tree_position": True, "lr": 3e-4},
@@ -268,7 +278,13 @@ def train(log: Log, options: dict[str, Any], encoded: Any, processor: Any, seed:
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options["average"])) if options["average"] else None
+    averaged = (
+        torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options["average"])
+        )
+        if options["average"]
+        else None
+    )
     best: tuple[float, int, dict[str, float]] = (-1.0, 0, {})
     curve = []
     for epoch in range(options["epochs"]):
@@ -313,7 +329,10 @@ def main() -> None:
             started = time.monotonic()
             row = {"log": args.log, "candidate": name, "seed": seed, **train(log, options, encoded, processor, seed)}
             row["seconds"] = round(time.monotonic() - started, 1)
-            print({key: row[key] for key in ("candidate", "seed", "validation", "epoch", "compare", "last", "seconds")}, flush=True)
+            print(
+                {key: row[key] for key in ("candidate", "seed", "validation", "epoch", "compare", "last", "seconds")},
+                flush=True,
+            )
             with args.output.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_rerank.schema import Categorical, Dense, ListSchema
+from hf_rerank.schema import NO_ORDER, Categorical, Dense, ListSchema
 
 SPLITS = ("train", "validation", "test")
 # Lists that only compare candidates, so that a small validation split need not, and the test split stays unseen.
@@ -89,7 +89,9 @@ def _lightgbm(folder: Path) -> Log:
             columns[column] = [values[:, number].tolist() for _, values in entries]
         splits[split] = pa.table(columns)
     longest = max(len(labels) for entries in parts.values() for labels, _ in entries)
-    schema = ListSchema(items=[Dense(name) for name in names], list_id="query", max_list_length=longest)
+    schema = ListSchema(
+        items=[Dense(name) for name in names], position=NO_ORDER, list_id="query", max_list_length=longest
+    )
     return Log("lightgbm", splits, schema, "query")
 
 
@@ -130,7 +132,12 @@ def _simulated(seed: int = 0) -> Log:
             *(Dense("rating", missing="indicator"), Dense("reviews"), Dense("price"), Dense("distance")),
             *(Dense("discount", missing="indicator"), Dense("sponsored")),
         ],
-        user=[Categorical("device"), Categorical("purpose"), Dense("days_ahead"), Dense("budget", missing="indicator")],
+        user=[
+            Categorical("device"),
+            Categorical("purpose"),
+            Dense("days_ahead"),
+            Dense("budget", missing="indicator"),
+        ],
         position="position",
         list_id="list_id",
         max_list_length=25,
@@ -152,7 +159,9 @@ def _search(
     while True:
         length = int(draw.integers(6, 26))
         # Most searches show hotels of which training has seen few: the lower part of a long tail.
-        chosen = np.unique(np.minimum((draw.pareto(0.6, length) * 60).astype(int), hotels - 1 - draw.integers(0, 3000)))
+        chosen = np.unique(
+            np.minimum((draw.pareto(0.6, length) * 60).astype(int), hotels - 1 - draw.integers(0, 3000))
+        )
         length = len(chosen)
         if length < 4:
             continue

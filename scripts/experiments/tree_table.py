@@ -1,10 +1,10 @@
 """Re-rankers against tree models on logs with real features: the table, with intervals.
 
     python scripts/experiments/tree_table.py run --root /data/logs --work /tmp/runs --log clara2_display --seeds 0 1 2
-    python scripts/experiments/tree_table.py table --root /data/logs --work /tmp/runs --output results/trees/summary.json
+    python scripts/experiments/tree_table.py table --root /data/logs --work /tmp/runs --scores /tmp/scores
 
-``run`` trains each arm with the library's own trainer and its defaults, and keeps NDCG@10 of every test list. ``table``
-compares arms: the mean over seeds of each list's NDCG, bootstrapped over groups of lists (queries, where a log has
+``run`` trains each arm with the library's own trainer and its defaults, and keeps NDCG@10 of every test list.
+``table`` compares arms: the mean over seeds of each list's NDCG, bootstrapped over groups of lists (queries, where a log has
 several lists per query). The trees are the best of a grid on validation (``tree_baseline.py``).
 """
 
@@ -111,7 +111,9 @@ def run_arm(log: Log, arm: str, seed: int, folder: Path) -> dict[str, Any]:
     for table in rows:
         for start in range(0, table.num_rows, 500):
             tensors = processor(table.slice(start, 500), return_tensors="np")
-            logits = reranker.scorer.scores({name: tensors[name] for name in tensors if name not in ("labels", "weights")})
+            logits = reranker.scorer.scores(
+                {name: tensors[name] for name in tensors if name not in ("labels", "weights")}
+            )
             scores.append(logits[tensors["mask"]])
     values = ndcg_by_list(np.concatenate(scores), items(log, "test", log.schema.label), lengths_of(log, "test"))
     obedience = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
@@ -146,9 +148,68 @@ def run(args: argparse.Namespace) -> None:
                 row = run_arm(log, arm, seed, folder)
                 path.write_text(json.dumps(row))
                 mean = np.nanmean([np.nan if value is None else value for value in row["test"]])
-                print(name, arm, seed, row["seconds"], "validation", round(row["validation"], 4), row["curve"], flush=True)
+                print(
+                    name,
+                    arm,
+                    seed,
+                    row["seconds"],
+                    "validation",
+                    round(row["validation"], 4),
+                    row["curve"],
+                    flush=True,
+                )
                 if args.show_test:
                     print("   test", round(float(mean), 4), flush=True)
+
+
+def latency(args: argparse.Namespace) -> None:
+    """Milliseconds to rank one raw list, and 256 of them, with and without trees; PyTorch and ONNX Runtime."""
+    import tempfile
+
+    import torch
+    from datasets import Dataset
+
+    from hf_rerank import Reranker
+    from hf_rerank.inference.export import export_onnx
+    from hf_rerank.initial_rankers.on_top import fit_on_top
+    from hf_rerank.models.prm import PRMConfig, PRMForReranking
+    from hf_rerank.processing import ListProcessor
+
+    torch.set_num_threads(1)
+    log = load("simulated", args.root)
+    lists = {split: Dataset(table) for split, table in log.splits.items()}
+    plain = ListProcessor.from_lists(lists["train"], schema=schema_of(log, "quantile"))
+    found = fit_on_top(plain, lists["train"].select(range(2000)), lists["validation"])
+    rows = lists["test"].select(range(256)).remove_columns("click").to_list()
+    measured: dict[str, Any] = {"trees": {name: found.settings[name] for name in ("trees", "leaves")}}
+    measured["items"] = float(np.mean([len(row["hotel"]) for row in rows]))
+    for name, processor, options in (
+        ("without relative features", plain, {"relative_features": False}),
+        ("PRM", plain, {}),
+        ("PRM on top", found.processor, {"initial_score": "start"}),
+    ):
+        reranker = Reranker(processor, PRMForReranking(PRMConfig.for_schema(processor.schema, **options)))
+        with tempfile.TemporaryDirectory() as folder:
+            export_onnx(reranker, folder)
+            for engine, ranks in (("torch", reranker), ("onnx", Reranker.from_pretrained(folder))):
+                measured[f"{name}, {engine}"] = {
+                    "one list": _median(ranks, rows[:1], 200),
+                    "256 lists": _median(ranks, rows, 8),
+                }
+                print(name, engine, measured[f"{name}, {engine}"], flush=True)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def _median(reranker: Any, rows: list[Any], times: int) -> float:
+    """Milliseconds of processor time of one call, which a busy machine hardly changes."""
+    seconds = []
+    for _ in range(times):
+        started = time.process_time()
+        reranker.rerank(rows)
+        seconds.append(time.process_time() - started)
+    return round(1000 * float(np.median(seconds)), 3)
 
 
 def table(args: argparse.Namespace) -> None:
@@ -163,7 +224,10 @@ def table(args: argparse.Namespace) -> None:
             rows[row] = ndcg_by_list(kept[f"{row}/test"], labels, lengths)
         facts: dict[str, Any] = {}
         for arm in ARMS:
-            found = [json.loads(path.read_text()) for path in sorted(args.work.glob(f"{name}-{arm.replace(' ', '_').replace(',', '')}-[0-9]*.json"))]
+            found = [
+                json.loads(path.read_text())
+                for path in sorted(args.work.glob(f"{name}-{arm.replace(' ', '_').replace(',', '')}-[0-9]*.json"))
+            ]
             if found:
                 rows[arm] = np.mean([np.array(row["test"], dtype=float) for row in found], axis=0)
                 by_seed = [float(np.nanmean(np.array(row["test"], dtype=float))) for row in found]
@@ -173,7 +237,11 @@ def table(args: argparse.Namespace) -> None:
                     facts[arm][measure] = round(float(np.mean(values)), 4) if values else None
         groups = log.splits["test"].column(log.group).to_pylist()
         best = best_tree(args, name, kept, log)
-        summary["logs"][name] = {"lists": int(np.isfinite(rows["logged order"]).sum()), "tuned trees": best, "rows": {}}
+        summary["logs"][name] = {
+            "lists": int(np.isfinite(rows["logged order"]).sum()),
+            "tuned trees": best,
+            "rows": {},
+        }
         print(f"\n{name}: {summary['logs'][name]['lists']} test lists with a click; tuned trees: {best}\n")
         print("| | NDCG@10 | minus tuned trees | minus the same trees with the position |\n|---|---|---|---|")
         for row, values in rows.items():
@@ -226,7 +294,7 @@ def show(entry: list[float] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("what", choices=("run", "table", "latency"))
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--log", nargs="+", choices=NAMES, default=NAMES)
@@ -237,7 +305,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    run(args) if args.what == "run" else table(args)
+    {"run": run, "table": table, "latency": latency}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def made(small_trees):
 
 
 def test_training_lists_get_scores_of_trees_that_have_not_seen_their_group(made):
-    processor, train, validation, found = made
+    processor, _, validation, found = made
     scores = np.array(found.train[SCORE_COLUMN])
     assert scores.shape == (400, 6)
     # Other clicks in the lists of one user change the scores of other users, and not of this one.
@@ -149,7 +149,7 @@ def test_lists_that_have_scores_already_are_refused(made):
 
 
 def test_values_that_the_tables_learn_later_get_the_rate_of_unknown_ones(made):
-    _, train, _, found = made
+    _, _, _, found = made
     processor = found.processor.with_trees(found.processor.trees)
     table = pa.table(columns(20, 5) | {"item": [[900, 900, 901, 901, 1, 2]] * 20})
     before = processor(table, return_tensors="np")["initial_scores"]

@@ -21,7 +21,7 @@ def encoded(column, values, **options):
 
 
 def test_a_value_becomes_the_normal_quantile_of_its_rank():
-    # Ranks in the middle of equal values: 1 -> .5/4, 2 -> 1.5/4, 3 -> 2.5/4, 1000 -> 3.5/4; symmetric, so the mean is 0.
+    # Each value has a quarter of the ranks; the middles of these are symmetric, so the mean is 0.
     expected = norm.ppf([0.125, 0.375, 0.625, 0.875])
     _, rows = encoded([[1.0, 2.0], [3.0, 1000.0]], [1.0, 2.0, 3.0, 1000.0])
     np.testing.assert_allclose(rows[:, 0], expected / expected.std(), rtol=1e-6)
