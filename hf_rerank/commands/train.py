@@ -17,6 +17,9 @@ from hf_rerank.commands.parsing import (
 )
 from hf_rerank.errors import InputError, suggestion
 
+# A model that starts from good scores is near where it should end: large steps lead away from there.
+ON_TOP_LEARNING_RATE = 3e-4
+
 
 def add(commands: Any) -> None:
     """The options."""
@@ -190,8 +193,10 @@ def _training_arguments(options: argparse.Namespace) -> Any:
             raise InputError(message)
 
     parser = OptionParser(RerankTrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
+    # What is given later takes precedence.
+    rate = ["--learning_rate", str(ON_TOP_LEARNING_RATE)] if options.on_top_of else []
     arguments, others = parser.parse_args_into_dataclasses(
-        ["--output_dir", options.output_dir, *options.others], return_remaining_strings=True
+        ["--output_dir", options.output_dir, *rate, *options.others], return_remaining_strings=True
     )
     if others:
         known = [*option_names(parser), *option_names(options.parser)]

@@ -24,7 +24,7 @@ from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.models.config import RerankerConfig
 from hf_rerank.models.embeddings import FeatureTables, calibrated_scores, resize_to_schema
-from hf_rerank.models.layers import Context, SharedDropout, draw_dropout
+from hf_rerank.models.layers import Context, SharedDropout, draw_dropout, position_vectors
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 from hf_rerank.schema import ListBatch, ListSchema
 from hf_rerank.storage.hub_download import HUB_OPTIONS, folder_with_weights
@@ -288,8 +288,12 @@ class PreTrainedReranker(PreTrainedModel):
         output = self.score(context, position_ids)
         if "start" in context:
             assert output.logits is not None
-            # Padding stays at the lowest finite number: the start is 0 there.
-            output.logits = output.logits + context["start"].to(output.logits.dtype)
+            start = context["start"]
+            if self.config.initial_score_positions:
+                table = torch.tensor(self.config.initial_score_positions, dtype=start.dtype, device=start.device)
+                start = start + position_vectors(position_ids, table.unsqueeze(-1)).squeeze(-1)
+            start = start.masked_fill(~context["mask"], 0.0)  # padding stays at the lowest finite number
+            output.logits = output.logits + start.to(output.logits.dtype)
         return output
 
     def embed(self, batch: ListBatch) -> Context:

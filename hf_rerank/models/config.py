@@ -65,6 +65,8 @@ class RerankerConfig(PreTrainedConfig):
             and as the score from which training starts: the model's own part begins at 0 and is added to it.
         initial_score_scale, initial_score_offset: Bring the score to the scale of the model's logits, ``scale * score
             + offset``; ``hf_rerank.training.calibrate_initial_score`` finds them.
+        initial_score_positions: What being given at each position adds to the start, ``max_list_length`` numbers, found
+            in the same way; empty: nothing. So the start says what an item is worth where it stands in any order.
         position_input: How the model reads the given order: ``embedding``, a learnable vector per position; ``none``,
             not at all.
         task_loss: A name in ``hf_rerank.losses.TASK_LOSSES``; ``binary_log_loss`` is the default of every model.
@@ -98,6 +100,7 @@ class RerankerConfig(PreTrainedConfig):
     initial_score: Literal["none", "feature", "start"] = "none"
     initial_score_scale: float | int = 1.0
     initial_score_offset: float | int = 0.0
+    initial_score_positions: list[float] = field(default_factory=list)
     position_input: Literal["embedding", "none"] = "embedding"
     task_loss: str = "binary_log_loss"
     initializer_range: float = 0.02
@@ -137,6 +140,11 @@ class RerankerConfig(PreTrainedConfig):
                 raise InputError(
                     f"{name}_unknown_rates is {rates}: expected {len(tables)} fractions in [0, 1], or none"
                 )
+        if self.initial_score_positions and len(self.initial_score_positions) != self.max_list_length:
+            raise InputError(
+                f"initial_score_positions has {len(self.initial_score_positions)} numbers: expected one for each of "
+                f"{self.max_list_length} positions, or none"
+            )
         if self.unknown_rate is not None and not 0 <= self.unknown_rate < 1:
             raise InputError(f"unknown_rate is {self.unknown_rate}: expected a share in [0, 1)")
         if not self.initializer_range > 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,15 @@ from hf_rerank.validation import Lists, tables_of
 LISTS = 20_000
 BATCH = 2_000
 LOWEST_RATE = 0.01
+POSITION_PENALTY = 1e-4
 # A table of which new lists know less than this is named in a warning.
 LARGE_SHARE = 0.5
 
 
 def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, lists: Any) -> None:
-    """Fills in ``initial_score_scale`` and ``initial_score_offset`` of a config that reads the earlier ranker's score.
+    """Fills in ``initial_score_scale``, ``_offset`` and ``_positions`` of a config that reads the earlier ranker's score.
 
-    They minimize the task loss of ``scale * score + offset`` alone, over training lists: under the log-loss this is
+    They minimize the task loss of ``scale * score + offset + number of the position`` alone, over training lists: under the log-loss this is
     Platt's calibration. A loss that ignores a shift of the list centres the scores. A loss that trains an order and no
     probabilities knows no scale; for these the softmax loss stands in.
 
@@ -58,29 +60,54 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
             "schema, or train with --on-top-of lambdamart"
         )
     arrays = {name: torch.from_numpy(array) for name, array in concatenate(parts).padded().items()}
-    scores, mask, labels = arrays["initial_scores"].double(), arrays["mask"], arrays["labels"]
-    spread = float(scores[mask].std())
-    if not spread > 0:
-        raise InputError("the scores of the earlier ranker are all equal: there is nothing to start from")
     name = config.task_loss_name
     loss = TASK_LOSSES["softmax_loss" if name in LOSSES_WITHOUT_PROBABILITIES else name]
-    middle = float(scores[mask].mean())
+    positions = 0 if config.position_input == "none" else config.max_list_length
+    found = calibration(arrays, loss, positions=positions)
+    config.initial_score_scale, config.initial_score_offset, config.initial_score_positions = found
+
+
+def calibration(
+    tensors: Mapping[str, Tensor], loss: Callable[..., Tensor], *, positions: int
+) -> tuple[float, float, list[float]]:
+    """The scale, the offset and the numbers of the positions that minimize the loss of the scores alone.
+
+    Args:
+        tensors: Of a batch of labelled lists, with ``initial_scores``.
+        loss: Task loss of logits.
+        positions: How many positions there are. 0: no numbers of positions.
+
+    Raises:
+        InputError: All scores are equal, or the loss has no minimum.
+    """
+    mask, labels, places = tensors["mask"], tensors["labels"], tensors["position_ids"]
+    scores = tensors["initial_scores"].double()
+    spread, middle = float(scores[mask].std()), float(scores[mask].mean())
+    if not spread > 0:
+        raise InputError("the scores of the earlier ranker are all equal: there is nothing to start from")
     # In units of their spread, so that the steps suit scores of any size.
     units = (scores - middle) / spread
-    numbers = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([numbers], max_iter=100, line_search_fn="strong_wolfe")
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    offset = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    of_position = torch.zeros(positions, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([scale, offset, of_position], max_iter=200, line_search_fn="strong_wolfe")
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        value = loss(units * numbers[0] + numbers[1], labels, mask=mask, weights=arrays.get("weights"))
+        logits = units * scale + offset
+        if positions:
+            logits = logits + of_position[places.clamp(max=positions - 1)]
+        value = loss(logits, labels, mask=mask, weights=tensors.get("weights"))
+        # A weak pull to 0, or positions and offset could move against each other, and rare positions anywhere.
+        value = value + POSITION_PENALTY * of_position.square().sum()
         value.backward()
         return value
 
     optimizer.step(step)  # type: ignore[arg-type]
-    scale, offset = numbers.detach().tolist()
-    if not (math.isfinite(scale) and math.isfinite(offset)):
+    numbers = [*of_position.detach().tolist(), scale.item(), offset.item()]
+    if not all(math.isfinite(number) for number in numbers):
         raise InputError("the scores of the earlier ranker cannot be calibrated: their loss has no minimum")
-    config.initial_score_scale, config.initial_score_offset = scale / spread, offset - scale * middle / spread
+    return scale.item() / spread, offset.item() - scale.item() * middle / spread, numbers[:positions]
 
 
 def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists: Any) -> dict[str, float]:

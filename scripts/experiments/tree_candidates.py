@@ -26,6 +26,7 @@ from hf_rerank.models.auto import reranker_classes
 from hf_rerank.processing import ListProcessor, RaggedLists
 from hf_rerank.processing.vocabularies import blake2b_64
 from hf_rerank.schema import FEATURE_TENSORS, Categorical, Dense
+from hf_rerank.training.starting_point import calibration
 from hf_rerank.validation import Lists
 
 FOLDS = 5
@@ -46,6 +47,7 @@ DEFAULT: dict[str, Any] = {
     "tree": "lambdarank",
     "tree_position": False,
     "match_unknown": False,
+    "start_positions": False,
     "patience": 3,
 }
 SMALL = {"batch": 64, "schedule": "onecycle", "epochs": 8}
@@ -68,6 +70,9 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "c5 start position softmax ema": {**C5, **START, "tree_position": True, "loss": "softmax_loss", "average": 0.99},
     "c5 feature position": {**C5, "config": {**REL, "initial_score": "feature"}, "tree_position": True},
     "s lr3": SL,
+    "b lr3": {**SL, "tree_position": False, "start_positions": True},
+    "b": {**SL, "tree_position": False, "start_positions": True, "lr": 1e-3},
+    "b5": {**SL, "tree_position": False, "start_positions": True, "lr": 5e-4},
     "s lr3 drop3": {**SL, "config": {**SL["config"], "hidden_dropout_prob": 0.3}},
     "s lr3 no ids": {**SL, "ids": False},
     "s lr3 without position": {**SL, "tree_position": False},
@@ -216,21 +221,11 @@ def encode(log: Log, options: dict[str, Any], cache: Path) -> tuple[ListProcesso
     return processor, encoded
 
 
-def calibrated(ragged: RaggedLists, loss: Any) -> tuple[float, float]:
-    """Scale and offset that minimize the loss of the scores on their own."""
+def calibrated(ragged: RaggedLists, loss: Any, positions: int) -> dict[str, Any]:
+    """The config of a start that minimizes the loss on its own."""
     arrays = {name: torch.from_numpy(array) for name, array in ragged.padded().items()}
-    scores, labels, mask = arrays["initial_scores"], arrays["labels"], arrays["mask"]
-    numbers = torch.tensor([1.0, 0.0], requires_grad=True)
-    optimizer = torch.optim.LBFGS([numbers], max_iter=50, line_search_fn="strong_wolfe")
-
-    def step() -> torch.Tensor:
-        optimizer.zero_grad()
-        value = loss(scores * numbers[0] + numbers[1], labels, mask=mask)
-        value.backward()
-        return value
-
-    optimizer.step(step)
-    return numbers[0].item(), numbers[1].item()
+    names = ("initial_score_scale", "initial_score_offset", "initial_score_positions")
+    return dict(zip(names, calibration(arrays, loss, positions=positions), strict=True))
 
 
 def batch_of(ragged: RaggedLists, lists: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -256,7 +251,8 @@ def train(log: Log, options: dict[str, Any], encoded: Any, processor: Any, seed:
     config_class, model_class = reranker_classes(options["model"])
     config = dict(options["config"])
     if config.get("initial_score", "none") != "none":
-        config["initial_score_scale"], config["initial_score_offset"] = calibrated(encoded["train"], loss)
+        positions = processor.schema.max_list_length if options["start_positions"] else 0
+        config |= calibrated(encoded["train"], loss, positions)
     if options["match_unknown"]:
         rows = encoded["validation"].rows
         config |= {

@@ -66,6 +66,7 @@ def run_arm(log: Log, arm: str, seed: int, folder: Path) -> dict[str, Any]:
     from transformers import set_seed
 
     from hf_rerank import Reranker
+    from hf_rerank.commands.train import ON_TOP_LEARNING_RATE
     from hf_rerank.initial_rankers.on_top import fit_on_top
     from hf_rerank.models.auto import reranker_classes
     from hf_rerank.processing import ListProcessor
@@ -101,6 +102,7 @@ def run_arm(log: Log, arm: str, seed: int, folder: Path) -> dict[str, Any]:
         disable_tqdm=True,
         save_only_model=True,
         use_cpu=True,
+        **({"learning_rate": ON_TOP_LEARNING_RATE} if options.get("on_top") else {}),
         **options.get("arguments", {}),
     )
     trainer = RerankTrainer(model_class(made), arguments, train, lists["validation"], processor)

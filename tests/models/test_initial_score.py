@@ -34,6 +34,21 @@ def test_training_moves_away_from_the_start_and_every_parameter_is_updated(kind)
     assert [name for name in same if "history" not in name and "list_" not in name] == []
 
 
+@pytest.mark.parametrize("kind", ["prm", "dlcm"])
+def test_the_start_follows_the_given_order(kind):
+    numbers = [0.5, 0.25, 0.0, -0.25, -0.5, -1.0, -2.0, -4.0]
+    start, tensors = model(kind, initial_score="start", initial_score_positions=numbers, **SCALE), features(kind)
+    tensors["position_ids"][0] = torch.tensor([3, 1, 0, 2, 5, 4])
+    expected = 2 * tensors["initial_scores"] - 1 + torch.tensor(numbers)[tensors["position_ids"]]
+    mask = tensors["mask"]
+    torch.testing.assert_close(start(**tensors).logits[mask], expected[mask])
+
+
+def test_a_number_for_each_position_is_needed():
+    with pytest.raises(Exception, match="expected one for each of 8 positions"):
+        model(initial_score="start", initial_score_positions=[1.0])
+
+
 def test_principled_passes_all_start_from_the_score():
     start, tensors = model(initial_score="start", **SCALE), features("prm")
     labels = torch.zeros(3, 6)

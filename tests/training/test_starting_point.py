@@ -31,13 +31,33 @@ def processor_and_config(columns, **options):
 
 def test_under_the_log_loss_it_is_logistic_regression():
     columns = lists()
-    processor, config = processor_and_config(columns)
+    processor, config = processor_and_config(columns, position_input="none")
     calibrate_initial_score(config, processor, Dataset.from_dict(columns))
+    assert config.initial_score_positions == []
     scores, clicks = np.array(columns["score"]).reshape(-1, 1), np.array(columns["click"]).reshape(-1)
     # Standardized, so that the solver gets close to the minimum.
     units = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit((scores - 5) * 10, clicks)
     assert config.initial_score_scale == pytest.approx(units.coef_[0, 0] * 10, rel=1e-3)
     assert config.initial_score_offset == pytest.approx(units.intercept_[0] - units.coef_[0, 0] * 50, rel=1e-3)
+
+
+def test_each_position_gets_a_number_of_its_own():
+    columns = lists(count=2000)
+    draw = np.random.default_rng(1)
+    # Half of the clicks at the second position are lost, and nine of ten at the fourth.
+    seen = draw.random((2000, 4)) < np.array([1.0, 0.5, 1.0, 0.1])
+    columns["click"] = (np.array(columns["click"]) * seen).tolist()
+    processor, config = processor_and_config(columns)
+    calibrate_initial_score(config, processor, Dataset.from_dict(columns))
+    scores, clicks = np.array(columns["score"]).reshape(-1, 1), np.array(columns["click"]).reshape(-1)
+    features = np.concatenate([(scores - 5) * 10, np.tile(np.eye(4), (2000, 1))], axis=1)
+    expected = LogisticRegression(C=1e4, tol=1e-10, max_iter=2000).fit(features, clicks).coef_[0]
+    assert config.initial_score_scale == pytest.approx(expected[0] * 10, rel=1e-2)
+    positions = np.array(config.initial_score_positions)
+    assert len(positions) == processor.schema.max_list_length
+    # A little closer together than without the pull to 0.
+    np.testing.assert_allclose(positions[1:4] - positions[0], expected[2:] - expected[1], atol=0.1)
+    assert positions[4:].tolist() == [0.0] * 26
 
 
 @pytest.mark.parametrize("loss", ["softmax_loss", "pairwise_hinge_loss"])
