@@ -118,8 +118,9 @@ def test_an_exported_graph_ranks_as_the_model(made, tmp_path):
 
     _, _, validation, found = made
     config = PRMConfig.for_schema(
-        found.processor.schema, initial_score="start", initial_score_scale=0.7, relative_features=True, hidden_size=8
+        found.processor.schema, initial_score="start", relative_features=True, hidden_size=8
     )
+    calibrate_initial_score(config, found.processor, found.train)
     model = PRMForReranking(config)
     model.scorer.weight.data.normal_()
     reranker = Reranker(found.processor, model)

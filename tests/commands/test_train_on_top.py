@@ -1,0 +1,68 @@
+"""``hf-rerank train --on-top-of lambdamart``: one command, from prepared lists to a folder that ranks raw ones."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hf_rerank import Reranker
+from hf_rerank.cli import main
+from hf_rerank.schema import Categorical, Dense, ListSchema
+
+pytest.importorskip("lightgbm")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lists")
+    schema = ListSchema(items=[Categorical("kind"), Dense("price", scale="quantile")], max_list_length=6)
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 300), ("validation", 80), ("test", 20)):
+        price, kind = draw.pareto(1.0, (count, 5)), draw.integers(0, 4, (count, 5))
+        chance = 1 / (1 + np.exp(1.5 * (price > 1) - (kind == 2) + 0.5 * np.arange(5)))
+        columns = {"kind": kind, "price": price, "click": (draw.random((count, 5)) < chance).astype(int)}
+        table = pa.table({name: values.tolist() for name, values in columns.items()})
+        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    schema.save(folder / "schema.json")
+    return folder
+
+
+def train(prepared, run, *options):
+    small = ["--num_train_epochs", "1", "--set", "hidden_size=8", "--principled", "none"]
+    arguments = ["--model", "prm", "--data", str(prepared), "--output-dir", str(run), "--on-top-of", "lambdamart"]
+    return main(["train", *arguments, *small, *options])
+
+
+def test_one_command_trains_trees_and_model_and_saves_both(prepared, tmp_path, capsys):
+    assert not train(prepared, tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "training lists are scored by 5-fold cross-fitting" in printed
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["on_top_of"]["with_position"] is True
+    assert results["training_arguments"]["learning_rate"] == pytest.approx(3e-4)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["initial_score"] == "start"
+    assert len(config["initial_score_positions"]) == 6
+    assert (tmp_path / "run" / "trees.safetensors").is_file()
+    ranked = Reranker.from_pretrained(tmp_path / "run").rerank([{"kind": [0, 2, 1], "price": [9.0, 0.1, 2.0]}])
+    assert sorted(ranked[0]["order"]) == [0, 1, 2]
+
+
+def test_what_is_given_takes_precedence(prepared, tmp_path):
+    train(prepared, tmp_path / "run", "--learning_rate", "0.01", "--set", "position_input=none")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["training_arguments"]["learning_rate"] == pytest.approx(0.01)
+    assert results["on_top_of"]["with_position"] is False
+    run = Reranker.from_pretrained(tmp_path / "run")
+    rows = [{"kind": [0, 2, 1], "price": [9.0, 0.1, 2.0]}]
+    turned = [{"kind": [1, 2, 0], "price": [2.0, 0.1, 9.0]}]
+    # Without order, no part of the model reads it: neither network nor trees.
+    np.testing.assert_allclose(run.predict(rows)[0], run.predict(turned)[0][::-1], rtol=0, atol=1e-6)
+
+
+def test_options_that_do_not_go_together_are_refused(prepared, tmp_path, capsys):
+    arguments = ["train", "--model", "prm", "--data", str(prepared), "--output-dir", str(tmp_path)]
+    assert main([*arguments, "--trees-without-order"]) == 2
+    assert "--trees-without-order goes with --on-top-of only" in capsys.readouterr().err
