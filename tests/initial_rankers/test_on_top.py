@@ -111,6 +111,7 @@ def test_a_saved_folder_ranks_raw_lists_without_lightgbm(made, tmp_path):
     assert json.loads(printed) == expected
 
 
+@pytest.mark.slow
 def test_an_exported_graph_ranks_as_the_model(made, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
