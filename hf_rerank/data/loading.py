@@ -12,10 +12,9 @@ import datasets
 from hf_rerank.data.hub_lists import fetched_folder, is_repository, refuse_hub_options, streamed
 from hf_rerank.data.named import NAMED_SOURCES, ad_folder, prm_public_folder, prm_public_stream, simulated_prm
 from hf_rerank.data.own_lists import cut_by_time, datasets_of_files, given, read_files, split_lists
-from hf_rerank.data.prepared import is_prepared, read_prepared
+from hf_rerank.data.prepared import is_prepared, read_prepared, refuse_unfinished
 from hf_rerank.data.suspicions import Suspicions, leak, telling_columns
 from hf_rerank.data.time_split import time_column
-from hf_rerank.data.unfinished import refuse_unfinished
 from hf_rerank.errors import InputError
 from hf_rerank.hub.faults import named_faults
 from hf_rerank.lists import Lists, refuse_repeated_ids, tables_of
