@@ -17,7 +17,7 @@ from prepared_folders import changed, digests, table_of, with_column
 
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema, cli, load_lists, metrics
 from hf_rerank.data.prm_public import prepare_prm_public
-from hf_rerank.data.simulator import simulate_prm
+from hf_rerank.data.simulation import simulate_prm
 from hf_rerank.errors import TrainingStopped
 from hf_rerank.initial_rankers import click_model, lambdamart
 from hf_rerank.initial_rankers.click_model import ClickModel
