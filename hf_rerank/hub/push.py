@@ -138,8 +138,7 @@ def push_lists(
     Raises:
         InputError: The folder holds no whole prepared lists, they may not be redistributed, or as ``push_model``.
     """
-    from hf_rerank.data.prepared import NO_REDISTRIBUTION, licence_of, read_prepared
-    from hf_rerank.data.unfinished import refuse_unfinished
+    from hf_rerank.data.prepared import NO_REDISTRIBUTION, licence_of, read_prepared, refuse_unfinished
 
     folder = Path(folder)
     refuse_unfinished(folder)

@@ -12,9 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hf_rerank.data.parquet_datasets import datasets_of_parquet
-from hf_rerank.data.prepared import PreparedFolder, dataset_card, read_card, read_report, write_description
+from hf_rerank.data.prepared import (
+    PreparedFolder,
+    PreparedSource,
+    dataset_card,
+    in_two_steps,
+    read_card,
+    read_report,
+    write_description,
+)
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.rewriting import Rewriting, in_two_steps, rewrite_prepared
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.evaluation import evaluate_orders
 from hf_rerank.initial_rankers.click_model import ClickModel
@@ -23,7 +30,6 @@ from hf_rerank.initial_rankers.qualities import RANKERS, quality_named
 from hf_rerank.initial_rankers.ranker_train import ANY_LENGTH, read_ranker_train
 from hf_rerank.lists import Lists
 from hf_rerank.processing import ListProcessor
-from hf_rerank.schema import ListSchema
 
 POSITION = "position"
 RANKER_FOLDER = "initial_ranker"
@@ -74,32 +80,17 @@ def add_initial_order(
 
     Raises:
         InputError: An unknown ranker or quality; LightGBM is missing; no ``ranker_train`` list, or none with a click;
-            wrong lists; or see ``rewrite_prepared``.
+            wrong lists; or see ``write_lists``.
     """
     check_ranker(ranker, quality)
     for name, value in (("max_list_length", max_list_length), ("at_most", at_most)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: expected at least 1")
-    options = {
-        "ranker": ranker,
-        "quality": quality,
-        "max_list_length": max_list_length,
-        "seed": seed,
-        "at_most": at_most,
-    }
-    source = Path(lists_dir)
-
-    def begin(prepared: PreparedFolder) -> Rewriting:
-        lists = read_ranker_train(prepared, source)
-        fit: dict[str, Any] = {"quality": quality, "seed": seed, "at_most": at_most}
-        trained: LambdaMARTRanker | ClickModel
-        if ranker == "lambdamart":
-            trained = LambdaMARTRanker.fit(lists, prepared.schema, **fit)
-        else:
-            trained = ClickModel.fit(lists, prepared.schema, progress=progress, **fit)
-        return _Sorting(source, prepared, trained, max_list_length).rewriting()
-
-    return rewrite_prepared(source, output_dir, options, begin, progress=progress)
+    lists = _InInitialOrder(
+        lists_dir, ranker=ranker, quality=quality, max_list_length=max_list_length, seed=seed, at_most=at_most
+    )
+    lists.progress = progress
+    return lists.write(output_dir, progress=progress)
 
 
 def check_ranker(ranker: str, quality: str) -> None:
@@ -151,50 +142,61 @@ def prepare_in_order(
     return in_two_steps(lambda folder: prepare(folder, ANY_LENGTH), options, sort, output_dir, "unsorted")
 
 
-class _Sorting:
-    """How a trained ranker changes the lists of a folder."""
+class _InInitialOrder(PreparedSource):
+    """The lists of a folder, sorted by an initial ranker that is trained on its ``ranker_train``."""
+
+    progress = False
 
     def __init__(
         self,
-        source: Path,
-        prepared: PreparedFolder,
-        ranker: LambdaMARTRanker | ClickModel,
+        folder: str | Path,
+        *,
+        ranker: str,
+        quality: str,
         max_list_length: int | None,
+        seed: int,
+        at_most: int | None,
     ) -> None:
-        self.source, self.ranker = source, ranker
-        self.old_schema = prepared.schema
-        self.longest = prepared.schema.max_list_length if max_list_length is None else max_list_length
-        self.of_items = _item_columns(prepared)
-        old = prepared.schema.position_column
-        if old != POSITION and POSITION in prepared.columns.names:
+        self.kind, self.fit = ranker, {"quality": quality, "seed": seed, "at_most": at_most}
+        super().__init__(folder, {"ranker": ranker, "max_list_length": max_list_length, **self.fit})
+        self.old_schema = self.schema
+        self.longest = self.schema.max_list_length if max_list_length is None else max_list_length
+        self.of_items = _item_columns(self.prepared)
+        old = self.schema.position_column
+        if old != POSITION and POSITION in self.columns.names:
             raise InputError(
-                f"{source} has a column {POSITION!r} that its schema does not name as the position: rename it, or "
-                "name it in schema.json"
+                f"{self.folder} has a column {POSITION!r} that its schema does not name as the position: rename it, "
+                "or name it in schema.json"
             )
-        columns = prepared.columns
         if old is None:
-            columns = columns.append(pa.field(POSITION, pa.list_(pa.int64())))
+            self.columns = self.columns.append(pa.field(POSITION, pa.list_(pa.int64())))
             self.of_items.append(POSITION)
-        self.columns = columns
         self.position = POSITION if old is None else old
+        self.schema = self.schema.replace(position=self.position, max_list_length=self.longest)
 
-    def rewriting(self) -> Rewriting:
-        schema = self.old_schema.replace(position=self.position, max_list_length=self.longest)
-        return Rewriting(schema, self.columns, self.change, self.describe)
+    def facts(self) -> LambdaMARTRanker | ClickModel:
+        """The trained ranker."""
+        super().facts()
+        lists, schema, fit = read_ranker_train(self.prepared, self.folder), self.old_schema, dict[str, Any](self.fit)
+        if self.kind == "lambdamart":
+            return LambdaMARTRanker.fit(lists, schema, **fit)
+        return ClickModel.fit(lists, schema, progress=self.progress, **fit)
 
-    def change(self, split: str, first: int, table: pa.Table, report: PrepareReport) -> pa.Table:
-        lists = Lists.from_arrow(table, self.old_schema, with_labels=True)
-        positions = lists.positions
+    def change(
+        self, split: str, first: int, lists: pa.Table, facts: LambdaMARTRanker | ClickModel, report: PrepareReport
+    ) -> pa.Table:
+        table, checked = lists, Lists.from_arrow(lists, self.old_schema, with_labels=True)
+        positions = checked.positions
         if split in SORTED_SPLITS:
-            positions = positions_by_score(self.ranker.scores(table), lists.lengths)
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lists.lengths)]), type=pa.int32())
+            positions = positions_by_score(facts.scores(table), checked.lengths)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(checked.lengths)]), type=pa.int32())
         column = pa.ListArray.from_arrays(offsets, pa.array(positions))
         if self.position in table.column_names:
             number = table.column_names.index(self.position)
             table = table.set_column(number, self.columns.field(number), column.cast(self.columns.field(number).type))
         else:
             table = table.append_column(self.columns.field(self.position), column)
-        return self._cut(table, lists, positions, report)
+        return self._cut(table, checked, positions, report)
 
     def _cut(self, table: pa.Table, lists: Lists, positions: np.ndarray, report: PrepareReport) -> pa.Table:
         """Keeps the items at the first positions; slots keep their order."""
@@ -217,29 +219,32 @@ class _Sorting:
                 table = table.set_column(number, field, pa.ListArray.from_arrays(offsets, values).cast(field.type))
         return table
 
-    def describe(self, folder: Path, schema: ListSchema, report: PrepareReport) -> None:
+    def describe(self, folder: Path, facts: LambdaMARTRanker | ClickModel, report: PrepareReport) -> None:
         """Writes the ranker, the metrics of its order, schema, report and card."""
-        self.ranker.save_pretrained(folder / RANKER_FOLDER)
-        before = read_report(self.source)
+        super().describe(folder, facts, report)
+        facts.save_pretrained(folder / RANKER_FOLDER)
+        before = read_report(self.folder)
         cut = {name: getattr(report, name) - before.get(name, 0) for name in ("cut_lists", "lost_clicks")}
         metrics = {}
         for split in MEASURED_SPLITS:
             files = sorted(folder.glob(f"{split}-*.parquet"))
             if report.lists[split]:
-                metrics[split] = self._metrics(files, split, schema)
-        facts = {**self.ranker.settings, **cut, "max_list_length": self.longest, "metrics": metrics}
-        write_description(folder, schema, report, self._card(schema, report, facts), **{REPORT_KEY: facts})
+                metrics[split] = self._metrics(facts, files, split)
+        about = {**facts.settings, **cut, "max_list_length": self.longest, "metrics": metrics}
+        write_description(folder, self.schema, report, self._card(report, about), **{REPORT_KEY: about})
 
-    def _metrics(self, files: list[Path], split: str, schema: ListSchema) -> dict[str, float]:
+    def _metrics(self, ranker: LambdaMARTRanker | ClickModel, files: list[Path], split: str) -> dict[str, float]:
         """As the row ``initial`` of ``hf-rerank evaluate``."""
-        learned = self.ranker.processor
-        told = {name: getattr(schema, name) for name in ("position", "attraction", "examination", "max_list_length")}
+        learned = ranker.processor
+        told = {
+            name: getattr(self.schema, name) for name in ("position", "attraction", "examination", "max_list_length")
+        }
         processor = ListProcessor(learned.schema.replace(**told), learned.vocabularies, learned.scales)
         lists = datasets_of_parquet(files, split, streaming=True)
         return evaluate_orders(processor, lists, ks=KS)["initial"]
 
-    def _card(self, schema: ListSchema, report: PrepareReport, facts: Mapping[str, Any]) -> str:
-        card = read_card(self.source)
+    def _card(self, report: PrepareReport, facts: Mapping[str, Any]) -> str:
+        card, schema = read_card(self.folder), self.schema
         learned, looked_at = facts["lists_learned_from"], facts["lists_learned_from"] + facts["lists_held_out"]
         measured = "; ".join(
             f"{split}: NDCG@10 {row['ndcg@10']:.4f}, MAP@10 {row['map@10']:.4f}, P@5 {row['precision@5']:.4f}, AUC "
