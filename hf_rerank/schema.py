@@ -20,6 +20,8 @@ from typing import Any, Literal
 from hf_rerank.errors import InputError, suggestion
 
 MIN_COUNT = 2
+# Of the field ``position``: the order of the row means nothing.
+NO_ORDER = "none"
 # Row numbers are kept in 32 bits.
 MAX_ROWS = 2**31 - 1
 
@@ -120,10 +122,14 @@ class ListSchema:
         user: Features of the list (the user, the request): columns of single values; no vectors.
         history: Features of what the user did before, newest first; no vectors.
         label: Item column of labels (a click is 1), at least 0.
-        position: Item column of positions in the initial order, 0 at the top. None: the order of the row.
+        position: Item column of positions in the initial order, 0 at the top. None: the order of the row. ``"none"``:
+            there is no initial order, and the order of the row means nothing; models then read no order.
+        initial_score: Item column with the score that the earlier ranker gave each item, any finite number; a model
+            reads it only if its config says so. Larger is better. None: not known.
         weight: Item column of sample weights, at least 0; they multiply the terms of every task loss. None: all 1.
         propensity: Item column of propensities, in (0, 1]: the probability that the item was looked at when its click
             was logged. Evaluation then corrects for it (``hf_rerank.metrics.propensity``); it is no feature.
+        id: Item column that ranking returns as ``ids``, a feature or not. None: the first item feature.
         list_id: Column that names the list. None: its number.
         group: Column to split by (the user); no feature.
         max_list_length: Longest list that a model is built for.
@@ -141,8 +147,10 @@ class ListSchema:
     history: Sequence[Categorical | Dense] = ()
     label: str = "click"
     position: str | None = None
+    initial_score: str | None = None
     weight: str | None = None
     propensity: str | None = None
+    id: str | None = None
     list_id: str | None = None
     group: str | None = None
     max_list_length: int = 30
@@ -171,11 +179,18 @@ class ListSchema:
             if not isinstance(feature, Feature):
                 raise InputError(f"{feature!r} is no feature: expected Categorical(...), Dense(...) or Vector(...)")
         names = [feature.name for feature in (*self.items, *self.user, *self.history)]
-        columns = (self.label, self.position, self.weight, self.propensity, self.attraction)
+        columns = (
+            self.label,
+            self.position_column,
+            self.initial_score,
+            self.weight,
+            self.propensity,
+            self.attraction,
+        )
         special = [name for name in columns if name is not None]
         if self.label is None:
             raise InputError("the schema names no label: name the column of clicks, which new lists may lack")
-        for name in [*names, *special, *(name for name in (self.list_id, self.group) if name is not None)]:
+        for name in [*names, *special, *(name for name in (self.id, self.list_id, self.group) if name is not None)]:
             if not isinstance(name, str) or not name:
                 raise InputError(f"the schema names the column {name!r}: expected a text that is not empty")
         for name in special:
@@ -215,6 +230,11 @@ class ListSchema:
                 "will be unknown",
                 stacklevel=3,
             )
+
+    @property
+    def position_column(self) -> str | None:
+        """The column of positions; None if the order of the row is the initial order, or if there is none."""
+        return None if self.position == NO_ORDER else self.position
 
     @property
     def fingerprint(self) -> str:

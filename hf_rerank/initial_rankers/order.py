@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_rerank.data.own_lists import datasets_of_files
+from hf_rerank.data.parquet_datasets import datasets_of_parquet
 from hf_rerank.data.prepared import (
     PreparedFolder,
     PreparedSource,
@@ -162,7 +162,7 @@ class _InInitialOrder(PreparedSource):
         self.old_schema = self.schema
         self.longest = self.schema.max_list_length if max_list_length is None else max_list_length
         self.of_items = _item_columns(self.prepared)
-        old = self.schema.position
+        old = self.schema.position_column
         if old != POSITION and POSITION in self.columns.names:
             raise InputError(
                 f"{self.folder} has a column {POSITION!r} that its schema does not name as the position: rename it, "
@@ -240,7 +240,7 @@ class _InInitialOrder(PreparedSource):
             name: getattr(self.schema, name) for name in ("position", "attraction", "examination", "max_list_length")
         }
         processor = ListProcessor(learned.schema.replace(**told), learned.vocabularies, learned.scales)
-        lists = datasets_of_files("parquet", files, split, streaming=True)
+        lists = datasets_of_parquet(files, split, streaming=True)
         return evaluate_orders(processor, lists, ks=KS)["initial"]
 
     def _card(self, report: PrepareReport, facts: Mapping[str, Any]) -> str:
@@ -288,7 +288,7 @@ def _item_columns(prepared: PreparedFolder) -> list[str]:
     The schema names most. Of the sequences that it does not name, those are as long as the items in every list.
     """
     schema = prepared.schema
-    special = (schema.label, schema.position, schema.weight, schema.propensity, schema.attraction)
+    special = (schema.label, schema.position_column, schema.weight, schema.propensity, schema.attraction)
     named = [feature.name for feature in schema.items] + [name for name in special if name is not None]
     named = [name for name in named if name in prepared.columns.names]
     others = [
