@@ -26,7 +26,7 @@ from hf_rerank import (
     load_lists,
 )
 from hf_rerank.evaluation import evaluate_orders
-from hf_rerank.tables import results_table
+from hf_rerank.evaluation.tables import results_table
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--lists", required=True, help="CSV, one row an item")

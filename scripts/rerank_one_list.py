@@ -10,7 +10,7 @@ import argparse
 from transformers.utils import logging
 
 from hf_rerank import Reranker, load_lists
-from hf_rerank.tables import text_table
+from hf_rerank.evaluation.tables import text_table
 
 SHOWN = 10
 

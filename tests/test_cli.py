@@ -122,7 +122,7 @@ MEASURED = {
 
 class TestObedienceOfAnEvaluation:
     def test_the_table_lines_up_both_principles(self) -> None:
-        from hf_rerank.tables import obedience_table
+        from hf_rerank.evaluation.tables import obedience_table
 
         assert obedience_table(MEASURED).splitlines() == [
             "obedience                                    P1, own order  P2, one swap",
@@ -144,7 +144,7 @@ class TestObedienceOfAnEvaluation:
         ]
 
     def test_what_was_not_measured_is_left_out_and_what_has_no_value_is_a_dash(self) -> None:
-        from hf_rerank.tables import obedience_table
+        from hf_rerank.evaluation.tables import obedience_table
 
         never_settles = obedience_table({**MEASURED, "fixed_point_steps": float("nan")})
         assert re.search(r"^steps until they settle, mean +-$", never_settles, re.M)
@@ -320,7 +320,7 @@ class TestPictures:
     def test_evaluate_draws_the_model_and_its_training(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from hf_rerank import plots
+        from hf_rerank.evaluation import plots
 
         drawn = {}
 
@@ -537,5 +537,5 @@ def test_help_answers_at_once() -> None:
 def test_matplotlib_waits_for_a_picture() -> None:
     code = "import sys; from hf_rerank import cli, plots; cli.main([]); print(*sys.modules, file=sys.stderr)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "hf_rerank.plots" in process.stderr.split()
+    assert "hf_rerank.evaluation.plots" in process.stderr.split()
     assert not {"matplotlib", "numpy", "torch"} & set(process.stderr.split())

@@ -15,7 +15,7 @@ import torch
 import transformers
 from transformers import BertConfig, BertModel
 
-import hf_rerank.pipeline
+import hf_rerank.inference.pipeline
 from hf_rerank import (
     Categorical,
     Dense,
@@ -239,4 +239,4 @@ def test_takes_the_gpu_where_there_is_one(folder: Path, reranker: Reranker) -> N
 def test_importing_the_module_registers_it() -> None:
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    assert PIPELINE_REGISTRY.check_task(hf_rerank.pipeline.TASK)[1]["impl"] is RerankingPipeline
+    assert PIPELINE_REGISTRY.check_task(hf_rerank.inference.pipeline.TASK)[1]["impl"] is RerankingPipeline

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from hf_rerank.errors import InputError
-from hf_rerank.vocabularies import (
+from hf_rerank.processing.vocabularies import (
     FIRST_VALUE,
     PADDING,
     UNKNOWN,

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.processing import EncodingReport
 
     without_bars_of_a_moment()
-    reranker = _loaded(options.model, at)
+    reranker = _load(options.model, at)
     report, counts = EncodingReport(), dict[str, int]()
     with results_file(options.output) as write, tqdm(unit="list", delay=1, disable=None) as bar:
         number = 0
@@ -84,18 +84,8 @@ def run(options: argparse.Namespace) -> None:
         print(f"{count:,} values of {name} missing")
 
 
-def _loaded(source: str, at: dict[str, Any]) -> Any:
-    """The ``Reranker`` of a folder or repository; the ``ONNXReranker`` of one that holds an exported graph alone."""
-    from hf_rerank.hub.files import at_one_commit, holds_only_a_graph
-    from hf_rerank.processing import CONFIG_FILE
-
-    at = at_one_commit(source, CONFIG_FILE, **at)
-    if holds_only_a_graph(source, **at):
-        from hf_rerank.onnx_reranker import ONNXReranker
-
-        return ONNXReranker.from_pretrained(source, **at)
-    # Not before: a graph ranks without torch.
-    from hf_rerank.reranker import Reranker
+def _load(source: str, at: dict[str, Any]) -> Any:
+    from hf_rerank.inference.reranker import Reranker
 
     return Reranker.from_pretrained(source, **at)
 
@@ -107,16 +97,16 @@ def _ranked_batch(reranker: Any, rows: list[dict[str, Any]], number: int, option
         raise InputError(f"{options.input[0]}, lists from {number}: {error}") from None
 
 
-def _batches(
-    files: list[Any], processor: Any, options: Any, counts: dict[str, int]
-) -> Iterator[list[dict[str, Any]]]:
+def _batches(files: list[Any], processor: Any, options: Any, counts: dict[str, int]) -> Iterator[list[dict[str, Any]]]:
     """Rows of files, a batch at a time, with ids of the types that the processor was fitted on."""
     from hf_rerank.data.custom.own_datasets import tables_of_files
     from hf_rerank.data.custom.own_files import OwnFiles
-    from hf_rerank.vocabularies import TableVocabulary
+    from hf_rerank.processing.vocabularies import TableVocabulary
 
     schema = processor.schema
-    known = {name: v.is_text for name, v in processor.vocabularies.items() if isinstance(v, TableVocabulary) and len(v)}
+    known = {
+        name: v.is_text for name, v in processor.vocabularies.items() if isinstance(v, TableVocabulary) and len(v)
+    }
     known |= {f.name: known[f.shares] for f in schema.history if getattr(f, "shares", None) in known}
     own = OwnFiles(files, schema, options, labels=False, text_ids=known)
     own.scan()

@@ -62,8 +62,8 @@ def run(options: argparse.Namespace) -> None:
 
     from hf_rerank.data.loading import load_lists
     from hf_rerank.evaluation import evaluate, evaluate_orders
+    from hf_rerank.evaluation.tables import results_table
     from hf_rerank.models.auto import reranker_classes
-    from hf_rerank.tables import results_table
     from hf_rerank.training import PlotCallback, RerankTrainer
 
     without_bars_of_a_moment()
@@ -132,8 +132,8 @@ def _new(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
 
 def _fine_tuned(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
     """A trained model made ready for these lists, and its processor; prints what was kept and added."""
-    from hf_rerank.fine_tuning import adapt, freeze
-    from hf_rerank.reranker import Reranker
+    from hf_rerank.inference.reranker import Reranker
+    from hf_rerank.training import adapt, freeze
 
     saved = Reranker.from_pretrained(options.source, **model_options(options.source, options.revision))
     reranker, report = adapt(saved, lists["train"], lists.schema, reinitialize=options.reinitialize)

@@ -19,9 +19,9 @@ from hf_rerank.data.parquet_datasets import datasets_of_parquet
 from hf_rerank.data.prepared import is_prepared, read_prepared, refuse_unfinished
 from hf_rerank.data.time_split import time_column
 from hf_rerank.errors import InputError
-from hf_rerank.hub.faults import named_faults
-from hf_rerank.lists import Lists, refuse_repeated_ids, tables_of
 from hf_rerank.schema import ListSchema
+from hf_rerank.storage.hub_errors import named_faults
+from hf_rerank.validation import Lists, refuse_repeated_ids, tables_of
 
 SAMPLE_LISTS = 1_000
 

@@ -28,8 +28,8 @@ from hf_rerank.initial_rankers.click_model import ClickModel
 from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker, require_lightgbm
 from hf_rerank.initial_rankers.qualities import RANKERS, quality_named
 from hf_rerank.initial_rankers.ranker_train import ANY_LENGTH, read_ranker_train
-from hf_rerank.lists import Lists
 from hf_rerank.processing import ListProcessor
+from hf_rerank.validation import Lists
 
 POSITION = "position"
 RANKER_FOLDER = "initial_ranker"

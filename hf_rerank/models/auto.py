@@ -12,7 +12,6 @@ from typing import Any
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.hub.files import REMEDY, verified_folder
 from hf_rerank.models.base import PreTrainedReranker, RerankerConfig
 from hf_rerank.models.dlcm import DLCMConfig, DLCMForReranking
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
@@ -22,6 +21,7 @@ from hf_rerank.models.prm import PRMConfig, PRMForReranking
 from hf_rerank.models.raise_ import RAISEConfig, RAISEForReranking
 from hf_rerank.models.setrank import SetRankConfig, SetRankForReranking
 from hf_rerank.processing import ListProcessor
+from hf_rerank.storage.hub_download import REMEDY, verified_folder
 
 # name -> (config, model); the model type of a checkpoint is "rerank_" and the name.
 RERANKERS: dict[str, tuple[type[RerankerConfig], type[PreTrainedReranker]]] = {

@@ -43,7 +43,7 @@ def main() -> None:
     import torch
 
     from hf_rerank.storage import write_json
-    from hf_rerank.training.results import environment
+    from hf_rerank.evaluation.results import environment
 
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
@@ -66,9 +66,9 @@ def measured(
     """One row a measurement: what, in which unit, the rounds and their median."""
     import datasets
 
-    from hf_rerank.training.batches import EncodedLists
+    from hf_rerank.training.encoded_lists import EncodedLists
     from hf_rerank.training.encoded_cache import CachedLists
-    from hf_rerank.training.results import data_identity
+    from hf_rerank.evaluation.results import data_identity
 
     file = folder / "lists.parquet"
     write_lists(file, lists, ids)
@@ -121,7 +121,7 @@ def timed(work: Any, *arguments: Any) -> float:
 
 def encode_parquet(file: Path, processor: Any) -> None:
     """All lists of a Parquet file as padded batches."""
-    from hf_rerank.training.batches import ListEncoder
+    from hf_rerank.training.encoded_lists import ListEncoder
 
     encode, number = ListEncoder(processor, 1.0, False), 0
     with pq.ParquetFile(file) as parquet:
@@ -143,7 +143,7 @@ def share_waiting(cached: Any, processor: Any, size: int, steps: int) -> tuple[f
 
     from hf_rerank import PRMConfig, PRMForReranking
     from hf_rerank.principled import PrincipledObjective
-    from hf_rerank.training.batches import collate
+    from hf_rerank.training.encoded_lists import collate
 
     torch.manual_seed(0)
     config = PRMConfig.for_schema(processor.schema)
@@ -195,8 +195,8 @@ def write_lists(file: Path, count: int, ids: int) -> None:
 def made_processor(ids: int) -> Any:
     """A processor that knows ``ids`` item ids."""
     from hf_rerank import Categorical, Dense, ListProcessor, ListSchema
-    from hf_rerank.scaling import DenseScale
-    from hf_rerank.vocabularies import TableVocabulary
+    from hf_rerank.processing.scaling import DenseScale
+    from hf_rerank.processing.vocabularies import TableVocabulary
 
     sizes = {"item_0": ids, "item_1": 256, "item_2": 4, "item_3": 8, "item_4": 4}
     users = {"user_0": 8, "user_1": 4, "user_2": 8}

@@ -266,7 +266,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    from hf_rerank.training.results import environment
+    from hf_rerank.evaluation.results import environment
 
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []

@@ -51,7 +51,7 @@ def main() -> None:
 
     from hf_rerank.models.auto import RERANKERS, reranker_classes
     from hf_rerank.storage import write_json
-    from hf_rerank.training.results import environment
+    from hf_rerank.evaluation.results import environment
 
     torch.set_num_threads(options.threads)
     rows = []

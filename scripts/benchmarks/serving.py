@@ -40,7 +40,7 @@ def main() -> None:
 
     from hf_rerank.models.auto import RERANKERS
     from hf_rerank.storage import write_json
-    from hf_rerank.training.results import environment
+    from hf_rerank.evaluation.results import environment
 
     torch.set_num_threads(1)
     processor, rows = processor_and_lists()
@@ -105,7 +105,7 @@ def clocks_of(name: str, processor: Any) -> tuple[float, dict[str, Clock]]:
 
     from hf_rerank import ONNXReranker, Reranker
     from hf_rerank.models.auto import reranker_classes
-    from hf_rerank.onnx_export import export_onnx
+    from hf_rerank.inference.export import export_onnx
 
     config, model = reranker_classes(name)
     torch.manual_seed(0)
@@ -123,7 +123,7 @@ class Clock:
     """Times calls of one re-ranker, and its parts inside other calls."""
 
     def __init__(self, reranker: Any, scorer: Any, scoring: str) -> None:
-        from hf_rerank.lists import Lists
+        from hf_rerank.validation import Lists
 
         self.reranker = reranker
         self.parts = {

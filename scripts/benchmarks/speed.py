@@ -33,7 +33,7 @@ def main() -> None:
     import torch
 
     from hf_rerank.storage import write_json
-    from hf_rerank.training.results import environment
+    from hf_rerank.evaluation.results import environment
 
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {"rounds": options.rounds, "threads": options.threads, "environment": environment()}

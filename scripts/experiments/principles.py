@@ -59,7 +59,7 @@ MEASURES = (
 
 def main() -> None:
     options = _options()
-    from hf_rerank.tables import results_table
+    from hf_rerank.evaluation.tables import results_table
 
     rows = {name: ROWS[name] for name in options.rows}
     (options.output_dir / "runs").mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def summarise(references: dict[str, dict[str, float]], runs: dict[str, list[dict
 
 def as_markdown(summary: dict[str, Any]) -> str:
     """The table of rows and the table of differences, to paste into a page."""
-    from hf_rerank.tables import RESULT_COLUMNS
+    from hf_rerank.evaluation.tables import RESULT_COLUMNS
 
     every = summary["rows"].values()
     shown = {heading: name for heading, name in RESULT_COLUMNS.items() if any(name in row for row in every)}
@@ -262,7 +262,7 @@ def draw(summary: dict[str, Any], path: Path) -> None:
 
 
 def _print_differences(summary: dict[str, Any]) -> None:
-    from hf_rerank.tables import text_table
+    from hf_rerank.evaluation.tables import text_table
 
     if len(summary["seeds"]) < 2:
         return

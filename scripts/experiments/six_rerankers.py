@@ -239,7 +239,7 @@ def summarise(folder: Path, models: list[str], seeds: list[int]) -> dict[str, An
 
 def as_markdown(summary: dict[str, Any]) -> str:
     """Two tables: every row, and what the principles change."""
-    from hf_rerank.tables import RESULT_COLUMNS
+    from hf_rerank.evaluation.tables import RESULT_COLUMNS
 
     labels = {"random": "random", "initial": "initial order", "true_attraction": "order by true attraction"}
     rows = {labels[name]: row for name, row in summary["orders"].items() if name != "true_attraction"}

@@ -20,8 +20,8 @@ from hf_rerank.data import prm_public
 from hf_rerank.data.loading import IterableListsDict, ListsDict, load_lists
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
 from hf_rerank.schema import Categorical, Dense, ListSchema
+from hf_rerank.validation import Lists
 
 SCHEMA = ListSchema(items=[Categorical("item"), Dense("price")], label="click", list_id="id", group="user")
 

@@ -9,8 +9,8 @@ import polars as pl
 
 from hf_rerank.data.custom.columns import Where
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.lists import columns_of
 from hf_rerank.schema import ListSchema, Vector
+from hf_rerank.validation import columns_of
 
 
 def grouped(frame: pl.DataFrame, schema: ListSchema, where: Where) -> pl.DataFrame:
@@ -96,5 +96,3 @@ def is_long(depths: Mapping[str, int], schema: ListSchema) -> bool:
 def polars_depth(kind: Any) -> int:
     """How deep a Polars type is nested in lists."""
     return polars_depth(kind.inner) + 1 if isinstance(kind, pl.List | pl.Array) else 0
-
-

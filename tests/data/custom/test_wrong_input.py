@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments
-from hf_rerank.data.loading import load_lists
 from hf_rerank.data.custom.prepare import prepare_own
+from hf_rerank.data.loading import load_lists
 from hf_rerank.errors import InputError
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
 from hf_rerank.processing import ListProcessor
@@ -139,7 +139,7 @@ def train(folder: Path, lists: list[dict[str, Any]], **options: Any) -> None:
 
 
 def rank(**changes: Any) -> Any:
-    return Reranker(*parts(every())).rerank([row(0, click=...), row(1, **{"click": ..., **changes})])
+    return Reranker(*reversed(parts(every()))).rerank([row(0, click=...), row(1, **{"click": ..., **changes})])
 
 
 def loaded_schema(folder: Path, text: str) -> Any:
@@ -333,7 +333,12 @@ CASES = {
     ),
     "CSV: a user that changes within a list": Case(
         lambda folder: csv(folder, "b,2,12,3.5,,", "b,2,12,3.5,m,"),
-        ["train.csv, line 5", "'gender' differs within list b (None, 'm')", "one value per list", "items of the schema"],
+        [
+            "train.csv, line 5",
+            "'gender' differs within list b (None, 'm')",
+            "one value per list",
+            "items of the schema",
+        ],
     ),
     "CSV: an id of more than 64 bits in a history": Case(
         lambda folder: csv(
@@ -379,7 +384,8 @@ CASES = {
         two_files, ["list a has rows in", "a.csv and in", "b.csv", "make 'request' unique"]
     ),
     "CSV: as a stream": Case(
-        lambda folder: csv(folder, streaming=True), ["train.csv has one row per item", "streaming=False", "hf-rerank prepare own"]
+        lambda folder: csv(folder, streaming=True),
+        ["train.csv has one row per item", "streaming=False", "hf-rerank prepare own"],
     ),
     # ------------------------------------------------------------------------------------------------ files and frames
     "empty file": Case(lambda folder: written(folder, "a.jsonl", b""), ["a.jsonl holds no lists", "write it again"]),
@@ -449,7 +455,8 @@ CASES = {
         ["the id r5 in list 5 and again in list 2999"],
     ),
     "preparing: a list that is too long": Case(
-        lambda folder: prepare(folder, rows(**FIVE)), ["list r3 has 5 items", "max_list_length=4", "--max-list-length N --cut"]
+        lambda folder: prepare(folder, rows(**FIVE)),
+        ["list r3 has 5 items", "max_list_length=4", "--max-list-length N --cut"],
     ),
     "preparing: an item twice in a list": Case(
         lambda folder: prepare(folder, rows(2_500, 3_000, item_id=[7, 8, 7])),
@@ -468,7 +475,7 @@ CASES = {
         lambda folder: train(folder, rows(price=[1.0, math.nan, 2.0])), ["(id r3), item 1", "'price' holds nan"]
     ),
     "ranking: text where integers were learned": Case(
-        lambda _: Reranker(*parts(every())).rerank([row(0, item_id=["a", "b", "c"])]),
+        lambda _: Reranker(*reversed(parts(every()))).rerank([row(0, item_id=["a", "b", "c"])]),
         ["'item_id' holds text", "fitted on integers", "same type as in training"],
     ),
     "ranking: missing column": Case(lambda _: rank(price=...), ["list 1 (id r1) lacks the column 'price'"]),

@@ -15,7 +15,7 @@ from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
+from hf_rerank.validation import Lists
 
 
 def raw_lines(users: range, clicks: tuple[int, ...] = (0, 1, 0)) -> str:

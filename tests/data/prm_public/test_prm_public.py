@@ -32,8 +32,8 @@ from hf_rerank.data.prm_public.fields import (
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
 from hf_rerank.schema import ListSchema
+from hf_rerank.validation import Lists
 
 REAL_LINE = Path(__file__).parents[3] / ".." / "shared" / "data" / "prm_public_row.txt"
 ITEM_COLUMNS = (*CATEGORICAL_COLUMNS, *BASIC_COLUMNS, *OPTIONAL_COLUMNS)

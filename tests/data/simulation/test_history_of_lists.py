@@ -20,8 +20,8 @@ from hf_rerank.data.simulation import PRMWorld, simulate_prm
 from hf_rerank.data.simulation import prm_public_lists as simulated_lists
 from hf_rerank.data.simulation.prm_public_history import draw_history
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
 from hf_rerank.schema import Categorical, Dense
+from hf_rerank.validation import Lists
 
 COLUMNS = [
     "history_item_id",

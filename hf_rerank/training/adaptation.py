@@ -1,7 +1,7 @@
-"""Fine-tuning: a trained re-ranker made ready for other lists, and parts of it frozen.
+"""Fine-tuning: ``adapt`` prepares a trained re-ranker for other lists.
 
-``adapt`` keeps all that the new lists leave valid: rows of embedding tables by column and value, and every weight that
-does not read a column which changed. ``freeze`` says which parameters training leaves alone.
+It keeps everything that the new lists leave valid: rows of embedding tables by column and value, and every weight that
+does not read a column which changed.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_rerank.errors import InputError, suggestion
-from hf_rerank.models.base import FeatureTables, PreTrainedReranker, RerankerConfig
-from hf_rerank.models.layers import HistoryEmbedding, ItemEmbedding
+from hf_rerank.errors import InputError
+from hf_rerank.inference.reranker import Reranker
+from hf_rerank.models.base import PreTrainedReranker
+from hf_rerank.models.config import RerankerConfig
+from hf_rerank.models.embeddings import FeatureTables, HistoryEmbedding, ItemEmbedding
 from hf_rerank.processing import ListProcessor
-from hf_rerank.reranker import Reranker
+from hf_rerank.processing.vocabularies import UNKNOWN
 from hf_rerank.schema import Categorical, Dense, Feature, ListSchema
-from hf_rerank.vocabularies import UNKNOWN
 
 PARTS = ("items", "user", "history")
 KEPT, LENGTHENED, REINITIALISED = "kept", "lengthened", "re-initialised"
-GROUPS = ("tables", "encoder", "output")
 # What a schema says of a config; all other options are the model's own.
 _SIZES = (
     *("item_vocab_sizes", "num_item_dense", "item_vector_dim", "user_vocab_sizes", "num_user_dense"),
@@ -116,65 +115,7 @@ def adapt(
     changed = [part for part in PARTS if differences[part]]
     processor, vocabularies = _adapted_processor(reranker.processor, after, lists, changed)
     model, parameters, dropped = _adapted_model(reranker, processor, changed)
-    return Reranker(model, processor), AdaptReport(told, vocabularies, parameters, dropped)
-
-
-def freeze(model: PreTrainedReranker, *what: str) -> list[str]:
-    """Takes parameters out of training: their ``requires_grad`` becomes False.
-
-    This is not saved with the model. With frozen tables, new values stay what ``adapt`` made of them: the unknown one.
-
-    Args:
-        model: Before its trainer is made.
-        what: ``"tables"`` (embedding tables of features), ``"output"`` (the layers that give one score), ``"encoder"``
-            (all others, position tables too); or a module (``"blocks.0"``), a parameter, a pattern (``"*.bias"``).
-
-    Returns:
-        The names of the parameters that are frozen now.
-
-    Raises:
-        InputError: A name matches nothing, there is none, or nothing is left to train; the model is then unchanged.
-    """
-    if not isinstance(model, PreTrainedReranker):
-        raise InputError(f"expected a re-ranker such as reranker.model, got {type(model).__name__}")
-    if not what or not all(isinstance(name, str) for name in what):
-        raise InputError(
-            f"expected the names of what to freeze, each by itself, such as 'tables', 'output'; got {what!r}"
-        )
-    groups = _groups(model)
-    chosen: set[str] = set()
-    for name in what:
-        found = groups.get(name) or {
-            parameter
-            for parameter, _ in model.named_parameters()
-            if fnmatchcase(parameter, name) or parameter.startswith(f"{name}.")
-        }
-        if not found:
-            known = sorted({*GROUPS, *(module for module, _ in model.named_modules() if module)})
-            raise InputError(
-                f"nothing to freeze is called {name!r}{suggestion(name, known)}: expected {', '.join(GROUPS)}, or a "
-                f"module, parameter or pattern such as {next(iter(sorted(groups['encoder'])), '*.bias')!r}"
-            )
-        chosen |= found
-    left = [name for name, value in model.named_parameters() if value.requires_grad and name not in chosen]
-    if not left:
-        raise InputError(f"{', '.join(what)}: with these frozen nothing is left to train; freeze less")
-    for name, value in model.named_parameters():
-        if name in chosen:
-            value.requires_grad_(False)
-    return [name for name, value in model.named_parameters() if not value.requires_grad]
-
-
-def _groups(model: PreTrainedReranker) -> dict[str, set[str]]:
-    """The parameters of each of ``GROUPS``; every parameter is in one."""
-    groups: dict[str, set[str]] = {name: set() for name in GROUPS}
-    for prefix, module in model.named_modules():
-        if isinstance(module, FeatureTables):
-            groups["tables"] |= {f"{prefix}.{name}" for name, _ in module.named_parameters()}
-        elif isinstance(module, nn.Linear) and module.out_features == 1:
-            groups["output"] |= {f"{prefix}.{name}" for name, _ in module.named_parameters()}
-    groups["encoder"] = {name for name, _ in model.named_parameters()} - groups["tables"] - groups["output"]
-    return groups
+    return Reranker(processor, model), AdaptReport(told, vocabularies, parameters, dropped)
 
 
 def _kind(feature: Feature, schema: ListSchema) -> str:

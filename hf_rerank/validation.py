@@ -1,6 +1,7 @@
-"""``Lists``: a checked batch of lists, in whole columns. Everything that can be wrong with raw lists is found here.
+"""The checks at the interface: is this Arrow table, or are these dictionaries, valid lists for a schema?
 
-A null is a missing value, never an error in itself; NaN and infinity are errors.
+``Lists`` is a checked batch, in whole columns. A null is a missing value, never an error in itself; NaN and infinity
+are errors.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.plain_rows import LARGEST_FLOAT32, PlainRows, plain_rows
-from hf_rerank.schema import Categorical, Dense, Feature, ListSchema, Vector, kind_of
+from hf_rerank.fast_rows import LARGEST_FLOAT32, PlainRows, plain_rows
+from hf_rerank.schema import COLUMN_TENSORS, TENSORS, Categorical, Dense, Feature, ListSchema, Vector, kind_of
 
 HISTORY_FEATURE = "feature of the history"
 
@@ -34,11 +35,8 @@ class Lists:
         user: Feature name -> arrow array [B].
         history: Feature name -> arrow array of all history items.
         history_lengths: int64 [B].
-        positions: int64 [N], each item's position in the initial order of its list.
-        labels: float32 [N] or None.
-        weights: float32 [N] or None.
-        propensities: float32 [N] or None.
-        attraction: float32 [N] or None.
+        columns: The item columns that are a tensor of their own, by the name of the tensor, [N]: ``position_ids``
+            int64, always; ``labels``, ``weights``, ``initial_scores`` and so on float32, where they are.
         ids: B texts.
     """
 
@@ -48,15 +46,21 @@ class Lists:
     user: dict[str, pa.Array]
     history: dict[str, pa.Array]
     history_lengths: np.ndarray
-    positions: np.ndarray
-    labels: np.ndarray | None
-    weights: np.ndarray | None
-    propensities: np.ndarray | None
-    attraction: np.ndarray | None
+    columns: dict[str, np.ndarray]
     ids: list[str] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int64 [N], each item's position in the initial order of its list, from 0."""
+        return self.columns["position_ids"]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """float32 [N]; None where the lists have no labels."""
+        return self.columns.get("labels")
 
     @classmethod
     def from_rows(
@@ -157,25 +161,17 @@ class Lists:
         if history_lengths is None:
             history_lengths = np.zeros(len(lengths), dtype=np.int64)
 
-        labels = reader.numbers(schema.label, lengths, required=with_labels, what="label")
-        weights = reader.numbers(schema.weight, lengths, required=with_labels, what="weight")
-        propensities = reader.propensities(schema.propensity, lengths, required=with_labels)
-        attraction = reader.numbers(schema.attraction, lengths, required=False, what="attraction")
-        positions = reader.positions(schema.position_column, lengths, required=with_labels)
-        return cls(
-            schema,
-            lengths,
-            items,
-            user,
-            history,
-            history_lengths,
-            positions,
-            labels,
-            weights,
-            propensities,
-            attraction,
-            ids,
-        )
+        columns = {"position_ids": reader.positions(schema.position_column, lengths, required=with_labels)}
+        for part, name in schema.item_columns().items():
+            if part == "position" or (name not in reader.names and not (with_labels and _is_needed(part))):
+                continue
+            columns[COLUMN_TENSORS[part]] = reader.numbers(part, name, lengths)
+        return cls(schema, lengths, items, user, history, history_lengths, columns, ids)
+
+
+def _is_needed(part: str) -> bool:
+    """Whether training and evaluation need an item column that the schema names; the truth of simulated lists not."""
+    return TENSORS[COLUMN_TENSORS[part]].role != "ground_truth"
 
 
 class _ColumnReader:
@@ -317,37 +313,30 @@ class _ColumnReader:
         checked = self.finite(feature.name, numbers, lengths, width=feature.dim)
         return checked.astype(np.float32).reshape(-1, feature.dim)
 
-    def numbers(self, name: str | None, lengths: np.ndarray, *, required: bool, what: str) -> np.ndarray | None:
-        """A column of numbers an item that must not be missing nor negative, as float32."""
-        if name is None or (name not in self.names and not required):
-            return None
+    def numbers(self, part: str, name: str, lengths: np.ndarray) -> np.ndarray:
+        """One finite number per item, none missing, float32 [N]; ``part`` is the field of the schema that names it."""
+        what = part.replace("_", " ")
         flat, own_lengths = self.sequences(name, what)
         self.same_lengths(name, own_lengths, self.item_column, lengths)
         if flat.null_count:
             index = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False)))
             raise InputError(f"{what} column {name!r} is null in {self.at(index, lengths)}: expected a number")
         numbers = self.finite(name, flat, lengths)
-        if (numbers < 0).any():
-            index = int(np.argmax(numbers < 0))
+        lowest = TENSORS[COLUMN_TENSORS[part]].lowest
+        if lowest is not None and (numbers < lowest).any():
+            index = int(np.argmax(numbers < lowest))
             raise InputError(
-                f"{what} column {name!r} holds {numbers[index]} in {self.at(index, lengths)}: expected at least 0"
+                f"{what} column {name!r} holds {numbers[index]} in {self.at(index, lengths)}: expected at least "
+                f"{lowest:g}"
+            )
+        if part == "propensity" and ((numbers <= 0) | (numbers > 1)).any():
+            index = int(np.argmax((numbers <= 0) | (numbers > 1)))
+            raise InputError(
+                f"propensity column {name!r} holds {numbers[index]:g} in {self.at(index, lengths)}: expected the "
+                "probability that the item was examined, above 0 and at most 1; if the column holds inverse "
+                "propensities, give 1 / x, or name it as weight in the schema to weight the training by it"
             )
         return numbers.astype(np.float32)
-
-    def propensities(self, name: str | None, lengths: np.ndarray, *, required: bool) -> np.ndarray | None:
-        """As ``numbers``, in (0, 1]."""
-        propensities = self.numbers(name, lengths, required=required, what="propensity")
-        if propensities is None:
-            return None
-        wrong = (propensities <= 0) | (propensities > 1)
-        if wrong.any():
-            index = int(np.argmax(wrong))
-            raise InputError(
-                f"propensity column {name!r} holds {propensities[index]:g} in {self.at(index, lengths)}: expected the "
-                "probability that the item was looked at, above 0 and at most 1; inverse propensities are no "
-                "propensities (give 1 / x), and as weights of the training they go into a weight column"
-            )
-        return propensities
 
     def positions(self, name: str | None, lengths: np.ndarray, *, required: bool) -> np.ndarray:
         starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -383,17 +372,10 @@ class _ColumnReader:
 
 
 def columns_of(schema: ListSchema) -> list[str]:
-    """The columns that the schema names, but the one to split by."""
-    named = [
-        schema.label,
-        schema.position_column,
-        schema.weight,
-        schema.propensity,
-        schema.attraction,
-        schema.list_id,
-    ]
+    """The columns that the schema names, without the one to split by and the ids that ranking returns."""
     features = [feature.name for feature in (*schema.items, *schema.user, *schema.history)]
-    return [*features, *(name for name in named if name is not None)]
+    named = [*schema.item_columns().values(), *([] if schema.list_id is None else [schema.list_id])]
+    return [*features, *named]
 
 
 def _ordinary(values: pa.Array) -> pa.Array:
@@ -445,7 +427,9 @@ def _unusual(values: list[Any]) -> pa.Array | None:
         return None
 
     def integers(value: Any) -> Any:
-        return [integers(entry) for entry in value] if isinstance(value, list) else None if value is None else int(value)
+        return (
+            [integers(entry) for entry in value] if isinstance(value, list) else None if value is None else int(value)
+        )
 
     for kind in (pa.int64(), pa.uint64()):
         try:
@@ -507,15 +491,8 @@ def _no_lists(schema: ListSchema) -> pa.Table:
         columns[feature.name] = pa.array([], type=pa.list_(inner))
     for feature in schema.user:
         columns[feature.name] = pa.array([], type=pa.int64())
-    for name in (
-        *(feature.name for feature in schema.history),
-        schema.label,
-        schema.position_column,
-        schema.weight,
-        schema.propensity,
-    ):
-        if name is not None:
-            columns[name] = pa.array([], type=pa.list_(pa.int64()))
+    for name in (*(feature.name for feature in schema.history), *schema.item_columns().values()):
+        columns[name] = pa.array([], type=pa.list_(pa.int64()))
     return pa.table(columns)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.lists import columns_of, tables_of
 from hf_rerank.schema import ListSchema
+from hf_rerank.validation import columns_of, tables_of
 
 PACKAGES = ("hf-rerank", "torch", "transformers", "datasets", "accelerate", "numpy", "pyarrow")
 _DIGEST_BATCH, _DIGEST_HEAD = 10_000, 1_000
@@ -39,6 +39,31 @@ def environment() -> dict[str, Any]:
         "device": device,
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+    }
+
+
+def describe_training(model: Any, processor: Any, args: Any, *, train: Any, validation: Any) -> dict[str, Any]:
+    """What is known of a training before it begins, as plain JSON values.
+
+    Args:
+        model: The re-ranker.
+        processor: Its ``ListProcessor``.
+        args: The training arguments.
+        train: The raw training lists. None: there are none.
+        validation: The raw evaluation lists, or a dict of them by name. None: there are none.
+    """
+    schema = processor.schema
+    splits = {"train": train, **(validation if isinstance(validation, dict) else {"validation": validation})}
+    return {
+        "model": model.config.to_dict(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training_arguments": args.to_dict(),
+        "task_loss": model.config.task_loss_name,
+        "schema": schema.to_dict(),
+        "processor": processor.fit_report,
+        "text_columns": [name for name, table in processor.vocabularies.items() if getattr(table, "is_text", False)],
+        "data": {name: data_identity(lists, schema) for name, lists in splits.items() if lists is not None},
+        "environment": environment(),
     }
 
 

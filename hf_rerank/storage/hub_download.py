@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
-from hf_rerank.hub.faults import LOG_IN, reason, without_tokens
 from hf_rerank.storage import MANIFEST, read_manifest, refuse_repeated_names, verify
+from hf_rerank.storage.hub_errors import LOG_IN, reason, without_tokens
 
 REMEDY = "save or download it again"
 WEIGHTS_FILE, GRAPH_FILE = "model.safetensors", "model.onnx"
@@ -108,7 +108,7 @@ def folder_with_weights(source: str | Path, *, variant: str | None = None, **hub
         if weights == WEIGHTS_FILE and _lists_a_graph(folder):
             raise InputError(
                 f"{source} holds an exported graph ({GRAPH_FILE}) and no weights of PyTorch: give the model that it "
-                "was exported from; a graph is for ONNXReranker and hf-rerank rank only"
+                "was exported from; a graph can only rank, with Reranker.from_pretrained or hf-rerank rank"
             )
         raise InputError(f"{folder} has no {weights}: weights are read from safetensors files only")
     for name in shards:

@@ -1,6 +1,6 @@
-"""From raw lists to tensors: ``ListProcessor`` learns vocabularies and scales, and is saved beside the model.
+"""``ListProcessor`` turns lists into arrays: it learns vocabularies and scales, and is saved beside the model.
 
-Everything works on whole columns of a batch; nothing loops over lists.
+Everything works on whole columns of a batch; nothing loops over lists. Neither torch nor transformers is imported.
 """
 
 from __future__ import annotations
@@ -17,24 +17,22 @@ import numpy as np
 import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from transformers import BatchFeature, FeatureExtractionMixin
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.hub.files import verified_folder
-from hf_rerank.lists import Lists, tables_of
-from hf_rerank.scaling import DenseScale, Moments, numbers_of, scaled
-from hf_rerank.schema import Categorical, Dense, Feature, ListSchema, Vector
-from hf_rerank.storage import refuse_repeated_names
-from hf_rerank.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
+from hf_rerank.processing.ragged import RaggedLists
+from hf_rerank.processing.scaling import DenseScale, Moments, numbers_of, scaled
+from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
+from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
+from hf_rerank.storage import read_json, refuse_repeated_names, write_json
+from hf_rerank.storage.hub_download import verified_folder
+from hf_rerank.storage.hub_upload import push_saved
+from hf_rerank.validation import Lists, tables_of
 
 CONFIG_FILE = "preprocessor_config.json"
 VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
-LABEL_PADDING = -100.0
 # What transformers hands to a processor beside its own options: how to load the model.
 _MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype", "device_map", "attn_implementation")
-# What stands at padding, of the tensors that are no features.
-_FILLERS = {"position_ids": 0, "labels": LABEL_PADDING, "weights": 0.0, "propensities": 1.0, "attraction": 0.0}
 
 
 @dataclass
@@ -85,63 +83,25 @@ class EncodingReport:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class FlatLists:
-    """Encoded lists before padding: one row an item (of all lists, one after another), one row a history item.
+class ListProcessor:
+    """Encodes lists as the tensors that re-rankers take; ``schema.TENSORS`` describes each of them.
 
-    Attributes:
-        lengths: int64 [B], items of each list.
-        history_lengths: int64 [B]; None where the schema has no history.
-        items: Name of a tensor -> its rows [N, ...] of the items.
-        user: The same, [B, ...] of the lists themselves.
-        history: The same, of the history items.
-    """
+    Make one with ``from_lists`` from training lists, or load one with ``from_pretrained``. One list of two items, with
+    a text category, a price on a log scale and clicks, becomes::
 
-    lengths: np.ndarray
-    history_lengths: np.ndarray | None
-    items: dict[str, np.ndarray]
-    user: dict[str, np.ndarray]
-    history: dict[str, np.ndarray]
+        {"category": ["shoes", "unseen"], "price": [9.0, 99.0], "click": [0, 1]}
 
-    def padded(self) -> dict[str, np.ndarray]:
-        """The arrays of a batch, as ``ListProcessor`` describes them."""
-        mask = np.arange(self.lengths.max(initial=0)) < self.lengths[:, None]
-        arrays = {
-            name: _padded(rows, mask, 0) for name, rows in self.items.items() if name not in _FILLERS
-        } | self.user
-        if self.history_lengths is not None:
-            history_mask = np.arange(max(1, self.history_lengths.max(initial=0))) < self.history_lengths[:, None]
-            arrays |= {name: _padded(rows, history_mask, 0) for name, rows in self.history.items()}
-            arrays["history_mask"] = history_mask
-        arrays["mask"] = mask
-        for name, filler in _FILLERS.items():
-            if name in self.items:
-                arrays[name] = _padded(self.items[name], mask, filler)
-        # Padding holds the positions after the items'.
-        arrays["position_ids"] = np.where(mask, arrays["position_ids"], np.arange(mask.shape[1]))
-        return arrays
-
-
-class ListProcessor(FeatureExtractionMixin):
-    """Encodes raw lists as the tensors that re-rankers take.
-
-    Make one with ``from_lists`` from training lists, or with ``from_pretrained``.
-
-    Tensors (B lists, L items, H history items; only those that the schema has, ``item_categorical`` and ``mask``
-    always): ``item_categorical`` int64 [B, L, Fc], ``item_dense`` float32 [B, L, Fd], ``item_vectors`` float32
-    [B, L, Fv], ``user_categorical`` int64 [B, Uc], ``user_dense`` float32 [B, Ud], ``history_categorical`` int64
-    [B, H, Hc], ``history_dense`` float32 [B, H, Hd], ``history_mask`` bool [B, H], ``mask`` bool [B, L] (True: an
-    item), ``position_ids`` int64 [B, L] (padding holds the positions after the items'), ``labels`` float32 [B, L]
-    (-100 at padding), ``weights`` float32 [B, L] (0 at padding). ``encode`` also gives ``propensities``
-    float32 [B, L] (1 at padding), and the ``attraction`` float32 [B, L] of simulated lists: for metrics, and no input
-    of a model.
+        item_categorical  [[[2], [1]]]        2: the first value of the vocabulary, 1: the unknown value
+        item_dense        [[[-1.1], [1.1]]]   log(1 + price), minus its training mean, divided by its deviation
+        mask              [[True, True]]
+        position_ids      [[0, 1]]            the order of the row, since the schema names no position column
+        labels            [[0.0, 1.0]]
 
     Attributes:
         schema: The schema with the sizes of all tables filled in and ``fitted`` set.
-        fit_report: What fitting met: lists, and per categorical feature values kept, too rare, left out.
+        fit_report: What fitting found: the number of lists, and per categorical feature the values that got a row,
+            were too rare, or did not fit.
     """
-
-    model_input_names = ["item_categorical", "item_dense", "item_vectors", "mask", "position_ids"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -150,7 +110,6 @@ class ListProcessor(FeatureExtractionMixin):
         scales: Mapping[str, DenseScale],
         fit_report: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
         self.vocabularies = dict(vocabularies)
         self.scales = dict(scales)
         self.fit_report = dict(fit_report or {})
@@ -200,7 +159,7 @@ class ListProcessor(FeatureExtractionMixin):
         """Gives rows to values that later lists hold and the vocabularies lack: ids of new items, categories, brands.
 
         The rows that are there stay as they are, new ones follow them, and ``schema.fingerprint`` changes: give the
-        model ``model.resize_tables(processor.schema)`` before anything else. Scales of dense features are those of
+        model ``model.resize_embeddings(processor.schema)`` before anything else. Scales of dense features are those of
         the first training lists still; a ``size`` in the schema is no limit here; hashed tables have all their rows.
 
         Args:
@@ -254,59 +213,74 @@ class ListProcessor(FeatureExtractionMixin):
         }
 
     def __call__(
-        self, lists: Any, *, truncate: bool = False, with_labels: bool = False, return_tensors: str | None = "pt"
-    ) -> BatchFeature:
-        """Encodes one batch of lists as input of a model.
+        self, lists: Any, *, truncate: bool = False, with_labels: bool = False, return_tensors: str = "pt"
+    ) -> dict[str, Any]:
+        """Encodes one batch of lists as keyword arguments of a model's ``forward``.
 
         Args:
-            lists: Dictionaries, one a list; an arrow table; or ``Lists``.
-            truncate: Cut lists that are longer than ``schema.max_list_length`` to their first places.
+            lists: One dict per list; an arrow table; or ``Lists``.
+            truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
             with_labels: Labels, positions and weights that the schema names must be there.
-            return_tensors: ``"pt"``, ``"np"``.
+            return_tensors: ``"pt"`` (torch) or ``"np"`` (numpy).
+
+        Returns:
+            Tensors by name, padded to the longest list; those with the roles in ``schema.MODEL_ROLES``.
         """
+        if return_tensors not in ("pt", "np"):
+            raise InputError(f"return_tensors is {return_tensors!r}: expected 'pt' (torch) or 'np' (numpy)")
         if isinstance(lists, pa.Table | pa.RecordBatch):
             lists = Lists.from_arrow(lists, self.schema, with_labels=with_labels)
         elif not isinstance(lists, Lists):
             lists = Lists.from_rows(lists, self.schema, with_labels=with_labels)
-        arrays, _ = self.encode(lists, truncate=truncate)
-        for name in ("propensities", "attraction"):
-            arrays.pop(name, None)
-        return BatchFeature(arrays, tensor_type=return_tensors)
+        arrays = self.encode(lists, truncate=truncate)[0].padded()
+        arrays = {name: arrays[name] for name in MODEL_TENSORS if name in arrays}
+        if return_tensors == "np":
+            return arrays
+        import torch
 
-    def encode(self, lists: Lists, *, truncate: bool = False) -> tuple[dict[str, np.ndarray], EncodingReport]:
-        """The arrays of one batch, padded to its longest list, and what was met.
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def encode(self, lists: Lists, *, truncate: bool = False) -> tuple[RaggedLists, EncodingReport]:
+        """The encoded lists before padding (``.padded()`` gives the arrays of a batch), and counts of what was found.
 
         Of a history longer than ``schema.max_history_length`` the newest items are kept; the report counts the others.
+
+        Args:
+            lists: Checked lists.
+            truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
 
         Raises:
             InputError: A list is longer than ``schema.max_list_length`` and ``truncate`` is off.
         """
-        flat, report = self.encode_flat(lists, truncate=truncate)
-        return flat.padded(), report
-
-    def encode_flat(self, lists: Lists, *, truncate: bool = False) -> tuple[FlatLists, EncodingReport]:
-        """As ``encode``, before padding."""
         schema = self.schema
         report = EncodingReport(lists=len(lists))
-        keep, lengths = self._kept(lists, truncate, report)
-        items = {"item_categorical": np.zeros((int(lengths.sum()), 0), dtype=np.int64)}
-        items.update(self._part("item", schema.items, lists.items, keep, report))
-        history: dict[str, np.ndarray] = {}
-        history_lengths = None
+        keep, item_lengths = self._choose_items(lists, truncate, report)
+        lengths = {"L": item_lengths}
+        rows = {"item_categorical": np.zeros((int(item_lengths.sum()), 0), dtype=np.int64)}
+        rows |= self._encode_part("item", schema.items, lists.items, keep, report)
+        rows |= self._encode_part("user", schema.user, lists.user, slice(None), report)
         if schema.history:
-            history_keep, history_lengths = self._newest(lists, report)
-            history = self._part("history", schema.history, lists.history, history_keep, report)
-        items["position_ids"] = lists.positions[keep]
-        for name, values in (
-            ("labels", lists.labels),
-            ("weights", lists.weights),
-            ("propensities", lists.propensities),
-            ("attraction", lists.attraction),
-        ):
-            if values is not None:
-                items[name] = values[keep]
-        user = self._part("user", schema.user, lists.user, slice(None), report)
-        return FlatLists(lengths, history_lengths, items, user, history), report
+            newest, lengths["H"] = self._choose_history(lists, report)
+            rows |= self._encode_part("history", schema.history, lists.history, newest, report)
+        rows |= {name: values[keep] for name, values in lists.columns.items()}
+        return RaggedLists(lengths, rows), report
+
+    def check_fingerprint(self, expected: str | None, what: str) -> None:
+        """Refuses a model that was made for other lists.
+
+        Args:
+            expected: ``schema_fingerprint`` of the model's config. None: not known, accepted.
+            what: The model, for the message.
+
+        Raises:
+            InputError: It is not the fingerprint of ``schema``.
+        """
+        if expected not in (None, self.schema.fingerprint):
+            raise InputError(
+                f"{what} was made for lists with fingerprint {expected}, the processor has {self.schema.fingerprint}: "
+                "they do not belong together; load both from the same folder, or make the config with "
+                "for_schema(processor.schema)"
+            )
 
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
@@ -324,12 +298,12 @@ class ListProcessor(FeatureExtractionMixin):
             "fit_report": self.fit_report,
         }
         save_file(self._vocabulary_arrays(), folder / VOCABULARIES_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, plain)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
         return [str(folder / CONFIG_FILE), str(folder / VOCABULARIES_FILE)]
 
-    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> Any:  # type: ignore[override]
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> Any:
         """Uploads the processor alone (``Reranker.push_to_hub``: also its model); other files of the repository stay.
 
         Args:
@@ -337,12 +311,10 @@ class ListProcessor(FeatureExtractionMixin):
             commit_message: Of the commit.
             options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``hf_rerank.hub.push_model``.
         """
-        from hf_rerank.hub.push import push_saved
-
-        return push_saved(self.save_pretrained, repo_id, part=True, commit_message=commit_message, **options)
+        return push_saved(self.save_pretrained, repo_id, commit_message=commit_message, **options)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
@@ -375,12 +347,7 @@ class ListProcessor(FeatureExtractionMixin):
         )
         config_path, vocabularies_path = folder / CONFIG_FILE, folder / VOCABULARIES_FILE
         refuse_repeated_names(vocabularies_path)
-        try:
-            plain = json.loads(config_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{config_path} is damaged: {error}; save or download the processor again") from None
-        if not isinstance(plain, dict):
-            raise InputError(f"{config_path} holds {type(plain).__name__}: expected a JSON object")
+        plain = read_json(config_path)
         if plain.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"{config_path} has format_version {plain.get('format_version')!r}, this library reads "
@@ -420,7 +387,9 @@ class ListProcessor(FeatureExtractionMixin):
         """The schema and sizes, for printing."""
         return {"feature_extractor_type": type(self).__name__, "schema": self.schema.to_dict()}
 
-    def _kept(self, lists: Lists, truncate: bool, report: EncodingReport) -> tuple[np.ndarray | slice, np.ndarray]:
+    def _choose_items(
+        self, lists: Lists, truncate: bool, report: EncodingReport
+    ) -> tuple[np.ndarray | slice, np.ndarray]:
         """Which items stay (all, unless lists are cut to their first places) and the lengths that result."""
         longest = self.schema.max_list_length
         too_long = lists.lengths > longest
@@ -436,7 +405,7 @@ class ListProcessor(FeatureExtractionMixin):
         report.cut_items = int((lists.lengths - longest)[too_long].sum())
         return lists.positions < longest, np.minimum(lists.lengths, longest)
 
-    def _newest(self, lists: Lists, report: EncodingReport) -> tuple[np.ndarray | slice, np.ndarray]:
+    def _choose_history(self, lists: Lists, report: EncodingReport) -> tuple[np.ndarray | slice, np.ndarray]:
         """Which history items stay, the newest, which come first, and the lengths that result."""
         longest, lengths = self.schema.max_history_length, lists.history_lengths
         too_long = lengths > longest
@@ -447,7 +416,7 @@ class ListProcessor(FeatureExtractionMixin):
         place = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return place < longest, np.minimum(lengths, longest)
 
-    def _part(
+    def _encode_part(
         self, part: str, features: Any, columns: Mapping[str, Any], keep: np.ndarray | slice, report: EncodingReport
     ) -> dict[str, np.ndarray]:
         """The arrays of items, user or history: one row a value that is kept, one column a feature."""
@@ -500,14 +469,6 @@ class ListProcessor(FeatureExtractionMixin):
             digest.update(json.dumps([name, str(array.dtype), len(array)]).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
-
-
-def _padded(flat: np.ndarray, mask: np.ndarray, filler: float) -> np.ndarray:
-    if len(flat) == mask.size:  # nothing to pad
-        return np.ascontiguousarray(flat).reshape(*mask.shape, *flat.shape[1:])
-    padded = np.full((*mask.shape, *flat.shape[1:]), filler, dtype=flat.dtype)
-    padded[mask] = flat
-    return padded
 
 
 def _own_tables(schema: ListSchema) -> list[Categorical]:

@@ -1,8 +1,8 @@
 """Exports a re-ranker as an ONNX graph, beside its config and its processor: a folder that ranks without torch.
 
 The graph takes the tensors of the processor that the schema has, for any number of lists, items and history items, and
-gives ``logits`` float32 [lists, items]. Putting them in order is left to ``ONNXReranker``: for one list that takes
-microseconds, and a stable sort is no operator of ONNX.
+gives ``logits`` float32 [lists, items]. ``Reranker`` sorts them: for one list that takes microseconds, and a stable
+sort is no operator of ONNX.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_rerank.errors import InputError
-from hf_rerank.hub.files import GRAPH_FILE
-from hf_rerank.models.base import PreTrainedReranker, RerankerConfig
-from hf_rerank.onnx_reranker import SCORES, require_onnx
-from hf_rerank.reranker import Reranker
+from hf_rerank.inference.onnx_scorer import SCORES, require_onnx
+from hf_rerank.inference.reranker import Reranker
+from hf_rerank.models.base import PreTrainedReranker
+from hf_rerank.schema import TENSORS, ListSchema
 from hf_rerank.storage import replacing
+from hf_rerank.storage.hub_download import GRAPH_FILE
 
 # Scores of the graph against those of the model: rounding of float32, over what the model's scores span.
 TOLERANCE = 1e-4
@@ -60,12 +61,16 @@ def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revisi
         reranker = Reranker.from_pretrained(source, revision=revision)
     # float32 on the CPU, where the model may be elsewhere and narrower; a copy, so that the caller's stays.
     model = copy.deepcopy(reranker.model).cpu().float().eval()
-    program = _traced(model)
+    schema = reranker.processor.schema
+    program = _trace(model, schema)
+    # The folder is read without the model classes, which know what "own" stands for.
+    config = copy.deepcopy(model.config)
+    config.task_loss = config.task_loss_name
     with replacing(output_dir) as staging:
         program.save(staging / GRAPH_FILE)
-        model.config.save_pretrained(staging)
+        config.save_pretrained(staging)
         reranker.processor.save_pretrained(staging)
-        return _difference(model, staging / GRAPH_FILE)
+        return _difference(model, schema, staging / GRAPH_FILE)
 
 
 class _Scores(nn.Module):
@@ -79,10 +84,10 @@ class _Scores(nn.Module):
         return self.model(**dict(zip(self.names, tensors, strict=True))).logits
 
 
-def _traced(model: PreTrainedReranker) -> Any:
+def _trace(model: PreTrainedReranker, schema: ListSchema) -> Any:
     """The graph, as torch's exporter holds it."""
     # A size of 0 or 1 in the example would be taken as fixed.
-    example = _random_lists(model.config, lists=3, length=5, history=4)
+    example = _random_lists(model, schema, lists=3, length=5, history=4)
     names = list(example)
     with _quiet():
         if any(isinstance(part, nn.GRU) for part in model.modules()):
@@ -105,45 +110,35 @@ def _export_nothing() -> None:
 
 def _dynamic(name: str) -> dict[int, Any]:
     """Which axes of a tensor have any size: lists, and items or history items."""
-    axes = (0,) if name.startswith("user") else (0, 1)
+    axes = [number for number, axis in enumerate(TENSORS[name].axes) if axis in ("B", "L", "H")]
     return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
 
 
-def _random_lists(config: RerankerConfig, *, lists: int, length: int, history: int) -> dict[str, Tensor]:
-    """Random lists with every tensor that a model with this config takes, as a processor gives them."""
+def _random_lists(
+    model: PreTrainedReranker, schema: ListSchema, *, lists: int, length: int, history: int
+) -> dict[str, Tensor]:
+    """Random lists with every tensor that the model scores them by, as a processor with this schema gives them."""
     draw = torch.Generator().manual_seed(0)
-
-    def rows(sizes: list[int], *shape: int) -> Tensor:
-        columns = [torch.randint(1, size, shape, generator=draw) for size in sizes]
-        return torch.stack(columns, dim=-1) if columns else torch.zeros(*shape, 0, dtype=torch.int64)
-
-    def numbers(width: int, *shape: int) -> Tensor:
-        return torch.randn(*shape, width, generator=draw)
-
-    def first_of(count: int) -> Tensor:
-        """True at the first slots of each list, at least one of them."""
-        return torch.arange(count) < torch.randint(1, count + 1, (lists, 1), generator=draw)
-
-    places = torch.arange(length).clamp(max=config.max_list_length - 1).repeat(lists, 1)
-    tensors = {
-        "item_categorical": rows(config.item_vocab_sizes, lists, length),
-        "item_dense": numbers(config.num_item_dense, lists, length),
-        "item_vectors": numbers(config.item_vector_dim, lists, length),
-        "user_categorical": rows(config.user_vocab_sizes, lists),
-        "user_dense": numbers(config.num_user_dense, lists),
-        "history_categorical": rows(config.history_vocab_sizes, lists, history),
-        "history_dense": numbers(config.num_history_dense, lists, history),
-        "history_mask": first_of(history),
-        "mask": first_of(length),
-        "position_ids": places,
-    }
-    with_history = bool(config.history_vocab_sizes) or config.num_history_dense > 0
-    absent = {name for name, tensor in tensors.items() if tensor.shape[-1] == 0 and name != "item_categorical"}
-    absent |= set() if with_history else {"history_mask"}
-    return {name: tensor for name, tensor in tensors.items() if name not in absent}
+    config = model.config
+    sizes = {**schema.axis_sizes(), "B": lists, "L": length, "H": history}
+    rows = {"L": config.item_vocab_sizes, "Uc": config.user_vocab_sizes, "H": config.history_vocab_sizes}
+    tensors = {}
+    for name in schema.feature_tensors():
+        spec = TENSORS[name]
+        shape = [sizes[axis] for axis in spec.axes]
+        if spec.role == "position":
+            tensors[name] = torch.arange(length).clamp(max=config.max_list_length - 1).repeat(lists, 1)
+        elif spec.role == "mask":  # the first slots of each list are real, at least one of them
+            tensors[name] = torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (lists, 1), generator=draw)
+        elif spec.dtype == "int64":
+            columns = [torch.randint(1, size, shape[:-1], generator=draw) for size in rows[spec.axes[1]]]
+            tensors[name] = torch.stack(columns, dim=-1) if columns else torch.zeros(shape, dtype=torch.int64)
+        else:
+            tensors[name] = torch.randn(shape, generator=draw)
+    return tensors
 
 
-def _difference(model: PreTrainedReranker, path: Path) -> float:
+def _difference(model: PreTrainedReranker, schema: ListSchema, path: Path) -> float:
     """The largest difference of a score, over batches of other sizes than the example's.
 
     Raises:
@@ -156,7 +151,7 @@ def _difference(model: PreTrainedReranker, path: Path) -> float:
     largest = 0.0
     longest = model.config.max_list_length
     for lists, length, history in ((1, min(2, longest), 1), (7, min(11, longest), 6), (4, longest, 9)):
-        tensors = _random_lists(model.config, lists=lists, length=length, history=history)
+        tensors = _random_lists(model, schema, lists=lists, length=length, history=history)
         with torch.no_grad():
             expected = model(**tensors).logits.numpy()
         feeds = {name: tensor.numpy() for name, tensor in tensors.items() if name in read}

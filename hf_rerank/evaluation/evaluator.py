@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists, tables_of
 from hf_rerank.metrics.accumulate import RankingMetrics
 from hf_rerank.metrics.propensity import PropensityMetrics
-from hf_rerank.principled.obedience import obedience
+from hf_rerank.principled.obedience import MAX_STEPS, obedience
 from hf_rerank.processing import EncodingReport, ListProcessor
-from hf_rerank.vocabularies import splitmix64
+from hf_rerank.processing.collator import list_keys
+from hf_rerank.processing.vocabularies import splitmix64
+from hf_rerank.schema import MODEL_TENSORS
+from hf_rerank.validation import Lists, tables_of
 
-# What an encoded batch holds beside the model's input.
-EXTRAS = ("list_id", "propensities", "attraction")
 Batch = dict[str, Tensor]
 
 
@@ -102,7 +102,7 @@ def comparable_scores(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
 def encoded_batches(
     lists: Any, processor: ListProcessor, *, batch_size: int = 512, report: EncodingReport | None = None
 ) -> Iterator[Batch]:
-    """Batches of tensors with labels, in order.
+    """Batches of tensors with labels, ids included, in order.
 
     Args:
         lists: A dataset or arrow table of lists.
@@ -114,9 +114,10 @@ def encoded_batches(
     for table in tables_of(lists, batch_size):
         batch = Lists.from_arrow(table, processor.schema, with_labels=True, first=number)
         number += len(batch)
-        arrays, met = processor.encode(batch)
+        ragged, found = processor.encode(batch)
         if report is not None:
-            report.add(met)
+            report.add(found)
+        arrays = ragged.with_ids(batch.ids).padded()
         yield {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -129,7 +130,7 @@ def evaluate(
     no_click: str = "zero",
     obedience_k: int = 5,
     swaps: Literal["all", "one"] = "all",
-    max_steps: int = 10,
+    max_steps: int = MAX_STEPS,
     batch_size: int = 512,
     progress: Callable[[int], Any] | None = None,
 ) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def measured(
     *,
     obedience_k: int,
     swaps: Literal["all", "one"] = "all",
-    max_steps: int = 10,
+    max_steps: int = MAX_STEPS,
     list_keys: Tensor | None = None,
 ) -> Any:
     """The output of a re-ranker whose ``losses`` hold the measures of obedience [B], all over one embedding.
@@ -213,12 +214,13 @@ def add_batch(
     *,
     obedience_k: int,
     swaps: Literal["all", "one"] = "all",
-    max_steps: int = 10,
+    max_steps: int = MAX_STEPS,
 ) -> None:
     """Scores one encoded batch and adds its metrics and obedience to ``sums``."""
     device = next(model.parameters()).device
-    inputs = {name: value.to(device) for name, value in batch.items() if name not in EXTRAS}
-    output = measured(model, inputs, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps)
+    inputs = {name: batch[name].to(device) for name in MODEL_TENSORS if name in batch}
+    keys = list_keys(batch["list_id"].to(device))
+    output = measured(model, inputs, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps, list_keys=keys)
     scores = comparable_scores(output.logits, model.config.task_loss_name, inputs["mask"])
     sums.add(
         scores.cpu(),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
-from hf_rerank.hub.faults import is_unknown_outcome, named_faults
 from hf_rerank.storage import MANIFEST, read_manifest
+from hf_rerank.storage.hub_errors import is_unknown_outcome, named_faults
 
 MAIN = "main"
 # What the Hub itself puts into a new repository, and what people write there by hand.

@@ -1,6 +1,6 @@
 """The transformers pipeline ``"re-ranking"``. Importing this module registers it.
 
-    import hf_rerank.pipeline
+    import hf_rerank.inference.pipeline
     from transformers import pipeline
 
     reranker = pipeline("re-ranking", model="runs/prm")
@@ -21,9 +21,10 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.inference.ranking import DEFAULT_BATCH, EncodedBatch, check_at_least_one, check_is_bool
+from hf_rerank.inference.reranker import Reranker
+from hf_rerank.inference.torch_scorer import check_device
 from hf_rerank.processing import ListProcessor
-from hf_rerank.ranking import DEFAULT_BATCH, EncodedRows, check_at_least_one, check_yes_or_no
-from hf_rerank.reranker import Reranker, refuse_no_device
 
 TASK = "re-ranking"
 
@@ -65,9 +66,9 @@ class RerankingPipeline(Pipeline):
         if "num_workers" in options:
             raise InputError("there is no num_workers: lists are encoded here, in whole batches")
         if options.get("device") is not None:
-            refuse_no_device(options["device"])
+            check_device(options["device"])
         super().__init__(model=model, feature_extractor=feature_extractor, **options)  # type: ignore[arg-type]
-        self.reranker = Reranker(model, feature_extractor)
+        self.reranker = Reranker(feature_extractor, model)
         self.choices: dict[str, Any] = {"batch_size": batch_size, "top_k": top_k, "truncate": truncate}
         self._sanitize_parameters(**self.choices)
 
@@ -104,18 +105,16 @@ class RerankingPipeline(Pipeline):
         self, rows: Sequence[Mapping[str, Any]], truncate: bool = False, first: int = 0
     ) -> dict[str, Any]:
         """Checks and encodes a batch of lists; ``first`` is the number of its first list, for messages."""
-        batch = EncodedRows.of(rows, self.reranker.processor, truncate=truncate, first=first)
-        return {"batch": batch, "features": {k: torch.from_numpy(array) for k, array in batch.features.items()}}
+        return {"batch": EncodedBatch.encode(rows, self.reranker.processor, truncate=truncate, first=first)}
 
     def _forward(self, encoded: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        order, scores = self.reranker.model.rank(**encoded["features"])
-        return {"batch": encoded["batch"], "order": order, "scores": scores}
+        return {**encoded, "scores": self.reranker.scorer.scores(encoded["batch"].features)}
 
     def postprocess(  # type: ignore[override]
         self, ranked: dict[str, Any], top_k: int | None = None
     ) -> list[dict[str, Any]]:
         """The results of a batch."""
-        return ranked["batch"].results(ranked["order"].numpy(), ranked["scores"].float().numpy(), top_k)
+        return ranked["batch"].results(ranked["scores"], top_k)
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:
         """As ``Reranker.save_pretrained``: no copy of code goes beside the model."""
@@ -131,7 +130,7 @@ class RerankingPipeline(Pipeline):
                 raise InputError(f"the pipeline {TASK!r} has no option {name!r}{suggestion(name, known)}")
         check_at_least_one("batch_size", choices.get("batch_size", DEFAULT_BATCH))
         check_at_least_one("top_k", choices.get("top_k"), or_none=True)
-        check_yes_or_no("truncate", choices.get("truncate", False))
+        check_is_bool("truncate", choices.get("truncate", False))
         return {}, {}, {}
 
     def _results(

@@ -1,0 +1,11 @@
+"""Measuring re-rankers: metrics and obedience over lists, tables, plots, and the results that a run leaves behind."""
+
+__all__ = ["EvaluationSums", "evaluate", "evaluate_orders"]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:  # imports torch, which tables and results do not need
+        from hf_rerank.evaluation import evaluator
+
+        return getattr(evaluator, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
