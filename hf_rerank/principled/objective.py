@@ -132,6 +132,8 @@ class Term:
     stop_gradient: Literal["first", "second"] | None = None
 
     def __post_init__(self) -> None:
+        if self.name in ("task", "further_task"):
+            raise InputError(f"a term is named {self.name!r}, as the task losses are in the log: choose another name")
         _check_choice(f"space of the term {self.name!r}", self.space, ("probability", "logit", "output"))
         _check_choice(f"positions of the term {self.name!r}", self.positions, ("input", "output", None))
         _check_choice(f"reduction of the term {self.name!r}", self.reduction, REDUCTIONS)
