@@ -12,8 +12,8 @@ from scipy.stats import chisquare, norm
 from hf_rerank.errors import InputError
 from hf_rerank.principled.orders import (
     PERTURBATIONS,
-    keyed_perturb,
     keyed_draws,
+    keyed_perturb,
     order_from_positions,
     perturb,
     positions_from_scores,
