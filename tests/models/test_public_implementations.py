@@ -78,7 +78,7 @@ def test_scores_are_those_of_rechorus(name: str, case: str) -> None:
 
 
 def test_setrank_differs_by_the_relu_alone() -> None:
-    """In the case whose scores come from their model with a ReLU, the ReLU matters: it cuts off values of real items."""
+    """Where their model got a ReLU, the ReLU matters: it cuts off values of real items."""
     saved = read_case("setrank", "msab_with_relu_after_projection")
     model = model_with_weights("setrank", saved["config"], saved["weights"])
     inputs = {key: torch.tensor(values) for key, values in saved["inputs"].items()}
