@@ -288,7 +288,8 @@ class ListSchema:
                 raise InputError(f"the schema names the column {name!r} twice")
             if name in special:
                 raise InputError(
-                    f"the column {name!r} is a feature and also one of {', '.join(COLUMN_TENSORS)}: name another column"
+                    f"the column {name!r} is a feature and also one of {', '.join(COLUMN_TENSORS)}: name another "
+                    "column"
                 )
         if self.id is not None and self.id in (self.list_id, self.group):
             raise InputError(f"id of the schema is {self.id!r}, which names lists or users: expected an item column")

@@ -60,7 +60,8 @@ class Reranker:
     def __init__(self, processor: ListProcessor, scorer: Any) -> None:
         if not isinstance(processor, ListProcessor):
             raise InputError(
-                f"processor is a {type(processor).__name__}: expected a ListProcessor, as in Reranker(processor, model)"
+                f"processor is a {type(processor).__name__}: expected a ListProcessor, as in "
+                "Reranker(processor, model)"
             )
         if not hasattr(scorer, "scores"):
             from hf_rerank.inference.torch_scorer import TorchScorer

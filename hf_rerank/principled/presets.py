@@ -72,7 +72,8 @@ def preset_objective(
         perturbation: Kind of the perturbed pass, see ``hf_rerank.principled.perturb``. None: the preset's.
         seed: Of the perturbations and of the lists drawn.
         weights: ``<term>_weight`` for each term of the preset: ``convergence_weight`` (w1), ``adversarial_weight``
-            (w2), ``cross_weight``, ``r_drop_weight``. 0 leaves out the term; and, of a term that compares with the first pass, the other pass.
+            (w2), ``cross_weight``, ``r_drop_weight``. 0 leaves out the term; and, of a term that compares with the
+            first pass, the other pass.
 
     Raises:
         InputError: There is no such preset, option or value.

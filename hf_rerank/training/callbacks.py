@@ -107,7 +107,9 @@ class PlotCallback(TrainerCallback):
 
 
 class ResultsCallback(TrainerCallback):
-    """Keeps everything that is needed to repeat a training, and its outcome; saving a model writes it as ``results.json``.
+    """Keeps everything that is needed to repeat a training, and its outcome.
+
+    Saving a model writes it as ``results.json``.
 
     Args:
         facts: What is known before the training: model, arguments, objective, data, environment.

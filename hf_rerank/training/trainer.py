@@ -69,7 +69,8 @@ class RerankTrainer(CheckpointingTrainer):
     Attributes:
         principled_objective: The objective that is trained on.
         term_factors: Name of each of its terms -> a factor on its weight, a scalar tensor on the device; part of every
-            checkpoint. A callback may change it in place while training runs (``term_factors["convergence"].fill_(0.5)``).
+            checkpoint. A callback may change it in place while training runs
+            (``term_factors["convergence"].fill_(0.5)``).
         results: Everything that is needed to repeat the run, and its outcome; ``save_model`` writes ``results.json``.
     """
 
@@ -192,7 +193,7 @@ class RerankTrainer(CheckpointingTrainer):
             self.term_factors[name].fill_(factor)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Tensor:
-        """As upstream; what the model does not take is set aside, and gradients are checked before they are applied."""
+        """As upstream; what the model does not take is set aside; gradients are checked before they are applied."""
         loss = super().training_step(model, self._set_aside(inputs), *args, **options)
         if self._guards_gradients and self.accelerator.sync_gradients:  # else more batches of this step follow
             self.guard.observe_gradients(self.state.global_step + 1, model.parameters())
