@@ -125,7 +125,7 @@ class EncodedBatch:
 
     def _ids(self, row: Mapping[str, Any], number: int) -> Any:
         name = self.lists.schema.id_column
-        values = row.get(name)
+        values: Any = row.get(name)
         # An array gives plain values, as the rest of the result, which a server writes as JSON.
         ids = values.tolist() if hasattr(values, "tolist") else values
         length = int(self.lists.lengths[number])

@@ -376,7 +376,11 @@ class RerankTrainer(CheckpointingTrainer):
 
         self._refuse_broken_weights()
         args, folder = self.args, str(self.args.output_dir)
-        asked = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
+        asked: dict[str, Any] = {
+            "private": args.hub_private_repo,
+            "token": args.hub_token,
+            "revision": args.hub_revision,
+        }
         asked |= {name: value for name, value in options.items() if value is not None}
         asked.setdefault("commit_message", "Upload re-ranker")
 
