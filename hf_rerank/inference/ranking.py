@@ -153,9 +153,9 @@ def encoded_batches(
     check_at_least_one("batch_size", batch_size)
     check_is_bool("truncate", truncate)
     if isinstance(lists, Mapping):
-        raise InputError("expected a sequence of lists, got one dict: write rerank([list])")
+        raise InputError("expected a sequence of lists, one dict each, got one dict: put it in brackets, [{...}]")
     if not isinstance(lists, Sequence):
-        raise InputError(f"expected a sequence of lists, got {type(lists).__name__}: write rerank(list(...))")
+        raise InputError(f"expected a sequence of lists, one dict each, got {type(lists).__name__}: give list(...)")
     for start in range(0, len(lists), batch_size):
         yield EncodedBatch.encode(lists[start : start + batch_size], processor, truncate=truncate, first=start)
 

@@ -146,8 +146,8 @@ def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNam
     ("arguments", "message"),
     [
         (([ROWS[0], {**ROWS[1], "price": ["much"]}],), r"'price' of list 1 .*several types"),
-        ((ROWS[0],), r"write rerank\(\[list\]\)"),
-        ((iter(ROWS),), r"write rerank\(list"),
+        ((ROWS[0],), "got one dict: put it in brackets"),
+        ((iter(ROWS),), r"got list_iterator: give list\(\.\.\.\)"),
         ((ROWS[:1], 0), "top_k is 0: expected at least 1"),
         (([{**ROWS[0], "age": float("nan")}],), "'age' holds nan in list 0"),
         (([LONG],), "list list-0 has 40 items.*truncate=True"),
