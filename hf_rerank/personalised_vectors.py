@@ -14,14 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hf_rerank.data.prepared import (
-    PreparedFolder,
-    PrepareReport,
-    dataset_card,
-    read_card,
-    read_report,
-    write_description,
-)
+from hf_rerank.data.prepared import PreparedFolder, dataset_card, read_card, read_report, write_description
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.rewriting import Rewriting, rewrite_prepared
 from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.click_model import ClickModel

@@ -15,8 +15,8 @@ import torch
 from test_onnx_export import ROWS, SCHEMA
 
 from hf_rerank import ListProcessor, Reranker, cli
-from hf_rerank.models.auto import RERANKERS
 from hf_rerank.inference.export import export_onnx
+from hf_rerank.models.auto import RERANKERS
 
 REFUSAL = (
     "hf-rerank: {0} holds an exported graph (model.onnx) and no weights of PyTorch: give the model that it was "

@@ -475,7 +475,7 @@ class TestCommands:
         processor = ListProcessor.from_lists(loaded["train"], schema=loaded.schema.replace(position=None))
         torch.manual_seed(0)
         model = DNNForReranking(DNNConfig.for_schema(processor.schema, hidden_sizes=[4]))
-        Reranker(model, processor).save_pretrained(tmp_path / "run")
+        Reranker(processor, model).save_pretrained(tmp_path / "run")
         command = ["evaluate", "--model", str(tmp_path / "run"), "--data", str(in_order["dnn"]), "--max-steps", "0"]
         assert cli.main([*command, "--json", str(tmp_path / "test.json")]) == 0
         results = json.loads((tmp_path / "test.json").read_text())

@@ -21,13 +21,13 @@ import onnx
 import pyarrow as pa
 import pytest
 import torch
+from hf_rerank.inference.scorers import best_first
 
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema, ONNXReranker, Reranker, Vector, cli
 from hf_rerank import onnx_export as exporting
-from hf_rerank.models.auto import RERANKERS
 from hf_rerank.inference.export import export_onnx
-from hf_rerank.inference.scorers import best_first
 from hf_rerank.inference.ranking import EncodedRows
+from hf_rerank.models.auto import RERANKERS
 from hf_rerank.storage import write_manifest
 
 LONGEST = 30

@@ -10,9 +10,9 @@ import pytest
 
 from hf_rerank import lists as lists_module
 from hf_rerank.errors import InputError
-from hf_rerank.validation import Lists
 from hf_rerank.fast_rows import PlainRows, plain_rows
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
+from hf_rerank.validation import Lists
 
 SCHEMA = ListSchema(
     items=[Categorical("item"), Categorical("shop"), Dense("price"), Dense("stars", missing="error"), Vector("v", 1)],

@@ -15,9 +15,9 @@ from datasets import Dataset
 from safetensors.numpy import load_file, save_file
 
 from hf_rerank.errors import InputError
-from hf_rerank.validation import Lists
 from hf_rerank.processing import EncodingReport, ListProcessor
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
+from hf_rerank.validation import Lists
 
 SCHEMA = ListSchema(
     items=[

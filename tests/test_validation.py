@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from hf_rerank.errors import InputError
-from hf_rerank.validation import Lists, tables_of
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
+from hf_rerank.validation import Lists, tables_of
 
 SCHEMA = ListSchema(
     items=[Categorical("item_id"), Dense("price"), Dense("stars", missing="error"), Vector("text", dim=2)],

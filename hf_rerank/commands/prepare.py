@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.commands.parsing import Parser
+from hf_rerank.commands.reading import add_reader_options, reader_options
 from hf_rerank.errors import InputError
 
 
@@ -39,8 +40,10 @@ def add(commands: Any) -> None:
     _add_ranker_options(prm_public)
     prm_public.set_defaults(run=_prepare_prm_public, parser=prm_public)
 
-    own = formats.add_parser("own", help="your own lists: .csv (a row an item), .jsonl or .parquet (a row a list)")
-    own.add_argument("--input", required=True, type=Path, metavar="FILE", help="a file, or a folder of them")
+    own = formats.add_parser("own", help="your own lists: CSV, JSON Lines, Parquet, Arrow, LETOR, packed or not")
+    own.add_argument(
+        "--input", required=True, nargs="+", metavar="FILE", help="files, folders, patterns in quotes, or fsspec URLs"
+    )
     own.add_argument(
         "--schema", required=True, type=Path, metavar="JSON", help="which column is what; see hf-rerank schema infer"
     )
@@ -49,8 +52,24 @@ def add(commands: Any) -> None:
         "--split-by",
         default="group",
         metavar="RULE",
-        help="group: by the schema's group (the user); time:COLUMN: the oldest lists first (default: group)",
+        help="group: by the schema's group (the user); time:COLUMN: the oldest lists first; files named after splits, "
+        "and a column named split, keep their splits (default: group)",
     )
+    own.add_argument(
+        "--ranker-train",
+        action="store_true",
+        help="hold out 40 %% of the users as ranker_train, for training an initial ranker (default: none; "
+        "initial-rank --cross-fit needs none)",
+    )
+    own.add_argument(
+        "--max-list-length", type=int, metavar="N", help="longest list (default: max_list_length of the schema)"
+    )
+    own.add_argument(
+        "--cut",
+        action="store_true",
+        help="cut longer lists instead of refusing them; the labels of the items that are cut are kept",
+    )
+    add_reader_options(own)
     own.set_defaults(run=_prepare_own, parser=own)
 
     ad = formats.add_parser("ad", help="raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv")
@@ -167,18 +186,24 @@ def _in_order(
 
 
 def _prepare_own(options: argparse.Namespace) -> None:
-    from hf_rerank.data.prepare_own import prepare_own
+    from hf_rerank.data.custom.prepare import prepare_own
 
     def prepare() -> Any:
-        return prepare_own(options.input, options.output_dir, schema=options.schema, split_by=options.split_by)
+        return prepare_own(
+            options.input if len(options.input) > 1 else options.input[0],
+            options.output_dir,
+            schema=options.schema,
+            split_by=options.split_by,
+            ranker_train=options.ranker_train,
+            max_list_length=options.max_list_length,
+            cut=options.cut,
+            options=reader_options(options),
+        )
 
     report = _run(prepare, options, "lists")
-    if options.json:
-        return
-    if report.one_item_lists:
-        print(f"{report.one_item_lists:,} lists have one item, and nothing to re-rank")
-    for message in report.warnings:
-        print(f"warning: {message}")
+    if not options.json:
+        for message in report.warnings:
+            print(f"warning: {message}")
 
 
 def _prepare_ad(options: argparse.Namespace) -> None:

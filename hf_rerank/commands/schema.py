@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Guesses, and writes or prints."""
-    from hf_rerank.data.schema_inference import CHECK, SAMPLE_ROWS, infer_schema
+    from hf_rerank.data.custom.inference import CHECK, SAMPLE_ROWS, infer_schema
 
     if options.output is not None and options.output.exists():
         raise InputError(f"{options.output} exists: remove it, or write another; a schema that you corrected is kept")

@@ -29,15 +29,9 @@ from hf_rerank.data.ad_lists import PROFILE_COLUMNS, Bucket, ListMaker
 from hf_rerank.data.ad_tables import BLOCK_BYTES, Damage, OnDamage, check_file, read_blocks, read_whole
 from hf_rerank.data.ad_truth import read_truth
 from hf_rerank.data.ad_windows import MAX_WINDOW_ITEMS, PROTOCOLS, WINDOW_SECONDS, choose_windows
-from hf_rerank.data.prepared import (
-    NO_REDISTRIBUTION,
-    SIMULATED,
-    Licence,
-    PrepareReport,
-    dataset_card,
-    write_description,
-)
+from hf_rerank.data.prepared import NO_REDISTRIBUTION, SIMULATED, Licence, dataset_card, write_description
 from hf_rerank.data.prm_public_truth import read_truth_header, truth_file
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.unfinished import CannotWrite, Unfinished, fingerprint, unfinished_folder
 from hf_rerank.errors import InputError, suggestion

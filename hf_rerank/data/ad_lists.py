@@ -13,7 +13,7 @@ from hf_rerank.data.ad_history import histories
 from hf_rerank.data.ad_tables import AD_FEATURE, USER_PROFILE
 from hf_rerank.data.ad_truth import join_truth
 from hf_rerank.data.ad_windows import MAX_WINDOW_ITEMS, Windows, choose_windows, find_windows, rows_between
-from hf_rerank.data.prepared import PrepareReport
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import split_of
 
 AD_COLUMNS = ("cate_id", "campaign_id", "customer", "brand", "price")

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_rerank.data.prepared import PreparedFolder, PrepareReport, dataset_card, read_card, write_description
+from hf_rerank.data.prepared import PreparedFolder, dataset_card, read_card, write_description
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.rewriting import Rewriting, rewrite_prepared
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense, ListSchema

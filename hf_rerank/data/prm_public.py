@@ -24,10 +24,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 import hf_rerank
-from hf_rerank.data.prepared import (
-    PrepareReport,
-    write_description,
-)
+from hf_rerank.data.prepared import write_description
 from hf_rerank.data.prm_public_card import card_of
 from hf_rerank.data.prm_public_lines import LineBatch, LineReader, TextRange, find_ranges, is_gzip
 from hf_rerank.data.prm_public_state import State
@@ -43,6 +40,7 @@ from hf_rerank.data.prm_public_text import (
     shortened,
 )
 from hf_rerank.data.prm_public_truth import HISTORY_COLUMNS, Truth, TruthHeader, read_truth_header, truth_file
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.data.unfinished import CannotWrite, Unfinished, fingerprint, sha256_of, unfinished_folder
 from hf_rerank.errors import InputError, suggestion

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_rerank.data.prepared import NO_REDISTRIBUTION, SIMULATED, Licence, PrepareReport, dataset_card
+from hf_rerank.data.prepared import NO_REDISTRIBUTION, SIMULATED, Licence, dataset_card
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.schema import ListSchema
 
 

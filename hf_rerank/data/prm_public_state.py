@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.data.prepared import PrepareReport
 from hf_rerank.data.prm_public_lines import LineBatch, LineReader, TextRange
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.errors import InputError
 
 

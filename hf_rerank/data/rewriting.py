@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 import hf_rerank
-from hf_rerank.data.prepared import SCHEMA_FILE, PreparedFolder, PrepareReport, is_prepared, read_prepared, read_report
+from hf_rerank.data.prepared import SCHEMA_FILE, PreparedFolder, is_prepared, read_prepared, read_report
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.unfinished import GROUP_LISTS, REJECTS_FILE, Unfinished, sha256_of, unfinished_folder
 from hf_rerank.errors import InputError

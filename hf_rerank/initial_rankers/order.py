@@ -11,15 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_rerank.data.own_lists import datasets_of_files
-from hf_rerank.data.prepared import (
-    PreparedFolder,
-    PrepareReport,
-    dataset_card,
-    read_card,
-    read_report,
-    write_description,
-)
+from hf_rerank.data.parquet_datasets import datasets_of_parquet
+from hf_rerank.data.prepared import PreparedFolder, dataset_card, read_card, read_report, write_description
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.rewriting import Rewriting, in_two_steps, rewrite_prepared
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.evaluation import evaluate_orders
@@ -171,7 +165,7 @@ class _Sorting:
         self.old_schema = prepared.schema
         self.longest = prepared.schema.max_list_length if max_list_length is None else max_list_length
         self.of_items = _item_columns(prepared)
-        old = prepared.schema.position
+        old = prepared.schema.position_column
         if old != POSITION and POSITION in prepared.columns.names:
             raise InputError(
                 f"{source} has a column {POSITION!r} that its schema does not name as the position: rename it, or "
@@ -241,7 +235,7 @@ class _Sorting:
         learned = self.ranker.processor
         told = {name: getattr(schema, name) for name in ("position", "attraction", "examination", "max_list_length")}
         processor = ListProcessor(learned.schema.replace(**told), learned.vocabularies, learned.scales)
-        lists = datasets_of_files("parquet", files, split, streaming=True)
+        lists = datasets_of_parquet(files, split, streaming=True)
         return evaluate_orders(processor, lists, ks=KS)["initial"]
 
     def _card(self, schema: ListSchema, report: PrepareReport, facts: Mapping[str, Any]) -> str:
@@ -289,7 +283,7 @@ def _item_columns(prepared: PreparedFolder) -> list[str]:
     The schema names most. Of the sequences that it does not name, those are as long as the items in every list.
     """
     schema = prepared.schema
-    special = (schema.label, schema.position, schema.weight, schema.propensity, schema.attraction)
+    special = (schema.label, schema.position_column, schema.weight, schema.propensity, schema.attraction)
     named = [feature.name for feature in schema.items] + [name for name in special if name is not None]
     named = [name for name in named if name in prepared.columns.names]
     others = [

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.own_lists import datasets_of_files
+from hf_rerank.data.parquet_datasets import datasets_of_parquet
 from hf_rerank.data.prepared import PreparedFolder
 from hf_rerank.errors import InputError
 from hf_rerank.processing.vocabularies import blake2b_64
@@ -80,7 +80,7 @@ def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
             f"{folder} has no ranker_train lists (it has {held}): rankers and click models learn from that split "
             "only; prepare the lists with it, or name a part of them ranker_train"
         )
-    return datasets_of_files("parquet", prepared.files["ranker_train"], "ranker_train", streaming=False)
+    return datasets_of_parquet(prepared.files["ranker_train"], "ranker_train", streaming=False)
 
 
 def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> RankerLists:

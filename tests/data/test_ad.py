@@ -13,11 +13,12 @@ from ad_by_hand import START, prepared_by_hand, random_raw, read_csv, windows_of
 from hf_rerank.data.ad import _lookup, ad_columns, ad_schema, prepare_ad
 from hf_rerank.data.ad_buckets import BucketWriter, bucket_of, read_bucket
 from hf_rerank.data.ad_tables import RAW_SAMPLE, read_blocks
-from hf_rerank.data.prepared import PrepareReport, read_prepared
+from hf_rerank.data.prepared import read_prepared
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
-from hf_rerank.validation import Lists
 from hf_rerank.schema import ListSchema
+from hf_rerank.validation import Lists
 
 # Several blocks, buckets and runs even of a few lines.
 SMALL = {"block_bytes": 1_000, "bucket_bytes": 4_000, "run_bytes": 2_000, "progress": False}

@@ -19,10 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_rerank import cli
-from hf_rerank.data.prepared import PrepareReport, read_prepared
+from hf_rerank.data.prepared import read_prepared
 from hf_rerank.data.prm_public import DamagedText, find_files, iter_batches, prepare_prm_public, truth_file
 from hf_rerank.data.prm_public_lines import LineReader, TextRange
 from hf_rerank.data.prm_public_text import KINDS, MAX_LINE_BYTES, MAX_NAMED_LINES
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.errors import InputError
 
 
@@ -228,7 +229,7 @@ def test_json_in_another_layout_is_read_beside_damaged_lines(tmp_path):
 LONG = """
 import resource, sys
 from hf_rerank.data.prm_public import iter_batches
-from hf_rerank.data.prepared import PrepareReport
+from hf_rerank.data.report import PrepareReport
 peaks = []
 for path in sys.argv[1:]:
     report = PrepareReport()

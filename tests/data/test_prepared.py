@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_rerank.data.prepared import PrepareReport, read_prepared
+from hf_rerank.data.prepared import read_prepared
 from hf_rerank.data.prm_public import prepare_prm_public
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
 from hf_rerank.validation import Lists

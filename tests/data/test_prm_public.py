@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_rerank.data.prepared import PrepareReport
 from hf_rerank.data.prm_public import (
     TextRange,
     find_files,
@@ -30,10 +29,11 @@ from hf_rerank.data.prm_public_text import (
     OPTIONAL_COLUMNS,
     USER_COLUMNS,
 )
+from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
-from hf_rerank.validation import Lists
 from hf_rerank.schema import ListSchema
+from hf_rerank.validation import Lists
 
 REAL_LINE = Path(__file__).parents[2] / ".." / "shared" / "data" / "prm_public_row.txt"
 ITEM_COLUMNS = (*CATEGORICAL_COLUMNS, *BASIC_COLUMNS, *OPTIONAL_COLUMNS)

@@ -20,8 +20,8 @@ from hf_rerank.data.prm_public import find_ranges, iter_batches, prepare_prm_pub
 from hf_rerank.data.simulated_history import draw_history
 from hf_rerank.data.simulator import PRMWorld, simulate_prm
 from hf_rerank.errors import InputError
-from hf_rerank.validation import Lists
 from hf_rerank.schema import Categorical, Dense
+from hf_rerank.validation import Lists
 
 COLUMNS = [
     "history_item_id",

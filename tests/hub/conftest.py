@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from samples import KEPT, SCHEMA, TOKEN
 
 from hf_rerank import load_lists
-from hf_rerank.data.prepare_own import prepare_own
+from hf_rerank.data.custom.prepare import prepare_own
 
 
 @pytest.fixture

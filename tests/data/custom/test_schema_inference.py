@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_rerank.data.schema_inference import CHECK, infer_schema
+from hf_rerank.data.custom.inference import CHECK, infer_schema
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 

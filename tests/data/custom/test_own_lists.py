@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
-from hf_rerank.data.csv_text import line_of, read_text
+from hf_rerank.data.custom.csv_text import line_of, read_csv
+from hf_rerank.data.custom.files import ListFile
+from hf_rerank.data.custom.options import ReadOptions
+from hf_rerank.data.custom.prepare import CustomSource, prepare_own
 from hf_rerank.data.loading import load_lists
-from hf_rerank.data.own_lists import read_files
-from hf_rerank.data.prepare_own import prepare_own
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.time_split import split_by_time, times_of
-from hf_rerank.data.unfinished import Unfinished
 from hf_rerank.errors import InputError
-from hf_rerank.validation import Lists
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
+from hf_rerank.validation import Lists
 
 SCHEMA = ListSchema(
     items=[Categorical("item_id"), Categorical("shop"), Dense("price"), Vector("text", dim=2)],
@@ -101,7 +101,7 @@ def by_id(loaded: Any) -> dict[str, dict[str, Any]]:
 def test_every_form_gives_the_same_lists(tmp_path: Path, form: str) -> None:
     rows = lists()
     expected = by_id(load_lists(datasets.Dataset.from_list(rows), schema=SCHEMA))
-    assert {row["split"] for row in expected.values()} == set(SPLITS)
+    assert {row["split"] for row in expected.values()} == {"train", "validation", "test"}
     if form.startswith("csv"):
         if form == "csv":
             source: Any = as_csv(items(rows), tmp_path / "lists.csv")
@@ -163,9 +163,10 @@ def test_cells_of_csv(tmp_path: Path) -> None:
     """BOM, CRLF, quotes, line breaks in cells, an empty cell and a quoted empty one."""
     path = tmp_path / "a.csv"
     path.write_bytes(b'\xef\xbb\xbfa,b\r\n1,"x\r\ny, ""z"""\r\n\r\n,""\r\n')
-    assert read_text(path).to_pydict() == {"a": ["1", None], "b": ['x\r\ny, "z"', ""]}
-    assert [line_of(path, row) for row in (0, 1)] == [3, 5]
-    assert read_text(path, rows=1).num_rows == 1
+    file, options = ListFile(str(path), "csv"), ReadOptions()
+    (table,) = read_csv(file, options)
+    assert table.to_pydict() == {"a": ["1", None], "b": ['x\r\ny, "z"', ""]}
+    assert [line_of(file, row, options) for row in (0, 1)] == [3, 5]
 
 
 def test_whole_numbers_of_any_size_are_numbers_in_csv(tmp_path: Path) -> None:
@@ -247,12 +248,12 @@ def test_times_with_a_zone_are_compared_as_instants() -> None:
     """18:30 two hours ahead of UTC is 16:30 there, half an hour before 17:00."""
     texts = ["2024-05-31T18:30:00+02:00", "2024-05-31T17:00:00Z"]
     first, second = times_of([pa.table({"t": texts[:1]}), pa.table({"t": texts[1:]})], "t")
-    assert second - first == 30 * 60 * 1_000_000
+    assert second - first == 30 * 60 * 1_000_000_000
 
 
 def test_lists_split_by_time(tmp_path: Path) -> None:
-    rows = lists(40)  # day 0 to 9, four lists each: cuts behind 16, 34 -> 36, 36 and 40
-    days = {"ranker_train": range(4), "train": range(4, 9), "validation": [], "test": [9]}
+    rows = lists(40)  # day 0 to 9, four lists each: cuts behind 34 -> 36, 36 and 40
+    days = {"train": range(9), "validation": [], "test": [9]}
     for source in (datasets.Dataset.from_list(rows), pl.DataFrame(rows), as_csv(items(rows), tmp_path / "lists.csv")):
         loaded = load_lists(source, schema=SCHEMA, split_by="time:day")
         found = {split: sorted({row["day"][0] for row in part}) for split, part in loaded.items()}
@@ -302,7 +303,7 @@ def test_prepared_lists_are_those_of_the_files(tmp_path: Path, kind: str) -> Non
     assert sum(report.items.values()) == sum(len(row["item_id"]) for row in rows)
     assert report.nulls["price"] == 40
     assert by_id(load_lists(tmp_path / "out", streaming=True)) == expected
-    assert "md5 of `user`" in (tmp_path / "out" / "README.md").read_text()
+    assert "MD5 of `user`" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("as_column", [True, False])
@@ -310,8 +311,10 @@ def test_splits_that_share_users_are_warned_of(tmp_path: Path, as_column: bool) 
     """Users 0 and 1 train, 2 and 3 validate, 1, 4 and 5 test; user 1 is in two splits, and once without a name."""
     users = {"train": [0, 1, 1, None], "validation": [2, 3], "test": [1, 4, 5, None]}
     schema = ListSchema(items=[Categorical("item")], group="user")
+    pairs = [(split, user) for split in users for user in users[split]]
     rows = [
-        {"item": [1, 2], "click": [0, 1], "user": user, "split": split} for split in users for user in users[split]
+        {"item": [number, 99], "click": [0, 1], "user": user, "split": split}
+        for number, (split, user) in enumerate(pairs)
     ]
     (tmp_path / "raw").mkdir()
     for split in users:
@@ -327,7 +330,7 @@ def test_splits_that_share_users_are_warned_of(tmp_path: Path, as_column: bool) 
 
 def test_users_that_are_sequences_are_refused(tmp_path: Path) -> None:
     path = as_lines([{"item": [1, 2], "click": [0, 1], "user": [7, 7]}], tmp_path / "train.jsonl")
-    with pytest.raises(InputError, match=r"'user' holds .* expected one user a list"):
+    with pytest.raises(InputError, match=r"'user' holds .* expected one user per list"):
         prepare_own(path, tmp_path / "out", schema=ListSchema(items=[Categorical("item")], group="user"))
 
 
@@ -347,31 +350,38 @@ def test_files_named_after_splits_keep_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'price'"):
         prepare_own(tmp_path / "raw", tmp_path / "other", schema=schema, progress=False)
     as_lines([{"item": [3, 4], "price": [1, 2], "more": [0, 0], "click": [1, 0]}], tmp_path / "raw" / "test.jsonl")
-    with pytest.raises(InputError, match="split 'train' has no column 'more'"):
+    with pytest.raises(InputError, match="train.jsonl has no column 'more', which .*test.jsonl has"):
         prepare_own(tmp_path / "raw", tmp_path / "other", schema=schema, progress=False)
 
 
-def test_stopped_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped after any group of shards, the folder is not there; the next call ends with the same bytes."""
-    source = as_lines(lists(60), tmp_path / "lists.jsonl")
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Interrupted after any group of shards, the folder is not there; the next call ends with the same bytes."""
+    monkeypatch.setattr("hf_rerank.data.custom.own_files.PART_BYTES", 3_000)
+    monkeypatch.setattr("hf_rerank.data.custom.prepare.LONG_PART_BYTES", 3_000)
+    if kind == "csv":
+        source = as_csv(items(lists(60)), tmp_path / "lists.csv")
+    else:
+        source = as_lines(lists(60), tmp_path / "lists.jsonl")
     options: dict[str, Any] = {"schema": SCHEMA, "progress": False, "shard_bytes": 1}
     prepare_own(source, tmp_path / "unbroken", **options)
     whole = files_of(tmp_path / "unbroken")
-    assert len(whole) == 7
-    save = Unfinished.save
+    assert len(whole) > 12
+    assert len(by_id(load_lists(tmp_path / "unbroken"))) == 60
+    read = CustomSource.read
     for stop in (1, 2, 3):
-        saved = 0
+        units = 0
 
-        def stopping(self: Unfinished, *args: Any, stop: int = stop, **kwargs: Any) -> None:
-            nonlocal saved
-            save(self, *args, **kwargs)
-            saved += 1
-            if saved == stop:
+        def stopping(self: CustomSource, *arguments: Any, stop: int = stop) -> Any:
+            nonlocal units
+            units += 1
+            if units > stop:
                 raise KeyboardInterrupt
+            return read(self, *arguments)
 
         output = tmp_path / f"stopped-{stop}"
         with monkeypatch.context() as patch:
-            patch.setattr(Unfinished, "save", stopping)
+            patch.setattr(CustomSource, "read", stopping)
             with pytest.raises(KeyboardInterrupt):
                 prepare_own(source, output, **options)
         assert not output.exists()
@@ -394,16 +404,17 @@ def test_the_card_has_the_name_of_any_file(tmp_path: Path, name: str) -> None:
 
 def test_files_that_change_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = as_lines(lists(4), tmp_path / "train.jsonl")
+    facts = CustomSource.facts
 
-    def read(*arguments: Any) -> Any:
-        found = read_files(*arguments)
+    def checked(self: CustomSource) -> Any:
+        found = facts(self)
         as_lines(lists(5), path)
         return found
 
-    monkeypatch.setattr("hf_rerank.data.prepare_own.read_files", read)
+    monkeypatch.setattr(CustomSource, "facts", checked)
     with pytest.raises(InputError, match=r"train\.jsonl changed while it was read"):
         prepare_own(path, tmp_path / "out", schema=SCHEMA, progress=False)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["train.jsonl"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_wrong_leaves_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""pandas and Polars frames as datasets of lists, a row a list or a row an item."""
+"""pandas and Polars frames and Arrow tables as datasets of lists, with one row per list or one row per item."""
 
 from __future__ import annotations
 
@@ -9,46 +9,65 @@ import datasets
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.long_form import grouped, is_long
+from hf_rerank.data.custom.columns import Converter, Kinds
+from hf_rerank.data.custom.long_form import grouped, is_long
+from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 
 
 def is_frame(source: Any) -> bool:
-    """Whether ``source`` is a frame, lazy ones included."""
+    """Whether ``source`` is a frame or an Arrow table; lazy frames included."""
+    if isinstance(source, pl.DataFrame | pl.LazyFrame | pa.Table | pa.RecordBatch):
+        return True
     import pandas
 
-    return isinstance(source, pl.DataFrame | pl.LazyFrame | pandas.DataFrame)
+    return isinstance(source, pandas.DataFrame)
 
 
 def dataset_of_frame(frame: Any, schema: ListSchema, split: str) -> datasets.Dataset:
-    """The lists of a frame, in memory.
+    """The lists of a frame or an Arrow table, in memory.
 
-    Labels that are sequences: a row is a list. Plain labels: a row is an item, see ``long_form.grouped``. In a pandas
-    frame NaN is a missing value, as everywhere in pandas; its index is not looked at.
+    Labels that are sequences: one row is one list. Plain labels: one row is one item, see ``long_form.grouped``. In a
+    pandas frame NaN is a missing value, as everywhere in pandas; its index is not read.
 
     Raises:
         InputError: A lazy frame, one without rows, a column of several types, or a long one that makes no lists.
     """
     if isinstance(frame, pl.LazyFrame):
         raise InputError("the source is a LazyFrame: give load_lists frame.collect(), it holds lists in memory anyway")
-    eager = frame if isinstance(frame, pl.DataFrame) else _of_pandas(frame)
-    if not len(eager):
+    if isinstance(frame, pa.Table | pa.RecordBatch):
+        table = frame if isinstance(frame, pa.Table) else pa.Table.from_batches([frame])
+    else:
+        eager = frame if isinstance(frame, pl.DataFrame) else _of_pandas(frame)
+        table = plain_frame(eager).to_arrow(compat_level=pl.CompatLevel.oldest())
+    if not table.num_rows:
         raise InputError(f"the frame of split {split!r} holds no lists: leave it out")
-    eager = plain_frame(eager)
-    if is_long(eager.schema, schema):
-        eager = grouped(eager, schema, lambda row: f"row {row} of the frame")
-    return dataset_of_polars(eager, split)
+
+    def where(row: int) -> str:
+        return f"row {row} of the frame"
+
+    options = ReadOptions()
+    kinds = Kinds(schema, options, from_text=False)
+    kinds.add(table, "the frame")
+    converted = Converter(schema, kinds, options).convert(table, where)
+    if is_long({name: kind.depth for name, kind in kinds.found.items()}, schema):
+        converted = plain_table(grouped(pl.DataFrame(pl.from_arrow(converted)), schema, where))
+    return dataset_of_table(converted, split)
 
 
-def dataset_of_polars(frame: pl.DataFrame, split: str) -> datasets.Dataset:
-    """A row a list, as a dataset."""
-    table = plain_columns(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+def plain_table(frame: pl.DataFrame) -> pa.Table:
+    """A Polars frame as an Arrow table of ordinary types."""
+    return plain_columns(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+
+
+def dataset_of_table(table: pa.Table, split: str) -> datasets.Dataset:
+    """One row per list, as a dataset."""
     return datasets.Dataset(table, split=datasets.NamedSplit(split))
 
 
 def plain_frame(frame: pl.DataFrame) -> pl.DataFrame:
-    """The same values without the types that lists have no use for: categories become text, decimals numbers.
+    """The same values without the types that only Polars has: categories become text, decimals numbers.
 
     Raises:
         InputError: A column of Python objects, or of integers of 128 bits.

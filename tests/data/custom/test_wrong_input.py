@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments
+from hf_rerank.data.custom.prepare import prepare_own
 from hf_rerank.data.loading import load_lists
-from hf_rerank.data.prepare_own import prepare_own
 from hf_rerank.errors import InputError
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
 from hf_rerank.processing import ListProcessor
@@ -139,7 +139,7 @@ def train(folder: Path, lists: list[dict[str, Any]], **options: Any) -> None:
 
 
 def rank(**changes: Any) -> Any:
-    return Reranker(*parts(every())).rerank([row(0, click=...), row(1, **{"click": ..., **changes})])
+    return Reranker(*reversed(parts(every()))).rerank([row(0, click=...), row(1, **{"click": ..., **changes})])
 
 
 def loaded_schema(folder: Path, text: str) -> Any:
@@ -311,7 +311,7 @@ CASES = {
     ),
     "CSV: a row a list": Case(
         lambda folder: csv(folder, "1.5", '"[1.5, 2.5]"'),
-        ["train.csv, line 2", "'price' holds '[1.5, 2.5]'", "a row an item", "Parquet or JSON Lines"],
+        ["train.csv, line 2", "'price' holds '[1.5, 2.5]'", "one row is one item", "must hold lists"],
     ),
     "CSV: a place that is no integer": Case(
         lambda folder: csv(folder, ",0,1,2024", ",0,1.5,2024"),
@@ -333,15 +333,20 @@ CASES = {
     ),
     "CSV: a user that changes within a list": Case(
         lambda folder: csv(folder, "b,2,12,3.5,,", "b,2,12,3.5,m,"),
-        ["train.csv, line 5", "'gender' differs within list b (None, 'm')", "one value a list", "items of the schema"],
+        [
+            "train.csv, line 5",
+            "'gender' differs within list b (None, 'm')",
+            "one value per list",
+            "items of the schema",
+        ],
     ),
     "CSV: an id of more than 64 bits in a history": Case(
         lambda folder: csv(
             folder,
-            text=CSV.replace("2024-05-01", "[1]").replace("2024-05-02", "[9223372036854775808]"),
+            text=CSV.replace("2024-05-01", "[1]").replace("2024-05-02", "[18446744073709551616]"),
             schema=LONG_SCHEMA.replace(history=[Categorical("day")]),
         ),
-        ["train.csv, line 4", "'day' holds the id 9223372036854775808", "64 bits", "as text"],
+        ["train.csv, line 4", "'day' holds the id 18446744073709551616", "64 bits", "as text"],
     ),
     "CSV: positions from 1": Case(
         lambda folder: csv(folder, text=CSV.replace(",0,1,2024", ",0,2,2024").replace("f,1,0,", "f,1,1,")),
@@ -349,7 +354,7 @@ CASES = {
     ),
     "CSV: another separator": Case(
         lambda folder: csv(folder, text=CSV.replace(",", ";")),
-        ["train.csv has one column", "separated by ';'", "polars.read_csv(..., separator=';')"],
+        ["train.csv has one column", "separated by ';'", "separator=';' (--separator)"],
     ),
     "CSV: a column twice": Case(
         lambda folder: csv(folder, "day", "price"), ["train.csv has 2 columns 'price'", "rename"]
@@ -366,10 +371,10 @@ CASES = {
     "CSV: an open quote": Case(lambda folder: csv(folder, "2.5", '"2.5'), ["train.csv, line", "quote is not closed"]),
     "CSV: no UTF-8": Case(
         lambda folder: written(folder, "a.csv", CSV.encode().replace(b",f,", b",\xe9,"), LONG_SCHEMA),
-        ["a.csv is no UTF-8", "save it as UTF-8"],
+        ["a.csv is not UTF-8", "save it as UTF-8"],
     ),
     "CSV: a header alone": Case(
-        lambda folder: csv(folder, text=CSV.splitlines()[0]), ["train.csv holds no lists", "header and no rows"]
+        lambda folder: csv(folder, text=CSV.splitlines()[0]), ["train.csv holds no lists", "write it again"]
     ),
     "CSV: a history that is no list": Case(
         lambda folder: csv(folder, schema=LONG_SCHEMA.replace(history=[Categorical("day")])),
@@ -379,13 +384,14 @@ CASES = {
         two_files, ["list a has rows in", "a.csv and in", "b.csv", "make 'request' unique"]
     ),
     "CSV: as a stream": Case(
-        lambda folder: csv(folder, streaming=True), ["train.csv is CSV", "streaming=False", "hf-rerank prepare own"]
+        lambda folder: csv(folder, streaming=True),
+        ["train.csv has one row per item", "streaming=False", "hf-rerank prepare own"],
     ),
     # ------------------------------------------------------------------------------------------------ files and frames
     "empty file": Case(lambda folder: written(folder, "a.jsonl", b""), ["a.jsonl holds no lists", "write it again"]),
     "empty CSV": Case(lambda folder: written(folder, "a.csv", b""), ["a.csv holds no lists", "write it again"]),
     "Parquet cut off": Case(truncated_parquet, ["lists.parquet is no whole Parquet file", "copy it again"]),
-    "broken JSON line": Case(broken_line, ["lists.jsonl, line 5", "one JSON object a list"]),
+    "broken JSON line": Case(broken_line, ["lists.jsonl, line 5", "one JSON object per list"]),
     "file of no kind": Case(lambda folder: written(folder, "a.xlsx", b"PK"), ["a.xlsx is no list file", ".csv"]),
     "lazy frame": Case(lambda _: load_lists(frame().lazy(), schema=SCHEMA), ["LazyFrame", "collect()"]),
     "frame as a stream": Case(lambda _: load_lists(frame(), schema=SCHEMA, streaming=True), ["streaming=False"]),
@@ -430,8 +436,8 @@ CASES = {
         ["'day' holds 'soon'", "2024-05-31"],
     ),
     "no value to split by": Case(
-        lambda _: load_lists(datasets.Dataset.from_list(rows(user=None)), schema=SCHEMA),
-        ["'user' of list 3 holds None", "integer or text to split by"],
+        lambda _: load_lists(datasets.Dataset.from_list(every(user=1.5)), schema=SCHEMA),
+        ["'user' of list 0 holds 1.5", "one integer or text per list to split by"],
     ),
     "a stream split by time": Case(
         lambda folder: load_lists(
@@ -449,7 +455,8 @@ CASES = {
         ["the id r5 in list 5 and again in list 2999"],
     ),
     "preparing: a list that is too long": Case(
-        lambda folder: prepare(folder, rows(**FIVE)), ["list r3 has 5 items", "max_list_length=4", "cut the list"]
+        lambda folder: prepare(folder, rows(**FIVE)),
+        ["list r3 has 5 items", "max_list_length=4", "--max-list-length N --cut"],
     ),
     "preparing: an item twice in a list": Case(
         lambda folder: prepare(folder, rows(2_500, 3_000, item_id=[7, 8, 7])),
@@ -468,7 +475,7 @@ CASES = {
         lambda folder: train(folder, rows(price=[1.0, math.nan, 2.0])), ["(id r3), item 1", "'price' holds nan"]
     ),
     "ranking: text where integers were learned": Case(
-        lambda _: Reranker(*parts(every())).rerank([row(0, item_id=["a", "b", "c"])]),
+        lambda _: Reranker(*reversed(parts(every()))).rerank([row(0, item_id=["a", "b", "c"])]),
         ["'item_id' holds text", "fitted on integers", "same type as in training"],
     ),
     "ranking: missing column": Case(lambda _: rank(price=...), ["list 1 (id r1) lacks the column 'price'"]),
