@@ -20,9 +20,7 @@ from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker
 from hf_rerank.initial_rankers.order import add_initial_order
 from hf_rerank.schema import Categorical, Dense, ListSchema
 
-SCHEMA = ListSchema(
-    items=[Categorical("item"), Dense("price")], list_id="id", group="user", max_list_length=4
-)
+SCHEMA = ListSchema(items=[Categorical("item"), Dense("price")], list_id="id", group="user", max_list_length=4)
 
 
 class Memory:
@@ -78,7 +76,9 @@ def test_own_lists_without_ranker_train(tmp_path: Path, capsys: pytest.CaptureFi
     prepare_own(tmp_path / "lists.jsonl", tmp_path / "lists", schema=SCHEMA, progress=False)
     with pytest.raises(InputError, match="--cross-fit 5, which needs none"):
         add_initial_order(tmp_path / "lists", tmp_path / "no", progress=False)
-    arguments = f"initial-rank --data {tmp_path}/lists --output-dir {tmp_path}/sorted --cross-fit 3 --max-list-length 3"
+    arguments = (
+        f"initial-rank --data {tmp_path}/lists --output-dir {tmp_path}/sorted --cross-fit 3 --max-list-length 3"
+    )
     assert cli.main(arguments.split()) == 0
     assert "lists of train learned from" in capsys.readouterr().out
     lists = load_lists(tmp_path / "sorted")

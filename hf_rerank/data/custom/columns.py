@@ -335,7 +335,9 @@ class Converter:
             flat = flat.cast(pa.int8())
         if pa.types.is_string(wanted):
             if self.roles.get(name) == ID and not self.text_ids.get(name) and not pa.types.is_temporal(flat.type):
-                raise InputError(f"{where(0)}: column {name!r} holds {flat.type}, and text in rows before: write one type")
+                raise InputError(
+                    f"{where(0)}: column {name!r} holds {flat.type}, and text in rows before: write one type"
+                )
             return flat.cast(pa.string())
         if pa.types.is_integer(wanted) and pa.types.is_floating(flat.type):
             flat = self._whole(name, flat, where, rows)

@@ -298,7 +298,9 @@ class _Guess:
             there = labels.drop_nulls()
             values = "0 and 1" if label in zero_one else f"{shown(there.min())} to {shown(there.max())}"
             graded = (
-                "" if _number(there.max()) <= 1 else f"; {CHECK}above 1: train with --task_loss lambda_loss, or another "
+                ""
+                if _number(there.max()) <= 1
+                else f"; {CHECK}above 1: train with --task_loss lambda_loss, or another "
                 "loss of lists; log-losses take 0 to 1"
             )
             self.field_comments["label"] += f"; holds {values}, mean {shown(there.mean())}{graded}"
@@ -329,6 +331,8 @@ class _Guess:
         exact = [name for name in named if set(words_of(name)) <= OF_POSITIONS]
         if good or exact:
             self._take("position", list(dict.fromkeys([*good, *exact])))
+            for name in [name for name in good if name != self.roles["position"]]:
+                self.left_out[name] = f"{CHECK}another order of the items; one of them is the initial order"
         elif unnamed and owners.max(initial=0) > 0 and len(owners) > 2 * (owners.max() + 1):
             self._take("position", unnamed, f"{CHECK}it holds {of_lists[unnamed[0]]} to the length of every list")
         else:
@@ -429,7 +433,11 @@ class _Guess:
                 f"{CHECK}{column.seen()}; a vector of the list: only items have vectors; write one column per number"
             )
             return None
-        if rule.kind == ITEM_ID and "id" not in self.roles and set(words_of(column.name)) & (ID_WORDS | {"docid", "sku"}):
+        if (
+            rule.kind == ITEM_ID
+            and "id" not in self.roles
+            and set(words_of(column.name)) & (ID_WORDS | {"docid", "sku"})
+        ):
             self.roles["id"] = column.name
             self.field_comments["id"] = said
             return None
@@ -498,7 +506,11 @@ def _start_of_positions(values: pl.Series, owners: np.ndarray) -> int | None:
         pl.col("value").min().alias("low"), pl.col("value").max().alias("high"), pl.len(), pl.col("value").n_unique()
     )
     for start in (0, 1):
-        if ((of_list["low"] == start) & (of_list["high"] == of_list["len"] + start - 1) & (of_list["value"] == of_list["len"])).all():
+        if (
+            (of_list["low"] == start)
+            & (of_list["high"] == of_list["len"] + start - 1)
+            & (of_list["value"] == of_list["len"])
+        ).all():
             return start
     return None
 
@@ -510,5 +522,3 @@ def _number(value: Any) -> float:
 
 def _nested(column: pl.Series) -> bool:
     return isinstance(column.dtype, pl.List | pl.Array)
-
-

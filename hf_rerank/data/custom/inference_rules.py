@@ -48,7 +48,18 @@ TIME_WORDS = {"time", "timestamp", "ts", "date", "datetime", "day", "at", "when"
 LABEL_NAMES = (
     {"click", "clicks", "clicked", "clk"},
     {"label", "labels", "target", "relevance", "rel", "y", "grade"},
-    {"purchase", "purchased", "purchases", "bought", "conversion", "converted", "booking", "booked", "order", "ordered"},
+    {
+        "purchase",
+        "purchased",
+        "purchases",
+        "bought",
+        "conversion",
+        "converted",
+        "booking",
+        "booked",
+        "order",
+        "ordered",
+    },
     {"stars", "rating"},
 )
 OUTCOME_WORDS = {
@@ -60,7 +71,20 @@ OUTCOME_WORDS = {
 }
 # Such words before or behind make an outcome one of the past, which is known when a list is ranked.
 PAST_WORDS = {
-    *{"hist", "history", "historical", "past", "previous", "prev", "prior", "before", "avg", "mean", "average", "rate"},
+    *{
+        "hist",
+        "history",
+        "historical",
+        "past",
+        "previous",
+        "prev",
+        "prior",
+        "before",
+        "avg",
+        "mean",
+        "average",
+        "rate",
+    },
     *{"ratio", "ctr", "cvr", "7d", "14d", "30d", "daily", "weekly", "monthly", "recent", "since", "ago", "elsewhere"},
     *{"smoothed", "debiased", "last", "total", "lifetime"},
 }
@@ -187,7 +211,9 @@ class Column:
         outcome = self.words & OUTCOME_WORDS
         if not outcome or self.words & PAST_WORDS:
             return False
-        return self.words - outcome <= OF_OUTCOMES and not ({"order", "orders", "transaction"} & outcome and "id" in self.words)
+        return self.words - outcome <= OF_OUTCOMES and not (
+            {"order", "orders", "transaction"} & outcome and "id" in self.words
+        )
 
     @functools.cached_property
     def tells_the_label(self) -> str | None:
@@ -200,7 +226,9 @@ class Column:
         values = self.values.cast(pl.Float64)
         unclicked = values.filter(pl.Series(~clicked))
         usual = unclicked.drop_nulls().mode()
-        differs = values.is_not_null() if not len(usual) else (values != usual[0]).fill_null(unclicked.null_count() == 0)
+        differs = (
+            values.is_not_null() if not len(usual) else (values != usual[0]).fill_null(unclicked.null_count() == 0)
+        )
         marked = differs.to_numpy()
         if unclicked.null_count() == len(unclicked):
             marked, what = values.is_not_null().to_numpy(), "missing"

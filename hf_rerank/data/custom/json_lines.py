@@ -168,7 +168,9 @@ class _Reader:
         column = converted(len(values))
         if not isinstance(column, Exception):
             return column
-        row = bisect.bisect_left(range(1, len(values)), True, key=lambda count: isinstance(converted(count), Exception))
+        row = bisect.bisect_left(
+            range(1, len(values)), True, key=lambda count: isinstance(converted(count), Exception)
+        )
         reason = str(converted(row + 1)).splitlines()[0]
         raise InputError(
             f"{where(row)}: column {name!r} holds values of several types, or an integer of more than 64 bits: "

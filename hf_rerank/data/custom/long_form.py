@@ -96,5 +96,3 @@ def is_long(depths: Mapping[str, int], schema: ListSchema) -> bool:
 def polars_depth(kind: Any) -> int:
     """How deep a Polars type is nested in lists."""
     return polars_depth(kind.inner) + 1 if isinstance(kind, pl.List | pl.Array) else 0
-
-

@@ -71,9 +71,7 @@ def _write_tables(own: OwnFiles, splits: Sequence[str], folder: Path) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as opened:
         writers = {
-            split: opened.enter_context(
-                pa.ipc.new_stream(str(partial / TABLES_FILE.format(split=split)), own.columns)
-            )
+            split: opened.enter_context(pa.ipc.new_stream(str(partial / TABLES_FILE.format(split=split)), own.columns))
             for split in splits
         }
         for split, table in tables_of_files(own, {}):
@@ -293,9 +291,7 @@ def splits_of_table(table: pa.Table | int, by: Sequence[str], ranker_train: bool
     return split_of(keys, ranker_train=ranker_train)
 
 
-def _in_split(
-    split: str, by: Sequence[str], ranker_train: bool, *values_and_indices: Sequence[Any]
-) -> list[bool]:
+def _in_split(split: str, by: Sequence[str], ranker_train: bool, *values_and_indices: Sequence[Any]) -> list[bool]:
     """Which lists of a batch belong to a split; of a stream only the standard splits are known."""
     *values, indices = values_and_indices
     table = pa.table({name: list(column) for name, column in zip(by, values, strict=True)}) if by else len(indices)

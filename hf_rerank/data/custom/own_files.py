@@ -193,9 +193,7 @@ class OwnFiles:
         return table.filter(pc.invert(empty))
 
 
-def _refuse_other_columns(
-    first: tuple[str, set[str]], second: tuple[str, set[str]], named: Collection[str]
-) -> None:
+def _refuse_other_columns(first: tuple[str, set[str]], second: tuple[str, set[str]], named: Collection[str]) -> None:
     odd = sorted(first[1] ^ second[1], key=lambda name: (name not in named, name))
     if odd:
         lacking, other = (second, first) if odd[0] in first[1] else (first, second)
@@ -207,5 +205,3 @@ def _refuse_other_columns(
 def _names(files: Sequence[ListFile]) -> str:
     shown = ", ".join(file.path for file in files[:3])
     return shown + (", ..." if len(files) > 3 else "")
-
-

@@ -249,7 +249,9 @@ class CustomSource:
         more = f" and {len(self.own.files) - 3:,} more files" if len(self.own.files) > 3 else ""
         changed = "longer lists were cut" if self.cut else "none was changed"
         how = [f"Made by `hf-rerank prepare own` from {names}{more}; every list was checked, {changed}.", self._rule()]
-        return dataset_card(title, report, self.schema, how=how, caveats=caveats, licence=Licence(OWN, "Yours to say."))
+        return dataset_card(
+            title, report, self.schema, how=how, caveats=caveats, licence=Licence(OWN, "Yours to say.")
+        )
 
     def _rule(self) -> str:
         if any(file.split for file in self.own.files):

@@ -70,7 +70,11 @@ def _tables(path: Path, suffix: str) -> Iterator[Write]:
         nonlocal writer
         table = pa.Table.from_pylist(list(ranked), None if writer is None else writer[1])
         if writer is None:
-            new = pq.ParquetWriter(path, table.schema) if suffix == ".parquet" else pa.ipc.new_file(str(path), table.schema)
+            new = (
+                pq.ParquetWriter(path, table.schema)
+                if suffix == ".parquet"
+                else pa.ipc.new_file(str(path), table.schema)
+            )
             writer = new, table.schema
         writer[0].write_table(table)
 

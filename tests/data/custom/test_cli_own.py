@@ -76,7 +76,8 @@ def test_by_time_and_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "warnings" not in report
     options[3] = folder / "held_out"
     assert (
-        run("prepare", "own", "--input", folder / "lists.csv", *options, "--split-by", "time:day", "--ranker-train") == 0
+        run("prepare", "own", "--input", folder / "lists.csv", *options, "--split-by", "time:day", "--ranker-train")
+        == 0
     )
     report = json.loads(capsys.readouterr().out)
     assert report["lists"] == {"ranker_train": 120, "train": 140, "validation": 10, "test": 30}

@@ -333,7 +333,12 @@ CASES = {
     ),
     "CSV: a user that changes within a list": Case(
         lambda folder: csv(folder, "b,2,12,3.5,,", "b,2,12,3.5,m,"),
-        ["train.csv, line 5", "'gender' differs within list b (None, 'm')", "one value per list", "items of the schema"],
+        [
+            "train.csv, line 5",
+            "'gender' differs within list b (None, 'm')",
+            "one value per list",
+            "items of the schema",
+        ],
     ),
     "CSV: an id of more than 64 bits in a history": Case(
         lambda folder: csv(
@@ -379,7 +384,8 @@ CASES = {
         two_files, ["list a has rows in", "a.csv and in", "b.csv", "make 'request' unique"]
     ),
     "CSV: as a stream": Case(
-        lambda folder: csv(folder, streaming=True), ["train.csv has one row per item", "streaming=False", "hf-rerank prepare own"]
+        lambda folder: csv(folder, streaming=True),
+        ["train.csv has one row per item", "streaming=False", "hf-rerank prepare own"],
     ),
     # ------------------------------------------------------------------------------------------------ files and frames
     "empty file": Case(lambda folder: written(folder, "a.jsonl", b""), ["a.jsonl holds no lists", "write it again"]),
@@ -449,7 +455,8 @@ CASES = {
         ["the id r5 in list 5 and again in list 2999"],
     ),
     "preparing: a list that is too long": Case(
-        lambda folder: prepare(folder, rows(**FIVE)), ["list r3 has 5 items", "max_list_length=4", "--max-list-length N --cut"]
+        lambda folder: prepare(folder, rows(**FIVE)),
+        ["list r3 has 5 items", "max_list_length=4", "--max-list-length N --cut"],
     ),
     "preparing: an item twice in a list": Case(
         lambda folder: prepare(folder, rows(2_500, 3_000, item_id=[7, 8, 7])),
