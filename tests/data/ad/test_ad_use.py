@@ -42,7 +42,7 @@ def test_the_command(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         key: row["history_cate"] for key, row in expected.items()
     }
     printed = capsys.readouterr().out
-    assert " windows read; lists kept: ranker_train" in printed
+    assert " sessions read; lists kept: ranker_train" in printed
     assert "lists dropped: of users with fewer than 3 impressions" in printed
     assert " items of unknown ads\n" in printed
     assert "no history" not in printed
@@ -53,7 +53,7 @@ def test_the_command(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.main([*command, "--output-dir", str(tmp_path / "c"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["counts"]["users"] == len({row["user"] for row in read_csv(raw / "raw_sample.csv")})
-    assert set(report["stages"]) == {"ads and profiles", "read and cut raw_sample.csv", "make and write lists"}
+    assert set(report["stages"]) == {"ads and profiles", "read and cut raw_sample.csv", "read and write lists"}
     assert cli.main([*command, "--output-dir", str(tmp_path / "c")]) == 2
     assert "hf-rerank: " in capsys.readouterr().err
 

@@ -20,10 +20,10 @@ import pytest
 
 from hf_rerank import cli
 from hf_rerank.data.prepared import read_prepared
-from hf_rerank.data.prm_public import DamagedText, find_files, iter_batches, prepare_prm_public, truth_file
-from hf_rerank.data.prm_public_lines import LineReader, TextRange
-from hf_rerank.data.prm_public_text import KINDS, MAX_LINE_BYTES, MAX_NAMED_LINES
-from hf_rerank.data.report import PrepareReport
+from hf_rerank.data.prm_public import find_files, iter_batches, prepare_prm_public, truth_file
+from hf_rerank.data.prm_public.fields import FIELDS, KINDS, MAX_LINE_BYTES
+from hf_rerank.data.prm_public.text import TextRange, cut_text
+from hf_rerank.data.report import MAX_NAMED_LINES, PrepareReport, RejectedLines
 from hf_rerank.errors import InputError
 
 
@@ -76,7 +76,7 @@ DAMAGED = {
 CUT_OFF = raw_line(1)[:60]
 
 
-def plant(folder: Path, good: int = 300, seed: int = 0) -> tuple[dict[int, tuple[str, int | None]], list[int]]:
+def plant(folder: Path, good: int = 300, seed: int = 0) -> tuple[dict[int, tuple[str, str | None]], list[int]]:
     """Writes two files of good and damaged lines; the second ends inside a line.
 
     Returns:
@@ -92,7 +92,11 @@ def plant(folder: Path, good: int = 300, seed: int = 0) -> tuple[dict[int, tuple
     folder.mkdir(exist_ok=True)
     (folder / "set1.train.txt.part1").write_text("\r\n".join(map(raw_line, range(1000, 1020))) + "\r\n")
     (folder / "set1.train.txt.part2").write_bytes(b"\xef\xbb\xbf" + text.encode("utf-8", "surrogateescape"))
-    damaged = {number: (kind, field) for number, (_, kind, field) in enumerate(lines, start=1) if kind is not None}
+    damaged = {
+        number: (kind, None if field is None else f"field {field} ({FIELDS[field - 1]})")
+        for number, (_, kind, field) in enumerate(lines, start=1)
+        if kind is not None
+    }
     return damaged, sorted([*range(good + 1), *range(1000, 1020)])
 
 
@@ -118,13 +122,13 @@ def test_rejected_lines_are_exactly_the_damaged_ones(tmp_path, seed):
     damaged, users = plant(tmp_path / "raw", seed=seed)
     counts = collections.Counter(kind for kind, _ in damaged.values())
     written = []
-    for batch_bytes, threads in ((5_000, 1), (2**23, 3)):
+    for piece_bytes, threads in ((5_000, 1), (2**23, 3)):
         output = tmp_path / f"lists-{threads}"
-        options = {"shard_lines": 50, "batch_bytes": batch_bytes, "threads": threads, "progress": False}
+        options = {"shard_bytes": 20_000, "piece_bytes": piece_bytes, "threads": threads, "progress": False}
         report = prepare_prm_public(tmp_path / "raw", output, on_error="skip", **options)
         rejects = [json.loads(line) for line in (output / "rejects.jsonl").read_text().splitlines()]
-        assert {reject["line"]: (reject["kind"], reject["field"]) for reject in rejects} == damaged
-        assert {reject["path"] for reject in rejects} == {"set1.train.txt.part2"}
+        assert {reject["line"]: (reject["kind"], reject["column"]) for reject in rejects} == damaged
+        assert {reject["file"] for reject in rejects} == {"set1.train.txt.part2"}
         assert all(reject["reason"] and len(reject["text"]) < 100 for reject in rejects)
         assert [reject["line"] for reject in rejects] == sorted(damaged)
         assert report.rejected == counts
@@ -140,17 +144,18 @@ def test_rejected_lines_are_exactly_the_damaged_ones(tmp_path, seed):
             assert row["basic_0"] == [user / 8] * 2
             assert (row["click"], row["user_0"], row["optional_11"]) == ([1, 0], 2, [0.25, 0.25])
         assert report.nulls == {}
-        written.append({path.name: path.read_bytes() for path in sorted(output.iterdir())})
-    assert written[0] == written[1]  # whatever the batches
+        described = [(output / name).read_bytes() for name in ("rejects.jsonl", "report.json", "README.md")]
+        written.append((sorted(lists, key=lambda row: row["list_id"]), described))
+    assert written[0] == written[1]  # whatever the pieces
 
 
 def test_batches_skip_and_report_the_same_lines(tmp_path):
     damaged, users = plant(tmp_path / "raw")
     report, rejects = PrepareReport(), []
     files = find_files(tmp_path / "raw")
-    batches = iter_batches(files, on_error="skip", on_reject=rejects.append, report=report, batch_bytes=20_000)
+    batches = iter_batches(files, on_error="skip", on_reject=rejects.append, report=report, piece_bytes=20_000)
     assert sorted(user for batch in batches for user in batch.column("user_id").to_pylist()) == users
-    assert {reject.line: (reject.kind, reject.field) for reject in rejects} == damaged
+    assert {reject.line: (reject.kind, reject.column) for reject in rejects} == damaged
     assert sum(report.rejected.values()) == len(damaged)
 
 
@@ -164,9 +169,9 @@ def test_under_the_public_protocol_every_line_counts_once(tmp_path):
     lines[9] = raw_line(5, labels=[7, 7])
     path.write_text("\n".join(lines))
     reports = []
-    for batch_bytes in (3_000, 2**23):
+    for piece_bytes in (3_000, 2**23):
         report = PrepareReport()
-        options = {"protocol": "public", "share": 1.0, "on_error": "skip", "batch_bytes": batch_bytes}
+        options = {"protocol": "public", "share": 1.0, "on_error": "skip", "piece_bytes": piece_bytes}
         kept = [row for table in iter_batches([path], report=report, **options) for row in table.to_pylist()]
         assert (report.read, len(kept)) == (20, 17)
         assert report.dropped == {"holds a null": 2, "not in the drawn 100 %": 0}
@@ -187,12 +192,12 @@ def test_the_error_names_all_damaged_lines_of_the_batch_after_the_lists_before(t
     lines[50 - 1] = "hello"
     path.write_text("\n".join(lines) + "\n")
     report, users = PrepareReport(), []
-    with pytest.raises(DamagedText) as raised:  # noqa: PT012 - what comes before the error counts, too
+    with pytest.raises(RejectedLines) as raised:  # noqa: PT012 - what comes before the error counts, too
         for batch in iter_batches([path], report=report):
             users += batch.column("user_id").to_pylist()
     assert users == list(range(30))
     assert (report.read, report.rejected) == (30, {})
-    assert [reject.line for reject in raised.value.rejects] == [31, 40, 41, 50, 60]
+    assert [reject.line for reject in raised.value.lines] == [31, 40, 41, 50, 60]
     message = str(raised.value)
     assert message.startswith(f"{path}, line 31, field 6 (labels): the label of item 1 is 7: expected 0 or 1: [7, 1]")
     assert "5, by kind: label 4 (line 31, 40, 41, 60), wrong number of fields 1 (line 50)" in message
@@ -202,9 +207,9 @@ def test_the_error_names_all_damaged_lines_of_the_batch_after_the_lists_before(t
 def test_many_damaged_lines_are_named_up_to_a_number_and_counted(tmp_path):
     path = tmp_path / "set1.train.txt.part1"
     path.write_text("hello\n" * 500 + "\n" * 70)
-    with pytest.raises(DamagedText) as raised:
+    with pytest.raises(RejectedLines) as raised:
         list(iter_batches([path]))
-    assert len(raised.value.rejects) == 570
+    assert len(raised.value.lines) == 570
     message = str(raised.value)
     numbers = ", ".join(map(str, range(1, MAX_NAMED_LINES + 1)))
     assert f"wrong number of fields 500 (line {numbers}), empty line 70" in message
@@ -229,7 +234,7 @@ def test_json_in_another_layout_is_read_beside_damaged_lines(tmp_path):
 LONG = """
 import resource, sys
 from hf_rerank.data.prm_public import iter_batches
-from hf_rerank.data.report import PrepareReport
+from hf_rerank.data.report import MAX_NAMED_LINES, PrepareReport, RejectedLines
 peaks = []
 for path in sys.argv[1:]:
     report = PrepareReport()
@@ -263,7 +268,7 @@ def test_a_line_of_100_mb_is_skipped_in_bounded_memory(tmp_path):
 
 def test_a_gzip_file_gives_the_same_lists(tmp_path):
     damaged, _ = plant(tmp_path / "raw")
-    options = {"progress": False, "on_error": "skip", "shard_lines": 50, "batch_bytes": 30_000}
+    options = {"progress": False, "on_error": "skip", "shard_bytes": 20_000, "piece_bytes": 30_000}
     plain = prepare_prm_public(tmp_path / "raw", tmp_path / "plain", **options)
     raw = tmp_path / "raw" / "set1.train.txt.part2"
     content = raw.read_bytes()
@@ -276,7 +281,7 @@ def test_a_gzip_file_gives_the_same_lists(tmp_path):
     assert truth_file(packed) == truth_file(raw)
     report = prepare_prm_public(tmp_path / "raw", tmp_path / "packed", **options)
     assert parquet_digests(tmp_path / "packed") == parquet_digests(tmp_path / "plain")
-    assert {**report.to_dict(), "seconds": 0} == {**plain.to_dict(), "seconds": 0}
+    assert (report.read, report.lists, report.rejected) == (plain.read, plain.lists, plain.rejected)
     assert sum(report.rejected.values()) == len(damaged)
 
 
@@ -294,9 +299,9 @@ def test_half_a_gzip_file_is_named_and_its_whole_lines_kept(tmp_path, share):
     whole = unpacked.count(b"\n")
     tail = unpacked[unpacked.rfind(b"\n") + 1 :].decode()
 
-    with pytest.raises(DamagedText, match=rf"part1\.gz, line {whole + 1}: the gzip file is damaged .*fetch it again"):
-        prepare_prm_public(folder, tmp_path / "lists", progress=False, batch_bytes=50_000)
-    report = prepare_prm_public(folder, tmp_path / "lists", progress=False, batch_bytes=70_000, on_error="skip")
+    with pytest.raises(RejectedLines, match=rf"part1\.gz, line {whole + 1}: the gzip file is damaged .*fetch it"):
+        prepare_prm_public(folder, tmp_path / "lists", progress=False, piece_bytes=50_000)
+    report = prepare_prm_public(folder, tmp_path / "lists", progress=False, piece_bytes=70_000, on_error="skip")
     assert report.rejected == {"cut-off gzip": 1}
     assert report.read == whole + 2 == sum(report.lists.values()) + 1
     assert sorted(row["user_id"] for row in lists_of(tmp_path / "lists")) == [*range(whole), 5_000]
@@ -305,44 +310,28 @@ def test_half_a_gzip_file_is_named_and_its_whole_lines_kept(tmp_path, share):
 
     # Fetched again, it is read on from the same place.
     again = tmp_path / "again"
-    with pytest.raises(DamagedText):
+    with pytest.raises(RejectedLines):
         prepare_prm_public(folder, again, progress=False)
     (folder / "set1.train.txt.part1.gz").write_bytes(gzip.compress(text))
     report = prepare_prm_public(folder, again, progress=False)
     assert (report.read, report.rejected) == (2_001, {})
 
 
-def read_in_groups(path: Path, batch_bytes: int, group: int, *, stopped: bool) -> list[tuple[int, int, str]]:
-    """Lines and tails as a reader gives them, in groups of ``group`` lines. ``stopped``: after each batch a new reader
-    goes on from there.
-
-    Returns:
-        Number and text of each line; the third says how a line ends: "line", "tail", or "long" for one too long.
-    """
-    source, found, in_group = TextRange(str(path), 0, None, 1), [], 0
-    reader = LineReader(source, batch_bytes, past_long_lines=True)
-    while (batch := reader.next(group - in_group)) is not None:
-        lines = batch.text.splitlines(keepends=True)
+def pieces_of(path: Path, piece_bytes: int) -> list[tuple[int, bytes, str]]:
+    """Number and text of each line, by pieces, and how it ends: "line", "tail", or "long" for one too long."""
+    found = []
+    for piece in cut_text(TextRange(str(path), 0, None, 1), piece_bytes):
+        lines = piece.text.splitlines(keepends=True)
         kinds = ["long" if len(line) > MAX_LINE_BYTES else "line" for line in lines]
-        found += [(batch.first_line + k, line, kind) for k, (line, kind) in enumerate(zip(lines, kinds, strict=True))]
-        assert (batch.broken is None) == (batch.lines == len(lines))
-        if batch.broken is not None:
-            found.append((batch.first_line + len(lines), batch.tail, "tail"))
-        in_group = (in_group + batch.lines) % group
-        if stopped:
-            reader.close()
-            reader = LineReader(source, batch_bytes, past_long_lines=True)
-            assert reader.skip(batch.end, batch.after.hexdigest(), batch.first_line + batch.lines, lambda _: None)
-            if batch.broken is not None:  # as the state says
-                assert not reader.waiting
-                reader.broken = ""
-    reader.close()
+        found += [(piece.first_line + k, line, kind) for k, (line, kind) in enumerate(zip(lines, kinds, strict=True))]
+        assert (piece.broken is None) == (piece.lines == len(lines))
+        if piece.broken is not None:
+            found.append((piece.first_line + len(lines), piece.tail, "tail"))
     return found
 
 
 @pytest.mark.parametrize("level", [0, 9])
-@pytest.mark.parametrize("stopped", [False, True])
-def test_cut_off_at_any_byte_a_gzip_file_gives_all_that_is_in_it(tmp_path, level, stopped):
+def test_cut_off_at_any_byte_a_gzip_file_gives_all_that_is_in_it(tmp_path, level):
     text = b"".join(b"%d|%s\n" % (line, b"x" * (line * 7 % 23)) for line in range(8))
     packed, path = gzip.compress(text, level), tmp_path / "set1.train.txt.part1.gz"
     for length in range(1, len(packed)):
@@ -351,14 +340,11 @@ def test_cut_off_at_any_byte_a_gzip_file_gives_all_that_is_in_it(tmp_path, level
         *whole, tail = unpacked.split(b"\n")
         expected = [(number, line + b"\n", "line") for number, line in enumerate(whole, start=1)]
         expected.append((len(whole) + 1, tail, "tail"))
-        for batch_bytes in (1, 10, 64, 10**6):
-            for group in (1, 2, 5, 10**9):
-                found = read_in_groups(path, batch_bytes, group, stopped=stopped)
-                assert found == expected, (length, batch_bytes, group)
+        for piece_bytes in (1, 10, 64, 10**6):
+            assert pieces_of(path, piece_bytes) == expected, (length, piece_bytes)
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_a_gzip_file_cut_off_in_a_long_line_or_behind_it(tmp_path, stopped):
+def test_a_gzip_file_cut_off_in_a_long_line_or_behind_it(tmp_path):
     text = b"1|\n2|\n" + b"y" * (MAX_LINE_BYTES + 500) + b"\n4|\n5|xyz\n"
     packed, path = gzip.compress(text, 0), tmp_path / "set1.train.txt.part1.gz"
     long = long_lines = 0
@@ -371,12 +357,12 @@ def test_a_gzip_file_cut_off_in_a_long_line_or_behind_it(tmp_path, stopped):
         # Of a line that is too long only the beginning counts: 1 MiB and the four bytes of a mark and a line end.
         parts = [line[: MAX_LINE_BYTES + 4] + b"\n" for line in whole] + [tail[: MAX_LINE_BYTES + 4]]
         long, long_lines = long + (len(tail) > MAX_LINE_BYTES), long_lines + ("long" in kinds)
-        for batch_bytes in (1_000, 200_000, 10**7):
-            found = read_in_groups(path, batch_bytes, 2, stopped=stopped)
+        for piece_bytes in (1_000, 200_000, 10**7):
+            found = pieces_of(path, piece_bytes)
             cut = [(number, line[: MAX_LINE_BYTES + 4].rstrip(b"\n"), kind) for number, line, kind in found]
             lines = zip(parts, kinds, strict=True)
             expected = [(number, part.rstrip(b"\n"), kind) for number, (part, kind) in enumerate(lines, start=1)]
-            assert cut == expected, (length, batch_bytes)
+            assert cut == expected, (length, piece_bytes)
     assert long > 2  # cut off inside the long line, behind its first MiB
     assert long_lines > 2  # and behind it
 
@@ -389,9 +375,9 @@ def test_a_cut_off_gzip_file_rejects_the_same_whatever_the_batches(tmp_path):
     for length in (len(packed) - 20, len(packed) - 8 - 200, len(packed) - 8 - 600, len(packed) - 4):
         (folder / "set1.train.txt.part1.gz").write_bytes(packed[:length])
         *whole, tail = zlib.decompressobj(31).decompress(packed[:length]).split(b"\n")
-        for number, (batch_bytes, shard_lines) in enumerate(((1, 2), (700, 3), (10**6, 2), (10**6, 10**6))):
+        for number, (piece_bytes, shard_bytes) in enumerate(((1, 2), (700, 2_000), (10**6, 2), (10**6, 10**6))):
             output = tmp_path / f"lists-{length}-{number}"
-            options = {"batch_bytes": batch_bytes, "shard_lines": shard_lines, "progress": False}
+            options = {"piece_bytes": piece_bytes, "shard_bytes": shard_bytes, "progress": False}
             report = prepare_prm_public(folder, output, on_error="skip", **options)
             assert report.read == len(whole) + 1 == sum(report.lists.values()) + sum(report.rejected.values())
             (reject,) = map(json.loads, (output / "rejects.jsonl").read_text().splitlines())

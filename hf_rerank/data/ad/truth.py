@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_rerank.data.ad_windows import Windows, time_key
+from hf_rerank.data.ad.sessions import Sessions, time_key
 from hf_rerank.errors import InputError
 
 _ROWS = 100_000
@@ -45,13 +45,13 @@ def read_truth(path: Path, attraction: bool) -> Iterator[pl.DataFrame]:
 
 
 def join_truth(
-    windows: Windows, users: np.ndarray, times: np.ndarray, truth: pl.DataFrame, path: Path
+    sessions: Sessions, users: np.ndarray, times: np.ndarray, truth: pl.DataFrame, path: Path
 ) -> dict[str, np.ndarray]:
     """Initial positions and attractions of all impressions of some users.
 
     Args:
-        windows: All windows of the users.
-        users: Of each impression, ordered; with ``times`` as in ``find_windows``.
+        sessions: All sessions of the users.
+        users: Of each impression, ordered; with ``times`` as in ``find_sessions``.
         times: Unix seconds.
         truth: The rows of the same users.
         path: The side file, for errors.
@@ -60,9 +60,9 @@ def join_truth(
         ``position``, int64, and ``attraction``, float32, where the truth has one.
 
     Raises:
-        InputError: A window without truth, truth without a window, or of another length; positions that are none.
+        InputError: A session without truth, truth without a session, or of another length; positions that are none.
     """
-    last = windows.ends - 1
+    last = sessions.ends - 1
     wanted = time_key(users[last], times[last])
     keys = time_key(truth["user"].to_numpy(), truth["newest"].to_numpy())
     order = np.argsort(keys, kind="stable")
@@ -75,7 +75,7 @@ def join_truth(
         raise InputError(f"{path} has no row for list {_list_id(lacking[0])!r}, which raw_sample.csv holds: {_AGAIN}")
     if len(odd):
         raise InputError(f"raw_sample.csv holds no list {_list_id(odd[0])!r}, of which {path} has a row: {_AGAIN}")
-    rows, lengths = truth[order], windows.ends - windows.starts
+    rows, lengths = truth[order], sessions.ends - sessions.starts
     for name in truth.columns[2:]:
         found = rows[name].list.len().fill_null(0).to_numpy().astype(np.int64)
         wrong = np.flatnonzero(found != lengths)
@@ -84,13 +84,13 @@ def join_truth(
                 f"list {_list_id(wanted[wrong[0]])!r} has {lengths[wrong[0]]} impressions in raw_sample.csv, and "
                 f"{found[wrong[0]]} in the column {name} of {path}: {_AGAIN}"
             )
-    # Windows hold all rows, in their order: the values of the lists, one after the other, are those of the rows.
+    # Sessions hold all rows, in their order: the values of the lists, one after the other, are those of the rows.
     positions = rows["initial_position"].explode().fill_null(-1).to_numpy().astype(np.int64)
-    of_window = np.repeat(np.arange(len(windows)), lengths)
-    ranked = positions[np.lexsort((positions, of_window))]
-    wrong = of_window[ranked != np.arange(len(ranked)) - windows.starts[of_window]]
+    of_session = np.repeat(np.arange(len(sessions)), lengths)
+    ranked = positions[np.lexsort((positions, of_session))]
+    wrong = of_session[ranked != np.arange(len(ranked)) - sessions.starts[of_session]]
     if len(wrong):
-        start, end = windows.starts[wrong[0]], windows.ends[wrong[0]]
+        start, end = sessions.starts[wrong[0]], sessions.ends[wrong[0]]
         raise InputError(
             f"list {_list_id(wanted[wrong[0]])!r} of {path}: initial_position is {positions[start:end].tolist()}, "
             f"expected each of 0..{end - start - 1} once: {_AGAIN}"
@@ -98,9 +98,9 @@ def join_truth(
     values = {"position": positions}
     if "attraction" in rows.columns:
         values["attraction"] = rows["attraction"].explode().to_numpy().astype(np.float32)
-        odd = of_window[~((values["attraction"] >= 0) & (values["attraction"] <= 1))]  # nulls are NaN
+        odd = of_session[~((values["attraction"] >= 0) & (values["attraction"] <= 1))]  # nulls are NaN
         if len(odd):
-            start, end = windows.starts[odd[0]], windows.ends[odd[0]]
+            start, end = sessions.starts[odd[0]], sessions.ends[odd[0]]
             raise InputError(
                 f"list {_list_id(wanted[odd[0]])!r} of {path}: attraction is "
                 f"{values['attraction'][start:end].tolist()}, expected probabilities from 0 to 1: {_AGAIN}"

@@ -16,7 +16,7 @@ from hf_rerank.data.splits import SPLITS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from hf_rerank.data.prm_public import TextRange
+    from hf_rerank.data.prm_public.source import TextRange
 
 
 class PRMPublicText(datasets.ArrowBasedBuilder):
@@ -44,7 +44,7 @@ class PRMPublicText(datasets.ArrowBasedBuilder):
         ]
 
     def _generate_tables(self, ranges: Sequence[TextRange], split: str) -> Iterator[tuple[tuple[int, int], pa.Table]]:
-        from hf_rerank.data.prm_public import iter_batches
+        from hf_rerank.data.prm_public.source import iter_batches
 
         for shard, source in enumerate(ranges):
             for number, table in enumerate(iter_batches([source], splits=(split,), **self.options)):

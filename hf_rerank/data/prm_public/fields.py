@@ -1,23 +1,17 @@
 """PRM Public's text: cut into fields where they lie, decoded by polars, and blamed by name where damaged.
 
-One line is one list: six fields between ``|``, each but the first a JSON array; see ``FIELDS``. A batch of clean lines
-of one length is read number by number (``hf_rerank.data.prm_public_numbers``), any other is decoded column by column.
-If that fails it is read again carefully, line by line, which names every damaged line, its field and what it holds;
-then the rest is decoded.
+One line is one list: six fields between ``|``, each but the first a JSON array; see ``FIELDS``. Fields are decoded
+column by column. If that fails, lines are read again carefully, one by one, which names every damaged line, its field
+and what it holds; then the rest is decoded.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +19,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.prm_public_lists import Decoded
-from hf_rerank.data.prm_public_numbers import CACHED_BYTES, NotClean, made_line, read_numbers
-from hf_rerank.errors import InputError
+from hf_rerank.data.prm_public.decoded import Decoded
+from hf_rerank.data.report import RejectedLine
 
 FIELDS = ("user id", "user categorical", "item categorical", "item dense, basic", "item dense, optional", "labels")
 USER_COLUMNS = ("user_0", "user_1", "user_2")
@@ -36,14 +29,13 @@ BASIC_COLUMNS = tuple(f"basic_{number}" for number in range(7))
 OPTIONAL_COLUMNS = tuple(f"optional_{number}" for number in range(12))
 # Field -> the columns that its inner arrays become.
 ITEM_FIELDS = {2: CATEGORICAL_COLUMNS, 3: BASIC_COLUMNS, 4: OPTIONAL_COLUMNS}
-_WIDTHS = (len(USER_COLUMNS), *map(len, ITEM_FIELDS.values()))
 # A line of 30 items has about 7,000 bytes; without a limit a file without line ends would be read whole.
 MAX_LINE_BYTES = 2**20
 MAX_EXACT_FLOAT = 2**53
 # From here on a number is rounded to 2**128 - 2**103 in 64 bits, and to infinity in 32.
 _FLOAT32_OVERFLOW = 2**128 - 2**103 - 2**74
-# Damaged lines that one message names by number; the others are counted.
-MAX_NAMED_LINES = 20
+# Text that is searched at a time: more falls out of the processor's cache, and takes twice the time.
+CACHED_BYTES = 2**19
 # What can be wrong with a line; the counts of a report are by these.
 KINDS = (
     "wrong number of fields",
@@ -86,60 +78,6 @@ class _Damaged(Exception):
     """A batch holds a line that is not as the format says; the careful reader finds which."""
 
 
-@dataclass(frozen=True)
-class Reject:
-    """A damaged line.
-
-    Attributes:
-        path: The raw file.
-        line: Its number, from 1.
-        field: The damaged field, from 1; None where the line as a whole is damaged.
-        kind: One of ``KINDS``.
-        text: The field, or the line; shortened.
-        reason: What was expected, and what came.
-    """
-
-    path: str
-    line: int
-    field: int | None
-    kind: str
-    text: str
-    reason: str
-
-    def __str__(self) -> str:
-        field = "" if self.field is None else f", field {self.field} ({FIELDS[self.field - 1]})"
-        return f"{self.path}, line {self.line}{field}: {self.reason}" + (f": {self.text}" if self.text else "")
-
-    def to_json(self) -> str:
-        """One line of JSON, which names the file without its folder."""
-        return json.dumps({**dataclasses.asdict(self), "path": Path(self.path).name})
-
-
-class DamagedText(InputError):
-    """Lines of a raw file are damaged.
-
-    Attributes:
-        rejects: All damaged lines of the batch in which reading stopped.
-    """
-
-    def __init__(self, rejects: Sequence[Reject], advice: str = "") -> None:
-        self.rejects = list(rejects)
-        message = str(self.rejects[0])
-        if len(self.rejects) > 1:
-            kinds: dict[str, list[int]] = {}
-            for reject in self.rejects[:MAX_NAMED_LINES]:
-                kinds.setdefault(reject.kind, []).append(reject.line)
-            counts = Counter(reject.kind for reject in self.rejects)
-            named = [
-                f"{kind} {count} (line {', '.join(map(str, kinds[kind]))})" if kind in kinds else f"{kind} {count}"
-                for kind, count in counts.items()
-            ]
-            more = len(self.rejects) - MAX_NAMED_LINES
-            message += f"; damaged lines near here: {len(self.rejects)}, by kind: {', '.join(named)}"
-            message += f" and {more} lines that are not named" if more > 0 else ""
-        super().__init__(message + advice)
-
-
 class Fields:
     """The fields of a batch of lines, as texts that are not decoded yet.
 
@@ -151,13 +89,11 @@ class Fields:
     Attributes:
         numbers: Of each row the number of its line. Damaged lines are no rows.
         rejects: The damaged lines found so far.
-        clean: The numbers of all lines, once ``read_clean`` has found them clean.
     """
 
     def __init__(self, path: str, first_line: int, text: bytes) -> None:
         self.path = path
-        self.rejects: list[Reject] = []
-        self.clean: _Clean | None = None
+        self.rejects: list[RejectedLine] = []
         if first_line == 1 and text.startswith(_BYTE_ORDER_MARK):
             text = text.removeprefix(_BYTE_ORDER_MARK) or b"\n"
         self.cut_off = bool(text) and not text.endswith(b"\n")
@@ -211,11 +147,7 @@ class Fields:
         Returns:
             The rows without those whose user id is damaged, and their user ids.
         """
-        begins, ends = self.bounds[:-1][rows * len(FIELDS)].tolist(), self.bounds[1:][rows * len(FIELDS)].tolist()
-        texts = pl.Series(
-            [self.text[begin:end].decode() for begin, end in zip(begins, ends, strict=True)], dtype=pl.String
-        )
-        texts = texts.str.strip_chars(_MARKS)
+        texts = self.columns["0"][rows]
         good = texts.str.contains(r"^-?[0-9]{1,18}$").to_numpy()
         if not good.all():
             if len(self._read_carefully(rows[~good])):
@@ -223,24 +155,15 @@ class Fields:
             rows, texts = rows[good], texts.filter(good)
         return rows, texts.cast(pl.Int64).to_numpy()
 
-    def read_clean(self, wanted: int) -> None:
-        """Reads the numbers of all lines, if they are clean ones of one length, and most of them wanted."""
-        items = (self.text[: self.ends[0]].count(b"[") - 5) // len(ITEM_FIELDS) if wanted else 0
-        if items > 0 and 2 * wanted > len(self.numbers) and not self.cut_off:
-            with contextlib.suppress(NotClean):
-                self.clean = _Clean(items, *read_numbers(self.text, self.ends, made_line(_WIDTHS, items)))
-
     def decode(self, rows: np.ndarray) -> tuple[np.ndarray, Decoded]:
         """The lists of some rows.
 
         Returns:
             The rows without those that are damaged, and their lists.
         """
-        if self.clean is not None:
-            with contextlib.suppress(_Damaged):
-                return rows, self.clean.decode(rows)
         try:
-            return rows, self._decode(self.columns if len(rows) == len(self.numbers) else self.columns[rows])
+            all_in_order = np.array_equal(rows, np.arange(len(self.numbers)))
+            return rows, self._decode(self.columns if all_in_order else self.columns[rows])
         except (_Damaged, pl.exceptions.PolarsError):
             pass
         good = self._read_carefully(rows)
@@ -333,7 +256,8 @@ class Fields:
         field, kind, reason, text = damage
         if last and self.cut_off and kind != "line too long":
             kind, reason = "cut-off last line", f"{reason}; the file ends inside this line: fetch it again"
-        self.rejects.append(Reject(self.path, number, None if field is None else field + 1, kind, text, reason))
+        column = None if field is None else f"field {field + 1} ({FIELDS[field]})"
+        self.rejects.append(RejectedLine(self.path, number, column, kind, reason, text))
 
 
 def find_letter(text: bytes, letter: str) -> np.ndarray:
@@ -387,35 +311,6 @@ def _columns(
     return {
         name: pa.array(column, type=kind, mask=mask) for name, column, mask in zip(names, table, masks, strict=True)
     }
-
-
-@dataclass(frozen=True)
-class _Clean:
-    """Clean lines of one length, as ``read_numbers`` gives them. The user id is in them, but read elsewhere: it may be
-    longer than a float is exact."""
-
-    items: int
-    values: np.ndarray
-    missing: np.ndarray
-
-    def decode(self, rows: np.ndarray) -> Decoded:
-        """
-        Raises:
-            _Damaged: A number is not as its field must be, or may not be; the lines may be good all the same.
-        """
-        sizes = [1, _WIDTHS[0], *(self.items * width for width in _WIDTHS[1:]), self.items]
-        places = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
-        values, missing = self.values[rows], self.missing[rows]
-        fields = [values[:, place] for place in places]
-        nulls = [missing[:, place] if missing[:, place].any() else None for place in places]
-        if nulls[5] is not None or not ((fields[5] == 0) | (fields[5] == 1)).all():
-            raise _Damaged
-        per_list = _columns(fields[1], nulls[1], USER_COLUMNS, pa.int64())
-        per_item: dict[str, pa.Array] = {}
-        for k, names in ITEM_FIELDS.items():
-            per_item |= _columns(fields[k], nulls[k], names, pa.int64() if k == 2 else pa.float32())
-        per_item["click"] = pa.array(fields[5].ravel().astype(np.int8))
-        return Decoded(np.full(len(rows), self.items), per_list, per_item)
 
 
 # ----------------------------------------------------------------------- the careful reader: what is wrong with a line

@@ -7,25 +7,27 @@ one by one, so that each wrong one can be named.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from hf_rerank.data.report import RejectedLine
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.fast_rows import LARGEST_FLOAT32
 
 BLOCK_BYTES = 16 * 2**20
 BTAGS = ("pv", "cart", "fav", "buy")
 FIRST_SECOND = 1_000_000_000  # September 2001; what lies before is no time in Unix seconds, but days or minutes
 LAST_ID = 2**32 - 1
+# The kind of a line with too few or too many fields.
+FIELDS = "fields"
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
-_MEND = "mend it, or fetch the file again"
+_FIX = "fix it, or fetch the file again"
 
 
 @dataclass(frozen=True)
@@ -150,30 +152,7 @@ def _check_header(path: Path, header: bytes, table: Table) -> None:
     raise InputError(f"{path} has {len(found)} columns, and {found[len(expected)][:50]!r} is too many: {whole}")
 
 
-@dataclass(frozen=True)
-class Damage:
-    """A damaged line.
-
-    Attributes:
-        file: Name of the raw file.
-        line: Its number, from 1.
-        kind: The column that is wrong; ``fields`` where their number is.
-        said: What was expected, and what came.
-        text: The line, shortened.
-    """
-
-    file: str
-    line: int
-    kind: str
-    said: str
-    text: str
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
-
-OnDamage = Callable[[Damage], object]
+OnReject = Callable[[RejectedLine], object]
 
 
 def read_blocks(
@@ -182,8 +161,9 @@ def read_blocks(
     *,
     block_bytes: int = BLOCK_BYTES,
     numbered: bool = False,
-    on_bytes: Callable[[int], object] | None = None,
-    on_damage: OnDamage | None = None,
+    on_bytes: Callable[[int], object] = lambda _: None,
+    digest: Any = None,
+    on_reject: OnReject,
 ) -> Iterator[pl.DataFrame]:
     """The rows of a raw file, in order, a block of bytes at a time.
 
@@ -193,44 +173,46 @@ def read_blocks(
         block_bytes: Bytes of text at a time; memory is a small multiple of it.
         numbered: With a column ``line``, the number of the line.
         on_bytes: Called with the number of bytes read.
-        on_damage: Called with each damaged line, which is then left out. None: the first one is an error.
+        digest: Updated with all bytes that are read, as of ``hashlib``.
+        on_reject: Called with each damaged line, which is then left out.
 
     Raises:
-        InputError: A damaged line: names file, line, column and text.
+        InputError: The file ends inside a line, or a line is longer than a block.
     """
+    update = (lambda _: None) if digest is None else digest.update
     with path.open("rb") as file:
         header = file.readline()
         line, rest = 2, b""
-        if on_bytes is not None:
-            on_bytes(len(header))
+        update(header)
+        on_bytes(len(header))
         while block := file.read(block_bytes):
+            update(block)
             text = rest + block
             end = text.rfind(b"\n") + 1
             if not end:
-                raise InputError(f"line {line} of {path} is longer than {block_bytes:,} bytes: {_MEND}")
+                raise InputError(f"line {line} of {path} is longer than {block_bytes:,} bytes: {_FIX}")
             rest = text[end:]
-            rows, numbers = _parse(path, table, text[:end], line, on_damage)
+            rows, numbers = _parse(path, table, text[:end], line, on_reject)
             line += text.count(b"\n", 0, end)
             yield rows.with_columns(pl.Series("line", numbers)) if numbered else rows
-            if on_bytes is not None:
-                on_bytes(len(block))
+            on_bytes(len(block))
     if rest:
         raise InputError(f"{path} ends in the middle of line {line}, as if it was cut off: fetch it again")
 
 
-def read_whole(path: Path, table: Table, on_damage: OnDamage | None = None) -> pl.DataFrame:
+def read_whole(path: Path, table: Table, *, digest: Any = None, on_reject: OnReject) -> pl.DataFrame:
     """A raw file that fits in memory, ordered by its key.
 
     Args:
         path: The file.
         table: What it holds.
-        on_damage: As of ``read_blocks``.
+        digest, on_reject: As of ``read_blocks``.
 
     Raises:
-        InputError: A damaged line, or a key that is there twice.
+        InputError: A key that is there twice; or as ``read_blocks``.
     """
     assert table.key is not None
-    blocks = list(read_blocks(path, table, numbered=True, on_damage=on_damage))
+    blocks = list(read_blocks(path, table, numbered=True, digest=digest, on_reject=on_reject))
     rows = pl.concat(blocks).sort(table.key, "line")
     if not len(rows):
         raise InputError(f"{path} has no line that is not damaged: fetch it again")
@@ -247,23 +229,24 @@ def read_whole(path: Path, table: Table, on_damage: OnDamage | None = None) -> p
 
 
 def _parse(
-    path: Path, table: Table, text: bytes, first_line: int, on_damage: OnDamage | None
+    path: Path, table: Table, text: bytes, first_line: int, on_reject: OnReject
 ) -> tuple[pl.DataFrame, np.ndarray]:
     """The rows of whole lines, of which ``first_line`` is the first, and their numbers."""
     rows = _rows(table, text)
     numbers = np.arange(first_line, first_line + text.count(b"\n"))
     if isinstance(rows, str):
-        damages, whole = _damaged_lines(table, text, first_line)
-        if not damages:
+        damaged, whole = _damaged_lines(path, table, text, first_line)
+        if not damaged:
             raise InputError(
-                f"{path} cannot be read between lines {first_line:,} and {numbers[-1]:,} ({rows}): {_MEND}"
+                f"{path} cannot be read between lines {first_line:,} and {numbers[-1]:,} ({rows}): {_FIX}"
             )
-        _report(path, damages, on_damage)
+        for rejected in damaged:
+            on_reject(rejected)
         text = b"".join(line for _, line in whole)
         numbers = np.array([number for number, _ in whole], dtype=numbers.dtype)
         rows = _rows(table, text)
         if isinstance(rows, str):
-            raise InputError(f"{path} cannot be read after line {first_line:,} ({rows}): {_MEND}")
+            raise InputError(f"{path} cannot be read after line {first_line:,} ({rows}): {_FIX}")
     kept = np.ones(len(rows), dtype=bool)
     meaningless = []
     for kind, wrong, what in _wrong_values(rows):
@@ -271,17 +254,17 @@ def _parse(
             if kept[row]:
                 named = rows.row(row, named=True)
                 line = ",".join("" if value is None else str(value) for value in named.values())
-                meaningless.append(Damage(table.file, int(numbers[row]), kind, f": {what(named)}", line[:80]))
+                meaningless.append(_rejected(path, table, int(numbers[row]), (kind, what(named)), line))
                 kept[row] = False
-    _report(path, sorted(meaningless, key=lambda damage: damage.line), on_damage)
+    for rejected in sorted(meaningless, key=lambda rejected: rejected.line):
+        on_reject(rejected)
     return (rows, numbers) if kept.all() else (rows.filter(pl.Series(kept)), numbers[kept])
 
 
-def _report(path: Path, damages: list[Damage], on_damage: OnDamage | None) -> None:
-    for damage in damages:
-        if on_damage is None:
-            raise InputError(f"{path}, line {damage.line}{damage.said}; {_MEND}")
-        on_damage(damage)
+def _rejected(path: Path, table: Table, number: int, damage: tuple[str, str], line: str) -> RejectedLine:
+    kind, reason = damage
+    column = None if kind == FIELDS else kind
+    return RejectedLine(str(path), number, column, f"{table.file}, {kind}", reason, line[:80])
 
 
 def _rows(table: Table, text: bytes) -> pl.DataFrame | str:
@@ -314,7 +297,7 @@ def _wrong_values(rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series, Callable
         yield (
             "time_stamp",
             rows["time_stamp"] < FIRST_SECOND,
-            lambda row: f"time_stamp is {str(row['time_stamp'])!r}, expected {_SECONDS.expected}",
+            lambda row: f"got {str(row['time_stamp'])!r}, expected {_SECONDS.expected}",
         )
     if "clk" in rows.columns:
         yield (
@@ -326,36 +309,36 @@ def _wrong_values(rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series, Callable
         yield (
             "price",
             ~((rows["price"] >= 0) & (rows["price"] <= LARGEST_FLOAT32)),
-            lambda row: f"price is {row['price']}, expected {AD_FEATURE.columns['price'].expected}",
+            lambda row: f"got {row['price']}, expected {AD_FEATURE.columns['price'].expected}",
         )
 
 
-def _damaged_lines(table: Table, text: bytes, first_line: int) -> tuple[list[Damage], list[tuple[int, bytes]]]:
+def _damaged_lines(
+    path: Path, table: Table, text: bytes, first_line: int
+) -> tuple[list[RejectedLine], list[tuple[int, bytes]]]:
     """The damaged lines of a block that Polars does not read, or not whole; and the number and text of the others."""
-    damages, whole = [], []
+    damaged, whole = [], []
     for number, raw in enumerate(text.removesuffix(b"\n").split(b"\n"), start=first_line):
         line = raw.removesuffix(b"\r").decode("utf-8", "backslashreplace")
         found = _damage_of(table, line)
         if found is None:
             whole.append((number, raw + b"\n"))
         else:
-            damages.append(Damage(table.file, number, *found, line[:80]))
-    return damages, whole
+            damaged.append(_rejected(path, table, number, found, line))
+    return damaged, whole
 
 
 def _damage_of(table: Table, line: str) -> tuple[str, str] | None:
     """What is wrong in a line: its kind, and what to say."""
     fields = line.split(",")
     if len(fields) != len(table.columns):
-        return "fields", (
-            f" has {len(fields) if line else 'no'} fields, expected {len(table.columns)} "
-            f"({','.join(table.columns)}): {line[:80]!r}"
-        )
+        found = len(fields) if line else "no"
+        return FIELDS, f"has {found} fields, expected {len(table.columns)} ({','.join(table.columns)})"
     for (name, column), field in zip(table.columns.items(), fields, strict=True):
         if not _is_value(column, field):
             milliseconds = column is _SECONDS and re.fullmatch(r"\d{13}", field)
             advice = " (are these milliseconds? divide them by 1000)" if milliseconds else ""
-            return name, f": {name} is {field[:80]!r}, expected {column.expected}{advice}"
+            return name, f"got {field[:80]!r}, expected {column.expected}{advice}"
     return None
 
 

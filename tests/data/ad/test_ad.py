@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from ad_by_hand import START, prepared_by_hand, random_raw, read_csv, windows_of, write_raw
 
-from hf_rerank.data.ad import _lookup, ad_columns, ad_schema, prepare_ad
-from hf_rerank.data.ad_buckets import BucketWriter, bucket_of, read_bucket
-from hf_rerank.data.ad_tables import RAW_SAMPLE, read_blocks
+from hf_rerank.data.ad import ad_columns, ad_schema, prepare_ad
+from hf_rerank.data.ad.partition import _lookup
+from hf_rerank.data.ad.tables import RAW_SAMPLE, read_blocks
 from hf_rerank.data.prepared import read_prepared
+from hf_rerank.data.prepared.buckets import BucketWriter, bucket_of, read_bucket
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
@@ -154,7 +155,7 @@ def test_a_tiny_log(tmp_path: Path) -> None:
         "read and cut raw_sample.csv": 9,
         "find who has lists": 1,
         "read and cut behavior_log.csv": 6,
-        "make and write lists": 2,
+        "read and write lists": 2,
     }
     card = (tmp_path / "lists" / "README.md").read_text()
     assert "users without a list 2" in card
@@ -258,7 +259,7 @@ def test_the_random_logs_hold_what_they_should(tmp_path: Path) -> None:
 def test_sizes_do_not_change_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 3)
     whole, _ = prepared(raw, tmp_path / "whole")
-    monkeypatch.setattr("hf_rerank.data.ad.TABLE_IDS", 3)
+    monkeypatch.setattr("hf_rerank.data.ad.partition.TABLE_IDS", 3)
     for number, sizes in enumerate([SMALL, {"bucket_bytes": 500}, {"run_bytes": 1, "block_bytes": 400}]):
         assert prepared(raw, tmp_path / f"{number}", **sizes)[0] == whole
 
@@ -276,7 +277,7 @@ def test_a_log_without_a_list(tmp_path: Path, protocol: str) -> None:
 
 @pytest.mark.parametrize("table_ids", [2**26, 0])
 def test_times_of_users_are_looked_up(table_ids: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_rerank.data.ad.TABLE_IDS", table_ids)
+    monkeypatch.setattr("hf_rerank.data.ad.partition.TABLE_IDS", table_ids)
     users, times = np.array([2, 5, 6], dtype=np.uint32), np.array([20, 50, 60], dtype=np.uint32)
     wanted = np.array([6, 0, 7, 5, 2, 3, 2**32 - 1, 2], dtype=np.uint32)
     assert _lookup(users, times)(wanted).tolist() == [60, 0, 0, 50, 20, 0, 0, 20]
@@ -285,8 +286,8 @@ def test_times_of_users_are_looked_up(table_ids: int, monkeypatch: pytest.Monkey
 
 def test_buckets_keep_the_order_of_rows(tmp_path: Path) -> None:
     raw = write_raw(tmp_path, [(user, at, at, 0) for at in range(300) for user in (2, 4, 6, 2**32 - 1)])
-    writer = BucketWriter(tmp_path, "rows", buckets=3, run_bytes=2_000)
-    for rows in read_blocks(raw / "raw_sample.csv", RAW_SAMPLE, block_bytes=512):
+    writer = BucketWriter(tmp_path, "rows", buckets=3, key="user", run_bytes=2_000)
+    for rows in read_blocks(raw / "raw_sample.csv", RAW_SAMPLE, block_bytes=512, on_reject=print):
         writer.add(rows)
     runs = writer.close()
     assert len(runs) > 3

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.ad_tables import BTAGS
-from hf_rerank.data.ad_windows import rows_between, time_key
+from hf_rerank.data.ad.sessions import rows_between, time_key
+from hf_rerank.data.ad.tables import BTAGS
 
 HISTORY_COLUMNS = {
     "history_btag": pa.string(),

@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from ad_by_hand import START, random_raw, write_raw
 
-from hf_rerank.data import ad, ad_buckets
 from hf_rerank.data.ad import find_ad_files, prepare_ad
-from hf_rerank.data.prepared import read_prepared
-from hf_rerank.data.unfinished import CannotWrite, refuse_unfinished
+from hf_rerank.data.ad.lists import ListMaker
+from hf_rerank.data.prepared import buckets, read_prepared, refuse_unfinished
 from hf_rerank.errors import InputError
+from hf_rerank.storage import CannotWrite
 
 BEHAVIOURS = [(1, 0, "pv", 5, 6), (1, 1, "fav", 5, "NULL")]
 SHOWN = [(1, 0, 11, 1), (1, 1, 11, 0), (1, 2, 11, 0)]
-SMALL = {"block_bytes": 1_000, "bucket_bytes": 2_000, "run_bytes": 2_000, "shard_lists": 3, "progress": False}
+SMALL = {"block_bytes": 1_000, "bucket_bytes": 2_000, "run_bytes": 2_000, "shard_bytes": 2_000, "progress": False}
 
 
 @pytest.fixture
@@ -85,45 +85,50 @@ def test_a_wrong_header_names_the_column(raw: Path, name: str, header: bytes, me
             "raw_sample.csv",
             3,
             b"1,1494000001,x,p,1,0",
-            "line 3: adgroup_id is 'x', expected an integer from 0 to",
+            "line 3, adgroup_id: got 'x', expected an integer from 0 to",
         ),
-        ("raw_sample.csv", 2, b"-1,1494000001,11,p,1,0", "line 2: user is '-1', expected an integer"),
-        ("raw_sample.csv", 4, b"1,1494000001,11,,1,0", "line 4: pid is '', expected a text"),
-        ("raw_sample.csv", 4, b"1,1494000001,11,p,1,1", "line 4: nonclk is 1 and clk is 1, expected 0 and 1, or 1"),
-        ("raw_sample.csv", 4, b"1,1494000001,11,p,0,0", "line 4: nonclk is 0 and clk is 0, expected"),
-        ("raw_sample.csv", 4, b"1,1494000001,11,p,255,2", "line 4: nonclk is 255 and clk is 2, expected"),
-        ("raw_sample.csv", 4, b"1,1494000001,11,p,1.0,0", "line 4: nonclk is '1.0', expected 0 or 1"),
-        ("raw_sample.csv", 3, b"1,1494000001,11,p,1", "line 3 has 5 fields, expected 6 (user,time_stamp,"),
-        ("raw_sample.csv", 2, b"1,1494000001", "line 2 has 2 fields, expected 6"),
-        ("raw_sample.csv", 3, b"1,1494000001,11,p,1,0,0", "line 3 has 7 fields, expected 6"),
-        ("raw_sample.csv", 3, b"", "line 3 has no fields, expected 6"),
-        ("raw_sample.csv", 3, b"1,1494000001,11,p\xff,1,0", "line 3: pid is 'p\\\\xff', expected a text"),
+        ("raw_sample.csv", 2, b"-1,1494000001,11,p,1,0", "line 2, user: got '-1', expected an integer"),
+        ("raw_sample.csv", 4, b"1,1494000001,11,,1,0", "line 4, pid: got '', expected a text"),
+        (
+            "raw_sample.csv",
+            4,
+            b"1,1494000001,11,p,1,1",
+            "line 4, clk: nonclk is 1 and clk is 1, expected 0 and",
+        ),
+        ("raw_sample.csv", 4, b"1,1494000001,11,p,0,0", "line 4, clk: nonclk is 0 and clk is 0, expected"),
+        ("raw_sample.csv", 4, b"1,1494000001,11,p,255,2", "line 4, clk: nonclk is 255 and clk is 2, expected"),
+        ("raw_sample.csv", 4, b"1,1494000001,11,p,1.0,0", "line 4, nonclk: got '1.0', expected 0 or 1"),
+        ("raw_sample.csv", 3, b"1,1494000001,11,p,1", "line 3: has 5 fields, expected 6 (user,time_stamp,"),
+        ("raw_sample.csv", 2, b"1,1494000001", "line 2: has 2 fields, expected 6"),
+        ("raw_sample.csv", 3, b"1,1494000001,11,p,1,0,0", "line 3: has 7 fields, expected 6"),
+        ("raw_sample.csv", 3, b"", "line 3: has no fields, expected 6"),
+        ("raw_sample.csv", 3, b"1,1494000001,11,p\xff,1,0", "line 3, pid: got 'p\\\\xff', expected a text"),
         (
             "raw_sample.csv",
             3,
             b"1,1494000001000,11,p,1,0",
-            "is '1494000001000', expected Unix seconds from 1000000000",
+            "got '1494000001000', expected Unix seconds from 1000000000",
         ),
         ("raw_sample.csv", 3, b"1,1494000001000,11,p,1,0", "(are these milliseconds? divide them by 1000)"),
-        ("raw_sample.csv", 3, b"1,20170506,11,p,1,0", "line 3: time_stamp is '20170506', expected Unix seconds"),
-        ("raw_sample.csv", 3, b"1,2017-05-06,11,p,1,0", "line 3: time_stamp is '2017-05-06', expected Unix seconds"),
-        ("behavior_log.csv", 3, b"1,17291,pv,5,6", "line 3: time_stamp is '17291', expected Unix seconds"),
+        ("raw_sample.csv", 3, b"1,20170506,11,p,1,0", "line 3, time_stamp: got '20170506', expected Unix seconds"),
+        ("raw_sample.csv", 3, b"1,2017-05-06,11,p,1,0", "line 3, time_stamp: got '2017-05-06', expected Unix seconds"),
+        ("behavior_log.csv", 3, b"1,17291,pv,5,6", "line 3, time_stamp: got '17291', expected Unix seconds"),
         (
             "behavior_log.csv",
             3,
             b"1,1494000001,click,5,6",
-            "line 3: btag is 'click', expected one of pv, cart, ",
+            "line 3, btag: got 'click', expected one of pv, cart, ",
         ),
-        ("behavior_log.csv", 3, b"1,1494000001,pv,NULL,6", "line 3: cate is 'NULL', expected an integer"),
-        ("behavior_log.csv", 3, b"1,1494000001,pv,5", "line 3 has 4 fields, expected 5 (user,time_stamp,btag,cate,"),
-        ("ad_feature.csv", 2, b"11,1,2,3,4,cheap", "line 2: price is 'cheap', expected a finite number (float32)"),
-        ("ad_feature.csv", 2, b"11,1,2,3,4,-1", "line 2: price is -1.0, expected a finite number"),
-        ("ad_feature.csv", 2, b"11,1,2,3,4,inf", "line 2: price is inf, expected a finite number"),
-        ("ad_feature.csv", 2, b"11,1,2,3,null,1", "line 2: brand is 'null', expected an integer from 0 to"),
-        ("ad_feature.csv", 2, b"11,1,2,3,4,1e39", "line 2: price is 1e+39, expected a finite number (float32)"),
-        ("ad_feature.csv", 2, b'11,1,2,3,4,"1"', "line 2: price is '\"1\"', expected a finite number"),
-        ("user_profile.csv", 2, b"1,1,1,1,1,,NULL,1,", "line 2: shopping_level is 'NULL', expected an integer"),
-        ("user_profile.csv", 2, b"1,1,1,1,1,,9999999999,1,", "line 2: shopping_level is '9999999999', expected"),
+        ("behavior_log.csv", 3, b"1,1494000001,pv,NULL,6", "line 3, cate: got 'NULL', expected an integer"),
+        ("behavior_log.csv", 3, b"1,1494000001,pv,5", "line 3: has 4 fields, expected 5 (user,time_stamp,btag,cate,"),
+        ("ad_feature.csv", 2, b"11,1,2,3,4,cheap", "line 2, price: got 'cheap', expected a finite number (float32)"),
+        ("ad_feature.csv", 2, b"11,1,2,3,4,-1", "line 2, price: got -1.0, expected a finite number"),
+        ("ad_feature.csv", 2, b"11,1,2,3,4,inf", "line 2, price: got inf, expected a finite number"),
+        ("ad_feature.csv", 2, b"11,1,2,3,null,1", "line 2, brand: got 'null', expected an integer from 0 to"),
+        ("ad_feature.csv", 2, b"11,1,2,3,4,1e39", "line 2, price: got 1e+39, expected a finite number (float32)"),
+        ("ad_feature.csv", 2, b'11,1,2,3,4,"1"', "line 2, price: got '\"1\"', expected a finite number"),
+        ("user_profile.csv", 2, b"1,1,1,1,1,,NULL,1,", "line 2, shopping_level: got 'NULL', expected an integer"),
+        ("user_profile.csv", 2, b"1,1,1,1,1,,9999999999,1,", "line 2, shopping_level: got '9999999999', expected"),
     ],
 )
 def test_a_wrong_line_is_named(raw: Path, name: str, line: int, text: bytes, message: str) -> None:
@@ -131,7 +136,7 @@ def test_a_wrong_line_is_named(raw: Path, name: str, line: int, text: bytes, mes
     found = refusal(raw)
     assert found.startswith(f"{raw / name}, line {line}")
     assert message in found
-    assert found.endswith("mend it, or fetch the file again")
+    assert "; fix the line and rerun, or leave such lines out with --on-error skip" in found
 
 
 def test_lines_are_counted_over_blocks(raw: Path) -> None:
@@ -182,8 +187,8 @@ def test_a_file_that_changes_meanwhile(raw: Path, monkeypatch: pytest.MonkeyPatc
             file.write("1,1494000000,pv,1,1\n")
         return read(*args)
 
-    read = ad_buckets.read_bucket
-    monkeypatch.setattr("hf_rerank.data.ad.read_bucket", read_and_change)
+    read = buckets.read_bucket
+    monkeypatch.setattr("hf_rerank.data.ad.source.read_bucket", read_and_change)
     with pytest.raises(InputError, match=r"behavior_log.csv changed while it was read: run again when"):
         prepare_ad(raw, raw.parent / "lists", progress=False)
     assert not list(raw.parent.glob("*lists*"))
@@ -205,7 +210,7 @@ def test_damaged_lines_are_left_out_and_kept_apart(tmp_path: Path) -> None:
             whole.insert(number - 1, line)
         (raw / name).write_bytes(b"\n".join(whole))
     message = refusal(raw, **{**SMALL, "on_error": "raise"})
-    assert "ad_feature.csv, line 3: price is -5.0, expected" in message
+    assert "ad_feature.csv, line 3, price: got -5.0, expected" in message
 
     report = prepare_ad(raw, tmp_path / "skipped", **SMALL, on_error="skip")
     expected = prepare_ad(tmp_path / "clean", tmp_path / "whole", **SMALL)
@@ -234,7 +239,7 @@ def test_a_run_that_goes_on_counts_rejects_once(tmp_path: Path, monkeypatch: pyt
         file.write(b"1,2\n")
     options = {**SMALL, "on_error": "skip"}
     with monkeypatch.context() as patch:
-        patch.setattr(ad.ListMaker, "make", interrupted)
+        patch.setattr(ListMaker, "make", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_ad(raw, tmp_path / "lists", **options)
     report = prepare_ad(raw, tmp_path / "lists", **options)
@@ -364,26 +369,25 @@ def contents(folder: Path) -> dict[str, bytes]:
 KILLED = """
 import os, signal, sys
 from hf_rerank.data import ad
-make, calls = ad.ListMaker.make, []
+from hf_rerank.data.ad.lists import ListMaker
+make, calls = ListMaker.make, []
 def make_or_die(*arguments):
     calls.append(1)
     if len(calls) == 9:
         os.kill(os.getpid(), signal.SIGKILL)
     return make(*arguments)
-ad.ListMaker.make = make_or_die
-ad.prepare_ad(sys.argv[1], sys.argv[2], progress=False, shard_lists=1, bucket_bytes=500)
+ListMaker.make = make_or_die
+ad.prepare_ad(sys.argv[1], sys.argv[2], progress=False, shard_bytes=1, bucket_bytes=500)
 """
 
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """Killed while lists are made: the next run reads no log again, and ends with the same bytes."""
-    raw, options = random_raw(tmp_path / "raw", 12), {"shard_lists": 1, "bucket_bytes": 500, "progress": False}
+    raw, options = random_raw(tmp_path / "raw", 12), {"shard_bytes": 1, "bucket_bytes": 500, "progress": False}
     whole = prepare_ad(raw, tmp_path / "whole", **options)
     output, partial = tmp_path / "lists", tmp_path / "lists.partial"
     assert subprocess.run([sys.executable, "-c", KILLED, str(raw), str(output)]).returncode == -signal.SIGKILL
-    state = json.loads((partial / "state.json").read_text())
-    assert 0 < state["progress"]["next"] < state["progress"]["buckets"]
-    assert state["shards"]
+    assert len(list((partial / "groups").iterdir())) > 0
     assert not output.exists()
     with pytest.raises(InputError, match="is not finished"):
         refuse_unfinished(output)
@@ -393,7 +397,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert contents(output) == contents(tmp_path / "whole")
     assert not partial.exists()
     ours, theirs = again.to_dict(), whole.to_dict()
-    for name in ("read and cut raw_sample.csv", "read and cut behavior_log.csv", "make and write lists"):
+    for name in ("read and cut raw_sample.csv", "read and cut behavior_log.csv", "read and write lists"):
         assert ours["stages"][name]["rows"] == theirs["stages"][name]["rows"]
     for name in ("seconds", "stages"):
         del ours[name], theirs[name]
@@ -402,15 +406,16 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
 
 def test_a_run_stopped_while_logs_are_read_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 12)
-    partial, buckets = tmp_path / "lists.partial", tmp_path / "lists.partial" / "buckets"
+    partial = tmp_path / "lists.partial"
+    parts = partial / ".parts.00000000-1-00000000.tmp"
     prepare_ad(raw, tmp_path / "whole", **SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr("hf_rerank.data.ad._Cutter._latest_lists", interrupted)
+        patch.setattr("hf_rerank.data.ad.partition.Partition._latest_lists", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_ad(raw, tmp_path / "lists", **SMALL)
     assert not partial.exists()
-    buckets.mkdir(parents=True)  # what a kill would leave, there
-    (buckets / "impressions-00000.arrow").write_bytes(b"half a file")
+    parts.mkdir(parents=True)  # what a kill would leave, there
+    (parts / "impressions-00000.arrow").write_bytes(b"half a file")
     prepare_ad(raw, tmp_path / "lists", **SMALL)
     assert contents(tmp_path / "lists") == contents(tmp_path / "whole")
     assert not partial.exists()
@@ -419,23 +424,26 @@ def test_a_run_stopped_while_logs_are_read_begins_anew(tmp_path: Path, monkeypat
 def test_buckets_that_are_not_as_they_were_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw, output = random_raw(tmp_path / "raw", 12), tmp_path / "lists"
     with monkeypatch.context() as patch:
-        patch.setattr("hf_rerank.data.ad.ListMaker.make", interrupted)
+        patch.setattr("hf_rerank.data.ad.lists.ListMaker.make", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_ad(raw, output, **SMALL)
     with (raw / "raw_sample.csv").open("a") as file:
         file.write("1,1494000000,1,p,1,0\n")
     with pytest.raises(InputError, match=r"was begun with files .*raw_sample.csv.* now it is .* to begin anew"):
         prepare_ad(raw, output, **SMALL)
+    content = (raw / "raw_sample.csv").read_bytes().replace(b"1,1494000000,1,p,1,0\n", b"")
+    (raw / "raw_sample.csv").write_bytes(content[:-2] + (b"1" if content[-2:-1] == b"0" else b"0") + b"\n")
+    with pytest.raises(InputError, match=r"raw_sample.csv has changed since .*partial was begun: remove .* to begin"):
+        prepare_ad(raw, output, **SMALL)
     shutil.rmtree(tmp_path / "lists.partial")
     with monkeypatch.context() as patch:
-        patch.setattr("hf_rerank.data.ad.ListMaker.make", interrupted)
+        patch.setattr("hf_rerank.data.ad.lists.ListMaker.make", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_ad(raw, output, **SMALL)
-    run = tmp_path / "lists.partial" / "buckets" / "behaviours-00000.arrow"
+    run = tmp_path / "lists.partial" / "parts" / "behaviours-00000.arrow"
     run.write_bytes(run.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"behaviours-00000.arrow is missing or not as it was .* begins anew"):
+    with pytest.raises(InputError, match=r"behaviours-00000.arrow is missing or not as it was .* to begin anew"):
         prepare_ad(raw, output, **SMALL)
-    assert not (tmp_path / "lists.partial").exists()
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,10 +452,10 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(*args: object, **options: object) -> object:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ad_buckets.pa, "OSFile", full)
+    monkeypatch.setattr(buckets.pa, "OSFile", full)
     with pytest.raises(
         CannotWrite,
-        match=r"cannot write .*impressions-00000.arrow: No space left on device; free space .* begins anew; cutting",
+        match=r"impressions-00000.arrow could not be written: about .* are needed, .* are free .*No space left",
     ):
         prepare_ad(raw, tmp_path / "lists", progress=False)
     assert not list(tmp_path.glob("*lists*"))

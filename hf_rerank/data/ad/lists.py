@@ -1,4 +1,4 @@
-"""A bucket of users -> their lists: windows, the columns of ads and profiles, history, truth."""
+"""A bucket of users -> their lists: sessions, the columns of ads and profiles, history, truth."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.ad_history import histories
-from hf_rerank.data.ad_tables import AD_FEATURE, USER_PROFILE
-from hf_rerank.data.ad_truth import join_truth
-from hf_rerank.data.ad_windows import MAX_WINDOW_ITEMS, Windows, choose_windows, find_windows, rows_between
+from hf_rerank.data.ad.history import histories
+from hf_rerank.data.ad.sessions import MAX_SESSION_ITEMS, Sessions, choose_sessions, find_sessions, rows_between
+from hf_rerank.data.ad.tables import AD_FEATURE, USER_PROFILE
+from hf_rerank.data.ad.truth import join_truth
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import split_of
 
@@ -26,18 +26,18 @@ class Bucket:
 
     Attributes:
         impressions: Of raw_sample.csv, ordered by user and time.
-        windows: All windows over them.
+        sessions: All sessions over them.
     """
 
     impressions: pl.DataFrame
-    windows: Windows
+    sessions: Sessions
 
     @classmethod
     def of(cls, impressions: pl.DataFrame) -> Bucket:
         """The bucket of impressions in the order of the file; equal times keep it."""
         ordered = impressions.sort("user", "time_stamp", maintain_order=True)
         users, times, clicks = (ordered[name].to_numpy() for name in ("user", "time_stamp", "clk"))
-        return cls(ordered, find_windows(users, times, clicks))
+        return cls(ordered, find_sessions(users, times, clicks))
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ListMaker:
         ads: The rows of ad_feature.csv, ordered by ``adgroup_id``.
         profiles: The rows of user_profile.csv, ordered by ``userid``.
         columns: Of the lists, as ``hf_rerank.data.ad.ad_columns`` gives them.
-        protocol: See ``choose_windows``.
+        protocol: See ``choose_sessions``.
         max_list_length: Longer lists are cut.
         history_length: Behaviours a list.
         truth_path: The side file, for errors.
@@ -65,14 +65,14 @@ class ListMaker:
     def make(
         self, bucket: Bucket, behaviours: pl.DataFrame | None, truth: pl.DataFrame | None, report: PrepareReport
     ) -> pa.Table:
-        """The lists of a bucket, by user and time; what becomes of its windows is counted in ``report``."""
-        impressions, windows = bucket.impressions, bucket.windows
+        """The lists of a bucket, by user and time; what becomes of its sessions is counted in ``report``."""
+        impressions, sessions = bucket.impressions, bucket.sessions
         users, times, clicks = (impressions[name].to_numpy() for name in ("user", "time_stamp", "clk"))
-        extra = {} if truth is None else join_truth(windows, users, times, truth, self.truth_path)
-        report.read += len(windows)
+        extra = {} if truth is None else join_truth(sessions, users, times, truth, self.truth_path)
+        report.read += len(sessions)
         report.count("impressions", len(users))
         report.count("users", len(np.unique(users)))
-        chosen = choose_windows(windows, users, self.protocol, report.drop, report.count)
+        chosen = choose_sessions(sessions, users, self.protocol, report.drop, report.count)
         rows, of_list, positions = self._cut(chosen, clicks, extra.get("position"), report)
 
         offsets = pa.array(np.concatenate([[0], np.cumsum(np.bincount(of_list, minlength=len(chosen)))]), pa.int32())
@@ -114,14 +114,14 @@ class ListMaker:
         return pa.Table.from_arrays(arrays, schema=self.columns)
 
     def _cut(
-        self, chosen: Windows, clicks: np.ndarray, positions: np.ndarray | None, report: PrepareReport
+        self, chosen: Sessions, clicks: np.ndarray, positions: np.ndarray | None, report: PrepareReport
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Cuts lists to the earliest 30 items, then to the first ``max_list_length`` of the initial order.
 
         Returns:
             The impressions that stay, the list of each, and its place in the initial order of what stays.
         """
-        ends = np.minimum(chosen.ends, chosen.starts + MAX_WINDOW_ITEMS)
+        ends = np.minimum(chosen.ends, chosen.starts + MAX_SESSION_ITEMS)
         rows, of_list = rows_between(chosen.starts, ends)
         places = rows - chosen.starts[of_list]  # the order of time
         if positions is not None:

@@ -22,7 +22,7 @@ from hf_rerank.data.prm_public import (
     prm_public_schema,
     truth_file,
 )
-from hf_rerank.data.prm_public_text import (
+from hf_rerank.data.prm_public.fields import (
     BASIC_COLUMNS,
     CATEGORICAL_COLUMNS,
     MAX_LINE_BYTES,
@@ -35,7 +35,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists
 
-REAL_LINE = Path(__file__).parents[2] / ".." / "shared" / "data" / "prm_public_row.txt"
+REAL_LINE = Path(__file__).parents[3] / ".." / "shared" / "data" / "prm_public_row.txt"
 ITEM_COLUMNS = (*CATEGORICAL_COLUMNS, *BASIC_COLUMNS, *OPTIONAL_COLUMNS)
 
 
@@ -138,7 +138,7 @@ def test_rows_equal_json_over_many_batches(tmp_path):
             )
         )
     path = write(tmp_path, *lines)
-    rows = read(path, batch_bytes=20_000)
+    rows = read(path, piece_bytes=20_000)
     assert [row["list_id"] for row in rows] == [f"part1:{number}" for number in range(1, 301)]
     assert all(same(row, parsed(line)) for row, line in zip(rows, lines, strict=True))
     assert [row["split"] for row in rows] == split_of(range(300)).tolist()
@@ -239,13 +239,13 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("batch_bytes", [64, 2**23], ids=["one line a batch", "one batch"])
+@pytest.mark.parametrize("piece_bytes", [64, 2**23], ids=["one line a batch", "one batch"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_named(tmp_path, damage, batch_bytes):
+def test_damage_is_named(tmp_path, damage, piece_bytes):
     bad, message = DAMAGE[damage]
     path = write(tmp_path, raw_line(), raw_line(), bad, raw_line(), raw_line(user=[0, 0]))
     with pytest.raises(InputError) as raised:
-        read(path, batch_bytes=batch_bytes)
+        read(path, piece_bytes=piece_bytes)
     assert str(raised.value).startswith(f"{path}, line 3")
     assert message in str(raised.value)
     assert len(str(raised.value)) < len(str(path)) + 300
@@ -292,7 +292,7 @@ def test_public_protocol_counts_every_line(tmp_path):
     lines = [raw_line(user, user=[1, None, 1] if user % 10 == 0 else [1, 1, 1]) for user in range(1_000)]
     path = write(tmp_path, *lines)
     report = PrepareReport()
-    kept = read(path, protocol="public", report=report, batch_bytes=50_000)
+    kept = read(path, protocol="public", report=report, piece_bytes=50_000)
     assert report.read == 1_000 == len(kept) + sum(report.dropped.values())
     assert report.dropped["holds a null"] == 100
     assert 50 < len(kept) < 130  # 90 expected, standard deviation 9
@@ -333,7 +333,7 @@ def test_truth_is_joined_and_cuts_by_initial_position(tmp_path):
     path = write(tmp_path, *(raw_line(user, (1, 0, 1)) for user in range(5)))
     positions = [[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0], [0, 2, 1]]
     write_truth(path, [truth_row(line, position) for line, position in enumerate(positions, start=1)])
-    rows = read(path, batch_bytes=1)
+    rows = read(path, piece_bytes=1)
     assert [row["position"] for row in rows] == positions
     assert rows[3]["attraction"] == [4 / 16, 5 / 16, 6 / 16]
     assert read(path) == rows == read(*find_ranges([path], 700))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.prm_public_truth import HISTORY_COLUMNS, Truth
+from hf_rerank.data.prm_public.truth import HISTORY_COLUMNS, Truth
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.errors import InputError
 

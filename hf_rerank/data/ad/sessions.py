@@ -1,7 +1,7 @@
-"""Impressions -> lists, by the window rule of Ad: what a user was shown within five minutes is one list.
+"""Impressions -> lists, by the session rule of Ad: what a user was shown within five minutes is one list.
 
-A user's impressions are ordered by time, newest first. A window holds the impressions at most 300 seconds older than
-its newest one; the next window begins with the newest impression that is in no window yet. Inside a window the items
+A user's impressions are ordered by time, newest first. A session holds the impressions at most 300 seconds older than
+its newest one; the next session begins with the newest impression that is in no session yet. Inside a session items
 stand in order of time, oldest first; equal times keep the order of the file.
 """
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WINDOW_SECONDS = 300
-MAX_WINDOW_ITEMS = 30
+SESSION_SECONDS = 300
+MAX_SESSION_ITEMS = 30
 PROTOCOLS = ("ours", "public")
 FEW_IMPRESSIONS = 3  # public: users with fewer are dropped
-FEW_ITEMS = 2  # ours: windows with fewer are dropped
+FEW_ITEMS = 2  # ours: sessions with fewer are dropped
 
 
 def time_key(users: np.ndarray, times: np.ndarray | np.uint32) -> np.ndarray:
@@ -25,8 +25,8 @@ def time_key(users: np.ndarray, times: np.ndarray | np.uint32) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Windows over W rows of impressions that are ordered by user, then by time.
+class Sessions:
+    """Sessions over W rows of impressions that are ordered by user, then by time.
 
     Attributes:
         starts: First row of each.
@@ -41,12 +41,12 @@ class Windows:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, chosen: np.ndarray) -> Windows:
-        return Windows(self.starts[chosen], self.ends[chosen], self.clicks[chosen])
+    def __getitem__(self, chosen: np.ndarray) -> Sessions:
+        return Sessions(self.starts[chosen], self.ends[chosen], self.clicks[chosen])
 
 
-def find_windows(users: np.ndarray, times: np.ndarray, clicks: np.ndarray) -> Windows:
-    """All windows, in the order of their rows.
+def find_sessions(users: np.ndarray, times: np.ndarray, clicks: np.ndarray) -> Sessions:
+    """All sessions, in the order of their rows.
 
     Args:
         users: Of each impression; ordered.
@@ -57,9 +57,9 @@ def find_windows(users: np.ndarray, times: np.ndarray, clicks: np.ndarray) -> Wi
     _, oldest, impressions = np.unique(users, return_index=True, return_counts=True)
     newest = oldest + impressions - 1
     starts, ends = [newest[:0]], [newest[:0]]
-    # All users at once, a window each round: those that have impressions left go on with the newest of them.
+    # All users at once, a session each round: those that have impressions left go on with the newest of them.
     while len(newest):
-        begins = np.searchsorted(keys, keys[newest] - np.uint64(WINDOW_SECONDS))
+        begins = np.searchsorted(keys, keys[newest] - np.uint64(SESSION_SECONDS))
         starts.append(begins)
         ends.append(newest + 1)
         left = begins > oldest
@@ -67,50 +67,50 @@ def find_windows(users: np.ndarray, times: np.ndarray, clicks: np.ndarray) -> Wi
     order = np.argsort(np.concatenate(starts))
     first, after = np.concatenate(starts)[order], np.concatenate(ends)[order]
     clicks_before = np.concatenate([[0], np.cumsum(clicks, dtype=np.int64)])
-    return Windows(first, after, clicks_before[after] - clicks_before[first])
+    return Sessions(first, after, clicks_before[after] - clicks_before[first])
 
 
-def choose_windows(
-    windows: Windows,
+def choose_sessions(
+    sessions: Sessions,
     users: np.ndarray,
     protocol: str,
     on_drop: Callable[[str, int], object],
     on_drop_user: Callable[[str, int], object],
-) -> Windows:
-    """The windows that become lists.
+) -> Sessions:
+    """The sessions that become lists.
 
     Args:
-        windows: All windows of the users.
+        sessions: All sessions of the users.
         users: Of each impression.
-        protocol: ``ours``: at least two items and a click. ``public``: the most recent window with a click, of users
+        protocol: ``ours``: at least two items and a click. ``public``: the most recent session with a click, of users
             with at least three impressions.
-        on_drop: Called with each reason, and how many windows are dropped for it.
+        on_drop: Called with each reason, and how many sessions are dropped for it.
         on_drop_user: The same of users that are left without any list.
     """
-    of_user = users[windows.starts] if len(windows) else users[:0]
+    of_user = users[sessions.starts] if len(sessions) else users[:0]
     _, number, counts = np.unique(of_user, return_inverse=True, return_counts=True)
-    clicked = windows.clicks > 0
+    clicked = sessions.clicks > 0
     if protocol == "ours":
-        few = windows.ends - windows.starts < FEW_ITEMS
+        few = sessions.ends - sessions.starts < FEW_ITEMS
         kept = ~few & clicked
         on_drop("fewer than 2 items", int(few.sum()))
         on_drop("without a click", int((~few & ~clicked).sum()))
         on_drop_user("users without a list", len(counts) - len(np.unique(number[kept])))
-        return windows[kept]
-    items = np.bincount(number, weights=windows.ends - windows.starts, minlength=len(counts))
+        return sessions[kept]
+    items = np.bincount(number, weights=sessions.ends - sessions.starts, minlength=len(counts))
     few = items < FEW_IMPRESSIONS
     without = ~few & (np.bincount(number, weights=clicked, minlength=len(counts)) == 0)
-    # Windows of a user stand in order of time: the last one with a click is the one that nothing overwrites.
+    # Sessions of a user stand in order of time: the last one with a click is the one that nothing overwrites.
     latest = np.full(len(counts), -1)
     latest[number[clicked]] = np.flatnonzero(clicked)
-    kept = np.zeros(len(windows), dtype=bool)
+    kept = np.zeros(len(sessions), dtype=bool)
     kept[latest[~few & ~without]] = True
     on_drop("of users with fewer than 3 impressions", int(few[number].sum()))
     on_drop("of users without a click", int(without[number].sum()))
     on_drop("not the user's most recent with a click", int((~kept & ~few[number] & ~without[number]).sum()))
     on_drop_user("users with fewer than 3 impressions", int(few.sum()))
     on_drop_user("users without a click", int(without.sum()))
-    return windows[kept]
+    return sessions[kept]
 
 
 def rows_between(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
