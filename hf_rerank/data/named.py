@@ -36,7 +36,7 @@ def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> P
 def simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -> Path:
     """The folder of prepared lists of a simulation."""
     from hf_rerank.data.prm_public import MAX_LIST_LENGTH, prepare_prm_public
-    from hf_rerank.data.simulator import PRMWorld, simulate_prm
+    from hf_rerank.data.simulation import PRMWorld, simulate_prm
 
     n_lists = SIMULATED_LISTS if n_lists is None else n_lists
     length = MAX_LIST_LENGTH if max_list_length is None else max_list_length

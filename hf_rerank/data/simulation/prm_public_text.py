@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.prm_public_truth import HISTORY_COLUMNS
-
-if TYPE_CHECKING:
-    from hf_rerank.data.simulated_lists import ShownLists
-    from hf_rerank.data.simulator import PRMWorld
+from hf_rerank.data.prm_public.truth import HISTORY_COLUMNS
+from hf_rerank.data.simulation.prm_public_lists import ShownLists
+from hf_rerank.data.simulation.prm_public_world import PRMWorld
 
 
 def raw_lines(lists: ShownLists) -> list[str]:

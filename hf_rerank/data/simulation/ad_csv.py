@@ -13,9 +13,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.ad_simulated_behaviours import BTAGS, Behaviours
-from hf_rerank.data.ad_simulated_lists import MISSING_LEVEL, NO_BRAND, AdBlock, Ads, AdUsers
-from hf_rerank.data.ad_simulator import AdWorld
+from hf_rerank.data.simulation.ad_behaviours import BTAGS, Behaviours
+from hf_rerank.data.simulation.ad_lists import MISSING_LEVEL, NO_BRAND, AdBlock, Ads, AdUsers
+from hf_rerank.data.simulation.ad_world import AdWorld
 
 CSV_HEADERS = {
     "raw_sample.csv": "user,time_stamp,adgroup_id,pid,nonclk,clk",

@@ -60,7 +60,7 @@ the category and the brand of the clicked ad: whoever reads the behaviours insid
 
 The log
 -------
-A list is shown within 300 seconds, and lists of one user lie more than 300 seconds apart: the 5-minute window of the
+A list is shown within 300 seconds, and lists of one user lie more than 300 seconds apart: the 5-minute session of the
 public rule is one shown list. Half of the impressions, but the first, have the same second as the one before; their
 order in the file is the display order. Lists without a click stay in the log, and so do single impressions (a share
 ``single_rate`` of the lists) and users who saw one list only, of one or two ads (a share ``short_user_rate``): the
@@ -72,26 +72,18 @@ Everything is invented: nothing is fitted to the real log.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_rerank.data.simulator import examination_curve
+from hf_rerank.data.simulation.click_process import check_parameters, examination_curve
 from hf_rerank.errors import InputError
-
-if TYPE_CHECKING:
-    from hf_rerank.data.ad_simulated_lists import AdBlock
 
 # The largest ids of the real files.
 LARGEST_USER, LARGEST_AD = 1_141_729, 846_811
 LARGEST_CATEGORY, LARGEST_CAMPAIGN, LARGEST_CUSTOMER, LARGEST_BRAND = 12_977, 423_436, 255_875, 461_528
 # A list is shown within this time, in seconds.
-WINDOW_SECONDS = 300
-RAW_SAMPLE = "raw_sample.csv"
+SESSION_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -176,49 +168,27 @@ class AdWorld:
                 )
             if not np.isfinite(value):
                 raise InputError(f"AdWorld.{parameter.name} must be finite, got {value}")
-        self._check_sizes()
-        for name in (
-            "single_rate",
-            "no_profile_rate",
-            "missing_level_rate",
-            "brandless_rate",
-            "click_caused_rate",
-            "personal_taste",
-            "looks_at_first_only",
-            "looks_at_all",
-        ):
-            self._check_range(name, 0, 1)
-        self._check_range("short_user_rate", 0, 0.5)
-        self._check_range("lists_per_user", 1, 200)
-        if self.looks_at_first_only + self.looks_at_all > 1:
-            raise InputError(
-                "AdWorld.looks_at_first_only + looks_at_all are shares of the readers and must not exceed 1, "
-                f"got {self.looks_at_first_only} + {self.looks_at_all}"
-            )
-        for name in ("price_spread", "patience"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"AdWorld.{name} must be above 0, got {getattr(self, name)}")
-        for name in (
-            "behaviours_per_user",
-            "propensity_sd",
-            "theme_sd",
-            "liking_strength",
-            "initial_noise",
-            "display_noise",
-        ):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"AdWorld.{name} must not be negative, got {getattr(self, name)}")
+        shares = ("single_rate", "no_profile_rate", "missing_level_rate", "brandless_rate", "click_caused_rate")
+        not_negative = ("behaviours_per_user", "propensity_sd", "theme_sd", "liking_strength", "initial_noise")
+        ranges: dict[str, tuple[float, float]] = {
+            "n_ads": (1, LARGEST_AD),
+            "n_categories": (1, LARGEST_CATEGORY),
+            "n_campaigns": (1, LARGEST_CAMPAIGN),
+            "n_customers": (1, LARGEST_CUSTOMER),
+            "n_brands": (1, LARGEST_BRAND),
+            "categories_per_user": (1, self.n_categories),
+            "categories_per_list": (1, self.categories_per_user),
+            "shortest_list": (2, 100),
+            "longest_list": (self.shortest_list, 100),
+            "short_user_rate": (0, 0.5),
+            "lists_per_user": (1, 200),
+            **dict.fromkeys((*shares, "personal_taste"), (0, 1)),
+            **dict.fromkeys((*not_negative, "display_noise"), (0, np.inf)),
+        }
+        check_parameters(self, ranges, above_zero=())
+        self._check_pool()
 
-    def _check_sizes(self) -> None:
-        self._check_range("n_ads", 1, LARGEST_AD)
-        self._check_range("n_categories", 1, LARGEST_CATEGORY)
-        self._check_range("n_campaigns", 1, LARGEST_CAMPAIGN)
-        self._check_range("n_customers", 1, LARGEST_CUSTOMER)
-        self._check_range("n_brands", 1, LARGEST_BRAND)
-        self._check_range("categories_per_user", 1, self.n_categories)
-        self._check_range("categories_per_list", 1, self.categories_per_user)
-        self._check_range("shortest_list", 2, 100)
-        self._check_range("longest_list", self.shortest_list, 100)
+    def _check_pool(self) -> None:
         smallest = self.n_ads // self.n_categories
         if self.pool_per_category > smallest:
             raise InputError(
@@ -233,10 +203,6 @@ class AdWorld:
                 "raise pool_size"
             )
 
-    def _check_range(self, name: str, low: float, high: float) -> None:
-        if not low <= getattr(self, name) <= high:
-            raise InputError(f"AdWorld.{name} must lie in [{low}, {high}], got {getattr(self, name)}")
-
     @property
     def pool_per_category(self) -> int:
         """Ads of one category that the retrieval stage looks at for one list."""
@@ -245,146 +211,4 @@ class AdWorld:
     @property
     def examination(self) -> np.ndarray:
         """Probability that a place is looked at, [longest_list], from the top; 1 at the first place."""
-        return examination_curve(self.longest_list, self.looks_at_first_only, self.looks_at_all, self.patience)
-
-
-def ad_attraction(
-    world: AdWorld,
-    *,
-    quality: np.ndarray,
-    match: np.ndarray,
-    style: np.ndarray,
-    log_price: np.ndarray,
-    category: np.ndarray,
-    price_taste: np.ndarray,
-    propensity: np.ndarray,
-    mask: np.ndarray,
-) -> np.ndarray:
-    """Probability of a click on each ad if it is looked at, given the set of ads in the list.
-
-    The formula is in the description of the module.
-
-    Args:
-        quality, match, style, log_price: [lists, items].
-        category: [lists, items], any integers.
-        price_taste, propensity: [lists].
-        mask: bool, [lists, items]; False at padding, which is never looked at.
-
-    Returns:
-        [lists, items], in (0, 1), and 0 at padding. Reordering the ads of a list reorders the values alike.
-    """
-    count = mask.sum(axis=1, keepdims=True)
-    style = np.where(mask, style, 0.0)
-    theme = style * (style.sum(axis=1, keepdims=True) - style) / np.maximum(count - 1, 1)
-    mean_price = np.where(mask, log_price, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
-    gap = (log_price - mean_price) / world.price_spread
-    same = (category[:, :, None] == category[:, None, :]) & mask[:, None, :]
-    crowding = np.log(np.maximum(same.sum(axis=2), 1))
-    context = (
-        world.theme_weight * theme
-        - world.price_weight * np.abs(gap - price_taste[:, None])
-        - world.crowding_weight * crowding
-    )
-    own = world.quality_weight * quality + world.match_weight * match
-    logit = world.bias + propensity[:, None] + own + world.context_strength * context
-    return np.where(mask, 0.5 * (1 + np.tanh(0.5 * logit)), 0.0)
-
-
-def simulate_ad(
-    output_dir: str | Path,
-    lists: int,
-    *,
-    seed: int = 0,
-    world: AdWorld = AdWorld(),
-    behaviours: int | None = None,
-    progress: bool = False,
-) -> Path:
-    """Write ``raw_sample.csv``, ``ad_feature.csv``, ``user_profile.csv`` and ``behavior_log.csv`` in the raw format of
-    Ad, and the truth of ``raw_sample.csv`` beside it.
-
-    The truth, ``raw_sample.csv.truth.parquet``, has one row a shown list, of every list, with or without a click:
-    ``list_id`` (``{user}-{time_stamp of its newest impression}``), ``attraction`` (float32) and ``initial_position``
-    (from 0: where the simulator's own noisy initial ranker puts the ad; not the display order), both an entry an
-    impression in order of time, which is the display order. Its schema metadata hold ``examination`` (a JSON list, by
-    place), ``world`` (all parameters, as JSON) and ``seed``.
-
-    The rows of a user are scattered: impressions over those of 32,768 users, behaviours alike.
-
-    The same arguments give the same bytes. The files appear under their names only when all are complete,
-    ``raw_sample.csv`` last.
-
-    Args:
-        output_dir: made if missing, else empty.
-        lists: lists to show, at least 1; those without a click and single impressions count too.
-        seed: not negative.
-        world: the parameters.
-        behaviours: rows of ``behavior_log.csv``; default ``behaviours_per_user`` for each user. 0: there is no such
-            file.
-        progress: show a progress bar.
-
-    Returns:
-        The path of ``raw_sample.csv``.
-
-    Raises:
-        InputError: an argument out of range, a folder that is not empty, more users than ids.
-    """
-    import pyarrow.parquet as pq
-
-    from hf_rerank.data.ad_simulated_behaviours import draw_behaviours
-    from hf_rerank.data.ad_simulated_csv import CSV_HEADERS, CSVFiles, truth_schema, truth_table
-    from hf_rerank.data.ad_simulated_lists import blocks, draw_ads, number_of_users
-
-    for name, value, low in (("lists", lists, 1), ("seed", seed, 0), ("behaviours", behaviours, 0)):
-        if name == "behaviours" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
-            raise InputError(f"simulate_ad: {name} must be an integer of at least {low}, got {value!r}")
-    folder = Path(output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder: choose another output folder, or remove it")
-    n_users = number_of_users(world, lists)
-    if n_users > LARGEST_USER:
-        raise InputError(
-            f"{lists:,} lists are of {n_users:,} users, and there are {LARGEST_USER:,} ids: raise "
-            f"AdWorld.lists_per_user (now {world.lists_per_user})"
-        )
-    if behaviours is None:
-        behaviours = round(world.behaviours_per_user * n_users)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    names = [name for name in CSV_HEADERS if name != "behavior_log.csv" or behaviours]
-    # raw_sample.csv is renamed last: where it is, the others are.
-    names = [f"{RAW_SAMPLE}.truth.parquet", *sorted(names, key=lambda name: name == RAW_SAMPLE)]
-    unfinished = {name: folder / f"{name}.unfinished" for name in names}
-    schema = truth_schema(world, seed)
-    try:
-        with ExitStack() as stack:
-            truth = stack.enter_context(pq.ParquetWriter(unfinished[names[0]], schema))
-            files = stack.enter_context(CSVFiles({name: unfinished[name] for name in names[1:]}))
-            ads = draw_ads(world, seed)
-            files.write_ads(ads)
-            for block in _progress(blocks(world, ads, seed, lists), lists, progress):
-                files.write_users(block.users)
-                files.write_impressions(ads, block)
-                truth.write_table(truth_table(block, schema))
-                if behaviours:
-                    drawn = draw_behaviours(world, ads, block, seed, behaviours, n_users)
-                    files.write_behaviours(ads, block, drawn)
-        for name in names:
-            unfinished[name].replace(folder / name)
-    finally:
-        for path in unfinished.values():
-            path.unlink(missing_ok=True)
-    return folder / RAW_SAMPLE
-
-
-def _progress(blocks: Iterator[AdBlock], n_lists: int, show: bool) -> Iterator[AdBlock]:
-    if not show:
-        yield from blocks
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=n_lists, unit=" lists", desc="Simulating", delay=1) as bar:
-        for block in blocks:
-            yield block
-            bar.update(len(block.lengths))
+        return examination_curve(self, self.longest_list)

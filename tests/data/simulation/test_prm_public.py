@@ -13,18 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_rerank.data import simulated_lists, simulated_text
-from hf_rerank.data.simulator import (
+from hf_rerank.data.simulation import (
     PRMWorld,
     draw_clicks,
-    list_attraction,
     order_click_probabilities,
     order_expected_clicks,
+    prm_public_lists,
+    prm_public_text,
     simulate_prm,
 )
+from hf_rerank.data.simulation import prm_public as prm_public_files
+from hf_rerank.data.simulation.click_process import attraction
 from hf_rerank.errors import InputError
 
-REAL_DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+REAL_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
 
 def json_list(entry: str, length: int) -> str:
@@ -120,7 +122,7 @@ class TestText:
     def test_decimals(self):
         values = np.array([1.0, -0.0, 0.0, -2.0000001, 1e-6, -2.3e-5, 1.23456789, -0.5, np.nan])
         expected = ["1.0", "0.0", "0.0", "-2.0", "0.000001", "-0.000023", "1.234568", "-0.5", "null"]
-        assert simulated_text._decimals(values).to_pylist() == expected
+        assert prm_public_text._decimals(values).to_pylist() == expected
 
     @pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
     def test_share_of_lines_with_a_null(self, tmp_path, rate):
@@ -192,7 +194,7 @@ def assert_clicks_match(clicks: np.ndarray, unselected: np.ndarray) -> None:
 
 class TestRepeatability:
     def test_same_arguments_same_bytes(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(simulated_lists, "LISTS_PER_BLOCK", 40)  # several blocks
+        monkeypatch.setattr(prm_public_lists, "LISTS_PER_BLOCK", 40)  # several blocks
         one, same, other = (
             simulate_prm(tmp_path / name, 100, seed=seed) for name, seed in zip("abc", (7, 7, 8), strict=True)
         )
@@ -262,7 +264,7 @@ class TestClickRule:
             crowding_weight=2,
             price_spread=2,
         )
-        found = list_attraction(
+        found = attraction(
             world,
             quality=np.array([[0.1, 0.2]]),
             match=np.array([[0.3, -0.1]]),
@@ -281,21 +283,21 @@ class TestClickRule:
         lists = {name: rng.normal(size=(6, 9)) for name in ("quality", "match", "style", "price")}
         lists["category"] = rng.integers(1, 4, (6, 9))
         of_user = {name: rng.normal(size=6) for name in ("price_taste", "propensity")}
-        found = list_attraction(PRMWorld(), **lists, **of_user)
+        found = attraction(PRMWorld(), **lists, **of_user)
         order = rng.permuted(np.tile(np.arange(9), (6, 1)), axis=1)
         moved = {name: np.take_along_axis(values, order, axis=1) for name, values in lists.items()}
         np.testing.assert_allclose(
-            list_attraction(PRMWorld(), **moved, **of_user), np.take_along_axis(found, order, axis=1)
+            attraction(PRMWorld(), **moved, **of_user), np.take_along_axis(found, order, axis=1)
         )
         # Another last item changes the attraction of all the others ...
         lists["style"][:, 8] += 1
-        changed = list_attraction(PRMWorld(), **lists, **of_user)
+        changed = attraction(PRMWorld(), **lists, **of_user)
         assert (np.abs(changed - found)[:, :8] > 1e-6).all()
         # ... but not where the context counts for nothing.
         alone = PRMWorld(context_strength=0)
         lists_before = {**lists, "style": lists["style"] - np.eye(9)[8]}
         np.testing.assert_array_equal(
-            list_attraction(alone, **lists, **of_user), list_attraction(alone, **lists_before, **of_user)
+            attraction(alone, **lists, **of_user), attraction(alone, **lists_before, **of_user)
         )
 
     @pytest.mark.parametrize(
@@ -324,9 +326,9 @@ class TestClickRule:
     def test_the_list_matters(self):
         """Sorting by all that an item is worth alone goes less than half the way from chance to the best order."""
         world = PRMWorld()
-        items = simulated_lists._draw_items(world, np.random.default_rng(0))
-        users = simulated_lists._draw_users(world, np.random.default_rng(1), 500, part=1)
-        shown = simulated_lists._show(world, items, users, np.random.default_rng(2), 2000)
+        items = prm_public_lists._draw_items(world, np.random.default_rng(0))
+        users = prm_public_lists._draw_users(world, np.random.default_rng(1), 500, part=1)
+        shown = prm_public_lists._show(world, items, users, np.random.default_rng(2), 2000)
         attraction = shown["attraction"]
 
         def expected_clicks(score):
@@ -395,9 +397,9 @@ class TestErrors:
             ({"null_rate": 1.5}, r"null_rate must lie in [0, 1], got 1.5"),
             ({"looks_at_first_only": 0.8, "looks_at_all": 0.3}, "must not exceed 1"),
             ({"same_category_decay": 0.0}, "same_category_decay must be above 0"),
-            ({"initial_noise": -1.0}, "initial_noise is a standard deviation"),
+            ({"initial_noise": -1.0}, "initial_noise must be at least 0"),
             ({"bias": math.nan}, "bias must be finite"),
-            ({"history_length": -1.0}, "history_length must not be negative, got -1.0"),
+            ({"history_length": -1.0}, "history_length must be at least 0, got -1.0"),
             ({"history_length": math.inf}, "history_length must be finite"),
             ({"personal_taste": 1.5}, r"personal_taste must lie in [0, 1], got 1.5"),
         ],
@@ -417,7 +419,7 @@ class TestErrors:
 
     def test_a_failure_leaves_nothing_behind(self, tmp_path, monkeypatch):
         written = []
-        truth_table = simulated_text.truth_table
+        truth_table = prm_public_text.truth_table
 
         def full_disk(*arguments):
             if written:
@@ -425,8 +427,8 @@ class TestErrors:
             written.append(list(tmp_path.iterdir()))
             return truth_table(*arguments)
 
-        monkeypatch.setattr(simulated_lists, "LISTS_PER_BLOCK", 10)
-        monkeypatch.setattr(simulated_text, "truth_table", full_disk)
+        monkeypatch.setattr(prm_public_lists, "LISTS_PER_BLOCK", 10)
+        monkeypatch.setattr(prm_public_files, "truth_table", full_disk)
         with pytest.raises(OSError, match="No space left"):
             simulate_prm(tmp_path, 30)
         assert len(written[0]) == 2  # both files were begun, under other names

@@ -1,7 +1,7 @@
 """The draws of the simulator: items, users, the lists that are shown, and what is seen of them.
 
-The formulas are in the description of :mod:`hf_rerank.data.simulator`. All arrays of lists are [lists, items] in
-display order; ``rng`` is the only source of chance.
+The formulas are in the description of :mod:`hf_rerank.data.simulation.prm_public_world`. All arrays of lists are
+[lists, items] in display order; ``rng`` is the only source of chance.
 """
 
 from __future__ import annotations
@@ -11,8 +11,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hf_rerank.data.simulated_history import draw_history
-from hf_rerank.data.simulator import PRMWorld, draw_clicks, list_attraction, order_click_probabilities, price_gap
+from hf_rerank.data.simulation.click_process import (
+    attraction,
+    draw_clicks,
+    generator,
+    order_click_probabilities,
+    price_gap,
+)
+from hf_rerank.data.simulation.prm_public_history import draw_history
+from hf_rerank.data.simulation.prm_public_world import PRMWorld
 from hf_rerank.errors import InputError
 
 N_CATEGORIES = 7  # item_3 holds 1..7, below 8 as in PRM Public
@@ -67,10 +74,6 @@ class ShownLists:
         return len(self.user_id)
 
 
-def _generator(seed: int, *key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
-
-
 def _draw_items(world: PRMWorld, rng: np.random.Generator) -> _Items:
     n = world.n_items
     leaf = 1 + rng.integers(0, N_CATEGORIES * LEAVES_PER_CATEGORY, n)
@@ -101,14 +104,14 @@ def _draw_users(world: PRMWorld, rng: np.random.Generator, n_users: int, part: i
 
 
 def blocks(world: PRMWorld, seed: int, part: int, n_lists: int) -> Iterator[ShownLists]:
-    items = _draw_items(world, _generator(seed, 0))
+    items = _draw_items(world, generator(seed, 0))
     n_users = int(np.ceil(n_lists / world.lists_per_user))
     if n_users > USER_IDS_PER_PART:
         raise InputError(f"a part holds at most {USER_IDS_PER_PART} users, got {n_users}; raise lists_per_user")
-    users = _draw_users(world, _generator(seed, 1, part), n_users, part)
+    users = _draw_users(world, generator(seed, 1, part), n_users, part)
     for block, start in enumerate(range(0, n_lists, LISTS_PER_BLOCK)):
         n = min(LISTS_PER_BLOCK, n_lists - start)
-        rng = _generator(seed, 2, part, block)
+        rng = generator(seed, 2, part, block)
         shown = _draw_clicked(world, items, users, rng, n)
         lists = _observe(world, items, users, rng, shown)
         if world.history_length:
@@ -158,7 +161,7 @@ def _draw_lists(
 
     share_of_each = world.propensity_sd / 2**0.5
     propensity = share_of_each * (users.propensity[user] + rng.normal(size=n))
-    attractions = list_attraction(
+    attractions = attraction(
         world,
         quality=items.quality[item],
         match=match,
@@ -197,7 +200,7 @@ def _with_history(
     def show(user: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         earlier = _draw_lists(world, items, users, rng, user)
         chance = world.examination * _shown_attraction(world, items, earlier)
-        return earlier["item"], chance, price_gap(world, items.price[earlier["item"]])
+        return earlier["item"], chance, price_gap(world, items.price[earlier["item"]], np.ones(chance.shape, bool))
 
     history = draw_history(rng, world.history_length, shown["user"], shown["item"], show)
 

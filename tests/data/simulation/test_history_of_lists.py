@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_rerank.cli import main
-from hf_rerank.data import simulated_lists
 from hf_rerank.data.loading import load_lists
 from hf_rerank.data.prepared import read_prepared
 from hf_rerank.data.prm_public import find_ranges, iter_batches, prepare_prm_public, truth_file
-from hf_rerank.data.simulated_history import draw_history
-from hf_rerank.data.simulator import PRMWorld, simulate_prm
+from hf_rerank.data.simulation import PRMWorld, simulate_prm
+from hf_rerank.data.simulation import prm_public_lists as simulated_lists
+from hf_rerank.data.simulation.prm_public_history import draw_history
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense
 from hf_rerank.validation import Lists
@@ -112,7 +112,7 @@ class TestWorld:
         assert truth.column_names == ["list_id", "attraction", "initial_position", *COLUMNS]
         world = json.loads(truth.schema.metadata[b"world"])
         assert (world["history_length"], world["personal_taste"]) == (6.0, WORLD.personal_taste)
-        items = simulated_lists._draw_items(WORLD, simulated_lists._generator(4, 0))
+        items = simulated_lists._draw_items(WORLD, simulated_lists.generator(4, 0))
         known = {int(number): row for row, number in enumerate(items.id)}
         lengths = []
         for line, history in zip(read_raw(raw), truth.select(COLUMNS).to_pylist(), strict=True):
@@ -131,7 +131,7 @@ class TestWorld:
 
     def test_a_history_shows_what_the_user_columns_do_not(self, raw):
         """Price gaps tell of the price taste beyond user_1, categories of the liking; chance alone stays below .12."""
-        users = simulated_lists._draw_users(WORLD, simulated_lists._generator(4, 1, 1), N_LISTS // 4, part=1)
+        users = simulated_lists._draw_users(WORLD, simulated_lists.generator(4, 1, 1), N_LISTS // 4, part=1)
         lines, truth = read_raw(raw), truth_of(raw)
         user = np.array([line[0] for line in lines]) - 1
         beyond = users.price_taste[user] - (users.categorical[user, 1] - 2)
@@ -196,7 +196,7 @@ class TestPrepared:
 
     def test_batches_do_not_change_the_bytes(self, raw, tmp_path):
         prepare_prm_public(raw.parent, tmp_path / "one", progress=False)
-        prepare_prm_public(raw.parent, tmp_path / "two", progress=False, batch_bytes=300_000, threads=2)
+        prepare_prm_public(raw.parent, tmp_path / "two", progress=False, piece_bytes=300_000, threads=2)
         names = sorted(path.name for path in (tmp_path / "one").iterdir())
         assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
         for name in names:
@@ -207,7 +207,7 @@ class TestPrepared:
         expected = {row["list_id"]: row["history_item_id"] for row in truth_of(raw).to_pylist()}
         ranges = find_ranges([raw], range_bytes=2**21)
         assert len(ranges) > 1
-        rows = [row for table in iter_batches(ranges, batch_bytes=200_000, **options) for row in table.to_pylist()]
+        rows = [row for table in iter_batches(ranges, piece_bytes=200_000, **options) for row in table.to_pylist()]
         assert 50 < len(rows) <= N_LISTS
         assert all(row["history_item_id"] == expected[row["list_id"]] for row in rows)
 

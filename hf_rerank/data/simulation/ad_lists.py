@@ -1,7 +1,7 @@
 """The draws of the simulator of Ad: ads, users, the lists that are shown, and their clicks.
 
-The formulas are in the description of :mod:`hf_rerank.data.ad_simulator`. Users, ads and categories are indices from 0
-here; ``id`` arrays hold what the files say. Lists of unequal length are padded at the end.
+The formulas are in the description of :mod:`hf_rerank.data.simulation.ad_world`. Users, ads and categories are indices
+from 0 here; ``id`` arrays hold what the files say. Lists of unequal length are padded at the end.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_rerank.data.ad_simulator import (
+from hf_rerank.data.simulation.ad_world import (
     LARGEST_AD,
     LARGEST_BRAND,
     LARGEST_CAMPAIGN,
     LARGEST_CATEGORY,
     LARGEST_CUSTOMER,
     LARGEST_USER,
-    WINDOW_SECONDS,
+    SESSION_SECONDS,
     AdWorld,
-    ad_attraction,
 )
-from hf_rerank.data.simulator import draw_clicks
+from hf_rerank.data.simulation.click_process import attraction, draw_clicks, generator
 
 N_SEGMENTS = 13  # cms_group_id holds 0..12
 BRAND_DIMENSIONS = 4
@@ -89,9 +88,8 @@ class AdBlock:
     pid: np.ndarray  # [lists], 0 or 1: where the list was shown
     file_order: np.ndarray  # [impressions], of those in mask, row by row: which comes first, second, ... in the file
 
-
-def generator(seed: int, *key: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+    def __len__(self) -> int:
+        return len(self.lengths)
 
 
 def number_of_users(world: AdWorld, n_lists: int) -> int:
@@ -254,26 +252,26 @@ def _show(
     display = ranked(world.display_noise)
     item, match, worth = (np.take_along_axis(values, display, axis=1) for values in (item, match, worth))
     propensity = world.propensity_sd / 2**0.5 * (users.propensity[user] + rng.normal(size=n))
-    attraction = ad_attraction(
+    attractions = attraction(
         world,
         quality=ads.quality[item],
         match=match,
         style=ads.style[item],
-        log_price=np.log(ads.price[item]),
+        price=np.log(ads.price[item]),
         category=ads.category[item],
         price_taste=users.price_taste[user],
         propensity=propensity,
         mask=mask,
     )
-    steps = rng.integers(1, min(LONGEST_STEP, WINDOW_SECONDS // (longest - 1)) + 1, item.shape)
+    steps = rng.integers(1, min(LONGEST_STEP, SESSION_SECONDS // (longest - 1)) + 1, item.shape)
     steps[rng.random(item.shape) < 0.5] = 0
     steps[:, 0] = 0
     return {
         "mask": mask,
         "item": item.astype(np.int32),
         "seconds": np.cumsum(steps, axis=1),
-        "click": draw_clicks(rng, world.examination, attraction),
-        "attraction": attraction.astype(np.float32),
+        "click": draw_clicks(rng, world.examination, attractions),
+        "attraction": attractions.astype(np.float32),
         "initial_position": np.argsort(ranked(world.initial_noise), axis=1),
     }
 

@@ -1,6 +1,6 @@
 """The behaviours of simulated users of Ad: what they looked at, put into the cart, marked and bought.
 
-How they are drawn is in the description of :mod:`hf_rerank.data.ad_simulator`.
+How they are drawn is in the description of :mod:`hf_rerank.data.simulation.ad_world`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_rerank.data.ad_simulated_lists import (
+from hf_rerank.data.simulation.ad_lists import (
     FIRST_IMPRESSION,
     STRETCH_SECONDS,
     STRETCHES,
     AdBlock,
     Ads,
     brand_liking,
-    generator,
 )
-from hf_rerank.data.ad_simulator import AdWorld
+from hf_rerank.data.simulation.ad_world import AdWorld
+from hf_rerank.data.simulation.click_process import generator
 
 BTAGS, BTAG_SHARES = ("pv", "cart", "fav", "buy"), (0.95, 0.02, 0.015, 0.015)
 LAST_SECOND = FIRST_IMPRESSION + STRETCHES * STRETCH_SECONDS - 1

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_rerank.cli import main
-from hf_rerank.data import ad_simulated_behaviours, ad_simulated_lists
-from hf_rerank.data.ad_simulator import AdWorld, ad_attraction, simulate_ad
+from hf_rerank.data.simulation import AdWorld, ad_lists, click_process, simulate_ad
+from hf_rerank.data.simulation import ad as ad_files
 from hf_rerank.errors import InputError
 
 HEADERS = {
@@ -34,6 +34,8 @@ ROWS = {
     "behavior_log.csv": r"\d+,\d{10},(pv|cart|fav|buy),\d+,(\d+|NULL)",
 }
 TRUTH = "raw_sample.csv.truth.parquet"
+
+attraction_of = click_process.attraction
 
 
 @pytest.fixture(scope="module")
@@ -163,15 +165,15 @@ class TestTruth:
             assert sorted(positions) == list(range(len(positions)))
 
     def test_the_files_say_what_was_drawn(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(ad_simulated_lists, "USERS_PER_BLOCK", 30)
+        monkeypatch.setattr(ad_lists, "USERS_PER_BLOCK", 30)
         world = AdWorld(longest_list=40, pool_size=80)
         folder = simulate_ad(tmp_path / "raw", 300, world=world, seed=5).parent
         found = windows(rows(folder, "raw_sample.csv"))
         assert max(map(len, found.values())) > 30  # the rule cuts these
-        ads = ad_simulated_lists.draw_ads(world, 5)
+        ads = ad_lists.draw_ads(world, 5)
         shown = iter(read_truth(folder).to_pylist())
         profiles = {int(row.pop("userid")): row for row in rows(folder, "user_profile.csv")}
-        for block in ad_simulated_lists.blocks(world, ads, 5, 300):
+        for block in ad_lists.blocks(world, ads, 5, 300):
             for item, click, attraction, length in zip(
                 block.item, block.click, block.attraction, block.lengths, strict=True
             ):
@@ -245,8 +247,8 @@ class TestTruth:
 
 class TestRepeatability:
     def test_same_arguments_same_bytes(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(ad_simulated_lists, "USERS_PER_BLOCK", 20)  # several blocks
-        monkeypatch.setattr(ad_simulated_lists, "LISTS_AT_ONCE", 16)
+        monkeypatch.setattr(ad_lists, "USERS_PER_BLOCK", 20)  # several blocks
+        monkeypatch.setattr(ad_lists, "LISTS_AT_ONCE", 16)
         for name, seed in (("a", 7), ("b", 7), ("c", 8)):
             simulate_ad(tmp_path / name, 200, seed=seed)
         for name in (*HEADERS, TRUTH):
@@ -263,14 +265,14 @@ class TestRepeatability:
         def stop(*arguments):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(ad_simulated_behaviours, "draw_behaviours", stop)
+        monkeypatch.setattr(ad_files, "draw_behaviours", stop)
         with pytest.raises(KeyboardInterrupt):
             simulate_ad(tmp_path, 50)
         assert list(tmp_path.iterdir()) == []
 
 
 def lists_of(rng: np.random.Generator, n: int, items: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    of_item = {name: rng.normal(size=(n, items)) for name in ("quality", "match", "style", "log_price")}
+    of_item = {name: rng.normal(size=(n, items)) for name in ("quality", "match", "style", "price")}
     of_item["category"] = rng.integers(1, 4, (n, items))
     of_item["mask"] = np.arange(items) < rng.integers(1, items + 1, n)[:, None]
     return of_item, {name: rng.normal(size=n) for name in ("price_taste", "propensity")}
@@ -290,11 +292,11 @@ class TestAttraction:
         )
         of_item, of_user = lists_of(np.random.default_rng(0), 20, 7)
         of_item["mask"][0, 1:] = False  # a list of one item
-        found = ad_attraction(world, **of_item, **of_user)
+        found = attraction_of(world, **of_item, **of_user)
         for row in range(20):
             length = int(of_item["mask"][row].sum())
             quality, match, style, price, category = (
-                of_item[name][row, :length].tolist() for name in ("quality", "match", "style", "log_price", "category")
+                of_item[name][row, :length].tolist() for name in ("quality", "match", "style", "price", "category")
             )
             for i in range(length):
                 others = [style[j] for j in range(length) if j != i]
@@ -308,30 +310,30 @@ class TestAttraction:
 
     def test_it_depends_on_the_set_and_not_on_the_order(self):
         of_item, of_user = lists_of(np.random.default_rng(1), 30, 8)
-        found = ad_attraction(AdWorld(), **of_item, **of_user)
+        found = attraction_of(AdWorld(), **of_item, **of_user)
         # Slots are moved together with the mask: padding may stand anywhere.
         order = np.random.default_rng(2).permuted(np.tile(np.arange(8), (30, 1)), axis=1)
         moved = {name: np.take_along_axis(values, order, axis=1) for name, values in of_item.items()}
         np.testing.assert_allclose(
-            ad_attraction(AdWorld(), **moved, **of_user), np.take_along_axis(found, order, axis=1)
+            attraction_of(AdWorld(), **moved, **of_user), np.take_along_axis(found, order, axis=1)
         )
 
     def test_another_ad_changes_the_others_unless_context_counts_for_nothing(self):
         of_item, of_user = lists_of(np.random.default_rng(3), 30, 8)
         of_item["mask"][:] = True
         other = {**of_item, "style": of_item["style"] + np.eye(8)[7]}
-        changed = ad_attraction(AdWorld(), **of_item, **of_user) - ad_attraction(AdWorld(), **other, **of_user)
+        changed = attraction_of(AdWorld(), **of_item, **of_user) - attraction_of(AdWorld(), **other, **of_user)
         assert (np.abs(changed[:, :7]) > 1e-9).all()
         alone = AdWorld(context_strength=0)
         np.testing.assert_array_equal(
-            ad_attraction(alone, **of_item, **of_user), ad_attraction(alone, **other, **of_user)
+            attraction_of(alone, **of_item, **of_user), attraction_of(alone, **other, **of_user)
         )
 
 
 class TestWorld:
     def test_quality_is_of_campaign_customer_and_ad(self):
         """Two ads of a campaign share two of three parts, two of a customer at least one; all have variance 1."""
-        ads = ad_simulated_lists.draw_ads(AdWorld(n_ads=40_000, n_campaigns=10_000, n_customers=4_000), 0)
+        ads = ad_lists.draw_ads(AdWorld(n_ads=40_000, n_campaigns=10_000, n_customers=4_000), 0)
         assert ads.quality.var() == pytest.approx(1, abs=0.06)
         assert ads.style.var() == pytest.approx(1, abs=0.25)  # only 150 brands have a part in it
         assert shared(ads.quality, ads.campaign_id) == pytest.approx(2 / 3, abs=0.06)
@@ -340,7 +342,7 @@ class TestWorld:
 
     def test_levels_show_the_price_taste(self):
         rng, ids = np.random.default_rng(0), np.arange(20_000)
-        users = ad_simulated_lists.draw_users(AdWorld(missing_level_rate=0), rng, ids)
+        users = ad_lists.draw_users(AdWorld(missing_level_rate=0), rng, ids)
         fine, coarse = users.profile["pvalue_level"], users.profile["shopping_level"]
         for level in (fine, coarse):
             assert np.bincount(level)[1:] / 20_000 == pytest.approx(1 / 3, abs=0.015)
@@ -351,24 +353,24 @@ class TestWorld:
     def test_the_list_matters(self):
         """Sorting by all that an ad is worth alone goes part of the way from chance to the best order, not to it."""
         world = AdWorld(shortest_list=14, single_rate=0, short_user_rate=0, personal_taste=1.0)
-        ads = ad_simulated_lists.draw_ads(world, 0)
-        block = next(ad_simulated_lists.blocks(world, ads, 0, 2000))
+        ads = ad_lists.draw_ads(world, 0)
+        block = next(ad_lists.blocks(world, ads, 0, 2000))
         users, user, item = block.users, block.user, block.item
 
         category = ads.category[item]
         liking = np.full((len(users.id), world.n_categories), np.nan)
         np.put_along_axis(liking, users.visited, users.liking, axis=1)
-        personal = (liking[user[:, None], category] + ad_simulated_lists.brand_liking(ads, users, user, item)) / 2**0.5
+        personal = (liking[user[:, None], category] + ad_lists.brand_liking(ads, users, user, item)) / 2**0.5
         assert np.isfinite(personal).all()  # lists are of visited categories
         match = 0.6 * ads.affinity[users.segment[user][:, None], category] + 0.8 * personal
         attraction = block.attraction.astype(float)
         # The whole formula, but for the propensity of a list, which moves all its ads alike.
-        known = ad_attraction(
+        known = attraction_of(
             world,
             quality=ads.quality[item],
             match=match,
             style=ads.style[item],
-            log_price=np.log(ads.price[item]),
+            price=np.log(ads.price[item]),
             category=category,
             price_taste=users.price_taste[user],
             propensity=np.zeros(len(user)),
@@ -510,7 +512,7 @@ class TestErrors:
             ({"short_user_rate": 0.6}, "short_user_rate must lie in [0, 0.5], got 0.6"),
             ({"looks_at_first_only": 0.8, "looks_at_all": 0.3}, "must not exceed 1"),
             ({"patience": 0.0}, "patience must be above 0, got 0.0"),
-            ({"liking_strength": -1.0}, "liking_strength must not be negative, got -1.0"),
+            ({"liking_strength": -1.0}, "liking_strength must be at least 0, got -1.0"),
         ],
     )
     def test_worlds(self, parameters, message):
