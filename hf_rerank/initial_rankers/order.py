@@ -30,6 +30,7 @@ from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker, require_light
 from hf_rerank.initial_rankers.qualities import RANKERS, quality_named
 from hf_rerank.initial_rankers.ranker_train import ANY_LENGTH, read_ranker_train
 from hf_rerank.processing import ListProcessor
+from hf_rerank.validation import Lists
 
 POSITION, SCORE = "position", "initial_score"
 RANKER_FOLDER = "initial_ranker"
