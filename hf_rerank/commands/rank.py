@@ -86,7 +86,12 @@ def run(options: argparse.Namespace) -> None:
 
 def _load(source: str, at: dict[str, Any]) -> Any:
     from hf_rerank.inference.reranker import Reranker
+    from hf_rerank.processing.processor import CONFIG_FILE
+    from hf_rerank.storage.hub_download import at_one_commit, holds_only_a_graph
 
+    at = at_one_commit(source, CONFIG_FILE, **at)
+    if not holds_only_a_graph(source, **at):  # which ranks without transformers, and this imports it
+        without_bars_of_a_moment()
     return Reranker.from_pretrained(source, **at)
 
 

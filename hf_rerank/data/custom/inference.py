@@ -331,6 +331,8 @@ class _Guess:
         exact = [name for name in named if set(words_of(name)) <= OF_POSITIONS]
         if good or exact:
             self._take("position", list(dict.fromkeys([*good, *exact])))
+            for name in [name for name in good if name != self.roles["position"]]:
+                self.left_out[name] = f"{CHECK}another order of the items; one of them is the initial order"
         elif unnamed and owners.max(initial=0) > 0 and len(owners) > 2 * (owners.max() + 1):
             self._take("position", unnamed, f"{CHECK}it holds {of_lists[unnamed[0]]} to the length of every list")
         else:

@@ -8,11 +8,13 @@ import math
 import multiprocessing
 import os
 import pickle
+import random
 import shutil
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from hf_rerank import (
     PRMForReranking,
     Reranker,
 )
+from hf_rerank.storage import write_manifest
 
 SCHEMA = ListSchema(
     items=[Categorical("item_id", min_count=1), Dense("price", scale="none")],
@@ -65,8 +68,10 @@ def processor() -> ListProcessor:
 @pytest.fixture(scope="module")
 def reranker(processor: ListProcessor) -> Reranker:
     torch.manual_seed(0)
-    config = PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1, inner_width=8, initializer_range=1.0)
-    return Reranker(PRMForReranking(config), processor)
+    config = PRMConfig.for_schema(
+        processor.schema, hidden_size=8, num_hidden_layers=1, intermediate_size=8, initializer_range=1.0
+    )
+    return Reranker(processor, PRMForReranking(config))
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +112,16 @@ def test_format(reranker: Reranker) -> None:
     results = reranker.rerank(ROWS)
     assert [result["list_id"] for result in results] == ["a", "b", "c", "d"]
     for row, result in zip(ROWS, results, strict=True):
-        assert list(result) == ["order", "scores", "list_id", "item_id"]
+        assert list(result) == ["list_id", "order", "scores", "ids"]
         assert sorted(result["order"]) == list(range(len(row["item_id"])))
         assert result["scores"] == sorted(result["scores"], reverse=True)
-        assert result["item_id"] == [row["item_id"][slot] for slot in result["order"]]
+        assert result["ids"] == [row["item_id"][slot] for slot in result["order"]]
         assert all(type(value) is int for value in result["order"])
         assert all(type(value) is float for value in result["scores"])
     assert results[2]["order"] == [0]
-    assert "list_id" not in reranker.rerank([without(ROWS[0], "list_id")])[0]
+    unnamed = [without(row, "list_id") for row in ROWS]
+    numbered = reranker.rerank(unnamed, batch_size=3)
+    assert [result["list_id"] for result in numbered] == [0, 1, 2, 3]
     assert reranker.rerank([]) == []
 
 
@@ -122,14 +129,14 @@ def test_arrays_as_columns(reranker: Reranker) -> None:
     row = {**ROWS[1], "item_id": np.array(ROWS[1]["item_id"]), "price": np.array(ROWS[1]["price"], dtype=np.float32)}
     (result,) = reranker.rerank((row,))
     (expected,) = reranker.rerank([ROWS[1]])
-    assert (result["order"], result["item_id"]) == (expected["order"], expected["item_id"])
-    assert all(type(value) is int for value in result["item_id"])  # as a server's JSON needs it
+    assert (result["order"], result["ids"]) == (expected["order"], expected["ids"])
+    assert all(type(value) is int for value in result["ids"])  # as a server's JSON needs it
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 5, 100])
 def test_top_k(reranker: Reranker, top_k: int) -> None:
     for whole, top in zip(reranker.rerank(ROWS), reranker.rerank(ROWS, top_k=top_k), strict=True):
-        for name in ("order", "scores", "item_id"):
+        for name in ("order", "scores", "ids"):
             assert top[name] == whole[name][:top_k]
 
 
@@ -148,7 +155,7 @@ def test_the_position_column_is_the_initial_order(reranker: Reranker) -> None:
         in_order = {name: [row[name][slot] for slot in by_place] for name in ("item_id", "price")}
         (given,) = reranker.rerank([row])
         (sorted_result,) = reranker.rerank([{**in_order, "gender": row["gender"]}])
-        assert sorted_result["item_id"] == given["item_id"]
+        assert sorted_result["ids"] == given["ids"]
         assert [by_place[slot] for slot in sorted_result["order"]] == given["order"]
         assert sorted_result["scores"] == pytest.approx(given["scores"], abs=1e-6)
         (as_stored,) = reranker.rerank([without(row, "position")])
@@ -178,7 +185,7 @@ def test_truncate_keeps_the_first_places(reranker: Reranker, with_positions: boo
     results, report = reranker.rerank([short, row], truncate=True, with_report=True)
     assert results[0]["order"] == reranker.rerank([short])[0]["order"]
     assert sorted(results[1]["order"]) == kept
-    assert results[1]["item_id"] == [row["item_id"][slot] for slot in results[1]["order"]]
+    assert results[1]["ids"] == [row["item_id"][slot] for slot in results[1]["order"]]
     cut = {
         name: [value[slot] for slot in kept] if isinstance(value, list) else value for name, value in row.items()
     }  # positions 0 to 4, as they stand
@@ -224,7 +231,7 @@ def test_saved_and_loaded_is_equal_to_the_bit(reranker: Reranker, folder: Path) 
 def test_a_model_of_another_processor_is_refused(reranker: Reranker, tmp_path: Path) -> None:
     other = ListProcessor.from_lists(pa.table({name: column(name)[:2] for name in ROWS[0]}), schema=SCHEMA)
     with pytest.raises(InputError, match="fingerprint"):
-        Reranker(reranker.model, other)
+        Reranker(other, reranker.model)
     reranker.model.save_pretrained(tmp_path)
     other.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="do not belong together"):
@@ -293,7 +300,7 @@ def test_a_number_far_outside_is_named(reranker: Reranker) -> None:
 def test_auto_reranker_gives_the_class(folder: Path, reranker: Reranker, tmp_path: Path) -> None:
     assert type(AutoReranker.from_pretrained(folder)) is PRMForReranking
     model = DNNForReranking(DNNConfig.for_schema(reranker.processor.schema, hidden_sizes=[4]))
-    Reranker(model, reranker.processor).save_pretrained(tmp_path / "dnn")
+    Reranker(reranker.processor, model).save_pretrained(tmp_path / "dnn")
     loaded = Reranker.from_pretrained(tmp_path / "dnn")
     assert type(loaded.model) is DNNForReranking
     assert [len(result["order"]) for result in loaded.rerank(ROWS)] == [3, 5, 1, 2]
@@ -335,7 +342,7 @@ def test_a_missing_folder_offline(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        (ROWS[0], r"one dictionary: write rerank\(\[list\]\)"),
+        (ROWS[0], r"got one dict: put it in brackets"),
         (None, "NoneType"),
         (iter(ROWS), "sequence of lists"),
         (["abc"], "list 0 is a str"),
@@ -394,9 +401,9 @@ def test_a_number_of_numpy_is_a_number(reranker: Reranker) -> None:
         (3, {}, "expected a folder, or the id of a repository, got int"),
         ("{folder}/config.json", {}, r"config\.json is a file: expected the folder that holds it"),
         ("{folder}", {"devic": "cpu"}, "there is no option 'devic' of loading; did you mean 'device'"),
-        ("{folder}", {"device": "gpu"}, "device is 'gpu': expected one that is there, such as 'cpu'"),
-        ("{folder}", {"device": "cuda:99"}, "device is 'cuda:99': expected one that is there"),
-        ("{folder}", {"device": 99}, "device is 99: expected one that is there"),
+        ("{folder}", {"device": "gpu"}, "device is 'gpu': expected one that is available, such as 'cpu'"),
+        ("{folder}", {"device": "cuda:99"}, "device is 'cuda:99': expected one that is available"),
+        ("{folder}", {"device": 99}, "device is 99: expected one that is available"),
         ("{folder}", {"dtype": "float99"}, "dtype is 'float99': expected a number format of torch"),
     ],
 )
@@ -409,8 +416,8 @@ def test_wrong_options_of_loading(folder: Path, source: Any, options: dict[str, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"d_model": "8"}, r"config\.json of .*Field 'd_model' expected int, got str"),
-        ({"num_heads": 0}, r"config\.json of .*num_heads is 0: expected at least 1"),
+        ({"hidden_size": "8"}, r"config\.json of .*Field 'hidden_size' expected int, got str"),
+        ({"num_attention_heads": 0}, r"config\.json of .*num_attention_heads is 0: expected at least 1"),
         ({"position_input": "embed"}, r"config\.json of .*'position_input' expected one of \('embedding', 'none'\)"),
         ({"depth": 3}, r"config\.json of .*PRMConfig has no option 'depth'"),
         ({"model_type": None}, "says no model_type"),
@@ -443,47 +450,78 @@ def test_weights_that_do_not_fit_are_said_in_one_line(
 
 def test_a_model_of_another_library_is_refused(reranker: Reranker) -> None:
     for model in (torch.nn.Linear(1, 1), "runs/prm", reranker):
-        with pytest.raises(InputError, match="expected a re-ranker of this library and its ListProcessor, got"):
-            Reranker(model, reranker.processor)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="got PRMForReranking and PRMForReranking"):
-        Reranker(reranker.model, reranker.model)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="expected a re-ranker of this library, got"):
+            Reranker(reranker.processor, model)
+    with pytest.raises(InputError, match="processor is a PRMForReranking: expected a ListProcessor, as in Reranker"):
+        Reranker(reranker.model, reranker.processor)
 
 
 def test_a_graph_is_not_taken_for_weights(folder: Path, tmp_path: Path) -> None:
+    """What is called a graph is given to ONNX Runtime, and nothing else reads it."""
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
     (copy / "model.safetensors").rename(copy / "model.onnx")
-    with pytest.raises(InputError, match=r"holds an exported graph.*model\.onnx.*a graph is for ONNXReranker"):
+    with pytest.raises(InputError, match=r"copy holds an exported graph \(model\.onnx\) and no weights of PyTorch"):
+        AutoReranker.from_pretrained(copy)
+    with pytest.raises(InputError, match=r"copy has no manifest\.json"):
+        Reranker.from_pretrained(copy)
+    write_manifest(copy)
+    with pytest.raises(InputError, match=r"onnxruntime .* cannot load .*model\.onnx"):
         Reranker.from_pretrained(copy)
 
 
 # ----------------------------------------------------------------------------------------------------- several at once
 
 
-def test_threads_rank_as_one_does_though_the_model_is_in_training_mode(processor: ListProcessor) -> None:
-    """Dropout of a half tells a pass that met the training mode; one thread must not set the mode under another."""
+def test_eight_threads_rank_as_one_does(processor: ListProcessor) -> None:
+    """Dropout of a half would tell a pass in training mode; every thread ranks other lists, at the same time."""
     torch.manual_seed(0)
-    config = PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1, dropout=0.5, initializer_range=1.0)
-    shared = Reranker(PRMForReranking(config), processor)
+    config = PRMConfig.for_schema(
+        processor.schema, hidden_size=8, num_hidden_layers=1, hidden_dropout_prob=0.5, initializer_range=1.0
+    )
+    shared = Reranker(processor, PRMForReranking(config))
+    draw = random.Random(0)
+    requests = [[draw.choice(ROWS) for _ in range(draw.randint(1, 6))] for _ in range(400)]
+    expected = [shared.rerank(lists, top_k=3, batch_size=4) for lists in requests]
+    predicted = [shared.predict(lists)[0].tolist() for lists in requests]
+    start = threading.Barrier(8)
+
+    def rank(part: int) -> list[Any]:
+        start.wait(30)
+        return [
+            (shared.rerank(lists, top_k=3, batch_size=4), shared.predict(lists)[0].tolist())
+            for lists in requests[part::8]
+        ]
+
+    with ThreadPoolExecutor(8) as pool:
+        for part, found in enumerate(pool.map(rank, range(8))):
+            assert found == list(zip(expected[part::8], predicted[part::8], strict=True))
+    assert not shared.model.training
+
+
+def test_ranking_never_switches_the_mode_of_the_model(
+    reranker: Reranker, monkeypatch: pytest.MonkeyPatch, processor: ListProcessor
+) -> None:
+    """Making a re-ranker puts its model into evaluation mode; after that nobody does, and training mode is refused."""
+    model = deepcopy(reranker.model).train()
+    shared = Reranker(processor, model)
+    assert not model.training
     expected = shared.rerank(ROWS)
-    shared.model.train()
-    inside, leave = threading.Event(), threading.Event()
-    others: list[Future[Any]] = []
 
-    def first_begun_first_done(module: Any, arguments: Any, options: Any) -> None:
-        """The other thread waits in its pass until this one is in its own, and is done before this one goes on."""
-        if threading.current_thread() is threading.main_thread():
-            leave.set()
-            assert others[0].result(30) == expected
-        else:
-            inside.set()
-            assert leave.wait(30)
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("the mode was switched")
 
-    shared.model.register_forward_pre_hook(first_begun_first_done, with_kwargs=True)
-    with ThreadPoolExecutor(1) as pool:
-        others.append(pool.submit(shared.rerank, ROWS))
-        assert inside.wait(30)
+    with monkeypatch.context() as patch:
+        for name in ("train", "eval"):
+            patch.setattr(torch.nn.Module, name, refuse)
         assert shared.rerank(ROWS) == expected
-    assert shared.model.training
+        shared.predict(ROWS, probabilities=True)
+    model.train()
+    for rank in (shared.rerank, shared.predict):
+        with pytest.raises(InputError, match=r"^the model is in training mode: call model\.eval\(\) before ranking$"):
+            rank(ROWS)
+    assert model.training
+    model.eval()
+    assert shared.rerank(ROWS) == expected
 
 
 def test_pickled_for_another_process(reranker: Reranker) -> None:

@@ -57,8 +57,10 @@ LONG = made_row(99, 9)
 def reranker() -> Reranker:
     processor = ListProcessor.from_lists(pa.Table.from_pylist(ROWS), schema=SCHEMA)
     torch.manual_seed(0)
-    config = PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1, inner_width=8, initializer_range=1.0)
-    return Reranker(PRMForReranking(config), processor)
+    config = PRMConfig.for_schema(
+        processor.schema, hidden_size=8, num_hidden_layers=1, intermediate_size=8, initializer_range=1.0
+    )
+    return Reranker(processor, PRMForReranking(config))
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +124,22 @@ def test_columns_that_look_like_a_chat() -> None:
     rows = [{"role": [1, 2, 3], "content": [0.5, 0.1, 0.2]}, {"role": [2], "content": [0.3]}]
     schema = ListSchema(items=[Categorical("role", min_count=1), Dense("content")])
     processor = ListProcessor.from_lists(pa.Table.from_pylist(rows), schema=schema)
-    model = PRMForReranking(PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1))
-    assert RerankingPipeline(model, processor, device="cpu")(rows) == Reranker(model, processor).rerank(rows)
+    model = PRMForReranking(PRMConfig.for_schema(processor.schema, hidden_size=8, num_hidden_layers=1))
+    assert RerankingPipeline(model, processor, device="cpu")(rows) == Reranker(processor, model).rerank(rows)
+
+
+def test_lists_of_items(ranked_by: RerankingPipeline, reranker: Reranker) -> None:
+    of_items = ("item_id", "price", "place")
+    lists = [
+        {
+            "list_id": row["list_id"],
+            "gender": row["gender"],
+            "items": [{name: row[name][slot] for name in of_items} for slot in range(len(row["item_id"]))],
+        }
+        for row in ROWS
+    ]
+    assert ranked_by(lists) == reranker.rerank(ROWS)
+    assert ranked_by(lists[3]) == reranker.rerank([ROWS[3]])[0]
 
 
 def test_reads_no_further_than_a_batch(ranked_by: RerankingPipeline) -> None:
@@ -178,8 +194,8 @@ def test_mistakes_at_construction(folder: Path, reranker: Reranker) -> None:
         ({"topk": 3}, "has no option 'topk'; did you mean 'top_k'"),
         ({"top_k": 0}, "top_k is 0"),
         ({"num_workers": 2}, "there is no num_workers"),
-        ({"device": "cuda:99"}, "device is 'cuda:99': expected one that is there"),
-        ({"device": 99}, "device is 99: expected one that is there"),
+        ({"device": "cuda:99"}, "device is 'cuda:99': expected one that is available"),
+        ({"device": 99}, "device is 99: expected one that is available"),
     ):
         with pytest.raises(InputError, match=message):
             transformers.pipeline("re-ranking", model=str(folder), **{"device": "cpu", **choices})

@@ -21,65 +21,23 @@ import onnx
 import pyarrow as pa
 import pytest
 import torch
-from hf_rerank.inference.scorers import best_first
+from all_features import ROWS, SCHEMA, made_rows
 
-from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema, ONNXReranker, Reranker, Vector, cli
-from hf_rerank import onnx_export as exporting
+from hf_rerank import InputError, ListProcessor, Reranker, cli
+from hf_rerank.inference import export as exporting
 from hf_rerank.inference.export import export_onnx
-from hf_rerank.inference.ranking import EncodedRows
+from hf_rerank.inference.onnx_scorer import OnnxScorer
+from hf_rerank.inference.ranking import EncodedBatch
 from hf_rerank.models.auto import RERANKERS
+from hf_rerank.schema import TENSORS
 from hf_rerank.storage import write_manifest
 
-LONGEST = 30
-SCHEMA = ListSchema(
-    items=[
-        Categorical("item_id", min_count=1),
-        Categorical("shop", min_count=1),
-        Dense("price", scale="log"),
-        Dense("stars", missing="indicator"),
-        Vector("text", dim=3),
-    ],
-    user=[Categorical("gender", min_count=1), Dense("age")],
-    history=[Categorical("seen", shares="item_id"), Categorical("page", min_count=1), Dense("hours")],
-    position="place",
-    list_id="list_id",
-    max_list_length=LONGEST,
-    max_history_length=6,
-)
 # Scores lie within about -5 and 5; float32 has seven digits, and both runtimes sum in another order.
 CLOSE = 1e-5
-
-
-def made_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Lists of 1 to 30 items, with histories of none to 8, in a random initial order."""
-    draw = np.random.default_rng(seed)
-
-    def row(number: int) -> dict[str, Any]:
-        length, history = int(draw.integers(1, LONGEST + 1)), int(draw.integers(0, 9))
-        stars = draw.normal(size=length)
-        return {
-            "list_id": f"list-{number}",
-            "item_id": draw.integers(200, size=length).tolist(),
-            "shop": [f"shop {shop}" for shop in draw.integers(5, size=length)],
-            "price": draw.lognormal(size=length).tolist(),
-            "stars": [None if draw.random() < 0.1 else float(value) for value in stars],
-            "text": draw.normal(size=(length, 3)).tolist(),
-            "gender": int(draw.integers(2)),
-            "age": float(draw.normal()),
-            "seen": draw.integers(200, size=history).tolist(),
-            "page": draw.integers(4, size=history).tolist(),
-            "hours": draw.random(history).tolist(),
-            "place": draw.permutation(length).tolist(),
-        }
-
-    return [row(number) for number in range(count)]
-
-
-ROWS = made_rows(1000)
 # 40 items, the first ten places in the last ten slots.
 LONG = {
     **{
-        name: value[:1] * 40 if name in ("item_id", "shop", "price", "stars", "text") else value
+        name: value[:1] * 40 if name in ("item_id", "shop", "price", "stars", "text", "earlier", "sku") else value
         for name, value in made_rows(1)[0].items()
     },
     "place": [*range(10, 40), *range(10)],
@@ -95,7 +53,7 @@ def made(name: str, processor: ListProcessor, **options: Any) -> Reranker:
     """A model of default sizes whose random weights make scores that differ."""
     config, model = RERANKERS[name]
     torch.manual_seed(0)
-    return Reranker(model(config.for_schema(processor.schema, initializer_range=0.5, **options)), processor)
+    return Reranker(processor, model(config.for_schema(processor.schema, initializer_range=0.5, **options)))
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +66,7 @@ def exported(processor: ListProcessor, tmp_path_factory: pytest.TempPathFactory)
             with_torch, folder = made(name, processor), tmp_path_factory.mktemp("exported") / name
             difference = export_onnx(with_torch, folder)
             done[name] = SimpleNamespace(
-                torch=with_torch, folder=folder, onnx=ONNXReranker.from_pretrained(folder), difference=difference
+                torch=with_torch, folder=folder, onnx=Reranker.from_pretrained(folder), difference=difference
             )
         return done[name]
 
@@ -139,7 +97,7 @@ def test_ranks_as_pytorch(
         largest = max(largest, float(np.abs(of_torch - found["scores"]).max()))
         # Two items whose scores are equal but for rounding may change places.
         assert (np.diff(of_torch) <= 2 * CLOSE).all()
-        same += (expected["order"], expected["item_id"]) == (found["order"], found["item_id"])
+        same += (expected["order"], expected["ids"]) == (found["order"], found["ids"])
     record_property("largest_difference", largest)
     assert largest < CLOSE
     assert both.difference < CLOSE
@@ -155,20 +113,14 @@ def test_ranks_as_pytorch(
 def test_a_list_of_nothing_changes_no_other(name: str, exported: Callable[[str], SimpleNamespace]) -> None:
     """All padding, as a server that fills up its batches sends it."""
     both = exported(name)
-    features = dict(EncodedRows.of(ROWS[:4], both.onnx.processor).features)
-    whole = both.onnx.scores(features)
+    features = EncodedBatch.encode(ROWS[:4], both.onnx.processor).features
+    whole = both.onnx.scorer.scores(features)
     mask = features["mask"].copy()
     mask[2] = False
-    scores = both.onnx.scores({**features, "mask": mask})
+    scores = both.onnx.scorer.scores({**features, "mask": mask})
     assert np.isfinite(scores).all()
     rest = [0, 1, 3]
     np.testing.assert_allclose(scores[rest][mask[rest]], whole[rest][mask[rest]], atol=CLOSE)
-
-
-def test_ties_keep_slot_order_and_padding_is_last() -> None:
-    scores = np.array([[0.5, 2.0, 0.5, 9.0], [1.0, 1.0, 3.0, 1.0]], dtype=np.float32)
-    mask = np.array([[True, True, True, False], [True, True, True, True]])
-    assert best_first(scores, mask).tolist() == [[1, 0, 2, 3], [2, 0, 1, 3]]
 
 
 def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNamespace]) -> None:
@@ -180,7 +132,7 @@ def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNam
         assert report == expected_report
         assert report.unknown["item_id"] == 40
         assert report.cut_items == 10
-        assert [list(row) for row in found] == [["order", "scores", "list_id", "item_id"]] * 10
+        assert [list(row) for row in found] == [["list_id", "order", "scores", "ids"]] * 10
         assert [row["order"] for row in found[:9]] == [row["order"] for row in expected[:9]]
         assert all(type(value) is int for row in found for value in row["order"])
         assert all(type(value) is float for row in found for value in row["scores"])
@@ -194,8 +146,8 @@ def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNam
     ("arguments", "message"),
     [
         (([ROWS[0], {**ROWS[1], "price": ["much"]}],), r"'price' of list 1 .*several types"),
-        ((ROWS[0],), r"write rerank\(\[list\]\)"),
-        ((iter(ROWS),), r"write rerank\(list"),
+        ((ROWS[0],), "got one dict: put it in brackets"),
+        ((iter(ROWS),), r"got list_iterator: give list\(\.\.\.\)"),
         ((ROWS[:1], 0), "top_k is 0: expected at least 1"),
         (([{**ROWS[0], "age": float("nan")}],), "'age' holds nan in list 0"),
         (([LONG],), "list list-0 has 40 items.*truncate=True"),
@@ -219,7 +171,10 @@ def test_mistakes_are_those_of_the_reranker(
 
 def test_more_slots_than_positions(exported: Callable[[str], SimpleNamespace]) -> None:
     graph = exported("dnn").onnx
-    short = ONNXReranker(graph.session, {**graph.config, "max_list_length": 2}, graph.processor)
+    scorer = graph.scorer
+    short = Reranker(
+        graph.processor, OnnxScorer(scorer.session, {**scorer.config, "max_list_length": 2}, scorer.folder)
+    )
     assert len(short.rerank([row for row in ROWS[:50] if len(row["item_id"]) <= 2])) > 0
     with pytest.raises(InputError, match="lists of 30 slots: the model has positions for max_list_length=2"):
         short.rerank([next(row for row in ROWS if len(row["item_id"]) == 30)])
@@ -247,18 +202,24 @@ def test_the_graph_takes_any_number_of_lists_items_and_history(exported: Callabl
     graph = onnx.load(exported("dnn").folder / "model.onnx").graph
     found = {entry.name: [axis.dim_value for axis in entry.type.tensor_type.shape.dim] for entry in graph.input}
     # 0 stands for any. Dense: price, and stars with its indicator; age; hours.
-    assert found == {
+    expected = {
         "item_categorical": [0, 0, 2],
         "item_dense": [0, 0, 3],
         "item_vectors": [0, 0, 3],
-        "user_categorical": [0, 2 - 1],
+        "user_categorical": [0, 1],
         "user_dense": [0, 1],
         "history_categorical": [0, 0, 2],
         "history_dense": [0, 0, 1],
         "history_mask": [0, 0],
         "mask": [0, 0],
         "position_ids": [0, 0],
+        "initial_scores": [0, 0],
     }
+    assert found == expected
+    assert list(expected) == SCHEMA.feature_tensors()
+    kinds = {"int64": onnx.TensorProto.INT64, "float32": onnx.TensorProto.FLOAT, "bool": onnx.TensorProto.BOOL}
+    for entry in graph.input:
+        assert entry.type.tensor_type.elem_type == kinds[TENSORS[entry.name].dtype], entry.name
     assert [output.name for output in graph.output] == ["logits"]
 
 
@@ -266,13 +227,13 @@ def test_ranks_in_a_process_without_torch(exported: Callable[[str], SimpleNamesp
     both = exported("dnn")
     (tmp_path / "rows.json").write_text(json.dumps(ROWS[:5]))
     code = (
-        "import json, sys\nfrom hf_rerank import ONNXReranker\n"
-        "ranked = ONNXReranker.from_pretrained(sys.argv[1]).rerank(json.load(open(sys.argv[2])))\n"
-        "print(json.dumps([[row['order'] for row in ranked], 'torch' in sys.modules]))"
+        "import json, sys\nfrom hf_rerank import Reranker\n"
+        "ranked = Reranker.from_pretrained(sys.argv[1]).rerank(json.load(open(sys.argv[2])))\n"
+        "print(json.dumps([[row['order'] for row in ranked], {'torch', 'transformers'} & set(sys.modules) == set()]))"
     )
     command = [sys.executable, "-c", code, str(both.folder), str(tmp_path / "rows.json")]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=os.environ)
-    assert json.loads(ran.stdout) == [[row["order"] for row in both.torch.rerank(ROWS[:5])], False]
+    assert json.loads(ran.stdout) == [[row["order"] for row in both.torch.rerank(ROWS[:5])], True]
 
 
 @pytest.mark.parametrize(
@@ -285,15 +246,15 @@ def test_ranks_in_a_process_without_torch(exported: Callable[[str], SimpleNamesp
         (lambda folder: _cut(folder / "manifest.json"), r"manifest\.json is damaged"),
         (lambda folder: (folder / "manifest.json").unlink(), r"has no manifest\.json"),
         (lambda folder: (folder / "model.onnx.data").write_bytes(b"x"), r"model\.onnx\.data is none of the files"),
-        (lambda folder: (folder / "model.onnx").unlink(), r"has no model\.onnx: .*hf-rerank export --model"),
+        (lambda folder: (folder / "model.onnx").unlink(), r"has no model\.onnx \(it holds config\.json, manifest"),
     ],
     ids=["cut", "flipped", "config", "vocabularies", "manifest cut", "no manifest", "one more", "no graph"],
 )
 def test_damage_is_refused(damage: Callable[[Path], object], message: str, copied: Path) -> None:
-    assert ONNXReranker.from_pretrained(copied).rerank(ROWS[:1])
+    assert Reranker.from_pretrained(copied).rerank(ROWS[:1])
     damage(copied)
     with pytest.raises(InputError, match=message):
-        ONNXReranker.from_pretrained(copied)
+        Reranker.from_pretrained(copied)
 
 
 def test_a_graph_that_onnxruntime_cannot_read(copied: Path) -> None:
@@ -302,7 +263,7 @@ def test_a_graph_that_onnxruntime_cannot_read(copied: Path) -> None:
     (copied / "manifest.json").unlink()
     write_manifest(copied)
     with pytest.raises(InputError, match=r"onnxruntime .* cannot load .*model\.onnx: .*export it again") as error:
-        ONNXReranker.from_pretrained(copied)
+        Reranker.from_pretrained(copied)
     assert "\n" not in str(error.value)
 
 
@@ -312,13 +273,17 @@ def test_a_graph_that_onnxruntime_cannot_read(copied: Path) -> None:
         (None, {}, "expected a folder, or the id of a repository, got NoneType"),
         ("{folder}/model.onnx", {}, r"model\.onnx is a file: expected the folder that holds it"),
         ("{folder}", {"threads": "2"}, "threads is '2': expected at least 1, a whole number"),
-        ("{folder}", {"device": "cpu"}, "there is no option 'device' of loading"),
-        ("{folder}", {"revison": "main"}, "there is no option 'revison' of loading; did you mean 'revision'"),
+        ("{folder}", {"device": "cpu"}, "device is an option of PyTorch models, and .* holds an exported graph"),
+        (
+            "{folder}",
+            {"revison": "main"},
+            "'revison' of loading an exported graph; did you mean 'revision'",
+        ),
     ],
 )
 def test_wrong_options_of_loading(copied: Path, source: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ONNXReranker.from_pretrained(source and source.format(folder=copied), **options)
+        Reranker.from_pretrained(source and source.format(folder=copied), **options)
 
 
 def test_several_threads_and_processes(exported: Callable[[str], SimpleNamespace]) -> None:
@@ -344,12 +309,12 @@ def _flip(path: Path) -> None:
 
 def test_a_processor_of_other_lists(exported: Callable[[str], SimpleNamespace], copied: Path, tmp_path: Path) -> None:
     other = ListProcessor.from_lists(pa.Table.from_pylist(made_rows(50, seed=9)), schema=SCHEMA)
-    graph = exported("dnn").onnx
-    with pytest.raises(InputError, match=f"fingerprint {graph.config['schema_fingerprint']}.*do not belong together"):
-        ONNXReranker(graph.session, graph.config, other)
+    scorer = exported("dnn").onnx.scorer
+    with pytest.raises(InputError, match=f"fingerprint {scorer.schema_fingerprint}.*do not belong together"):
+        Reranker(other, scorer)
     other.save_pretrained(copied)
     with pytest.raises(InputError, match=r"cut or changed|damaged or changed"):
-        ONNXReranker.from_pretrained(copied)
+        Reranker.from_pretrained(copied)
 
 
 # ----------------------------------------------------------------------------------------------------------- exporting
@@ -365,7 +330,7 @@ def test_the_model_stays_as_it_was(processor: ListProcessor, tmp_path: Path) -> 
     assert all(torch.equal(weight, before[name]) for name, weight in reranker.model.state_dict().items())
     wide = made("dnn", processor, hidden_sizes=[4])
     wide.model.load_state_dict({name: weight.float() for name, weight in before.items()})
-    (expected,), (found,) = wide.rerank(ROWS[:1]), ONNXReranker.from_pretrained(tmp_path / "out").rerank(ROWS[:1])
+    (expected,), (found,) = wide.rerank(ROWS[:1]), Reranker.from_pretrained(tmp_path / "out").rerank(ROWS[:1])
     np.testing.assert_allclose(found["scores"], expected["scores"], atol=CLOSE)
 
 
@@ -410,9 +375,9 @@ def test_the_extra_is_not_installed(
         export_onnx(made("dnn", processor), tmp_path / "out")
     if absent == "onnxruntime":  # ranking needs no more
         with pytest.raises(InputError, match=message):
-            ONNXReranker.from_pretrained(copied)
+            Reranker.from_pretrained(copied)
     else:
-        assert ONNXReranker.from_pretrained(copied).rerank(ROWS[:1])
+        assert Reranker.from_pretrained(copied).rerank(ROWS[:1])
 
 
 def test_the_command(processor: ListProcessor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -423,7 +388,7 @@ def test_the_command(processor: ListProcessor, tmp_path: Path, capsys: pytest.Ca
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("model.onnx (")
     assert "differ from those of the model by at most" in lines[1]
-    graph = ONNXReranker.from_pretrained(tmp_path / "exported")
+    graph = Reranker.from_pretrained(tmp_path / "exported")
     assert [row["order"] for row in graph.rerank(ROWS[:9])] == [row["order"] for row in reranker.rerank(ROWS[:9])]
     assert cli.main(command) == 2
     assert capsys.readouterr().err.startswith(f"hf-rerank: {tmp_path / 'exported'} is not empty")

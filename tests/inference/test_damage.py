@@ -41,8 +41,8 @@ def reranker() -> Reranker:
     table = pa.table({name: [row[name] for row in ROWS] for name in ROWS[0]})
     processor = ListProcessor.from_lists(table, schema=SCHEMA)
     torch.manual_seed(0)
-    sizes = {"d_model": 2, "num_blocks": 1, "num_heads": 1, "inner_width": 2, "embedding_dim": 2}
-    return Reranker(PRMForReranking(PRMConfig.for_schema(processor.schema, **sizes)), processor)
+    sizes = {"hidden_size": 2, "num_hidden_layers": 1, "intermediate_size": 2, "embedding_dim": 2}
+    return Reranker(processor, PRMForReranking(PRMConfig.for_schema(processor.schema, **sizes)))
 
 
 @pytest.fixture
@@ -114,8 +114,10 @@ def test_a_file_of_another_model(folder: Path, reranker: Reranker, tmp_path: Pat
     other = tmp_path / "other"
     schema = SCHEMA.replace(max_list_length=4)
     processor = ListProcessor(schema, reranker.processor.vocabularies, reranker.processor.scales)
-    config = PRMConfig.for_schema(processor.schema, d_model=2, num_blocks=1, inner_width=2, embedding_dim=2)
-    Reranker(PRMForReranking(config), processor).save_pretrained(other)
+    config = PRMConfig.for_schema(
+        processor.schema, hidden_size=2, num_hidden_layers=1, intermediate_size=2, embedding_dim=2
+    )
+    Reranker(processor, PRMForReranking(config)).save_pretrained(other)
     assert (other / name).read_bytes() != (folder / name).read_bytes()
     shutil.copyfile(other / name, folder / name)
     message = refused(folder)

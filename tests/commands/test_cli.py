@@ -15,7 +15,7 @@ import pytest
 from hf_rerank import cli
 
 TRAIN = ["--num_train_epochs", "2", "--per_device_train_batch_size", "32", "--disable_tqdm", "true"]
-TINY = ["--set", "d_model=8", "--set", "inner_width=8", "--set", "dropout=0.0"]
+TINY = ["--set", "hidden_size=8", "--set", "intermediate_size=8", "--set", "hidden_dropout_prob=0.0"]
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ class TestTheWholeWay:
         expected = {"config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.safetensors"}
         assert names == expected | {"manifest.json", "results.json", "training_args.json"}
         results = json.loads((folder / "run" / "results.json").read_text())
-        assert results["objective"]["preset"] == "scaled"
-        assert results["model"]["d_model"] == 8
+        assert results["objective"]["principled"] == "scaled"
+        assert results["model"]["hidden_size"] == 8
         assert 0 < results["evaluations"]["validation"]["validation_ndcg@10"] < 1
 
     def test_evaluate_prints_the_rows_and_writes_json(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ class TestTheWholeWay:
         assert [row["list_id"] for row in ranked] == [row["list_id"] for row in lists]
         for row, result in zip(lists, ranked, strict=True):
             assert len(result["order"]) == 7
-            assert result["item_id"] == [row["item_id"][slot] for slot in result["order"]]
+            assert result["ids"] == [row["item_id"][slot] for slot in result["order"]]
             assert result["scores"] == sorted(result["scores"], reverse=True)
         assert not list(folder.glob("*.partial"))
 
@@ -286,15 +286,15 @@ class TestPictures:
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Two epochs: an evaluation after each, the end, and the evaluation that the command ends with."""
-        from hf_rerank.training import plotting
+        from hf_rerank.training import callbacks
 
-        evaluations, real = [], plotting.training_figure
+        evaluations, real = [], callbacks.training_figure
 
         def spy(log: list[dict[str, object]], path: Path) -> None:
             evaluations.append(sum("eval_p1_obedience" in entry for entry in log))
             real(log, path)
 
-        monkeypatch.setattr(plotting, "training_figure", spy)
+        monkeypatch.setattr(callbacks, "training_figure", spy)
         run = tmp_path / "run"
         arguments = ["train", "--model", "dnn", "--data", str(folder / "lists"), "--output-dir", str(run), *TRAIN]
         capsys.readouterr()
@@ -461,12 +461,18 @@ class TestMistakes:
             ),
             ("train --model prm --data {0}/lists --output-dir {0}/r --learning_rate fast", "fast"),
             ("train --model prm --data {0}/lists --output-dir {0}/r --principled scald", "did you mean 'scaled'"),
-            ("train --model prm --data {0}/lists --output-dir {0}/r --set d_modle=8", "did you mean 'd_model'"),
-            ("train --model prm --data {0}/lists --output-dir {0}/r --set d_model=wide", "d_model.*wide"),
-            ("train --model prm --data {0}/lists --output-dir {0}/r --set d_model", "KEY=VALUE"),
+            (
+                "train --model prm --data {0}/lists --output-dir {0}/r --set hidden_sise=8",
+                "did you mean 'hidden_size'",
+            ),
+            ("train --model prm --data {0}/lists --output-dir {0}/r --set hidden_size=wide", "hidden_size.*wide"),
+            ("train --model prm --data {0}/lists --output-dir {0}/r --set hidden_size", "KEY=VALUE"),
             ("train --model prm --data {0}/lists --output-dir {0}/r --preset papr", "did you mean 'paper'"),
             ("evaluate --model {0}/nowhere --data {0}/lists", "nowhere"),
-            ("evaluate --model {0}/raw --data {0}/lists", "preprocessor_config.json"),
+            (
+                "evaluate --model {0}/raw --data {0}/lists",
+                "raw has no config.json .*: expected a folder that save_pret",
+            ),
             ("evaluate --model {0}/run --data {0}/lists --split tset", "did you mean 'test'"),
             ("evaluate --model {0}/run --data {0}/raw", "raw is no folder of prepared lists"),
             ("rank --model {0}/run --input {0}/lists.xlsx --output {0}/o.jsonl", "lists.xlsx"),
@@ -535,7 +541,8 @@ def test_help_answers_at_once() -> None:
 
 
 def test_matplotlib_waits_for_a_picture() -> None:
-    code = "import sys; from hf_rerank import cli, plots; cli.main([]); print(*sys.modules, file=sys.stderr)"
+    imports = "import sys; from hf_rerank import cli; from hf_rerank.evaluation import plots"
+    code = f"{imports}; cli.main([]); print(*sys.modules, file=sys.stderr)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "hf_rerank.evaluation.plots" in process.stderr.split()
     assert not {"matplotlib", "numpy", "torch"} & set(process.stderr.split())

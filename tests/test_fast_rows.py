@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_rerank import lists as lists_module
+from hf_rerank import validation
 from hf_rerank.errors import InputError
 from hf_rerank.fast_rows import PlainRows, plain_rows
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
@@ -117,7 +117,7 @@ def test_nothing_depends_on_how_rows_are_converted(
     alone, among = [row(**{name: value})], [row(), row(**{name: value}), row(item=[1, 2, 3])]
     short = ListSchema(items=[Categorical("item"), *([] if name == "item" else SCHEMA.items[1:4])], user=SCHEMA.user)
     at_once = [outcome(rows, schema) for rows in (alone, among) for schema in (SCHEMA, short)]
-    monkeypatch.setattr(lists_module, "plain_rows", lambda *_: PlainRows(None, {}))
+    monkeypatch.setattr(validation, "plain_rows", lambda *_: PlainRows(None, {}))
     assert at_once == [outcome(rows, schema) for rows in (alone, among) for schema in (SCHEMA, short)]
 
 
