@@ -500,7 +500,7 @@ class TestCommands:
             ),
             (
                 ["initial-rank", "--data", "LISTS", "--output-dir", "LISTS", "--ranker", "dnn"],
-                "is not an empty folder",
+                "overlaps the input",
             ),
             (
                 ["prepare", "prm_public", "--raw-dir", "RAW", "--output-dir", "OUT", "--quality", "poor"],

@@ -23,6 +23,7 @@ LAYERS = (
     "data.time_split",
     "data.report",
     "data.source",
+    "data.truncating",
     "data.parquet_datasets",
     "data.prepared",
     "data.prm_public",
