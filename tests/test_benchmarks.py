@@ -274,7 +274,7 @@ def test_preparing_ad_is_measured_by_stage(tmp_path: Path, monkeypatch: pytest.M
         stages = row["stages"]
         assert stages["read and cut raw_sample.csv"]["rows"] == row["counts"]["impressions"] == 2_000
         assert stages["read and cut behavior_log.csv"]["rows"] == row["counts"]["behaviours"]
-        assert stages["make and write lists"]["rows"] == row["lists"] > 0
+        assert stages["read and write lists"]["rows"] == row["lists"] > 0
         assert len(row["each_round"]) == 2
         assert row["peak_memory_mib"] == max(run["peak_memory_mib"] for run in row["each_round"]) > 50
         assert (
@@ -303,13 +303,13 @@ def test_making_lists_is_extrapolated_by_lists_and_behaviours(monkeypatch: pytes
         stages = {
             "read and cut raw_sample.csv": {"rows": 1, "seconds": 3.0},
             "read and cut behavior_log.csv": {"rows": 1, "seconds": 4.0},
-            "make and write lists": {"rows": 1, "seconds": 10 + 2 * millions},
+            "read and write lists": {"rows": 1, "seconds": 10 + 2 * millions},
         }
         rows.append({"counts": counts, "stages": stages, "bucket_bytes": 1e9 + 20e6 * millions})
     whole = preparing_ad.extrapolated(rows)
     assert whole["read and cut raw_sample.csv"] == pytest.approx(300)
     assert whole["read and cut behavior_log.csv"] == pytest.approx(4 * 723.268134 / 20)
-    assert whole["make and write lists"] == pytest.approx(1_000 + 2 * 723.268134)
+    assert whole["read and write lists"] == pytest.approx(1_000 + 2 * 723.268134)
     assert whole["bucket_bytes"] == pytest.approx(100e9 + 20 * 723_268_134)
     assert whole["all stages"] == pytest.approx(300 + 4 * 723.268134 / 20 + 1_000 + 2 * 723.268134)
 

@@ -155,7 +155,8 @@ def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str
         if on_error == "raise":
             raise RejectedLines(rejected, _ADVICE)
 
-    with writing(folder.parts) as parts:
+    # Buckets are large, are read once, and are made again after a power cut.
+    with writing(folder.parts, durable=False) as parts:
         with naming_failures(parts):
             parts.mkdir()
         report = source.partition(parts, bar, on_reject)
