@@ -247,14 +247,14 @@ class _Group:
 
     def __init__(self, path: Path, columns: pa.Schema, label: str) -> None:
         self.path, self.columns, self.label = path, columns, label
-        self.units: list[Unit] = []
+        self.units: list[list[str]] = []  # names and digests: units may carry their text
         self.report, self.rejected = PrepareReport(), list[RejectedLine]()
         self.bytes, self.started = 0, time.monotonic()
         self._files: dict[str, ShardWriter] = {}
 
     def add(self, unit: Unit, tables: dict[str, pa.Table], rejects: Rejects) -> None:
         """Writes the lists of a unit, and counts them."""
-        self.units.append(unit)
+        self.units.append([unit.name, unit.digest])
         self.report.add(rejects.report)
         self.rejected += rejects.lines
         for split, lists in tables.items():
@@ -277,7 +277,7 @@ class _Group:
             _record(self.rejected, self.path)
         rows = sum(self.report.lists.values())
         self.report.spend(STAGE, rows, time.monotonic() - self.started)
-        return {"units": [[unit.name, unit.digest] for unit in self.units], "report": self.report.to_dict()}
+        return {"units": self.units, "report": self.report.to_dict()}
 
     def abandon(self) -> None:
         """Closes the files that ``close`` has not finished."""
