@@ -1,4 +1,4 @@
-"""PRM Public's text: cut into fields where they lie, decoded by polars, and blamed by name where damaged.
+"""PRM Public's text: fields are found in place and decoded; damaged lines are named.
 
 One line is one list: six fields between ``|``, each but the first a JSON array; see ``FIELDS``. A piece of clean lines
 of one length is read number by number (``numbers``), any other is decoded column by column. If that fails it is read
@@ -204,8 +204,8 @@ class Fields:
         )
 
     def _decode(self, texts: pl.DataFrame) -> Decoded:
-        """Decodes and checks. polars' decoder is lenient (it drops empty texts, turns a huge id into null, cuts 1.5 to
-        1, takes a lone number for an array): every check below closes one of its doors."""
+        """Decodes and checks. Polars' decoder is lenient (it drops empty texts, turns a huge id into null, cuts 1.5 to
+        1, takes a lone number for an array): each check below catches one of these."""
         # The only word of the format is null: true would pass for the number 1, and "null" for null.
         if any(self.text.find(letter) >= 0 for letter in (b"r", b"s", b'"')) and any(
             texts[str(k)].str.contains('[rs"]').any() for k in _DECODED

@@ -523,3 +523,10 @@ def test_units_are_not_kept_in_memory(source: Numbers, tmp_path: Path) -> None:
     write(source, tmp_path / "lists", shard_bytes=2**20, threads=1)
     assert len(made) == 8
     assert max(alive) <= 3
+
+
+def test_the_current_folder_as_output(source: Numbers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write(source, Path("."))
+    assert sum(read_prepared(tmp_path / "here").lists.values()) == 76
