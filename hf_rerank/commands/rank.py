@@ -107,16 +107,16 @@ def _ranked_batch(reranker: Any, rows: list[dict[str, Any]], number: int, option
         raise InputError(f"{options.input[0]}, lists from {number}: {error}") from None
 
 
-def _batches(
-    files: list[Any], processor: Any, options: Any, counts: dict[str, int]
-) -> Iterator[list[dict[str, Any]]]:
+def _batches(files: list[Any], processor: Any, options: Any, counts: dict[str, int]) -> Iterator[list[dict[str, Any]]]:
     """Rows of files, a batch at a time, with ids of the types that the processor was fitted on."""
     from hf_rerank.data.custom.own_datasets import tables_of_files
     from hf_rerank.data.custom.own_files import OwnFiles
     from hf_rerank.vocabularies import TableVocabulary
 
     schema = processor.schema
-    known = {name: v.is_text for name, v in processor.vocabularies.items() if isinstance(v, TableVocabulary) and len(v)}
+    known = {
+        name: v.is_text for name, v in processor.vocabularies.items() if isinstance(v, TableVocabulary) and len(v)
+    }
     known |= {f.name: known[f.shares] for f in schema.history if getattr(f, "shares", None) in known}
     own = OwnFiles(files, schema, options, labels=False, text_ids=known)
     own.scan()

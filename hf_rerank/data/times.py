@@ -1,4 +1,4 @@
-"""Text as times, if all of it is: ISO 8601, day or month first, 12-hour clocks, fractions down to nanoseconds, zones."""
+"""Text as times, if all of it is: ISO 8601, day or month first, 12-hour clocks, fractions of seconds, time zones."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def parse_times(text: pl.Series) -> ParsedTimes:
     wrong_hour = half.is_not_null() & ~hour.is_between(1, 12)
     in_day = pl.when(half.is_null()).then(hour).otherwise(hour % 12 + pl.when(half == "p").then(12).otherwise(0))
     zone = pl.col("zone").str.extract_groups(r"([+-])(\d{2}):?(\d{2})")
-    minutes = (
-        zone.struct.field("2").cast(pl.Int64) * 60 + zone.struct.field("3").cast(pl.Int64)
-    ) * pl.when(zone.struct.field("1") == "-").then(-1).otherwise(1)
+    minutes = (zone.struct.field("2").cast(pl.Int64) * 60 + zone.struct.field("3").cast(pl.Int64)) * pl.when(
+        zone.struct.field("1") == "-"
+    ).then(-1).otherwise(1)
     calendar = pl.datetime(
         pl.coalesce("y", "last").cast(pl.Int32),
         pl.coalesce("m", month).cast(pl.Int32),

@@ -23,7 +23,7 @@ from hf_rerank.schema import Categorical, ListSchema
 # Where a row (from 0) of a table comes from, for messages.
 Where = Callable[[int], str]
 
-# Integers as Python writes them, since 007 and 7 are different ids; 12.0 is what pandas makes of 12 beside a missing id.
+# Integers as Python writes them, since 007 and 7 are different ids. Of 12 beside a missing id pandas makes 12.0.
 INTEGER = r"^(0|-?[1-9][0-9]{0,19})$"
 WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,19})\.0$"
 BOOLEAN = r"^([tT]rue|TRUE|[fF]alse|FALSE)$"
@@ -146,7 +146,7 @@ def _bounds(integers: pl.Series) -> tuple[int, int]:
     lengths = integers.str.len_chars()
     longest = integers.filter(lengths >= 18).to_list()
     short = integers.filter(lengths < 18).cast(pl.Int64)
-    values = [int(text) for text in longest] + ([short.min(), short.max()] if len(short) else [])  # type: ignore[list-item]
+    values = [*map(int, longest), *([int(short.min()), int(short.max())] if len(short) else [])]  # type: ignore[arg-type]
     return min(values), max(values)
 
 
@@ -356,8 +356,9 @@ class Converter:
         if wrong.any():
             index = int(np.argmax(wrong))
             raise InputError(
-                f"{where(int(rows[index]))}: column {name!r} holds {numbers[index]!r}: expected ids, which are integers or "
-                "text; declare it Dense if it is a number, or write the ids as integers (floats are exact up to 2**53)"
+                f"{where(int(rows[index]))}: column {name!r} holds {numbers[index]!r}: expected ids, which are "
+                "integers or text; declare it Dense if it is a number, or write the ids as integers (floats are exact "
+                "up to 2**53)"
             )
         self._count(f"ids such as 12.0 read as 12 in column {name}", len(flat) - values.null_count)
         return values

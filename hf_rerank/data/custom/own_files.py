@@ -118,7 +118,7 @@ class OwnFiles:
                 yield kept
 
     def items(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
-        """Items of a part of long files, with ``item_columns`` and where each stands (``PART_COLUMN``, ``ROW_COLUMN``)."""
+        """Items of a part of long files, with ``item_columns`` and their places (``PART_COLUMN``, ``ROW_COLUMN``)."""
         number, row = self.parts.index(part), 0
         for block in self._blocks(part, counts):
             rows = np.arange(row, row + block.table.num_rows)
@@ -127,7 +127,7 @@ class OwnFiles:
             yield table.append_column(ROW_COLUMN, pa.array(rows))
 
     def lists_of_items(self, frame: pl.DataFrame) -> tuple[pa.Table, np.ndarray]:
-        """The lists that all of their items (see ``items``) make, with ``columns``, and the number of the part that holds each.
+        """The lists that all of their items (see ``items``) make, with ``columns``, and the number of each one's part.
 
         Raises:
             InputError: Items do not make a list, or one list has items in two files.

@@ -1,8 +1,8 @@
 """A user's own lists, all of them checked -> a folder of prepared lists.
 
-Everything is checked before anything is written. Wide files (one row per list) are read part by part; the rows of long
-ones (one row per item) are first partitioned by their list. Memory holds a few numbers per list (its split, a hash of its
-id, its time).
+Everything is checked before anything is written. Wide files (one row per list) are read part by part; the rows of
+long ones (one row per item) are first partitioned by their list. Memory holds a few numbers per list (its split, a
+hash of its id, its time).
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def prepare_own(
         split_by: ``"group"`` or ``"time:COLUMN"``, see ``load_lists``.
         ranker_train: Hold out 40 % of the users (by time: the oldest 40 %) for training an initial ranker.
         max_list_length: Longest list. None: that of the schema.
-        cut: Cut longer lists to the items that stand first, instead of refusing them. The labels of the items that were
-            cut are kept in the column ``LABEL_cut``, so that metrics can cover all logged clicks.
+        cut: Cut longer lists to the items that stand first, instead of refusing them. The labels of the items that
+            were cut are kept in the column ``LABEL_cut``, so that metrics can cover all logged clicks.
         options: Of the readers.
         progress: Bars of the rows read, checked and written, if they take longer than a second.
         shard_bytes: Of lists in memory after which the shards of all splits are cut.
@@ -160,15 +160,11 @@ class CustomSource:
             "read": dict(own.options.to_dict()),
         }
         self.read_units: list[PartUnit] = []
+        self.size = sum(own.rows.values())
 
     def inputs(self) -> list[Path]:
         """The local files."""
         return [Path(file.path) for file in self.own.files if not file.is_url]
-
-    @property
-    def size(self) -> int:
-        """Rows of all files."""
-        return sum(self.own.rows.values())
 
     def units(self, parts: Path) -> list[PartUnit]:
         """One per part with rows."""
@@ -270,9 +266,15 @@ class CustomSource:
 
 
 class LongSource(CustomSource):
-    """Long files as a ``PartitionedSource``."""
+    """Long files as a ``PartitionedSource``; as many buckets of lists as it takes for one to fit in memory."""
 
     size_unit = "bucket"
+
+    def __init__(self, own: OwnFiles, **options: Any) -> None:
+        super().__init__(own, **options)
+        total = sum(Path(file.path).stat().st_size for file in own.files if not file.is_url)
+        self.size = self.buckets = min(MAX_BUCKETS, max(1, -(-total // LONG_PART_BYTES)))
+        self.runs: list[Path] = []
 
     def partition(
         self, parts: Path, bar: Callable[..., Any], on_reject: Callable[[RejectedLine], object]
@@ -300,16 +302,6 @@ class LongSource(CustomSource):
             for number in range(self.buckets)
         ]
         return self.read_units
-
-    @property
-    def size(self) -> int:
-        return self.buckets
-
-    @property
-    def buckets(self) -> int:
-        """How many, so that one fits in memory."""
-        total = sum(Path(file.path).stat().st_size for file in self.own.files if not file.is_url)
-        return min(MAX_BUCKETS, max(1, -(-total // LONG_PART_BYTES)))
 
     def tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
         """The lists of a bucket, in the order in which they first appear."""

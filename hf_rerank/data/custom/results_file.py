@@ -30,8 +30,8 @@ def format_of(path: Path) -> tuple[str, str | None]:
     suffix = (Path(path.stem) if compression else path).suffix.lower()
     if suffix not in FORMATS or (compression and suffix not in (".csv", ".tsv", ".jsonl", ".ndjson")):
         raise InputError(
-            f"cannot write results to {path}: expected a file that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; "
-            "text also as .gz or .zst"
+            f"cannot write results to {path}: expected a file that ends in {', '.join(FORMATS[:-1])} or "
+            f"{FORMATS[-1]}; text also as .gz or .zst"
         )
     return suffix, compression
 
@@ -40,8 +40,8 @@ def format_of(path: Path) -> tuple[str, str | None]:
 def results_file(path: Path) -> Iterator[Write]:
     """Gives the function that appends results; the file appears when all of them are written.
 
-    In CSV one row is one ranked item, best first, with the column ``rank`` from 0; ``order`` is the slot of the item in
-    its list.
+    In CSV one row is one ranked item, best first, with the column ``rank`` from 0; ``order`` is the slot of the item
+    in its list.
     """
     suffix, compression = format_of(path)
     with writing(path) as temporary:

@@ -1,7 +1,7 @@
 """What becomes of each kind of input: a table of format by type by defect, one row per case.
 
-``prepare own`` reads each; the outcome is the same lists as those written out below, lists with the values that the case
-names, counts in the report, or a refusal whose one line says what must stand in it.
+``prepare own`` reads each; the outcome is the same lists as those written out below, lists with the values that the
+case names, counts in the report, or a refusal whose one line says what must stand in it.
 """
 
 from __future__ import annotations
@@ -159,10 +159,15 @@ def url(folder: Path) -> str:
 def dates_in_a_late_block(folder: Path) -> Path:
     """Five megabytes of ids, all of which look like dates in the last block; and an id that is none, once."""
     rows = [
-        {"q": k, "user": "a", "item": ["2024-01-01", f"i{k}" if k < 30_000 else "2024-01-02"], "price": [1.0, 2.0],
-         "click": [0, 1]}
+        {
+            "q": k,
+            "user": "a",
+            "item": ["2024-01-01", f"i{k}" if k < 30_000 else "2024-01-02"],
+            "price": [1.0, 2.0],
+            "click": [0, 1],
+        }
         for k in range(60_000)
-    ]  # fmt: skip
+    ]
     (folder / "lists.jsonl").write_text(lines(*rows))
     return folder / "lists.jsonl"
 
@@ -219,7 +224,8 @@ CASES = {
     "CSV, zst": Case(text("lists.csv.zst", CSV)),
     "CSV, semicolons": Case(text("lists.csv", CSV.replace(",", ";")), options=options(separator=";")),
     "CSV, no header": Case(
-        text("lists.csv", CSV.partition("\n")[2]), options=options(column_names=("q", "user", "item", "price", "click"))
+        text("lists.csv", CSV.partition("\n")[2]),
+        options=options(column_names=("q", "user", "item", "price", "click")),
     ),
     "CSV, cells a|b|c": Case(text("lists.csv", WIDE), options=options(list_separator="|")),
     "CSV, cells N1-1 N2-0": Case(
@@ -228,11 +234,17 @@ CASES = {
             {"q": 1, "user": "a", "item": ["N10", "N11"], "click": [0.0, 1.0]},
             {"q": 2, "user": "b", "item": ["N12", "N10", "N13"], "click": [1.0, 0.0, 0.0]},
         ],
-        options={"schema": SCHEMA.replace(items=[Categorical("item")]), **options(list_separator=" ", label_separator="-")},
+        options={
+            "schema": SCHEMA.replace(items=[Categorical("item")]),
+            **options(list_separator=" ", label_separator="-"),
+        },
     ),
     "CSV, cells of JSON": Case(
-        text("lists.csv", 'q,user,item,price,click\n1,a,"[10,11]","[1.5,2.5]","[0,1]"\n'
-             '2,b,"[12,10,13]","[3.0,null,0.5]","[1,0,0]"\n')
+        text(
+            "lists.csv",
+            'q,user,item,price,click\n1,a,"[10,11]","[1.5,2.5]","[0,1]"\n'
+            '2,b,"[12,10,13]","[3.0,null,0.5]","[1,0,0]"\n',
+        )
     ),
     "CSV, rows of a list apart": Case(
         text("lists.csv", "\n".join(CSV.splitlines()[k] for k in (0, 1, 3, 4, 2, 5)) + "\n")
@@ -253,18 +265,26 @@ CASES = {
     "LETOR": Case(
         text("lists.txt", "0 qid:1 1:10 2:1.5\n1 qid:1 1:11 2:2.5 # docid = D1\n1 qid:2 2:3.0\n"),
         [
-            {"qid": "1", "label": [0.0, 1.0], "feature_1": [10.0, 11.0], "feature_2": [1.5, 2.5], "docid": [None, "D1"]},
+            {
+                "qid": "1",
+                "label": [0.0, 1.0],
+                "feature_1": [10.0, 11.0],
+                "feature_2": [1.5, 2.5],
+                "docid": [None, "D1"],
+            },
             {"qid": "2", "label": [1.0], "feature_1": [0.0], "feature_2": [3.0], "docid": [None]},
         ],
         options={"schema": ListSchema(items=[Dense("feature_1"), Dense("feature_2")], label="label", list_id="qid")},
     ),
     "save_to_disk": Case(saved),
-    "save_to_disk, splits": Case(saved_splits, counts={"lists": {"ranker_train": 0, "train": 1, "validation": 0, "test": 1}}),
+    "save_to_disk, splits": Case(
+        saved_splits, counts={"lists": {"ranker_train": 0, "train": 1, "validation": 0, "test": 1}}
+    ),
     "pattern": Case(glob_of_parts),
     "list of paths": Case(list_of_paths),
     "folders in folders": Case(folder_of_folders),
     "fsspec URL": Case(url),
-    # -------------------------------------------------------------------------------------- untidy, and read all the same
+    # --------------------------------------------------------------------------------- untidy, and read all the same
     "byte order mark, CSV": Case(text("lists.csv", b"\xef\xbb\xbf" + CSV.encode())),
     "byte order mark, JSON Lines": Case(text("lists.jsonl", b"\xef\xbb\xbf" + lines(*LISTS).encode())),
     "blank lines, CSV": Case(text("lists.csv", CSV.replace("\n", "\n\n"))),
@@ -276,7 +296,9 @@ CASES = {
     "part file with a header alone": Case(
         several(text("part-0.csv", CSV), text("part-1.csv", CSV.partition("\n")[0])), counts={"empty files": 1}
     ),
-    "empty list among others": Case(text("lists.jsonl", lines(*LISTS, EMPTY)), counts={"dropped": {"without items": 1}}),
+    "empty list among others": Case(
+        text("lists.jsonl", lines(*LISTS, EMPTY)), counts={"dropped": {"without items": 1}}
+    ),
     "unknown users": Case(
         text("lists.jsonl", lines({**LISTS[0], "user": None}, {**LISTS[1], "user": None})),
         changed(user=[None, None]),
@@ -295,18 +317,26 @@ CASES = {
     "NULL among text": Case(csv_items("NULL", "DE", "FR", "DE", "US"), with_items(None, "DE", "FR", "DE", "US")),
     "quoted NULL": Case(csv_items('"NULL"', "DE", "FR", "DE", "US"), with_items("NULL", "DE", "FR", "DE", "US")),
     "NULL among numbers": Case(text("lists.csv", CSV.replace("10,,0", "10,NULL,0"))),
-    "a string of one's own": Case(text("lists.csv", CSV.replace("10,,0", "10,-,0")), options=options(null_strings=("-",))),
+    "a string of one's own": Case(
+        text("lists.csv", CSV.replace("10,,0", "10,-,0")), options=options(null_strings=("-",))
+    ),
     # ----------------------------------------------------------------------------------------------------------- types
     "booleans, CSV": Case(
         text("lists.csv", "q,user,item,price,click\n1,a,true,True,false\n1,a,false,FALSE,true\n"),
         [{"q": 1, "user": "a", "item": [1, 0], "price": [1.0, 0.0], "click": [0.0, 1.0]}],
     ),
     "booleans, JSON Lines": Case(
-        text("lists.jsonl", lines({"q": 1, "user": "a", "item": [True, False], "price": [True, 0.5], "click": [False, True]})),
+        text(
+            "lists.jsonl",
+            lines({"q": 1, "user": "a", "item": [True, False], "price": [True, 0.5], "click": [False, True]}),
+        ),
         [{"q": 1, "user": "a", "item": [1, 0], "price": [1.0, 0.5], "click": [0.0, 1.0]}],
     ),
     "booleans alone, JSON Lines": Case(
-        text("lists.jsonl", lines({"q": 1, "user": "a", "item": [True, False], "price": [True, False], "click": [False, True]})),
+        text(
+            "lists.jsonl",
+            lines({"q": 1, "user": "a", "item": [True, False], "price": [True, False], "click": [False, True]}),
+        ),
         [{"q": 1, "user": "a", "item": [1, 0], "price": [1.0, 0.0], "click": [0.0, 1.0]}],
     ),
     "booleans, Parquet": Case(
@@ -316,7 +346,9 @@ CASES = {
         ),
         with_items(1, 0, 1, None, 0),
     ),
-    "ids of 19 digits, CSV": Case(csv_items(*(MILLION + k for k in range(5))), with_items(*(MILLION + k for k in range(5)))),
+    "ids of 19 digits, CSV": Case(
+        csv_items(*(MILLION + k for k in range(5))), with_items(*(MILLION + k for k in range(5)))
+    ),
     "ids of 19 digits as lists, CSV": Case(
         text("lists.csv", CSV.replace("\n1,", f"\n{MILLION + 1},").replace("\n2,", f"\n{MILLION + 2},")),
         changed(q=[MILLION + 1, MILLION + 2]),
@@ -328,9 +360,13 @@ CASES = {
     "ids from 2**63, Parquet": Case(
         parquet(item=nested(pa.array([BIG, 1, 2, BIG, 4], pa.uint64()))), with_items(BIG, 1, 2, BIG, 4)
     ),
-    "ids of 25 digits, CSV": Case(csv_items(*(10**24 + k for k in range(5))), with_items(*(str(10**24 + k) for k in range(5)))),
+    "ids of 25 digits, CSV": Case(
+        csv_items(*(10**24 + k for k in range(5))), with_items(*(str(10**24 + k) for k in range(5)))
+    ),
     "ids such as 12.0, CSV": Case(
-        csv_items("10.0", "", "12.0", "10.0", "13.0"), NULL_ITEM, counts={"ids such as 12.0 read as 12 in column item": 4}
+        csv_items("10.0", "", "12.0", "10.0", "13.0"),
+        NULL_ITEM,
+        counts={"ids such as 12.0 read as 12 in column item": 4},
     ),
     "ids such as 12.0, Parquet": Case(parquet(item=nested(pa.array([10.0, None, 12.0, 10.0, 13.0]))), NULL_ITEM),
     "fractions for ids": Case(
@@ -352,7 +388,9 @@ CASES = {
         parquet(item=nested(pa.array([k.bytes for k in UUIDS], pa.uuid()))), with_items(*map(str, UUIDS))
     ),
     "decimals, Parquet": Case(
-        parquet(price=nested(pa.array([decimal.Decimal(v) if v else None for v in ("1.50", "2.50", "3.00", None, "0.50")])))
+        parquet(
+            price=nested(pa.array([decimal.Decimal(v) if v else None for v in ("1.50", "2.50", "3.00", None, "0.50")]))
+        )
     ),
     "string views, Arrow": Case(
         parquet(user=pa.array(["a", "b"], pa.string_view()), item=nested(pa.array(TEXTS, pa.string_view()))),
@@ -360,18 +398,25 @@ CASES = {
     ),
     "dictionaries, Parquet": Case(parquet(item=nested(pa.array(TEXTS).dictionary_encode())), with_items(*TEXTS)),
     "bytes of text, Parquet": Case(parquet(item=nested(pa.array([t.encode() for t in TEXTS]))), with_items(*TEXTS)),
-    "numbers as text, JSON Lines": Case(text("lists.jsonl", lines(*changed(price=[["1.5", "2.5"], ["3.0", None, "0.5"]])))),
+    "numbers as text, JSON Lines": Case(
+        text("lists.jsonl", lines(*changed(price=[["1.5", "2.5"], ["3.0", None, "0.5"]])))
+    ),
     # --------------------------------------------------------------------------------------------------------- defects
-    "a key twice": Case(text("lists.jsonl", lines(LISTS[0]).replace("}", ', "q": 5}')), error="the key 'q' is there twice"),
+    "a key twice": Case(
+        text("lists.jsonl", lines(LISTS[0]).replace("}", ', "q": 5}')), error="the key 'q' is there twice"
+    ),
     "gz cut off": Case(
-        lambda folder: (folder / "a.csv.gz").write_bytes(gzip.compress(CSV.encode() * 99)[:-20]) and folder / "a.csv.gz",
+        lambda folder: (
+            (folder / "a.csv.gz").write_bytes(gzip.compress(CSV.encode() * 99)[:-20]) and folder / "a.csv.gz"
+        ),
         error="a.csv.gz is no whole gzip file",
     ),
     "text among numbers, CSV": Case(
         text("lists.csv", CSV.replace("3.0", "cheap")), error="lists.csv, line 4: column 'price' holds 'cheap'"
     ),
     "text among ids, JSON Lines": Case(
-        text("lists.jsonl", lines(*with_items(1, 2, "a", 4, 5))), error="lists.jsonl, line 2: column 'item' holds values of several"
+        text("lists.jsonl", lines(*with_items(1, 2, "a", 4, 5))),
+        error="lists.jsonl, line 2: column 'item' holds values of several",
     ),
     "text here, numbers there, JSON Lines": Case(
         several(text("a.jsonl", lines(LISTS[0])), text("b.jsonl", lines({**LISTS[1], "item": ["a", "b", "c"]}))),
@@ -380,19 +425,29 @@ CASES = {
     "a column less in one file": Case(
         several(text("a.csv", CSV), text("b.csv", CSV.replace("price", "cost"))), error="has no column 'price', which"
     ),
-    "two formats": Case(several(text("a.csv", CSV), text("b.jsonl", lines(*LISTS))), error="holds both JSON and CSV files"),
+    "two formats": Case(
+        several(text("a.csv", CSV), text("b.jsonl", lines(*LISTS))), error="holds both JSON and CSV files"
+    ),
     "some cells without labels": Case(
         text("lists.csv", "q,user,item\n1,a,N10-0 N11\n"),
         error="lists.csv, line 2: column 'item' holds items with labels and items without",
-        options={"schema": SCHEMA.replace(items=[Categorical("item")]), **options(list_separator=" ", label_separator="-")},
+        options={
+            "schema": SCHEMA.replace(items=[Categorical("item")]),
+            **options(list_separator=" ", label_separator="-"),
+        },
     ),
     "a URL whose package is missing": Case(lambda _: "s3://bucket/lists.parquet", error="cannot read s3://.*install"),
     "lists that are too long": Case(
-        text("lists.csv", CSV), error="has 3 items, the schema allows max_list_length=2.*--cut", options={"max_list_length": 2}
+        text("lists.csv", CSV),
+        error="has 3 items, the schema allows max_list_length=2.*--cut",
+        options={"max_list_length": 2},
     ),
     "lists that are cut": Case(
         text("lists.csv", CSV.replace("2,b,13,0.5,0", "2,b,13,0.5,1")),
-        [{**LISTS[0], "click_cut": []}, {**LISTS[1], "item": [12, 10], "price": [3.0, None], "click": [1.0, 0.0], "click_cut": [1.0]}],
+        [
+            {**LISTS[0], "click_cut": []},
+            {**LISTS[1], "item": [12, 10], "price": [3.0, None], "click": [1.0, 0.0], "click_cut": [1.0]},
+        ],
         counts={"cut_lists": 1, "lost_clicks": 0, "items that were cut": 1, "clicks of items that were cut": 1},
         options={"max_list_length": 2, "cut": True},
     ),
@@ -402,10 +457,13 @@ CASES = {
         counts={"lists": {"ranker_train": 0, "train": 1, "validation": 0, "test": 1}},
     ),
     "folders named after splits": Case(
-        lambda folder: [
-            (folder / name).mkdir() or (folder / name / "0.jsonl").write_text(lines(row))
-            for name, row in zip(("training", "dev"), LISTS, strict=True)
-        ] and folder,
+        lambda folder: (
+            [
+                (folder / name).mkdir() or (folder / name / "0.jsonl").write_text(lines(row))
+                for name, row in zip(("training", "dev"), LISTS, strict=True)
+            ]
+            and folder
+        ),
         counts={"lists": {"ranker_train": 0, "train": 1, "validation": 1, "test": 0}},
     ),
     "files named almost after splits": Case(
@@ -421,7 +479,7 @@ CASES = {
         counts={"warnings": "1 of 1 lists of test are also in train"},
         options={"schema": NO_ID.replace(group=None)},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -456,8 +514,11 @@ def test_dates_in_a_late_block_stay_text(tmp_path: Path, monkeypatch: pytest.Mon
     source = dates_in_a_late_block(tmp_path)
     assert source.stat().st_size > 4 * 2**20
     for streaming in (False, True):
-        lists = load_lists({"train": load_lists(source, schema=SCHEMA.replace(group=None), streaming=streaming)["train"]},
-                           schema=SCHEMA, streaming=streaming)["train"]  # fmt: skip
+        lists = load_lists(
+            {"train": load_lists(source, schema=SCHEMA.replace(group=None), streaming=streaming)["train"]},
+            schema=SCHEMA,
+            streaming=streaming,
+        )["train"]
         ids = {item for row in lists for item in row["item"] if not item.startswith("i")}
         assert ids == {"2024-01-01", "2024-01-02"}
 

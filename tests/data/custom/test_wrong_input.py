@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments
-from hf_rerank.data.loading import load_lists
 from hf_rerank.data.custom.prepare import prepare_own
+from hf_rerank.data.loading import load_lists
 from hf_rerank.errors import InputError
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
 from hf_rerank.processing import ListProcessor
