@@ -1,24 +1,17 @@
 """Task losses as pure functions: ``loss(scores, labels, *, mask=None, weights=None, reduction="mean")``.
 
-Conventions, the same in every function:
+Which one to choose:
 
-- ``scores``: float [..., list], logits. The list is on the last axis, the leading axes are free.
-- ``labels``: [..., list], >= 0; a click is a label > 0.
-- ``mask``: bool [..., list], True = a real item; None = all are. Padding is never looked at: NaN, infinities or
-  -100 there change neither the loss nor a gradient, and the gradient at padding is exactly 0.
-- ``weights``: [..., list], >= 0, one a item, such as inverse propensities. They multiply terms and are *not*
-  normalised, so that weights of 2 double the loss; each function says which terms.
-- ``reduction``: every list gives one value, 0 if it holds no real item. ``"mean"`` averages over the lists that
-  hold one (0 if none does), ``"sum"`` adds, ``"none"`` returns the values [...].
-- The arithmetic is in float32 at least, whatever comes in, and float64 stays float64.
-- ``InputError``: shapes that differ, an unknown reduction, and values of labels or weights out of their range.
-  Values are checked where this is free: on the CPU, outside ``torch.compile`` and ``torch.export``. On a GPU a check
-  would stop the stream at every step.
+- ``binary_log_loss``: calibrated probabilities, item by item. The default of every model.
+- ``softmax_loss``: one or a few clicks per list, and only the order matters. The first listwise loss to try.
+- ``attention_rank_loss``, ``listnet_loss``: softmax cross-entropies for graded labels.
+- ``pairwise_logistic_loss``, ``pairwise_hinge_loss``: every pair counts the same, wherever it is in the ranking.
+- ``list_mle_loss``: the likelihood of a whole order, for labels that rank most items of a list.
+- ``lambda_loss``, ``approx_ndcg_loss``, ``neural_ndcg_loss``: graded labels, measured by NDCG.
+- ``distillation_loss``: the scores of another model instead of labels.
 
-Which one: ``binary_log_loss`` gives calibrated probabilities item by item. The others look at the list as a whole and
-ignore a shift of all its scores, so only the order and the differences within a list mean something. ``softmax_loss``
-and ``attention_rank_loss`` agree on labels 0 and 1; ``listnet_loss`` and ``lambda_loss`` are for graded labels, the
-latter aims at NDCG.
+Losses that compare items through pairs or ranks are in ``hf_rerank.ranking_losses`` and are imported here: users
+import all of them from this module.
 """
 
 from __future__ import annotations
@@ -30,6 +23,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.list_tensors import MIN_TEMPERATURE, check_positive, log_softmax, read_lists, reduce_lists, upcast
+from hf_rerank.ranking_losses import (
+    approx_ndcg_loss,
+    lambda_loss,
+    list_mle_loss,
+    neural_ndcg_loss,
+    pairwise_hinge_loss,
+    pairwise_logistic_loss,
+)
+
+__all__ = [
+    "LOSSES_WITHOUT_PROBABILITIES",
+    "SHIFT_INVARIANT_LOSSES",
+    "TASK_LOSSES",
+    "approx_ndcg_loss",
+    "attention_rank_loss",
+    "binary_log_loss",
+    "centred",
+    "distillation_loss",
+    "lambda_loss",
+    "list_mle_loss",
+    "listnet_loss",
+    "neural_ndcg_loss",
+    "pairwise_hinge_loss",
+    "pairwise_logistic_loss",
+    "probabilities",
+    "softmax_loss",
+]
 
 
 def binary_log_loss(
@@ -40,18 +61,40 @@ def binary_log_loss(
     weights: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Binary log-loss of each item, averaged over the real items of its list.
+    """Binary log-loss (logistic loss) of each item, averaged over the real items of its list.
 
     ``-1/n sum_i w_i (y_i log sigmoid(s_i) + (1 - y_i) log(1 - sigmoid(s_i)))``, n the number of real items (not the
     sum of the weights).
 
+    When to choose it: where the probability of a click is used itself, for a bid or a threshold, and where lists
+    without a click say something; they count like all others. It is the only loss here that fixes the level of a
+    list's scores: all others ignore a shift of the whole list, and look at the items of a list together.
+
     Args:
-        scores, labels, mask, weights, reduction: see the top of this module; labels in [0, 1].
+        scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
+        labels: [..., list], bool, integer or float, in [0, 1]: clicks, or probabilities of a click.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
+        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. They multiply the items'
+            terms and are not normalized: weights of 2 double the loss.
+        reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
+
+    Returns:
+        A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
+        does the mean over none.
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
+            item out of range.
+
+    >>> import torch
+    >>> loss = binary_log_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0]))
+    >>> round(loss.item(), 4)  # (log(1 + e^2) + log(1 + e^-1) + log(2)) / 3
+    1.0444
     """
-    scores, labels, mask, weights = _read(scores, labels, mask, weights, highest_label=1.0)
+    scores, labels, mask, weights = read_lists(scores, labels, mask, weights, highest=1.0)
     per_item = weights * F.binary_cross_entropy_with_logits(scores, labels, reduction="none")
     items = mask.sum(dim=-1).clamp(min=1)
-    return _reduce(torch.where(mask, per_item, 0.0).sum(dim=-1) / items, mask, reduction)
+    return reduce_lists(torch.where(mask, per_item, 0.0).sum(dim=-1) / items, mask, reduction)
 
 
 def softmax_loss(
@@ -63,19 +106,44 @@ def softmax_loss(
     reduction: str = "mean",
     normalize: bool = True,
 ) -> Tensor:
-    """Softmax cross-entropy over the list: ``-sum_i w_i t_i log softmax(s)_i``. A list without a click gives 0.
+    """Softmax cross-entropy over the list: ``-sum_i w_i t_i log softmax(s)_i``.
+
+    The targets are ``t_i = y_i / sum_j y_j``. With ``normalize=False`` they are ``t_i = y_i``, the loss of PRM (Pei
+    et al. 2019, and its authors' code), where a list with more clicks counts more.
+
+    When to choose it: for clicks, where only the order within a list matters; with one click per list this is the
+    likelihood that it falls on the clicked item. With several clicks, the clicked items are pulled to equal scores.
+    ``attention_rank_loss`` is the same on labels 0 and 1; ``list_mle_loss`` is the same for one click per list.
 
     Args:
-        scores, labels, mask, weights, reduction: see the top of this module. Weights do not enter the ``t_i``.
-        normalize: ``t_i = y_i / sum_j y_j``, so that every clicked list counts the same; or, if False, ``t_i = y_i``,
-            the loss of PRM (Pei et al. 2019, and its authors' code), where a list counts by its clicks.
+        scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
+        labels: [..., list], bool, integer or float, finite, >= 0; a click is a label > 0. A list without a click
+            gives 0.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
+        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. They multiply the items'
+            terms, do not enter the t_i, and are not normalized: weights of 2 double the loss.
+        reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
+        normalize: Whether every clicked list counts the same.
+
+    Returns:
+        A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
+        does the mean over none.
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
+            item out of range.
+
+    >>> import torch
+    >>> loss = softmax_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0]))
+    >>> round(loss.item(), 4)  # log(e^2 + e^1 + e^0) - 1
+    1.4076
     """
-    scores, labels, mask, weights = _read(scores, labels, mask, weights)
+    scores, labels, mask, weights = read_lists(scores, labels, mask, weights)
     targets = labels
     if normalize:
         total = labels.sum(dim=-1, keepdim=True)
         targets = labels / torch.where(total > 0, total, 1.0)
-    return _reduce(_cross_entropy(scores, targets, mask, weights), mask, reduction)
+    return reduce_lists(_cross_entropy(scores, targets, mask, weights), mask, reduction)
 
 
 def attention_rank_loss(
@@ -86,18 +154,41 @@ def attention_rank_loss(
     weights: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Attention-rank loss: the cross-entropy of the attention that labels deserve and that scores give.
+    """Attention-rank loss: the cross-entropy between the attention that labels deserve and that scores give.
 
-    ``-sum_i w_i a_i log softmax(s)_i`` with ``a_i = exp(y_i) / sum_(j: y_j > 0) exp(y_j)`` for ``y_i > 0``, else 0. On
-    labels 0 and 1 this is ``softmax_loss``. A list without a click gives 0. Source: Ai et al. 2018 (DLCM).
+    ``-sum_i w_i a_i log softmax(s)_i`` with ``a_i = exp(y_i) / sum_(j: y_j > 0) exp(y_j)`` for ``y_i > 0``, else 0.
+    Source: Ai et al. 2018 (DLCM).
+
+    When to choose it: graded labels of which only those above 0 should attract scores; it is the loss of DLCM and
+    SetRank. On labels 0 and 1 it is ``softmax_loss``; on grades it favours the highest more, by powers of e.
+    ``listnet_loss`` also gives items without a click a share of the target.
 
     Args:
-        scores, labels, mask, weights, reduction: see the top of this module. Weights do not enter the ``a_i``.
+        scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
+        labels: [..., list], bool, integer or float, finite, >= 0; a click is a label > 0. A list without a click
+            gives 0.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
+        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. They multiply the items'
+            terms, do not enter the a_i, and are not normalized: weights of 2 double the loss.
+        reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
+
+    Returns:
+        A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
+        does the mean over none.
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
+            item out of range.
+
+    >>> import torch
+    >>> loss = attention_rank_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 2, 1]))
+    >>> round(loss.item(), 4)  # log(e^2 + e^1 + e^0) - e^2 / (e^2 + e^1) * 1
+    1.6765
     """
-    scores, labels, mask, weights = _read(scores, labels, mask, weights)
+    scores, labels, mask, weights = read_lists(scores, labels, mask, weights)
     clicked = labels > 0
-    attention = torch.where(clicked, _log_softmax(labels, clicked).exp(), 0.0)
-    return _reduce(_cross_entropy(scores, attention, mask, weights), mask, reduction)
+    attention = torch.where(clicked, log_softmax(labels, clicked).exp(), 0.0)
+    return reduce_lists(_cross_entropy(scores, attention, mask, weights), mask, reduction)
 
 
 def listnet_loss(
@@ -110,88 +201,166 @@ def listnet_loss(
 ) -> Tensor:
     """ListNet with top-one probabilities: ``-sum_i w_i softmax(y)_i log softmax(s)_i`` over the real items.
 
-    Items without a click have a share of the target too; a list without a click has a uniform target, which pulls its
-    scores together. Source: Cao et al. 2007.
+    Source: Cao et al. 2007.
+
+    When to choose it: graded labels whose differences mean something, as those of scores do. Items without a click
+    have a share of the target too, ``1 / (n - 1 + e)`` with one click in a list of n: for clicks in long lists
+    ``softmax_loss`` is the better choice. To learn from the scores of another model, take ``distillation_loss``.
 
     Args:
-        scores, labels, mask, weights, reduction: see the top of this module. Weights do not enter ``softmax(y)``.
+        scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
+        labels: [..., list], bool, integer or float, finite, >= 0. A list without a click has a uniform target, which
+            pulls its scores together; its loss is not 0.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
+        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. They multiply the items'
+            terms, do not enter ``softmax(y)``, and are not normalized: weights of 2 double the loss.
+        reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
+
+    Returns:
+        A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
+        does the mean over none.
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
+            item out of range.
+
+    >>> import torch
+    >>> loss = listnet_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0]))
+    >>> round(loss.item(), 4)  # log(e^2 + e^1 + e^0) - (2 + e) / (2 + e)
+    1.4076
     """
-    scores, labels, mask, weights = _read(scores, labels, mask, weights)
-    targets = torch.where(mask, _log_softmax(labels, mask).exp(), 0.0)
-    return _reduce(_cross_entropy(scores, targets, mask, weights), mask, reduction)
+    scores, labels, mask, weights = read_lists(scores, labels, mask, weights)
+    targets = torch.where(mask, log_softmax(labels, mask).exp(), 0.0)
+    return reduce_lists(_cross_entropy(scores, targets, mask, weights), mask, reduction)
 
 
-def lambda_loss(
+def distillation_loss(
     scores: Tensor,
-    labels: Tensor,
+    teacher_scores: Tensor,
     *,
     mask: Tensor | None = None,
     weights: Tensor | None = None,
     reduction: str = "mean",
-    sigma: float = 1.0,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """LambdaRank as a loss: pairs in the wrong order, weighted by what swapping them would do to NDCG.
+    """Distillation: the KL divergence of the softmax over a list's scores from that over a teacher's scores.
 
-    ``sum_(i,j: y_i > y_j) w_i |dNDCG_ij| log2(1 + exp(-sigma (s_i - s_j)))`` with
-    ``|dNDCG_ij| = |g_i - g_j| |1/log2(1 + r_i) - 1/log2(1 + r_j)| / idealDCG`` and ``g = 2^y - 1``; ``r`` are the
-    present ranks, from 1, ties in slot order, and no gradient goes through them. A list without a click gives 0.
+    ``t^2 sum_i w_i (p_i log(p_i / q_i) - p_i + q_i)`` with ``p = softmax(teacher_scores / t)`` and
+    ``q = softmax(scores / t)`` over the real items. With equal weights, ``q_i - p_i`` sums to 0 and this is
+    ``t^2 KL(p || q)``, whose gradient is that of the cross-entropy ``-t^2 sum_i p_i log q_i``. The further terms keep
+    each item's term at 0 or above with any weights, and the minimum, 0, where the scores equal the teacher's up to a
+    constant per list. Source: Hinton et al. 2015, for classes; over the items of a list as in ListNet (Cao et al.
+    2007).
 
-    Sources: the gradient is LambdaRank's (Burges 2010, with the natural logarithm); the loss, and log2, which bounds
-    the 0/1 error of a pair from above, are those of Wang et al. 2018 (LambdaLoss). The two differ by 1 / ln 2.
+    When to choose it: to give a model what a slower one knows (an ensemble, a tree model, a model with features that
+    serving lacks), alone or added to a task loss. It needs no label, so that lists without a click count too.
+    With equal weights, ``listnet_loss`` is the same with labels as the teacher's scores, up to a constant per list.
 
     Args:
-        scores, labels, mask, weights, reduction: see the top of this module. A pair takes the weight of its item i,
-            the one with the higher label; weights do not enter the NDCG.
-        sigma: steepness of the pairwise logistic, > 0.
+        scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
+        teacher_scores: [..., list], integer or float, finite, logits of the teacher in the place of labels; a shift
+            of a list changes nothing. They are a constant: no gradient flows to them.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
+        weights: [..., list], >= 0, one per item; None: 1. They multiply the items' terms and are not normalized:
+            weights of 2 double the loss.
+        reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
+        temperature: t, at least 1e-6, in units of the scores. 1 takes the teacher's scores as logits; a higher t gives
+            items of low scores more weight. Far above the spread of both scores, the loss is ``sum_i d_i^2 / (2 n)``,
+            d_i the difference of the two scores minus its mean over the list. The factor t^2 keeps the gradient at
+            the same size.
 
-    Memory: a few tensors [..., list, list].
+    Returns:
+        A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
+        does the mean over none.
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a teacher score or weight of a real
+            item out of range.
+
+    >>> import torch
+    >>> teacher = torch.tensor([0.0, 3.0, -1.0])
+    >>> round(distillation_loss(torch.tensor([2.0, 1.0, 0.0]), teacher).item(), 4)
+    1.1038
+    >>> bool(distillation_loss(teacher + 5.0, teacher) < 1e-6)
+    True
     """
-    if not sigma > 0:
-        raise InputError(f"sigma must be above 0; got {sigma}")
-    scores, labels, mask, weights = _read(scores, labels, mask, weights)
-    gains = torch.exp2(labels) - 1.0  # 0 at padding
-    discounts = 1.0 / torch.log2(1.0 + _ranks(scores, mask))
-    ideal = (gains / torch.log2(1.0 + _ranks(labels, mask))).sum(dim=-1)
-    swap_changes = (_differences(gains) * _differences(discounts)).abs()
-    per_pair = weights[..., :, None] * swap_changes * -F.logsigmoid(sigma * _differences(scores)) / math.log(2.0)
-    pairs = (_differences(labels) > 0) & mask[..., :, None] & mask[..., None, :]
-    total = torch.where(pairs, per_pair, 0.0).sum(dim=(-2, -1))
-    return _reduce(total / torch.where(ideal > 0, ideal, 1.0), mask, reduction)
+    check_positive("temperature", temperature, MIN_TEMPERATURE)
+    scores, teacher_scores, mask, weights = read_lists(
+        scores, teacher_scores.detach(), mask, weights, name="teacher_scores", lowest=-math.inf
+    )
+    log_teacher, log_student = (log_softmax(values / temperature, mask) for values in (teacher_scores, scores))
+    teacher, student = log_teacher.exp(), log_student.exp()
+    per_item = weights * (teacher * (log_teacher - log_student) - teacher + student)
+    return reduce_lists(temperature**2 * torch.where(mask, per_item, 0.0).sum(dim=-1), mask, reduction)
 
 
-# What ``config.task_loss`` may name.
+# The losses that need nothing but scores and labels: what ``config.task_loss`` may name.
 TASK_LOSSES = {
     "binary_log_loss": binary_log_loss,
     "softmax_loss": softmax_loss,
     "attention_rank_loss": attention_rank_loss,
     "listnet_loss": listnet_loss,
+    "pairwise_logistic_loss": pairwise_logistic_loss,
+    "pairwise_hinge_loss": pairwise_hinge_loss,
+    "list_mle_loss": list_mle_loss,
     "lambda_loss": lambda_loss,
+    "approx_ndcg_loss": approx_ndcg_loss,
+    "neural_ndcg_loss": neural_ndcg_loss,
 }
+# Those that a constant added to all scores of a list does not change: they leave the level of a list's scores free.
+SHIFT_INVARIANT_LOSSES = frozenset(TASK_LOSSES) - {"binary_log_loss"}
+# Those that train an order, not probabilities: the softmax of their scores is no estimate of anything.
+LOSSES_WITHOUT_PROBABILITIES = frozenset(
+    {"pairwise_logistic_loss", "pairwise_hinge_loss", "lambda_loss", "approx_ndcg_loss", "neural_ndcg_loss"}
+)
 
 
 def probabilities(scores: Tensor, task_loss: str, *, mask: Tensor | None = None) -> Tensor:
     """What a model trained with ``task_loss`` predicts: sigmoid of each score, or softmax over the list's real items.
 
+    Sigmoid for ``binary_log_loss``, the probability of a click on each item. Softmax for all others, the probability
+    that an item is the one chosen from its list. The losses in ``LOSSES_WITHOUT_PROBABILITIES`` train no
+    probabilities; for them softmax is a map that keeps the order and ignores a shift of the list.
+
     Args:
-        scores: [..., list], logits.
-        task_loss: A name in ``TASK_LOSSES``. ``lambda_loss`` has no probabilities of its own: softmax is used, as a
-            map that keeps the order and ignores a shift of the list.
-        mask: bool [..., list].
+        scores: float [..., list], logits.
+        task_loss: A name in ``TASK_LOSSES``.
+        mask: bool [..., list], True at real items; None: all are.
 
     Returns:
         [..., list] in [0, 1], float32 at least, 0 at padding.
+
+    Raises:
+        InputError: An unknown ``task_loss``.
+
+    >>> import torch
+    >>> probabilities(torch.tensor([0.0, 0.0]), "softmax_loss").tolist()
+    [0.5, 0.5]
     """
-    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+    if task_loss not in TASK_LOSSES:
+        raise InputError(
+            f"task_loss is {task_loss!r}: expected one of {', '.join(TASK_LOSSES)}{suggestion(task_loss, TASK_LOSSES)}"
+        )
+    scores = upcast(scores)
     if mask is None:
         mask = torch.ones_like(scores, dtype=torch.bool)
     if task_loss == "binary_log_loss":
         return torch.where(mask, torch.where(mask, scores, 0.0).sigmoid(), 0.0)
-    return torch.where(mask, _log_softmax(scores, mask).exp(), 0.0)
+    return torch.where(mask, log_softmax(scores, mask).exp(), 0.0)
 
 
 def centred(scores: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Scores minus the mean of their list's real items, 0 at padding, float32 at least."""
-    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+    """Scores minus the mean over the real items of their list, 0 at padding, float32 at least.
+
+    Args:
+        scores: float [..., list].
+        mask: bool [..., list], True at real items; None: all are.
+
+    >>> import torch
+    >>> centred(torch.tensor([1.0, 3.0])).tolist()
+    [-1.0, 1.0]
+    """
+    scores = upcast(scores)
     if mask is None:
         mask = torch.ones_like(scores, dtype=torch.bool)
     real = torch.where(mask, scores, 0.0)
@@ -199,79 +368,6 @@ def centred(scores: Tensor, *, mask: Tensor | None = None) -> Tensor:
     return torch.where(mask, scores - mean, 0.0)
 
 
-def _read(
-    scores: Tensor, labels: Tensor, mask: Tensor | None, weights: Tensor | None, highest_label: float = math.inf
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Check the inputs; return all four, in one floating type, with 0 at padding."""
-    if not scores.is_floating_point():
-        raise InputError(f"scores must be floating-point logits; got {scores.dtype}")
-    for name, value in (("labels", labels), ("mask", mask), ("weights", weights)):
-        if value is not None and value.shape != scores.shape:
-            raise InputError(f"{name} must have the shape of scores, {list(scores.shape)}; got {list(value.shape)}")
-    if scores.dim() == 0:
-        raise InputError("scores must have the shape [..., list]; got a single number")
-    if mask is None:
-        mask = torch.ones_like(scores, dtype=torch.bool)
-    elif mask.dtype != torch.bool:
-        raise InputError(f"mask must be bool, True = a real item; got {mask.dtype}: give mask.bool()")
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_values("labels", labels, mask, highest_label)
-        if weights is not None:
-            _check_values("weights", weights, mask, math.inf)
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    # `where` also stops gradients: padding gets exactly 0 back, even where NaN stands.
-    scores = torch.where(mask, scores.to(dtype), 0.0)
-    labels = torch.where(mask, labels.to(dtype), 0.0)
-    weights = torch.ones_like(scores) if weights is None else torch.where(mask, weights.to(dtype), 0.0)
-    return scores, labels, mask, weights
-
-
-def _check_values(name: str, values: Tensor, mask: Tensor, highest: float) -> None:
-    wrong = mask & ~((values >= 0) & (values <= highest) & (values < math.inf))  # NaN fails every comparison
-    if not wrong.any():
-        return
-    *leading, slot = wrong.nonzero()[0].tolist()
-    place = f"list {leading[0] if len(leading) == 1 else tuple(leading)}, slot {slot}" if leading else f"slot {slot}"
-    limit = "finite and >= 0" if highest == math.inf else f"in [0, {highest:g}] for a log-loss"
-    raise InputError(
-        f"{name} of real items must be {limit}; found {values[(*leading, slot)].item():g} in {place}. "
-        "If padding stands there, pass mask, True at real items"
-        + ("; for graded labels take a listwise loss" if highest < math.inf else "")
-    )
-
-
-def _log_softmax(values: Tensor, mask: Tensor) -> Tensor:
-    """log softmax over the items in ``mask``; finite, and of no meaning, elsewhere and where ``mask`` holds none."""
-    # The mask goes in before the softmax. The lowest number, not -inf: a list of nothing but -inf is NaN.
-    return torch.log_softmax(values.masked_fill(~mask, torch.finfo(values.dtype).min), dim=-1)
-
-
 def _cross_entropy(scores: Tensor, targets: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """``-sum_i w_i t_i log softmax(s)_i`` over the real items, one value a list."""
-    return -torch.where(mask, weights * targets * _log_softmax(scores, mask), 0.0).sum(dim=-1)
-
-
-def _differences(values: Tensor) -> Tensor:
-    """``values_i - values_j`` at ``[..., i, j]``."""
-    return values[..., :, None] - values[..., None, :]
-
-
-def _ranks(values: Tensor, mask: Tensor) -> Tensor:
-    """Ranks from 1 among the real items, highest first, ties in slot order; counted, so no gradient and no sort."""
-    slot = torch.arange(values.shape[-1], device=values.device)
-    mine, theirs = values[..., :, None], values[..., None, :]
-    before = (theirs > mine) | ((theirs == mine) & (slot[None, :] < slot[:, None]))
-    return 1.0 + (before & mask[..., None, :]).sum(dim=-1).to(values.dtype)
-
-
-def _reduce(per_list: Tensor, mask: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return per_list
-    if reduction == "sum":
-        return per_list.sum()
-    if reduction == "mean":
-        return per_list.sum() / mask.any(dim=-1).sum().clamp(min=1)
-    known = ("mean", "sum", "none")
-    raise InputError(
-        f"reduction must be one of {', '.join(known)}; got {reduction!r}{suggestion(str(reduction), known)}"
-    )
+    """``-sum_i w_i t_i log softmax(s)_i`` over the real items, one value per list."""
+    return -torch.where(mask, weights * targets * log_softmax(scores, mask), 0.0).sum(dim=-1)

@@ -19,8 +19,8 @@ from hf_rerank.data.report import PrepareReport
 from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.click_model import ClickModel
 from hf_rerank.initial_rankers.ranker_train import read_ranker_train
-from hf_rerank.lists import Lists
 from hf_rerank.schema import ListSchema, Vector
+from hf_rerank.validation import Lists
 
 COLUMN = "personalised"
 DIM = 32

@@ -1,7 +1,11 @@
-"""The schema of lists: which column is what, and how each feature is read.
+"""The schema of lists, and the table of tensors that lists become.
 
-One row is one list. A column of the list (a user feature) holds one value; a column of its items holds a
-sequence, all item columns of a row being equally long; a history column holds a sequence of its own length.
+``ListSchema`` says what each column is. One row is one list. A column of the list (a user feature) holds one value per
+row; an item column holds a sequence, and all item columns of a row have the same length; a history column holds a
+sequence with a length of its own.
+
+``ListBatch`` is the table of tensors: each of its fields is one tensor of a batch, with its axes, dtype, padding value
+and role. Padding, collating, gathering across processes, ONNX inputs and validation all read it.
 """
 
 from __future__ import annotations
@@ -12,12 +16,15 @@ import hashlib
 import json
 import numbers
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_rerank.errors import InputError, suggestion
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MIN_COUNT = 2
 # Of the field ``position``: the order of the row means nothing.
@@ -105,6 +112,94 @@ class Vector:
             raise InputError(f"{self.name!r} has dim={self.dim}: expected at least 1")
 
 
+# ------------------------------------------------------------------------------------------------ the table of tensors
+
+Role = Literal["feature", "mask", "position", "label", "weight", "propensity", "ground_truth", "identity"]
+# What a model's ``forward`` takes; the other roles are for metrics and messages.
+MODEL_ROLES = ("feature", "mask", "position", "label", "weight")
+LABEL_PADDING = -100.0
+AFTER_THE_ITEMS = "after the items"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One row of the table of tensors.
+
+    Attributes:
+        axes: ``B`` lists, ``L`` items, ``H`` history items, ``W`` bytes of an id; then how many features: ``Fc``,
+            ``Fd``, ``Fv`` of items (categorical, dense, vector numbers), ``Uc``, ``Ud`` of users, ``Hc``, ``Hd`` of
+            history items.
+        dtype: As numpy and torch name it.
+        fill: Value at padding. ``AFTER_THE_ITEMS``: the next free numbers of the list.
+        role: What the tensor is for.
+        required: Whether every batch has it.
+        column: The field of ``ListSchema`` that names its item column, for tensors with the axes ``B L``.
+        lowest: Smallest value that the column may hold. None: any finite number.
+    """
+
+    axes: tuple[str, ...]
+    dtype: str
+    fill: float | str
+    role: Role
+    required: bool = False
+    column: str | None = None
+    lowest: float | None = None
+
+
+def _tensor(axes: str, dtype: str, fill: float | str, role: Role, **options: Any) -> Any:
+    return field(default=None, metadata={"spec": TensorSpec(tuple(axes.split()), dtype, fill, role, **options)})
+
+
+@dataclass(eq=False)
+class ListBatch(Mapping[str, Any]):
+    """The tensors of a batch, and at the same time the one table that describes them (``TENSORS``).
+
+    A tensor that the lists do not have is None, and is left out of the mapping: ``dict(batch)`` holds the others.
+    Models read attributes, ``batch.item_dense``. A new kind of tensor is one more field here, and is read by the model
+    that wants it.
+    """
+
+    item_categorical: Tensor = _tensor("B L Fc", "int64", 0, "feature", required=True)
+    item_dense: Tensor | None = _tensor("B L Fd", "float32", 0.0, "feature")
+    item_vectors: Tensor | None = _tensor("B L Fv", "float32", 0.0, "feature")
+    user_categorical: Tensor | None = _tensor("B Uc", "int64", 0, "feature")
+    user_dense: Tensor | None = _tensor("B Ud", "float32", 0.0, "feature")
+    history_categorical: Tensor | None = _tensor("B H Hc", "int64", 0, "feature")
+    history_dense: Tensor | None = _tensor("B H Hd", "float32", 0.0, "feature")
+    history_mask: Tensor | None = _tensor("B H", "bool", False, "mask")
+    mask: Tensor = _tensor("B L", "bool", False, "mask", required=True)
+    position_ids: Tensor = _tensor("B L", "int64", AFTER_THE_ITEMS, "position", required=True, column="position")
+    initial_scores: Tensor | None = _tensor("B L", "float32", 0.0, "feature", column="initial_score")
+    labels: Tensor | None = _tensor("B L", "float32", LABEL_PADDING, "label", column="label", lowest=0.0)
+    weights: Tensor | None = _tensor("B L", "float32", 0.0, "weight", column="weight", lowest=0.0)
+    propensities: Tensor | None = _tensor("B L", "float32", 1.0, "propensity", column="propensity", lowest=0.0)
+    attraction: Tensor | None = _tensor("B L", "float32", 0.0, "ground_truth", column="attraction", lowest=0.0)
+    list_id: Tensor | None = _tensor("B W", "uint8", 0, "identity")
+
+    def __getitem__(self, name: str) -> Any:
+        value = getattr(self, name, None) if name in TENSORS else None
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in TENSORS if getattr(self, name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+TENSORS: dict[str, TensorSpec] = {entry.name: entry.metadata["spec"] for entry in dataclasses.fields(ListBatch)}
+# The keyword arguments of a model's ``forward``, in its order.
+MODEL_TENSORS = tuple(name for name, spec in TENSORS.items() if spec.role in MODEL_ROLES)
+# What a model scores by: the same without labels and weights.
+FEATURE_TENSORS = tuple(name for name, spec in TENSORS.items() if spec.role in ("feature", "mask", "position"))
+# The tensors that are one item column each, by the field of the schema that names it.
+COLUMN_TENSORS = {spec.column: name for name, spec in TENSORS.items() if spec.column is not None}
+
+
+# ---------------------------------------------------------------------------------------------------------- the schema
+
 Feature = Categorical | Dense | Vector
 FEATURE_KINDS: dict[str, type[Categorical] | type[Dense] | type[Vector]] = {
     "categorical": Categorical,
@@ -179,33 +274,26 @@ class ListSchema:
             if not isinstance(feature, Feature):
                 raise InputError(f"{feature!r} is no feature: expected Categorical(...), Dense(...) or Vector(...)")
         names = [feature.name for feature in (*self.items, *self.user, *self.history)]
-        columns = (
-            self.label,
-            self.position_column,
-            self.initial_score,
-            self.weight,
-            self.propensity,
-            self.attraction,
-        )
-        special = [name for name in columns if name is not None]
+        special = self.item_columns()
         if self.label is None:
             raise InputError("the schema names no label: name the column of clicks, which new lists may lack")
-        for name in [*names, *special, *(name for name in (self.id, self.list_id, self.group) if name is not None)]:
+        of_lists = [name for name in (self.list_id, self.group) if name is not None]
+        for name in [*names, *special.values(), *of_lists, *([] if self.id is None else [self.id])]:
             if not isinstance(name, str) or not name:
                 raise InputError(f"the schema names the column {name!r}: expected a text that is not empty")
-        for name in special:
-            if special.count(name) > 1 or name in (self.list_id, self.group):
+        for part, name in special.items():
+            uses = [use for use in (*special, "list_id", "group") if use != part and getattr(self, use) == name]
+            if uses:
                 raise InputError(
-                    f"the schema takes the column {name!r} for two of label, position, weight, propensity, "
-                    "attraction, list_id and group: each has a column of its own"
+                    f"the schema takes the column {name!r} as {part} and as {uses[0]}: each has a column of its own"
                 )
+            if name in names:
+                raise InputError(f"the column {name!r} is a feature and also the {part}: name another column")
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"the schema names the column {name!r} twice")
-            if name in special:
-                raise InputError(
-                    f"the column {name!r} is a feature and also label, position, weight, propensity or attraction"
-                )
+        if self.id in (*of_lists, *(feature.name for feature in (*self.user, *self.history))):
+            raise InputError(f"id of the schema is {self.id!r}, which is no column of the items: expected one of them")
         for part in ("user", "history"):
             for feature in getattr(self, part):
                 if isinstance(feature, Vector):
@@ -241,6 +329,41 @@ class ListSchema:
         """Sixteen hex digits over all that decides what the tensors mean: features, tables, what was fitted."""
         parts = {name: self.to_dict()[name] for name in ("items", "user", "history", "fitted")}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def item_columns(self) -> dict[str, str]:
+        """The item columns that are a tensor of their own: field of the schema -> column, without those that are None.
+
+        The fields are those of ``COLUMN_TENSORS``: ``label``, ``position``, ``initial_score``, ``weight``,
+        ``propensity``, ``attraction``.
+        """
+        columns = {part: getattr(self, part) for part in COLUMN_TENSORS} | {"position": self.position_column}
+        return {part: name for part, name in columns.items() if name is not None}
+
+    @property
+    def id_column(self) -> str:
+        """The item column that ranking returns as ``ids``."""
+        return self.items[0].name if self.id is None else self.id
+
+    def axis_sizes(self) -> dict[str, int]:
+        """The sizes of the feature axes of ``TENSORS``: ``Fc``, ``Fd``, ``Fv``, ``Uc``, ``Ud``, ``Hc``, ``Hd``."""
+        sizes = {"Fv": sum(feature.dim for feature in self.features("items", Vector))}
+        for part, axis in (("items", "F"), ("user", "U"), ("history", "H")):
+            sizes[f"{axis}c"] = len(self.features(part, Categorical))
+            sizes[f"{axis}d"] = sum(feature.width for feature in self.features(part, Dense))
+        return sizes
+
+    def feature_tensors(self) -> list[str]:
+        """The names of the tensors that a model scores these lists by, in the order of ``forward``."""
+        sizes = {**self.axis_sizes(), "B": 1, "L": 1, "H": len(self.history)}
+        return [
+            name
+            for name in FEATURE_TENSORS
+            if TENSORS[name].required
+            or (all(sizes[axis] for axis in TENSORS[name].axes) and self._has_column(TENSORS[name]))
+        ]
+
+    def _has_column(self, spec: TensorSpec) -> bool:
+        return spec.column is None or getattr(self, spec.column) is not None
 
     def features(self, part: str, kind: type) -> list[Any]:
         """The features of one ``part`` (``items``, ``user``, ``history``) and one kind, in the schema's order."""

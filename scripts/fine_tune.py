@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments, adapt, freeze, load_lists
 from hf_rerank.evaluation import evaluate
-from hf_rerank.tables import results_table
+from hf_rerank.evaluation.tables import results_table
 
 
 def main() -> None:

@@ -1,6 +1,10 @@
-"""Losses: values against arithmetic written out with ``math``, then properties that every loss must have."""
+"""Losses: values against arithmetic written out with ``math``, then properties that every loss must have.
 
-import itertools
+Losses of pairs, orders and ranks have their values in ``test_ranking_losses``; the properties here are for all.
+"""
+
+import doctest
+import importlib
 import math
 from functools import partial
 
@@ -8,7 +12,23 @@ import pytest
 import torch
 
 from hf_rerank.errors import InputError
-from hf_rerank.losses import attention_rank_loss, binary_log_loss, lambda_loss, listnet_loss, softmax_loss
+from hf_rerank.losses import (
+    LOSSES_WITHOUT_PROBABILITIES,
+    SHIFT_INVARIANT_LOSSES,
+    TASK_LOSSES,
+    approx_ndcg_loss,
+    attention_rank_loss,
+    binary_log_loss,
+    distillation_loss,
+    lambda_loss,
+    list_mle_loss,
+    listnet_loss,
+    neural_ndcg_loss,
+    pairwise_hinge_loss,
+    pairwise_logistic_loss,
+    probabilities,
+    softmax_loss,
+)
 
 LOSSES = {
     "binary_log": binary_log_loss,
@@ -17,9 +37,23 @@ LOSSES = {
     "attention_rank": attention_rank_loss,
     "listnet": listnet_loss,
     "lambda": lambda_loss,
+    "lambda_linear": partial(lambda_loss, gain="linear"),
+    "pairwise_logistic": pairwise_logistic_loss,
+    "pairwise_logistic_sum": partial(pairwise_logistic_loss, sigma=2.0, normalize=False),
+    "pairwise_hinge": pairwise_hinge_loss,
+    "pairwise_hinge_sum": partial(pairwise_hinge_loss, margin=0.3, normalize=False),
+    "list_mle": list_mle_loss,
+    "approx_ndcg": approx_ndcg_loss,
+    "approx_ndcg_linear": partial(approx_ndcg_loss, temperature=1.0, gain="linear"),
+    "neural_ndcg": neural_ndcg_loss,
+    "neural_ndcg_linear": partial(neural_ndcg_loss, temperature=5.0, sinkhorn_steps=3, gain="linear"),
+    "distillation": distillation_loss,  # labels as the teacher's scores
+    "distillation_warm": partial(distillation_loss, temperature=3.0),
 }
 LISTWISE = {name: loss for name, loss in LOSSES.items() if name != "binary_log"}
+OF_LABELS = {name: loss for name, loss in LOSSES.items() if not name.startswith("distillation")}
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+every_loss_of_labels = pytest.mark.parametrize("loss", OF_LABELS.values(), ids=OF_LABELS.keys())
 every_listwise = pytest.mark.parametrize("loss", LISTWISE.values(), ids=LISTWISE.keys())
 
 # Three real items and a weight for each; expected values below are for these, in scalar arithmetic.
@@ -177,7 +211,7 @@ def test_lists_without_items_leave_the_mean_alone(loss):
         assert loss(torch.zeros(shape), torch.zeros(shape)).item() == 0.0
 
 
-@pytest.mark.parametrize("name", ["softmax", "softmax_unnormalised", "attention_rank", "lambda"])
+@pytest.mark.parametrize("name", sorted(OF_LABELS.keys() - {"binary_log", "listnet"}))
 def test_a_list_without_a_click_gives_zero(name):
     scores = torch.randn(3, 5, requires_grad=True)
     value = LOSSES[name](scores, torch.zeros(3, 5))
@@ -206,6 +240,16 @@ def test_half_precision_is_computed_in_float32(loss):
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, loss(rounded.float(), labels, mask=mask, weights=weights))
     torch.testing.assert_close(value, loss(scores, labels, mask=mask, weights=weights), rtol=1e-2, atol=1e-3)
+
+
+@every_loss
+def test_autocast_changes_nothing(loss):
+    scores, labels, weights, mask = random_lists(width=30, dtype=torch.float32)
+    expected = loss(scores, labels, mask=mask, weights=weights)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(scores, labels, mask=mask, weights=weights)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected)
 
 
 @every_loss
@@ -251,7 +295,7 @@ ONES = torch.ones(2, 3)
 MINUS_ONE_AT_1_2 = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, -100.0]])
 
 
-@every_loss
+@every_loss_of_labels
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -277,8 +321,30 @@ def test_errors_of_single_losses():
         binary_log_loss(torch.zeros(1, 2, 2), graded)
     with pytest.raises(InputError, match=r"found 2 in slot 1\."):
         binary_log_loss(torch.zeros(2), graded[0, 1])
-    with pytest.raises(InputError, match="sigma"):
-        lambda_loss(torch.zeros(2), torch.ones(2), sigma=0.0)
+    for loss, option, value in (
+        (lambda_loss, "sigma", 0.0),
+        (pairwise_logistic_loss, "sigma", -1.0),
+        (pairwise_hinge_loss, "margin", 0.0),
+        (approx_ndcg_loss, "temperature", 0.0),
+        (neural_ndcg_loss, "temperature", 1e-7),
+        (distillation_loss, "temperature", math.nan),
+        (distillation_loss, "temperature", math.inf),
+        (neural_ndcg_loss, "sinkhorn_steps", -1),
+        (neural_ndcg_loss, "sinkhorn_steps", 1.5),
+    ):
+        with pytest.raises(InputError, match=f"{option} must be .*got {value}"):
+            loss(torch.zeros(2), torch.ones(2), **{option: value})
+    for loss in (lambda_loss, approx_ndcg_loss, neural_ndcg_loss):
+        with pytest.raises(InputError, match=r"gain must be one of.*did you mean 'linear'"):
+            loss(torch.zeros(2), torch.ones(2), gain="linaer")
+    teacher = torch.tensor([[0.0, -3.0], [math.inf, 0.0]])
+    with pytest.raises(InputError, match=r"teacher_scores of real items must be finite; found inf in list 1, slot 0"):
+        distillation_loss(torch.zeros(2, 2), teacher)
+    with pytest.raises(InputError, match="teacher_scores must have the shape of scores"):
+        distillation_loss(torch.zeros(2, 2), teacher[0])
+    # Finite as float64, but not in the arithmetic of the loss.
+    with pytest.raises(InputError, match="labels of real items must be finite and >= 0; found inf in slot 0"):
+        softmax_loss(torch.zeros(2), torch.tensor([1e200, 0.0], dtype=torch.float64))
 
 
 @every_loss
@@ -322,10 +388,80 @@ def test_no_host_synchronisation_on_cuda(loss):
     torch.testing.assert_close(value.cpu(), on_cpu)
 
 
-def test_lambda_loss_falls_as_the_order_improves():
-    # Five items with labels 2 1 0 0 0: the best of all 120 orders of the same scores is the one by label.
-    labels = torch.tensor([2.0, 1.0, 0.0, 0.0, 0.0])
-    scores = torch.tensor(list(itertools.permutations([2.0, 1.0, 0.0, -1.0, -2.0])))
-    values = lambda_loss(scores, labels.expand_as(scores), reduction="none")
-    best = values == values.min()
-    assert (scores[best][:, :2] == torch.tensor([2.0, 1.0])).all()
+class TestDistillation:
+    def test_by_hand(self):
+        teacher, temperature = (0.0, 3.0, -1.0), 2.0
+        p = [math.exp(log_p(i, [s / temperature for s in teacher])) for i in range(3)]
+        q = [math.exp(log_p(i, [s / temperature for s in S])) for i in range(3)]
+        terms = [a * math.log(a / b) - a + b for a, b in zip(p, q, strict=True)]
+        scores, teacher, weights = (torch.tensor(value, dtype=torch.float64) for value in (S, teacher, W))
+        value = distillation_loss(scores, teacher, temperature=temperature)
+        assert value.item() == pytest.approx(4 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+        assert value.item() == pytest.approx(4 * sum(terms))
+        value = distillation_loss(scores, teacher, temperature=temperature, weights=weights)
+        assert value.item() == pytest.approx(4 * (0.5 * terms[0] + 2.0 * terms[1] + 3.0 * terms[2]))
+
+    def test_against_kl_divergence_of_torch(self):
+        scores, _, _, mask = random_lists()
+        teacher = random_lists(seed=1)[0].requires_grad_()
+        values = distillation_loss(scores, teacher, mask=mask, reduction="none")
+        for row, kept in enumerate(mask):
+            student_log, teacher_log = scores[row, kept].log_softmax(-1), teacher[row, kept].log_softmax(-1)
+            expected = torch.nn.functional.kl_div(student_log, teacher_log, reduction="sum", log_target=True)
+            torch.testing.assert_close(values[row], expected.detach())
+        assert not values.requires_grad  # the teacher is a constant
+
+    def test_least_at_the_teacher_whatever_the_weights(self):
+        teacher, _, weights, mask = random_lists()
+        shifted = (teacher + torch.tensor([[-3.0], [0.0], [7.0], [50.0]])).requires_grad_()
+        value = distillation_loss(shifted, teacher, mask=mask, weights=weights)
+        value.backward()
+        assert value.item() == pytest.approx(0.0, abs=1e-12)
+        assert shifted.grad.abs().max() < 1e-12
+        others = distillation_loss(random_lists(seed=2)[0], teacher, mask=mask, weights=weights, reduction="none")
+        assert (others > 1e-3).all()
+
+    def test_a_high_temperature_gives_the_squared_error(self):
+        teacher, scores = random_lists(lists=1)[0][0], random_lists(lists=1, seed=3)[0][0]
+        off = (scores - teacher) - (scores - teacher).mean()
+        value = distillation_loss(scores, teacher, temperature=1e4)
+        assert value.item() == pytest.approx((off**2).mean().item() / 2, rel=1e-3)
+
+    def test_a_teacher_of_integers_and_half_precision(self):
+        scores = torch.tensor([1.0, 0.0, -1.0])
+        teacher = torch.tensor([-2, 0, 5])
+        for same in (teacher.float(), teacher.bfloat16(), teacher.double()):
+            torch.testing.assert_close(distillation_loss(scores, same), distillation_loss(scores, teacher))
+
+
+def test_constants_say_what_losses_do():
+    scores, labels, weights, mask = random_lists()
+    for name, loss in TASK_LOSSES.items():
+        shifted, plain = (loss(s, labels, mask=mask, weights=weights) for s in (scores + 2.0, scores))
+        assert torch.isclose(shifted, plain).item() == (name in SHIFT_INVARIANT_LOSSES), name
+    assert LOSSES_WITHOUT_PROBABILITIES < SHIFT_INVARIANT_LOSSES < TASK_LOSSES.keys()
+
+
+@pytest.mark.parametrize("name", TASK_LOSSES)
+def test_probabilities_keep_the_order(name):
+    scores, _, _, mask = random_lists(dtype=torch.bfloat16)
+    values = probabilities(torch.where(mask, scores, math.nan), name, mask=mask)
+    assert values.dtype == torch.float32
+    assert ((values >= 0) & (values <= 1)).all()
+    assert (values[~mask] == 0).all()
+    low = torch.where(mask, scores, -math.inf)
+    assert (values.argsort(stable=True, descending=True) == low.argsort(stable=True, descending=True))[mask].all()
+    if name in SHIFT_INVARIANT_LOSSES:
+        torch.testing.assert_close(values.sum(-1), torch.ones(4))
+
+
+def test_probabilities_of_an_unknown_loss():
+    with pytest.raises(InputError, match=r"task_loss is 'softmax'.*did you mean 'softmax_loss'"):
+        probabilities(torch.zeros(2), "softmax")
+
+
+@pytest.mark.parametrize("module", ["losses", "ranking_losses"])
+def test_examples_in_docstrings(module):
+    failed, tried = doctest.testmod(importlib.import_module(f"hf_rerank.{module}"))
+    assert failed == 0
+    assert tried > 10

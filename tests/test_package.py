@@ -45,7 +45,7 @@ def run(code: str, *, cwd: Path | None = None, timeout: int = 120, **environment
     [
         ("hf_rerank", HEAVY),
         ("hf_rerank.errors", HEAVY),
-        ("hf_rerank.lists", HEAVY),
+        ("hf_rerank.validation", HEAVY),
         ("hf_rerank.metrics", HEAVY),
         ("hf_rerank.cli", HEAVY),
         ("hf_rerank.losses", ("transformers", "datasets", "evaluate")),

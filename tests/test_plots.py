@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from hf_rerank import InputError
-from hf_rerank.plots import _obedience_figure, _training_figure, obedience_figure, training_figure
+from hf_rerank.evaluation.plots import _obedience_figure, _training_figure, obedience_figure, training_figure
 from hf_rerank.training import PlotCallback
 
 # Two training entries and two evaluations, as a trainer writes them, the closing summary, and a later evaluation.
@@ -412,7 +412,7 @@ def test_a_failed_write_leaves_the_old_picture(fault: str, tmp_path: Path, monke
     if fault == "savefig":
         monkeypatch.setattr(Figure, "savefig", half)
     else:
-        monkeypatch.setattr("hf_rerank.plots.os.replace", fail)
+        monkeypatch.setattr("hf_rerank.evaluation.plots.os.replace", fail)
     with pytest.raises(OSError, match="No space left"):
         training_figure(LOG, path)
     assert happened == [fault]
@@ -429,7 +429,7 @@ def test_drawing_touches_no_global_state(tmp_path: Path) -> None:
     """In a fresh Python: matplotlib comes with the first picture, pyplot and torch never."""
     code = f"""
 import sys
-from hf_rerank import plots
+from hf_rerank.evaluation import plots
 assert "matplotlib" not in sys.modules
 plots.training_figure([{{"step": 1, "loss": 0.5}}], {str(tmp_path / "training.png")!r})
 import matplotlib

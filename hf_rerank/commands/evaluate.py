@@ -62,11 +62,12 @@ def run(options: argparse.Namespace) -> None:
 
     from hf_rerank.data.loading import load_lists
     from hf_rerank.evaluation import evaluate, evaluate_orders
-    from hf_rerank.plots import require_matplotlib
-    from hf_rerank.reranker import Reranker
+    from hf_rerank.evaluation.plots import require_matplotlib
+    from hf_rerank.evaluation.saved_results import results_to_add_to
+    from hf_rerank.evaluation.tables import obedience_table, results_table
+    from hf_rerank.inference.reranker import Reranker
     from hf_rerank.storage import write_json
-    from hf_rerank.tables import obedience_table, results_table
-    from hf_rerank.training.saved_results import results_to_add_to
+    from hf_rerank.storage.hub_download import refuse_only_a_graph
 
     if options.max_steps < 0:
         raise InputError(f"--max-steps is {options.max_steps}: expected at least 0")
@@ -82,6 +83,7 @@ def run(options: argparse.Namespace) -> None:
         log = _training_log(options.model)
     if options.add_to_results:
         results_to_add_to(options.model)
+    refuse_only_a_graph(options.model, **at)
     without_bars_of_a_moment()
     reranker = Reranker.from_pretrained(options.model, **at)
     folder = lists_folder(options.data)
@@ -119,8 +121,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _training_log(model: str) -> list[Any]:
     """The log in the ``results.json`` of a local model, empty where there is none."""
+    from hf_rerank.evaluation.saved_results import RESULTS
     from hf_rerank.storage import read_json
-    from hf_rerank.training.saved_results import RESULTS
 
     path = Path(model) / RESULTS
     training = read_json(path).get("training") if path.is_file() else None
@@ -131,8 +133,8 @@ def _training_log(model: str) -> list[Any]:
 def _add_to_results(
     options: argparse.Namespace, rows: dict[str, Any], obedience: dict[str, Any], lists: Any, schema: Any
 ) -> None:
-    from hf_rerank.training.results import data_identity
-    from hf_rerank.training.saved_results import RESULTS, add_evaluation
+    from hf_rerank.evaluation.results import data_identity
+    from hf_rerank.evaluation.saved_results import RESULTS, add_evaluation
 
     became = add_evaluation(
         options.model,
@@ -151,7 +153,7 @@ def _add_to_results(
 
 
 def _draw(folder: Path, model: str, measures: dict[str, Any], log: list[Any]) -> None:
-    from hf_rerank.plots import obedience_figure, training_figure
+    from hf_rerank.evaluation.plots import obedience_figure, training_figure
 
     try:
         obedience_figure(measures, folder / "obedience.png")

@@ -22,8 +22,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Exports, and says how far the graph's scores are from the model's."""
-    from hf_rerank.hub.files import GRAPH_FILE
-    from hf_rerank.onnx_export import export_onnx
+    from hf_rerank.inference.export import export_onnx
+    from hf_rerank.storage.hub_download import GRAPH_FILE
 
     at = model_options(options.model, options.revision)
     without_bars_of_a_moment()
@@ -31,6 +31,4 @@ def run(options: argparse.Namespace) -> None:
     size = sum(path.stat().st_size for path in options.output_dir.glob(f"{GRAPH_FILE}*"))
     print(f"{GRAPH_FILE} ({size / 1e6:,.1f} MB), config and processor in {options.output_dir}")
     print(f"scores differ from those of the model by at most {difference:.1g}, on random lists")
-    print(
-        f'load it with ONNXReranker.from_pretrained("{options.output_dir}"), or name it as --model of hf-rerank rank'
-    )
+    print(f'load it with Reranker.from_pretrained("{options.output_dir}"), or name it as --model of hf-rerank rank')

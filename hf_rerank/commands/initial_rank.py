@@ -49,8 +49,8 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Sorts, and prints what the new order is worth."""
     from hf_rerank.data.prepared import read_report
+    from hf_rerank.evaluation.tables import results_table
     from hf_rerank.initial_rankers.order import REPORT_KEY, add_initial_order
-    from hf_rerank.tables import results_table
 
     without_bars_of_a_moment()
     report = add_initial_order(

@@ -126,8 +126,8 @@ def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare_prm_public(options: argparse.Namespace) -> None:
-    from hf_rerank.data.earlier_clicks import add_earlier_clicks
     from hf_rerank.data.prepared import in_two_steps
+    from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks
     from hf_rerank.data.prm_public import MAX_LIST_LENGTH, find_files, prepare_prm_public, truth_file
 
     how = {"protocol": options.protocol, "on_error": options.on_error}
@@ -223,7 +223,7 @@ def _prepare_ad(options: argparse.Namespace) -> None:
         return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_SESSION_ITEMS), **how)
 
     about = {"format": "ad", **_seen(options.raw_dir, find_ad_files(options.raw_dir).there()), **how}
-    again = "begins anew, or goes on from the last whole shard if the logs were read"
+    again = "begins anew, or resumes from the last complete group of shards if the logs were read"
     _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "sessions", again)
     if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:
         print(f"no behavior_log.csv in {options.raw_dir}: the lists have no history")
@@ -233,7 +233,7 @@ def _run(
     prepare: Callable[[], Any],
     options: argparse.Namespace,
     read: str,
-    again: str = "goes on from the last whole shard",
+    again: str = "resumes from the last complete group of shards",
 ) -> Any:
     """Prepares, and prints the report; ``read``: what the raw data consist of; ``again``: what a stopped command does
     the next time."""

@@ -36,7 +36,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Pushes."""
-    from hf_rerank.hub.push import push_lists, push_model
+    from hf_rerank.data.push_lists import push_lists
+    from hf_rerank.hub import push_model
 
     chosen: dict[str, Any] = {
         "private": options.private or None,

@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.processing import EncodingReport
 
     without_bars_of_a_moment()
-    reranker = _loaded(options.model, at)
+    reranker = _load(options.model, at)
     report, counts = EncodingReport(), dict[str, int]()
     with results_file(options.output) as write, tqdm(unit="list", delay=1, disable=None) as bar:
         number = 0
@@ -84,19 +84,14 @@ def run(options: argparse.Namespace) -> None:
         print(f"{count:,} values of {name} missing")
 
 
-def _loaded(source: str, at: dict[str, Any]) -> Any:
-    """The ``Reranker`` of a folder or repository; the ``ONNXReranker`` of one that holds an exported graph alone."""
-    from hf_rerank.hub.files import at_one_commit, holds_only_a_graph
-    from hf_rerank.processing import CONFIG_FILE
+def _load(source: str, at: dict[str, Any]) -> Any:
+    from hf_rerank.inference.reranker import Reranker
+    from hf_rerank.processing.processor import CONFIG_FILE
+    from hf_rerank.storage.hub_download import at_one_commit, holds_only_a_graph
 
     at = at_one_commit(source, CONFIG_FILE, **at)
-    if holds_only_a_graph(source, **at):
-        from hf_rerank.onnx_reranker import ONNXReranker
-
-        return ONNXReranker.from_pretrained(source, **at)
-    # Not before: a graph ranks without torch.
-    from hf_rerank.reranker import Reranker
-
+    if not holds_only_a_graph(source, **at):  # which ranks without transformers, and this imports it
+        without_bars_of_a_moment()
     return Reranker.from_pretrained(source, **at)
 
 
@@ -111,7 +106,7 @@ def _batches(files: list[Any], processor: Any, options: Any, counts: dict[str, i
     """Rows of files, a batch at a time, with ids of the types that the processor was fitted on."""
     from hf_rerank.data.custom.own_datasets import tables_of_files
     from hf_rerank.data.custom.own_files import OwnFiles
-    from hf_rerank.vocabularies import TableVocabulary
+    from hf_rerank.processing.vocabularies import TableVocabulary
 
     schema = processor.schema
     known = {

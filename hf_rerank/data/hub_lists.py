@@ -11,10 +11,10 @@ import datasets
 from hf_rerank.data.custom.files import is_list_file
 from hf_rerank.data.prepared import SCHEMA_FILE, shards_of
 from hf_rerank.errors import InputError
-from hf_rerank.hub.faults import named_faults
-from hf_rerank.hub.files import model_file, repair
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage import verify
+from hf_rerank.storage.hub_download import model_file, repair
+from hf_rerank.storage.hub_errors import named_faults
 
 KIND = "dataset"
 

@@ -9,19 +9,20 @@ from typing import Any
 
 import datasets
 
+from hf_rerank.data.builtin_datasets import ad_folder, prm_public_folder, prm_public_stream, simulated_prm
 from hf_rerank.data.custom.data_checks import DataChecks, leak, telling_columns
 from hf_rerank.data.custom.files import find_list_files
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.own_datasets import cut_by_time, given, is_paths, read_files, split_lists
 from hf_rerank.data.hub_lists import fetched_folder, is_repository, refuse_hub_options, streamed
-from hf_rerank.data.named import NAMED_SOURCES, ad_folder, prm_public_folder, prm_public_stream, simulated_prm
+from hf_rerank.data.lists_cache import NAMED_SOURCES
 from hf_rerank.data.parquet_datasets import datasets_of_parquet
 from hf_rerank.data.prepared import is_prepared, read_prepared, refuse_unfinished
 from hf_rerank.data.time_split import time_column
 from hf_rerank.errors import InputError
-from hf_rerank.hub.faults import named_faults
-from hf_rerank.lists import Lists, refuse_repeated_ids, tables_of
 from hf_rerank.schema import ListSchema
+from hf_rerank.storage.hub_errors import named_faults
+from hf_rerank.validation import Lists, refuse_repeated_ids, tables_of
 
 SAMPLE_LISTS = 1_000
 

@@ -19,9 +19,12 @@ from hf_rerank.hub.figures import OBEDIENCE as OBEDIENCE_FIGURE
 from hf_rerank.hub.figures import TRAINING as TRAINING_FIGURE
 from hf_rerank.hub.figures import evaluation_to_draw, measures_of
 from hf_rerank.hub.papers import PAPERS, PRINCIPLES
+from hf_rerank.metrics import RankingMetrics
+from hf_rerank.principled import PRESETS
+from hf_rerank.principled.obedience import MAX_STEPS
+from hf_rerank.storage.hub_upload import TAGS
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-TAGS = ["re-ranking", "recommender-system"]
 # Measures in the order of the tables; those at a cut-off k are shown at every k that there is.
 RANKING = ("auc", "gauc", "ndcg", "map", "precision", "expected_clicks", "expected_clicks_share", "ips_clicks")
 OBEDIENCE = (
@@ -40,18 +43,6 @@ SETTINGS = {
 }
 OBEDIENCE_SETTINGS = ("obedience_k", "swaps", "max_steps")
 WITHOUT = "none"
-
-
-def plain_model_card(name: str) -> str:
-    """The text of README.md of a model whose results are not known.
-
-    Args:
-        name: Of the repository.
-    """
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(library_name="hf_rerank", tags=TAGS)
-    return f"---\n{data.to_yaml()}\n---\n# {name}\n\nA re-ranker.\n\n```python\n{_loading(name)}\n```\n"
 
 
 def model_card(name: str, results: Mapping[str, Any], *, figures: Collection[str] = ()) -> str:
@@ -182,7 +173,7 @@ def _text(
     from huggingface_hub import ModelCard, ModelCardData
 
     more: dict[str, Any] = {"model_name": title, "eval_results": list(measured)} if measured else {}
-    data = ModelCardData(library_name="hf_rerank", tags=TAGS, **more)
+    data = ModelCardData(library_name="hf_rerank", tags=list(TAGS), **more)
     paper = PAPERS.get(model_type or "")
     citations = [paper.citation] if paper is not None and paper.citation is not None else []
     card = ModelCard.from_template(
@@ -329,10 +320,8 @@ def _learning_points(results: Mapping[str, Any]) -> str:
 
 
 def _summary_learning_points(model: str, rows: Mapping[str, Any], task_loss: str, summary: Mapping[str, Any]) -> str:
-    from hf_rerank.principled.objective import PRESETS
-
     points = [f"Task loss: `{task_loss}`."]
-    points += [_principles({"preset": preset, **PRESETS[preset]}) for preset in rows]
+    points += [_principles({"principled": preset, **PRESETS[preset].settings()}) for preset in rows]
     sizes = summary.get("models", {}).get(model)
     if sizes:
         points.append(f"Sizes: {', '.join(f'`{key}` {value}' for key, value in sizes.items())}.")
@@ -340,14 +329,33 @@ def _summary_learning_points(model: str, rows: Mapping[str, Any], task_loss: str
 
 
 def _principles(objective: Mapping[str, Any]) -> str:
-    weights = [objective.get(f"{term}_weight", 0.0) for term in ("convergence", "adversarial", "cross")]
-    if not any(weights):
-        return f"Principled preset `{objective['preset']}`: the task loss alone."
-    return (
-        f"Principled preset `{objective['preset']}` (weights {weights[0]:g} and {weights[1]:g} of convergence and "
-        f"adversarial consistency, {weights[2]:g} of the two together; reduction "
-        f"`{objective['consistency_reduction']}`; scores compared as `{objective['consistency_space']}`)."
-    )
+    name = objective.get("principled")
+    what = f"Principled preset `{name}`" if name in PRESETS else "An objective of its own"
+    passes = {entry["name"]: _pass_in_words(entry) for entry in objective.get("passes", ())}
+    terms = [
+        f"`{term['name']}`, weight {term['weight']:g}, compares the scores on {passes[term['first']]} and on "
+        f"{passes[term['second']]} (as `{term['space']}`, reduction `{term['reduction']}`)"
+        for term in objective.get("terms", ())
+    ]
+    others = [passes[name] for name in objective.get("task_loss_on", ()) if name in list(passes)[1:]]
+    loss = f"the task loss also on {' and '.join(others)}" if others else "the task loss alone"
+    if not terms:
+        return f"{what}: {loss}."
+    return f"{what}: {'; '.join([*terms, *([loss] if others else [])])}."
+
+
+def _pass_in_words(entry: Mapping[str, Any]) -> str:
+    masks = " with dropout masks of its own" if entry.get("dropout") == "fresh" else ""
+    return f"{_order_in_words(entry['order'])}{masks}"
+
+
+def _order_in_words(order: Any) -> str:
+    if isinstance(order, str):
+        return {"given": "the given order", "own": "the model's own order"}.get(order, f"`{order}`")
+    ((kind, options),) = order.items()
+    if kind == "perturbed":
+        return f"{_order_in_words(options['of'])} after `{options['kind']}`"
+    return f"a soft order (`{options['relaxation']}`, temperature {options['temperature']:g})"
 
 
 def _cost_points(results: Mapping[str, Any]) -> str:
@@ -471,11 +479,8 @@ def _settings_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     arguments = results.get("training_arguments", {})
     if not {"metric_ks", "no_click", "obedience_k"} <= arguments.keys():
         return {}
-    from hf_rerank.metrics import RankingMetrics
-    from hf_rerank.training.trainer import FIXED_POINT_STEPS
-
     metrics = RankingMetrics(arguments["metric_ks"], no_click=arguments["no_click"]).settings()
-    return {**metrics, "obedience_k": arguments["obedience_k"], "swaps": "all", "max_steps": FIXED_POINT_STEPS}
+    return {**metrics, "obedience_k": arguments["obedience_k"], "swaps": "all", "max_steps": MAX_STEPS}
 
 
 def _with_settings(table: str, settings: Mapping[str, Mapping[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_rerank import plots
+from hf_rerank.evaluation import plots
 
 TRAINING, OBEDIENCE = "training.png", "obedience.png"
 FIGURES = (TRAINING, OBEDIENCE)

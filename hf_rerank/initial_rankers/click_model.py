@@ -20,17 +20,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hf_rerank.errors import InputError, TrainingStopped
-from hf_rerank.evaluation import EXTRAS
-from hf_rerank.hub.files import verified_folder
 from hf_rerank.initial_rankers.lambdamart import FORMAT_VERSION, RANKER_FILE, read_settings
 from hf_rerank.initial_rankers.qualities import quality_named
 from hf_rerank.initial_rankers.ranker_train import features_of, ranker_lists
-from hf_rerank.lists import Lists
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
-from hf_rerank.processing import CONFIG_FILE, VOCABULARIES_FILE, ListProcessor
-from hf_rerank.schema import ListSchema
+from hf_rerank.processing import ListProcessor, RerankCollator
+from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
+from hf_rerank.schema import FEATURE_TENSORS, ListSchema
 from hf_rerank.storage import replacing
-from hf_rerank.training.batches import EncodedLists
+from hf_rerank.storage.hub_download import verified_folder
+from hf_rerank.training.encoded_lists import EncodedLists
+from hf_rerank.validation import Lists
 
 BATCH_LISTS = 32
 # Passes over the lists without a better log-loss on those held out, after which training stops.
@@ -77,8 +77,8 @@ class ClickModel:
         means = quality_named(quality)
         chosen = ranker_lists(lists, schema, use=means.lists(len(lists), at_most), seed=seed)
         processor = ListProcessor.from_lists(chosen.train, schema=chosen.schema)
-        train = EncodedLists(chosen.train, processor, highest_label=1.0)
-        held_out = EncodedLists(chosen.held_out, processor, highest_label=1.0)
+        collator = RerankCollator(processor, highest_label=1.0)
+        train, held_out = EncodedLists(chosen.train, collator), EncodedLists(chosen.held_out, collator)
         sizes = list(means.hidden_sizes if hidden_sizes is None else hidden_sizes)
         # The random numbers of the caller stay as they are.
         with torch.random.fork_rng(devices=[]):
@@ -86,7 +86,7 @@ class ClickModel:
             model = DNNForReranking(DNNConfig.for_schema(processor.schema, hidden_sizes=sizes, position_input="none"))
             # Else the first hundreds of steps only lower all scores, most those of items with large features, and a
             # short training ends below a random order.
-            bias: Any = model.network[-1].bias
+            bias: Any = model.scorer.bias
             torch.nn.init.constant_(bias, math.log(chosen.click_rate / (1 - chosen.click_rate)))
             losses = _train(model, train, held_out, means.epochs, means.learning_rate, seed, progress)
         settings = {
@@ -130,13 +130,13 @@ class ClickModel:
         return cls(DNNForReranking.from_pretrained(path), ListProcessor.from_pretrained(path), settings)
 
     def _of_items(self, lists: Lists, compute: Any) -> np.ndarray:
-        arrays, _ = self.processor.encode(lists)
+        arrays = self.processor.encode(lists)[0].padded()
         found = []
         for start in range(0, len(lists), BATCH_LISTS):
             inputs = {
                 name: torch.from_numpy(array[start : start + BATCH_LISTS])
                 for name, array in arrays.items()
-                if name not in ("labels", "weights")
+                if name in FEATURE_TENSORS
             }
             with torch.no_grad():
                 found.append(compute(inputs)[inputs["mask"]].numpy())
@@ -196,8 +196,7 @@ def _train(
 
 
 def _loss(model: DNNForReranking, lists: EncodedLists, numbers: Any) -> Tensor:
-    batch = lists.__getitems__([int(number) for number in numbers])
-    return model(**{name: value for name, value in batch.items() if name not in EXTRAS}).loss
+    return model(**lists.collator.tensors(lists.__getitems__([int(number) for number in numbers]))).loss
 
 
 @torch.no_grad()

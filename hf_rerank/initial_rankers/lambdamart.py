@@ -12,14 +12,15 @@ import pyarrow as pa
 from safetensors.numpy import load_file, save_file
 
 from hf_rerank.errors import InputError
-from hf_rerank.hub.files import verified_folder
 from hf_rerank.initial_rankers.click_through import ClickThroughCounts
 from hf_rerank.initial_rankers.qualities import quality_named
 from hf_rerank.initial_rankers.ranker_train import RankerLists, features_of, ranker_lists
-from hf_rerank.lists import Lists, tables_of
-from hf_rerank.processing import CONFIG_FILE, VOCABULARIES_FILE, FlatLists, ListProcessor
+from hf_rerank.processing import ListProcessor, RaggedLists
+from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 from hf_rerank.storage import refuse_repeated_names, replacing
+from hf_rerank.storage.hub_download import verified_folder
+from hf_rerank.validation import Lists, tables_of
 
 RANKER_FILE = "ranker.json"
 TREES_FILE = "lambdamart.txt"
@@ -133,7 +134,7 @@ class LambdaMARTRanker:
     def scores(self, table: pa.Table) -> np.ndarray:
         """float64 [N], the scores of the items of all lists of a table, one list after another."""
         lists = Lists.from_arrow(features_of(table, self.processor.schema), self.processor.schema)
-        flat, _ = self.processor.encode_flat(lists)
+        flat, _ = self.processor.encode(lists)
         return np.asarray(self._booster.predict(_values(flat, self.processor, self.rates), num_threads=1))
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -225,19 +226,19 @@ def _count_clicks(chosen: RankerLists, processor: ListProcessor) -> dict[str, Cl
     counts = {feature.name: ClickThroughCounts(_rows_of_table(feature)) for _, _, feature in large}
     start = 0
     for table in tables_of(chosen.train, BATCH):
-        flat, _ = processor.encode_flat(Lists.from_arrow(table, processor.schema, with_labels=True, first=start))
-        parts = np.repeat(chosen.train_parts[start : start + table.num_rows], flat.lengths)
+        flat, _ = processor.encode(Lists.from_arrow(table, processor.schema, with_labels=True, first=start))
+        parts = np.repeat(chosen.train_parts[start : start + table.num_rows], flat.lengths["L"])
         for part, number, feature in large:
-            counts[feature.name].add(_column(flat, part, number), flat.items["labels"] > 0, parts)
+            counts[feature.name].add(_column(flat, part, number), flat.rows["labels"] > 0, parts)
         start += table.num_rows
     return counts
 
 
-def _column(flat: FlatLists, part: str, number: int) -> np.ndarray:
+def _column(flat: RaggedLists, part: str, number: int) -> np.ndarray:
     """Table rows of a categorical feature, one an item."""
     if part == "items":
-        return flat.items["item_categorical"][:, number]
-    return np.repeat(flat.user["user_categorical"][:, number], flat.lengths)
+        return flat.rows["item_categorical"][:, number]
+    return np.repeat(flat.rows["user_categorical"][:, number], flat.lengths["L"])
 
 
 @dataclass(frozen=True)
@@ -264,13 +265,13 @@ def _matrix(
                 f"list {batch.ids[row]} of ranker_train has {batch.lengths[row]:,} items: lambdamart learns from "
                 f"lists of at most {LONGEST_LIST:,}; choose the ranker dnn, or leave the list out"
             )
-        flat, _ = processor.encode_flat(batch)
-        of_item = None if parts is None else np.repeat(parts[start : start + table.num_rows], flat.lengths)
+        flat, _ = processor.encode(batch)
+        of_item = None if parts is None else np.repeat(parts[start : start + table.num_rows], flat.lengths["L"])
         values.append(_values(flat, processor, rates, of_item))
-        labels.append(_grades(flat.items["labels"], processor.schema.label))
-        lengths.append(flat.lengths)
-        if "weights" in flat.items:
-            weights.append(flat.items["weights"])
+        labels.append(_grades(flat.rows["labels"], processor.schema.label))
+        lengths.append(flat.lengths["L"])
+        if "weights" in flat.rows:
+            weights.append(flat.rows["weights"])
         start += table.num_rows
     return _Matrix(
         np.concatenate(values),
@@ -281,12 +282,12 @@ def _matrix(
 
 
 def _values(
-    flat: FlatLists, processor: ListProcessor, rates: dict[str, np.ndarray], parts: np.ndarray | None = None
+    flat: RaggedLists, processor: ListProcessor, rates: dict[str, np.ndarray], parts: np.ndarray | None = None
 ) -> np.ndarray:
     """float32 [N, F]: numbers, categories, click-through rates (of the items' parts [N], if given)."""
-    columns = [flat.items[name] for name in ("item_dense", "item_vectors") if name in flat.items]
-    if "user_dense" in flat.user:
-        columns.append(np.repeat(flat.user["user_dense"], flat.lengths, axis=0))
+    columns = [flat.rows[name] for name in ("item_dense", "item_vectors") if name in flat.rows]
+    if "user_dense" in flat.rows:
+        columns.append(np.repeat(flat.rows["user_dense"], flat.lengths["L"], axis=0))
     tables = _tables(processor.schema)
     for part, number, feature in tables:
         if feature.name not in rates:

@@ -22,6 +22,7 @@ from hf_rerank.data.prepared import (
     write_description,
 )
 from hf_rerank.data.report import PrepareReport
+from hf_rerank.data.truncating import first_items
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.evaluation import evaluate_orders
 from hf_rerank.initial_rankers.click_model import ClickModel
@@ -29,8 +30,8 @@ from hf_rerank.initial_rankers.cross_fitting import CrossFittedRanker
 from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker, require_lightgbm
 from hf_rerank.initial_rankers.qualities import RANKERS, quality_named
 from hf_rerank.initial_rankers.ranker_train import ANY_LENGTH, read_ranker_train
-from hf_rerank.lists import Lists
 from hf_rerank.processing import ListProcessor
+from hf_rerank.validation import Lists
 
 POSITION, SCORE = "position", "initial_score"
 RANKER_FOLDER = "initial_ranker"
@@ -256,16 +257,10 @@ class _InInitialOrder(PreparedSource):
 
     def _cut(self, table: pa.Table, lists: Lists, positions: np.ndarray, report: PrepareReport) -> pa.Table:
         """Keeps the items at the first positions; slots keep their order."""
-        longer = lists.lengths > self.longest
-        if not longer.any():
-            return table
         assert lists.labels is not None
-        of_list = np.repeat(np.arange(len(lists)), lists.lengths)
-        kept, clicked = positions < self.longest, lists.labels > 0
-        before = np.bincount(of_list[clicked], minlength=len(lists))
-        after = np.bincount(of_list[clicked & kept], minlength=len(lists))
-        report.cut_lists += int(longer.sum())
-        report.lost_clicks += int(((before > 0) & (after == 0)).sum())
+        kept = first_items(lists.lengths, positions, lists.labels > 0, self.longest, report)
+        if kept is None:
+            return table
         lengths = np.minimum(lists.lengths, self.longest)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
         chosen = pa.array(kept)

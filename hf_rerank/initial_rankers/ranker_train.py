@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from hf_rerank.data.parquet_datasets import datasets_of_parquet
 from hf_rerank.data.prepared import PreparedFolder
 from hf_rerank.errors import InputError
-from hf_rerank.lists import tables_of
+from hf_rerank.processing.vocabularies import blake2b_64
 from hf_rerank.schema import ListSchema
-from hf_rerank.vocabularies import blake2b_64
+from hf_rerank.validation import tables_of
 
 # Lists fall into this many parts by a hash of their user. The first is held out and says when to stop; the others are
 # the folds of what is learned out of fold.

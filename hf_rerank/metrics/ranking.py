@@ -59,7 +59,7 @@ def ndcg(
 
     Args:
         scores, labels, mask, k, reduction, no_click: see the top of this module; labels may be graded.
-        gain: ``"exponential"``, ``2^y - 1``, or ``"linear"``, ``y``. They agree on labels 0 and 1.
+        gain: ``"exponential"``, ``2^y - 1``, or ``"linear"``, ``y``; neither overflows. They agree on labels 0 and 1.
     """
     ranked = RankedLists(scores, labels, mask)
     return ranked.reduce(ranked.ndcg(k, gain), no_click, reduction)
@@ -364,10 +364,13 @@ class RankedLists:
         k = check_k(k)
         check_option("gain", gain, ("exponential", "linear"))
         gained, ideal = self.labels[:, :k], self.ideal_labels[:, :k]
+        # Divided by a constant per list, which NDCG cancels, so that no grade overflows: 2^m, m the highest label of
+        # the list, or m itself.
+        highest = self.labels.max(axis=-1, initial=0.0, keepdims=True)
         if gain == "exponential":
-            if self.labels.max(initial=0.0) > 1000:
-                raise InputError(f"a label of {self.labels.max()} overflows the gain 2^y - 1: use gain='linear'")
-            gained, ideal = np.exp2(gained) - 1.0, np.exp2(ideal) - 1.0
+            gained, ideal = (-np.exp2(y - highest) * np.expm1(-math.log(2.0) * y) for y in (gained, ideal))
+        else:
+            gained, ideal = (y / np.where(highest > 0, highest, 1.0) for y in (gained, ideal))
         discount = 1.0 / np.log2(np.arange(gained.shape[-1]) + 2.0)
         return _ratio(gained @ discount, ideal @ discount)
 

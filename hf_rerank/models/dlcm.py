@@ -7,9 +7,12 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from hf_rerank.errors import InputError
-from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import ItemEmbedding, check_sizes, position_vectors
+from hf_rerank.models.base import PreTrainedReranker, RerankerOutput, mask_logits
+from hf_rerank.models.config import RerankerConfig
+from hf_rerank.models.embeddings import ItemEmbedding
+from hf_rerank.models.layers import Context, SharedDropout, check_sizes, position_vectors
 from hf_rerank.principled.orders import order_from_positions
+from hf_rerank.schema import ListBatch
 
 
 @strict
@@ -18,12 +21,12 @@ class DLCMConfig(RerankerConfig):
 
     Args:
         hidden_size: Width of the GRU.
-        num_layers: Of the GRU.
+        num_hidden_layers: Of the GRU.
         input_size: Width to which an item's vector is brought by joining a two-layer ELU network of it; a vector that
             is this wide already is read as it is. 0: no such network.
         scoring: How an item is set against the list: ``multiply``, ``multi`` or ``add``; see the model.
-        num_heads: Of ``multi`` and ``add``.
-        dropout: On the item's vector, in [0, 1).
+        num_scoring_heads: Of ``multi`` and ``add``.
+        hidden_dropout_prob: On the item's vector, in [0, 1).
         position_input: ``sequence``: the GRU reads the items in the order shown. ``sequence+embedding``: and a
             learnable vector of its place is added to each item's.
     """
@@ -32,21 +35,26 @@ class DLCMConfig(RerankerConfig):
     own_task_loss: ClassVar[str] = "attention_rank_loss"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"hidden_size": 1024, "input_size": 1024, "scoring": "multi", "task_loss": "own"},
-        "librerank-ad": {"input_size": 0, "dropout": 0.2, "task_loss": "own"},
-        "librerank-prm": {"input_size": 0, "dropout": 0.2, "task_loss": "own"},
+        "librerank-ad": {"input_size": 0, "hidden_dropout_prob": 0.2, "task_loss": "own"},
+        "librerank-prm": {"input_size": 0, "hidden_dropout_prob": 0.2, "task_loss": "own"},
     }
 
     hidden_size: int = 64
-    num_layers: int = 1
+    num_hidden_layers: int = 1
     input_size: int = 256
     scoring: Literal["multiply", "multi", "add"] = "multiply"
-    num_heads: int = 3
-    dropout: float | int = 0.0
+    num_scoring_heads: int = 3
+    hidden_dropout_prob: float | int = 0.0
     position_input: Literal["sequence", "sequence+embedding"] = "sequence"  # type: ignore[assignment]
 
     def validate_network(self) -> None:
         """Checks what types cannot say."""
-        check_sizes(self.dropout, hidden_size=self.hidden_size, num_layers=self.num_layers, num_heads=self.num_heads)
+        check_sizes(
+            self.hidden_dropout_prob,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_scoring_heads=self.num_scoring_heads,
+        )
         if self.input_size < 0:
             raise InputError(f"input_size is {self.input_size}: expected at least 0")
 
@@ -83,9 +91,9 @@ class DLCMForReranking(PreTrainedReranker):
             width = config.input_size
         with_vectors = config.position_input == "sequence+embedding"
         self.positions = nn.Embedding(config.max_list_length, width) if with_vectors else None
-        self.dropout = nn.Dropout(config.dropout)
-        self.gru = nn.GRU(width, config.hidden_size, config.num_layers, batch_first=True)
-        heads = 1 if config.scoring == "multiply" else config.num_heads
+        self.dropout = SharedDropout(config.hidden_dropout_prob, width)
+        self.gru = nn.GRU(width, config.hidden_size, config.num_hidden_layers, batch_first=True)
+        heads = 1 if config.scoring == "multiply" else config.num_scoring_heads
         self.of_state = nn.Linear(config.hidden_size, heads * config.hidden_size)
         self.of_item = None
         if config.scoring == "add":
@@ -94,33 +102,22 @@ class DLCMForReranking(PreTrainedReranker):
         self.scorer = nn.Linear(config.hidden_size if config.scoring == "multiply" else heads, 1, bias=False)
         self.post_init()
 
-    def embed(
-        self,
-        item_categorical: Tensor,
-        item_dense: Tensor | None,
-        item_vectors: Tensor | None,
-        user_categorical: Tensor | None,
-        user_dense: Tensor | None,
-        history_categorical: Tensor | None,
-        history_dense: Tensor | None,
-        history_mask: Tensor | None,
-        mask: Tensor,
-    ) -> Context:
-        items = self.item_embedding(item_categorical, item_dense, item_vectors, user_categorical, user_dense)
+    def embed(self, batch: ListBatch) -> Context:
+        items = self.item_embedding(batch)
         if self.widening is not None:
             items = torch.cat([items, self.widening(items)], dim=-1)
-        return {"items": items, "mask": mask}
+        return {"items": items, "mask": batch.mask, **self.draw_dropout(batch.mask)}
 
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
         items, mask = context["items"], context["mask"]
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)
-        outputs, state = self.read(self.dropout(items), mask, position_ids)
+        outputs, state = self.read(self.dropout(items, context), mask, position_ids)
         scores = self.set_against(outputs, state)
         if self.config.task_loss_name != "binary_log_loss":
             lowest = scores.masked_fill(~mask, torch.finfo(scores.dtype).max).amin(-1, keepdim=True)
             scores = scores - torch.where(mask.any(-1, keepdim=True), lowest, 0.0)
-        return RerankerOutput(logits=padded_low(scores, mask))
+        return RerankerOutput(logits=mask_logits(scores, mask))
 
     def read(self, items: Tensor, mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the GRU from the lowest place to the top, padding last.
@@ -157,11 +154,11 @@ class DLCMForReranking(PreTrainedReranker):
         of_state = self.of_state(state).unflatten(-1, (-1, self.config.hidden_size)).unsqueeze(1)  # [B, 1, heads, D]
         if self.of_item is not None:
             both = torch.tanh(self.of_item(outputs).unflatten(-1, (-1, self.config.hidden_size)) + of_state)
-            return self.scorer((both * self.of_both.weight).sum(-1)).squeeze(-1) / self.config.num_heads
+            return self.scorer((both * self.of_both.weight).sum(-1)).squeeze(-1) / self.config.num_scoring_heads
         products = outputs.unsqueeze(-2) * torch.tanh(of_state)
         if self.config.scoring == "multiply":
             return self.scorer(products.squeeze(-2)).squeeze(-1)
-        return self.scorer(products.sum(-1)).squeeze(-1) / self.config.num_heads
+        return self.scorer(products.sum(-1)).squeeze(-1) / self.config.num_scoring_heads
 
 
 def _rows(values: Tensor, rows: Tensor) -> Tensor:

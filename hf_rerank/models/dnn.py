@@ -7,8 +7,11 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import ItemEmbedding, check_sizes, mlp, position_vectors
+from hf_rerank.models.base import PreTrainedReranker, RerankerOutput, mask_logits
+from hf_rerank.models.config import RerankerConfig
+from hf_rerank.models.embeddings import ItemEmbedding
+from hf_rerank.models.layers import MLP, Context, check_sizes, position_vectors
+from hf_rerank.schema import ListBatch
 
 
 @strict
@@ -17,7 +20,7 @@ class DNNConfig(RerankerConfig):
 
     Args:
         hidden_sizes: Widths of the hidden layers.
-        dropout: After each hidden layer, in [0, 1).
+        hidden_dropout_prob: After each hidden layer, in [0, 1).
     """
 
     model_type: ClassVar[str] = "rerank_dnn"
@@ -28,11 +31,11 @@ class DNNConfig(RerankerConfig):
     }
 
     hidden_sizes: list[int] = field(default_factory=lambda: [500, 200, 80])
-    dropout: float | int = 0.0
+    hidden_dropout_prob: float | int = 0.0
 
     def validate_network(self) -> None:
         """Checks what types cannot say."""
-        check_sizes(self.dropout, hidden_sizes=self.hidden_sizes)
+        check_sizes(self.hidden_dropout_prob, hidden_sizes=self.hidden_sizes)
 
 
 class DNNForReranking(PreTrainedReranker):
@@ -48,44 +51,32 @@ class DNNForReranking(PreTrainedReranker):
         self.item_embedding = ItemEmbedding(config)
         width = self.item_embedding.width
         self.positions = nn.Embedding(config.max_list_length, width) if config.position_input == "embedding" else None
-        hidden = mlp(width, config.hidden_sizes, config.dropout)
-        self.network = nn.Sequential(*hidden, nn.Linear(config.hidden_sizes[-1], 1))
+        self.network = MLP(width, config.hidden_sizes, config.hidden_dropout_prob)
+        self.scorer = nn.Linear(config.hidden_sizes[-1], 1)
         self.post_init()
 
-    def embed(
-        self,
-        item_categorical: Tensor,
-        item_dense: Tensor | None,
-        item_vectors: Tensor | None,
-        user_categorical: Tensor | None,
-        user_dense: Tensor | None,
-        history_categorical: Tensor | None,
-        history_dense: Tensor | None,
-        history_mask: Tensor | None,
-        mask: Tensor,
-    ) -> Context:
-        items = self.item_embedding(item_categorical, item_dense, item_vectors, user_categorical, user_dense)
-        return {"items": items, "mask": mask}
+    def embed(self, batch: ListBatch) -> Context:
+        items = self.item_embedding(batch)
+        return {"items": items, "mask": batch.mask, **self.draw_dropout(batch.mask)}
 
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
-        scores = self.network[-1](self._last_hidden(context, position_ids)).squeeze(-1)
-        return RerankerOutput(logits=padded_low(scores, context["mask"]))
+        scores = self.scorer(self._last_hidden(context, position_ids)).squeeze(-1)
+        return RerankerOutput(logits=mask_logits(scores, context["mask"]))
 
-    def last_hidden(self, mask: Tensor, position_ids: Tensor | None = None, **features: Tensor) -> Tensor:
-        """What the last hidden layer holds of each item, [B, L, D]; the paper of PRM calls it personalised vector.
+    def last_hidden(self, **features: Tensor) -> Tensor:
+        """The activations of the last hidden layer, [B, L, D]: the personalized vector of an item in PRM's paper.
 
         Args:
-            mask: As of ``forward``.
-            position_ids: As of ``forward``.
-            features: The other features of ``forward``.
+            features: As of ``forward``, with ``mask``.
         """
-        names = ("item_dense", "item_vectors", "user_categorical", "user_dense")
-        items = self.item_embedding(features["item_categorical"], *(features.get(name) for name in names))
-        places = torch.arange(mask.shape[1]).expand(mask.shape) if position_ids is None else position_ids
-        return self._last_hidden({"items": items, "mask": mask}, places)
+        batch = ListBatch(**features)
+        positions = batch.position_ids
+        if positions is None:
+            positions = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand(batch.mask.shape)
+        return self._last_hidden(self.embed(batch), positions)
 
     def _last_hidden(self, context: Context, position_ids: Tensor) -> Tensor:
         items = context["items"]
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)
-        return self.network[:-1](items)
+        return self.network(items, context)

@@ -7,8 +7,11 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import ItemEmbedding, check_sizes, mlp, position_vectors
+from hf_rerank.models.base import PreTrainedReranker, RerankerOutput, mask_logits
+from hf_rerank.models.config import RerankerConfig
+from hf_rerank.models.embeddings import ItemEmbedding
+from hf_rerank.models.layers import MLP, Context, check_sizes, position_vectors
+from hf_rerank.schema import ListBatch
 
 
 @strict
@@ -19,7 +22,7 @@ class MiDNNConfig(RerankerConfig):
 
     Args:
         hidden_sizes: Widths of the hidden layers.
-        dropout: After each hidden layer, in [0, 1).
+        hidden_dropout_prob: After each hidden layer, in [0, 1).
         global_features: Which features of an item are also set against the others': ``all`` of them, embeddings and
             position among them, or the ``dense`` ones (numbers and vectors) only, without the position.
     """
@@ -27,17 +30,17 @@ class MiDNNConfig(RerankerConfig):
     model_type: ClassVar[str] = "rerank_midnn"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"position_input": "none"},
-        "librerank-ad": {"position_input": "none", "dropout": 0.2},
-        "librerank-prm": {"position_input": "none", "dropout": 0.2},
+        "librerank-ad": {"position_input": "none", "hidden_dropout_prob": 0.2},
+        "librerank-prm": {"position_input": "none", "hidden_dropout_prob": 0.2},
     }
 
     hidden_sizes: list[int] = field(default_factory=lambda: [512, 256, 128])
-    dropout: float | int = 0.0
+    hidden_dropout_prob: float | int = 0.0
     global_features: Literal["all", "dense"] = "all"
 
     def validate_network(self) -> None:
         """Checks what types cannot say."""
-        check_sizes(self.dropout, hidden_sizes=self.hidden_sizes)
+        check_sizes(self.hidden_dropout_prob, hidden_sizes=self.hidden_sizes)
 
 
 class MiDNNForReranking(PreTrainedReranker):
@@ -61,24 +64,13 @@ class MiDNNForReranking(PreTrainedReranker):
         self.dense_width = config.num_item_dense + config.item_vector_dim
         self.positions = nn.Embedding(config.max_list_length, local) if config.position_input == "embedding" else None
         width = self.item_embedding.width + (local if config.global_features == "all" else self.dense_width)
-        hidden = mlp(width, config.hidden_sizes, config.dropout)
-        self.network = nn.Sequential(*hidden, nn.Linear(config.hidden_sizes[-1], 1))
+        self.network = MLP(width, config.hidden_sizes, config.hidden_dropout_prob)
+        self.scorer = nn.Linear(config.hidden_sizes[-1], 1)
         self.post_init()
 
-    def embed(
-        self,
-        item_categorical: Tensor,
-        item_dense: Tensor | None,
-        item_vectors: Tensor | None,
-        user_categorical: Tensor | None,
-        user_dense: Tensor | None,
-        history_categorical: Tensor | None,
-        history_dense: Tensor | None,
-        history_mask: Tensor | None,
-        mask: Tensor,
-    ) -> Context:
-        items = self.item_embedding(item_categorical, item_dense, item_vectors, user_categorical, user_dense)
-        return {"items": items, "mask": mask}
+    def embed(self, batch: ListBatch) -> Context:
+        items = self.item_embedding(batch)
+        return {"items": items, "mask": batch.mask, **self.draw_dropout(batch.mask)}
 
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
         mask = context["mask"]
@@ -90,7 +82,7 @@ class MiDNNForReranking(PreTrainedReranker):
             items = items + position_vectors(position_ids, self.positions.weight)
         compared = items if self.config.global_features == "all" else numbers
         features = torch.cat([items, user, global_features(compared, mask)], dim=-1)
-        return RerankerOutput(logits=padded_low(self.network(features).squeeze(-1), mask))
+        return RerankerOutput(logits=mask_logits(self.scorer(self.network(features, context)).squeeze(-1), mask))
 
 
 def global_features(items: Tensor, mask: Tensor) -> Tensor:

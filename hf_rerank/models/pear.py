@@ -9,8 +9,18 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from hf_rerank.errors import InputError
-from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import EncoderBlock, HistoryEmbedding, ItemEmbedding, check_encoder, position_vectors
+from hf_rerank.models.base import PreTrainedReranker, RerankerOutput, mask_logits
+from hf_rerank.models.config import RerankerConfig
+from hf_rerank.models.embeddings import HistoryEmbedding, ItemEmbedding
+from hf_rerank.models.layers import (
+    Context,
+    EncoderBlock,
+    SharedDropout,
+    check_encoder,
+    draw_dropout,
+    position_vectors,
+)
+from hf_rerank.schema import ListBatch
 
 
 @strict
@@ -21,12 +31,13 @@ class PEARConfig(RerankerConfig):
     the sizes that it uses throughout (64 wide, dropout 0.2).
 
     Args:
-        feature_width: Hidden layer of the two-layer networks over features, one for the list, one for the history.
-        d_model: Width of the encoder.
-        num_blocks: Units, each of self-attention over the history and merged cross-attention of the list.
-        num_heads: Attention heads; ``d_model`` is a multiple of it.
-        inner_width: Of the hidden layer in each block.
-        dropout: In [0, 1).
+        feature_hidden_size: Hidden layer of the two-layer networks over features: one for the list, one for the
+            history.
+        hidden_size: Width of the encoder.
+        num_hidden_layers: Units, each of self-attention over the history and merged cross-attention of the list.
+        num_attention_heads: Attention heads; ``hidden_size`` is a multiple of it.
+        intermediate_size: Of the hidden layer in each block.
+        hidden_dropout_prob: In [0, 1).
         list_loss_weight: Weight of the log-loss of the list's token, "is any item of the list clicked", beside the
             task loss. 0: no such token, and no ``list_logits``. Where every list holds a click, as in PRM Public, it
             has nothing to teach.
@@ -34,28 +45,28 @@ class PEARConfig(RerankerConfig):
 
     model_type: ClassVar[str] = "rerank_pear"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"feature_width": 500, "d_model": 500, "inner_width": 500},
-        "librerank-ad": {"feature_width": 64, "inner_width": 64, "dropout": 0.2},
-        "librerank-prm": {"feature_width": 64, "inner_width": 64, "dropout": 0.2},
+        "paper": {"feature_hidden_size": 500, "hidden_size": 500, "intermediate_size": 500},
+        "librerank-ad": {"feature_hidden_size": 64, "intermediate_size": 64, "hidden_dropout_prob": 0.2},
+        "librerank-prm": {"feature_hidden_size": 64, "intermediate_size": 64, "hidden_dropout_prob": 0.2},
     }
 
-    feature_width: int = 128
-    d_model: int = 64
-    num_blocks: int = 2
-    num_heads: int = 2
-    inner_width: int = 128
-    dropout: float | int = 0.1
+    feature_hidden_size: int = 128
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 2
+    intermediate_size: int = 128
+    hidden_dropout_prob: float | int = 0.1
     list_loss_weight: float | int = 1.0
 
     def validate_encoder(self) -> None:
         """Checks what types cannot say."""
-        check_encoder(self, feature_width=self.feature_width)
+        check_encoder(self, feature_hidden_size=self.feature_hidden_size)
         if not 0 <= self.list_loss_weight < float("inf"):
             raise InputError(f"list_loss_weight is {self.list_loss_weight}: expected a finite number of at least 0")
 
 
 class PEARForReranking(PreTrainedReranker):
-    """Items look at each other and at the user's history in one softmax.
+    """Items attend to each other and to the user's history in one softmax.
 
     - Features: ``z = MLP([user ; item])``, for the list and for the history, each with its own network.
     - Unit l: ``H_l = SelfAttention(H_(l-1))`` over the history; the list's queries meet keys and values of ``H_l``
@@ -63,13 +74,13 @@ class PEARForReranking(PreTrainedReranker):
     - A learnable token stands at the end of the list. Its score, ``list_logits``, says whether any item is clicked.
 
     The position vector, which the principles need, is added to ``z``. A history that is empty, or a schema without
-    one, leaves self-attention of the list, exactly; nothing is put in its place. Public ports drop history, user and
-    mask, or let the history ask and the list answer.
+    one, leaves exactly the self-attention of the list; no dummy values are put in its place. Public ports drop
+    history, user and mask, or use the history as the queries and the list as keys and values.
 
     The paper's loss, ``task_loss="own"``, is the binary log-loss of the items and, with weight ``list_loss_weight``,
     that of the token; the latter is added to every other task loss too. Attention weights, on request, are
     [B, heads, L + 1, H + L + 1]: history items, items, the token (without the 1 where there is no token, without the H
-    where the schema has no history). Hidden states are [B, L + 1, d_model].
+    where the schema has no history). Hidden states are [B, L + 1, hidden_size].
     """
 
     config: PEARConfig
@@ -79,20 +90,22 @@ class PEARForReranking(PreTrainedReranker):
         self.item_embedding = ItemEmbedding(config)
         self.item_network = _feature_network(self.item_embedding.width, config)
         with_vectors = config.position_input == "embedding"
-        self.positions = nn.Embedding(config.max_list_length, config.d_model) if with_vectors else None
+        self.positions = nn.Embedding(config.max_list_length, config.hidden_size) if with_vectors else None
         embedding = HistoryEmbedding(config)
         self.history_embedding = embedding if embedding.width else None
         if self.history_embedding is not None:
             self.history_network = _feature_network(embedding.width + self.item_embedding.user_width, config)
-            self.history_blocks = nn.ModuleList(_block(EncoderBlock, config) for _ in range(config.num_blocks))
+            self.history_blocks = nn.ModuleList(_block(EncoderBlock, config) for _ in range(config.num_hidden_layers))
+            self.history_dropout = SharedDropout(config.hidden_dropout_prob, config.hidden_size)
         kind = MergedBlock if self.history_embedding is not None else EncoderBlock
-        self.blocks = nn.ModuleList(_block(kind, config) for _ in range(config.num_blocks))
-        self.scorer = nn.Linear(config.d_model, 1)
+        token = 1 if config.list_loss_weight else 0
+        self.blocks = nn.ModuleList(_block(kind, config, extra=token) for _ in range(config.num_hidden_layers))
+        self.scorer = nn.Linear(config.hidden_size, 1)
         self.list_token, self.list_scorer = None, None
         if config.list_loss_weight:
-            self.list_token = nn.Parameter(torch.empty(config.d_model))
-            self.list_scorer = nn.Linear(config.d_model, 1)
-        self.dropout = nn.Dropout(config.dropout)
+            self.list_token = nn.Parameter(torch.empty(config.hidden_size))
+            self.list_scorer = nn.Linear(config.hidden_size, 1)
+        self.dropout = SharedDropout(config.hidden_dropout_prob, config.hidden_size, extra=token)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -100,53 +113,47 @@ class PEARForReranking(PreTrainedReranker):
         if module is self and self.list_token is not None:
             init.trunc_normal_(self.list_token, std=self.config.initializer_range)
 
-    def embed(
-        self,
-        item_categorical: Tensor,
-        item_dense: Tensor | None,
-        item_vectors: Tensor | None,
-        user_categorical: Tensor | None,
-        user_dense: Tensor | None,
-        history_categorical: Tensor | None,
-        history_dense: Tensor | None,
-        history_mask: Tensor | None,
-        mask: Tensor,
-    ) -> Context:
-        items = self.item_embedding(item_categorical, item_dense, item_vectors, user_categorical, user_dense)
-        context = {"items": self.item_network(items), "mask": mask}
+    def embed(self, batch: ListBatch) -> Context:
+        items = self.item_embedding(batch)
+        context = {"items": self.item_network(items), "mask": batch.mask, **self.draw_dropout(batch.mask)}
         if self.history_embedding is None:
             return context
-        history = self.history_embedding(history_categorical, history_dense, self.item_embedding)
+        history = self.history_embedding(batch, self.item_embedding)
         if self.item_embedding.user_width:
-            user = self.item_embedding.user(user_categorical, user_dense)
+            user = self.item_embedding.user(batch)
             history = torch.cat([history, user.unsqueeze(1).expand(-1, history.shape[1], -1)], dim=-1)
+        history_mask = batch.history_mask
         if history_mask is None:
             history_mask = torch.ones(history.shape[:2], dtype=torch.bool, device=history.device)
-        history = self.dropout(self.history_network(history))
-        # The history does not see the list, so its units are run once for all orders.
+        dropped = draw_dropout(history_mask, self.history_dropout, self.history_blocks)
+        history = self.history_dropout(self.history_network(history), dropped)
+        # The history does not depend on the list's order, so its units are run once for all passes.
         for number, block in enumerate(self.history_blocks):
-            history, _ = block(history, history_mask)
+            history, _ = block(history, history_mask, dropped)
             context[f"history_{number}"] = history
         return {**context, "history_mask": history_mask}
+
+    def draw_dropout(self, mask: Tensor) -> Context:
+        return draw_dropout(mask, self.dropout, self.blocks)
 
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
         items, mask = context["items"], context["mask"]
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)
-        looked_at, length = mask, mask.shape[1]
+        attention_mask, length = mask, mask.shape[1]
         if self.list_token is not None:
             items = torch.cat([items, self.list_token.to(items.dtype).expand(items.shape[0], 1, -1)], dim=1)
-            looked_at = F.pad(mask, (0, 1), value=True)
-        items = self.dropout(items)
+            attention_mask = F.pad(mask, (0, 1), value=True)
+        items = self.dropout(items, context)
         hidden_states, attentions = [items], []
         for number, block in enumerate(self.blocks):
             merged = (context[f"history_{number}"], context["history_mask"]) if isinstance(block, MergedBlock) else ()
-            items, weights = block(items, looked_at, *merged, with_weights=self.config.output_attentions)
+            items, weights = block(items, attention_mask, context, *merged, with_weights=self.config.output_attentions)
             hidden_states.append(items)
             attentions.append(weights)
         list_logits = None if self.list_scorer is None else self.list_scorer(items[:, length]).squeeze(-1)
         return RerankerOutput(
-            logits=padded_low(self.scorer(items[:, :length]).squeeze(-1), mask),
+            logits=mask_logits(self.scorer(items[:, :length]).squeeze(-1), mask),
             list_logits=list_logits,
             hidden_states=tuple(hidden_states) if self.config.output_hidden_states else None,
             attentions=tuple(attentions) if self.config.output_attentions else None,
@@ -165,30 +172,48 @@ class PEARForReranking(PreTrainedReranker):
 
 
 class MergedBlock(EncoderBlock):
-    """An encoder block whose items look at the history's items too, through projections of the history's own."""
+    """An encoder block whose items also attend to the history's items, through projections of the history's own."""
 
-    def __init__(self, width: int, num_heads: int, head_dim: int, inner_width: int, dropout: float) -> None:
-        super().__init__(width, num_heads, head_dim, inner_width, dropout)
-        self.history_key_value = nn.Linear(width, 2 * num_heads * head_dim)
+    def __init__(
+        self, hidden_size: int, num_heads: int, head_dim: int, intermediate_size: int, dropout: float, **rows: int
+    ) -> None:
+        super().__init__(hidden_size, num_heads, head_dim, intermediate_size, dropout, **rows)
+        self.history_key_value = nn.Linear(hidden_size, 2 * num_heads * head_dim)
 
     def forward(  # type: ignore[override]
-        self, items: Tensor, mask: Tensor, history: Tensor, history_mask: Tensor, with_weights: bool = False
+        self,
+        items: Tensor,
+        mask: Tensor,
+        context: Context,
+        history: Tensor,
+        history_mask: Tensor,
+        with_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Items [B, L, width] and history [B, H, width] -> items, and weights [B, heads, L, H + L] on request."""
+        """Items [B, L, hidden_size] and history [B, H, hidden_size] -> items; on request also attention weights.
+
+        Weights are [B, heads, L, H + L].
+        """
         query, key, value = self.query_key_value(items).chunk(3, -1)
         history_key, history_value = self.history_key_value(history).chunk(2, -1)
         key, value = torch.cat([history_key, key], dim=1), torch.cat([history_value, value], dim=1)
-        looked_at = torch.cat([history_mask, mask], dim=1)
-        return self.attended(items, query, key, value, looked_at, with_weights)
+        attention_mask = torch.cat([history_mask, mask], dim=1)
+        return self.attend_and_transform(items, query, key, value, attention_mask, context, with_weights)
 
 
 def _feature_network(width: int, config: PEARConfig) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(width, config.feature_width), nn.ReLU(), nn.Linear(config.feature_width, config.d_model)
+        nn.Linear(width, config.feature_hidden_size),
+        nn.ReLU(),
+        nn.Linear(config.feature_hidden_size, config.hidden_size),
     )
 
 
-def _block(kind: type[EncoderBlock], config: PEARConfig) -> EncoderBlock:
+def _block(kind: type[EncoderBlock], config: PEARConfig, *, extra: int = 0) -> EncoderBlock:
     return kind(
-        config.d_model, config.num_heads, config.d_model // config.num_heads, config.inner_width, config.dropout
+        config.hidden_size,
+        config.num_attention_heads,
+        config.hidden_size // config.num_attention_heads,
+        config.intermediate_size,
+        config.hidden_dropout_prob,
+        extra=extra,
     )

@@ -7,8 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_rerank.errors import InputError
-from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import EncoderBlock, ItemEmbedding, check_sizes, position_vectors
+from hf_rerank.losses import softmax_loss
+from hf_rerank.models.base import PreTrainedReranker, RerankerOutput, mask_logits
+from hf_rerank.models.config import RerankerConfig
+from hf_rerank.models.embeddings import ItemEmbedding
+from hf_rerank.models.layers import Context, EncoderBlock, SharedDropout, check_sizes, position_vectors
+from hf_rerank.schema import ListBatch
 
 
 @strict
@@ -19,42 +23,49 @@ class PRMConfig(RerankerConfig):
     paper's (4 blocks, 3 heads; 64 is no multiple of 3, so heads are 22 wide).
 
     Args:
-        d_model: Width of the encoder.
-        num_blocks: Encoder blocks.
-        num_heads: Attention heads.
-        head_dim: Width of a head. None: ``d_model / num_heads``.
-        inner_width: Of the hidden layer in each block.
-        dropout: In [0, 1).
+        hidden_size: Width of the encoder.
+        num_hidden_layers: Encoder blocks.
+        num_attention_heads: Attention heads.
+        head_dim: Width of a head. None: ``hidden_size / num_attention_heads``.
+        intermediate_size: Of the hidden layer in each block.
+        hidden_dropout_prob: In [0, 1).
     """
 
     model_type: ClassVar[str] = "rerank_prm"
     own_task_loss: ClassVar[str] = "softmax_loss"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"num_blocks": 4, "num_heads": 3, "head_dim": 22, "inner_width": 64, "task_loss": "own"},
-        "librerank-ad": {"num_blocks": 1, "dropout": 0.2},
-        "librerank-prm": {"num_blocks": 1, "dropout": 0.2},
+        "paper": {
+            "num_hidden_layers": 4,
+            "num_attention_heads": 3,
+            "head_dim": 22,
+            "intermediate_size": 64,
+            "task_loss": "own",
+        },
+        "librerank-ad": {"num_hidden_layers": 1, "hidden_dropout_prob": 0.2},
+        "librerank-prm": {"num_hidden_layers": 1, "hidden_dropout_prob": 0.2},
     }
 
-    d_model: int = 64
-    num_blocks: int = 2
-    num_heads: int = 1
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 1
     head_dim: int | None = None
-    inner_width: int = 128
-    dropout: float | int = 0.1
+    intermediate_size: int = 128
+    hidden_dropout_prob: float | int = 0.1
 
     def validate_encoder(self) -> None:
         """Checks what types cannot say."""
         check_sizes(
-            self.dropout,
-            d_model=self.d_model,
-            num_blocks=self.num_blocks,
-            num_heads=self.num_heads,
+            self.hidden_dropout_prob,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
             head_dim=1 if self.head_dim is None else self.head_dim,
-            inner_width=self.inner_width,
+            intermediate_size=self.intermediate_size,
         )
-        if self.head_dim is None and self.d_model % self.num_heads:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
-                f"d_model={self.d_model} is no multiple of num_heads={self.num_heads}: change one, or set head_dim"
+                f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}: "
+                "change one, or set head_dim"
             )
 
 
@@ -74,44 +85,39 @@ class PRMForReranking(PreTrainedReranker):
         self.item_embedding = ItemEmbedding(config)
         width = self.item_embedding.width
         self.positions = nn.Embedding(config.max_list_length, width) if config.position_input == "embedding" else None
-        self.projection = nn.Linear(width, config.d_model)
-        head_dim = config.head_dim or config.d_model // config.num_heads
+        self.projection = nn.Linear(width, config.hidden_size)
+        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
         self.blocks = nn.ModuleList(
-            EncoderBlock(config.d_model, config.num_heads, head_dim, config.inner_width, config.dropout)
-            for _ in range(config.num_blocks)
+            EncoderBlock(
+                config.hidden_size,
+                config.num_attention_heads,
+                head_dim,
+                config.intermediate_size,
+                config.hidden_dropout_prob,
+            )
+            for _ in range(config.num_hidden_layers)
         )
-        self.scorer = nn.Linear(config.d_model, 1)
-        self.dropout = nn.Dropout(config.dropout)
+        self.scorer = nn.Linear(config.hidden_size, 1)
+        self.dropout = SharedDropout(config.hidden_dropout_prob, config.hidden_size)
         self.post_init()
 
-    def embed(
-        self,
-        item_categorical: Tensor,
-        item_dense: Tensor | None,
-        item_vectors: Tensor | None,
-        user_categorical: Tensor | None,
-        user_dense: Tensor | None,
-        history_categorical: Tensor | None,
-        history_dense: Tensor | None,
-        history_mask: Tensor | None,
-        mask: Tensor,
-    ) -> Context:
-        items = self.item_embedding(item_categorical, item_dense, item_vectors, user_categorical, user_dense)
+    def embed(self, batch: ListBatch) -> Context:
+        items = self.item_embedding(batch)
         # W_E is linear, so X W_E + b_E is computed once and PE[P] W_E is added in each pass.
-        return {"items": self.projection(items), "mask": mask}
+        return {"items": self.projection(items), "mask": batch.mask, **self.draw_dropout(batch.mask)}
 
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
         items, mask = context["items"], context["mask"]
         if self.positions is not None:
             items = items + position_vectors(position_ids, F.linear(self.positions.weight, self.projection.weight))
-        items = self.dropout(items)
+        items = self.dropout(items, context)
         hidden_states, attentions = [items], []
         for block in self.blocks:
-            items, weights = block(items, mask, with_weights=self.config.output_attentions)
+            items, weights = block(items, mask, context, with_weights=self.config.output_attentions)
             hidden_states.append(items)
             attentions.append(weights)
         return RerankerOutput(
-            logits=padded_low(self.scorer(items).squeeze(-1), mask),
+            logits=mask_logits(self.scorer(items).squeeze(-1), mask),
             hidden_states=tuple(hidden_states) if self.config.output_hidden_states else None,
             attentions=tuple(attentions) if self.config.output_attentions else None,
         )
@@ -119,7 +125,5 @@ class PRMForReranking(PreTrainedReranker):
     def task_loss(self, output: RerankerOutput, labels: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
         if self.config.task_loss != "own":
             return super().task_loss(output, labels, mask, weights)
-        from hf_rerank.losses import softmax_loss
-
         assert output.logits is not None
         return softmax_loss(output.logits, labels, mask=mask, weights=weights, normalize=False)

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_rerank.errors import InputError
-from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import EncoderBlock, HistoryEmbedding, ItemEmbedding, check_encoder, position_vectors
+from hf_rerank.models.base import PreTrainedReranker, RerankerOutput, mask_logits
+from hf_rerank.models.config import RerankerConfig
+from hf_rerank.models.embeddings import HistoryEmbedding, ItemEmbedding
+from hf_rerank.models.layers import Context, EncoderBlock, SharedDropout, check_encoder, position_vectors
+from hf_rerank.schema import ListBatch
 
 
 @strict
@@ -19,27 +22,27 @@ class RAISEConfig(RerankerConfig):
     LibRerank has no RAISE: its presets take the sizes that it uses throughout (64 wide, dropout 0.2).
 
     Args:
-        d_model: Width of the encoder and of the intention's parts.
-        num_blocks: Encoder blocks.
-        num_heads: Attention heads; ``d_model`` is a multiple of it.
-        inner_width: Of the hidden layer in each block.
+        hidden_size: Width of the encoder and of the intention's parts.
+        num_hidden_layers: Encoder blocks.
+        num_attention_heads: Attention heads; ``hidden_size`` is a multiple of it.
+        intermediate_size: Of the hidden layer in each block.
         num_mixtures: T, weight matrices of which each projection is a mixture; 1 is a plain encoder.
-        dropout: In [0, 1).
+        hidden_dropout_prob: In [0, 1).
     """
 
     model_type: ClassVar[str] = "rerank_raise"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"d_model": 32, "inner_width": 32},
-        "librerank-ad": {"d_model": 64, "inner_width": 64, "dropout": 0.2},
-        "librerank-prm": {"d_model": 64, "inner_width": 64, "dropout": 0.2},
+        "paper": {"hidden_size": 32, "intermediate_size": 32},
+        "librerank-ad": {"hidden_size": 64, "intermediate_size": 64, "hidden_dropout_prob": 0.2},
+        "librerank-prm": {"hidden_size": 64, "intermediate_size": 64, "hidden_dropout_prob": 0.2},
     }
 
-    d_model: int = 32
-    num_blocks: int = 2
-    num_heads: int = 1
-    inner_width: int = 64
+    hidden_size: int = 32
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 1
+    intermediate_size: int = 64
     num_mixtures: int = 4
-    dropout: float | int = 0.1
+    hidden_dropout_prob: float | int = 0.1
 
     def validate_encoder(self) -> None:
         """Checks what types cannot say."""
@@ -61,7 +64,7 @@ class RAISEForReranking(PreTrainedReranker):
     """A Transformer encoder whose query, key and value projections are mixtures, weighted by the list's intention.
 
     - Intention: the user's side ``u_j`` holds the history items and one vector of the user's features, the items'
-      side ``x_i`` the list, both projected to ``d_model``. Affinities ``A_ji = tanh(u_j . W x_i)``; each side is
+      side ``x_i`` the list, both projected to ``hidden_size``. Affinities ``A_ji = tanh(u_j . W x_i)``; each side is
       summed with weights ``softmax`` of its mean affinity to the other; the two sums side by side are the intention.
     - Encoder: as PRM's, ``(X + PE[P]) W_E + b_E`` and blocks, but in each block and for each of query, key and value
       ``W = sum_t pi_t W^t`` (bias too), ``pi = softmax(MLP(intention))``, every projection with matrices of its own.
@@ -82,53 +85,42 @@ class RAISEForReranking(PreTrainedReranker):
         self.item_embedding = ItemEmbedding(config)
         width = self.item_embedding.width
         self.positions = nn.Embedding(config.max_list_length, width) if config.position_input == "embedding" else None
-        self.projection = nn.Linear(width, config.d_model)
+        self.projection = nn.Linear(width, config.hidden_size)
         self.intention = Intention(config, self.item_embedding.user_width)
         self.gate = nn.Sequential(
-            nn.Linear(2 * config.d_model, config.d_model),
+            nn.Linear(2 * config.hidden_size, config.hidden_size),
             nn.ReLU(),
-            nn.Linear(config.d_model, config.num_blocks * 3 * config.num_mixtures),
+            nn.Linear(config.hidden_size, config.num_hidden_layers * 3 * config.num_mixtures),
         )
-        self.blocks = nn.ModuleList(DynamicBlock(config) for _ in range(config.num_blocks))
-        self.scorer = nn.Linear(config.d_model, 1)
-        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(DynamicBlock(config) for _ in range(config.num_hidden_layers))
+        self.scorer = nn.Linear(config.hidden_size, 1)
+        self.dropout = SharedDropout(config.hidden_dropout_prob, config.hidden_size)
         self.post_init()
 
-    def embed(
-        self,
-        item_categorical: Tensor,
-        item_dense: Tensor | None,
-        item_vectors: Tensor | None,
-        user_categorical: Tensor | None,
-        user_dense: Tensor | None,
-        history_categorical: Tensor | None,
-        history_dense: Tensor | None,
-        history_mask: Tensor | None,
-        mask: Tensor,
-    ) -> Context:
-        items = self.item_embedding(item_categorical, item_dense, item_vectors, user_categorical, user_dense)
+    def embed(self, batch: ListBatch) -> Context:
+        items = self.item_embedding(batch)
         items = self.projection(items)
-        user = self.item_embedding.user(user_categorical, user_dense) if self.item_embedding.user_width else None
+        user = self.item_embedding.user(batch) if self.item_embedding.user_width else None
         history = None
         if self.intention.history_embedding is not None:
-            history = self.intention.history_embedding(history_categorical, history_dense, self.item_embedding)
-        intention = self.intention(items, mask, user, history, history_mask)
+            history = self.intention.history_embedding(batch, self.item_embedding)
+        intention = self.intention(items, batch.mask, user, history, batch.history_mask)
         mixture = self.gate(intention).unflatten(-1, (-1, 3, self.config.num_mixtures)).softmax(-1)
-        return {"items": items, "mixture": mixture, "mask": mask}
+        return {"items": items, "mixture": mixture, "mask": batch.mask, **self.draw_dropout(batch.mask)}
 
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
         items, mask = context["items"], context["mask"]
         if self.positions is not None:
             items = items + position_vectors(position_ids, F.linear(self.positions.weight, self.projection.weight))
-        items = self.dropout(items)
+        items = self.dropout(items, context)
         hidden_states, attentions = [items], []
         for number, block in enumerate(self.blocks):
             mixture = context["mixture"][:, number]
-            items, weights = block(items, mask, mixture, with_weights=self.config.output_attentions)
+            items, weights = block(items, mask, context, mixture, with_weights=self.config.output_attentions)
             hidden_states.append(items)
             attentions.append(weights)
         return RerankerOutput(
-            logits=padded_low(self.scorer(items).squeeze(-1), mask),
+            logits=mask_logits(self.scorer(items).squeeze(-1), mask),
             hidden_states=tuple(hidden_states) if self.config.output_hidden_states else None,
             attentions=tuple(attentions) if self.config.output_attentions else None,
         )
@@ -141,17 +133,17 @@ class Intention(nn.Module):
         super().__init__()
         embedding = HistoryEmbedding(config)
         self.history_embedding = embedding if embedding.width else None
-        self.of_history = nn.Linear(embedding.width, config.d_model) if embedding.width else None
-        self.of_user = nn.Linear(user_width, config.d_model) if user_width else None
-        self.affinity = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.of_history = nn.Linear(embedding.width, config.hidden_size) if embedding.width else None
+        self.of_user = nn.Linear(user_width, config.hidden_size) if user_width else None
+        self.affinity = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
         self, items: Tensor, mask: Tensor, user: Tensor | None, history: Tensor | None, history_mask: Tensor | None
     ) -> Tensor:
-        """The intention [B, 2 * d_model]: the user's side, then the items'.
+        """The intention [B, 2 * hidden_size]: the user's side, then the items'.
 
         Args:
-            items: [B, L, d_model].
+            items: [B, L, hidden_size].
             mask: bool [B, L].
             user: Features of the user [B, user_width], of a model that has some.
             history: History items [B, H, history width], of a model that has some.
@@ -182,17 +174,21 @@ class DynamicBlock(EncoderBlock):
 
     def __init__(self, config: RAISEConfig) -> None:
         super().__init__(
-            config.d_model, config.num_heads, config.d_model // config.num_heads, config.inner_width, config.dropout
+            config.hidden_size,
+            config.num_attention_heads,
+            config.hidden_size // config.num_attention_heads,
+            config.intermediate_size,
+            config.hidden_dropout_prob,
         )
         del self.query_key_value
         self.mixtures = nn.ModuleList(
-            nn.Linear(config.d_model, 3 * config.d_model) for _ in range(config.num_mixtures)
+            nn.Linear(config.hidden_size, 3 * config.hidden_size) for _ in range(config.num_mixtures)
         )
 
     def forward(  # type: ignore[override]
-        self, items: Tensor, mask: Tensor, mixture: Tensor, with_weights: bool = False
+        self, items: Tensor, mask: Tensor, context: Context, mixture: Tensor, with_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Items [B, L, d_model], and for query, key and value the weights of the mixtures [B, 3, T]."""
+        """Items [B, L, hidden_size], and for query, key and value the weights of the mixtures [B, 3, T]."""
         width = items.shape[-1]
         weights = torch.stack([linear.get_parameter("weight") for linear in self.mixtures])
         biases = torch.stack([linear.get_parameter("bias") for linear in self.mixtures])
@@ -200,7 +196,7 @@ class DynamicBlock(EncoderBlock):
         weight = torch.einsum("bkt,tkoi->bkoi", mixture, weights.unflatten(1, (3, width)))
         bias = torch.einsum("bkt,tko->bko", mixture, biases.unflatten(1, (3, width))).unsqueeze(2)
         query, key, value = (items.unsqueeze(1) @ weight.transpose(-1, -2) + bias).unbind(1)
-        return self.attended(items, query, key, value, mask, with_weights)
+        return self.attend_and_transform(items, query, key, value, mask, context, with_weights)
 
 
 def _pooled(vectors: Tensor, affinity: Tensor, mask: Tensor) -> Tensor:

@@ -9,8 +9,11 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from hf_rerank.errors import InputError
-from hf_rerank.models.base import Context, PreTrainedReranker, RerankerConfig, RerankerOutput, padded_low
-from hf_rerank.models.layers import EncoderBlock, ItemEmbedding, check_encoder, position_vectors
+from hf_rerank.models.base import PreTrainedReranker, RerankerOutput, mask_logits
+from hf_rerank.models.config import RerankerConfig
+from hf_rerank.models.embeddings import ItemEmbedding
+from hf_rerank.models.layers import Context, EncoderBlock, SharedDropout, check_encoder, position_vectors
+from hf_rerank.schema import ListBatch
 
 
 @strict
@@ -20,13 +23,13 @@ class SetRankConfig(RerankerConfig):
     The defaults are small; ``preset("paper")`` has the sizes of the authors' code.
 
     Args:
-        d_model: Width of the encoder.
-        num_blocks: Blocks.
-        num_heads: Attention heads; ``d_model`` is a multiple of it.
-        inner_width: Of the hidden layer in each block.
-        num_inducing: Inducing points M of each block: items look at M vectors that have looked at them (IMSAB). 0:
-            items look at each other (MSAB).
-        dropout: In [0, 1).
+        hidden_size: Width of the encoder.
+        num_hidden_layers: Blocks.
+        num_attention_heads: Attention heads; ``hidden_size`` is a multiple of it.
+        intermediate_size: Of the hidden layer in each block.
+        num_inducing_points: Inducing points M of each block: items attend to M vectors that have attended to them
+            (IMSAB). 0: items attend to each other (MSAB).
+        hidden_dropout_prob: In [0, 1).
         position_input: ``ordinal``: a learnable vector of its place in the order shown is added to each item (the
             paper's ordinal embedding). ``none``: the model is permutation-equivariant.
     """
@@ -35,46 +38,46 @@ class SetRankConfig(RerankerConfig):
     own_task_loss: ClassVar[str] = "attention_rank_loss"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {
-            "d_model": 256,
-            "num_blocks": 6,
-            "num_heads": 8,
-            "inner_width": 1024,
-            "num_inducing": 20,
+            "hidden_size": 256,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 8,
+            "intermediate_size": 1024,
+            "num_inducing_points": 20,
             "task_loss": "own",
         },
         "librerank-ad": {
-            "d_model": 256,
-            "num_blocks": 1,
-            "num_heads": 8,
-            "inner_width": 64,
-            "dropout": 0.2,
+            "hidden_size": 256,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 8,
+            "intermediate_size": 64,
+            "hidden_dropout_prob": 0.2,
             "position_input": "none",
             "task_loss": "own",
         },
         "librerank-prm": {
-            "d_model": 256,
-            "num_blocks": 1,
-            "num_heads": 8,
-            "inner_width": 64,
-            "dropout": 0.2,
+            "hidden_size": 256,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 8,
+            "intermediate_size": 64,
+            "hidden_dropout_prob": 0.2,
             "position_input": "none",
             "task_loss": "own",
         },
     }
 
-    d_model: int = 64
-    num_blocks: int = 2
-    num_heads: int = 2
-    inner_width: int = 128
-    num_inducing: int = 0
-    dropout: float | int = 0.0
+    hidden_size: int = 64
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 2
+    intermediate_size: int = 128
+    num_inducing_points: int = 0
+    hidden_dropout_prob: float | int = 0.0
     position_input: Literal["ordinal", "none"] = "ordinal"  # type: ignore[assignment]
 
     def validate_encoder(self) -> None:
         """Checks what types cannot say."""
         check_encoder(self)
-        if self.num_inducing < 0:
-            raise InputError(f"num_inducing is {self.num_inducing}: expected at least 0")
+        if self.num_inducing_points < 0:
+            raise InputError(f"num_inducing_points is {self.num_inducing_points}: expected at least 0")
 
 
 class SetRankForReranking(PreTrainedReranker):
@@ -88,7 +91,7 @@ class SetRankForReranking(PreTrainedReranker):
     ordinal embedding the scores of permuted items are the permuted scores.
 
     The paper's loss, ``task_loss="own"``, is the attention-rank loss of the scores as they are; LibRerank squashes
-    them into (0, 1) before it, where its gradient nearly vanishes, and looks at padding.
+    them into (0, 1) before it, where its gradient nearly vanishes, and attends to padding.
     """
 
     config: SetRankConfig
@@ -97,13 +100,14 @@ class SetRankForReranking(PreTrainedReranker):
         super().__init__(config)
         self.item_embedding = ItemEmbedding(config)
         with_vectors = config.position_input == "ordinal"
-        self.positions = nn.Embedding(config.max_list_length, config.d_model) if with_vectors else None
-        self.projection = nn.Linear(self.item_embedding.width, config.d_model)
+        self.positions = nn.Embedding(config.max_list_length, config.hidden_size) if with_vectors else None
+        self.projection = nn.Linear(self.item_embedding.width, config.hidden_size)
         self.blocks = nn.ModuleList(
-            InducedBlock(config) if config.num_inducing else _block(config) for _ in range(config.num_blocks)
+            InducedBlock(config) if config.num_inducing_points else _block(config)
+            for _ in range(config.num_hidden_layers)
         )
-        self.scorer = nn.Linear(config.d_model, 1)
-        self.dropout = nn.Dropout(config.dropout)
+        self.scorer = nn.Linear(config.hidden_size, 1)
+        self.dropout = SharedDropout(config.hidden_dropout_prob, config.hidden_size)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -111,69 +115,66 @@ class SetRankForReranking(PreTrainedReranker):
         if isinstance(module, InducedBlock):
             init.xavier_uniform_(module.points)
 
-    def embed(
-        self,
-        item_categorical: Tensor,
-        item_dense: Tensor | None,
-        item_vectors: Tensor | None,
-        user_categorical: Tensor | None,
-        user_dense: Tensor | None,
-        history_categorical: Tensor | None,
-        history_dense: Tensor | None,
-        history_mask: Tensor | None,
-        mask: Tensor,
-    ) -> Context:
-        items = self.item_embedding(item_categorical, item_dense, item_vectors, user_categorical, user_dense)
-        return {"items": F.relu(self.projection(items)), "mask": mask}
+    def embed(self, batch: ListBatch) -> Context:
+        items = self.item_embedding(batch)
+        return {"items": F.relu(self.projection(items)), "mask": batch.mask, **self.draw_dropout(batch.mask)}
 
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
         items, mask = context["items"], context["mask"]
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)
-        items = self.dropout(items)
+        items = self.dropout(items, context)
         hidden_states, attentions = [items], []
         for block in self.blocks:
-            items, weights = block(items, mask, with_weights=self.config.output_attentions)
+            items, weights = block(items, mask, context, with_weights=self.config.output_attentions)
             hidden_states.append(items)
             attentions.append(weights)
         return RerankerOutput(
-            logits=padded_low(self.scorer(items).squeeze(-1), mask),
+            logits=mask_logits(self.scorer(items).squeeze(-1), mask),
             hidden_states=tuple(hidden_states) if self.config.output_hidden_states else None,
             attentions=tuple(attentions) if self.config.output_attentions else None,
         )
 
 
 class InducedBlock(nn.Module):
-    """IMSAB: M learnable points look at the items, and the items at what the points have become.
+    """IMSAB: M learnable points attend to the items, and the items to the points' outputs.
 
-    Cost grows with M times the list's length instead of its square. As attention weights it gives the items' weights
-    on the points times the points' weights on the items, [B, heads, L, L].
+    The cost grows with M times the list's length instead of its square. As attention weights it gives the items'
+    weights on the points times the points' weights on the items, [B, heads, L, L].
     """
 
     def __init__(self, config: SetRankConfig) -> None:
         super().__init__()
-        self.points = nn.Parameter(torch.empty(config.num_inducing, config.d_model))
-        self.of_points, self.of_items = _block(config), _block(config)
+        self.points = nn.Parameter(torch.empty(config.num_inducing_points, config.hidden_size))
+        self.of_points, self.of_items = _block(config, length=config.num_inducing_points), _block(config)
 
-    def forward(self, items: Tensor, mask: Tensor, with_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, items: Tensor, mask: Tensor, context: Context, with_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         points = self.points.to(items.dtype).expand(items.shape[0], -1, -1)
-        points, gathered = _looking_at(self.of_points, points, items, mask, with_weights)
+        points, gathered = _attend_to(self.of_points, points, items, mask, context, with_weights)
         every = torch.ones(points.shape[:2], dtype=torch.bool, device=items.device)
-        items, spread = _looking_at(self.of_items, items, points, every, with_weights)
+        items, spread = _attend_to(self.of_items, items, points, every, context, with_weights)
         return items, None if spread is None or gathered is None else spread @ gathered
 
 
-def _looking_at(
-    block: EncoderBlock, queries: Tensor, items: Tensor, mask: Tensor, with_weights: bool
+def _attend_to(
+    block: EncoderBlock, queries: Tensor, items: Tensor, mask: Tensor, context: Context, with_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
     """MAB of ``queries`` on ``items``: the block's query projection for the one, key and value for the other."""
     width = block.num_heads * block.head_dim
     weight, bias = block.query_key_value.weight, block.query_key_value.bias
     query = F.linear(queries, weight[:width], bias[:width])
     key, value = F.linear(items, weight[width:], bias[width:]).chunk(2, -1)
-    return block.attended(queries, query, key, value, mask, with_weights)
+    return block.attend_and_transform(queries, query, key, value, mask, context, with_weights)
 
 
-def _block(config: SetRankConfig) -> EncoderBlock:
-    head_dim = config.d_model // config.num_heads
-    return EncoderBlock(config.d_model, config.num_heads, head_dim, config.inner_width, config.dropout)
+def _block(config: SetRankConfig, *, length: int | None = None) -> EncoderBlock:
+    return EncoderBlock(
+        config.hidden_size,
+        config.num_attention_heads,
+        config.hidden_size // config.num_attention_heads,
+        config.intermediate_size,
+        config.hidden_dropout_prob,
+        length=length,
+    )

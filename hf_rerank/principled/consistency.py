@@ -1,9 +1,10 @@
 """The consistency loss of principled learning (arXiv 2504.04188).
 
-A re-ranker ``R(X, P)`` gives one score a slot for the items ``X`` shown in the order ``P``. Two principles:
+A re-ranker ``R(X, P)`` gives one score per slot for the items ``X`` in the order that the position vector ``P``
+describes. Two principles:
 
-- *Convergence consistency* (P1): shown its own output ``P'``, it does not change its mind.
-- *Adversarial consistency* (P2): shown ``P^``, two neighbours of ``P`` exchanged, it gives the same scores.
+- *Convergence consistency* (P1): fed its own output ``P'``, it gives the same ranking.
+- *Adversarial consistency* (P2): given ``P^``, ``P`` with two adjacent items swapped, it gives the same scores.
 
 ``L_CS(A, B) = sum_i |A_i - B_i| (R(X, A)_i - R(X, B)_i)^2`` over the real items of a list, then the mean over lists;
 ``L = L_task(R(X, P), y) + w1 L_CS(P, P') + w2 L_CS(P, P^)``.
@@ -19,13 +20,14 @@ from torch import Tensor
 from hf_rerank.errors import InputError
 
 Reduction = Literal["sum", "mean", "weighted_mean"]
+REDUCTIONS = ("sum", "mean", "weighted_mean")
 
 
 def consistency_loss(
     scores_a: Tensor,
     scores_b: Tensor,
-    positions_a: Tensor,
-    positions_b: Tensor,
+    positions_a: Tensor | None,
+    positions_b: Tensor | None,
     *,
     mask: Tensor | None = None,
     reduction: Reduction = "sum",
@@ -35,12 +37,12 @@ def consistency_loss(
     Args:
         scores_a: [..., L], given the positions ``positions_a``; logits or probabilities.
         scores_b: [..., L], given ``positions_b``.
-        positions_a: int64 [..., L].
-        positions_b: int64 [..., L].
+        positions_a: int64 [..., L]. None, with ``positions_b`` None: every item has the weight 1.
+        positions_b: int64 [..., L], or None.
         mask: bool [..., L], True at real items. None: all are real.
         reduction: Over a list's items: ``sum`` (the paper), ``mean`` over its real items, or ``weighted_mean``,
-            divided by the sum of ``|A_i - B_i|`` (0 where nothing moved). Then always the mean over lists with
-            a real item.
+            divided by the sum of the weights ``|A_i - B_i|`` (0 where nothing moved). Then always the mean over lists
+            with a real item.
 
     Returns:
         A scalar, float32 or wider.
@@ -53,22 +55,25 @@ def consistency_loss(
         if value is not None and value.shape != scores_a.shape:
             shapes = f"{list(value.shape)}: expected that of scores_a, {list(scores_a.shape)}"
             raise InputError(f"{name} has the shape {shapes}")
-    if reduction not in ("sum", "mean", "weighted_mean"):
-        raise InputError(f"reduction {reduction!r}: expected sum, mean or weighted_mean")
+    if reduction not in REDUCTIONS:
+        raise InputError(f"reduction {reduction!r}: expected {', '.join(REDUCTIONS)}")
+    if (positions_a is None) != (positions_b is None):
+        raise InputError("positions_a and positions_b: expected both or neither")
     if mask is None:
-        mask = torch.ones_like(positions_a, dtype=torch.bool)
-    scores_a, scores_b = wide(scores_a), wide(scores_b)
+        mask = torch.ones_like(scores_a, dtype=torch.bool)
+    scores_a, scores_b = upcast(scores_a), upcast(scores_b)
     # Padding is replaced before the difference is squared: 0 times infinity would be NaN.
     difference = torch.where(mask, scores_a, 0.0) - torch.where(mask, scores_b, 0.0)
-    moved = torch.where(mask, (positions_a - positions_b).abs(), 0).to(difference.dtype)
-    per_list = (moved * difference.square()).sum(-1)
+    moved = torch.ones_like(mask) if positions_a is None else (positions_a - positions_b).abs()  # type: ignore[operator]
+    weights = torch.where(mask, moved, 0).to(difference.dtype)
+    per_list = (weights * difference.square()).sum(-1)
     if reduction == "mean":
         per_list = per_list / mask.sum(-1).clamp(min=1)
     elif reduction == "weighted_mean":
-        per_list = per_list / moved.sum(-1).clamp(min=1)
+        per_list = per_list / weights.sum(-1).clamp(min=1)
     return per_list.sum() / mask.any(-1).sum().clamp(min=1)
 
 
-def wide(scores: Tensor) -> Tensor:
+def upcast(scores: Tensor) -> Tensor:
     """At least float32: squares of small differences vanish in bf16."""
     return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores

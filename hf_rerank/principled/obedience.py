@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError
-from hf_rerank.principled.orders import keyed_perturb, positions_from_scores, step_keys, swap_neighbours
+from hf_rerank.principled.consistency import upcast
+from hf_rerank.principled.orders import keyed_perturb, positions_from_scores, step_keys, swap_adjacent
 
 # Standard deviation of a list's scores under which they count as equal.
 COLLAPSED_SPREAD = 1e-3
+# How often a model is fed its own output before a list counts as not converged.
+MAX_STEPS = 10
 
 
 @torch.no_grad()
@@ -23,34 +26,36 @@ def obedience(
     *,
     k: int | Sequence[int] | None = None,
     swaps: Literal["all", "one"] = "all",
-    max_steps: int = 10,
+    max_steps: int = MAX_STEPS,
     seed: int = 0,
     list_keys: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
 ) -> dict[str, Any]:
-    """Obedience to convergence consistency (P1) and adversarial consistency (P2), and where the ranking settles.
+    """Obedience to convergence consistency (P1) and adversarial consistency (P2), and fixed points of the ranking.
 
-    ``P'`` is the ranking by ``score(P)``. Lists with fewer than two real items say nothing and are left out.
+    ``P'`` is the ranking by ``score(P)``. Lists with fewer than two real items are left out.
 
     Args:
-        score: Positions int64 [B, L] -> scores [B, L], in evaluation mode and float32 (ties in bf16 fake obedience).
+        score: Positions int64 [B, L] -> scores [B, L], in evaluation mode and float32 (bf16 creates ties, which
+            inflate obedience).
         positions: int64 [B, L], the given order P.
         mask: bool [B, L], True at real items. None: all are real.
         k: Also measure the top k (one number or several; a shorter list counts whole).
-        swaps: ``all``: the mean over the n - 1 swaps of neighbours of each list; ``one``: a single seeded swap.
-        max_steps: How often the model is fed its own output before a list counts as not settled; 0: not measured.
+        swaps: ``all``: the mean over the n - 1 swaps of adjacent items of each list; ``one``: a single seeded swap.
+        max_steps: How often the model is fed its own output before a list counts as not converged; 0: not measured.
         seed: Of the single swap.
         list_keys: int64 [B], with which a list's single swap is the same in any batch. None: the row in the batch.
-        reduction: ``mean``: numbers over lists; ``none``: float64 tensors [B], NaN where a list is left out (and, of
-            ``fixed_point_steps``, where it does not settle).
+        reduction: ``mean``: numbers over lists; ``none``: float32 tensors [B], NaN where a list is left out (and, of
+            ``fixed_point_steps``, where it does not converge).
 
     Returns:
-        For ``p1`` (P against P') and ``p2`` (P against P with two neighbours exchanged): ``p?_obedience``, the share
-        of lists whose whole ranking stays; ``p?_item_obedience``, per list the share of items that keep their place;
-        ``p?_kendall_tau``; with k, ``p?_obedience@k`` (the top k as an order) and ``p?_set_obedience@k`` (as a set).
-        ``fixed_point_rate``: share of lists that settle, P(t+1) = P(t) with P(0) = P and P(t+1) the ranking by
-        score(P(t)); ``fixed_point_steps``: the smallest such t, over lists that settle; ``cycle_rate``: share of lists
-        that return to an earlier, not their last, order. ``score_spread``: standard deviation of a list's scores
+        For ``p1`` (P against P') and ``p2`` (P against P with two adjacent items swapped): ``p?_obedience``, the share
+        of lists whose whole ranking stays; ``p?_item_obedience``, per list the share of items that keep their
+        position; ``p?_kendall_tau``; with k, ``p?_obedience@k`` (the top k as an order) and ``p?_set_obedience@k``
+        (as a set).
+        ``fixed_point_rate``: share of lists that converge, P(t+1) = P(t) with P(0) = P and P(t+1) the ranking by
+        score(P(t)); ``fixed_point_steps``: the smallest such t, over lists that converge; ``cycle_rate``: share of
+        lists that return to an earlier, not their last, order. ``score_spread``: standard deviation of a list's scores
         (equal scores obey both principles and are useless); ``collapsed_share``: share of lists where it is under
         0.001. With ``mean`` also ``obedience_lists``, the lists measured. The share of lists with
         ``fixed_point_steps`` at most 1 equals ``p1_obedience``.
@@ -86,16 +91,16 @@ def obedience(
     measured = _agreement("p1", own, again, mask, cuts)
     measured.update(_swap_agreement(checked, positions, own, mask, cuts, swaps, seed, list_keys))
     if max_steps > 0:
-        given = positions_from_scores(-positions.double(), mask)
+        given = positions_from_scores(-positions, mask)
         measured.update(_fixed_points(checked, [given, own, again], mask, max_steps))
     measured["score_spread"] = _spread(scores, mask)
-    measured["collapsed_share"] = (measured["score_spread"] < COLLAPSED_SPREAD).double()
+    measured["collapsed_share"] = (measured["score_spread"] < COLLAPSED_SPREAD).float()
 
     per_list = {name: torch.where(counted, value, torch.nan) for name, value in measured.items()}
     if reduction == "none":
         return per_list
     # NaN marks a list without a value: left out, or, of the steps, one that never settled.
-    means: dict[str, Any] = {name: float(value.nanmean()) for name, value in per_list.items()}
+    means: dict[str, Any] = {name: float(value.cpu().double().nanmean()) for name, value in per_list.items()}
     means["obedience_lists"] = int(counted.sum())
     return means
 
@@ -105,14 +110,14 @@ def _agreement(name: str, before: Tensor, after: Tensor, mask: Tensor, cuts: Seq
     same = (before == after) | ~mask
     count = mask.sum(-1).clamp(min=1)
     measures = {
-        f"{name}_obedience": same.all(-1).double(),
-        f"{name}_item_obedience": (same & mask).sum(-1).double() / count,
+        f"{name}_obedience": same.all(-1).float(),
+        f"{name}_item_obedience": (same & mask).sum(-1) / count,
         f"{name}_kendall_tau": _kendall_tau(before, after, mask),
     }
     for cut in cuts:
         top_before, top_after = (before < cut) & mask, (after < cut) & mask
-        measures[f"{name}_obedience@{cut}"] = (same | ~(top_before | top_after)).all(-1).double()
-        measures[f"{name}_set_obedience@{cut}"] = (top_before == top_after).all(-1).double()
+        measures[f"{name}_obedience@{cut}"] = (same | ~(top_before | top_after)).all(-1).float()
+        measures[f"{name}_set_obedience@{cut}"] = (top_before == top_after).all(-1).float()
     return measures
 
 
@@ -133,12 +138,12 @@ def _swap_agreement(
     count = mask.sum(-1)
     sums: dict[str, Tensor] = {}
     for place in range(int(count.max()) - 1 if count.numel() else 0):
-        swapped = swap_neighbours(positions, torch.tensor(place, device=positions.device), mask)
+        swapped = swap_adjacent(positions, torch.tensor(place, device=positions.device), mask)
         agreement = _agreement("p2", own, positions_from_scores(score(swapped), mask), mask, cuts)
         for name, value in agreement.items():
             sums[name] = sums.get(name, 0.0) + torch.where(place + 1 < count, value, 0.0)
     if not sums:
-        return {name: torch.zeros_like(count, dtype=torch.float64) for name in _agreement("p2", own, own, mask, cuts)}
+        return {name: torch.zeros_like(count, dtype=torch.float32) for name in _agreement("p2", own, own, mask, cuts)}
     return {name: value / (count - 1).clamp(min=1) for name, value in sums.items()}
 
 
@@ -146,7 +151,7 @@ def _fixed_points(
     score: Callable[[Tensor], Tensor], orders: list[Tensor], mask: Tensor, max_steps: int
 ) -> dict[str, Tensor]:
     """Follows P(t+1) = ranking by score(P(t)) for t up to ``max_steps``; ``orders`` are P(0), P(1) and P(2)."""
-    steps = torch.full(mask.shape[:1], torch.nan, dtype=torch.float64, device=mask.device)
+    steps = torch.full(mask.shape[:1], torch.nan, device=mask.device)
     cycles = torch.zeros(mask.shape[:1], dtype=torch.bool, device=mask.device)
     for step in range(max_steps + 1):
         # A list that has come back to an earlier order will come back for ever: it need not be followed.
@@ -160,15 +165,15 @@ def _fixed_points(
         for earlier in orders[:step]:
             cycles |= (following == earlier).all(-1) & steps.isnan()
     return {
-        "fixed_point_rate": (~steps.isnan()).double(),
+        "fixed_point_rate": (~steps.isnan()).float(),
         "fixed_point_steps": steps,
-        "cycle_rate": cycles.double(),
+        "cycle_rate": cycles.float(),
     }
 
 
 def _kendall_tau(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
     """Concordant minus discordant pairs over all pairs of real items, of two rankings without ties, [B]."""
-    tau = torch.ones(mask.shape[:1], dtype=torch.float64, device=mask.device)
+    tau = torch.ones(mask.shape[:1], device=mask.device)
     # Most lists of an obedient model keep their ranking: only the others are counted.
     changed = ((before != after) & mask).any(-1).nonzero().squeeze(-1)
     before, after, mask = before[changed], after[changed], mask[changed]
@@ -176,14 +181,14 @@ def _kendall_tau(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
     above_after = after.unsqueeze(-1) < after.unsqueeze(-2)
     concordant = (above_before & above_after & mask.unsqueeze(-1) & mask.unsqueeze(-2)).sum((-1, -2))
     count = mask.sum(-1)
-    pairs = (count * (count - 1)).clamp(min=1).double() / 2
+    pairs = (count * (count - 1)).clamp(min=1) / 2
     return tau.index_copy(0, changed, 2 * concordant / pairs - 1)
 
 
 def _spread(scores: Tensor, mask: Tensor) -> Tensor:
     """Standard deviation (over n) of the real items' scores, [B]."""
     count = mask.sum(-1).clamp(min=1)
-    values = torch.where(mask, scores, 0.0).double()
+    values = torch.where(mask, upcast(scores), 0.0)
     mean = values.sum(-1) / count
     squares = torch.where(mask, (values - mean.unsqueeze(-1)).square(), 0.0)
     return (squares.sum(-1) / count).sqrt()

@@ -1,257 +1,273 @@
-"""The objective of principled learning: the task loss and the consistency terms, over any scorer.
+"""The objective of principled learning: passes over the same lists in several orders, and terms that compare them.
 
-``L = L_task(R(X, P), y) + w1 L_CS(P, P') + w2 L_CS(P, P^)``: pass 1 scores the given order P, pass 2 the model's own
-order P', pass 3 a slightly perturbed order P^. The paper leaves choices open; each is a field of
-``PrincipledObjective``, and a preset is a row of all of them.
+``L = L_task(R(X, P), y) + w1 L_CS(P, P') + w2 L_CS(P, P^)`` is an objective of three passes, on the given order P, the
+model's own order P' and a slightly perturbed order P^, and of two terms. ``hf_rerank.principled.PRESETS`` spells out
+this one, its variants and the controls::
+
+    PrincipledObjective(
+        passes=(Pass("first", "given"), Pass("second", "own"), Pass("third", Perturbed("adjacent_swap", of="given"))),
+        terms=(
+            Term("convergence", "first", "second", weight=20.0, space="probability", positions="input",
+                 reduction="weighted_mean"),
+            Term("adversarial", "first", "third", weight=5.0, space="probability", positions="input",
+                 reduction="weighted_mean"),
+        ),
+    )
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES, centred, probabilities
-from hf_rerank.principled.consistency import Reduction, consistency_loss, wide
+from hf_rerank.principled.consistency import REDUCTIONS, Reduction, consistency_loss, upcast
 from hf_rerank.principled.orders import (
     check_perturbation,
+    keyed_draws,
     keyed_perturb,
-    keyed_uniform,
     positions_from_scores,
     step_keys,
 )
-from hf_rerank.principled.relaxations import RELAXATIONS, check_relaxation, moved_places, soft_order
+from hf_rerank.principled.relaxations import check_relaxation, hard_order, move_soft_order, soft_order
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # The literal sum grows with the square of the list's length in P1 and not at all in P2; divided by the sum of the
-    # weights, each term is a mean squared score difference over the items that moved, whatever the length.
-    "scaled": {
-        "convergence_weight": 20.0,
-        "adversarial_weight": 5.0,
-        "cross_weight": 0.0,
-        "consistency_space": "probability",
-        "consistency_positions": "input",
-        "consistency_reduction": "weighted_mean",
-        "task_loss_passes": "first",
-        "perturbed_order": "initial",
-    },
-    # The text, literally.
-    "paper": {
-        "convergence_weight": 1.0,
-        "adversarial_weight": 1.0,
-        "cross_weight": 0.0,
-        "consistency_space": "probability",
-        "consistency_positions": "input",
-        "consistency_reduction": "sum",
-        "task_loss_passes": "first",
-        "perturbed_order": "initial",
-    },
-    # What the authors' public code does; it also trains on each model's own task loss.
-    "reference": {
-        "convergence_weight": 1.0,
-        "adversarial_weight": 1.0,
-        "cross_weight": 1.0,
-        "consistency_space": "output",
-        "consistency_positions": "output",
-        "consistency_reduction": "mean",
-        "task_loss_passes": "every",
-        "perturbed_order": "own",
-    },
-    "none": {
-        "convergence_weight": 0.0,
-        "adversarial_weight": 0.0,
-        "cross_weight": 0.0,
-        "consistency_space": "probability",
-        "consistency_positions": "input",
-        "consistency_reduction": "weighted_mean",
-        "task_loss_passes": "first",
-        "perturbed_order": "initial",
-    },
-}
-# Values of the fields that are names.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "preset": tuple(PRESETS),
-    "consistency_space": ("probability", "logit", "output"),
-    "consistency_positions": ("input", "output"),
-    "consistency_reduction": ("sum", "mean", "weighted_mean"),
-    "task_loss_passes": ("first", "every"),
-    "perturbed_order": ("initial", "own"),
-    "ranking_gradient": ("hard", *RELAXATIONS),
-    "stop_gradient": ("none", "first", "second"),
-    "task_loss": tuple(TASK_LOSSES),
-}
+
+@dataclass(frozen=True)
+class Soft:
+    """The model's own order with a gradient: a soft order of the first pass's scores.
+
+    Args:
+        relaxation: ``softsort`` or ``neuralsort``.
+        temperature: In units of the scores; as it falls to 0 the order becomes hard.
+        sinkhorn: How often rows and columns are normalized; see ``hf_rerank.principled.soft_order``.
+        straight_through: Give the hard order, with the gradient of the soft one.
+    """
+
+    relaxation: Literal["softsort", "neuralsort"] = "softsort"
+    temperature: float = 1.0
+    sinkhorn: int = 0
+    straight_through: bool = False
+
+    def __post_init__(self) -> None:
+        check_relaxation(self.relaxation, self.temperature, self.sinkhorn)
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """An order with a small random change.
+
+    Args:
+        kind: See ``hf_rerank.principled.perturb``.
+        of: The order that is changed: ``given``, ``own``, ``Soft(...)`` or another ``Perturbed(...)``. To perturb the
+            model's own order needs no pass on that order.
+        strength: See ``hf_rerank.principled.perturb``.
+    """
+
+    kind: str = "adjacent_swap"
+    of: Order = "given"
+    strength: float = 1
+
+    def __post_init__(self) -> None:
+        check_perturbation(self.kind, self.strength)
+        _check_order(self.of)
+
+
+# ``given``: that of the list. ``own``: the ranking by the first pass's scores.
+Order: TypeAlias = 'Literal["given", "own"] | Soft | Perturbed'
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One scoring of the lists.
+
+    Args:
+        name: Terms and ``task_loss_on`` refer to it.
+        order: In which the items are given: ``given``, ``own``, ``Soft(...)`` or ``Perturbed(...)``.
+        dropout: ``shared``: the masks that the passes of a step share. ``fresh``: masks of its own.
+    """
+
+    name: str
+    order: Order = "given"
+    dropout: Literal["shared", "fresh"] = "shared"
+
+    def __post_init__(self) -> None:
+        _check_order(self.order)
+        _check_choice("dropout of a pass", self.dropout, ("shared", "fresh"))
+
+
+@dataclass(frozen=True)
+class Term:
+    """A consistency loss between two passes: ``weight * L_CS``; see ``consistency_loss``.
+
+    Args:
+        name: Under which it is logged, with ``_loss`` appended.
+        first: Name of a pass.
+        second: Name of another pass.
+        weight: At least 0.
+        space: As what scores are compared. ``probability``: sigmoid under ``binary_log_loss``, softmax over the list's
+            items under listwise losses. ``logit``: as they are, but centred per list under losses that ignore a shift
+            of the whole list, which would otherwise be penalized although neither loss nor ranking depends on it.
+            ``output``: as they are.
+        positions: Which positions ``|A_i - B_i|`` compares: those of the orders that the two passes were given
+            (``input``), or of the rankings that they produced (``output``). None: every item has the weight 1.
+        reduction: Over a list's items, see ``consistency_loss``.
+        stop_gradient: The side that counts as a constant: ``first``, ``second`` or None.
+    """
+
+    name: str
+    first: str
+    second: str
+    weight: float = 1.0
+    space: Literal["probability", "logit", "output"] = "output"
+    positions: Literal["input", "output"] | None = "output"
+    reduction: Reduction = "mean"
+    stop_gradient: Literal["first", "second"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.name in ("task", "further_task"):
+            raise InputError(f"a term is named {self.name!r}, as the task losses are in the log: choose another name")
+        _check_choice(f"space of the term {self.name!r}", self.space, ("probability", "logit", "output"))
+        _check_choice(f"positions of the term {self.name!r}", self.positions, ("input", "output", None))
+        _check_choice(f"reduction of the term {self.name!r}", self.reduction, REDUCTIONS)
+        _check_choice(f"stop_gradient of the term {self.name!r}", self.stop_gradient, ("first", "second", None))
+        if not (_is_number(self.weight) and 0 <= self.weight < math.inf):
+            raise InputError(f"weight of the term {self.name!r} is {self.weight!r}: expected a number of at least 0")
+        if self.first == self.second:
+            raise InputError(f"the term {self.name!r} compares {self.first!r} with itself: name two passes")
 
 
 @dataclass(frozen=True)
 class PrincipledObjective:
-    """The task loss and the consistency terms, in at most two encoder calls over one embedding.
+    """Passes, the terms that compare them, and the task loss.
 
-    Pass it, or ``at(...)`` of a step, as ``objective`` to a model's ``forward``. An order that depends on no score is
-    scored in one batch with the given order, the others in a second call. A field that is None takes the value of the
-    preset, and stays None where it would change nothing; given there, it is refused.
+    Pass ``at(...)`` of a step as ``objective`` to a model's ``forward``. Passes whose order depends on no score run in
+    one encoder call with the first, the others in a second; fresh dropout masks need a call of their own.
 
     Args:
-        preset: ``scaled`` (the default), ``paper`` (the formula as printed), ``reference`` (the authors' public code),
-            ``none`` (the task loss alone); the rows of ``PRESETS``.
-        convergence_weight: w1, of the pair (pass 1, pass 2), at least 0; at 0 pass 2 is not run.
-        adversarial_weight: w2, of the pair (pass 1, pass 3), at least 0; at 0 pass 3 is not run.
-        cross_weight: Of the pair (pass 2, pass 3), at least 0. A preset's only counts when both passes are run.
-        consistency_space: What scores are compared as. ``probability``: sigmoid under ``binary_log_loss``, softmax
-            over the list's items under listwise losses. ``logit``: as they come, but centred per list under losses
-            that ignore a shift of the whole list, which would otherwise be punished although neither loss nor ranking
-            sees it. ``output``: as they come.
-        consistency_positions: Which positions ``|A_i - B_i|`` compares: those of the orders that two passes were shown
-            (``input``), or of the rankings that they gave (``output``).
-        consistency_reduction: Of ``L_CS`` over a list's items, see ``consistency_loss``.
-        task_loss_passes: The task loss is taken on pass 1 (``first``), or is the sum over ``every`` pass run.
-        perturbed_order: What pass 3 perturbs: the ``initial`` order, or the model's ``own``.
-        perturbation: How, see ``perturb``. None: ``adjacent_swap``.
-        perturbation_strength: How much, see ``perturb``. None: 1.
-        ranking_gradient: ``hard`` treats the model's own order as a constant: its derivative almost everywhere,
-            without the jumps where two scores cross. ``softsort`` and ``neuralsort`` show a soft order instead, see
-            ``soft_order``; ``|A_i - B_i|`` stays hard.
-        temperature: Of the soft order, in units of the logits. None: 1.
-        sinkhorn: Normalisations of the soft order. None: 0.
-        straight_through: Show the hard order, with the gradient of the soft one.
-        stop_gradient: The side of each pair that counts as a constant: ``none``, the ``first`` or the ``second``.
-        consistency_fraction: f, in (0, 1]. Passes 2 and 3 are run on ``max(1, round(f * B))`` lists of the batch,
-            drawn by their keys without looking at them, and each term is a mean over these.
-        consistency_warmup: Share of all steps over which the three weights rise from 0 in a straight line, in [0, 1].
-        task_loss: Name of the model's task loss, which decides the space (``config.task_loss_name``).
+        passes: The first scores the given order with the shared dropout masks; its scores define ``own``.
+        terms: May be none.
+        task_loss_on: Names of the passes whose task losses are added up.
+        task_loss: What the model trains on: a name in ``hf_rerank.losses.TASK_LOSSES``, which also decides what
+            ``space`` means; or ``own``, the loss of the model's paper. None: that of the model's config. The trainer
+            resolves it with ``for_task_loss``; used on its own, None stands for ``binary_log_loss``.
+        fraction: f, in (0, 1]. The passes after the first run on ``max(1, round(f * B))`` lists of the batch, drawn by
+            their keys independently of their content, and each term is a mean over these.
+        warmup: Fraction of all steps over which the weights of the terms rise from 0 in a straight line, in [0, 1].
         seed: Of the perturbations and of the lists drawn.
 
     Raises:
-        InputError: A value that a field does not know, or values that make no sense together.
+        InputError: A value out of range, two passes or terms of one name, a name that is no pass, a pass that nothing
+            uses, or a term that the task loss does not allow.
     """
 
-    preset: str = "scaled"
-    convergence_weight: float | None = None
-    adversarial_weight: float | None = None
-    cross_weight: float | None = None
-    consistency_space: Literal["probability", "logit", "output"] | None = None
-    consistency_positions: Literal["input", "output"] | None = None
-    consistency_reduction: Reduction | None = None
-    task_loss_passes: Literal["first", "every"] | None = None
-    perturbed_order: Literal["initial", "own"] | None = None
-    perturbation: str | None = None
-    perturbation_strength: float | None = None
-    ranking_gradient: Literal["hard", "softsort", "neuralsort"] = "hard"
-    temperature: float | None = None
-    sinkhorn: int | None = None
-    straight_through: bool = False
-    stop_gradient: Literal["none", "first", "second"] = "none"
-    consistency_fraction: float = 1.0
-    consistency_warmup: float = 0.0
-    task_loss: str = "binary_log_loss"
+    passes: tuple[Pass, ...]
+    terms: tuple[Term, ...] = ()
+    task_loss_on: tuple[str, ...] = ("first",)
+    task_loss: str | None = None
+    fraction: float = 1.0
+    warmup: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                what = "principled preset" if name == "preset" else f"{name} is"
-                raise InputError(f"{what} {value!r}: expected one of {', '.join(known)}{suggestion(value, known)}")
-        preset = PRESETS[self.preset]
-        for name in ("convergence_weight", "adversarial_weight", "cross_weight"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, preset[name])
-            elif not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}: expected a finite number, at least 0")
-            elif (
-                name == "cross_weight"
-                and self.cross_weight
-                and not (self.convergence_weight and self.adversarial_weight)
-            ):
-                raise InputError(
-                    f"cross_weight={self.cross_weight} compares pass 2 with pass 3: convergence_weight and "
-                    "adversarial_weight must both be above 0"
-                )
-        if not (self.convergence_weight and self.adversarial_weight):
-            object.__setattr__(self, "cross_weight", 0.0)
+        for what in ("passes", "terms", "task_loss_on"):
+            object.__setattr__(self, what, tuple(getattr(self, what)))
+        if not self.passes or self.passes[0].order != "given" or self.passes[0].dropout != "shared":
+            raise InputError("the first pass must score the given order with shared dropout: Pass('first', 'given')")
+        names = [entry.name for entry in self.passes]
+        for what, found in (("passes", names), ("terms", [term.name for term in self.terms])):
+            repeated = next((name for name in found if found.count(name) > 1), None)
+            if repeated is not None:
+                raise InputError(f"two {what} are named {repeated!r}: give each a name of its own")
+        if not self.task_loss_on:
+            raise InputError("task_loss_on is empty: name at least one pass")
+        used = {names[0], *self.task_loss_on}
+        for term in self.terms:
+            used |= {term.first, term.second}
+        for name in used - set(names):
+            raise InputError(
+                f"there is no pass {name!r}: the passes are {', '.join(names)}{suggestion(str(name), names)}"
+            )
+        for name in names:
+            if name not in used:
+                raise InputError(f"the pass {name!r} is in no term and not in task_loss_on: leave it out")
+        known = ("own", *TASK_LOSSES, None)
+        _check_choice("task_loss of the objective", self.task_loss, known)
+        if not (_is_number(self.fraction) and 0 < self.fraction <= 1):
+            raise InputError(f"fraction is {self.fraction!r}: expected a number above 0, at most 1")
+        if not (_is_number(self.warmup) and 0 <= self.warmup <= 1):
+            raise InputError(f"warmup is {self.warmup!r}: expected a fraction of the steps, from 0 to 1")
+        if not (_is_number(self.seed) and isinstance(self.seed, Integral)):
+            raise InputError(f"seed is {self.seed!r}: expected a whole number")
+        if self.task_loss == "lambda_loss" and any(term.space == "probability" for term in self.terms):
+            raise InputError("lambda_loss has no probabilities: compare the scores with space='logit'")
 
-        without_a_meaning = self._without_a_meaning()
-        defaults = {"perturbation": "adjacent_swap", "perturbation_strength": 1.0, "temperature": 1.0, "sinkhorn": 0}
-        for name, value in {**preset, **defaults}.items():
-            if getattr(self, name) is None and name not in without_a_meaning:
-                object.__setattr__(self, name, value)
-        for name, why in without_a_meaning.items():
-            if getattr(self, name) != self.__dataclass_fields__[name].default:
-                raise InputError(f"{name}={getattr(self, name)!r} {why}, or leave it out")
-        self._check()
+    def for_task_loss(self, name: str) -> PrincipledObjective:
+        """The objective for a model that trains on this task loss.
 
-    def _without_a_meaning(self) -> dict[str, str]:
-        """The fields that change nothing beside the others, and why."""
-        found = {}
-        if self.ranking_gradient == "hard":
-            why = "belongs to a soft order: set ranking_gradient to softsort or neuralsort"
-            found = dict.fromkeys(("temperature", "sinkhorn", "straight_through"), why)
-        if not self.adversarial_weight:
-            why = "changes nothing with adversarial_weight=0, where nothing is perturbed: give a weight"
-            found |= dict.fromkeys(("perturbation", "perturbation_strength", "perturbed_order"), why)
-        if not self.convergence_weight and not self.adversarial_weight:
-            why = "changes nothing with convergence_weight=0 and adversarial_weight=0: give a weight"
-            names = ("space", "positions", "reduction", "fraction", "warmup")
-            found |= dict.fromkeys([f"consistency_{name}" for name in names], why)
-            found |= dict.fromkeys(("task_loss_passes", "stop_gradient"), why)
-        return found
+        Terms that compare probabilities compare logits instead where the loss has none (``lambda_loss``).
 
-    def _check(self) -> None:
-        """Refuses values out of range, and choices that contradict each other."""
-        if not 0 < self.consistency_fraction <= 1:
-            given = self.consistency_fraction
-            raise InputError(f"consistency_fraction is {given}: expected a share above 0, at most 1")
-        if not 0 <= self.consistency_warmup <= 1:
-            raise InputError(f"consistency_warmup is {self.consistency_warmup}: expected a share from 0 to 1")
-        if self.perturbation is not None and self.perturbation_strength is not None:
-            check_perturbation(self.perturbation, self.perturbation_strength)
-        if self.ranking_gradient != "hard":
-            assert self.temperature is not None
-            assert self.sinkhorn is not None
-            check_relaxation(self.ranking_gradient, self.temperature, self.sinkhorn)
-            if not self.convergence_weight and self.perturbed_order != "own":
-                raise InputError(
-                    f"ranking_gradient={self.ranking_gradient!r} changes nothing where the model is never shown its "
-                    "own order: give convergence_weight, or perturbed_order='own'"
-                )
-            cut_off = self.stop_gradient == "second" and self.task_loss_passes == "first"
-            if cut_off and not self.cross_weight:  # there pass 2 is the first of a pair
-                raise InputError(
-                    f"ranking_gradient={self.ranking_gradient!r} flows through the later pass of a pair, and "
-                    "stop_gradient='second' cuts it off: choose one of them"
-                )
-        if self.consistency_space == "probability" and self.task_loss == "lambda_loss":
-            raise InputError("lambda_loss has no probabilities: compare the scores in consistency_space='logit'")
+        Args:
+            name: In ``hf_rerank.losses.TASK_LOSSES``.
+        """
+        terms = self.terms
+        if name == "lambda_loss":
+            terms = tuple(replace(term, space="logit") if term.space == "probability" else term for term in terms)
+        return replace(self, task_loss=name, terms=terms)
 
-    def at(self, *, step: int, steps: int | None = None, list_keys: Tensor | None = None) -> Callable[..., Any]:
+    def at(
+        self,
+        *,
+        step: int,
+        steps: int | None = None,
+        list_keys: Tensor | None = None,
+        factors: Mapping[str, float | Tensor] | None = None,
+    ) -> Callable[..., dict[str, Tensor]]:
         """The objective of one training step.
 
         Args:
             step: Number of the step, from 0.
-            steps: Of the whole training; needed with ``consistency_warmup``.
-            list_keys: int64 [B], one a list, so that a list is perturbed alike in any batch. None: its row in the
+            steps: Of the whole training; needed with ``warmup``.
+            list_keys: int64 [B], one per list, so that a list is perturbed alike in any batch. None: its row in the
                 batch. Under ``torch.compile`` give keys: the code that torch 2.13 generates for the CPU is wrong, or
                 crashes, where they are made inside.
+            factors: Name of a term -> a factor on its weight in this step; scalar tensors on the device of the
+                lists, or numbers. None: 1.
+
+        Raises:
+            InputError: ``steps`` is needed and missing, or a factor belongs to no term.
         """
-        if self.consistency_warmup and not steps:
-            raise InputError("with consistency_warmup the objective needs the number of steps of the whole training")
-        # A tensor: torch.compile would compile anew for every other number.
-        ramp = (
-            torch.tensor(min(1.0, step / (self.consistency_warmup * steps)))
-            if self.consistency_warmup and steps
-            else 1.0
-        )
+        names = [term.name for term in self.terms]
+        for name in factors or {}:
+            if name not in names:
+                raise InputError(
+                    f"there is no term {name!r} to give a factor: the terms are {', '.join(names) or 'none'}"
+                    f"{suggestion(name, names)}"
+                )
+        if self.warmup and not steps:
+            raise InputError("with warmup the objective needs the number of steps of the whole training")
+        ramp: float | Tensor = 1.0
+        if self.warmup and steps:
+            value = min(1.0, step / (self.warmup * steps))
+            # A tensor on the device: torch.compile would compile again for every other number.
+            ramp = value if list_keys is None else torch.full((), value, device=list_keys.device)
         keys = None if list_keys is None else step_keys(list_keys, seed=self.seed, step=step)
-        return partial(self, keys=keys, step=step if keys is None else 0, ramp=ramp)
+        return partial(self, keys=keys, step=step if keys is None else 0, ramp=ramp, factors=dict(factors or {}))
 
     def settings(self) -> dict[str, Any]:
         """All choices as plain values, for logs and results."""
-        return asdict(self)
+        plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        plain["passes"] = [
+            {"name": entry.name, "order": _plain_order(entry.order), "dropout": entry.dropout} for entry in self.passes
+        ]
+        return {**plain, "terms": [asdict(term) for term in self.terms], "task_loss_on": list(self.task_loss_on)}
 
     def __call__(
         self,
@@ -264,115 +280,211 @@ class PrincipledObjective:
         keys: Tensor | None = None,
         step: int = 0,
         ramp: float | Tensor = 1.0,
+        factors: Mapping[str, float | Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The losses of one batch.
 
         Args:
-            score: ``score(orders)``: orders of the B lists, [V * B, L] for V passes at once or soft orders
-                [V * B, L, L] -> output with ``logits`` [V * B, L]. ``score(orders, lists)``: order n is of the list
-                in row ``lists[n]`` of the batch.
+            score: See ``PreTrainedReranker.forward``.
             position_ids: int64 [B, L], the given order P.
-            labels: [B, L]; only the task loss looks at them.
+            labels: [B, L]; read only by the task loss.
             mask: bool [B, L].
             task_loss: ``task_loss(output)`` of the B lists -> scalar; ``task_loss(output, lists)`` of these rows.
             keys: int64 [B], see ``step_keys``. None: made of the row in the batch, the seed and ``step``.
             step: See ``keys``.
-            ramp: Factor on the weights.
+            ramp: Factor on the weights of all terms.
+            factors: See ``at``.
 
         Returns:
-            ``loss``; ``task_loss``, of pass 1; with ``task_loss_passes="every"`` ``further_task_loss``, of the passes
-            after it; and, unweighted, of the terms that are on, ``convergence_loss``, ``adversarial_loss``,
-            ``cross_loss``.
+            ``loss``; ``task_loss``, of the first pass; where the task loss is taken on other passes too
+            ``further_task_loss``, their sum; and for each term, unweighted, its name with ``_loss`` appended.
         """
-        if not self.convergence_weight and not self.adversarial_weight:
+        if len(self.passes) == 1:
             loss = task_loss(score(position_ids))
             return {"loss": loss, "task_loss": loss}
-        size = position_ids.shape[0]
         if keys is None:
-            keys = step_keys(torch.arange(size, device=position_ids.device), seed=self.seed, step=step)
-        lists = self._drawn_lists(keys)
-        given, real = position_ids, mask
-        if lists is not None:
-            given, real, keys = position_ids[lists], mask[lists], keys[lists]
+            rows = torch.arange(len(position_ids), device=position_ids.device)
+            keys = step_keys(rows, seed=self.seed, step=step)
+        run = _Run(self, score, position_ids, mask, keys)
+        run.score_passes()
+        return self._losses(run, task_loss, ramp, factors or {})
 
-        # Pass 1, and pass 3 with it where its order depends on no score.
-        outputs: dict[str, Any] = {}
-        shown: dict[str, Tensor] = {"first": given}
-        if self.adversarial_weight and self.perturbed_order == "initial":
-            shown["third"] = self._perturbed(given, real, keys)
-            rows = None if lists is None else torch.cat([torch.arange(size, device=lists.device), lists])
-            output, outputs["third"] = score(torch.cat([position_ids, shown["third"]]), rows).split([size, len(given)])
-        else:
-            output = score(position_ids)
-        logits = {"first": output.logits if lists is None else output.logits[lists]}
+    def _losses(
+        self,
+        run: _Run,
+        task_loss: Callable[..., Tensor],
+        ramp: float | Tensor,
+        factors: Mapping[str, float | Tensor],
+    ) -> dict[str, Tensor]:
+        first = self.passes[0].name
+        losses = {"task_loss": task_loss(run.outputs[first])}
+        further = [task_loss(run.outputs[name], run.lists) for name in self.task_loss_on if name != first]
+        total: Any = losses["task_loss"] if first in self.task_loss_on else 0.0
+        if further:
+            losses["further_task_loss"] = torch.stack(further).sum()
+            total = total + losses["further_task_loss"]
+        for term in self.terms:
+            one, other = (self._comparable(run, name, term.space) for name in (term.first, term.second))
+            if term.stop_gradient == "first":
+                one = one.detach()
+            elif term.stop_gradient == "second":
+                other = other.detach()
+            places = [run.positions(name, term.positions) for name in (term.first, term.second)]
+            value = consistency_loss(one, other, *places, mask=run.real, reduction=term.reduction)
+            losses[f"{term.name}_loss"] = value
+            total = total + ramp * term.weight * factors.get(term.name, 1.0) * value
+        return {"loss": total, **losses}
 
-        # Pass 2, and pass 3 with it where its order is made of the model's own.
-        own = positions_from_scores(logits["first"].detach().float(), real)
-        order = own if self.ranking_gradient == "hard" else self._soft_order(logits["first"], real)
-        orders = {}
-        if self.convergence_weight:
-            shown["second"], orders["second"] = own, order
-        if self.adversarial_weight and self.perturbed_order == "own":
-            shown["third"] = self._perturbed(own, real, keys)
-            orders["third"] = shown["third"] if order is own else moved_places(order, own, shown["third"])
-        if orders:
-            rows = None if lists is None else lists.repeat(len(orders))
-            later = score(torch.cat(list(orders.values())), rows).split([len(given)] * len(orders))
-            outputs.update(zip(orders, later, strict=True))
-        logits.update({name: later.logits for name, later in outputs.items()})
+    def _comparable(self, run: _Run, name: str, space: str) -> Tensor:
+        task_loss = self.task_loss or "binary_log_loss"
+        if space == "probability":
+            return probabilities(run.logits[name], task_loss, mask=run.real)
+        if space == "output" or task_loss == "binary_log_loss":
+            return upcast(run.logits[name])
+        return centred(run.logits[name], mask=run.real)
 
-        losses = {"task_loss": task_loss(output)}
-        loss = losses["task_loss"]
-        if self.task_loss_passes == "every":
-            losses["further_task_loss"] = torch.stack([task_loss(later, lists) for later in outputs.values()]).sum()
-            loss = loss + losses["further_task_loss"]
-        if self.consistency_positions == "output":
-            shown = {name: positions_from_scores(scores.detach().float(), real) for name, scores in logits.items()}
-        scores = {name: self._comparable(values, real) for name, values in logits.items()}
-        for term, a, b, weight in (
-            ("convergence_loss", "first", "second", self.convergence_weight),
-            ("adversarial_loss", "first", "third", self.adversarial_weight),
-            ("cross_loss", "second", "third", self.cross_weight),
-        ):
-            if weight:
-                constant = {"first": a, "second": b}.get(self.stop_gradient)
-                one, other = (scores[name].detach() if name == constant else scores[name] for name in (a, b))
-                assert self.consistency_reduction is not None
-                losses[term] = consistency_loss(
-                    one, other, shown[a], shown[b], mask=real, reduction=self.consistency_reduction
-                )
-                loss = loss + ramp * weight * losses[term]
-        return {"loss": loss, **losses}
 
-    def _drawn_lists(self, keys: Tensor) -> Tensor | None:
-        """Rows [m] of the batch on which the later passes run; None: all."""
-        drawn = max(1, round(self.consistency_fraction * len(keys)))
-        if drawn >= len(keys):
+class _Run:
+    """The passes of one batch. The later ones, and the terms, run on the lists drawn by ``fraction``.
+
+    Attributes:
+        lists: Rows [m] of the batch that were drawn; None: all.
+        real: bool [m, L], their mask.
+        outputs: Name of a pass -> its output, of all lists for the first pass and of those drawn for the others.
+        logits: Name of a pass -> [m, L].
+    """
+
+    def __init__(
+        self, objective: PrincipledObjective, score: Callable[..., Any], positions: Tensor, mask: Tensor, keys: Tensor
+    ) -> None:
+        self.objective, self.score, self.all_positions = objective, score, positions
+        self.lists = _draw_lists(keys, objective.fraction)
+        self.given, self.real, self.keys = positions, mask, keys
+        if self.lists is not None:
+            self.given, self.real, self.keys = positions[self.lists], mask[self.lists], keys[self.lists]
+        self.outputs: dict[str, Any] = {}
+        self.logits: dict[str, Tensor] = {}
+        self._input: dict[str, Tensor] = {}
+        self._output: dict[str, Tensor] = {}
+        self._own: Tensor | None = None
+        self._perturbed = 0
+
+    def score_passes(self) -> None:
+        first, *others = self.objective.passes
+        groups: dict[tuple[bool, str], list[Pass]] = {}
+        for entry in others:
+            groups.setdefault((_needs_scores(entry.order), entry.dropout), []).append(entry)
+        size, many = len(self.all_positions), len(self.given)
+
+        # The first pass, and with it those that depend on no score.
+        together = groups.pop((False, "shared"), [])
+        orders = self._orders(together)
+        rows = None
+        if orders and self.lists is not None:
+            everyone = torch.arange(size, device=self.lists.device)
+            rows = torch.cat([everyone, *[self.lists] * len(orders)])
+        output = self.score(torch.cat([self.all_positions, *orders]) if orders else self.all_positions, rows)
+        outputs = output.split([size, *[many] * len(orders)]) if orders else [output]
+        self._input[first.name] = self.given
+        self.outputs[first.name] = outputs[0]
+        self.logits[first.name] = outputs[0].logits if self.lists is None else outputs[0].logits[self.lists]
+        self._keep(together, outputs[1:])
+
+        for (_, dropout), entries in sorted(groups.items()):
+            orders = self._orders(entries)
+            rows = None if self.lists is None else self.lists.repeat(len(orders))
+            options = {"fresh_dropout": True} if dropout == "fresh" else {}
+            output = self.score(torch.cat(orders), rows, **options)
+            self._keep(entries, output.split([many] * len(orders)))
+
+    def positions(self, name: str, kind: str | None) -> Tensor | None:
+        """Those that a pass was given (``input``) or produced (``output``), [m, L]; None for no weights."""
+        if kind is None:
             return None
-        # A draw of its own, beside those of the perturbation.
-        draws = keyed_uniform(keys ^ 0x5DEECE66D, 1).squeeze(-1)
-        return draws.topk(drawn, largest=False, sorted=False).indices
+        if kind == "input":
+            return self._input[name]
+        if name not in self._output:
+            self._output[name] = self._ranking(name)
+        return self._output[name]
 
-    def _perturbed(self, positions: Tensor, mask: Tensor, keys: Tensor) -> Tensor:
-        assert self.perturbation is not None
-        assert self.perturbation_strength is not None
-        return keyed_perturb(positions, mask, keys, kind=self.perturbation, strength=self.perturbation_strength)
+    def _ranking(self, name: str) -> Tensor:
+        return positions_from_scores(self.logits[name].detach().float(), self.real)
 
-    def _soft_order(self, logits: Tensor, mask: Tensor) -> Tensor:
-        assert self.temperature is not None
-        assert self.sinkhorn is not None
-        return soft_order(
-            logits,
-            mask,
-            relaxation=self.ranking_gradient,
-            temperature=self.temperature,
-            sinkhorn=self.sinkhorn,
-            straight_through=self.straight_through,
+    def _keep(self, entries: list[Pass], outputs: Any) -> None:
+        for entry, output in zip(entries, outputs, strict=True):
+            self.outputs[entry.name], self.logits[entry.name] = output, output.logits
+
+    def _orders(self, entries: list[Pass]) -> list[Tensor]:
+        """What each pass is given; all as soft orders if one is."""
+        orders = []
+        for entry in entries:
+            self._input[entry.name], order = self._resolve(entry.order)
+            orders.append(order)
+        if any(order.is_floating_point() for order in orders):
+            return [order if order.is_floating_point() else hard_order(order) for order in orders]
+        return orders
+
+    def _resolve(self, order: Order) -> tuple[Tensor, Tensor]:
+        """The positions [m, L] that an order means, and what the model is given: them, or a soft order [m, L, L]."""
+        if order == "given":
+            return self.given, self.given
+        if isinstance(order, Perturbed):
+            positions, base = self._resolve(order.of)
+            # Perturbed orders draw independently of each other; the first by the keys themselves.
+            keys = self.keys ^ (self._perturbed * 0x2127599BF4325C37 % (1 << 63))
+            self._perturbed += 1
+            moved = keyed_perturb(positions, self.real, keys, kind=order.kind, strength=order.strength)
+            return moved, moved if base is positions else move_soft_order(base, positions, moved)
+        first = self.objective.passes[0].name
+        if self._own is None:
+            self._own = self._ranking(first)
+        if not isinstance(order, Soft):
+            return self._own, self._own
+        return self._own, soft_order(
+            self.logits[first],
+            self.real,
+            relaxation=order.relaxation,
+            temperature=order.temperature,
+            sinkhorn=order.sinkhorn,
+            straight_through=order.straight_through,
         )
 
-    def _comparable(self, logits: Tensor, mask: Tensor) -> Tensor:
-        if self.consistency_space == "probability":
-            return probabilities(logits, self.task_loss, mask=mask)
-        if self.consistency_space == "output" or self.task_loss == "binary_log_loss":
-            return wide(logits)
-        return centred(logits, mask=mask)
+
+def _draw_lists(keys: Tensor, fraction: float) -> Tensor | None:
+    """Rows [m] of the batch on which the later passes run; None: all."""
+    drawn = max(1, round(fraction * len(keys)))
+    if drawn >= len(keys):
+        return None
+    # A draw of its own, independent of those of the perturbations.
+    draws = keyed_draws(keys ^ 0x5DEECE66D, 1).squeeze(-1)
+    return draws.topk(drawn, largest=False, sorted=False).indices
+
+
+def _needs_scores(order: Order) -> bool:
+    return _needs_scores(order.of) if isinstance(order, Perturbed) else order != "given"
+
+
+def _plain_order(order: Any) -> Any:
+    if not is_dataclass(order):
+        return order
+    plain = {entry.name: getattr(order, entry.name) for entry in fields(order)}
+    if "of" in plain:
+        plain["of"] = _plain_order(plain["of"])
+    return {type(order).__name__.lower(): plain}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _check_order(order: Any) -> None:
+    if not isinstance(order, Soft | Perturbed):
+        _check_choice("the order of a pass", order, ("given", "own"), "Perturbed(...) or Soft(...)")
+
+
+def _check_choice(what: str, value: Any, known: tuple[Any, ...], more: str = "") -> None:
+    if value in known:
+        return
+    expected = ", ".join([*map(repr, known), *([more] if more else [])])
+    names = [name for name in known if isinstance(name, str)]
+    raise InputError(f"{what} is {value!r}: expected one of {expected}{suggestion(str(value), names)}")

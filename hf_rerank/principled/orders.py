@@ -1,8 +1,11 @@
-"""Positions and orders, and the small changes of them that adversarial consistency is about.
+"""Positions and orders, and the small changes of positions that adversarial consistency is about.
 
-A *position vector* ``P`` says where each item stands: ``P[i]`` is the place (0 at the top) of the item in slot
-``i``. Its inverse, an *order*, lists slots from best to worst. Real items hold places 0 to n_real - 1, padding
-the rest.
+A *position vector* ``P`` holds the position of each slot's item: ``P[i]`` is the position (0 at the top) of the item
+in slot ``i``. Its inverse, an *order*, lists the slots from best to worst. Real items have positions 0 to n_real - 1,
+padding slots the remaining ones.
+
+Random draws are integers of 32 bits and all arithmetic is in int64 and float32, so that everything runs on every
+device.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from hf_rerank.errors import InputError, suggestion
 
 PERTURBATIONS = ("adjacent_swap", "random_swap", "window_shuffle", "reverse_window", "score_noise")
 MAX_STRENGTH = 1000  # swaps are made one after another
+BITS = 32  # of a random draw
 
 
 def positions_from_scores(scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -88,8 +92,8 @@ def perturb(
     """
     check_perturbation(kind, strength)
     device = positions.device if generator is None else generator.device
-    size = (positions.shape[0], _draws_of_a_list(kind, strength, positions.shape[-1]))
-    draws = torch.rand(size, generator=generator, device=device, dtype=torch.float64).to(positions.device)
+    size = (positions.shape[0], _draws_per_list(kind, strength, positions.shape[-1]))
+    draws = torch.randint(0, 1 << BITS, size, generator=generator, device=device).to(positions.device)
     return _perturbed(positions, mask, draws, kind, strength)
 
 
@@ -106,7 +110,7 @@ def keyed_perturb(
         kind: As of ``perturb``.
         strength: As of ``perturb``.
     """
-    draws = keyed_uniform(keys, _draws_of_a_list(kind, strength, positions.shape[-1]))
+    draws = keyed_draws(keys, _draws_per_list(kind, strength, positions.shape[-1]))
     return _perturbed(positions, mask, draws, kind, strength)
 
 
@@ -135,24 +139,24 @@ def step_keys(list_keys: Tensor, *, seed: int, step: int) -> Tensor:
     return list_keys + _wrapped(seed * 0x632BE59BD9B4E019 + step * 0x2545F4914F6CDD1D)
 
 
-def keyed_uniform(keys: Tensor, count: int) -> Tensor:
-    """``count`` numbers in [0, 1) for each key.
+def keyed_draws(keys: Tensor, count: int) -> Tensor:
+    """``count`` random integers in [0, 2**32) for each key.
 
-    Number i is the upper 53 bits of splitmix64's finaliser of ``key + i * 0x9E3779B97F4A7C15``.
+    Number i is the upper 32 bits of splitmix64's finaliser of ``key + i * 0x9E3779B97F4A7C15``.
 
     Args:
         keys: int64 [B].
         count: How many.
 
     Returns:
-        float64 [B, count].
+        int64 [B, count].
     """
     counters = torch.arange(count, device=keys.device) * _wrapped(0x9E3779B97F4A7C15)
     mixed = _mix(keys.unsqueeze(-1) + counters)
-    return ((mixed >> 11) & ((1 << 53) - 1)).to(torch.float64) / (1 << 53)
+    return (mixed >> (64 - BITS)) & ((1 << BITS) - 1)
 
 
-def swap_neighbours(positions: Tensor, place: Tensor, mask: Tensor | None = None) -> Tensor:
+def swap_adjacent(positions: Tensor, place: Tensor, mask: Tensor | None = None) -> Tensor:
     """Exchanges the items at ``place`` and ``place + 1``; lists where either holds no item stay as they are.
 
     Args:
@@ -163,14 +167,14 @@ def swap_neighbours(positions: Tensor, place: Tensor, mask: Tensor | None = None
     return _swapped(positions, place, place + 1, _real_items(positions, mask))
 
 
-def _draws_of_a_list(kind: str, strength: float, length: int) -> int:
+def _draws_per_list(kind: str, strength: float, length: int) -> int:
     if kind in ("adjacent_swap", "random_swap"):
         return int(strength) * (1 if kind == "adjacent_swap" else 2)
     return {"window_shuffle": 1 + length, "reverse_window": 1, "score_noise": length}[kind]
 
 
 def _perturbed(positions: Tensor, mask: Tensor | None, draws: Tensor, kind: str, strength: float) -> Tensor:
-    """``perturb`` by uniform draws [B, draws of a list]; slot i of a list uses the same draw however it is padded."""
+    """``perturb`` by the draws [B, draws per list]; slot i of a list uses the same draw however it is padded."""
     count = _real_items(positions, mask)
     if kind == "adjacent_swap":
         for change in range(int(strength)):
@@ -185,17 +189,17 @@ def _perturbed(positions: Tensor, mask: Tensor | None, draws: Tensor, kind: str,
             positions = _swapped(positions, one, other, count)
         return positions
     if kind == "score_noise":
-        # Draws are in [0, 1), multiples of 2**-53: half of that keeps the quantile finite.
-        noise = torch.special.ndtri(draws + 2.0**-54) * strength
-        return _ranked(positions + noise, positions, mask)
+        # Odd multiples of 2**-23 between -1 and 1, which float32 holds exactly: the quantile is finite.
+        uniform = (2 * (draws >> (BITS - 23)) + 1 - (1 << 23)).float() / (1 << 23)
+        return _ranked(positions + torch.erfinv(uniform) * (math.sqrt(2.0) * strength), positions, mask)
     width = count.clamp(max=min(int(strength), positions.shape[-1]) + 1).unsqueeze(-1)
     start = _below(count - width.squeeze(-1) + 1, draws[:, 0]).unsqueeze(-1)
     inside = (positions >= start) & (positions < start + width)
     if kind == "reverse_window":
         return torch.where(inside, 2 * start + width - 1 - positions, positions)
-    # Within the window any place below its last: no tie with the places around it.
-    shuffled = start + draws[:, 1:] * (width - 1)
-    return _ranked(torch.where(inside, shuffled, positions.double()), positions, mask)
+    # In units of 2**-32 positions: within the window any place below its last, so no tie with the items around it.
+    shuffled = (start << BITS) + draws[:, 1:] * (width - 1)
+    return _ranked(torch.where(inside, shuffled, positions << BITS), positions, mask)
 
 
 def _ranked(places: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
@@ -218,9 +222,8 @@ def _real_items(positions: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _below(count: Tensor, draws: Tensor) -> Tensor:
-    """A whole number from 0 to count - 1 for draws uniform in [0, 1); 0 where the count is 0."""
-    count = count.clamp(min=0)
-    return torch.minimum((draws * count).long(), (count - 1).clamp(min=0))
+    """A whole number from 0 to count - 1 per draw; 0 where the count is 0."""
+    return (draws * count.clamp(min=0)) >> BITS
 
 
 def _wrapped(number: int) -> int:

@@ -8,16 +8,14 @@ changes smoothly with the scores: ``M[p, i]``, for each place p a distribution o
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.list_tensors import MIN_TEMPERATURE, neuralsort_matrix, normalized, sinkhorn_normalized
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 
 RELAXATIONS = ("softsort", "neuralsort")
-MIN_TEMPERATURE = 1e-6  # below, scores divided by it leave the range of float32
 
 
 def hard_order(positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -66,24 +64,21 @@ def soft_order(
     hard = hard_order(positions, scores.dtype)
     count = mask.sum(-1, keepdim=True)
     places = torch.arange(scores.shape[-1], device=scores.device)
+    real = (places < count).unsqueeze(-1) & mask.unsqueeze(-2)
     if relaxation == "softsort":
         ranked = scores.gather(-1, order_from_positions(positions))
         logits = -(ranked.unsqueeze(-1) - scores.unsqueeze(-2)).abs()
+        # A finite number, not -inf: the rows of a list without items stay finite, and so do their gradients.
+        lowest = torch.finfo(scores.dtype).min
+        matrix = torch.where(real, (logits / temperature).masked_fill(~mask.unsqueeze(-2), lowest).softmax(-1), 0.0)
     else:
-        apart = torch.where(mask.unsqueeze(-2), (scores.unsqueeze(-1) - scores.unsqueeze(-2)).abs(), 0.0).sum(-1)
-        logits = (count - 1 - 2 * places).unsqueeze(-1) * scores.unsqueeze(-2) - apart.unsqueeze(-2)
-    # A finite number, not -inf: the rows of a list without items stay finite, and so do their gradients.
-    lowest = torch.finfo(scores.dtype).min
-    matrix = (logits / temperature).masked_fill(~mask.unsqueeze(-2), lowest).softmax(-1)
-    real = (places < count).unsqueeze(-1) & mask.unsqueeze(-2)
-    matrix = torch.where(real, matrix, 0.0)
-    for _ in range(sinkhorn):
-        matrix = _normalised(_normalised(matrix, -2), -1)
-    soft = torch.where(real.transpose(-1, -2), _normalised(matrix, -2).transpose(-1, -2), hard)
+        matrix = neuralsort_matrix(scores, mask, temperature=temperature)
+    matrix = sinkhorn_normalized(matrix, sinkhorn)
+    soft = torch.where(real.transpose(-1, -2), normalized(matrix, -2).transpose(-1, -2), hard)
     return hard + (soft - soft.detach()) if straight_through else soft
 
 
-def moved_places(order: Tensor, positions: Tensor, moved: Tensor) -> Tensor:
+def move_soft_order(order: Tensor, positions: Tensor, moved: Tensor) -> Tensor:
     """A soft order whose places are exchanged as those of the hard one are.
 
     Args:
@@ -108,8 +103,3 @@ def check_relaxation(relaxation: str, temperature: float, sinkhorn: int) -> None
         raise InputError(f"temperature is {temperature}: expected a number of at least {MIN_TEMPERATURE:g}")
     if sinkhorn < 0 or sinkhorn != int(sinkhorn):
         raise InputError(f"sinkhorn is {sinkhorn}: expected a whole number of normalisations, at least 0")
-
-
-def _normalised(matrix: Tensor, dim: Literal[-1, -2]) -> Tensor:
-    total = matrix.sum(dim, keepdim=True)
-    return matrix / torch.where(total > 0, total, 1.0)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES
-from hf_rerank.principled import PrincipledObjective
+from hf_rerank.principled import PrincipledObjective, preset_objective
 
 # Names that an evaluation gives, without their cut-offs; evaluation sets by name come before them.
 _MEASURES = (
@@ -35,76 +36,20 @@ class RerankTrainingArguments(TrainingArguments):
         default="scaled",
         metadata={
             "help": "Preset of principled learning: scaled, paper (the literal formula), reference (the authors' "
-            "public code), or none."
+            "public code), none, or a control: r_drop, augmentation."
+        },
+    )
+    principled_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of the preset to change, as JSON such as '{\"convergence_weight\": 10}': "
+            "<term>_weight (0 leaves the term out), fraction (of each batch's lists on which later passes run), "
+            "warmup (fraction of the steps over which the weights rise from 0), perturbation."
         },
     )
     task_loss: str | None = field(
         default=None,
         metadata={"help": "Task loss, or own (that of the model's paper). Not given: the config's; reference: own."},
-    )
-    convergence_weight: float | None = field(
-        default=None, metadata={"help": "w1, of convergence consistency (passes 1, 2). Not given: the preset's."}
-    )
-    adversarial_weight: float | None = field(
-        default=None, metadata={"help": "w2, of adversarial consistency (passes 1, 3). Not given: the preset's."}
-    )
-    cross_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the consistency of passes 2 and 3. Not given: the preset's."}
-    )
-    consistency_space: Literal["probability", "logit", "output"] | None = field(
-        default=None,
-        metadata={
-            "help": "What scores are compared as: probability, logit (centred where the loss ignores a shift), or "
-            "output (as they come). Not given: the preset's."
-        },
-    )
-    consistency_positions: Literal["input", "output"] | None = field(
-        default=None,
-        metadata={
-            "help": "Score differences are weighted by how far items moved between the orders shown (input), or "
-            "between the rankings given (output). Not given: the preset's."
-        },
-    )
-    consistency_reduction: Literal["sum", "mean", "weighted_mean"] | None = field(
-        default=None, metadata={"help": "Of a consistency term over a list's items. Not given: the preset's."}
-    )
-    task_loss_passes: Literal["first", "every"] | None = field(
-        default=None, metadata={"help": "Task loss of the first pass, or of every pass. Not given: the preset's."}
-    )
-    perturbed_order: Literal["initial", "own"] | None = field(
-        default=None, metadata={"help": "Which order pass 3 perturbs: initial, or own. Not given: the preset's."}
-    )
-    perturbation: str | None = field(
-        default=None,
-        metadata={
-            "help": "adjacent_swap (if not given), random_swap, window_shuffle, reverse_window, or score_noise."
-        },
-    )
-    perturbation_strength: float | None = field(
-        default=None,
-        metadata={"help": "How many swaps, places of the window beyond its first, or places of noise. Not given: 1."},
-    )
-    ranking_gradient: Literal["hard", "softsort", "neuralsort"] = field(
-        default="hard",
-        metadata={"help": "The model's own order as a constant (hard), or as a soft order with a gradient."},
-    )
-    temperature: float | None = field(
-        default=None, metadata={"help": "Of the soft order, in units of the logits. Not given: 1."}
-    )
-    sinkhorn: int | None = field(
-        default=None, metadata={"help": "Sinkhorn normalisations of the soft order. Not given: 0."}
-    )
-    straight_through: bool = field(
-        default=False, metadata={"help": "Show the hard order, with the gradient of the soft one."}
-    )
-    stop_gradient: Literal["none", "first", "second"] = field(
-        default="none", metadata={"help": "Which side of each pair of passes counts as a constant."}
-    )
-    consistency_fraction: float = field(
-        default=1.0, metadata={"help": "Share of each batch's lists on which passes 2 and 3 are run, above 0."}
-    )
-    consistency_warmup: float = field(
-        default=0.0, metadata={"help": "Share of all steps over which the consistency weights rise from 0."}
     )
     metric_ks: list[int] = field(default_factory=lambda: [5, 10], metadata={"help": "Cut-offs of the metrics."})
     no_click: Literal["zero", "skip"] = field(
@@ -199,14 +144,14 @@ class RerankTrainingArguments(TrainingArguments):
                 "bf16_full_eval and fp16_full_eval make ties of scores, which would pass for obedience: leave them "
                 "off; bf16=True trains in bf16 and evaluates in float32"
             )
-        if self.task_loss is None and self.principled == "reference":
-            self.task_loss = "own"
         losses = ("own", *TASK_LOSSES)
         if self.task_loss is not None and self.task_loss not in losses:
             raise InputError(
                 f"task_loss is {self.task_loss!r}: expected one of {', '.join(losses)}"
                 f"{suggestion(self.task_loss, losses)}"
             )
+        if isinstance(self.principled_kwargs, str):
+            self.principled_kwargs = _read_options(self.principled_kwargs)
         self.objective()
         # Pinned memory speeds copies to a device; without one it only warns.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
@@ -228,17 +173,26 @@ class RerankTrainingArguments(TrainingArguments):
         if int(cut) not in cuts:
             raise InputError(f"metric_for_best_model is {best!r}, but {option} is {cuts}: {cut} must be in {option}")
 
-    def objective(self, task_loss: str | None = None) -> PrincipledObjective:
-        """The objective that these options describe.
-
-        Args:
-            task_loss: Of the model. None: that of these options, if it is named here.
+    def objective(self) -> PrincipledObjective:
+        """The objective that ``principled`` and ``principled_kwargs`` describe.
 
         Raises:
-            InputError: An unknown value, or options that make no sense together.
+            InputError: An unknown preset, option or value.
         """
-        if task_loss is None:
-            task_loss = "binary_log_loss" if self.task_loss is None or self.task_loss == "own" else self.task_loss
-        names = {entry.name for entry in fields(PrincipledObjective)} - {"preset", "task_loss"}
-        options = {name: getattr(self, name) for name in names}
-        return PrincipledObjective(preset=self.principled, task_loss=task_loss, **options)
+        options = self.principled_kwargs or {}
+        if not isinstance(options, dict):
+            raise InputError(
+                f"principled_kwargs is {options!r}: expected a dict, or JSON such as "
+                "'{\"convergence_weight\": 10}' on the command line"
+            )
+        return preset_objective(self.principled, **{"seed": self.seed, **options})
+
+
+def _read_options(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"principled_kwargs is {text!r}, which is not valid JSON ({error}): expected such as "
+            "'{\"convergence_weight\": 10}'"
+        ) from None

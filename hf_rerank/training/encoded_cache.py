@@ -1,85 +1,69 @@
 """Lists encoded once, and read as whole batches from memory-mapped files, so that training never waits for data.
 
 The cache is a folder with one folder below it for each combination of lists, processor and options. Such a folder has
-its name only when it is whole; it is found by a digest of all that its bytes depend on, so changed lists, another
-vocabulary or another option are encoded anew.
+its name only when it is complete; it is found by a digest of everything that its bytes depend on, so changed lists,
+another vocabulary or another option are encoded again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from hf_rerank.errors import InputError
-from hf_rerank.lists import tables_of
-from hf_rerank.processing import FlatLists, ListProcessor
-from hf_rerank.storage import naming_failures, sync, verify, write_manifest
-from hf_rerank.training.batches import EncodedTable, ListEncoder
-from hf_rerank.training.results import data_identity
+from hf_rerank.evaluation.results import data_identity
+from hf_rerank.processing.collator import RerankCollator
+from hf_rerank.processing.ragged import RaggedLists
+from hf_rerank.storage import locked, naming_failures, sha256_of_json, verify, write_manifest, writing
+from hf_rerank.validation import tables_of
 
 logger = logging.getLogger(__name__)
 
 # Raised when the same lists are encoded otherwise, so that no cache of an older version is read.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 ENCODING_BATCH = 2_048
-UNFINISHED = ".unfinished"
 REMEDY = "remove that folder: it is made again"
 
 
 class CachedLists(Dataset):
-    """The batches of ``EncodedLists``, equal to the bit, from a cache on disk.
+    """The batches of ``EncodedLists``, bitwise equal, from a cache on disk.
 
     Args:
         folder: The cache; made if it is not there.
         lists: A ``datasets`` Dataset.
-        processor: Encodes its lists.
-        highest_label: Labels above are refused (1 under log-losses).
-        truncate: Cut lists that are too long to their first places, instead of refusing them.
+        collator: Encodes its lists.
 
     Raises:
         InputError: A list is wrong, or the files of the cache are damaged.
         OSError: The cache could not be written; nothing half-written is left.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        lists: Any,
-        processor: ListProcessor,
-        *,
-        highest_label: float = np.inf,
-        truncate: bool = False,
-    ) -> None:
+    def __init__(self, folder: str | Path, lists: Any, collator: RerankCollator) -> None:
+        schema = collator.processor.schema
         made_from = {
             "version": CACHE_VERSION,
-            "lists": data_identity(lists, processor.schema),
-            "schema": processor.schema.to_dict(),
-            "highest_label": str(highest_label),
-            "truncate": truncate,
+            "lists": data_identity(lists, schema),
+            "schema": schema.to_dict(),
+            "highest_label": str(collator.highest_label),
+            "truncate": collator.truncate,
         }
-        self.folder = _folder_of(Path(folder), made_from, lists, ListEncoder(processor, highest_label, truncate))
+        self.folder = _find_or_make(Path(folder), made_from, lists, collator)
         self._open(made_from)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._lists)
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The lists of these numbers as one batch."""
-        return self._table.batch(indices)
+    def __getitems__(self, indices: Sequence[int]) -> RaggedLists:
+        """The lists with these numbers."""
+        return self._lists.take(indices)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One list, as a batch of one."""
+    def __getitem__(self, index: int) -> RaggedLists:
         return self.__getitems__([index])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,64 +79,46 @@ class CachedLists(Dataset):
         if manifest is None or manifest.get("made_from") != made_from:
             raise InputError(f"{self.folder} does not hold what its name says: it was renamed or changed; {REMEDY}")
         self._made_from = made_from
-        parts: dict[str, dict[str, np.ndarray]] = {"items": {}, "user": {}, "history": {}}
+        parts: dict[str, dict[str, np.ndarray]] = {"lengths": {}, "rows": {}}
         for file, (dtype, shape) in manifest["arrays"].items():
             part, name = file.split(".")
-            parts.setdefault(part, {})[name] = _mapped(self.folder / f"{file}.raw", dtype, shape)
-        lengths = parts["lengths"]
-        flat = FlatLists(lengths["items"], lengths.get("history"), parts["items"], parts["user"], parts["history"])
-        self._table = EncodedTable(flat, parts["ids"]["bytes"], lengths["ids"])
+            parts[part][name] = _map_file(self.folder / f"{file}.raw", dtype, shape)
+        self._lists = RaggedLists(parts["lengths"], parts["rows"])
 
 
-def _mapped(path: Path, dtype: str, shape: list[int]) -> np.ndarray:
+def _map_file(path: Path, dtype: str, shape: list[int]) -> np.ndarray:
     if not np.prod(shape):  # an empty file cannot be mapped
         return np.zeros(shape, dtype)
     return np.asarray(np.memmap(path, dtype, "r", shape=tuple(shape)))
 
 
-def _kept(rows: np.ndarray) -> np.ndarray:
-    """Integers in half the bytes, no table having 2**31 rows; ``EncodedTable`` gives them back in full."""
-    return rows.astype(np.int32) if rows.dtype == np.int64 else rows
-
-
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def _folder_of(cache: Path, made_from: dict[str, Any], lists: Any, encode: ListEncoder) -> Path:
-    """The folder that holds lists encoded; made once, while others that want it wait."""
-    from filelock import FileLock
-
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    folder = cache / f"lists-{digest[:16]}"
-    if folder.is_dir():  # whole; another user's may be read where one may not write
+def _find_or_make(cache: Path, made_from: dict[str, Any], lists: Any, collator: RerankCollator) -> Path:
+    """The folder that holds the lists encoded; made once, while other processes that want it wait."""
+    folder = cache / f"lists-{sha256_of_json(made_from)[:16]}"
+    if folder.is_dir():  # complete; another user's may be read without the right to write there
         return folder
     if cache.exists() and not cache.is_dir():
         raise InputError(f"encoded_cache {cache} is a file: expected a folder, which is made if it is not there")
-    with contextlib.ExitStack() as held:
-        with naming_failures(cache):
-            cache.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(cache / f"{folder.name}.lock"))
+    with locked(cache / f"{folder.name}.lock", str, wait=-1):
         if not folder.is_dir():
             logger.warning("Encoding %s lists into %s, once.", f"{len(lists):,}", folder)
-            unfinished = folder.with_name(folder.name + UNFINISHED)
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
-            try:
-                _write(unfinished, folder, made_from, lists, encode)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+            with writing(folder) as unfinished:
+                _write(unfinished, folder, made_from, lists, collator)
     return folder
 
 
-def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any, encode: ListEncoder) -> None:
+def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any, collator: RerankCollator) -> None:
     from tqdm import tqdm
 
     files: dict[str, _ArrayFile] = {}
     number, needed = 0, None
     with contextlib.ExitStack() as opened, tqdm(total=len(lists), unit="list", delay=1, disable=None) as bar:
         for table in tables_of(lists, ENCODING_BATCH):
-            flat, ids = encode.flat(table, range(number, number + table.num_rows))
+            arrays = _arrays(collator.encode(table, number))
             number += table.num_rows
-            arrays = _arrays(flat, ids)
             if needed is None:
                 needed = len(lists) * sum(array.nbytes for array in arrays.values()) // table.num_rows
             with naming_failures(folder, needed):
@@ -165,23 +131,13 @@ def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any
     with naming_failures(folder, needed):
         arrays_written = {name: [file.dtype, file.shape] for name, file in files.items()}
         write_manifest(unfinished, made_from=made_from, arrays=arrays_written)
-        os.rename(unfinished, folder)
-        sync(folder.parent)
 
 
-def _arrays(flat: FlatLists, ids: list[str]) -> dict[str, np.ndarray]:
-    """What is written of a batch, by the names of the files."""
-    encoded = [text.encode() for text in ids]
-    arrays = {
-        "lengths.items": flat.lengths,
-        "lengths.ids": np.array([len(text) for text in encoded], dtype=np.int64),
-        "ids.bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-    }
-    if flat.history_lengths is not None:
-        arrays["lengths.history"] = flat.history_lengths
-    for part, columns in (("items", flat.items), ("user", flat.user), ("history", flat.history)):
-        arrays |= {f"{part}.{name}": rows for name, rows in columns.items()}
-    return {name: _kept(array) for name, array in arrays.items()}
+def _arrays(lists: RaggedLists) -> dict[str, np.ndarray]:
+    """What is written of a batch, by the names of the files. Integers take half their bytes: rows fit into 32 bits."""
+    named = {f"lengths.{axis}": array for axis, array in lists.lengths.items()}
+    named |= {f"rows.{name}": array for name, array in lists.rows.items()}
+    return {name: array.astype(np.int32) if array.dtype == np.int64 else array for name, array in named.items()}
 
 
 class _ArrayFile:
@@ -199,7 +155,7 @@ class _ArrayFile:
 
     def write(self, rows: np.ndarray) -> None:
         self.dtype, self.shape = rows.dtype.str, [self.shape[0] + len(rows), *rows.shape[1:]]
-        # Not numpy's tofile, which says nothing if the disk is full.
+        # Not numpy's tofile, which ignores a full disk.
         left = memoryview(rows.tobytes())
         while left:
             left = left[self.file.write(left) :]

@@ -15,11 +15,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
-from transformers import TrainerCallback
 
 from hf_rerank.errors import InputError
-from hf_rerank.processing import LABEL_PADDING, FlatLists, ListProcessor
-from hf_rerank.training.batches import EncodedTable, ListEncoder, collate
+from hf_rerank.processing.collator import RerankCollator
+from hf_rerank.processing.ragged import RaggedLists, concatenate
+from hf_rerank.training.encoded_lists import collate
 
 STREAM_BATCH = 1_024
 # Streams whose shards, read by themselves, give other lists than the stream: the first of each shard, say.
@@ -34,15 +34,13 @@ class StreamedList(NamedTuple):
 
 
 class EncodedStream(IterableDataset):
-    """A ``datasets`` IterableDataset of raw lists, for a data loader of ``collate_stream``.
+    """A ``datasets`` IterableDataset of raw lists, for a data loader with ``collate_stream``.
 
     Args:
         lists: The stream. If it is shuffled already, it must have been with a seed. One of several shards that was
             cut, interleaved or repeated (``take``, ``skip``, ``interleave_datasets``) is read as one shard; otherwise
             row numbers (``with_indices``) count within a shard.
-        processor: Encodes its lists.
-        highest_label: Labels above are refused (1 under log-losses).
-        truncate: Cut lists that are too long to their first places, instead of refusing them.
+        collator: Encodes its lists.
         seed: Of the order. None: as the stream comes.
         window: How many lists are shuffled among each other, and held in memory.
         endless: Pass after pass, and batches that hold the end of one and the beginning of the next; each pass gives
@@ -55,10 +53,8 @@ class EncodedStream(IterableDataset):
     def __init__(
         self,
         lists: Any,
-        processor: ListProcessor,
+        collator: RerankCollator,
         *,
-        highest_label: float = np.inf,
-        truncate: bool = False,
         seed: int | None = None,
         window: int = 10_000,
         endless: bool = False,
@@ -70,7 +66,7 @@ class EncodedStream(IterableDataset):
         self.seed, self.window, self.endless = seed, window if seed is not None else STREAM_BATCH, endless
         self.step, self.processes = batch_size * processes, processes
         self.skipped = 0
-        self._encode = ListEncoder(processor, highest_label, truncate)
+        self._collator = collator
         # Shared, since workers learn it.
         self._lists_a_pass = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -146,7 +142,7 @@ class EncodedStream(IterableDataset):
         room = self.window
         if draw is not None:
             shards, room = draw.permutation(shards).tolist(), int(draw.integers(1, self.window + 1))
-        window = _Window(self._encode)
+        window = _Window(self._collator)
         for shard in shards:
             lists = self.lists if len(shards) == 1 else self.lists.shard(num_shards=len(shards), index=shard)
             lists.set_epoch(begun)  # if it is shuffled itself
@@ -158,7 +154,7 @@ class EncodedStream(IterableDataset):
                     table, first, room = table.slice(part.num_rows), first + part.num_rows, room - part.num_rows
                     if not room:
                         yield window
-                        window, room = _Window(self._encode), self.window
+                        window, room = _Window(self._collator), self.window
         if len(window):
             yield window
 
@@ -166,11 +162,11 @@ class EncodedStream(IterableDataset):
 class _Window:
     """Lists that are shuffled among each other; encoded when the first of them is asked for."""
 
-    def __init__(self, encode: ListEncoder) -> None:
-        self._encode = encode
+    def __init__(self, collator: RerankCollator) -> None:
+        self._collator = collator
         self._parts: list[tuple[int, int, pa.Table]] = []
         self._count = 0
-        self._table: EncodedTable | None = None
+        self._encoded: RaggedLists | None = None
 
     def __len__(self) -> int:
         return self._count
@@ -180,48 +176,20 @@ class _Window:
         self._parts.append((shard, first, part))
         self._count += part.num_rows
 
-    def batch(self, rows: list[int]) -> dict[str, Tensor]:
-        """Some of the lists; those of row -1 have no items."""
-        if self._table is None:
-            self._table, self._parts = self._encoded(), []
-        batch = self._table.batch([max(row, 0) for row in rows])
-        filling = torch.tensor(rows) < 0
-        if filling.any():
-            batch["mask"][filling], batch["labels"][filling] = False, LABEL_PADDING
-        return batch
+    def take(self, rows: list[int]) -> RaggedLists:
+        """Some of the lists; those of row -1, at the end, have no items."""
+        if self._encoded is None:
+            self._encoded, self._parts = concatenate([self._encode(*part) for part in self._parts]), []
+        lists = self._encoded.take([row for row in rows if row >= 0])
+        filling = sum(row < 0 for row in rows)
+        return concatenate([lists, self._encoded.empty(filling)]) if filling else lists
 
-    def _encoded(self) -> EncodedTable:
-        flats, ids = [], []
-        for shard, first, part in self._parts:
-            try:
-                flat, names = self._encode.flat(part, range(first, first + part.num_rows))
-            except InputError as error:
-                raise InputError(f"{error} (shard {shard} of the stream)") from None
-            if self._encode.processor.schema.list_id not in part.column_names:
-                names = [f"{shard}-{name}" for name in names]
-            flats.append(flat)
-            ids += [name.encode() for name in names]
-        lengths = np.array([len(name) for name in ids], dtype=np.int64)
-        return EncodedTable(_joined(flats), np.frombuffer(b"".join(ids), dtype=np.uint8), lengths)
-
-
-class StreamPasses(TrainerCallback):
-    """Logs, measures and saves at the end of each pass over a stream, where that is to be done each epoch.
-
-    For the Trainer the whole training on a stream is one epoch, so that its place is a number of batches.
-    """
-
-    def on_step_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
-        stream = getattr(train_dataloader, "dataset", None)
-        stream = getattr(stream, "dataset", stream)  # of several processes
-        if not isinstance(stream, EncodedStream) or not stream.lists_a_pass or state.global_step >= state.max_steps:
-            return
-        lists = stream.step * args.gradient_accumulation_steps
-        taken, a_pass = state.global_step * lists, stream.lists_a_pass
-        if taken // a_pass > (taken - lists) // a_pass:
-            control.should_log |= args.logging_strategy == "epoch"
-            control.should_evaluate |= args.eval_strategy == "epoch"
-            control.should_save |= args.save_strategy == "epoch"
+    def _encode(self, shard: int, first: int, part: pa.Table) -> RaggedLists:
+        ids = [f"{shard}-{number}" for number in range(first, first + part.num_rows)]
+        try:
+            return self._collator.encode(part, first, ids)
+        except InputError as error:
+            raise InputError(f"{error} (shard {shard} of the stream)") from None
 
 
 def _must_be_whole(state: Any) -> bool:
@@ -231,26 +199,10 @@ def _must_be_whole(state: Any) -> bool:
     return isinstance(state, list) and any(map(_must_be_whole, state))
 
 
-def _joined(flats: list[FlatLists]) -> FlatLists:
-    def join(part: str) -> dict[str, np.ndarray]:
-        return {
-            name: np.concatenate([getattr(flat, part)[name] for flat in flats]) for name in getattr(flats[0], part)
-        }
-
-    histories = [flat.history_lengths for flat in flats if flat.history_lengths is not None]
-    return FlatLists(
-        np.concatenate([flat.lengths for flat in flats]),
-        np.concatenate(histories) if histories else None,
-        join("items"),
-        join("user"),
-        join("history"),
-    )
-
-
-def collate_stream(lists: dict[str, Tensor] | list[StreamedList]) -> dict[str, Tensor]:
-    """The batch of lists of a stream; of placeholders, an empty dictionary. A whole batch stays as it comes."""
-    if isinstance(lists, dict):
-        return lists
+def collate_stream(lists: RaggedLists | list[Any]) -> dict[str, Tensor]:
+    """The batch of lists of a stream, or of a map-style dataset; of placeholders, an empty dictionary."""
+    if isinstance(lists, RaggedLists) or isinstance(lists[0], RaggedLists):
+        return collate(lists)
     parts: list[tuple[_Window, list[int]]] = []
     for window, row in lists:
         if window is None:
@@ -258,4 +210,4 @@ def collate_stream(lists: dict[str, Tensor] | list[StreamedList]) -> dict[str, T
         if not parts or parts[-1][0] is not window:
             parts.append((window, []))
         parts[-1][1].append(row)
-    return collate([window.batch(rows) for window, rows in parts])
+    return collate([window.take(rows) for window, rows in parts])

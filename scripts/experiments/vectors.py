@@ -182,7 +182,7 @@ def summarise(folder: Path, seeds: list[int]) -> dict[str, Any]:
 
 def as_markdown(summary: dict[str, Any]) -> str:
     """Two tables: every row, and the differences."""
-    from hf_rerank.tables import RESULT_COLUMNS
+    from hf_rerank.evaluation.tables import RESULT_COLUMNS
 
     rows: dict[str, dict[str, float]] = {"initial order": summary["orders"]["initial"]}
     lists = {row: data["train"]["lists"] for row, data in summary["data"].items()}

@@ -20,8 +20,8 @@ from hf_rerank.data import prm_public
 from hf_rerank.data.loading import IterableListsDict, ListsDict, load_lists
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
 from hf_rerank.schema import Categorical, Dense, ListSchema
+from hf_rerank.validation import Lists
 
 SCHEMA = ListSchema(items=[Categorical("item"), Dense("price")], label="click", list_id="id", group="user")
 
@@ -138,7 +138,7 @@ def test_prepared_folder_with_another_schema(raw, tmp_path):
 
 
 def test_simulated_lists_from_simulation_to_checked_lists(monkeypatch, caplog):
-    from hf_rerank.data import simulator
+    from hf_rerank.data import simulation
 
     lists = load_lists("simulated_prm", n_lists=200, seed=3)
     assert "Simulating 200 lists" in caplog.text
@@ -150,7 +150,7 @@ def test_simulated_lists_from_simulation_to_checked_lists(monkeypatch, caplog):
     assert train.labels.reshape(-1, 30).sum(axis=1).min() >= 1
     cache = datasets.config.HF_DATASETS_CACHE / "hf_rerank"
     assert [path.suffix for path in cache.iterdir() if path.is_dir()] == [""]  # the raw text is gone
-    monkeypatch.setattr(simulator, "simulate_prm", None)  # made once
+    monkeypatch.setattr(simulation, "simulate_prm", None)  # made once
     assert rows_of(load_lists("simulated_prm", n_lists=200, seed=3, streaming=True)) == rows_of(lists)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hf_rerank import Categorical, InputError, ListProcessor, ListSchema
-from hf_rerank.training.batches import EncodedLists, collate, ids_as_bytes, ids_from_bytes, list_keys
+from hf_rerank.training.encoded_lists import EncodedLists, collate, ids_as_bytes, ids_from_bytes, list_keys
 
 IDS = ["a", "list-17", "ü€", "list-1"]
 

@@ -16,7 +16,7 @@ import torch
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments
 from hf_rerank.principled.orders import PERTURBATIONS, keyed_perturb, step_keys
-from hf_rerank.training.batches import ids_from_bytes, list_keys
+from hf_rerank.training.encoded_lists import ids_from_bytes, list_keys
 
 
 class NotingTrainer(RerankTrainer):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from hf_rerank.lists import Lists
 from hf_rerank.schema import ListSchema
+from hf_rerank.validation import Lists
 
 
 @dataclass(frozen=True)

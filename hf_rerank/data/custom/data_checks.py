@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.lists import Lists
 from hf_rerank.schema import Categorical, Dense, ListSchema
+from hf_rerank.validation import Lists
 
 # A column of this name says which item it is; categories repeat within a list, items should not.
 CATEGORY_NAME = re.compile(

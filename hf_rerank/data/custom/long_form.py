@@ -9,8 +9,8 @@ import polars as pl
 
 from hf_rerank.data.custom.columns import Where
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.lists import columns_of
 from hf_rerank.schema import ListSchema, Vector
+from hf_rerank.validation import columns_of
 
 
 def grouped(frame: pl.DataFrame, schema: ListSchema, where: Where) -> pl.DataFrame:

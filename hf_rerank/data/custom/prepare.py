@@ -40,10 +40,10 @@ from hf_rerank.data.source import Rejects, Unit, tables_by_split
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.time_split import split_by_time, time_column, times_of
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.lists import Lists, refuse_repeated_ids
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage import sha256_of_json
 from hf_rerank.storage.inputs import content_digest
+from hf_rerank.validation import Lists, refuse_repeated_ids
 
 # Rows of one list are brought together in parts of about so many bytes of the files.
 LONG_PART_BYTES = 2**28

@@ -18,8 +18,8 @@ from hf_rerank.data.prepared.buckets import BucketWriter, bucket_of, read_bucket
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
 from hf_rerank.schema import ListSchema
+from hf_rerank.validation import Lists
 
 # Several blocks, buckets and runs even of a few lines.
 SMALL = {"block_bytes": 1_000, "bucket_bytes": 4_000, "run_bytes": 2_000, "progress": False}

@@ -435,6 +435,7 @@ def test_buckets_that_are_not_as_they_were_are_refused(tmp_path: Path, monkeypat
     (raw / "raw_sample.csv").write_bytes(content[:-2] + (b"1" if content[-2:-1] == b"0" else b"0") + b"\n")
     with pytest.raises(InputError, match=r"raw_sample.csv has changed since .*partial was begun: remove .* to begin"):
         prepare_ad(raw, output, **SMALL)
+    (raw / "raw_sample.csv").write_bytes(content)
     shutil.rmtree(tmp_path / "lists.partial")
     with monkeypatch.context() as patch:
         patch.setattr("hf_rerank.data.ad.lists.ListMaker.make", interrupted)

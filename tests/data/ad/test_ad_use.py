@@ -13,7 +13,7 @@ from ad_by_hand import prepared_by_hand, random_raw, read_csv, write_raw
 
 from hf_rerank import ListProcessor, cli, load_lists
 from hf_rerank.data import ad
-from hf_rerank.data.ad_simulator import simulate_ad
+from hf_rerank.data.simulation import simulate_ad
 from hf_rerank.errors import InputError
 
 

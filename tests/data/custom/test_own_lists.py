@@ -24,8 +24,8 @@ from hf_rerank.data.loading import load_lists
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.time_split import split_by_time, times_of
 from hf_rerank.errors import InputError
-from hf_rerank.lists import Lists
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
+from hf_rerank.validation import Lists
 
 SCHEMA = ListSchema(
     items=[Categorical("item_id"), Categorical("shop"), Dense("price"), Vector("text", dim=2)],

@@ -139,7 +139,7 @@ def train(folder: Path, lists: list[dict[str, Any]], **options: Any) -> None:
 
 
 def rank(**changes: Any) -> Any:
-    return Reranker(*parts(every())).rerank([row(0, click=...), row(1, **{"click": ..., **changes})])
+    return Reranker(*reversed(parts(every()))).rerank([row(0, click=...), row(1, **{"click": ..., **changes})])
 
 
 def loaded_schema(folder: Path, text: str) -> Any:
@@ -475,7 +475,7 @@ CASES = {
         lambda folder: train(folder, rows(price=[1.0, math.nan, 2.0])), ["(id r3), item 1", "'price' holds nan"]
     ),
     "ranking: text where integers were learned": Case(
-        lambda _: Reranker(*parts(every())).rerank([row(0, item_id=["a", "b", "c"])]),
+        lambda _: Reranker(*reversed(parts(every()))).rerank([row(0, item_id=["a", "b", "c"])]),
         ["'item_id' holds text", "fitted on integers", "same type as in training"],
     ),
     "ranking: missing column": Case(lambda _: rank(price=...), ["list 1 (id r1) lacks the column 'price'"]),

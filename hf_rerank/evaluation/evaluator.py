@@ -1,0 +1,278 @@
+"""Evaluates anything that scores lists: ranking metrics, obedience to both principles, and the rows to compare with.
+
+The trainer, the command line and the experiments all measure through ``EvaluationSums``, so their numbers compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_rerank.errors import InputError
+from hf_rerank.metrics.accumulate import RankingMetrics
+from hf_rerank.metrics.propensity import PropensityMetrics
+from hf_rerank.principled.obedience import MAX_STEPS, obedience
+from hf_rerank.processing import EncodingReport, ListProcessor
+from hf_rerank.processing.collator import list_keys
+from hf_rerank.processing.vocabularies import splitmix64
+from hf_rerank.schema import MODEL_TENSORS
+from hf_rerank.validation import Lists, tables_of
+
+Batch = dict[str, Tensor]
+
+
+class EvaluationSums:
+    """Metrics over lists that arrive in batches, in bounded memory.
+
+    Args:
+        ks: Cut-offs of the ranking metrics.
+        no_click: What lists without a click count as: ``zero``, or ``skip`` (left out).
+        examination: Probability that each place is looked at, on simulated lists; gives expected clicks.
+    """
+
+    def __init__(
+        self, ks: Sequence[int], *, no_click: str = "zero", examination: Sequence[float] | None = None
+    ) -> None:
+        self.metrics = RankingMetrics(ks=ks, no_click=no_click, examination=examination)
+        self.with_truth = examination is not None
+        self.propensity = PropensityMetrics(ks, examination=examination)
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(
+        self,
+        scores: Tensor,
+        labels: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        attraction: Tensor | None = None,
+        measures: dict[str, Tensor] | None = None,
+        propensities: Tensor | None = None,
+    ) -> None:
+        """Adds B lists.
+
+        Args:
+            scores: [B, L]; comparable over lists where the pooled AUC is to mean something.
+            labels: [B, L].
+            mask: bool [B, L].
+            position_ids: int64 [B, L], the initial order.
+            attraction: [B, L], on simulated lists.
+            measures: Name -> [B], of ``obedience(..., reduction="none")``; NaN is left out of the mean.
+            propensities: [B, L], where the schema names them; gives the estimates of ``hf_rerank.metrics.propensity``.
+        """
+        truth = (
+            {"attraction": attraction, "positions": position_ids} if self.with_truth and attraction is not None else {}
+        )
+        self.metrics.update(scores, labels, mask=mask, **truth)
+        if propensities is not None:
+            self.propensity.update(scores, labels, propensities, mask=mask)
+        for name, values in (measures or {}).items():
+            there = ~values.isnan()
+            self._sums[name] = self._sums.get(name, 0.0) + float(values[there].double().sum())
+            self._counts[name] = self._counts.get(name, 0) + int(there.sum())
+
+    def compute(self) -> dict[str, float]:
+        """Every metric by name; ``obedience_lists`` counts the lists that the measures of obedience speak of."""
+        results = dict(self.metrics.compute())
+        if self.propensity.lists:
+            results |= self.propensity.compute()
+        for name, total in self._sums.items():
+            results[name] = total / self._counts[name] if self._counts[name] else float("nan")
+        if "p1_obedience" in self._counts:
+            results["obedience_lists"] = self._counts["p1_obedience"]
+        return results
+
+
+def comparable_scores(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
+    """Scores that rank each list as the logits do and that compare over lists as the model's probabilities do.
+
+    Logits under ``binary_log_loss`` (sigmoid is increasing); else the log of the softmax over the list. Neither
+    saturates as the probabilities themselves do in float32.
+    """
+    if task_loss == "binary_log_loss":
+        return logits.float()
+    return F.log_softmax(logits.float().masked_fill(~mask, torch.finfo(torch.float32).min), dim=-1)
+
+
+def encoded_batches(
+    lists: Any, processor: ListProcessor, *, batch_size: int = 512, report: EncodingReport | None = None
+) -> Iterator[Batch]:
+    """Batches of tensors with labels, ids included, in order.
+
+    Args:
+        lists: A dataset or arrow table of lists.
+        processor: Encodes them.
+        batch_size: Lists a batch.
+        report: Gets the counts of unknown and missing values.
+    """
+    number = 0
+    for table in tables_of(lists, batch_size):
+        batch = Lists.from_arrow(table, processor.schema, with_labels=True, first=number)
+        number += len(batch)
+        ragged, found = processor.encode(batch)
+        if report is not None:
+            report.add(found)
+        arrays = ragged.with_ids(batch.ids).padded()
+        yield {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def evaluate(
+    model: Any,
+    processor: ListProcessor,
+    lists: Any,
+    *,
+    ks: Sequence[int] = (5, 10),
+    no_click: str = "zero",
+    obedience_k: int = 5,
+    swaps: Literal["all", "one"] = "all",
+    max_steps: int = MAX_STEPS,
+    batch_size: int = 512,
+    progress: Callable[[int], Any] | None = None,
+) -> dict[str, Any]:
+    """Evaluates a re-ranker of this library on labelled lists, in evaluation mode and float32.
+
+    Args:
+        model: The re-ranker.
+        processor: Its processor.
+        lists: A dataset or arrow table of lists with labels.
+        ks: Cut-offs of the ranking metrics.
+        no_click: ``zero`` or ``skip``, see ``EvaluationSums``.
+        obedience_k: Cut-off of the obedience at the top.
+        swaps: ``all`` swaps of neighbours, or ``one`` for each list.
+        max_steps: Of the search for fixed points; 0: not measured.
+        batch_size: Lists a batch.
+        progress: Called with the number of lists after each batch.
+
+    Returns:
+        Metrics and measures by name, ``unknown_share`` of each categorical feature, and ``settings``.
+    """
+    sums = EvaluationSums(ks, no_click=no_click, examination=processor.schema.examination)
+    report = EncodingReport()
+    training = model.training
+    model.eval()
+    try:
+        for batch in encoded_batches(lists, processor, batch_size=batch_size, report=report):
+            add_batch(model, batch, sums, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps)
+            if progress is not None:
+                progress(batch["mask"].shape[0])
+    finally:
+        model.train(training)
+    if not report.lists:
+        raise InputError("there is no list to evaluate: expected at least one")
+    return {**sums.compute(), "unknown_share": report.unknown_share(), "settings": sums.metrics.settings()}
+
+
+@torch.no_grad()
+def measured(
+    forward: Callable[..., Any],
+    inputs: Batch,
+    *,
+    obedience_k: int,
+    swaps: Literal["all", "one"] = "all",
+    max_steps: int = MAX_STEPS,
+    list_keys: Tensor | None = None,
+) -> Any:
+    """The output of a re-ranker whose ``losses`` hold the measures of obedience [B], all over one embedding.
+
+    Args:
+        forward: The model, or its ``forward``, in evaluation mode and float32.
+        inputs: Of ``forward``, with labels.
+        obedience_k: Cut-off of the obedience at the top.
+        swaps: As of ``obedience``.
+        max_steps: As of ``obedience``.
+        list_keys: As of ``obedience``.
+    """
+
+    def objective(
+        score: Callable[..., Any], position_ids: Tensor, labels: Tensor, mask: Tensor, task_loss: Callable[..., Tensor]
+    ) -> dict[str, Tensor]:
+        given = score(position_ids)
+        measures = obedience(
+            lambda orders: (given if orders is position_ids else score(orders)).logits.float(),
+            position_ids,
+            mask,
+            k=obedience_k,
+            swaps=swaps,
+            max_steps=max_steps,
+            list_keys=list_keys,
+            reduction="none",
+        )
+        return {"loss": task_loss(given), **measures}
+
+    return forward(**inputs, objective=objective)
+
+
+def add_batch(
+    model: Any,
+    batch: Batch,
+    sums: EvaluationSums,
+    *,
+    obedience_k: int,
+    swaps: Literal["all", "one"] = "all",
+    max_steps: int = MAX_STEPS,
+) -> None:
+    """Scores one encoded batch and adds its metrics and obedience to ``sums``."""
+    device = next(model.parameters()).device
+    inputs = {name: batch[name].to(device) for name in MODEL_TENSORS if name in batch}
+    keys = list_keys(batch["list_id"].to(device))
+    output = measured(model, inputs, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps, list_keys=keys)
+    scores = comparable_scores(output.logits, model.config.task_loss_name, inputs["mask"])
+    sums.add(
+        scores.cpu(),
+        batch["labels"],
+        batch["mask"],
+        batch["position_ids"],
+        batch.get("attraction"),
+        {name: value.cpu() for name, value in output.losses.items()},
+        batch.get("propensities"),
+    )
+
+
+def evaluate_orders(
+    processor: ListProcessor, lists: Any, *, ks: Sequence[int] = (5, 10), no_click: str = "zero", seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """The rows that every table needs: ``random``, ``initial`` and, where the truth is known, ``true_attraction``.
+
+    Args:
+        processor: Encodes the lists.
+        lists: A dataset or arrow table of lists with labels.
+        ks: Cut-offs.
+        no_click: ``zero`` or ``skip``.
+        seed: Of the random order: a hash of (seed, number of the list, slot), so that it is the same everywhere.
+
+    Returns:
+        Row -> metrics. These orders read no ``P``, so obedience says nothing of them; AUC of the initial order
+        compares positions over lists.
+    """
+    examination = processor.schema.examination
+    rows: dict[str, EvaluationSums] = {}
+    number = 0
+    for batch in encoded_batches(lists, processor):
+        size, length = batch["mask"].shape
+        keys = np.arange(number, number + size, dtype=np.int64)[:, None] * 4096 + np.arange(length)
+        number += size
+        hashed = splitmix64(splitmix64(keys).view(np.int64) + np.int64(seed))
+        scores = {
+            "random": torch.from_numpy((hashed >> np.uint64(11)).astype(np.float64) / 2**53),
+            "initial": -batch["position_ids"].double(),
+        }
+        if "attraction" in batch:
+            scores["true_attraction"] = batch["attraction"].double()
+        for name, values in scores.items():
+            sums = rows.setdefault(name, EvaluationSums(ks, no_click=no_click, examination=examination))
+            sums.add(
+                values,
+                batch["labels"],
+                batch["mask"],
+                batch["position_ids"],
+                batch.get("attraction"),
+                propensities=batch.get("propensities"),
+            )
+    if not number:
+        raise InputError("there is no list to evaluate: expected at least one")
+    return {name: sums.compute() for name, sums in rows.items()}

@@ -1,0 +1,182 @@
+"""Exports a re-ranker as an ONNX graph, beside its config and its processor: a folder that ranks without torch.
+
+The graph takes the tensors of the processor that the schema has, for any number of lists, items and history items, and
+gives ``logits`` float32 [lists, items]. ``Reranker`` sorts them: for one list that takes microseconds, and a stable
+sort is no operator of ONNX.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_rerank.errors import InputError
+from hf_rerank.inference.onnx_scorer import SCORES, require_onnx
+from hf_rerank.inference.reranker import Reranker
+from hf_rerank.models.base import PreTrainedReranker
+from hf_rerank.schema import TENSORS, ListSchema
+from hf_rerank.storage import replacing
+from hf_rerank.storage.hub_download import GRAPH_FILE, refuse_only_a_graph
+
+# Scores of the graph against those of the model: rounding of float32, over what the model's scores span.
+TOLERANCE = 1e-4
+
+
+def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revision: str | None = None) -> float:
+    """Writes ``model.onnx``, ``config.json``, the processor's files and a manifest; all of it or nothing.
+
+    The graph is run on random lists of other sizes than those it was traced with, and compared with the model.
+
+    Args:
+        source: A trained model: a folder, the id of a Hub repository, or a ``Reranker``.
+        output_dir: A folder that is empty, or not there yet.
+        revision: Of a repository: branch, tag or commit.
+
+    Returns:
+        The largest difference between a score of the graph and one of the model.
+
+    Raises:
+        InputError: The extra ``[onnx]`` is not installed; the output folder is not empty; the model cannot be loaded;
+            or the graph gives other scores, which a model of one's own may do whose Python code depends on values.
+        OSError: Something could not be written.
+    """
+    require_onnx("onnx", "onnxscript", "onnxruntime")
+    output_dir = Path(output_dir)
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir} is not empty: choose a folder that is empty, or not there yet")
+    if isinstance(source, Reranker):
+        if revision is not None:
+            raise InputError("revision= belongs to a repository on the Hub, and a Reranker is none: leave it out")
+        reranker = source
+    else:
+        refuse_only_a_graph(source, revision=revision)
+        reranker = Reranker.from_pretrained(source, revision=revision)
+    # float32 on the CPU, where the model may be elsewhere and narrower; a copy, so that the caller's stays.
+    model = copy.deepcopy(reranker.model).cpu().float().eval()
+    schema = reranker.processor.schema
+    program = _trace(model, schema)
+    # The folder is read without the model classes, which know what "own" stands for.
+    config = copy.deepcopy(model.config)
+    config.task_loss = config.task_loss_name
+    with replacing(output_dir) as staging:
+        program.save(staging / GRAPH_FILE)
+        config.save_pretrained(staging)
+        reranker.processor.save_pretrained(staging)
+        return _difference(model, schema, staging / GRAPH_FILE)
+
+
+class _Scores(nn.Module):
+    """The model as a function from tensors to one tensor."""
+
+    def __init__(self, model: PreTrainedReranker, names: list[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.model(**dict(zip(self.names, tensors, strict=True))).logits
+
+
+def _trace(model: PreTrainedReranker, schema: ListSchema) -> Any:
+    """The graph, as torch's exporter holds it."""
+    # A size of 0 or 1 in the example would be taken as fixed.
+    example = _random_lists(model, schema, lists=3, length=5, history=4)
+    names = list(example)
+    with _quiet():
+        if any(isinstance(part, nn.GRU) for part in model.modules()):
+            _export_nothing()
+        return torch.onnx.export(
+            _Scores(model, names).eval(),
+            tuple(example.values()),
+            dynamo=True,
+            input_names=names,
+            output_names=[SCORES],
+            dynamic_shapes=(tuple(_dynamic(name) for name in names),),
+            verbose=False,
+        )
+
+
+def _export_nothing() -> None:
+    """torch 2.13 fails at a second GRU of dynamic length, unless something without a GRU was exported in between."""
+    torch.onnx.export(nn.ReLU(), (torch.zeros(2),), dynamo=True, verbose=False)
+
+
+def _dynamic(name: str) -> dict[int, Any]:
+    """Which axes of a tensor have any size: lists, and items or history items."""
+    axes = [number for number, axis in enumerate(TENSORS[name].axes) if axis in ("B", "L", "H")]
+    return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+
+
+def _random_lists(
+    model: PreTrainedReranker, schema: ListSchema, *, lists: int, length: int, history: int
+) -> dict[str, Tensor]:
+    """Random lists with every tensor that the model scores them by, as a processor with this schema gives them."""
+    draw = torch.Generator().manual_seed(0)
+    config = model.config
+    sizes = {**schema.axis_sizes(), "B": lists, "L": length, "H": history}
+    rows = {"L": config.item_vocab_sizes, "Uc": config.user_vocab_sizes, "H": config.history_vocab_sizes}
+    tensors = {}
+    for name in schema.feature_tensors():
+        spec = TENSORS[name]
+        shape = [sizes[axis] for axis in spec.axes]
+        if spec.role == "position":
+            tensors[name] = torch.arange(length).clamp(max=config.max_list_length - 1).repeat(lists, 1)
+        elif spec.role == "mask":  # the first slots of each list are real, at least one of them
+            tensors[name] = torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (lists, 1), generator=draw)
+        elif spec.dtype == "int64":
+            columns = [torch.randint(1, size, shape[:-1], generator=draw) for size in rows[spec.axes[1]]]
+            tensors[name] = torch.stack(columns, dim=-1) if columns else torch.zeros(shape, dtype=torch.int64)
+        else:
+            tensors[name] = torch.randn(shape, generator=draw)
+    return tensors
+
+
+def _difference(model: PreTrainedReranker, schema: ListSchema, path: Path) -> float:
+    """The largest difference of a score, over batches of other sizes than the example's.
+
+    Raises:
+        InputError: It is more than rounding.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    read = {entry.name for entry in session.get_inputs()}
+    largest = 0.0
+    longest = model.config.max_list_length
+    for lists, length, history in ((1, min(2, longest), 1), (7, min(11, longest), 6), (4, longest, 9)):
+        tensors = _random_lists(model, schema, lists=lists, length=length, history=history)
+        with torch.no_grad():
+            expected = model(**tensors).logits.numpy()
+        feeds = {name: tensor.numpy() for name, tensor in tensors.items() if name in read}
+        (found,) = session.run([SCORES], feeds)
+        real = tensors["mask"].numpy()
+        difference = float(np.abs(found - expected)[real].max())
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(expected[real]).max())):
+            raise InputError(
+                f"the exported graph gives other scores than {type(model).__name__} on {lists} lists of {length} "
+                f"slots, by {difference:g}: its forward must not depend on Python values, which tracing fixes"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on itself: packages it could support, and what torch will rename."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

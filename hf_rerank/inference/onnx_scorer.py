@@ -1,0 +1,107 @@
+"""``OnnxScorer``: scores encoded lists with an exported graph and ONNX Runtime, without torch and transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.inference.ranking import check_at_least_one
+from hf_rerank.storage import MANIFEST, read_json
+from hf_rerank.storage.hub_download import GRAPH_FILE, HUB_OPTIONS, REMEDY, verified_folder
+
+SCORES = "logits"
+
+
+class OnnxScorer:
+    """A graph that ``hf-rerank export`` wrote. Made by ``from_pretrained``.
+
+    Args:
+        session: An ``onnxruntime.InferenceSession`` of the graph.
+        config: The model's config, as plain JSON values.
+        folder: Where the graph lies, for saving.
+    """
+
+    def __init__(self, session: Any, config: Mapping[str, Any], folder: Path) -> None:
+        self.session, self.config, self.folder = session, config, folder
+        self.schema_fingerprint = config.get("schema_fingerprint")
+        self.task_loss = str(config["task_loss"])
+        # Features that no score depends on may be no input of a graph.
+        self.inputs = [entry.name for entry in session.get_inputs()]
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, threads: int = 1, **options: Any) -> OnnxScorer:
+        """Loads the graph of a folder or repository; the digests of all files read are checked.
+
+        Args:
+            source: A folder that ``hf-rerank export`` wrote, or the id of a repository that holds one.
+            threads: Threads of one call. One list gains nothing from a second.
+            options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
+
+        Raises:
+            InputError: onnxruntime is not installed; there is no such folder or repository; or a file is missing or
+                changed.
+        """
+        require_onnx("onnxruntime")
+        check_at_least_one("threads", threads)
+        for name in options:
+            if name not in HUB_OPTIONS:
+                raise InputError(
+                    f"there is no option {name!r} of loading an exported graph{suggestion(name, HUB_OPTIONS)}"
+                )
+        folder = verified_folder(
+            source,
+            (GRAPH_FILE, "config.json", MANIFEST),
+            # Weights beyond 2 GB lie in files beside the graph.
+            reads=lambda name: name.startswith(GRAPH_FILE),
+            **options,
+        )
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as faults
+
+        choices = onnxruntime.SessionOptions()
+        choices.intra_op_num_threads = threads
+        try:
+            session = onnxruntime.InferenceSession(folder / GRAPH_FILE, choices, providers=["CPUExecutionProvider"])
+        except (faults.Fail, faults.InvalidGraph, faults.InvalidProtobuf, faults.NotImplemented) as error:
+            raise InputError(
+                f"onnxruntime {onnxruntime.__version__} cannot load {folder / GRAPH_FILE}: "
+                f"{' '.join(str(error).split())}; install a newer onnxruntime, or export it again"
+            ) from None
+        return cls(session, read_json(folder / "config.json", REMEDY), folder)
+
+    def scores(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 [B, L], by slot.
+
+        Raises:
+            InputError: The lists have more slots than the model has positions for.
+        """
+        longest, slots = self.config["max_list_length"], features["mask"].shape[1]
+        if self.config["position_input"] != "none" and slots > longest:
+            raise InputError(f"lists of {slots} slots: the model has positions for max_list_length={longest}")
+        (scores,) = self.session.run([SCORES], {name: features[name] for name in self.inputs})
+        return scores
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Copies the graph and its config."""
+        for path in (*self.folder.glob(f"{GRAPH_FILE}*"), self.folder / "config.json"):
+            shutil.copyfile(path, folder / path.name)
+
+    def __reduce__(self) -> Any:
+        """A session of onnxruntime cannot leave its process: pickle, copy and multiprocessing get this error."""
+        raise InputError(
+            "a re-ranker that runs an exported graph cannot be pickled or copied: give the other process the folder, "
+            "and load it there with Reranker.from_pretrained"
+        )
+
+
+def require_onnx(*packages: str) -> None:
+    """Raises an InputError if a package of the extra ``[onnx]`` is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f'{package} is not installed: run pip install "hf-rerank[onnx]"')

@@ -1,0 +1,199 @@
+"""Batches of raw lists, and the results of ranking them: the same checks and one format for every scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.processing.processor import EncodingReport, ListProcessor
+from hf_rerank.processing.rows import rows_in_columns
+from hf_rerank.schema import FEATURE_TENSORS, TENSORS
+from hf_rerank.validation import Lists
+
+DEFAULT_BATCH = 256
+# What float32 cannot square: a layer norm of it is NaN in torch, and an ordinary number in ONNX Runtime.
+FAR_OUTSIDE = float(np.sqrt(np.finfo(np.float32).max))
+_NUMBERS = [name for name in FEATURE_TENSORS if TENSORS[name].dtype == "float32"]
+
+
+@dataclass
+class EncodedBatch:
+    """Raw lists and what a processor made of them.
+
+    Attributes:
+        rows: One dict of columns per list.
+        lists: The same, checked.
+        features: The tensors that a model scores by, by name, padded.
+        report: Counts of what encoding found.
+        first: Number of the first list.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    lists: Lists
+    features: dict[str, np.ndarray]
+    report: EncodingReport
+    first: int
+
+    @classmethod
+    def encode(
+        cls, rows: Sequence[Mapping[str, Any]], processor: ListProcessor, *, truncate: bool = False, first: int = 0
+    ) -> EncodedBatch:
+        """Checks and encodes one batch.
+
+        Args:
+            rows: One dict per list.
+            processor: Encodes them.
+            truncate: Keep only the first ``max_list_length`` positions of a longer list, instead of refusing it.
+            first: Number of the first list, for messages.
+
+        Raises:
+            InputError: A list is wrong or too long.
+        """
+        rows = rows_in_columns(rows, processor.schema)
+        lists = Lists.from_rows(rows, processor.schema, first=first)
+        ragged, report = processor.encode(lists, truncate=truncate)
+        arrays = ragged.padded()
+        features = {name: arrays[name] for name in FEATURE_TENSORS if name in arrays}
+        return cls(rows, lists, features, report, first)
+
+    def check_scores(self, scores: np.ndarray) -> None:
+        """Refuses scores [B, L] of real items that are not finite, or that no one could rely on.
+
+        Raises:
+            InputError: It names the list.
+        """
+        for name in _NUMBERS:
+            if name in self.features and (far := np.abs(self.features[name]) > FAR_OUTSIDE).any():
+                number = int(np.argmax(far.reshape(len(far), -1).any(-1)))
+                raise InputError(
+                    f"list {self.lists.ids[number]} holds a number far outside those of training, above "
+                    f"{FAR_OUTSIDE:.1e} once it is scaled: no score of it could be relied on; correct the number, or "
+                    "write null (None)"
+                )
+        broken = ~np.isfinite(np.where(self.features["mask"], scores, 0.0)).all(-1)
+        if broken.any():
+            raise InputError(
+                f"list {self.lists.ids[int(np.argmax(broken))]} gets scores that are not finite: a number in it is "
+                "far outside those of training, or the model's weights are broken"
+            )
+
+    def results(self, scores: np.ndarray, top_k: int | None = None) -> list[dict[str, Any]]:
+        """The results that ``Reranker.rerank`` describes.
+
+        Args:
+            scores: float32 [B, L], by slot.
+            top_k: How many items to return. None: all.
+
+        Raises:
+            InputError: An item gets a score that is not finite.
+        """
+        self.check_scores(scores)
+        lists, schema = self.lists, self.lists.schema
+        order = best_first(scores, self.features["mask"])
+        results = []
+        for number, (row, length) in enumerate(zip(self.rows, lists.lengths, strict=True)):
+            slots = order[number, : min(length, schema.max_list_length)][:top_k]
+            best = (slots if length <= schema.max_list_length else self.slots_in_row(number)[slots]).tolist()
+            ids = self._ids(row, number)
+            results.append(
+                {
+                    "list_id": self.list_id(number),
+                    "order": best,
+                    "scores": scores[number, slots].tolist(),
+                    "ids": [ids[slot] for slot in best],
+                }
+            )
+        return results
+
+    def slots_in_row(self, number: int) -> np.ndarray:
+        """The slots of the row, from 0, that the tensors hold of a list: all, or those that truncating has kept."""
+        length, longest = int(self.lists.lengths[number]), self.lists.schema.max_list_length
+        if length <= longest:
+            return np.arange(length)
+        end = int(self.lists.lengths[: number + 1].sum())
+        return np.flatnonzero(self.lists.positions[end - length : end] < longest)
+
+    def list_id(self, number: int) -> Any:
+        """The value of the schema's ``list_id`` column; the number of the list where it has none."""
+        name = self.lists.schema.list_id
+        return self.rows[number][name] if name is not None and name in self.rows[number] else self.first + number
+
+    def _ids(self, row: Mapping[str, Any], number: int) -> Any:
+        name = self.lists.schema.id_column
+        if name not in row:
+            raise InputError(
+                f"list {self.lists.ids[number]} has no column {name!r}, whose values ranking returns (id of the "
+                f"schema){suggestion(name, row)}"
+            )
+        values: Any = row[name]
+        # An array gives plain values, as the rest of the result, which a server writes as JSON.
+        ids = values.tolist() if hasattr(values, "tolist") else values
+        length = int(self.lists.lengths[number])
+        if isinstance(ids, str) or not isinstance(ids, Sequence) or len(ids) != length:
+            raise InputError(
+                f"column {name!r} of list {self.lists.ids[number]} does not hold {length} values, one per item: "
+                "ranking returns them (id of the schema)"
+            )
+        return ids
+
+
+def encoded_batches(
+    lists: Sequence[Mapping[str, Any]], processor: ListProcessor, *, truncate: bool, batch_size: int
+) -> Iterator[EncodedBatch]:
+    """Lists in batches, checked and encoded.
+
+    Raises:
+        InputError: ``lists`` is no sequence, a list is wrong or too long, or an option is wrong.
+    """
+    check_at_least_one("batch_size", batch_size)
+    check_is_bool("truncate", truncate)
+    if isinstance(lists, Mapping):
+        raise InputError("expected a sequence of lists, one dict each, got one dict: put it in brackets, [{...}]")
+    if not isinstance(lists, Sequence):
+        raise InputError(f"expected a sequence of lists, one dict each, got {type(lists).__name__}: give list(...)")
+    for start in range(0, len(lists), batch_size):
+        yield EncodedBatch.encode(lists[start : start + batch_size], processor, truncate=truncate, first=start)
+
+
+def best_first(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The slots of each list from the highest score to the lowest, int64 [B, L]; ties in slot order, padding last."""
+    return np.argsort(np.where(mask, -scores, np.inf), axis=-1, kind="stable")
+
+
+def probabilities(scores: np.ndarray, mask: np.ndarray, task_loss: str) -> np.ndarray:
+    """What a model trained with ``task_loss`` predicts: sigmoid of each score, or softmax over the list's items.
+
+    Args:
+        scores: float32 [B, L].
+        mask: bool [B, L].
+        task_loss: A name in ``hf_rerank.losses.TASK_LOSSES``.
+
+    Returns:
+        float32 [B, L], 0 at padding.
+    """
+    real = np.where(mask, scores, -np.inf).astype(np.float64)
+    if task_loss == "binary_log_loss":
+        return np.where(mask, 1.0 / (1.0 + np.exp(-np.clip(real, -700.0, 700.0))), 0.0).astype(np.float32)
+    powers = np.exp(real - real.max(-1, keepdims=True))
+    return (powers / powers.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def check_at_least_one(name: str, value: Any, *, or_none: bool = False) -> None:
+    """Raises an InputError unless the value is a whole number of at least 1, or None where that means no limit."""
+    if value is None and or_none:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InputError(f"{name} is {value!r}: expected at least 1, a whole number{', or None' if or_none else ''}")
+    if int(value) < 1:
+        raise InputError(f"{name} is {value}: expected at least 1")
+
+
+def check_is_bool(name: str, value: Any) -> None:
+    """Raises an InputError unless the value is True or False: the text "no" would count as True."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {value!r}: expected True or False")

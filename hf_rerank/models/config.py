@@ -1,0 +1,185 @@
+"""``RerankerConfig``: the options that every re-ranker has, filled in from the schema of the lists."""
+
+from dataclasses import field
+from typing import Any, ClassVar, Literal
+
+import torch
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.losses import TASK_LOSSES
+from hf_rerank.schema import NO_ORDER, Categorical, ListSchema
+
+# Keys that transformers itself writes into a config, beside the fields of the class.
+_TRANSFORMERS_KEYS = (
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_from_auto",
+    "_name_or_path",
+    "attn_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+
+
+@strict
+class RerankerConfig(PreTrainedConfig):
+    """Options of every re-ranker. ``for_schema`` fills in the sizes; the names of columns are stored in the processor.
+
+    A field has one meaning in all models: ``hidden_size`` is the width of the encoder, ``num_hidden_layers`` its
+    number of layers, ``num_attention_heads`` divides ``hidden_size`` in each attention, ``intermediate_size`` is the
+    width of the feed-forward layer of an encoder block, and ``hidden_dropout_prob`` the dropout of hidden states
+    (attention weights have none: all passes of a training step share one dropout mask, which fused attention cannot).
+
+    Args:
+        item_vocab_sizes: Rows of the embedding table of each categorical item feature (0 padding, 1 unknown, then
+            values).
+        num_item_dense: Numbers per item.
+        item_vector_dim: Length of an item's vectors, all of them concatenated.
+        user_vocab_sizes: Rows of the embedding table of each categorical user feature.
+        num_user_dense: Numbers per user.
+        history_vocab_sizes: Rows of the embedding table of each categorical history feature.
+        history_shared_tables: For each of them the index of the item feature whose table it uses, or -1 for its own.
+        num_history_dense: Numbers per history item.
+        max_list_length: Longest list; there are position embeddings for positions 0 to ``max_list_length - 1``.
+        max_history_length: Longest history.
+        schema_fingerprint: Of the fitted schema that the sizes come from.
+        embedding_dim: Width of each embedding table.
+        unknown_rate: Fraction of ids that training replaces by the unknown value, so that its row is trained, in
+            [0, 1).
+        position_input: How the model reads the given order: ``embedding``, a learnable vector per position; ``none``,
+            not at all.
+        task_loss: A name in ``hf_rerank.losses.TASK_LOSSES``; ``binary_log_loss`` is the default of every model.
+            ``own``: the loss of the model's paper.
+        initializer_range: Standard deviation of embedding tables, truncated at two of them.
+    """
+
+    model_type: ClassVar[str] = "rerank_base"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "hidden_states", "attentions"]
+    own_task_loss: ClassVar[str] = "binary_log_loss"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    item_vocab_sizes: list[int] = field(default_factory=list)
+    num_item_dense: int = 0
+    item_vector_dim: int = 0
+    user_vocab_sizes: list[int] = field(default_factory=list)
+    num_user_dense: int = 0
+    history_vocab_sizes: list[int] = field(default_factory=list)
+    history_shared_tables: list[int] = field(default_factory=list)
+    num_history_dense: int = 0
+    max_list_length: int = 30
+    max_history_length: int = 50
+    schema_fingerprint: str | None = None
+    embedding_dim: int = 16
+    unknown_rate: float | int = 0.01
+    position_input: Literal["embedding", "none"] = "embedding"
+    task_loss: str = "binary_log_loss"
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        known = [name for name in self.__dataclass_fields__ if not name.startswith("_")]
+        for key in kwargs:
+            # transformers accepts any key; a typo must not train for an hour.
+            if key not in _TRANSFORMERS_KEYS:
+                raise InputError(f"{type(self).__name__} has no option {key!r}{suggestion(key, known)}")
+        if kwargs.get("output_attentions"):
+            # As upstream's setter does: with any other the config could not be saved.
+            kwargs["attn_implementation"] = kwargs.get("attn_implementation") or "eager"
+        if kwargs.get("attn_implementation") not in (None, "eager", "sdpa"):
+            # A config.json may name it, and transformers takes other names for Hub repositories with code to run.
+            raise InputError(f"attn_implementation is {kwargs['attn_implementation']!r}: expected 'eager' or 'sdpa'")
+        if isinstance(self.dtype, str) and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise InputError(f"dtype is {self.dtype!r}: expected a number format of torch, such as 'float32'")
+        super().__post_init__(**kwargs)
+
+    def validate_sizes(self) -> None:
+        """Checks what types cannot say."""
+        if min((*self.item_vocab_sizes, *self.user_vocab_sizes, *self.history_vocab_sizes, 3)) < 3:
+            raise InputError("a table has fewer than 3 rows: expected padding, unknown and at least one value")
+        if min(self.num_item_dense, self.item_vector_dim, self.num_user_dense, self.num_history_dense) < 0:
+            raise InputError("num_item_dense, item_vector_dim, num_user_dense, num_history_dense: expected at least 0")
+        if min(self.max_list_length, self.max_history_length, self.embedding_dim) < 1:
+            raise InputError("max_list_length, max_history_length and embedding_dim: expected at least 1")
+        if self.task_loss not in (*TASK_LOSSES, "own"):
+            known = (*TASK_LOSSES, "own")
+            meant = suggestion(self.task_loss, known)
+            raise InputError(f"task_loss is {self.task_loss!r}: expected one of {', '.join(known)}{meant}")
+        if not 0 <= self.unknown_rate < 1:
+            raise InputError(f"unknown_rate is {self.unknown_rate}: expected a share in [0, 1)")
+        if not self.initializer_range > 0:
+            raise InputError(f"initializer_range is {self.initializer_range}: expected a number above 0")
+        if len(self.history_shared_tables) != len(self.history_vocab_sizes):
+            raise InputError("history_shared_tables and history_vocab_sizes differ in length: one entry a feature")
+        if any(not -1 <= table < len(self.item_vocab_sizes) for table in self.history_shared_tables):
+            raise InputError(f"history_shared_tables is {self.history_shared_tables}: expected item features, or -1")
+
+    @property
+    def task_loss_name(self) -> str:
+        """The task loss with ``own`` resolved."""
+        return self.own_task_loss if self.task_loss == "own" else self.task_loss
+
+    @classmethod
+    def for_schema(cls, schema: ListSchema, **overrides: Any) -> Any:
+        """A config for the lists of a fitted schema.
+
+        Args:
+            schema: ``processor.schema``.
+            overrides: Options of the config.
+
+        Raises:
+            InputError: The schema was not fitted, or an option is unknown or out of range.
+        """
+        if schema.fitted is None:
+            raise InputError("the schema has not been fitted: use the schema of a ListProcessor, processor.schema")
+        axes = schema.axis_sizes()
+        sizes: dict[str, Any] = {"item_vector_dim": axes["Fv"]}
+        for part, name, axis in (("items", "item", "F"), ("user", "user", "U"), ("history", "history", "H")):
+            tables = schema.features(part, Categorical)
+            sizes[f"{name}_vocab_sizes"] = [table.hash_size or table.size for table in tables]
+            sizes[f"num_{name}_dense"] = axes[f"{axis}d"]
+        item_tables = [table.name for table in schema.features("items", Categorical)]
+        sizes["history_shared_tables"] = [
+            -1 if table.shares is None else item_tables.index(table.shares)
+            for table in schema.features("history", Categorical)
+        ]
+        for name in ("max_list_length", "max_history_length"):
+            sizes[name] = getattr(schema, name)
+        if schema.position == NO_ORDER and overrides.setdefault("position_input", "none") != "none":
+            raise InputError(
+                f"the schema says position={NO_ORDER!r}, that there is no initial order, and position_input is "
+                f"{overrides['position_input']!r}: leave it out, or name the column of positions in the schema"
+            )
+        try:
+            return cls(**{**sizes, "schema_fingerprint": schema.fingerprint, **overrides})
+        except StrictDataclassError as error:
+            if schema.position == NO_ORDER and "position_input" in str(error):
+                raise InputError(
+                    f"{cls.__name__.removesuffix('Config')} reads items in an order, and the schema says "
+                    f"position={NO_ORDER!r}: choose another model, or name the column of positions in the schema"
+                ) from None
+            raise InputError(f"{cls.__name__}: {error.__cause__}") from None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As upstream; a value of the wrong type or out of range is an ``InputError``."""
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except StrictDataclassError as error:
+            raise InputError(f"{cls.__name__}: {error.__cause__}") from None
+
+    @classmethod
+    def preset(cls, name: str, schema: ListSchema, **overrides: Any) -> Any:
+        """A config with published sizes: ``paper``, ``librerank-ad`` or ``librerank-prm``."""
+        if name not in cls.presets:
+            raise InputError(
+                f"{cls.__name__} has no preset {name!r}: expected one of {', '.join(cls.presets)}"
+                f"{suggestion(name, cls.presets)}"
+            )
+        return cls.for_schema(schema, **{**cls.presets[name], **overrides})

@@ -1,0 +1,128 @@
+"""``RerankCollator``: lists in, a batch of tensors out, for any ``Trainer`` or data loader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from hf_rerank.errors import InputError
+from hf_rerank.processing.processor import ListProcessor
+from hf_rerank.processing.ragged import RaggedLists
+from hf_rerank.processing.rows import rows_in_columns
+from hf_rerank.schema import MODEL_TENSORS
+from hf_rerank.validation import Lists
+
+
+class RerankCollator:
+    """Encodes lists and pads them to the longest of the batch.
+
+    With it a plain ``transformers.Trainer`` trains and evaluates these models on lists as they are (set
+    ``remove_unused_columns=False``). Two lists become, for example::
+
+        [{"category": ["shoes", "bags"], "click": [0, 1]}, {"category": ["bags"], "click": [1]}]
+
+        item_categorical  int64   [[[3], [2]], [[2], [0]]]      0 at padding
+        mask              bool    [[True, True], [True, False]]
+        position_ids      int64   [[0, 1], [0, 1]]
+        labels            float32 [[0.0, 1.0], [1.0, -100.0]]   -100 at padding
+
+    Args:
+        processor: Encodes the lists.
+        with_labels: Labels, positions and weights that the schema names must be there. Otherwise they are read where
+            they are.
+        highest_label: Labels above are refused; give 1 under log-losses.
+        truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
+        all_tensors: Also return the tensors that ``forward`` does not take: ``list_id``, ``propensities``,
+            ``attraction``.
+
+    Raises:
+        InputError: A list is wrong; the message names the list and the column.
+    """
+
+    def __init__(
+        self,
+        processor: ListProcessor,
+        *,
+        with_labels: bool = True,
+        highest_label: float = np.inf,
+        truncate: bool = False,
+        all_tensors: bool = False,
+    ) -> None:
+        self.processor, self.with_labels = processor, with_labels
+        self.highest_label, self.truncate, self.all_tensors = highest_label, truncate, all_tensors
+
+    def __call__(self, lists: Sequence[Mapping[str, Any]] | pa.Table) -> dict[str, Tensor]:
+        """The tensors of a batch, by name.
+
+        Args:
+            lists: One dict per list (columns, or ``{"items": [{...}, ...], ...}``); or an arrow table, one row per
+                list.
+        """
+        return self.tensors(self.encode(lists))
+
+    def encode(
+        self, lists: Sequence[Mapping[str, Any]] | pa.Table, first: int = 0, ids: Sequence[str] | None = None
+    ) -> RaggedLists:
+        """The encoded lists before padding, with ids.
+
+        Args:
+            lists: As of ``__call__``.
+            first: Number of the first list, for messages.
+            ids: Of the lists where they have no ``list_id`` column. None: their numbers.
+        """
+        schema = self.processor.schema
+        if isinstance(lists, pa.Table | pa.RecordBatch):
+            checked = Lists.from_arrow(lists, schema, with_labels=self.with_labels, first=first)
+            has_ids = schema.list_id in lists.schema.names
+        else:
+            rows = rows_in_columns(lists, schema)
+            checked = Lists.from_rows(rows, schema, with_labels=self.with_labels, first=first)
+            has_ids = bool(rows) and schema.list_id in rows[0]
+        if ids is not None and not has_ids:
+            checked.ids = list(ids)
+        if checked.labels is not None and checked.labels.max(initial=0.0) > self.highest_label:
+            self._refuse_label(checked)
+        ragged, _ = self.processor.encode(checked, truncate=self.truncate)
+        return ragged.with_ids(checked.ids)
+
+    def tensors(self, ragged: RaggedLists) -> dict[str, Tensor]:
+        """The tensors of encoded lists, padded; those that ``forward`` takes, or all of them."""
+        arrays = ragged.padded()
+        names = arrays if self.all_tensors else [name for name in MODEL_TENSORS if name in arrays]
+        return {name: torch.from_numpy(arrays[name]) for name in names}
+
+    def _refuse_label(self, lists: Lists) -> None:
+        assert lists.labels is not None
+        index = int(np.argmax(lists.labels))
+        row = int(np.searchsorted(np.cumsum(lists.lengths), index, side="right"))
+        raise InputError(
+            f"label {lists.labels[index]:g} in list {lists.ids[row]}: a log-loss takes labels from 0 to "
+            f"{self.highest_label:g} (column {self.processor.schema.label!r}); use a listwise task_loss for grades, "
+            "such as softmax_loss, or turn them into clicks"
+        )
+
+
+def ids_from_tensor(list_id: Tensor) -> list[str]:
+    """The ids in a tensor ``list_id``, uint8 [B, W]."""
+    return [bytes(row).rstrip(b"\0").decode() for row in list_id.cpu().tolist()]
+
+
+def list_keys(list_id: Tensor) -> Tensor:
+    """int64 [B], a hash of each id in ``list_id`` uint8 [B, W]: the same in any batch, however padded."""
+    return (list_id.long() * _odd_powers(list_id.shape[1], list_id.device)).sum(-1)
+
+
+@lru_cache(maxsize=64)
+def _odd_powers(count: int, device: torch.device) -> Tensor:
+    """int64 [count], powers of the 64-bit FNV prime, on the device so that a step copies nothing there."""
+    powers, power = [], 1
+    for _ in range(count):
+        power = (power * 0x100000001B3) % (1 << 64)
+        powers.append(power - (1 << 64) if power >> 63 else power)
+    return torch.tensor(powers, device=device)

@@ -1,0 +1,524 @@
+"""``ListProcessor`` turns lists into arrays: it learns vocabularies and scales, and is saved beside the model.
+
+Everything works on whole columns of a batch; nothing loops over lists. Neither torch nor transformers is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.processing.ragged import RaggedLists
+from hf_rerank.processing.scaling import DenseScale, Moments, numbers_of, scaled
+from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
+from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
+from hf_rerank.storage import read_json, refuse_repeated_names, write_json
+from hf_rerank.storage.hub_download import REMEDY, verified_folder
+from hf_rerank.storage.hub_upload import push_saved
+from hf_rerank.validation import Lists, tables_of
+
+CONFIG_FILE = "preprocessor_config.json"
+VOCABULARIES_FILE = "vocabularies.safetensors"
+FORMAT_VERSION = 1
+# What transformers hands to a processor beside its own options: how to load the model.
+_MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype", "device_map", "attn_implementation")
+
+
+@dataclass
+class EncodingReport:
+    """What encoding met: counts, so that reports of batches add up.
+
+    Attributes:
+        lists: Lists encoded.
+        cut_lists: Lists longer than ``max_list_length`` that were cut.
+        cut_items: Items that this removed.
+        cut_histories: Histories longer than ``max_history_length``, of which the newest items were kept.
+        cut_history_items: History items that this removed.
+        values: Feature -> values seen.
+        unknown: Categorical feature -> values without a row of their own (nulls included).
+        missing: Feature -> nulls.
+    """
+
+    lists: int = 0
+    cut_lists: int = 0
+    cut_items: int = 0
+    cut_histories: int = 0
+    cut_history_items: int = 0
+    values: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: EncodingReport) -> None:
+        """Adds the counts of another report to this one."""
+        self.lists += other.lists
+        self.cut_lists += other.cut_lists
+        self.cut_items += other.cut_items
+        self.cut_histories += other.cut_histories
+        self.cut_history_items += other.cut_history_items
+        for counts, more in (
+            (self.values, other.values),
+            (self.unknown, other.unknown),
+            (self.missing, other.missing),
+        ):
+            for name, count in more.items():
+                counts[name] = counts.get(name, 0) + count
+
+    def unknown_share(self) -> dict[str, float]:
+        """Categorical feature -> share of its values that are unknown."""
+        return {name: count / max(self.values[name], 1) for name, count in self.unknown.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+class ListProcessor:
+    """Encodes lists as the tensors that re-rankers take; ``schema.TENSORS`` describes each of them.
+
+    Make one with ``from_lists`` from training lists, or load one with ``from_pretrained``. One list of two items, with
+    a text category, a price on a log scale and clicks, becomes::
+
+        {"category": ["shoes", "unseen"], "price": [9.0, 99.0], "click": [0, 1]}
+
+        item_categorical  [[[2], [1]]]        2: the first value of the vocabulary, 1: the unknown value
+        item_dense        [[[-1.1], [1.1]]]   log(1 + price), minus its training mean, divided by its deviation
+        mask              [[True, True]]
+        position_ids      [[0, 1]]            the order of the row, since the schema names no position column
+        labels            [[0.0, 1.0]]
+
+    Attributes:
+        schema: The schema with the sizes of all tables filled in and ``fitted`` set.
+        fit_report: What fitting found: the number of lists, and per categorical feature the values that got a row,
+            were too rare, or did not fit.
+    """
+
+    def __init__(
+        self,
+        schema: ListSchema,
+        vocabularies: Mapping[str, TableVocabulary | HashVocabulary],
+        scales: Mapping[str, DenseScale],
+        fit_report: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.vocabularies = dict(vocabularies)
+        self.scales = dict(scales)
+        self.fit_report = dict(fit_report or {})
+        self.schema = _with_table_sizes(schema, self.vocabularies).replace(fitted=self._digest())
+
+    @classmethod
+    def from_lists(cls, lists: Any, *, schema: ListSchema, batch_size: int = 10_000) -> ListProcessor:
+        """Learns vocabularies and scales.
+
+        Args:
+            lists: Training lists: a ``datasets`` Dataset or IterableDataset, or an arrow table.
+            schema: Says which column is what.
+            batch_size: Lists read at a time.
+
+        Raises:
+            InputError: A list is wrong (see ``Lists``), or there is none.
+        """
+        counts: dict[str, ValueCounts] = {}
+        moments: dict[str, Moments] = {}
+        number = 0
+        for table in tables_of(lists, batch_size):
+            batch = Lists.from_arrow(table, schema, first=number)
+            number += len(batch)
+            for part in ("items", "user", "history"):
+                for feature in getattr(schema, part):
+                    column = getattr(batch, part)[feature.name]
+                    if isinstance(feature, Categorical) and feature.hash_size is None:
+                        counts.setdefault(feature.shares or feature.name, ValueCounts()).add(column, feature.name)
+                    elif isinstance(feature, Dense):
+                        moments.setdefault(feature.name, Moments()).add(numbers_of(feature, column)[0])
+        if not number:
+            raise InputError("there is no list to learn from: expected at least one training list")
+        vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
+        report: dict[str, Any] = {"lists": number, "vocabularies": {}}
+        for feature in _own_tables(schema):
+            if feature.hash_size is not None:
+                vocabularies[feature.name] = HashVocabulary(feature.hash_size)
+                continue
+            vocabulary, rare, left_out = counts[feature.name].vocabulary(
+                min_count=feature.min_count, size=feature.size
+            )
+            vocabularies[feature.name] = vocabulary
+            report["vocabularies"][feature.name] = {"values": len(vocabulary), "rare": rare, "left_out": left_out}
+        return cls(schema, vocabularies, {name: moment.scale() for name, moment in moments.items()}, report)
+
+    def extend(self, lists: Any, *, batch_size: int = 10_000) -> dict[str, dict[str, int]]:
+        """Gives rows to values that later lists hold and the vocabularies lack: ids of new items, categories, brands.
+
+        The rows that are there stay as they are, new ones follow them, and ``schema.fingerprint`` changes: give the
+        model ``model.resize_embeddings(processor.schema)`` before anything else. Scales of dense features are those of
+        the first training lists still; a ``size`` in the schema is no limit here; hashed tables have all their rows.
+
+        Args:
+            lists: Later training lists, as of ``from_lists``. A value seen in them less than the feature's
+                ``min_count`` times stays unknown.
+            batch_size: Lists read at a time.
+
+        Returns:
+            Categorical feature -> ``added`` values, and ``rare`` ones, which stay unknown.
+
+        Raises:
+            InputError: A list is wrong (see ``Lists``), there is none, or a column changed between integers and text.
+        """
+        counts = {table.name: ValueCounts() for table in _own_tables(self.schema) if table.hash_size is None}
+        number = 0
+        for table in tables_of(lists, batch_size):
+            batch = Lists.from_arrow(table, self.schema, first=number)
+            number += len(batch)
+            for part in ("items", "user", "history"):
+                for feature in self.schema.features(part, Categorical):
+                    if feature.hash_size is None:
+                        counts[feature.shares or feature.name].add(getattr(batch, part)[feature.name], feature.name)
+        if not number:
+            raise InputError("there is no list to learn from: expected at least one")
+        vocabularies, report = dict(self.vocabularies), {}
+        for feature in _own_tables(self.schema):
+            known = vocabularies[feature.name]
+            if isinstance(known, TableVocabulary):
+                new, rare = counts[feature.name].new_values(known, feature.name, min_count=feature.min_count)
+                report[feature.name] = {"added": len(new), "rare": rare}
+                if len(new):
+                    vocabularies[feature.name] = known.extended(new)
+        if any(found["added"] for found in report.values()):
+            before, self.vocabularies = self.as_before(), vocabularies
+            self.schema = _with_table_sizes(self.schema, vocabularies).replace(fitted=self._digest(), **before)
+            self.fit_report = {
+                **self.fit_report,
+                "extended": [*self.fit_report.get("extended", ()), {"lists": number, "vocabularies": report}],
+            }
+        return report
+
+    def as_before(self) -> dict[str, Any]:
+        """What a schema that grows from this one says of it: ``extends`` and ``rows_before``."""
+        schema = self.schema
+        # Processors that were saved by earlier versions do not say how many rows were in use.
+        unsaid = [()] * (len(schema.extends) - len(schema.rows_before))
+        rows = tuple(self.vocabularies[feature.name].num_rows for feature in _own_tables(schema))
+        return {
+            "extends": (*schema.extends, schema.fingerprint),
+            "rows_before": (*schema.rows_before, *unsaid, rows),
+        }
+
+    def __call__(
+        self, lists: Any, *, truncate: bool = False, with_labels: bool = False, return_tensors: str = "pt"
+    ) -> dict[str, Any]:
+        """Encodes one batch of lists as keyword arguments of a model's ``forward``.
+
+        Args:
+            lists: One dict per list; an arrow table; or ``Lists``.
+            truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
+            with_labels: Labels, positions and weights that the schema names must be there.
+            return_tensors: ``"pt"`` (torch) or ``"np"`` (numpy).
+
+        Returns:
+            Tensors by name, padded to the longest list; those with the roles in ``schema.MODEL_ROLES``.
+        """
+        if return_tensors not in ("pt", "np"):
+            raise InputError(f"return_tensors is {return_tensors!r}: expected 'pt' (torch) or 'np' (numpy)")
+        if isinstance(lists, pa.Table | pa.RecordBatch):
+            lists = Lists.from_arrow(lists, self.schema, with_labels=with_labels)
+        elif not isinstance(lists, Lists):
+            lists = Lists.from_rows(lists, self.schema, with_labels=with_labels)
+        arrays = self.encode(lists, truncate=truncate)[0].padded()
+        arrays = {name: arrays[name] for name in MODEL_TENSORS if name in arrays}
+        if return_tensors == "np":
+            return arrays
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def encode(self, lists: Lists, *, truncate: bool = False) -> tuple[RaggedLists, EncodingReport]:
+        """The encoded lists before padding (``.padded()`` gives the arrays of a batch), and counts of what was found.
+
+        Of a history longer than ``schema.max_history_length`` the newest items are kept; the report counts the others.
+
+        Args:
+            lists: Checked lists.
+            truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
+
+        Raises:
+            InputError: A list is longer than ``schema.max_list_length`` and ``truncate`` is off.
+        """
+        schema = self.schema
+        report = EncodingReport(lists=len(lists))
+        keep, item_lengths = self._choose_items(lists, truncate, report)
+        lengths = {"L": item_lengths}
+        rows = {"item_categorical": np.zeros((int(item_lengths.sum()), 0), dtype=np.int64)}
+        rows |= self._encode_part("item", schema.items, lists.items, keep, report)
+        rows |= self._encode_part("user", schema.user, lists.user, slice(None), report)
+        if schema.history:
+            newest, lengths["H"] = self._choose_history(lists, report)
+            rows |= self._encode_part("history", schema.history, lists.history, newest, report)
+        rows |= {name: values[keep] for name, values in lists.columns.items()}
+        return RaggedLists(lengths, rows), report
+
+    def check_fingerprint(self, expected: str | None, what: str) -> None:
+        """Refuses a model that was made for other lists.
+
+        Args:
+            expected: ``schema_fingerprint`` of the model's config. None: not known, accepted.
+            what: The model, for the message.
+
+        Raises:
+            InputError: It is not the fingerprint of ``schema``.
+        """
+        if expected not in (None, self.schema.fingerprint):
+            raise InputError(
+                f"{what} was made for lists with fingerprint {expected}, the processor has {self.schema.fingerprint}: "
+                "they do not belong together; load both from the same folder, or make the config with "
+                "for_schema(processor.schema)"
+            )
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Writes ``preprocessor_config.json`` (schema, scales) and ``vocabularies.safetensors``."""
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise InputError(f"{folder} is a file: expected a folder to save the processor in")
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = {
+            "feature_extractor_type": type(self).__name__,
+            "format_version": FORMAT_VERSION,
+            "schema": self.schema.to_dict(),
+            "scales": {name: asdict(scale) for name, scale in self.scales.items()},
+            "fit_report": self.fit_report,
+        }
+        save_file(self._vocabulary_arrays(), folder / VOCABULARIES_FILE)
+        write_json(folder / CONFIG_FILE, plain)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+        return [str(folder / CONFIG_FILE), str(folder / VOCABULARIES_FILE)]
+
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> Any:
+        """Uploads the processor alone (``Reranker.push_to_hub``: also its model); other files of the repository stay.
+
+        Args:
+            repo_id: ``"someone/name"``, or a name of your own.
+            commit_message: Of the commit.
+            options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``hf_rerank.hub.push_model``.
+        """
+        return push_saved(self.save_pretrained, repo_id, commit_message=commit_message, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **kwargs: Any,
+    ) -> ListProcessor:
+        """Loads a processor from a folder or a Hub repository.
+
+        The digests of its files are checked where ``Reranker`` or the trainer saved them, with a ``manifest.json``.
+
+        Raises:
+            InputError: A file is missing or damaged, of a newer format, or schema and vocabularies do not belong
+                together.
+        """
+        unknown = [name for name in kwargs if not name.startswith("_") and name not in _MODEL_OPTIONS]
+        if unknown:
+            raise InputError(f"unknown argument {unknown[0]!r} to ListProcessor.from_pretrained")
+        folder = verified_folder(
+            pretrained_model_name_or_path,
+            (CONFIG_FILE, VOCABULARIES_FILE),
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        config_path, vocabularies_path = folder / CONFIG_FILE, folder / VOCABULARIES_FILE
+        refuse_repeated_names(vocabularies_path)
+        plain = read_json(config_path, REMEDY)
+        if plain.get("format_version") != FORMAT_VERSION:
+            raise InputError(
+                f"{config_path} has format_version {plain.get('format_version')!r}, this library reads "
+                f"{FORMAT_VERSION}: install a newer hf-rerank"
+            )
+        known = ("feature_extractor_type", "format_version", "schema", "scales", "fit_report")
+        for key in plain:
+            if key not in known:
+                raise InputError(f"{config_path} has an unknown key {key!r}{suggestion(key, known)}")
+        for key in ("schema", "scales", "fit_report"):
+            if not isinstance(plain.get(key), dict):
+                raise InputError(f"{config_path} lacks {key!r}, or it is no object; save the processor again")
+        for name, scale in plain["scales"].items():
+            if not isinstance(scale, dict) or set(scale) != {"mean", "std"}:
+                raise InputError(f"{config_path} has the scale {scale!r} of {name!r}: expected mean and std")
+        try:
+            arrays = load_file(vocabularies_path)
+        except SafetensorError as error:
+            raise InputError(
+                f"{vocabularies_path} is damaged: {error}; save or download the processor again"
+            ) from None
+        schema = ListSchema.from_dict(plain["schema"])
+        processor = cls(
+            schema,
+            _vocabularies(schema, arrays, vocabularies_path),
+            {name: DenseScale(**scale) for name, scale in plain["scales"].items()},
+            plain["fit_report"],
+        )
+        if processor.schema.fitted != schema.fitted:
+            raise InputError(
+                f"{vocabularies_path} or the scales in {config_path.name} are not those that the schema was saved "
+                "with: a file was changed or comes from another model; save the processor again"
+            )
+        return processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """The schema and sizes, for printing."""
+        return {"feature_extractor_type": type(self).__name__, "schema": self.schema.to_dict()}
+
+    def _choose_items(
+        self, lists: Lists, truncate: bool, report: EncodingReport
+    ) -> tuple[np.ndarray | slice, np.ndarray]:
+        """Which items stay (all, unless lists are cut to their first places) and the lengths that result."""
+        longest = self.schema.max_list_length
+        too_long = lists.lengths > longest
+        if not too_long.any():
+            return slice(None), lists.lengths
+        if not truncate:
+            row = int(np.argmax(too_long))
+            raise InputError(
+                f"list {lists.ids[row]} has {lists.lengths[row]} items, the schema allows max_list_length={longest}: "
+                "cut the list, pass truncate=True to keep its first places, or make the schema longer and train again"
+            )
+        report.cut_lists = int(too_long.sum())
+        report.cut_items = int((lists.lengths - longest)[too_long].sum())
+        return lists.positions < longest, np.minimum(lists.lengths, longest)
+
+    def _choose_history(self, lists: Lists, report: EncodingReport) -> tuple[np.ndarray | slice, np.ndarray]:
+        """Which history items stay, the newest, which come first, and the lengths that result."""
+        longest, lengths = self.schema.max_history_length, lists.history_lengths
+        too_long = lengths > longest
+        if not too_long.any():
+            return slice(None), lengths
+        report.cut_histories = int(too_long.sum())
+        report.cut_history_items = int((lengths - longest)[too_long].sum())
+        place = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return place < longest, np.minimum(lengths, longest)
+
+    def _encode_part(
+        self, part: str, features: Any, columns: Mapping[str, Any], keep: np.ndarray | slice, report: EncodingReport
+    ) -> dict[str, np.ndarray]:
+        """The arrays of items, user or history: one row a value that is kept, one column a feature."""
+        categorical: list[np.ndarray] = []
+        dense: list[Dense] = []
+        vectors: list[np.ndarray] = []
+        for feature in features:
+            column = columns[feature.name]
+            report.values[feature.name] = len(column)
+            if isinstance(feature, Vector):
+                vectors.append(column)
+                continue
+            if column.null_count:
+                report.missing[feature.name] = column.null_count
+            if isinstance(feature, Categorical):
+                rows = self.vocabularies[feature.shares or feature.name].rows(column, feature.name)
+                categorical.append(rows)
+                report.unknown[feature.name] = int(np.count_nonzero(rows == UNKNOWN))
+            else:
+                dense.append(feature)
+        arrays = {}
+        if categorical:
+            arrays[f"{part}_categorical"] = np.stack(categorical, axis=-1)[keep]
+        if dense:
+            names = [feature.name for feature in dense]
+            numbers = scaled(dense, [columns[name] for name in names], [self.scales[name] for name in names])
+            arrays[f"{part}_dense"] = numbers[keep]
+        if vectors:
+            arrays[f"{part}_vectors"] = np.concatenate(vectors, axis=-1)[keep]
+        return arrays
+
+    def _vocabulary_arrays(self) -> dict[str, np.ndarray]:
+        arrays = {}
+        for name, vocabulary in self.vocabularies.items():
+            if isinstance(vocabulary, HashVocabulary):
+                continue
+            if isinstance(vocabulary.values, list):
+                encoded = [value.encode() for value in vocabulary.values]
+                arrays[f"text/{name}"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+                arrays[f"text_lengths/{name}"] = np.array([len(value) for value in encoded], dtype=np.int64)
+            else:
+                arrays[f"integers/{name}"] = vocabulary.values
+        return arrays
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for name, scale in sorted(self.scales.items()):
+            digest.update(json.dumps([name, scale.mean, scale.std]).encode())
+        for name, array in sorted(self._vocabulary_arrays().items()):
+            digest.update(json.dumps([name, str(array.dtype), len(array)]).encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+def _own_tables(schema: ListSchema) -> list[Categorical]:
+    features: list[Feature] = [*schema.items, *schema.user, *schema.history]
+    return [feature for feature in features if isinstance(feature, Categorical) and feature.shares is None]
+
+
+def _with_table_sizes(schema: ListSchema, vocabularies: Mapping[str, TableVocabulary | HashVocabulary]) -> ListSchema:
+    def sized(feature: Feature) -> Feature:
+        if not isinstance(feature, Categorical) or feature.hash_size is not None:
+            return feature
+        tables = {table.name: table for table in schema.features("items", Categorical)}
+        own = tables[feature.shares] if feature.shares else feature
+        # A column whose values are all too rare, or all missing, still has a row for one value.
+        needed = max(vocabularies[own.name].num_rows, FIRST_VALUE + 1)
+        size = needed if own.size is None else max(own.size, needed)
+        return Categorical(feature.name, size=size, shares=feature.shares, min_count=feature.min_count)
+
+    return schema.replace(
+        **{part: tuple(sized(feature) for feature in getattr(schema, part)) for part in ("items", "user", "history")}
+    )
+
+
+def _vocabularies(
+    schema: ListSchema, arrays: Mapping[str, np.ndarray], path: Path
+) -> dict[str, TableVocabulary | HashVocabulary]:
+    vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
+    for feature in _own_tables(schema):
+        if feature.hash_size is not None:
+            vocabularies[feature.name] = HashVocabulary(feature.hash_size)
+        elif f"integers/{feature.name}" in arrays:
+            integers = arrays[f"integers/{feature.name}"]
+            if integers.dtype != np.int64 or integers.ndim != 1:
+                raise InputError(
+                    f"{path} holds {integers.dtype} {list(integers.shape)} as the vocabulary of {feature.name!r}: "
+                    "expected int64 [values]; the file was changed, save or download the processor again"
+                )
+            vocabularies[feature.name] = TableVocabulary(integers)
+        elif f"text/{feature.name}" in arrays and f"text_lengths/{feature.name}" in arrays:
+            joined = arrays[f"text/{feature.name}"].tobytes()
+            ends = np.cumsum(arrays[f"text_lengths/{feature.name}"])
+            starts = ends - arrays[f"text_lengths/{feature.name}"]
+            try:
+                texts = [joined[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+            except (TypeError, UnicodeDecodeError) as error:
+                raise InputError(
+                    f"{path} holds a damaged vocabulary of {feature.name!r}: {error}; save or download the processor "
+                    "again"
+                ) from None
+            vocabularies[feature.name] = TableVocabulary(texts)
+        else:
+            raise InputError(f"{path} holds no vocabulary of {feature.name!r}: the file belongs to another processor")
+    return vocabularies

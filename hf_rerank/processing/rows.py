@@ -1,0 +1,136 @@
+"""Lists as people have them in Python, dicts of items and data frames, as one dict of columns per list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.schema import ListSchema, Vector
+
+# Keys that hold one dict per item, or per history item.
+ITEMS, HISTORY = "items", "history"
+
+
+def rows_in_columns(lists: Sequence[Mapping[str, Any]], schema: ListSchema) -> Sequence[Mapping[str, Any]]:
+    """Lists whose items are dicts, ``{"items": [{"price": 3}, ...], "gender": 1}``, as dicts of columns.
+
+    ``{"price": [3, ...], "gender": 1}``. A history may be given in the same way, under ``"history"``. Lists that are
+    dicts of columns stay as they are.
+
+    Args:
+        lists: One dict per list.
+        schema: Says which columns the items and the history have.
+
+    Raises:
+        InputError: An item is no dict, or lacks a key that the first item has.
+    """
+    names = {feature.name for feature in (*schema.items, *schema.user, *schema.history)}
+    if ITEMS in names or not any(isinstance(row, Mapping) and _holds_dicts(row.get(ITEMS)) for row in lists[:1]):
+        return lists
+    return [_in_columns(row, number, schema) for number, row in enumerate(lists)]
+
+
+def _holds_dicts(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) > 0 and isinstance(value[0], Mapping)
+
+
+def _in_columns(row: Mapping[str, Any], number: int, schema: ListSchema) -> dict[str, Any]:
+    if not isinstance(row, Mapping) or ITEMS not in row:
+        raise InputError(f"list {number} has no {ITEMS!r}, which other lists have: give all lists in the same form")
+    columns = {name: value for name, value in row.items() if name not in (ITEMS, HISTORY)}
+    columns |= _columns_of_entries(row[ITEMS], f"item {{}} of list {number}")
+    if HISTORY in row:
+        columns |= {feature.name: [] for feature in schema.history}
+        columns |= _columns_of_entries(row[HISTORY], f"history item {{}} of list {number}")
+    return columns
+
+
+def _columns_of_entries(entries: Any, where: str) -> dict[str, list[Any]]:
+    if isinstance(entries, str) or not isinstance(entries, Sequence):
+        raise InputError(f"{where.format(0)} is in a {type(entries).__name__}: expected a list of dicts")
+    if not entries:
+        return {}
+    columns: dict[str, list[Any]] = {name: [] for name in entries[0]} if isinstance(entries[0], Mapping) else {}
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            raise InputError(f"{where.format(place)} is a {type(entry).__name__}: expected a dict")
+        odd = next(iter(columns.keys() ^ entry.keys()), None)
+        if odd is not None:
+            has, lacks = (0, place) if odd in columns else (place, 0)
+            raise InputError(
+                f"{where.format(lacks)} lacks {odd!r}, which {where.format(has)} has"
+                f"{suggestion(odd, entries[lacks])}: give every item the same keys, None where a value is missing"
+            )
+        for name, values in columns.items():
+            values.append(entry[name])
+    return columns
+
+
+def is_frame(lists: Any) -> bool:
+    """Whether ``lists`` is a pandas or Polars data frame; neither library is imported for the answer."""
+    return type(lists).__name__ == "DataFrame" and type(lists).__module__.split(".")[0] in ("pandas", "polars")
+
+
+def rows_of_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
+    """The lists of a data frame, as one dict of columns per list.
+
+    If the cells of the item columns are sequences, a row is a list. Otherwise a row is an item, and the rows with one
+    value of the schema's ``list_id`` make a list, in the order in which they stand; lists come in the order in which
+    they first appear.
+
+    Args:
+        frame: A pandas or Polars ``DataFrame``. In pandas, NaN is a missing value, and the index is not read.
+        schema: Says which columns are of the items and which of the list.
+
+    Raises:
+        InputError: A column is missing, a row per item has no ``list_id``, or a user column differs within a list.
+    """
+    import polars as pl
+
+    table = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
+    first = schema.items[0].name
+    if first not in table.columns:
+        raise InputError(
+            f"the data frame has no column {first!r}; its columns: {', '.join(map(str, table.columns))}"
+            f"{suggestion(first, table.columns)}"
+        )
+    table = table.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
+    cell: Any = table.schema[first]
+    if isinstance(schema.items[0], Vector):  # a sequence already for one item
+        cell = getattr(cell, "inner", None)
+    if isinstance(cell, pl.List | pl.Array):
+        return table.to_dicts()
+    list_id = schema.list_id
+    if list_id is None or list_id not in table.columns:
+        raise InputError(
+            "a data frame with one row per item needs the column that says which list an item belongs to: "
+            + ("name it as list_id in the schema" if list_id is None else f"{list_id!r}, the schema's list_id")
+        )
+    per_list = [feature.name for feature in (*schema.user, *schema.history) if feature.name in table.columns]
+    groups = table.group_by(list_id, maintain_order=True)
+    for name in per_list:
+        differing = groups.agg(pl.col(name).n_unique()).filter(pl.col(name) > 1)
+        if len(differing):
+            raise InputError(
+                f"column {name!r} of the data frame differs within list {differing[list_id][0]}: expected one value "
+                "per list; name it among the items of the schema, or make it constant"
+            )
+    columns = [name for name in table.columns if name != list_id]
+    return groups.agg(pl.col(name).first() if name in per_list else pl.col(name) for name in columns).to_dicts()
+
+
+def frame_of_results(results: Sequence[Mapping[str, Any]], frame: Any) -> Any:
+    """Ranked lists as a data frame of the same library as ``frame``: one row per ranked item, best first.
+
+    Its columns are those of a result: ``list_id``, ``order``, ``scores``, ``ids``.
+    """
+    import polars as pl
+
+    columns: dict[str, list[Any]] = {"list_id": [], "order": [], "scores": [], "ids": []}
+    for result in results:
+        columns["list_id"] += [result["list_id"]] * len(result["order"])
+        for name in ("order", "scores", "ids"):
+            columns[name] += result[name]
+    ranked = pl.DataFrame(columns, strict=False)
+    return ranked if isinstance(frame, pl.DataFrame) else ranked.to_pandas(use_pyarrow_extension_array=False)

@@ -1,0 +1,265 @@
+"""Finds the files of a saved model: in a folder, or in a repository on the Hub; and sees that they are whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from hf_rerank.errors import InputError
+from hf_rerank.storage import MANIFEST, read_manifest, refuse_repeated_names, verify
+from hf_rerank.storage.hub_errors import LOG_IN, reason, without_tokens
+
+REMEDY = "save or download it again"
+WEIGHTS_FILE, GRAPH_FILE = "model.safetensors", "model.onnx"
+# Which version of a repository, and how its files are fetched; named as huggingface_hub names them.
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+
+
+def verified_folder(
+    source: str | Path, names: Sequence[str], *, reads: Callable[[str], bool] | None = None, **hub_options: Any
+) -> Path:
+    """The folder with these files, fetched from the Hub if need be, and checked against its manifest if it has one.
+
+    Args:
+        source: A folder, or the id of a Hub repository.
+        names: Files that must be there; fixed by this library, never read from a checkpoint.
+        reads: Which other files of the folder will be read, by their names. None: none.
+        hub_options: As of ``model_file``.
+
+    Raises:
+        InputError: As ``model_file``; or a file is cut, changed, or not one of those that were saved.
+    """
+    hub_options = at_one_commit(source, names[0], **hub_options)
+    folder = model_file(source, names[0], **hub_options).parent
+    remote = not Path(source).is_dir()
+    if remote:
+        _fetched_if_there(source, MANIFEST, **hub_options)
+    for name in names[1:]:
+        model_file(source, name, **hub_options)
+
+    def wanted(name: str) -> bool:
+        return name in names or (reads is not None and reads(name))
+
+    remedy = repair(source, folder.name) if remote else REMEDY
+    if remote and (manifest := read_manifest(folder, remedy)) is not None:
+        for name in manifest["files"]:
+            if wanted(name):
+                model_file(source, name, **hub_options)
+    verify(folder, wanted, remedy)
+    return folder
+
+
+def at_one_commit(source: str | Path, name: str, **hub_options: Any) -> dict[str, Any]:
+    """The options with the commit that a repository's revision is at now, so that all files come from the same one.
+
+    Args:
+        source: A folder, whose options stay as they are; or the id of a Hub repository.
+        name: A file that must be there.
+        hub_options: As of ``model_file``.
+    """
+    refuse_no_source(source)
+    if Path(source).is_dir():
+        return hub_options
+    # The Hub's cache keeps the files of a commit in a folder of its name.
+    return {**hub_options, "revision": model_file(source, name, **hub_options).parent.name}
+
+
+def refuse_no_source(source: Any) -> None:
+    """Raises an InputError for what is neither a folder nor the id of a repository."""
+    if not isinstance(source, str | PathLike):
+        raise InputError(f"expected a folder, or the id of a repository, got {type(source).__name__}")
+    if not str(source):
+        raise InputError("expected a folder, or the id of a repository, got an empty text")
+    if Path(source).is_file():
+        raise InputError(f"{source} is a file: expected the folder that holds it")
+
+
+def repair(source: str | Path, commit: str, kind: str = "model") -> str:
+    """The command that fetches a commit into the cache anew, whatever became of what is there."""
+    of_kind = "" if kind == "model" else f" --repo-type {kind}"
+    return f"fetch it anew: hf download {source}{of_kind} --revision {commit} --force-download"
+
+
+def folder_with_weights(source: str | Path, *, variant: str | None = None, **hub_options: Any) -> Path:
+    """The folder with a model's config and weights, as ``verified_folder``; weights are read from nowhere else.
+
+    Raises:
+        InputError: As ``verified_folder``; the list of shards names a file outside the folder; a tensor has two
+            entries; or the folder holds an adapter, which would name another model to load.
+    """
+    suffix = f".{variant}.safetensors" if variant else ".safetensors"
+    weights, index = f"model{suffix}", f"model{suffix}.index.json"
+    folder = verified_folder(source, ["config.json"], reads=_holds_weights, **hub_options)
+    remote = not Path(source).is_dir()
+    if remote:
+        hub_options = {**hub_options, "revision": folder.name}
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{folder / 'adapter_config.json'} names another model: expected a re-ranker of its own")
+    if remote and _fetched_if_there(source, weights, **hub_options) is None:
+        _fetched_if_there(source, index, **hub_options)
+    if (folder / weights).is_file():
+        shards = [weights]
+    elif (folder / index).is_file():
+        shards = _shards(folder / index)
+    else:
+        if weights == WEIGHTS_FILE and _lists_a_graph(folder):
+            raise InputError(_only_a_graph(source))
+        raise InputError(f"{folder} has no {weights}: weights are read from safetensors files only")
+    for name in shards:
+        refuse_repeated_names(model_file(source, name, **hub_options))
+    return folder
+
+
+def holds_only_a_graph(source: str | Path, **hub_options: Any) -> bool:
+    """Whether a folder or repository holds an exported graph, and no weights of PyTorch.
+
+    Args:
+        source: A folder, or the id of a Hub repository, of which the weights, or else the graph, are then fetched.
+        hub_options: As of ``model_file``, with the commit of ``at_one_commit``.
+
+    Raises:
+        InputError: The repository cannot be reached.
+    """
+    weights = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json")
+    if Path(source).is_dir():
+        return not any((Path(source) / name).is_file() for name in weights) and _lists_a_graph(Path(source))
+    if any(_fetched_if_there(source, name, **hub_options) is not None for name in weights):
+        return False
+    return _fetched_if_there(source, GRAPH_FILE, **hub_options) is not None
+
+
+def refuse_only_a_graph(source: str | Path, **hub_options: Any) -> None:
+    """Raises an InputError if a folder or repository holds an exported graph alone, where its model is needed.
+
+    Args:
+        source: A folder, or the id of a Hub repository.
+        hub_options: As of ``model_file``.
+    """
+    if holds_only_a_graph(source, **at_one_commit(source, "config.json", **hub_options)):
+        raise InputError(_only_a_graph(source))
+
+
+def _only_a_graph(source: str | Path) -> str:
+    return (
+        f"{source} holds an exported graph ({GRAPH_FILE}) and no weights of PyTorch: give the model that it was "
+        "exported from; a graph can only rank, with Reranker.from_pretrained or hf-rerank rank"
+    )
+
+
+def _holds_weights(name: str) -> bool:
+    return name.startswith(("model", "adapter_")) and name.endswith((".safetensors", ".json"))
+
+
+def _lists_a_graph(folder: Path) -> bool:
+    """Whether a folder holds an exported graph, or its manifest lists one that was not fetched from the Hub."""
+    manifest = read_manifest(folder)
+    return (folder / GRAPH_FILE).is_file() or (manifest is not None and GRAPH_FILE in manifest["files"])
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that the list of shards names: each lies beside it."""
+    try:
+        names = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index} is no list of shards: {error!r}; {REMEDY}") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise InputError(f"{index} names {name!r}: expected .safetensors files in the same folder")
+    return names
+
+
+def _fetched_if_there(source: str | Path, name: str, **hub_options: Any) -> Path | None:
+    """The file ``name`` of a Hub repository; None if the repository, or the cache while offline, has none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(str(source), name, **hub_options))
+    except RemoteEntryNotFoundError:
+        return None
+    except LocalEntryNotFoundError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, OfflineModeIsEnabled):
+            return None
+        # Nobody knows whether there is one: a model is not loaded unchecked because the network failed.
+        raise InputError(_unreachable(source, name, error, hub_options.get("token"))) from None
+    except (HTTPError, OSError) as error:
+        raise InputError(_cut_off(source, name, error, hub_options.get("token"))) from None
+
+
+def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
+    """The path of the file ``name`` in ``source``.
+
+    Args:
+        source: A folder, or the id of a Hub repository (``"someone/prm-taobao"``).
+        name: A file name; fixed by this library, never read from a checkpoint.
+        hub_options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``, ``repo_type``.
+
+    Raises:
+        InputError: The folder lacks the file, there is no such folder or repository, or it cannot be reached.
+    """
+    refuse_no_source(source)
+    folder = Path(source)
+    if folder.is_dir():
+        path = folder / name
+        if not path.is_file():
+            there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+            raise InputError(
+                f"{folder} has no {name} (it holds {there}): expected a folder that save_pretrained wrote"
+            )
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(str(source), name, **hub_options))
+    except RemoteEntryNotFoundError:
+        raise InputError(f"the repository {source} has no {name}: expected what push_to_hub uploads") from None
+    except LocalEntryNotFoundError as error:
+        raise InputError(_unreachable(source, name, error, hub_options.get("token"))) from None
+    except RevisionNotFoundError:
+        raise InputError(f"the repository {source} has no revision {hub_options['revision']!r}") from None
+    except RepositoryNotFoundError:
+        kind = hub_options.get("repo_type") or "model"
+        raise InputError(
+            f"there is neither a folder {source} nor a {kind} repository of that name that you may read: check the "
+            f"name, or {LOG_IN} (in Python also token=)"
+        ) from None
+    except HFValidationError as error:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"{source} is neither a folder here nor a repository: {said}") from None
+    except (HTTPError, OSError) as error:
+        raise InputError(_cut_off(source, name, error, hub_options.get("token"))) from None
+
+
+def _cut_off(source: str | Path, name: str, error: BaseException, token: Any) -> str:
+    """Of a file that is there, and does not arrive."""
+    line = f"{name} of the repository {source} cannot be fetched: {reason(error, token)}"
+    return without_tokens(line, token)
+
+
+def _unreachable(source: str | Path, name: str, error: BaseException, token: Any) -> str:
+    """Of a file that is not in the cache, while the Hub does not give it."""
+    if error.__cause__ is None:
+        why = "only the cache was to be looked at (local_files_only); leave that out to fetch it"
+    else:
+        why = reason(error.__cause__, token)
+    return without_tokens(
+        f"there is no folder {source}, and {name} of a repository of that name is not in the cache and cannot be "
+        f"fetched: {why}",
+        token,
+    )

@@ -1,0 +1,165 @@
+"""A repository on the Hub that is pushed to: created if need be, looked at, changed by one commit or not at all."""
+
+from __future__ import annotations
+
+import fnmatch
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_rerank.errors import InputError
+from hf_rerank.storage import MANIFEST, read_manifest
+from hf_rerank.storage.hub_errors import is_unknown_outcome, named_faults
+
+MAIN = "main"
+# What the Hub itself puts into a new repository, and what people write there by hand.
+_OF_ANYBODY = (".gitattributes", "README.md", "LICENSE")
+NOTHING_COMMITTED = "Nothing was committed: the repository is as it was; large files that arrived are not sent again"
+UNKNOWN_COMMIT = "Whether the commit arrived is not known: run the same command again, which commits nothing if it did"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository as it was looked at.
+
+    Attributes:
+        repo_id: ``"someone/name"``.
+        kind: ``model`` or ``dataset``.
+        branch: To commit to.
+        head: The commit that was looked at.
+        files: Their names in it.
+        token: None: the one the user logged in with.
+        create_pr: Commit to a new pull request instead.
+    """
+
+    repo_id: str
+    kind: str
+    branch: str
+    head: str
+    files: list[str]
+    token: str | None
+    create_pr: bool
+
+    def commit(self, files: Mapping[str, Path | bytes], *, owned: Sequence[str], message: str) -> Any:
+        """Uploads files as one commit, in which those of an earlier push that are not among them go.
+
+        Not ``HfApi.upload_folder``: with hf_xet that makes several commits of a large folder.
+
+        Args:
+            files: Name in the repository -> a file, or its content.
+            owned: Patterns of names that a push may remove.
+            message: Of the commit.
+
+        Returns:
+            The ``CommitInfo``.
+
+        Raises:
+            InputError: It failed; the repository is as it was, or the message says that this is not known.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+        api = HfApi(token=self.token)
+        where = f"{self.kind} repository {self.repo_id}"
+        additions = [
+            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+            for name, content in files.items()
+        ]
+        stale = [
+            CommitOperationDelete(name)
+            for name in self.files
+            if name not in files and any(fnmatch.fnmatch(name, pattern) for pattern in owned)
+        ]
+        options: dict[str, Any] = {"repo_type": self.kind, "create_pr": self.create_pr}
+        if not self.create_pr:
+            options["revision"] = self.branch
+        with named_faults(f"files could not be sent to the {where}", token=self.token, kept=_nothing_committed):
+            api.preupload_lfs_files(self.repo_id, additions, free_memory=False, **options)
+        with named_faults(f"the {where} got the files but no commit", token=self.token, kept=_what_became):
+            return api.create_commit(
+                self.repo_id, [*stale, *additions], commit_message=message, parent_commit=self.head, **options
+            )
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest at the commit looked at; None without one."""
+        if MANIFEST not in self.files:
+            return None
+        from huggingface_hub import hf_hub_download
+
+        with tempfile.TemporaryDirectory() as folder:
+            with named_faults(f"{MANIFEST} of {self.repo_id} could not be read", token=self.token):
+                hf_hub_download(
+                    self.repo_id,
+                    MANIFEST,
+                    repo_type=self.kind,
+                    revision=self.head,
+                    token=self.token,
+                    local_dir=folder,
+                )
+            return read_manifest(Path(folder))
+
+
+def open_repository(
+    repo_id: str,
+    kind: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> Repository:
+    """Creates a repository, and a branch, if there is none, and looks at what is there.
+
+    Args:
+        repo_id: ``"someone/name"``, or a name of your own.
+        kind: ``model`` or ``dataset``.
+        private: A repository that this creates is private; one that is there must be.
+        revision: Branch to commit to. None: main.
+        create_pr: Commit to a new pull request instead, for which one need not be allowed to write there.
+        token: None: the one the user logged in with.
+
+    Raises:
+        InputError: The Hub cannot be reached or refuses; the repository is public, although ``private`` was asked for,
+            or holds something that this library did not push.
+    """
+    from huggingface_hub import HfApi
+
+    if create_pr and revision not in (None, MAIN):
+        raise InputError("a pull request goes to main: give a revision, or create_pr, not both")
+    if not repo_id:
+        raise InputError("repo_id is empty: expected 'someone/name', or a name of your own")
+    api, branch = HfApi(token=token), revision or MAIN
+    what = f"the {kind} repository {repo_id} could not be opened"
+    with named_faults(what, token=token):
+        url = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
+        whole = url.repo_id
+        if url.repo_type != kind:
+            raise InputError(f"{whole} is a {url.repo_type} repository: choose another name to push a {kind}")
+        if branch != MAIN and not branch.startswith("refs/"):
+            api.create_branch(whole, branch=branch, repo_type=kind, exist_ok=True)
+        info: Any = api.repo_info(whole, repo_type=kind, revision=branch)
+    if private and info.private is False:
+        raise InputError(
+            f"{whole} is there already, and public: make it private in its settings, or choose another name. Nothing "
+            "was sent"
+        )
+    names = sorted(sibling.rfilename for sibling in info.siblings or [])
+    if ".gitignore" in names:
+        # The client leaves out the files that it names, without a word.
+        raise InputError(f"{whole} has a .gitignore, which may keep files out: remove it there. Nothing was sent")
+    foreign = [name for name in names if name not in _OF_ANYBODY]
+    if foreign and MANIFEST not in names:
+        raise InputError(
+            f"{whole} holds something else (such as {', '.join(foreign[:3])}, and no {MANIFEST}): choose another "
+            "name, or another branch. Nothing was sent"
+        )
+    return Repository(whole, kind, branch, info.sha, names, token, create_pr)
+
+
+def _nothing_committed(error: BaseException) -> str:
+    return NOTHING_COMMITTED
+
+
+def _what_became(error: BaseException) -> str:
+    return UNKNOWN_COMMIT if is_unknown_outcome(error) else NOTHING_COMMITTED

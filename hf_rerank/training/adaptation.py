@@ -1,0 +1,322 @@
+"""Fine-tuning: ``adapt`` prepares a trained re-ranker for other lists.
+
+It keeps everything that the new lists leave valid: rows of embedding tables by column and value, and every weight that
+does not read a column which changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_rerank.errors import InputError
+from hf_rerank.inference.reranker import Reranker
+from hf_rerank.models.base import PreTrainedReranker
+from hf_rerank.models.config import RerankerConfig
+from hf_rerank.models.embeddings import FeatureTables, HistoryEmbedding, ItemEmbedding
+from hf_rerank.processing import ListProcessor
+from hf_rerank.processing.vocabularies import UNKNOWN
+from hf_rerank.schema import Categorical, Dense, Feature, ListSchema
+
+PARTS = ("items", "user", "history")
+KEPT, LENGTHENED, REINITIALISED = "kept", "lengthened", "re-initialised"
+# What a schema says of a config; all other options are the model's own.
+_SIZES = (
+    *("item_vocab_sizes", "num_item_dense", "item_vector_dim", "user_vocab_sizes", "num_user_dense"),
+    *("history_vocab_sizes", "history_shared_tables", "num_history_dense", "schema_fingerprint"),
+)
+_LENGTHS = ("max_list_length", "max_history_length")
+_DENSE_OF = {"items": "num_item_dense", "user": "num_user_dense", "history": "num_history_dense"}
+
+
+@dataclass(frozen=True)
+class AdaptReport:
+    """What ``adapt`` did.
+
+    Attributes:
+        differences: How the columns differ from those that the model was made for, one text each.
+        vocabularies: Categorical column that stayed -> values ``added``, and ``rare`` ones, which are unknown.
+        parameters: Name of each parameter of the new model -> ``kept`` (equal to the bit), ``lengthened`` (its rows
+            are kept, new ones follow) or ``re-initialised`` (random).
+        dropped: Parameters of the old model, by their name there, that the new one does not have.
+    """
+
+    differences: list[str]
+    vocabularies: dict[str, dict[str, int]]
+    parameters: dict[str, str]
+    dropped: list[str]
+
+    def names(self, what: str) -> list[str]:
+        """The parameters that are ``kept``, ``lengthened`` or ``re-initialised``."""
+        return [name for name, found in self.parameters.items() if found == what]
+
+    def __str__(self) -> str:
+        lines = [f"columns: {difference}" for difference in self.differences]
+        for name, found in self.vocabularies.items():
+            lines.append(f"{name}: {found['added']:,} new values, {found['rare']:,} too rare")
+        lines.append(f"{KEPT}: {len(self.names(KEPT))} of {len(self.parameters)} parameters")
+        for what, names in (
+            (LENGTHENED, self.names(LENGTHENED)),
+            (REINITIALISED, self.names(REINITIALISED)),
+            ("dropped", self.dropped),
+        ):
+            if names:
+                lines.append(f"{what}: {', '.join(names)}")
+        return "\n".join(lines)
+
+
+def adapt(
+    reranker: Reranker, lists: Any, schema: ListSchema | None = None, *, reinitialize: bool = False
+) -> tuple[Reranker, AdaptReport]:
+    """A re-ranker for other lists, that begins as the given one, which stays as it is.
+
+    Columns that both have keep vocabulary, scale and the rows of their table; values that the vocabulary lacks get
+    rows after those, each a copy of the unknown value's row, by which the value was scored so far. Where lists may be
+    longer than the model's, position tables get rows too, each a copy of the last place's; ``max_list_length`` and
+    ``max_history_length`` never shrink. As long as the columns are the same, no score of a list changes.
+
+    With other columns (one missing, new, or of another kind) the weights that read them mean nothing any more. With
+    ``reinitialize`` those are drawn anew (set torch's seed before), as are the tables of new columns; scales and
+    vocabularies of new columns are learned from ``lists``; all other weights are kept. Scores are then of no use until
+    the model is trained.
+
+    Args:
+        reranker: The trained model and its processor.
+        lists: Training lists of the new kind, as of ``ListProcessor.from_lists``.
+        schema: Of these lists, fitted or not. None: that of ``reranker.processor``.
+        reinitialize: Accept other columns.
+
+    Returns:
+        The new re-ranker, without frozen parameters, and the report.
+
+    Raises:
+        InputError: Columns differ and ``reinitialize`` is off, or no item column is shared; a list is wrong, or
+            something else than a list, a schema or a re-ranker was given.
+    """
+    if not isinstance(reranker, Reranker):
+        raise InputError(f"expected a Reranker, got {type(reranker).__name__}: Reranker.from_pretrained loads one")
+    if not isinstance(schema, ListSchema | None):
+        raise InputError(f"schema is a {type(schema).__name__}: expected a ListSchema, or None for the model's own")
+    before = reranker.processor.schema
+    after = before if schema is None else schema
+    differences = {part: _differences(before, after, part) for part in PARTS}
+    told = [text for part in PARTS for text in differences[part]]
+    if told and not reinitialize:
+        raise InputError(
+            f"the lists have other columns than the model was made for: {'; '.join(told)}; give lists with the "
+            "model's columns, or draw the weights that read them anew with reinitialize=True (--reinitialize)"
+        )
+    changed = [part for part in PARTS if differences[part]]
+    processor, vocabularies = _adapted_processor(reranker.processor, after, lists, changed)
+    model, parameters, dropped = _adapted_model(reranker, processor, changed)
+    return Reranker(processor, model), AdaptReport(told, vocabularies, parameters, dropped)
+
+
+def _kind(feature: Feature, schema: ListSchema) -> str:
+    """All that decides what the numbers of a column mean; sizes of tables may differ."""
+    if isinstance(feature, Categorical):
+        options = [f"hash_size={feature.hash_size}"] if feature.hash_size is not None else []
+        if feature.shares is not None:
+            table = next(item for item in schema.items if item.name == feature.shares)
+            options += [f"shares={feature.shares!r}: {_kind(table, schema)}"]
+        return f"categorical({', '.join(options)})" if options else "categorical"
+    if isinstance(feature, Dense):
+        return f"dense(scale={feature.scale!r}, missing={feature.missing!r})"
+    return f"vector(dim={feature.dim})"
+
+
+def _differences(before: ListSchema, after: ListSchema, part: str) -> list[str]:
+    old, new = (
+        {feature.name: _kind(feature, schema) for feature in getattr(schema, part)} for schema in (before, after)
+    )
+    where = {"items": "item", "user": "user", "history": "history"}[part]
+    texts = [f"{where} column {name!r} ({kind}) is missing" for name, kind in old.items() if name not in new]
+    texts += [f"{where} column {name!r} ({kind}) is new" for name, kind in new.items() if name not in old]
+    return texts + [
+        f"{where} column {name!r} is {kind}, was {old[name]}"
+        for name, kind in new.items()
+        if name in old and old[name] != kind
+    ]
+
+
+def _shared(before: ListSchema, after: ListSchema, part: str) -> list[Feature]:
+    """Columns of both, as ``after`` has them, with at least the rows that the tables of ``before`` have."""
+    old = {feature.name: feature for feature in getattr(before, part)}
+    found: list[Feature] = []
+    for feature in getattr(after, part):
+        known = old.get(feature.name)
+        if known is not None and _kind(known, before) == _kind(feature, after):
+            if isinstance(feature, Categorical) and isinstance(known, Categorical):
+                feature = dataclasses.replace(feature, size=known.size)
+            found.append(feature)
+    return found
+
+
+def _adapted_processor(
+    processor: ListProcessor, after: ListSchema, lists: Any, changed: list[str]
+) -> tuple[ListProcessor, dict[str, dict[str, int]]]:
+    before = processor.schema
+    after = after.replace(
+        fitted=None,
+        extends=(),
+        rows_before=(),
+        **{name: max(getattr(before, name), getattr(after, name)) for name in _LENGTHS},
+    )
+    shared = {part: _shared(before, after, part) for part in PARTS}
+    if not shared["items"]:
+        raise InputError("the lists share no item column with the model: there is nothing to go on from, train anew")
+    names = {feature.name for part in PARTS for feature in shared[part]}
+    extended = ListProcessor(
+        after.replace(**shared),
+        {name: vocabulary for name, vocabulary in processor.vocabularies.items() if name in names},
+        {name: scale for name, scale in processor.scales.items() if name in names},
+        processor.fit_report,
+    )
+    report = extended.extend(lists)
+    # Another order of the same columns is none: the weights know that of the model.
+    for part in PARTS:
+        if part not in changed:
+            shared[part] = _in_order(shared[part], getattr(before, part))
+    if changed:
+        fitted = ListProcessor.from_lists(lists, schema=after)
+        features = {
+            part: _with_sizes_of(shared[part], getattr(after, part)) if part in changed else shared[part]
+            for part in PARTS
+        }
+        after = after.replace(**features)
+        adapted = ListProcessor(
+            after,
+            {**fitted.vocabularies, **extended.vocabularies},
+            {**fitted.scales, **extended.scales},
+            {**fitted.fit_report, "adapted_from": before.fingerprint, "extended": report},
+        )
+        return adapted, report
+    adapted = ListProcessor(after.replace(**shared), extended.vocabularies, processor.scales, extended.fit_report)
+    if adapted.schema.fingerprint == before.fingerprint:
+        adapted.schema = adapted.schema.replace(extends=before.extends, rows_before=before.rows_before)
+    else:
+        adapted.schema = adapted.schema.replace(**processor.as_before())
+    return adapted, report
+
+
+def _with_sizes_of(shared: list[Feature], features: tuple[Feature, ...]) -> list[Feature]:
+    known = {feature.name: feature for feature in shared}
+    return [known.get(feature.name, feature) for feature in features]
+
+
+def _in_order(features: list[Feature], order: tuple[Feature, ...]) -> list[Feature]:
+    by_name = {feature.name: feature for feature in features}
+    return [by_name[feature.name] for feature in order]
+
+
+def _adapted_model(
+    reranker: Reranker, processor: ListProcessor, changed: list[str]
+) -> tuple[PreTrainedReranker, dict[str, str], list[str]]:
+    model, before, after = reranker.model, reranker.processor.schema, processor.schema
+    config = copy.deepcopy(model.config)
+    sizes = type(config).for_schema(after)
+    for name in _SIZES:
+        setattr(config, name, getattr(sizes, name))
+    for name in _LENGTHS:
+        setattr(config, name, max(getattr(config, name), getattr(sizes, name)))
+    adapted: Any = type(model)(config)
+    adapted.to(device=model.device, dtype=model.dtype)
+    old = model.state_dict()
+    old_tables, new_tables = dict(_tables(model, before)), dict(_tables(adapted, after))
+    column_of = {name: column for column, name in new_tables.items()}
+    kept_columns = {(part, feature.name) for part in PARTS for feature in _shared(before, after, part)}
+    reads = _depends_on(model, config, *(_DENSE_OF[part] for part in changed))
+    if reads:  # nothing does where only a history changed that the model does not look at
+        reads |= set(model.reads_features)
+    places = _depends_on(model, config, "max_list_length")
+    parameters: dict[str, str] = {}
+    for name, value in adapted.state_dict().items():
+        column = column_of.get(name)
+        if column is not None:
+            source = old.get(old_tables.get(column, "")) if column[1:] in kept_columns else None
+            new_row = UNKNOWN
+            in_use = None if source is None else _rows_in_use(reranker.processor, processor, column[-1])
+        else:
+            source, new_row, in_use = None if name in reads else old.get(name), -1, None
+        may_grow = column is not None or name in places
+        if (
+            source is not None
+            and source.shape != value.shape
+            and not (may_grow and source.shape[1:] == value.shape[1:] and len(source) < len(value))
+        ):
+            if not changed:
+                raise InputError(
+                    f"{type(model).__name__} has the parameter {name} of shape {list(source.shape)}, and of "
+                    f"{list(value.shape)} for these lists: it cannot be adapted, train a new model"
+                )
+            source = None
+        parameters[name] = _filled(value, source, new_row, in_use)
+    gone = {name for column, name in old_tables.items() if column not in new_tables}
+    gone |= old.keys() - old_tables.values() - parameters.keys()
+    return adapted, parameters, [name for name in old if name in gone]
+
+
+def _rows_in_use(before: ListProcessor, after: ListProcessor, column: str) -> int | None:
+    """The rows of the values that a table had, if it gets more; a table may have been made longer than they need."""
+    rows = before.vocabularies[column].num_rows
+    return rows if rows < after.vocabularies[column].num_rows else None
+
+
+def _filled(value: Tensor, source: Tensor | None, new_row: int, in_use: int | None) -> str:
+    """Fills ``value`` from the source's rows ``in_use`` (None: all), what is beyond with its row ``new_row``.
+
+    Returns:
+        What became of it.
+    """
+    if source is None:
+        return REINITIALISED
+    if in_use is None and source.shape == value.shape:
+        value.copy_(source)
+        return KEPT
+    rows = len(source) if in_use is None else in_use
+    value[:rows] = source[:rows]
+    value[rows:] = source[new_row]
+    return LENGTHENED
+
+
+def _tables(model: PreTrainedReranker, schema: ListSchema) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """(Module, part, column) and the name of its embedding table, for each table of the model."""
+    for prefix, module in model.named_modules():
+        held: tuple[tuple[str, str], ...]
+        if isinstance(module, ItemEmbedding):
+            held = (("items", "item_tables"), ("user", "user_tables"))
+        elif isinstance(module, HistoryEmbedding):
+            held = (("history", "tables"),)
+        elif isinstance(module, FeatureTables):
+            raise InputError(f"{type(module).__name__} holds tables of columns that adapt does not know: train anew")
+        else:
+            continue
+        for part, tables in held:
+            own = [feature for feature in schema.features(part, Categorical) if feature.shares is None]
+            for number, feature in enumerate(own):
+                yield (prefix, part, feature.name), f"{prefix}.{tables}.{number}.weight"
+
+
+def _depends_on(model: PreTrainedReranker, config: RerankerConfig, *sizes: str) -> set[str]:
+    """The parameters whose shape changes with one of these sizes of the config; made without memory, to look at."""
+
+    def shapes(**changes: int) -> dict[str, torch.Size]:
+        other = copy.deepcopy(config)
+        for name, value in changes.items():
+            setattr(other, name, value)
+        with torch.device("meta"):
+            return {name: value.shape for name, value in type(model)(other).state_dict().items()}
+
+    now = shapes()
+    found: set[str] = set()
+    for size in sizes:
+        # By more than one, in case a model divides a width.
+        more = shapes(**{size: getattr(config, size) + 8})
+        found |= {name for name in now if more.get(name) != now[name]}
+    return found

@@ -1,0 +1,192 @@
+"""What happens beside the steps of a training: warnings, a figure, the results, and when to save, log and evaluate."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+
+from hf_rerank.errors import InputError
+from hf_rerank.evaluation.plots import require_matplotlib, training_figure
+from hf_rerank.principled import PrincipledObjective
+
+# Above this share of collapsed lists (see ``obedience``), or this multiple of the norm that gradients are clipped to.
+COLLAPSED_SHARE = 0.1
+EXPLODING_NORM = 100.0
+
+
+class HealthCallback(TrainerCallback):
+    """Warns once of each: scores that have become equal, and gradients that have become huge.
+
+    Args:
+        objective: Of the training; its weights are named in the warnings.
+    """
+
+    def __init__(self, objective: PrincipledObjective) -> None:
+        self.objective = objective
+        self.warned: set[str] = set()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **others: Any) -> None:
+        logs = logs or {}
+        share = logs.get("collapsed_share", 0.0)
+        if share > COLLAPSED_SHARE:
+            self._warn(
+                "collapse",
+                f"the scores of {share:.0%} of the lists lie closer together than 0.001 (step {state.global_step}): "
+                "equal scores obey both principles and rank nothing; "
+                f"{self._remedy(logs, 'or set a warmup')}",
+            )
+        limit = EXPLODING_NORM * (args.max_grad_norm or 1.0)
+        norm = logs.get("grad_norm", 0.0)
+        if norm > limit:
+            clipped = f"clipped to max_grad_norm={args.max_grad_norm}" if args.max_grad_norm else "not clipped"
+            self._warn(
+                "explosion",
+                f"the gradient norm is {norm:.3g} (step {state.global_step}), {clipped}: the training may explode; "
+                f"{self._remedy(logs, 'or learning_rate')}",
+            )
+
+    def _remedy(self, logs: dict[str, float], otherwise: str) -> str:
+        """What to lower: the weight of the term that is largest in the loss."""
+        parts = {"learning_rate": logs.get("task_loss", 0.0) + logs.get("further_task_loss", 0.0)}
+        weights = {f"{term.name}_weight": term.weight for term in self.objective.terms}
+        for term in self.objective.terms:
+            parts[f"{term.name}_weight"] = term.weight * logs.get(f"{term.name}_loss", 0.0)
+        largest = max(parts, key=lambda name: parts[name])
+        if largest == "learning_rate":
+            return f"lower {' or '.join(parts)}"
+        share = parts[largest] / sum(parts.values())
+        return f"lower {largest} (now {weights[largest]:g}, its term is {share:.0%} of the loss), {otherwise}"
+
+    def _warn(self, what: str, message: str) -> None:
+        if what not in self.warned:
+            self.warned.add(what)
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+
+class PlotCallback(TrainerCallback):
+    """Redraws ``training.png`` at every evaluation and at the end of training, on the main process.
+
+    Args:
+        folder: Where the picture goes. None: ``plots`` in the training's output folder.
+
+    Raises:
+        InputError: matplotlib is missing.
+
+    Attributes:
+        drawn: Path of the picture; None until there is one.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        require_matplotlib()
+        self.folder = folder
+        self.drawn: Path | None = None
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._draw(args, state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._draw(args, state)
+
+    def _draw(self, args: Any, state: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        path = Path(self.folder or Path(args.output_dir) / "plots") / "training.png"
+        try:
+            training_figure(state.log_history, path)
+        except InputError:  # the log holds nothing to draw yet
+            return
+        except OSError as error:  # a picture is not worth a training
+            warnings.warn(f"{path} could not be written: {error}", UserWarning, stacklevel=2)
+            return
+        self.drawn = path
+
+
+class ResultsCallback(TrainerCallback):
+    """Keeps everything that is needed to repeat a training, and its outcome.
+
+    Saving a model writes it as ``results.json``.
+
+    Args:
+        facts: What is known before the training: model, arguments, objective, data, environment.
+
+    Attributes:
+        values: The facts; ``training`` with seconds, steps, best metric and log; ``evaluations`` by their prefix.
+    """
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self.values: dict[str, Any] = {**facts, "evaluations": {}}
+        self._started = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self._started = time.monotonic()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.values["training"] = {
+            "seconds": time.monotonic() - self._started,
+            "steps": state.global_step,
+            "best_metric": state.best_metric,
+            "best_step": state.best_global_step,
+            "log": state.log_history,
+        }
+
+
+class StreamPasses(TrainerCallback):
+    """Logs, measures and saves at the end of each pass over a stream, where that is to be done each epoch.
+
+    For the Trainer the whole training on a stream is one epoch, so that its place is a number of batches.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+        stream: Any = getattr(train_dataloader, "dataset", None)
+        stream = getattr(stream, "dataset", stream)  # of several processes
+        if not getattr(stream, "lists_a_pass", 0) or state.global_step >= state.max_steps:
+            return
+        lists = stream.step * args.gradient_accumulation_steps
+        taken, a_pass = state.global_step * lists, stream.lists_a_pass
+        if taken // a_pass > (taken - lists) // a_pass:
+            control.should_log |= args.logging_strategy == "epoch"
+            control.should_evaluate |= args.eval_strategy == "epoch"
+            control.should_save |= args.save_strategy == "epoch"
+
+
+class CheckpointFlow(TrainerCallback):
+    """Decides when to save and when to stop, so that a resumed run repeats nothing and omits nothing.
+
+    Attributes:
+        signal: The signal that asked training to stop; None so far.
+        best: The best checkpoint of a resumed run.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.best: Path | None = None
+        self._save_at_the_end_of_the_pass = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if self.best is not None:
+            # Where it is now: the state names the folder in which it was written.
+            state.best_model_checkpoint = str(self.best)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if self.signal is not None:
+            control.should_save = control.should_training_stop = True
+        # The log and the evaluation at the end of a pass come after this; a checkpoint before them would lose them.
+        self._save_at_the_end_of_the_pass = control.should_save and _ends_a_pass(state)
+        control.should_save = control.should_save and not self._save_at_the_end_of_the_pass
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if self.signal is not None and not _ends_a_pass(state):
+            # The unbroken run would neither log nor evaluate here.
+            control.should_log = control.should_evaluate = control.should_save = False
+        elif self._save_at_the_end_of_the_pass:
+            control.should_save = True
+        self._save_at_the_end_of_the_pass = False
+
+
+def _ends_a_pass(state: TrainerState) -> bool:
+    return state.global_step >= state.max_steps or float(state.epoch or 0).is_integer()

@@ -1,0 +1,522 @@
+"""The checks at the interface: is this Arrow table, or are these dictionaries, valid lists for a schema?
+
+``Lists`` is a checked batch, in whole columns. A null is a missing value, never an error in itself; NaN and infinity
+are errors.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.fast_rows import LARGEST_FLOAT32, PlainRows, plain_rows
+from hf_rerank.schema import COLUMN_TENSORS, TENSORS, Categorical, Dense, Feature, ListSchema, Vector, kind_of
+
+HISTORY_FEATURE = "feature of the history"
+
+
+@dataclass
+class Lists:
+    """A checked batch of lists, as flat columns: the items of all lists one after another.
+
+    Made by ``from_arrow`` or ``from_rows``. Everything that can be wrong with raw lists is found here.
+
+    Attributes:
+        schema: The schema they were checked against.
+        lengths: int64 [B], items of each list, at least 1.
+        items: Feature name -> arrow array of all items (a vector: float32 array [N, dim]).
+        user: Feature name -> arrow array [B].
+        history: Feature name -> arrow array of all history items.
+        history_lengths: int64 [B].
+        columns: The item columns that are a tensor of their own, by the name of the tensor, [N]: ``position_ids``
+            int64, always; ``labels``, ``weights``, ``initial_scores`` and so on float32, where they are.
+        ids: B texts.
+    """
+
+    schema: ListSchema
+    lengths: np.ndarray
+    items: dict[str, Any]
+    user: dict[str, pa.Array]
+    history: dict[str, pa.Array]
+    history_lengths: np.ndarray
+    columns: dict[str, np.ndarray]
+    ids: list[str] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def positions(self) -> np.ndarray:
+        """int64 [N], each item's position in the initial order of its list, from 0."""
+        return self.columns["position_ids"]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """float32 [N]; None where the lists have no labels."""
+        return self.columns.get("labels")
+
+    @classmethod
+    def from_rows(
+        cls, rows: Sequence[Mapping[str, Any]], schema: ListSchema, *, with_labels: bool = False, first: int = 0
+    ) -> Lists:
+        """Lists from dictionaries, one a list; see ``from_arrow``."""
+        if isinstance(rows, Mapping) or not isinstance(rows, Sequence):
+            raise InputError(f"expected a sequence of lists, one dictionary a list, got {type(rows).__name__}")
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise InputError(f"list {first + number} is a {type(row).__name__}: expected a dictionary of columns")
+        plain = plain_rows(rows, schema)
+        columns = {}
+        for name in columns_of(schema):
+            if name in plain.columns:
+                continue
+            there = [name in row for row in rows]
+            if all(there) and there:
+                columns[name] = _column(rows, name, schema, first)
+            elif any(there):
+                keys = rows[there.index(False)]
+                raise InputError(
+                    f"{_where(rows, there.index(False), schema, first)} lacks the column {name!r}, which other lists "
+                    f"have{suggestion(name, keys)}"
+                )
+        if not rows:
+            return cls.from_arrow(_no_lists(schema), schema, with_labels=with_labels)
+        return cls._checked(pa.table(columns), plain, len(rows), list(rows[0]), schema, with_labels, first)
+
+    @classmethod
+    def from_arrow(
+        cls, table: pa.Table | pa.RecordBatch, schema: ListSchema, *, with_labels: bool = False, first: int = 0
+    ) -> Lists:
+        """Lists from an arrow table, a row a list.
+
+        Args:
+            table: Columns of the schema; others are not looked at.
+            with_labels: Labels, positions and weights that the schema names must be there (training, evaluation).
+                Otherwise they are read where they are.
+            first: Number of the first list, for messages.
+
+        Raises:
+            InputError: Naming the column and the first list that is wrong.
+        """
+        offered = list(table.schema.names)
+        return cls._checked(table, PlainRows(None, {}), table.num_rows, offered, schema, with_labels, first)
+
+    @classmethod
+    def _checked(
+        cls,
+        table: pa.Table | pa.RecordBatch,
+        plain: PlainRows,
+        count: int,
+        offered: list[str],
+        schema: ListSchema,
+        with_labels: bool,
+        first: int,
+    ) -> Lists:
+        """Checks ``count`` lists.
+
+        Args:
+            table: The columns of the schema that are not plain, and perhaps others.
+            plain: Columns that are converted, and in which nothing can be wrong.
+            offered: The columns that the caller has, for messages.
+        """
+        ids = _ids(table, schema, first, count)
+        reader = _ColumnReader(table, offered, ids, first, schema.items[0].name)
+
+        items: dict[str, Any] = {}
+        lengths = plain.lengths
+        lengths_of = schema.items[0].name
+        for feature in schema.items:
+            if feature.name in plain.columns:
+                items[feature.name] = plain.columns[feature.name]
+                continue
+            flat, feature_lengths = reader.sequences(feature.name, feature)
+            if lengths is None:
+                lengths = feature_lengths
+                if (lengths == 0).any():
+                    empty = reader.where(int(np.argmin(lengths)))
+                    raise InputError(f"{empty} is empty: expected at least one item; leave it out")
+            reader.same_lengths(feature.name, feature_lengths, lengths_of, lengths)
+            items[feature.name] = reader.checked(feature, flat, lengths)
+        assert lengths is not None
+
+        user = {}
+        for feature in schema.user:
+            found = plain.columns.get(feature.name)
+            user[feature.name] = reader.checked(feature, reader.values(feature.name), None) if found is None else found
+        history = {}
+        history_lengths: np.ndarray | None = None
+        for feature in schema.history:
+            flat, feature_lengths = reader.sequences(feature.name, HISTORY_FEATURE)
+            if history_lengths is None:
+                history_lengths, lengths_of = feature_lengths, feature.name
+            reader.same_lengths(feature.name, feature_lengths, lengths_of, history_lengths)
+            history[feature.name] = reader.checked(feature, flat, feature_lengths)
+        if history_lengths is None:
+            history_lengths = np.zeros(len(lengths), dtype=np.int64)
+
+        columns = {"position_ids": reader.positions(schema.position_column, lengths, required=with_labels)}
+        for part, name in schema.item_columns().items():
+            if part == "position" or (name not in reader.names and not (with_labels and _is_needed(part))):
+                continue
+            columns[COLUMN_TENSORS[part]] = reader.numbers(part, name, lengths)
+        return cls(schema, lengths, items, user, history, history_lengths, columns, ids)
+
+
+def _is_needed(part: str) -> bool:
+    """Whether training and evaluation need an item column that the schema names; the truth of simulated lists not."""
+    return TENSORS[COLUMN_TENSORS[part]].role != "ground_truth"
+
+
+class _ColumnReader:
+    """Reads columns of one table; every message says the column, and the list that is wrong first."""
+
+    def __init__(
+        self, table: pa.Table | pa.RecordBatch, offered: list[str], ids: list[str], first: int, item_column: str
+    ) -> None:
+        self.table, self.offered, self.ids, self.first = table, offered, ids, first
+        self.names = table.schema.names
+        self.item_column = item_column
+
+    def where(self, row: int) -> str:
+        number = f"list {self.first + row}"
+        return number if self.ids[row] == str(self.first + row) else f"{number} (id {self.ids[row]})"
+
+    def at(self, flat_index: int, lengths: np.ndarray | None) -> str:
+        """The list and slot of a flat index; of a list column the index is the list."""
+        if lengths is None:
+            return self.where(flat_index)
+        ends = np.cumsum(lengths)
+        row = int(np.searchsorted(ends, flat_index, side="right"))
+        return f"{self.where(row)}, item {flat_index - int(ends[row] - lengths[row])}"
+
+    def values(self, name: str) -> pa.Array:
+        if name not in self.names:
+            raise InputError(
+                f"the lists have no column {name!r}; their columns: {', '.join(self.offered)}"
+                f"{suggestion(name, self.offered)}"
+            )
+        if self.names.count(name) > 1:
+            raise InputError(f"the lists have {self.names.count(name)} columns {name!r}: expected one")
+        column = self.table.column(name)
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
+        return _ordinary(column)
+
+    def sequences(self, name: str, what: str | Feature) -> tuple[pa.Array, np.ndarray]:
+        """The items of all lists one after another, and their lengths int64 [B]."""
+        column = self.values(name)
+        if not _is_sequence(column.type):
+            what = what if isinstance(what, str) else f"{kind_of(what)} feature of items"
+            raise InputError(
+                f"column {name!r} holds one {column.type} a list: expected a sequence, one value an item ({what}); of "
+                "a table with a row an item load_lists takes the CSV, or the pandas or Polars frame"
+            )
+        if column.null_count:
+            row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+            none = ", empty where there is no history" if what == HISTORY_FEATURE else ""
+            raise InputError(
+                f"column {name!r} of {self.where(row)} is null: expected a sequence, one value an item{none}"
+            )
+        if len(column) == 1:  # as in serving, where what follows would take half the time of all checks
+            flat = column[0].values
+            return _ordinary(flat), np.array([len(flat)], dtype=np.int64)
+        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
+        return _ordinary(column.flatten()), lengths
+
+    def same_lengths(self, name: str, lengths: np.ndarray, other: str, expected: np.ndarray) -> None:
+        wrong = lengths != expected
+        if np.count_nonzero(wrong):
+            row = int(np.argmax(wrong))
+            raise InputError(
+                f"{self.where(row)} is ragged: column {name!r} has {lengths[row]} values, column {other!r} has "
+                f"{expected[row]}; all columns of one list's items (and of its history) must be equally long"
+            )
+
+    def checked(self, feature: Feature, flat: pa.Array, lengths: np.ndarray | None) -> Any:
+        if isinstance(feature, Vector):
+            return self.vectors(feature, flat, lengths)
+        if pa.types.is_null(flat.type) and not (isinstance(feature, Dense) and feature.missing == "error"):
+            return flat
+        if isinstance(feature, Categorical):
+            if not (pa.types.is_integer(flat.type) or _is_text(flat.type)):
+                raise InputError(
+                    f"categorical column {feature.name!r} holds {flat.type}: expected integers or text; convert it, "
+                    "or declare it Dense"
+                )
+            if feature.hash_size is None and pa.types.is_integer(flat.type):
+                self.not_negative(feature.name, flat, lengths)
+            return flat
+        if not pa.types.is_null(flat.type):
+            self.finite(feature.name, flat, lengths, nullable=feature.missing != "error")
+        if feature.missing == "error" and flat.null_count:
+            index = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False)))
+            raise InputError(
+                f"column {feature.name!r} is missing in {self.at(index, lengths)}, and its schema says "
+                "missing='error'; fill it, or use missing='mean' or 'indicator'"
+            )
+        return flat
+
+    def not_negative(self, name: str, flat: pa.Array, lengths: np.ndarray | None) -> None:
+        """Ids of a table count from 0; hashed ones may be any 64 bits."""
+        if not len(flat) or (lowest := pc.min(flat).as_py()) is None or lowest >= 0:
+            return
+        index = int(np.argmax(pc.less(flat, 0).fill_null(False).to_numpy(zero_copy_only=False)))
+        raise InputError(
+            f"categorical column {name!r} holds {flat[index].as_py()} in {self.at(index, lengths)}: expected ids of "
+            "at least 0; a missing value is written as null (None), and an id that is truly negative as text, or give "
+            "the feature a hash_size"
+        )
+
+    def finite(
+        self, name: str, flat: pa.Array, lengths: np.ndarray | None, *, width: int = 1, nullable: bool = False
+    ) -> np.ndarray:
+        """The numbers as float64, nulls as 0, once text, NaN, infinity and what float32 cannot hold are excluded.
+
+        ``width``: numbers an item. ``nullable``: a null is allowed, and is the remedy for NaN.
+        """
+        if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type) or pa.types.is_boolean(flat.type)):
+            raise InputError(f"column {name!r} holds {flat.type}: expected numbers; convert it")
+        filled = flat.fill_null(0) if flat.null_count else flat
+        numbers = filled.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
+        wrong = ~(np.abs(numbers) <= LARGEST_FLOAT32)
+        if np.count_nonzero(wrong):
+            index = int(np.argmax(wrong))
+            raise InputError(
+                f"column {name!r} holds {numbers[index]} in {self.at(index // width, lengths)}: expected finite "
+                f"numbers (float32){'; a missing value is written as null (None)' if nullable else ''}"
+            )
+        return numbers
+
+    def vectors(self, feature: Vector, flat: pa.Array, lengths: np.ndarray | None) -> np.ndarray:
+        if not _is_sequence(flat.type):
+            raise InputError(f"column {feature.name!r} holds one {flat.type} an item: expected {feature.dim} numbers")
+        dims = pc.fill_null(pc.list_value_length(flat), 0).to_numpy(zero_copy_only=False)
+        if (dims != feature.dim).any():
+            index = int(np.argmax(dims != feature.dim))
+            raise InputError(
+                f"column {feature.name!r} has {dims[index]} numbers in {self.at(index, lengths)}: "
+                f"expected {feature.dim}"
+            )
+        numbers = flat.flatten()
+        if numbers.null_count:
+            index = int(np.argmax(numbers.is_null().to_numpy(zero_copy_only=False))) // feature.dim
+            raise InputError(f"column {feature.name!r} holds a null in {self.at(index, lengths)}: expected numbers")
+        checked = self.finite(feature.name, numbers, lengths, width=feature.dim)
+        return checked.astype(np.float32).reshape(-1, feature.dim)
+
+    def numbers(self, part: str, name: str, lengths: np.ndarray) -> np.ndarray:
+        """One finite number per item, none missing, float32 [N]; ``part`` is the field of the schema that names it."""
+        what = part.replace("_", " ")
+        flat, own_lengths = self.sequences(name, what)
+        self.same_lengths(name, own_lengths, self.item_column, lengths)
+        if flat.null_count:
+            index = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False)))
+            raise InputError(f"{what} column {name!r} is null in {self.at(index, lengths)}: expected a number")
+        numbers = self.finite(name, flat, lengths)
+        lowest = TENSORS[COLUMN_TENSORS[part]].lowest
+        if lowest is not None and (numbers < lowest).any():
+            index = int(np.argmax(numbers < lowest))
+            raise InputError(
+                f"{what} column {name!r} holds {numbers[index]} in {self.at(index, lengths)}: expected at least "
+                f"{lowest:g}"
+            )
+        if part == "propensity" and ((numbers <= 0) | (numbers > 1)).any():
+            index = int(np.argmax((numbers <= 0) | (numbers > 1)))
+            raise InputError(
+                f"propensity column {name!r} holds {numbers[index]:g} in {self.at(index, lengths)}: expected the "
+                "probability that the item was examined, above 0 and at most 1; if the column holds inverse "
+                "propensities, give 1 / x, or name it as weight in the schema to weight the training by it"
+            )
+        return numbers.astype(np.float32)
+
+    def positions(self, name: str | None, lengths: np.ndarray, *, required: bool) -> np.ndarray:
+        starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        if name is None or (name not in self.names and not required):
+            return np.arange(int(lengths.sum()), dtype=np.int64) - starts
+        flat, own_lengths = self.sequences(name, "position")
+        self.same_lengths(name, own_lengths, self.item_column, lengths)
+        if flat.null_count:
+            index = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False)))
+            raise InputError(f"position column {name!r} is null in {self.at(index, lengths)}: expected an integer")
+        if not pa.types.is_integer(flat.type):
+            raise InputError(f"position column {name!r} holds {flat.type}: expected integers from 0; convert it")
+        positions = flat.to_numpy(zero_copy_only=False).astype(np.int64)
+        inside = (positions >= 0) & (positions < np.repeat(lengths, lengths))
+        taken = np.bincount((starts + positions)[inside], minlength=len(positions))
+        wrong = ~inside
+        wrong[inside] |= taken[(starts + positions)[inside]] != 1
+        if wrong.any():
+            index = int(np.argmax(wrong))
+            row = int(np.searchsorted(np.cumsum(lengths), index, side="right"))
+            start = int(np.cumsum(lengths)[row] - lengths[row])
+            of_list = positions[start : start + lengths[row]]
+            remedy = (
+                "they start at 1: subtract 1"
+                if sorted(of_list) == list(range(1, len(of_list) + 1))
+                else "each of 0 to length - 1 once"
+            )
+            raise InputError(
+                f"position column {name!r} of {self.where(row)} is no permutation of 0..{lengths[row] - 1} "
+                f"({', '.join(map(str, of_list[:6]))}{', ...' if len(of_list) > 6 else ''}): {remedy}"
+            )
+        return positions
+
+
+def columns_of(schema: ListSchema) -> list[str]:
+    """The columns that the schema names, without the one to split by and the ids that ranking returns."""
+    features = [feature.name for feature in (*schema.items, *schema.user, *schema.history)]
+    named = [*schema.item_columns().values(), *([] if schema.list_id is None else [schema.list_id])]
+    return [*features, *named]
+
+
+def _ordinary(values: pa.Array) -> pa.Array:
+    """The same values in types that all of the library reads: booleans are 0 and 1, decimals numbers."""
+    kind = values.type
+    if pa.types.is_boolean(kind):
+        return values.cast(pa.int8())
+    if pa.types.is_decimal(kind):
+        return values.cast(pa.int64() if kind.scale == 0 and kind.precision <= 18 else pa.float64())
+    if pa.types.is_string_view(kind):
+        return values.cast(pa.string())
+    return values
+
+
+def _is_sequence(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchema, first: int) -> pa.Array:
+    plain = [row[name].tolist() if hasattr(row[name], "tolist") else row[name] for row in rows]
+
+    def converted(count: int) -> pa.Array | Exception:
+        """The column of the first ``count`` lists, or why they make none."""
+        try:
+            return pa.array(plain[:count])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            return _unusual(plain[:count]) or error
+
+    column = converted(len(plain))
+    if not isinstance(column, Exception):
+        return column
+    number = bisect.bisect_left(range(1, len(plain)), True, key=lambda count: isinstance(converted(count), Exception))
+    raise InputError(
+        f"column {name!r} of {_where(rows, number, schema, first)} holds values of several types, or others than the "
+        f"lists before it: {converted(number + 1)}; expected one type in the whole column"
+    )
+
+
+def _unusual(values: list[Any]) -> pa.Array | None:
+    """Booleans among integers, and integers from 2**63 on, which ``pa.array`` does not take by itself."""
+    there = [value for value in values if value is not None]
+    nested = all(isinstance(value, list) for value in there)
+    flat = [entry for value in there for entry in value] if nested else there
+    if not all(entry is None or isinstance(entry, int) for entry in flat):
+        return None
+
+    def integers(value: Any) -> Any:
+        if isinstance(value, list):
+            return [integers(entry) for entry in value]
+        return None if value is None else int(value)
+
+    for kind in (pa.int64(), pa.uint64()):
+        try:
+            return pa.array([integers(value) for value in values], pa.list_(kind) if nested else kind)
+        except (pa.ArrowInvalid, OverflowError):
+            continue
+    return None
+
+
+def _where(rows: Sequence[Mapping[str, Any]], row: int, schema: ListSchema, first: int) -> str:
+    """As ``_ColumnReader.where``, of lists that are no table yet."""
+    name = None if schema.list_id is None else rows[row].get(schema.list_id)
+    return f"list {first + row}" if name is None else f"list {first + row} (id {name})"
+
+
+def _ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int, count: int) -> list[str]:
+    if schema.list_id is None or schema.list_id not in table.schema.names:
+        return [str(first + row) for row in range(count)]
+    try:
+        ids = table.column(schema.list_id).to_pylist()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"column {schema.list_id!r} holds bytes that are no UTF-8: {error}; save it as UTF-8"
+        ) from None
+    if None in ids:
+        raise InputError(
+            f"column {schema.list_id!r} of list {first + ids.index(None)} is null: expected the id of the list; fill "
+            "it, or leave list_id out of the schema"
+        )
+    return [str(value) for value in ids]
+
+
+def refuse_repeated_ids(ids: Sequence[str], schema: ListSchema, numbers: Iterable[int] | None = None) -> None:
+    """
+    Args:
+        ids: Of lists.
+        schema: Says which column they are from.
+        numbers: The numbers of the lists, for messages. None: 0, 1, ...
+
+    Raises:
+        InputError: Two lists have one id.
+    """
+    if len(set(ids)) == len(ids):
+        return
+    place: dict[str, int] = {}
+    for number, list_id in zip(range(len(ids)) if numbers is None else numbers, ids, strict=False):
+        if place.setdefault(list_id, number) != number:
+            raise InputError(
+                f"column {schema.list_id!r} holds the id {list_id} in list {place[list_id]} and again in list "
+                f"{number}: expected one row a list; make the ids unique, or leave list_id out of the schema"
+            )
+
+
+def _no_lists(schema: ListSchema) -> pa.Table:
+    """A table of no rows with the columns of the schema."""
+    columns: dict[str, pa.Array] = {}
+    for feature in schema.items:
+        inner = pa.list_(pa.float32()) if isinstance(feature, Vector) else pa.int64()
+        columns[feature.name] = pa.array([], type=pa.list_(inner))
+    for feature in schema.user:
+        columns[feature.name] = pa.array([], type=pa.int64())
+    for name in (*(feature.name for feature in schema.history), *schema.item_columns().values()):
+        columns[name] = pa.array([], type=pa.list_(pa.int64()))
+    return pa.table(columns)
+
+
+def tables_of(lists: Any, batch_size: int) -> Iterable[pa.Table]:
+    """Arrow tables of at most ``batch_size`` lists each, from whatever holds lists.
+
+    Args:
+        lists: A ``datasets`` Dataset or IterableDataset, or an arrow table.
+        batch_size: Lists a table.
+
+    Raises:
+        InputError: It is something else, such as a dictionary of splits; or ``batch_size`` is below 1.
+    """
+    if batch_size < 1:  # with 0 a dataset would give empty tables for ever
+        raise InputError(f"batch_size is {batch_size}: expected at least 1")
+    if isinstance(lists, pa.Table):
+        for start in range(0, lists.num_rows, batch_size):
+            yield lists.slice(start, batch_size)
+    elif hasattr(lists, "with_format") and hasattr(lists, "iter"):
+        yield from lists.with_format("arrow").iter(batch_size=batch_size)
+    elif isinstance(lists, Mapping):
+        raise InputError(
+            f"expected lists, got a dictionary of {', '.join(map(str, lists))}: choose one split, "
+            "such as lists['train']"
+        )
+    else:
+        raise InputError(f"expected a dataset or an arrow table of lists, got {type(lists).__name__}")
