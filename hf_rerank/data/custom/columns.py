@@ -121,6 +121,8 @@ class Kinds:
         """Of CSV, what its cells look like; elsewhere text is text."""
         if not self.from_text:
             return replace(kind, values="text")
+        if role in (NUMBER, POSITION):  # whatever it looks like; whoever converts it says what is not a number
+            return replace(kind, values="number")
         cells = without_nulls(text, self.options).drop_nulls().unique()
         if not len(cells):
             return kind
@@ -301,7 +303,11 @@ class Converter:
         return self.kinds.found[name].values == "number"
 
     def _of_text(self, name: str, text: pl.Series, wanted: pa.DataType, where: Where, rows: np.ndarray) -> pa.Array:
+        kind: Any = pl.Float64 if pa.types.is_floating(wanted) else pl.UInt64 if wanted == pa.uint64() else pl.Int64
         nulls = text.null_count()
+        found = text.cast(kind, strict=False)
+        if found.null_count() == nulls:  # nearly always
+            return found.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(wanted)
         text = without_nulls(text, self.options, numbers=True)
         self._count(f"cells of text read as missing in column {name}", text.null_count() - nulls)
         if pa.types.is_integer(wanted):
@@ -311,7 +317,6 @@ class Converter:
             text = text.str.strip_chars()
             text = text.str.strip_suffix(".0")
         numbers = _booleans(text).str.strip_chars()
-        kind: Any = pl.Float64 if pa.types.is_floating(wanted) else pl.UInt64 if wanted == pa.uint64() else pl.Int64
         found = numbers.cast(kind, strict=False)
         wrong = found.is_null() & text.is_not_null()
         if wrong.any():

@@ -194,23 +194,15 @@ class CustomSource:
         """The lists of a part, by split."""
         rejects = Rejects()
         report = rejects.report
-        tables, cut = [], 0
-        for _, table in self.tables(unit, report.counts):
-            if self.cut:
-                table, of_table = cut_lists(table, self.schema)
-                cut += of_table.items
-                report.cut(of_table.lists, of_table.lost_clicks)
-                report.counts["clicks of items that were cut"] = (
-                    report.counts.get("clicks of items that were cut", 0) + of_table.clicks
-                )
-            tables.append(table)
+        tables = [
+            cut_lists(table, self.schema, report) if self.cut else table
+            for _, table in self.tables(unit, report.counts)
+        ]
         table = pa.concat_tables([self.columns.empty_table(), *tables]).combine_chunks()
         empty = report.counts.pop(EMPTY_LISTS, 0)
         report.read = table.num_rows + empty
         if empty:
             report.drop("without items", empty)
-        if cut:
-            report.count("items that were cut", cut)
         first = facts.first[unit.name]
         if first == 0:  # once, with the first unit
             report.warnings += facts.warnings
@@ -275,6 +267,8 @@ class LongSource(CustomSource):
         total = sum(Path(file.path).stat().st_size for file in own.files if not file.is_url)
         self.size = self.buckets = min(MAX_BUCKETS, max(1, -(-total // LONG_PART_BYTES)))
         self.runs: list[Path] = []
+        # The bucket that was read last: often there is but one, which is checked and then written.
+        self.last: tuple[int, Any, Any] = (-1, None, None)
 
     def partition(
         self, parts: Path, bar: Callable[..., Any], on_reject: Callable[[RejectedLine], object]
@@ -307,10 +301,13 @@ class LongSource(CustomSource):
         """The lists of a bucket, in the order in which they first appear."""
         del counts
         assert isinstance(unit.part, int)
-        items = read_bucket(self.runs, unit.part).drop(BUCKET_COLUMN)
-        if not len(items):
-            return
-        lists, parts = self.own.lists_of_items(items)
+        number, lists, parts = self.last
+        if number != unit.part:
+            items = read_bucket(self.runs, unit.part).drop(BUCKET_COLUMN)
+            if not len(items):
+                return
+            lists, parts = self.own.lists_of_items(items)
+            self.last = unit.part, lists, parts
         splits = np.array([part.split for part in self.own.parts], dtype=object)[parts]
         changes = [0, *(np.flatnonzero(splits[1:] != splits[:-1]) + 1).tolist(), len(splits)]
         for start, stop in itertools.pairwise(changes):
@@ -363,7 +360,7 @@ class _Checker:
         return SplitFacts(numbers, first, warnings, counts)
 
     def _add(self, split: str | None, table: pa.Table, first: int) -> None:
-        lists = cut_lists(table, self.schema)[0] if self.source.cut else table
+        lists = cut_lists(table, self.schema, PrepareReport()) if self.source.cut else table
         try:
             batch = Lists.from_arrow(lists, self.schema, with_labels=True, first=first)
             _refuse_long_lists(batch, self.schema)
