@@ -68,7 +68,7 @@ def _tables(path: Path, suffix: str) -> Iterator[Write]:
 
     def write(ranked: Sequence[Mapping[str, Any]]) -> None:
         nonlocal writer
-        table = pa.Table.from_pylist(list(ranked), None if writer is None else writer[1])
+        table = pa.table({name: _array([row[name] for row in ranked]) for name in ranked[0]})
         if writer is None:
             new = (
                 pq.ParquetWriter(path, table.schema)
@@ -76,7 +76,7 @@ def _tables(path: Path, suffix: str) -> Iterator[Write]:
                 else pa.ipc.new_file(str(path), table.schema)
             )
             writer = new, table.schema
-        writer[0].write_table(table)
+        writer[0].write_table(table.cast(writer[1]))
 
     try:
         yield write
@@ -116,6 +116,14 @@ def _items(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
             value = result[name]
             columns[name] += value if isinstance(value, list) else [value] * length
     of_lists = [name for name in names if not isinstance(ranked[0][name], list)]
-    table = pa.table({name: columns[name] for name in names})
+    table = pa.table({name: _array(columns[name]) for name in names})
     table = table.select([*of_lists, *(name for name in names if name not in of_lists)])
     return table.add_column(len(of_lists), "rank", pa.array(ranks, pa.int64()))
+
+
+def _array(values: list[Any]) -> pa.Array:
+    """Ids from 2**63 on need a type that is named."""
+    try:
+        return pa.array(values)
+    except OverflowError:
+        return pa.array(values, pa.list_(pa.uint64()) if isinstance(values[0], list) else pa.uint64())
