@@ -1,4 +1,4 @@
-"""Dropout of every re-ranker: one set of masks for all passes of a step, others in the next step, none in evaluation."""
+"""Dropout of every re-ranker: one set of masks for all passes of a step, others in the next, none in evaluation."""
 
 from __future__ import annotations
 
