@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_COUNT = 2
+# Of the field ``position``: the order of the row means nothing.
+NO_ORDER = "none"
 # Row numbers are kept in 32 bits.
 MAX_ROWS = 2**31 - 1
 
@@ -215,7 +217,8 @@ class ListSchema:
         user: Features of the list (the user, the request): columns of single values; no vectors.
         history: Features of what the user did before, newest first; no vectors.
         label: Item column of labels (a click is 1), at least 0.
-        position: Item column of positions in the initial order, 0 at the top. None: the order of the row.
+        position: Item column of positions in the initial order, 0 at the top. None: the order of the row. ``"none"``:
+            there is no initial order, and the order of the row means nothing; models then read no order.
         initial_score: Item column with the score that the earlier ranker gave each item, any finite number; a model
             reads it only if its config says so. Larger is better. None: not known.
         weight: Item column of sample weights, at least 0; they multiply the terms of every task loss. None: all 1.
@@ -271,27 +274,26 @@ class ListSchema:
             if not isinstance(feature, Feature):
                 raise InputError(f"{feature!r} is no feature: expected Categorical(...), Dense(...) or Vector(...)")
         names = [feature.name for feature in (*self.items, *self.user, *self.history)]
-        special = list(self.item_columns().values())
+        special = self.item_columns()
         if self.label is None:
             raise InputError("the schema names no label: name the column of clicks, which new lists may lack")
-        for name in [*names, *special, *(name for name in (self.id, self.list_id, self.group) if name is not None)]:
+        of_lists = [name for name in (self.list_id, self.group) if name is not None]
+        for name in [*names, *special.values(), *of_lists, *([] if self.id is None else [self.id])]:
             if not isinstance(name, str) or not name:
                 raise InputError(f"the schema names the column {name!r}: expected a text that is not empty")
-        for name in special:
-            if special.count(name) > 1 or name in (self.list_id, self.group):
+        for part, name in special.items():
+            uses = [use for use in (*special, "list_id", "group") if use != part and getattr(self, use) == name]
+            if uses:
                 raise InputError(
-                    f"the schema takes the column {name!r} for two of {', '.join(COLUMN_TENSORS)}, list_id and group: "
-                    "each has a column of its own"
+                    f"the schema takes the column {name!r} as {part} and as {uses[0]}: each has a column of its own"
                 )
+            if name in names:
+                raise InputError(f"the column {name!r} is a feature and also the {part}: name another column")
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"the schema names the column {name!r} twice")
-            if name in special:
-                raise InputError(
-                    f"the column {name!r} is a feature and also one of {', '.join(COLUMN_TENSORS)}: name another column"
-                )
-        if self.id is not None and self.id in (self.list_id, self.group):
-            raise InputError(f"id of the schema is {self.id!r}, which names lists or users: expected an item column")
+        if self.id in (*of_lists, *(feature.name for feature in (*self.user, *self.history))):
+            raise InputError(f"id of the schema is {self.id!r}, which is no column of the items: expected one of them")
         for part in ("user", "history"):
             for feature in getattr(self, part):
                 if isinstance(feature, Vector):
@@ -318,6 +320,11 @@ class ListSchema:
             )
 
     @property
+    def position_column(self) -> str | None:
+        """The column of positions; None if the order of the row is the initial order, or if there is none."""
+        return None if self.position == NO_ORDER else self.position
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hex digits over all that decides what the tensors mean: features, tables, what was fitted."""
         parts = {name: self.to_dict()[name] for name in ("items", "user", "history", "fitted")}
@@ -329,7 +336,8 @@ class ListSchema:
         The fields are those of ``COLUMN_TENSORS``: ``label``, ``position``, ``initial_score``, ``weight``,
         ``propensity``, ``attraction``.
         """
-        return {part: getattr(self, part) for part in COLUMN_TENSORS if getattr(self, part) is not None}
+        columns = {part: getattr(self, part) for part in COLUMN_TENSORS} | {"position": self.position_column}
+        return {part: name for part, name in columns.items() if name is not None}
 
     @property
     def id_column(self) -> str:

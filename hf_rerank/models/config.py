@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES
-from hf_rerank.schema import Categorical, ListSchema
+from hf_rerank.schema import NO_ORDER, Categorical, ListSchema
 
 # Keys that transformers itself writes into a config, beside the fields of the class.
 _TRANSFORMERS_KEYS = (
@@ -109,9 +109,8 @@ class RerankerConfig(PreTrainedConfig):
             raise InputError("max_list_length, max_history_length and embedding_dim: expected at least 1")
         if self.task_loss not in (*TASK_LOSSES, "own"):
             known = (*TASK_LOSSES, "own")
-            raise InputError(
-                f"task_loss is {self.task_loss!r}: expected one of {', '.join(known)}{suggestion(self.task_loss, known)}"
-            )
+            meant = suggestion(self.task_loss, known)
+            raise InputError(f"task_loss is {self.task_loss!r}: expected one of {', '.join(known)}{meant}")
         if not 0 <= self.unknown_rate < 1:
             raise InputError(f"unknown_rate is {self.unknown_rate}: expected a share in [0, 1)")
         if not self.initializer_range > 0:
@@ -152,9 +151,19 @@ class RerankerConfig(PreTrainedConfig):
         ]
         for name in ("max_list_length", "max_history_length"):
             sizes[name] = getattr(schema, name)
+        if schema.position == NO_ORDER and overrides.setdefault("position_input", "none") != "none":
+            raise InputError(
+                f"the schema says position={NO_ORDER!r}, that there is no initial order, and position_input is "
+                f"{overrides['position_input']!r}: leave it out, or name the column of positions in the schema"
+            )
         try:
             return cls(**{**sizes, "schema_fingerprint": schema.fingerprint, **overrides})
         except StrictDataclassError as error:
+            if schema.position == NO_ORDER and "position_input" in str(error):
+                raise InputError(
+                    f"{cls.__name__.removesuffix('Config')} reads items in an order, and the schema says "
+                    f"position={NO_ORDER!r}: choose another model, or name the column of positions in the schema"
+                ) from None
             raise InputError(f"{cls.__name__}: {error.__cause__}") from None
 
     @classmethod

@@ -14,8 +14,8 @@ from hub_server import Fault, Hub
 from hf_rerank import ListProcessor, Reranker, load_lists
 from hf_rerank.cli import main
 from hf_rerank.hub import push_lists
-from hf_rerank.models.auto import RERANKERS
 from hf_rerank.inference.export import export_onnx
+from hf_rerank.models.auto import RERANKERS
 
 OLD, NEW = "1" * 40, "2" * 40
 TRAIN = "--set hidden_sizes=[4] --max_steps 2 --per_device_train_batch_size 16 --disable_tqdm true"

@@ -16,9 +16,9 @@ from samples import KEPT, TOKEN
 from hf_rerank import InputError, ListProcessor, Reranker
 from hf_rerank.cli import main
 from hf_rerank.hub import push_lists, push_model
+from hf_rerank.storage import MANIFEST
 from hf_rerank.storage.hub_errors import without_tokens
 from hf_rerank.storage.hub_repository import open_repository
-from hf_rerank.storage import MANIFEST
 
 KEY = "someone/prm"
 FILES = {"README.md", "config.json", "manifest.json", "model.safetensors"} | {

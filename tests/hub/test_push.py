@@ -18,8 +18,8 @@ from huggingface_hub import ModelCard
 
 from hf_rerank import InputError, ListProcessor, Reranker
 from hf_rerank.hub.card import model_card
-from hf_rerank.storage.hub_download import model_file
 from hf_rerank.hub.push import PUSHED
+from hf_rerank.storage.hub_download import model_file
 
 TOKEN = "hf_canaryCanaryCanary"
 FILES = {
