@@ -108,7 +108,7 @@ def _batches(
     """Rows of files, a batch at a time, with ids of the types that the processor was fitted on."""
     from hf_rerank.data.custom.own_datasets import tables_of_files
     from hf_rerank.data.custom.own_files import OwnFiles
-    from hf_rerank.vocabularies import TableVocabulary
+    from hf_rerank.processing.vocabularies import TableVocabulary
 
     schema = processor.schema
     known = {name: v.is_text for name, v in processor.vocabularies.items() if isinstance(v, TableVocabulary) and len(v)}
