@@ -93,7 +93,7 @@ def _trace(model: PreTrainedReranker, schema: ListSchema) -> Any:
     with _quiet():
         if any(isinstance(part, nn.GRU) for part in model.modules()):
             _export_nothing()
-        program: Any = torch.onnx.export(
+        return torch.onnx.export(
             _Scores(model, names).eval(),
             tuple(example.values()),
             dynamo=True,
@@ -102,13 +102,6 @@ def _trace(model: PreTrainedReranker, schema: ListSchema) -> Any:
             dynamic_shapes=(tuple(_dynamic(name) for name in names),),
             verbose=False,
         )
-    # A column that lists may lack and no score depends on, such as the earlier ranker's score, need not be given.
-    inputs = program.model.graph.inputs
-    for value in list(inputs):
-        spec = TENSORS[value.name]
-        if spec.column is not None and not spec.required and not value.uses():
-            inputs.remove(value)
-    return program
 
 
 def _export_nothing() -> None:
