@@ -247,7 +247,9 @@ def test_initial_scores_are_an_input_of_an_exported_graph_that_reads_them(reader
         assert one["order"] == other["order"]
         assert one["scores"] == pytest.approx(other["scores"], abs=1e-5)
     lacking = [{name: values for name, values in row.items() if name != "ranker_score"} for row in TO_RANK]
-    with pytest.raises(InputError, match=r"no initial_scores, which the model reads: .*schema names as initial_score"):
+    with pytest.raises(
+        InputError, match=r"no initial_scores, an input of the exported graph: .*schema names as initial_score"
+    ):
         exported.rerank(lacking)
     with pytest.raises(InputError, match="no initial_scores, which this model reads"):
         reranker.rerank(lacking)
@@ -298,15 +300,3 @@ def test_models_that_do_not_ask_ignore_it(name: str, processor: ListProcessor) -
     expected = model(**without).logits
     assert torch.equal(model(**batch).logits, expected)
     assert torch.equal(model(**other).logits, expected)
-
-
-def test_graphs_that_do_not_read_it_rank_lists_without_it(processor: ListProcessor, tmp_path: Any) -> None:
-    config, model = RERANKERS["dnn"]
-    torch.manual_seed(0)
-    reranker = Reranker(processor, model(config.for_schema(processor.schema, hidden_sizes=[4])))
-    export_onnx(reranker, tmp_path / "graph")
-    exported = Reranker.from_pretrained(tmp_path / "graph")
-    lacking = [{key: values for key, values in row.items() if key != "ranker_score"} for row in TO_RANK]
-    assert [result["order"] for result in exported.rerank(lacking)] == [
-        result["order"] for result in reranker.rerank(TO_RANK)
-    ]
