@@ -13,9 +13,9 @@ from hub_server import Fault, Hub
 
 from hf_rerank import ListProcessor, Reranker, load_lists
 from hf_rerank.cli import main
-from hf_rerank.hub import push_lists
-from hf_rerank.models.auto import RERANKERS
+from hf_rerank.data.push_lists import push_lists
 from hf_rerank.inference.export import export_onnx
+from hf_rerank.models.auto import RERANKERS
 
 OLD, NEW = "1" * 40, "2" * 40
 TRAIN = "--set hidden_sizes=[4] --max_steps 2 --per_device_train_batch_size 16 --disable_tqdm true"
@@ -31,7 +31,7 @@ def folders(own_lists: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("old", "new")):
         torch.manual_seed(seed)
         made = model(config.for_schema(processor.schema, hidden_sizes=[4], initializer_range=0.5))
-        Reranker(made, processor).save_pretrained(folder / name)
+        Reranker(processor, made).save_pretrained(folder / name)
         export_onnx(folder / name, folder / f"{name}_graph")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lists["train"].to_list()))
     return folder
