@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_COUNT = 2
+# Of the field ``position``: the order of the row means nothing.
+NO_ORDER = "none"
 # Row numbers are kept in 32 bits.
 MAX_ROWS = 2**31 - 1
 
@@ -215,7 +217,8 @@ class ListSchema:
         user: Features of the list (the user, the request): columns of single values; no vectors.
         history: Features of what the user did before, newest first; no vectors.
         label: Item column of labels (a click is 1), at least 0.
-        position: Item column of positions in the initial order, 0 at the top. None: the order of the row.
+        position: Item column of positions in the initial order, 0 at the top. None: the order of the row. ``"none"``:
+            there is no initial order, and the order of the row means nothing; models then read no order.
         initial_score: Item column with the score that the earlier ranker gave each item, any finite number; a model
             reads it only if its config says so. Larger is better. None: not known.
         weight: Item column of sample weights, at least 0; they multiply the terms of every task loss. None: all 1.
@@ -317,6 +320,11 @@ class ListSchema:
             )
 
     @property
+    def position_column(self) -> str | None:
+        """The column of positions; None if the order of the row is the initial order, or if there is none."""
+        return None if self.position == NO_ORDER else self.position
+
+    @property
     def fingerprint(self) -> str:
         """Sixteen hex digits over all that decides what the tensors mean: features, tables, what was fitted."""
         parts = {name: self.to_dict()[name] for name in ("items", "user", "history", "fitted")}
@@ -328,7 +336,8 @@ class ListSchema:
         The fields are those of ``COLUMN_TENSORS``: ``label``, ``position``, ``initial_score``, ``weight``,
         ``propensity``, ``attraction``.
         """
-        return {part: getattr(self, part) for part in COLUMN_TENSORS if getattr(self, part) is not None}
+        columns = {part: getattr(self, part) for part in COLUMN_TENSORS} | {"position": self.position_column}
+        return {part: name for part, name in columns.items() if name is not None}
 
     @property
     def id_column(self) -> str:

@@ -161,7 +161,7 @@ class Lists:
         if history_lengths is None:
             history_lengths = np.zeros(len(lengths), dtype=np.int64)
 
-        columns = {"position_ids": reader.positions(schema.position, lengths, required=with_labels)}
+        columns = {"position_ids": reader.positions(schema.position_column, lengths, required=with_labels)}
         for part, name in schema.item_columns().items():
             if part == "position" or (name not in reader.names and not (with_labels and _is_needed(part))):
                 continue
@@ -209,7 +209,7 @@ class _ColumnReader:
             column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
         if isinstance(column, pa.ChunkedArray):
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
-        return column
+        return _ordinary(column)
 
     def sequences(self, name: str, what: str | Feature) -> tuple[pa.Array, np.ndarray]:
         """The items of all lists one after another, and their lengths int64 [B]."""
@@ -228,9 +228,9 @@ class _ColumnReader:
             )
         if len(column) == 1:  # as in serving, where what follows would take half the time of all checks
             flat = column[0].values
-            return flat, np.array([len(flat)], dtype=np.int64)
+            return _ordinary(flat), np.array([len(flat)], dtype=np.int64)
         lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
-        return column.flatten(), lengths
+        return _ordinary(column.flatten()), lengths
 
     def same_lengths(self, name: str, lengths: np.ndarray, other: str, expected: np.ndarray) -> None:
         wrong = lengths != expected
@@ -247,8 +247,6 @@ class _ColumnReader:
         if pa.types.is_null(flat.type) and not (isinstance(feature, Dense) and feature.missing == "error"):
             return flat
         if isinstance(feature, Categorical):
-            if pa.types.is_boolean(flat.type):
-                return flat.cast(pa.int64())
             if not (pa.types.is_integer(flat.type) or _is_text(flat.type)):
                 raise InputError(
                     f"categorical column {feature.name!r} holds {flat.type}: expected integers or text; convert it, "
@@ -380,6 +378,18 @@ def columns_of(schema: ListSchema) -> list[str]:
     return [*features, *named]
 
 
+def _ordinary(values: pa.Array) -> pa.Array:
+    """The same values in types that all of the library reads: booleans are 0 and 1, decimals numbers."""
+    kind = values.type
+    if pa.types.is_boolean(kind):
+        return values.cast(pa.int8())
+    if pa.types.is_decimal(kind):
+        return values.cast(pa.int64() if kind.scale == 0 and kind.precision <= 18 else pa.float64())
+    if pa.types.is_string_view(kind):
+        return values.cast(pa.string())
+    return values
+
+
 def _is_sequence(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
@@ -396,7 +406,7 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchema, fi
         try:
             return pa.array(plain[:count])
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            return error
+            return _unusual(plain[:count]) or error
 
     column = converted(len(plain))
     if not isinstance(column, Exception):
@@ -406,6 +416,27 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchema, fi
         f"column {name!r} of {_where(rows, number, schema, first)} holds values of several types, or others than the "
         f"lists before it: {converted(number + 1)}; expected one type in the whole column"
     )
+
+
+def _unusual(values: list[Any]) -> pa.Array | None:
+    """Booleans among integers, and integers from 2**63 on, which ``pa.array`` does not take by itself."""
+    there = [value for value in values if value is not None]
+    nested = all(isinstance(value, list) for value in there)
+    flat = [entry for value in there for entry in value] if nested else there
+    if not all(entry is None or isinstance(entry, int) for entry in flat):
+        return None
+
+    def integers(value: Any) -> Any:
+        return (
+            [integers(entry) for entry in value] if isinstance(value, list) else None if value is None else int(value)
+        )
+
+    for kind in (pa.int64(), pa.uint64()):
+        try:
+            return pa.array([integers(value) for value in values], pa.list_(kind) if nested else kind)
+        except (pa.ArrowInvalid, OverflowError):
+            continue
+    return None
 
 
 def _where(rows: Sequence[Mapping[str, Any]], row: int, schema: ListSchema, first: int) -> str:

@@ -58,8 +58,8 @@ def test_a_tiny_run_writes_every_row(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--models", "prn"], "unknown re-ranker 'prn': expected one of"),
-        (["--presets", "naive"], "principled preset 'naive': expected one of"),
-        (["--fractions", "1.5"], "consistency_fraction is 1.5: expected a share"),
+        (["--presets", "naive"], "principled is 'naive': expected one of"),
+        (["--fractions", "1.5"], "fraction is 1.5: expected a number"),
         (["--repeats", "0"], "argument --repeats: invalid count value: '0'"),
     ],
 )

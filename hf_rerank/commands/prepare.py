@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.commands.parsing import Parser
+from hf_rerank.commands.reading import add_reader_options, reader_options
 from hf_rerank.errors import InputError
 
 
@@ -39,8 +40,10 @@ def add(commands: Any) -> None:
     _add_ranker_options(prm_public)
     prm_public.set_defaults(run=_prepare_prm_public, parser=prm_public)
 
-    own = formats.add_parser("own", help="your own lists: .csv (a row an item), .jsonl or .parquet (a row a list)")
-    own.add_argument("--input", required=True, type=Path, metavar="FILE", help="a file, or a folder of them")
+    own = formats.add_parser("own", help="your own lists: CSV, JSON Lines, Parquet, Arrow, LETOR, packed or not")
+    own.add_argument(
+        "--input", required=True, nargs="+", metavar="FILE", help="files, folders, patterns in quotes, or fsspec URLs"
+    )
     own.add_argument(
         "--schema", required=True, type=Path, metavar="JSON", help="which column is what; see hf-rerank schema infer"
     )
@@ -49,8 +52,24 @@ def add(commands: Any) -> None:
         "--split-by",
         default="group",
         metavar="RULE",
-        help="group: by the schema's group (the user); time:COLUMN: the oldest lists first (default: group)",
+        help="group: by the schema's group (the user); time:COLUMN: the oldest lists first; files named after splits, "
+        "and a column named split, keep their splits (default: group)",
     )
+    own.add_argument(
+        "--ranker-train",
+        action="store_true",
+        help="hold out 40 %% of the users as ranker_train, for training an initial ranker (default: none; "
+        "initial-rank --cross-fit needs none)",
+    )
+    own.add_argument(
+        "--max-list-length", type=int, metavar="N", help="longest list (default: max_list_length of the schema)"
+    )
+    own.add_argument(
+        "--cut",
+        action="store_true",
+        help="cut longer lists instead of refusing them; the labels of the items that are cut are kept",
+    )
+    add_reader_options(own)
     own.set_defaults(run=_prepare_own, parser=own)
 
     ad = formats.add_parser("ad", help="raw_sample.csv, ad_feature.csv, user_profile.csv and behavior_log.csv")
@@ -60,8 +79,8 @@ def add(commands: Any) -> None:
         "--protocol",
         choices=("ours", "public"),
         default="ours",
-        help="ours: every five minutes of a user with two items and a click; public: the most recent with a click, of "
-        "users with three impressions",
+        help="ours: every session (five minutes) of a user with two items and a click; public: the most recent with a "
+        "click, of users with three impressions",
     )
     ad.add_argument(
         "--max-list-length", type=int, default=10, metavar="N", help="longer lists are cut, at most 30 (default: 10)"
@@ -108,9 +127,8 @@ def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
 
 def _prepare_prm_public(options: argparse.Namespace) -> None:
     from hf_rerank.data.earlier_clicks import add_earlier_clicks
-    from hf_rerank.data.prm_public import MAX_LIST_LENGTH, find_files, prepare_prm_public
-    from hf_rerank.data.prm_public_truth import truth_file
-    from hf_rerank.data.rewriting import in_two_steps
+    from hf_rerank.data.prepared import in_two_steps
+    from hf_rerank.data.prm_public import MAX_LIST_LENGTH, find_files, prepare_prm_public, truth_file
 
     how = {"protocol": options.protocol, "on_error": options.on_error}
     files = find_files(options.raw_dir)
@@ -134,9 +152,9 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
 
 def _seen(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
     """By what a later call knows that it has the same raw files: their sizes, and the times of their last changes."""
-    from hf_rerank.data.unfinished import fingerprint
+    from hf_rerank.storage import InputFiles
 
-    return {"raw_dir": str(raw_dir.resolve()), "raw_files": {path.name: fingerprint(path) for path in files}}
+    return {"raw_dir": str(raw_dir.resolve()), "raw_files": InputFiles(files).states()}
 
 
 def _in_order(
@@ -167,39 +185,46 @@ def _in_order(
 
 
 def _prepare_own(options: argparse.Namespace) -> None:
-    from hf_rerank.data.prepare_own import prepare_own
+    from hf_rerank.data.custom.prepare import prepare_own
 
     def prepare() -> Any:
-        return prepare_own(options.input, options.output_dir, schema=options.schema, split_by=options.split_by)
+        return prepare_own(
+            options.input if len(options.input) > 1 else options.input[0],
+            options.output_dir,
+            schema=options.schema,
+            split_by=options.split_by,
+            ranker_train=options.ranker_train,
+            max_list_length=options.max_list_length,
+            cut=options.cut,
+            options=reader_options(options),
+        )
 
     report = _run(prepare, options, "lists")
-    if options.json:
-        return
-    if report.one_item_lists:
-        print(f"{report.one_item_lists:,} lists have one item, and nothing to re-rank")
-    for message in report.warnings:
-        print(f"warning: {message}")
+    if not options.json:
+        for message in report.warnings:
+            print(f"warning: {message}")
 
 
 def _prepare_ad(options: argparse.Namespace) -> None:
-    from hf_rerank.data.ad import MAX_WINDOW_ITEMS, find_ad_files, prepare_ad
+    from hf_rerank.data.ad import MAX_SESSION_ITEMS, find_ad_files, prepare_ad
 
     how = {
         "protocol": options.protocol,
         "history_length": options.history_length,
         "on_error": options.on_error,
     }
-    if options.max_list_length > MAX_WINDOW_ITEMS:
+    if options.max_list_length > MAX_SESSION_ITEMS:
         raise InputError(
-            f"--max-list-length is {options.max_list_length}: expected at most {MAX_WINDOW_ITEMS}, the longest window"
+            f"--max-list-length is {options.max_list_length}: expected at most {MAX_SESSION_ITEMS}, the longest "
+            "session"
         )
 
     def prepare(folder: Path, max_list_length: int) -> Any:
-        return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_WINDOW_ITEMS), **how)
+        return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_SESSION_ITEMS), **how)
 
     about = {"format": "ad", **_seen(options.raw_dir, find_ad_files(options.raw_dir).there()), **how}
-    again = "begins anew, or goes on from the last whole shard if the logs were read"
-    _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "windows", again)
+    again = "begins anew, or resumes from the last complete group of shards if the logs were read"
+    _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "sessions", again)
     if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:
         print(f"no behavior_log.csv in {options.raw_dir}: the lists have no history")
 
@@ -208,7 +233,7 @@ def _run(
     prepare: Callable[[], Any],
     options: argparse.Namespace,
     read: str,
-    again: str = "goes on from the last whole shard",
+    again: str = "resumes from the last complete group of shards",
 ) -> Any:
     """Prepares, and prints the report; ``read``: what the raw data consist of; ``again``: what a stopped command does
     the next time."""

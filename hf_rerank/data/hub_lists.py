@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from hf_rerank.data.own_lists import KINDS
+from hf_rerank.data.custom.files import is_list_file
 from hf_rerank.data.prepared import SCHEMA_FILE, shards_of
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
@@ -24,7 +24,7 @@ def is_repository(source: str | Path) -> bool:
     return (
         isinstance(source, str)
         and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
-        and Path(source).suffix not in KINDS
+        and not is_list_file(source)
         and not Path(source).exists()
     )
 

@@ -9,13 +9,15 @@ from typing import Any
 
 import datasets
 
+from hf_rerank.data.custom.data_checks import DataChecks, leak, telling_columns
+from hf_rerank.data.custom.files import find_list_files
+from hf_rerank.data.custom.options import ReadOptions
+from hf_rerank.data.custom.own_datasets import cut_by_time, given, is_paths, read_files, split_lists
 from hf_rerank.data.hub_lists import fetched_folder, is_repository, refuse_hub_options, streamed
 from hf_rerank.data.named import NAMED_SOURCES, ad_folder, prm_public_folder, prm_public_stream, simulated_prm
-from hf_rerank.data.own_lists import cut_by_time, datasets_of_files, given, read_files, split_lists
-from hf_rerank.data.prepared import is_prepared, read_prepared
-from hf_rerank.data.suspicions import Suspicions, leak, telling_columns
+from hf_rerank.data.parquet_datasets import datasets_of_parquet
+from hf_rerank.data.prepared import is_prepared, read_prepared, refuse_unfinished
 from hf_rerank.data.time_split import time_column
-from hf_rerank.data.unfinished import refuse_unfinished
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage.hub_errors import named_faults
@@ -69,6 +71,8 @@ def load_lists(
     seed: int = 0,
     max_list_length: int | None = None,
     split_by: str = "group",
+    ranker_train: bool = False,
+    read_options: ReadOptions | None = None,
     revision: str | None = None,
     token: str | None = None,
 ) -> ListsDict | IterableListsDict:
@@ -88,10 +92,11 @@ def load_lists(
             - A folder of prepared lists (it holds ``schema.json``).
             - The id of a dataset repository on the Hub, such as ``"someone/lists"``, that ``hf_rerank.hub.push_lists``
               filled: fetched once into the Hub's cache, or with ``streaming=True`` read as it is needed.
-            - A ``.parquet``, ``.jsonl`` or ``.json`` file or a folder of them, one row a list, with ``schema``.
-            - A ``.csv`` file or a folder of them, one row an item, with ``schema``: rows of one ``list_id`` are a
-              list. Read as a whole, into memory; see ``hf_rerank.data.long_form``.
-            - A pandas or Polars frame, with ``schema``: one row a list where labels are sequences, else one an item.
+            - Files, with ``schema``: a path, a folder, a pattern such as ``"logs/*.parquet"``, an fsspec URL, or a
+              list of these. CSV, TSV, JSON Lines, JSON, Parquet, Arrow and LETOR files, also as ``.gz`` or ``.zst``,
+              and folders of ``save_to_disk``. One row is one list where labels are sequences; else one row is one
+              item, and the rows of one ``list_id`` are a list. See ``hf_rerank/data/custom/README.md``.
+            - A pandas or Polars frame or an Arrow table, with ``schema``, in either form.
             - A ``Dataset``, ``DatasetDict`` or their iterable kinds, or a dictionary of frames or datasets, with
               ``schema``.
         data_dir: For ``"prm_public"`` and ``"ad"``.
@@ -111,6 +116,8 @@ def load_lists(
             time a list, or one an item, whose latest counts: numbers, dates, datetimes or their ISO 8601 text. Unlike
             the split by group, users of the test split are in train too. Not for streams; a prepared folder is split
             anew.
+        ranker_train: Of own data: hold out 40 % of the users (by time: the oldest 40 %) as ``ranker_train``.
+        read_options: Of own files: separators, names of columns, strings that mean "missing".
         revision: Of a repository: branch, tag or commit.
         token: Of a repository. None: the one you logged in with.
 
@@ -118,9 +125,10 @@ def load_lists(
         Splits ``ranker_train`` (for initial rankers, click models and personalised vectors only), ``train``,
         ``validation`` and ``test``; some may be empty.
 
-        Own data keep the splits they come with: a dictionary of datasets or frames, files named after splits
-        (``train.parquet``, ``test-00000.jsonl``), or a column ``split``. Otherwise lists are split by the md5 of
-        ``schema.group``, without a group by that of ``schema.list_id``, without that by the number of the row.
+        Own data keep the splits they come with: a dictionary of datasets or frames, files whose names say splits to
+        ``datasets`` (``train.parquet``, ``my_test_lists.csv``), or a column ``split``. Otherwise lists are split by the
+        MD5 of ``schema.group`` (a list without a user by its own), without a group by that of ``schema.list_id``,
+        without that by the number of the row: 85 % ``train``, 5 % ``validation``, 10 % ``test``.
 
     Raises:
         InputError: An unknown source, options that do not belong to it, no schema, columns that are missing or wrong
@@ -151,34 +159,37 @@ def load_lists(
             lists = _load_prepared(fetched_folder(source, revision, token), schema, streaming)
         return lists if time is None else _split_anew(lists, time)
     if isinstance(source, (str, Path)):
-        path = Path(source)
-        refuse_unfinished(path)
-        if is_prepared(path):
-            lists = _load_prepared(path, schema, streaming)
+        refuse_unfinished(source)
+        if is_prepared(source):
+            lists = _load_prepared(Path(source), schema, streaming)
             return lists if time is None else _split_anew(lists, time)
-        splits = read_files(path, streaming, schema)
-    else:
-        splits = given(source, streaming, schema)
+    if is_paths(source):
+        find_list_files(source)  # what is wrong with the files is said first
     if schema is None:
         raise InputError(
             "own lists need schema=ListSchema(...), or the path of its JSON file: which column is what? "
             "(`hf-rerank schema infer FILE` writes one to correct; a folder of prepared lists holds it as schema.json)"
         )
+    if is_paths(source):
+        splits: Any = read_files(source, schema, read_options, streaming=streaming)
+    else:
+        splits = given(source, streaming, schema)
     if time is not None:
-        splits = cut_by_time(splits, time)
+        splits = cut_by_time(splits, time, ranker_train=ranker_train)
     elif not isinstance(splits, dict):
-        splits = split_lists(splits, schema)
+        splits = split_lists(splits, schema, ranker_train=ranker_train)
     return _checked(splits, schema, own=True)
 
 
 def _split_anew(lists: Any, time: str) -> ListsDict | IterableListsDict:
     """Lists that came with splits, split by time."""
     if isinstance(lists, IterableListsDict):
-        return ListsDict(cut_by_time(lists, time), lists.schema)
+        return ListsDict(cut_by_time(lists, time, ranker_train=False), lists.schema)
     joined = datasets.concatenate_datasets([split for split in lists.values() if len(split)] or list(lists.values()))
     if "split" in joined.column_names:  # it says where the lists were
         joined = joined.remove_columns("split")
-    return _checked(cut_by_time(joined, time), lists.schema)
+    held_out = len(lists.get("ranker_train", ())) > 0
+    return _checked(cut_by_time(joined, time, ranker_train=held_out), lists.schema)
 
 
 def _check_options(
@@ -249,7 +260,7 @@ def _load_prepared(folder: Path, schema: ListSchema | None, streaming: bool) -> 
     splits = {}
     for split, files in prepared.files.items():
         if prepared.lists[split] or streaming:
-            splits[split] = datasets_of_files("parquet", files, split, streaming)
+            splits[split] = datasets_of_parquet(files, split, streaming=streaming)
         else:  # Dataset.from_parquet refuses files without rows
             splits[split] = datasets.Dataset(prepared.columns.empty_table(), split=datasets.NamedSplit(split))
     return _checked(splits, prepared.schema if schema is None else schema)
@@ -270,14 +281,14 @@ def _checked(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -
             raise InputError(f"split {name!r}: {error}") from None
         if sample is None:
             continue
-        if name == "train" and schema.position is None:
+        if name == "train" and schema.position_column is None:
             message = leak(sample)
             if message is not None:
                 warnings.warn(message, stacklevel=3)
         if name == "train" and own:
-            suspicions = Suspicions(schema)
-            suspicions.add(sample)
-            for message in [*suspicions.messages(), *telling_columns(sample)]:
+            checks = DataChecks(schema)
+            checks.add(sample, learned_from=False)
+            for message in [*checks.messages(), *telling_columns(sample)]:
                 warnings.warn(f"{message} (seen in a sample of train)", stacklevel=3)
     return IterableListsDict(splits, schema) if streaming else ListsDict(splits, schema)
 

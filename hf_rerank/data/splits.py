@@ -1,4 +1,4 @@
-"""The split of every dataset: by an md5 of the group (the user), the same in any engine, for ever."""
+"""The split of every dataset: by an MD5 of the group (the user), the same in any engine, and never changed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ UPPER_BOUNDS = {"ranker_train": 4_000, "train": 8_500, "validation": 9_000, "tes
 SPLITS = tuple(UPPER_BOUNDS)
 
 
-def split_of(group_ids: Iterable[Any]) -> np.ndarray:
+def split_of(group_ids: Iterable[Any], *, ranker_train: bool = True) -> np.ndarray:
     """The split of each group id.
 
-    The bucket is the md5 of the id as decimal text, its first 8 hex digits modulo 10,000. 40 % of the groups go to
-    ``ranker_train`` (initial rankers, click models, personalised vectors), 45 % to ``train``, 5 % to ``validation``,
+    The bucket is the MD5 of the id as decimal text, its first 8 hex digits modulo 10,000. 40 % of the groups go to
+    ``ranker_train`` (initial rankers, click models, personalized vectors), 45 % to ``train``, 5 % to ``validation``,
     10 % to ``test``.
 
     Args:
         group_ids: N integers or texts; 17 and "17" share a bucket.
+        ranker_train: False: the groups of ``ranker_train`` go to ``train``, too.
 
     Returns:
         Array of N texts.
     """
     ids = list(group_ids)
     split_of_id = {group: _split(group) for group in set(ids)}
+    if not ranker_train:
+        split_of_id = {group: "train" if split == "ranker_train" else split for group, split in split_of_id.items()}
     return np.array([split_of_id[group] for group in ids], dtype=object)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from hf_rerank.data.splits import BUCKETS, SPLITS, UPPER_BOUNDS
+from hf_rerank.data.times import EXPECTED, parse_times
 from hf_rerank.errors import InputError, suggestion
 
 PREFIX = "time:"
@@ -30,7 +30,7 @@ def time_column(split_by: str) -> str | None:
     return split_by.removeprefix(PREFIX)
 
 
-def split_by_time(times: np.ndarray) -> np.ndarray:
+def split_by_time(times: np.ndarray, *, ranker_train: bool = True) -> np.ndarray:
     """The split of each list, by the shares of ``splits.UPPER_BOUNDS`` in the order of time.
 
     Of n lists the first ``n * 4,000 // 10,000`` go to ``ranker_train``, and so on. A cut that would fall between lists
@@ -38,6 +38,7 @@ def split_by_time(times: np.ndarray) -> np.ndarray:
 
     Args:
         times: N numbers.
+        ranker_train: False: the lists of ``ranker_train`` are in ``train``, too.
 
     Returns:
         Array of N texts.
@@ -49,15 +50,18 @@ def split_by_time(times: np.ndarray) -> np.ndarray:
     for number in range(len(SPLITS) - 2, -1, -1):
         if uppers[number]:
             of_list[times <= in_order[uppers[number] - 1]] = number
-    return np.array(SPLITS, dtype=object)[of_list]
+    names = np.array(SPLITS if ranker_train else ["train", *SPLITS[1:]], dtype=object)
+    return names[of_list]
 
 
 def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
-    """One number a list: its time, or the latest of its items' times; int64, or float64 of columns of floats.
+    """One number per list: its time, or the latest of its items' times; int64, or float64 of columns of floats.
+
+    Times are in nanoseconds since 1970, numbers as they are.
 
     Args:
         tables: Lists, one batch after another.
-        column: Holds numbers, dates, datetimes or their text (ISO 8601), one a list or one an item.
+        column: Holds numbers, dates, datetimes or their text (see ``times``), one per list or one per item.
 
     Raises:
         InputError: No such column, a list without a time, or something that is no time.
@@ -76,21 +80,23 @@ def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
         if lengths is not None:
             _refuse_missing(lengths == 0, column, first)
         flat = series if lengths is None else series.explode()
-        if isinstance(flat.dtype, pl.String):
-            flat = _parsed(flat)
+        text = isinstance(flat.dtype, pl.String)
+        if text:
+            flat, with_zone = _parsed(flat)
+            zoned.add(with_zone)
         if not (flat.dtype.is_numeric() or flat.dtype.is_temporal()) or isinstance(flat.dtype, pl.Time | pl.Duration):
             raise InputError(
-                f"column {column!r} holds {flat.dtype}: expected times (numbers, dates or datetimes), one a list or "
-                "one an item"
+                f"column {column!r} holds {flat.dtype}: expected times (numbers, dates or datetimes), one per list "
+                "or one per item"
             )
         if flat.dtype.is_temporal():
             zoned.add(isinstance(flat.dtype, pl.Datetime) and flat.dtype.time_zone is not None)
-            if len(zoned) > 1:
-                raise InputError(
-                    f"column {column!r} holds times with a time zone and times without one, the first at list {first} "
-                    "or later: expected all in one form"
-                )
-            flat = flat.cast(pl.Datetime("us")).to_physical()
+            flat = flat.cast(pl.Datetime("ns")).to_physical()
+        if len(zoned) > 1:
+            raise InputError(
+                f"column {column!r} holds times with a time zone and times without one, the first at list {first} "
+                "or later: expected all in one form"
+            )
         if flat.dtype.is_float():
             flat = flat.fill_nan(None)
         if lengths is not None:
@@ -116,19 +122,10 @@ def _refuse_missing(missing: np.ndarray, column: str, first: int) -> None:
         )
 
 
-def _parsed(text: pl.Series) -> pl.Series:
-    """ISO 8601 text as datetimes, of a date its midnight; with a time zone where the text has one."""
-    # Polars would also take 05/01/2024, as the 5th of January, which may be meant as the 1st of May.
-    year_first = text.str.contains(r"^\d{4}-").fill_null(True)
-    if year_first.all():
-        for parse in (lambda: text.str.to_datetime(strict=True), lambda: text.str.to_date(strict=True)):
-            try:
-                parsed = parse()
-            except pl.exceptions.PolarsError:
-                continue
-            return parsed if isinstance(parsed.dtype, pl.Datetime) else parsed.cast(pl.Datetime("us"))
-    example: Any = next(iter([*text.filter(~year_first), *text.drop_nulls()]), None)
-    raise InputError(
-        f"column {text.name!r} holds {example!r}, ...: expected times as numbers, or as text such as "
-        "2024-05-31T18:30:00, all in one form"
-    )
+def _parsed(text: pl.Series) -> tuple[pl.Series, bool]:
+    """Nanoseconds since 1970, and whether the text has time zones."""
+    parsed = parse_times(text)
+    if parsed.nanoseconds is None:
+        why = f" ({parsed.why})" if parsed.why else ""
+        raise InputError(f"column {text.name!r} holds {parsed.example!r}{why}: expected {EXPECTED}")
+    return parsed.nanoseconds, parsed.zoned

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES
-from hf_rerank.schema import Categorical, ListSchema
+from hf_rerank.schema import NO_ORDER, Categorical, ListSchema
 
 # Keys that transformers itself writes into a config, beside the fields of the class.
 _TRANSFORMERS_KEYS = (
@@ -151,9 +151,19 @@ class RerankerConfig(PreTrainedConfig):
         ]
         for name in ("max_list_length", "max_history_length"):
             sizes[name] = getattr(schema, name)
+        if schema.position == NO_ORDER and overrides.setdefault("position_input", "none") != "none":
+            raise InputError(
+                f"the schema says position={NO_ORDER!r}, that there is no initial order, and position_input is "
+                f"{overrides['position_input']!r}: leave it out, or name the column of positions in the schema"
+            )
         try:
             return cls(**{**sizes, "schema_fingerprint": schema.fingerprint, **overrides})
         except StrictDataclassError as error:
+            if schema.position == NO_ORDER and "position_input" in str(error):
+                raise InputError(
+                    f"{cls.__name__.removesuffix('Config')} reads items in an order, and the schema says "
+                    f"position={NO_ORDER!r}: choose another model, or name the column of positions in the schema"
+                ) from None
             raise InputError(f"{cls.__name__}: {error.__cause__}") from None
 
     @classmethod

@@ -116,8 +116,8 @@ def preset_objective(
 
 
 def _with_weight(objective: PrincipledObjective, term: Term, weight: float) -> PrincipledObjective:
+    changed = replace(term, weight=weight)
     if weight:
-        changed = replace(term, weight=weight)
         return replace(objective, terms=tuple(changed if other is term else other for other in objective.terms))
     # A term that compares with the first pass is what its other pass is run for.
     dropped = term.second if term.first == objective.passes[0].name else None

@@ -11,6 +11,7 @@ from hf_rerank.storage.atomic import (
 )
 from hf_rerank.storage.digests import sha256_of_file, sha256_of_json
 from hf_rerank.storage.disk_errors import CannotWrite, naming_failures
+from hf_rerank.storage.inputs import InputFiles, content_digest, refuse_output_over_input
 from hf_rerank.storage.json_files import json_text, json_values, parse_json_object, read_json, write_json
 from hf_rerank.storage.locks import locked
 from hf_rerank.storage.manifest import MANIFEST, manifest_text, read_manifest, verify, write_manifest
@@ -20,6 +21,8 @@ from hf_rerank.storage.saved_folder import replace_file, replacing
 __all__ = [
     "MANIFEST",
     "CannotWrite",
+    "InputFiles",
+    "content_digest",
     "json_text",
     "json_values",
     "locked",
@@ -28,6 +31,7 @@ __all__ = [
     "parse_json_object",
     "read_json",
     "read_manifest",
+    "refuse_output_over_input",
     "refuse_repeated_names",
     "remove",
     "remove_leftovers",

@@ -74,6 +74,8 @@ def writing(path: str | Path) -> Iterator[Path]:
         yield temporary
         with naming_failures(path):
             sync_tree(temporary)
+            if temporary.is_dir() and path.is_dir():
+                path.rmdir()  # Windows does not rename over it
             os.replace(temporary, path)
             sync(path.parent)
     finally:

@@ -475,7 +475,8 @@ class TestMistakes:
             ),
             ("evaluate --model {0}/run --data {0}/lists --split tset", "did you mean 'test'"),
             ("evaluate --model {0}/run --data {0}/raw", "raw is no folder of prepared lists"),
-            ("rank --model {0}/run --input {0}/lists.csv --output {0}/o.jsonl", r"\.jsonl or \.parquet"),
+            ("rank --model {0}/run --input {0}/lists.xlsx --output {0}/o.jsonl", "lists.xlsx"),
+            ("rank --model {0}/run --input {0}/raw --output {0}/o.xlsx", r"expected a file that ends in \.csv"),
             ("rank --model {0}/run --input {0}/absent.jsonl --output {0}/o.jsonl", "absent.jsonl"),
         ],
     )
@@ -495,9 +496,9 @@ class TestMistakes:
         ("content", "words"),
         [
             ("", "holds no list"),
-            ('{"item_id": [1]\n', "line 1 is no JSON"),
+            ('{"item_id": [1]\n', "line 1: .*expected one JSON object per list"),
             ('{"item_id": [1, 2]}\n', "lacks|no column"),
-            ("[1, 2]\n", "expected a dictionary"),
+            ("[1, 2]\n", "expected one JSON object per list"),
         ],
     )
     def test_ranking_bad_lists(
@@ -511,11 +512,14 @@ class TestMistakes:
         assert re.search(words, line), line
         assert list(tmp_path.iterdir()) == [source], "nothing half-written"
 
-    def test_a_full_disk(self, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_a_full_disk(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         if not Path("/dev/full").exists():
             pytest.skip("this system has no /dev/full")
         target = tmp_path / "ranked.jsonl"
-        (tmp_path / "ranked.jsonl.partial").symlink_to("/dev/full")
+        (tmp_path / "full").symlink_to("/dev/full")
+        monkeypatch.setattr("hf_rerank.storage.atomic.temporary_path", lambda path: tmp_path / "full")
         source = tmp_path / "lists.jsonl"
         row = pq.read_table(next((folder / "lists").glob("test-*.parquet"))).slice(0, 1).to_pylist()[0]
         source.write_text((json.dumps(row) + "\n") * 600)

@@ -20,8 +20,8 @@ from hf_rerank.data import prm_public
 from hf_rerank.data.loading import IterableListsDict, ListsDict, load_lists
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError
-from hf_rerank.validation import Lists
 from hf_rerank.schema import Categorical, Dense, ListSchema
+from hf_rerank.validation import Lists
 
 SCHEMA = ListSchema(items=[Categorical("item"), Dense("price")], label="click", list_id="id", group="user")
 
@@ -60,8 +60,9 @@ def rows_of(lists) -> dict[str, list[dict]]:
 
 
 def split_by(rows: list[dict], keys) -> dict[str, list[dict]]:
-    of_row = split_of(keys)
-    return {split: [row for row, of in zip(rows, of_row, strict=True) if of == split] for split in SPLITS}
+    """Of own lists: nothing is held out for rankers."""
+    of_row = split_of(keys, ranker_train=False)
+    return {split: [row for row, of in zip(rows, of_row, strict=True) if of == split] for split in SPLITS[1:]}
 
 
 # ---------------------------------------------------------------------------------------------------------- PRM Public
@@ -137,7 +138,7 @@ def test_prepared_folder_with_another_schema(raw, tmp_path):
 
 
 def test_simulated_lists_from_simulation_to_checked_lists(monkeypatch, caplog):
-    from hf_rerank.data import simulator
+    from hf_rerank.data import simulation
 
     lists = load_lists("simulated_prm", n_lists=200, seed=3)
     assert "Simulating 200 lists" in caplog.text
@@ -149,7 +150,7 @@ def test_simulated_lists_from_simulation_to_checked_lists(monkeypatch, caplog):
     assert train.labels.reshape(-1, 30).sum(axis=1).min() >= 1
     cache = datasets.config.HF_DATASETS_CACHE / "hf_rerank"
     assert [path.suffix for path in cache.iterdir() if path.is_dir()] == [""]  # the raw text is gone
-    monkeypatch.setattr(simulator, "simulate_prm", None)  # made once
+    monkeypatch.setattr(simulation, "simulate_prm", None)  # made once
     assert rows_of(load_lists("simulated_prm", n_lists=200, seed=3, streaming=True)) == rows_of(lists)
 
 
@@ -263,7 +264,7 @@ def test_json_lines_of_other_types(tmp_path, name, streaming):
     with pytest.raises(InputError, match=r"a\.jsonl and .*b\.jsonl differ in the types of a column.*" + name):
         load_lists(tmp_path, schema=SCHEMA, streaming=streaming)
     write_rows(tmp_path / "b.jsonl", rows[30:])
-    assert len(load_lists(tmp_path, schema=SCHEMA)) == 4
+    assert len(load_lists(tmp_path, schema=SCHEMA)) == 3
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -369,7 +370,7 @@ def test_the_schema_stays():
         (
             datasets.Dataset.from_list(own_rows()),
             {"schema": SCHEMA.replace(label="clicks")},
-            r"split 'ranker_train': the lists have no column 'clicks'.*did you mean 'click'",
+            r"split 'train': the lists have no column 'clicks'.*did you mean 'click'",
         ),
         (
             datasets.Dataset.from_list(own_rows()),
@@ -377,9 +378,9 @@ def test_the_schema_stays():
             r"no column 'usr' to split by.*did you mean 'user'",
         ),
         (
-            datasets.Dataset.from_list([*own_rows(3), {**own_rows(1)[0], "user": None}]),
+            datasets.Dataset.from_list([{**row, "user": 1.5} for row in own_rows(3)]),
             {"schema": SCHEMA},
-            "column 'user' of list 3 holds None: expected an integer or text to split by",
+            "column 'user' of list 0 holds 1.5: expected one integer or text per list to split by",
         ),
     ],
 )
@@ -391,11 +392,11 @@ def test_wrong_sources_and_options(source, options, message):
 def test_wrong_files(tmp_path):
     load = functools.partial(load_lists, schema=SCHEMA)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty holds no lists: expected \.parquet"):
+    with pytest.raises(InputError, match=r"empty holds no lists: expected \.csv"):
         load(tmp_path / "empty")
-    (tmp_path / "lists.txt").write_text("a,b\n")
-    with pytest.raises(InputError, match=r"lists\.txt is no list file"):
-        load(tmp_path / "lists.txt")
+    (tmp_path / "lists.xlsx").write_text("a,b\n")
+    with pytest.raises(InputError, match=r"lists\.xlsx is no list file"):
+        load(tmp_path / "lists.xlsx")
     path = write_rows(tmp_path / "lists.parquet", own_rows())
     with pytest.raises(InputError, match="own lists need schema"):
         load_lists(path)
@@ -457,7 +458,7 @@ def test_clicked_items_first_is_a_leak():
 )
 def test_a_feature_that_tells_the_label_is_warned_of(column, told, tmp_path):
     """Of 200 lists of five, two clicked."""
-    from hf_rerank.data.prepare_own import prepare_own
+    from hf_rerank.data.custom.prepare import prepare_own
 
     draw, rows = np.random.default_rng(1), []
     for number in range(200):

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from samples import KEPT, SCHEMA, TOKEN
 
 from hf_rerank import load_lists
-from hf_rerank.data.prepare_own import prepare_own
+from hf_rerank.data.custom.prepare import prepare_own
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def own_lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(120)
     ]
     (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare_own(folder / "mine.jsonl", folder / "lists", schema=SCHEMA, progress=False)
+    prepare_own(folder / "mine.jsonl", folder / "lists", schema=SCHEMA, ranker_train=True, progress=False)
     return folder / "lists"
 
 

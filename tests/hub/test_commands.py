@@ -294,7 +294,8 @@ def test_lists_that_are_not_there(
     models.repositories["datasets/someone/photos"] = [{"id": "3" * 40, "message": "", "files": {"cat.jpg": b""}}]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty" / "folder").mkdir(parents=True)
-    (tmp_path / "begun" / "lists.partial" / "lists").mkdir(parents=True)
+    (tmp_path / "begun" / "lists.partial").mkdir(parents=True)
+    (tmp_path / "begun" / "lists.partial" / "begun.json").write_text("{}")
     line = mistake(command.format(data, tmp_path, folders), capsys)
     assert re.search(words, line), line
     assert (models.asked("datasets/") > 0) == data.startswith("someone/")

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema
 from hf_rerank.schema import Vector
 from hf_rerank.training import encoded_cache
-from hf_rerank.training.encoded_lists import EncodedLists, collate
 from hf_rerank.training.encoded_cache import CachedLists
+from hf_rerank.training.encoded_lists import EncodedLists, collate
 
 RICH = ListSchema(
     items=[Categorical("item_id", min_count=1), Dense("price", missing="indicator"), Vector("text", 3)],

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from hf_rerank.training.health import HealthCallback
 
 from hf_rerank import InputError, PRMForReranking, RerankTrainer
 from hf_rerank.principled import PrincipledObjective
 from hf_rerank.principled.orders import PERTURBATIONS
-from hf_rerank.training.health import HealthCallback
 
 Make = Callable[..., RerankTrainer]
 STEP_BY_STEP = {

@@ -1,0 +1,246 @@
+"""What is valid in lists and yet most likely a mistake: repeats, leaks, splits that share users or lists."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from hf_rerank.schema import Categorical, Dense, ListSchema
+from hf_rerank.validation import Lists
+
+# A column of this name says which item it is; categories repeat within a list, items should not.
+CATEGORY_NAME = re.compile(
+    r"(?i:cat|brand|shop|seller|store|vendor|merchant|genre|type|city|country|colou?r|size|campaign|customer|user)"
+)
+ID_NAME = re.compile(
+    r"(?i:(^|[_\W])(id|ids|sku|asin|isbn|ean|uuid|guid)$|^(item|product|doc|document)s?$)|[a-z]I[dD]$"
+)
+# Of a column of another name: so many values, and at least every second one another, are items too.
+MANY_ITEMS = 100
+LEAK_AUC = 0.9
+# No honest feature tells clicked items from the others this well; fewer lists than these may be told by chance.
+TELLING_AUC, TELLING_LISTS = 0.98, 30
+FEW_VALUES = 20
+LEARNED_FROM = ("ranker_train", "train")
+
+
+def leak(lists: Lists) -> str | None:
+    """Says that the order of the rows gives the labels away, where it does."""
+    from hf_rerank.metrics import slot_order_auc
+
+    assert lists.labels is not None
+    mask = np.arange(lists.lengths.max()) < lists.lengths[:, None]
+    labels = np.zeros(mask.shape, dtype=np.float32)
+    labels[mask] = lists.labels
+    auc = slot_order_auc(labels, mask=mask)
+    if auc <= LEAK_AUC:
+        return None
+    return (
+        f"the order of the slots alone has an AUC of {auc:.3f} on a sample of train, and the schema names no position "
+        "column: the rows seem to list clicked items first, so that every tie, and the initial order itself, leaks "
+        "the labels; give the real initial order as a position column, or shuffle the slots"
+    )
+
+
+def telling_columns(lists: Lists) -> list[str]:
+    """Names features of items that give the labels away, such as a second outcome: one sentence each."""
+    from hf_rerank.metrics import grouped_auc
+
+    assert lists.labels is not None
+    mask = np.arange(lists.lengths.max()) < lists.lengths[:, None]
+    labels, scores = np.zeros(mask.shape, dtype=np.float32), np.zeros(mask.shape)
+    labels[mask] = lists.labels
+    found = []
+    for feature in (*lists.schema.features("items", Dense), *lists.schema.features("items", Categorical)):
+        values = _told(feature, lists.items[feature.name], lists.labels)
+        if values is None:
+            continue
+        scores[mask] = values
+        aucs = np.asarray(grouped_auc(scores, labels, mask=mask, reduction="none"))
+        aucs = aucs[~np.isnan(aucs)]
+        if len(aucs) < TELLING_LISTS or max(aucs.mean(), 1 - aucs.mean()) <= TELLING_AUC:
+            continue
+        found.append(
+            f"column {feature.name!r} alone tells the items with {lists.schema.label!r} from the others (AUC within "
+            f"lists {max(aucs.mean(), 1 - aucs.mean()):.3f} in {len(aucs):,} lists of train): it seems to be written "
+            "after the outcome, and is not known when lists are ranked; leave it out of the schema"
+        )
+    return found
+
+
+def _told(feature: Dense | Categorical, column: pa.Array, labels: np.ndarray) -> np.ndarray | None:
+    """A number an item to order by: the value, or the mean label of a category's items; None where there is none."""
+    if isinstance(feature, Dense):
+        if pa.types.is_null(column.type):
+            return None
+        return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64)
+    encoded = column.dictionary_encode()
+    if len(encoded.dictionary) > FEW_VALUES:
+        return None
+    codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False).astype(np.int64)
+    return (np.bincount(codes, weights=labels > 0) / np.maximum(np.bincount(codes), 1))[codes]
+
+
+class DataChecks:
+    """Counts over many batches; ``messages`` says what they come to.
+
+    Attributes:
+        lists: Lists seen.
+        one_item: Lists of one item.
+    """
+
+    def __init__(self, schema: ListSchema) -> None:
+        self.schema = schema
+        self.lists = 0
+        self.one_item = 0
+        self._repeating = 0
+        self._first_repeat: tuple[str, Any] | None = None
+        self._lowest_label, self._highest_label = np.inf, -np.inf
+        self._leaks: list[str] = []
+        self._ids: list[np.ndarray] = []
+        self._users: list[np.ndarray] = []
+        self._contents: list[np.ndarray] = []
+        first = next(iter(schema.features("items", Categorical)), None)
+        named_category = first is not None and CATEGORY_NAME.search(first.name)
+        self._id_column = None if first is None or named_category else first.name
+
+    def add(self, lists: Lists, users: Any = None, *, learned_from: bool = True) -> None:
+        """Looks at a batch.
+
+        Args:
+            lists: The batch.
+            users: The users of the lists, null where there is none.
+            learned_from: Models may learn from them; of the first such batch it is checked whether a column, or the
+                order, gives the labels away.
+        """
+        if not len(lists):
+            return
+        if learned_from and not self.lists:
+            self._leaks = telling_columns(lists)
+            if self.schema.position_column is None and (message := leak(lists)) is not None:
+                self._leaks.append(message)
+        self.lists += len(lists)
+        self.one_item += int((lists.lengths == 1).sum())
+        if lists.labels is not None:
+            self._lowest_label = min(self._lowest_label, float(lists.labels.min()))
+            self._highest_label = max(self._highest_label, float(lists.labels.max()))
+        if self._id_column is not None:
+            self._add_repeats(lists, lists.items[self._id_column])
+        if users is not None:
+            names = pl.Series(users).cast(pl.String)
+            self._users.append(np.where(names.is_null(), 0, names.hash(0).fill_null(0)).astype(np.uint64))
+        if self.schema.list_id is not None:
+            self._ids.append(pl.Series(lists.ids).hash(0).to_numpy())
+        else:
+            self._contents.append(_content(lists))
+
+    def ids_repeat(self) -> bool:
+        """Whether two lists seem to have one id: two of their hashes are equal."""
+        return bool(self._ids) and len(np.unique(np.concatenate(self._ids))) < self.lists
+
+    def messages(self, splits: np.ndarray | None = None, *, given: bool = False) -> list[str]:
+        """One sentence per suspicion, naming column, first list and how many.
+
+        Args:
+            splits: The split of each list, where they are known.
+            given: The splits are the user's own.
+        """
+        found = [*self._of_lists(), *self._leaks]
+        if splits is None:
+            return found
+        if given and self._users:
+            found += self._shared_users(splits)
+        if given and self._contents:
+            found += self._shared_lists(splits)
+        return found
+
+    def _of_lists(self) -> list[str]:
+        found = []
+        if self._first_repeat is not None:
+            list_id, value = self._first_repeat
+            found.append(
+                f"column {self._id_column!r} names items, and repeats some within {self._share(self._repeating)} "
+                f"lists (first in list {list_id}: {value!r}): each item should stand in a list once; remove the "
+                "repeats, or put another column first in the schema if this one is no id"
+            )
+        if 2 * self.one_item >= self.lists > 0:
+            found.append(
+                f"{self._share(self.one_item)} lists have one item: there is nothing to re-rank in them; leave them "
+                "out, or check whether list_id names each item instead of each list"
+            )
+        if self.lists > 0 and self._lowest_label == self._highest_label:
+            found.append(
+                f"label column {self.schema.label!r} is {self._highest_label:g} everywhere in {self.lists:,} lists: "
+                "there is nothing to learn; is it the right column?"
+            )
+        return found
+
+    def _shared_users(self, splits: np.ndarray) -> list[str]:
+        users = np.concatenate(self._users)
+        learned = np.isin(splits, LEARNED_FROM) & (users != 0)
+        found = []
+        for split in ("validation", "test"):
+            of_split = np.unique(users[(splits == split) & (users != 0)])
+            both = int(np.isin(of_split, users[learned]).sum())
+            if both:
+                found.append(
+                    f"{both:,} of {len(of_split):,} users (column {self.schema.group!r}) of {split} are also in train "
+                    "or ranker_train: what is learned of them there makes results look better than for new users; "
+                    "leave the splits out, and lists are split by user"
+                )
+        return found
+
+    def _shared_lists(self, splits: np.ndarray) -> list[str]:
+        contents = np.concatenate(self._contents)
+        learned = contents[np.isin(splits, LEARNED_FROM)]
+        found = []
+        for split in ("validation", "test"):
+            both = np.isin(contents[splits == split], learned)
+            if both.any():
+                first = int(np.flatnonzero(splits == split)[int(np.argmax(both))])
+                found.append(
+                    f"{int(both.sum()):,} of {len(both):,} lists of {split} are also in train or ranker_train, with "
+                    f"the same features and labels (first list {first}): a model has seen their answers; remove them "
+                    "from one of the splits"
+                )
+        return found
+
+    def _add_repeats(self, lists: Lists, column: pa.Array) -> None:
+        encoded = column.dictionary_encode()
+        distinct = len(encoded.dictionary)
+        if not ID_NAME.search(str(self._id_column)) and not MANY_ITEMS <= distinct >= len(column) / 2:
+            return
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        owners = np.repeat(np.arange(len(lists)), lists.lengths)
+        pairs = (owners * (distinct + 1) + codes)[codes >= 0]
+        found, counts = np.unique(pairs, return_counts=True)
+        repeated = found[counts > 1]
+        rows = np.unique(repeated // (distinct + 1))
+        self._repeating += len(rows)
+        if len(rows) and self._first_repeat is None:
+            value = encoded.dictionary[int(repeated[0] % (distinct + 1))].as_py()
+            self._first_repeat = (lists.ids[int(rows[0])], value)
+
+    def _share(self, count: int) -> str:
+        return f"{count:,} of {self.lists:,}"
+
+
+def _content(lists: Lists) -> np.ndarray:
+    """uint64 [B], a hash of features and labels of each list; equal lists have equal hashes."""
+    place = np.arange(int(lists.lengths.sum())) - np.repeat(np.cumsum(lists.lengths) - lists.lengths, lists.lengths)
+    of_item = (place + 1).astype(np.uint64)
+    columns = [pl.Series(column) for column in lists.items.values() if isinstance(column, pa.Array)]
+    for column in [*columns, *([] if lists.labels is None else [pl.Series(lists.labels)])]:
+        values = column.cast(pl.Int64) if column.dtype == pl.Null else column
+        of_item = (of_item * np.uint64(0x9E3779B97F4A7C15)) ^ values.hash(1).fill_null(0).to_numpy()
+    starts = np.cumsum(lists.lengths) - lists.lengths
+    content = np.add.reduceat(of_item, starts)
+    for value in lists.user.values():
+        series = pl.Series(value)
+        hashes = (series.cast(pl.Int64) if series.dtype == pl.Null else series).hash(2).fill_null(0).to_numpy()
+        content = (content * np.uint64(0x9E3779B97F4A7C15)) ^ hashes
+    return content

@@ -1,0 +1,218 @@
+"""JSON Lines and JSON arrays as Arrow tables, without guessing: text stays text, whatever it looks like.
+
+Arrow's reader is fast, but infers types by itself, block by block, and takes text such as 2024-01-01 for times. Here the
+types come from the values as Python reads them, first from the first lines, and again from each block that Arrow finds
+to be of other types.
+"""
+
+from __future__ import annotations
+
+import bisect
+import codecs
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json as arrow_json
+
+from hf_rerank.data.custom.files import ListFile
+from hf_rerank.errors import InputError
+
+BLOCK_BYTES = 2**22
+FIRST_LINES = 64
+Where = Callable[[int], str]
+
+
+def read_json(file: ListFile, numbers: frozenset[str]) -> Iterator[tuple[pa.Table, Where]]:
+    """Tables of one block each, and where a row of it stands; blank lines are skipped.
+
+    Args:
+        file: One JSON object per line, or one array of objects.
+        numbers: Columns of numbers, in which integers of any size become floats.
+
+    Raises:
+        InputError: Naming file, line and column: no JSON object, a key that is there twice, or several types.
+    """
+    with file.open() as source:
+        reader = _Reader(file.path, numbers, file.start)
+        first_line = 1
+        if file.start:
+            source.seek(file.start)
+        for block in _blocks(source, None if file.stop is None else file.stop - file.start):
+            if first_line == 1 and not file.start and block.lstrip().startswith(b"["):
+                yield reader.array(block + source.read())
+                return
+            yield from reader.lines(block, first_line)
+            first_line += block.count(b"\n")
+
+
+def _blocks(source: Any, left: int | None) -> Iterator[bytes]:
+    """Whole lines of about ``BLOCK_BYTES``, of the next ``left`` bytes."""
+
+    def more() -> bytes:
+        nonlocal left
+        found = bytes(source.read(BLOCK_BYTES if left is None else min(left, BLOCK_BYTES)))
+        left = None if left is None else left - len(found)
+        return found
+
+    rest = more().removeprefix(codecs.BOM_UTF8)
+    while rest:
+        following = more()
+        end = rest.rfind(b"\n") + 1 if following else len(rest)
+        if end:
+            yield rest[:end]
+        rest = rest[end:] + following
+
+
+class _Reader:
+    """Remembers the types met so far."""
+
+    def __init__(self, path: str, numbers: frozenset[str], start: int) -> None:
+        self.path, self.numbers, self.start = path, numbers, start
+        self.types = pa.schema([])
+
+    def lines(self, block: bytes, first_line: int) -> Iterator[tuple[pa.Table, Where]]:
+        def where(row: int) -> str:
+            there = [number for number, line in enumerate(block.split(b"\n"), start=first_line) if line.strip()]
+            return f"{self.path}, line {there[row] + self._lines_before()}"
+
+        if not self.types.names:
+            head = b"\n".join(block.split(b"\n", FIRST_LINES)[:FIRST_LINES])
+            self._remember(self._parsed(head, first_line, where))
+        table = self._by_arrow(block)
+        if table is None:
+            table = self._parsed(block, first_line, where)
+            self._remember(table)
+        if table.num_rows:
+            yield table, where
+
+    def array(self, text: bytes) -> tuple[pa.Table, Where]:
+        """A whole file that holds one array."""
+
+        def where(row: int) -> str:
+            return f"{self.path}, object {row}"
+
+        try:
+            rows = json.loads(text, object_pairs_hook=_each_key_once)
+        except (ValueError, RecursionError) as error:
+            line = getattr(error, "lineno", 1)
+            raise InputError(
+                f"cannot read lists from {self.path}, line {line}: {error}; expected one JSON object per list"
+            ) from None
+        return self._table(rows, where), where
+
+    def _by_arrow(self, block: bytes) -> pa.Table | None:
+        """The table of a block that is of the types met so far, else None."""
+        try:
+            return arrow_json.read_json(
+                pa.BufferReader(block),
+                read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+                parse_options=arrow_json.ParseOptions(
+                    explicit_schema=pa.schema([(field.name, _without_nulls(field.type)) for field in self.types]),
+                    unexpected_field_behavior="error",
+                ),
+            )
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return None
+
+    def _parsed(self, block: bytes, first_line: int, where: Where) -> pa.Table:
+        rows = []
+        for number, line in enumerate(block.split(b"\n"), start=first_line):
+            if not line.strip():
+                continue
+            try:
+                rows.append(json.loads(line, object_pairs_hook=_each_key_once))
+            except (ValueError, RecursionError) as error:
+                number += self._lines_before()
+                raise InputError(
+                    f"cannot read lists from {self.path}, line {number}: {error}; expected one JSON object per list"
+                ) from None
+        return self._table(rows, where)
+
+    def _lines_before(self) -> int:
+        """Lines before the part of the file that is read; counted only for messages."""
+        with open(self.path, "rb") if self.start else contextlib.nullcontext() as file:
+            left, lines = self.start, 0
+            while left and file is not None:
+                block = file.read(min(left, BLOCK_BYTES))
+                left, lines = left - len(block), lines + block.count(b"\n")
+        return lines
+
+    def _table(self, rows: Sequence[Any], where: Where) -> pa.Table:
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise InputError(f"{where(number)} holds {type(row).__name__}: expected one JSON object per list")
+        names = list(dict.fromkeys([*self.types.names, *(name for row in rows for name in row)]))
+        return pa.table({name: self._column(name, [row.get(name) for row in rows], where) for name in names})
+
+    def _column(self, name: str, values: list[Any], where: Where) -> pa.Array:
+        def converted(count: int) -> pa.Array | Exception:
+            """The column of the first ``count`` rows, or why they do not make one."""
+            try:
+                return pa.array(values[:count])
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+                depth = _depth(values[:count])
+                for kind in (pa.uint64(), pa.float64()) if depth is not None else ():
+                    if kind == pa.float64() and name not in self.numbers:
+                        break
+                    for _ in range(depth or 0):
+                        kind = pa.list_(kind)
+                    try:
+                        return pa.array(values[:count], type=kind)
+                    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+                        continue
+                return error
+
+        column = converted(len(values))
+        if not isinstance(column, Exception):
+            return column
+        row = bisect.bisect_left(
+            range(1, len(values)), True, key=lambda count: isinstance(converted(count), Exception)
+        )
+        reason = str(converted(row + 1)).splitlines()[0]
+        raise InputError(
+            f"{where(row)}: column {name!r} holds values of several types, or an integer of more than 64 bits: "
+            f"{reason}; expected one type in the whole column; write larger integers as text, in quotes"
+        )
+
+    def _remember(self, table: pa.Table) -> None:
+        joined = {}
+        for field in table.schema:
+            known = self.types.field(field.name).type if field.name in self.types.names else pa.null()
+            try:
+                both = [pa.schema([("", known)]), pa.schema([("", field.type)])]
+                joined[field.name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
+            except (pa.ArrowInvalid, pa.ArrowTypeError):  # whoever joins the types of all blocks says what is wrong
+                joined[field.name] = field.type
+        self.types = pa.schema(joined.items())
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; Python's reader would take the last of equal keys without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is there twice; keep one of them")
+    return row
+
+
+def _depth(values: Sequence[Any]) -> int | None:
+    """How deep numbers are nested in lists; None where the values are something else."""
+    for value in values:
+        if isinstance(value, list):
+            inner = _depth(value)
+            if inner is not None:
+                return inner + 1
+        elif value is not None:
+            return 0 if isinstance(value, int | float) else None
+    return None
+
+
+def _without_nulls(kind: pa.DataType) -> pa.DataType:
+    """Of values that were all missing so far, integers: Arrow's reader makes invalid lists of values without a type."""
+    if pa.types.is_list(kind):
+        return pa.list_(_without_nulls(kind.value_type))
+    return pa.int64() if pa.types.is_null(kind) else kind

@@ -1,0 +1,37 @@
+"""A user's files as a stream of ``datasets``: whole Arrow tables.
+
+Alone in its module, with few imports: for streaming, ``datasets`` replaces ``open``, ``Path``, ``os`` and ``pyarrow``
+in the module of a builder, for every name that it finds there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import datasets
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from hf_rerank.data.custom.files import ListFile
+    from hf_rerank.data.custom.own_files import OwnFiles
+
+
+class OwnStream(datasets.ArrowBasedBuilder):
+    """One stream of a user's files; ``as_streaming_dataset()`` makes it. The parts of the files are its shards."""
+
+    def __init__(self, *, own: OwnFiles, parts: Sequence[ListFile], split: str, **kwargs: Any) -> None:
+        self.own, self.parts, self.split = own, list(parts), split
+        super().__init__(**kwargs)
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(self.own.columns))
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(name=self.split, gen_kwargs={"parts": self.parts})]
+
+    def _generate_tables(self, parts: Sequence[ListFile]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
+        for shard, part in enumerate(parts):
+            for number, table in enumerate(self.own.lists(part, {})):
+                yield (shard, number), table

@@ -1,0 +1,208 @@
+"""A folder of prepared lists that is being written, and that survives being killed.
+
+``OUTPUT.partial`` holds ``begun.json`` (the options of the call), ``parts`` (of sources whose rows are partitioned
+first) and ``groups``. A group is a folder with one shard for each split that has lists, made from successive units; it
+appears by one rename when it is complete. When all groups are there, their shards become ``OUTPUT``, again by one
+rename. A later call with the same options keeps complete groups, and ends with the same bytes as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hf_rerank.data.prepared.card import REPORT_FILE
+from hf_rerank.data.prepared.shards import ShardWriter
+from hf_rerank.data.source import Unit
+from hf_rerank.data.splits import SPLITS
+from hf_rerank.errors import InputError
+from hf_rerank.storage import locked, naming_failures, read_json, remove, sha256_of_file, write_json, writing
+
+PARTIAL_SUFFIX = ".partial"
+BEGUN_FILE, GROUP_FILE = "begun.json", "group.json"
+REJECTS_FILE = "rejects.jsonl"
+
+
+def partial_folder(folder: str | Path) -> Path:
+    """Where the folder ``folder`` is made."""
+    return Path(folder).with_name(Path(folder).name + PARTIAL_SUFFIX)
+
+
+def refuse_unfinished(folder: str | Path) -> None:
+    """
+    Raises:
+        InputError: ``folder`` is being prepared, or its preparation was interrupted.
+    """
+    folder = Path(folder)
+    remedy = "prepare it again with the same options, which resumes it"
+    if (folder / BEGUN_FILE).exists():
+        raise InputError(f"{folder} is not finished: {remedy}")
+    if not folder.exists() and (partial_folder(folder) / BEGUN_FILE).exists():
+        raise InputError(f"{folder} is not finished, see {partial_folder(folder)}: {remedy}")
+
+
+@contextmanager
+def resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[ResumableFolder]:
+    """The folder being written, for this process alone.
+
+    Args:
+        output: The folder to make.
+        options: Whatever the lists depend on beside the content of the units; JSON values.
+
+    Raises:
+        InputError: ``output`` exists and is not empty, another process is writing it, it was begun with other options,
+            or a complete shard is damaged.
+    """
+    output = Path(output)
+
+    def busy(process: str) -> str:
+        return f"{process} is writing {output}: wait for it, or choose another output folder"
+
+    with locked(output.with_name(f".{output.name}.lock"), busy):
+        folder = ResumableFolder(output, options)
+        try:
+            yield folder
+        finally:
+            if not folder.groups and not folder.parts.exists():  # nothing to resume from
+                folder.clean()
+
+
+class ResumableFolder:
+    """What ``resumable_folder`` gives.
+
+    Attributes:
+        partial: ``OUTPUT.partial``.
+        parts: Where a source keeps partitioned rows.
+        groups: The records of the complete groups, in order: ``units`` (name and digest of each), ``shards``
+            (split -> SHA-256), ``report``.
+        finished: ``OUTPUT`` is complete already, and only the cleaning up was missing.
+    """
+
+    def __init__(self, output: Path, options: dict[str, Any]) -> None:
+        self.output, self.partial = output, partial_folder(output)
+        self.parts = self.partial / "parts"
+        begun = self.partial / BEGUN_FILE
+        if not begun.exists():
+            remove(self.partial)
+        not_empty = output.exists() and (not output.is_dir() or any(output.iterdir()))
+        self.finished = not_empty and begun.exists() and self._is_copy(REPORT_FILE)
+        if not_empty and not self.finished:
+            raise InputError(f"{output} exists and is not an empty folder: choose another output folder, or remove it")
+        if begun.exists():
+            self._refuse_other_options(read_json(begun), options)
+        else:
+            write_json(begun, options)
+        self.groups: list[dict[str, Any]] = []
+        while (self._group(len(self.groups)) / GROUP_FILE).exists():
+            self.groups.append(read_json(self._group(len(self.groups)) / GROUP_FILE))
+        if not self.finished:
+            self._verify_shards()
+
+    def skip_units(self, units: Iterator[Unit]) -> Iterator[Unit]:
+        """Takes the units of the complete groups from the front of ``units``, and gives them.
+
+        Raises:
+            InputError: They are other units, or of other content.
+        """
+        for name, digest in [unit for group in self.groups for unit in group["units"]]:
+            unit = next(units, None)
+            if unit is None or (unit.name, unit.digest) != (name, digest):
+                raise InputError(
+                    f"{name} has changed since {self.partial} was begun: remove {self.partial} to begin anew"
+                )
+            yield unit
+
+    @contextmanager
+    def new_group(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Gives a folder for the shards ``SPLIT.parquet`` of the next group, and its record, to be filled.
+
+        At the end of the block both are brought to the disk and the group is complete.
+        """
+        record: dict[str, Any] = {}
+        with writing(self._group(len(self.groups))) as folder:
+            with naming_failures(folder):
+                folder.mkdir()
+            yield folder, record
+            with naming_failures(folder):
+                digests = {
+                    split: sha256_of_file(folder / f"{split}.parquet") for split in SPLITS if _has(folder, split)
+                }
+                record["shards"] = digests
+                write_json(folder / GROUP_FILE, record)
+        self.groups.append(record)
+
+    def finish(self, columns: pa.Schema, describe: Callable[[Path], None]) -> None:
+        """Makes ``OUTPUT`` of the groups.
+
+        Args:
+            columns: Of the lists; a split without lists gets one empty shard.
+            describe: Writes what else belongs into the folder, ``report.json`` among it.
+        """
+        groups = [self._group(number) for number in range(len(self.groups))]
+        with writing(self.output) as lists:
+            with naming_failures(self.output):
+                lists.mkdir()
+                for split in SPLITS:
+                    shards = [group / f"{split}.parquet" for group in groups if _has(group, split)]
+                    for number, shard in enumerate(shards):
+                        _link(shard, lists / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
+                    if not shards:
+                        ShardWriter(lists / f"{split}-00000-of-00001.parquet", columns).close()
+                rejects = b"".join(
+                    (part / REJECTS_FILE).read_bytes() for part in (self.parts, *groups) if part.exists()
+                )
+                if rejects:
+                    (lists / REJECTS_FILE).write_bytes(rejects)
+            describe(lists)
+            shutil.copyfile(lists / REPORT_FILE, self.partial / REPORT_FILE)
+        self.clean()
+
+    def clean(self) -> None:
+        """Removes ``OUTPUT.partial``."""
+        self.groups = []
+        remove(self.partial / BEGUN_FILE)
+        remove(self.partial)
+
+    def _group(self, number: int) -> Path:
+        return self.partial / "groups" / f"{number:05d}"
+
+    def _is_copy(self, name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.output / name).read_bytes() == (self.partial / name).read_bytes()
+        return False
+
+    def _refuse_other_options(self, begun: dict[str, Any], options: dict[str, Any]) -> None:
+        for name, value in options.items():
+            if begun.get(name) != value:
+                raise InputError(
+                    f"{self.partial} was begun with {name} {begun.get(name)!r}, now it is {value!r}: use the same, or "
+                    f"remove {self.partial} to begin anew"
+                )
+
+    def _verify_shards(self) -> None:
+        for number, group in enumerate(self.groups):
+            for split, digest in group["shards"].items():
+                path = self._group(number) / f"{split}.parquet"
+                if not path.is_file() or sha256_of_file(path) != digest:
+                    raise InputError(
+                        f"{path} is missing or not as it was written: remove {self.partial} to begin anew"
+                    )
+
+
+def _has(folder: Path, split: str) -> bool:
+    return (folder / f"{split}.parquet").exists()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gives a file a second name; where the disk has no such thing, copies it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,284 @@
+"""The one writer: turns any ``ListSource`` into a folder of prepared lists."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm import tqdm
+
+import hf_rerank
+from hf_rerank.data.prepared.resumable import REJECTS_FILE, ResumableFolder, resumable_folder
+from hf_rerank.data.prepared.shards import ShardWriter
+from hf_rerank.data.report import PrepareReport, RejectedLine, RejectedLines
+from hf_rerank.data.source import ListSource, PartitionedSource, Rejects, Unit
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.storage import InputFiles, naming_failures, read_json, refuse_output_over_input, write_json, writing
+
+# Of lists in memory, in all splits; on the disk a quarter of it. An interruption loses at most so much work.
+SHARD_BYTES = 2**30
+ON_ERROR = ("raise", "skip")
+MAX_THREADS = 4
+STAGE = "read and write lists"
+PARTS_FILE = "parts.json"
+
+_ADVICE = "; fix the line and rerun, or leave such lines out with --on-error skip (on_error='skip')"
+_Outcome = tuple[Unit, dict[str, pa.Table], Rejects]
+
+
+def write_lists(
+    source: ListSource,
+    output_dir: str | Path,
+    *,
+    on_error: str = "raise",
+    threads: int | None = None,
+    progress: bool = True,
+    shard_bytes: int = SHARD_BYTES,
+) -> PrepareReport:
+    """Writes the lists of a source into a new folder of prepared lists, in bounded memory.
+
+    The folder appears when it is complete; until then it is ``OUTPUT.partial``. If this is interrupted, by a damaged
+    line, a full disk, Ctrl-C or a kill, the next call with the same options and input resumes from the last complete
+    group of shards, and the folder has the same bytes as if it had never been interrupted.
+
+    Args:
+        source: Where the lists come from.
+        output_dir: Folder to make; must be new or empty.
+        on_error: What rejected lines do. ``raise``: they are an error, which names them. ``skip``: they are left out,
+            counted by kind in the report, and recorded in ``rejects.jsonl`` in the folder.
+        threads: Units read at a time. None: one for each processor, at most 4. The bytes do not depend on it.
+        progress: Show bars of what takes longer than a second.
+        shard_bytes: Bytes of lists in memory after which the shards of all splits are cut, at the end of a unit.
+
+    Returns:
+        What became of the input.
+
+    Raises:
+        RejectedLines: ``on_error`` is ``raise``, and lines are rejected.
+        InputError: Another process is writing the folder; it is not empty, or overlaps the input; it was begun with
+            other options or input; the input changes while it is read.
+        CannotWrite: The disk is full, or refuses to be written.
+    """
+    started = time.monotonic()
+    if on_error not in ON_ERROR:
+        raise InputError(
+            f"unknown on_error {on_error!r}: expected {' or '.join(ON_ERROR)}{suggestion(on_error, ON_ERROR)}"
+        )
+    if shard_bytes < 1:
+        raise InputError(f"shard_bytes is {shard_bytes}: expected at least 1")
+    inputs = InputFiles(source.inputs())
+    refuse_output_over_input(output_dir, inputs.paths)
+    options = {**source.options, "shard_bytes": shard_bytes, "versions": _versions()}
+    bar = functools.partial(tqdm, delay=1, disable=not progress)
+    with resumable_folder(output_dir, json.loads(json.dumps(options))) as folder:
+        if folder.finished:
+            report = _report_of(folder)
+            folder.clean()
+            return report
+        if isinstance(source, PartitionedSource):
+            _partition(source, folder, on_error, bar)
+        if on_error == "raise" and _report_of(folder).rejected:
+            raise InputError(
+                f"{folder.partial} was begun with on_error='skip', and has rejected lines: use it again, or remove "
+                f"{folder.partial} to begin anew"
+            )
+        units, read_before = iter(source.units(folder.parts)), 0
+        of_units = functools.partial(bar, unit=source.size_unit, unit_scale=source.size_unit == "B")
+        with of_units(desc="Checking what was read before", leave=False) as checking:
+            for unit in folder.skip_units(units):
+                read_before += unit.size
+                checking.update(unit.size)
+        try:
+            facts = source.facts()
+            with of_units(total=source.size, initial=read_before, desc="Preparing") as reading:
+                outcomes = _in_order(units, lambda unit: (unit, *source.read(unit, facts)), threads or _processors())
+                with contextlib.closing(outcomes):
+                    _write_groups(source, outcomes, folder, inputs, on_error, shard_bytes, reading.update)
+            inputs.refuse_changes()
+        except InputError:
+            if isinstance(source, PartitionedSource):  # its parts come from a wrong input
+                folder.clean()
+            raise
+        report = _report_of(folder)
+        folder.finish(source.columns, lambda lists: source.describe(lists, facts, report))
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _versions() -> dict[str, str]:
+    """Other versions may write other bytes."""
+    packages = {name: metadata.version(name) for name in ("polars", "pyarrow")}
+    return {"hf_rerank": hf_rerank.__version__, **packages}
+
+
+def _processors() -> int:
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_THREADS, found)
+
+
+def _report_of(folder: ResumableFolder) -> PrepareReport:
+    """The sum over what is complete."""
+    report = PrepareReport()
+    if (folder.parts / PARTS_FILE).exists():
+        report.add(PrepareReport(**read_json(folder.parts / PARTS_FILE)["report"]))
+    for group in folder.groups:
+        report.add(PrepareReport(**group["report"]))
+    return report
+
+
+def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str, bar: Callable[..., Any]) -> None:
+    """Lets a source cut its rows into parts, unless an earlier call has finished that.
+
+    Raises:
+        InputError: A part that an earlier call wrote is missing, or has another size.
+    """
+    if folder.parts.exists():
+        for name, size in read_json(folder.parts / PARTS_FILE)["bytes"].items():
+            path = folder.parts / name
+            if not path.is_file() or path.stat().st_size != size:
+                raise InputError(f"{path} is missing or not as it was written: remove {folder.partial} to begin anew")
+        return
+    rejected: list[RejectedLine] = []
+
+    def on_reject(line: RejectedLine) -> None:
+        rejected.append(line)
+        if on_error == "raise":
+            raise RejectedLines(rejected, _ADVICE)
+
+    with writing(folder.parts) as parts:
+        with naming_failures(parts):
+            parts.mkdir()
+        report = source.partition(parts, bar, on_reject)
+        for line in rejected:
+            report.reject(line.kind)
+        with naming_failures(parts):
+            _record(rejected, parts)
+            sizes = {path.name: path.stat().st_size for path in parts.iterdir()}
+            write_json(parts / PARTS_FILE, {"report": report.to_dict(), "bytes": sizes})
+
+
+def _count_rejected(rejects: Rejects, on_error: str, advice: str = "") -> None:
+    if rejects.lines and on_error == "raise":
+        raise RejectedLines(rejects.lines, _ADVICE + advice)
+    for line in rejects.lines:
+        rejects.report.reject(line.kind)
+
+
+def _record(rejected: Sequence[RejectedLine], folder: Path) -> None:
+    text = "".join(f"{line.to_json()}\n" for line in rejected)
+    (folder / REJECTS_FILE).write_text(text, encoding="ascii")
+
+
+def _write_groups(
+    source: ListSource,
+    outcomes: Iterator[_Outcome],
+    folder: ResumableFolder,
+    inputs: InputFiles,
+    on_error: str,
+    shard_bytes: int,
+    on_size: Callable[[int], object],
+) -> None:
+    """Writes what was read into groups of shards."""
+    ahead = next(outcomes, None)
+    while ahead is not None:
+        with folder.new_group() as (path, record):
+            group = _Group(path, source.columns, source.schema.label)
+            try:
+                while ahead is not None and group.bytes < shard_bytes:
+                    unit, tables, rejects = ahead
+                    kept = f"; what was finished before is kept in {folder.partial}" if folder.groups else ""
+                    _count_rejected(rejects, on_error, kept)
+                    group.add(unit, tables, rejects)
+                    on_size(unit.size)
+                    ahead = next(outcomes, None)
+                inputs.refuse_changes()
+                record.update(group.close())
+            finally:
+                group.abandon()
+
+
+def _in_order(
+    units: Iterable[Unit], read: Callable[[Unit], _Outcome], threads: int
+) -> Generator[_Outcome, None, None]:
+    """Reads units, several at a time, and gives the results in order; an error comes at the place of its unit.
+
+    Threads, not processes: what takes time is code of Polars, Arrow and numpy, which runs in parallel in threads, and
+    a script need not guard its main module, as multiprocessing demands.
+    """
+    if threads == 1:
+        yield from map(read, units)
+        return
+    left, failure = iter(units), None
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[_Outcome]] = deque()
+        try:
+            while True:
+                try:
+                    waiting.append(pool.submit(read, next(left)))
+                except StopIteration:
+                    break
+                except InputError as error:
+                    failure = error
+                    break
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+    if failure is not None:
+        raise failure
+
+
+class _Group:
+    """The shards that are being written, one for each split that has lists."""
+
+    def __init__(self, path: Path, columns: pa.Schema, label: str) -> None:
+        self.path, self.columns, self.label = path, columns, label
+        self.units: list[Unit] = []
+        self.report, self.rejected = PrepareReport(), list[RejectedLine]()
+        self.bytes, self.started = 0, time.monotonic()
+        self._files: dict[str, ShardWriter] = {}
+
+    def add(self, unit: Unit, tables: dict[str, pa.Table], rejects: Rejects) -> None:
+        """Writes the lists of a unit, and counts them."""
+        self.units.append(unit)
+        self.report.add(rejects.report)
+        self.rejected += rejects.lines
+        for split, lists in tables.items():
+            if not lists.num_rows:
+                continue
+            self.report.keep(split, lists, self.label)
+            self.bytes += lists.nbytes
+            with naming_failures(self.path / f"{split}.parquet", lists.nbytes):
+                if split not in self._files:
+                    self._files[split] = ShardWriter(self.path / f"{split}.parquet", self.columns)
+                self._files[split].write(lists)
+
+    def close(self) -> dict[str, Any]:
+        """Finishes the shards; returns the record of the group."""
+        for split in list(self._files):
+            with naming_failures(self.path / f"{split}.parquet"):
+                self._files[split].close()
+            del self._files[split]
+        with naming_failures(self.path):
+            _record(self.rejected, self.path)
+        rows = sum(self.report.lists.values())
+        self.report.spend(STAGE, rows, time.monotonic() - self.started)
+        return {"units": [[unit.name, unit.digest] for unit in self.units], "report": self.report.to_dict()}
+
+    def abandon(self) -> None:
+        """Closes the files that ``close`` has not finished."""
+        for file in self._files.values():
+            file.abandon()

@@ -1,0 +1,120 @@
+"""Own lists from a CSV to ranked lists, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hf_rerank import cli
+from hf_rerank.data.loading import load_lists
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 lists of four items, the cheapest of which is clicked; in every fifth list the next one."""
+    folder = tmp_path_factory.mktemp("own")
+    random = np.random.default_rng(0)
+    lines = ["request,user,item_id,shop,price,country,click,rank,day"]
+    for number in range(300):
+        prices = random.permutation([1.5, 2.5, 4.0, 8.0])
+        clicked = 1.5 if number % 5 else 2.5
+        for rank, price in enumerate(prices):
+            item = f"{number},{number // 2},{random.integers(1000) * 4 + rank},shop {rank},{price},fr"
+            item += f",{int(price == clicked)}"
+            lines.append(f"{item},{rank},{number // 10}")
+    (folder / "lists.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.slow
+def test_from_csv_to_ranked_lists(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema, lists = folder / "schema.json", folder / "lists"
+    assert run("schema", "infer", folder / "lists.csv", "--output", schema) == 0
+    printed = capsys.readouterr().out
+    assert "3 features of items, 2 of the user, 0 of the history" in printed
+    assert "1 guesses to review:\n  day: integers, few of them" in printed
+    assert run("schema", "infer", folder / "lists.csv") == 0
+    assert capsys.readouterr().out == schema.read_text()
+    edited = schema.read_text().replace('"scale": "log"', '"scale": "standard"')
+    assert edited != schema.read_text()
+    schema.write_text(edited)
+
+    assert run("prepare", "own", "--input", folder / "lists.csv", "--schema", schema, "--output-dir", lists) == 0
+    printed = capsys.readouterr().out
+    assert "300 lists read; lists kept: ranker_train 0, train" in printed
+    assert f"prepared lists in {lists}" in printed
+    loaded = load_lists(lists)
+    assert loaded.schema.position == "rank"
+
+    train = ["--num_train_epochs", "4", "--per_device_train_batch_size", "16", "--learning_rate", "0.02"]
+    options = ["--set", "hidden_sizes=[8]", "--disable_tqdm", "true"]
+    assert run("train", "--model", "dnn", "--data", lists, "--output-dir", folder / "run", *train, *options) == 0
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in loaded["test"]))
+    output = folder / "ranked.jsonl"
+    assert run("rank", "--model", folder / "run", "--input", folder / "test.jsonl", "--output", output) == 0
+    ranked = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["request"] for row in ranked] == loaded["test"]["request"][:]
+    clicked = [row["click"][result["order"][0]] for row, result in zip(loaded["test"], ranked, strict=True)]
+    assert np.mean(clicked) > 0.9  # it has learned that the cheapest is clicked
+
+
+def test_by_time_and_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten lists per day, 300 in all: cuts behind 255 (which is within a day, so 260) and 270."""
+    assert run("schema", "infer", folder / "lists.csv", "--output", folder / "by_day.json") == 0
+    capsys.readouterr()
+    options = ["--schema", folder / "by_day.json", "--output-dir", folder / "by_day", "--json"]
+    assert run("prepare", "own", "--input", folder / "lists.csv", *options, "--split-by", "time:day") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["lists"] == {"ranker_train": 0, "train": 260, "validation": 10, "test": 30}
+    assert "warnings" not in report
+    options[3] = folder / "held_out"
+    assert (
+        run("prepare", "own", "--input", folder / "lists.csv", *options, "--split-by", "time:day", "--ranker-train")
+        == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert report["lists"] == {"ranker_train": 120, "train": 140, "validation": 10, "test": 30}
+
+
+def test_what_is_likely_wrong_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": number, "item_id": [5, 5], "click": [0, 1]} for number in range(9)] + [
+        {"id": 9, "item_id": [1], "click": [1]}
+    ]
+    (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    schema = '// a comment\n{"items": [{"kind": "categorical", "name": "item_id"}], "list_id": "id"}'
+    (folder / "odd.json").write_text(schema)
+    options = ["--schema", folder / "odd.json", "--output-dir", folder / "odd"]
+    assert run("prepare", "own", "--input", folder / "odd.jsonl", *options) == 0
+    printed = capsys.readouterr().out
+    assert "1 lists of one item" in printed
+    assert "warning: column 'item_id' names items, and repeats some within 9 of 10 lists" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["schema", "infer", "none.csv"], "unknown source 'none.csv'"),
+        (["schema", "infer", "{folder}/lists.csv", "--output", "{folder}/lists.csv"], "lists.csv exists: remove it"),
+        (["schema", "infer", "{folder}", "--output", "{folder}/mine.json"], "would stand among the lists"),
+        (["schema", "infer", "{folder}/lists.csv", "--lable", "click"], "did you mean '--label'"),
+        (["schema", "guess"], "invalid choice: 'guess'"),
+        (
+            ["prepare", "own", "--input", "{folder}/lists.csv", "--schema", "no.json", "--output-dir", "{folder}/no"],
+            "no schema at no.json",
+        ),
+        (["prepare", "own", "--input", "{folder}/lists.csv", "--output-dir", "{folder}/no"], "--schema"),
+    ],
+)
+def test_mistakes(folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*(argument.format(folder=folder) for argument in arguments)) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("hf-rerank: ")
+    assert message in said[0]

@@ -1,0 +1,121 @@
+"""Paired comparisons: intervals against arithmetic written out, and scipy."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hf_rerank.errors import InputError
+from hf_rerank.evaluation.comparing import (
+    bootstrap_interval,
+    compare,
+    comparison_figure,
+    comparison_markdown,
+    comparison_table,
+    holm,
+    t_interval,
+)
+
+
+def test_a_t_interval_is_that_of_the_textbook() -> None:
+    # Differences 1, 2, 3: mean 2, standard deviation 1, error 1 / sqrt(3); t(0.975, 2) = 4.302653.
+    interval = t_interval([1.0, 2.0, 3.0])
+    half = 4.302652729749462 / math.sqrt(3)
+    assert interval.mean == 2.0
+    assert interval.low == pytest.approx(2.0 - half)
+    assert interval.high == pytest.approx(2.0 + half)
+    assert interval.p_value == pytest.approx(stats.ttest_1samp([1.0, 2.0, 3.0], 0.0).pvalue)
+
+
+def test_one_seed_claims_nothing() -> None:
+    interval = t_interval([0.5])
+    assert (interval.low, interval.high, interval.p_value) == (-math.inf, math.inf, 1.0)
+    assert not interval.is_clear
+
+
+def test_equal_differences_need_no_division() -> None:
+    assert t_interval([0.0, 0.0]).p_value == 1.0
+    assert t_interval([0.1, 0.1]).p_value == 0.0
+
+
+def test_no_difference_is_refused() -> None:
+    with pytest.raises(InputError, match="one per seed"):
+        t_interval([])
+
+
+def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls() -> None:
+    # 0.01 * 3 = 0.03; 0.03 * 2 = 0.06; 0.04 * 1 = 0.04, raised to 0.06.
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_a_bootstrap_resamples_groups_and_not_lists() -> None:
+    # Ten lists of each of 40 users with one value per user: as uncertain as 40 values, not as 400.
+    generator = np.random.default_rng(0)
+    of_user = generator.normal(size=40)
+    values, users = np.repeat(of_user, 10), np.repeat(np.arange(40), 10)
+    interval = bootstrap_interval(values, users)
+    error = of_user.std() / math.sqrt(40)
+    assert interval.mean == pytest.approx(of_user.mean())
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert interval.count == 40
+
+
+def test_a_bootstrap_weights_groups_by_their_lists_and_leaves_out_nan() -> None:
+    interval = bootstrap_interval([1.0, 1.0, 1.0, 5.0, math.nan], ["a", "a", "a", "b", "c"])
+    assert interval.mean == 2.0  # (1 + 1 + 1 + 5) / 4
+    assert (interval.low, interval.high) == (1.0, 5.0)  # all draws of a, all draws of b
+    assert interval.count == 2
+
+
+def test_a_bootstrap_refuses_what_does_not_fit() -> None:
+    with pytest.raises(InputError, match="one group per list"):
+        bootstrap_interval([1.0], ["a", "b"])
+    with pytest.raises(InputError, match="NaN"):
+        bootstrap_interval([math.nan], ["a"])
+
+
+RUNS = {
+    "PRM": {0: {"ndcg@10": 0.50}, 1: {"ndcg@10": 0.52}, 2: {"ndcg@10": 0.54}},
+    "DNN": {0: {"ndcg@10": 0.49}, 1: {"ndcg@10": 0.50}, 2: {"ndcg@10": 0.51}},
+    "tree": {0: {"ndcg@10": 0.50}, 1: {"ndcg@10": 0.52}, 5: {"ndcg@10": 0.9}},
+}
+
+
+def test_differences_are_paired_by_seed() -> None:
+    found = compare(RUNS, [("PRM", "DNN"), ("PRM", "tree")], "ndcg@10")
+    assert found[0].over_seeds.mean == pytest.approx(0.02)  # 0.01, 0.02, 0.03
+    assert found[0].base_mean == pytest.approx(0.50)
+    assert found[1].over_seeds.count == 2  # seeds 0 and 1 only
+    assert found[1].over_seeds.mean == pytest.approx(0.0)
+    p = stats.ttest_1samp([0.01, 0.02, 0.03], 0.0).pvalue
+    assert found[0].corrected_p == pytest.approx(2 * p)  # two tests
+
+
+def test_values_per_list_give_an_interval_over_groups() -> None:
+    per_list = {
+        "PRM": {0: np.array([1.0, 0.5]), 1: np.array([0.0, 0.5]), 2: np.array([0.5, 0.5])},
+        "DNN": {0: np.array([0.5, 0.5]), 1: np.array([0.5, 0.5]), 2: np.array([0.2, 0.5])},
+    }
+    (found,) = compare(RUNS, [("PRM", "DNN")], "ndcg@10", per_list=per_list, groups=["a", "b"])
+    # Means over seeds: list a (0.5 - 0.5 + 0.3) / 3 = 0.1, list b 0; over both 0.05.
+    assert found.over_groups is not None
+    assert found.over_groups.mean == pytest.approx(0.05)
+
+
+def test_models_without_a_common_seed_and_unknown_measures_are_refused() -> None:
+    with pytest.raises(InputError, match="no seed in common"):
+        compare({"a": {0: {"x": 1.0}}, "b": {1: {"x": 1.0}}}, [("a", "b")], "x")
+    with pytest.raises(InputError, match="no measure 'y'"):
+        compare({"a": {0: {"x": 1.0}}, "b": {0: {"x": 1.0}}}, [("a", "b")], "y")
+
+
+def test_tables_and_a_figure(tmp_path) -> None:
+    found = compare(RUNS, [("PRM", "DNN")], "ndcg@10")
+    assert "PRM - DNN" in comparison_table(found)
+    assert comparison_markdown(found).startswith("| comparison | measure |")
+    comparison_figure(found, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="no comparison"):
+        comparison_figure([], tmp_path / "other.png")
