@@ -233,7 +233,7 @@ first_item = lists.schema.items[0].name
 print(json.dumps({
     "from": hf_rerank.__file__,
     "order": result["order"],
-    "items": [result[first_item], [row[first_item][slot] for slot in result["order"]]],
+    "items": [result["ids"], [row[first_item][slot] for slot in result["order"]]],
     "length": len(row[first_item]),
     "lists": [metrics["eval_lists"], len(lists["test"])],
     "ndcg": metrics["eval_ndcg@10"],
