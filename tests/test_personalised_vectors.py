@@ -24,7 +24,7 @@ from hf_rerank import (
     load_lists,
 )
 from hf_rerank.data.prm_public import prepare_prm_public
-from hf_rerank.data.simulator import simulate_prm
+from hf_rerank.data.simulation import simulate_prm
 from hf_rerank.initial_rankers.click_model import ClickModel
 from hf_rerank.initial_rankers.qualities import QUALITIES, Quality
 from hf_rerank.personalised_vectors import PersonalisedVectors, add_personalised_vectors

@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
         processing_class=processor,
         callbacks=[plots] if plots else None,
     )
-    trainer.results |= about_initial_ranker(folder)
+    trainer.results.update(about_initial_ranker(folder))
     trainer.results["orders"] = {"validation": {"initial": rows["initial"]}}
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
@@ -133,9 +133,12 @@ def _new(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
 def _fine_tuned(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
     """A trained model made ready for these lists, and its processor; prints what was kept and added."""
     from hf_rerank.inference.reranker import Reranker
+    from hf_rerank.storage.hub_download import refuse_only_a_graph
     from hf_rerank.training import adapt, freeze
 
-    saved = Reranker.from_pretrained(options.source, **model_options(options.source, options.revision))
+    at = model_options(options.source, options.revision)
+    refuse_only_a_graph(options.source, **at)
+    saved = Reranker.from_pretrained(options.source, **at)
     reranker, report = adapt(saved, lists["train"], lists.schema, reinitialize=options.reinitialize)
     print(f"from {options.source}:\n{report}")
     if options.freeze:

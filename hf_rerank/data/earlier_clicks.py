@@ -15,11 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_rerank.data.prepared import PreparedFolder, dataset_card, read_card, write_description
+from hf_rerank.data.prepared import PreparedSource, dataset_card, read_card, write_description
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.rewriting import Rewriting, rewrite_prepared
 from hf_rerank.errors import InputError
-from hf_rerank.schema import Categorical, Dense, ListSchema
+from hf_rerank.schema import Categorical, Dense
 
 LISTS_AGO = "lists_ago"
 HISTORY_LENGTH = 50
@@ -141,54 +140,64 @@ def add_earlier_clicks(
 
     Raises:
         InputError: The lists have a history already, no group or no categorical item feature; or see
-            ``rewrite_prepared``.
+            ``write_lists``.
     """
     if history_length < 1:
         raise InputError(f"history_length is {history_length}: expected at least 1")
-    source = Path(lists_dir)
+    return _WithEarlierClicks(lists_dir, history_length).write(output_dir, progress=progress)
 
-    def begin(prepared: PreparedFolder) -> Rewriting:
-        old, group = prepared.schema, prepared.schema.group
-        columns = [feature.name for feature in old.features("items", Categorical)]
+
+class _WithEarlierClicks(PreparedSource):
+    """The lists of a folder with the user's clicks in earlier lists of it."""
+
+    def __init__(self, folder: str | Path, history_length: int) -> None:
+        super().__init__(folder, {"earlier_clicks": history_length})
+        old, self.longest = self.schema, history_length
+        self.clicked = [feature.name for feature in old.features("items", Categorical)]
         if old.history:
-            raise InputError(f"{source} has a history already ({old.history[0].name!r}): leave it as it is")
-        if group is None or not columns:
-            raise InputError(f"{source} names no group, or no categorical item feature: a history needs both")
-        of_split: dict[str, SortedClicks] = {}
-
-        def change(split: str, first: int, table: pa.Table, report: PrepareReport) -> pa.Table:
-            if split not in of_split:
-                of_split.clear()  # one split in memory
-                tables = _columns(prepared.files[split], [*columns, old.label, group])
-                of_split[split] = clicks_of(tables, columns, label=old.label, group=group)
-            for name, history in of_split[split].histories(table, first, history_length).items():
-                field = fields.field(name)
-                table = table.append_column(field, history.cast(field.type))
-            return table
-
-        def describe(folder: Path, schema: ListSchema, report: PrepareReport) -> None:
-            card = read_card(source)
-            how = [
-                *card.how,
-                f"`history_*`: the user's clicks in earlier lines, newest first, {history_length} at most; "
-                "`history_lists_ago`: how many of the user's lines with a click ago, 1 being the latest.",
-            ]
-            caveats = [
-                *(point for point in card.caveats if not point.startswith(_NO_HISTORY)),
-                "The file is not known to be in order of time: an earlier click may lie in the future of its list. "
-                "Name this beside every result that uses the history.",
-            ]
-            text = dataset_card(card.title, report, schema, how=how, caveats=caveats, licence=card.licence)
-            write_description(folder, schema, report, text)
-
-        added = {f"history_{name}": prepared.columns.field(name).type for name in columns}
-        fields = pa.schema([*prepared.columns, *added.items(), (f"history_{LISTS_AGO}", pa.list_(pa.int64()))])
-        history: list[Categorical | Dense] = [Categorical(f"history_{name}", shares=name) for name in columns]
+            raise InputError(f"{self.folder} has a history already ({old.history[0].name!r}): leave it as it is")
+        if old.group is None or not self.clicked:
+            raise InputError(f"{self.folder} names no group, or no categorical item feature: a history needs both")
+        self.group = old.group
+        added = {f"history_{name}": self.columns.field(name).type for name in self.clicked}
+        added[f"history_{LISTS_AGO}"] = pa.list_(pa.int64())
+        self.columns = pa.schema([*self.columns, *added.items()])
+        history: list[Categorical | Dense] = [Categorical(f"history_{name}", shares=name) for name in self.clicked]
         history.append(Dense(f"history_{LISTS_AGO}", scale="log"))
-        schema = old.replace(history=history, max_history_length=history_length)
-        return Rewriting(schema, fields, change, describe)
+        self.schema = old.replace(history=history, max_history_length=history_length)
 
-    return rewrite_prepared(source, output_dir, {"earlier_clicks": history_length}, begin, progress=progress)
+    def facts(self) -> dict[str, SortedClicks]:
+        """The clicks of the split at hand: one split is in memory at a time."""
+        super().facts()
+        return {}
+
+    def change(
+        self, split: str, first: int, lists: pa.Table, facts: dict[str, SortedClicks], report: PrepareReport
+    ) -> pa.Table:
+        if split not in facts:
+            facts.clear()
+            tables = _columns(self.prepared.files[split], [*self.clicked, self.schema.label, self.group])
+            facts[split] = clicks_of(tables, self.clicked, label=self.schema.label, group=self.group)
+        for name, history in facts[split].histories(lists, first, self.longest).items():
+            field = self.columns.field(name)
+            lists = lists.append_column(field, history.cast(field.type))
+        return lists
+
+    def describe(self, folder: Path, facts: dict[str, SortedClicks], report: PrepareReport) -> None:
+        super().describe(folder, facts, report)
+        card = read_card(self.folder)
+        how = [
+            *card.how,
+            f"`history_*`: the user's clicks in earlier lines, newest first, {self.longest} at most; "
+            "`history_lists_ago`: how many of the user's lines with a click ago, 1 being the latest.",
+        ]
+        caveats = [
+            *(point for point in card.caveats if not point.startswith(_NO_HISTORY)),
+            "The file is not known to be in order of time: an earlier click may lie in the future of its list. Name "
+            "this beside every result that uses the history.",
+        ]
+        text = dataset_card(card.title, report, self.schema, how=how, caveats=caveats, licence=card.licence)
+        write_description(folder, self.schema, report, text)
 
 
 def _columns(files: Iterable[Path], names: list[str]) -> Iterator[pa.Table]:

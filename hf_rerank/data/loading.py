@@ -16,10 +16,8 @@ from hf_rerank.data.custom.own_datasets import cut_by_time, given, is_paths, rea
 from hf_rerank.data.hub_lists import fetched_folder, is_repository, refuse_hub_options, streamed
 from hf_rerank.data.named import NAMED_SOURCES, ad_folder, prm_public_folder, prm_public_stream, simulated_prm
 from hf_rerank.data.parquet_datasets import datasets_of_parquet
-from hf_rerank.data.prepared import is_prepared, read_prepared
-from hf_rerank.data.prepared import refuse_unfinished as refuse_partial
+from hf_rerank.data.prepared import is_prepared, read_prepared, refuse_unfinished
 from hf_rerank.data.time_split import time_column
-from hf_rerank.data.unfinished import refuse_unfinished
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage.hub_errors import named_faults
@@ -162,7 +160,6 @@ def load_lists(
         return lists if time is None else _split_anew(lists, time)
     if isinstance(source, (str, Path)):
         refuse_unfinished(source)
-        refuse_partial(source)
         if is_prepared(source):
             lists = _load_prepared(Path(source), schema, streaming)
             return lists if time is None else _split_anew(lists, time)

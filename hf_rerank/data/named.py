@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from hf_rerank.data.unfinished import fingerprint, partial_folder
+from hf_rerank.data.prepared import partial_folder
+from hf_rerank.data.report import RejectedLines
 from hf_rerank.schema import ListSchema
+from hf_rerank.storage import InputFiles, locked, remove, sha256_of_json
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +24,10 @@ CACHE_VERSION = 1
 
 def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
     """A folder of the cache, made once: whoever comes meanwhile waits; what fails leaves nothing."""
-    from filelock import FileLock
-
-    digest = hashlib.sha256(json.dumps({"version": CACHE_VERSION, **key}, sort_keys=True).encode()).hexdigest()
+    digest = sha256_of_json({"version": CACHE_VERSION, **key})
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_rerank"
     folder = cache / f"{name}-{digest[:16]}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{folder.name}.lock"):
+    with locked(cache / f"{folder.name}.lock", str, wait=-1):
         if not folder.is_dir():
             make(folder)
     return folder
@@ -40,7 +36,7 @@ def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> P
 def simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -> Path:
     """The folder of prepared lists of a simulation."""
     from hf_rerank.data.prm_public import MAX_LIST_LENGTH, prepare_prm_public
-    from hf_rerank.data.simulator import PRMWorld, simulate_prm
+    from hf_rerank.data.simulation import PRMWorld, simulate_prm
 
     n_lists = SIMULATED_LISTS if n_lists is None else n_lists
     length = MAX_LIST_LENGTH if max_list_length is None else max_list_length
@@ -48,12 +44,12 @@ def simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -
     def make(folder: Path) -> None:
         logger.warning("Simulating %s lists (seed %d) into %s; their clicks are no real ones.", n_lists, seed, folder)
         raw = folder.with_name(f"{folder.name}.raw")
-        shutil.rmtree(raw, ignore_errors=True)  # of a process that was killed
+        remove(raw)  # of a process that was killed
         try:
             simulate_prm(raw, n_lists, seed=seed, progress=True)
             prepare_prm_public(raw, folder, max_list_length=length)
         finally:
-            shutil.rmtree(raw, ignore_errors=True)
+            remove(raw)
 
     key = {"n_lists": n_lists, "seed": seed, "world": repr(PRMWorld()), "max_list_length": length}
     return cached(f"simulated_prm-{n_lists}-{seed}", key, make)
@@ -64,7 +60,7 @@ def prm_public_stream(
 ) -> tuple[dict[str, Any], ListSchema]:
     """Splits that read raw text, and their schema."""
     from hf_rerank.data import prm_public
-    from hf_rerank.data.prm_public_stream import PRMPublicText
+    from hf_rerank.data.prm_public.stream import PRMPublicText
 
     length = prm_public.MAX_LIST_LENGTH if max_list_length is None else max_list_length
     files = prm_public.find_files(data_dir)
@@ -82,13 +78,12 @@ def prm_public_stream(
 def prm_public_folder(data_dir: Path, protocol: str, seed: int, max_list_length: int | None) -> Path:
     """The folder of prepared lists of raw text."""
     from hf_rerank.data import prm_public
-    from hf_rerank.data.prm_public_text import DamagedText
 
     length = prm_public.MAX_LIST_LENGTH if max_list_length is None else max_list_length
     files = prm_public.find_files(data_dir)
     raw = [*files, *(side for path in files if (side := prm_public.truth_file(path)).is_file())]
     key = {
-        "files": [(path.name, *fingerprint(path)) for path in raw],
+        "files": InputFiles(raw).states(),
         "folder": str(data_dir.resolve()),
         "protocol": protocol,
         "seed": seed if protocol == "public" else None,
@@ -99,13 +94,11 @@ def prm_public_folder(data_dir: Path, protocol: str, seed: int, max_list_length:
         logger.warning("Preparing %s into %s, once; `hf-rerank prepare` chooses the place.", data_dir, folder)
         try:
             prm_public.prepare_prm_public(data_dir, folder, protocol=protocol, max_list_length=length, seed=seed)
-        except DamagedText as error:
-            # Mended files are other files, and get a folder of their own.
-            shutil.rmtree(partial_folder(folder), ignore_errors=True)
-            raise DamagedText(
-                error.rejects,
-                "; mend what is named, or load a folder made by `hf-rerank prepare --on-error skip`",
-            ) from None
+        except RejectedLines as error:
+            # Fixed files are other files, and get a folder of their own.
+            remove(partial_folder(folder))
+            advice = "; fix the line, or load a folder made by `hf-rerank prepare --on-error skip`"
+            raise RejectedLines(error.lines, advice) from None
 
     return cached("prm_public", key, make)
 
@@ -117,7 +110,7 @@ def ad_folder(data_dir: Path, protocol: str, max_list_length: int | None) -> Pat
     length = ad.MAX_LIST_LENGTH if max_list_length is None else max_list_length
     raw = ad.find_ad_files(data_dir).there()
     key = {
-        "files": [(path.name, *fingerprint(path)) for path in raw],
+        "files": InputFiles(raw).states(),
         "folder": str(data_dir.resolve()),
         "protocol": protocol,
         "max_list_length": length,

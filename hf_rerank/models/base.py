@@ -74,7 +74,8 @@ class PreTrainedReranker(PreTrainedModel):
     main_input_name = "item_categorical"
     # The loss is a mean over the batch's lists; the Trainer must not scale it by a number of items.
     accepts_loss_kwargs = False
-    # Parameters that read features though their shape does not show it; hf_rerank.training.adaptation finds the others.
+    # Parameters that read features though their shape does not show it. Those whose shape shows it are found by it
+    # where a model is adapted to other features.
     reads_features: ClassVar[tuple[str, ...]] = ()
     _supports_sdpa = True
 
@@ -162,7 +163,9 @@ class PreTrainedReranker(PreTrainedModel):
             self.push_to_hub(repo_id, token=options.get("token"), **chosen)
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload model", **options: Any) -> Any:  # type: ignore[override]
-        """Uploads the model without its processor (``Reranker.push_to_hub``: both); other files of the repository stay.
+        """Uploads the model without its processor; the other files of the repository stay.
+
+        ``Reranker.push_to_hub`` uploads both.
 
         Args:
             repo_id: ``"someone/name"``, or a name of your own.

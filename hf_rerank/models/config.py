@@ -109,9 +109,8 @@ class RerankerConfig(PreTrainedConfig):
             raise InputError("max_list_length, max_history_length and embedding_dim: expected at least 1")
         if self.task_loss not in (*TASK_LOSSES, "own"):
             known = (*TASK_LOSSES, "own")
-            raise InputError(
-                f"task_loss is {self.task_loss!r}: expected one of {', '.join(known)}{suggestion(self.task_loss, known)}"
-            )
+            meant = suggestion(self.task_loss, known)
+            raise InputError(f"task_loss is {self.task_loss!r}: expected one of {', '.join(known)}{meant}")
         if not 0 <= self.unknown_rate < 1:
             raise InputError(f"unknown_rate is {self.unknown_rate}: expected a share in [0, 1)")
         if not self.initializer_range > 0:

@@ -114,7 +114,7 @@ def ids_from_tensor(list_id: Tensor) -> list[str]:
 
 
 def list_keys(list_id: Tensor) -> Tensor:
-    """int64 [B], a hash of each id in ``list_id`` uint8 [B, W]: a list has the same key in any batch, however padded."""
+    """int64 [B], a hash of each id in ``list_id`` uint8 [B, W]: the same in any batch, however padded."""
     return (list_id.long() * _odd_powers(list_id.shape[1], list_id.device)).sum(-1)
 
 

@@ -24,7 +24,7 @@ from hf_rerank.processing.scaling import DenseScale, Moments, numbers_of, scaled
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
 from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
 from hf_rerank.storage import read_json, refuse_repeated_names, write_json
-from hf_rerank.storage.hub_download import verified_folder
+from hf_rerank.storage.hub_download import REMEDY, verified_folder
 from hf_rerank.storage.hub_upload import push_saved
 from hf_rerank.validation import Lists, tables_of
 
@@ -347,7 +347,7 @@ class ListProcessor:
         )
         config_path, vocabularies_path = folder / CONFIG_FILE, folder / VOCABULARIES_FILE
         refuse_repeated_names(vocabularies_path)
-        plain = read_json(config_path)
+        plain = read_json(config_path, REMEDY)
         if plain.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"{config_path} has format_version {plain.get('format_version')!r}, this library reads "

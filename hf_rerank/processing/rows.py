@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.schema import ListSchema
+from hf_rerank.schema import ListSchema, Vector
 
 # Keys that hold one dict per item, or per history item.
 ITEMS, HISTORY = "items", "history"
@@ -96,7 +96,10 @@ def rows_of_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
             f"{suggestion(first, table.columns)}"
         )
     table = table.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
-    if isinstance(table.schema[first], pl.List | pl.Array):
+    cell: Any = table.schema[first]
+    if isinstance(schema.items[0], Vector):  # a sequence already for one item
+        cell = getattr(cell, "inner", None)
+    if isinstance(cell, pl.List | pl.Array):
         return table.to_dicts()
     list_id = schema.list_id
     if list_id is None or list_id not in table.columns:

@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def simulate(folder: Path, lists: int, behaviours: int) -> None:
-    from hf_rerank.data.ad_simulator import simulate_ad
+    from hf_rerank.data.simulation import simulate_ad
 
     simulate_ad(folder, lists, seed=0, behaviours=behaviours, progress=True)
 

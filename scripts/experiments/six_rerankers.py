@@ -79,7 +79,7 @@ def main() -> None:
 def simulate(folder: Path, lists: int) -> None:
     """Simulated lists of PRM Public, prepared in ``folder/lists``."""
     from hf_rerank.data.prm_public import prepare_prm_public
-    from hf_rerank.data.simulator import simulate_prm
+    from hf_rerank.data.simulation import simulate_prm
 
     if (folder / "lists" / "schema.json").is_file():
         return
@@ -90,7 +90,7 @@ def simulate(folder: Path, lists: int) -> None:
 def simulate_with_history(folder: Path, lists: int) -> None:
     """Simulated lists of Ad, each with the last behaviours of its user, prepared in ``folder/lists``."""
     from hf_rerank.data.ad import prepare_ad
-    from hf_rerank.data.ad_simulator import simulate_ad
+    from hf_rerank.data.simulation import simulate_ad
 
     if (folder / "lists" / "schema.json").is_file():
         return

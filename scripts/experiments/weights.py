@@ -62,7 +62,7 @@ def main() -> None:
 def simulate(folder: Path, length: int, lists: int) -> None:
     """Lists of this length, prepared in ``folder/lists/LENGTH``."""
     from hf_rerank.data.prm_public import prepare_prm_public
-    from hf_rerank.data.simulator import PRMWorld, simulate_prm
+    from hf_rerank.data.simulation import PRMWorld, simulate_prm
 
     prepared = folder / "lists" / str(length)
     if (prepared / "schema.json").is_file():

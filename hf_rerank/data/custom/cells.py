@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from hf_rerank.data.custom.columns import Where, item_columns_of, short
 from hf_rerank.data.custom.options import ReadOptions
+from hf_rerank.data.times import parse_times
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, ListSchema, Vector
 
@@ -52,7 +53,7 @@ def _separated(table: pa.Table, schema: ListSchema | None, options: ReadOptions,
     columns: dict[str, Any] = {}
     for name in table.column_names:
         text = pl.Series(name, table.column(name))
-        occurs = text.str.contains(separator, literal=True).any()
+        occurs = schema is None and text.str.contains(separator, literal=True).any() and not _are_times(text)
         if not (occurs if schema is None else name in item_columns_of(schema)):
             columns[name] = table.column(name)
             continue
@@ -62,6 +63,11 @@ def _separated(table: pa.Table, schema: ListSchema | None, options: ReadOptions,
     if options.label_separator is not None:
         _take_labels(columns, schema, options.label_separator, where)
     return pa.table({name: _arrow(c) if isinstance(c, pl.Series) else c for name, c in columns.items()})
+
+
+def _are_times(text: pl.Series) -> bool:
+    """A time may hold a space, too, which separates no values."""
+    return parse_times(text.drop_nulls().head(1_000)).nanoseconds is not None
 
 
 def _take_labels(columns: dict[str, Any], schema: ListSchema | None, sign: str, where: Where) -> None:

@@ -7,7 +7,7 @@ each column converted, so that an id is of one type everywhere: 007 in one file 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,9 +126,9 @@ class Kinds:
             return kind
         if cells.str.contains(BOOLEAN).all():
             return replace(kind, values="boolean")
-        whole = cells.str.strip_suffix(".0") if cells.str.contains(f"{INTEGER}|{WHOLE_NUMBER}").all() else None
-        if whole is not None:
-            low, high = _bounds(whole)
+        integers = f"{INTEGER}|{WHOLE_NUMBER}" if role == ID else INTEGER
+        if cells.str.contains(integers).all():
+            low, high = _bounds(cells.str.strip_suffix(".0"))
             if low >= -(2**63) and high < (2**64 if low >= 0 else 2**63):
                 return replace(kind, values="integer", low=low, high=high)
         if cells.str.strip_chars().cast(pl.Float64, strict=False).null_count() == 0:
@@ -208,7 +208,7 @@ class Converter:
     """Gives columns the types that they have in all files.
 
     Args:
-        schema: Says which column holds numbers, positions or ids.
+        schema: Says which column holds numbers, positions or ids. None: values alone decide.
         kinds: Of all files.
         options: Of the readers.
         text_ids: Columns whose ids a model knows as text (True) or integers (False), whatever they look like.
@@ -217,14 +217,15 @@ class Converter:
 
     def __init__(
         self,
-        schema: ListSchema,
+        schema: ListSchema | None,
         kinds: Kinds,
         options: ReadOptions,
         text_ids: Mapping[str, bool] | None = None,
         counts: dict[str, int] | None = None,
     ) -> None:
         self.kinds, self.options = kinds, options
-        self.roles, self.text_ids = roles_of(schema), dict(text_ids or {})
+        self.roles, self.text_ids = {} if schema is None else roles_of(schema), dict(text_ids or {})
+        self.guessing = schema is None
         self.counts = {} if counts is None else counts
 
     def convert(self, table: pa.Table, where: Where) -> pa.Table:
@@ -272,7 +273,7 @@ class Converter:
             whole = kind.values == "number" and not kind.from_text
             return pa.int64() if whole else pa.string()
         if kind.from_text:
-            return pa.string()
+            return pa.float64() if self.guessing and kind.values == "number" else pa.string()
         return kind.type
 
     def _nested(self, name: str, column: pa.Array, depth: int, where: Where, rows: np.ndarray) -> pa.Array:
@@ -308,7 +309,7 @@ class Converter:
             if self.roles.get(name) == ID:
                 self._count(f"ids such as 12.0 read as 12 in column {name}", int(whole.sum()))
             text = text.str.strip_chars()
-            text = text.str.strip_suffix(".0") if self.roles.get(name) != OTHER else text
+            text = text.str.strip_suffix(".0")
         numbers = _booleans(text).str.strip_chars()
         kind: Any = pl.Float64 if pa.types.is_floating(wanted) else pl.UInt64 if wanted == pa.uint64() else pl.Int64
         found = numbers.cast(kind, strict=False)
@@ -367,6 +368,15 @@ class Converter:
     def _count(self, name: str, number: int) -> None:
         if number:
             self.counts[name] = self.counts.get(name, 0) + number
+
+
+def natural_table(tables: Sequence[pa.Table], options: ReadOptions, *, from_text: bool) -> pa.Table:
+    """Tables of one file as one, of types that their values alone say, where no schema is known."""
+    kinds = Kinds(None, options, from_text=from_text)
+    for number, table in enumerate(tables):
+        kinds.add(table, f"block {number}")
+    converter = Converter(None, kinds, options)
+    return pa.concat_tables([converter.convert(table, str) for table in tables])
 
 
 def _booleans(text: pl.Series) -> pl.Series:

@@ -109,7 +109,10 @@ class _Reader:
             return arrow_json.read_json(
                 pa.BufferReader(block),
                 read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-                parse_options=arrow_json.ParseOptions(explicit_schema=self.types, unexpected_field_behavior="error"),
+                parse_options=arrow_json.ParseOptions(
+                    explicit_schema=pa.schema([(field.name, _without_nulls(field.type)) for field in self.types]),
+                    unexpected_field_behavior="error",
+                ),
             )
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return None
@@ -206,3 +209,10 @@ def _depth(values: Sequence[Any]) -> int | None:
         elif value is not None:
             return 0 if isinstance(value, int | float) else None
     return None
+
+
+def _without_nulls(kind: pa.DataType) -> pa.DataType:
+    """Of values that were all missing so far, integers: Arrow's reader makes invalid lists of values without a type."""
+    if pa.types.is_list(kind):
+        return pa.list_(_without_nulls(kind.value_type))
+    return pa.int64() if pa.types.is_null(kind) else kind

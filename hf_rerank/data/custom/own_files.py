@@ -126,13 +126,12 @@ class OwnFiles:
             table = block.table.append_column(PART_COLUMN, pa.array(np.full(len(rows), number)))
             yield table.append_column(ROW_COLUMN, pa.array(rows))
 
-    def lists_of_items(self, items: pa.Table) -> tuple[pa.Table, np.ndarray]:
-        """The lists that all of their items make, with ``columns``, and the number of the part that holds each.
+    def lists_of_items(self, frame: pl.DataFrame) -> tuple[pa.Table, np.ndarray]:
+        """The lists that all of their items (see ``items``) make, with ``columns``, and the number of the part that holds each.
 
         Raises:
             InputError: Items do not make a list, or one list has items in two files.
         """
-        frame = pl.DataFrame(pl.from_arrow(items))
         parts, rows = frame[PART_COLUMN].to_numpy(), frame[ROW_COLUMN].to_numpy()
         list_id = str(self.schema.list_id)
         lists = grouped(

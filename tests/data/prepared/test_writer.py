@@ -46,6 +46,7 @@ class Numbers:
     options: dict[str, Any] = field(default_factory=dict)
     schema: ListSchema = field(default_factory=lambda: ListSchema(items=[Categorical("item_id")], label="click"))
     columns: pa.Schema = COLUMNS
+    size: int = 80
     size_unit: str = "line"
     before_reading: Any = None
 
