@@ -87,7 +87,7 @@ def _after_the_tour() -> dict[str, Any]:
 
     import hf_rerank
     from hf_rerank import Categorical, Dense, ListSchema, PRMConfig, PRMForReranking, Reranker
-    from hf_rerank.data.simulator import simulate_prm
+    from hf_rerank.data.simulation.prm_public import simulate_prm
     from hf_rerank.inference.export import export_onnx
 
     rows = [
@@ -149,7 +149,10 @@ def test_own_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "rank": [1, 0],
         "score": [-0.5, 2.5],
     }
-    rows = [{**row, "request": f"r{number}", "user_id": number, "day": number} for number in range(40)]
+    rows = [
+        {**row, "click": [number % 2, 1 - number % 2], "request": f"r{number}", "user_id": number, "day": number}
+        for number in range(40)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), "my_lists.parquet")
     scope: dict[str, Any] = {}
     exec(block("from hf_rerank import Categorical"), scope)
