@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hf_rerank.data.prepared import PreparedFolder, dataset_card, read_card, read_report, write_description
+from hf_rerank.data.prepared import PreparedSource, dataset_card, read_card, read_report, write_description
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.rewriting import Rewriting, rewrite_prepared
 from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.click_model import ClickModel
 from hf_rerank.initial_rankers.ranker_train import read_ranker_train
@@ -115,8 +114,8 @@ def add_personalised_vectors(
     """Trains a click model on ``ranker_train`` and writes a new folder of lists with its vectors.
 
     The lists of ``train``, ``validation`` and ``test`` get an item column of ``dim`` numbers, and the schema a
-    ``Vector`` of that name. ``ranker_train`` is empty in the new folder: its lists are spent, since the click model
-    has seen their clicks. The model is kept in ``click_model/``; ``PersonalisedVectors`` computes the vectors of new
+    ``Vector`` of that name. ``ranker_train`` is left empty in the new folder: the click model has seen its
+    labels. The model is kept in ``click_model/``; ``PersonalisedVectors`` computes the vectors of new
     lists with it. The folder appears when it is whole; lists are read and written batch by batch.
 
     Args:
@@ -133,38 +132,50 @@ def add_personalised_vectors(
 
     Raises:
         InputError: ``dim`` is below 1; the column is there; no ``ranker_train`` list, or none with a click; a label
-            above 1; or see ``rewrite_prepared``.
+            above 1; or see ``write_lists``.
     """
     for name, value in (("dim", dim), ("at_most", at_most)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: expected at least 1")
-    source = Path(lists_dir)
+    lists = _WithVectors(lists_dir, column=column, dim=dim, seed=seed, at_most=at_most)
+    lists.progress = progress
+    return lists.write(output_dir, progress=progress)
 
-    def begin(prepared: PreparedFolder) -> Rewriting:
-        if column in prepared.columns.names:
-            raise InputError(f"{source} has a column {column!r} already: choose another name")
-        lists = read_ranker_train(prepared, source)
-        model = ClickModel.fit(
-            lists, prepared.schema, hidden_sizes=(HIDDEN, dim), seed=seed, at_most=at_most, progress=progress
-        )
-        vectors = PersonalisedVectors(model, column)
 
-        def change(split: str, first: int, table: pa.Table, report: PrepareReport) -> pa.Table:
-            return vectors.add(table if split != "ranker_train" else table.slice(0, 0))
+class _WithVectors(PreparedSource):
+    """The lists of a folder with the vectors of a click model that is trained on its ``ranker_train``."""
 
-        def describe(folder: Path, schema: ListSchema, report: PrepareReport) -> None:
-            model.save_pretrained(folder / MODEL_FOLDER)
-            facts = {**model.settings, "column": column, "dim": dim}
-            before = read_report(source)
-            earlier = {_EARLIER: before[_EARLIER]} if _EARLIER in before else {}
-            card = _card(source, schema, report, facts)
-            write_description(folder, schema, report, card, **earlier, **{REPORT_KEY: facts})
+    progress = False
 
-        schema = prepared.schema.replace(items=[*prepared.schema.items, Vector(column, dim)])
-        return Rewriting(schema, prepared.columns.append(column_of(column)), change, describe)
+    def __init__(self, folder: str | Path, *, column: str, dim: int, seed: int, at_most: int | None) -> None:
+        self.column, self.dim, self.seed, self.at_most = column, dim, seed, at_most
+        super().__init__(folder, {"vectors": column, "dim": dim, "seed": seed, "at_most": at_most})
+        if column in self.columns.names:
+            raise InputError(f"{self.folder} has a column {column!r} already: choose another name")
+        self.old_schema = self.schema
+        self.schema = self.schema.replace(items=[*self.schema.items, Vector(column, dim)])
+        self.columns = self.columns.append(column_of(column))
 
-    options = {"vectors": column, "dim": dim, "seed": seed, "at_most": at_most}
-    return rewrite_prepared(source, output_dir, options, begin, progress=progress)
+    def facts(self) -> PersonalisedVectors:
+        """The trained click model."""
+        super().facts()
+        lists, sizes = read_ranker_train(self.prepared, self.folder), (HIDDEN, self.dim)
+        fit: dict[str, Any] = {"seed": self.seed, "at_most": self.at_most, "progress": self.progress}
+        return PersonalisedVectors(ClickModel.fit(lists, self.old_schema, hidden_sizes=sizes, **fit), self.column)
+
+    def change(
+        self, split: str, first: int, lists: pa.Table, facts: PersonalisedVectors, report: PrepareReport
+    ) -> pa.Table:
+        return facts.add(lists if split != "ranker_train" else lists.slice(0, 0))
+
+    def describe(self, folder: Path, facts: PersonalisedVectors, report: PrepareReport) -> None:
+        super().describe(folder, facts, report)
+        facts.model.save_pretrained(folder / MODEL_FOLDER)
+        about = {**facts.model.settings, "column": self.column, "dim": self.dim}
+        before = read_report(self.folder)
+        earlier = {_EARLIER: before[_EARLIER]} if _EARLIER in before else {}
+        card = _card(self.folder, self.schema, report, about)
+        write_description(folder, self.schema, report, card, **earlier, **{REPORT_KEY: about})
 
 
 def _card(source: Path, schema: ListSchema, report: PrepareReport, facts: Mapping[str, Any]) -> str:
@@ -178,6 +189,6 @@ def _card(source: Path, schema: ListSchema, report: PrepareReport, facts: Mappin
     ]
     caveats = [
         *card.caveats,
-        "`ranker_train` is empty: its lists are spent, since the click model has seen their clicks.",
+        "`ranker_train` is left empty: the click model has seen its labels.",
     ]
     return dataset_card(card.title, report, schema, how=how, caveats=caveats, licence=card.licence)

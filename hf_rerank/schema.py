@@ -276,28 +276,26 @@ class ListSchema:
             if not isinstance(feature, Feature):
                 raise InputError(f"{feature!r} is no feature: expected Categorical(...), Dense(...) or Vector(...)")
         names = [feature.name for feature in (*self.items, *self.user, *self.history)]
-        special = list(self.item_columns().values())
+        special = self.item_columns()
         if self.label is None:
             raise InputError("the schema names no label: name the column of clicks, which new lists may lack")
-        for name in [*names, *special, *(name for name in (self.id, self.list_id, self.group) if name is not None)]:
+        of_lists = [name for name in (self.list_id, self.group) if name is not None]
+        for name in [*names, *special.values(), *of_lists, *([] if self.id is None else [self.id])]:
             if not isinstance(name, str) or not name:
                 raise InputError(f"the schema names the column {name!r}: expected a text that is not empty")
-        for name in special:
-            if special.count(name) > 1 or name in (self.list_id, self.group):
+        for part, name in special.items():
+            uses = [use for use in (*special, "list_id", "group") if use != part and getattr(self, use) == name]
+            if uses:
                 raise InputError(
-                    f"the schema takes the column {name!r} for two of {', '.join(COLUMN_TENSORS)}, list_id and group: "
-                    "each has a column of its own"
+                    f"the schema takes the column {name!r} as {part} and as {uses[0]}: each has a column of its own"
                 )
+            if name in names:
+                raise InputError(f"the column {name!r} is a feature and also the {part}: name another column")
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"the schema names the column {name!r} twice")
-            part = next((part for part, column in self.item_columns().items() if column == name), None)
-            if part is not None:
-                raise InputError(
-                    f"the column {name!r} is a feature and also {part} of the schema: name another column"
-                )
-        if self.id is not None and self.id in (self.list_id, self.group):
-            raise InputError(f"id of the schema is {self.id!r}, which names lists or users: expected an item column")
+        if self.id in (*of_lists, *(feature.name for feature in (*self.user, *self.history))):
+            raise InputError(f"id of the schema is {self.id!r}, which is no column of the items: expected one of them")
         for part in ("user", "history"):
             for feature in getattr(self, part):
                 if isinstance(feature, Vector):

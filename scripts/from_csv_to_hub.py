@@ -52,7 +52,7 @@ print({split: len(rows) for split, rows in lists.items()})
 # 3. Vocabularies and scales, learned from the training lists only.
 processor = ListProcessor.from_lists(lists["train"], schema=schema)
 
-# 4. A re-ranker. ``principled="scaled"`` makes it stand by its own order, and ignore a swap of two neighbours.
+# 4. A re-ranker. ``principled="scaled"`` makes it keep its own ranking, and be insensitive to swapping adjacent items.
 set_seed(0)
 model = PRMForReranking(PRMConfig.for_schema(processor.schema))
 trainer = RerankTrainer(

@@ -31,14 +31,13 @@ def main() -> None:
     places = row[schema.position] if schema.position else list(range(len(result["order"])))
     before = sorted(range(len(places)), key=lambda slot: places[slot])
     print(
-        f"list {row[schema.list_id] if schema.list_id else options.number}: "
-        f"the first {SHOWN} of {len(places)} places\n"
+        f"list {row[schema.list_id] if schema.list_id else options.number}: the first {SHOWN} of {len(places)} ranks\n"
     )
     lines = []
     for place, (old, new) in enumerate(zip(before[:SHOWN], result["order"][:SHOWN], strict=True), start=1):
         came_from = places[new] + 1
         lines.append([str(place), _item(row, schema, old), _item(row, schema, new), f"{came_from:>2}"])
-    print(text_table(["place", "before", "after", "came from"], lines))
+    print(text_table(["rank", "before", "after", "previous rank"], lines))
 
 
 def _item(row: dict, schema, slot: int) -> str:  # type: ignore[no-untyped-def]

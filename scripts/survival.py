@@ -175,8 +175,9 @@ def model_files(folder: Path) -> dict[str, dict[str, Any]]:
     table = pa.table({name: [row[name] for row in rows] for name in rows[0]})
     processor = ListProcessor.from_lists(table, schema=schema)
     torch.manual_seed(0)
-    sizes = {"d_model": 2, "num_blocks": 1, "num_heads": 1, "inner_width": 2, "embedding_dim": 2}
-    Reranker(PRMForReranking(PRMConfig.for_schema(processor.schema, **sizes)), processor).save_pretrained(folder)
+    sizes = {"hidden_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 2}
+    config = PRMConfig.for_schema(processor.schema, **sizes, embedding_dim=2)
+    Reranker(processor, PRMForReranking(config)).save_pretrained(folder)
     expected = Reranker.from_pretrained(folder).rerank(rows)
 
     def load(path: Path) -> str:

@@ -18,7 +18,9 @@ SCHEMA = ListSchema(
     history=[Categorical("seen", shares="item_id"), Dense("minutes")],
     label="click",
     position="place",
+    initial_score="earlier",
     weight="weight",
+    propensity="looked",
     list_id="list_id",
     attraction="truth",
 )
@@ -38,7 +40,9 @@ def row(name: str, **changes: object) -> dict[str, object]:
         "minutes": [1.0, 2.0, 3.0],
         "click": [0, 1],
         "place": [1, 0],
+        "earlier": [-2.5, 7],
         "weight": [1.0, 0.5],
+        "looked": [0.25, 1],
         "truth": [0.1, 0.9],
         **changes,
     }
@@ -46,7 +50,8 @@ def row(name: str, **changes: object) -> dict[str, object]:
 
 
 HERE = "list 11 (id second)"
-EMPTY = {name: [] for name in ("item_id", "price", "stars", "text", "click", "place", "weight", "truth")}
+OF_ITEMS = ("item_id", "price", "stars", "text", "click", "place", "earlier", "weight", "looked", "truth")
+EMPTY: dict[str, list] = {name: [] for name in OF_ITEMS}
 # What is wrong with the second of three lists, and what the message must say: column, place, remedy.
 WRONG_LISTS = {
     "missing in one list": ({"price": ..., "prices": [1, 2]}, [HERE, "'price'", "did you mean 'prices'"]),
@@ -83,6 +88,18 @@ WRONG_LISTS = {
     "nan label": ({"click": [0.0, math.nan]}, [f"{HERE}, item 1", "'click' holds nan", "finite"]),
     "negative weight": ({"weight": [-0.5, 1.0]}, [f"{HERE}, item 0", "weight", "'weight' holds -0.5", "at least 0"]),
     "null weight": ({"weight": [1.0, None]}, [f"{HERE}, item 1", "'weight' is null", "expected a number"]),
+    "ragged earlier score": ({"earlier": [1.0]}, [HERE, "'earlier' has 1", "'item_id' has 2", "equally long"]),
+    "null earlier score": (
+        {"earlier": [1.0, None]},
+        [f"{HERE}, item 1", "initial score column 'earlier' is null", "expected a number"],
+    ),
+    "nan earlier score": ({"earlier": [math.nan, 1.0]}, [f"{HERE}, item 0", "'earlier' holds nan", "finite"]),
+    "earlier score beyond float32": ({"earlier": [1.0, -1e39]}, [f"{HERE}, item 1", "'earlier' holds -1e+39"]),
+    "never looked at": (
+        {"looked": [0.5, 0.0]},
+        [f"{HERE}, item 1", "propensity column 'looked' holds 0", "above 0 and at most 1"],
+    ),
+    "inverse propensities": ({"looked": [4.0, 1.0]}, [f"{HERE}, item 0", "'looked' holds 4", "give 1 / x"]),
     "negative truth": ({"truth": [0.5, -0.1]}, [f"{HERE}, item 1", "attraction", "'truth' holds -0.1", "at least 0"]),
     "positions from 1": ({"place": [2, 1]}, [HERE, "'place'", "0..1", "start at 1: subtract 1"]),
     "a position twice": ({"place": [0, 0]}, [HERE, "'place'", "0..1 (0, 0)", "each of 0 to length - 1 once"]),
@@ -96,6 +113,9 @@ WRONG_COLUMNS = {
     "no label": ({"click": ..., "clicks": [0, 1]}, ["no column 'click'", "did you mean 'clicks'"]),
     "no weight": ({"weight": ...}, ["no column 'weight'"]),
     "no position": ({"place": ...}, ["no column 'place'"]),
+    "no earlier score": ({"earlier": ..., "earlier_score": [1, 2]}, ["no column 'earlier'", "mean 'earlier_score'"]),
+    "no propensity": ({"looked": ...}, ["no column 'looked'"]),
+    "text for earlier scores": ({"earlier": ["high", "low"]}, ["'earlier' holds string", "expected numbers"]),
     "text for numbers": ({"price": ["a", "b"]}, ["'price' holds string", "expected numbers", "convert it"]),
     "text for labels": ({"click": ["no", "yes"]}, ["'click' holds string", "expected numbers", "convert it"]),
     "text in vectors": ({"text": [["a", "b"], ["c", "d"]]}, ["'text' holds string", "expected numbers"]),
@@ -192,7 +212,9 @@ ROWS = [
         minutes=[],
         click=[1, 0, 0],
         place=[2, 0, 1],
+        earlier=[0.0, 0.5, -1.0],
         weight=[1.0, 2.0, 3.0],
+        looked=[1.0, 0.5, 0.125],
         truth=[0.5, 0.5, 0.25],
     ),
     row("c", seen=[None], minutes=[None]),
@@ -217,9 +239,19 @@ def assert_equal(lists: Lists, rows: list[dict]) -> None:
     for name in ("seen", "minutes"):
         assert lists.history[name].to_pylist() == flat(name)
     assert lists.positions.tolist() == flat("place")
-    for values, name in ((lists.labels, "click"), (lists.weights, "weight"), (lists.attraction, "truth")):
-        assert values.dtype == np.float32
-        np.testing.assert_array_equal(values, np.array(flat(name), dtype=np.float32))
+    assert lists.labels is lists.columns["labels"]
+    columns = {
+        "position_ids": "place",
+        "initial_scores": "earlier",
+        "labels": "click",
+        "weights": "weight",
+        "propensities": "looked",
+        "attraction": "truth",
+    }
+    assert set(lists.columns) == set(columns)
+    for tensor, name in columns.items():
+        assert lists.columns[tensor].dtype == (np.int64 if tensor == "position_ids" else np.float32)
+        np.testing.assert_array_equal(lists.columns[tensor], np.array(flat(name), dtype=np.float32))
     assert lists.ids == [one["list_id"] for one in rows]
 
 
@@ -318,11 +350,10 @@ def test_what_no_tables_come_from(lists: object, fragment: str) -> None:
 
 
 def test_what_is_not_there_when_only_ranking() -> None:
-    bare = [row("a", click=..., place=..., weight=..., truth=..., list_id=...)] * 2
+    bare = [row("a", **dict.fromkeys((*OF_ITEMS[4:], "list_id"), ...))] * 2
     lists = Lists.from_rows(bare, SCHEMA, first=7)
     assert lists.labels is None
-    assert lists.weights is None
-    assert lists.attraction is None
+    assert set(lists.columns) == {"position_ids"}
     assert lists.positions.tolist() == [0, 1, 0, 1]
     assert lists.ids == ["7", "8"]
 
@@ -339,141 +370,3 @@ def test_booleans_and_wide_integers_are_numbers() -> None:
     assert lists.items["new"].to_pylist() == [1, 0]
     assert lists.labels.tolist() == [1.0, 0.0]
     assert lists.items["price"].to_pylist() == [2**53 + 1, 0]
-
-
-ITEM = Categorical("item_id")
-WRONG_SCHEMAS = {
-    "no items": (lambda: ListSchema(items=[]), "no item features"),
-    "a bare feature": (lambda: ListSchema(items=ITEM), "expected a list of features"),
-    "a name for a feature": (lambda: ListSchema(items=["item_id"]), "'item_id' is no feature: expected Categorical"),
-    "a column twice": (lambda: ListSchema(items=[ITEM], user=[Dense("item_id")]), "names the column 'item_id' twice"),
-    "label as feature": (lambda: ListSchema(items=[ITEM, Dense("click")]), "'click' is a feature and also label"),
-    "vector of the user": (lambda: ListSchema(items=[ITEM], user=[Vector("v", dim=2)]), "'v' is a Vector in user"),
-    "vector of the history": (
-        lambda: ListSchema(items=[ITEM], history=[Vector("v", 2)]),
-        "'v' is a Vector in history",
-    ),
-    "shares what is not there": (
-        lambda: ListSchema(items=[ITEM], history=[Categorical("seen", shares="itemid")]),
-        r"shares the table of 'itemid'.*did you mean 'item_id'",
-    ),
-    "shares a number": (
-        lambda: ListSchema(items=[Dense("price")], history=[Categorical("seen", shares="price")]),
-        "no categorical item feature",
-    ),
-    "an item feature shares": (
-        lambda: ListSchema(items=[ITEM, Categorical("seen", shares="item_id")]),
-        "only history features can",
-    ),
-    "list length": (lambda: ListSchema(items=[ITEM], max_list_length=0), "max_list_length=0: expected at least 1"),
-    "history length": (lambda: ListSchema(items=[ITEM], max_history_length=0), "max_history_length=0"),
-    "size": (lambda: Categorical("x", size=2), "size=2: expected at least 3"),
-    "huge table": (lambda: Categorical("x", hash_size=2**31), "hash_size=2147483648: expected at most 2,147,483,647"),
-    "hash size": (lambda: Categorical("x", hash_size=1), "hash_size=1: expected at least 3"),
-    "two sizes": (lambda: Categorical("x", size=9, hash_size=9), "size and hash_size"),
-    "hashed and shared": (lambda: Categorical("x", hash_size=9, shares="y"), "hash_size and shares"),
-    "min_count": (lambda: Categorical("x", min_count=0), "min_count=0: expected at least 1"),
-    "scale": (lambda: Dense("x", scale="lgo"), "scale='lgo'.*did you mean 'log'"),  # type: ignore[arg-type]
-    "missing": (lambda: Dense("x", missing="drop"), "missing='drop': expected one of mean, indicator, error"),  # type: ignore[arg-type]
-    "dim": (lambda: Vector("x", dim=0), "dim=0: expected at least 1"),
-    "half a dimension": (lambda: Vector("x", dim=1.5), "dim=1.5: expected a whole number"),  # type: ignore[arg-type]
-    "size as text": (lambda: Categorical("x", size="9"), "size='9': expected a whole number"),  # type: ignore[arg-type]
-    "half an item": (lambda: ListSchema(items=[ITEM], max_list_length=9.5), "max_list_length=9.5: expected a whole"),  # type: ignore[arg-type]
-    "no label": (lambda: ListSchema(items=[ITEM], label=None), "names no label"),  # type: ignore[arg-type]
-    "a number as name": (lambda: ListSchema(items=[Dense(5)]), "names the column 5: expected a text"),  # type: ignore[arg-type]
-    "an empty name": (lambda: ListSchema(items=[ITEM], group=""), "names the column '': expected a text"),
-    "one column, two meanings": (lambda: ListSchema(items=[ITEM], position="click"), "'click' for two of label, pos"),
-    "grouped by clicks": (lambda: ListSchema(items=[ITEM], group="click"), "'click' for two of label, position"),
-    "examination above 1": (lambda: ListSchema(items=[ITEM], examination=[1, 1.5]), "examination .* holds 1.5"),
-    "examination as text": (lambda: ListSchema(items=[ITEM], examination=["1"]), "examination .* holds '1'"),  # type: ignore[list-item]
-}
-
-
-@pytest.mark.parametrize(("make", "message"), WRONG_SCHEMAS.values(), ids=WRONG_SCHEMAS.keys())
-def test_wrong_schema(make, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        make()
-
-
-def test_grouping_by_a_feature_warns() -> None:
-    with pytest.warns(UserWarning, match="'user' is the column to split by and also a feature"):
-        ListSchema(items=[ITEM], user=[Categorical("user")], group="user")
-
-
-FULL = SCHEMA.replace(group="user_id", max_list_length=7, examination=[1.0, 0.5], fitted="abc")
-
-
-def test_schema_through_json(tmp_path) -> None:
-    FULL.save(tmp_path / "schema.json")
-    assert ListSchema.load(tmp_path / "schema.json") == FULL
-    assert FULL.to_dict()["items"][0] == {
-        "kind": "categorical",
-        "name": "item_id",
-        "size": None,
-        "hash_size": None,
-        "shares": None,
-        "min_count": 2,
-    }
-    text = (tmp_path / "schema.json").read_bytes()
-    (tmp_path / "schema.json").write_bytes(b"\xef\xbb\xbf" + text)  # as Windows' editors save it
-    assert ListSchema.load(tmp_path / "schema.json") == FULL
-    assert ListSchema.from_dict({"items": [{"kind": "vector", "name": "v", "dim": 3}]}) == ListSchema(
-        items=[Vector("v", 3)]
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"items": [', "not valid JSON"),
-        ("[]", "holds list, expected a JSON object"),
-        ('{"items": [], "lable": "click"}', "unknown key 'lable'; did you mean 'label'"),
-        ('{"items": [{"kind": "categorial", "name": "x"}]}', "kind 'categorial'.*did you mean 'categorical'"),
-        ('{"items": [{"name": "x"}]}', "kind 'None': expected one of categorical, dense, vector"),
-        (
-            '{"items": [{"kind": "dense", "name": "x", "scael": "log"}]}',
-            "'x' has an unknown key 'scael'; did you mean",
-        ),
-        ('{"items": [{"kind": "vector", "name": "x"}]}', "vector feature 'x' of items lacks a field.*dim"),
-        ('{"items": [{"kind": "categorical", "name": "x", "size": "5"}]}', "'x' has size='5': expected a whole"),
-        ('{"items": ["x"]}', "a feature of items is 'x': expected an object"),
-        ('{"items": null}', "items of the schema is None: expected a list"),
-        (
-            '{"items": [{"kind": "dense", "name": "x"}], "max_list_length": "9"}',
-            "max_list_length='9': expected a whole",
-        ),
-        ('{"items": [{"kind": "dense", "name": "x"}], "label": "a", "label": "b"}', "the key 'label' twice"),
-        ('{"items": [{"kind": "dense", "name": "x", "name": "y"}]}', "the key 'name' twice"),
-    ],
-)
-def test_wrong_schema_file(tmp_path, text: str, message: str) -> None:
-    (tmp_path / "schema.json").write_text(text)
-    with pytest.raises(InputError, match=message):
-        ListSchema.load(tmp_path / "schema.json")
-    with pytest.raises(InputError, match=r"no schema at .*none\.json"):
-        ListSchema.load(tmp_path / "none.json")
-
-
-def test_fingerprint() -> None:
-    """It follows what the tensors mean, and nothing else."""
-    same = [
-        {"max_list_length": 99},
-        {"max_history_length": 99},
-        {"label": "like"},
-        {"position": None},
-        {"weight": None},
-        {"list_id": None},
-        {"group": None},
-        {"examination": None},
-    ]
-    other = [
-        {"fitted": "abd"},
-        {"items": FULL.items[:-1]},
-        {"items": (*FULL.items[:-1], Vector("text", dim=3))},
-        {"items": (FULL.items[0], FULL.items[2], FULL.items[1], FULL.items[3])},
-        {"user": ()},
-        {"history": ()},
-    ]
-    assert len(FULL.fingerprint) == 16
-    assert {FULL.replace(**changes).fingerprint for changes in same} == {FULL.fingerprint}
-    assert len({FULL.fingerprint, *(FULL.replace(**changes).fingerprint for changes in other)}) == 1 + len(other)

@@ -1,4 +1,4 @@
-"""``hf-rerank initial-rank``: sorts prepared lists by an initial ranker that is trained on ``ranker_train``."""
+"""``hf-rerank initial-rank``: sorts prepared lists by an initial ranker that has not seen their clicks."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def add(commands: Any) -> None:
     initial_rank.add_argument(
         "--max-train-lists", type=int, metavar="N", help="lists of ranker_train to look at, at most (default: all)"
     )
+    initial_rank.add_argument(
+        "--cross-fit",
+        type=int,
+        metavar="K",
+        help="train on train instead, K rankers on all but one of K folds of its users, and sort each fold by the one "
+        "that has not seen it; the scores are kept as the schema's initial_score (for lists without ranker_train)",
+    )
     initial_rank.add_argument("--seed", type=int, default=0, metavar="S", help="of the ranker (default: 0)")
     initial_rank.add_argument("--json", action="store_true", help="print the report as JSON")
     initial_rank.set_defaults(run=run, parser=initial_rank)
@@ -54,6 +61,7 @@ def run(options: argparse.Namespace) -> None:
         max_list_length=options.max_list_length,
         seed=options.seed,
         at_most=options.max_train_lists,
+        cross_fit=options.cross_fit,
     )
     written = read_report(options.output_dir)
     if options.json:
@@ -62,7 +70,8 @@ def run(options: argparse.Namespace) -> None:
     ranker = written[REPORT_KEY]
     print(results_table({f"initial order, {split}": row for split, row in ranker["metrics"].items()}))
     print(
-        f"\n{ranker['lists_learned_from']:,} of {ranker['lists_available']:,} ranker_train lists learned from, "
+        f"\n{ranker['lists_learned_from']:,} of {ranker['lists_available']:,} lists of "
+        f"{'train' if options.cross_fit else 'ranker_train'} learned from, "
         f"{ranker['lists_held_out']:,} held out"
     )
     if ranker["cut_lists"]:

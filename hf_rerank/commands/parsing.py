@@ -73,8 +73,7 @@ def lists_folder(source: str) -> Path:
         InputError: It is neither, or is not finished; or the repository cannot be read.
     """
     from hf_rerank.data.hub_lists import fetched_folder, is_repository
-    from hf_rerank.data.prepared import is_prepared
-    from hf_rerank.data.unfinished import refuse_unfinished
+    from hf_rerank.data.prepared import is_prepared, refuse_unfinished
 
     refuse_unfinished(source)
     if is_prepared(source):

@@ -79,8 +79,8 @@ def add(commands: Any) -> None:
         "--protocol",
         choices=("ours", "public"),
         default="ours",
-        help="ours: every five minutes of a user with two items and a click; public: the most recent with a click, of "
-        "users with three impressions",
+        help="ours: every session (five minutes) of a user with two items and a click; public: the most recent with a "
+        "click, of users with three impressions",
     )
     ad.add_argument(
         "--max-list-length", type=int, default=10, metavar="N", help="longer lists are cut, at most 30 (default: 10)"
@@ -126,10 +126,9 @@ def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare_prm_public(options: argparse.Namespace) -> None:
-    from hf_rerank.data.earlier_clicks import add_earlier_clicks
-    from hf_rerank.data.prm_public import MAX_LIST_LENGTH, find_files, prepare_prm_public
-    from hf_rerank.data.prm_public_truth import truth_file
-    from hf_rerank.data.rewriting import in_two_steps
+    from hf_rerank.data.prepared import in_two_steps
+    from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks
+    from hf_rerank.data.prm_public import MAX_LIST_LENGTH, find_files, prepare_prm_public, truth_file
 
     how = {"protocol": options.protocol, "on_error": options.on_error}
     files = find_files(options.raw_dir)
@@ -153,9 +152,9 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
 
 def _seen(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
     """By what a later call knows that it has the same raw files: their sizes, and the times of their last changes."""
-    from hf_rerank.data.unfinished import fingerprint
+    from hf_rerank.storage import InputFiles
 
-    return {"raw_dir": str(raw_dir.resolve()), "raw_files": {path.name: fingerprint(path) for path in files}}
+    return {"raw_dir": str(raw_dir.resolve()), "raw_files": InputFiles(files).states()}
 
 
 def _in_order(
@@ -207,24 +206,25 @@ def _prepare_own(options: argparse.Namespace) -> None:
 
 
 def _prepare_ad(options: argparse.Namespace) -> None:
-    from hf_rerank.data.ad import MAX_WINDOW_ITEMS, find_ad_files, prepare_ad
+    from hf_rerank.data.ad import MAX_SESSION_ITEMS, find_ad_files, prepare_ad
 
     how = {
         "protocol": options.protocol,
         "history_length": options.history_length,
         "on_error": options.on_error,
     }
-    if options.max_list_length > MAX_WINDOW_ITEMS:
+    if options.max_list_length > MAX_SESSION_ITEMS:
         raise InputError(
-            f"--max-list-length is {options.max_list_length}: expected at most {MAX_WINDOW_ITEMS}, the longest window"
+            f"--max-list-length is {options.max_list_length}: expected at most {MAX_SESSION_ITEMS}, the longest "
+            "session"
         )
 
     def prepare(folder: Path, max_list_length: int) -> Any:
-        return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_WINDOW_ITEMS), **how)
+        return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_SESSION_ITEMS), **how)
 
     about = {"format": "ad", **_seen(options.raw_dir, find_ad_files(options.raw_dir).there()), **how}
-    again = "begins anew, or goes on from the last whole shard if the logs were read"
-    _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "windows", again)
+    again = "begins anew, or resumes from the last complete group of shards if the logs were read"
+    _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "sessions", again)
     if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:
         print(f"no behavior_log.csv in {options.raw_dir}: the lists have no history")
 
@@ -233,7 +233,7 @@ def _run(
     prepare: Callable[[], Any],
     options: argparse.Namespace,
     read: str,
-    again: str = "goes on from the last whole shard",
+    again: str = "resumes from the last complete group of shards",
 ) -> Any:
     """Prepares, and prints the report; ``read``: what the raw data consist of; ``again``: what a stopped command does
     the next time."""

@@ -42,7 +42,7 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _simulate_prm_public(options: argparse.Namespace) -> None:
-    from hf_rerank.data.simulator import PRMWorld, simulate_prm
+    from hf_rerank.data.simulation import PRMWorld, simulate_prm
 
     world = _world(PRMWorld, options.world)
     path = simulate_prm(options.output_dir, options.lists, seed=options.seed, world=world, progress=True)
@@ -50,7 +50,7 @@ def _simulate_prm_public(options: argparse.Namespace) -> None:
 
 
 def _simulate_ad(options: argparse.Namespace) -> None:
-    from hf_rerank.data.ad_simulator import AdWorld, simulate_ad
+    from hf_rerank.data.simulation import AdWorld, simulate_ad
 
     path = simulate_ad(
         options.output_dir,

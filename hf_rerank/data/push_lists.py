@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.data.prepared import NO_REDISTRIBUTION, licence_of, read_prepared
-from hf_rerank.data.unfinished import refuse_unfinished
+from hf_rerank.data.prepared import NO_REDISTRIBUTION, licence_of, read_prepared, refuse_unfinished
 from hf_rerank.errors import InputError
 from hf_rerank.storage import MANIFEST
 from hf_rerank.storage.hub_repository import open_repository

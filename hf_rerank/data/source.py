@@ -5,7 +5,7 @@ resuming, sharding, counting, the record of rejected lines, the card, is done by
 ``hf_rerank.data.prepared.write_lists``. A source with one unit, in full::
 
     class OneFile:
-        options, size_unit = {}, "file"
+        options, size, size_unit = {}, 1, "file"
 
         def __init__(self, path: Path, schema: ListSchema) -> None:
             self.path, self.schema = path, schema
@@ -33,7 +33,7 @@ resuming, sharding, counting, the record of rejected lines, the card, is done by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -83,7 +83,8 @@ class ListSource(Protocol):
         columns: Of the tables that ``read`` returns, in order.
         options: Whatever the lists depend on beside the content of the units: JSON values. A stopped call resumes only
             with the same options.
-        size_unit: Of ``Unit.size``, for the progress bar, such as ``"B"`` or ``"list"``.
+        size: The sum of ``Unit.size`` over all units, for the progress bar.
+        size_unit: Its unit, such as ``"B"`` or ``"list"``.
     """
 
     schema: ListSchema
@@ -91,12 +92,15 @@ class ListSource(Protocol):
     options: dict[str, Any]
     size_unit: str
 
+    @property
+    def size(self) -> int: ...
+
     def inputs(self) -> list[Path]:
         """The files that are read; if one of them changes before the writer is done, that is an error."""
         ...
 
-    def units(self, parts: Path) -> list[Unit]:
-        """The units, in the order of the lists: the same for the same input.
+    def units(self, parts: Path) -> Iterable[Unit]:
+        """The units, in the order of the lists: the same for the same input. They may carry what they are read from.
 
         Args:
             parts: Folder that ``partition`` filled; of a source without it there is no such folder.
@@ -107,8 +111,8 @@ class ListSource(Protocol):
         """What ``read`` needs, and no unit knows: lookup tables, a trained ranker. Called once, before ``read``."""
         ...
 
-    def read(self, unit: Unit, facts: Any) -> tuple[dict[str, pa.Table], Rejects]:
-        """The lists of a unit, by split. It depends on nothing but its arguments, and may be called in any thread."""
+    def read(self, unit: Any, facts: Any) -> tuple[dict[str, pa.Table], Rejects]:
+        """The lists of a unit, by split. It depends on nothing but its arguments, and is called in several threads."""
         ...
 
     def describe(self, folder: Path, facts: Any, report: PrepareReport) -> None:
@@ -126,16 +130,22 @@ class ListSource(Protocol):
 class PartitionedSource(Protocol):
     """What a ``ListSource`` has in addition if the rows of one list are scattered over its input.
 
-    ``hf_rerank.data.prepared.partition`` cuts rows by a key into files that ``read`` then reads one key range at a
-    time. It is done once: a call that is stopped meanwhile begins anew.
+    ``hf_rerank.data.prepared.buckets`` cuts rows by a key into files, of which ``read`` then reads one bucket at a
+    time. It is done once: a call that is interrupted meanwhile begins anew.
     """
 
-    def partition(self, parts: Path, bar: Callable[..., Any]) -> Rejects:
-        """Reads the input once and fills the folder ``parts``, which exists.
+    def partition(
+        self, parts: Path, bar: Callable[..., Any], on_reject: Callable[[RejectedLine], object]
+    ) -> PrepareReport:
+        """Reads the input once and fills the folder ``parts``, which exists, with files that ``read`` reads.
 
         Args:
-            parts: Of files that ``units`` and ``read`` find again.
+            parts: The folder.
             bar: Makes a progress bar, as ``tqdm`` does.
+            on_reject: Called with each line that cannot be read; it raises if rejected lines are errors.
+
+        Returns:
+            What was counted.
         """
         ...
 

@@ -330,15 +330,32 @@ def _summary_learning_points(model: str, rows: Mapping[str, Any], task_loss: str
 
 def _principles(objective: Mapping[str, Any]) -> str:
     name = objective.get("principled")
-    what = f"Principled preset `{name}`" if name else "An objective of its own"
+    what = f"Principled preset `{name}`" if name in PRESETS else "An objective of its own"
+    passes = {entry["name"]: _pass_in_words(entry) for entry in objective.get("passes", ())}
     terms = [
-        f"`{term['name']}` of the passes `{term['first']}` and `{term['second']}` with weight {term['weight']:g} "
-        f"(scores compared as `{term['space']}`, reduction `{term['reduction']}`)"
+        f"`{term['name']}`, weight {term['weight']:g}, compares the scores on {passes[term['first']]} and on "
+        f"{passes[term['second']]} (as `{term['space']}`, reduction `{term['reduction']}`)"
         for term in objective.get("terms", ())
     ]
+    others = [passes[name] for name in objective.get("task_loss_on", ()) if name in list(passes)[1:]]
+    loss = f"the task loss also on {' and '.join(others)}" if others else "the task loss alone"
     if not terms:
-        return f"{what}: the task loss alone."
-    return f"{what}: {'; '.join(terms)}."
+        return f"{what}: {loss}."
+    return f"{what}: {'; '.join([*terms, *([loss] if others else [])])}."
+
+
+def _pass_in_words(entry: Mapping[str, Any]) -> str:
+    masks = " with dropout masks of its own" if entry.get("dropout") == "fresh" else ""
+    return f"{_order_in_words(entry['order'])}{masks}"
+
+
+def _order_in_words(order: Any) -> str:
+    if isinstance(order, str):
+        return {"given": "the given order", "own": "the model's own order"}.get(order, f"`{order}`")
+    ((kind, options),) = order.items()
+    if kind == "perturbed":
+        return f"{_order_in_words(options['of'])} after `{options['kind']}`"
+    return f"a soft order (`{options['relaxation']}`, temperature {options['temperature']:g})"
 
 
 def _cost_points(results: Mapping[str, Any]) -> str:

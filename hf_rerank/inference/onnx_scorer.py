@@ -12,8 +12,9 @@ import numpy as np
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.inference.ranking import check_at_least_one
+from hf_rerank.schema import TENSORS
 from hf_rerank.storage import MANIFEST, read_json
-from hf_rerank.storage.hub_download import GRAPH_FILE, HUB_OPTIONS, verified_folder
+from hf_rerank.storage.hub_download import GRAPH_FILE, HUB_OPTIONS, REMEDY, verified_folder
 
 SCORES = "logits"
 
@@ -51,7 +52,9 @@ class OnnxScorer:
         check_at_least_one("threads", threads)
         for name in options:
             if name not in HUB_OPTIONS:
-                raise InputError(f"there is no option {name!r} of loading{suggestion(name, HUB_OPTIONS)}")
+                raise InputError(
+                    f"there is no option {name!r} of loading an exported graph{suggestion(name, HUB_OPTIONS)}"
+                )
         folder = verified_folder(
             source,
             (GRAPH_FILE, "config.json", MANIFEST),
@@ -71,14 +74,19 @@ class OnnxScorer:
                 f"onnxruntime {onnxruntime.__version__} cannot load {folder / GRAPH_FILE}: "
                 f"{' '.join(str(error).split())}; install a newer onnxruntime, or export it again"
             ) from None
-        return cls(session, read_json(folder / "config.json"), folder)
+        return cls(session, read_json(folder / "config.json", REMEDY), folder)
 
     def scores(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [B, L], by slot.
 
         Raises:
-            InputError: The lists have more slots than the model has positions for.
+            InputError: The lists have more slots than the model has positions for, or lack an input of the graph.
         """
+        for name in self.inputs:
+            if name not in features:
+                column = TENSORS[name].column
+                remedy = f"give the column that the schema names as {column}" if column else "another schema made it"
+                raise InputError(f"the lists have no {name}, an input of the exported graph: {remedy}")
         longest, slots = self.config["max_list_length"], features["mask"].shape[1]
         if self.config["position_input"] != "none" and slots > longest:
             raise InputError(f"lists of {slots} slots: the model has positions for max_list_length={longest}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_rerank.errors import InputError
+from hf_rerank.errors import InputError, suggestion
 from hf_rerank.processing.processor import EncodingReport, ListProcessor
 from hf_rerank.processing.rows import rows_in_columns
 from hf_rerank.schema import FEATURE_TENSORS, TENSORS
@@ -54,7 +54,7 @@ class EncodedBatch:
         Raises:
             InputError: A list is wrong or too long.
         """
-        rows = rows_in_columns(rows, processor.schema)
+        rows = rows_in_columns(rows, processor.schema, first)
         lists = Lists.from_rows(rows, processor.schema, first=first)
         ragged, report = processor.encode(lists, truncate=truncate)
         arrays = ragged.padded()
@@ -125,14 +125,19 @@ class EncodedBatch:
 
     def _ids(self, row: Mapping[str, Any], number: int) -> Any:
         name = self.lists.schema.id_column
-        values = row.get(name)
+        if name not in row:
+            raise InputError(
+                f"list {self.lists.ids[number]} has no column {name!r}, whose values ranking returns (id of the "
+                f"schema){suggestion(name, row)}"
+            )
+        values: Any = row[name]
         # An array gives plain values, as the rest of the result, which a server writes as JSON.
         ids = values.tolist() if hasattr(values, "tolist") else values
         length = int(self.lists.lengths[number])
         if isinstance(ids, str) or not isinstance(ids, Sequence) or len(ids) != length:
             raise InputError(
-                f"column {name!r} of list {self.lists.ids[number]} does not hold {length} ids, one per item: ranking "
-                "returns them (id of the schema)"
+                f"column {name!r} of list {self.lists.ids[number]} does not hold {length} values, one per item: "
+                "ranking returns them (id of the schema)"
             )
         return ids
 
@@ -148,9 +153,9 @@ def encoded_batches(
     check_at_least_one("batch_size", batch_size)
     check_is_bool("truncate", truncate)
     if isinstance(lists, Mapping):
-        raise InputError("expected a sequence of lists, got one dict: write rerank([list])")
+        raise InputError("expected a sequence of lists, one dict each, got one dict: put it in brackets, [{...}]")
     if not isinstance(lists, Sequence):
-        raise InputError(f"expected a sequence of lists, got {type(lists).__name__}: write rerank(list(...))")
+        raise InputError(f"expected a sequence of lists, one dict each, got {type(lists).__name__}: give list(...)")
     for start in range(0, len(lists), batch_size):
         yield EncodedBatch.encode(lists[start : start + batch_size], processor, truncate=truncate, first=start)
 

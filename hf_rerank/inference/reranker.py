@@ -60,7 +60,8 @@ class Reranker:
     def __init__(self, processor: ListProcessor, scorer: Any) -> None:
         if not isinstance(processor, ListProcessor):
             raise InputError(
-                f"processor is a {type(processor).__name__}: expected a ListProcessor, as in Reranker(processor, model)"
+                f"processor is a {type(processor).__name__}: expected a ListProcessor, as in "
+                "Reranker(processor, model)"
             )
         if not hasattr(scorer, "scores"):
             from hf_rerank.inference.torch_scorer import TorchScorer
@@ -108,10 +109,9 @@ class Reranker:
         if holds_only_a_graph(source, **hub_options):
             from hf_rerank.inference.onnx_scorer import OnnxScorer
 
-            if device is not None or options:
-                name = "device" if device is not None else next(iter(options))
-                raise InputError(f"{name} is an option of PyTorch models, and {source} holds an exported graph")
-            scorer: Any = OnnxScorer.from_pretrained(source, threads=threads, **hub_options)
+            if device is not None:
+                raise InputError(f"device is an option of PyTorch models, and {source} holds an exported graph")
+            scorer: Any = OnnxScorer.from_pretrained(source, threads=threads, **options, **hub_options)
         else:
             from hf_rerank.inference.torch_scorer import TorchScorer
 

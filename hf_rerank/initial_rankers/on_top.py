@@ -24,7 +24,7 @@ from hf_rerank.initial_rankers.lambdamart import (
     require_lightgbm,
 )
 from hf_rerank.initial_rankers.lightgbm_trees import ensemble_of
-from hf_rerank.initial_rankers.ranker_train import PARTS, parts_of
+from hf_rerank.initial_rankers.ranker_train import PARTS, users_of, users_to_parts
 from hf_rerank.metrics.ranking import ndcg
 from hf_rerank.processing import ListProcessor, RaggedLists
 from hf_rerank.processing.ragged import concatenate
@@ -128,7 +128,7 @@ class _Learner:
         self.lengths = self.ragged.lengths["L"]
         self.labels = self.ragged.rows["labels"]
         self._refuse_labels()
-        self.parts = _parts(train, self.schema, seed)
+        self.parts = users_to_parts(users_of(train, self.schema), PARTS, seed)
         self.counts = {}
         for part, number, feature in tables_in(self.schema):
             rows = feature.hash_size or feature.size
@@ -214,13 +214,6 @@ def _encoded(processor: ListProcessor, lists: Any) -> RaggedLists:
         parts.append(processor.encode(Lists.from_arrow(table, processor.schema, with_labels=True, first=start))[0])
         start += table.num_rows
     return concatenate(parts)
-
-
-def _parts(lists: Any, schema: Any, seed: int) -> np.ndarray:
-    """The part of each list; lists of one group lie in one part."""
-    by = next((name for name in (schema.group, schema.list_id) if name in lists.column_names), None)
-    names = list(range(len(lists))) if by is None else lists.with_format(None)[by]
-    return parts_of(list(names), seed)
 
 
 def _mean_ndcg(scores: np.ndarray, ragged: RaggedLists) -> float:

@@ -12,27 +12,40 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hf_rerank.data.parquet_datasets import datasets_of_parquet
-from hf_rerank.data.prepared import PreparedFolder, dataset_card, read_card, read_report, write_description
+from hf_rerank.data.prepared import (
+    PreparedFolder,
+    PreparedSource,
+    dataset_card,
+    in_two_steps,
+    read_card,
+    read_report,
+    write_description,
+)
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.rewriting import Rewriting, in_two_steps, rewrite_prepared
+from hf_rerank.data.truncating import first_items
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.evaluation import evaluate_orders
 from hf_rerank.initial_rankers.click_model import ClickModel
+from hf_rerank.initial_rankers.cross_fitting import CrossFittedRanker
 from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker, require_lightgbm
 from hf_rerank.initial_rankers.qualities import RANKERS, quality_named
 from hf_rerank.initial_rankers.ranker_train import ANY_LENGTH, read_ranker_train
 from hf_rerank.processing import ListProcessor
-from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists
 
-POSITION = "position"
+POSITION, SCORE = "position", "initial_score"
 RANKER_FOLDER = "initial_ranker"
 REPORT_KEY = "initial_ranker"
 SORTED_SPLITS = ("train", "validation", "test")
 MEASURED_SPLITS = ("validation", "test")
 KS = (5, 10)
 # What a card said of the order before: these sentences are replaced.
-_OLD_ORDER = ("Initial order:", "Lists are cut to")
+_OLD_ORDER = ("Initial order:", "Lists are cut to", "Training lists are sorted by cross-fitting")
+_FOLDS = (
+    "Training lists are sorted by cross-fitting: {} folds by user, each sorted by a ranker that was trained on the "
+    "other folds. The scores are in the column of the schema's `initial_score`."
+)
+Ranker = LambdaMARTRanker | ClickModel | CrossFittedRanker
 
 
 def add_initial_order(
@@ -44,9 +57,14 @@ def add_initial_order(
     max_list_length: int | None = None,
     seed: int = 0,
     at_most: int | None = None,
+    cross_fit: int | None = None,
     progress: bool = True,
 ) -> PrepareReport:
     """Trains an initial ranker on ``ranker_train`` and writes a new folder of lists that are sorted by it.
+
+    With ``cross_fit`` nothing needs to be held out as ``ranker_train``: rankers are trained on ``train``, and each of
+    its lists is sorted by one that has not seen it, see ``cross_fitting``. The scores are kept, too, in the column
+    ``initial_score`` of the schema.
 
     ``train``, ``validation`` and ``test`` get a column ``position`` of the ranker's order, instead of one that is
     there; items with equal scores keep the order of their slots. Lists are cut in the new order. Slots keep theirs.
@@ -67,6 +85,7 @@ def add_initial_order(
         max_list_length: Longer lists are cut to the items that stand first. None: that of the schema.
         seed: Of the ranker.
         at_most: Lists of ``ranker_train`` to look at, at most. None: as many as the quality says.
+        cross_fit: Number of folds, at least 2. None: no cross-fitting.
         progress: Bars of what takes longer than a second.
 
     Returns:
@@ -74,32 +93,25 @@ def add_initial_order(
 
     Raises:
         InputError: An unknown ranker or quality; LightGBM is missing; no ``ranker_train`` list, or none with a click;
-            wrong lists; or see ``rewrite_prepared``.
+            wrong lists; or see ``write_lists``.
     """
     check_ranker(ranker, quality)
     for name, value in (("max_list_length", max_list_length), ("at_most", at_most)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: expected at least 1")
-    options = {
-        "ranker": ranker,
-        "quality": quality,
-        "max_list_length": max_list_length,
-        "seed": seed,
-        "at_most": at_most,
-    }
-    source = Path(lists_dir)
-
-    def begin(prepared: PreparedFolder) -> Rewriting:
-        lists = read_ranker_train(prepared, source)
-        fit: dict[str, Any] = {"quality": quality, "seed": seed, "at_most": at_most}
-        trained: LambdaMARTRanker | ClickModel
-        if ranker == "lambdamart":
-            trained = LambdaMARTRanker.fit(lists, prepared.schema, **fit)
-        else:
-            trained = ClickModel.fit(lists, prepared.schema, progress=progress, **fit)
-        return _Sorting(source, prepared, trained, max_list_length).rewriting()
-
-    return rewrite_prepared(source, output_dir, options, begin, progress=progress)
+    if cross_fit is not None and cross_fit < 2:
+        raise InputError(f"cross_fit is {cross_fit}: expected at least 2 folds")
+    lists = _InInitialOrder(
+        lists_dir,
+        ranker=ranker,
+        quality=quality,
+        max_list_length=max_list_length,
+        seed=seed,
+        at_most=at_most,
+        cross_fit=cross_fit,
+    )
+    lists.progress = progress
+    return lists.write(output_dir, progress=progress)
 
 
 def check_ranker(ranker: str, quality: str) -> None:
@@ -151,63 +163,104 @@ def prepare_in_order(
     return in_two_steps(lambda folder: prepare(folder, ANY_LENGTH), options, sort, output_dir, "unsorted")
 
 
-class _Sorting:
-    """How a trained ranker changes the lists of a folder."""
+class _InInitialOrder(PreparedSource):
+    """The lists of a folder, sorted by an initial ranker that is trained on its ``ranker_train``."""
+
+    progress = False
 
     def __init__(
         self,
-        source: Path,
-        prepared: PreparedFolder,
-        ranker: LambdaMARTRanker | ClickModel,
+        folder: str | Path,
+        *,
+        ranker: str,
+        quality: str,
         max_list_length: int | None,
+        seed: int,
+        at_most: int | None,
+        cross_fit: int | None,
     ) -> None:
-        self.source, self.ranker = source, ranker
-        self.old_schema = prepared.schema
-        self.longest = prepared.schema.max_list_length if max_list_length is None else max_list_length
-        self.of_items = _item_columns(prepared)
-        old = prepared.schema.position_column
-        if old != POSITION and POSITION in prepared.columns.names:
+        self.kind, self.seed, self.cross_fit = ranker, seed, cross_fit
+        self.fit = {"quality": quality, "seed": seed, "at_most": at_most}
+        options = {"ranker": ranker, "max_list_length": max_list_length, "cross_fit": cross_fit, **self.fit}
+        super().__init__(folder, options)
+        self.old_schema = self.schema
+        self.longest = self.schema.max_list_length if max_list_length is None else max_list_length
+        self.of_items = _item_columns(self.prepared)
+        old = self.schema.position_column
+        if old != POSITION and POSITION in self.columns.names:
             raise InputError(
-                f"{source} has a column {POSITION!r} that its schema does not name as the position: rename it, or "
-                "name it in schema.json"
+                f"{self.folder} has a column {POSITION!r} that its schema does not name as the position: rename it, "
+                "or name it in schema.json"
             )
-        columns = prepared.columns
         if old is None:
-            columns = columns.append(pa.field(POSITION, pa.list_(pa.int64())))
+            self.columns = self.columns.append(pa.field(POSITION, pa.list_(pa.int64())))
             self.of_items.append(POSITION)
-        self.columns = columns
         self.position = POSITION if old is None else old
+        self.schema = self.schema.replace(position=self.position, max_list_length=self.longest)
+        if cross_fit is not None:
+            self._add_score_column()
 
-    def rewriting(self) -> Rewriting:
-        schema = self.old_schema.replace(position=self.position, max_list_length=self.longest)
-        return Rewriting(schema, self.columns, self.change, self.describe)
+    def _add_score_column(self) -> None:
+        name = self.schema.initial_score or SCORE
+        if name in self.columns.names and self.schema.initial_score is None:
+            raise InputError(
+                f"{self.folder} has a column {name!r} that its schema does not name as the initial_score: rename it, "
+                "or name it in schema.json"
+            )
+        if name not in self.columns.names:
+            self.columns = self.columns.append(pa.field(name, pa.list_(pa.float64())))
+            self.of_items.append(name)
+        self.schema = self.schema.replace(initial_score=name)
 
-    def change(self, split: str, first: int, table: pa.Table, report: PrepareReport) -> pa.Table:
-        lists = Lists.from_arrow(table, self.old_schema, with_labels=True)
-        positions = lists.positions
-        if split in SORTED_SPLITS:
-            positions = positions_by_score(self.ranker.scores(table), lists.lengths)
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lists.lengths)]), type=pa.int32())
-        column = pa.ListArray.from_arrays(offsets, pa.array(positions))
-        if self.position in table.column_names:
-            number = table.column_names.index(self.position)
-            table = table.set_column(number, self.columns.field(number), column.cast(self.columns.field(number).type))
-        else:
-            table = table.append_column(self.columns.field(self.position), column)
-        return self._cut(table, lists, positions, report)
+    def facts(self) -> Ranker:
+        """The trained ranker."""
+        super().facts()
+
+        def fit(lists: Any) -> LambdaMARTRanker | ClickModel:
+            options = dict[str, Any](self.fit)
+            if self.kind == "lambdamart":
+                return LambdaMARTRanker.fit(lists, self.old_schema, **options)
+            return ClickModel.fit(lists, self.old_schema, progress=self.progress, **options)
+
+        if self.cross_fit is None:
+            return fit(read_ranker_train(self.prepared, self.folder))
+        if not self.prepared.lists.get("train"):
+            raise InputError(f"{self.folder} has no train lists: cross-fitting trains rankers on them")
+        lists = datasets_of_parquet(self.prepared.files["train"], "train", streaming=False)
+        return CrossFittedRanker.fit(fit, lists, self.old_schema, folds=self.cross_fit, seed=self.seed)
+
+    def _scores(self, split: str, first: int, table: pa.Table, lists: Lists, ranker: Ranker) -> np.ndarray | None:
+        """Scores to sort by; None: the lists keep their order."""
+        if isinstance(ranker, CrossFittedRanker):
+            if split == "train":
+                return ranker.scores_of_train(table, first, lists.lengths)
+            return ranker.scores(table)
+        return ranker.scores(table) if split in SORTED_SPLITS else None
+
+    def change(self, split: str, first: int, lists: pa.Table, facts: Ranker, report: PrepareReport) -> pa.Table:
+        table, checked = lists, Lists.from_arrow(lists, self.old_schema, with_labels=True)
+        scores = self._scores(split, first, table, checked, facts)
+        positions = checked.positions if scores is None else positions_by_score(scores, checked.lengths)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(checked.lengths)]), type=pa.int32())
+        made = {self.position: positions}
+        if self.cross_fit is not None:
+            assert scores is not None
+            made[str(self.schema.initial_score)] = scores
+        for name, values in made.items():
+            field = self.columns.field(name)
+            column = pa.ListArray.from_arrays(offsets, pa.array(values)).cast(field.type)
+            if name in table.column_names:
+                table = table.set_column(table.column_names.index(name), field, column)
+            else:
+                table = table.append_column(field, column)
+        return self._cut(table, checked, positions, report)
 
     def _cut(self, table: pa.Table, lists: Lists, positions: np.ndarray, report: PrepareReport) -> pa.Table:
         """Keeps the items at the first positions; slots keep their order."""
-        longer = lists.lengths > self.longest
-        if not longer.any():
-            return table
         assert lists.labels is not None
-        of_list = np.repeat(np.arange(len(lists)), lists.lengths)
-        kept, clicked = positions < self.longest, lists.labels > 0
-        before = np.bincount(of_list[clicked], minlength=len(lists))
-        after = np.bincount(of_list[clicked & kept], minlength=len(lists))
-        report.cut_lists += int(longer.sum())
-        report.lost_clicks += int(((before > 0) & (after == 0)).sum())
+        kept = first_items(lists.lengths, positions, lists.labels > 0, self.longest, report)
+        if kept is None:
+            return table
         lengths = np.minimum(lists.lengths, self.longest)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
         chosen = pa.array(kept)
@@ -217,30 +270,35 @@ class _Sorting:
                 table = table.set_column(number, field, pa.ListArray.from_arrays(offsets, values).cast(field.type))
         return table
 
-    def describe(self, folder: Path, schema: ListSchema, report: PrepareReport) -> None:
+    def describe(self, folder: Path, facts: Ranker, report: PrepareReport) -> None:
         """Writes the ranker, the metrics of its order, schema, report and card."""
-        self.ranker.save_pretrained(folder / RANKER_FOLDER)
-        before = read_report(self.source)
+        super().describe(folder, facts, report)
+        facts.save_pretrained(folder / RANKER_FOLDER)
+        before = read_report(self.folder)
         cut = {name: getattr(report, name) - before.get(name, 0) for name in ("cut_lists", "lost_clicks")}
         metrics = {}
-        for split in MEASURED_SPLITS:
+        for split in MEASURED_SPLITS if self.cross_fit is None else ("train", *MEASURED_SPLITS):
             files = sorted(folder.glob(f"{split}-*.parquet"))
             if report.lists[split]:
-                metrics[split] = self._metrics(files, split, schema)
-        facts = {**self.ranker.settings, **cut, "max_list_length": self.longest, "metrics": metrics}
-        write_description(folder, schema, report, self._card(schema, report, facts), **{REPORT_KEY: facts})
+                metrics[split] = self._metrics(facts, files, split)
+        about = {**facts.settings, **cut, "max_list_length": self.longest, "metrics": metrics}
+        write_description(folder, self.schema, report, self._card(report, about), **{REPORT_KEY: about})
 
-    def _metrics(self, files: list[Path], split: str, schema: ListSchema) -> dict[str, float]:
+    def _metrics(self, ranker: Ranker, files: list[Path], split: str) -> dict[str, float]:
         """As the row ``initial`` of ``hf-rerank evaluate``."""
-        learned = self.ranker.processor
-        told = {name: getattr(schema, name) for name in ("position", "attraction", "examination", "max_list_length")}
+        learned = ranker.processor
+        told = {
+            name: getattr(self.schema, name) for name in ("position", "attraction", "examination", "max_list_length")
+        }
         processor = ListProcessor(learned.schema.replace(**told), learned.vocabularies, learned.scales)
         lists = datasets_of_parquet(files, split, streaming=True)
         return evaluate_orders(processor, lists, ks=KS)["initial"]
 
-    def _card(self, schema: ListSchema, report: PrepareReport, facts: Mapping[str, Any]) -> str:
-        card = read_card(self.source)
+    def _card(self, report: PrepareReport, facts: Mapping[str, Any]) -> str:
+        card, schema = read_card(self.folder), self.schema
         learned, looked_at = facts["lists_learned_from"], facts["lists_learned_from"] + facts["lists_held_out"]
+        trained_on = "ranker_train" if self.cross_fit is None else "train"
+        folds = [] if self.cross_fit is None else [_FOLDS.format(self.cross_fit)]
         measured = "; ".join(
             f"{split}: NDCG@10 {row['ndcg@10']:.4f}, MAP@10 {row['map@10']:.4f}, P@5 {row['precision@5']:.4f}, AUC "
             f"{row['auc']:.4f}"
@@ -250,14 +308,19 @@ class _Sorting:
             *(point for point in card.how if not point.startswith(_OLD_ORDER)),
             f"Initial order: the column `{schema.position}`, 0 at the top, by the initial ranker `{facts['ranker']}` "
             f"of quality `{facts['quality']}` (seed {facts['seed']}), kept in `{RANKER_FOLDER}/`. It learned from "
-            f"{learned:,} lists of `ranker_train` ({looked_at:,} of {facts['lists_available']:,} were looked at, the "
+            f"{learned:,} lists of `{trained_on}` ({looked_at:,} of {facts['lists_available']:,} were looked at, the "
             "others of these said when to stop), and read neither order nor truth. Slots stand as they did before.",
+            *folds,
             f"Lists are cut to {schema.max_list_length} items in this order: {facts['cut_lists']:,} lists, of which "
             f"{facts['lost_clicks']:,} lost all their clicks.",
         ]
         caveats = [
             *card.caveats,
-            "`ranker_train` is not sorted by the ranker, which has seen its clicks: it keeps the order it had.",
+            *(
+                ["`ranker_train` is not sorted by the ranker, which has seen its clicks: it keeps the order it had."]
+                if self.cross_fit is None
+                else []
+            ),
             f"Metrics of the initial order, after the cut: {measured or 'none'}.",
         ]
         return dataset_card(card.title, report, schema, how=how, caveats=caveats, licence=card.licence)

@@ -78,7 +78,8 @@ def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
         held = ", ".join(f"{split} {lists:,}" for split, lists in prepared.lists.items())
         raise InputError(
             f"{folder} has no ranker_train lists (it has {held}): rankers and click models learn from that split "
-            "only; prepare the lists with it, or name a part of them ranker_train"
+            "only; sort them with initial-rank --cross-fit 5, which needs none, or prepare the lists with "
+            "--ranker-train"
         )
     return datasets_of_parquet(prepared.files["ranker_train"], "ranker_train", streaming=False)
 
@@ -98,21 +99,19 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
     available = len(lists)
     # The multiples of available / use, rounded down.
     chosen = lists.select(np.arange(use) * available // use) if use < available else lists
-    by = next((name for name in (schema.group, schema.list_id) if name in chosen.column_names), None)
-    users: list[Any] = []
     items, clicks = [], []
-    for table in tables_of(chosen.select_columns([name for name in (schema.label, by) if name]), LABEL_BATCH):
-        users += table.column(by).to_pylist() if by else range(len(users), len(users) + table.num_rows)
+    for table in tables_of(chosen.select_columns([schema.label]), LABEL_BATCH):
         labels = table.column(schema.label).combine_chunks()
         of_clicks = labels.value_parent_indices().filter(pc.greater(labels.flatten(), 0)).to_numpy()
         items.append(pc.list_value_length(labels).to_numpy(zero_copy_only=False))
         clicks.append(np.bincount(of_clicks, minlength=table.num_rows))
-    of_list, shown, clicked = parts_of(users, seed), np.concatenate(items), np.concatenate(clicks)
+    of_list = users_to_parts(users_of(chosen, schema), PARTS, seed)
+    shown, clicked = np.concatenate(items), np.concatenate(clicks)
     held = of_list == HELD_OUT
     for what, wanted in (("to learn from", ~held), ("held out to say when to stop", held)):
         if not clicked[wanted].any():
             raise InputError(
-                f"of {use:,} ranker_train lists that were looked at, none of the {int(wanted.sum()):,} {what} has a "
+                f"of {use:,} lists that were looked at, none of the {int(wanted.sum()):,} {what} has a "
                 f"click in {schema.label!r}: expected more lists with clicks"
             )
     train = np.flatnonzero(~held)
@@ -126,8 +125,22 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
     )
 
 
-def parts_of(users: list[Any], seed: int) -> np.ndarray:
-    """The part of each list: users in the order of a hash go round the parts, so that no part lacks users."""
+def users_to_parts(users: list[Any], parts: int, seed: int) -> np.ndarray:
+    """int64, the part of each list: users in the order of a hash go round the parts, so that no part lacks users."""
     in_order = sorted(set(users), key=lambda user: (blake2b_64(f"{seed}:{user}"), str(user)))
-    part_of = {user: number % PARTS for number, user in enumerate(in_order)}
+    part_of = {user: number % parts for number, user in enumerate(in_order)}
     return np.array([part_of[user] for user in users], dtype=np.int64)
+
+
+def users_of(lists: Any, schema: ListSchema) -> list[Any]:
+    """What keeps lists together: the group; without one the id of the list, or its number."""
+    named = [name for name in (schema.group, schema.list_id) if name is not None and name in lists.column_names]
+    if not named:
+        return list(range(len(lists)))
+    users: list[Any] = []
+    for table in tables_of(lists.select_columns(named), LABEL_BATCH):
+        columns = [table.column(name).to_pylist() for name in named]
+        for row, user in enumerate(columns[0]):
+            others = (column[row] for column in columns[1:] if column[row] is not None)
+            users.append(f"anonymous list {next(others, len(users))}" if user is None else user)
+    return users

@@ -5,7 +5,6 @@ A new re-ranker is its own file, one row here, and its test.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from hf_rerank.models.prm import PRMConfig, PRMForReranking
 from hf_rerank.models.raise_ import RAISEConfig, RAISEForReranking
 from hf_rerank.models.setrank import SetRankConfig, SetRankForReranking
 from hf_rerank.processing import ListProcessor
-from hf_rerank.storage.hub_download import REMEDY, verified_folder
+from hf_rerank.storage import read_json
+from hf_rerank.storage.hub_download import HUB_OPTIONS, REMEDY, verified_folder
 
 # name -> (config, model); the model type of a checkpoint is "rerank_" and the name.
 RERANKERS: dict[str, tuple[type[RerankerConfig], type[PreTrainedReranker]]] = {
@@ -55,6 +55,8 @@ def register_reranker(name: str, config: type[RerankerConfig], model: type[PreTr
     if config.model_type != f"rerank_{name}":
         raise InputError(f"{config.__name__}.model_type is {config.model_type!r}: expected 'rerank_{name}'")
     RERANKERS[name] = (config, model)
+    # transformers reads it off the annotation of ``config``, which is text under postponed evaluation of annotations.
+    model.config_class = config
     _make_known(config, model)
 
 
@@ -95,17 +97,10 @@ class AutoReranker:
         Raises:
             InputError: There is no such checkpoint, or it holds no re-ranker of this library.
         """
-        hub_options = {
-            name: options[name]
-            for name in ("revision", "token", "cache_dir", "local_files_only", "force_download")
-            if name in options
-        }
+        hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
         config_file = verified_folder(source, ["config.json"], **hub_options) / "config.json"
-        try:
-            plain = json.loads(config_file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{config_file} is damaged: {error}; {REMEDY}") from None
-        if not isinstance(plain, dict) or "model_type" not in plain:
+        plain = read_json(config_file, REMEDY)
+        if "model_type" not in plain:
             raise InputError(f"{config_file} is no config of a model: it says no model_type; {REMEDY}")
         model_type = plain["model_type"]
         name = str(model_type).removeprefix("rerank_")

@@ -26,10 +26,12 @@ from hf_rerank.models.config import RerankerConfig
 from hf_rerank.models.embeddings import FeatureTables, calibrated_scores, resize_to_schema
 from hf_rerank.models.layers import Context, SharedDropout, draw_dropout, position_vectors
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
-from hf_rerank.schema import ListBatch, ListSchema
+from hf_rerank.schema import TENSORS, ListBatch, ListSchema
 from hf_rerank.storage.hub_download import HUB_OPTIONS, folder_with_weights
 from hf_rerank.storage.hub_upload import push_saved
 
+# Features that are float32 in every batch, and become the dtype of the weights.
+_NUMBERS = [name for name, spec in TENSORS.items() if spec.role == "feature" and spec.dtype == "float32"]
 _HUB_OPTIONS = (*HUB_OPTIONS, "subfolder")
 # Options of loading that are used most, for suggestions.
 _LOADING_OPTIONS = (*_HUB_OPTIONS, "device", "device_map", "dtype", "attn_implementation")
@@ -74,7 +76,8 @@ class PreTrainedReranker(PreTrainedModel):
     main_input_name = "item_categorical"
     # The loss is a mean over the batch's lists; the Trainer must not scale it by a number of items.
     accepts_loss_kwargs = False
-    # Parameters that read features though their shape does not show it; hf_rerank.training.adaptation finds the others.
+    # Parameters that read features though their shape does not show it. Those whose shape shows it are found by it
+    # where a model is adapted to other features.
     reads_features: ClassVar[tuple[str, ...]] = ()
     # The module whose output are the scores; it begins at 0 where training starts from an earlier ranker's score.
     scorer: nn.Module
@@ -164,7 +167,9 @@ class PreTrainedReranker(PreTrainedModel):
             self.push_to_hub(repo_id, token=options.get("token"), **chosen)
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload model", **options: Any) -> Any:  # type: ignore[override]
-        """Uploads the model without its processor (``Reranker.push_to_hub``: both); other files of the repository stay.
+        """Uploads the model without its processor; the other files of the repository stay.
+
+        ``Reranker.push_to_hub`` uploads both.
 
         Args:
             repo_id: ``"someone/name"``, or a name of your own.
@@ -230,11 +235,6 @@ class PreTrainedReranker(PreTrainedModel):
         # An exported graph takes any length, so this is no part of it.
         if not torch.compiler.is_compiling() and self.config.position_input != "none" and mask.shape[1] > longest:
             raise InputError(f"lists of {mask.shape[1]} slots: the model has positions for max_list_length={longest}")
-        # Features are float32, whatever the weights are.
-        item_dense, item_vectors, user_dense, history_dense, initial_scores = (
-            None if part is None else part.to(self.dtype)
-            for part in (item_dense, item_vectors, user_dense, history_dense, initial_scores)
-        )
         batch = ListBatch(
             item_categorical=item_categorical,
             item_dense=item_dense,
@@ -248,6 +248,9 @@ class PreTrainedReranker(PreTrainedModel):
             position_ids=position_ids,
             initial_scores=initial_scores,
         )
+        for name in _NUMBERS:
+            if (numbers := getattr(batch, name)) is not None:
+                setattr(batch, name, numbers.to(self.dtype))
         context = self.embed(batch)
         if self.config.initial_score == "start":
             scale, offset = self.config.initial_score_scale, self.config.initial_score_offset

@@ -131,9 +131,8 @@ class RerankerConfig(PreTrainedConfig):
             raise InputError("max_list_length, max_history_length and embedding_dim: expected at least 1")
         if self.task_loss not in (*TASK_LOSSES, "own"):
             known = (*TASK_LOSSES, "own")
-            raise InputError(
-                f"task_loss is {self.task_loss!r}: expected one of {', '.join(known)}{suggestion(self.task_loss, known)}"
-            )
+            meant = suggestion(self.task_loss, known)
+            raise InputError(f"task_loss is {self.task_loss!r}: expected one of {', '.join(known)}{meant}")
         for name in ("item", "user"):
             rates, tables = getattr(self, f"{name}_unknown_rates"), getattr(self, f"{name}_vocab_sizes")
             if rates and (len(rates) != len(tables) or min(rates) < 0 or max(rates) > 1):

@@ -130,7 +130,7 @@ class EncoderBlock(nn.Module):
     def forward(
         self, items: Tensor, mask: Tensor, context: Context, with_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Items [B, L, hidden_size] and bool mask [B, L] -> items, and attention weights [B, heads, L, L] on request."""
+        """Items [B, L, hidden_size] and bool mask [B, L] -> items; on request also weights [B, heads, L, L]."""
         query, key, value = self.query_key_value(items).chunk(3, -1)
         return self.attend_and_transform(items, query, key, value, mask, context, with_weights)
 

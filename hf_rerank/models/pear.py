@@ -31,7 +31,8 @@ class PEARConfig(RerankerConfig):
     the sizes that it uses throughout (64 wide, dropout 0.2).
 
     Args:
-        feature_hidden_size: Hidden layer of the two-layer networks over features, one for the list, one for the history.
+        feature_hidden_size: Hidden layer of the two-layer networks over features: one for the list, one for the
+            history.
         hidden_size: Width of the encoder.
         num_hidden_layers: Units, each of self-attention over the history and merged cross-attention of the list.
         num_attention_heads: Attention heads; ``hidden_size`` is a multiple of it.
@@ -188,7 +189,10 @@ class MergedBlock(EncoderBlock):
         history_mask: Tensor,
         with_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Items [B, L, hidden_size] and history [B, H, hidden_size] -> items, and weights [B, heads, L, H + L] on request."""
+        """Items [B, L, hidden_size] and history [B, H, hidden_size] -> items; on request also attention weights.
+
+        Weights are [B, heads, L, H + L].
+        """
         query, key, value = self.query_key_value(items).chunk(3, -1)
         history_key, history_value = self.history_key_value(history).chunk(2, -1)
         key, value = torch.cat([history_key, key], dim=1), torch.cat([history_value, value], dim=1)

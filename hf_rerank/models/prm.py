@@ -64,7 +64,8 @@ class PRMConfig(RerankerConfig):
         )
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
-                f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}: change one, or set head_dim"
+                f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}: "
+                "change one, or set head_dim"
             )
 
 

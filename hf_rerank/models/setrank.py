@@ -27,8 +27,8 @@ class SetRankConfig(RerankerConfig):
         num_hidden_layers: Blocks.
         num_attention_heads: Attention heads; ``hidden_size`` is a multiple of it.
         intermediate_size: Of the hidden layer in each block.
-        num_inducing_points: Inducing points M of each block: items attend to M vectors that have attended to them (IMSAB). 0:
-            items attend to each other (MSAB).
+        num_inducing_points: Inducing points M of each block: items attend to M vectors that have attended to them
+            (IMSAB). 0: items attend to each other (MSAB).
         hidden_dropout_prob: In [0, 1).
         position_input: ``ordinal``: a learnable vector of its place in the order shown is added to each item (the
             paper's ordinal embedding). ``none``: the model is permutation-equivariant.

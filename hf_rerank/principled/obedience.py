@@ -36,7 +36,8 @@ def obedience(
     ``P'`` is the ranking by ``score(P)``. Lists with fewer than two real items are left out.
 
     Args:
-        score: Positions int64 [B, L] -> scores [B, L], in evaluation mode and float32 (bf16 creates ties, which inflate obedience).
+        score: Positions int64 [B, L] -> scores [B, L], in evaluation mode and float32 (bf16 creates ties, which
+            inflate obedience).
         positions: int64 [B, L], the given order P.
         mask: bool [B, L], True at real items. None: all are real.
         k: Also measure the top k (one number or several; a shorter list counts whole).
@@ -49,11 +50,12 @@ def obedience(
 
     Returns:
         For ``p1`` (P against P') and ``p2`` (P against P with two adjacent items swapped): ``p?_obedience``, the share
-        of lists whose whole ranking stays; ``p?_item_obedience``, per list the share of items that keep their position;
-        ``p?_kendall_tau``; with k, ``p?_obedience@k`` (the top k as an order) and ``p?_set_obedience@k`` (as a set).
+        of lists whose whole ranking stays; ``p?_item_obedience``, per list the share of items that keep their
+        position; ``p?_kendall_tau``; with k, ``p?_obedience@k`` (the top k as an order) and ``p?_set_obedience@k``
+        (as a set).
         ``fixed_point_rate``: share of lists that converge, P(t+1) = P(t) with P(0) = P and P(t+1) the ranking by
-        score(P(t)); ``fixed_point_steps``: the smallest such t, over lists that converge; ``cycle_rate``: share of lists
-        that return to an earlier, not their last, order. ``score_spread``: standard deviation of a list's scores
+        score(P(t)); ``fixed_point_steps``: the smallest such t, over lists that converge; ``cycle_rate``: share of
+        lists that return to an earlier, not their last, order. ``score_spread``: standard deviation of a list's scores
         (equal scores obey both principles and are useless); ``collapsed_share``: share of lists where it is under
         0.001. With ``mean`` also ``obedience_lists``, the lists measured. The share of lists with
         ``fixed_point_steps`` at most 1 equals ``p1_obedience``.

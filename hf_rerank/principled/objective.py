@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -131,11 +132,13 @@ class Term:
     stop_gradient: Literal["first", "second"] | None = None
 
     def __post_init__(self) -> None:
+        if self.name in ("task", "further_task"):
+            raise InputError(f"a term is named {self.name!r}, as the task losses are in the log: choose another name")
         _check_choice(f"space of the term {self.name!r}", self.space, ("probability", "logit", "output"))
         _check_choice(f"positions of the term {self.name!r}", self.positions, ("input", "output", None))
         _check_choice(f"reduction of the term {self.name!r}", self.reduction, REDUCTIONS)
         _check_choice(f"stop_gradient of the term {self.name!r}", self.stop_gradient, ("first", "second", None))
-        if isinstance(self.weight, bool) or not 0 <= self.weight < math.inf:
+        if not (_is_number(self.weight) and 0 <= self.weight < math.inf):
             raise InputError(f"weight of the term {self.name!r} is {self.weight!r}: expected a number of at least 0")
         if self.first == self.second:
             raise InputError(f"the term {self.name!r} compares {self.first!r} with itself: name two passes")
@@ -197,10 +200,12 @@ class PrincipledObjective:
                 raise InputError(f"the pass {name!r} is in no term and not in task_loss_on: leave it out")
         known = ("own", *TASK_LOSSES, None)
         _check_choice("task_loss of the objective", self.task_loss, known)
-        if not 0 < self.fraction <= 1:
-            raise InputError(f"fraction is {self.fraction}: expected a number above 0, at most 1")
-        if not 0 <= self.warmup <= 1:
-            raise InputError(f"warmup is {self.warmup}: expected a fraction of the steps, from 0 to 1")
+        if not (_is_number(self.fraction) and 0 < self.fraction <= 1):
+            raise InputError(f"fraction is {self.fraction!r}: expected a number above 0, at most 1")
+        if not (_is_number(self.warmup) and 0 <= self.warmup <= 1):
+            raise InputError(f"warmup is {self.warmup!r}: expected a fraction of the steps, from 0 to 1")
+        if not (_is_number(self.seed) and isinstance(self.seed, Integral)):
+            raise InputError(f"seed is {self.seed!r}: expected a whole number")
         if self.task_loss == "lambda_loss" and any(term.space == "probability" for term in self.terms):
             raise InputError("lambda_loss has no probabilities: compare the scores with space='logit'")
 
@@ -235,7 +240,17 @@ class PrincipledObjective:
                 crashes, where they are made inside.
             factors: Name of a term -> a factor on its weight in this step; scalar tensors on the device of the
                 lists, or numbers. None: 1.
+
+        Raises:
+            InputError: ``steps`` is needed and missing, or a factor belongs to no term.
         """
+        names = [term.name for term in self.terms]
+        for name in factors or {}:
+            if name not in names:
+                raise InputError(
+                    f"there is no term {name!r} to give a factor: the terms are {', '.join(names) or 'none'}"
+                    f"{suggestion(name, names)}"
+                )
         if self.warmup and not steps:
             raise InputError("with warmup the objective needs the number of steps of the whole training")
         ramp: float | Tensor = 1.0
@@ -456,6 +471,10 @@ def _plain_order(order: Any) -> Any:
     if "of" in plain:
         plain["of"] = _plain_order(plain["of"])
     return {type(order).__name__.lower(): plain}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _check_order(order: Any) -> None:

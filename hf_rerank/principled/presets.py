@@ -72,7 +72,8 @@ def preset_objective(
         perturbation: Kind of the perturbed pass, see ``hf_rerank.principled.perturb``. None: the preset's.
         seed: Of the perturbations and of the lists drawn.
         weights: ``<term>_weight`` for each term of the preset: ``convergence_weight`` (w1), ``adversarial_weight``
-            (w2), ``cross_weight``, ``r_drop_weight``. 0 leaves out the term; and, of a term that compares with the first pass, the other pass.
+            (w2), ``cross_weight``, ``r_drop_weight``. 0 leaves out the term; and, of a term that compares with the
+            first pass, the other pass.
 
     Raises:
         InputError: There is no such preset, option or value.
@@ -115,8 +116,8 @@ def preset_objective(
 
 
 def _with_weight(objective: PrincipledObjective, term: Term, weight: float) -> PrincipledObjective:
+    changed = replace(term, weight=weight)
     if weight:
-        changed = replace(term, weight=weight)
         return replace(objective, terms=tuple(changed if other is term else other for other in objective.terms))
     # A term that compares with the first pass is what its other pass is run for.
     dropped = term.second if term.first == objective.passes[0].name else None

@@ -1,4 +1,7 @@
-"""From lists to tensors: vocabularies, scales, padding. Only the collator imports torch; nothing imports transformers."""
+"""From lists to tensors: vocabularies, scales, padding.
+
+Only ``RerankCollator`` imports torch, and nothing imports transformers.
+"""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class RerankCollator:
             checked = Lists.from_arrow(lists, schema, with_labels=self.with_labels, first=first)
             has_ids = schema.list_id in lists.schema.names
         else:
-            rows = rows_in_columns(lists, schema)
+            rows = rows_in_columns(lists, schema, first)
             checked = Lists.from_rows(rows, schema, with_labels=self.with_labels, first=first)
             has_ids = bool(rows) and schema.list_id in rows[0]
         if ids is not None and not has_ids:
@@ -114,7 +114,7 @@ def ids_from_tensor(list_id: Tensor) -> list[str]:
 
 
 def list_keys(list_id: Tensor) -> Tensor:
-    """int64 [B], a hash of each id in ``list_id`` uint8 [B, W]: a list has the same key in any batch, however padded."""
+    """int64 [B], a hash of each id in ``list_id`` uint8 [B, W]: the same in any batch, however padded."""
     return (list_id.long() * _odd_powers(list_id.shape[1], list_id.device)).sum(-1)
 
 

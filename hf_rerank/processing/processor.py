@@ -25,7 +25,7 @@ from hf_rerank.processing.trees import TREES_FILE, TreeRanker
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
 from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
 from hf_rerank.storage import read_json, refuse_repeated_names, write_json
-from hf_rerank.storage.hub_download import at_one_commit, verified_folder
+from hf_rerank.storage.hub_download import REMEDY, at_one_commit, verified_folder
 from hf_rerank.storage.hub_upload import push_saved
 from hf_rerank.validation import Lists, tables_of
 
@@ -374,7 +374,7 @@ class ListProcessor:
         folder = verified_folder(source, (CONFIG_FILE, VOCABULARIES_FILE), **hub_options)
         config_path, vocabularies_path = folder / CONFIG_FILE, folder / VOCABULARIES_FILE
         refuse_repeated_names(vocabularies_path)
-        plain = read_json(config_path)
+        plain = read_json(config_path, REMEDY)
         if plain.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"{config_path} has format_version {plain.get('format_version')!r}, this library reads "

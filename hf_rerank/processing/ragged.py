@@ -108,7 +108,8 @@ def _mask(lengths: np.ndarray) -> np.ndarray:
 def _padded(rows: np.ndarray, mask: np.ndarray | None, fill: float | str, dtype: str) -> np.ndarray:
     if mask is None or len(rows) == mask.size:  # nothing to pad
         whole = rows if mask is None else rows.reshape(*mask.shape, *rows.shape[1:])
-        return np.ascontiguousarray(whole, dtype=dtype)
+        array = np.ascontiguousarray(whole, dtype=dtype)
+        return array if array.flags.writeable else array.copy()  # torch.from_numpy takes no memory of Arrow's
     padded = np.full((*mask.shape, *rows.shape[1:]), 0 if fill == AFTER_THE_ITEMS else fill, dtype=dtype)
     padded[mask] = rows
     return np.where(mask, padded, np.arange(mask.shape[1])) if fill == AFTER_THE_ITEMS else padded

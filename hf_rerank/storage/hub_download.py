@@ -128,8 +128,7 @@ def holds_only_a_graph(source: str | Path, **hub_options: Any) -> bool:
     """
     weights = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json")
     if Path(source).is_dir():
-        there = [(Path(source) / name).is_file() for name in (*weights, GRAPH_FILE)]
-        return there == [False, False, True]
+        return not any((Path(source) / name).is_file() for name in weights) and _lists_a_graph(Path(source))
     if any(_fetched_if_there(source, name, **hub_options) is not None for name in weights):
         return False
     return _fetched_if_there(source, GRAPH_FILE, **hub_options) is not None

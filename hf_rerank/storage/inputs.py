@@ -43,6 +43,10 @@ class InputFiles:
             if _state(path) != noted:
                 raise InputError(f"{path} changed while it was read: run again when it is complete")
 
+    def states(self) -> dict[str, list[int]]:
+        """Name of each file -> size, times and inode, by which a later call knows it without reading it."""
+        return {path.name: list(state or ()) for path, state in self._noted.items()}
+
     def digests(self) -> dict[str, str]:
         """Name of each file -> digest of its content; all is read."""
         return {path.name: content_digest(path) for path in self.paths}

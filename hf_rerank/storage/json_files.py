@@ -38,8 +38,12 @@ def json_values(value: Any) -> Any:
     return str(value)
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | Path, remedy: str = "fix or remove it") -> dict[str, Any]:
     """The object in a JSON file.
+
+    Args:
+        path: The file.
+        remedy: What to do if it is no such file, at the end of messages.
 
     Raises:
         InputError: It is no JSON object, or names a key twice.
@@ -48,8 +52,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}; fix or remove it") from None
-    return parse_json_object(text, str(path))
+        raise InputError(f"{path} is not UTF-8 text: {error}; {remedy}") from None
+    return parse_json_object(text, str(path), remedy)
 
 
 def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -> dict[str, Any]:

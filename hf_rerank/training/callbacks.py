@@ -107,7 +107,9 @@ class PlotCallback(TrainerCallback):
 
 
 class ResultsCallback(TrainerCallback):
-    """Keeps everything that is needed to repeat a training, and its outcome; saving a model writes it as ``results.json``.
+    """Keeps everything that is needed to repeat a training, and its outcome.
+
+    Saving a model writes it as ``results.json``.
 
     Args:
         facts: What is known before the training: model, arguments, objective, data, environment.
@@ -140,7 +142,7 @@ class StreamPasses(TrainerCallback):
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
-        stream = getattr(train_dataloader, "dataset", None)
+        stream: Any = getattr(train_dataloader, "dataset", None)
         stream = getattr(stream, "dataset", stream)  # of several processes
         if not getattr(stream, "lists_a_pass", 0) or state.global_step >= state.max_steps:
             return

@@ -137,6 +137,19 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
     return saved["lists_a_pass"]
 
 
+def refuse_different_lists(data: Sequence[dict[str, Any]]) -> None:
+    """Refuses processes that were given different lists.
+
+    Args:
+        data: Of each process, split -> identity.
+    """
+    if any(other != data[0] for other in data):
+        raise InputError(
+            "the processes were given different lists, or in different orders: give all the same; a stream that is "
+            "shuffled before it comes here must be shuffled with a seed"
+        )
+
+
 def _shown(names: Sequence[str]) -> str:
     """The first few of many names."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""

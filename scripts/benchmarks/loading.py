@@ -42,8 +42,8 @@ def main() -> None:
     import datasets
     import torch
 
-    from hf_rerank.storage import write_json
     from hf_rerank.evaluation.results import environment
+    from hf_rerank.storage import write_json
 
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
@@ -66,9 +66,10 @@ def measured(
     """One row a measurement: what, in which unit, the rounds and their median."""
     import datasets
 
-    from hf_rerank.training.encoded_lists import EncodedLists
-    from hf_rerank.training.encoded_cache import CachedLists
     from hf_rerank.evaluation.results import data_identity
+    from hf_rerank.processing import RerankCollator
+    from hf_rerank.training.encoded_cache import CachedLists
+    from hf_rerank.training.encoded_lists import EncodedLists
 
     file = folder / "lists.parquet"
     write_lists(file, lists, ids)
@@ -80,16 +81,17 @@ def measured(
     def note(what: str, unit: str, values: list[float]) -> None:
         found.append({"what": what, "unit": unit, "median": statistics.median(values), "rounds": values})
 
-    note("from Parquet, encoded", "lists/s", [lists / timed(encode_parquet, file, processor) for _ in range(rounds)])
+    collator = RerankCollator(processor, highest_label=1.0, all_tensors=True)
+    note("from Parquet, encoded", "lists/s", [lists / timed(encode_parquet, file, collator) for _ in range(rounds)])
     folders = [folder / f"cache{number}" for number in range(rounds)]
-    note("written to the cache", "lists/s", [lists / timed(CachedLists, place, raw, processor) for place in folders])
-    cached = CachedLists(folders[0], raw, processor)
+    note("written to the cache", "lists/s", [lists / timed(CachedLists, place, raw, collator) for place in folders])
+    cached = CachedLists(folders[0], raw, collator)
     size = sum(path.stat().st_size for path in cached.folder.iterdir())
     note("size of the cache", "bytes a list", [size / lists])
     note(
         "the cache opened and verified",
         "lists/s",
-        [lists / timed(CachedLists, folders[0], raw, processor) for _ in range(rounds)],
+        [lists / timed(CachedLists, folders[0], raw, collator) for _ in range(rounds)],
     )
     note(
         "of that, the lists identified",
@@ -99,7 +101,7 @@ def measured(
     for size in batch_sizes:
         for name, source in (
             ("shuffled, from the cache", cached),
-            ("shuffled, encoded each time", EncodedLists(raw, processor)),
+            ("shuffled, encoded each time", EncodedLists(raw, collator)),
         ):
             speeds = []
             for _ in range(rounds):
@@ -119,15 +121,11 @@ def timed(work: Any, *arguments: Any) -> float:
     return time.perf_counter() - started
 
 
-def encode_parquet(file: Path, processor: Any) -> None:
+def encode_parquet(file: Path, collator: Any) -> None:
     """All lists of a Parquet file as padded batches."""
-    from hf_rerank.training.encoded_lists import ListEncoder
-
-    encode, number = ListEncoder(processor, 1.0, False), 0
     with pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(PARQUET_BATCH, use_threads=False):
-            encode(pa.Table.from_batches([batch]), range(number, number + len(batch)))
-            number += len(batch)
+            collator(pa.Table.from_batches([batch]))
 
 
 def read_batches(source: Any, batches: list[list[int]]) -> None:
@@ -142,13 +140,13 @@ def share_waiting(cached: Any, processor: Any, size: int, steps: int) -> tuple[f
     from torch.utils.data import DataLoader
 
     from hf_rerank import PRMConfig, PRMForReranking
-    from hf_rerank.principled import PrincipledObjective
+    from hf_rerank.principled import PRESETS
     from hf_rerank.training.encoded_lists import collate
 
     torch.manual_seed(0)
     config = PRMConfig.for_schema(processor.schema)
     config.item_vocab_sizes = [SMALL_TABLE, *config.item_vocab_sizes[1:]]
-    model, objective = PRMForReranking(config).train(), PrincipledObjective()
+    model, objective = PRMForReranking(config).train(), PRESETS["scaled"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     waited = worked = 0.0
     batches = iter(DataLoader(cached, batch_size=size, shuffle=True, drop_last=True, collate_fn=collate))

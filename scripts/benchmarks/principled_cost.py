@@ -67,7 +67,7 @@ class Training:
         import torch
 
         from hf_rerank.models.auto import reranker_classes
-        from hf_rerank.principled import PrincipledObjective
+        from hf_rerank.principled import preset_objective
 
         config_class, model_class = reranker_classes(model)
         torch.manual_seed(0)
@@ -79,9 +79,7 @@ class Training:
         self.objective = (
             None
             if setting.preset == "naive"
-            else PrincipledObjective(
-                preset=setting.preset, consistency_fraction=setting.fraction, task_loss=self.task_loss
-            )
+            else preset_objective(setting.preset, fraction=setting.fraction).for_task_loss(self.task_loss)
         )
         self.call: Callable[..., Any] = self.model
         if setting.variant == "compiled":
@@ -116,17 +114,17 @@ class Training:
 def three_calls(model: Callable[..., Any], batch: dict[str, Any], keys: Any, task_loss: str) -> Any:
     """The loss of ``scaled`` as a first implementation would write it: three calls of the whole model."""
     from hf_rerank.losses import probabilities
-    from hf_rerank.principled import consistency_loss, positions_from_scores
-    from hf_rerank.principled.objective import PRESETS
+    from hf_rerank.principled import PRESETS, consistency_loss, positions_from_scores
     from hf_rerank.principled.orders import keyed_perturb
 
-    mask, given, weights = batch["mask"], batch["position_ids"], PRESETS["scaled"]
+    mask, given = batch["mask"], batch["position_ids"]
+    weights = [term.weight for term in PRESETS["scaled"].terms]
     features = {name: value for name, value in batch.items() if name not in ("labels", "position_ids")}
     first = model(**batch)
     scores = probabilities(first.logits, task_loss, mask=mask)
     own, perturbed = positions_from_scores(first.logits.detach().float(), mask), keyed_perturb(given, mask, keys)
     loss = first.loss
-    for weight, order in ((weights["convergence_weight"], own), (weights["adversarial_weight"], perturbed)):
+    for weight, order in zip(weights, (own, perturbed), strict=True):
         other = probabilities(model(**features, position_ids=order).logits, task_loss, mask=mask)
         loss = loss + weight * consistency_loss(scores, other, given, order, mask=mask, reduction="weighted_mean")
     return loss
@@ -299,7 +297,7 @@ def main() -> None:
 
     from hf_rerank.errors import InputError
     from hf_rerank.models.auto import RERANKERS, reranker_classes
-    from hf_rerank.principled import PrincipledObjective
+    from hf_rerank.principled import preset_objective
     from hf_rerank.storage import write_json
 
     models = options.models or list(RERANKERS)
@@ -307,9 +305,9 @@ def main() -> None:
         for model in models:
             reranker_classes(model)
         for preset in options.presets:
-            PrincipledObjective(preset=preset)
+            preset_objective(preset)
         for fraction in options.fractions:
-            PrincipledObjective(consistency_fraction=fraction)
+            preset_objective("scaled", fraction=fraction)
     except InputError as error:
         parser.error(str(error))
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -49,9 +49,9 @@ def main() -> None:
     options = _options()
     import torch
 
+    from hf_rerank.evaluation.results import environment
     from hf_rerank.models.auto import RERANKERS, reranker_classes
     from hf_rerank.storage import write_json
-    from hf_rerank.evaluation.results import environment
 
     torch.set_num_threads(options.threads)
     rows = []
@@ -79,11 +79,11 @@ def measure(name: str, preset: str, rounds: int) -> dict[str, Any]:
     """One model with the sizes of one preset."""
     import torch
 
-    from hf_rerank.principled import PrincipledObjective
+    from hf_rerank.principled import PRESETS
 
     lists = AD if preset == "librerank-ad" else PRM_PUBLIC
     model = made(name, preset, lists)
-    objective = PrincipledObjective(task_loss=model.config.task_loss_name)
+    objective = PRESETS["scaled"].for_task_loss(model.config.task_loss_name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     batch = batch_of(TRAINING_BATCH, lists)
 

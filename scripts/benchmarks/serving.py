@@ -1,4 +1,4 @@
-"""Latency of one list, from a dictionary to its items in order: ``Reranker`` with torch, ``ONNXReranker`` without.
+"""Latency of one list, from a dictionary to its items in order: ``Reranker`` with PyTorch and with ONNX Runtime.
 
     python scripts/benchmarks/serving.py --output-dir RESULTS [--models prm dlcm ...] [--calls 1000]
 
@@ -8,8 +8,9 @@ of each model, one thread, one list after another, each another one of 100. Mill
 median, 99th percentile, and the median of CPU time, which other work on the machine lengthens less. Blocks of 50 calls
 of all models and both runtimes take turns, so that a busy machine slows all; the first block of each is not counted.
 
-The parts are timed in calls of their own: *check* is ``Lists.from_rows``, *encode* ``ListProcessor.encode``, *model*
-the forward pass (with torch also the order), *order* what is left: sorting and the result. Needs the extra ``[onnx]``.
+The parts are timed in calls of their own: *check* is ``Lists.from_rows``, *encode* ``ListProcessor.encode`` and
+padding, *model* the scores of ``Reranker.scorer``, *order* what is left: sorting and the result. Needs the extra
+``[onnx]``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,9 @@ def main() -> None:
     options = _options()
     import torch
 
+    from hf_rerank.evaluation.results import environment
     from hf_rerank.models.auto import RERANKERS
     from hf_rerank.storage import write_json
-    from hf_rerank.evaluation.results import environment
 
     torch.set_num_threads(1)
     processor, rows = processor_and_lists()
@@ -103,34 +104,33 @@ def clocks_of(name: str, processor: Any) -> tuple[float, dict[str, Clock]]:
     """How far the scores of the graph are from the model's, and a clock of each runtime."""
     import torch
 
-    from hf_rerank import ONNXReranker, Reranker
-    from hf_rerank.models.auto import reranker_classes
+    from hf_rerank import Reranker
     from hf_rerank.inference.export import export_onnx
+    from hf_rerank.models.auto import reranker_classes
 
     config, model = reranker_classes(name)
     torch.manual_seed(0)
-    with_torch = Reranker(model(config.for_schema(processor.schema)), processor)
+    with_torch = Reranker(processor, model(config.for_schema(processor.schema)))
     with tempfile.TemporaryDirectory() as folder:
         difference = export_onnx(with_torch, folder)
-        with_onnx = ONNXReranker.from_pretrained(folder)
-    return difference, {
-        "torch": Clock(with_torch, with_torch.model, "rank"),
-        "onnxruntime": Clock(with_onnx, with_onnx, "scores"),
-    }
+        with_onnx = Reranker.from_pretrained(folder)
+    return difference, {"torch": Clock(with_torch), "onnxruntime": Clock(with_onnx)}
 
 
 class Clock:
     """Times calls of one re-ranker, and its parts inside other calls."""
 
-    def __init__(self, reranker: Any, scorer: Any, scoring: str) -> None:
+    def __init__(self, reranker: Any) -> None:
+        from hf_rerank.processing import RaggedLists
         from hf_rerank.validation import Lists
 
         self.reranker = reranker
-        self.parts = {
-            "check": (Lists, "from_rows"),
-            "encode": (reranker.processor, "encode"),
-            "model": (scorer, scoring),
-        }
+        self.parts = (
+            ("check", Lists, "from_rows"),
+            ("encode", reranker.processor, "encode"),
+            ("encode", RaggedLists, "padded"),
+            ("model", reranker.scorer, "scores"),
+        )
         self.seconds: dict[str, list[float]] = {part: [] for part in ("total", "cpu", *PARTS)}
 
     def time(self, rows: list[dict[str, Any]], counted: bool) -> None:
@@ -162,7 +162,7 @@ class Clock:
 
 
 @contextmanager
-def _timed(parts: dict[str, tuple[Any, str]], spent: dict[str, float]) -> Iterator[None]:
+def _timed(parts: Sequence[tuple[str, Any, str]], spent: dict[str, float]) -> Iterator[None]:
     """Adds the seconds spent in methods to ``spent``."""
 
     def timed(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,15 +175,15 @@ def _timed(parts: dict[str, tuple[Any, str]], spent: dict[str, float]) -> Iterat
 
         return run
 
-    there = {part: vars(owner).get(name) for part, (owner, name) in parts.items()}
-    for part, (owner, name) in parts.items():
+    there = [vars(owner).get(name) for _, owner, name in parts]
+    for part, owner, name in parts:
         setattr(owner, name, timed(part, getattr(owner, name)))
     try:
         yield
     finally:
-        for part, (owner, name) in parts.items():
+        for (_, owner, name), method in zip(parts, there, strict=True):
             # A method of the class stands in no instance.
-            setattr(owner, name, there[part]) if there[part] is not None else delattr(owner, name)
+            setattr(owner, name, method) if method is not None else delattr(owner, name)
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:

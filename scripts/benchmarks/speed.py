@@ -2,9 +2,9 @@
 
     python scripts/benchmarks/speed.py [--output FILE] [--rounds 15] [--threads 1]
 
-Lists of 30 items with 5 categorical and 19 dense features, 3 categorical user features; PRM with d_model 64, 1 head,
-2 blocks, inner width 128. What is compared runs in turn within each round, and medians over rounds are printed: ratios
-hold on a noisy machine where absolute times do not.
+Lists of 30 items with 5 categorical and 19 dense features, 3 categorical user features; PRM with its default sizes
+(hidden size 64, 2 layers, 1 head, intermediate size 128). What is compared runs in turn within each round, and medians
+over rounds are printed: ratios hold on a noisy machine where absolute times do not.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def main() -> None:
 
     import torch
 
-    from hf_rerank.storage import write_json
     from hf_rerank.evaluation.results import environment
+    from hf_rerank.storage import write_json
 
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {"rounds": options.rounds, "threads": options.threads, "environment": environment()}
@@ -49,11 +49,10 @@ def step_times(rounds: int) -> dict[str, float]:
     """Milliseconds of a training step: the task loss alone, three separate passes, the principled objective."""
     import torch
 
-    from hf_rerank.principled import PrincipledObjective
+    from hf_rerank.principled import PRESETS
 
     model, batch = _model(ids=20_000), _batch(BATCH, ids=20_000)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    objectives = {"scaled": PrincipledObjective(), "paper": PrincipledObjective(preset="paper")}
 
     def step(loss: Callable[[], Any]) -> Callable[[], None]:
         def run() -> None:
@@ -69,8 +68,8 @@ def step_times(rounds: int) -> dict[str, float]:
         {
             "base": step(lambda: model(**batch).loss),
             "three_separate_passes": step(lambda: _three_passes(model, batch)),
-            "scaled": step(lambda: model(**batch, objective=objectives["scaled"]).loss),
-            "paper": step(lambda: model(**batch, objective=objectives["paper"]).loss),
+            "scaled": step(lambda: model(**batch, objective=PRESETS["scaled"]).loss),
+            "paper": step(lambda: model(**batch, objective=PRESETS["paper"]).loss),
         },
         rounds,
     )
@@ -195,7 +194,7 @@ def million_ids(rounds: int) -> dict[str, float]:
 
     train_times = _in_turn({"train": train}, rounds)["train"]
     optimizer.state.clear()  # as large as the table, and ranking needs none of it
-    reranker = Reranker(model, processor)
+    reranker = Reranker(processor, model)
     one = [{name: value for name, value in rows[0].items() if name != "click"}]
     features = dict(processor(one).items())
     # Each on its own, one call after the other, as a service would make them.

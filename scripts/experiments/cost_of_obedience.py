@@ -21,7 +21,7 @@ from runs import finish, results
 from six_rerankers import NAMES, measured, trained
 
 ARMS: dict[str, dict[str, Any]] = {
-    "tenth": {"principled": "scaled", "convergence_weight": 2.0, "adversarial_weight": 0.5},
+    "tenth": {"principled": "scaled", "principled_kwargs": {"convergence_weight": 2.0, "adversarial_weight": 0.5}},
     "orderless": {"principled": "none", "config": {"position_input": "none"}},
 }
 LABELS = {

@@ -23,7 +23,7 @@ from paired import bootstrap_over_users, mean_and_spread, paired_interval
 from runs import finish, per_list, results, train
 from six_rerankers import ENCODER
 
-from hf_rerank.data.simulator import PRMWorld
+from hf_rerank.data.simulation import PRMWorld
 
 # The theme of a list counts half as much, prices and crowding twice as much, and match less than quality; the bias
 # makes up for it, so that lists have about as many clicks.
@@ -66,7 +66,7 @@ def main() -> None:
 def simulate(folder: Path, first: int, second: int) -> None:
     """Lists of both worlds, prepared in ``folder/first/lists`` and ``folder/second/lists``."""
     from hf_rerank.data.prm_public import prepare_prm_public
-    from hf_rerank.data.simulator import simulate_prm
+    from hf_rerank.data.simulation import simulate_prm
 
     if (folder / "second" / "lists" / "schema.json").is_file():
         return

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_rerank.data.simulator import simulate_prm
+from hf_rerank.data.simulation import simulate_prm
 from hf_rerank.errors import InputError
 
 MOST_CLICKS = 6  # the last bar: six clicks and more

@@ -23,15 +23,15 @@ import numpy as np
 from paired import bootstrap_over_users, holm, mean_and_spread, paired_interval, paired_p_value
 from runs import finish, per_list, results, train
 
-# No dropout: the passes of a step draw different masks, and the consistency terms would punish that noise first.
-ENCODER = {"d_model": 32, "num_blocks": 2, "inner_width": 64, "dropout": 0.0}
+# Without dropout, as in the committed results.
+ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "hidden_dropout_prob": 0.0}
 MODELS: dict[str, dict[str, Any]] = {
     "dnn": {"hidden_sizes": [200, 80]},
     "dlcm": {"hidden_size": 64},
     "midnn": {"hidden_sizes": [256, 128]},
     "prm": ENCODER,
-    "setrank": {**ENCODER, "num_heads": 2},
-    "pear": {**ENCODER, "num_heads": 2, "feature_width": 64},
+    "setrank": {**ENCODER, "num_attention_heads": 2},
+    "pear": {**ENCODER, "num_attention_heads": 2, "feature_hidden_size": 64},
     "raise": ENCODER,
 }
 NAMES = {"dnn": "DNN", "dlcm": "DLCM", "midnn": "MiDNN", "prm": "PRM", "setrank": "SetRank", "pear": "PEAR"}
@@ -79,7 +79,7 @@ def main() -> None:
 def simulate(folder: Path, lists: int) -> None:
     """Simulated lists of PRM Public, prepared in ``folder/lists``."""
     from hf_rerank.data.prm_public import prepare_prm_public
-    from hf_rerank.data.simulator import simulate_prm
+    from hf_rerank.data.simulation import simulate_prm
 
     if (folder / "lists" / "schema.json").is_file():
         return
@@ -90,7 +90,7 @@ def simulate(folder: Path, lists: int) -> None:
 def simulate_with_history(folder: Path, lists: int) -> None:
     """Simulated lists of Ad, each with the last behaviours of its user, prepared in ``folder/lists``."""
     from hf_rerank.data.ad import prepare_ad
-    from hf_rerank.data.ad_simulator import simulate_ad
+    from hf_rerank.data.simulation import simulate_ad
 
     if (folder / "lists" / "schema.json").is_file():
         return

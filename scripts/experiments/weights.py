@@ -31,8 +31,14 @@ MEASURES = (
     *("expected_clicks", "ndcg@10", "auc", "score_spread"),
     *("p1_obedience@5", "p1_item_obedience", "p2_obedience@5", "p2_item_obedience"),
 )
-# No dropout: the passes of a step draw different masks, and the consistency terms would punish that noise first.
-PRM_SIZES = {"d_model": 32, "num_blocks": 2, "num_heads": 1, "inner_width": 64, "dropout": 0.0}
+# Without dropout, as in the committed results.
+PRM_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "intermediate_size": 64,
+    "hidden_dropout_prob": 0.0,
+}
 
 
 def main() -> None:
@@ -56,7 +62,7 @@ def main() -> None:
 def simulate(folder: Path, length: int, lists: int) -> None:
     """Lists of this length, prepared in ``folder/lists/LENGTH``."""
     from hf_rerank.data.prm_public import prepare_prm_public
-    from hf_rerank.data.simulator import PRMWorld, simulate_prm
+    from hf_rerank.data.simulation import PRMWorld, simulate_prm
 
     prepared = folder / "lists" / str(length)
     if (prepared / "schema.json").is_file():
@@ -70,11 +76,11 @@ def run(path: Path, length: int, preset: str, factor: float, seed: int, epochs: 
     """Trains and measures one cell with one seed."""
     from hf_rerank import ListProcessor, load_lists
     from hf_rerank.evaluation import evaluate
-    from hf_rerank.principled import PrincipledObjective
+    from hf_rerank.principled import PRESETS
 
     lists = load_lists(path.parents[1] / "lists" / str(length))
     processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
-    weights = PrincipledObjective(preset)
+    weights = {f"{term.name}_weight": factor * term.weight for term in PRESETS[preset].terms}
     trainer = train(
         path.with_suffix(""),
         lists,
@@ -83,8 +89,7 @@ def run(path: Path, length: int, preset: str, factor: float, seed: int, epochs: 
         seed=seed,
         config=PRM_SIZES,
         principled=preset,
-        convergence_weight=factor * weights.convergence_weight,
-        adversarial_weight=factor * weights.adversarial_weight,
+        principled_kwargs=weights,
         num_train_epochs=epochs,
         learning_rate=2e-3,
         per_device_train_batch_size=128,
@@ -115,9 +120,7 @@ def summarise(folder: Path, seeds: list[int]) -> dict[str, Any]:
                         "length": length,
                         "preset": preset,
                         "factor": factor,
-                        "weights": [
-                            found[0]["objective"][f"{name}_weight"] for name in ("convergence", "adversarial")
-                        ],
+                        "weights": [term["weight"] for term in found[0]["objective"]["terms"]],
                         "test": _means(found),
                         "difference": {
                             measure: paired_interval(

@@ -138,7 +138,7 @@ def test_prepared_folder_with_another_schema(raw, tmp_path):
 
 
 def test_simulated_lists_from_simulation_to_checked_lists(monkeypatch, caplog):
-    from hf_rerank.data import simulator
+    from hf_rerank.data import simulation
 
     lists = load_lists("simulated_prm", n_lists=200, seed=3)
     assert "Simulating 200 lists" in caplog.text
@@ -146,11 +146,11 @@ def test_simulated_lists_from_simulation_to_checked_lists(monkeypatch, caplog):
     assert (lists.schema.position, lists.schema.attraction) == ("position", "attraction")
     assert len(lists.schema.examination) == 30
     train = Lists.from_arrow(lists["train"].with_format("arrow")[:], lists.schema, with_labels=True)
-    assert train.attraction.max() <= 1
+    assert train.columns["attraction"].max() <= 1
     assert train.labels.reshape(-1, 30).sum(axis=1).min() >= 1
     cache = datasets.config.HF_DATASETS_CACHE / "hf_rerank"
     assert [path.suffix for path in cache.iterdir() if path.is_dir()] == [""]  # the raw text is gone
-    monkeypatch.setattr(simulator, "simulate_prm", None)  # made once
+    monkeypatch.setattr(simulation, "simulate_prm", None)  # made once
     assert rows_of(load_lists("simulated_prm", n_lists=200, seed=3, streaming=True)) == rows_of(lists)
 
 

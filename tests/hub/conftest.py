@@ -61,7 +61,7 @@ def own_lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(120)
     ]
     (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare_own(folder / "mine.jsonl", folder / "lists", schema=SCHEMA, progress=False)
+    prepare_own(folder / "mine.jsonl", folder / "lists", schema=SCHEMA, ranker_train=True, progress=False)
     return folder / "lists"
 
 

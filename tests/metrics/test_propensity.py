@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from hf_rerank import DNNConfig, DNNForReranking
-from hf_rerank.data.simulated_lists import blocks
-from hf_rerank.data.simulator import PRMWorld, draw_clicks
+from hf_rerank.data.simulation import PRMWorld, draw_clicks
+from hf_rerank.data.simulation.prm_public_lists import blocks
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation import evaluate, evaluate_orders
 from hf_rerank.metrics import PropensityMetrics, expected_clicks, propensity_clicks

@@ -120,8 +120,8 @@ def rest_of_block(block: Weights, items, joined) -> list[np.ndarray]:
     for item, heads in zip(items, joined, strict=True):
         x = item + linear(block, "attention_output", heads)
         x = layer_norm(x, block["attention_norm.weight"], block["attention_norm.bias"])
-        x = x + linear(block, "outer", np.maximum(linear(block, "inner", x), 0))
-        after.append(layer_norm(x, block["outer_norm.weight"], block["outer_norm.bias"]))
+        x = x + linear(block, "output", np.maximum(linear(block, "intermediate", x), 0))
+        after.append(layer_norm(x, block["output_norm.weight"], block["output_norm.bias"]))
     return after
 
 

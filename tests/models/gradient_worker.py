@@ -1,15 +1,18 @@
 """One of several processes that share a batch: writes the gradients that it ends with.
 
 ``torchrun --nproc_per_node 2 gradient_worker.py FOLDER``: each folder in FOLDER holds a saved model; FOLDER holds the
-batch, ``lists.safetensors``. Each process takes its share of the lists and writes ``gradients-RANK.safetensors``
-beside the model, the number of processes and the loss of its share among them.
+batch, ``lists.safetensors``. Each process takes its share of the lists, trains in float64 and writes
+``PRESET-RANK.safetensors`` beside the model for each preset, the number of processes and the loss of its share among
+the gradients.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_rerank import AutoReranker, PreTrainedReranker
-from hf_rerank.principled import PrincipledObjective
+from hf_rerank.principled import PRESETS
 
 
 def main(folder: Path) -> None:
@@ -25,19 +28,21 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     rank, processes = dist.get_rank(), dist.get_world_size()
     lists = {name: part.chunk(processes)[rank] for name, part in load_file(folder / "lists.safetensors").items()}
-    objective = PrincipledObjective().at(step=3, list_keys=lists.pop("list_keys"))
+    keys = lists.pop("list_keys")
     for saved in sorted(path for path in folder.iterdir() if path.is_dir()):
-        model = AutoReranker.from_pretrained(saved).train()
-        loss = parallel_step(model, lists, objective)
-        gradients = {name: weight.grad for name, weight in model.named_parameters()}
-        gradients |= {"loss": loss, "processes": torch.tensor(processes)}
-        save_file(gradients, saved / f"gradients-{rank}.safetensors")
+        model = AutoReranker.from_pretrained(saved).double().train()
+        for preset, objective in PRESETS.items():
+            loss = parallel_step(model, lists, objective.at(step=3, list_keys=keys))
+            gradients = {name: weight.grad for name, weight in model.named_parameters()}
+            gradients |= {"loss": loss, "processes": torch.tensor(processes)}
+            save_file(gradients, saved / f"{preset}-{rank}.safetensors")
+            model.zero_grad()
     dist.barrier()
     dist.destroy_process_group()
 
 
 def parallel_step(
-    model: PreTrainedReranker, lists: dict[str, torch.Tensor], objective: PrincipledObjective
+    model: PreTrainedReranker, lists: dict[str, torch.Tensor], objective: Callable[..., Any]
 ) -> torch.Tensor:
     """Forward and backward, all passes in one call."""
     # The wrapper lives until the gradients are there, and ends before its group does: one of the two hangs at exit.

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from hf_rerank.errors import InputError
 from hf_rerank.models import auto
 from hf_rerank.models.auto import RERANKERS, AutoReranker, reranker_classes
-from hf_rerank.models.base import RerankerConfig
+from hf_rerank.models.config import RerankerConfig
 from hf_rerank.models.dlcm import DLCMConfig
 from hf_rerank.models.dnn import DNNConfig
 from hf_rerank.models.midnn import MiDNNConfig
@@ -173,45 +173,45 @@ WRONG = [
     (DNNConfig, {"hidden_sizes": []}, "at least one width"),
     (DNNConfig, {"hidden_sizes": [8, 0]}, "each at least 1"),
     (DNNConfig, {"hidden_sizes": 8}, "hidden_sizes"),
-    (DNNConfig, {"dropout": 1.0}, r"dropout is 1\.0"),
-    (PRMConfig, {"dropout": -0.5}, r"dropout is -0\.5"),
-    (PRMConfig, {"num_heads": 3}, "d_model=64 is no multiple of num_heads=3"),
+    (DNNConfig, {"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob is 1\.0"),
+    (PRMConfig, {"hidden_dropout_prob": -0.5}, r"hidden_dropout_prob is -0\.5"),
+    (PRMConfig, {"num_attention_heads": 3}, "hidden_size=64 is no multiple of num_attention_heads=3"),
     (PRMConfig, {"head_dim": 0}, "head_dim"),
-    (PRMConfig, {"num_blocks": 0}, "num_blocks"),
+    (PRMConfig, {"num_hidden_layers": 0}, "num_hidden_layers"),
     (DLCMConfig, {"hidden_size": 0}, "hidden_size is 0: expected at least 1"),
-    (DLCMConfig, {"num_layers": 0}, "num_layers is 0"),
-    (DLCMConfig, {"num_heads": 0}, "num_heads is 0"),
+    (DLCMConfig, {"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    (DLCMConfig, {"num_scoring_heads": 0}, "num_scoring_heads is 0"),
     (DLCMConfig, {"input_size": -1}, "input_size is -1: expected at least 0"),
     (DLCMConfig, {"scoring": "multy"}, "'multiply', 'multi', 'add'.*got multy"),
-    (DLCMConfig, {"dropout": 1}, r"dropout is 1: expected a share in \[0, 1\)"),
+    (DLCMConfig, {"hidden_dropout_prob": 1}, r"hidden_dropout_prob is 1: expected a fraction in \[0, 1\)"),
     (DLCMConfig, {"position_input": "none"}, "'sequence', 'sequence\\+embedding'.*got none"),
     (MiDNNConfig, {"hidden_sizes": [8, 0]}, "each at least 1"),
-    (MiDNNConfig, {"dropout": -1}, "dropout is -1"),
+    (MiDNNConfig, {"hidden_dropout_prob": -1}, "hidden_dropout_prob is -1"),
     (MiDNNConfig, {"global_features": "numbers"}, "'all', 'dense'.*got numbers"),
-    (SetRankConfig, {"d_model": 0}, "d_model is 0"),
-    (SetRankConfig, {"num_blocks": 0}, "num_blocks is 0"),
-    (SetRankConfig, {"num_heads": 0}, "num_heads is 0"),
-    (SetRankConfig, {"num_heads": 5}, "d_model=64 is no multiple of num_heads=5"),
-    (SetRankConfig, {"inner_width": 0}, "inner_width is 0"),
-    (SetRankConfig, {"num_inducing": -1}, "num_inducing is -1: expected at least 0"),
-    (SetRankConfig, {"dropout": 1.5}, r"dropout is 1\.5"),
+    (SetRankConfig, {"hidden_size": 0}, "hidden_size is 0"),
+    (SetRankConfig, {"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    (SetRankConfig, {"num_attention_heads": 0}, "num_attention_heads is 0"),
+    (SetRankConfig, {"num_attention_heads": 5}, "hidden_size=64 is no multiple of num_attention_heads=5"),
+    (SetRankConfig, {"intermediate_size": 0}, "intermediate_size is 0"),
+    (SetRankConfig, {"num_inducing_points": -1}, "num_inducing_points is -1: expected at least 0"),
+    (SetRankConfig, {"hidden_dropout_prob": 1.5}, r"hidden_dropout_prob is 1\.5"),
     (SetRankConfig, {"position_input": "embedding"}, "'ordinal', 'none'.*got embedding"),
-    (PEARConfig, {"feature_width": 0}, "feature_width is 0"),
-    (PEARConfig, {"d_model": 0}, "d_model is 0"),
-    (PEARConfig, {"num_blocks": 0}, "num_blocks is 0"),
-    (PEARConfig, {"num_heads": 3}, "d_model=64 is no multiple of num_heads=3"),
-    (PEARConfig, {"inner_width": 0}, "inner_width is 0"),
-    (PEARConfig, {"dropout": float("nan")}, "dropout is nan"),
+    (PEARConfig, {"feature_hidden_size": 0}, "feature_hidden_size is 0"),
+    (PEARConfig, {"hidden_size": 0}, "hidden_size is 0"),
+    (PEARConfig, {"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    (PEARConfig, {"num_attention_heads": 3}, "hidden_size=64 is no multiple of num_attention_heads=3"),
+    (PEARConfig, {"intermediate_size": 0}, "intermediate_size is 0"),
+    (PEARConfig, {"hidden_dropout_prob": float("nan")}, "hidden_dropout_prob is nan"),
     (PEARConfig, {"list_loss_weight": -1}, "list_loss_weight is -1: expected a finite number of at least 0"),
     (PEARConfig, {"list_loss_weight": float("inf")}, "list_loss_weight is inf: expected a finite number"),
     (PEARConfig, {"list_loss_weight": float("nan")}, "list_loss_weight is nan"),
     (PEARConfig, {"list_loss_weight": "1"}, "list_loss_weight"),
-    (RAISEConfig, {"d_model": 0}, "d_model is 0"),
-    (RAISEConfig, {"num_blocks": 0}, "num_blocks is 0"),
-    (RAISEConfig, {"num_heads": 5}, "d_model=32 is no multiple of num_heads=5"),
-    (RAISEConfig, {"inner_width": 0}, "inner_width is 0"),
+    (RAISEConfig, {"hidden_size": 0}, "hidden_size is 0"),
+    (RAISEConfig, {"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    (RAISEConfig, {"num_attention_heads": 5}, "hidden_size=32 is no multiple of num_attention_heads=5"),
+    (RAISEConfig, {"intermediate_size": 0}, "intermediate_size is 0"),
     (RAISEConfig, {"num_mixtures": 0}, "num_mixtures is 0: expected at least 1"),
-    (RAISEConfig, {"dropout": 1}, "dropout is 1"),
+    (RAISEConfig, {"hidden_dropout_prob": 1}, "hidden_dropout_prob is 1"),
 ]
 
 
@@ -227,36 +227,57 @@ def test_wrong_values_are_refused(config, options, message, schema):
 def test_assignment_is_checked_too():
     config = PRMConfig()
     with pytest.raises(StrictDataclassError, match="expected int"):
-        config.d_model = "64"
+        config.hidden_size = "64"
 
 
 def test_zero_is_a_number(schema):
-    assert PRMConfig.for_schema(schema, dropout=0, unknown_rate=0).dropout == 0
+    assert PRMConfig.for_schema(schema, hidden_dropout_prob=0, unknown_rate=0).hidden_dropout_prob == 0
 
 
 OTHERWISE = {
-    "dnn": {"hidden_sizes": [3, 2], "dropout": 0.25},
-    "prm": {"d_model": 6, "num_blocks": 3, "num_heads": 4, "head_dim": 2, "inner_width": 5, "dropout": 0},
-    "dlcm": {"hidden_size": 3, "num_layers": 2, "input_size": 0, "scoring": "add", "num_heads": 4, "dropout": 0.25},
-    "midnn": {"hidden_sizes": [3, 2], "dropout": 0.25, "global_features": "dense"},
+    "dnn": {"hidden_sizes": [3, 2], "hidden_dropout_prob": 0.25},
+    "prm": {
+        "hidden_size": 6,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "head_dim": 2,
+        "intermediate_size": 5,
+        "hidden_dropout_prob": 0,
+    },
+    "dlcm": {
+        "hidden_size": 3,
+        "num_hidden_layers": 2,
+        "input_size": 0,
+        "scoring": "add",
+        "num_scoring_heads": 4,
+        "hidden_dropout_prob": 0.25,
+    },
+    "midnn": {"hidden_sizes": [3, 2], "hidden_dropout_prob": 0.25, "global_features": "dense"},
     "setrank": {
-        "d_model": 6,
-        "num_blocks": 3,
-        "num_heads": 3,
-        "inner_width": 5,
-        "num_inducing": 4,
-        "dropout": 0.25,
+        "hidden_size": 6,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "intermediate_size": 5,
+        "num_inducing_points": 4,
+        "hidden_dropout_prob": 0.25,
     },
     "pear": {
-        "feature_width": 7,
-        "d_model": 6,
-        "num_blocks": 3,
-        "num_heads": 3,
-        "inner_width": 5,
-        "dropout": 0,
+        "feature_hidden_size": 7,
+        "hidden_size": 6,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "intermediate_size": 5,
+        "hidden_dropout_prob": 0,
         "list_loss_weight": 0.25,
     },
-    "raise": {"d_model": 6, "num_blocks": 3, "num_heads": 3, "inner_width": 5, "num_mixtures": 7, "dropout": 0},
+    "raise": {
+        "hidden_size": 6,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "intermediate_size": 5,
+        "num_mixtures": 7,
+        "hidden_dropout_prob": 0,
+    },
 }
 
 
@@ -343,8 +364,8 @@ def test_the_table_and_its_messages(tmp_path):
     with pytest.raises(InputError, match=r"has no config\.json"):
         AutoReranker.from_pretrained(tmp_path)
     for text, message in (
-        ("{", "is damaged"),
-        ("[]", "is no config of a model"),
+        ("{", "is not valid JSON.*save or download it again"),
+        ("[]", "holds a list: expected a JSON object"),
         ("{}", "model_type"),
         ('{"model_type": "bert"}', "type 'bert': expected one of .*rerank_prm"),
         ('{"model_type": "prm"}', "type 'prm'"),

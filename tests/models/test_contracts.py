@@ -6,8 +6,9 @@ graph gives the same ranking is checked in tests/test_onnx_export.py, over the s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -19,7 +20,7 @@ from transformers import AutoConfig, AutoModel
 from hf_rerank.errors import InputError
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.models.auto import RERANKERS, AutoReranker
-from hf_rerank.principled import PrincipledObjective, hard_order, soft_order
+from hf_rerank.principled import PRESETS, Perturbed, PrincipledObjective, Soft, hard_order, soft_order
 from hf_rerank.principled.orders import keyed_perturb, step_keys
 
 ATOL = 1e-6
@@ -29,48 +30,50 @@ pytestmark = pytest.mark.parametrize("name", RERANKERS)
 
 
 # Written out from the table of presets in the documentation: weights of the pairs (1, 2), (1, 3) and (2, 3).
-PRESETS: dict[str, dict[str, Any]] = {
-    "scaled": {
-        "weights": (20, 5, 0),
-        "squashed": True,
-        "output": False,
-        "over": "moves",
-        "every": False,
-        "own": False,
-    },
-    "paper": {"weights": (1, 1, 0), "squashed": True, "output": False, "over": "one", "every": False, "own": False},
-    "reference": {
-        "weights": (1, 1, 1),
-        "squashed": False,
-        "output": True,
-        "over": "items",
-        "every": True,
-        "own": True,
-    },
+BY_HAND: dict[str, dict[str, Any]] = {
+    "scaled": {"weights": (20, 5, 0), "squashed": True, "output": False, "over": "moves", "every": False},
+    "paper": {"weights": (1, 1, 0), "squashed": True, "output": False, "over": "one", "every": False},
+    "reference": {"weights": (1, 1, 1), "squashed": False, "output": True, "over": "items", "every": True},
+    "augmentation": {"weights": (0, 0, 0), "every": True},
 }
-SOFT: list[dict[str, Any]] = [
-    {"ranking_gradient": "softsort"},
-    {"ranking_gradient": "neuralsort", "temperature": 0.5},
-    {"ranking_gradient": "softsort", "sinkhorn": 3, "preset": "reference"},
-    {"ranking_gradient": "neuralsort", "straight_through": True},
-    {"ranking_gradient": "neuralsort", "sinkhorn": 2, "straight_through": True, "perturbed_order": "own"},
-]
+
+
+def with_soft_order(name: str, soft: Soft) -> PrincipledObjective:
+    """The preset with this soft order in place of the model's own."""
+
+    def changed(order: Any) -> Any:
+        if isinstance(order, Perturbed):
+            return replace(order, of=changed(order.of))
+        return soft if order == "own" else order
+
+    passes = tuple(replace(entry, order=changed(entry.order)) for entry in PRESETS[name].passes)
+    return replace(PRESETS[name], passes=passes)
+
+
+SOFT = {
+    "softsort": with_soft_order("scaled", Soft()),
+    "neuralsort": with_soft_order("scaled", Soft("neuralsort", temperature=0.5)),
+    "sinkhorn": with_soft_order("reference", Soft(sinkhorn=3)),
+    "straight_through": with_soft_order("scaled", Soft("neuralsort", straight_through=True)),
+    "everything": with_soft_order("reference", Soft("neuralsort", sinkhorn=2, straight_through=True)),
+}
 # Where the task loss has a term that is not of the items: off for arithmetic of the items' terms alone.
 ITEMS_ALONE: dict[str, dict[str, Any]] = {"pear": {"list_loss_weight": 0}}
-soft_ids = ["softsort", "neuralsort", "sinkhorn", "straight_through", "everything"]
 
 
-def principled(lists: int = 4, **options: Any) -> Callable[..., dict[str, torch.Tensor]]:
-    return PrincipledObjective(**options).at(step=3, list_keys=torch.arange(10, 10 + lists))
+def principled(objective: str | PrincipledObjective = "scaled", lists: int = 4) -> Callable[..., Any]:
+    """A preset, or another objective, at one step."""
+    objective = PRESETS[objective] if isinstance(objective, str) else objective
+    return objective.at(step=3, list_keys=torch.arange(10, 10 + lists))
 
 
 def spied(objective: Callable[..., Any], calls: list[tuple[torch.Tensor, torch.Tensor | None]]):
     """The objective, noting the orders of each encoder call and the rows that they are of."""
 
     def noting(score, *rest):
-        def scored(orders, lists=None):
+        def scored(orders, lists=None, **options):
             calls.append((orders, lists))
-            return score(orders, lists)
+            return score(orders, lists, **options)
 
         return objective(scored, *rest)
 
@@ -136,7 +139,7 @@ def by_hand(passes, shown, labels, mask, drawn, preset: dict[str, Any]) -> dict[
         labels: Of all lists.
         mask: Of all lists.
         drawn: Rows.
-        preset: A row of ``PRESETS``.
+        preset: A row of ``BY_HAND``.
     """
     terms = {"task_loss": log_loss(passes[0], labels, mask)}
     loss = terms["task_loss"]
@@ -224,19 +227,19 @@ class TestInput:
 
 
 class TestTraining:
-    @pytest.mark.parametrize("objective", [None, principled()], ids=["task_loss", "principled"])
-    def test_every_parameter_gets_a_gradient_and_moves(self, name, tiny, objective):
-        model = tiny.model(name).train()
-        before = {weight: value.clone() for weight, value in model.named_parameters()}
-        model(**tiny.lists(), objective=objective).loss.backward()
-        without = [weight for weight, value in model.named_parameters() if value.grad is None or not value.grad.any()]
-        assert without == []
-        torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0).step()
-        still = [weight for weight, value in model.named_parameters() if torch.equal(value, before[weight])]
-        assert still == []
-        tables = [module for module in model.modules() if getattr(module, "padding_idx", None) == 0]
-        assert tables
-        assert not any(table.weight[0].any() for table in tables), "the row of padding stays 0"
+    def test_every_parameter_gets_a_gradient_and_moves(self, name, tiny):
+        for objective in (None, *map(principled, PRESETS)):
+            model = tiny.model(name).train()
+            before = {weight: value.clone() for weight, value in model.named_parameters()}
+            model(**tiny.lists(), objective=objective).loss.backward()
+            grads = {weight: value.grad for weight, value in model.named_parameters()}
+            assert [weight for weight, grad in grads.items() if grad is None or not grad.any()] == []
+            torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0).step()
+            still = [weight for weight, value in model.named_parameters() if torch.equal(value, before[weight])]
+            assert still == []
+            tables = [module for module in model.modules() if getattr(module, "padding_idx", None) == 0]
+            assert tables
+            assert not any(table.weight[0].any() for table in tables), "the row of padding stays 0"
 
     def test_ids_are_dropped_in_training_only(self, name, tiny):
         model, lists = tiny.model(name, unknown_rate=0.9), tiny.lists()
@@ -246,29 +249,35 @@ class TestTraining:
         table = model.get_parameter("item_embedding.item_tables.0.weight")
         assert table.grad[1].any(), "the row of the unknown value is trained"
 
-    @pytest.mark.parametrize("parts", [2, 4])
-    def test_accumulated_equals_whole(self, name, tiny, parts):
+    def test_accumulated_equals_whole(self, name, tiny):
+        """In two parts and in four, with every preset, in float64; with the default in float32 too."""
         lists = tiny.lists((6, 4, 2, 5, 6, 1, 3, 4))
-        model = tiny.model(name).train()
-        model(**lists, objective=principled(8)).loss.backward()
-        expected = gradients(model)
-        keys = torch.arange(10, 18).chunk(parts)
-        for part in range(parts):
-            share = {column: values.chunk(parts)[part] for column, values in lists.items()}
-            loss = model(**share, objective=PrincipledObjective().at(step=3, list_keys=keys[part])).loss
-            (loss / parts).backward()
-        assert_same_gradients(gradients(model), expected)
+        keys = torch.arange(10, 18)
+        for dtype, atol, presets in ((torch.float64, 1e-12, PRESETS), (torch.float32, ATOL, ["scaled"])):
+            model = tiny.model(name).to(dtype).train()
+            for preset, parts in itertools.product(presets, (2, 4)):
+                model(**lists, objective=principled(preset, 8)).loss.backward()
+                expected = gradients(model)
+                for part in range(parts):
+                    share = {column: values.chunk(parts)[part] for column, values in lists.items()}
+                    objective = PRESETS[preset].at(step=3, list_keys=keys.chunk(parts)[part])
+                    (model(**share, objective=objective).loss / parts).backward()
+                assert_same_gradients(gradients(model), expected, atol)
 
-    @pytest.mark.parametrize("options", [{}, *SOFT], ids=["hard", *soft_ids])
     @pytest.mark.parametrize("task_loss", [*TASK_LOSSES, "own"])
-    def test_edge_lists_are_finite(self, name, tiny, task_loss, options):
-        """One item, only padding, no clicks, all clicks, with both principles."""
+    def test_edge_lists_are_finite(self, name, tiny, task_loss):
+        """One item, only padding, no clicks, all clicks, together and alone, with every preset and soft order."""
         lists = tiny.lists((1, 0, 6, 6))
         lists["labels"][2, :6], lists["labels"][3, :6] = 0.0, 1.0
         model = tiny.model(name, task_loss=task_loss).train()
-        objective = PrincipledObjective(
-            **{"consistency_space": "logit", "task_loss": model.config.task_loss_name, **options}
-        )
+        in_logits = {}
+        for kind, objective in {"scaled": PRESETS["scaled"], **SOFT}.items():
+            terms = tuple(replace(term, space="logit") for term in objective.terms)
+            in_logits[kind] = replace(objective, terms=terms)
+        for objective in (*in_logits.values(), *PRESETS.values()):
+            self.check_edge_lists(model, lists, objective.for_task_loss(model.config.task_loss_name))
+
+    def check_edge_lists(self, model, lists, objective):
         for rows in (slice(0, 4), *(slice(row, row + 1) for row in range(4))):
             share = {column: values[rows] for column, values in lists.items()}
             output = model(**share, objective=objective.at(step=0))
@@ -283,13 +292,13 @@ class TestTraining:
                 assert not mask.any() or mask.all() or scores[~mask].max() < scores[mask].min()
 
     @pytest.mark.parametrize("fraction", [1.0, 0.5])
-    @pytest.mark.parametrize("preset", PRESETS)
+    @pytest.mark.parametrize("preset", BY_HAND)
     def test_two_encoder_calls_equal_three_passes(self, name, tiny, preset, fraction):
         """Of six lists all, or three, are shown the orders 2 and 3: each is scored by a forward of its own."""
         model, lists = tiny.model(name, **ITEMS_ALONE.get(name, {})), tiny.lists((6, 4, 1, 5, 0, 3))
         mask, given = lists["mask"], lists["position_ids"]
         calls: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        objective = principled(6, preset=preset, consistency_fraction=fraction)
+        objective = principled(replace(PRESETS[preset], fraction=fraction), 6)
         output = model(**lists, objective=spied(objective, calls))
         (first, first_rows), (second, second_rows) = calls
         later = 6 if fraction == 1 else 3
@@ -300,7 +309,7 @@ class TestTraining:
             drawn = second_rows[:3]
             assert len(set(drawn.tolist())) == 3
             assert mask[drawn].any()
-        if PRESETS[preset]["own"]:
+        if preset == "reference":
             assert [len(first), len(second)] == [6, 2 * later], "both later orders ride together"
             own, disturbed = second.chunk(2)
             before = own
@@ -327,7 +336,7 @@ class TestTraining:
             moved = (before[row] - disturbed[row]).abs()
             assert moved.tolist().count(1) == moved.sum() == (2 if real.sum() > 1 else 0)
         shown = (given[drawn], own, disturbed)
-        expected = by_hand(passes, shown, lists["labels"], mask, drawn, PRESETS[preset])
+        expected = by_hand(passes, shown, lists["labels"], mask, drawn, BY_HAND[preset])
         assert expected.keys() == {"loss", *output.losses}
         for term, value in {**output.losses, "loss": output.loss}.items():
             assert value.item() == pytest.approx(expected[term].item(), abs=ATOL), term
@@ -335,6 +344,16 @@ class TestTraining:
         found = gradients(model)
         expected["loss"].backward()
         assert_same_gradients(found, gradients(model), atol=1e-5)
+
+    def test_presets_embed_once_and_score_at_most_twice(self, name, tiny, monkeypatch):
+        model, lists, calls = tiny.model(name).train(), tiny.lists(), []
+        for step in ("embed", "score"):
+            real = getattr(model, step)
+            monkeypatch.setattr(model, step, lambda *args, real=real, step=step: calls.append(step) or real(*args))
+        for preset in PRESETS:
+            calls.clear()
+            model(**lists, objective=principled(preset))
+            assert calls == ["embed", *["score"] * (1 if preset == "none" else 2)], preset
 
     def test_labels_at_padding_never_matter(self, name, tiny):
         model, lists = tiny.model(name), tiny.lists()
@@ -433,19 +452,22 @@ class TestLists:
         assert torch.equal(model(**shown).logits, expected)
 
     def test_rank(self, name, tiny):
-        model, lists = tiny.model(name, unknown_rate=0.9).train(), tiny.lists((6, 4, 1, 5, 0))
+        """Of a model in evaluation mode; in training mode ids and states would be dropped, so it is refused."""
+        model, lists = tiny.model(name, unknown_rate=0.9), tiny.lists((6, 4, 1, 5, 0))
         order, scores = model.rank(**{column: values for column, values in lists.items() if column != "labels"})
-        assert model.training
+        assert not model.training
         assert not scores.requires_grad
-        assert torch.equal(scores, model.eval()(**lists).logits)
+        assert torch.equal(scores, model(**lists).logits)
         assert order.dtype == torch.int64
         for slots, logits, mask in zip(order.tolist(), scores, lists["mask"], strict=True):
             assert sorted(slots) == list(range(6))
             assert mask[slots].tolist() == sorted(mask.tolist(), reverse=True), "padding last"
             ranked = logits[slots][: mask.sum()].tolist()
             assert ranked == sorted(ranked, reverse=True)
-        model.rank(**lists)
-        assert not model.training
+        model.train()
+        with pytest.raises(InputError, match=r"is in training mode: call model\.eval\(\) before ranking"):
+            model.rank(**lists)
+        assert model.training
 
     def test_states_and_attention_weights(self, name, tiny):
         model, lists = tiny.model(name), tiny.lists((6, 4, 1, 5, 0))
@@ -507,16 +529,16 @@ class TestSoftOrders:
             (gradient,) = torch.autograd.grad(logits(order).square().sum(), order)
             assert (gradient[mask].abs().sum(-1) > 0).all(), "each item's places count"
 
-    @pytest.mark.parametrize("options", SOFT, ids=soft_ids)
-    def test_gradient_of_training_is_that_of_finite_differences(self, name, tiny, options):
+    @pytest.mark.parametrize("kind", SOFT)
+    def test_gradient_of_training_is_that_of_finite_differences(self, name, tiny, kind):
         """Along a random direction of all weights, in float64; straight-through has no loss that it is exact for."""
         model = tiny.model(name).double()
         lists = {**tiny.lists((6, 4, 1, 5)), "labels": tiny.lists((6, 4, 1, 5))["labels"].double()}
-        objective = principled(**options)
+        objective = principled(SOFT[kind])
         loss = model(**lists, objective=objective).loss
         assert loss.dtype == torch.float64
         loss.backward()
-        if options.get("straight_through"):
+        if kind in ("straight_through", "everything"):
             assert all(gradient.isfinite().all() for gradient in gradients(model).values())
             return
         draw = torch.Generator().manual_seed(8)
@@ -538,7 +560,7 @@ class TestSoftOrders:
         hard = model(**lists, objective=principled())
         hard.loss.backward()
         without = gradients(model)
-        through = model(**lists, objective=principled(ranking_gradient="softsort", straight_through=True))
+        through = model(**lists, objective=principled(with_soft_order("scaled", Soft(straight_through=True))))
         through.loss.backward()
         assert through.losses.keys() == hard.losses.keys()
         for term, value in {**hard.losses, "loss": hard.loss}.items():
@@ -584,12 +606,12 @@ class TestNumbers:
     def test_bf16_is_close(self, name, tiny):
         lists = tiny.lists((6, 4, 1, 5, 0))
         model, narrow = tiny.model(name).train(), tiny.model(name).train().to(torch.bfloat16)
-        expected = model(**lists, objective=principled(5))
+        expected = model(**lists, objective=principled("scaled", 5))
         spread = expected.logits[lists["mask"]].std()
 
         with torch.autocast("cpu", torch.bfloat16):
-            cast = model(**lists, objective=principled(5))
-        converted = narrow(**lists, objective=principled(5))
+            cast = model(**lists, objective=principled("scaled", 5))
+        converted = narrow(**lists, objective=principled("scaled", 5))
         for output, trained in ((cast, model), (converted, narrow)):
             assert output.logits.dtype == torch.bfloat16
             assert output.loss.dtype == torch.float32
@@ -603,15 +625,15 @@ class TestNumbers:
             output.loss.backward()
             assert all(gradient.isfinite().all() for gradient in gradients(trained).values())
 
-    @pytest.mark.parametrize("options", SOFT, ids=soft_ids)
-    def test_bf16_soft_orders_are_close(self, name, tiny, options):
+    @pytest.mark.parametrize("kind", SOFT)
+    def test_bf16_soft_orders_are_close(self, name, tiny, kind):
         """The order is computed in float32, whatever the scores are."""
         lists = tiny.lists((6, 4, 1, 5, 0))
         model, narrow = tiny.model(name), tiny.model(name).to(torch.bfloat16)
-        expected = model(**lists, objective=principled(5, **options)).losses["task_loss"]
+        expected = model(**lists, objective=principled(SOFT[kind], 5)).losses["task_loss"]
         with torch.autocast("cpu", torch.bfloat16):
-            cast = model(**lists, objective=principled(5, **options))
-        for output, trained in ((cast, model), (narrow(**lists, objective=principled(5, **options)), narrow)):
+            cast = model(**lists, objective=principled(SOFT[kind], 5))
+        for output, trained in ((cast, model), (narrow(**lists, objective=principled(SOFT[kind], 5)), narrow)):
             assert output.logits.dtype == torch.bfloat16
             assert output.loss.dtype == torch.float32
             assert abs(output.losses["task_loss"] - expected) < 0.02
@@ -628,21 +650,21 @@ class TestNumbers:
         assert logits.isfinite().all()
 
     @pytest.mark.parametrize(
-        "options",
+        "kinds",
         [
-            pytest.param({}, id="hard"),
-            pytest.param(
-                {"ranking_gradient": "softsort", "consistency_fraction": 0.5}, id="soft", marks=pytest.mark.slow
-            ),
+            pytest.param(("scaled",), id="scaled"),
+            pytest.param(("reference", "r_drop", "soft"), id="others", marks=pytest.mark.slow),
         ],
     )
-    def test_compiled_equals_eager(self, name, tiny, options):
+    def test_compiled_equals_eager(self, name, tiny, kinds):
         """Tracing only; the passes of the objective go through one compiled call too."""
         model, lists = tiny.model(name), tiny.lists()
+        known = {**PRESETS, "soft": replace(SOFT["softsort"], fraction=0.5)}
         compiled = torch.compile(model, backend="aot_eager")
-        expected, found = (call(**lists, objective=principled(**options)) for call in (model, compiled))
-        torch.testing.assert_close(found.logits, expected.logits, **close())
-        torch.testing.assert_close(found.loss, expected.loss, **close())
+        for kind in kinds:
+            expected, found = (call(**lists, objective=principled(known[kind])) for call in (model, compiled))
+            torch.testing.assert_close(found.logits, expected.logits, **close())
+            torch.testing.assert_close(found.loss, expected.loss, **close())
 
     @pytest.mark.slow
     def test_generated_code_equals_eager(self, name, tiny):
@@ -655,17 +677,19 @@ class TestNumbers:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(name, tiny, two_processes):
-    model = tiny.model(name).train()
-    loss = model(**tiny.lists(), objective=principled()).loss
-    loss.backward()
-    expected = gradients(model)
-    ranks = [load_file(two_processes / name / f"gradients-{rank}.safetensors") for rank in range(2)]
-    assert [rank.pop("processes").item() for rank in ranks] == [2, 2]
-    losses = [rank.pop("loss").item() for rank in ranks]
-    assert losses[0] != losses[1], "each process had lists of its own"
-    assert sum(losses) / 2 == pytest.approx(loss.item(), abs=ATOL)
-    for rank in ranks:
-        assert_same_gradients(rank, expected)
+    """Gradients and losses, with every preset, in float64, of one run of two processes for all models."""
+    model = tiny.model(name).double().train()
+    for preset in PRESETS:
+        loss = model(**tiny.lists(), objective=principled(preset)).loss
+        loss.backward()
+        expected = gradients(model)
+        ranks = [load_file(two_processes / name / f"{preset}-{rank}.safetensors") for rank in range(2)]
+        assert [rank.pop("processes").item() for rank in ranks] == [2, 2]
+        losses = [rank.pop("loss").item() for rank in ranks]
+        assert losses[0] != losses[1], "each process had lists of its own"
+        assert sum(losses) / 2 == pytest.approx(loss.item(), abs=1e-12)
+        for rank in ranks:
+            assert_same_gradients(rank, expected, 1e-12)
 
 
 def ranked_backwards(positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

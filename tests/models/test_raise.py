@@ -25,7 +25,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.models.layers import EncoderBlock
 from hf_rerank.models.raise_ import RAISEConfig
 from hf_rerank.processing import ListProcessor
-from hf_rerank.schema import Categorical, Dense, ListSchema
+from hf_rerank.schema import Categorical, Dense, ListBatch, ListSchema
 
 NO_HISTORY = {"history_vocab_sizes": [], "history_shared_tables": [], "num_history_dense": 0}
 NO_USER = {"user_vocab_sizes": [], "num_user_dense": 0}
@@ -38,7 +38,7 @@ def pooled(vectors: list[np.ndarray], affinities: list[float], width: int) -> np
 
 
 def mixture(w: Weights, config: RAISEConfig, row, items: list[np.ndarray]) -> np.ndarray:
-    """The weights of the mixtures of one list, [blocks, 3, T], from its items [L][d_model] without positions."""
+    """The weights of the mixtures of one list, [blocks, 3, T], from its items [L][hidden_size] without positions."""
     known = []
     if config.history_vocab_sizes:
         vectors = history_vectors(w, row, "intention.history_embedding.")
@@ -48,21 +48,23 @@ def mixture(w: Weights, config: RAISEConfig, row, items: list[np.ndarray]) -> np
     affinity = [[np.tanh(u @ w["intention.affinity.weight"] @ x) for x in items] for u in known]
     of_known = [np.mean(to_items) for to_items in affinity]
     of_items = [np.mean([affinity[j][i] for j in range(len(known))]) if known else 0.0 for i in range(len(items))]
-    intention = np.concatenate([pooled(known, of_known, config.d_model), pooled(items, of_items, config.d_model)])
+    intention = np.concatenate(
+        [pooled(known, of_known, config.hidden_size), pooled(items, of_items, config.hidden_size)]
+    )
     logits = linear(w, "gate.2", np.maximum(linear(w, "gate.0", intention), 0))
-    logits = logits.reshape(config.num_blocks, 3, config.num_mixtures)
+    logits = logits.reshape(config.num_hidden_layers, 3, config.num_mixtures)
     return np.array([[softmax(one) for one in block] for block in logits])
 
 
 def raise_scores(w: Weights, config: RAISEConfig, row) -> tuple[list[float], list[np.ndarray], np.ndarray]:
     """Scores of one list's real items, each block's attention weights [heads, L, L], and the mixtures' weights."""
-    vectors, width = item_vectors(w, row), config.d_model
+    vectors, width = item_vectors(w, row), config.hidden_size
     pi = mixture(w, config, row, [linear(w, "projection", x) for x in vectors])
     if config.position_input == "embedding":
         vectors = [x + w["positions.weight"][place] for x, place in zip(vectors, row["position_ids"], strict=True)]
     items = [linear(w, "projection", x) for x in vectors]
     attentions = []
-    for b in range(config.num_blocks):
+    for b in range(config.num_hidden_layers):
         block = under(w, f"blocks.{b}.")
         projected = []
         for part in range(3):  # query, key, value
@@ -71,7 +73,7 @@ def raise_scores(w: Weights, config: RAISEConfig, row) -> tuple[list[float], lis
                 matrix = matrix + pi[b, part, t] * block[f"mixtures.{t}.weight"][rows]
                 bias = bias + pi[b, part, t] * block[f"mixtures.{t}.bias"][rows]
             projected.append([matrix @ x + bias for x in items])
-        joined, weights = attention(*projected, config.num_heads)
+        joined, weights = attention(*projected, config.num_attention_heads)
         items = rest_of_block(block, items, joined)
         attentions.append(weights)
     return [linear(w, "scorer", x).item() for x in items], attentions, pi
@@ -83,8 +85,8 @@ def without_user(lists):
 
 SHAPES = [
     {},
-    {"num_heads": 1, "num_blocks": 1},
-    {"num_heads": 4, "num_blocks": 3, "inner_width": 5},
+    {"num_attention_heads": 1, "num_hidden_layers": 1},
+    {"num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 5},
     {"position_input": "none"},
 ]
 
@@ -113,9 +115,7 @@ def test_scores_and_weights_follow_the_equations(tiny, shape, num_mixtures, know
 
 def mixtures_of(model, lists) -> torch.Tensor:
     """The weights of the mixtures as the model finds them, [B, blocks, 3, T]."""
-    columns = ("item_categorical", "item_dense", "item_vectors", "user_categorical", "user_dense")
-    columns += ("history_categorical", "history_dense", "history_mask", "mask")
-    return model.embed(**{column: lists.get(column) for column in columns})["mixture"]
+    return model.embed(ListBatch(**lists))["mixture"]
 
 
 def test_weights_of_the_mixtures(tiny):
@@ -157,7 +157,7 @@ def test_one_matrix_is_a_plain_encoder(tiny):
     """T = 1 against ``EncoderBlock``, which PRM stacks, with the same weights."""
     model, lists = tiny.model("raise", num_mixtures=1, output_attentions=True), tiny.lists((6, 4, 1, 5, 0))
     stirred(model)
-    plain = tiny.model("prm", num_blocks=2, output_attentions=True)
+    plain = tiny.model("prm", num_hidden_layers=2, output_attentions=True)
     assert all(type(block) is EncoderBlock for block in plain.blocks)
     renamed = {name.replace("mixtures.0", "query_key_value"): value for name, value in model.state_dict().items()}
     loading = plain.load_state_dict(renamed, strict=False)
@@ -235,13 +235,6 @@ def test_states_lead_to_the_scores(tiny):
     assert torch.equal(scores[lists["mask"]], output.logits[lists["mask"]])
 
 
-def test_dropout_acts_in_training_only(tiny):
-    model, lists = tiny.model("raise", dropout=0.5), tiny.lists()
-    assert torch.equal(model(**lists).logits, model(**lists).logits)
-    model.train()
-    assert not torch.equal(model(**lists).logits, model(**lists).logits)
-
-
 def test_parameters_counted_by_hand(tiny):
     """Item and user: 13 + 5 numbers; history item: 2 tables x 4 + 1 number; T = 2, two blocks."""
     tables, positions, projection, scorer = 3 * 20 * 4, 8 * 18, 18 * 8 + 8, 8 + 1
@@ -258,9 +251,9 @@ def test_parameters_counted_by_hand(tiny):
 def test_published_sizes():
     """32 wide, T among 1, 2, 4, 8, 10; the benchmark has no RAISE, its widths are 64 and it keeps 0.8."""
     paper, ad, prm = (RAISEConfig.presets[name] for name in ("paper", "librerank-ad", "librerank-prm"))
-    assert paper["d_model"] == 32
+    assert paper["hidden_size"] == 32
     assert RAISEConfig().num_mixtures in (1, 2, 4, 8, 10)
-    assert RAISEConfig().num_blocks in (1, 2, 3, 5, 8, 10)
-    assert 0.1 <= RAISEConfig().dropout <= 0.5
-    assert (ad["d_model"], ad["inner_width"], ad["dropout"]) == (64, 64, 0.2)
+    assert RAISEConfig().num_hidden_layers in (1, 2, 3, 5, 8, 10)
+    assert 0.1 <= RAISEConfig().hidden_dropout_prob <= 0.5
+    assert (ad["hidden_size"], ad["intermediate_size"], ad["hidden_dropout_prob"]) == (64, 64, 0.2)
     assert ad == prm

@@ -33,6 +33,15 @@ def test_consistency_loss_by_hand(reduction: str, masked: bool) -> None:
     assert loss.item() == pytest.approx(BY_HAND[reduction, masked])
 
 
+@pytest.mark.parametrize(("reduction", "masked"), BY_HAND)
+def test_without_positions_every_item_has_the_weight_1(reduction: str, masked: bool) -> None:
+    """Squares of differences: list 0: .25, .25, 4; list 1: 1, 9, and .25 at what the mask calls padding."""
+    expected = {"sum": (4.5 + 10.25 - 0.25 * masked) / 2, "mean": (4.5 / 3 + (5 if masked else 10.25 / 3)) / 2}
+    mask = torch.tensor(MASK) if masked else None
+    loss = consistency_loss(torch.tensor(A), torch.tensor(B), None, None, mask=mask, reduction=reduction)
+    assert loss.item() == pytest.approx(expected["sum" if reduction == "sum" else "mean"])
+
+
 def test_the_papers_sum_is_the_default() -> None:
     assert consistency_loss(*map(torch.tensor, (A, B, P, Q))).item() == pytest.approx(BY_HAND["sum", False])
 
@@ -81,11 +90,13 @@ def test_dtype() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reduction": "avg"}, "'avg': expected sum, mean or weighted_mean"),
+        ({"reduction": "avg"}, "'avg': expected sum, mean, weighted_mean"),
         ({"scores_b": torch.zeros(2, 1)}, r"scores_b has the shape \[2, 1\]: expected that of scores_a, \[2, 3\]"),
         ({"positions_a": torch.zeros(3)}, r"positions_a has the shape \[3\]"),
         ({"positions_b": torch.zeros(1, 3)}, r"positions_b has the shape \[1, 3\]"),
         ({"mask": torch.ones(3, 3).bool()}, r"mask has the shape \[3, 3\]"),
+        ({"positions_a": None}, "positions_a and positions_b: expected both or neither"),
+        ({"positions_b": None}, "positions_a and positions_b: expected both or neither"),
     ],
 )
 def test_consistency_loss_refuses(changes: dict, message: str) -> None:

@@ -117,7 +117,7 @@ def test_position_bias_by_hand() -> None:
     means = obedience(score, positions, mask, k=[1, 2])
     assert means.pop("obedience_lists") == 2
     assert means == pytest.approx({name: values.mean().item() for name, values in measured.items()})
-    assert all(values.dtype == torch.float64 and values.shape == (2,) for values in measured.values())
+    assert all(values.dtype == torch.float32 and values.shape == (2,) for values in measured.values())
 
 
 @pytest.mark.parametrize(("max_steps", "rate"), [(1, 0.5), (2, 1.0)])
@@ -228,13 +228,13 @@ def test_against_plain_python(strength: float) -> None:
         given = {slot: int(positions[row, slot]) for slot in real}
         own = rank(given)
         expected = plain_agreement(own, rank(own), cuts)
-        assert [measured[f"p1_{name}"][row].item() for name in names] == pytest.approx(expected)
+        assert [measured[f"p1_{name}"][row].item() for name in names] == pytest.approx(expected, abs=1e-6)
         swaps = []
         for place in range(len(real) - 1):
             turned = {place: place + 1, place + 1: place}
             swaps.append(plain_agreement(own, rank({slot: turned.get(p, p) for slot, p in given.items()}), cuts))
         expected = [sum(column) / len(swaps) for column in zip(*swaps, strict=True)]
-        assert [measured[f"p2_{name}"][row].item() for name in names] == pytest.approx(expected)
+        assert [measured[f"p2_{name}"][row].item() for name in names] == pytest.approx(expected, abs=1e-6)
 
         orders = [given]
         while len(orders) < 9:
@@ -256,7 +256,7 @@ def test_settled_after_one_step_is_p1(strength: float) -> None:
     score = positional_scorer(6, 200, 5, strength)
     measured = obedience(score, positions, mask, reduction="none")
     counted = mask.sum(-1) >= 2
-    settled = (measured["fixed_point_steps"] <= 1).double()[counted]  # NaN, not settled, is not <= 1
+    settled = (measured["fixed_point_steps"] <= 1).float()[counted]  # NaN, not settled, is not <= 1
     assert torch.equal(settled, measured["p1_obedience"][counted])
     assert 0 < settled.mean() < 1
 
@@ -273,7 +273,7 @@ def test_kendall_tau_is_scipys() -> None:
             assert measured["p1_kendall_tau"][row].isnan()
         else:
             expected = kendalltau(before[row][real].numpy(), after[row][real].numpy()).statistic
-            assert measured["p1_kendall_tau"][row].item() == pytest.approx(expected)
+            assert measured["p1_kendall_tau"][row].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_one_swap_is_seeded_and_one_of_all() -> None:

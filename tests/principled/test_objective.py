@@ -1,4 +1,4 @@
-"""The objective: each option on one ragged batch, against scalar arithmetic in plain Python, values and gradients."""
+"""The objective: passes and terms on one ragged batch, against scalar arithmetic in plain Python."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,41 +16,27 @@ from torch import Tensor
 
 from hf_rerank.errors import InputError
 from hf_rerank.losses import TASK_LOSSES
-from hf_rerank.principled.objective import PrincipledObjective
+from hf_rerank.principled import PRESETS, Pass, Perturbed, PrincipledObjective, Soft, Term, preset_objective
+from hf_rerank.principled import objective as objective_module
 
-# Four lists of four, three, two and one item. A score is the item's quality plus the effect of its place.
+# Four lists of four, three, two and one item. A score is the item's quality plus the effect of its position.
 QUALITY = [[0.2, 1.0, 0.6, -0.3], [0.5, 0.1, 0.9], [-0.4, 0.3], [0.7]]
 EFFECT = [0.3, -0.6, 0.2, -0.5]
 GIVEN = [[2, 0, 3, 1], [1, 2, 0], [0, 1], [0]]
 # So the scores of the given order are .4, 1.3, .1, -.9; -.1, .3, 1.2; -.1, -.3; 1, and the scorer's own order is
 OWN = [[1, 0, 2, 3], [2, 1, 0], [0, 1], [0]]
-# Shown that, it gives -.4, 1.3, .8, -.8; .7, -.5, 1.2; -.1, -.3; 1, and ranks the items
+# Given that, it scores -.4, 1.3, .8, -.8; .7, -.5, 1.2; -.1, -.3; 1, and ranks the items
 AGAIN = [[2, 0, 1, 3], [1, 2, 0], [0, 1], [0]]
 LABELS = [[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0], [1.0]]
+# What fresh dropout masks add to the scores, here a number for each item.
+NOISE = [[0.25, -0.5, 0.125, 0.75], [0.5, -0.125, 0.0], [0.25, 0.5], [-0.25]]
 LISTS = len(QUALITY)
-TERMS = ("convergence_loss", "adversarial_loss", "cross_loss")
+KEYS = torch.arange(LISTS)  # what the objective takes where no keys are given
 
 Numbers = list[list[float]]
 
 
 # ------------------------------------------------------------------------------------------- the same in plain numbers
-
-
-@dataclass
-class Choices:
-    """One row of the design's table, ``scaled`` where nothing is said."""
-
-    weights: tuple[float, float, float] = (20.0, 5.0, 0.0)
-    space: str = "probability"
-    moves: str = "input"
-    reduction: str = "weighted_mean"
-    passes: str = "first"
-    perturbs: str = "initial"
-    task_loss: str = "binary_log_loss"
-    stop: str = "none"
-    soft: Callable[[list[float]], Numbers] | None = None  # scores of a list -> weight of each place, for each item
-    straight_through: bool = False
-    lists: list[int] = field(default_factory=lambda: list(range(LISTS)))  # of the later passes
 
 
 def sigmoid(x: float) -> float:
@@ -71,67 +57,62 @@ def zero_one(positions: list[int]) -> Numbers:
     return [[float(place == position) for place in range(len(positions))] for position in positions]
 
 
-def scored(quality: Numbers, effect: list[float], orders: list[Numbers]) -> Numbers:
-    """An item's score is its quality and the mean effect of the places at which it is shown."""
-    return [
-        [
-            q + sum(w * e for w, e in zip(weights, effect, strict=False))
-            for q, weights in zip(items, order, strict=True)
-        ]
-        for items, order in zip(quality, orders, strict=True)
-    ]
-
-
-def softsort(scores: list[float], temperature: float = 1.0, sinkhorn: int = 0) -> Numbers:
-    falling = sorted(scores, reverse=True)
-    return as_order([softmax([-abs(one - s) / temperature for s in scores]) for one in falling], sinkhorn)
-
-
-def neuralsort(scores: list[float], temperature: float = 1.0, sinkhorn: int = 0) -> Numbers:
-    n = len(scores)
+def soft_by_hand(soft: Soft, scores: list[float]) -> Numbers:
+    """[item][place], rows that sum to 1."""
+    n, t = len(scores), soft.temperature
     apart = [sum(abs(s - other) for other in scores) for s in scores]
-    rows = [
-        softmax([((n - 1 - 2 * p) * s - a) / temperature for s, a in zip(scores, apart, strict=True)])
-        for p in range(n)
-    ]
-    return as_order(rows, sinkhorn)
-
-
-def as_order(matrix: Numbers, sinkhorn: int) -> Numbers:
-    """[place][item], rows that sum to 1 -> [item][place], rows that sum to 1."""
-    for _ in range(sinkhorn):
-        columns = [sum(row[item] for row in matrix) for item in range(len(matrix))]
+    if soft.relaxation == "softsort":
+        matrix = [softmax([-abs(one - s) / t for s in scores]) for one in sorted(scores, reverse=True)]
+    else:
+        matrix = [softmax([((n - 1 - 2 * p) * scores[i] - apart[i]) / t for i in range(n)]) for p in range(n)]
+    for _ in range(soft.sinkhorn):
+        columns = [sum(row[item] for row in matrix) for item in range(n)]
         matrix = [[x / total for x, total in zip(row, columns, strict=True)] for row in matrix]
         matrix = [[x / sum(row) for x in row] for row in matrix]
-    columns = [sum(row[item] for row in matrix) for item in range(len(matrix))]
-    return [[row[item] / columns[item] for row in matrix] for item in range(len(matrix))]
+    columns = [sum(row[item] for row in matrix) for item in range(n)]
+    return [[row[item] / columns[item] for row in matrix] for item in range(n)]
 
 
-def all_passes(
-    choices: Choices, third: list[list[int]] | None, quality: Numbers, effect: list[float]
+def base_of(order: Any) -> Any:
+    """``given``, ``own`` or ``Soft``, without perturbations."""
+    return base_of(order.of) if isinstance(order, Perturbed) else order
+
+
+def scores_of(
+    objective: PrincipledObjective, perturbed: dict[str, list[list[int]]], quality: Numbers, effect: list[float]
 ) -> dict[str, Numbers]:
-    """The scores of each pass, those of lists whose later passes are not run among them."""
-    first = scored(quality, effect, [zero_one(row) for row in GIVEN])
-    orders = {"second": [zero_one(row) for row in OWN]}
-    if choices.soft is not None:
-        orders["second"] = [choices.soft(row) for row in first]
-        if choices.straight_through:
-            at_first = scored(QUALITY, EFFECT, [zero_one(row) for row in GIVEN])
-            orders["second"] = [
-                [[h + (s - c) for h, s, c in zip(*items, strict=True)] for items in zip(*rows, strict=True)]
-                for rows in zip(
-                    map(zero_one, OWN), orders["second"], [choices.soft(row) for row in at_first], strict=True
-                )
-            ]
-    if third is not None:
-        orders["third"] = [zero_one(row) for row in third]
-        if choices.soft is not None and choices.perturbs == "own":
-            # The item that moved to place p came from place OWN: its column goes along.
-            orders["third"] = [
-                [[item[own[moved.index(place)]] for place in range(len(own))] for item in order]
-                for order, own, moved in zip(orders["second"], OWN, third, strict=True)
-            ]
-    return {"first": first, **{name: scored(quality, effect, order) for name, order in orders.items()}}
+    """The scores of each pass, by list and item; those of lists that a pass leaves out among them."""
+
+    def scored(order: Numbers, n: int, noise: float = 0.0) -> list[float]:
+        """An item's score is its quality and the mean effect of the positions at which it is given."""
+        return [
+            q + noise * extra + sum(share * e for share, e in zip(row, effect, strict=False))
+            for q, extra, row in zip(quality[n], NOISE[n], order, strict=True)
+        ]
+
+    first, *others = objective.passes
+    found = {first.name: [scored(zero_one(GIVEN[n]), n) for n in range(LISTS)]}
+    at_first = [[QUALITY[n][i] + EFFECT[place] for i, place in enumerate(GIVEN[n])] for n in range(LISTS)]
+    for entry in others:
+        base, rows = base_of(entry.order), []
+        for n in range(LISTS):
+            hard = GIVEN[n] if base == "given" else OWN[n]
+            order = zero_one(hard)
+            if isinstance(base, Soft):
+                soft = soft_by_hand(base, found[first.name][n])
+                if base.straight_through:  # the 0/1 order, which moves as the soft one does
+                    still = soft_by_hand(base, at_first[n])
+                    soft = [
+                        [h + x - c for h, x, c in zip(*row, strict=True)]
+                        for row in zip(order, soft, still, strict=True)
+                    ]
+                order = soft
+            if entry.name in perturbed:  # the item now at a place came from another: the column goes along
+                moved = perturbed[entry.name][n]
+                order = [[row[hard[moved.index(place)]] for place in range(len(hard))] for row in order]
+            rows.append(scored(order, n, noise=float(entry.dropout == "fresh")))
+        found[entry.name] = rows
+    return found
 
 
 def comparable(logits: list[float], space: str, task_loss: str) -> list[float]:
@@ -163,45 +144,56 @@ def task_loss_of(task_loss: str, logits: list[float], labels: list[float]) -> fl
 
 
 def expected(
-    choices: Choices,
-    third: list[list[int]] | None,
+    objective: PrincipledObjective,
+    perturbed: dict[str, list[list[int]]],
+    lists: list[int],
+    *,
     quality: Numbers = QUALITY,
     effect: list[float] = EFFECT,
-    ramp: float = 1.0,
+    factors: Callable[[str], float] = lambda term: 1.0,
 ) -> dict[str, float]:
-    """All that the objective returns. The constant side of a pair keeps the scores of QUALITY and EFFECT."""
-    third = third if choices.weights[1] else None
-    passes, constant = (
-        all_passes(choices, third, *parameters) for parameters in ((quality, effect), (QUALITY, EFFECT))
-    )
+    """All that the objective returns.
 
-    def task(name: str, lists: list[int]) -> float:
-        return sum(task_loss_of(choices.task_loss, passes[name][n], LABELS[n]) for n in lists) / len(lists)
+    Args:
+        objective: Its passes and terms are read; ``fraction``, ``warmup`` and ``seed`` are not.
+        perturbed: Name of a perturbed pass -> the positions that it is given, of each list.
+        lists: Those of the later passes.
+        quality, effect: Of the scorer. The constant side of a term, and all rankings, keep those of the module.
+        factors: Of a term's weight.
+    """
+    passes = scores_of(objective, perturbed, quality, effect)
+    constant = scores_of(objective, perturbed, QUALITY, EFFECT)
+    name_of_loss = objective.task_loss if objective.task_loss not in (None, "own") else "binary_log_loss"
 
-    losses = {"task_loss": task("first", list(range(LISTS)))}
-    loss = losses["task_loss"]
-    if choices.passes == "every":
-        later = ["second"] * bool(choices.weights[0]) + ["third"] * bool(choices.weights[1])
-        losses["further_task_loss"] = sum(task(name, choices.lists) for name in later)
-        loss += losses["further_task_loss"]
-    places = {"first": GIVEN, "second": OWN, "third": third}
-    if choices.moves == "output":
-        places = {name: [ranking(row) for row in rows] for name, rows in constant.items()}
-    pairs = (("first", "second"), ("first", "third"), ("second", "third"))
-    for term, (a, b), weight in zip(TERMS, pairs, choices.weights, strict=True):
-        if not weight:
-            continue
+    def task(name: str, over: list[int]) -> float:
+        return sum(task_loss_of(name_of_loss, passes[name][n], LABELS[n]) for n in over) / len(over)
+
+    first, *others = (entry.name for entry in objective.passes)
+    losses = {"task_loss": task(first, list(range(LISTS)))}
+    loss = losses["task_loss"] if first in objective.task_loss_on else 0.0
+    further = [task(name, lists) for name in others if name in objective.task_loss_on]
+    if further:
+        losses["further_task_loss"] = sum(further)
+        loss += sum(further)
+    given = {
+        entry.name: perturbed.get(entry.name, GIVEN if entry.order == "given" else OWN) for entry in objective.passes
+    }
+    for term in objective.terms:
         total = 0.0
-        for n in choices.lists:
-            one = comparable((constant if choices.stop == "first" else passes)[a][n], choices.space, choices.task_loss)
-            two = comparable(
-                (constant if choices.stop == "second" else passes)[b][n], choices.space, choices.task_loss
+        for n in lists:
+            one, two = (
+                comparable((constant if term.stop_gradient == side else passes)[name][n], term.space, name_of_loss)
+                for side, name in (("first", term.first), ("second", term.second))
             )
-            moves = [abs(p - q) for p, q in zip(places[a][n], places[b][n], strict=True)]
+            places = [
+                ranking(constant[name][n]) if term.positions == "output" else given[name][n]
+                for name in (term.first, term.second)
+            ]
+            moves = [1 if term.positions is None else abs(p - q) for p, q in zip(*places, strict=True)]
             summed = sum(move * (x - y) ** 2 for move, x, y in zip(moves, one, two, strict=True))
-            total += summed / {"sum": 1, "mean": len(moves), "weighted_mean": sum(moves) or 1}[choices.reduction]
-        losses[term] = total / len(choices.lists)
-        loss += ramp * weight * losses[term]
+            total += summed / {"sum": 1, "mean": len(moves), "weighted_mean": sum(moves) or 1}[term.reduction]
+        losses[f"{term.name}_loss"] = total / len(lists)
+        loss += factors(term.name) * term.weight * losses[f"{term.name}_loss"]
     return {"loss": loss, **losses}
 
 
@@ -216,36 +208,39 @@ class Output:
         return [Output(part) for part in self.logits.split(sizes)]
 
 
+@dataclass
+class Call:
+    """One call of the scorer: what it was given, for which rows, and whether with dropout masks of its own."""
+
+    orders: Tensor
+    rows: Tensor | None
+    fresh: bool
+
+
 class Scorer:
     """Quality plus effect, with NaN at padding; ``shift`` moves a whole list by the place of its first item."""
 
     def __init__(self, dtype: torch.dtype = torch.float64, shift: float = 0.0) -> None:
-        rows = [row + [math.nan] * (4 - len(row)) for row in QUALITY]
-        self.quality = torch.tensor(rows, dtype=dtype, requires_grad=True)
+        self.quality = padded(QUALITY, math.nan, dtype).requires_grad_()
+        self.noise = padded(NOISE, math.nan, dtype)
         self.effect = torch.tensor(EFFECT, dtype=dtype, requires_grad=True)
         self.shift = shift
-        self.calls: list[Tensor] = []
-        self.rows: list[Tensor | None] = []
+        self.calls: list[Call] = []
 
-    def __call__(self, orders: Tensor, lists: Tensor | None = None) -> Output:
-        self.calls.append(orders.detach())
-        self.rows.append(lists)
-        rows = torch.arange(LISTS).repeat(len(orders) // LISTS) if lists is None else lists
+    def __call__(self, orders: Tensor, lists: Tensor | None = None, fresh_dropout: bool = False) -> Output:
+        self.calls.append(Call(orders.detach(), lists, fresh_dropout))
+        rows = KEYS.repeat(len(orders) // LISTS) if lists is None else lists
+        items = self.quality[rows] + fresh_dropout * self.noise[rows]
         if orders.is_floating_point():
-            return Output(self.quality[rows] + orders @ self.effect)
-        return Output(self.quality[rows] + self.effect[orders] + self.shift * orders[:, :1])
+            return Output(items + orders @ self.effect)
+        return Output(items + self.effect[orders] + self.shift * orders[:, :1])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads only cost time on lists of four."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def padded(rows: Numbers, fill: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.tensor([[*row, *[fill] * (4 - len(row))] for row in rows], dtype=dtype)
 
 
-MASK = torch.tensor([[slot < len(row) for slot in range(4)] for row in QUALITY])
+MASK = padded([[1.0] * len(row) for row in QUALITY], 0.0) > 0
 POSITIONS = torch.tensor([row + list(range(len(row), 4)) for row in GIVEN])
 
 
@@ -253,18 +248,31 @@ def run(objective: Any, *, scorer: Scorer | None = None) -> tuple[dict[str, Tens
     """The objective, or one of a step, on the batch above."""
     scorer = Scorer() if scorer is None else scorer
     name = (objective.func if isinstance(objective, functools.partial) else objective).task_loss
-    labels = torch.tensor([row + [-100.0] * (4 - len(row)) for row in LABELS], dtype=torch.float64)
+    labels = padded(LABELS, -100.0)
 
     def task_loss(output: Output, lists: Tensor | None = None) -> Tensor:
-        rows = torch.arange(LISTS) if lists is None else lists
+        rows = KEYS if lists is None else lists
         assert output.logits.shape == (len(rows), 4)
-        return TASK_LOSSES[name](output.logits, labels[rows], mask=MASK[rows])
+        function = TASK_LOSSES["binary_log_loss" if name in (None, "own") else name]
+        return function(output.logits, labels[rows], mask=MASK[rows])
 
     return objective(scorer, POSITIONS, labels, MASK, task_loss), scorer
 
 
+def values_of(losses: dict[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in losses.items()}
+
+
+def drawn_lists(scorer: Scorer) -> list[int]:
+    """The lists of the later passes: those of the last call, once."""
+    rows = scorer.calls[-1].rows
+    if rows is None:
+        return list(range(LISTS))
+    return list(dict.fromkeys((rows[LISTS:] if len(scorer.calls) == 1 else rows).tolist()))
+
+
 def plain(orders: Tensor, lists: list[int]) -> list[list[int]]:
-    """Hard orders of these lists without padding, which stands on the last places; other lists as they are given."""
+    """Positions of these lists without padding, which stands on the last places; other lists as they are given."""
     found = [list(row) for row in GIVEN]
     for row, number in zip(orders.tolist(), lists, strict=True):
         real = len(GIVEN[number])
@@ -274,192 +282,161 @@ def plain(orders: Tensor, lists: list[int]) -> list[list[int]]:
     return found
 
 
-def drawn_lists(scorer: Scorer) -> list[int]:
-    """The lists of the later passes: those of the last call, once."""
-    rows = scorer.rows[-1]
-    if rows is None:
-        return list(range(LISTS))
-    rows = rows[LISTS:] if len(scorer.calls) == 1 else rows
-    return list(dict.fromkeys(rows.tolist()))
+def hardened(order: Any) -> Any:
+    """The same order with ``own`` in place of a soft one."""
+    if isinstance(order, Perturbed):
+        return replace(order, of=hardened(order.of))
+    return "own" if isinstance(order, Soft) else order
 
 
-def shown_third(objective: PrincipledObjective, **at: Any) -> list[list[int]] | None:
-    """The perturbed order, read off what a scorer is shown; of a soft order, from its hard twin."""
-    if not objective.adversarial_weight:
-        return None
-    soft = {"ranking_gradient": "hard", "temperature": None, "sinkhorn": None, "straight_through": False}
-    _, scorer = run(replace(objective, **soft).at(**{"step": 0, **at}))
-    lists = drawn_lists(scorer)
-    if objective.perturbed_order == "initial":
-        return plain(scorer.calls[0][LISTS:], lists)
-    shown = scorer.calls[1]
-    assert len(shown) == len(lists) * (2 if objective.convergence_weight else 1)
-    return plain(shown[-len(lists) :], lists)
+def perturbed_orders(objective: PrincipledObjective, **at: Any) -> dict[str, list[list[int]]]:
+    """What the perturbed pass is given: read off a scorer that is given this pass alone, of the hard order."""
+    found = {}
+    first = objective.passes[0]
+    for entry in objective.passes:
+        if isinstance(entry.order, Perturbed):
+            passes = (first, replace(entry, order=hardened(entry.order)))
+            alone = replace(objective, passes=passes, terms=(), task_loss_on=(first.name, entry.name))
+            _, scorer = run(alone.at(**{"step": 0, "steps": 8, **at}))
+            lists = drawn_lists(scorer)
+            found[entry.name] = plain(scorer.calls[-1].orders[-len(lists) :], lists)
+    assert len(found) <= 1, "perturbed passes draw after one another, so that one alone would draw otherwise"
+    return found
 
 
-REFERENCE = {
-    "weights": (1.0, 1.0, 1.0),
-    "space": "output",
-    "moves": "output",
-    "reduction": "mean",
-    "passes": "every",
-    "perturbs": "own",
+# ------------------------------------------------------------------------------------------------------ table of cases
+
+
+def with_terms(name: str, **fields: Any) -> PrincipledObjective:
+    """The preset with these fields in all its terms."""
+    return replace(PRESETS[name], terms=tuple(replace(term, **fields) for term in PRESETS[name].terms))
+
+
+def with_soft(name: str, soft: Soft, **fields: Any) -> PrincipledObjective:
+    """The preset with the soft order in place of the model's own, wherever that stands."""
+
+    def changed(order: Any) -> Any:
+        if isinstance(order, Perturbed):
+            return replace(order, of=changed(order.of))
+        return soft if order == "own" else order
+
+    passes = tuple(replace(entry, order=changed(entry.order)) for entry in PRESETS[name].passes)
+    return replace(with_terms(name, **fields), passes=passes)
+
+
+def two_passes(order: Any, *, term: dict[str, Any] | None = None, **fields: Any) -> PrincipledObjective:
+    """The given order, another one, and a term between them."""
+    compared = Term("term", "first", "other", **{"weight": 5.0, "space": "probability", **(term or {})})
+    return PrincipledObjective((Pass("first"), Pass("other", order)), (compared,), **fields)
+
+
+EVERY = ("first", "second", "third")
+SCALED, REFERENCE = PRESETS["scaled"], PRESETS["reference"]
+SWAPPED_OWN = replace(SCALED, passes=(*SCALED.passes[:2], Pass("third", Perturbed(of="own"))))
+THROUGH = Soft("neuralsort", temperature=0.7, straight_through=True)
+CASES: dict[str, PrincipledObjective] = {
+    **PRESETS,
+    "P1 alone": preset_objective("scaled", adversarial_weight=0),
+    "P2 alone": preset_objective("scaled", convergence_weight=0),
+    "other weights": preset_objective("scaled", convergence_weight=0.3, adversarial_weight=70),
+    "reference without the cross term": preset_objective("reference", cross_weight=0),
+    "reference, P1 alone": preset_objective("reference", adversarial_weight=0),
+    "reference, P2 alone": preset_objective("reference", convergence_weight=0),
+    "cross term": replace(SCALED, terms=(*SCALED.terms, Term("cross", "second", "third", weight=7.0))),
+    "cross term alone": replace(SCALED, terms=(Term("cross", "second", "third", weight=7.0),)),
+    "output positions": with_terms("scaled", positions="output"),
+    "input positions": with_terms("reference", positions="input"),
+    "no positions": with_terms("reference", positions=None),
+    "no positions, sum": with_terms("paper", positions=None),
+    "sum": with_terms("scaled", reduction="sum"),
+    "mean": with_terms("scaled", reduction="mean"),
+    "weighted mean": with_terms("paper", reduction="weighted_mean"),
+    "task loss of every pass": replace(SCALED, task_loss_on=EVERY),
+    "task loss of the first pass": replace(REFERENCE, task_loss_on=("first",)),
+    "task loss of the last pass": replace(SCALED, task_loss_on=("third",)),
+    "own order perturbed": SWAPPED_OWN,
+    "own order perturbed, without a pass on it": two_passes(Perturbed(of="own")),
+    "given order perturbed": replace(REFERENCE, passes=SCALED.passes),
+    "perturbed twice": two_passes(Perturbed("reverse_window", of=Perturbed(of="own"), strength=2)),
+    "first side constant": with_terms("scaled", stop_gradient="first"),
+    "second side constant": with_terms("scaled", stop_gradient="second"),
+    "reference, first side constant": with_terms("reference", stop_gradient="first"),
+    "reference, second side constant": with_terms("reference", stop_gradient="second"),
+    "fresh masks for the own order": PrincipledObjective(
+        (Pass("first"), Pass("other", "own", dropout="fresh")), (Term("term", "first", "other"),)
+    ),
+    "shared and fresh masks": replace(SCALED, passes=(*SCALED.passes[:2], replace(SCALED.passes[2], dropout="fresh"))),
+    "softsort": with_soft("scaled", Soft()),
+    "softsort, temperature": with_soft("scaled", Soft(temperature=0.3)),
+    "softsort, sinkhorn": with_soft("scaled", Soft(sinkhorn=2)),
+    "softsort, straight through": with_soft("scaled", Soft(straight_through=True)),
+    "neuralsort": with_soft("scaled", Soft("neuralsort")),
+    "neuralsort, temperature, sinkhorn": with_soft("scaled", Soft("neuralsort", temperature=2.5, sinkhorn=3)),
+    "neuralsort, straight through": with_soft("scaled", THROUGH),
+    "soft order perturbed": with_soft("reference", Soft()),
+    "soft order perturbed, without a pass on it": two_passes(Perturbed(of=Soft())),
+    "soft order perturbed twice": two_passes(Perturbed("random_swap", of=Perturbed("window_shuffle", of=Soft()))),
+    "straight-through order perturbed": two_passes(Perturbed(of=THROUGH)),
+    "soft and own order": PrincipledObjective(
+        (Pass("first"), Pass("own", "own"), Pass("soft", Soft())), (Term("term", "own", "soft", weight=3.0),)
+    ),
+    "softsort, first side constant": with_soft("scaled", Soft(), stop_gradient="first"),
+    "softsort, second side constant": replace(with_soft("scaled", Soft(), stop_gradient="second"), task_loss_on=EVERY),
+    "half the lists": replace(SCALED, fraction=0.5),
+    "one list": replace(SCALED, fraction=0.01),
+    "three lists, reference": replace(REFERENCE, fraction=0.7),
+    "half the lists, own order perturbed": replace(SWAPPED_OWN, fraction=0.5),
+    "half the lists, soft order perturbed": replace(with_soft("reference", Soft()), fraction=0.5),
+    "half the lists, P2 alone": two_passes(Perturbed(), fraction=0.5, task_loss_on=("first", "other")),
+    "half the lists, fresh masks": replace(PRESETS["r_drop"], fraction=0.5),
+    **{
+        f"{space}, {task_loss}": replace(with_terms("scaled", space=space), task_loss=task_loss)
+        for space, task_loss in itertools.product(
+            ("probability", "logit", "output"), ("binary_log_loss", "softmax_loss", "lambda_loss")
+        )
+        if (space, task_loss) != ("probability", "lambda_loss")
+    },
 }
-PAPER = {"weights": (1.0, 1.0, 0.0), "reduction": "sum"}
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "scaled": ({}, {}),
-    "paper": ({"preset": "paper"}, PAPER),
-    "reference": ({"preset": "reference"}, REFERENCE),
-    "none": ({"preset": "none"}, {"weights": (0.0, 0.0, 0.0)}),
-    "P1 alone": ({"adversarial_weight": 0.0}, {"weights": (20.0, 0.0, 0.0)}),
-    "P2 alone": ({"convergence_weight": 0.0}, {"weights": (0.0, 5.0, 0.0)}),
-    "other weights": ({"convergence_weight": 0.3, "adversarial_weight": 70}, {"weights": (0.3, 70.0, 0.0)}),
-    "the weights of none": (
-        {"preset": "none", "convergence_weight": 2.0, "adversarial_weight": 3.0},
-        {"weights": (2.0, 3.0, 0.0)},
-    ),
-    "cross": ({"cross_weight": 7.0}, {"weights": (20.0, 5.0, 7.0)}),
-    "cross off": ({"preset": "reference", "cross_weight": 0.0}, {**REFERENCE, "weights": (1.0, 1.0, 0.0)}),
-    "reference, P1 alone": ({"preset": "reference", "adversarial_weight": 0.0}, {**REFERENCE, "weights": (1.0, 0, 0)}),
-    "reference, P2 alone": ({"preset": "reference", "convergence_weight": 0.0}, {**REFERENCE, "weights": (0, 1.0, 0)}),
-    "moves in the output": ({"consistency_positions": "output"}, {"moves": "output"}),
-    "moves in the input": ({"preset": "reference", "consistency_positions": "input"}, {**REFERENCE, "moves": "input"}),
-    "sum": ({"consistency_reduction": "sum"}, {"reduction": "sum"}),
-    "mean": ({"consistency_reduction": "mean"}, {"reduction": "mean"}),
-    "weighted mean": (
-        {"preset": "paper", "consistency_reduction": "weighted_mean"},
-        {**PAPER, "reduction": "weighted_mean"},
-    ),
-    "task loss of every pass": ({"task_loss_passes": "every"}, {"passes": "every"}),
-    "task loss of the first pass": (
-        {"preset": "reference", "task_loss_passes": "first"},
-        {**REFERENCE, "passes": "first"},
-    ),
-    "own order perturbed": ({"perturbed_order": "own"}, {"perturbs": "own"}),
-    "own order perturbed, P2 alone": (
-        {"perturbed_order": "own", "convergence_weight": 0.0},
-        {"perturbs": "own", "weights": (0.0, 5.0, 0.0)},
-    ),
-    "initial order perturbed": (
-        {"preset": "reference", "perturbed_order": "initial"},
-        {**REFERENCE, "perturbs": "initial"},
-    ),
-    "first side constant": ({"stop_gradient": "first"}, {"stop": "first"}),
-    "second side constant": ({"stop_gradient": "second"}, {"stop": "second"}),
-    "reference, first side constant": (
-        {"preset": "reference", "stop_gradient": "first"},
-        {**REFERENCE, "stop": "first"},
-    ),
-    "reference, second side constant": (
-        {"preset": "reference", "stop_gradient": "second"},
-        {**REFERENCE, "stop": "second"},
-    ),
-    "softsort": ({"ranking_gradient": "softsort"}, {"soft": softsort}),
-    "softsort, temperature": (
-        {"ranking_gradient": "softsort", "temperature": 0.3},
-        {"soft": functools.partial(softsort, temperature=0.3)},
-    ),
-    "softsort, sinkhorn": (
-        {"ranking_gradient": "softsort", "sinkhorn": 2},
-        {"soft": functools.partial(softsort, sinkhorn=2)},
-    ),
-    "softsort, straight through": (
-        {"ranking_gradient": "softsort", "straight_through": True},
-        {"soft": softsort, "straight_through": True},
-    ),
-    "neuralsort": ({"ranking_gradient": "neuralsort"}, {"soft": neuralsort}),
-    "neuralsort, temperature, sinkhorn": (
-        {"ranking_gradient": "neuralsort", "temperature": 2.5, "sinkhorn": 3},
-        {"soft": functools.partial(neuralsort, temperature=2.5, sinkhorn=3)},
-    ),
-    "neuralsort, straight through": (
-        {"ranking_gradient": "neuralsort", "straight_through": True, "temperature": 0.7},
-        {"soft": functools.partial(neuralsort, temperature=0.7), "straight_through": True},
-    ),
-    "softsort, own order perturbed": (
-        {"ranking_gradient": "softsort", "perturbed_order": "own"},
-        {"soft": softsort, "perturbs": "own"},
-    ),
-    "softsort, own order perturbed, P2 alone": (
-        {"ranking_gradient": "softsort", "perturbed_order": "own", "convergence_weight": 0.0},
-        {"soft": softsort, "perturbs": "own", "weights": (0.0, 5.0, 0.0)},
-    ),
-    "softsort, reference": (
-        {"preset": "reference", "ranking_gradient": "softsort"},
-        {**REFERENCE, "soft": softsort},
-    ),
-    "softsort, first side constant": (
-        {"ranking_gradient": "softsort", "stop_gradient": "first"},
-        {"soft": softsort, "stop": "first"},
-    ),
-    "softsort, second side constant": (
-        {"ranking_gradient": "softsort", "stop_gradient": "second", "task_loss_passes": "every"},
-        {"soft": softsort, "stop": "second", "passes": "every"},
-    ),
-    "half the lists": ({"consistency_fraction": 0.5}, {}),
-    "one list": ({"consistency_fraction": 0.01}, {}),
-    "three lists, reference": ({"preset": "reference", "consistency_fraction": 0.7}, REFERENCE),
-    "half the lists, own order perturbed": (
-        {"perturbed_order": "own", "consistency_fraction": 0.5},
-        {"perturbs": "own"},
-    ),
-    "half the lists, softsort": (
-        {"ranking_gradient": "softsort", "perturbed_order": "own", "consistency_fraction": 0.5},
-        {"soft": softsort, "perturbs": "own"},
-    ),
-    "half the lists, P2 alone": (
-        {"consistency_fraction": 0.5, "convergence_weight": 0.0, "task_loss_passes": "every"},
-        {"weights": (0.0, 5.0, 0.0), "passes": "every"},
-    ),
-}
-CASES |= {
-    f"{space}, {task_loss}": (
-        {"consistency_space": space, "task_loss": task_loss},
-        {"space": space, "task_loss": task_loss},
-    )
-    for space, task_loss in itertools.product(
-        ("probability", "logit", "output"), ("binary_log_loss", "softmax_loss", "lambda_loss")
-    )
-    if (space, task_loss) != ("probability", "lambda_loss")
-}
-EVERY_CASE = pytest.mark.parametrize(("options", "row"), CASES.values(), ids=CASES.keys())
+EVERY_CASE = pytest.mark.parametrize("objective", CASES.values(), ids=CASES.keys())
 
 
 def test_the_batch_tells_all_orders_apart() -> None:
-    """The orders above are what the arithmetic gives, without ties; the third pass differs from both in every case."""
+    """The orders above are what the arithmetic gives, without ties; perturbed ones differ from all of them."""
     for orders, ranked in ((GIVEN, OWN), (OWN, AGAIN)):
-        scores = scored(QUALITY, EFFECT, [zero_one(row) for row in orders])
+        scores = [[q + EFFECT[p] for q, p in zip(*row, strict=True)] for row in zip(QUALITY, orders, strict=True)]
         assert [ranking(row) for row in scores] == ranked
         assert all(len({round(x, 9) for x in row}) == len(row) for row in scores)
     assert GIVEN != OWN != AGAIN
-    for perturbed in ("initial", "own"):
-        assert shown_third(PrincipledObjective(perturbed_order=perturbed)) not in (GIVEN, OWN, AGAIN)
+    for objective in (SCALED, SWAPPED_OWN):
+        assert perturbed_orders(objective)["third"] not in (GIVEN, OWN, AGAIN)
 
 
 @EVERY_CASE
-def test_value_of_every_option(options: dict[str, Any], row: dict[str, Any]) -> None:
-    objective = PrincipledObjective(**options)
+def test_values(objective: PrincipledObjective) -> None:
     losses, scorer = run(objective)
-    choices = Choices(**row, lists=drawn_lists(scorer))
-    written_out = expected(choices, shown_third(objective))
+    lists = drawn_lists(scorer)
+    written_out = expected(objective, perturbed_orders(objective), lists)
     assert losses.keys() == written_out.keys()
-    assert {name: value.item() for name, value in losses.items()} == pytest.approx(written_out, rel=1e-9)
-    if choices.weights[0] and "soft" not in row:
-        assert plain(scorer.calls[1][: len(choices.lists)], choices.lists) == [
-            own if n in choices.lists else given for n, (own, given) in enumerate(zip(OWN, GIVEN, strict=True))
-        ]
+    assert values_of(losses) == pytest.approx(written_out, rel=1e-9)
+    own = [entry for entry in objective.passes if entry.order == "own"]
+    if own and not any(call.orders.is_floating_point() for call in scorer.calls):
+        shown = [call for call in scorer.calls[1:] if call.fresh == (own[0].dropout == "fresh")][-1]
+        among = OWN if len(lists) == LISTS else [OWN[n] if n in lists else GIVEN[n] for n in range(LISTS)]
+        assert plain(shown.orders[: len(lists)], lists) == among
 
 
 @EVERY_CASE
-def test_gradient_of_every_option(options: dict[str, Any], row: dict[str, Any]) -> None:
-    """Central differences of the arithmetic; hard orders and the constant side of a pair do not move."""
-    objective = PrincipledObjective(**options)
+def test_gradients(objective: PrincipledObjective) -> None:
+    """Central differences of the arithmetic; hard orders and the constant side of a term do not move."""
     losses, scorer = run(objective)
     losses["loss"].backward()
-    choices, third, step = Choices(**row, lists=drawn_lists(scorer)), shown_third(objective), 1e-5
+    lists, perturbed, step = drawn_lists(scorer), perturbed_orders(objective), 1e-5
 
     def slope(quality: Callable[[float], Numbers], effect: Callable[[float], list[float]]) -> float:
-        up, down = (expected(choices, third, quality(by), effect(by))["loss"] for by in (step, -step))
+        up, down = (
+            expected(objective, perturbed, lists, quality=quality(by), effect=effect(by))["loss"]
+            for by in (step, -step)
+        )
         return (up - down) / (2 * step)
 
     for n, s in MASK.nonzero().tolist():
@@ -477,8 +454,8 @@ def test_gradient_of_every_option(options: dict[str, Any], row: dict[str, Any]) 
 
 
 def test_scaled_item_by_item() -> None:
-    """The default's first pair and task loss, number by number."""
-    losses, _ = run(PrincipledObjective())
+    """The default's first term and task loss, number by number."""
+    losses, _ = run(SCALED)
     # Lists 0 and 1 change: .4 becomes -.4, .1 becomes .8, -.9 becomes -.8 (by 1, 1, 2 places); -.1 becomes .7 and .3
     # becomes -.5 (by one each); 1.3 and 1.2 stay. The other two lists have settled, and count.
     list_0 = (sigmoid(0.4) - sigmoid(-0.4)) ** 2 + (sigmoid(0.1) - sigmoid(0.8)) ** 2
@@ -495,24 +472,41 @@ def test_scaled_item_by_item() -> None:
 
 
 def test_reference_item_by_item() -> None:
-    """Raw scores, weighted by how far the two rankings given are apart, over the number of items."""
-    losses, _ = run(PrincipledObjective("reference"))
+    """Raw scores, weighted by how far the two rankings produced are apart, over the number of items."""
+    losses, _ = run(REFERENCE)
     # OWN to AGAIN: in list 0 the items of .4 (now -.4) and .1 (now .8) change places, in list 1 those of -.1 (now .7)
     # and .3 (now -.5).
     written_out = ((0.8**2 + 0.7**2) / 4 + (0.8**2 + 0.8**2) / 3) / 4
     assert losses["convergence_loss"].item() == pytest.approx(written_out, rel=1e-12)
-    assert losses.keys() == {"loss", "task_loss", "further_task_loss", *TERMS}
+    names = ("loss", "task_loss", "further_task_loss", "convergence_loss", "adversarial_loss", "cross_loss")
+    assert losses.keys() == set(names)
+
+
+def test_r_drop_item_by_item() -> None:
+    """The same order twice: all that differs is what the fresh masks add, as probabilities, over all items."""
+    losses, scorer = run(PRESETS["r_drop"])
+    at_first = [[q + EFFECT[p] for q, p in zip(*row, strict=True)] for row in zip(QUALITY, GIVEN, strict=True)]
+    per_list = [
+        sum((sigmoid(x) - sigmoid(x + noise)) ** 2 for x, noise in zip(*row, strict=True)) / len(row[0])
+        for row in zip(at_first, NOISE, strict=True)
+    ]
+    assert losses["r_drop_loss"].item() == pytest.approx(sum(per_list) / LISTS, rel=1e-12)
+    assert [call.fresh for call in scorer.calls] == [False, True]
+
+
+def test_without_a_later_pass_the_loss_is_the_task_loss() -> None:
+    losses, scorer = run(replace(PRESETS["none"], task_loss="lambda_loss"))
+    assert losses.keys() == {"loss", "task_loss"}
+    assert torch.equal(losses["loss"], losses["task_loss"])
+    assert len(scorer.calls) == 1
 
 
 @pytest.mark.parametrize("relaxation", ["softsort", "neuralsort"])
-def test_straight_through_is_hard_forward_and_soft_backward(relaxation: str) -> None:
+def test_straight_through_is_hard_forward_and_soft_backward(relaxation: Any) -> None:
     found = {}
-    for name, options in {
-        "hard": {},
-        "through": {"ranking_gradient": relaxation, "straight_through": True},
-        "soft": {"ranking_gradient": relaxation},
-    }.items():
-        losses, scorer = run(PrincipledObjective(**options))
+    through = with_soft("scaled", Soft(relaxation, straight_through=True))
+    for name, objective in {"hard": SCALED, "through": through, "soft": with_soft("scaled", Soft(relaxation))}.items():
+        losses, scorer = run(objective)
         losses["loss"].backward()
         found[name] = losses["loss"].item(), scorer.quality.grad[MASK]
     assert found["through"][0] == pytest.approx(found["hard"][0], rel=1e-12)
@@ -525,7 +519,7 @@ def test_straight_through_is_hard_forward_and_soft_backward(relaxation: str) -> 
 def test_a_shift_of_the_whole_list_costs_where_the_loss_sees_it(space: str, task_loss: str) -> None:
     if (space, task_loss) == ("probability", "lambda_loss"):
         return
-    objective = PrincipledObjective(consistency_space=space, task_loss=task_loss)
+    objective = replace(with_terms("scaled", space=space), task_loss=task_loss)
     (still, _), (shifted, _) = run(objective), run(objective, scorer=Scorer(shift=3.0))
     for name in ("convergence_loss", "adversarial_loss"):
         unchanged = shifted[name].item() == pytest.approx(still[name].item(), rel=1e-9)
@@ -533,8 +527,8 @@ def test_a_shift_of_the_whole_list_costs_where_the_loss_sees_it(space: str, task
 
 
 def test_bf16_scores_are_compared_in_float32() -> None:
-    losses, _ = run(PrincipledObjective("paper"), scorer=Scorer(torch.bfloat16))
-    written_out = expected(Choices(**PAPER), shown_third(PrincipledObjective("paper")))
+    losses, scorer = run(PRESETS["paper"], scorer=Scorer(torch.bfloat16))
+    written_out = expected(PRESETS["paper"], perturbed_orders(PRESETS["paper"]), drawn_lists(scorer))
     for name in ("convergence_loss", "adversarial_loss"):
         assert losses[name].dtype == torch.float32
         assert losses[name].item() == pytest.approx(written_out[name], rel=0.1)
@@ -568,7 +562,7 @@ def reachable(kind: str, strength: int, positions: list[int]) -> set[tuple[int, 
     return found
 
 
-@pytest.mark.parametrize("order", ["initial", "own"])
+@pytest.mark.parametrize("order", ["given", "own"])
 @pytest.mark.parametrize(
     ("kind", "strength", "count"),
     [
@@ -580,23 +574,21 @@ def reachable(kind: str, strength: int, positions: list[int]) -> set[tuple[int, 
         ("score_noise", 4.0, 24),
     ],
 )
-def test_every_perturbation_shows_all_that_it_may(kind: str, strength: float, count: int, order: str) -> None:
+def test_every_perturbation_shows_all_that_it_may(kind: str, strength: float, count: int, order: Any) -> None:
     """Over the steps each order that it can reach and no other; a step's loss is that of the order it showed."""
-    objective = PrincipledObjective(
-        convergence_weight=0.0, perturbation=kind, perturbation_strength=strength, perturbed_order=order
-    )
-    start = GIVEN if order == "initial" else OWN
+    objective = two_passes(Perturbed(kind, of=order, strength=strength))
+    start = GIVEN if order == "given" else OWN
     allowed = [reachable(kind, int(strength), row) for row in start]
     assert len(allowed[0]) == count
     seen: list[set[tuple[int, ...]]] = [set() for _ in start]
     for step in range(80):
-        third = shown_third(objective, step=step)
-        for row, orders in zip(third, seen, strict=True):
+        perturbed = perturbed_orders(objective, step=step)
+        for row, orders in zip(perturbed["other"], seen, strict=True):
             orders.add(tuple(row))
         if step < 3:
-            losses, _ = run(objective.at(step=step))
-            written_out = expected(Choices(weights=(0.0, 5.0, 0.0), perturbs=order), third)
-            assert losses["adversarial_loss"].item() == pytest.approx(written_out["adversarial_loss"], rel=1e-9)
+            losses, scorer = run(objective.at(step=step))
+            written_out = expected(objective, perturbed, drawn_lists(scorer))
+            assert values_of(losses) == pytest.approx(written_out, rel=1e-9)
     if kind == "score_noise":  # far steps are rare
         assert all(orders <= known for orders, known in zip(seen, allowed, strict=True))
         assert len(seen[0]) > count / 2
@@ -604,9 +596,10 @@ def test_every_perturbation_shows_all_that_it_may(kind: str, strength: float, co
         assert seen == allowed
 
 
-def perturbed_of(keys: list[int] | None, lists: list[int], *, step: int = 0, seed: int = 0) -> list[list[int]]:
-    """The perturbed orders of some of 40 lists of eight."""
-    objective = PrincipledObjective(convergence_weight=0.0, seed=seed)
+def given_to_passes(
+    objective: PrincipledObjective, keys: list[int] | None, lists: list[int], *, step: int = 0
+) -> list[list[list[int]]]:
+    """The orders of the passes on lists of eight that is asked for first, one pass after another."""
     calls = []
 
     def score(orders: Tensor, rows: Tensor | None = None) -> Output:
@@ -619,49 +612,60 @@ def perturbed_of(keys: list[int] | None, lists: list[int], *, step: int = 0, see
         torch.arange(8).expand(shape),
         torch.zeros(shape),
         torch.ones(shape, dtype=torch.bool),
-        lambda output: output.logits.sum(),
+        lambda output, lists=None: output.logits.sum(),
     )
-    return calls[0][len(lists) :].tolist()
+    return [part.tolist() for part in calls[0].split(len(lists))]
 
 
 def test_a_list_has_its_own_perturbation() -> None:
     everyone, keys = list(range(40)), [7919 * number for number in range(40)]
-    whole = perturbed_of(keys, everyone, step=3)
+
+    def perturbed(keys: list[int] | None, lists: list[int], *, step: int = 3, seed: int = 0) -> list[list[int]]:
+        return given_to_passes(two_passes(Perturbed(), seed=seed), keys, lists, step=step)[1]
+
+    whole = perturbed(keys, everyone)
     chosen = [31, 2, 17, 5]
-    assert perturbed_of([keys[number] for number in chosen], chosen, step=3) == [whole[number] for number in chosen]
-    assert perturbed_of(keys, everyone, step=4) != whole
-    assert perturbed_of(keys, everyone, step=3, seed=1) != whole
+    assert perturbed([keys[number] for number in chosen], chosen) == [whole[number] for number in chosen]
+    assert perturbed(keys, everyone, step=4) != whole
+    assert perturbed(keys, everyone, seed=1) != whole
     # Without keys the row is the key.
-    assert perturbed_of(None, everyone, step=3) == perturbed_of(everyone, everyone, step=3)
+    assert perturbed(None, everyone) == perturbed(everyone, everyone)
+
+
+def test_perturbed_passes_draw_independently() -> None:
+    """Three passes of one kind: each pair of them agrees on about a seventh of 400 lists of eight, no more."""
+    passes = (Pass("first"), *(Pass(str(number), Perturbed()) for number in range(3)))
+    objective = PrincipledObjective(passes, task_loss_on=("first", "0", "1", "2"))
+    _, *orders = given_to_passes(objective, None, list(range(400)))
+    for one, other in itertools.combinations(orders, 2):
+        same = sum(a == b for a, b in zip(one, other, strict=True))
+        assert abs(same - 400 / 7) < 4 * math.sqrt(400 * 6 / 49)
+    # A nested perturbation draws twice: a swap of a swap of the same pair would be no change.
+    _, twice = given_to_passes(two_passes(Perturbed(of=Perturbed())), None, list(range(400)))
+    unchanged = twice.count(list(range(8)))
+    assert abs(unchanged - 400 / 7) < 4 * math.sqrt(400 * 6 / 49)
 
 
 # ------------------------------------------------------------------------------------------------------ cost of a step
 
 
-@pytest.mark.parametrize("passes", ["first", "every"])
-@pytest.mark.parametrize("gradient", ["hard", "softsort"])
-@pytest.mark.parametrize("fraction", [1.0, 0.5])
-@pytest.mark.parametrize("order", ["initial", "own"])
-@pytest.mark.parametrize("w2", [0.0, 1.0])
-@pytest.mark.parametrize("w1", [0.0, 1.0])
-def test_at_most_two_encoder_calls(
-    w1: float, w2: float, order: str, fraction: float, gradient: str, passes: str
-) -> None:
-    options: dict[str, Any] = {"convergence_weight": w1, "adversarial_weight": w2}
-    if w1 or w2:
-        options |= {"consistency_fraction": fraction, "task_loss_passes": passes}
-    if w2:
-        options["perturbed_order"] = order
-    if w1 or (w2 and order == "own"):
-        options["ranking_gradient"] = gradient
-    _, scorer = run(PrincipledObjective(**options))
-    drawn = LISTS if fraction == 1 else 2
-    first = LISTS + (drawn if w2 and order == "initial" else 0)
-    second = drawn * (bool(w1) + bool(w2 and order == "own"))
-    assert [len(orders) for orders in scorer.calls] == [first] + [second] * bool(second)
-    assert scorer.calls[0][:LISTS].equal(POSITIONS)
-    if second:
-        assert scorer.calls[1].is_floating_point() == (gradient == "softsort")
+@EVERY_CASE
+def test_at_most_two_encoder_calls(objective: PrincipledObjective) -> None:
+    """Passes that depend on no score ride with the first, the others together; fresh masks need their own call."""
+    _, scorer = run(objective)
+    drawn = len(drawn_lists(scorer))
+    later = objective.passes[1:]
+    with_first = [entry for entry in later if base_of(entry.order) == "given" and entry.dropout == "shared"]
+    calls = {(base_of(entry.order) != "given", entry.dropout) for entry in later} - {(False, "shared")}
+    assert len(scorer.calls) == 1 + len(calls)
+    assert len(scorer.calls) <= 2 or {entry.dropout for entry in later} == {"shared", "fresh"}
+    assert len(scorer.calls[0].orders) == LISTS + drawn * len(with_first)
+    assert sum(len(call.orders) for call in scorer.calls) == LISTS + drawn * len(later)
+    assert scorer.calls[0].orders[:LISTS].equal(POSITIONS)
+    assert not scorer.calls[0].fresh
+    for call in scorer.calls[1:]:
+        entries = [entry for entry in later if (entry.dropout == "fresh") == call.fresh and entry not in with_first]
+        assert call.orders.is_floating_point() == any(isinstance(base_of(entry.order), Soft) for entry in entries)
 
 
 # --------------------------------------------------------------------------------------------- a fraction of the lists
@@ -672,25 +676,24 @@ def test_at_most_two_encoder_calls(
     [(1e-9, 1), (0.1, 1), (0.25, 1), (0.375, 2), (0.5, 2), (0.6, 2), (0.7, 3), (0.87, 3), (0.9, 4), (1.0, 4)],
 )
 def test_number_of_lists_drawn(fraction: float, count: int) -> None:
-    """``max(1, round(f * 4))``; ``test_value_of_every_option`` checks that a term is the mean over these."""
-    _, scorer = run(PrincipledObjective(consistency_fraction=fraction))
-    lists = drawn_lists(scorer)
-    assert len(lists) == count
-    assert [len(orders) for orders in scorer.calls] == [LISTS + count, count]
+    """``max(1, round(f * 4))``; ``test_values`` checks that a term is the mean over these."""
+    _, scorer = run(replace(SCALED, fraction=fraction))
+    assert len(drawn_lists(scorer)) == count
+    assert [len(call.orders) for call in scorer.calls] == [LISTS + count, count]
 
 
 def test_a_drawn_list_is_perturbed_as_ever() -> None:
     """At each of 20 steps, as where all lists are drawn; so its draws are its own, not those of its new row."""
     for step in range(20):
-        whole = shown_third(PrincipledObjective(), step=step)
-        _, scorer = run(PrincipledObjective(consistency_fraction=0.5).at(step=step))
+        whole = perturbed_orders(SCALED, step=step)["third"]
+        _, scorer = run(replace(SCALED, fraction=0.5).at(step=step))
         lists = drawn_lists(scorer)
-        part = plain(scorer.calls[0][LISTS:], lists)
+        part = plain(scorer.calls[0].orders[LISTS:], lists)
         assert [part[number] for number in lists] == [whole[number] for number in lists], step
 
 
 def test_lists_are_drawn_without_looking_at_them() -> None:
-    objective = PrincipledObjective(consistency_fraction=0.5).at(step=5)
+    objective = replace(SCALED, fraction=0.5).at(step=5)
     _, scorer = run(objective)
     other = Scorer()
     with torch.no_grad():
@@ -704,12 +707,13 @@ def test_a_fraction_is_unbiased() -> None:
 
     With f = .375 of four lists two are drawn: dividing their sum by f * 4 = 1.5 would be a third too much.
     """
-    steps, objective = 400, PrincipledObjective(consistency_fraction=0.375)
-    found: dict[str, list[float]] = {"convergence_loss": [], "adversarial_loss": [], "slope": []}
+    steps, objective = 400, replace(SCALED, fraction=0.375)
+    terms = ("convergence_loss", "adversarial_loss")
+    found: dict[str, list[float]] = {name: [] for name in (*terms, "slope")}
     drawn = [0] * LISTS
     for step in range(steps):
         losses, scorer = run(objective.at(step=step))
-        for name in TERMS[:2]:
+        for name in terms:
             found[name].append(losses[name].item())
         (slope,) = torch.autograd.grad(losses["convergence_loss"], scorer.effect)
         found["slope"].append(slope[1].item())
@@ -718,25 +722,25 @@ def test_a_fraction_is_unbiased() -> None:
     assert all(abs(count - steps / 2) < 4 * math.sqrt(steps / 4) for count in drawn)
 
     # All lists and, list by list, all swaps of neighbours.
-    swaps = [sorted(reachable("adjacent_swap", 1, row)) for row in GIVEN]
-    alone = [
-        [
-            expected(Choices(lists=[number]), [list(swap) if number == n else row for n, row in enumerate(GIVEN)])
-            for swap in swaps[number]
-        ]
-        for number in range(LISTS)
-    ]
+    alone = []
+    for number in range(LISTS):
+        swaps = sorted(reachable("adjacent_swap", 1, GIVEN[number]))
+        others = [{"third": [list(swap) if number == n else row for n, row in enumerate(GIVEN)]} for swap in swaps]
+        alone.append([expected(SCALED, perturbed, [number]) for perturbed in others])
 
     def of_the_batch(name: str) -> float:
         return sum(sum(entry[name] for entry in entries) / len(entries) for entries in alone) / LISTS
 
     up, down = (
-        expected(Choices(), GIVEN, effect=[x + by * (place == 1) for place, x in enumerate(EFFECT)])[
-            "convergence_loss"
-        ]
+        expected(
+            SCALED,
+            {"third": GIVEN},
+            list(range(LISTS)),
+            effect=[x + by * (place == 1) for place, x in enumerate(EFFECT)],
+        )["convergence_loss"]
         for by in (1e-5, -1e-5)
     )
-    truth = {name: of_the_batch(name) for name in TERMS[:2]} | {"slope": (up - down) / 2e-5}
+    truth = {name: of_the_batch(name) for name in terms} | {"slope": (up - down) / 2e-5}
     for name, values in found.items():
         mean = sum(values) / steps
         error = math.sqrt(sum((x - mean) ** 2 for x in values) / (steps - 1) / steps)
@@ -744,7 +748,7 @@ def test_a_fraction_is_unbiased() -> None:
         assert abs(mean * 2 / 1.5 - truth[name]) > 4 * error * 2 / 1.5, name
 
 
-# -------------------------------------------------------------------------------------------------- steps and settings
+# ------------------------------------------------------------------------------------------------- steps and factors
 
 
 @pytest.mark.parametrize(
@@ -763,156 +767,189 @@ def test_a_fraction_is_unbiased() -> None:
 @pytest.mark.parametrize("preset", ["scaled", "reference"])
 def test_weights_rise_in_a_straight_line(preset: str, warmup: float, step: int, share: float) -> None:
     """Of 8 steps; all weights, not the task losses, and not the terms that are logged."""
-    losses, _ = run(PrincipledObjective(preset, consistency_warmup=warmup).at(step=step, steps=8))
-    row = REFERENCE if preset == "reference" else {}
-    written_out = expected(Choices(**row), shown_third(PrincipledObjective(preset), step=step), ramp=share)
-    assert {name: value.item() for name, value in losses.items()} == pytest.approx(written_out, rel=1e-9)
+    objective = replace(PRESETS[preset], warmup=warmup)
+    perturbed = perturbed_orders(PRESETS[preset], step=step)
+    written_out = expected(objective, perturbed, list(range(LISTS)), factors=lambda term: share)
+    for keys in (None, KEYS):
+        losses, _ = run(objective.at(step=step, steps=8, list_keys=keys))
+        assert values_of(losses) == pytest.approx(written_out, rel=1e-6 if keys is not None else 1e-9)
+
+
+def test_the_share_of_a_warmup_lies_on_the_device_of_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a step copies nothing there, and torch.compile does not compile again for every number."""
+    monkeypatch.setattr(
+        objective_module, "step_keys", lambda keys, **_: keys
+    )  # integers on meta take seconds to start
+    ramp = replace(SCALED, warmup=0.5).at(step=1, steps=8, list_keys=KEYS.to("meta")).keywords["ramp"]
+    assert (ramp.shape, ramp.dtype, ramp.device.type) == ((), torch.float32, "meta")
+    ramp = replace(SCALED, warmup=0.5).at(step=1, steps=8, list_keys=KEYS).keywords["ramp"]
+    assert ramp.item() == 0.25
 
 
 def test_a_warmup_needs_the_number_of_steps() -> None:
-    with pytest.raises(InputError, match="consistency_warmup the objective needs the number of steps"):
-        PrincipledObjective(consistency_warmup=0.1).at(step=3)
+    with pytest.raises(InputError, match="with warmup the objective needs the number of steps"):
+        replace(SCALED, warmup=0.1).at(step=3)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_factors_scale_the_terms_of_a_step(as_tensor: bool) -> None:
+    """Each its own term, in the loss and its gradient, besides the warm-up; terms are logged without; none: 1."""
+    factors = {"convergence": 0.25, "cross": 3.0}
+    given = {name: torch.tensor(factor) if as_tensor else factor for name, factor in factors.items()}
+    objective = replace(REFERENCE, warmup=1.0)
+    losses, scorer = run(objective.at(step=4, steps=8, factors=given))
+    perturbed, everyone = perturbed_orders(REFERENCE, step=4), list(range(LISTS))
+    scaled = expected(REFERENCE, perturbed, everyone, factors=lambda term: {**factors, "adversarial": 1.0}[term] * 0.5)
+    assert values_of(losses) == pytest.approx(scaled, rel=1e-9)
+    slopes = torch.autograd.grad(losses["loss"], scorer.quality)[0][MASK]
+    weights = {"convergence": 0.25 * 0.5, "adversarial": 0.5, "cross": 3.0 * 0.5}
+    losses, scorer = run(
+        replace(REFERENCE, terms=tuple(replace(term, weight=weights[term.name]) for term in REFERENCE.terms)).at(
+            step=4
+        )
+    )
+    torch.testing.assert_close(slopes, torch.autograd.grad(losses["loss"], scorer.quality)[0][MASK])
+
+
+def test_a_factor_of_no_term_is_refused() -> None:
+    with pytest.raises(InputError, match=r"no term 'convergense'.*adversarial; did you mean 'convergence'"):
+        SCALED.at(step=0, factors={"convergense": 0.5})
+    with pytest.raises(InputError, match="the terms are none"):
+        PRESETS["augmentation"].at(step=0, factors={"convergence": 0.5})
 
 
 def test_at_changes_the_draws_alone() -> None:
-    objective = PrincipledObjective("paper", seed=4)
-    later = objective.at(step=12, steps=20, list_keys=torch.tensor([1, 2, 3, 4]))
+    objective, keys = replace(PRESETS["paper"], seed=4), torch.tensor([1, 2, 3, 4])
+    later = objective.at(step=12, steps=20, list_keys=keys)
     assert isinstance(later, functools.partial)
     assert later.func is objective
     losses, scorer = run(later)
-    third = plain(scorer.calls[0][LISTS:], list(range(LISTS)))
-    assert {name: value.item() for name, value in losses.items()} == pytest.approx(
-        expected(Choices(**PAPER), third), rel=1e-9
-    )
-    assert third == shown_third(objective, step=12, list_keys=torch.tensor([1, 2, 3, 4]))
+    third = plain(scorer.calls[0].orders[LISTS:], list(range(LISTS)))
+    written_out = expected(PRESETS["paper"], {"third": third}, list(range(LISTS)))
+    assert values_of(losses) == pytest.approx(written_out, rel=1e-9)
+    assert {"third": third} == perturbed_orders(objective, step=12, list_keys=keys)
 
 
 def test_settings_are_plain() -> None:
-    settings = PrincipledObjective("paper", seed=3).settings()
-    assert json.loads(json.dumps(settings)) == {
-        "preset": "paper",
-        "convergence_weight": 1.0,
-        "adversarial_weight": 1.0,
-        "cross_weight": 0.0,
-        "consistency_space": "probability",
-        "consistency_positions": "input",
-        "consistency_reduction": "sum",
-        "task_loss_passes": "first",
-        "perturbed_order": "initial",
-        "perturbation": "adjacent_swap",
-        "perturbation_strength": 1.0,
-        "ranking_gradient": "hard",
-        "temperature": None,
-        "sinkhorn": None,
-        "straight_through": False,
-        "stop_gradient": "none",
-        "consistency_fraction": 1.0,
-        "consistency_warmup": 0.0,
-        "task_loss": "binary_log_loss",
+    objective = preset_objective("reference", adversarial_weight=3, convergence_weight=0, warmup=0.5, seed=3)
+    objective = replace(objective, passes=(Pass("first"), Pass("third", Perturbed(of=Soft(sinkhorn=2)), "fresh")))
+    soft = {"relaxation": "softsort", "temperature": 1.0, "sinkhorn": 2, "straight_through": False}
+    perturbed = {"kind": "adjacent_swap", "of": {"soft": soft}, "strength": 1}
+    assert json.loads(json.dumps(objective.settings())) == {
+        "passes": [
+            {"name": "first", "order": "given", "dropout": "shared"},
+            {"name": "third", "order": {"perturbed": perturbed}, "dropout": "fresh"},
+        ],
+        "terms": [
+            {
+                "name": "adversarial",
+                "first": "first",
+                "second": "third",
+                "weight": 3,
+                "space": "output",
+                "positions": "output",
+                "reduction": "mean",
+                "stop_gradient": None,
+            }
+        ],
+        "task_loss_on": ["first", "third"],
+        "task_loss": "own",
+        "fraction": 1.0,
+        "warmup": 0.5,
         "seed": 3,
     }
 
 
-@EVERY_CASE
-def test_settings_make_the_same_objective(options: dict[str, Any], row: dict[str, Any]) -> None:
-    objective = PrincipledObjective(**options)
-    again = PrincipledObjective(**objective.settings())
-    assert again == objective
-    assert {name: value.item() for name, value in run(again)[0].items()} == {
-        name: value.item() for name, value in run(objective)[0].items()
-    }
+def test_settings_tell_objectives_apart() -> None:
+    """Two objectives with the same settings are equal, so that a results file says what was trained on."""
+    objectives = [*CASES.values(), replace(SCALED, seed=1), replace(SCALED, warmup=0.1)]
+    by_settings = {json.dumps(objective.settings()): objective for objective in objectives}
+    assert all(by_settings[json.dumps(objective.settings())] == objective for objective in objectives)
+    assert len(by_settings) > len(objectives) - 5, "few of the cases are the same in other words"
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
 
-BOTH_OFF = {"convergence_weight": 0.0, "adversarial_weight": 0.0}
-CHANGES_NOTHING = "changes nothing with convergence_weight=0 and adversarial_weight=0"
-NOT_PERTURBED = "changes nothing with adversarial_weight=0, where nothing is perturbed"
-SOFT_ONLY = "belongs to a soft order: set ranking_gradient to softsort or neuralsort"
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "preset": ({"preset": "sclaed"}, "preset 'sclaed': expected one of scaled, paper, .*did you mean 'scaled'"),
-    "space": ({"consistency_space": "probabilty"}, "consistency_space is 'probabilty'.*did you mean 'probability'"),
-    "positions": ({"consistency_positions": "inputs"}, "consistency_positions is 'inputs'.*did you mean 'input'"),
-    "reduction": ({"consistency_reduction": "avg"}, "is 'avg': expected one of sum, mean, weighted_mean$"),
-    "passes": ({"task_loss_passes": "evry"}, "task_loss_passes is 'evry': .*did you mean 'every'"),
-    "order": ({"perturbed_order": "intial"}, "perturbed_order is 'intial': .*did you mean 'initial'"),
-    "relaxation": ({"ranking_gradient": "softsrt"}, "ranking_gradient is 'softsrt': .*did you mean 'softsort'"),
-    "stop": ({"stop_gradient": "frist"}, "stop_gradient is 'frist': .*did you mean 'first'"),
-    "task loss": ({"task_loss": "binary_logloss"}, "task_loss is 'binary_logloss'.*did you mean 'binary_log_loss'"),
-    "unresolved": ({"task_loss": "own"}, "task_loss is 'own': expected one of binary_log_loss"),
-    "perturbation": ({"perturbation": "adjacent_swp"}, "perturbation 'adjacent_swp'.*did you mean 'adjacent_swap'"),
-    "negative": ({"convergence_weight": -1.0}, "convergence_weight is -1.0: expected a finite number, at least 0"),
-    "nan": ({"adversarial_weight": math.nan}, "adversarial_weight is nan"),
-    "infinite": ({"cross_weight": math.inf}, "cross_weight is inf"),
-    "no swap": ({"perturbation_strength": 0}, "perturbation_strength of adjacent_swap is 0: .*from 1 to"),
-    "half a swap": ({"perturbation_strength": 1.5}, "adjacent_swap is 1.5: expected a whole number from 1 to 1000"),
-    "half a window": (
-        {"perturbation": "window_shuffle", "perturbation_strength": 2.5},
-        "perturbation_strength of window_shuffle is 2.5: expected a whole number",
+FIRST, OTHER = Pass("first"), Pass("other", "own")
+
+
+def of(*passes: Pass, terms: tuple[Term, ...] = (), **fields: Any) -> Callable[[], PrincipledObjective]:
+    return lambda: PrincipledObjective(passes, terms, **fields)
+
+
+def term(**fields: Any) -> Callable[[], PrincipledObjective]:
+    return lambda: two_passes("own", term=fields)
+
+
+def order(make: Callable[[], Any]) -> Callable[[], PrincipledObjective]:
+    return lambda: two_passes(make())
+
+
+def changed(**fields: Any) -> Callable[[], PrincipledObjective]:
+    return lambda: replace(SCALED, **fields)
+
+
+BOTH = ("first", "other")
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "two passes of a name": (of(FIRST, OTHER, OTHER), "two passes are named 'other': give each a name of its own"),
+    "two terms of a name": (
+        of(FIRST, OTHER, terms=(Term("term", *BOTH), Term("term", "other", "first"))),
+        "two terms are named 'term'",
     ),
-    "no noise": (
-        {"perturbation": "score_noise", "perturbation_strength": 0.0},
-        "perturbation_strength of score_noise is 0.0: expected a number above 0",
+    "unknown pass in a term": (
+        of(FIRST, OTHER, terms=(Term("term", "first", "othr"),), task_loss_on=BOTH),
+        "there is no pass 'othr': the passes are first, other; did you mean 'other'",
     ),
-    "endless noise": ({"perturbation": "score_noise", "perturbation_strength": math.inf}, "score_noise is inf"),
-    "cross without P1": ({"cross_weight": 1.0, "convergence_weight": 0.0}, "cross_weight=1.0 .* must both be above 0"),
-    "cross without P2": ({"cross_weight": 1.0, "adversarial_weight": 0.0}, "cross_weight=1.0 .* must both be above 0"),
-    "temperature": ({"temperature": 1.0}, f"temperature=1.0 {SOFT_ONLY}"),
-    "sinkhorn": ({"sinkhorn": 2}, f"sinkhorn=2 {SOFT_ONLY}"),
-    "straight through": ({"straight_through": True}, f"straight_through=True {SOFT_ONLY}"),
-    "cold": (
-        {"ranking_gradient": "softsort", "temperature": 0.0},
-        "temperature is 0.0: expected a number of at least 1e-06",
+    "unknown pass with a task loss": (of(FIRST, OTHER, task_loss_on=("first", "second")), "there is no pass 'second'"),
+    "unused pass": (of(FIRST, OTHER), "the pass 'other' is in no term and not in task_loss_on: leave it out"),
+    "term of a pass with itself": (
+        lambda: Term("term", "first", "first"),
+        "the term 'term' compares 'first' with itself: name two passes",
     ),
-    "hot": ({"ranking_gradient": "softsort", "temperature": math.inf}, "temperature is inf"),
-    "sinkhorn below 0": ({"ranking_gradient": "neuralsort", "sinkhorn": -1}, "sinkhorn is -1: .*at least 0"),
-    "soft, order never shown": (
-        {"ranking_gradient": "softsort", "convergence_weight": 0.0},
-        "ranking_gradient='softsort' changes nothing where the model is never shown its own order",
+    "no pass": (of(), r"the first pass must score the given order .*Pass\('first', 'given'\)"),
+    "first pass of another order": (of(OTHER), "the first pass must score the given order"),
+    "first pass with fresh masks": (of(Pass("first", dropout="fresh")), "the first pass must .* with shared dropout"),
+    "no task loss": (of(FIRST, OTHER, terms=(Term("term", *BOTH),), task_loss_on=()), "task_loss_on is empty"),
+    "order": (
+        order(lambda: "onw"),
+        r"order of a pass is 'onw': .*'own', Perturbed\(...\) or Soft.*did you mean 'own'",
     ),
-    "soft, nothing on": (
-        {"preset": "none", "ranking_gradient": "neuralsort"},
-        "ranking_gradient='neuralsort' changes nothing where the model is never shown its own order",
-    ),
-    "soft, cut off": (
-        {"ranking_gradient": "softsort", "stop_gradient": "second"},
-        "stop_gradient='second' cuts it off: choose one of them",
-    ),
-    "lambda": ({"task_loss": "lambda_loss"}, "lambda_loss has no probabilities: .*consistency_space='logit'"),
-    "no list": ({"consistency_fraction": 0.0}, "consistency_fraction is 0.0: expected a share above 0, at most 1"),
-    "more than all": ({"consistency_fraction": 1.01}, "consistency_fraction is 1.01"),
-    "nan lists": ({"consistency_fraction": math.nan}, "consistency_fraction is nan"),
-    "warmup below 0": ({"consistency_warmup": -0.1}, "consistency_warmup is -0.1: expected a share from 0 to 1"),
-    "warmup above 1": ({"consistency_warmup": 1.5}, "consistency_warmup is 1.5"),
-    "warmup in nan": ({"consistency_warmup": math.nan}, "consistency_warmup is nan"),
+    "order in words": (order(lambda: "softsort"), "order of a pass is 'softsort'"),
+    "perturbed of a word": (order(lambda: Perturbed(of="intial")), "order of a pass is 'intial'"),
+    "dropout": (lambda: Pass("x", dropout="frsh"), "dropout of a pass is 'frsh': .*did you mean 'fresh'"),
+    "space": (term(space="probabilty"), "space of the term 'term' is 'probabilty'.*did you mean 'probability'"),
+    "positions": (term(positions="inputs"), "positions of the term 'term' is 'inputs'.*did you mean 'input'"),
+    "reduction": (term(reduction="avg"), "reduction of the term 'term' is 'avg': expected one of 'sum', 'mean', "),
+    "stop": (term(stop_gradient="frist"), "stop_gradient of the term 'term' is 'frist': .*did you mean 'first'"),
+    "negative weight": (term(weight=-1.0), "weight of the term 'term' is -1.0: expected a number of at least 0"),
+    "nan weight": (term(weight=math.nan), "weight of the term 'term' is nan"),
+    "infinite weight": (term(weight=math.inf), "weight of the term 'term' is inf"),
+    "weight in words": (term(weight="10"), "weight of the term 'term' is '10'"),
+    "yes as a weight": (term(weight=True), "weight of the term 'term' is True"),
+    "task loss": (changed(task_loss="binary_logloss"), "'binary_logloss'.*did you mean 'binary_log_loss'"),
+    "lambda": (changed(task_loss="lambda_loss"), "lambda_loss has no probabilities: .*space='logit'"),
+    "no list": (changed(fraction=0.0), "fraction is 0.0: expected a number above 0, at most 1"),
+    "more than all": (changed(fraction=1.01), "fraction is 1.01"),
+    "nan lists": (changed(fraction=math.nan), "fraction is nan"),
+    "lists in words": (changed(fraction="0.5"), "fraction is '0.5'"),
+    "warmup below 0": (changed(warmup=-0.1), "warmup is -0.1: expected a fraction of the steps, from 0 to 1"),
+    "warmup above 1": (changed(warmup=1.5), "warmup is 1.5"),
+    "warmup in nan": (changed(warmup=math.nan), "warmup is nan"),
+    "half a seed": (changed(seed=0.5), "seed is 0.5: expected a whole number"),
+    "perturbation": (lambda: Perturbed("adjacent_swp"), "perturbation 'adjacent_swp'.*did you mean 'adjacent_swap'"),
+    "half a swap": (lambda: Perturbed(strength=1.5), "adjacent_swap is 1.5: expected a whole number from 1 to 1000"),
+    "relaxation": (lambda: Soft("softsrt"), "relaxation 'softsrt': .*did you mean 'softsort'"),
+    "sinkhorn below 0": (lambda: Soft("neuralsort", sinkhorn=-1), "sinkhorn is -1: .*at least 0"),
+    "cold": (lambda: Soft(temperature=0.0), "temperature is 0.0: expected a number of at least 1e-06"),
 }
 REFUSED |= {
-    f"{name} with both weights 0": ({**BOTH_OFF, name: value}, f"{name}={value!r} {CHANGES_NOTHING}")
-    for name, value in {
-        "consistency_space": "logit",
-        "consistency_positions": "output",
-        "consistency_reduction": "sum",
-        "consistency_fraction": 0.5,
-        "consistency_warmup": 0.5,
-        "task_loss_passes": "every",
-        "stop_gradient": "first",
-    }.items()
-}
-REFUSED |= {
-    f"{name} without P2": ({"adversarial_weight": 0.0, name: value}, f"{name}={value!r} {NOT_PERTURBED}")
-    for name, value in {"perturbation": "random_swap", "perturbation_strength": 2, "perturbed_order": "own"}.items()
+    f"a term named {name}": (lambda name=name: Term(name, *BOTH), f"a term is named '{name}', as the task losses are")
+    for name in ("task", "further_task")
 }
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_refused(options: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        PrincipledObjective(**options)
+        make()
     assert "\n" not in str(caught.value)
-
-
-def test_lambda_loss_alone_needs_no_space() -> None:
-    losses, scorer = run(PrincipledObjective("none", task_loss="lambda_loss"))
-    assert losses.keys() == {"loss", "task_loss"}
-    assert torch.equal(losses["loss"], losses["task_loss"])
-    assert len(scorer.calls) == 1

@@ -12,13 +12,13 @@ from scipy.stats import chisquare, norm
 from hf_rerank.errors import InputError
 from hf_rerank.principled.orders import (
     PERTURBATIONS,
+    keyed_draws,
     keyed_perturb,
-    keyed_uniform,
     order_from_positions,
     perturb,
     positions_from_scores,
     step_keys,
-    swap_neighbours,
+    swap_adjacent,
 )
 
 WORD = 2**64
@@ -83,23 +83,23 @@ def test_order_is_the_inverse() -> None:
     assert torch.equal(order_from_positions(order), positions)
 
 
-def test_swap_neighbours_by_hand() -> None:
+def test_swap_adjacent_by_hand() -> None:
     positions = torch.tensor([[2, 0, 1, 3], [0, 1, 2, 3], [1, 0, 2, 3]])
     place = torch.tensor([0, 2, 1])
-    assert swap_neighbours(positions, place).tolist() == [[2, 1, 0, 3], [0, 1, 3, 2], [2, 0, 1, 3]]
+    assert swap_adjacent(positions, place).tolist() == [[2, 1, 0, 3], [0, 1, 3, 2], [2, 0, 1, 3]]
     # With three, four and two real items, there is nothing at place 2 of the third list.
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]).bool()
-    assert swap_neighbours(positions, place, mask).tolist() == [[2, 1, 0, 3], [0, 1, 3, 2], [1, 0, 2, 3]]
-    assert swap_neighbours(positions, torch.tensor(1), mask).tolist() == [[1, 0, 2, 3], [0, 2, 1, 3], [1, 0, 2, 3]]
+    assert swap_adjacent(positions, place, mask).tolist() == [[2, 1, 0, 3], [0, 1, 3, 2], [1, 0, 2, 3]]
+    assert swap_adjacent(positions, torch.tensor(1), mask).tolist() == [[1, 0, 2, 3], [0, 2, 1, 3], [1, 0, 2, 3]]
 
 
 @pytest.mark.parametrize("place", [-1, -2, 2, 3, 4, 99])
-def test_swap_neighbours_past_either_end(place: int) -> None:
+def test_swap_adjacent_past_either_end(place: int) -> None:
     """Four slots, three items: there is a pair at the places 0 and 1 only."""
     positions, mask = torch.tensor([[3, 2, 0, 1], [1, 0, 2, 3]]), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]]).bool()
     for given in (torch.tensor(place), torch.tensor([place, place])):
-        assert swap_neighbours(positions, given, mask).tolist() == positions.tolist()
-    moved = swap_neighbours(positions, torch.tensor([place, 1]), mask)
+        assert swap_adjacent(positions, given, mask).tolist() == positions.tolist()
+    moved = swap_adjacent(positions, torch.tensor([place, 1]), mask)
     assert moved.tolist() == [[3, 2, 0, 1], [2, 0, 1, 3]]
 
 
@@ -293,8 +293,8 @@ def test_perturb_refuses(options: dict, message: str) -> None:
         perturb(torch.arange(3)[None], **options)
 
 
-def uniform(key: int, count: int, *, seed: int = 0, step: int = 0) -> list[float]:
-    """The draws of (seed, step, key) in Python's integers: splitmix64's counter and finaliser, then 53 bits."""
+def drawn(key: int, count: int, *, seed: int = 0, step: int = 0) -> list[int]:
+    """The draws of (seed, step, key) in Python's integers: splitmix64's counter and finaliser, upper 32 bits."""
     state = key + seed * 0x632BE59BD9B4E019 + step * 0x2545F4914F6CDD1D
     draws = []
     for number in range(count):
@@ -302,7 +302,7 @@ def uniform(key: int, count: int, *, seed: int = 0, step: int = 0) -> list[float
         z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % WORD
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB % WORD
         z ^= z >> 31
-        draws.append((z >> 11) / 2**53)
+        draws.append(z >> 32)
     return draws
 
 
@@ -312,17 +312,17 @@ def test_keyed_draws_are_splitmix64(seed: int, step: int) -> None:
     keys = [0, -1, -(2**63), 2**63 - 1, *(draw.randrange(-(2**63), 2**63) for _ in range(100))]
     given = step_keys(torch.tensor(keys), seed=seed, step=step)
     assert given.dtype == torch.int64
-    found = keyed_uniform(given, 9)
-    assert found.dtype == torch.float64
-    assert found.tolist() == [uniform(key, 9, seed=seed, step=step) for key in keys]
-    assert keyed_uniform(given, 0).shape == (104, 0)
+    found = keyed_draws(given, 9)
+    assert found.dtype == torch.int64
+    assert found.tolist() == [drawn(key, 9, seed=seed, step=step) for key in keys]
+    assert keyed_draws(given, 0).shape == (104, 0)
 
 
 def test_keyed_draws_have_published_values() -> None:
     """Of splitmix64 with the seed 1234567, whose first output is the finaliser of the seed plus one increment."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    found = keyed_uniform(torch.tensor([1234567]), 5)[0, 1:].tolist()
-    assert found == [(number >> 11) / 2**53 for number in published]
+    found = keyed_draws(torch.tensor([1234567]), 5)[0, 1:].tolist()
+    assert found == [number >> 32 for number in published]
 
 
 def test_keyed_swap_is_the_documented_draw() -> None:
@@ -331,17 +331,17 @@ def test_keyed_swap_is_the_documented_draw() -> None:
     positions = torch.arange(9).repeat(200, 1)
     for seed, step in ((0, 0), (42, 7), (-3, 10**9), (2**70, 12)):
         after = keyed_perturb(positions, None, step_keys(torch.tensor(keys), seed=seed, step=step))
-        assert upper_places(positions, after) == [int(8 * uniform(key, 1, seed=seed, step=step)[0]) for key in keys]
+        assert upper_places(positions, after) == [8 * drawn(key, 1, seed=seed, step=step)[0] // 2**32 for key in keys]
 
 
 @pytest.mark.parametrize("strength", [0.3, 1, 4.5])
 def test_score_noise_against_scipy(strength: float) -> None:
-    """Slot i's noise is the normal quantile of draw i; half a step of 2**-53 keeps it finite."""
+    """Slot i's noise is the normal quantile of the upper 23 bits of draw i; half a step keeps it finite."""
     positions, mask = ragged(13)
     keys = random_keys(14, 90)
     after = keyed_perturb(positions, mask, keys, kind="score_noise", strength=strength)
     for row, key in enumerate(keys.tolist()):
-        noise = strength * norm.ppf([draw + 2.0**-54 for draw in uniform(key, 8)])
+        noise = strength * norm.ppf([((draw >> 9) + 0.5) / 2**23 for draw in drawn(key, 8)])
         noisy = [-(place + error) for place, error in zip(positions[row].tolist(), noise, strict=True)]
         assert after[row].tolist() == sorted_positions(noisy, mask[row].tolist())
 
@@ -362,9 +362,9 @@ def test_score_noise_is_in_places(strength: float) -> None:
 
 def test_smallest_draw_is_finite() -> None:
     """The key 0 draws 0 first: its quantile would be minus infinity."""
-    assert keyed_uniform(torch.tensor([0]), 1).item() == 0.0
+    assert keyed_draws(torch.tensor([0]), 1).item() == 0
     after = keyed_perturb(torch.tensor([[2, 0, 1]]), None, torch.tensor([0]), kind="score_noise", strength=1e-3)
-    # 2**-54 is 8.2 standard deviations below the mean: nothing moves by half a place.
+    # 2**-24 is 5.3 standard deviations below the mean: nothing moves by half a place.
     assert after.tolist() == [[2, 0, 1]]
 
 
@@ -427,7 +427,7 @@ def test_keyed_swap_is_uniform_over_pairs(varied: str) -> None:
 
 def test_draws_of_one_list_make_no_pattern() -> None:
     """The second draw is uniform whatever the first is: 36 cells over 6000 neighbouring keys."""
-    first, second = (keyed_uniform(torch.arange(6000), 2) * 6).long().unbind(-1)
+    first, second = (keyed_draws(torch.arange(6000), 2) * 6 >> 32).unbind(-1)
     cells = (6 * first + second).tolist()
     assert chisquare([cells.count(cell) for cell in range(36)]).pvalue > 0.001
 

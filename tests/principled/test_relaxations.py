@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_rerank.errors import InputError
 from hf_rerank.principled.orders import perturb, positions_from_scores
-from hf_rerank.principled.relaxations import RELAXATIONS, hard_order, moved_places, soft_order
+from hf_rerank.principled.relaxations import RELAXATIONS, hard_order, move_soft_order, soft_order
 
 Matrix = list[list[float]]
 GARBAGE = [math.nan, math.inf, -math.inf, torch.finfo(torch.float32).min, 1e30]
@@ -253,16 +253,16 @@ def test_moved_hard_order_is_that_of_the_moved_positions(kind: str) -> None:
         draws = torch.Generator().manual_seed(seed)
         moved = perturb(positions, mask, kind=kind, strength=2, generator=draws)
         assert not torch.equal(moved, positions)
-        assert torch.equal(moved_places(hard_order(positions), positions, moved), hard_order(moved))
+        assert torch.equal(move_soft_order(hard_order(positions), positions, moved), hard_order(moved))
 
 
 def test_moved_soft_order_by_hand() -> None:
     """Items at the places 2, 0, 1; the last two change places, so the last two columns do."""
     order = torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [0.3, 0.5, 0.2]])
-    found = moved_places(order, torch.tensor([2, 0, 1]), torch.tensor([1, 0, 2]))
+    found = move_soft_order(order, torch.tensor([2, 0, 1]), torch.tensor([1, 0, 2]))
     assert found.tolist() == torch.tensor([[0.1, 0.7, 0.2], [0.6, 0.1, 0.3], [0.3, 0.2, 0.5]]).tolist()
     # All three move on: to the places 0, 1, 2 from 2, 0, 1. Place 0 now has what place 2 had, 1 what 0, 2 what 1.
-    found = moved_places(order, torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2]))
+    found = move_soft_order(order, torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2]))
     assert found.tolist() == torch.tensor([[0.7, 0.1, 0.2], [0.1, 0.6, 0.3], [0.2, 0.3, 0.5]]).tolist()
 
 
@@ -272,13 +272,13 @@ def test_moved_soft_order_is_a_permutation_of_columns() -> None:
     positions = positions_from_scores(scores, mask)
     moved = perturb(positions, mask, kind="random_swap", strength=5, generator=torch.Generator().manual_seed(11))
     order = soft_order(scores, mask)
-    found = moved_places(order, positions, moved)
+    found = move_soft_order(order, positions, moved)
     for row in range(len(scores)):
         for place in range(6):
             came_from = int(positions[row, moved[row].tolist().index(place)])
             assert torch.equal(found[row, :, place], order[row, :, came_from])
     leaf = order.clone().requires_grad_()
-    moved_places(leaf, positions, moved).sum().backward()
+    move_soft_order(leaf, positions, moved).sum().backward()
     assert torch.equal(leaf.grad, torch.ones_like(order))
 
 

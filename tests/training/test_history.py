@@ -25,7 +25,7 @@ from hf_rerank import (
     load_lists,
 )
 from hf_rerank.data.prm_public import prepare_prm_public
-from hf_rerank.data.simulator import PRMWorld, simulate_prm
+from hf_rerank.data.simulation import PRMWorld, simulate_prm
 from hf_rerank.training import streams
 from hf_rerank.training.encoded_lists import EncodedLists, ids_from_bytes
 from hf_rerank.training.streams import EncodedStream, collate_stream

@@ -1,4 +1,4 @@
-"""Cells of CSV that hold a list: JSON (``[1, 2]``), or values with something between them (``a|b|c``, ``N1-1 N2-0``)."""
+"""Cells of CSV that hold a list: JSON (``[1, 2]``), or values with separators (``a|b|c``, ``N1-1 N2-0``)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from hf_rerank.data.custom.columns import Where, item_columns_of, short
 from hf_rerank.data.custom.options import ReadOptions
+from hf_rerank.data.times import parse_times
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, ListSchema, Vector
 
@@ -52,7 +53,7 @@ def _separated(table: pa.Table, schema: ListSchema | None, options: ReadOptions,
     columns: dict[str, Any] = {}
     for name in table.column_names:
         text = pl.Series(name, table.column(name))
-        occurs = text.str.contains(separator, literal=True).any()
+        occurs = schema is None and text.str.contains(separator, literal=True).any() and not _are_times(text)
         if not (occurs if schema is None else name in item_columns_of(schema)):
             columns[name] = table.column(name)
             continue
@@ -64,8 +65,13 @@ def _separated(table: pa.Table, schema: ListSchema | None, options: ReadOptions,
     return pa.table({name: _arrow(c) if isinstance(c, pl.Series) else c for name, c in columns.items()})
 
 
+def _are_times(text: pl.Series) -> bool:
+    """A time may hold a space, too, which separates no values."""
+    return parse_times(text.drop_nulls().head(1_000)).nanoseconds is not None
+
+
 def _take_labels(columns: dict[str, Any], schema: ListSchema | None, sign: str, where: Where) -> None:
-    """Parts ``N1-1`` into the item N1 and its label 1; lists without labels, such as new ones, are left as they are."""
+    """Parts ``N1-1`` into the item N1 and its label 1; lists without labels, such as new ones, stay as they are."""
     label = DEFAULT_LABEL if schema is None else schema.label
     if label in columns:
         return

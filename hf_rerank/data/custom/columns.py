@@ -7,7 +7,7 @@ each column converted, so that an id is of one type everywhere: 007 in one file 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from hf_rerank.schema import Categorical, ListSchema
 # Where a row (from 0) of a table comes from, for messages.
 Where = Callable[[int], str]
 
-# Integers as Python writes them, since 007 and 7 are different ids; 12.0 is what pandas makes of 12 beside a missing id.
+# Integers as Python writes them, since 007 and 7 are different ids. Of 12 beside a missing id pandas makes 12.0.
 INTEGER = r"^(0|-?[1-9][0-9]{0,19})$"
 WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,19})\.0$"
 BOOLEAN = r"^([tT]rue|TRUE|[fF]alse|FALSE)$"
@@ -121,14 +121,16 @@ class Kinds:
         """Of CSV, what its cells look like; elsewhere text is text."""
         if not self.from_text:
             return replace(kind, values="text")
+        if role in (NUMBER, POSITION):  # whatever it looks like; whoever converts it says what is not a number
+            return replace(kind, values="number")
         cells = without_nulls(text, self.options).drop_nulls().unique()
         if not len(cells):
             return kind
         if cells.str.contains(BOOLEAN).all():
             return replace(kind, values="boolean")
-        whole = cells.str.strip_suffix(".0") if cells.str.contains(f"{INTEGER}|{WHOLE_NUMBER}").all() else None
-        if whole is not None:
-            low, high = _bounds(whole)
+        integers = f"{INTEGER}|{WHOLE_NUMBER}" if role == ID else INTEGER
+        if cells.str.contains(integers).all():
+            low, high = _bounds(cells.str.strip_suffix(".0"))
             if low >= -(2**63) and high < (2**64 if low >= 0 else 2**63):
                 return replace(kind, values="integer", low=low, high=high)
         if cells.str.strip_chars().cast(pl.Float64, strict=False).null_count() == 0:
@@ -146,7 +148,7 @@ def _bounds(integers: pl.Series) -> tuple[int, int]:
     lengths = integers.str.len_chars()
     longest = integers.filter(lengths >= 18).to_list()
     short = integers.filter(lengths < 18).cast(pl.Int64)
-    values = [int(text) for text in longest] + ([short.min(), short.max()] if len(short) else [])  # type: ignore[list-item]
+    values = [*map(int, longest), *([int(short.min()), int(short.max())] if len(short) else [])]  # type: ignore[arg-type]
     return min(values), max(values)
 
 
@@ -208,7 +210,7 @@ class Converter:
     """Gives columns the types that they have in all files.
 
     Args:
-        schema: Says which column holds numbers, positions or ids.
+        schema: Says which column holds numbers, positions or ids. None: values alone decide.
         kinds: Of all files.
         options: Of the readers.
         text_ids: Columns whose ids a model knows as text (True) or integers (False), whatever they look like.
@@ -217,14 +219,15 @@ class Converter:
 
     def __init__(
         self,
-        schema: ListSchema,
+        schema: ListSchema | None,
         kinds: Kinds,
         options: ReadOptions,
         text_ids: Mapping[str, bool] | None = None,
         counts: dict[str, int] | None = None,
     ) -> None:
         self.kinds, self.options = kinds, options
-        self.roles, self.text_ids = roles_of(schema), dict(text_ids or {})
+        self.roles, self.text_ids = {} if schema is None else roles_of(schema), dict(text_ids or {})
+        self.guessing = schema is None
         self.counts = {} if counts is None else counts
 
     def convert(self, table: pa.Table, where: Where) -> pa.Table:
@@ -272,7 +275,7 @@ class Converter:
             whole = kind.values == "number" and not kind.from_text
             return pa.int64() if whole else pa.string()
         if kind.from_text:
-            return pa.string()
+            return pa.float64() if self.guessing and kind.values == "number" else pa.string()
         return kind.type
 
     def _nested(self, name: str, column: pa.Array, depth: int, where: Where, rows: np.ndarray) -> pa.Array:
@@ -300,7 +303,11 @@ class Converter:
         return self.kinds.found[name].values == "number"
 
     def _of_text(self, name: str, text: pl.Series, wanted: pa.DataType, where: Where, rows: np.ndarray) -> pa.Array:
+        kind: Any = pl.Float64 if pa.types.is_floating(wanted) else pl.UInt64 if wanted == pa.uint64() else pl.Int64
         nulls = text.null_count()
+        found = text.cast(kind, strict=False)
+        if found.null_count() == nulls:  # nearly always
+            return found.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(wanted)
         text = without_nulls(text, self.options, numbers=True)
         self._count(f"cells of text read as missing in column {name}", text.null_count() - nulls)
         if pa.types.is_integer(wanted):
@@ -308,9 +315,8 @@ class Converter:
             if self.roles.get(name) == ID:
                 self._count(f"ids such as 12.0 read as 12 in column {name}", int(whole.sum()))
             text = text.str.strip_chars()
-            text = text.str.strip_suffix(".0") if self.roles.get(name) != OTHER else text
+            text = text.str.strip_suffix(".0")
         numbers = _booleans(text).str.strip_chars()
-        kind: Any = pl.Float64 if pa.types.is_floating(wanted) else pl.UInt64 if wanted == pa.uint64() else pl.Int64
         found = numbers.cast(kind, strict=False)
         wrong = found.is_null() & text.is_not_null()
         if wrong.any():
@@ -355,8 +361,9 @@ class Converter:
         if wrong.any():
             index = int(np.argmax(wrong))
             raise InputError(
-                f"{where(int(rows[index]))}: column {name!r} holds {numbers[index]!r}: expected ids, which are integers or "
-                "text; declare it Dense if it is a number, or write the ids as integers (floats are exact up to 2**53)"
+                f"{where(int(rows[index]))}: column {name!r} holds {numbers[index]!r}: expected ids, which are "
+                "integers or text; declare it Dense if it is a number, or write the ids as integers (floats are exact "
+                "up to 2**53)"
             )
         self._count(f"ids such as 12.0 read as 12 in column {name}", len(flat) - values.null_count)
         return values
@@ -367,6 +374,15 @@ class Converter:
     def _count(self, name: str, number: int) -> None:
         if number:
             self.counts[name] = self.counts.get(name, 0) + number
+
+
+def natural_table(tables: Sequence[pa.Table], options: ReadOptions, *, from_text: bool) -> pa.Table:
+    """Tables of one file as one, of types that their values alone say, where no schema is known."""
+    kinds = Kinds(None, options, from_text=from_text)
+    for number, table in enumerate(tables):
+        kinds.add(table, f"block {number}")
+    converter = Converter(None, kinds, options)
+    return pa.concat_tables([converter.convert(table, str) for table in tables])
 
 
 def _booleans(text: pl.Series) -> pl.Series:

@@ -40,8 +40,8 @@ EXPECTED = (
     ".csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .feather, or .txt and .libsvm in the LETOR format, packed "
     "as .gz or .zst or not"
 )
-# What save_to_disk writes beside its Arrow files.
-SAVED_DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "state.json")
+# What stands beside lists: a schema, and what save_to_disk writes beside its Arrow files.
+DESCRIPTIONS = (SCHEMA_FILE, "dataset_dict.json", "dataset_info.json", "state.json")
 # The words that ``datasets`` takes for splits, the file names of LETOR (vali), and the split that it does not know.
 SPLIT_WORDS = {
     "ranker_train": "ranker_train",
@@ -234,7 +234,7 @@ def _paths_of(source: str) -> tuple[str, list[str]]:
         if paths:
             return os.path.commonpath([os.path.dirname(path) for path in paths]), paths
         raise InputError(f"no file matches {source!r}: expected at least one; quote the pattern in a shell")
-    from hf_rerank.data.named import NAMED_SOURCES
+    from hf_rerank.data.lists_cache import NAMED_SOURCES
 
     raise InputError(
         f"unknown source {source!r}: expected {', '.join(map(repr, NAMED_SOURCES))}, a file, folder or pattern that "
@@ -273,7 +273,7 @@ def _is_url(source: str) -> bool:
 
 def _passed_over(path: Path) -> bool:
     """Hidden files, what other programs leave (_SUCCESS), and descriptions."""
-    return any(part.startswith((".", "_")) for part in path.parts) or path.name in SAVED_DESCRIPTIONS
+    return any(part.startswith((".", "_")) for part in path.parts) or path.name in DESCRIPTIONS
 
 
 def _suffixes(path: str) -> tuple[str, str | None]:

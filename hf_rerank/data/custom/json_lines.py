@@ -1,8 +1,8 @@
 """JSON Lines and JSON arrays as Arrow tables, without guessing: text stays text, whatever it looks like.
 
-Arrow's reader is fast, but infers types by itself, block by block, and takes text such as 2024-01-01 for times. Here the
-types come from the values as Python reads them, first from the first lines, and again from each block that Arrow finds
-to be of other types.
+Arrow's reader is fast, but infers types by itself, block by block, and takes text such as 2024-01-01 for times. Here
+the types come from the values as Python reads them, first from the first lines, and again from each block that Arrow
+finds to be of other types.
 """
 
 from __future__ import annotations
@@ -109,7 +109,10 @@ class _Reader:
             return arrow_json.read_json(
                 pa.BufferReader(block),
                 read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-                parse_options=arrow_json.ParseOptions(explicit_schema=self.types, unexpected_field_behavior="error"),
+                parse_options=arrow_json.ParseOptions(
+                    explicit_schema=pa.schema([(field.name, _without_nulls(field.type)) for field in self.types]),
+                    unexpected_field_behavior="error",
+                ),
             )
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return None
@@ -206,3 +209,10 @@ def _depth(values: Sequence[Any]) -> int | None:
         elif value is not None:
             return 0 if isinstance(value, int | float) else None
     return None
+
+
+def _without_nulls(kind: pa.DataType) -> pa.DataType:
+    """Integers for values that were all missing so far: Arrow's reader makes invalid lists of them otherwise."""
+    if pa.types.is_list(kind):
+        return pa.list_(_without_nulls(kind.value_type))
+    return pa.int64() if pa.types.is_null(kind) else kind

@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from hf_rerank.data.custom.files import Source, find_list_files
@@ -19,7 +20,7 @@ from hf_rerank.data.custom.frames import dataset_of_frame, is_frame
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.own_files import Counts, OwnFiles
 from hf_rerank.data.custom.own_stream import OwnStream
-from hf_rerank.data.named import NAMED_SOURCES, cached
+from hf_rerank.data.lists_cache import NAMED_SOURCES, cached
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.data.time_split import split_by_time, times_of
 from hf_rerank.errors import InputError, suggestion
@@ -86,7 +87,7 @@ def tables_of_files(own: OwnFiles, counts: Counts) -> Iterator[tuple[str | None,
                 yield part.split, table
         return
     items = [table for part in own.parts for table in own.items(part, counts)]
-    lists, parts = own.lists_of_items(pa.concat_tables(items))
+    lists, parts = own.lists_of_items(pl.DataFrame(pl.from_arrow(pa.concat_tables(items))))
     splits = np.array([part.split for part in own.parts], dtype=object)[parts]
     for split in dict.fromkeys(splits):
         yield split, lists.filter(pa.array(splits == split))

@@ -1,13 +1,12 @@
 """A user's own lists, all of them checked -> a folder of prepared lists.
 
-Everything is checked before anything is written. Wide files (one row per list) are read part by part; the rows of long
-ones (one row per item) are first partitioned by their list. Memory holds a few numbers per list (its split, a hash of its
-id, its time).
+Everything is checked before anything is written. Wide files (one row per list) are read part by part; the rows of
+long ones (one row per item) are first partitioned by their list. Memory holds a few numbers per list (its split, a
+hash of its id, its time).
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,17 +34,20 @@ from hf_rerank.data.prepared import (
     write_description,
     write_lists,
 )
-from hf_rerank.data.report import PrepareReport
+from hf_rerank.data.prepared.buckets import MAX_BUCKETS, BucketWriter, read_bucket
+from hf_rerank.data.report import PrepareReport, RejectedLine
 from hf_rerank.data.source import Rejects, Unit, tables_by_split
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.time_split import split_by_time, time_column, times_of
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
+from hf_rerank.storage import sha256_of_json
 from hf_rerank.storage.inputs import content_digest
 from hf_rerank.validation import Lists, refuse_repeated_ids
 
 # Rows of one list are brought together in parts of about so many bytes of the files.
 LONG_PART_BYTES = 2**28
+ITEMS, BUCKET_COLUMN = "items", "hash of the list"
 ONE_ITEM = "lists of one item"
 ANONYMOUS = "lists without a user, each a group of its own"
 
@@ -74,8 +76,8 @@ def prepare_own(
         split_by: ``"group"`` or ``"time:COLUMN"``, see ``load_lists``.
         ranker_train: Hold out 40 % of the users (by time: the oldest 40 %) for training an initial ranker.
         max_list_length: Longest list. None: that of the schema.
-        cut: Cut longer lists to the items that stand first, instead of refusing them. The labels of the items that were
-            cut are kept in the column ``LABEL_cut``, so that metrics can cover all logged clicks.
+        cut: Cut longer lists to the items that stand first, instead of refusing them. The labels of the items that
+            were cut are kept in the column ``LABEL_cut``, so that metrics can cover all logged clicks.
         options: Of the readers.
         progress: Bars of the rows read, checked and written, if they take longer than a second.
         shard_bytes: Of lists in memory after which the shards of all splits are cut.
@@ -157,17 +159,18 @@ class CustomSource:
             "cut": cut,
             "read": dict(own.options.to_dict()),
         }
-        self.units_read: list[PartUnit] = []
+        self.read_units: list[PartUnit] = []
+        self.size = sum(own.rows.values())
 
     def inputs(self) -> list[Path]:
         """The local files."""
         return [Path(file.path) for file in self.own.files if not file.is_url]
 
-    def units(self, parts: Path) -> list[Unit]:
+    def units(self, parts: Path) -> list[PartUnit]:
         """One per part with rows."""
         del parts
         digests = {file.path: _digest(file) for file in self.own.files}
-        self.units_read = [
+        self.read_units = [
             PartUnit(
                 f"{part.path}" + (f", from {part.start}" if part.start or part.stop else ""),
                 f"{digests[part.path]}:{part.start}-{part.stop}",
@@ -177,7 +180,7 @@ class CustomSource:
             for part in self.own.parts
             if self.own.rows[part]
         ]
-        return list(self.units_read)
+        return self.read_units
 
     def facts(self) -> SplitFacts:
         """Checks every list, and decides on its split.
@@ -185,30 +188,21 @@ class CustomSource:
         Raises:
             InputError: A list is wrong.
         """
-        return _Checker(self).checked(self.units_read)
+        return _Checker(self).checked(self.read_units)
 
-    def read(self, unit: Unit, facts: SplitFacts) -> tuple[dict[str, pa.Table], Rejects]:
+    def read(self, unit: PartUnit, facts: SplitFacts) -> tuple[dict[str, pa.Table], Rejects]:
         """The lists of a part, by split."""
-        assert isinstance(unit, PartUnit)
         rejects = Rejects()
         report = rejects.report
-        tables, cut = [], 0
-        for _, table in self.tables(unit, report.counts):
-            if self.cut:
-                table, of_table = cut_lists(table, self.schema)
-                cut += of_table.items
-                report.cut(of_table.lists, of_table.lost_clicks)
-                report.counts["clicks of items that were cut"] = (
-                    report.counts.get("clicks of items that were cut", 0) + of_table.clicks
-                )
-            tables.append(table)
+        tables = [
+            cut_lists(table, self.schema, report) if self.cut else table
+            for _, table in self.tables(unit, report.counts)
+        ]
         table = pa.concat_tables([self.columns.empty_table(), *tables]).combine_chunks()
         empty = report.counts.pop(EMPTY_LISTS, 0)
         report.read = table.num_rows + empty
         if empty:
             report.drop("without items", empty)
-        if cut:
-            report.count("items that were cut", cut)
         first = facts.first[unit.name]
         if first == 0:  # once, with the first unit
             report.warnings += facts.warnings
@@ -264,58 +258,60 @@ class CustomSource:
 
 
 class LongSource(CustomSource):
-    """Long files as a ``PartitionedSource``: rows are brought together by a hash of their list's id."""
+    """Long files as a ``PartitionedSource``; as many buckets of lists as it takes for one to fit in memory."""
 
-    size_unit = "item"
+    size_unit = "bucket"
 
-    def partition(self, parts: Path, bar: Callable[..., Any]) -> Rejects:
-        """Writes one Arrow file per part of the partition."""
-        rejects = Rejects()
-        number = self._number()
-        columns = None
-        writers: list[Any] = []
-        with bar(total=sum(self.own.rows.values()), desc="Partitioning", unit="row") as shown:
-            try:
-                for part in self.own.parts:
-                    for table in self.own.items(part, rejects.report.counts):
-                        if columns is None:
-                            columns = table.schema
-                            writers = [pa.ipc.new_stream(str(parts / _part(k)), columns) for k in range(number)]
-                        hashes = pl.Series(table.column(str(self.schema.list_id))).hash(0).to_numpy() % number
-                        for k in np.unique(hashes):
-                            writers[k].write_table(table.filter(pa.array(hashes == k)))
-                        shown.update(table.num_rows)
-            finally:
-                for writer in writers:
-                    writer.close()
-        return rejects
+    def __init__(self, own: OwnFiles, **options: Any) -> None:
+        super().__init__(own, **options)
+        total = sum(Path(file.path).stat().st_size for file in own.files if not file.is_url)
+        self.size = self.buckets = min(MAX_BUCKETS, max(1, -(-total // LONG_PART_BYTES)))
+        self.runs: list[Path] = []
+        # The bucket that was read last: often there is but one, which is checked and then written.
+        self.last: tuple[int, Any, Any] = (-1, None, None)
 
-    def units(self, parts: Path) -> list[Unit]:
-        """One per part of the partition."""
-        self.folder = parts
-        digest = hashlib.sha256("".join(_digest(file) for file in self.own.files).encode()).hexdigest()
-        self.units_read = [
-            PartUnit(f"part {number} of the lists", f"{digest}:{number}", 1, number)
-            for number in range(self._number())
+    def partition(
+        self, parts: Path, bar: Callable[..., Any], on_reject: Callable[[RejectedLine], object]
+    ) -> PrepareReport:
+        """Brings the items of each list together, in buckets on the disk."""
+        del on_reject
+        report = PrepareReport()
+        writer = BucketWriter(parts, ITEMS, self.buckets, BUCKET_COLUMN)
+        with bar(total=sum(self.own.rows.values()), desc="Partitioning", unit="item") as shown:
+            for part in self.own.parts:
+                for table in self.own.items(part, report.counts):
+                    frame = pl.DataFrame(pl.from_arrow(table))
+                    key = frame[str(self.schema.list_id)].hash(0).alias(BUCKET_COLUMN)
+                    writer.add(frame.with_columns(key))
+                    shown.update(table.num_rows)
+        writer.close()
+        return report
+
+    def units(self, parts: Path) -> list[PartUnit]:
+        """One per bucket."""
+        self.runs = sorted(parts.glob(f"{ITEMS}-*.arrow"))
+        digest = sha256_of_json([_digest(file) for file in self.own.files])
+        self.read_units = [
+            PartUnit(f"bucket {number} of the lists", f"{digest}:{number}", 1, number)
+            for number in range(self.buckets)
         ]
-        return list(self.units_read)
+        return self.read_units
 
     def tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
-        """The lists of a part of the partition, in the order in which they first appear."""
+        """The lists of a bucket, in the order in which they first appear."""
         del counts
         assert isinstance(unit.part, int)
-        with pa.memory_map(str(self.folder / _part(unit.part))) as file:
-            items = pa.ipc.open_stream(file).read_all()
-        if not items.num_rows:
-            return
-        lists, parts = self.own.lists_of_items(items)
+        number, lists, parts = self.last
+        if number != unit.part:
+            items = read_bucket(self.runs, unit.part).drop(BUCKET_COLUMN)
+            if not len(items):
+                return
+            lists, parts = self.own.lists_of_items(items)
+            self.last = unit.part, lists, parts
         splits = np.array([part.split for part in self.own.parts], dtype=object)[parts]
-        for start, stop in _runs(splits):
+        changes = [0, *(np.flatnonzero(splits[1:] != splits[:-1]) + 1).tolist(), len(splits)]
+        for start, stop in itertools.pairwise(changes):
             yield splits[start], lists.slice(start, stop - start)
-
-    def _number(self) -> int:
-        total = sum(Path(file.path).stat().st_size for file in self.own.files if not file.is_url)
-        return max(1, -(-total // LONG_PART_BYTES))
 
 
 class _Checker:
@@ -364,7 +360,7 @@ class _Checker:
         return SplitFacts(numbers, first, warnings, counts)
 
     def _add(self, split: str | None, table: pa.Table, first: int) -> None:
-        lists = cut_lists(table, self.schema)[0] if self.source.cut else table
+        lists = cut_lists(table, self.schema, PrepareReport()) if self.source.cut else table
         try:
             batch = Lists.from_arrow(lists, self.schema, with_labels=True, first=first)
             _refuse_long_lists(batch, self.schema)
@@ -423,13 +419,3 @@ def _no_train(found: list[str], given: bool) -> str:
 
 def _digest(file: ListFile) -> str:
     return str(file.fingerprint()) if file.is_url else content_digest(file.path)
-
-
-def _part(number: int) -> str:
-    return f"{number:05d}.arrow"
-
-
-def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Start and end of each run of equal values."""
-    changes = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
-    return itertools.pairwise(changes)

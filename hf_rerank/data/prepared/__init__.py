@@ -15,6 +15,7 @@ from hf_rerank.data.prepared.card import (
 )
 from hf_rerank.data.prepared.reader import PreparedFolder, is_prepared, read_footer, read_prepared, shards_of
 from hf_rerank.data.prepared.resumable import REJECTS_FILE, partial_folder, refuse_unfinished
+from hf_rerank.data.prepared.rewriting import PreparedSource, in_two_steps
 from hf_rerank.data.prepared.writer import ON_ERROR, SHARD_BYTES, write_lists
 
 __all__ = [
@@ -28,7 +29,9 @@ __all__ = [
     "Card",
     "Licence",
     "PreparedFolder",
+    "PreparedSource",
     "dataset_card",
+    "in_two_steps",
     "is_prepared",
     "licence_of",
     "partial_folder",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[Re
             or a complete shard is damaged.
     """
     output = Path(output)
+    output = output if output.name else output.resolve()  # "." has no name beside which others could be
 
     def busy(process: str) -> str:
         return f"{process} is writing {output}: wait for it, or choose another output folder"
@@ -105,23 +106,19 @@ class ResumableFolder:
         if not self.finished:
             self._verify_shards()
 
-    @property
-    def units_read(self) -> int:
-        """How many units are in complete groups."""
-        return sum(len(group["units"]) for group in self.groups)
+    def skip_units(self, units: Iterator[Unit]) -> Iterator[Unit]:
+        """Takes the units of the complete groups from the front of ``units``, and gives them.
 
-    def refuse_other_units(self, units: Sequence[Unit]) -> None:
-        """
         Raises:
-            InputError: The units in complete groups are not the first of ``units``, or their content is another.
+            InputError: They are other units, or of other content.
         """
-        before = [unit for group in self.groups for unit in group["units"]]
-        now = [[unit.name, unit.digest] for unit in units[: len(before)]]
-        for (name, digest), found in zip(before, [*now, *[[None, None]] * len(before)], strict=False):
-            if [name, digest] != found:
+        for name, digest in [unit for group in self.groups for unit in group["units"]]:
+            unit = next(units, None)
+            if unit is None or (unit.name, unit.digest) != (name, digest):
                 raise InputError(
                     f"{name} has changed since {self.partial} was begun: remove {self.partial} to begin anew"
                 )
+            yield unit
 
     @contextmanager
     def new_group(self) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,7 @@ MAX_THREADS = 4
 STAGE = "read and write lists"
 PARTS_FILE = "parts.json"
 
+_ADVICE = "; fix the line and rerun, or leave such lines out with --on-error skip (on_error='skip')"
 _Outcome = tuple[Unit, dict[str, pa.Table], Rejects]
 
 
@@ -85,15 +87,28 @@ def write_lists(
             return report
         if isinstance(source, PartitionedSource):
             _partition(source, folder, on_error, bar)
-        units = source.units(folder.parts)
-        folder.refuse_other_units(units)
         if on_error == "raise" and _report_of(folder).rejected:
             raise InputError(
                 f"{folder.partial} was begun with on_error='skip', and has rejected lines: use it again, or remove "
                 f"{folder.partial} to begin anew"
             )
-        facts = source.facts()
-        _write_groups(source, facts, units, folder, inputs, on_error, threads or _processors(), shard_bytes, bar)
+        units, read_before = iter(source.units(folder.parts)), 0
+        of_units = functools.partial(bar, unit=source.size_unit, unit_scale=source.size_unit == "B")
+        with of_units(desc="Checking what was read before", leave=False) as checking:
+            for unit in folder.skip_units(units):
+                read_before += unit.size
+                checking.update(unit.size)
+        try:
+            facts = source.facts()
+            with of_units(total=source.size, initial=read_before, desc="Preparing") as reading:
+                outcomes = _in_order(units, lambda unit: (unit, *source.read(unit, facts)), threads or _processors())
+                with contextlib.closing(outcomes):
+                    _write_groups(source, outcomes, folder, inputs, on_error, shard_bytes, reading.update)
+            inputs.refuse_changes()
+        except InputError:
+            if isinstance(source, PartitionedSource):  # its parts come from a wrong input
+                folder.clean()
+            raise
         report = _report_of(folder)
         folder.finish(source.columns, lambda lists: source.describe(lists, facts, report))
     report.seconds = time.monotonic() - started
@@ -115,32 +130,47 @@ def _report_of(folder: ResumableFolder) -> PrepareReport:
     """The sum over what is complete."""
     report = PrepareReport()
     if (folder.parts / PARTS_FILE).exists():
-        report.add(PrepareReport(**read_json(folder.parts / PARTS_FILE)))
+        report.add(PrepareReport(**read_json(folder.parts / PARTS_FILE)["report"]))
     for group in folder.groups:
         report.add(PrepareReport(**group["report"]))
     return report
 
 
 def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str, bar: Callable[..., Any]) -> None:
-    """Lets a source cut its rows into parts, unless an earlier call has finished that."""
+    """Lets a source cut its rows into parts, unless an earlier call has finished that.
+
+    Raises:
+        InputError: A part that an earlier call wrote is missing, or has another size.
+    """
     if folder.parts.exists():
+        for name, size in read_json(folder.parts / PARTS_FILE)["bytes"].items():
+            path = folder.parts / name
+            if not path.is_file() or path.stat().st_size != size:
+                raise InputError(f"{path} is missing or not as it was written: remove {folder.partial} to begin anew")
         return
-    with writing(folder.parts) as parts:
+    rejected: list[RejectedLine] = []
+
+    def on_reject(line: RejectedLine) -> None:
+        rejected.append(line)
+        if on_error == "raise":
+            raise RejectedLines(rejected, _ADVICE)
+
+    # Buckets are large, are read once, and are made again after a power cut.
+    with writing(folder.parts, durable=False) as parts:
         with naming_failures(parts):
             parts.mkdir()
-        rejects = source.partition(parts, bar)
-        _count_rejected(rejects, on_error)
+        report = source.partition(parts, bar, on_reject)
+        for line in rejected:
+            report.reject(line.kind)
         with naming_failures(parts):
-            _record(rejects.lines, parts)
-            write_json(parts / PARTS_FILE, rejects.report.to_dict())
+            _record(rejected, parts)
+            sizes = {path.name: path.stat().st_size for path in parts.iterdir()}
+            write_json(parts / PARTS_FILE, {"report": report.to_dict(), "bytes": sizes})
 
 
 def _count_rejected(rejects: Rejects, on_error: str, advice: str = "") -> None:
     if rejects.lines and on_error == "raise":
-        raise RejectedLines(
-            rejects.lines,
-            f"; fix the line and rerun, or leave such lines out with --on-error skip (on_error='skip'){advice}",
-        )
+        raise RejectedLines(rejects.lines, _ADVICE + advice)
     for line in rejects.lines:
         rejects.report.reject(line.kind)
 
@@ -152,45 +182,34 @@ def _record(rejected: Sequence[RejectedLine], folder: Path) -> None:
 
 def _write_groups(
     source: ListSource,
-    facts: Any,
-    units: Sequence[Unit],
+    outcomes: Iterator[_Outcome],
     folder: ResumableFolder,
     inputs: InputFiles,
     on_error: str,
-    threads: int,
     shard_bytes: int,
-    bar: Callable[..., Any],
+    on_size: Callable[[int], object],
 ) -> None:
-    """Reads the units that are left, several at a time, and writes them in order, group by group."""
-    total, done = sum(unit.size for unit in units), sum(unit.size for unit in units[: folder.units_read])
-    left = units[folder.units_read :]
-    outcomes = _in_order(left, lambda unit: (unit, *source.read(unit, facts)), threads)
-    scale = source.size_unit == "B"
-    with bar(total=total, initial=done, desc="Preparing", unit=source.size_unit, unit_scale=scale) as shown:
-        remaining = deque(left)
-        try:
-            while remaining:
-                with folder.new_group() as (path, record):
-                    group = _Group(path, source.columns, source.schema.label)
-                    try:
-                        while remaining and group.bytes < shard_bytes:
-                            unit, tables, rejects = next(outcomes)
-                            remaining.popleft()
-                            kept = f"; what was finished before is kept in {folder.partial}" if folder.groups else ""
-                            _count_rejected(rejects, on_error, kept)
-                            group.add(unit, tables, rejects)
-                            shown.update(unit.size)
-                        inputs.refuse_changes()
-                        record.update(group.close())
-                    finally:
-                        group.abandon()
-        finally:
-            outcomes.close()
-        inputs.refuse_changes()
+    """Writes what was read into groups of shards."""
+    ahead = next(outcomes, None)
+    while ahead is not None:
+        with folder.new_group() as (path, record):
+            group = _Group(path, source.columns, source.schema.label)
+            try:
+                while ahead is not None and group.bytes < shard_bytes:
+                    unit, tables, rejects = ahead
+                    kept = f"; what was finished before is kept in {folder.partial}" if folder.groups else ""
+                    _count_rejected(rejects, on_error, kept)
+                    group.add(unit, tables, rejects)
+                    on_size(unit.size)
+                    ahead = next(outcomes, None)
+                inputs.refuse_changes()
+                record.update(group.close())
+            finally:
+                group.abandon()
 
 
 def _in_order(
-    units: Sequence[Unit], read: Callable[[Unit], _Outcome], threads: int
+    units: Iterable[Unit], read: Callable[[Unit], _Outcome], threads: int
 ) -> Generator[_Outcome, None, None]:
     """Reads units, several at a time, and gives the results in order; an error comes at the place of its unit.
 
@@ -200,11 +219,18 @@ def _in_order(
     if threads == 1:
         yield from map(read, units)
         return
+    left, failure = iter(units), None
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[_Outcome]] = deque()
         try:
-            for unit in units:
-                waiting.append(pool.submit(read, unit))
+            while True:
+                try:
+                    waiting.append(pool.submit(read, next(left)))
+                except StopIteration:
+                    break
+                except InputError as error:
+                    failure = error
+                    break
                 if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
@@ -212,6 +238,8 @@ def _in_order(
         finally:
             for future in waiting:
                 future.cancel()
+    if failure is not None:
+        raise failure
 
 
 class _Group:
@@ -219,14 +247,14 @@ class _Group:
 
     def __init__(self, path: Path, columns: pa.Schema, label: str) -> None:
         self.path, self.columns, self.label = path, columns, label
-        self.units: list[Unit] = []
+        self.units: list[list[str]] = []  # names and digests: units may carry their text
         self.report, self.rejected = PrepareReport(), list[RejectedLine]()
         self.bytes, self.started = 0, time.monotonic()
         self._files: dict[str, ShardWriter] = {}
 
     def add(self, unit: Unit, tables: dict[str, pa.Table], rejects: Rejects) -> None:
         """Writes the lists of a unit, and counts them."""
-        self.units.append(unit)
+        self.units.append([unit.name, unit.digest])
         self.report.add(rejects.report)
         self.rejected += rejects.lines
         for split, lists in tables.items():
@@ -249,7 +277,7 @@ class _Group:
             _record(self.rejected, self.path)
         rows = sum(self.report.lists.values())
         self.report.spend(STAGE, rows, time.monotonic() - self.started)
-        return {"units": [[unit.name, unit.digest] for unit in self.units], "report": self.report.to_dict()}
+        return {"units": self.units, "report": self.report.to_dict()}
 
     def abandon(self) -> None:
         """Closes the files that ``close`` has not finished."""

@@ -37,7 +37,9 @@ def run(*arguments: object) -> int:
 def test_from_csv_to_ranked_lists(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     schema, lists = folder / "schema.json", folder / "lists"
     assert run("schema", "infer", folder / "lists.csv", "--output", schema) == 0
-    assert "3 features of items, 1 of the user, 0 of the history" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 features of items, 2 of the user, 0 of the history" in printed
+    assert "1 guesses to review:\n  day: integers, few of them" in printed
     assert run("schema", "infer", folder / "lists.csv") == 0
     assert capsys.readouterr().out == schema.read_text()
     edited = schema.read_text().replace('"scale": "log"', '"scale": "standard"')
@@ -46,7 +48,7 @@ def test_from_csv_to_ranked_lists(folder: Path, capsys: pytest.CaptureFixture[st
 
     assert run("prepare", "own", "--input", folder / "lists.csv", "--schema", schema, "--output-dir", lists) == 0
     printed = capsys.readouterr().out
-    assert "300 lists read; lists kept: ranker_train" in printed
+    assert "300 lists read; lists kept: ranker_train 0, train" in printed
     assert f"prepared lists in {lists}" in printed
     loaded = load_lists(lists)
     assert loaded.schema.position == "rank"
@@ -58,20 +60,27 @@ def test_from_csv_to_ranked_lists(folder: Path, capsys: pytest.CaptureFixture[st
     output = folder / "ranked.jsonl"
     assert run("rank", "--model", folder / "run", "--input", folder / "test.jsonl", "--output", output) == 0
     ranked = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row["request"] for row in ranked] == loaded["test"]["request"][:]
+    assert [row["list_id"] for row in ranked] == loaded["test"]["request"][:]
     clicked = [row["click"][result["order"][0]] for row, result in zip(loaded["test"], ranked, strict=True)]
     assert np.mean(clicked) > 0.9  # it has learned that the cheapest is clicked
 
 
 def test_by_time_and_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten lists a day, 300 in all: cuts behind 120, 255 (which is within a day, so 260), 270."""
+    """Ten lists per day, 300 in all: cuts behind 255 (which is within a day, so 260) and 270."""
     assert run("schema", "infer", folder / "lists.csv", "--output", folder / "by_day.json") == 0
     capsys.readouterr()
     options = ["--schema", folder / "by_day.json", "--output-dir", folder / "by_day", "--json"]
     assert run("prepare", "own", "--input", folder / "lists.csv", *options, "--split-by", "time:day") == 0
     report = json.loads(capsys.readouterr().out)
+    assert report["lists"] == {"ranker_train": 0, "train": 260, "validation": 10, "test": 30}
+    assert "warnings" not in report
+    options[3] = folder / "held_out"
+    assert (
+        run("prepare", "own", "--input", folder / "lists.csv", *options, "--split-by", "time:day", "--ranker-train")
+        == 0
+    )
+    report = json.loads(capsys.readouterr().out)
     assert report["lists"] == {"ranker_train": 120, "train": 140, "validation": 10, "test": 30}
-    assert report["warnings"] == []
 
 
 def test_what_is_likely_wrong_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +93,7 @@ def test_what_is_likely_wrong_is_printed(folder: Path, capsys: pytest.CaptureFix
     options = ["--schema", folder / "odd.json", "--output-dir", folder / "odd"]
     assert run("prepare", "own", "--input", folder / "odd.jsonl", *options) == 0
     printed = capsys.readouterr().out
-    assert "1 lists have one item" in printed
+    assert "1 lists of one item" in printed
     assert "warning: column 'item_id' names items, and repeats some within 9 of 10 lists" in printed
 
 

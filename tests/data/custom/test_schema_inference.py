@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_rerank.data.custom.inference import CHECK, infer_schema
+from hf_rerank.data.custom.inference import infer_schema
+from hf_rerank.data.custom.inferred_schema import CHECK
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 
@@ -130,10 +131,10 @@ def test_what_the_comments_say(tmp_path: Path) -> None:
     assert comments["brand"].startswith('string, 3 distinct, such as "acme", "zeta", "omega"; text')
     assert comments["price"].startswith("float64, 3 distinct, 10 to 30, 0.8% missing; log, being named")
     assert "over 20 times the median" in comments["tail"]
-    assert CHECK in comments["color"]
+    assert comments["color"].endswith("named like an id or a category")
     assert f"{CHECK}integers, many of them" in comments["stock"]
-    assert "below 0 is no id" in comments["delta"]
-    assert "2 numbers an item" in comments["embedding"]
+    assert "below 0 is not an id" in comments["delta"]
+    assert "2 numbers per item" in comments["embedding"]
     assert "33.3% missing" in comments["gender"]
     assert "item_id, whose table it shares" in comments["seen_items"]
     assert of_fields["label"] == "guessed by its name; holds 0 and 1, mean 0.3333"
@@ -173,8 +174,12 @@ def csv(tmp_path: Path, text: str) -> Path:
 
 def test_positions_that_are_none(tmp_path: Path) -> None:
     from_one = infer_schema(csv(tmp_path, "qid,item_id,rank,click\n1,5,1,0\n1,6,2,1\n2,5,1,1\n2,7,2,0\n"))
-    assert from_one.schema.position == "rank"
-    assert "starts at 1: subtract 1" in from_one.field_comments["position"]
+    assert from_one.schema.position is None
+    assert "the order of the rows, which rank (from 1) repeats" in from_one.field_comments["position"]
+    assert CHECK not in from_one.left_out["rank"]
+    mixed = infer_schema(csv(tmp_path, "qid,item_id,rank,click\n1,5,2,0\n1,6,1,1\n2,5,1,1\n2,7,2,0\n"))
+    assert mixed.schema.position == "rank"
+    assert f"{CHECK}rank starts at 1: subtract 1" in mixed.field_comments["position"]
     none = infer_schema(csv(tmp_path, "qid,item_id,rank,click\n1,5,4,0\n1,6,9,1\n2,5,1,1\n2,7,2,0\n"))
     assert none.schema.position is None
     assert "no 0 to length - 1" in none.field_comments["position"]
@@ -201,7 +206,7 @@ def test_what_tells_the_labels_or_the_order_is_no_feature(tmp_path: Path) -> Non
     for name, why in (
         ("purchase", "named like an outcome"),
         ("dwell_time", "named like an outcome"),
-        ("position", 'named like a position: if it is one, name it as "position"'),
+        ("position", "another order of the items"),
         ("propensity", 'named like a propensity: if it is one, name it as "propensity"'),
     ):
         assert inferred.left_out[name].startswith(CHECK)
@@ -213,8 +218,8 @@ def test_what_tells_the_labels_or_the_order_is_no_feature(tmp_path: Path) -> Non
 
 def test_a_label_without_a_name(tmp_path: Path) -> None:
     """The only column of 0 and 1; with two of them nobody can know."""
-    inferred = infer_schema(csv(tmp_path, "qid,item_id,bought\n1,5,0\n1,6,1\n2,5,1\n2,7,0\n"))
-    assert inferred.schema.label == "bought"
+    inferred = infer_schema(csv(tmp_path, "qid,item_id,chosen\n1,5,0\n1,6,1\n2,5,1\n2,7,0\n"))
+    assert inferred.schema.label == "chosen"
     assert inferred.field_comments["label"].startswith(f"{CHECK}the only column")
     with pytest.raises(InputError, match=r"no column looks like the label.*--label; .*item_id, a, b"):
         infer_schema(csv(tmp_path, "qid,item_id,a,b\n1,5,0,1\n1,6,1,0\n2,5,1,0\n2,7,0,1\n"))
@@ -293,8 +298,8 @@ def test_every_json_that_is_loaded_is_guessed_from(tmp_path: Path, name: str, fo
     ("text", "message"),
     [
         ('{"item": 1, "click": 1}\n', "no column holds sequences"),
-        ('{"item": [1, 2], "click": 1}\n', "column 'click', named as the label, holds one value a list"),
-        ('{"item": [1, 2], "cl\n', "cannot read lists from .*one JSON object a list"),
+        ('{"item": [1, 2], "click": 1}\n', "column 'click', named as the label, holds one value per list"),
+        ('{"item": [1, 2], "cl\n', "cannot read lists from .*one JSON object per list"),
     ],
 )
 def test_files_that_are_no_lists(tmp_path: Path, text: str, message: str) -> None:

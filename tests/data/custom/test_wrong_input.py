@@ -206,7 +206,7 @@ CASES = {
     ),
     "label also a feature": Case(
         lambda _: SCHEMA.replace(items=[Categorical("item_id"), Dense("click")]),
-        ["'click' is a feature and also label"],
+        ["'click' is a feature and also the label"],
     ),
     "unknown key of a schema": Case(
         lambda folder: loaded_schema(folder, '// mine\n{"items": [], "lable": "click"}'),

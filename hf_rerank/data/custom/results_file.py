@@ -1,0 +1,129 @@
+"""Writes ranked lists, in the format and packing that the name of the file says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as arrow_csv
+import pyarrow.parquet as pq
+
+from hf_rerank.data.custom.files import COMPRESSIONS
+from hf_rerank.errors import InputError
+from hf_rerank.storage import writing
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")
+Write = Callable[[Sequence[Mapping[str, Any]]], None]
+
+
+def format_of(path: Path) -> tuple[str, str | None]:
+    """Suffix of the format, and compression.
+
+    Raises:
+        InputError: The name says neither.
+    """
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    suffix = (Path(path.stem) if compression else path).suffix.lower()
+    if suffix not in FORMATS or (compression and suffix not in (".csv", ".tsv", ".jsonl", ".ndjson")):
+        raise InputError(
+            f"cannot write results to {path}: expected a file that ends in {', '.join(FORMATS[:-1])} or "
+            f"{FORMATS[-1]}; text also as .gz or .zst"
+        )
+    return suffix, compression
+
+
+@contextlib.contextmanager
+def results_file(path: Path) -> Iterator[Write]:
+    """Gives the function that appends results; the file appears when all of them are written.
+
+    In CSV one row is one ranked item, best first, with the column ``rank`` from 0; ``order`` is the slot of the item
+    in its list.
+    """
+    suffix, compression = format_of(path)
+    with writing(path) as temporary:
+        if suffix in (".parquet", ".arrow", ".feather"):
+            with _tables(temporary, suffix) as write:
+                yield write
+            return
+        with contextlib.ExitStack() as opened:
+            sink: Any = opened.enter_context(pa.OSFile(str(temporary), "wb"))
+            if compression is not None:
+                sink = opened.enter_context(pa.CompressedOutputStream(sink, compression))
+            if suffix in (".jsonl", ".ndjson"):
+                yield lambda ranked: sink.write(
+                    "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ranked).encode()
+                )
+            else:
+                with _cells(sink, "," if suffix == ".csv" else "\t") as write:
+                    yield write
+
+
+@contextlib.contextmanager
+def _tables(path: Path, suffix: str) -> Iterator[Write]:
+    writer: Any = None
+
+    def write(ranked: Sequence[Mapping[str, Any]]) -> None:
+        nonlocal writer
+        table = pa.table({name: _array([row[name] for row in ranked]) for name in ranked[0]})
+        if writer is None:
+            new = (
+                pq.ParquetWriter(path, table.schema)
+                if suffix == ".parquet"
+                else pa.ipc.new_file(str(path), table.schema)
+            )
+            writer = new, table.schema
+        writer[0].write_table(table.cast(writer[1]))
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer[0].close()
+
+
+@contextlib.contextmanager
+def _cells(sink: Any, separator: str) -> Iterator[Write]:
+    writer: Any = None
+
+    def write(ranked: Sequence[Mapping[str, Any]]) -> None:
+        nonlocal writer
+        table = _items(ranked)
+        if writer is None:
+            options = arrow_csv.WriteOptions(delimiter=separator)
+            writer = arrow_csv.CSVWriter(sink, table.schema, write_options=options), table.schema
+        writer[0].write_table(table.cast(writer[1]))
+
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer[0].close()
+
+
+def _items(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """One row per item: values of the list are repeated, those of items in their rank."""
+    names = list(ranked[0])
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    ranks: list[int] = []
+    for result in ranked:
+        length = len(result["order"])
+        ranks += range(length)
+        for name in names:
+            value = result[name]
+            columns[name] += value if isinstance(value, list) else [value] * length
+    of_lists = [name for name in names if not isinstance(ranked[0][name], list)]
+    table = pa.table({name: _array(columns[name]) for name in names})
+    table = table.select([*of_lists, *(name for name in names if name not in of_lists)])
+    return table.add_column(len(of_lists), "rank", pa.array(ranks, pa.int64()))
+
+
+def _array(values: list[Any]) -> pa.Array:
+    """Ids from 2**63 on need a type that is named."""
+    try:
+        return pa.array(values)
+    except OverflowError:
+        return pa.array(values, pa.list_(pa.uint64()) if isinstance(values[0], list) else pa.uint64())

@@ -1,0 +1,87 @@
+"""Cutting rows by a key into buckets on the disk, so that one fits in memory: files larger than memory, read once.
+
+Rows come in any number; whenever enough of them wait, they become one file, a run: an Arrow file with one record
+batch a bucket. A bucket is read from all runs, one after the other, so that its rows keep their order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from hf_rerank.storage import naming_failures
+
+RUN_BYTES = 64 * 2**20
+MAX_BUCKETS = 4_096
+
+
+def bucket_of(keys: np.ndarray, buckets: int) -> np.ndarray:
+    """The bucket of each key, an integer: the high bits of a product (Knuth), as ids may all be even or in strides."""
+    scattered = keys.astype(np.uint64) * 2_654_435_761 & 0xFFFFFFFF
+    return (scattered * buckets >> 32).astype(np.uint16)
+
+
+class BucketWriter:
+    """Rows -> runs ``NAME-00000.arrow``, ``NAME-00001.arrow``, ...
+
+    Args:
+        folder: Where they are written.
+        name: Of the runs.
+        buckets: How many.
+        key: Column of unsigned integers; rows of one key are in one bucket.
+        run_bytes: Bytes in memory after which a run is written.
+    """
+
+    def __init__(self, folder: Path, name: str, buckets: int, key: str, run_bytes: int = RUN_BYTES) -> None:
+        self.folder, self.name, self.buckets, self.key, self.run_bytes = folder, name, buckets, key, run_bytes
+        self.waiting: list[pl.DataFrame] = []
+        self.waiting_bytes = 0
+        self.paths: list[Path] = []
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Adds rows."""
+        self.waiting.append(rows)
+        self.waiting_bytes += int(rows.estimated_size())
+        if self.waiting_bytes >= self.run_bytes:
+            self._write_run()
+
+    def close(self) -> list[Path]:
+        """Writes what waits; returns the runs."""
+        if self.waiting:
+            self._write_run()
+        return self.paths
+
+    def _write_run(self) -> None:
+        rows = pl.concat(self.waiting)
+        self.waiting, self.waiting_bytes = [], 0
+        buckets = bucket_of(rows[self.key].to_numpy(), self.buckets)
+        rows = rows[np.argsort(buckets, kind="stable")]
+        ends = np.cumsum(np.bincount(buckets, minlength=self.buckets))
+        # Plain text columns: the slices of newer kinds would carry the text of all the run.
+        table = rows.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
+        columns = [column.chunk(0) for column in table.columns]
+        path = self.folder / f"{self.name}-{len(self.paths):05d}.arrow"
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with (
+            naming_failures(path, table.nbytes),
+            pa.OSFile(str(path), "wb") as file,
+            pa.ipc.new_file(file, table.schema, options=options) as writer,
+        ):
+            for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+                slices = [column.slice(start, end - start) for column in columns]
+                writer.write_batch(pa.RecordBatch.from_arrays(slices, schema=table.schema))
+        self.paths.append(path)
+
+
+def read_bucket(runs: list[Path], bucket: int) -> pl.DataFrame:
+    """The rows of one bucket, in the order in which they were added."""
+    batches = []
+    for path in runs:
+        with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
+            batches.append(reader.get_batch(bucket))
+    frame = pl.from_arrow(pa.Table.from_batches(batches))
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -1,0 +1,179 @@
+"""A folder of prepared lists as a source: the same lists with other columns, in another order, or cut."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_rerank.data.prepared.card import REPORT_FILE, SCHEMA_FILE, read_report
+from hf_rerank.data.prepared.reader import is_prepared, read_prepared
+from hf_rerank.data.prepared.resumable import REJECTS_FILE, refuse_unfinished
+from hf_rerank.data.prepared.shards import GROUP_LISTS
+from hf_rerank.data.prepared.writer import write_lists
+from hf_rerank.data.report import PrepareReport
+from hf_rerank.data.source import Rejects, Unit
+from hf_rerank.data.splits import SPLITS
+from hf_rerank.errors import InputError
+from hf_rerank.storage import InputFiles, locked, refuse_output_over_input, remove, write_file
+
+STEPS_FILE = "prepared_with.json"
+
+
+@dataclass(frozen=True)
+class ShardUnit(Unit):
+    """Successive lists of a shard; ``first`` is the number of the first of them in its split."""
+
+    split: str
+    first: int
+    lists: pa.Table
+
+
+class PreparedSource:
+    """A folder of prepared lists as a ``ListSource``. Subclasses say how lists change.
+
+    Attributes:
+        folder: The folder.
+        prepared: What it holds.
+        schema, columns: Of the new lists; those of the folder, until a subclass sets them.
+        options: Whatever the new lists depend on: the content of the folder, and what the subclass adds.
+    """
+
+    size_unit = "list"
+
+    def __init__(self, folder: str | Path, options: Mapping[str, Any]) -> None:
+        """
+        Args:
+            folder: A folder of prepared lists.
+            options: Whatever the new lists depend on beside the folder; JSON values.
+
+        Raises:
+            InputError: It is none, is not finished, or has a split of another name than those of
+                ``hf_rerank.data.splits``.
+        """
+        self.folder = Path(folder)
+        refuse_unfinished(self.folder)
+        self.prepared = read_prepared(self.folder)
+        others = [split for split in self.prepared.files if split not in SPLITS]
+        if others:
+            raise InputError(f"{self.folder} has a split {others[0]!r}: expected only {', '.join(SPLITS)}")
+        self._files = InputFiles(self.inputs())
+        self._digests = self._files.digests()
+        self.options: dict[str, Any] = {**options, "source": self._digests}
+        self.schema, self.columns = self.prepared.schema, self.prepared.columns
+        self.size = sum(self.prepared.lists.values())
+
+    def facts(self) -> Any:
+        """What ``change`` needs beside the lists; the folder is unchanged since it was opened.
+
+        Subclasses call this first.
+        """
+        self._files.refuse_changes()
+
+    def change(self, split: str, first: int, lists: pa.Table, facts: Any, report: PrepareReport) -> pa.Table:
+        """The new lists.
+
+        Args:
+            split: Theirs.
+            first: The number of the first of them in the split.
+            lists: Successive lists of a split.
+            facts: As of ``facts``.
+            report: Where lists that are cut are counted.
+        """
+        raise NotImplementedError
+
+    def describe(self, folder: Path, facts: Any, report: PrepareReport) -> None:
+        """Writes schema, report, card and what else belongs into the folder. Subclasses call this first."""
+        if (self.folder / REJECTS_FILE).is_file():
+            shutil.copyfile(self.folder / REJECTS_FILE, folder / REJECTS_FILE)
+
+    def inputs(self) -> list[Path]:
+        described = [self.folder / name for name in (SCHEMA_FILE, REPORT_FILE) if (self.folder / name).is_file()]
+        return [*described, *(path for paths in self.prepared.files.values() for path in paths)]
+
+    def units(self, parts: Path) -> Iterator[ShardUnit]:
+        for split, paths in self.prepared.files.items():
+            first = 0
+            for path in paths:
+                with pq.ParquetFile(path) as parquet:
+                    # A shard without lists is a unit, too, so that there is one.
+                    for batch in parquet.iter_batches(GROUP_LISTS) if parquet.metadata.num_rows else [None]:
+                        columns = self.prepared.columns
+                        lists = columns.empty_table() if batch is None else pa.Table.from_batches([batch])
+                        name = f"{path.name}, list {first}"
+                        lists = lists.replace_schema_metadata()
+                        yield ShardUnit(name, self._digests[path.name], lists.num_rows, split, first, lists)
+                        first += lists.num_rows
+
+    def read(self, unit: ShardUnit, facts: Any) -> tuple[dict[str, pa.Table], Rejects]:
+        is_first = unit.first == 0 and unit.split == next(iter(self.prepared.files))
+        report = self._counts_before() if is_first else PrepareReport()
+        if not unit.lists.num_rows:
+            return {}, Rejects(report)
+        return {unit.split: self.change(unit.split, unit.first, unit.lists, facts, report)}, Rejects(report)
+
+    def write(self, output_dir: str | Path, *, progress: bool) -> PrepareReport:
+        """Writes the new lists; see ``write_lists``.
+
+        Returns:
+            The counts of the new folder. Lines read, dropped and rejected, and what else was counted of the raw data,
+            are those of this folder.
+        """
+        refuse_output_over_input(output_dir, [self.folder])
+        # One thread: rankers and click models are not called from several.
+        return write_lists(self, output_dir, on_error="skip", threads=1, progress=progress)
+
+    def _counts_before(self) -> PrepareReport:
+        """What the folder says of the raw data; its lists are counted anew."""
+        before = read_report(self.folder)
+        names = ("read", "dropped", "rejected", "cut_lists", "lost_clicks", "counts", "warnings")
+        return PrepareReport(**{name: before[name] for name in names if name in before})
+
+
+def in_two_steps(
+    prepare: Callable[[Path], PrepareReport],
+    options: Mapping[str, Any],
+    change: Callable[[Path, Path], PrepareReport],
+    output_dir: str | Path,
+    suffix: str,
+) -> PrepareReport:
+    """Prepares raw data into ``OUTPUT.suffix``, and makes ``OUTPUT`` of that. Interrupted, the same call resumes.
+
+    Args:
+        prepare: ``(folder) -> report`` makes a folder of prepared lists from raw data.
+        options: Whatever ``prepare`` depends on, as JSON values; those of a call that is resumed must be the same.
+        change: ``(source, output) -> report``, such as of ``PreparedSource.write``.
+        output_dir: Folder to make; must be new or empty.
+        suffix: Of the folder in between, which is removed at the end.
+
+    Raises:
+        InputError: As ``prepare`` and ``change``; another process is doing this; or the folder in between is left
+            from another call.
+    """
+    output = Path(output_dir)
+    between = output.with_name(f"{output.name}.{suffix}")
+
+    def busy(process: str) -> str:
+        return f"{process} is writing {output}: wait for it, or choose another output folder"
+
+    with locked(output.with_name(f".{between.name}.steps.lock"), busy):
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise InputError(f"{output} exists and is not an empty folder: choose another output folder, or remove it")
+        described = json.dumps(dict(options), indent=2, sort_keys=True) + "\n"
+        note = between / STEPS_FILE
+        if not is_prepared(between):
+            prepare(between)
+            write_file(note, described)
+        elif not note.is_file() or note.read_text(encoding="utf-8") != described:
+            raise InputError(
+                f"{between} is left from a call with other options or raw files: remove it, and run again"
+            )
+        report = change(between, output)
+        remove(between)
+    return report

@@ -1,0 +1,90 @@
+"""Writes simulated Ad lists: the four raw files, and the ground truth beside them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from hf_rerank.data.simulation.ad_behaviours import draw_behaviours
+from hf_rerank.data.simulation.ad_csv import CSV_HEADERS, CSVFiles, truth_schema, truth_table
+from hf_rerank.data.simulation.ad_lists import blocks, draw_ads, number_of_users
+from hf_rerank.data.simulation.ad_world import LARGEST_USER, AdWorld
+from hf_rerank.data.simulation.click_process import check_counts, with_progress
+from hf_rerank.errors import InputError
+from hf_rerank.storage import naming_failures, writing
+
+RAW_SAMPLE = "raw_sample.csv"
+
+
+def simulate_ad(
+    output_dir: str | Path,
+    lists: int,
+    *,
+    seed: int = 0,
+    world: AdWorld = AdWorld(),  # noqa: B008 - frozen
+    behaviours: int | None = None,
+    progress: bool = False,
+) -> Path:
+    """Write ``raw_sample.csv``, ``ad_feature.csv``, ``user_profile.csv`` and ``behavior_log.csv`` in the raw format of
+    Ad, and the truth of ``raw_sample.csv`` beside it.
+
+    The truth, ``raw_sample.csv.truth.parquet``, has one row a shown list, of every list, with or without a click:
+    ``list_id`` (``{user}-{time_stamp of its newest impression}``), ``attraction`` (float32) and ``initial_position``
+    (from 0: where the simulator's own noisy initial ranker puts the ad; not the display order), both an entry an
+    impression in order of time, which is the display order. Its schema metadata hold ``examination`` (a JSON list, by
+    place), ``world`` (all parameters, as JSON) and ``seed``.
+
+    The rows of a user are scattered: impressions over those of 32,768 users, behaviours alike.
+
+    The same arguments give the same bytes. The files appear under their names only when all are complete,
+    ``raw_sample.csv`` last.
+
+    Args:
+        output_dir: made if missing, else empty.
+        lists: lists to show, at least 1; those without a click and single impressions count too.
+        seed: not negative.
+        world: the parameters.
+        behaviours: rows of ``behavior_log.csv``; default ``behaviours_per_user`` for each user. 0: there is no such
+            file.
+        progress: show a progress bar.
+
+    Returns:
+        The path of ``raw_sample.csv``.
+
+    Raises:
+        InputError: an argument out of range, a folder that is not empty, more users than ids.
+    """
+    check_counts("simulate_ad", lists=(lists, 1), seed=(seed, 0), behaviours=(behaviours or 0, 0))
+    folder = Path(output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder: choose another output folder, or remove it")
+    n_users = number_of_users(world, lists)
+    if n_users > LARGEST_USER:
+        raise InputError(
+            f"{lists:,} lists are of {n_users:,} users, and there are {LARGEST_USER:,} ids: raise "
+            f"AdWorld.lists_per_user (now {world.lists_per_user})"
+        )
+    if behaviours is None:
+        behaviours = round(world.behaviours_per_user * n_users)
+    names = [name for name in CSV_HEADERS if name != "behavior_log.csv" or behaviours]
+    schema = truth_schema(world, seed)
+    with ExitStack() as stack:
+        # What is begun first is renamed last: where raw_sample.csv is, the others are.
+        paths = {
+            name: stack.enter_context(writing(folder / name))
+            for name in (RAW_SAMPLE, *(name for name in names if name != RAW_SAMPLE), f"{RAW_SAMPLE}.truth.parquet")
+        }
+        truth = stack.enter_context(pq.ParquetWriter(paths.pop(f"{RAW_SAMPLE}.truth.parquet"), schema))
+        files = stack.enter_context(CSVFiles(paths))
+        ads = draw_ads(world, seed)
+        files.write_ads(ads)
+        for block in with_progress(blocks(world, ads, seed, lists), lists, progress):
+            with naming_failures(folder):
+                files.write_users(block.users)
+                files.write_impressions(ads, block)
+                truth.write_table(truth_table(block, schema))
+                if behaviours:
+                    files.write_behaviours(ads, block, draw_behaviours(world, ads, block, seed, behaviours, n_users))
+    return folder / RAW_SAMPLE

@@ -1,0 +1,71 @@
+"""Writes simulated PRM Public lists in the raw format, and the ground truth beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from hf_rerank.data.simulation.click_process import check_counts, with_progress
+from hf_rerank.data.simulation.prm_public_lists import blocks
+from hf_rerank.data.simulation.prm_public_text import raw_lines, truth_schema, truth_table
+from hf_rerank.data.simulation.prm_public_world import PRMWorld
+from hf_rerank.errors import InputError
+from hf_rerank.storage import naming_failures, writing
+
+
+def simulate_prm(
+    output_dir: str | Path,
+    n_lists: int,
+    *,
+    seed: int = 0,
+    world: PRMWorld = PRMWorld(),  # noqa: B008 - frozen
+    part: int = 1,
+    progress: bool = False,
+) -> Path:
+    """Write ``set1.train.txt.part{part}`` in the raw format of PRM Public, and its truth beside it.
+
+    The truth, ``set1.train.txt.part{part}.truth.parquet``, has one row a line: ``list_id`` (``part{part}:{line}``,
+    lines counted from 1), ``attraction`` (per slot, float32; in ``mode="order"`` instead ``base_attraction`` and
+    ``category``), and ``initial_position`` (per slot, from 0: where the simulator's own noisy initial ranker puts the
+    item; not the display order). In a world with a history also its columns, each a sequence of the history's own
+    length. Its schema metadata hold ``examination`` (a JSON list, by place), ``mode``, ``world``
+    (all parameters, as JSON), ``seed``, and in ``mode="order"`` ``same_category_decay``.
+
+    The same arguments give the same bytes. Both files appear under their names only when they are complete, the truth
+    first. Lists without a click are redrawn (see the description of the module).
+
+    Args:
+        output_dir: made if missing.
+        n_lists: lists to write, at least 1.
+        seed: not negative. Parts of one seed share the items and differ in users and lists.
+        world: the parameters.
+        part: from 1; 1 and 2 are the parts of the real data.
+        progress: show a progress bar.
+
+    Returns:
+        The path of the text file.
+
+    Raises:
+        InputError: an argument out of range, a file that exists already, a world with hardly a click.
+    """
+    check_counts("simulate_prm", n_lists=(n_lists, 1), seed=(seed, 0), part=(part, 1))
+    text_path = Path(output_dir) / f"set1.train.txt.part{part}"
+    truth_path = text_path.with_name(text_path.name + ".truth.parquet")
+    for path in (text_path, truth_path):
+        if path.exists():
+            raise InputError(f"{path} exists already; delete it, or choose another output_dir or part")
+    schema = truth_schema(world, seed)
+    with (
+        writing(text_path) as text_file,
+        writing(truth_path) as truth_file,  # renamed first: where the text is, its truth is
+        open(text_file, "w", encoding="ascii", newline="\n") as text,
+        pq.ParquetWriter(truth_file, schema) as truth,
+    ):
+        first_line = 1
+        for lists in with_progress(blocks(world, seed, part, n_lists), n_lists, progress):
+            with naming_failures(text_path):
+                text.writelines(raw_lines(lists))
+                truth.write_table(truth_table(lists, schema, part, first_line))
+            first_line += len(lists)
+    return text_path

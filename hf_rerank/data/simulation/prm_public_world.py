@@ -1,0 +1,182 @@
+"""A simulator of PRM Public: the same raw text, and beside it the truth that no log can show.
+
+The world
+---------
+A list is what a retrieval stage might return: items around one price level, more of one style than of its opposite
+(the theme of the list), of a few favoured categories, shown to one user in the **display order**. The slots of a raw
+line are in that order, so slot ``i`` is also the display place ``i``. One rule makes the clicks::
+
+    click_i ~ Bernoulli(examination[place_i] * attraction_i)
+
+    attraction_i = sigmoid( bias + propensity                                  of the user and of the list
+                            + quality_weight * quality_i                       of the item
+                            + match_weight * match_i                           of the item for the user
+                            + context_strength * (                             of the item among the others:
+                                theme_weight * style_i * m_i                     m_i: mean style of the others
+                                - price_weight * |gap_i - price_taste|           gap_i: price_i less the list's mean
+                                                                                 price, in units of ``price_spread``
+                                - crowding_weight * ln n_i ) )                   n_i: items of its category, itself too
+
+So attraction depends on the *set* of items in the list, never on their order. The three context terms say: an item
+that goes with most of the list is attractive; it should cost as much, relative to the others, as this user likes;
+and items of a crowded category take clicks from each other. A model that scores items one by one can only guess them:
+the theme changes its sign from list to list, and so does the place of a price among the others. The examination curve
+is a mixture of readers: some look at the first item only, some go down the list and leave it with a constant chance at
+each place, some look at everything.
+
+``mode="order"`` is a second world, in which an item seen after its rivals is worth less. The formula above then
+gives ``base_attraction``, and with the list in a given order::
+
+    attraction_i(order) = base_attraction_i * same_category_decay ** rivals_above_i(order)
+
+where ``rivals_above_i`` counts the items that stand above item ``i``, are of its category and have at least its base
+attraction. The truth of that world is a function of the list *and* the order: ``order_click_probabilities`` and
+``order_expected_clicks``.
+
+A history
+---------
+With ``history_length`` above 0 a user has a taste of its own, which the segment and ``user_1`` do not tell::
+
+    price_taste = user_1 - 2 + personal_taste * t                                          t: one a user
+    match_i     = 0.6 * affinity[segment, category_i] + 0.8 * (
+                      personal_taste * liking[user, category_i] + sqrt(1 - personal_taste^2) * noise_i )
+
+``affinity``, ``t``, ``liking`` and the noise are standard normal. Without a history ``personal_taste`` counts as 0.
+The history of a list is what this user clicked in earlier lists of the same world, under the same click rule, newest
+first; ``prm_public_history`` says how it is drawn. So the price gaps of a history show the price
+taste, and its categories the liking, each with the noise of chance clicks: with the defaults ``user_1`` explains 49 %
+of the variance of the price taste, together with the mean price gap of 10 clicks 72 %, of 30 clicks 85 %. Each list
+has earlier clicks of its own, drawn anew for two lists of one user; no list of the file is in the history of another.
+Tastes do not change, so the minutes say nothing.
+
+A selection, said aloud
+-----------------------
+PRM Public has no list without a click. A simulated list without a click is thrown away, and a new list (user, items,
+clicks) is drawn in its place. The lists in the file are therefore a selected sample: more generous users, more
+attractive items, and more clicks than ``examination * attraction`` promises for the same lists drawn once more.
+
+What the defaults are fitted to
+-------------------------------
+The clicks per list and the clicks by place of the 1,000 labels that the authors of PRM publish (the script
+``scripts/experiments/simulator_calibration.py`` measures the fit), for ``mode="set"`` (in
+``mode="order"`` the same parameters give about 1.76 clicks a list instead of 1.88). Everything else is invented.
+
+The observed columns
+--------------------
+``user_0`` the user's segment, ``user_1`` price taste, ``user_2`` a hint of the propensity; ``item_id``, ``item_1`` a
+leaf category, ``item_2`` and ``item_4`` without meaning, ``item_3`` the category. Dense columns are measurements with
+noise, of roughly mean 0 and standard deviation 1; quality and match are never seen exactly:
+
+========== ===============================  ============ ==========================================
+basic_0/1  style                            optional_0/1 style, noisier
+basic_2/5  price                            optional_2   price, noisier
+basic_3    quality                          optional_3   a rare flag without meaning (two values)
+basic_4    match                            optional_4/5 quality, match, noisier
+basic_6    quality and match together       optional_6   log popularity of the item
+                                            optional_7   propensity, the same for the whole list
+                                            optional_8-11 without meaning, one of them heavy-tailed
+========== ===============================  ============ ==========================================
+
+In a share ``null_rate`` of the lines some values are ``null``, at random and independent of everything else.
+
+A raw line has no place for a history: its columns are in the truth file, although they are seen and no truth.
+``history_item_id``, ``history_item_1`` and ``history_item_3`` of the clicked items, ``history_basic_2`` their price
+and ``history_price_gap`` their gap in the list where they were clicked, measured like ``basic_2``, and
+``history_minutes_ago``; never null.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+from hf_rerank.data.simulation.click_process import check_parameters, examination_curve
+from hf_rerank.errors import InputError
+
+
+@dataclass(frozen=True)
+class PRMWorld:
+    """The parameters of the simulated world; the formulas are in the description of the module.
+
+    Args:
+        mode: ``"set"`` (attraction depends on the set of items) or ``"order"`` (on their order too).
+        list_length: items in a list, at least 2.
+        n_items: items in the world, at least ``pool_size``.
+        pool_size: items that the retrieval stage looks at for one list, at least ``list_length``.
+        lists_per_user: mean number of lists of a user.
+        null_rate: share of the lines that hold at least one ``null``, in [0, 1].
+        bias: level of the attraction, in logits.
+        propensity_sd: standard deviation of the propensity, in logits, half of its variance from the user and half
+            from the list. It makes the clicks per list over-dispersed.
+        quality_weight, match_weight: strength of what an item is worth by itself.
+        context_strength: factor on all three context terms; 0 is a world where pointwise models are right.
+        theme_weight, price_weight, crowding_weight: strength of the single context terms.
+        theme_sd: standard deviation, over lists, of the pull of the theme on the mean style (styles have 1).
+        price_spread: standard deviation of the prices within a list, whose level is drawn from -1.5..1.5.
+        feature_noise: standard deviation of the noise of the better measurements of quality and match (which have
+            standard deviation 1 themselves); the noisier ones have twice as much.
+        initial_noise: standard deviation of the noise of the initial ranker, which sorts by quality + match + noise.
+        display_noise: the same for the ranker that made the display order.
+        looks_at_first_only, looks_at_all: shares of the readers; the remaining readers go down the list.
+        patience: mean number of places that the readers who go down the list pass; they look at place ``p`` (from 0)
+            with probability ``exp(-p / patience)``.
+        same_category_decay: factor on an item's attraction for each rival above it, in (0, 1]; ``mode="order"`` only.
+        history_length: mean number of earlier clicks in the history of a list; 0: lists have no history.
+        personal_taste: how much of a user's taste only the history shows, in [0, 1]; counts with a history only.
+    """
+
+    mode: Literal["set", "order"] = "set"
+    list_length: int = 30
+    n_items: int = 2000
+    pool_size: int = 240
+    lists_per_user: float = 4.0
+    null_rate: float = 0.1
+    bias: float = -1.46
+    propensity_sd: float = 0.8
+    quality_weight: float = 0.5
+    match_weight: float = 0.5
+    context_strength: float = 1.0
+    theme_weight: float = 4.5
+    price_weight: float = 0.8
+    crowding_weight: float = 0.6
+    theme_sd: float = 0.3
+    price_spread: float = 0.55
+    feature_noise: float = 0.7
+    initial_noise: float = 0.8
+    display_noise: float = 8.0
+    looks_at_first_only: float = 0.38
+    looks_at_all: float = 0.24
+    patience: float = 8.5
+    same_category_decay: float = 0.7
+    history_length: float = 0.0
+    personal_taste: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("set", "order"):
+            raise InputError(f"PRMWorld.mode is 'set' or 'order', got {self.mode!r}")
+        for name in ("list_length", "n_items", "pool_size"):
+            if not isinstance(getattr(self, name), int):
+                raise InputError(f"PRMWorld.{name} must be an integer, got {getattr(self, name)!r}")
+        for parameter in fields(self):
+            if parameter.name != "mode" and not np.isfinite(getattr(self, parameter.name)):
+                raise InputError(f"PRMWorld.{parameter.name} must be finite, got {getattr(self, parameter.name)}")
+        least = {"list_length": 2, "pool_size": self.list_length, "n_items": self.pool_size, "lists_per_user": 1}
+        not_negative = (
+            "propensity_sd",
+            "theme_sd",
+            "feature_noise",
+            "initial_noise",
+            "display_noise",
+            "history_length",
+        )
+        ranges: dict[str, tuple[float, float]] = {name: (low, np.inf) for name, low in least.items()}
+        ranges |= dict.fromkeys((*not_negative, "history_length"), (0, np.inf))
+        ranges |= dict.fromkeys(("null_rate", "same_category_decay", "personal_taste"), (0, 1))
+        check_parameters(self, ranges, above_zero=("same_category_decay",))
+
+    @property
+    def examination(self) -> np.ndarray:
+        """Probability that a place is looked at, [list_length], from the top; 1 at the first place."""
+        return examination_curve(self, self.list_length)

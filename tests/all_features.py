@@ -1,0 +1,74 @@
+"""Lists with every kind of feature and every tensor of ``hf_rerank.schema.TENSORS``, for tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hf_rerank import Categorical, Dense, ListSchema, Vector
+
+LONGEST = 30
+SCHEMA = ListSchema(
+    items=[
+        Categorical("item_id", min_count=1),
+        Categorical("shop", min_count=1),
+        Dense("price", scale="log"),
+        Dense("stars", missing="indicator"),
+        Vector("text", dim=3),
+    ],
+    user=[Categorical("gender", min_count=1), Dense("age")],
+    history=[Categorical("seen", shares="item_id"), Categorical("page", min_count=1), Dense("hours")],
+    position="place",
+    initial_score="earlier",
+    weight="weight",
+    propensity="looked",
+    attraction="truth",
+    id="sku",
+    list_id="list_id",
+    max_list_length=LONGEST,
+    max_history_length=6,
+)
+# Columns that hold the outcome, which lists to be ranked lack.
+OUTCOME = ("click", "weight", "looked", "truth")
+
+
+def made_rows(count: int, seed: int = 0, *, outcome: bool = False) -> list[dict[str, Any]]:
+    """Lists of 1 to 30 items, with histories of none to 8, in a random initial order.
+
+    Args:
+        count: Lists.
+        seed: Of all values.
+        outcome: With labels, weights, propensities and true attraction.
+    """
+    draw = np.random.default_rng(seed)
+
+    def row(number: int) -> dict[str, Any]:
+        length, history = int(draw.integers(1, LONGEST + 1)), int(draw.integers(0, 9))
+        stars = draw.normal(size=length)
+        columns = {
+            "list_id": f"list-{number}",
+            "item_id": draw.integers(200, size=length).tolist(),
+            "shop": [f"shop {shop}" for shop in draw.integers(5, size=length)],
+            "price": draw.lognormal(size=length).tolist(),
+            "stars": [None if draw.random() < 0.1 else float(value) for value in stars],
+            "text": draw.normal(size=(length, 3)).tolist(),
+            "gender": int(draw.integers(2)),
+            "age": float(draw.normal()),
+            "seen": draw.integers(200, size=history).tolist(),
+            "page": draw.integers(4, size=history).tolist(),
+            "hours": draw.random(history).tolist(),
+            "place": draw.permutation(length).tolist(),
+            "earlier": draw.normal(size=length).tolist(),
+            "sku": [f"sku {item}" for item in draw.integers(10**6, size=length)],
+            "click": draw.integers(2, size=length).tolist(),
+            "weight": draw.random(length).tolist(),
+            "looked": (1 - draw.random(length)).tolist(),
+            "truth": draw.random(length).tolist(),
+        }
+        return {name: value for name, value in columns.items() if outcome or name not in OUTCOME}
+
+    return [row(number) for number in range(count)]
+
+
+ROWS = made_rows(1000)
