@@ -65,8 +65,8 @@ class RerankerConfig(PreTrainedConfig):
             and as the score from which training starts: the model's own part begins at 0 and is added to it.
         initial_score_scale, initial_score_offset: Bring the score to the scale of the model's logits, ``scale * score
             + offset``; ``hf_rerank.training.calibrate_initial_score`` finds them.
-        initial_score_positions: What being given at each position adds to the start, ``max_list_length`` numbers, found
-            in the same way; empty: nothing. So the start says what an item is worth where it stands in any order.
+        initial_score_positions: What being given at each position adds to the start, ``max_list_length`` numbers,
+            found in the same way; empty: nothing.
         position_input: How the model reads the given order: ``embedding``, a learnable vector per position; ``none``,
             not at all.
         task_loss: A name in ``hf_rerank.losses.TASK_LOSSES``; ``binary_log_loss`` is the default of every model.

@@ -407,8 +407,8 @@ class ListProcessor:
         )
         if processor.schema.fitted != schema.fitted:
             raise InputError(
-                f"{vocabularies_path}, the trees or the scales in {config_path.name} are not those that the schema was "
-                "saved with: a file was changed or comes from another model; save the processor again"
+                f"{vocabularies_path}, the trees or the scales in {config_path.name} are not those that the schema "
+                "was saved with: a file was changed or comes from another model; save the processor again"
             )
         return processor
 

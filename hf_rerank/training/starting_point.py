@@ -33,11 +33,12 @@ LARGE_SHARE = 0.5
 
 
 def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, lists: Any) -> None:
-    """Fills in ``initial_score_scale``, ``_offset`` and ``_positions`` of a config that reads the earlier ranker's score.
+    """Fills in ``initial_score_scale``, ``_offset`` and ``_positions`` of a config that reads such a score.
 
-    They minimize the task loss of ``scale * score + offset + number of the position`` alone, over training lists: under the log-loss this is
-    Platt's calibration. A loss that ignores a shift of the list centres the scores. A loss that trains an order and no
-    probabilities knows no scale; for these the softmax loss stands in.
+    They minimize the task loss of ``scale * score + offset + number of the position`` alone, over training lists:
+    under the log-loss this is Platt's calibration, with a bias of the position. A loss that ignores a shift of the
+    list centres the scores. A loss that trains an order and no probabilities knows no scale; for these the softmax
+    loss stands in.
 
     Args:
         config: With the task loss of the training.

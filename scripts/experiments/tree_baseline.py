@@ -179,7 +179,7 @@ def main() -> None:
                 split: round(mean_ndcg(log, split, scores[split]), 4) for split in ("validation", "test")
             } | facts
             kept.update({f"{row}/{split}": scores[split] for split in ("validation", "test")})
-            print(name, row, json.dumps(rows[row]), flush=True)
+            print(log.name, row, json.dumps(rows[row]), flush=True)
 
         add("logged order", {split: logged_scores(log, split) for split in SPLITS})
         started = time.monotonic()

@@ -4,8 +4,8 @@
     python scripts/experiments/tree_table.py table --root /data/logs --work /tmp/runs --scores /tmp/scores
 
 ``run`` trains each arm with the library's own trainer and its defaults, and keeps NDCG@10 of every test list.
-``table`` compares arms: the mean over seeds of each list's NDCG, bootstrapped over groups of lists (queries, where a log has
-several lists per query). The trees are the best of a grid on validation (``tree_baseline.py``).
+``table`` compares arms: the mean over seeds of each list's NDCG, bootstrapped over groups of lists (queries, where a
+log has several lists per query). The trees are the best of a grid on validation (``tree_baseline.py``).
 """
 
 from __future__ import annotations

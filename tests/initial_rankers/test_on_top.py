@@ -118,9 +118,7 @@ def test_an_exported_graph_ranks_as_the_model(made, tmp_path):
     from hf_rerank.inference.export import export_onnx
 
     _, _, validation, found = made
-    config = PRMConfig.for_schema(
-        found.processor.schema, initial_score="start", relative_features=True, hidden_size=8
-    )
+    config = PRMConfig.for_schema(found.processor.schema, initial_score="start", relative_features=True, hidden_size=8)
     calibrate_initial_score(config, found.processor, found.train)
     model = PRMForReranking(config)
     model.scorer.weight.data.normal_()

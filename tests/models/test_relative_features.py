@@ -1,10 +1,13 @@
 """Features relative to the list: against values worked out by hand, and properties."""
 
+import pyarrow as pa
 import pytest
 import torch
 
 from hf_rerank.models.auto import RERANKERS
 from hf_rerank.models.embeddings import relative_features
+from hf_rerank.processing import ListProcessor
+from hf_rerank.schema import Categorical, Dense, ListSchema
 
 
 def test_each_form_by_hand():
@@ -84,3 +87,13 @@ def test_many_comparisons_are_made_in_parts(monkeypatch):
     whole = relative_features(values, mask)
     monkeypatch.setattr("hf_rerank.models.embeddings._COMPARISONS", 1)
     assert torch.equal(relative_features(values, mask), whole)
+
+
+@pytest.mark.parametrize("kind", list(RERANKERS))
+def test_presets_stay_as_published(kind):
+    schema = ListSchema(items=[Categorical("item"), Dense("price")], user=[Dense("age")])
+    table = pa.table({"item": [[1, 1]], "price": [[1.0, 2.0]], "age": [3.0]})
+    processor = ListProcessor.from_lists(table, schema=schema)
+    for name in RERANKERS[kind][0].presets:
+        config = RERANKERS[kind][0].preset(name, processor.schema)
+        assert (config.relative_features, config.unknown_rate, config.initial_score) == (False, 0.01, "none")
