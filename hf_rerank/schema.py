@@ -235,6 +235,8 @@ class ListSchema:
         examination: Probability that a place is looked at, top first, on simulated lists.
         fitted: Digest of what a processor has learned from training lists; set by the processor.
         extends: Fingerprints of the fitted schemas that this one grew from, the first one first; set by the processor.
+        computes_initial_score: Whether lists without the column ``initial_score`` get the scores of the processor's
+            trees; set by the processor.
         rows_before: For each of those, how many rows each table that is not shared had in use (``size`` may be more),
             in the order of the columns; set by the processor.
     """
@@ -255,6 +257,7 @@ class ListSchema:
     attraction: str | None = None
     examination: Sequence[float] | None = None
     fitted: str | None = None
+    computes_initial_score: bool = False
     extends: Sequence[str] = ()
     rows_before: Sequence[Sequence[int]] = ()
 
@@ -384,6 +387,9 @@ class ListSchema:
                 value = [{"kind": kind_of(feature), **dataclasses.asdict(feature)} for feature in value]
             elif entry.name in ("examination", "extends") and value is not None:
                 value = list(value)
+            elif entry.name == "computes_initial_score":
+                if not value:
+                    continue
             elif entry.name == "rows_before":
                 if not value:  # so that earlier versions read what has not grown
                     continue

@@ -163,18 +163,20 @@ class Lists:
 
         columns = {"position_ids": reader.positions(schema.position_column, lengths, required=with_labels)}
         for part, name in schema.item_columns().items():
-            if part == "position" or (name not in reader.names and not (with_labels and _is_needed(part))):
+            if part == "position" or (name not in reader.names and not (with_labels and _is_needed(part, schema))):
                 continue
             columns[COLUMN_TENSORS[part]] = reader.numbers(part, name, lengths)
         return cls(schema, lengths, items, user, history, history_lengths, columns, ids)
 
 
-def _is_needed(part: str) -> bool:
+def _is_needed(part: str, schema: ListSchema) -> bool:
     """Whether training and evaluation need an item column that the schema names.
 
-    The truth of simulated lists they do not; nor the earlier ranker's score, which a processor may compute.
+    The truth of simulated lists they do not; nor the earlier ranker's score where the processor computes it.
     """
-    return TENSORS[COLUMN_TENSORS[part]].role not in ("ground_truth", "feature")
+    if part == "initial_score":
+        return not schema.computes_initial_score
+    return TENSORS[COLUMN_TENSORS[part]].role != "ground_truth"
 
 
 class _ColumnReader:

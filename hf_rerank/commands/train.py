@@ -61,10 +61,10 @@ def add(commands: Any) -> None:
         "LightGBM, which ranking then does not",
     )
     train.add_argument(
-        "--trees-without-order",
+        "--trees-read-order",
         action="store_true",
-        help="with --on-top-of: the trees do not read at which position an item is given, so that scores follow a "
-        "changed order in the network alone",
+        help="with --on-top-of: the trees also read at which position an item is given; their scores then stay those "
+        "of the given order in every pass of principled learning",
     )
     train.add_argument("--plots", action="store_true", help="draw RUN/plots/training.png at every evaluation")
     train.set_defaults(run=run, parser=train)
@@ -124,8 +124,8 @@ def run(options: argparse.Namespace) -> None:
 def _check_source(options: argparse.Namespace) -> None:
     if bool(options.model) == bool(options.source):
         raise InputError("give --model NAME for a new model, or --from MODEL to fine-tune one: one of the two")
-    if options.trees_without_order and not options.on_top_of:
-        raise InputError("--trees-without-order goes with --on-top-of only: see hf-rerank train --help")
+    if options.trees_read_order and not options.on_top_of:
+        raise InputError("--trees-read-order goes with --on-top-of only: see hf-rerank train --help")
     of_new, of_saved = ("preset", "set", "on_top_of"), ("freeze", "reinitialize", "revision")
     refused, goes_with = (of_new, "--model") if options.source else (of_saved, "--from")
     for name in refused:
@@ -154,7 +154,7 @@ def _new(options: argparse.Namespace, lists: Any, arguments: Any) -> tuple[Any, 
         from hf_rerank.initial_rankers.on_top import fit_on_top
 
         # A model that does not read the given order shall not get it through the trees.
-        ordered = overrides.get("position_input") != "none" and not options.trees_without_order
+        ordered = options.trees_read_order and overrides.get("position_input") != "none"
         on_top = fit_on_top(processor, train, lists["validation"], with_position=ordered)
         processor, train, about = on_top.processor, on_top.train, {"on_top_of": on_top.settings}
         overrides = {"initial_score": "start", **overrides}

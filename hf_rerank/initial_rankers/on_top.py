@@ -60,7 +60,7 @@ def fit_on_top(
     train: Any,
     validation: Any,
     *,
-    with_position: bool = True,
+    with_position: bool = False,
     folds: int = FOLDS,
     seed: int = 0,
     threads: int = 1,

@@ -125,7 +125,9 @@ class ListProcessor:
         self.scales = dict(scales)
         self.fit_report = dict(fit_report or {})
         self.trees = trees
-        self.schema = _with_table_sizes(schema, self.vocabularies).replace(fitted=self._digest())
+        self.schema = _with_table_sizes(schema, self.vocabularies).replace(
+            fitted=self._digest(), computes_initial_score=trees is not None
+        )
 
     @classmethod
     def from_lists(cls, lists: Any, *, schema: ListSchema, batch_size: int = 10_000) -> ListProcessor:

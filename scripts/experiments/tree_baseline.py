@@ -94,7 +94,8 @@ def logistic_scores(log: Log) -> dict[str, np.ndarray]:
     for split in SPLITS:
         values = raw[split][0]
         missing = np.isnan(values[:, numbers])
-        filled = np.sign(values[:, numbers]) * np.log1p(np.abs(np.nan_to_num(values[:, numbers])))
+        known = np.nan_to_num(values[:, numbers])
+        filled = np.sign(known) * np.log1p(np.abs(known))
         scaled = scaler.fit_transform(filled) if split == "train" else scaler.transform(filled)
         blocks = [scaled, missing.astype(float)]
         if categories:

@@ -56,7 +56,7 @@ def small_trees():
 def made(small_trees):
     train, validation = Dataset.from_dict(columns(400, 0)), Dataset.from_dict(columns(100, 1))
     processor = ListProcessor.from_lists(train, schema=schema())
-    return processor, train, validation, fit_on_top(processor, train, validation, folds=5)
+    return processor, train, validation, fit_on_top(processor, train, validation, with_position=True, folds=5)
 
 
 def test_training_lists_get_scores_of_trees_that_have_not_seen_their_group(made):
@@ -68,7 +68,7 @@ def test_training_lists_get_scores_of_trees_that_have_not_seen_their_group(made)
     mine = [number for number, user in enumerate(changed["user"]) if user == "u0"]
     for number in mine:
         changed["click"][number] = [1 - click for click in changed["click"][number]]
-    again = fit_on_top(processor, Dataset.from_dict(changed), validation, folds=5)
+    again = fit_on_top(processor, Dataset.from_dict(changed), validation, with_position=True, folds=5)
     other = np.array(again.train[SCORE_COLUMN])
     assert not np.array_equal(other, scores)
     assert again.settings["trees"] == found.settings["trees"]

@@ -85,7 +85,7 @@ def test_sizes_of_a_schema(name, schema):
         "schema_fingerprint": schema.fingerprint,
     }
     assert {field: getattr(config, field) for field in expected} == expected
-    assert config.unknown_rate == 0.01
+    assert config.unknown_rate is None
     assert config.task_loss == config.task_loss_name == "binary_log_loss"
     config = RERANKERS[name][0].for_schema(schema, embedding_dim=5, max_list_length=9)
     assert (config.embedding_dim, config.max_list_length) == (5, 9)
@@ -297,6 +297,13 @@ def test_every_field_survives_json(name, tiny, tmp_path):
         "schema_fingerprint": "0123456789abcdef",
         "embedding_dim": 13,
         "unknown_rate": 0,
+        "item_unknown_rates": [0.5, 0.25],
+        "user_unknown_rates": [0.75],
+        "relative_features": name in ("dnn", "midnn"),
+        "initial_score": "start",
+        "initial_score_scale": 2.5,
+        "initial_score_offset": -1.5,
+        "initial_score_positions": [0.5] * 11,
         "task_loss": "lambda_loss",
         "initializer_range": 0.125,
         **OTHERWISE.get(name, {}),
