@@ -338,12 +338,13 @@ class Converter:
         """Numbers, booleans, times and other values of typed formats."""
         if pa.types.is_boolean(flat.type):
             flat = flat.cast(pa.int8())
-        if pa.types.is_string(wanted):
-            if self.roles.get(name) == ID and not self.text_ids.get(name) and not pa.types.is_temporal(flat.type):
+        if pa.types.is_string(wanted) and self.roles.get(name) == ID and not self.text_ids.get(name):
+            # Dates and times are text as ids; numbers would be of another type than the text of other rows.
+            if not (pa.types.is_date(flat.type) or pa.types.is_timestamp(flat.type)):
                 raise InputError(
-                    f"{where(0)}: column {name!r} holds {flat.type}, and text in rows before: write one type"
+                    f"{where(0)}: column {name!r} holds {flat.type}: expected ids, which are integers or UTF-8 text, of "
+                    "one type in the whole column; convert it"
                 )
-            return flat.cast(pa.string())
         if pa.types.is_integer(wanted) and pa.types.is_floating(flat.type):
             flat = self._whole(name, flat, where, rows)
         try:

@@ -527,3 +527,22 @@ def test_frames_and_tables_are_read_as_files_are() -> None:
     for frame in (pl.DataFrame(LISTS), table(), pl.DataFrame(long_rows()), pl.DataFrame(LISTS).to_pandas()):
         found = load_lists({"train": frame}, schema=SCHEMA)["train"]
         assert [row["item"] for row in found] == [[10, 11], [12, 10, 13]]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.duration("s")])
+def test_ids_that_json_cannot_hold_are_refused(kind: pa.DataType, tmp_path: Path) -> None:
+    values = [b"\xff"] * 5 if kind == pa.binary() else [1] * 5
+    pq.write_table(table(item=nested(pa.array(values, kind))), tmp_path / "lists.parquet")
+    with pytest.raises(
+        InputError, match=r"lists\.parquet.*'item' holds .*: expected ids, which are integers or UTF-8"
+    ):
+        prepare_own(tmp_path / "lists.parquet", tmp_path / "out", schema=SCHEMA, progress=False)
+
+
+def test_dates_as_ids_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    dates = pa.array([0, 1, 2, 0, 4], pa.int32()).cast(pa.date32())
+    pq.write_table(table(item=nested(dates)), tmp_path / "lists.parquet")
+    prepare_own(tmp_path / "lists.parquet", tmp_path / "out", schema=SCHEMA, progress=False)
+    found = [item for part in load_lists(tmp_path / "out").values() for row in part for item in row["item"]]
+    assert sorted(found) == ["1970-01-01", "1970-01-01", "1970-01-02", "1970-01-03", "1970-01-05"]
