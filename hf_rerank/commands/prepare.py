@@ -126,8 +126,8 @@ def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare_prm_public(options: argparse.Namespace) -> None:
-    from hf_rerank.data.earlier_clicks import add_earlier_clicks
     from hf_rerank.data.prepared import in_two_steps
+    from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks
     from hf_rerank.data.prm_public import MAX_LIST_LENGTH, find_files, prepare_prm_public, truth_file
 
     how = {"protocol": options.protocol, "on_error": options.on_error}

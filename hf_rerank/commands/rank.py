@@ -108,8 +108,9 @@ def _batches(files: list[Any], processor: Any, options: Any, counts: dict[str, i
     from hf_rerank.processing.vocabularies import TableVocabulary
 
     schema = processor.schema
-    learned = {name: table for name, table in processor.vocabularies.items() if isinstance(table, TableVocabulary)}
-    known = {name: table.is_text for name, table in learned.items() if len(table)}
+    known = {
+        name: v.is_text for name, v in processor.vocabularies.items() if isinstance(v, TableVocabulary) and len(v)
+    }
     known |= {f.name: known[f.shares] for f in schema.history if getattr(f, "shares", None) in known}
     own = OwnFiles(files, schema, options, labels=False, text_ids=known)
     own.scan()

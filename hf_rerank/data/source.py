@@ -90,8 +90,10 @@ class ListSource(Protocol):
     schema: ListSchema
     columns: pa.Schema
     options: dict[str, Any]
-    size: int
     size_unit: str
+
+    @property
+    def size(self) -> int: ...
 
     def inputs(self) -> list[Path]:
         """The files that are read; if one of them changes before the writer is done, that is an error."""

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from hf_rerank import InputError, ListProcessor, Reranker, RerankTrainer
 from hf_rerank.data import prm_public
 from hf_rerank.data.loading import load_lists
-from hf_rerank.data.simulator import simulate_prm
+from hf_rerank.data.simulation import simulate_prm
 from hf_rerank.training.encoded_lists import EncodedLists, ids_from_bytes
 from hf_rerank.training.streams import EncodedStream, collate_stream
 

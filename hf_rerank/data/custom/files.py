@@ -234,7 +234,7 @@ def _paths_of(source: str) -> tuple[str, list[str]]:
         if paths:
             return os.path.commonpath([os.path.dirname(path) for path in paths]), paths
         raise InputError(f"no file matches {source!r}: expected at least one; quote the pattern in a shell")
-    from hf_rerank.data.named import NAMED_SOURCES
+    from hf_rerank.data.lists_cache import NAMED_SOURCES
 
     raise InputError(
         f"unknown source {source!r}: expected {', '.join(map(repr, NAMED_SOURCES))}, a file, folder or pattern that "

@@ -20,7 +20,7 @@ from hf_rerank.data.custom.frames import dataset_of_frame, is_frame
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.own_files import Counts, OwnFiles
 from hf_rerank.data.custom.own_stream import OwnStream
-from hf_rerank.data.named import NAMED_SOURCES, cached
+from hf_rerank.data.lists_cache import NAMED_SOURCES, cached
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.data.time_split import split_by_time, times_of
 from hf_rerank.errors import InputError, suggestion

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from hf_rerank.data.prm_public.truth import HISTORY_COLUMNS, Truth
 from hf_rerank.data.report import PrepareReport
+from hf_rerank.data.truncating import first_items
 from hf_rerank.errors import InputError
 
 
@@ -70,20 +71,15 @@ class Decoded:
 
     def cut(self, max_list_length: int, report: PrepareReport) -> None:
         """Keeps the items at the first positions of the initial order; slots keep their order."""
-        longer = self.lengths > max_list_length
-        if not longer.any():
-            return
-        of_list = np.repeat(np.arange(len(self.lengths)), self.lengths)
         if "position" in self.per_item:
             positions = self.per_item["position"].to_numpy()
         else:
-            positions = np.arange(len(of_list)) - (np.cumsum(self.lengths) - self.lengths)[of_list]
-        kept = positions < max_list_length
+            starts = np.cumsum(self.lengths) - self.lengths
+            positions = np.arange(self.lengths.sum()) - np.repeat(starts, self.lengths)
         clicked = self.per_item["click"].to_numpy() > 0
-        clicks_before = np.bincount(of_list[clicked], minlength=len(self.lengths))
-        clicks_after = np.bincount(of_list[clicked & kept], minlength=len(self.lengths))
-        report.cut_lists += int(longer.sum())
-        report.lost_clicks += int(((clicks_before > 0) & (clicks_after == 0)).sum())
+        kept = first_items(self.lengths, positions, clicked, max_list_length, report)
+        if kept is None:
+            return
         self.per_item = {name: column.filter(pa.array(kept)) for name, column in self.per_item.items()}
         self.lengths = np.minimum(self.lengths, max_list_length)
 

@@ -19,8 +19,8 @@ rule makes the clicks::
 
 So attraction depends on the *set* of ads in the list, never on their order, and a model that scores ads one by one can
 only guess the three context terms. A list of one ad has no others: its ``m_i`` is 0. The examination curve is that of
-:class:`~hf_rerank.data.simulator.PRMWorld`: some readers look at the first place only, some go down the list and leave
-it with a constant chance at each place, some look at everything.
+``PRMWorld``: some readers look at the first place only, some go down the list and leave it with a constant chance at
+each place, some look at everything.
 
 Where the parts come from, and what shows them
 ----------------------------------------------

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from hf_rerank import InputError, cli, load_lists
-from hf_rerank.data.earlier_clicks import add_earlier_clicks, clicks_of
+from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks, clicks_of
 from hf_rerank.data.prm_public import prepare_prm_public
 
 

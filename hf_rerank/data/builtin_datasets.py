@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from hf_rerank.data.lists_cache import cached
 from hf_rerank.data.prepared import partial_folder
 from hf_rerank.data.report import RejectedLines
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import InputFiles, locked, remove, sha256_of_json
+from hf_rerank.storage import InputFiles, remove
 
 logger = logging.getLogger(__name__)
 
-NAMED_SOURCES = ("simulated_prm", "prm_public", "ad")
 SIMULATED_LISTS = 20_000
-# Raised when prepared lists come out differently, so that no cache of an older version is read.
-CACHE_VERSION = 1
-
-
-def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-    """A folder of the cache, made once: whoever comes meanwhile waits; what fails leaves nothing."""
-    digest = sha256_of_json({"version": CACHE_VERSION, **key})
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_rerank"
-    folder = cache / f"{name}-{digest[:16]}"
-    with locked(cache / f"{folder.name}.lock", str, wait=-1):
-        if not folder.is_dir():
-            make(folder)
-    return folder
 
 
 def simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -> Path:

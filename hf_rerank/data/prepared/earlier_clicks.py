@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_rerank.data.prepared import PreparedSource, dataset_card, read_card, write_description
+from hf_rerank.data.prepared.card import dataset_card, read_card, write_description
+from hf_rerank.data.prepared.rewriting import PreparedSource
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense

@@ -1,0 +1,27 @@
+"""Folders of prepared lists in the cache of ``datasets``, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_rerank.storage import locked, sha256_of_json
+
+# The datasets that have a name.
+NAMED_SOURCES = ("simulated_prm", "prm_public", "ad")
+# Raised when prepared lists come out differently, so that no cache of an older version is read.
+CACHE_VERSION = 2
+
+
+def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+    """A folder of the cache, made once: whoever comes meanwhile waits; what fails leaves nothing."""
+    digest = sha256_of_json({"version": CACHE_VERSION, **key})
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_rerank"
+    folder = cache / f"{name}-{digest[:16]}"
+    with locked(cache / f"{folder.name}.lock", str, wait=-1):
+        if not folder.is_dir():
+            make(folder)
+    return folder
