@@ -427,9 +427,9 @@ def _unusual(values: list[Any]) -> pa.Array | None:
         return None
 
     def integers(value: Any) -> Any:
-        return (
-            [integers(entry) for entry in value] if isinstance(value, list) else None if value is None else int(value)
-        )
+        if isinstance(value, list):
+            return [integers(entry) for entry in value]
+        return None if value is None else int(value)
 
     for kind in (pa.int64(), pa.uint64()):
         try:

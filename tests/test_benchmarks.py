@@ -180,6 +180,19 @@ def test_peak_memory_is_that_of_the_steps(cost: ModuleType, monkeypatch: pytest.
 
 
 @pytest.mark.slow
+def test_one_training_step_is_timed() -> None:
+    """With the options that were given, and times that are possible: no step is faster than the fastest."""
+    command = [sys.executable, str(SCRIPT.with_name("training_step.py")), "--model", "dnn", "--principled", "r_drop"]
+    command += ["--dropout", "0.3", "--batch-size", "4", "--steps", "3"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert (found["model"], found["principled"], found["dropout"], found["batch_size"]) == ("dnn", "r_drop", 0.3, 4)
+    assert 0 < found["fastest_ms"] <= found["median_ms"]
+    assert found["cpu_ms"] > 0
+
+
+@pytest.mark.slow
 def test_every_reranker_and_preset_is_measured(tmp_path: Path) -> None:
     """The rows asked for, with the parameters that the equations of the sizes give."""
     script = SCRIPT.with_name("rerankers.py")

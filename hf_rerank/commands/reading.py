@@ -25,8 +25,8 @@ def add_reader_options(parser: argparse.ArgumentParser) -> None:
     reading.add_argument(
         "--null-strings",
         metavar="A,B,...",
-        help="cells that mean missing (default: NULL and \\N, and in columns of numbers also NA, N/A, n/a, null, None, "
-        "<NA>); an empty cell always does",
+        help="cells that mean missing (default: NULL and \\N, and in columns of numbers also NA, N/A, n/a, null, "
+        "None, <NA>); an empty cell always does",
     )
 
 

@@ -127,8 +127,8 @@ def load_lists(
         ``validation`` and ``test``; some may be empty.
 
         Own data keep the splits they come with: a dictionary of datasets or frames, files whose names say splits to
-        ``datasets`` (``train.parquet``, ``my_test_lists.csv``), or a column ``split``. Otherwise lists are split by the
-        MD5 of ``schema.group`` (a list without a user by its own), without a group by that of ``schema.list_id``,
+        ``datasets`` (``train.parquet``, ``my_test_lists.csv``), or a column ``split``. Otherwise lists are split by
+        the MD5 of ``schema.group`` (a list without a user by its own), without a group by that of ``schema.list_id``,
         without that by the number of the row: 85 % ``train``, 5 % ``validation``, 10 % ``test``.
 
     Raises:
@@ -151,6 +151,7 @@ def load_lists(
     if named:
         lists = _load_named(source, data_dir, streaming, protocol, n_lists, seed, max_list_length)
         return lists if time is None else _split_anew(lists, time)
+    splits: Any
     if on_hub:
         if streaming:
             splits, own_schema = streamed(source, revision, token)
@@ -172,7 +173,7 @@ def load_lists(
             "(`hf-rerank schema infer FILE` writes one to correct; a folder of prepared lists holds it as schema.json)"
         )
     if is_paths(source):
-        splits: Any = read_files(source, schema, read_options, streaming=streaming)
+        splits = read_files(source, schema, read_options, streaming=streaming)
     else:
         splits = given(source, streaming, schema)
     if time is not None:

@@ -1,4 +1,4 @@
-"""Text as times, if all of it is: ISO 8601, day or month first, 12-hour clocks, fractions down to nanoseconds, zones."""
+"""Text as times, if all of it is: ISO 8601, day or month first, 12-hour clocks, fractions of seconds, time zones."""
 
 from __future__ import annotations
 

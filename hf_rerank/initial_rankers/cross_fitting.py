@@ -1,7 +1,7 @@
 """Initial order and scores by cross-fitting: no list is sorted by a ranker that has seen its clicks, none is held out.
 
-Training lists fall into folds by their user. Those of a fold are sorted by a ranker that was trained on the other folds,
-all other lists (validation, test, and new ones) by a ranker that was trained on all training lists.
+Training lists fall into folds by their user. Those of a fold are sorted by a ranker that was trained on the other
+folds, all other lists (validation, test, and new ones) by a ranker that was trained on all training lists.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ KS = (5, 10)
 # What a card said of the order before: these sentences are replaced.
 _OLD_ORDER = ("Initial order:", "Lists are cut to", "Training lists are sorted by cross-fitting")
 _FOLDS = (
-    "Training lists are sorted by cross-fitting: {} folds by user, each sorted by a ranker that was trained on the other "
-    "folds. The scores are in the column of the schema's `initial_score`."
+    "Training lists are sorted by cross-fitting: {} folds by user, each sorted by a ranker that was trained on the "
+    "other folds. The scores are in the column of the schema's `initial_score`."
 )
 Ranker = LambdaMARTRanker | ClickModel | CrossFittedRanker
 
@@ -179,7 +179,8 @@ class _InInitialOrder(PreparedSource):
         at_most: int | None,
         cross_fit: int | None,
     ) -> None:
-        self.kind, self.fit, self.cross_fit = ranker, {"quality": quality, "seed": seed, "at_most": at_most}, cross_fit
+        self.kind, self.seed, self.cross_fit = ranker, seed, cross_fit
+        self.fit = {"quality": quality, "seed": seed, "at_most": at_most}
         options = {"ranker": ranker, "max_list_length": max_list_length, "cross_fit": cross_fit, **self.fit}
         super().__init__(folder, options)
         self.old_schema = self.schema
@@ -226,9 +227,7 @@ class _InInitialOrder(PreparedSource):
         if not self.prepared.lists.get("train"):
             raise InputError(f"{self.folder} has no train lists: cross-fitting trains rankers on them")
         lists = datasets_of_parquet(self.prepared.files["train"], "train", streaming=False)
-        return CrossFittedRanker.fit(
-            fit, lists, self.old_schema, folds=self.cross_fit, seed=int(self.fit["seed"] or 0)
-        )
+        return CrossFittedRanker.fit(fit, lists, self.old_schema, folds=self.cross_fit, seed=self.seed)
 
     def _scores(self, split: str, first: int, table: pa.Table, lists: Lists, ranker: Ranker) -> np.ndarray | None:
         """Scores to sort by; None: the lists keep their order."""
@@ -238,9 +237,7 @@ class _InInitialOrder(PreparedSource):
             return ranker.scores(table)
         return ranker.scores(table) if split in SORTED_SPLITS else None
 
-    def change(
-        self, split: str, first: int, lists: pa.Table, facts: Ranker, report: PrepareReport
-    ) -> pa.Table:
+    def change(self, split: str, first: int, lists: pa.Table, facts: Ranker, report: PrepareReport) -> pa.Table:
         table, checked = lists, Lists.from_arrow(lists, self.old_schema, with_labels=True)
         scores = self._scores(split, first, table, checked, facts)
         positions = checked.positions if scores is None else positions_by_score(scores, checked.lengths)
@@ -300,7 +297,8 @@ class _InInitialOrder(PreparedSource):
     def _card(self, report: PrepareReport, facts: Mapping[str, Any]) -> str:
         card, schema = read_card(self.folder), self.schema
         learned, looked_at = facts["lists_learned_from"], facts["lists_learned_from"] + facts["lists_held_out"]
-        trained_on, folds = ("ranker_train", []) if self.cross_fit is None else ("train", [_FOLDS.format(self.cross_fit)])
+        trained_on = "ranker_train" if self.cross_fit is None else "train"
+        folds = [] if self.cross_fit is None else [_FOLDS.format(self.cross_fit)]
         measured = "; ".join(
             f"{split}: NDCG@10 {row['ndcg@10']:.4f}, MAP@10 {row['map@10']:.4f}, P@5 {row['precision@5']:.4f}, AUC "
             f"{row['auc']:.4f}"

@@ -1,4 +1,4 @@
-"""Cells of CSV that hold a list: JSON (``[1, 2]``), or values with something between them (``a|b|c``, ``N1-1 N2-0``)."""
+"""Cells of CSV that hold a list: JSON (``[1, 2]``), or values with separators (``a|b|c``, ``N1-1 N2-0``)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _are_times(text: pl.Series) -> bool:
 
 
 def _take_labels(columns: dict[str, Any], schema: ListSchema | None, sign: str, where: Where) -> None:
-    """Parts ``N1-1`` into the item N1 and its label 1; lists without labels, such as new ones, are left as they are."""
+    """Parts ``N1-1`` into the item N1 and its label 1; lists without labels, such as new ones, stay as they are."""
     label = DEFAULT_LABEL if schema is None else schema.label
     if label in columns:
         return

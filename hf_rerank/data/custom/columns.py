@@ -23,7 +23,7 @@ from hf_rerank.schema import Categorical, ListSchema
 # Where a row (from 0) of a table comes from, for messages.
 Where = Callable[[int], str]
 
-# Integers as Python writes them, since 007 and 7 are different ids; 12.0 is what pandas makes of 12 beside a missing id.
+# Integers as Python writes them, since 007 and 7 are different ids. Of 12 beside a missing id pandas makes 12.0.
 INTEGER = r"^(0|-?[1-9][0-9]{0,19})$"
 WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,19})\.0$"
 BOOLEAN = r"^([tT]rue|TRUE|[fF]alse|FALSE)$"
@@ -121,6 +121,8 @@ class Kinds:
         """Of CSV, what its cells look like; elsewhere text is text."""
         if not self.from_text:
             return replace(kind, values="text")
+        if role in (NUMBER, POSITION):  # whatever it looks like; whoever converts it says what is not a number
+            return replace(kind, values="number")
         cells = without_nulls(text, self.options).drop_nulls().unique()
         if not len(cells):
             return kind
@@ -146,7 +148,7 @@ def _bounds(integers: pl.Series) -> tuple[int, int]:
     lengths = integers.str.len_chars()
     longest = integers.filter(lengths >= 18).to_list()
     short = integers.filter(lengths < 18).cast(pl.Int64)
-    values = [int(text) for text in longest] + ([short.min(), short.max()] if len(short) else [])  # type: ignore[list-item]
+    values = [*map(int, longest), *([int(short.min()), int(short.max())] if len(short) else [])]  # type: ignore[arg-type]
     return min(values), max(values)
 
 
@@ -301,7 +303,11 @@ class Converter:
         return self.kinds.found[name].values == "number"
 
     def _of_text(self, name: str, text: pl.Series, wanted: pa.DataType, where: Where, rows: np.ndarray) -> pa.Array:
+        kind: Any = pl.Float64 if pa.types.is_floating(wanted) else pl.UInt64 if wanted == pa.uint64() else pl.Int64
         nulls = text.null_count()
+        found = text.cast(kind, strict=False)
+        if found.null_count() == nulls:  # nearly always
+            return found.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(wanted)
         text = without_nulls(text, self.options, numbers=True)
         self._count(f"cells of text read as missing in column {name}", text.null_count() - nulls)
         if pa.types.is_integer(wanted):
@@ -311,7 +317,6 @@ class Converter:
             text = text.str.strip_chars()
             text = text.str.strip_suffix(".0")
         numbers = _booleans(text).str.strip_chars()
-        kind: Any = pl.Float64 if pa.types.is_floating(wanted) else pl.UInt64 if wanted == pa.uint64() else pl.Int64
         found = numbers.cast(kind, strict=False)
         wrong = found.is_null() & text.is_not_null()
         if wrong.any():
@@ -356,8 +361,9 @@ class Converter:
         if wrong.any():
             index = int(np.argmax(wrong))
             raise InputError(
-                f"{where(int(rows[index]))}: column {name!r} holds {numbers[index]!r}: expected ids, which are integers or "
-                "text; declare it Dense if it is a number, or write the ids as integers (floats are exact up to 2**53)"
+                f"{where(int(rows[index]))}: column {name!r} holds {numbers[index]!r}: expected ids, which are "
+                "integers or text; declare it Dense if it is a number, or write the ids as integers (floats are exact "
+                "up to 2**53)"
             )
         self._count(f"ids such as 12.0 read as 12 in column {name}", len(flat) - values.null_count)
         return values

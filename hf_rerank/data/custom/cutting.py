@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 
+from hf_rerank.data.report import PrepareReport
+from hf_rerank.data.truncating import first_items
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists
 
-
-@dataclass(frozen=True)
-class CutCounts:
-    """What was cut.
-
-    Attributes:
-        lists: Lists that were too long.
-        items: Items that were cut.
-        clicks: Of these, items with a label above 0.
-        lost_clicks: Lists that had clicks, and none after the cut.
-    """
-
-    lists: int
-    items: int
-    clicks: int
-    lost_clicks: int
+CUT_ITEMS, CUT_CLICKS = "items that were cut", "clicks of items that were cut"
 
 
 def cut_column(schema: ListSchema) -> str:
@@ -33,41 +18,37 @@ def cut_column(schema: ListSchema) -> str:
     return f"{schema.label}_cut"
 
 
-def cut_lists(table: pa.Table, schema: ListSchema) -> tuple[pa.Table, CutCounts]:
+def cut_lists(table: pa.Table, schema: ListSchema, report: PrepareReport) -> pa.Table:
     """Lists of at most ``schema.max_list_length`` items: those that stand first in the initial order.
 
     Args:
         table: Lists with labels. Columns that are as long as the items of their list are cut with them.
         schema: Says which column is what.
+        report: What is cut is counted there.
 
     Returns:
-        The lists with the column ``cut_column`` of lists of labels, empty where nothing was cut; and the counts.
+        The lists with the column ``cut_column``: one list of labels per list, empty where nothing was cut.
     """
     lists = Lists.from_arrow(table, schema, with_labels=True)
-    assert lists.labels is not None
-    lengths = lists.lengths
-    kept = lists.positions < schema.max_list_length
+    lengths, clicked = lists.lengths, lists.columns["labels"] > 0
+    kept = first_items(lengths, lists.positions, clicked, schema.max_list_length, report)
+    if kept is None:
+        kept = np.ones(len(clicked), dtype=bool)
     of_list = np.repeat(np.arange(len(lists)), lengths)
-    clicked = lists.labels > 0
-    before = np.bincount(of_list[clicked], minlength=len(lists))
-    after = np.bincount(of_list[clicked & kept], minlength=len(lists))
     new_lengths = np.bincount(of_list[kept], minlength=len(lists))
-    longer = new_lengths < lengths
     history = {feature.name for feature in schema.history}
     for number, field in enumerate(table.schema):
-        if not pa.types.is_list(field.type) or field.name in history:
+        if kept.all() or not pa.types.is_list(field.type) or field.name in history:
             continue
         column = table.column(number).combine_chunks()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        own = np.asarray(column.value_lengths().fill_null(-1))
-        if np.array_equal(own, lengths) and longer.any():
+        if np.array_equal(np.asarray(column.value_lengths().fill_null(-1)), lengths):
             cut = _lists(column.flatten().filter(pa.array(kept)), new_lengths).cast(field.type)
             table = table.set_column(number, field, cut)
-    labels = _lists(pa.array(lists.labels[~kept].astype(np.float64)), lengths - new_lengths)
-    counts = CutCounts(
-        int(longer.sum()), int((~kept).sum()), int((clicked & ~kept).sum()), int(((before > 0) & (after == 0)).sum())
-    )
-    return table.append_column(pa.field(cut_column(schema), pa.list_(pa.float64())), labels), counts
+    report.count(CUT_ITEMS, int((~kept).sum()))
+    report.count(CUT_CLICKS, int((clicked & ~kept).sum()))
+    labels = _lists(pa.array(lists.columns["labels"][~kept].astype(np.float64)), lengths - new_lengths)
+    return table.append_column(pa.field(cut_column(schema), pa.list_(pa.float64())), labels)
 
 
 def _lists(values: pa.Array, lengths: np.ndarray) -> pa.Array:

@@ -165,8 +165,8 @@ class _Guess:
         list_id = self._list_id(plain, unique=False)
         if list_id is None:
             raise InputError(
-                "no column looks like the id of the list (such as list_id, request_id, session_id, qid), and no column "
-                f"holds sequences: name it with --list-id; the columns: {', '.join(frame.columns)}"
+                "no column looks like the id of the list (such as list_id, request_id, session_id, qid), and no "
+                f"column holds sequences: name it with --list-id; the columns: {', '.join(frame.columns)}"
             )
         if not self.whole and frame[list_id].n_unique() > 1:
             frame = self.frame = frame.filter(pl.col(list_id).ne_missing(frame[list_id][-1]))  # its end was not read
@@ -288,8 +288,8 @@ class _Guess:
                 self._take("label", zero_one, f"{CHECK}the only column of the items that holds 0 and 1")
             else:
                 raise InputError(
-                    "no column looks like the label (such as click or label, a number per item): name it with --label; "
-                    f"the columns of the items: {', '.join(items) or 'none'}"
+                    "no column looks like the label (such as click or label, a number per item): name it with "
+                    f"--label; the columns of the items: {', '.join(items) or 'none'}"
                 )
         label = self.roles["label"]
         if label in items:
@@ -337,7 +337,8 @@ class _Guess:
             self._take("position", unnamed, f"{CHECK}it holds {of_lists[unnamed[0]]} to the length of every list")
         else:
             self.field_comments["position"] = (
-                f'{CHECK}none found: the order of the rows is taken for the initial order; if it means nothing, write "none"'
+                f"{CHECK}none found: the order of the rows is taken for the initial order; if it means nothing, "
+                'write "none"'
             )
 
     def _check_positions(self, positions: pl.Series) -> None:

@@ -166,6 +166,11 @@ class Column:
     def highest(self) -> float:
         return float(self.there.max() or 0)  # type: ignore[arg-type]
 
+    @property
+    def mean_length(self) -> float:
+        """Of text, in characters."""
+        return float(self.there.str.len_chars().mean() or 0)  # type: ignore[arg-type]
+
     @functools.cached_property
     def is_whole(self) -> bool:
         """Floats that are all integers, as pandas makes of ids beside a missing one."""
@@ -327,7 +332,7 @@ RULES = (
         certain=False,
     ),
     Rule(
-        lambda c: c.is_text and float(c.there.str.len_chars().mean() or 0) > LONG_TEXT,
+        lambda c: c.is_text and c.mean_length > LONG_TEXT,
         LEFT_OUT,
         "long text: embed it, and give the vectors",
         certain=False,
@@ -341,7 +346,7 @@ RULES = (
     Rule(lambda c: c.is_text, CATEGORICAL, "text"),
     Rule(lambda c: c.values.dtype == pl.Boolean, CATEGORICAL, "true or false"),
     Rule(lambda c: not c.is_number, LEFT_OUT, "of a type that is no feature", certain=False),
-    # ---------------------------------------------------------------------------------------------------- then by names
+    # --------------------------------------------------------------------------------------------------- then by names
     Rule(
         lambda c: c.is_integer and c.lowest < 0 and not c.words & NUMBER_WORDS,
         DENSE,

@@ -1,8 +1,8 @@
 """JSON Lines and JSON arrays as Arrow tables, without guessing: text stays text, whatever it looks like.
 
-Arrow's reader is fast, but infers types by itself, block by block, and takes text such as 2024-01-01 for times. Here the
-types come from the values as Python reads them, first from the first lines, and again from each block that Arrow finds
-to be of other types.
+Arrow's reader is fast, but infers types by itself, block by block, and takes text such as 2024-01-01 for times. Here
+the types come from the values as Python reads them, first from the first lines, and again from each block that Arrow
+finds to be of other types.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def _depth(values: Sequence[Any]) -> int | None:
 
 
 def _without_nulls(kind: pa.DataType) -> pa.DataType:
-    """Of values that were all missing so far, integers: Arrow's reader makes invalid lists of values without a type."""
+    """Integers for values that were all missing so far: Arrow's reader makes invalid lists of them otherwise."""
     if pa.types.is_list(kind):
         return pa.list_(_without_nulls(kind.value_type))
     return pa.int64() if pa.types.is_null(kind) else kind

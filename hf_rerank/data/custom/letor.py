@@ -114,8 +114,8 @@ def _uneven(path: str, lines: list[str], first: int) -> dict[str, Any]:
     # A library that counts from 0 names feature 0; all up to the highest have a column, so that files agree.
     numbers = range(0 if 0 in names else 1, (names[-1] if names else 0) + 1)
     matrix = np.zeros((len(rows), len(numbers)))
-    for row, values in enumerate(rows):
-        for name, value in values.items():
-            matrix[row, name - numbers[0]] = value
+    for row, of_row in enumerate(rows):
+        for feature, found_value in of_row.items():
+            matrix[row, feature - numbers[0]] = found_value
     found: dict[str, Any] = {LABEL: labels, LIST_ID: ids}
     return found | {f"{FEATURE}{name}": matrix[:, place] for place, name in enumerate(numbers)}

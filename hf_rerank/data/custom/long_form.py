@@ -13,16 +13,17 @@ from hf_rerank.schema import ListSchema, Vector
 from hf_rerank.validation import columns_of
 
 
-def grouped(frame: pl.DataFrame, schema: ListSchema, where: Where) -> pl.DataFrame:
+def grouped(frame: pl.DataFrame, schema: ListSchema, where: Where, *, labels: bool = True) -> pl.DataFrame:
     """One row per list, in the order in which the lists first appear; their rows need not stand together.
 
     Item columns, and columns that the schema does not name, become sequences: in the order of the position column,
-    where the schema has one, else in the order of the rows. Columns of the list must hold one value per list.
+    where the schema has one, else in the order of the rows. Columns of the list must hold one value per list. New lists
+    have no ``labels``.
 
     Raises:
         InputError: No list id, or a column of the list that differs within a list.
     """
-    refuse_missing_columns(frame.columns, schema, where(0) if len(frame) else "the frame")
+    refuse_missing_columns(frame.columns, schema, where(0) if len(frame) else "the frame", labels=labels)
     list_id = str(schema.list_id)
     if frame[list_id].null_count():
         row = int(frame[list_id].is_null().arg_max() or 0)

@@ -118,7 +118,7 @@ class OwnFiles:
                 yield kept
 
     def items(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
-        """Items of a part of long files, with ``item_columns`` and where each stands (``PART_COLUMN``, ``ROW_COLUMN``)."""
+        """Items of a part of long files, with ``item_columns`` and their places (``PART_COLUMN``, ``ROW_COLUMN``)."""
         number, row = self.parts.index(part), 0
         for block in self._blocks(part, counts):
             rows = np.arange(row, row + block.table.num_rows)
@@ -127,7 +127,7 @@ class OwnFiles:
             yield table.append_column(ROW_COLUMN, pa.array(rows))
 
     def lists_of_items(self, frame: pl.DataFrame) -> tuple[pa.Table, np.ndarray]:
-        """The lists that all of their items (see ``items``) make, with ``columns``, and the number of the part that holds each.
+        """The lists that all of their items (see ``items``) make, with ``columns``, and the number of each one's part.
 
         Raises:
             InputError: Items do not make a list, or one list has items in two files.
@@ -135,7 +135,10 @@ class OwnFiles:
         parts, rows = frame[PART_COLUMN].to_numpy(), frame[ROW_COLUMN].to_numpy()
         list_id = str(self.schema.list_id)
         lists = grouped(
-            frame.drop(PART_COLUMN, ROW_COLUMN), self.schema, lambda row: self._where(int(parts[row]), int(rows[row]))
+            frame.drop(PART_COLUMN, ROW_COLUMN),
+            self.schema,
+            lambda row: self._where(int(parts[row]), int(rows[row])),
+            labels=self.labels,
         )
         in_lists = frame.group_by(list_id, maintain_order=True).agg(
             pl.col(PART_COLUMN).first().alias("first"), pl.col(PART_COLUMN).last().alias("last")
@@ -170,7 +173,7 @@ class OwnFiles:
         self.item_columns = self.columns = Converter(self.schema, self.kinds, self.options, self.text_ids).columns()
         if self.long:
             frame = pl.DataFrame(pl.from_arrow(self.item_columns.empty_table()))
-            self.columns = plain_table(grouped(frame, self.schema, str)).schema
+            self.columns = plain_table(grouped(frame, self.schema, str, labels=self.labels)).schema
 
     def _filled(self, table: pa.Table, part: ListFile) -> pa.Table:
         """LETOR leaves out features that are 0."""

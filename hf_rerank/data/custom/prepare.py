@@ -1,8 +1,8 @@
 """A user's own lists, all of them checked -> a folder of prepared lists.
 
-Everything is checked before anything is written. Wide files (one row per list) are read part by part; the rows of long
-ones (one row per item) are first partitioned by their list. Memory holds a few numbers per list (its split, a hash of its
-id, its time).
+Everything is checked before anything is written. Wide files (one row per list) are read part by part; the rows of
+long ones (one row per item) are first partitioned by their list. Memory holds a few numbers per list (its split, a
+hash of its id, its time).
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def prepare_own(
         split_by: ``"group"`` or ``"time:COLUMN"``, see ``load_lists``.
         ranker_train: Hold out 40 % of the users (by time: the oldest 40 %) for training an initial ranker.
         max_list_length: Longest list. None: that of the schema.
-        cut: Cut longer lists to the items that stand first, instead of refusing them. The labels of the items that were
-            cut are kept in the column ``LABEL_cut``, so that metrics can cover all logged clicks.
+        cut: Cut longer lists to the items that stand first, instead of refusing them. The labels of the items that
+            were cut are kept in the column ``LABEL_cut``, so that metrics can cover all logged clicks.
         options: Of the readers.
         progress: Bars of the rows read, checked and written, if they take longer than a second.
         shard_bytes: Of lists in memory after which the shards of all splits are cut.
@@ -160,15 +160,11 @@ class CustomSource:
             "read": dict(own.options.to_dict()),
         }
         self.read_units: list[PartUnit] = []
+        self.size = sum(own.rows.values())
 
     def inputs(self) -> list[Path]:
         """The local files."""
         return [Path(file.path) for file in self.own.files if not file.is_url]
-
-    @property
-    def size(self) -> int:
-        """Rows of all files."""
-        return sum(self.own.rows.values())
 
     def units(self, parts: Path) -> list[PartUnit]:
         """One per part with rows."""
@@ -198,23 +194,15 @@ class CustomSource:
         """The lists of a part, by split."""
         rejects = Rejects()
         report = rejects.report
-        tables, cut = [], 0
-        for _, table in self.tables(unit, report.counts):
-            if self.cut:
-                table, of_table = cut_lists(table, self.schema)
-                cut += of_table.items
-                report.cut(of_table.lists, of_table.lost_clicks)
-                report.counts["clicks of items that were cut"] = (
-                    report.counts.get("clicks of items that were cut", 0) + of_table.clicks
-                )
-            tables.append(table)
+        tables = [
+            cut_lists(table, self.schema, report) if self.cut else table
+            for _, table in self.tables(unit, report.counts)
+        ]
         table = pa.concat_tables([self.columns.empty_table(), *tables]).combine_chunks()
         empty = report.counts.pop(EMPTY_LISTS, 0)
         report.read = table.num_rows + empty
         if empty:
             report.drop("without items", empty)
-        if cut:
-            report.count("items that were cut", cut)
         first = facts.first[unit.name]
         if first == 0:  # once, with the first unit
             report.warnings += facts.warnings
@@ -270,9 +258,17 @@ class CustomSource:
 
 
 class LongSource(CustomSource):
-    """Long files as a ``PartitionedSource``."""
+    """Long files as a ``PartitionedSource``; as many buckets of lists as it takes for one to fit in memory."""
 
     size_unit = "bucket"
+
+    def __init__(self, own: OwnFiles, **options: Any) -> None:
+        super().__init__(own, **options)
+        total = sum(Path(file.path).stat().st_size for file in own.files if not file.is_url)
+        self.size = self.buckets = min(MAX_BUCKETS, max(1, -(-total // LONG_PART_BYTES)))
+        self.runs: list[Path] = []
+        # The bucket that was read last: often there is but one, which is checked and then written.
+        self.last: tuple[int, Any, Any] = (-1, None, None)
 
     def partition(
         self, parts: Path, bar: Callable[..., Any], on_reject: Callable[[RejectedLine], object]
@@ -301,24 +297,17 @@ class LongSource(CustomSource):
         ]
         return self.read_units
 
-    @property
-    def size(self) -> int:
-        return self.buckets
-
-    @property
-    def buckets(self) -> int:
-        """How many, so that one fits in memory."""
-        total = sum(Path(file.path).stat().st_size for file in self.own.files if not file.is_url)
-        return min(MAX_BUCKETS, max(1, -(-total // LONG_PART_BYTES)))
-
     def tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
         """The lists of a bucket, in the order in which they first appear."""
         del counts
         assert isinstance(unit.part, int)
-        items = read_bucket(self.runs, unit.part).drop(BUCKET_COLUMN)
-        if not len(items):
-            return
-        lists, parts = self.own.lists_of_items(items)
+        number, lists, parts = self.last
+        if number != unit.part:
+            items = read_bucket(self.runs, unit.part).drop(BUCKET_COLUMN)
+            if not len(items):
+                return
+            lists, parts = self.own.lists_of_items(items)
+            self.last = unit.part, lists, parts
         splits = np.array([part.split for part in self.own.parts], dtype=object)[parts]
         changes = [0, *(np.flatnonzero(splits[1:] != splits[:-1]) + 1).tolist(), len(splits)]
         for start, stop in itertools.pairwise(changes):
@@ -371,7 +360,7 @@ class _Checker:
         return SplitFacts(numbers, first, warnings, counts)
 
     def _add(self, split: str | None, table: pa.Table, first: int) -> None:
-        lists = cut_lists(table, self.schema)[0] if self.source.cut else table
+        lists = cut_lists(table, self.schema, PrepareReport()) if self.source.cut else table
         try:
             batch = Lists.from_arrow(lists, self.schema, with_labels=True, first=first)
             _refuse_long_lists(batch, self.schema)

@@ -30,8 +30,8 @@ def format_of(path: Path) -> tuple[str, str | None]:
     suffix = (Path(path.stem) if compression else path).suffix.lower()
     if suffix not in FORMATS or (compression and suffix not in (".csv", ".tsv", ".jsonl", ".ndjson")):
         raise InputError(
-            f"cannot write results to {path}: expected a file that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}; "
-            "text also as .gz or .zst"
+            f"cannot write results to {path}: expected a file that ends in {', '.join(FORMATS[:-1])} or "
+            f"{FORMATS[-1]}; text also as .gz or .zst"
         )
     return suffix, compression
 
@@ -40,8 +40,8 @@ def format_of(path: Path) -> tuple[str, str | None]:
 def results_file(path: Path) -> Iterator[Write]:
     """Gives the function that appends results; the file appears when all of them are written.
 
-    In CSV one row is one ranked item, best first, with the column ``rank`` from 0; ``order`` is the slot of the item in
-    its list.
+    In CSV one row is one ranked item, best first, with the column ``rank`` from 0; ``order`` is the slot of the item
+    in its list.
     """
     suffix, compression = format_of(path)
     with writing(path) as temporary:
@@ -68,7 +68,7 @@ def _tables(path: Path, suffix: str) -> Iterator[Write]:
 
     def write(ranked: Sequence[Mapping[str, Any]]) -> None:
         nonlocal writer
-        table = pa.Table.from_pylist(list(ranked), None if writer is None else writer[1])
+        table = pa.table({name: _array([row[name] for row in ranked]) for name in ranked[0]})
         if writer is None:
             new = (
                 pq.ParquetWriter(path, table.schema)
@@ -76,7 +76,7 @@ def _tables(path: Path, suffix: str) -> Iterator[Write]:
                 else pa.ipc.new_file(str(path), table.schema)
             )
             writer = new, table.schema
-        writer[0].write_table(table)
+        writer[0].write_table(table.cast(writer[1]))
 
     try:
         yield write
@@ -116,6 +116,14 @@ def _items(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
             value = result[name]
             columns[name] += value if isinstance(value, list) else [value] * length
     of_lists = [name for name in names if not isinstance(ranked[0][name], list)]
-    table = pa.table({name: columns[name] for name in names})
+    table = pa.table({name: _array(columns[name]) for name in names})
     table = table.select([*of_lists, *(name for name in names if name not in of_lists)])
     return table.add_column(len(of_lists), "rank", pa.array(ranks, pa.int64()))
+
+
+def _array(values: list[Any]) -> pa.Array:
+    """Ids from 2**63 on need a type that is named."""
+    try:
+        return pa.array(values)
+    except OverflowError:
+        return pa.array(values, pa.list_(pa.uint64()) if isinstance(values[0], list) else pa.uint64())

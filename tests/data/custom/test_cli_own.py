@@ -60,7 +60,7 @@ def test_from_csv_to_ranked_lists(folder: Path, capsys: pytest.CaptureFixture[st
     output = folder / "ranked.jsonl"
     assert run("rank", "--model", folder / "run", "--input", folder / "test.jsonl", "--output", output) == 0
     ranked = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row["request"] for row in ranked] == loaded["test"]["request"][:]
+    assert [row["list_id"] for row in ranked] == loaded["test"]["request"][:]
     clicked = [row["click"][result["order"][0]] for row, result in zip(loaded["test"], ranked, strict=True)]
     assert np.mean(clicked) > 0.9  # it has learned that the cheapest is clicked
 

@@ -350,7 +350,7 @@ def test_files_named_after_splits_keep_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'price'"):
         prepare_own(tmp_path / "raw", tmp_path / "other", schema=schema, progress=False)
     as_lines([{"item": [3, 4], "price": [1, 2], "more": [0, 0], "click": [1, 0]}], tmp_path / "raw" / "test.jsonl")
-    with pytest.raises(InputError, match="train.jsonl has no column 'more', which .*test.jsonl has"):
+    with pytest.raises(InputError, match=r"train\.jsonl has no column 'more', which .*test\.jsonl has"):
         prepare_own(tmp_path / "raw", tmp_path / "other", schema=schema, progress=False)
 
 

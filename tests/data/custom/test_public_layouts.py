@@ -1,8 +1,8 @@
 """``schema infer`` on layouts of public data sets: right at the first guess, or marked CHECK.
 
-The files are synthetic: their columns, types and separators are those that the documentation of each data set describes.
-Per layout: the roles; what must be a feature of which kind; what must not be one; and the columns whose guess may be
-wrong, which must then be marked.
+The files are synthetic: their columns, types and separators are those of the documentation of each data set.
+Per layout: the roles; what must be a feature of which kind; what must not be one; and the columns whose guess may
+be wrong, which must then be marked.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def news_impressions(folder: Path) -> Path:
         read = " ".join(DRAW.choice(news, k % 4, replace=False))
         impressions = " ".join(f"{item}-{label}" for item, label in zip(shown, labels, strict=True))
         rows.append(
-            f"{k + 1}\tU{k // 2}\t11/{13 + k % 10}/2019 {1 + k % 12}:05:58 {'AM' if k % 2 else 'PM'}\t{read}\t{impressions}"
+            f"{k + 1}\tU{k // 2}\t11/{13 + k % 10}/2019 {1 + k % 12}:05:58 {'AM' if k % 2 else 'PM'}\t"
+            f"{read}\t{impressions}"
         )
     (folder / "behaviors.tsv").write_text("\n".join(rows) + "\n")
     return folder / "behaviors.tsv"

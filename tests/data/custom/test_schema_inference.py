@@ -206,7 +206,7 @@ def test_what_tells_the_labels_or_the_order_is_no_feature(tmp_path: Path) -> Non
     for name, why in (
         ("purchase", "named like an outcome"),
         ("dwell_time", "named like an outcome"),
-        ("position", 'named like a position: if it is one, name it as "position"'),
+        ("position", "another order of the items"),
         ("propensity", 'named like a propensity: if it is one, name it as "propensity"'),
     ):
         assert inferred.left_out[name].startswith(CHECK)
