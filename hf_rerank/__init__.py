@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+from hf_rerank.version import __version__ as __version__
 
 _HOME = {
     "AutoReranker": "models.auto",

@@ -31,8 +31,7 @@ def main() -> None:
     places = row[schema.position] if schema.position else list(range(len(result["order"])))
     before = sorted(range(len(places)), key=lambda slot: places[slot])
     print(
-        f"list {row[schema.list_id] if schema.list_id else options.number}: "
-        f"the first {SHOWN} of {len(places)} ranks\n"
+        f"list {row[schema.list_id] if schema.list_id else options.number}: the first {SHOWN} of {len(places)} ranks\n"
     )
     lines = []
     for place, (old, new) in enumerate(zip(before[:SHOWN], result["order"][:SHOWN], strict=True), start=1):

@@ -180,6 +180,19 @@ def test_peak_memory_is_that_of_the_steps(cost: ModuleType, monkeypatch: pytest.
 
 
 @pytest.mark.slow
+def test_one_training_step_is_timed() -> None:
+    """With the options that were given, and times that are possible: no step is faster than the fastest."""
+    command = [sys.executable, str(SCRIPT.with_name("training_step.py")), "--model", "dnn", "--principled", "r_drop"]
+    command += ["--dropout", "0.3", "--batch-size", "4", "--steps", "3"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert (found["model"], found["principled"], found["dropout"], found["batch_size"]) == ("dnn", "r_drop", 0.3, 4)
+    assert 0 < found["fastest_ms"] <= found["median_ms"]
+    assert found["cpu_ms"] > 0
+
+
+@pytest.mark.slow
 def test_every_reranker_and_preset_is_measured(tmp_path: Path) -> None:
     """The rows asked for, with the parameters that the equations of the sizes give."""
     script = SCRIPT.with_name("rerankers.py")
@@ -274,7 +287,7 @@ def test_preparing_ad_is_measured_by_stage(tmp_path: Path, monkeypatch: pytest.M
         stages = row["stages"]
         assert stages["read and cut raw_sample.csv"]["rows"] == row["counts"]["impressions"] == 2_000
         assert stages["read and cut behavior_log.csv"]["rows"] == row["counts"]["behaviours"]
-        assert stages["make and write lists"]["rows"] == row["lists"] > 0
+        assert stages["read and write lists"]["rows"] == row["lists"] > 0
         assert len(row["each_round"]) == 2
         assert row["peak_memory_mib"] == max(run["peak_memory_mib"] for run in row["each_round"]) > 50
         assert (
@@ -303,13 +316,13 @@ def test_making_lists_is_extrapolated_by_lists_and_behaviours(monkeypatch: pytes
         stages = {
             "read and cut raw_sample.csv": {"rows": 1, "seconds": 3.0},
             "read and cut behavior_log.csv": {"rows": 1, "seconds": 4.0},
-            "make and write lists": {"rows": 1, "seconds": 10 + 2 * millions},
+            "read and write lists": {"rows": 1, "seconds": 10 + 2 * millions},
         }
         rows.append({"counts": counts, "stages": stages, "bucket_bytes": 1e9 + 20e6 * millions})
     whole = preparing_ad.extrapolated(rows)
     assert whole["read and cut raw_sample.csv"] == pytest.approx(300)
     assert whole["read and cut behavior_log.csv"] == pytest.approx(4 * 723.268134 / 20)
-    assert whole["make and write lists"] == pytest.approx(1_000 + 2 * 723.268134)
+    assert whole["read and write lists"] == pytest.approx(1_000 + 2 * 723.268134)
     assert whole["bucket_bytes"] == pytest.approx(100e9 + 20 * 723_268_134)
     assert whole["all stages"] == pytest.approx(300 + 4 * 723.268134 / 20 + 1_000 + 2 * 723.268134)
 

@@ -92,7 +92,7 @@ def test_the_new_folder(lists: Path, with_vectors: Path) -> None:
     assert facts["lists_available"] == table_of(lists, "ranker_train").num_rows
     assert report["lists"]["ranker_train"] == 0
     card = (with_vectors / "README.md").read_text()
-    assert "`ranker_train` is empty: its lists are spent" in card
+    assert "`ranker_train` is left empty: the click model has seen its labels" in card
     assert "split: ranker_train" not in card
     processor = ListProcessor.from_lists(loaded["train"], schema=loaded.schema)
     assert PRMConfig.for_schema(processor.schema).item_vector_dim == 5
@@ -123,7 +123,7 @@ def test_the_same_call_gives_the_same_bytes_after_a_failure_too(
 
     with monkeypatch.context() as broken:
         broken.setattr(ClickModel, "save_pretrained", fail)
-        with pytest.raises(InputError, match="the disk is full"):
+        with pytest.raises(OSError, match="the disk is full"):
             add_personalised_vectors(lists, tmp_path / "new", dim=5, progress=False)
     assert not (tmp_path / "new").exists()
     add_personalised_vectors(lists, tmp_path / "new", dim=5, progress=False)

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.evaluation.tables import obedience_table, results_table
     from hf_rerank.inference.reranker import Reranker
     from hf_rerank.storage import write_json
-    from hf_rerank.storage.hub_download import refuse_only_a_graph
+    from hf_rerank.storage.hub_download import folder_with_weights
 
     if options.max_steps < 0:
         raise InputError(f"--max-steps is {options.max_steps}: expected at least 0")
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
         log = _training_log(options.model)
     if options.add_to_results:
         results_to_add_to(options.model)
-    refuse_only_a_graph(options.model, **at)
+    folder_with_weights(options.model, **at)  # refuses an exported graph
     without_bars_of_a_moment()
     reranker = Reranker.from_pretrained(options.model, **at)
     folder = lists_folder(options.data)

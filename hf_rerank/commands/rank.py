@@ -55,7 +55,6 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.data.custom.own_files import EMPTY_LISTS
     from hf_rerank.processing import EncodingReport
 
-    without_bars_of_a_moment()
     reranker = _load(options.model, at)
     report, counts = EncodingReport(), dict[str, int]()
     with results_file(options.output) as write, tqdm(unit="list", delay=1, disable=None) as bar:
@@ -116,7 +115,7 @@ def _batches(files: list[Any], processor: Any, options: Any, counts: dict[str, i
     own = OwnFiles(files, schema, options, labels=False, text_ids=known)
     own.scan()
     needed = {feature.name for feature in (*schema.items, *schema.user, *schema.history)}
-    needed |= {schema.position_column, schema.list_id, schema.id}
+    needed |= {schema.position_column, schema.initial_score, schema.list_id, schema.id}
     for _, table in tables_of_files(own, counts):
         chosen = table.select([name for name in table.column_names if name in needed])
         for batch in chosen.to_batches(max_chunksize=RANK_BATCH):

@@ -133,11 +133,11 @@ def _new(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
 def _fine_tuned(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
     """A trained model made ready for these lists, and its processor; prints what was kept and added."""
     from hf_rerank.inference.reranker import Reranker
-    from hf_rerank.storage.hub_download import refuse_only_a_graph
+    from hf_rerank.storage.hub_download import folder_with_weights
     from hf_rerank.training import adapt, freeze
 
     at = model_options(options.source, options.revision)
-    refuse_only_a_graph(options.source, **at)
+    folder_with_weights(options.source, **at)  # refuses an exported graph
     saved = Reranker.from_pretrained(options.source, **at)
     reranker, report = adapt(saved, lists["train"], lists.schema, reinitialize=options.reinitialize)
     print(f"from {options.source}:\n{report}")

@@ -107,7 +107,7 @@ def _refuse_unfit(folder: Path) -> None:
     verify(folder, lambda name: any(fnmatch.fnmatch(name, pattern) for pattern in saved), "save it again")
     model, processor = AutoReranker.from_pretrained(folder), ListProcessor.from_pretrained(folder)
     processor.check_fingerprint(model.config.schema_fingerprint, "the model")
-    model.refuse_non_finite_weights(f"so {folder} is not pushed; train it again")
+    model.refuse_non_finite_weights("so the model is not pushed; train it again")
 
 
 def _card_and_figures(folder: Path, repo_id: str, tell: Callable[[str], object]) -> dict[str, Path | bytes]:

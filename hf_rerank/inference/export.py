@@ -25,7 +25,7 @@ from hf_rerank.inference.reranker import Reranker
 from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.schema import TENSORS, ListSchema
 from hf_rerank.storage import replacing
-from hf_rerank.storage.hub_download import GRAPH_FILE, refuse_only_a_graph
+from hf_rerank.storage.hub_download import GRAPH_FILE, folder_with_weights
 
 # Scores of the graph against those of the model: rounding of float32, over what the model's scores span.
 TOLERANCE = 1e-4
@@ -58,7 +58,7 @@ def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revisi
             raise InputError("revision= belongs to a repository on the Hub, and a Reranker is none: leave it out")
         reranker = source
     else:
-        refuse_only_a_graph(source, revision=revision)
+        folder_with_weights(source, revision=revision)  # refuses an exported graph
         reranker = Reranker.from_pretrained(source, revision=revision)
     # float32 on the CPU, where the model may be elsewhere and narrower; a copy, so that the caller's stays.
     model = copy.deepcopy(reranker.model).cpu().float().eval()

@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.inference.ranking import check_at_least_one
+from hf_rerank.schema import TENSORS
 from hf_rerank.storage import MANIFEST, read_json
 from hf_rerank.storage.hub_download import GRAPH_FILE, HUB_OPTIONS, REMEDY, verified_folder
 
@@ -79,8 +80,13 @@ class OnnxScorer:
         """float32 [B, L], by slot.
 
         Raises:
-            InputError: The lists have more slots than the model has positions for.
+            InputError: The lists have more slots than the model has positions for, or lack an input of the graph.
         """
+        for name in self.inputs:
+            if name not in features:
+                column = TENSORS[name].column
+                remedy = f"give the column that the schema names as {column}" if column else "another schema made it"
+                raise InputError(f"the lists have no {name}, an input of the exported graph: {remedy}")
         longest, slots = self.config["max_list_length"], features["mask"].shape[1]
         if self.config["position_input"] != "none" and slots > longest:
             raise InputError(f"lists of {slots} slots: the model has positions for max_list_length={longest}")

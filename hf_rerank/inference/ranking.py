@@ -54,7 +54,7 @@ class EncodedBatch:
         Raises:
             InputError: A list is wrong or too long.
         """
-        rows = rows_in_columns(rows, processor.schema)
+        rows = rows_in_columns(rows, processor.schema, first)
         lists = Lists.from_rows(rows, processor.schema, first=first)
         ragged, report = processor.encode(lists, truncate=truncate)
         arrays = ragged.padded()

@@ -55,6 +55,8 @@ def register_reranker(name: str, config: type[RerankerConfig], model: type[PreTr
     if config.model_type != f"rerank_{name}":
         raise InputError(f"{config.__name__}.model_type is {config.model_type!r}: expected 'rerank_{name}'")
     RERANKERS[name] = (config, model)
+    # transformers reads it off the annotation of ``config``, which is text under postponed evaluation of annotations.
+    model.config_class = config
     _make_known(config, model)
 
 

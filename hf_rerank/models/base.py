@@ -26,10 +26,12 @@ from hf_rerank.models.config import RerankerConfig
 from hf_rerank.models.embeddings import FeatureTables, resize_to_schema
 from hf_rerank.models.layers import Context, SharedDropout, draw_dropout
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
-from hf_rerank.schema import ListBatch, ListSchema
+from hf_rerank.schema import TENSORS, ListBatch, ListSchema
 from hf_rerank.storage.hub_download import HUB_OPTIONS, folder_with_weights
 from hf_rerank.storage.hub_upload import push_saved
 
+# Features that are float32 in every batch, and become the dtype of the weights.
+_NUMBERS = [name for name, spec in TENSORS.items() if spec.role == "feature" and spec.dtype == "float32"]
 _HUB_OPTIONS = (*HUB_OPTIONS, "subfolder")
 # Options of loading that are used most, for suggestions.
 _LOADING_OPTIONS = (*_HUB_OPTIONS, "device", "device_map", "dtype", "attn_implementation")
@@ -231,26 +233,23 @@ class PreTrainedReranker(PreTrainedModel):
         # An exported graph takes any length, so this is no part of it.
         if not torch.compiler.is_compiling() and self.config.position_input != "none" and mask.shape[1] > longest:
             raise InputError(f"lists of {mask.shape[1]} slots: the model has positions for max_list_length={longest}")
-        # Features are float32, whatever the weights are.
-        item_dense, item_vectors, user_dense, history_dense = (
-            None if part is None else part.to(self.dtype)
-            for part in (item_dense, item_vectors, user_dense, history_dense)
+        batch = ListBatch(
+            item_categorical=item_categorical,
+            item_dense=item_dense,
+            item_vectors=item_vectors,
+            user_categorical=user_categorical,
+            user_dense=user_dense,
+            history_categorical=history_categorical,
+            history_dense=history_dense,
+            history_mask=history_mask,
+            mask=mask,
+            position_ids=position_ids,
+            initial_scores=initial_scores,
         )
-        context = self.embed(
-            ListBatch(
-                item_categorical=item_categorical,
-                item_dense=item_dense,
-                item_vectors=item_vectors,
-                user_categorical=user_categorical,
-                user_dense=user_dense,
-                history_categorical=history_categorical,
-                history_dense=history_dense,
-                history_mask=history_mask,
-                mask=mask,
-                position_ids=position_ids,
-                initial_scores=initial_scores,
-            )
-        )
+        for name in _NUMBERS:
+            if (numbers := getattr(batch, name)) is not None:
+                setattr(batch, name, numbers.to(self.dtype))
+        context = self.embed(batch)
         if objective is None or labels is None:
             output = self.score(context, position_ids)
             if labels is not None:

@@ -81,7 +81,7 @@ class RerankCollator:
             checked = Lists.from_arrow(lists, schema, with_labels=self.with_labels, first=first)
             has_ids = schema.list_id in lists.schema.names
         else:
-            rows = rows_in_columns(lists, schema)
+            rows = rows_in_columns(lists, schema, first)
             checked = Lists.from_rows(rows, schema, with_labels=self.with_labels, first=first)
             has_ids = bool(rows) and schema.list_id in rows[0]
         if ids is not None and not has_ids:

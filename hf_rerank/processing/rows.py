@@ -12,7 +12,9 @@ from hf_rerank.schema import ListSchema, Vector
 ITEMS, HISTORY = "items", "history"
 
 
-def rows_in_columns(lists: Sequence[Mapping[str, Any]], schema: ListSchema) -> Sequence[Mapping[str, Any]]:
+def rows_in_columns(
+    lists: Sequence[Mapping[str, Any]], schema: ListSchema, first: int = 0
+) -> Sequence[Mapping[str, Any]]:
     """Lists whose items are dicts, ``{"items": [{"price": 3}, ...], "gender": 1}``, as dicts of columns.
 
     ``{"price": [3, ...], "gender": 1}``. A history may be given in the same way, under ``"history"``. Lists that are
@@ -21,23 +23,28 @@ def rows_in_columns(lists: Sequence[Mapping[str, Any]], schema: ListSchema) -> S
     Args:
         lists: One dict per list.
         schema: Says which columns the items and the history have.
+        first: Number of the first list, for messages.
 
     Raises:
-        InputError: An item is no dict, or lacks a key that the first item has.
+        InputError: A list has no items, an item is no dict, or lacks a key that other items have.
     """
-    names = {feature.name for feature in (*schema.items, *schema.user, *schema.history)}
-    if ITEMS in names or not any(isinstance(row, Mapping) and _holds_dicts(row.get(ITEMS)) for row in lists[:1]):
+    if not isinstance(lists, Sequence) or not any(_is_of_items(row, schema) for row in lists[:1]):
         return lists
-    return [_in_columns(row, number, schema) for number, row in enumerate(lists)]
+    return [_in_columns(row, number, schema) for number, row in enumerate(lists, start=first)]
 
 
-def _holds_dicts(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) > 0 and isinstance(value[0], Mapping)
+def _is_of_items(row: Any, schema: ListSchema) -> bool:
+    """Whether a list is given as dicts of its items: it has the key, and that is no column of the schema."""
+    if not isinstance(row, Mapping) or ITEMS not in row or schema.items[0].name in row:
+        return False
+    return ITEMS not in {feature.name for feature in (*schema.items, *schema.user, *schema.history)}
 
 
 def _in_columns(row: Mapping[str, Any], number: int, schema: ListSchema) -> dict[str, Any]:
     if not isinstance(row, Mapping) or ITEMS not in row:
         raise InputError(f"list {number} has no {ITEMS!r}, which other lists have: give all lists in the same form")
+    if isinstance(row[ITEMS], Sequence) and not row[ITEMS]:
+        raise InputError(f"list {number} is empty: expected at least one item; leave it out")
     columns = {name: value for name, value in row.items() if name not in (ITEMS, HISTORY)}
     columns |= _columns_of_entries(row[ITEMS], f"item {{}} of list {number}")
     if HISTORY in row:
@@ -55,12 +62,12 @@ def _columns_of_entries(entries: Any, where: str) -> dict[str, list[Any]]:
     for place, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
             raise InputError(f"{where.format(place)} is a {type(entry).__name__}: expected a dict")
-        odd = next(iter(columns.keys() ^ entry.keys()), None)
+        odd = next((name for name in (*columns, *entry) if name not in columns or name not in entry), None)
         if odd is not None:
             has, lacks = (0, place) if odd in columns else (place, 0)
             raise InputError(
-                f"{where.format(lacks)} lacks {odd!r}, which {where.format(has)} has"
-                f"{suggestion(odd, entries[lacks])}: give every item the same keys, None where a value is missing"
+                f"{where.format(lacks)} lacks {odd!r}, which {where.format(has)} has: give every item the same keys, "
+                f"None where a value is missing{suggestion(odd, entries[lacks])}"
             )
         for name, values in columns.items():
             values.append(entry[name])

@@ -55,12 +55,16 @@ def remove(path: str | Path) -> None:
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[Path]:
+def writing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Gives the temporary name under which to write a file or a folder.
 
     At the end of the block everything is brought to the disk and renamed to ``path``. An existing file is replaced; a
     folder replaces nothing but an empty folder. If the block raises, the temporary is removed and ``path`` stays as it
     was. Parent folders are created.
+
+    Args:
+        path: The file or folder.
+        durable: Wait until the disk holds it. False: a kill leaves it whole or not there, but a power cut may not.
 
     Raises:
         CannotWrite: The disk refuses; names path and space. Errors of the block itself pass as they are.
@@ -73,7 +77,8 @@ def writing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         with naming_failures(path):
-            sync_tree(temporary)
+            if durable:
+                sync_tree(temporary)
             if temporary.is_dir() and path.is_dir():
                 path.rmdir()  # Windows does not rename over it
             os.replace(temporary, path)

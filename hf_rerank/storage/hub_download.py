@@ -106,7 +106,10 @@ def folder_with_weights(source: str | Path, *, variant: str | None = None, **hub
         shards = _shards(folder / index)
     else:
         if weights == WEIGHTS_FILE and _lists_a_graph(folder):
-            raise InputError(_only_a_graph(source))
+            raise InputError(
+                f"{source} holds an exported graph ({GRAPH_FILE}) and no weights of PyTorch: give the model that it "
+                "was exported from; a graph can only rank, with Reranker.from_pretrained or hf-rerank rank"
+            )
         raise InputError(f"{folder} has no {weights}: weights are read from safetensors files only")
     for name in shards:
         refuse_repeated_names(model_file(source, name, **hub_options))
@@ -129,24 +132,6 @@ def holds_only_a_graph(source: str | Path, **hub_options: Any) -> bool:
     if any(_fetched_if_there(source, name, **hub_options) is not None for name in weights):
         return False
     return _fetched_if_there(source, GRAPH_FILE, **hub_options) is not None
-
-
-def refuse_only_a_graph(source: str | Path, **hub_options: Any) -> None:
-    """Raises an InputError if a folder or repository holds an exported graph alone, where its model is needed.
-
-    Args:
-        source: A folder, or the id of a Hub repository.
-        hub_options: As of ``model_file``.
-    """
-    if holds_only_a_graph(source, **at_one_commit(source, "config.json", **hub_options)):
-        raise InputError(_only_a_graph(source))
-
-
-def _only_a_graph(source: str | Path) -> str:
-    return (
-        f"{source} holds an exported graph ({GRAPH_FILE}) and no weights of PyTorch: give the model that it was "
-        "exported from; a graph can only rank, with Reranker.from_pretrained or hf-rerank rank"
-    )
 
 
 def _holds_weights(name: str) -> bool:

@@ -265,7 +265,11 @@ class RerankTrainer(EvaluatingTrainer):
 
         self._refuse_broken()
         args = self.args
-        asked: dict[str, Any] = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
+        asked: dict[str, Any] = {
+            "private": args.hub_private_repo,
+            "token": args.hub_token,
+            "revision": args.hub_revision,
+        }
         asked |= {name: value for name, value in options.items() if value is not None}
         asked.setdefault("commit_message", "Upload re-ranker")
 

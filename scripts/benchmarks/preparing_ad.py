@@ -38,7 +38,7 @@ from preparing import COMMAND, machine, positive
 IMPRESSIONS, BEHAVIOURS = 26_557_961, 723_268_134
 LOG = "behavior_log.csv"
 READ_IMPRESSIONS, READ_BEHAVIOURS = "read and cut raw_sample.csv", f"read and cut {LOG}"
-MAKE = "make and write lists"
+MAKE = "read and write lists"
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def one_run(raw: Path, output: Path) -> dict[str, Any]:
     load = os.getloadavg()[0]
     most = [0]
     done = threading.Event()
-    watcher = threading.Thread(target=watch, args=(output.with_name(f"{output.name}.partial") / "buckets", most, done))
+    watcher = threading.Thread(target=watch, args=(output.with_name(f"{output.name}.partial"), most, done))
     command = [*COMMAND, "prepare", "ad", "--raw-dir", str(raw), "--output-dir", str(output), "--json"]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -135,8 +135,7 @@ def watch(folder: Path, most: list[int], done: threading.Event) -> None:
     while not done.wait(0.05):
         sizes = []
         try:
-            for path in folder.iterdir():
-                sizes.append(path.stat().st_size)
+            sizes += [path.stat().st_size for path in folder.rglob("*.arrow")]
         except FileNotFoundError:  # not there yet, or not any more
             continue
         most[0] = max(most[0], sum(sizes))

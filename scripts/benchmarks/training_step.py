@@ -4,10 +4,10 @@
         [--steps 30] [--device cpu] [--threads 1]
 
 Lists of 30 items with 5 categorical and 19 dense features, and 3 categorical user features; the model has its default
-sizes. A step is forward with the objective, backward, clipping and AdamW, in training mode. The JSON holds the options,
-``median_ms``, ``fastest_ms`` and ``cpu_ms``, the median CPU time of the process, which other work on the machine
-lengthens less. To compare two versions of the code, run the script with each of them in turn, several times, and
-compare the runs pairwise: ratios hold on a noisy machine where absolute times do not.
+sizes. A step is forward with the objective, backward, clipping and AdamW, in training mode. The JSON holds the
+options, and ``median_ms``, ``fastest_ms`` and ``cpu_ms``, the median CPU time of the process, which other work on the
+machine lengthens less. To compare two versions of the code, run the script with each of them in turn, several times,
+and compare the runs pairwise: ratios hold on a noisy machine where absolute times do not.
 """
 
 from __future__ import annotations

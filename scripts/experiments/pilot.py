@@ -14,7 +14,6 @@ import itertools
 import json
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +122,14 @@ def run_one(root: Path, world: str, length: int, model: str, arm: str, seed: int
         for entry in trainer.state.log_history
     ]
     return {
-        "world": world, "length": length, "model": model, "arm": arm, "seed": seed, "cpu_seconds": seconds,
-        "history": history, "factors": {name: float(value) for name, value in trainer.term_factors.items()},
+        "world": world,
+        "length": length,
+        "model": model,
+        "arm": arm,
+        "seed": seed,
+        "cpu_seconds": seconds,
+        "history": history,
+        "factors": {name: float(value) for name, value in trainer.term_factors.items()},
         **{split: {k: v for k, v in found.items() if isinstance(v, int | float)} for split, found in measures.items()},
     }
 
@@ -146,7 +151,9 @@ def summarize(folder: Path) -> None:
             cells = [f"{sum(s[m] for s in seeds.values()) / len(seeds):.4f}" for m in MEASURES]
             line = f"  {arm:18s} n={len(seeds)} " + " ".join(cells)
             if arm != "none" and len(both) > 1:
-                found = paired_interval([seeds[s]["expected_clicks"] for s in both], [base[s]["expected_clicks"] for s in both])
+                found = paired_interval(
+                    [seeds[s]["expected_clicks"] for s in both], [base[s]["expected_clicks"] for s in both]
+                )
                 mean = sum(base[s]["expected_clicks"] for s in both) / len(both)
                 line += f"  clicks {100 * found['mean'] / mean:+.2f}% [{100 * found['low'] / mean:+.2f}, {100 * found['high'] / mean:+.2f}]"
             print(line)

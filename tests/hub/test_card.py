@@ -26,7 +26,8 @@ from hf_rerank import (
     RerankTrainingArguments,
     Vector,
 )
-from hf_rerank.hub.card import card_from_summary, markdown_text, model_card, plain_model_card
+from hf_rerank.hub.card import card_from_summary, markdown_text, model_card
+from hf_rerank.storage.hub_upload import plain_card
 
 # Column -> (part, kind, size): 20 and 50 rows as asked for, 3 texts and 2 integers with padding and the unknown value.
 COLUMNS = {
@@ -72,7 +73,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lists = datasets.Dataset.from_list(ROWS)
     processor = ListProcessor.from_lists(lists, schema=SCHEMA)
     trainer = RerankTrainer(
-        model=PRMForReranking(PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1, inner_width=8)),
+        model=PRMForReranking(
+            PRMConfig.for_schema(processor.schema, hidden_size=8, num_hidden_layers=1, intermediate_size=8)
+        ),
         args=RerankTrainingArguments(
             str(folder), num_train_epochs=1, use_cpu=True, disable_tqdm=True, hub_token=TOKEN, seed=5
         ),
@@ -133,8 +136,8 @@ def test_numbers_are_those_of_the_run(results: dict[str, Any]) -> None:
     assert "One run, seed 5" in text
     assert (
         "Principled preset `scaled`: `convergence`, weight 20, compares the scores on the given order and on the "
-        "model's own order (as `probability`, reduction `weighted_mean`); `adversarial`, weight 5, compares the scores "
-        "on the given order and on the given order after `adjacent_swap` (as `probability`"
+        "model's own order (as `probability`, reduction `weighted_mean`); `adversarial`, weight 5, compares the "
+        "scores on the given order and on the given order after `adjacent_swap` (as `probability`"
     ) in text
     assert "RecSys 2019" in text
     assert "arXiv 2504.04188" in text
@@ -264,7 +267,7 @@ def test_a_value_that_is_no_number_is_left_out(results: dict[str, Any]) -> None:
 
 
 def test_plain() -> None:
-    card = ModelCard(plain_model_card("someone/prm"))
+    card = ModelCard(plain_card("someone/prm"))
     assert card.data.library_name == "hf_rerank"
     assert 'Reranker.from_pretrained("someone/prm")' in snippet(card.text)
 

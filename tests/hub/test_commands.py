@@ -13,7 +13,7 @@ from hub_server import Fault, Hub
 
 from hf_rerank import ListProcessor, Reranker, load_lists
 from hf_rerank.cli import main
-from hf_rerank.hub import push_lists
+from hf_rerank.data.push_lists import push_lists
 from hf_rerank.inference.export import export_onnx
 from hf_rerank.models.auto import RERANKERS
 
@@ -31,7 +31,7 @@ def folders(own_lists: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("old", "new")):
         torch.manual_seed(seed)
         made = model(config.for_schema(processor.schema, hidden_sizes=[4], initializer_range=0.5))
-        Reranker(made, processor).save_pretrained(folder / name)
+        Reranker(processor, made).save_pretrained(folder / name)
         export_onnx(folder / name, folder / f"{name}_graph")
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lists["train"].to_list()))
     return folder
@@ -294,7 +294,8 @@ def test_lists_that_are_not_there(
     models.repositories["datasets/someone/photos"] = [{"id": "3" * 40, "message": "", "files": {"cat.jpg": b""}}]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty" / "folder").mkdir(parents=True)
-    (tmp_path / "begun" / "lists.partial" / "lists").mkdir(parents=True)
+    (tmp_path / "begun" / "lists.partial").mkdir(parents=True)
+    (tmp_path / "begun" / "lists.partial" / "begun.json").write_text("{}")
     line = mistake(command.format(data, tmp_path, folders), capsys)
     assert re.search(words, line), line
     assert (models.asked("datasets/") > 0) == data.startswith("someone/")

@@ -15,7 +15,8 @@ from samples import KEPT, TOKEN
 
 from hf_rerank import InputError, ListProcessor, Reranker
 from hf_rerank.cli import main
-from hf_rerank.hub import push_lists, push_model
+from hf_rerank.data.push_lists import push_lists
+from hf_rerank.hub import push_model
 from hf_rerank.storage import MANIFEST
 from hf_rerank.storage.hub_errors import without_tokens
 from hf_rerank.storage.hub_repository import open_repository
@@ -228,7 +229,9 @@ def test_saving_and_pushing_at_once(hub: Hub, run_folder: Path, tmp_path: Path) 
     assert [commit["message"] for commit in hub.repositories[KEY]] == ["The model", "The processor"]
     assert hub.private == {KEY}
     assert hub.files(KEY).keys() == FILES
-    assert json.loads(hub.files(KEY)[MANIFEST])["files"] == json.loads((KEPT / MANIFEST).read_text())["files"]
+    reranker.save_pretrained(tmp_path / "both")
+    saved = json.loads((tmp_path / "both" / MANIFEST).read_text())
+    assert json.loads(hub.files(KEY)[MANIFEST])["files"] == saved["files"]
     Reranker.from_pretrained(KEY)
     assert {path.name for path in (tmp_path / "prm").iterdir()} == FILES - {"README.md", MANIFEST}
 
@@ -349,7 +352,7 @@ def test_a_manifest_that_cannot_be_fetched_is_not_gone_without(hub: Hub, run_fol
 def test_a_folder_that_would_not_load(hub: Hub, run_folder: Path, tmp_path: Path) -> None:
     assert "there is no folder" in refusal(lambda: push_model(tmp_path / "none", KEY))
     (tmp_path / "empty").mkdir()
-    assert "has no preprocessor_config.json" in refusal(lambda: push_model(tmp_path / "empty", KEY))
+    assert "has no config.json" in refusal(lambda: push_model(tmp_path / "empty", KEY))
     weights = (run_folder / "model.safetensors").read_bytes()
     (run_folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     assert "its SHA-256 is not that of the file saved; save it again" in refusal(lambda: push_model(run_folder, KEY))
@@ -360,7 +363,7 @@ def test_weights_that_are_not_finite(hub: Hub, run_folder: Path) -> None:
     reranker = Reranker.from_pretrained(run_folder)
     next(reranker.model.parameters()).data[-1] = float("nan")
     for push in (reranker.push_to_hub, reranker.model.push_to_hub):
-        assert "are not finite: such a model is not pushed" in refusal(lambda push=push: push(KEY))
+        assert "are not finite, so the model is not pushed" in refusal(lambda push=push: push(KEY))
     assert hub.requests == []
 
 

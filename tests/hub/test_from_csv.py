@@ -47,5 +47,5 @@ def test_from_a_csv_to_the_hub(tmp_path: Path) -> None:
     assert "re-ranker" in ran.stdout
     (ranked,) = ast.literal_eval(ran.stdout.splitlines()[-1])
     assert len(ranked["order"]) == 2
-    assert set(ranked["item_id"]) < {1, 2, 3}
+    assert set(ranked["ids"]) < {1, 2, 3}
     assert TOKEN not in ran.stdout + ran.stderr

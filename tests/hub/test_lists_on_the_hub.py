@@ -20,11 +20,12 @@ from samples import TOKEN
 from hf_rerank import InputError, load_lists
 from hf_rerank.cli import main
 from hf_rerank.data.ad import prepare_ad
-from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks
 from hf_rerank.data.prepared import licence_of
+from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks
 from hf_rerank.data.prm_public import prepare_prm_public
+from hf_rerank.data.push_lists import push_lists
 from hf_rerank.data.simulation import simulate_ad, simulate_prm
-from hf_rerank.hub import push_lists, push_model
+from hf_rerank.hub import push_model
 
 KEY = "datasets/someone/lists"
 SPLITS = ("ranker_train", "train", "validation", "test")

@@ -55,7 +55,7 @@ def test_whole_commands(hub: Hub, tmp_path: Path) -> None:
     for command in (
         f"simulate prm_public --output-dir {raw} --lists 150 --seed 1",
         f"prepare prm_public --raw-dir {raw} --output-dir {lists}",
-        f"train --model prm --data {lists} --output-dir {run} --set d_model=8 {TINY}",
+        f"train --model prm --data {lists} --output-dir {run} --set hidden_size=8 {TINY}",
         f"train --from {run} --data {lists} --output-dir {tuned} {TINY} --plots --encoded_cache {home}/cache "
         "--resume_from_checkpoint auto",
         f"evaluate --model {tuned} --data {lists} --add-to-results --plots {tuned}",

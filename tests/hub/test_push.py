@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from huggingface_hub import ModelCard
 from hf_rerank import InputError, ListProcessor, Reranker
 from hf_rerank.hub.card import model_card
 from hf_rerank.hub.push import PUSHED
+from hf_rerank.principled import PRESETS
 from hf_rerank.storage.hub_download import model_file
 
 TOKEN = "hf_canaryCanaryCanary"
@@ -48,7 +50,8 @@ rows = [{"list_id": str(number), "item_id": [number % 3, 1, 2], "price": [0.5, 1
         for number in range(12)]
 lists = datasets.Dataset.from_list(rows)
 processor = ListProcessor.from_lists(lists, schema=schema)
-model = PRMForReranking(PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1, inner_width=8))
+sizes = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
+model = PRMForReranking(PRMConfig.for_schema(processor.schema, **sizes))
 arguments = RerankTrainingArguments(str(folder / "tiny-prm"), num_train_epochs=2, per_device_train_batch_size=6,
                                     use_cpu=True, disable_tqdm=True, hub_token=token, hub_private_repo=True)
 trainer = RerankTrainer(model=model, args=arguments, train_dataset=lists, eval_dataset=lists,
@@ -61,7 +64,7 @@ first = trainer.push_to_hub(commit_message="A tiny one")
 trainer.push_to_hub("club/named", private=False)
 push_model(arguments.output_dir, "whole-run", commit_message="From the run's folder")
 # Other ways to push, and to load.
-reranker = Reranker(trainer.model, processor)
+reranker = Reranker(processor, trainer.model)
 reranker.push_to_hub("someone/parts", private=True)
 processor.push_to_hub("someone/parts", commit_message="The processor again")
 trainer.results["note"] = "so that there is something to commit"
@@ -74,7 +77,7 @@ requests = [{"item_id": row["item_id"], "price": row["price"]} for row in rows]
 (folder / "report.json").write_text(json.dumps({
     "commit": first.oid,
     "rows": requests,
-    "expected": Reranker(trainer.model, processor).rerank(requests),
+    "expected": Reranker(processor, trainer.model).rerank(requests),
     "from_hub": Reranker.from_pretrained("someone/tiny-prm").rerank(requests),
     "at_revision": Reranker.from_pretrained("club/named", revision="main", token=token).rerank(requests),
     "at_commit": Reranker.from_pretrained("someone/tiny-prm", revision=first.oid).rerank(requests),
@@ -82,9 +85,9 @@ requests = [{"item_id": row["item_id"], "price": row["price"]} for row in rows]
     "at_pull_request": Reranker.from_pretrained("someone/whole-run", revision="refs/pr/1").rerank(requests),
     "private": Reranker.from_pretrained("someone/parts").rerank(requests),
     "pull_request": pull_request.pr_url,
-    "auto_reranker": Reranker(AutoReranker.from_pretrained("someone/tiny-prm"), processor).rerank(requests),
-    "auto_model": Reranker(AutoModel.from_pretrained("someone/tiny-prm"),
-                           AutoFeatureExtractor.from_pretrained("someone/tiny-prm")).rerank(requests),
+    "auto_reranker": Reranker(processor, AutoReranker.from_pretrained("someone/tiny-prm")).rerank(requests),
+    "auto_model": Reranker(AutoFeatureExtractor.from_pretrained("someone/tiny-prm"),
+                           AutoModel.from_pretrained("someone/tiny-prm")).rerank(requests),
     "auto_config": AutoConfig.from_pretrained("someone/tiny-prm").model_type,
 }))
 for source, options in (("someone/none", {}), ("someone/tiny-prm", {"revision": "v9"}), ("someone/empty", {})):
@@ -203,7 +206,7 @@ def test_card_and_results(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -
         assert f'Reranker.from_pretrained("{repo_id}")' in card.text
     results = json.loads(files["results.json"])
     assert f"| ndcg@10 | {results['evaluations']['test']['test_ndcg@10']:.4f} |" in card.text
-    assert "`scaled` (weights 20 and 5" in card.text
+    assert re.search(r"`scaled`: `convergence`, weight 20, .*`adversarial`, weight 5, ", card.text)
     assert "| price | items | dense |" in card.text
     assert json.loads(files["training_args.json"])["hub_token"] != TOKEN
 
@@ -262,11 +265,8 @@ RESULTS: dict[str, Any] = {
     "parameters": 12345,
     "task_loss": "binary_log_loss",
     "objective": {
-        "preset": "scaled",
-        "convergence_weight": 20.0,
-        "adversarial_weight": 5.0,
-        "consistency_reduction": "weighted_mean",
-        "consistency_space": "probability",
+        "principled": "scaled",
+        **PRESETS["scaled"].settings(),
     },
     "schema": {
         "items": [{"kind": "categorical", "name": "item_id"}],

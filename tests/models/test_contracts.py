@@ -345,6 +345,16 @@ class TestTraining:
         expected["loss"].backward()
         assert_same_gradients(found, gradients(model), atol=1e-5)
 
+    def test_presets_embed_once_and_score_at_most_twice(self, name, tiny, monkeypatch):
+        model, lists, calls = tiny.model(name).train(), tiny.lists(), []
+        for step in ("embed", "score"):
+            real = getattr(model, step)
+            monkeypatch.setattr(model, step, lambda *args, real=real, step=step: calls.append(step) or real(*args))
+        for preset in PRESETS:
+            calls.clear()
+            model(**lists, objective=principled(preset))
+            assert calls == ["embed", *["score"] * (1 if preset == "none" else 2)], preset
+
     def test_labels_at_padding_never_matter(self, name, tiny):
         model, lists = tiny.model(name), tiny.lists()
         reference = model(**lists, weights=lists["mask"].float(), objective=principled())

@@ -220,13 +220,6 @@ def test_own_loss_of_clicks_is_the_softmax_loss(tiny):
     assert own == pytest.approx(softmax, abs=1e-6)
 
 
-def test_dropout_acts_in_training_only(tiny):
-    model, lists = tiny.model("dlcm", hidden_dropout_prob=0.5), tiny.lists()
-    assert torch.equal(model(**lists).logits, model(**lists).logits)
-    model.train()
-    assert not torch.equal(model(**lists).logits, model(**lists).logits)
-
-
 def test_parameters_counted_by_hand(tiny):
     """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense: 18 numbers; 8 join them."""
     tables = 3 * 20 * 4

@@ -111,13 +111,6 @@ def test_own_loss_is_the_binary_log_loss(tiny):
     assert torch.equal(own, binary)
 
 
-def test_dropout_acts_in_training_only(tiny):
-    model, lists = tiny.model("midnn", hidden_dropout_prob=0.5), tiny.lists()
-    assert torch.equal(model(**lists).logits, model(**lists).logits)
-    model.train()
-    assert not torch.equal(model(**lists).logits, model(**lists).logits)
-
-
 def test_parameters_counted_by_hand(tiny):
     """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense; compared: the 13 of the item, or 5."""
     tables, positions = 3 * 20 * 4, 8 * 13

@@ -214,13 +214,6 @@ def test_states_lead_to_the_scores(tiny):
     torch.testing.assert_close(token, output.list_logits, atol=1e-6, rtol=0)
 
 
-def test_dropout_acts_in_training_only(tiny):
-    model, lists = tiny.model("pear", hidden_dropout_prob=0.5), tiny.lists()
-    assert torch.equal(model(**lists).logits, model(**lists).logits)
-    model.train()
-    assert not torch.equal(model(**lists).logits, model(**lists).logits)
-
-
 def test_parameters_counted_by_hand(tiny):
     """Item and user: 13 + 5 numbers; history item: 2 tables x 4 + 1 number, and the user's 5."""
     tables, positions, scorer = 3 * 20 * 4, 8 * 8, 8 + 1

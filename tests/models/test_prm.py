@@ -111,13 +111,6 @@ def test_an_item_changes_the_scores_of_the_others(tiny):
     assert (changed > 1e-4).all()
 
 
-def test_dropout_acts_in_training_only(tiny):
-    model, lists = tiny.model("prm", hidden_dropout_prob=0.5), tiny.lists()
-    assert torch.equal(model(**lists).logits, model(**lists).logits)
-    model.train()
-    assert not torch.equal(model(**lists).logits, model(**lists).logits)
-
-
 def test_parameters_counted_by_hand(tiny):
     """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense: 18 numbers."""
     tables = 3 * 20 * 4

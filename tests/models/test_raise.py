@@ -235,13 +235,6 @@ def test_states_lead_to_the_scores(tiny):
     assert torch.equal(scores[lists["mask"]], output.logits[lists["mask"]])
 
 
-def test_dropout_acts_in_training_only(tiny):
-    model, lists = tiny.model("raise", hidden_dropout_prob=0.5), tiny.lists()
-    assert torch.equal(model(**lists).logits, model(**lists).logits)
-    model.train()
-    assert not torch.equal(model(**lists).logits, model(**lists).logits)
-
-
 def test_parameters_counted_by_hand(tiny):
     """Item and user: 13 + 5 numbers; history item: 2 tables x 4 + 1 number; T = 2, two blocks."""
     tables, positions, projection, scorer = 3 * 20 * 4, 8 * 18, 18 * 8 + 8, 8 + 1

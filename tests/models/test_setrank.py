@@ -167,17 +167,6 @@ def test_states_lead_to_the_scores(tiny):
     assert torch.equal(scores[lists["mask"]], output.logits[lists["mask"]])
 
 
-@both_kinds
-def test_dropout_acts_in_training_only(tiny, num_inducing_points):
-    model, lists = (
-        tiny.model("setrank", hidden_dropout_prob=0.5, num_inducing_points=num_inducing_points),
-        tiny.lists(),
-    )
-    assert torch.equal(model(**lists).logits, model(**lists).logits)
-    model.train()
-    assert not torch.equal(model(**lists).logits, model(**lists).logits)
-
-
 def test_parameters_counted_by_hand(tiny):
     """Item: 2 tables x 4 + 2 dense + 3 vector; user: 1 table x 4 + 1 dense: 18 numbers."""
     around = 3 * 20 * 4 + (18 * 8 + 8) + (8 + 1)

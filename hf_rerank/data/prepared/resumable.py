@@ -61,6 +61,7 @@ def resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[Re
             or a complete shard is damaged.
     """
     output = Path(output)
+    output = output if output.name else output.resolve()  # "." has no name beside which others could be
 
     def busy(process: str) -> str:
         return f"{process} is writing {output}: wait for it, or choose another output folder"

@@ -155,7 +155,8 @@ def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str
         if on_error == "raise":
             raise RejectedLines(rejected, _ADVICE)
 
-    with writing(folder.parts) as parts:
+    # Buckets are large, are read once, and are made again after a power cut.
+    with writing(folder.parts, durable=False) as parts:
         with naming_failures(parts):
             parts.mkdir()
         report = source.partition(parts, bar, on_reject)
@@ -246,14 +247,14 @@ class _Group:
 
     def __init__(self, path: Path, columns: pa.Schema, label: str) -> None:
         self.path, self.columns, self.label = path, columns, label
-        self.units: list[Unit] = []
+        self.units: list[list[str]] = []  # names and digests: units may carry their text
         self.report, self.rejected = PrepareReport(), list[RejectedLine]()
         self.bytes, self.started = 0, time.monotonic()
         self._files: dict[str, ShardWriter] = {}
 
     def add(self, unit: Unit, tables: dict[str, pa.Table], rejects: Rejects) -> None:
         """Writes the lists of a unit, and counts them."""
-        self.units.append(unit)
+        self.units.append([unit.name, unit.digest])
         self.report.add(rejects.report)
         self.rejected += rejects.lines
         for split, lists in tables.items():
@@ -276,7 +277,7 @@ class _Group:
             _record(self.rejected, self.path)
         rows = sum(self.report.lists.values())
         self.report.spend(STAGE, rows, time.monotonic() - self.started)
-        return {"units": [[unit.name, unit.digest] for unit in self.units], "report": self.report.to_dict()}
+        return {"units": self.units, "report": self.report.to_dict()}
 
     def abandon(self) -> None:
         """Closes the files that ``close`` has not finished."""

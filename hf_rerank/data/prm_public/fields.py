@@ -1,17 +1,19 @@
-"""PRM Public's text: cut into fields where they lie, decoded by polars, and blamed by name where damaged.
+"""PRM Public's text: fields are found in place and decoded; damaged lines are named.
 
-One line is one list: six fields between ``|``, each but the first a JSON array; see ``FIELDS``. Fields are decoded
-column by column. If that fails, lines are read again carefully, one by one, which names every damaged line, its field
-and what it holds; then the rest is decoded.
+One line is one list: six fields between ``|``, each but the first a JSON array; see ``FIELDS``. A piece of clean lines
+of one length is read number by number (``numbers``), any other is decoded column by column. If that fails it is read
+again carefully, line by line, which names every damaged line, its field and what it holds; then the rest is decoded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_rerank.data.prm_public.decoded import Decoded
+from hf_rerank.data.prm_public.numbers import CACHED_BYTES, NotClean, made_line, read_numbers
 from hf_rerank.data.report import RejectedLine
 
 FIELDS = ("user id", "user categorical", "item categorical", "item dense, basic", "item dense, optional", "labels")
@@ -29,13 +32,12 @@ BASIC_COLUMNS = tuple(f"basic_{number}" for number in range(7))
 OPTIONAL_COLUMNS = tuple(f"optional_{number}" for number in range(12))
 # Field -> the columns that its inner arrays become.
 ITEM_FIELDS = {2: CATEGORICAL_COLUMNS, 3: BASIC_COLUMNS, 4: OPTIONAL_COLUMNS}
+_WIDTHS = (len(USER_COLUMNS), *map(len, ITEM_FIELDS.values()))
 # A line of 30 items has about 7,000 bytes; without a limit a file without line ends would be read whole.
 MAX_LINE_BYTES = 2**20
 MAX_EXACT_FLOAT = 2**53
 # From here on a number is rounded to 2**128 - 2**103 in 64 bits, and to infinity in 32.
 _FLOAT32_OVERFLOW = 2**128 - 2**103 - 2**74
-# Text that is searched at a time: more falls out of the processor's cache, and takes twice the time.
-CACHED_BYTES = 2**19
 # What can be wrong with a line; the counts of a report are by these.
 KINDS = (
     "wrong number of fields",
@@ -89,11 +91,13 @@ class Fields:
     Attributes:
         numbers: Of each row the number of its line. Damaged lines are no rows.
         rejects: The damaged lines found so far.
+        clean: The numbers of all lines, once ``read_clean`` has found them clean.
     """
 
     def __init__(self, path: str, first_line: int, text: bytes) -> None:
         self.path = path
         self.rejects: list[RejectedLine] = []
+        self.clean: _Clean | None = None
         if first_line == 1 and text.startswith(_BYTE_ORDER_MARK):
             text = text.removeprefix(_BYTE_ORDER_MARK) or b"\n"
         self.cut_off = bool(text) and not text.endswith(b"\n")
@@ -147,7 +151,11 @@ class Fields:
         Returns:
             The rows without those whose user id is damaged, and their user ids.
         """
-        texts = self.columns["0"][rows]
+        begins, ends = self.bounds[:-1][rows * len(FIELDS)].tolist(), self.bounds[1:][rows * len(FIELDS)].tolist()
+        texts = pl.Series(
+            [self.text[begin:end].decode() for begin, end in zip(begins, ends, strict=True)], dtype=pl.String
+        )
+        texts = texts.str.strip_chars(_MARKS)
         good = texts.str.contains(r"^-?[0-9]{1,18}$").to_numpy()
         if not good.all():
             if len(self._read_carefully(rows[~good])):
@@ -155,12 +163,22 @@ class Fields:
             rows, texts = rows[good], texts.filter(good)
         return rows, texts.cast(pl.Int64).to_numpy()
 
+    def read_clean(self, wanted: int) -> None:
+        """Reads the numbers of all lines, if they are clean ones of one length, and most of them wanted."""
+        items = (self.text[: self.ends[0]].count(b"[") - 5) // len(ITEM_FIELDS) if wanted else 0
+        if items > 0 and 2 * wanted > len(self.numbers) and not self.cut_off:
+            with contextlib.suppress(NotClean):
+                self.clean = _Clean(items, *read_numbers(self.text, self.ends, made_line(_WIDTHS, items)))
+
     def decode(self, rows: np.ndarray) -> tuple[np.ndarray, Decoded]:
         """The lists of some rows.
 
         Returns:
             The rows without those that are damaged, and their lists.
         """
+        if self.clean is not None:
+            with contextlib.suppress(_Damaged):
+                return rows, self.clean.decode(rows)
         try:
             all_in_order = np.array_equal(rows, np.arange(len(self.numbers)))
             return rows, self._decode(self.columns if all_in_order else self.columns[rows])
@@ -186,8 +204,8 @@ class Fields:
         )
 
     def _decode(self, texts: pl.DataFrame) -> Decoded:
-        """Decodes and checks. polars' decoder is lenient (it drops empty texts, turns a huge id into null, cuts 1.5 to
-        1, takes a lone number for an array): every check below closes one of its doors."""
+        """Decodes and checks. Polars' decoder is lenient (it drops empty texts, turns a huge id into null, cuts 1.5 to
+        1, takes a lone number for an array): each check below catches one of these."""
         # The only word of the format is null: true would pass for the number 1, and "null" for null.
         if any(self.text.find(letter) >= 0 for letter in (b"r", b"s", b'"')) and any(
             texts[str(k)].str.contains('[rs"]').any() for k in _DECODED
@@ -311,6 +329,35 @@ def _columns(
     return {
         name: pa.array(column, type=kind, mask=mask) for name, column, mask in zip(names, table, masks, strict=True)
     }
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """Clean lines of one length, as ``read_numbers`` gives them. The user id is in them, but read elsewhere: it may be
+    longer than a float is exact."""
+
+    items: int
+    values: np.ndarray
+    missing: np.ndarray
+
+    def decode(self, rows: np.ndarray) -> Decoded:
+        """
+        Raises:
+            _Damaged: A number is not as its field must be, or may not be; the lines may be good all the same.
+        """
+        sizes = [1, _WIDTHS[0], *(self.items * width for width in _WIDTHS[1:]), self.items]
+        places = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
+        values, missing = self.values[rows], self.missing[rows]
+        fields = [values[:, place] for place in places]
+        nulls = [missing[:, place] if missing[:, place].any() else None for place in places]
+        if nulls[5] is not None or not ((fields[5] == 0) | (fields[5] == 1)).all():
+            raise _Damaged
+        per_list = _columns(fields[1], nulls[1], USER_COLUMNS, pa.int64())
+        per_item: dict[str, pa.Array] = {}
+        for k, names in ITEM_FIELDS.items():
+            per_item |= _columns(fields[k], nulls[k], names, pa.int64() if k == 2 else pa.float32())
+        per_item["click"] = pa.array(fields[5].ravel().astype(np.int8))
+        return Decoded(np.full(len(rows), self.items), per_list, per_item)
 
 
 # ----------------------------------------------------------------------- the careful reader: what is wrong with a line

@@ -280,6 +280,7 @@ def read_unit(
         rows, user_ids, of_split = rows[chosen], user_ids[chosen], of_split[chosen]
     if not len(rows):
         return columns.empty_table(), rows, Rejects(counts, _rejected(fields, piece))
+    fields.read_clean(len(rows))
     good, lists = fields.decode(rows)
     if len(good) < len(rows):
         kept = np.isin(rows, good)

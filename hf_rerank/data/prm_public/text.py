@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from hf_rerank.data.prm_public.fields import MAX_LINE_BYTES
@@ -114,20 +115,22 @@ def cut_text(source: TextRange, piece_bytes: int = PIECE_BYTES) -> Iterator[Piec
             while b"\n" not in text and not reader.ended and len(text) < _LONG_LINE_BYTES:
                 text += reader.read(max(piece_bytes, len(text)))
             end = text.rfind(b"\n") + 1
-            digest, tail, waiting = xxhash.xxh3_128(text), b"", b""
-            broken: str | None = None
+            tail, waiting, broken = b"", b"", None
+            if not reader.ended and end:
+                waiting, text = text[end:], text[:end]
+            digest = xxhash.xxh3_128(text)
             if not end and len(text) >= _LONG_LINE_BYTES:
                 waiting = _skip_to_line_end(reader, piece_bytes, digest)
                 text = text[:_LONG_LINE_BYTES] + b"\n"
                 if reader.broken and not waiting:
                     broken, tail, text = reader.broken, text[:-1], b""
-            elif not reader.ended:
-                digest, waiting, text = xxhash.xxh3_128(text[:end]), text[end:], text[:end]
+            elif waiting:
+                pass
             elif reader.broken:
                 broken, tail, text = reader.broken, text[end:][:_LONG_LINE_BYTES], text[:end]
             elif not text:
                 break
-            lines = text.count(b"\n") + (not text.endswith(b"\n") and bool(text)) + (broken is not None)
+            lines = _line_ends(text) + (not text.endswith(b"\n") and bool(text)) + (broken is not None)
             on_disk = reader.on_disk - (0 if reader.packed else len(waiting)) - before
             yield Piece(source.path, line, lines, text, digest.hexdigest(), on_disk, broken, tail)
             line += lines
@@ -135,6 +138,10 @@ def cut_text(source: TextRange, piece_bytes: int = PIECE_BYTES) -> Iterator[Piec
                 break
         if line == source.first_line:
             raise InputError(f"{source.path} is empty: expected one list per line; fetch it again")
+
+
+def _line_ends(text: bytes) -> int:
+    return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == ord("\n")))  # faster than bytes.count
 
 
 def _skip_to_line_end(reader: _Reader, piece_bytes: int, digest: Any) -> bytes:

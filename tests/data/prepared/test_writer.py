@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -502,3 +503,30 @@ def test_importing_is_light() -> None:
     script = "import sys, hf_rerank.data.prepared; print('torch' in sys.modules, 'transformers' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]
+
+
+def test_units_are_not_kept_in_memory(source: Numbers, tmp_path: Path) -> None:
+    """They may carry what they are read from."""
+    made, alive = [], []
+    units_of = source.units
+
+    def units(parts: Path) -> Any:
+        pending = units_of(parts)
+        while pending:
+            unit = pending.pop(0)
+            made.append(weakref.ref(unit))
+            yield unit
+            del unit
+            alive.append(sum(reference() is not None for reference in made))
+
+    source.units = units  # type: ignore[method-assign]
+    write(source, tmp_path / "lists", shard_bytes=2**20, threads=1)
+    assert len(made) == 8
+    assert max(alive) <= 3
+
+
+def test_the_current_folder_as_output(source: Numbers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write(source, Path("."))
+    assert sum(read_prepared(tmp_path / "here").lists.values()) == 76

@@ -1,7 +1,8 @@
-"""The numbers of PRM Public's text: json's and float's values to the bit."""
+"""The fast reader of clean lines: json's and float's values to the bit, or refused."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from decimal import Decimal
@@ -11,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hf_rerank.data.prm_public import iter_batches
-from hf_rerank.data.prm_public.fields import BASIC_COLUMNS, CATEGORICAL_COLUMNS, OPTIONAL_COLUMNS
+from hf_rerank.data.prm_public import iter_batches, numbers
+from hf_rerank.data.prm_public.fields import Fields
+from hf_rerank.data.prm_public.numbers import NotClean, made_line, read_numbers
 from hf_rerank.data.report import RejectedLines
 
 WIDTHS, ITEMS = (3, 5, 7, 12), 2
@@ -29,6 +31,11 @@ def line_of(texts: list[str]) -> str:
     fields = [texts.pop(0), array(3)]
     fields += ["[" + ", ".join(array(width) for _ in range(ITEMS)) + "]" for width in WIDTHS[1:]]
     return "|".join([*fields, array(ITEMS)]) + "\n"
+
+
+def read(*lines: str) -> tuple[np.ndarray, np.ndarray]:
+    ends = np.cumsum([len(line) for line in lines])
+    return read_numbers("".join(lines).encode(), ends, made_line(WIDTHS, ITEMS))
 
 
 def a_number(rng: random.Random) -> str:
@@ -48,31 +55,99 @@ def a_number(rng: random.Random) -> str:
     return rng.choice(texts).replace("e+", "e")
 
 
+def test_values_are_those_of_json_to_the_bit(monkeypatch):
+    rng = random.Random(0)
+    monkeypatch.setattr(numbers, "CACHED_BYTES", 10_000)  # many pieces
+    rows = [["7", *(a_number(rng) for _ in range(NUMBERS - 1))] for _ in range(1_000)]
+    values, missing = read(*map(line_of, rows))
+    expected = [[json.loads(text) for text in row] for row in rows]
+    assert missing.tolist() == [[number is None for number in row] for row in expected]
+    assert missing.any()
+    floats = np.array([[0.0 if number is None else float(number) for number in row] for row in expected])
+    assert (values.view(np.int64) == floats.view(np.int64)).all()  # the sign of a zero, too
+
+
+REFUSED = (
+    *("01", "-01", "00", "-00.1", "0x1F", "1.", "-.5", ".5", "+1", "1e", "e5", "1e+5", "1e5.", "1.e5", "0.e1", "1_0"),
+    *("inf", "-inf", "nan", "-nan", "NaN", "Infinity", "1e999", "-0", "true", "false", '"1"', '"null"', "1f", "", "-"),
+    *("nul", "nulll", "null1", "1null", "n", "-null", "nabc", "null null", "NULL", "--1", "1-2", "1.2.3", "1e5e5"),
+    *("1 2", "1,2", "1, 2", "[1", "1]", "[1]", "1|2", "\t1", "1\r", "1\n", "1\0", "\0", "1 ", " 1"),
+)
+
+
+@pytest.mark.parametrize("place", [1, 4, 20, NUMBERS - 1])
+def test_what_is_no_number_of_json_is_refused(place):
+    good = ["7"] + ["1"] * (NUMBERS - 1)
+    assert read(line_of(good))[0].tolist() == [[7.0] + [1.0] * (NUMBERS - 1)]
+    for text in REFUSED:
+        wrong = [*good[:place], text, *good[place + 1 :]]
+        with pytest.raises(NotClean):
+            read(line_of(good), line_of(wrong), line_of(good))
+
+
+def test_any_letter_in_any_place_is_read_as_json_reads_it_or_refused():
+    """One letter is changed, left out or put in: what is accepted has the same numbers by json."""
+    rng = random.Random(1)
+    decimals = line_of(["7", "null", *(repr(round(rng.gauss(0, 3), 6)) for _ in range(NUMBERS - 2))])
+    ones = line_of(["7"] + ["1"] * (NUMBERS - 1))  # of which a wrong number would not be noticed by its neighbour
+    accepted = refused = 0
+    for line, letters, step in ((decimals, "017.-+eEn ,[]|\n", 3), (ones, "1, ", 1)):
+        for place, letter in itertools.product(range(2, len(line) - 1, step), letters):  # behind the user id
+            for changed in (line[:place] + letter + line[place:], line[:place] + letter + line[place + 1 :]):
+                try:
+                    values, missing = read(changed)
+                except NotClean:
+                    refused += 1
+                    continue
+                accepted += 1
+                _, user, *of_items, labels = map(json.loads, changed.split("|"))
+                numbers = [7, *user, *(number for field in of_items for item in field for number in item), *labels]
+                assert [len(item) for field in of_items for item in field] == [5, 5, 7, 7, 12, 12], changed
+                assert [number is None for number in numbers] == missing[0].tolist()
+                assert [float(number or 0) for number in numbers] == values[0].tolist()
+    assert accepted > 500
+    assert refused > 2_000
+
+
+def test_clean_lines_are_read_without_a_decoder_and_others_with_it(tmp_path, monkeypatch):
+    """Both readers give the same tables; ids that a float does not hold are left to the decoder."""
+    rng = random.Random(2)
+    lines = []
+    for user in range(40):
+        ids = [str(rng.randrange(1, 2**52)) for _ in range(3 + 5 * ITEMS)]
+        dense = [rng.choice(["null", repr(round(rng.gauss(0, 3), 6)), "5e-06", "-0.0"]) for _ in range(19 * ITEMS)]
+        lines.append(line_of([str(user), *ids, *dense, "1.0", "0"]))
+    path = tmp_path / "set1.train.txt.part1"
+    path.write_text("".join(lines))
+    decoded, decode = [], Fields._decode
+
+    def counted(self: Fields, texts: object) -> object:
+        decoded.append(self)
+        return decode(self, texts)
+
+    monkeypatch.setattr(Fields, "_decode", counted)
+    (clean,) = iter_batches([path])
+    assert not decoded
+    with monkeypatch.context() as patch:
+        patch.setattr(Fields, "read_clean", lambda self, wanted: None)
+        (other,) = iter_batches([path])
+    assert decoded
+    assert clean.equals(other)
+    assert clean.num_rows == 40
+
+    for digits in (str(2**53 + 1), str(2**53), f"-{2**53 + 1}"):
+        large = line_of(["7", "1", "2", "3", digits, *["1"] * (NUMBERS - 5)])
+        path.write_text("".join([*lines, large]))
+        decoded.clear()
+        (table,) = iter_batches([path])
+        assert decoded
+        assert table.column("item_id")[40].as_py() == [int(digits), 1]
+
+
 def lists_of(tmp_path: Path, *lines: str) -> pa.Table:
     path = tmp_path / "set1.train.txt.part1"
     path.write_text("".join(lines))
     return pa.concat_tables(iter_batches([path]))
-
-
-def test_values_are_those_of_json_to_the_bit(tmp_path):
-    rng = random.Random(0)
-    rows = [
-        ["7", *["1"] * (3 + 5 * ITEMS), *(a_number(rng) for _ in range(19 * ITEMS)), *["1"] * ITEMS]
-        for _ in range(1_000)
-    ]
-    table = lists_of(tmp_path, *map(line_of, rows))
-    missing = 0
-    for number, row in enumerate(rows):
-        dense = [json.loads(text) for text in row[4 + 5 * ITEMS : -ITEMS]]
-        for names, start in ((BASIC_COLUMNS, 0), (OPTIONAL_COLUMNS, 7 * ITEMS)):
-            for k, name in enumerate(names):
-                expected = dense[start + k : start + len(names) * ITEMS : len(names)]
-                found = table.column(name)[number].as_py()
-                floats = [None if value is None else float(np.float32(float(value))) for value in expected]
-                assert [repr(value) for value in found] == [repr(value) for value in floats]  # the sign of a zero, too
-                missing += found.count(None)
-    assert missing > 100
-    assert table.column(CATEGORICAL_COLUMNS[0]).to_pylist() == [[1] * ITEMS] * 1_000
 
 
 @pytest.mark.parametrize("field", [1, 4])

@@ -2,7 +2,8 @@
 
     python tests/hub/kept/make_tiny_prm.py tests/hub/kept/tiny_prm
 
-A new format gets a new folder beside it.
+A new format gets a new folder beside it. Once, before the first release, fields of the config and parameters got other
+names: they were renamed in the files of the checkpoint, and its weights and expected scores stayed.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ def main(folder: Path) -> None:
     """Writes the checkpoint, and into ``expected.json`` the lists and their scores."""
     processor = ListProcessor.from_lists(datasets.Dataset.from_list(lists()), schema=SCHEMA)
     torch.manual_seed(0)
-    config = PRMConfig.for_schema(processor.schema, d_model=8, num_blocks=1, inner_width=8, embedding_dim=4)
-    reranker = Reranker(PRMForReranking(config), processor)
+    config = PRMConfig.for_schema(
+        processor.schema, hidden_size=8, num_hidden_layers=1, intermediate_size=8, embedding_dim=4
+    )
+    reranker = Reranker(processor, PRMForReranking(config))
     with torch.no_grad():
         for weight in reranker.model.parameters():
             weight += 0.3 * torch.randn_like(weight)

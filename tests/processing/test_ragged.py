@@ -1,0 +1,85 @@
+"""Encoded lists before padding: any lists, in any order and from any parts, are what encoding them at once gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from all_features import SCHEMA, made_rows
+
+from hf_rerank import ListProcessor, RerankCollator
+from hf_rerank.processing.ragged import RaggedLists, concatenate
+from hf_rerank.schema import AFTER_THE_ITEMS, TENSORS
+
+ROWS = made_rows(20, seed=2, outcome=True)
+EVEN = [{name: value[:3] if isinstance(value, list) else value for name, value in row.items()} for row in ROWS]
+EVEN = [row for row in EVEN if len(row["item_id"]) == 3]
+for number, even in enumerate(EVEN):
+    even["place"] = [[0, 1, 2], [2, 0, 1]][number % 2]
+
+
+@pytest.fixture(scope="module")
+def collator() -> RerankCollator:
+    return RerankCollator(ListProcessor.from_lists(pa.Table.from_pylist(ROWS), schema=SCHEMA), all_tensors=True)
+
+
+def assert_same(found: RaggedLists, expected: RaggedLists) -> None:
+    first, second = found.padded(), expected.padded()
+    assert first.keys() == second.keys() == set(TENSORS)
+    for name, array in first.items():
+        assert array.dtype == second[name].dtype == TENSORS[name].dtype
+        np.testing.assert_array_equal(array, second[name], err_msg=name)
+
+
+@pytest.mark.parametrize("rows", [ROWS, EVEN], ids=["of any length", "equally long"])
+def test_taking_lists_is_encoding_them(rows: list[dict], collator: RerankCollator) -> None:
+    whole = collator.encode(rows)
+    assert len(whole) == len(rows)
+    for chosen in ([0], [3, 1, 1, 5], range(len(rows)), np.array([len(rows) - 1, 0])):
+        assert_same(whole.take(chosen), collator.encode([rows[number] for number in chosen]))
+
+
+@pytest.mark.parametrize("rows", [ROWS, EVEN], ids=["of any length", "equally long"])
+def test_parts_make_the_whole(rows: list[dict], collator: RerankCollator) -> None:
+    parts = [collator.encode(rows[start : start + 4]) for start in range(0, len(rows), 4)]
+    assert_same(concatenate(parts), collator.encode(rows))
+    assert_same(concatenate(parts[:1]), parts[0])
+
+
+def test_lists_that_fill_up_a_batch_hold_nothing(collator: RerankCollator) -> None:
+    whole = collator.encode(ROWS[:3])
+    filled = concatenate([whole, whole.empty(2)])
+    assert len(filled) == 5
+    arrays, before = filled.padded(), whole.padded()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array[:3], before[name], err_msg=name)
+        spec = TENSORS[name]
+        if name.startswith("user"):
+            np.testing.assert_array_equal(array[3:], np.repeat(before[name][:1], 2, axis=0))
+        elif spec.fill == AFTER_THE_ITEMS:
+            assert (array[3:] == np.arange(array.shape[1])).all()
+        else:
+            assert (array[3:] == spec.fill).all(), name
+    alone = whole.empty(2).padded()
+    assert alone["mask"].tolist() == [[False], [False]]  # an axis of no length is met by no model
+    assert alone["item_categorical"].shape == (2, 1, 2)
+
+
+def test_an_array_of_a_batch_is_its_own(collator: RerankCollator) -> None:
+    """Writable, and no memory of the caller's lists, of arrow or of another batch: a training step may change it."""
+    prices = np.array([1.0, 2.0, 3.0])
+    table = pa.Table.from_pylist(EVEN)
+    kept = table.to_pylist()
+    for lists in ([{**EVEN[0], "price": prices}], table):
+        for array in collator.encode(lists).padded().values():
+            assert array.flags.writeable
+            array[...] = 0
+    assert prices.tolist() == [1.0, 2.0, 3.0]
+    assert table.to_pylist() == kept
+
+
+def test_ids_of_another_length_make_another_tensor(collator: RerankCollator) -> None:
+    whole = collator.encode(ROWS[:3])
+    ids = whole.with_ids(["", "ü", "abc"]).padded()["list_id"]
+    assert ids.tolist() == [[0, 0, 0], [0xC3, 0xBC, 0], [97, 98, 99]]
+    assert whole.with_ids(["a", "b", "c"]).rows["labels"] is whole.rows["labels"]
