@@ -210,7 +210,7 @@ def _row_groups(path: str, size: int) -> list[int]:
 def refuse_prepared(source: Source, remedy: str) -> None:
     """
     Raises:
-        InputError: ``source`` is a folder of prepared lists; a ``schema.json`` of another program does not make it one.
+        InputError: ``source`` is a folder of prepared lists (a ``schema.json`` of another program makes none).
     """
     if not isinstance(source, str | Path) or not is_prepared(source):
         return
