@@ -9,12 +9,12 @@ import polars as pl
 import pyarrow as pa
 
 from hf_rerank.data.custom.converting import natural_table
-from hf_rerank.data.custom.files import Source, find_list_files
+from hf_rerank.data.custom.files import Source, find_list_files, refuse_prepared
 from hf_rerank.data.custom.guessing import Guess
 from hf_rerank.data.custom.inferred_schema import InferredSchema
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.reading import TEXT_KINDS, read_blocks
-from hf_rerank.data.prepared import SCHEMA_FILE, is_prepared, read_prepared
+from hf_rerank.data.prepared import SCHEMA_FILE
 from hf_rerank.errors import InputError, suggestion
 
 SAMPLE_ROWS = 100_000
@@ -43,8 +43,7 @@ def infer_schema(
             form, the list id.
     """
     options = options or ReadOptions()
-    if isinstance(source, str) or not isinstance(source, Sequence):
-        _refuse_prepared(source)
+    refuse_prepared(source, f"{SCHEMA_FILE} in it is its schema")
     if rows < 1:
         raise InputError(f"rows is {rows}: expected at least 1")
     files = find_list_files(source)
@@ -73,15 +72,6 @@ def infer_schema(
             f"{', '.join(options.nulls_of_numbers)} (--null-strings changes them)."
         )
     return inferred
-
-
-def _refuse_prepared(source: Any) -> None:
-    if is_prepared(source):
-        try:
-            read_prepared(source)
-        except InputError:
-            return  # a schema.json of somebody else
-        raise InputError(f"{source} is prepared already, and {SCHEMA_FILE} in it is its schema")
 
 
 def _first_rows(files: Sequence[Any], options: ReadOptions, rows: int) -> tuple[pl.DataFrame, bool]:

@@ -7,12 +7,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hf_rerank.data.custom.custom_source import CustomSource, LongSource
-from hf_rerank.data.custom.files import Source, find_list_files
+from hf_rerank.data.custom.files import Source, find_list_files, refuse_prepared
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.own_files import OwnFiles
 from hf_rerank.data.prepared import (
     SHARD_BYTES,
-    is_prepared,
     refuse_unfinished,
     write_lists,
 )
@@ -57,8 +56,7 @@ def prepare_own(
     """
     if isinstance(source, str | Path):
         refuse_unfinished(source)
-        if is_prepared(source):
-            raise InputError(f"{source} is prepared already: give the files that it was made from")
+    refuse_prepared(source, "give the files that it was made from")
     schema = schema if isinstance(schema, ListSchema) else ListSchema.load(schema)
     if max_list_length is not None:
         if max_list_length < 1:
