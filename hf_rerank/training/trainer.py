@@ -108,11 +108,7 @@ class RerankTrainer(EvaluatingTrainer):
         )
         self._log = TrainingLog()
         self._others: dict[str, Tensor] = {}  # what the model does not take of the batch at hand
-        named = args.principled if objective is None else "custom"
-        self._results = ResultsCallback(
-            describe_training(model, processing_class, args, train=train_dataset, validation=eval_dataset)
-            | {"objective": {"principled": named, **self.principled_objective.settings()}}
-        )
+        self._results = ResultsCallback()
         super().__init__(
             model=model,
             args=args,
@@ -126,8 +122,11 @@ class RerankTrainer(EvaluatingTrainer):
             callbacks=[HealthCallback(self.principled_objective), StreamPasses(), self._results, *(callbacks or [])],
             optimizers=optimizers,
         )
-        device, terms = self.args.device, self.principled_objective.terms
-        self.term_factors = {term.name: torch.ones((), device=device) for term in terms}
+        facts = describe_training(model, processing_class, args, train=train_dataset, validation=eval_dataset)
+        named = args.principled if objective is None else "custom"
+        self.results.update(facts, objective={"principled": named, **self.principled_objective.settings()})
+        device = self.args.device
+        self.term_factors = {term.name: torch.ones((), device=device) for term in self.principled_objective.terms}
         self.guard = FiniteGuard(device, at_every_step=device.type == "cpu" and self.args.world_size == 1)
         # Under fp16 the scaler meets infinite gradients by design, and skips their step; shards know only a part.
         self._guards_gradients = not (self.args.fp16 or self.is_fsdp_enabled or self.is_deepspeed_enabled)
@@ -202,9 +201,8 @@ class RerankTrainer(EvaluatingTrainer):
         if self.is_in_train:
             self._refuse_broken(self.accelerator.gather)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        # Of several sets each has been here by itself.
         several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
-        if not self.is_in_train and not several:
+        if not self.is_in_train and not several:  # each of several has been here by itself
             self.results["evaluations"][metric_key_prefix] = metrics
         return metrics
 
@@ -214,11 +212,10 @@ class RerankTrainer(EvaluatingTrainer):
         Raises:
             TrainingStopped: A loss or gradient of this training was not finite.
         """
-        gather = self.accelerator.gather
         if self.is_in_train:
-            self.guard.check(self.model, gather)
+            self.guard.check(self.model, self.accelerator.gather)
         if "loss" in logs:
-            logs.update(self._log.take_means(gather))
+            logs.update(self._log.take_means(self.accelerator.gather))
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -263,9 +260,13 @@ class RerankTrainer(EvaluatingTrainer):
             return None
         from hf_rerank.hub.push import save_and_push
 
-        self._refuse_broken()
         args = self.args
-        asked = {"private": args.hub_private_repo, "token": args.hub_token, "revision": args.hub_revision}
+        self._refuse_broken()
+        asked: dict[str, Any] = {
+            "private": args.hub_private_repo,
+            "token": args.hub_token,
+            "revision": args.hub_revision,
+        }
         asked |= {name: value for name, value in options.items() if value is not None}
         asked.setdefault("commit_message", "Upload re-ranker")
 
@@ -282,8 +283,8 @@ class RerankTrainer(EvaluatingTrainer):
             write_json(folder / "results.json", self.results)
 
     def _refuse_broken(self, gather: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.guard.check(self.model, gather)
         refuse_broken_weights(self.model, self.state.global_step)
+        self.guard.check(self.model, gather)
 
     def _run(self) -> dict[str, Any]:
         """What decides which batches this run reads, and which parameters they train."""

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from conftest import SCHEMA
+from tiny_world import SCHEMA, tiny_model
 
 from hf_rerank import ListProcessor, RerankTrainer, RerankTrainingArguments
 from hf_rerank.losses import TASK_LOSSES
@@ -37,9 +37,7 @@ def train_once(tmp_path: Any, lists: dict[str, datasets.Dataset]) -> Callable[..
     def train(weight: Callable[[int], float], name: str = "dnn", task_loss: str = "binary_log_loss") -> RerankTrainer:
         train_lists = with_columns(lists["train"], weight)
         processor = ListProcessor.from_lists(train_lists, schema=WITH_COLUMNS)
-        config_class, model_class = RERANKERS[name]
-        torch.manual_seed(0)
-        model = model_class(config_class.for_schema(processor.schema, task_loss=task_loss, unknown_rate=0))
+        model = tiny_model(name, processor.schema, task_loss=task_loss, unknown_rate=0)
         trainer = RerankTrainer(
             model=model,
             args=RerankTrainingArguments(

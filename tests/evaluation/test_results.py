@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from hf_rerank import ListProcessor
+from hf_rerank.evaluation.results import data_identity, environment
 from hf_rerank.storage import write_json
 from hf_rerank.training import results
-from hf_rerank.evaluation.results import data_identity, environment
 
 
 def test_plain_json(tmp_path: Path) -> None:

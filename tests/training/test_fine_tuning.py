@@ -310,7 +310,7 @@ class TestOtherColumns:
         (lambda reranker, lists: freeze(reranker.model, ["tables"]), r"expected the names of .*got \(\['tables'\],\)"),
         (lambda reranker, lists: freeze(reranker.model), r"expected the names of what to freeze.*got \(\)"),
         (
-            lambda reranker, lists: reranker.model.resize_tables(reranker.processor),
+            lambda reranker, lists: reranker.model.resize_embeddings(reranker.processor),
             r"expected a schema.*ListProcessor",
         ),
         (
@@ -476,7 +476,7 @@ class TestCommand:
         [
             ("", "--model NAME for a new model, or --from MODEL"),
             ("--model dnn --from {0}/run", "--model NAME for a new model, or --from MODEL"),
-            ("--from {0}/run --set d_model=8", "--set goes with --model only"),
+            ("--from {0}/run --set hidden_size=8", "--set goes with --model only"),
             ("--from {0}/run --preset paper", "--preset goes with --model only"),
             ("--model dnn --freeze tables", "--freeze goes with --from only"),
             ("--model dnn --reinitialize", "--reinitialize goes with --from only"),

@@ -150,7 +150,7 @@ class TestEveryModel:
         processor.extend(Dataset.from_list(LATER))
         with pytest.raises(InputError, match="do not belong together"):
             Reranker(model, processor)
-        model.resize_tables(processor.schema)
+        model.resize_embeddings(processor.schema)
         assert torch.equal(scores(model, processor), expected)
         longer = 0
         for name, value in model.state_dict().items():
@@ -179,7 +179,7 @@ class TestEveryModel:
             if again:
                 processor.save_pretrained(tmp_path)
                 processor = ListProcessor.from_pretrained(tmp_path)
-        model.resize_tables(processor.schema)
+        model.resize_embeddings(processor.schema)
         assert torch.equal(scores(model, processor), expected)
         # Items 10, 20, 30 have rows 2 to 4 of the 20; those after them were random.
         longer = next(value for name, value in model.state_dict().items() if name.endswith("item_tables.0.weight"))
@@ -197,14 +197,14 @@ class TestEveryModel:
         processor.schema = processor.schema.replace(rows_before=())
         processor.extend(Dataset.from_list(LATER[1:] * 2))
         assert [len(rows) for rows in processor.schema.rows_before] == [0, 5]
-        model.resize_tables(processor.schema)
+        model.resize_embeddings(processor.schema)
         assert torch.equal(scores(model, processor), expected)
 
     def test_new_rows_are_trained_and_saved(
         self, model: PreTrainedReranker, processor: ListProcessor, tmp_path: Path
     ) -> None:
         processor.extend(Dataset.from_list(LATER))
-        model.resize_tables(processor.schema)
+        model.resize_embeddings(processor.schema)
         torch.manual_seed(1)
         batch = processor(FIRST + LATER, with_labels=True)
         optimizer = torch.optim.SGD(model.train().parameters(), lr=1.0)
@@ -225,12 +225,12 @@ class TestEveryModel:
         other.extend(Dataset.from_list(FIRST))
         sizes = list(model.config.item_vocab_sizes)
         with pytest.raises(InputError, match="did not grow from"):
-            model.resize_tables(other.schema)
+            model.resize_embeddings(other.schema)
         assert model.config.item_vocab_sizes == sizes
 
     def test_nothing_new_is_nothing_done(self, model: PreTrainedReranker, processor: ListProcessor) -> None:
         tables = [id(value) for value in model.parameters()]
-        model.resize_tables(processor.schema)
+        model.resize_embeddings(processor.schema)
         assert [id(value) for value in model.parameters()] == tables
 
 
@@ -241,7 +241,7 @@ def test_a_model_with_tables_of_its_own_is_refused(processor: ListProcessor) -> 
     model = Own(RERANKERS["dnn"][0].for_schema(processor.schema))
     processor.extend(Dataset.from_list(LATER))
     with pytest.raises(InputError, match="FeatureTables"):
-        model.resize_tables(processor.schema)
+        model.resize_embeddings(processor.schema)
 
 
 def test_fine_tuning_goes_on_from_a_saved_model(processor: ListProcessor, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_fine_tuning_goes_on_from_a_saved_model(processor: ListProcessor, tmp_pa
     liked = [a_list([40 + number % 3, 10, 30], ["c", "d", "b"], "m", [], []) for number in range(64)]
     reranker = Reranker.from_pretrained(tmp_path / "first")
     reranker.processor.extend(Dataset.from_list(liked))
-    reranker.model.resize_tables(reranker.processor.schema)
+    reranker.model.resize_embeddings(reranker.processor.schema)
     arguments = RerankTrainingArguments(
         str(tmp_path / "second"),
         num_train_epochs=8,
