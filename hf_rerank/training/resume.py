@@ -91,16 +91,14 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
     if not path.is_file():
         raise InputError(f"{checkpoint} was saved without {RUN_FILE}, so nothing says which lists it was trained on")
     saved = json.loads(path.read_text(encoding="utf-8"))
-    # Earlier versions did not say what was frozen.
-    theirs = saved.setdefault("frozen", run["frozen"])
-    if theirs != run["frozen"]:
-        raise InputError(
-            f"{checkpoint} was trained with {_shown(theirs)} frozen, this run has {_shown(run['frozen'])}: the "
-            "optimizer's state would go to other parameters; freeze the same (--freeze), or start afresh from the "
-            "checkpoint's weights with from_pretrained"
-        )
     if not saved.keys() >= run.keys() or not saved["options"].keys() >= run["options"].keys():
         raise InputError(f"{checkpoint} was saved by another version of hf-rerank: go on with that one; or {REMEDY}")
+    if saved["frozen"] != run["frozen"]:
+        raise InputError(
+            f"{checkpoint} was trained with {_shown(saved['frozen'])} frozen, this run has {_shown(run['frozen'])}: "
+            "the optimizer's state would go to other parameters; freeze the same (--freeze), or start afresh from the "
+            "checkpoint's weights with from_pretrained"
+        )
     effects = dict.fromkeys(run["options"], "batches would differ")
     effects |= dict.fromkeys(OPTIMIZER, "it would be ignored")
     effects |= dict.fromkeys(BEST, "the best checkpoint so far would be compared by another measure")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from tiny_world import TINY
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments
 from hf_rerank.errors import InputError
@@ -138,7 +139,7 @@ def model_name(request: pytest.FixtureRequest) -> str:
 def model(model_name: str, processor: ListProcessor) -> PreTrainedReranker:
     config_class, model_class = RERANKERS[model_name]
     torch.manual_seed(0)
-    return model_class(config_class.for_schema(processor.schema, initializer_range=0.5))
+    return model_class(config_class.for_schema(processor.schema, initializer_range=0.5, **TINY[model_name]))
 
 
 class TestEveryModel:
@@ -149,7 +150,7 @@ class TestEveryModel:
         expected = scores(model, processor)
         processor.extend(Dataset.from_list(LATER))
         with pytest.raises(InputError, match="do not belong together"):
-            Reranker(model, processor)
+            Reranker(processor, model)
         model.resize_embeddings(processor.schema)
         assert torch.equal(scores(model, processor), expected)
         longer = 0
@@ -161,7 +162,7 @@ class TestEveryModel:
                 assert torch.equal(value[rows:], before[name][1].expand(len(value) - rows, -1))
         # item_id, brand, gender; and action of a model that reads the history
         assert longer == 3 + ("history" in " ".join(before))
-        Reranker(model, processor)
+        Reranker(processor, model)
 
     @pytest.mark.parametrize("again", [False, True], ids=["at once", "saved and loaded in between"])
     def test_rows_that_no_value_had_yet_are_new_rows_too(self, model_name: str, again: bool, tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ class TestEveryModel:
         processor = ListProcessor.from_lists(Dataset.from_list(lists), schema=schema)
         config_class, model_class = RERANKERS[model_name]
         torch.manual_seed(0)
-        model = model_class(config_class.for_schema(processor.schema, initializer_range=0.5))
+        model = model_class(config_class.for_schema(processor.schema, initializer_range=0.5, **TINY[model_name]))
         expected = scores(model, processor)
         table = next(value for name, value in model.state_dict().items() if name.endswith("item_tables.0.weight"))
         for later in (LATER[:1] * 2, LATER[1:] * 2):  # grown twice
@@ -186,7 +187,7 @@ class TestEveryModel:
         assert longer.shape == table.shape
         assert torch.equal(longer[:5], table[:5])
         assert torch.equal(longer[5:], table[[1]].expand(15, -1))
-        Reranker(model, processor)
+        Reranker(processor, model)
 
     def test_a_processor_that_does_not_say_which_rows_were_in_use(
         self, model: PreTrainedReranker, processor: ListProcessor
@@ -214,7 +215,7 @@ class TestEveryModel:
         assert table.shape[0] == 8
         assert not torch.equal(table[5], table[1])  # item 5
         assert torch.count_nonzero(table[0]) == 0  # padding
-        Reranker(model, processor).save_pretrained(tmp_path)
+        Reranker(processor, model).save_pretrained(tmp_path)
         loaded = Reranker.from_pretrained(tmp_path)
         assert torch.equal(scores(loaded.model, loaded.processor), scores(model, processor))
 
@@ -249,7 +250,7 @@ def test_fine_tuning_goes_on_from_a_saved_model(processor: ListProcessor, tmp_pa
     config_class, model_class = RERANKERS["dnn"]
     torch.manual_seed(0)
     model = model_class(config_class.for_schema(processor.schema, hidden_sizes=[16]))
-    Reranker(model, processor).save_pretrained(tmp_path / "first")
+    Reranker(processor, model).save_pretrained(tmp_path / "first")
 
     liked = [a_list([40 + number % 3, 10, 30], ["c", "d", "b"], "m", [], []) for number in range(64)]
     reranker = Reranker.from_pretrained(tmp_path / "first")
@@ -278,5 +279,5 @@ def test_fine_tuning_goes_on_from_a_saved_model(processor: ListProcessor, tmp_pa
     trainer.save_model(str(tmp_path / "second"))
     tuned = Reranker.from_pretrained(tmp_path / "second")
     shown = [a_list([10, 30, 41], ["d", "b", "c"], "m", [], [])]
-    assert tuned.rerank(shown)[0]["item_id"][0] == 41
+    assert tuned.rerank(shown)[0]["ids"][0] == 41
     assert np.isfinite(tuned.rerank(shown)[0]["scores"]).all()

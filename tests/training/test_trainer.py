@@ -382,7 +382,7 @@ def test_two_processes_equal_one(
     tmp_path: Path, lists: dict[str, Any], processor: ListProcessor, make_model: Any, weights: Any
 ) -> None:
     """Two steps of 2 x 4 lists on gloo equal two steps of 8 lists; evaluation counts each of 13 lists once."""
-    Reranker(make_model(hidden_dropout_prob=0.0, unknown_rate=0.0), processor).save_pretrained(tmp_path / "model")
+    Reranker(processor, make_model(hidden_dropout_prob=0.0, unknown_rate=0.0)).save_pretrained(tmp_path / "model")
     lists["train"].select(range(16)).save_to_disk(tmp_path / "train")
     lists["validation"].select(range(13)).save_to_disk(tmp_path / "validation")
     two_process_worker.main(tmp_path, tmp_path / "on1", 8)
