@@ -43,8 +43,8 @@ class RerankTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Numbers of the preset to change, as JSON such as '{\"convergence_weight\": 10}': "
-            "<term>_weight (0 leaves the term out), fraction (of each batch's lists on which later passes run), warmup "
-            "(fraction of the steps over which the weights rise from 0), perturbation."
+            "<term>_weight (0 leaves the term out), fraction (of each batch's lists on which later passes run), "
+            "warmup (fraction of the steps over which the weights rise from 0), perturbation."
         },
     )
     task_loss: str | None = field(

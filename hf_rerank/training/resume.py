@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage import write_json
+from hf_rerank.training.checkpoints import write_part
 
 RUN_FILE = "run.json"
 # Which lists make which batch.
@@ -67,7 +67,7 @@ def write_run(folder: Path, run: dict[str, Any], lists_a_pass: int) -> None:
         run: As ``describe_run`` gives it.
         lists_a_pass: Of the stream that is trained on; 0 where it is not known, or there is none.
     """
-    write_json(folder / RUN_FILE, {**run, "lists_a_pass": lists_a_pass})
+    write_part(folder / RUN_FILE, {**run, "lists_a_pass": lists_a_pass})
 
 
 def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -> int:

@@ -22,9 +22,10 @@ from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.principled import PrincipledObjective
 from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.collator import RerankCollator, list_keys
-from hf_rerank.storage import replacing, write_json
+from hf_rerank.storage import replacing
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.callbacks import HealthCallback, ResultsCallback, StreamPasses
+from hf_rerank.training.checkpoints import write_part
 from hf_rerank.training.custom_loss import with_custom_loss
 from hf_rerank.training.datasets import encode_lists
 from hf_rerank.training.encoded_lists import split_batch
@@ -94,9 +95,7 @@ class RerankTrainer(EvaluatingTrainer):
             raise InputError("train_dataset is a stream of unknown length: set max_steps in the arguments")
         self.processor = processing_class
         if objective is not None and (args.principled, args.principled_kwargs) != ("scaled", None):
-            raise InputError(
-                "objective and principled (or principled_kwargs) exclude each other: leave out one of them"
-            )
+            raise InputError("objective and principled exclude each other: leave out one of them")
         chosen = args.objective() if objective is None else objective
         self.principled_objective = _with_task_loss(chosen, model, args)
         bounded = model.config.task_loss_name == "binary_log_loss" and compute_loss_func is None
@@ -199,7 +198,7 @@ class RerankTrainer(EvaluatingTrainer):
             TrainingStopped: During training, a weight, a loss or a gradient is not finite.
         """
         if self.is_in_train:
-            self._refuse_broken(self.accelerator.gather)
+            self._refuse_broken(in_any_process=True)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
         if not self.is_in_train and not several:  # each of several has been here by itself
@@ -207,7 +206,7 @@ class RerankTrainer(EvaluatingTrainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean over batches of the loss, each of its terms and the score spread since the last log.
+        """Adds the means since the last log of the loss, its terms and the score spread.
 
         Raises:
             TrainingStopped: A loss or gradient of this training was not finite.
@@ -227,7 +226,8 @@ class RerankTrainer(EvaluatingTrainer):
             TrainingStopped: A weight, a loss or a gradient is not finite; nothing is written.
             OSError: Something could not be written; files saved there before are unchanged.
         """
-        self._refuse_broken(self.accelerator.gather)
+        # Called by the user it may be called on one process, which must not wait for the others.
+        self._refuse_broken(in_any_process=_internal_call)
         folder = Path(str(output_dir or self.args.output_dir))
         whole = replacing(folder) if self.args.should_save and not _internal_call else nullcontext(folder)
         with whole as staging:
@@ -238,7 +238,7 @@ class RerankTrainer(EvaluatingTrainer):
             self._write_facts(staging, with_results=not _internal_call)
             if _internal_call:
                 factors = {name: factor.item() for name, factor in self.term_factors.items()}
-                write_json(staging / STATE_FILE, {**self._log.state(), "term_factors": factors})
+                write_part(staging / STATE_FILE, {**self._log.state(), "term_factors": factors})
                 write_run(staging, self._run(), getattr(self.train_dataset, "lists_a_pass", 0))
 
     def push_to_hub(self, repo_id: str | None = None, **options: Any) -> Any:  # type: ignore[override]
@@ -261,14 +261,10 @@ class RerankTrainer(EvaluatingTrainer):
         from hf_rerank.hub.push import save_and_push
 
         args = self.args
-        self._refuse_broken()
-        asked: dict[str, Any] = {
-            "private": args.hub_private_repo,
-            "token": args.hub_token,
-            "revision": args.hub_revision,
-        }
+        self._refuse_broken(in_any_process=False)
+        asked: dict[str, Any] = {"commit_message": "Upload re-ranker", "private": args.hub_private_repo}
+        asked |= {"token": args.hub_token, "revision": args.hub_revision}
         asked |= {name: value for name, value in options.items() if value is not None}
-        asked.setdefault("commit_message", "Upload re-ranker")
 
         def save(staging: Path) -> None:
             self.model.save_pretrained(staging)
@@ -278,13 +274,13 @@ class RerankTrainer(EvaluatingTrainer):
         return save_and_push(save, repo_id or args.hub_model_id or Path(str(args.output_dir)).name, **asked)
 
     def _write_facts(self, folder: Path, with_results: bool = True) -> None:
-        write_json(folder / "training_args.json", self.results["training_arguments"])
+        write_part(folder / "training_args.json", self.results["training_arguments"])
         if with_results:
-            write_json(folder / "results.json", self.results)
+            write_part(folder / "results.json", self.results)
 
-    def _refuse_broken(self, gather: Callable[[Tensor], Tensor] | None = None) -> None:
+    def _refuse_broken(self, *, in_any_process: bool) -> None:
         refuse_broken_weights(self.model, self.state.global_step)
-        self.guard.check(self.model, gather)
+        self.guard.check(self.model, self.accelerator.gather if in_any_process else None)
 
     def _run(self) -> dict[str, Any]:
         """What decides which batches this run reads, and which parameters they train."""

@@ -140,7 +140,7 @@ def test_a_space_that_the_models_loss_has_not(make_trainer: Make, make_model: An
 
 def test_an_objective_of_ones_own_stands_alone(make_trainer: Make) -> None:
     for options in ({"principled": "paper"}, {"principled_kwargs": {"warmup": 0.1}}):
-        with pytest.raises(InputError, match=r"objective and principled \(or principled_kwargs\) exclude each other"):
+        with pytest.raises(InputError, match="objective and principled exclude each other"):
             make_trainer(objective=PRESETS["none"], **options)
 
 

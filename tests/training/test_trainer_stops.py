@@ -97,7 +97,7 @@ def test_refused_inputs(make_trainer: Make, make_model: Any, make_lists: Any, li
         with pytest.raises(InputError, match=message):
             make_trainer(**given)
     trainer = make_trainer()
-    with pytest.raises(InputError, match="datasets Dataset.*'test': the trainer has evaluation lists without a name"):
+    with pytest.raises(InputError, match=r"datasets Dataset.*'test': the trainer has evaluation lists without a name"):
         trainer.evaluate("test")
     with pytest.raises(InputError, match="args is a dict"):
         RerankTrainer(trainer.model, {"output_dir": "x"}, processing_class=trainer.processor)
