@@ -72,9 +72,8 @@ def test_the_vectors_are_the_last_hidden_layer(lists: Path, with_vectors: Path) 
     items = [looked_up("item", number) for number in range(5)]
     users = [np.repeat(looked_up("user", number)[:, None], 30, axis=1) for number in range(3)]
     x = np.concatenate([*items, encoded["item_dense"], *users], axis=-1)
-    for layer in (0, 1):
-        name = f"network.layers.{layer}"
-        x = np.maximum(x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"], 0)
+    for layer in ("network.layers.0", "network.layers.1"):
+        x = np.maximum(x @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"], 0)
     found = vectors_of(with_vectors, "test")
     assert found.shape == (test.num_rows, 30, 5)
     assert found == pytest.approx(x, abs=1e-5)
