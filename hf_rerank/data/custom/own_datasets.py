@@ -228,7 +228,11 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
             )
             for split in (SPLITS if by == ["split"] else names)
         }
-    of_list = splits_of_table(lists.select_columns(by).with_format("arrow")[:] if by else len(lists), by, ranker_train)
+    table: Any = lists.select_columns(by).with_format("arrow")[:] if by else len(lists)
+    anonymous = table.column(schema.group).null_count if schema.group in by else 0
+    if anonymous:
+        warnings.warn(f"{anonymous:,} lists without a user, each a group of its own", stacklevel=3)
+    of_list = splits_of_table(table, by, ranker_train)
     found = set(of_list)
     for split in sorted(found - set(SPLITS)):
         if suggestion(split, SPLITS):

@@ -577,3 +577,13 @@ def test_no_order_at_all() -> None:
         DLCMConfig.for_schema(processor.schema)
     with pytest.raises(InputError, match="position_input is 'embedding'"):
         PRMConfig.for_schema(processor.schema, position_input="embedding")
+
+
+def test_unknown_users_are_users_of_their_own() -> None:
+    """Forty lists of unknown users are not one user, whose lists would all go to one split."""
+    made = [{**LISTS[0], "q": number, "user": None} for number in range(40)]
+    with pytest.warns(UserWarning, match="40 lists without a user, each a group of its own"):
+        lists = load_lists(
+            datasets.Dataset.from_list(made, datasets.Features.from_arrow_schema(table().schema)), schema=SCHEMA
+        )
+    assert [split for split, part in lists.items() if len(part)] == ["train", "validation", "test"]
