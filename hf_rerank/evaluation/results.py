@@ -53,7 +53,8 @@ def describe_training(model: Any, processor: Any, args: Any, *, train: Any, vali
         validation: The raw evaluation lists, or a dict of them by name. None: there are none.
     """
     schema = processor.schema
-    splits = {"train": train, **(validation if isinstance(validation, dict) else {"validation": validation})}
+    named = {f"eval_{name}": lists for name, lists in validation.items()} if isinstance(validation, dict) else None
+    splits = {"train": train, **({"validation": validation} if named is None else named)}
     return {
         "model": model.config.to_dict(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
@@ -25,9 +26,6 @@ class BatchMetrics:
             labels [N, L] (-100 at padding) of all lists, which are kept in memory for it; with an argument
             ``compute_result`` it is called batch by batch instead. Its metrics are added to the others.
 
-    Attributes:
-        measures: Names of the measures of obedience in the predictions, set by the trainer for each batch.
-        columns: Names of the tensors behind labels and positions in the label ids, set likewise.
     """
 
     def __init__(
@@ -42,14 +40,30 @@ class BatchMetrics:
         self._by_batch = (
             compute_metrics is not None and "compute_result" in inspect.signature(compute_metrics).parameters
         )
-        self.measures: list[str] = []
-        self.columns: list[str] = []
+        self._measures: list[str] = []
+        self._columns: list[str] = []
         self.reset()
 
     def reset(self) -> None:
         """Drops what an evaluation that failed may have left."""
         self._sums = self._new_sums()
         self._collected: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def pack(
+        self, scores: Tensor, measures: dict[str, Tensor], features: dict[str, Tensor], others: dict[str, Tensor]
+    ) -> tuple[Any, Any]:
+        """Predictions and label ids of a batch, as tuples of tensors, which is what upstream gathers and hands back.
+
+        Args:
+            scores: [B, L], comparable over lists.
+            measures: Name -> [B], of obedience.
+            features: The batch, as ``forward`` takes it.
+            others: Its other tensors.
+        """
+        self._measures = list(measures)
+        self._columns = [name for name in ("attraction", "propensities") if name in others]
+        predictions = (scores, torch.stack(list(measures.values()), dim=-1))
+        return predictions, (features["labels"], features["position_ids"], *(others[name] for name in self._columns))
 
     def __call__(self, batch: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
         """Adds a batch; the metrics of all of them, with ``compute_result``."""
@@ -69,8 +83,8 @@ class BatchMetrics:
             labels,
             labels >= 0,
             positions.cpu(),
-            **{name: array.cpu() for name, array in zip(self.columns, others, strict=True)},
-            measures={name: measures[:, column].cpu() for column, name in enumerate(self.measures)},
+            **{name: array.cpu() for name, array in zip(self._columns, others, strict=True)},
+            measures={name: measures[:, column].cpu() for column, name in enumerate(self._measures)},
         )
         added = self._call_user(scores, labels, compute_result)
         if not compute_result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +106,15 @@ class PlotCallback(TrainerCallback):
 
 
 class ResultsCallback(TrainerCallback):
-    """Keeps everything that is needed to repeat a training, and its outcome; saving a model writes it as ``results.json``.
-
-    Args:
-        facts: What is known before the training: model, arguments, objective, data, environment.
+    """Keeps all that is needed to repeat a training, and its outcome; saving a model writes it as ``results.json``.
 
     Attributes:
-        values: The facts; ``training`` with seconds, steps, best metric and log; ``evaluations`` by their prefix.
+        values: What is known before the training, filled in by the trainer; ``training`` with seconds, steps, best
+            metric and log; ``evaluations`` by their prefix.
     """
 
-    def __init__(self, facts: Mapping[str, Any]) -> None:
-        self.values: dict[str, Any] = {**facts, "evaluations": {}}
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {"evaluations": {}}
         self._started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -140,7 +137,7 @@ class StreamPasses(TrainerCallback):
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
-        stream = getattr(train_dataloader, "dataset", None)
+        stream: Any = getattr(train_dataloader, "dataset", None)
         stream = getattr(stream, "dataset", stream)  # of several processes
         if not getattr(stream, "lists_a_pass", 0) or state.global_step >= state.max_steps:
             return

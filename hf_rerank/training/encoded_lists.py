@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from hf_rerank.errors import InputError
 from hf_rerank.processing.collator import RerankCollator
 from hf_rerank.processing.ragged import RaggedLists, concatenate
+from hf_rerank.schema import MODEL_TENSORS
 
 
 class EncodedLists(Dataset):
@@ -47,3 +48,9 @@ def collate(batch: RaggedLists | list[RaggedLists]) -> dict[str, Tensor]:
     """All tensors of a batch of encoded lists, padded to its longest list."""
     lists = batch if isinstance(batch, RaggedLists) else concatenate(batch)
     return {name: torch.from_numpy(array) for name, array in lists.padded().items()}
+
+
+def split_batch(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a model's ``forward`` takes of a batch, and the rest: ids, propensities, ground truth."""
+    features = {name: value for name, value in batch.items() if name in MODEL_TENSORS}
+    return features, {name: value for name, value in batch.items() if name not in features}

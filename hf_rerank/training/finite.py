@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from hf_rerank.errors import TrainingStopped
+from hf_rerank.errors import InputError, TrainingStopped
+from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.processing.collator import ids_from_tensor
 
 IDS_IN_A_MESSAGE = 5
@@ -26,7 +28,7 @@ class FiniteGuard:
 
     Args:
         device: Of the training.
-        at_every_step: Whether ``observe_...`` read the flag at once.
+        at_every_step: Whether the flag is read at once (``check_at_once``).
 
     Attributes:
         found_inf: float32 scalar on the device, 1 from the first bad step on.
@@ -88,37 +90,52 @@ class FiniteGuard:
             self.at_every_step = True
         return fused
 
-    def check(self, names: Mapping[str, nn.Parameter], gathered: Tensor | None = None) -> None:
+    def reset(self) -> None:
+        """Forgets what was seen: another training begins."""
+        self.found_inf.zero_()
+        self._loss_is_bad.zero_()
+
+    def check(self, model: nn.Module, gather: Callable[[Tensor], Tensor] | None = None) -> None:
         """Raises if a bad step was seen.
 
         Args:
-            names: The model's parameters by name.
-            gathered: ``found_inf`` of all processes. None: there is one process.
+            model: That is trained.
+            gather: Joins a tensor [1] of each process. None: this process alone is looked at.
 
         Raises:
             TrainingStopped: It names the step, the terms and the lists.
         """
-        if not bool((self.found_inf if gathered is None else gathered).max()):
+        flags = self.found_inf.reshape(1)
+        if not bool((flags if gather is None else gather(flags)).max()):
             return
         if not bool(self.found_inf):
             raise TrainingStopped(f"the loss or a gradient is not finite in another process; {REMEDY}")
         step = int(self._step)
         if not bool(self._loss_is_bad):
-            broken = [
-                name
-                for name, parameter in names.items()
-                if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-            ]
-            which = ", ".join(broken[:5]) or "all weights together, which is too large for a number"
             raise TrainingStopped(
-                f"the gradient is not finite at step {step}: that of {which}; {self._lists()}; {REMEDY}"
+                f"the gradient is not finite at step {step}{self._broken_gradients(model)}; {self._lists()}; {REMEDY}"
             )
         values = {name: float(value) for name, value in self._terms.items()}
-        wrong = [f"{name} is {value}" for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
+        wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         raise TrainingStopped(
             f"the loss is not finite at step {step}: {', '.join(wrong) or 'the sum'}; {self._lists()}; look at these "
             f"lists, or {REMEDY}"
         )
+
+    def check_at_once(self, model: nn.Module) -> None:
+        """Checks where every step is checked."""
+        if self.at_every_step:
+            self.check(model)
+
+    def _broken_gradients(self, model: nn.Module) -> str:
+        if not self.at_every_step:  # by now the gradients are those of a later step
+            return ""
+        broken = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+        ]
+        return f": that of {', '.join(broken[:5]) or 'all weights together, which is too large for a number'}"
 
     def _set(self, bad: Tensor, step: int, kind: Tensor | None) -> Tensor:
         """Sets the flag and records the step and the lists; whether this is the first bad step."""
@@ -159,6 +176,17 @@ def lists_with_broken_scores(logits: Tensor, mask: Tensor, list_id: Tensor) -> l
         list_id: uint8 [B, W].
     """
     return ids_from_tensor(list_id[(~torch.isfinite(logits) & mask).any(-1)])
+
+
+def refuse_broken_weights(model: PreTrainedReranker, step: int) -> None:
+    """Raises ``TrainingStopped`` if a weight is not finite."""
+    try:
+        model.refuse_non_finite_weights("so the model is not saved nor pushed")
+    except InputError as error:
+        raise TrainingStopped(
+            f"{error} (step {step}): resume from an earlier checkpoint, and lower learning_rate or the weights of the "
+            "consistency terms"
+        ) from None
 
 
 class OptimizerGuard(TrainerCallback):

@@ -1,0 +1,186 @@
+"""``EvaluatingTrainer``: a ``Trainer`` that measures lists as this library does, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_rerank.errors import InputError, TrainingStopped
+from hf_rerank.evaluation.evaluator import comparable_scores, measured
+from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
+from hf_rerank.principled import PRESETS
+from hf_rerank.principled.obedience import MAX_STEPS
+from hf_rerank.processing.collator import RerankCollator, list_keys
+from hf_rerank.training.arguments import RerankTrainingArguments
+from hf_rerank.training.batch_metrics import BatchMetrics
+from hf_rerank.training.checkpointing_trainer import CheckpointingTrainer
+from hf_rerank.training.custom_loss import with_custom_loss
+from hf_rerank.training.datasets import encode_lists
+from hf_rerank.training.encoded_lists import split_batch
+from hf_rerank.training.finite import lists_with_broken_scores
+
+
+class EvaluatingTrainer(CheckpointingTrainer):
+    """Evaluates raw lists: ranking metrics, obedience, and the metrics of the user, batch by batch.
+
+    Args:
+        args: Options.
+        collator: Encodes the lists.
+        eval_dataset: Raw lists, or several by name.
+        compute_metrics: Of the user; see ``BatchMetrics``.
+        options: As of ``CheckpointingTrainer``.
+    """
+
+    args: RerankTrainingArguments
+    model: PreTrainedReranker
+
+    def __init__(
+        self,
+        *,
+        args: RerankTrainingArguments,
+        collator: RerankCollator,
+        eval_dataset: Any = None,
+        compute_metrics: Callable[..., dict[str, float]] | None = None,
+        **options: Any,
+    ) -> None:
+        _check_best_metric(args, eval_dataset, compute_metrics)
+        self.list_collator = collator
+        self._names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
+        examination = collator.processor.schema.examination
+        self.batch_metrics = BatchMetrics(args.metric_ks, args.no_click, examination, compute_metrics)
+        super().__init__(
+            args=args,
+            eval_dataset=encode_lists(eval_dataset, collator, args, train=False, use_cache=True),
+            compute_metrics=self.batch_metrics,
+            **options,
+        )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Metrics of raw lists, each named ``eval_...``.
+
+        Args:
+            eval_dataset: Raw lists, or a dict of them by name. None: those given at the start.
+            ignore_keys: As of ``transformers.Trainer``.
+            metric_key_prefix: Before each name.
+
+        Raises:
+            TrainingStopped: A score is not finite; or, during training, the metric that chooses the best checkpoint.
+        """
+        if isinstance(eval_dataset, str) and eval_dataset not in self._names:
+            named = f"named {', '.join(self._names)}" if self._names else "without a name"
+            raise InputError(
+                f"expected a datasets Dataset or IterableDataset of lists, got {eval_dataset!r}: the "
+                f"trainer has evaluation lists {named}"
+            )
+        lists = encode_lists(eval_dataset, self.list_collator, self.args, train=False, use_cache=False)
+        self.batch_metrics.reset()
+        metrics = super().evaluate(lists, ignore_keys, metric_key_prefix)
+        chooser = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        if self.is_in_train and chooser in metrics and not math.isfinite(metrics[chooser]):
+            raise TrainingStopped(
+                f"{chooser}, which chooses the best checkpoint, is {metrics[chooser]} at step "
+                f"{self.state.global_step}: no list of the evaluation set counts in it, or scores are broken; choose "
+                "another metric_for_best_model, or look at the lists"
+            )
+        return metrics
+
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """Scores of raw lists with labels; ``Reranker.predict`` and ``rerank`` take lists without."""
+        lists = encode_lists(test_dataset, self.list_collator, self.args, train=False, use_cache=False)
+        self.batch_metrics.reset()
+        return super().predict(lists, ignore_keys, metric_key_prefix)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Task loss, scores and obedience of one batch.
+
+        During training obedience is measured on one swap per list and without fixed points; otherwise on all swaps.
+
+        Raises:
+            TrainingStopped: A score is not finite.
+        """
+        features, others = split_batch({name: value.to(self.args.device) for name, value in inputs.items()})
+        # A sharded model runs only as wrapped.
+        run = model if self.is_fsdp_enabled or self.is_deepspeed_enabled else self._forward
+
+        def forward(objective: Callable[..., Any], **tensors: Tensor) -> RerankerOutput:
+            return run(**tensors, objective=with_custom_loss(objective, self.compute_loss_func))
+
+        # Rankings are compared in float32: ties in bf16 would inflate obedience.
+        with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
+            if prediction_loss_only:
+                return _loss(forward(PRESETS["none"], **features)), None, None
+            output = measured(
+                forward,
+                features,
+                obedience_k=self.args.obedience_k,
+                swaps="one" if self.is_in_train else "all",
+                max_steps=0 if self.is_in_train else MAX_STEPS,
+                list_keys=list_keys(others["list_id"]),
+            )
+        broken = lists_with_broken_scores(output.logits, features["mask"], others["list_id"])
+        if broken:
+            raise TrainingStopped(
+                f"scores are not finite in an evaluation (step {self.state.global_step}), those of lists "
+                f"{', '.join(broken[:5])}: such a model is never the best; look at these lists, or lower "
+                "learning_rate; checkpoints are unchanged"
+            )
+        scores = comparable_scores(output.logits, self.model.config.task_loss_name, features["mask"])
+        predictions, labels = self.batch_metrics.pack(scores, output.losses, features, others)
+        return _loss(output), predictions, labels
+
+    def _forward(self, **tensors: Any) -> RerankerOutput:
+        """The model's own ``forward``, past the autocast that the Trainer wraps around it."""
+        return type(self.model).forward(self.model, **tensors)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As upstream, but of all lists (``dataloader_drop_last`` is for training), and of those that are given:
+        upstream's persistent workers keep the lists that were evaluated first."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            return self.get_test_dataloader(eval_dataset)
+        with self._without_drop_last():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As upstream, but of all lists."""
+        with self._without_drop_last():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _without_drop_last(self) -> Iterator[None]:
+        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = dropped
+
+
+def _check_best_metric(args: RerankTrainingArguments, eval_dataset: Any, compute_metrics: Any) -> None:
+    """Refuses a metric to choose the best checkpoint by that no evaluation would give."""
+    best = (args.metric_for_best_model or "").removeprefix("eval_")
+    if not best:
+        return
+    if compute_metrics is None and not args.is_measure(best):
+        raise InputError(f"metric_for_best_model is {best!r}: no such measure, and there are no compute_metrics")
+    if isinstance(eval_dataset, dict) and not any(best.startswith(f"{name}_") for name in eval_dataset):
+        raise InputError(
+            f"metric_for_best_model is {best!r}, and the evaluation sets are {', '.join(eval_dataset)}: choose the "
+            f"metric of one of them, such as {next(iter(eval_dataset), 'name')}_{best}"
+        )
+
+
+def _loss(output: RerankerOutput) -> Tensor:
+    assert output.loss is not None
+    return output.loss.detach().float()
