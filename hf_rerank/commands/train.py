@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
         processing_class=processor,
         callbacks=[plots] if plots else None,
     )
-    trainer.results |= about_initial_ranker(folder)
+    trainer.results.update(about_initial_ranker(folder))
     trainer.results["orders"] = {"validation": {"initial": rows["initial"]}}
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
