@@ -56,7 +56,7 @@ class RaggedLists:
         """
         encoded = [text.encode() for text in ids]
         lengths = np.array([len(text) for text in encoded], dtype=np.int64)
-        joined = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        joined = np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8)  # writable, as torch wants it
         return RaggedLists({**self.lengths, "W": lengths}, {**self.rows, "list_id": joined})
 
     def empty(self, count: int) -> RaggedLists:
