@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage import MANIFEST, json_text, read_json, verify, write_manifest
 from hf_rerank.evaluation.saved_results import add_evaluation, results_to_add_to
+from hf_rerank.storage import MANIFEST, json_text, read_json, verify, write_manifest
 
 BEFORE: dict[str, Any] = {
     "parameters": 7,
