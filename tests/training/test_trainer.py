@@ -279,7 +279,8 @@ def test_same_seed_same_weights(make_trainer: Make, make_model: Any, weights: An
 def test_resume_equals_the_unbroken_run(
     make_trainer: Make, make_model: Any, weights: Any, lists: dict[str, Any], stream: bool
 ) -> None:
-    """Dropout, unknown ids, shuffling; cut in the middle of a pass of 7.5 steps and beyond it, resumed twice."""
+    """Dropout, unknown ids, shuffling; cut in the middle of a pass of 7.5 steps and beyond it, resumed twice. From a
+    dataset the second run, and the third, go on with encoded lists of a cache, which give the same batches."""
     shuffled = lists["train"].to_iterable_dataset(num_shards=2).shuffle(seed=5, buffer_size=50)
     options = {
         "max_steps": 14,
@@ -300,7 +301,8 @@ def test_resume_equals_the_unbroken_run(
     resumed_from = first / f"checkpoint-{cuts[0]}"
     for number, cut in enumerate(cuts):
         # Other initial weights: all of them must come from the checkpoint.
-        resumed = make_trainer(make_model(seed=9, **model), folder=f"resumed{number}", **options)
+        cache = {"encoded_cache": str(first.parent / "cache")} if number and not stream else {}
+        resumed = make_trainer(make_model(seed=9, **model), folder=f"resumed{number}", **options, **cache)
         resumed.train(resume_from_checkpoint=str(resumed_from))
         assert same(weights(resumed.model), weights(unbroken.model)), cut
         steps = {entry["step"]: entry for entry in logged(unbroken, "loss")}
