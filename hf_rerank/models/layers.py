@@ -34,7 +34,7 @@ class SharedDropout(nn.Module):
         self.key = ""  # set by PreTrainedReranker.post_init
 
     def draw(self, mask: Tensor) -> Tensor:
-        """float32 [B, rows, width], 0 at values to drop and ``1 / (1 - rate)`` elsewhere, for lists of ``mask`` [B, L]."""
+        """float32 [B, rows, width] for lists of ``mask`` [B, L]: 0 at values to drop, ``1 / (1 - rate)`` elsewhere."""
         rows = mask.shape[1] + self.extra if self.length is None else self.length
         factors = torch.rand((mask.shape[0], rows, self.width), device=mask.device)
         return factors.ge_(self.rate).div_(1.0 - self.rate)
