@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["__main__", "kill_worker"])
+# Installed modules: the server of Python 3.11 passes over those that only pytest's path leads to, without a word.
+CONTEXT.set_forkserver_preload(
+    [
+        "pytest",
+        "datasets",
+        "hf_rerank.training.trainer",
+        "hf_rerank.inference.torch_scorer",
+        "hf_rerank.commands.train",
+    ]
+)
 
 
 def start(function: Callable[..., Any], *args: Any, log: Path, **environment: str) -> BaseProcess:
