@@ -41,7 +41,7 @@ def made_rows(count: int, seed: int = 0, *, outcome: bool = False) -> list[dict[
         seed: Of all values.
         outcome: With labels, weights, propensities and true attraction.
     """
-    draw = np.random.default_rng(seed)
+    draw, more = np.random.default_rng(seed), np.random.default_rng([seed, 1])
 
     def row(number: int) -> dict[str, Any]:
         length, history = int(draw.integers(1, LONGEST + 1)), int(draw.integers(0, 9))
@@ -59,12 +59,12 @@ def made_rows(count: int, seed: int = 0, *, outcome: bool = False) -> list[dict[
             "page": draw.integers(4, size=history).tolist(),
             "hours": draw.random(history).tolist(),
             "place": draw.permutation(length).tolist(),
-            "earlier": draw.normal(size=length).tolist(),
-            "sku": [f"sku {item}" for item in draw.integers(10**6, size=length)],
-            "click": draw.integers(2, size=length).tolist(),
-            "weight": draw.random(length).tolist(),
-            "looked": (1 - draw.random(length)).tolist(),
-            "truth": draw.random(length).tolist(),
+            "earlier": more.normal(size=length).tolist(),
+            "sku": [f"sku {item}" for item in more.integers(10**6, size=length)],
+            "click": more.integers(2, size=length).tolist(),
+            "weight": more.random(length).tolist(),
+            "looked": (1 - more.random(length)).tolist(),
+            "truth": more.random(length).tolist(),
         }
         return {name: value for name, value in columns.items() if outcome or name not in OUTCOME}
 

@@ -351,7 +351,7 @@ class TestSavedAndRepeated:
         add_initial_order(lists, tmp_path / "sorted", **options)
         assert digests(tmp_path / "sorted") == digests(in_order["dnn"])
         assert not (tmp_path / "sorted.partial").exists()
-        with pytest.raises(InputError, match="exists and overlaps the input"):
+        with pytest.raises(InputError, match="exists and is not an empty folder"):
             add_initial_order(lists, tmp_path / "sorted", **options)
 
     def test_the_random_numbers_of_the_caller_stay(self, lists: Path) -> None:
@@ -508,7 +508,7 @@ class TestCommands:
             ),
             (
                 ["prepare", "prm_public", "--raw-dir", "RAW", "--output-dir", "LISTS", "--initial-ranker", "dnn"],
-                "overlaps the input",
+                "is not an empty folder",
             ),
         ],
     )

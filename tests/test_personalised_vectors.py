@@ -72,8 +72,8 @@ def test_the_vectors_are_the_last_hidden_layer(lists: Path, with_vectors: Path) 
     items = [looked_up("item", number) for number in range(5)]
     users = [np.repeat(looked_up("user", number)[:, None], 30, axis=1) for number in range(3)]
     x = np.concatenate([*items, encoded["item_dense"], *users], axis=-1)
-    for layer in (0, 3):
-        x = np.maximum(x @ weights[f"network.{layer}.weight"].T + weights[f"network.{layer}.bias"], 0)
+    for layer in ("network.layers.0", "network.layers.1"):
+        x = np.maximum(x @ weights[f"{layer}.weight"].T + weights[f"{layer}.bias"], 0)
     found = vectors_of(with_vectors, "test")
     assert found.shape == (test.num_rows, 30, 5)
     assert found == pytest.approx(x, abs=1e-5)
@@ -150,7 +150,7 @@ def test_new_lists_get_the_same_vectors_and_can_be_ranked(lists: Path, with_vect
     loaded = load_lists(with_vectors)
     processor = ListProcessor.from_lists(loaded["train"], schema=loaded.schema)
     torch.manual_seed(0)
-    reranker = Reranker(PRMForReranking(PRMConfig.for_schema(processor.schema)), processor)
+    reranker = Reranker(processor, PRMForReranking(PRMConfig.for_schema(processor.schema)))
     with pytest.raises(InputError, match="no column 'personalised'"):
         reranker.rerank(raw)
     assert [len(row["order"]) for row in reranker.rerank(added)] == [30, 30, 11, 30, 30, 30, 30]

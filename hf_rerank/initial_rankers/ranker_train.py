@@ -78,8 +78,8 @@ def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
         held = ", ".join(f"{split} {lists:,}" for split, lists in prepared.lists.items())
         raise InputError(
             f"{folder} has no ranker_train lists (it has {held}): rankers and click models learn from that split "
-            "only; sort them with initial-rank --cross-fit 5, which needs none, or prepare the lists with "
-            "--ranker-train"
+            "only; prepare the lists with --ranker-train, or sort them with initial-rank --cross-fit 5, which needs "
+            "none"
         )
     return datasets_of_parquet(prepared.files["ranker_train"], "ranker_train", streaming=False)
 

@@ -75,7 +75,7 @@ class RerankerConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "rerank_base"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "list_logits", "hidden_states", "attentions"]
     own_task_loss: ClassVar[str] = "binary_log_loss"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     # What the published models, and so all presets, do not have.

@@ -34,14 +34,14 @@ class SharedDropout(nn.Module):
         self.key = ""  # set by PreTrainedReranker.post_init
 
     def draw(self, mask: Tensor) -> Tensor:
-        """bool [B, rows, width], True at values to drop, for the lists of ``mask`` [B, L]."""
+        """float32 [B, rows, width] for lists of ``mask`` [B, L]: 0 at values to drop, ``1 / (1 - rate)`` elsewhere."""
         rows = mask.shape[1] + self.extra if self.length is None else self.length
-        dropped = torch.empty((mask.shape[0], rows, self.width), dtype=torch.bool, device=mask.device)
-        return dropped.bernoulli_(self.rate)
+        factors = torch.rand((mask.shape[0], rows, self.width), device=mask.device)
+        return factors.ge_(self.rate).div_(1.0 - self.rate)
 
     def forward(self, values: Tensor, context: Context) -> Tensor:
-        dropped = context.get(self.key)
-        return values if dropped is None else values.masked_fill(dropped, 0.0) / (1.0 - self.rate)
+        factors = context.get(self.key)
+        return values if factors is None else values * factors.to(values.dtype)
 
 
 def draw_dropout(mask: Tensor, *modules: nn.Module) -> Context:

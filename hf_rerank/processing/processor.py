@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.processing.ragged import RaggedLists
+from hf_rerank.processing.rows import rows_in_columns
 from hf_rerank.processing.scaling import DenseScale, Moments, QuantileSample, learner, numbers_of, scaled
 from hf_rerank.processing.trees import TREES_FILE, TreeRanker
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
@@ -234,7 +235,7 @@ class ListProcessor:
         """Encodes one batch of lists as keyword arguments of a model's ``forward``.
 
         Args:
-            lists: One dict per list; an arrow table; or ``Lists``.
+            lists: One dict per list, of columns or ``{"items": [{...}], ...}``; an arrow table; or ``Lists``.
             truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
             with_labels: Labels, positions and weights that the schema names must be there.
             return_tensors: ``"pt"`` (torch) or ``"np"`` (numpy).
@@ -247,7 +248,7 @@ class ListProcessor:
         if isinstance(lists, pa.Table | pa.RecordBatch):
             lists = Lists.from_arrow(lists, self.schema, with_labels=with_labels)
         elif not isinstance(lists, Lists):
-            lists = Lists.from_rows(lists, self.schema, with_labels=with_labels)
+            lists = Lists.from_rows(rows_in_columns(lists, self.schema), self.schema, with_labels=with_labels)
         arrays = self.encode(lists, truncate=truncate)[0].padded()
         arrays = {name: arrays[name] for name in MODEL_TENSORS if name in arrays}
         if return_tensors == "np":

@@ -177,8 +177,9 @@ class RerankTrainingArguments(TrainingArguments):
             self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
         best = (self.metric_for_best_model or "").removeprefix("eval_")
         name, _, cut = best.partition("@")
-        if best and not any(name == known or name.endswith(f"_{known}") for known in _MEASURES):
-            raise InputError(f"metric_for_best_model is {best!r}: no such measure{suggestion(name, _MEASURES)}")
+        meant = suggestion(name, _MEASURES)
+        if meant and not self.is_measure(best):  # it may be one of the trainer's compute_metrics
+            raise InputError(f"metric_for_best_model is {best!r}: no such measure{meant}")
         if not cut.isdigit():
             return
         option, cuts = ("metric_ks", self.metric_ks)
@@ -186,6 +187,12 @@ class RerankTrainingArguments(TrainingArguments):
             option, cuts = ("obedience_k", [self.obedience_k])
         if int(cut) not in cuts:
             raise InputError(f"metric_for_best_model is {best!r}, but {option} is {cuts}: {cut} must be in {option}")
+
+    @staticmethod
+    def is_measure(name: str) -> bool:
+        """Whether an evaluation gives a metric of this name, of one set or of several."""
+        name = name.partition("@")[0]
+        return any(name == known or name.endswith(f"_{known}") for known in _MEASURES)
 
     def objective(self) -> PrincipledObjective:
         """The objective that ``principled`` and ``principled_kwargs`` describe.

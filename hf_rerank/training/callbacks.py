@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,19 +106,15 @@ class PlotCallback(TrainerCallback):
 
 
 class ResultsCallback(TrainerCallback):
-    """Keeps everything that is needed to repeat a training, and its outcome.
-
-    Saving a model writes it as ``results.json``.
-
-    Args:
-        facts: What is known before the training: model, arguments, objective, data, environment.
+    """Keeps all that is needed to repeat a training, and its outcome; saving a model writes it as ``results.json``.
 
     Attributes:
-        values: The facts; ``training`` with seconds, steps, best metric and log; ``evaluations`` by their prefix.
+        values: What is known before the training, filled in by the trainer; ``training`` with seconds, steps, best
+            metric and log; ``evaluations`` by their prefix.
     """
 
-    def __init__(self, facts: Mapping[str, Any]) -> None:
-        self.values: dict[str, Any] = {**facts, "evaluations": {}}
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {"evaluations": {}}
         self._started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:

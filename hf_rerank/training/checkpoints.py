@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage import MANIFEST, locked, read_manifest, remove_leftovers, sync, verify, write_manifest
+from hf_rerank.storage import (
+    MANIFEST,
+    json_text,
+    locked,
+    read_manifest,
+    remove_leftovers,
+    sync,
+    verify,
+    write_manifest,
+)
 
 STATE = "trainer_state.json"
 LOCK = "training.lock"
@@ -95,6 +104,11 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
         if name not in manifest["files"]:
             raise InputError(f"{folder} was saved without {name} (see save_only_model): {REMEDY}")
     return manifest
+
+
+def write_part(path: Path, values: Any) -> None:
+    """Writes a JSON file of a folder that is brought to the disk, and gets its name, as a whole."""
+    path.write_text(json_text(values), encoding="utf-8")
 
 
 def publish(written: Path, final: Path, **facts: Any) -> None:

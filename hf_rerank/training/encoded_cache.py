@@ -134,7 +134,7 @@ def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any
 
 
 def _arrays(lists: RaggedLists) -> dict[str, np.ndarray]:
-    """What is written of a batch, by the names of the files. Integers take half their bytes: rows fit into 32 bits."""
+    """What is written of a batch, by the names of the files; integers in half their bytes, which suffice for rows."""
     named = {f"lengths.{axis}": array for axis, array in lists.lengths.items()}
     named |= {f"rows.{name}": array for name, array in lists.rows.items()}
     return {name: array.astype(np.int32) if array.dtype == np.int64 else array for name, array in named.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_rerank.errors import TrainingStopped
+from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.evaluation.evaluator import comparable_scores, measured
 from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
 from hf_rerank.principled import PRESETS
@@ -48,7 +48,9 @@ class EvaluatingTrainer(CheckpointingTrainer):
         compute_metrics: Callable[..., dict[str, float]] | None = None,
         **options: Any,
     ) -> None:
+        _check_best_metric(args, eval_dataset, compute_metrics)
         self.list_collator = collator
+        self._names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
         examination = collator.processor.schema.examination
         self.batch_metrics = BatchMetrics(args.metric_ks, args.no_click, examination, compute_metrics)
         super().__init__(
@@ -71,6 +73,12 @@ class EvaluatingTrainer(CheckpointingTrainer):
         Raises:
             TrainingStopped: A score is not finite; or, during training, the metric that chooses the best checkpoint.
         """
+        if isinstance(eval_dataset, str) and eval_dataset not in self._names:
+            named = f"named {', '.join(self._names)}" if self._names else "without a name"
+            raise InputError(
+                f"expected a datasets Dataset or IterableDataset of lists, got {eval_dataset!r}: the "
+                f"trainer has evaluation lists {named}"
+            )
         lists = encode_lists(eval_dataset, self.list_collator, self.args, train=False, use_cache=False)
         self.batch_metrics.reset()
         metrics = super().evaluate(lists, ignore_keys, metric_key_prefix)
@@ -130,7 +138,10 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 "learning_rate; checkpoints are unchanged"
             )
         scores = comparable_scores(output.logits, self.model.config.task_loss_name, features["mask"])
-        predictions, labels = self.batch_metrics.pack(scores, output.losses, features, others)
+        # A mean over the batch's lists: as a measure of each list it weighs a short batch by its lists. NaN would count
+        # as a list that was not measured.
+        loss = _loss(output).nan_to_num(nan=math.inf).expand(len(scores))
+        predictions, labels = self.batch_metrics.pack(scores, {**output.losses, "loss": loss}, features, others)
         return _loss(output), predictions, labels
 
     def _forward(self, **tensors: Any) -> RerankerOutput:
@@ -157,6 +168,20 @@ class EvaluatingTrainer(CheckpointingTrainer):
             yield
         finally:
             self.args.dataloader_drop_last = dropped
+
+
+def _check_best_metric(args: RerankTrainingArguments, eval_dataset: Any, compute_metrics: Any) -> None:
+    """Refuses a metric to choose the best checkpoint by that no evaluation would give."""
+    best = (args.metric_for_best_model or "").removeprefix("eval_")
+    if not best:
+        return
+    if compute_metrics is None and not args.is_measure(best):
+        raise InputError(f"metric_for_best_model is {best!r}: no such measure, and there are no compute_metrics")
+    if isinstance(eval_dataset, dict) and not any(best.startswith(f"{name}_") for name in eval_dataset):
+        raise InputError(
+            f"metric_for_best_model is {best!r}, and the evaluation sets are {', '.join(eval_dataset)}: choose the "
+            f"metric of one of them, such as {next(iter(eval_dataset), 'name')}_{best}"
+        )
 
 
 def _loss(output: RerankerOutput) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage import write_json
+from hf_rerank.training.checkpoints import write_part
 
 RUN_FILE = "run.json"
 # Which lists make which batch.
@@ -67,7 +67,7 @@ def write_run(folder: Path, run: dict[str, Any], lists_a_pass: int) -> None:
         run: As ``describe_run`` gives it.
         lists_a_pass: Of the stream that is trained on; 0 where it is not known, or there is none.
     """
-    write_json(folder / RUN_FILE, {**run, "lists_a_pass": lists_a_pass})
+    write_part(folder / RUN_FILE, {**run, "lists_a_pass": lists_a_pass})
 
 
 def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -> int:
@@ -91,16 +91,14 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
     if not path.is_file():
         raise InputError(f"{checkpoint} was saved without {RUN_FILE}, so nothing says which lists it was trained on")
     saved = json.loads(path.read_text(encoding="utf-8"))
-    # Earlier versions did not say what was frozen.
-    theirs = saved.setdefault("frozen", run["frozen"])
-    if theirs != run["frozen"]:
-        raise InputError(
-            f"{checkpoint} was trained with {_shown(theirs)} frozen, this run has {_shown(run['frozen'])}: the "
-            "optimizer's state would go to other parameters; freeze the same (--freeze), or start afresh from the "
-            "checkpoint's weights with from_pretrained"
-        )
     if not saved.keys() >= run.keys() or not saved["options"].keys() >= run["options"].keys():
         raise InputError(f"{checkpoint} was saved by another version of hf-rerank: go on with that one; or {REMEDY}")
+    if saved["frozen"] != run["frozen"]:
+        raise InputError(
+            f"{checkpoint} was trained with {_shown(saved['frozen'])} frozen, this run has {_shown(run['frozen'])}: "
+            "the optimizer's state would go to other parameters; freeze the same (--freeze), or start afresh from the "
+            "checkpoint's weights with from_pretrained"
+        )
     effects = dict.fromkeys(run["options"], "batches would differ")
     effects |= dict.fromkeys(OPTIMIZER, "it would be ignored")
     effects |= dict.fromkeys(BEST, "the best checkpoint so far would be compared by another measure")

@@ -22,10 +22,11 @@ from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.principled import PrincipledObjective
 from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.collator import RerankCollator, list_keys
-from hf_rerank.storage import replacing, write_json
+from hf_rerank.storage import replacing
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.budget import LARGEST_BATCH, fill_in_budget
 from hf_rerank.training.callbacks import HealthCallback, ResultsCallback, StreamPasses
+from hf_rerank.training.checkpoints import write_part
 from hf_rerank.training.custom_loss import with_custom_loss
 from hf_rerank.training.datasets import encode_lists
 from hf_rerank.training.encoded_lists import split_batch
@@ -104,9 +105,7 @@ class RerankTrainer(EvaluatingTrainer):
                 match_unknown_values(model.config, processing_class, first)
         self.processor = processing_class
         if objective is not None and (args.principled, args.principled_kwargs) != ("scaled", None):
-            raise InputError(
-                "objective and principled (or principled_kwargs) exclude each other: leave out one of them"
-            )
+            raise InputError("objective and principled exclude each other: leave out one of them")
         chosen = args.objective() if objective is None else objective
         self.principled_objective = _with_task_loss(chosen, model, args)
         bounded = model.config.task_loss_name == "binary_log_loss" and compute_loss_func is None
@@ -118,11 +117,7 @@ class RerankTrainer(EvaluatingTrainer):
         )
         self._log = TrainingLog()
         self._others: dict[str, Tensor] = {}  # what the model does not take of the batch at hand
-        named = args.principled if objective is None else "custom"
-        self._results = ResultsCallback(
-            describe_training(model, processing_class, args, train=train_dataset, validation=eval_dataset)
-            | {"objective": {"principled": named, **self.principled_objective.settings()}}
-        )
+        self._results = ResultsCallback()
         super().__init__(
             model=model,
             args=args,
@@ -136,8 +131,11 @@ class RerankTrainer(EvaluatingTrainer):
             callbacks=[HealthCallback(self.principled_objective), StreamPasses(), self._results, *(callbacks or [])],
             optimizers=optimizers,
         )
-        device, terms = self.args.device, self.principled_objective.terms
-        self.term_factors = {term.name: torch.ones((), device=device) for term in terms}
+        facts = describe_training(model, processing_class, args, train=train_dataset, validation=eval_dataset)
+        named = args.principled if objective is None else "custom"
+        self.results.update(facts, objective={"principled": named, **self.principled_objective.settings()})
+        device = self.args.device
+        self.term_factors = {term.name: torch.ones((), device=device) for term in self.principled_objective.terms}
         self.guard = FiniteGuard(device, at_every_step=device.type == "cpu" and self.args.world_size == 1)
         # Under fp16 the scaler meets infinite gradients by design, and skips their step; shards know only a part.
         self._guards_gradients = not (self.args.fp16 or self.is_fsdp_enabled or self.is_deepspeed_enabled)
@@ -210,25 +208,23 @@ class RerankTrainer(EvaluatingTrainer):
             TrainingStopped: During training, a weight, a loss or a gradient is not finite.
         """
         if self.is_in_train:
-            self._refuse_broken(self.accelerator.gather)
+            self._refuse_broken(in_any_process=True)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        # Of several sets each has been here by itself.
         several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
-        if not self.is_in_train and not several:
+        if not self.is_in_train and not several:  # each of several has been here by itself
             self.results["evaluations"][metric_key_prefix] = metrics
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean over batches of the loss, each of its terms and the score spread since the last log.
+        """Adds the means since the last log of the loss, its terms and the score spread.
 
         Raises:
             TrainingStopped: A loss or gradient of this training was not finite.
         """
-        gather = self.accelerator.gather
         if self.is_in_train:
-            self.guard.check(self.model, gather)
+            self.guard.check(self.model, self.accelerator.gather)
         if "loss" in logs:
-            logs.update(self._log.take_means(gather))
+            logs.update(self._log.take_means(self.accelerator.gather))
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -240,7 +236,8 @@ class RerankTrainer(EvaluatingTrainer):
             TrainingStopped: A weight, a loss or a gradient is not finite; nothing is written.
             OSError: Something could not be written; files saved there before are unchanged.
         """
-        self._refuse_broken(self.accelerator.gather)
+        # Called by the user it may be called on one process, which must not wait for the others.
+        self._refuse_broken(in_any_process=_internal_call)
         folder = Path(str(output_dir or self.args.output_dir))
         whole = replacing(folder) if self.args.should_save and not _internal_call else nullcontext(folder)
         with whole as staging:
@@ -251,7 +248,7 @@ class RerankTrainer(EvaluatingTrainer):
             self._write_facts(staging, with_results=not _internal_call)
             if _internal_call:
                 factors = {name: factor.item() for name, factor in self.term_factors.items()}
-                write_json(staging / STATE_FILE, {**self._log.state(), "term_factors": factors})
+                write_part(staging / STATE_FILE, {**self._log.state(), "term_factors": factors})
                 write_run(staging, self._run(), getattr(self.train_dataset, "lists_a_pass", 0))
 
     def push_to_hub(self, repo_id: str | None = None, **options: Any) -> Any:  # type: ignore[override]
@@ -273,15 +270,11 @@ class RerankTrainer(EvaluatingTrainer):
             return None
         from hf_rerank.hub.push import save_and_push
 
-        self._refuse_broken()
         args = self.args
-        asked: dict[str, Any] = {
-            "private": args.hub_private_repo,
-            "token": args.hub_token,
-            "revision": args.hub_revision,
-        }
+        self._refuse_broken(in_any_process=False)
+        asked: dict[str, Any] = {"commit_message": "Upload re-ranker", "private": args.hub_private_repo}
+        asked |= {"token": args.hub_token, "revision": args.hub_revision}
         asked |= {name: value for name, value in options.items() if value is not None}
-        asked.setdefault("commit_message", "Upload re-ranker")
 
         def save(staging: Path) -> None:
             self.model.save_pretrained(staging)
@@ -291,13 +284,13 @@ class RerankTrainer(EvaluatingTrainer):
         return save_and_push(save, repo_id or args.hub_model_id or Path(str(args.output_dir)).name, **asked)
 
     def _write_facts(self, folder: Path, with_results: bool = True) -> None:
-        write_json(folder / "training_args.json", self.results["training_arguments"])
+        write_part(folder / "training_args.json", self.results["training_arguments"])
         if with_results:
-            write_json(folder / "results.json", self.results)
+            write_part(folder / "results.json", self.results)
 
-    def _refuse_broken(self, gather: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.guard.check(self.model, gather)
+    def _refuse_broken(self, *, in_any_process: bool) -> None:
         refuse_broken_weights(self.model, self.state.global_step)
+        self.guard.check(self.model, self.accelerator.gather if in_any_process else None)
 
     def _run(self) -> dict[str, Any]:
         """What decides which batches this run reads, and which parameters they train."""

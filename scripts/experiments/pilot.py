@@ -136,7 +136,7 @@ def run_one(root: Path, world: str, length: int, model: str, arm: str, seed: int
 
 def summarize(folder: Path) -> None:
     """Means, and paired differences to ``none`` with 95 % t-intervals, of the runs that are there."""
-    from paired import paired_interval
+    from hf_rerank.evaluation.comparing import t_interval
 
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     table: dict[tuple[Any, ...], dict[str, dict[int, dict[str, float]]]] = {}
@@ -151,11 +151,11 @@ def summarize(folder: Path) -> None:
             cells = [f"{sum(s[m] for s in seeds.values()) / len(seeds):.4f}" for m in MEASURES]
             line = f"  {arm:18s} n={len(seeds)} " + " ".join(cells)
             if arm != "none" and len(both) > 1:
-                found = paired_interval(
-                    [seeds[s]["expected_clicks"] for s in both], [base[s]["expected_clicks"] for s in both]
-                )
-                mean = sum(base[s]["expected_clicks"] for s in both) / len(both)
-                line += f"  clicks {100 * found['mean'] / mean:+.2f}% [{100 * found['low'] / mean:+.2f}, {100 * found['high'] / mean:+.2f}]"
+                measure = "expected_clicks"
+                differences = [seeds[seed][measure] - base[seed][measure] for seed in both]
+                mean = sum(base[seed][measure] for seed in both) / len(both)
+                gain = t_interval([100 * difference / mean for difference in differences])
+                line += f"  clicks {gain.mean:+.2f} % [{gain.low:+.2f}, {gain.high:+.2f}]"
             print(line)
 
 

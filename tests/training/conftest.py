@@ -1,4 +1,4 @@
-"""A tiny world of ragged lists: items differ in attraction, places in examination, and the initial order is random."""
+"""Trainers on the tiny world."""
 
 from __future__ import annotations
 
@@ -7,32 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 import torch
+from tiny_world import SCHEMA, tiny_lists, tiny_model
 
-from hf_rerank import (
-    Categorical,
-    Dense,
-    ListProcessor,
-    ListSchema,
-    PRMConfig,
-    PRMForReranking,
-    RerankTrainer,
-    RerankTrainingArguments,
-)
-
-ITEMS = 20
-LONGEST = 8
-SCHEMA = ListSchema(
-    items=[Categorical("item_id"), Dense("price", scale="log")],
-    user=[Categorical("gender")],
-    position="position",
-    list_id="list_id",
-    attraction="attraction",
-    examination=[1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3],
-    max_list_length=LONGEST,
-)
+from hf_rerank import ListProcessor, PRMForReranking, RerankTrainer, RerankTrainingArguments
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -43,30 +22,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def make_lists() -> Callable[..., datasets.Dataset]:
-    def make(count: int, seed: int) -> datasets.Dataset:
-        random = np.random.default_rng(seed)
-        assert SCHEMA.examination is not None
-        rows = []
-        for number in range(count):
-            length = int(random.integers(3, LONGEST + 1))
-            items = random.choice(ITEMS, length, replace=False)
-            positions = random.permutation(length)
-            attraction = 0.05 + 0.9 * items / (ITEMS - 1)
-            examined = np.array(SCHEMA.examination)[positions]
-            rows.append(
-                {
-                    "list_id": f"list-{seed}-{number}",
-                    "item_id": items.tolist(),
-                    "price": random.lognormal(size=length).tolist(),
-                    "gender": int(random.integers(2)),
-                    "position": positions.tolist(),
-                    "attraction": attraction.tolist(),
-                    "click": (random.random(length) < attraction * examined).astype(int).tolist(),
-                }
-            )
-        return datasets.Dataset.from_list(rows)
-
-    return make
+    return tiny_lists
 
 
 @pytest.fixture(scope="session")
@@ -83,9 +39,7 @@ def processor(lists: dict[str, datasets.Dataset]) -> ListProcessor:
 @pytest.fixture(scope="session")
 def make_model(processor: ListProcessor) -> Callable[..., PRMForReranking]:
     def make(seed: int = 0, **options: Any) -> PRMForReranking:
-        torch.manual_seed(seed)
-        sizes = {"d_model": 8, "num_blocks": 1, "inner_width": 8, "embedding_dim": 4}
-        return PRMForReranking(PRMConfig.for_schema(processor.schema, **{**sizes, **options}))
+        return tiny_model("prm", processor.schema, seed, **{"num_attention_heads": 1, **options})
 
     return make
 
@@ -97,15 +51,13 @@ def make_trainer(
     processor: ListProcessor,
     make_model: Callable[..., PRMForReranking],
 ) -> Callable[..., RerankTrainer]:
-    """A trainer on the tiny world. Its options are those of the arguments, beside those named here."""
+    """A trainer on the tiny world. Its options are those of the arguments, but for what only the trainer takes."""
 
     def make(
         model: PRMForReranking | None = None,
         folder: str = "run",
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        callbacks: list[Any] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
         **options: Any,
     ) -> RerankTrainer:
         defaults = {
@@ -116,14 +68,16 @@ def make_trainer(
             "use_cpu": True,
             "disable_tqdm": True,
         }
-        return RerankTrainer(
+        trainer_class = options.pop("trainer_class", RerankTrainer)
+        of_the_trainer = ("objective", "compute_loss_func", "compute_metrics", "callbacks", "optimizers")
+        others = {name: options.pop(name) for name in of_the_trainer if name in options}
+        return trainer_class(
             model=make_model() if model is None else model,
             args=RerankTrainingArguments(str(tmp_path / folder), **{**defaults, **options}),
             train_dataset=lists["train"] if train_dataset is None else train_dataset,
             eval_dataset=lists["validation"] if eval_dataset is None else eval_dataset,
             processing_class=processor,
-            callbacks=callbacks,
-            optimizers=optimizers,
+            **others,
         )
 
     return make

@@ -91,7 +91,13 @@ def make_trainer(folder: Path, seed: int = 0, **options: Any) -> RerankTrainer:
     train = make_lists(72, 1)
     processor = ListProcessor.from_lists(train, schema=SCHEMA)
     config = PRMConfig.for_schema(
-        processor.schema, d_model=4, num_blocks=1, inner_width=4, embedding_dim=2, dropout=0.2, unknown_rate=0.1
+        processor.schema,
+        hidden_size=4,
+        num_hidden_layers=1,
+        intermediate_size=4,
+        embedding_dim=2,
+        hidden_dropout_prob=0.2,
+        unknown_rate=0.1,
     )
     return RerankTrainer(
         model=PRMForReranking(config),
@@ -129,7 +135,7 @@ def outcome(trainer: RerankTrainer) -> dict[str, Any]:
     last = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
     files = {
         name: hashlib.sha256((last / name).read_bytes()).hexdigest()
-        for name in ("model.safetensors", "rng_state.pth", "scheduler.pt", "log_sums.json")
+        for name in ("model.safetensors", "rng_state.pth", "scheduler.pt", "rerank_state.json")
         if last.is_dir()  # the only checkpoint that is kept may be another, the best
     }
     log = [

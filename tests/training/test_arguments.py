@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from hf_rerank import InputError, RerankTrainingArguments
 from hf_rerank import cli as command_line
 from hf_rerank.commands import train
-from hf_rerank.principled.objective import PrincipledObjective
+from hf_rerank.principled import PRESETS, preset_objective
 
 
 def make(folder: Path, **options: Any) -> RerankTrainingArguments:
@@ -58,40 +58,34 @@ def test_defaults_that_differ(tmp_path: Path) -> None:
         ({"bf16": True, "bf16_full_eval": True}, "bf16_full_eval.*bf16=True trains in bf16 and evaluates in float32"),
         ({"fp16_full_eval": True}, "fp16_full_eval"),
         ({"task_loss": "softmax"}, "task_loss is 'softmax': expected one of own, .*did you mean 'softmax_loss'"),
-        ({"convergence_weight": -1.0}, "convergence_weight is -1.0"),
-        ({"adversarial_weight": math.nan}, "adversarial_weight is nan"),
-        ({"cross_weight": 1.0, "adversarial_weight": 0.0}, "cross_weight=1.0 .*must both be above 0"),
-        ({"consistency_reduction": "avg"}, "consistency_reduction is 'avg'"),
-        ({"consistency_space": "logits"}, "consistency_space is 'logits'.*did you mean 'logit'"),
-        ({"consistency_space": "probability", "task_loss": "lambda_loss"}, "lambda_loss has no probabilities"),
-        ({"consistency_positions": "shown"}, "consistency_positions is 'shown'"),
-        ({"task_loss_passes": "all"}, "task_loss_passes is 'all'"),
-        ({"perturbed_order": "initially"}, "perturbed_order is 'initially'.*did you mean 'initial'"),
-        ({"perturbation": "swap"}, "perturbation 'swap': expected one of adjacent_swap"),
-        ({"perturbation_strength": 1.5}, "perturbation_strength of adjacent_swap is 1.5: expected a whole number"),
-        ({"perturbation": "score_noise", "perturbation_strength": 0.0}, "expected a number above 0"),
-        ({"perturbed_order": "own", "adversarial_weight": 0.0}, "perturbed_order='own' changes nothing"),
-        ({"perturbation": "random_swap", "principled": "none"}, "perturbation='random_swap' changes nothing"),
-        ({"consistency_space": "logit", "principled": "none"}, "consistency_space='logit' changes nothing"),
-        ({"consistency_positions": "output", "principled": "none"}, "consistency_positions='output' changes nothing"),
-        ({"consistency_reduction": "sum", "principled": "none"}, "consistency_reduction='sum' changes nothing"),
-        ({"task_loss_passes": "every", "principled": "none"}, "task_loss_passes='every' changes nothing"),
-        ({"stop_gradient": "first", "principled": "none"}, "stop_gradient='first' changes nothing"),
-        ({"consistency_fraction": 0.5, "principled": "none"}, "consistency_fraction=0.5 changes nothing"),
-        ({"consistency_warmup": 0.5, "principled": "none"}, "consistency_warmup=0.5 changes nothing"),
-        ({"ranking_gradient": "soft"}, "ranking_gradient is 'soft'"),
-        ({"temperature": 0.5}, "temperature=0.5 belongs to a soft order"),
-        ({"sinkhorn": 3}, "sinkhorn=3 belongs to a soft order"),
-        ({"straight_through": True}, "straight_through=True belongs to a soft order"),
-        ({"ranking_gradient": "softsort", "temperature": -1.0}, "temperature is -1.0"),
-        ({"ranking_gradient": "softsort", "sinkhorn": -1}, "sinkhorn is -1"),
-        ({"ranking_gradient": "softsort", "convergence_weight": 0.0}, "never shown its own order"),
-        ({"ranking_gradient": "softsort", "stop_gradient": "second"}, "stop_gradient='second' cuts it off"),
-        ({"stop_gradient": "both"}, "stop_gradient is 'both'"),
-        ({"consistency_fraction": 0.0}, "consistency_fraction is 0.0"),
-        ({"consistency_fraction": 1.5}, "consistency_fraction is 1.5"),
-        ({"consistency_warmup": -0.5}, "consistency_warmup is -0.5"),
-        ({"consistency_warmup": 2.0}, "consistency_warmup is 2.0"),
+        ({"principled_kwargs": "{"}, "principled_kwargs is '{', which is not valid JSON"),
+        ({"principled_kwargs": "7"}, "principled_kwargs is 7: expected a dict, or JSON such as"),
+        ({"principled_kwargs": [7]}, r"principled_kwargs is \[7\]: expected a dict"),
+        (
+            {"principled_kwargs": {"convergence_wieght": 2}},
+            "'scaled' has no option 'convergence_wieght': expected .*did you mean 'convergence_weight'",
+        ),
+        ({"principled_kwargs": {"cross_weight": 1.0}}, "'scaled' has no option 'cross_weight'"),
+        ({"principled_kwargs": {"convergence_weight": -1.0}}, "weight of the term 'convergence' is -1.0"),
+        ({"principled_kwargs": {"adversarial_weight": math.nan}}, "weight of the term 'adversarial' is nan"),
+        ({"principled_kwargs": {"perturbation": "swap"}}, "perturbation 'swap': expected one of adjacent_swap"),
+        ({"principled_kwargs": {"fraction": 0.0}}, "fraction is 0.0"),
+        ({"principled_kwargs": {"fraction": 1.5}}, "fraction is 1.5"),
+        ({"principled_kwargs": {"warmup": -0.5}}, "warmup is -0.5"),
+        ({"principled_kwargs": {"warmup": 2.0}}, "warmup is 2.0"),
+        *(
+            ({"principled": "none", "principled_kwargs": options}, message)
+            for options, message in (
+                ({"fraction": 0.5}, "fraction and warmup change nothing with principled='none'"),
+                ({"warmup": 0.5}, "fraction and warmup change nothing with principled='none'"),
+                ({"perturbation": "random_swap"}, "principled='none' has no pass that is perturbed"),
+                ({"convergence_weight": 1.0}, "'none' has no option 'convergence_weight'"),
+            )
+        ),
+        (
+            {"principled_kwargs": {"convergence_weight": 0, "adversarial_weight": 0, "warmup": 0.5}},
+            "change nothing .* and these weights",
+        ),
         ({"metric_ks": [5], "metric_for_best_model": "ndcg@10"}, r"ndcg@10.*metric_ks is \[5\]"),
         ({"metric_for_best_model": "nddcg@10"}, r"nddcg@10.*did you mean 'ndcg'"),
         ({"metric_for_best_model": "eval_map@7"}, r"map@7.*metric_ks"),
@@ -117,6 +111,7 @@ def test_the_cache_may_be_a_path(tmp_path: Path) -> None:
 def test_best_metric_may_be_a_loss_or_an_obedience(tmp_path: Path) -> None:
     assert make(tmp_path, metric_for_best_model="loss").greater_is_better is False
     assert make(tmp_path, metric_for_best_model="eval_p1_obedience@5", metric_ks=[10]).greater_is_better is True
+    assert make(tmp_path, metric_for_best_model="share_of_mine").greater_is_better is True  # of compute_metrics
 
 
 def test_without_a_best_checkpoint_no_metric_is_needed(tmp_path: Path) -> None:
@@ -124,85 +119,72 @@ def test_without_a_best_checkpoint_no_metric_is_needed(tmp_path: Path) -> None:
     assert arguments.metric_for_best_model is None
 
 
-# Every choice of the objective, none at its default; two rows, since some exclude each other.
-CHOSEN: tuple[dict[str, Any], ...] = (
-    {
+# Every number of a preset that can be changed, none at its default, and with its preset.
+CHOSEN: dict[str, dict[str, Any]] = {
+    "scaled": {
         "convergence_weight": 0.25,
-        "adversarial_weight": 3.0,
-        "cross_weight": 0.5,
-        "consistency_space": "logit",
-        "consistency_positions": "output",
-        "consistency_reduction": "mean",
-        "task_loss_passes": "every",
-        "perturbed_order": "own",
+        "adversarial_weight": 3,
+        "fraction": 0.5,
+        "warmup": 0.1,
         "perturbation": "score_noise",
-        "perturbation_strength": 1.5,
-        "stop_gradient": "first",
-        "consistency_fraction": 0.5,
-        "consistency_warmup": 0.1,
         "seed": 7,
     },
-    {"ranking_gradient": "neuralsort", "temperature": 0.5, "sinkhorn": 3, "straight_through": True},
-)
-OF_THE_OBJECTIVE = [
-    entry for entry in dataclasses.fields(PrincipledObjective) if entry.name not in ("preset", "task_loss")
-]
+    "paper": {"convergence_weight": 0},
+    "reference": {"cross_weight": 0.5},
+    "r_drop": {"r_drop_weight": 2.5},
+    "augmentation": {"perturbation": "random_swap"},
+    "none": {},
+}
 
 
-@pytest.mark.parametrize("entry", OF_THE_OBJECTIVE, ids=lambda entry: entry.name)
-def test_every_choice_of_the_objective_is_an_option(entry: dataclasses.Field) -> None:
-    """Of the same name; the same default, but for the seed, which is that of the whole run; and a line of help."""
-    options = {option.name: option for option in dataclasses.fields(RerankTrainingArguments)}
-    assert entry.name in options
-    assert any(entry.name in row and row[entry.name] != entry.default for row in CHOSEN)
-    if entry.name == "seed":
-        return
-    option = options[entry.name]
-    assert option.default == entry.default
-    assert type(option.default) is type(entry.default)
-    assert len(option.metadata["help"]) > 20
-    assert option.metadata["help"].endswith(".")
-    assert "\n" not in option.metadata["help"]
-
-
-@pytest.mark.parametrize("chosen", CHOSEN)
-def test_the_objective_is_that_of_the_options(tmp_path: Path, chosen: dict[str, Any]) -> None:
-    objective = make(tmp_path, principled="paper", **chosen).objective("softmax_loss")
-    assert objective == PrincipledObjective("paper", task_loss="softmax_loss", **{"seed": 42, **chosen})
-    assert chosen.items() <= objective.settings().items()
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_objective_is_that_of_the_options(tmp_path: Path, preset: str) -> None:
+    """Each number arrives; perturbations draw by the seed of the run, unless a seed is given."""
+    options = CHOSEN[preset]
+    found = make(tmp_path, principled=preset, principled_kwargs=options, seed=5).objective()
+    assert found == preset_objective(preset, **{"seed": 5, **options})
+    assert make(tmp_path, principled=preset, seed=5).objective() == replace(PRESETS[preset], seed=5)
+    weights = {f"{term.name}_weight": term.weight for term in found.terms}
+    for name, value in options.items():
+        if name == "perturbation":
+            assert [entry.order.kind for entry in found.passes if hasattr(entry.order, "kind")] == [value]
+        elif name.endswith("_weight"):
+            assert weights.get(name, 0) == value
+        else:
+            assert getattr(found, name) == value
 
 
 @pytest.mark.parametrize(
     ("preset", "weights", "reduction"),
     [
-        ("scaled", (20.0, 5.0, 0.0), "weighted_mean"),
-        ("paper", (1.0, 1.0, 0.0), "sum"),
-        ("reference", (1.0, 1.0, 1.0), "mean"),
-        ("none", (0.0, 0.0, 0.0), None),
+        ("scaled", {"convergence": 20.0, "adversarial": 5.0}, "weighted_mean"),
+        ("paper", {"convergence": 1.0, "adversarial": 1.0}, "sum"),
+        ("reference", {"convergence": 1.0, "adversarial": 1.0, "cross": 1.0}, "mean"),
+        ("none", {}, None),
     ],
 )
-def test_presets(tmp_path: Path, preset: str, weights: tuple[float, ...], reduction: str | None) -> None:
-    objective = make(tmp_path, principled=preset).objective()
-    assert (objective.convergence_weight, objective.adversarial_weight, objective.cross_weight) == weights
-    assert objective.consistency_reduction == reduction
+def test_presets(tmp_path: Path, preset: str, weights: dict[str, float], reduction: str | None) -> None:
+    terms = make(tmp_path, principled=preset).objective().terms
+    assert {term.name: term.weight for term in terms} == weights
+    assert {term.reduction for term in terms} == ({reduction} - {None})
 
 
 @pytest.mark.parametrize(
-    ("options", "task_loss", "of_the_objective"),
+    ("options", "of_the_objective"),
     [
-        ({}, None, "binary_log_loss"),
-        ({"principled": "paper"}, None, "binary_log_loss"),
-        ({"task_loss": "listnet_loss"}, "listnet_loss", "listnet_loss"),
-        ({"principled": "reference"}, "own", "binary_log_loss"),
-        ({"principled": "reference", "task_loss": "softmax_loss"}, "softmax_loss", "softmax_loss"),
+        ({}, None),
+        ({"principled": "paper"}, None),
+        ({"task_loss": "listnet_loss"}, None),
+        ({"principled": "reference"}, "own"),
+        ({"principled": "reference", "task_loss": "softmax_loss"}, "own"),
     ],
 )
-def test_task_loss(tmp_path: Path, options: dict[str, Any], task_loss: str | None, of_the_objective: str) -> None:
-    """Preset ``reference`` takes the model's own; what that is only the model knows, and ``objective`` is told it."""
+def test_task_loss(tmp_path: Path, options: dict[str, Any], of_the_objective: str | None) -> None:
+    """The trainer takes that of the arguments, else the objective's (``reference``: the model's own), else the
+    config's; see test_principled_training.py."""
     arguments = make(tmp_path, **options)
-    assert arguments.task_loss == task_loss
+    assert arguments.task_loss == options.get("task_loss")
     assert arguments.objective().task_loss == of_the_objective
-    assert arguments.objective("softmax_loss").task_loss == "softmax_loss"
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
@@ -214,42 +196,30 @@ def from_command_line(folder: Path, *options: str) -> RerankTrainingArguments:
     return train._training_arguments(known)
 
 
-@pytest.mark.parametrize("chosen", CHOSEN)
-def test_every_choice_is_an_option_of_the_command_line(tmp_path: Path, chosen: dict[str, Any]) -> None:
-    """With the types that it has in Python."""
-    words = [word for name, value in chosen.items() for word in (f"--{name}", str(value))]
-    arguments = from_command_line(
-        tmp_path, "--use_cpu", "--principled", "paper", "--task_loss", "softmax_loss", *words
-    )
-    assert (arguments.principled, arguments.task_loss) == ("paper", "softmax_loss")
-    for name, value in chosen.items():
-        assert getattr(arguments, name) == value
-        assert type(getattr(arguments, name)) is type(value)
-
-
-def test_a_switch_needs_no_value(tmp_path: Path) -> None:
-    words = ("--ranking_gradient", "softsort", "--straight_through")
-    assert from_command_line(tmp_path, "--use_cpu", *words).straight_through is True
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_choice_is_an_option_of_the_command_line(tmp_path: Path, preset: str) -> None:
+    words = ["--use_cpu", "--principled", preset, "--principled_kwargs", json.dumps(CHOSEN[preset])]
+    arguments = from_command_line(tmp_path, *words, "--task_loss", "softmax_loss")
+    assert arguments.objective() == make(tmp_path, principled=preset, principled_kwargs=CHOSEN[preset]).objective()
+    assert (arguments.principled, arguments.task_loss) == (preset, "softmax_loss")
 
 
 def test_what_the_command_line_does_not_name_keeps_its_default(tmp_path: Path) -> None:
     arguments = from_command_line(tmp_path, "--use_cpu")
-    assert arguments.objective() == PrincipledObjective(seed=arguments.seed)
+    assert arguments.objective() == replace(PRESETS["scaled"], seed=arguments.seed)
     assert arguments.task_loss is None
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--consistency_space", "logits"), "consistency_space.*invalid choice: 'logits'"),
-        (("--stop_gradient", "both"), "stop_gradient.*invalid choice: 'both'"),
-        (("--sinkhorn", "2.5"), "sinkhorn.*invalid int value: '2.5'"),
-        (("--convergence_weight", "much"), "convergence_weight.*invalid float value: 'much'"),
-        (("--consistency_fraction", "2"), "consistency_fraction is 2.0"),
-        (("--temperature", "2"), "temperature=2.0 belongs to a soft order"),
+        (("--principled_kwargs", "convergence_weight=2"), "principled_kwargs is 'convergence_weight=2', which is not"),
+        (("--principled_kwargs", '{"fraction": 2}'), "fraction is 2"),
+        (("--principled_kwargs", '{"temperature": 2}'), "no option 'temperature'"),
+        (("--learning_rate", "much"), "learning_rate.*invalid float value: 'much'"),
         (("--task_loss", "softmax"), "task_loss is 'softmax'"),
         (("--bf16_full_eval",), "bf16_full_eval"),
-        (("--consistency_warm_up", "0.1"), "'--consistency_warm_up' of train.*did you mean '--consistency_warmup'"),
+        (("--principled_kwarg", "{}"), "'--principled_kwarg' of train.*did you mean '--principled_kwargs'"),
     ],
 )
 def test_refused_on_the_command_line(tmp_path: Path, words: tuple[str, ...], message: str) -> None:

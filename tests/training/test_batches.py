@@ -9,28 +9,36 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from tiny_world import collator_of
 
 from hf_rerank import Categorical, InputError, ListProcessor, ListSchema
-from hf_rerank.training.encoded_lists import EncodedLists, collate, ids_as_bytes, ids_from_bytes, list_keys
+from hf_rerank.processing.collator import ids_from_tensor, list_keys
+from hf_rerank.processing.ragged import RaggedLists
+from hf_rerank.training.encoded_lists import EncodedLists, collate
 
 IDS = ["a", "list-17", "ü€", "list-1"]
 
 
+def coded_ids(ids: list[str]) -> torch.Tensor:
+    lists = RaggedLists({"L": np.zeros(len(ids), dtype=np.int64)}, {})
+    return torch.from_numpy(lists.with_ids(ids).padded()["list_id"])
+
+
 def test_ids_survive_as_bytes() -> None:
-    coded = torch.from_numpy(ids_as_bytes(IDS))
+    coded = coded_ids(IDS)
     assert coded.dtype == torch.uint8
-    assert ids_from_bytes(coded) == IDS
-    assert ids_from_bytes(torch.from_numpy(ids_as_bytes(["", ""]))) == ["", ""]
+    assert ids_from_tensor(coded) == IDS
+    assert ids_from_tensor(coded_ids(["", ""])) == ["", ""]
 
 
 def test_keys_do_not_depend_on_the_batch() -> None:
     """A batch with longer ids pads these with zeros; the keys stay, and differ from list to list."""
-    coded = torch.from_numpy(ids_as_bytes(IDS))
+    coded = coded_ids(IDS)
     keys = list_keys(coded)
     assert keys.dtype == torch.int64
     assert len(set(keys.tolist())) == len(IDS)
     for number, text in enumerate(IDS):
-        assert list_keys(torch.from_numpy(ids_as_bytes([text]))) == keys[number]
+        assert list_keys(coded_ids([text])) == keys[number]
     assert list_keys(torch.nn.functional.pad(coded, (0, 9))).equal(keys)
     # The key by its definition: sum of byte i times the (i + 1)-th power of the FNV prime, modulo 2**64.
     expected = sum(byte * 0x100000001B3 ** (place + 1) for place, byte in enumerate(b"list-17"))
@@ -39,9 +47,9 @@ def test_keys_do_not_depend_on_the_batch() -> None:
 
 def test_a_batch_is_what_the_processor_gives(lists: dict[str, Any], processor: ListProcessor) -> None:
     indices = [5, 0, 11]
-    batch = EncodedLists(lists["train"], processor).__getitems__(indices)
+    batch = collate(EncodedLists(lists["train"], collator_of(processor)).__getitems__(indices))
     expected = processor([lists["train"][index] for index in indices], with_labels=True)
-    assert ids_from_bytes(batch.pop("list_id")) == [lists["train"][index]["list_id"] for index in indices]
+    assert ids_from_tensor(batch.pop("list_id")) == [lists["train"][index]["list_id"] for index in indices]
     for number, index in enumerate(indices):  # the truth is for metrics, and no input of a model
         true = lists["train"][index]["attraction"]
         assert batch["attraction"][number, : len(true)].tolist() == pytest.approx(true)
@@ -53,12 +61,11 @@ def test_a_batch_is_what_the_processor_gives(lists: dict[str, Any], processor: L
 
 
 def test_lists_joined_one_by_one_equal_a_whole_batch(lists: dict[str, Any], processor: ListProcessor) -> None:
-    encoded = EncodedLists(lists["train"], processor)
+    encoded = EncodedLists(lists["train"], collator_of(processor))
     indices = list(range(20))
-    whole, joined = encoded.__getitems__(indices), collate([encoded[index] for index in indices])
-    assert collate(whole) is whole
+    whole, joined = collate(encoded.__getitems__(indices)), collate([encoded[index] for index in indices])
     assert whole.keys() == joined.keys()
-    assert len({encoded[index]["mask"].shape[1] for index in indices}) > 1
+    assert len({int(encoded[index].lengths["L"][0]) for index in indices}) > 1
     for name in whole:
         assert joined[name].dtype == whole[name].dtype, name
         assert joined[name].equal(whole[name]), name
@@ -76,13 +83,13 @@ def test_history_is_padded_apart_from_the_items() -> None:
         {"list_id": "c", "item_id": [2, 1], "seen": [], "click": [0, 0]},
     ]
     lists = datasets.Dataset.from_list(rows)
-    encoded = EncodedLists(lists, ListProcessor.from_lists(lists, schema=schema))
+    encoded = EncodedLists(lists, collator_of(ListProcessor.from_lists(lists, schema=schema)))
     joined = collate([encoded[number] for number in range(3)])
     assert joined["mask"].sum(-1).tolist() == [3, 1, 2]
     assert joined["history_mask"].sum(-1).tolist() == [1, 4, 0]
     assert joined["labels"].tolist() == [[0, 1, 0], [1, -100, -100], [0, 0, -100]]
     assert joined["position_ids"].tolist() == [[0, 1, 2]] * 3
-    for name, tensor in encoded.__getitems__([0, 1, 2]).items():
+    for name, tensor in collate(encoded.__getitems__([0, 1, 2])).items():
         assert joined[name].equal(tensor), name
 
 
@@ -98,19 +105,19 @@ def test_errors_name_the_list_of_the_dataset(
     lists = datasets.Dataset.from_list(rows)
     if not with_ids:
         lists = lists.remove_columns("list_id")
-    encoded = EncodedLists(lists, processor, highest_label=1.0)
+    encoded = EncodedLists(lists, collator_of(processor, highest_label=1.0))
     with pytest.raises(InputError, match=r"label 2 .*list-5-13" if with_ids else r"label 2 in list 13:"):
         encoded.__getitems__([2, 3, 4, 13])
     for wrong in (14, 15):
         with pytest.raises(InputError, match=rf"list {wrong}\b"):
             encoded.__getitems__([2, wrong, 4])
-    assert EncodedLists(lists, processor).__getitems__([13])["labels"].max() == 2
+    assert EncodedLists(lists, collator_of(processor)).__getitems__([13]).rows["labels"].max() == 2
 
 
 def test_without_ids_the_number_is_the_id(lists: dict[str, Any], processor: ListProcessor) -> None:
     """So that a list has one key wherever it stands in a batch."""
-    encoded = EncodedLists(lists["train"].remove_columns("list_id"), processor)
-    assert ids_from_bytes(encoded.__getitems__([7, 3])["list_id"]) == ["7", "3"]
+    encoded = EncodedLists(lists["train"].remove_columns("list_id"), collator_of(processor))
+    assert ids_from_tensor(collate(encoded.__getitems__([7, 3]))["list_id"]) == ["7", "3"]
 
 
 def test_too_long_lists(make_lists: Callable[..., datasets.Dataset], processor: ListProcessor) -> None:
@@ -119,8 +126,8 @@ def test_too_long_lists(make_lists: Callable[..., datasets.Dataset], processor: 
     lengths = [len(row) for row in lists["item_id"]]
     longest = int(np.argmax(lengths))
     with pytest.raises(InputError, match=rf"list-6-{longest} has {lengths[longest]} items.*max_list_length=4"):
-        EncodedLists(lists, short)[longest]
-    cut = EncodedLists(lists, short, truncate=True)[longest]
+        EncodedLists(lists, collator_of(short))[longest]
+    cut = collate(EncodedLists(lists, collator_of(short, truncate=True))[longest])
     assert sorted(cut["position_ids"][0].tolist()) == [0, 1, 2, 3]
     kept = [slot for slot, place in enumerate(lists[longest]["position"]) if place < 4]
     assert cut["labels"][0].tolist() == [lists[longest]["click"][slot] for slot in kept]

@@ -6,8 +6,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import warm
+from tiny_world import collator_of
 from torch.utils.data import DataLoader
 
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema
@@ -65,7 +65,7 @@ def rich_lists(count: int, *, length: int | None = None, with_history: bool = Tr
 
 def assert_same_batches(cached: Any, encoded: Any, batches: list[list[int]]) -> None:
     for indices in batches:
-        found, expected = cached.__getitems__(indices), encoded.__getitems__(indices)
+        found, expected = (collate(lists.__getitems__(indices)) for lists in (cached, encoded))
         assert list(found) == list(expected)
         for name, tensor in expected.items():
             assert found[name].dtype == tensor.dtype, name
@@ -78,50 +78,56 @@ def assert_same_batches(cached: Any, encoded: Any, batches: list[list[int]]) -> 
 def test_batches_equal_those_of_the_lists(tmp_path: Path, options: dict[str, Any]) -> None:
     lists = rich_lists(50, **options)
     processor = ListProcessor.from_lists(lists.select(range(30)), schema=RICH)
-    cached = CachedLists(tmp_path, lists, processor)
+    cached = CachedLists(tmp_path, lists, collator_of(processor))
     order = np.random.default_rng(0).permutation(50).tolist()
     batches = [order, order[:7], [3], [3, 3, 0], [49], list(range(50)), *([number] for number in order)]
     assert len(cached) == 50
-    assert_same_batches(cached, EncodedLists(lists, processor), batches)
-    assert cached[11].keys() == cached.__getitems__([11]).keys()
+    assert_same_batches(cached, EncodedLists(lists, collator_of(processor)), batches)
+    assert collate(cached[11]).keys() == collate(cached.__getitems__([11])).keys()
     # A second reader finds it there, and encodes nothing.
-    assert_same_batches(CachedLists(tmp_path, lists, processor), EncodedLists(lists, processor), batches[:2])
-    assert len(list(tmp_path.glob("lists-*"))) == 2, "the folder and its lock"
+    assert_same_batches(
+        CachedLists(tmp_path, lists, collator_of(processor)), EncodedLists(lists, collator_of(processor)), batches[:2]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [cached.folder.name], "neither a lock nor another folder"
 
 
 def test_more_lists_than_are_encoded_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoded_cache, "ENCODING_BATCH", 7)
     lists = rich_lists(50).remove_columns("list_id")  # their numbers are their ids
     processor = ListProcessor.from_lists(lists, schema=RICH)
-    cached = CachedLists(tmp_path, lists, processor, truncate=True, highest_label=1.0)
-    assert_same_batches(cached, EncodedLists(lists, processor), [[49, 0, 20], list(range(50))])
+    cached = CachedLists(tmp_path, lists, collator_of(processor, truncate=True, highest_label=1.0))
+    assert_same_batches(cached, EncodedLists(lists, collator_of(processor)), [[49, 0, 20], list(range(50))])
 
 
 def test_lists_that_are_cut(tmp_path: Path) -> None:
     lists = rich_lists(40)
     processor = ListProcessor.from_lists(lists, schema=RICH.replace(max_list_length=3, max_history_length=2))
     with pytest.raises(InputError, match=r"items, the schema allows max_list_length=3"):
-        CachedLists(tmp_path, lists, processor)
-    assert not list(tmp_path.glob("lists-*unfinished"))
-    cached = CachedLists(tmp_path, lists, processor, truncate=True)
-    assert_same_batches(cached, EncodedLists(lists, processor, truncate=True), [list(range(40))])
+        CachedLists(tmp_path, lists, collator_of(processor))
+    assert not list(tmp_path.glob(".*.tmp"))
+    cached = CachedLists(tmp_path, lists, collator_of(processor, truncate=True))
+    assert_same_batches(cached, EncodedLists(lists, collator_of(processor, truncate=True)), [list(range(40))])
 
 
 def test_only_features_of_items(tmp_path: Path) -> None:
     lists = rich_lists(20)
     schema = ListSchema(items=[Dense("price")], max_list_length=6)
     processor = ListProcessor.from_lists(lists, schema=schema)
-    assert_same_batches(CachedLists(tmp_path, lists, processor), EncodedLists(lists, processor), [[4, 2], [0]])
+    assert_same_batches(
+        CachedLists(tmp_path, lists, collator_of(processor)),
+        EncodedLists(lists, collator_of(processor)),
+        [[4, 2], [0]],
+    )
 
 
 def test_workers_read_the_same(tmp_path: Path) -> None:
     lists = rich_lists(24)
     processor = ListProcessor.from_lists(lists, schema=RICH)
-    cached = CachedLists(tmp_path, lists, processor)
+    cached = CachedLists(tmp_path, lists, collator_of(processor))
     loader = DataLoader(cached, batch_size=5, num_workers=2, collate_fn=collate)
-    expected = EncodedLists(lists, processor)
+    expected = EncodedLists(lists, collator_of(processor))
     for number, batch in enumerate(loader):
-        for name, tensor in expected.__getitems__(list(range(24))[5 * number : 5 * number + 5]).items():
+        for name, tensor in collate(expected.__getitems__(list(range(24))[5 * number : 5 * number + 5])).items():
             assert batch[name].equal(tensor), name
     # As it comes to a worker that is spawned: small, whatever the files hold.
     pickled = pickle.dumps(cached)
@@ -149,13 +155,13 @@ def test_whatever_changes_the_batches_makes_another_cache(tmp_path: Path) -> Non
         "cutting": (lists, processor, {"truncate": True}),
         "the highest label": (lists, processor, {"highest_label": 1.0}),
     }
-    folders = {CachedLists(tmp_path, lists, processor).folder}
+    folders = {CachedLists(tmp_path, lists, collator_of(processor)).folder}
     for what, (other, by, options) in others.items():
-        cached = CachedLists(tmp_path, other, by, **options)
+        cached = CachedLists(tmp_path, other, collator_of(by, **options))
         assert cached.folder not in folders, what
         folders.add(cached.folder)
-        assert_same_batches(cached, EncodedLists(other, by, **options), [list(range(30))])
-    assert CachedLists(tmp_path, lists.select(range(30)), processor).folder in folders, (
+        assert_same_batches(cached, EncodedLists(other, collator_of(by, **options)), [list(range(30))])
+    assert CachedLists(tmp_path, lists.select(range(30)), collator_of(processor)).folder in folders, (
         "the same lists, seen otherwise"
     )
 
@@ -163,7 +169,7 @@ def test_whatever_changes_the_batches_makes_another_cache(tmp_path: Path) -> Non
 def test_damage_is_named(tmp_path: Path) -> None:
     lists = rich_lists(30)
     processor = ListProcessor.from_lists(lists, schema=RICH)
-    folder = CachedLists(tmp_path, lists, processor).folder
+    folder = CachedLists(tmp_path, lists, collator_of(processor)).folder
     files = sorted(folder.iterdir())
     assert len(files) > 12
     for path in files:
@@ -172,37 +178,39 @@ def test_damage_is_named(tmp_path: Path) -> None:
         for damaged in (content[:-2], b"", flipped, None):
             path.unlink() if damaged is None else path.write_bytes(damaged)
             with pytest.raises(InputError, match=rf"{folder.name}.*(damaged|cut|missing|does not hold)"):
-                CachedLists(tmp_path, lists, processor)
+                CachedLists(tmp_path, lists, collator_of(processor))
             path.write_bytes(content)
     (folder / "extra.raw").write_bytes(b"x")
     with pytest.raises(InputError, match=r"extra\.raw is none of the files"):
-        CachedLists(tmp_path, lists, processor)
+        CachedLists(tmp_path, lists, collator_of(processor))
     (folder / "extra.raw").unlink()
     other = rich_lists(31)
-    elsewhere = CachedLists(tmp_path, other, processor).folder
+    elsewhere = CachedLists(tmp_path, other, collator_of(processor)).folder
     shutil.rmtree(elsewhere)
     folder.rename(elsewhere)
     with pytest.raises(InputError, match="does not hold what its name says"):
-        CachedLists(tmp_path, other, processor)
+        CachedLists(tmp_path, other, collator_of(processor))
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     """A cache that is there is read, and nothing is written for that; otherwise the folder is named."""
     lists = rich_lists(5)
     processor = ListProcessor.from_lists(lists, schema=RICH)
-    cached = CachedLists(tmp_path / "cache", lists, processor)
+    cached = CachedLists(tmp_path / "cache", lists, collator_of(processor))
     for lock in (tmp_path / "cache").glob("*.lock"):
         lock.unlink()
     before = sorted(path.name for path in (tmp_path / "cache").iterdir())
-    assert_same_batches(CachedLists(tmp_path / "cache", lists, processor), cached, [[3, 1]])
+    assert_same_batches(CachedLists(tmp_path / "cache", lists, collator_of(processor)), cached, [[3, 1]])
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == before
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file is a file: expected a folder"):
-        CachedLists(tmp_path / "file", lists, processor)
+        CachedLists(tmp_path / "file", lists, collator_of(processor))
     # A folder where its lock file belongs.
     (tmp_path / "other" / f"{cached.folder.name}.lock").mkdir(parents=True)
-    with pytest.raises(OSError, match=r"other could not be written: .* choose a folder that you may write to"):
-        CachedLists(tmp_path / "other", lists, processor)
+    with pytest.raises(
+        OSError, match=r"other/lists-\w+\.lock could not be written: .* choose a folder that you may write to"
+    ):
+        CachedLists(tmp_path / "other", lists, collator_of(processor))
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,20 +231,23 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for number in range(1, 50):
         calls, fail_at = 0, number
         try:
-            CachedLists(tmp_path / "cache", lists, processor)
+            CachedLists(tmp_path / "cache", lists, collator_of(processor))
         except OSError as error:
             message = str(error)
         else:
             break
-        assert "could not be written: about 0.0 MB are needed" in message
+        assert "could not be written: " in message
+        assert "MB are free" in message
         assert "No space left" in message
-        assert not list((tmp_path / "cache").glob("*unfinished"))
+        assert not list((tmp_path / "cache").glob(".*.tmp"))
         if list((tmp_path / "cache").glob("lists-*[0-9a-f]")) and any(
             path.is_dir() for path in (tmp_path / "cache").iterdir()
         ):
             # Only bringing the name to the disk failed: the folder is whole.
             assert_same_batches(
-                CachedLists(tmp_path / "cache", lists, processor), EncodedLists(lists, processor), [[1, 2]]
+                CachedLists(tmp_path / "cache", lists, collator_of(processor)),
+                EncodedLists(lists, collator_of(processor)),
+                [[1, 2]],
             )
     assert fired == number - 1 > 10
 
@@ -251,7 +262,7 @@ def test_a_file_that_cannot_grow(tmp_path: Path, limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(OSError, match=r"could not be written: about .* MB are needed.*File too large"):
-            CachedLists(tmp_path / "cache", lists, processor)
+            CachedLists(tmp_path / "cache", lists, collator_of(processor))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
@@ -277,76 +288,80 @@ def test_a_disk_that_is_full_for_a_moment(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(encoded_cache._ArrayFile, "write", write)
     with pytest.raises(OSError, match="File too large"):
-        CachedLists(tmp_path / "cache", lists, processor)
+        CachedLists(tmp_path / "cache", lists, collator_of(processor))
     assert calls == 20
 
 
-WRITER = """
-import sys
-sys.path.insert(0, {tests!r})
-from test_encoded_cache import RICH, CachedLists, ListProcessor, encoded_cache, rich_lists
+def write(cache: Path, report: Path) -> None:
+    """Encodes 50 lists; half-way it says so, and waits until it may go on."""
+    lists = rich_lists(50)
+    processor = ListProcessor.from_lists(lists, schema=RICH)
+    encoded_cache.ENCODING_BATCH = 10
+    write, writes = encoded_cache._ArrayFile.write, 0
 
-lists = rich_lists(50)
-processor = ListProcessor.from_lists(lists, schema=RICH)
-encoded_cache.ENCODING_BATCH = 10
-write, writes = encoded_cache._ArrayFile.write, 0
+    def stopping(file: Any, rows: np.ndarray) -> None:
+        nonlocal writes
+        writes += 1
+        write(file, rows)
+        if writes == 30:
+            report.with_suffix(".half").touch()
+            wait_for(report.with_suffix(".go"))
 
-def stopping(file, rows):
-    global writes
-    writes += 1
-    write(file, rows)
-    if writes == 30:
-        print("half", flush=True)
-        sys.stdin.read(1)
+    encoded_cache._ArrayFile.write = stopping  # type: ignore[method-assign]
+    report.with_suffix(".begun").touch()
+    report.write_text(f"{CachedLists(cache, lists, collator_of(processor)).folder} {writes}")
 
-encoded_cache._ArrayFile.write = stopping
-print("ready", flush=True)
-print(CachedLists({cache!r}, lists, processor).folder, writes, flush=True)
-"""
+
+def wait_for(path: Path) -> None:
+    for _ in range(6_000):
+        if path.exists():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no {path.name} within a minute")
 
 
 @pytest.mark.slow
 def test_killed_and_two_at_once(tmp_path: Path) -> None:
     """The first is killed half-way; of the next two one writes and the other waits for it, and reads what it wrote."""
-    code = WRITER.format(tests=str(Path(__file__).parent), cache=str(tmp_path))
+    cache = tmp_path / "cache"
+    killed, first, second = (tmp_path / name for name in ("killed", "first", "second"))
 
-    def writer() -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "ready"
-        return process
+    def writer(report: Path) -> Any:
+        return warm.start(write, cache, report, log=report.with_suffix(".log"))
 
-    killed = writer()
-    assert killed.stdout is not None
-    assert killed.stdout.readline().strip() == "half"
-    killed.kill()
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    (left,) = tmp_path.glob("*unfinished")
+    process = writer(killed)
+    wait_for(killed.with_suffix(".half"))
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    (left,) = cache.glob(".*.tmp")
     assert list(left.iterdir()), "the fault fired"
-    first = writer()
-    assert first.stdout is not None
-    assert first.stdout.readline().strip() == "half"
-    second = writer()
+    writers = [writer(first)]
+    wait_for(first.with_suffix(".half"))
+    writers.append(writer(second))
+    wait_for(second.with_suffix(".begun"))
     time.sleep(0.5)
-    assert second.poll() is None, "it waits"
-    folder, writes = first.communicate("x", timeout=60)[0].split()
+    assert writers[1].is_alive(), "it waits"
+    assert not second.exists()
+    first.with_suffix(".go").touch()
+    for process in writers:
+        process.join(60)
+        assert process.exitcode == 0
+    folder, writes = first.read_text().split()
     assert int(writes) > 30
-    assert second.communicate("x", timeout=60)[0].split() == [folder, "0"]
-    assert not list(tmp_path.glob("*unfinished"))
+    assert second.read_text().split() == [folder, "0"]
+    assert not list(cache.glob(".*.tmp"))
     lists = rich_lists(50)
     processor = ListProcessor.from_lists(lists, schema=RICH)
-    cached = CachedLists(tmp_path, lists, processor)
+    cached = CachedLists(cache, lists, collator_of(processor))
     assert str(cached.folder) == folder
-    assert_same_batches(cached, EncodedLists(lists, processor), [list(range(50))])
+    assert_same_batches(cached, EncodedLists(lists, collator_of(processor)), [list(range(50))])
 
 
 def test_a_training_from_the_cache_ends_with_the_same_bits(
     make_trainer: Any, make_model: Any, weights: Any, tmp_path: Path, lists: Any
 ) -> None:
-    plain, cached = make_model(dropout=0.1), make_model(dropout=0.1)
+    plain, cached = make_model(hidden_dropout_prob=0.1), make_model(hidden_dropout_prob=0.1)
     first = make_trainer(plain, folder="plain")
     first.train()
     evaluated = first.evaluate()["eval_loss"]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_world import collator_of
 from torch.utils.data import DataLoader
 
 from hf_rerank import (
@@ -26,15 +27,25 @@ from hf_rerank import (
 )
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.simulation import PRMWorld, simulate_prm
+from hf_rerank.processing.collator import ids_from_tensor
+from hf_rerank.schema import FEATURE_TENSORS
 from hf_rerank.training import streams
-from hf_rerank.training.encoded_lists import EncodedLists, ids_from_bytes
+from hf_rerank.training.encoded_lists import EncodedLists, collate
 from hf_rerank.training.streams import EncodedStream, collate_stream
 
 HISTORY = ["item_id", "item_1", "item_3", "basic_2", "price_gap", "minutes_ago"]
 NEWEST = 6
 MODELS = {
-    "pear": (PEARConfig, PEARForReranking, {"feature_width": 8, "d_model": 8, "inner_width": 8, "num_blocks": 1}),
-    "raise": (RAISEConfig, RAISEForReranking, {"d_model": 8, "inner_width": 8, "num_blocks": 1, "num_mixtures": 2}),
+    "pear": (
+        PEARConfig,
+        PEARForReranking,
+        {"feature_hidden_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1},
+    ),
+    "raise": (
+        RAISEConfig,
+        RAISEForReranking,
+        {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_mixtures": 2},
+    ),
 }
 
 
@@ -78,7 +89,7 @@ def trained(request: pytest.FixtureRequest, world: Any, tmp_path_factory: pytest
         processing_class=world.processor,
     )
     trainer.train()
-    return SimpleNamespace(trainer=trainer, before=before, reranker=Reranker(trainer.model, world.processor))
+    return SimpleNamespace(trainer=trainer, before=before, reranker=Reranker(world.processor, trainer.model))
 
 
 def row_with_history(world: Any) -> dict[str, Any]:
@@ -135,11 +146,11 @@ def test_other_histories_in_the_batch_do_not_matter(trained: Any, world: Any, mo
     assert report.cut_histories == sum(length > NEWEST for length in lengths)
     assert report.cut_history_items == sum(max(0, length - NEWEST) for length in lengths)
 
-    stream = EncodedStream(world.lists["test"].to_iterable_dataset(), world.processor)
+    stream = EncodedStream(world.lists["test"].to_iterable_dataset(), collator_of(world.processor))
     of_list = {row["list_id"]: result for row, result in zip(rows, together, strict=True)}
     for batch in DataLoader(stream, batch_size=5, collate_fn=collate_stream):
-        names = ids_from_bytes(batch.pop("list_id"))
-        features = {name: batch[name] for name in batch if name not in ("labels", "attraction")}
+        names = ids_from_tensor(batch.pop("list_id"))
+        features = {name: batch[name] for name in FEATURE_TENSORS if name in batch}
         _, by_slot = trained.reranker.model.rank(**features)
         for name, found in zip(names, by_slot.tolist(), strict=True):
             if name in of_list:
@@ -160,9 +171,9 @@ def test_of_a_long_history_the_newest_count(trained: Any, world: Any) -> None:
 def test_streams_and_datasets_give_the_same_histories(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "STREAM_BATCH", 3)
     lists = world.lists["validation"]
-    stream = EncodedStream(lists.to_iterable_dataset(), world.processor)
+    stream = EncodedStream(lists.to_iterable_dataset(), collator_of(world.processor))
     joined = collate_stream(list(stream))
-    whole = EncodedLists(lists, world.processor).__getitems__(range(len(lists)))
+    whole = collate(EncodedLists(lists, collator_of(world.processor)).__getitems__(range(len(lists))))
     assert {"history_categorical", "history_dense", "history_mask"} <= whole.keys()
     for name, tensor in whole.items():
         assert joined[name].equal(tensor), name

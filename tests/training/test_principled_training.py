@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hf_rerank.training.health import HealthCallback
+from tiny_world import perturbed_by
 
 from hf_rerank import InputError, PRMForReranking, RerankTrainer
-from hf_rerank.principled import PrincipledObjective
+from hf_rerank.principled import PRESETS
+from hf_rerank.principled.objective import Pass, Soft
 from hf_rerank.principled.orders import PERTURBATIONS
+from hf_rerank.training.callbacks import HealthCallback
 
 Make = Callable[..., RerankTrainer]
 STEP_BY_STEP = {
@@ -31,35 +34,44 @@ def logged(trainer: RerankTrainer, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        *({"perturbation": kind, "perturbation_strength": 2} for kind in PERTURBATIONS),
-        {"principled": "reference"},
-        {"consistency_fraction": 0.3, "consistency_warmup": 0.8},
-        {"ranking_gradient": "neuralsort", "sinkhorn": 2, "straight_through": True},
-    ],
-    ids=lambda options: ", ".join(f"{value}" for value in options.values()),
+SOFT = replace(
+    PRESETS["scaled"],
+    passes=(
+        PRESETS["scaled"].passes[0],
+        Pass("second", Soft("neuralsort", sinkhorn=2, straight_through=True)),
+        PRESETS["scaled"].passes[2],
+    ),
 )
-def test_resumed_equals_unbroken(make_trainer: Make, make_model: Any, weights: Any, options: dict[str, Any]) -> None:
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    **{kind: {"objective": perturbed_by(kind, 2)} for kind in PERTURBATIONS},
+    **{name: {"principled": name} for name in ("reference", "r_drop", "augmentation")},
+    "part of the lists, warmed up": {"principled_kwargs": {"fraction": 0.3, "warmup": 0.8}},
+    "soft": {"objective": SOFT},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_resumed_equals_unbroken(make_trainer: Make, make_model: Any, weights: Any, name: str) -> None:
     """Cut after 2 of 4 steps: what is drawn depends on seed, step and list alone."""
-    settings = {**STEP_BY_STEP, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, **options}
-    model = {"dropout": 0.1, "unknown_rate": 0.05}
+    settings = {**STEP_BY_STEP, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, **OBJECTIVES[name]}
+    model = {"hidden_dropout_prob": 0.1, "unknown_rate": 0.05}
     unbroken = make_trainer(make_model(**model), folder="unbroken", **settings)
     unbroken.train()
     resumed = make_trainer(make_model(seed=9, **model), folder="resumed", **settings)
     resumed.train(resume_from_checkpoint=str(Path(str(unbroken.args.output_dir)) / "checkpoint-2"))
     before, after = weights(unbroken.model), weights(resumed.model)
     assert all(before[name].equal(after[name]) for name in before)
-    assert logged(resumed, "adversarial_loss") == logged(unbroken, "adversarial_loss")
-    assert any(logged(unbroken, "adversarial_loss"))
+    terms = [f"{term.name}_loss" for term in unbroken.principled_objective.terms] or ["further_task_loss"]
+    for term in terms:
+        assert logged(resumed, term) == logged(unbroken, term)
+        assert any(logged(unbroken, term))
 
 
 def test_another_perturbation_is_another_training(make_trainer: Make, weights: Any) -> None:
     """So the runs above differ from each other where they should."""
     found = []
     for kind in PERTURBATIONS:
-        trainer = make_trainer(folder=kind, max_steps=2, perturbation=kind, perturbation_strength=2, **STEP_BY_STEP)
+        trainer = make_trainer(folder=kind, max_steps=2, objective=perturbed_by(kind, 2), **STEP_BY_STEP)
         trainer.train()
         found.append(torch.cat([value.flatten() for value in weights(trainer.model).values()]))
     for number, one in enumerate(found):
@@ -69,8 +81,8 @@ def test_another_perturbation_is_another_training(make_trainer: Make, weights: A
 def test_warm_up_counts_the_steps_of_the_whole_training(make_trainer: Make, make_model: Any) -> None:
     """8 steps, half of them warm-up: weights times 0, 1/4, 1/2, 3/4, then 1. The optimizer stands still, the batches
     do not: the loss of each step is its task loss plus the weighted terms."""
-    model = make_model(dropout=0.0, unknown_rate=0.0)
-    trainer = make_trainer(model, max_steps=8, consistency_warmup=0.5, learning_rate=0.0, **STEP_BY_STEP)
+    model = make_model(hidden_dropout_prob=0.0, unknown_rate=0.0)
+    trainer = make_trainer(model, max_steps=8, principled_kwargs={"warmup": 0.5}, learning_rate=0.0, **STEP_BY_STEP)
     trainer.train()
     terms = zip(
         *(logged(trainer, name) for name in ("loss", "task_loss", "convergence_loss", "adversarial_loss")), strict=True
@@ -106,7 +118,7 @@ def test_the_task_loss_of_the_arguments_becomes_the_models(
     model = make_model()
     assert model.config.task_loss == "binary_log_loss"
     trainer = make_trainer(model, max_steps=1, principled="reference", **STEP_BY_STEP)
-    assert (model.config.task_loss, trainer.objective.task_loss) == ("own", "softmax_loss")
+    assert (model.config.task_loss, trainer.principled_objective.task_loss) == ("own", "softmax_loss")
     trainer.train()
     assert {"further_task_loss", "convergence_loss", "adversarial_loss", "cross_loss"} <= set(
         trainer.state.log_history[0]
@@ -118,9 +130,18 @@ def test_the_task_loss_of_the_arguments_becomes_the_models(
 
 
 def test_a_space_that_the_models_loss_has_not(make_trainer: Make, make_model: Any) -> None:
-    with pytest.raises(InputError, match=r"lambda_loss has no probabilities: .*consistency_space='logit'"):
-        make_trainer(make_model(task_loss="lambda_loss"))
-    make_trainer(make_model(task_loss="lambda_loss"), consistency_space="logit")
+    """A preset compares logits instead; an objective that says otherwise is refused."""
+    trainer = make_trainer(make_model(task_loss="lambda_loss"))
+    assert {term.space for term in trainer.principled_objective.terms} == {"logit"}
+    assert {term["space"] for term in trainer.results["objective"]["terms"]} == {"logit"}
+    with pytest.raises(InputError, match=r"lambda_loss has no probabilities: .*space='logit'"):
+        replace(PRESETS["scaled"], task_loss="lambda_loss")
+
+
+def test_an_objective_of_ones_own_stands_alone(make_trainer: Make) -> None:
+    for options in ({"principled": "paper"}, {"principled_kwargs": {"warmup": 0.1}}):
+        with pytest.raises(InputError, match="objective and principled exclude each other"):
+            make_trainer(objective=PRESETS["none"], **options)
 
 
 # ---------------------------------------------------------------------------------------------- collapse and explosion
@@ -128,9 +149,9 @@ def test_a_space_that_the_models_loss_has_not(make_trainer: Make, make_model: An
 
 def test_collapse_is_noticed(make_trainer: Make) -> None:
     """A weight beyond all measure presses the scores of every list together; the warning names it and its value."""
-    trainer = make_trainer(
-        convergence_weight=1e6, consistency_space="logit", num_train_epochs=6, learning_rate=0.05, **STEP_BY_STEP
-    )
+    first, second = PRESETS["scaled"].terms
+    objective = replace(PRESETS["scaled"], terms=(replace(first, weight=1e6, space="logit"), second))
+    trainer = make_trainer(objective=objective, num_train_epochs=6, learning_rate=0.05, **STEP_BY_STEP)
     with pytest.warns(UserWarning, match=r"scores of \d+% of the lists lie closer together .* \(step \d+\)") as caught:
         trainer.train()
     messages = [str(one.message) for one in caught if "closer together" in str(one.message)]
@@ -142,7 +163,9 @@ def test_collapse_is_noticed(make_trainer: Make) -> None:
 
 def test_explosion_is_noticed(make_trainer: Make) -> None:
     """The gradient of a term weighted by a million is clipped to a norm of 1, and said to be huge."""
-    trainer = make_trainer(adversarial_weight=1e6, convergence_weight=0.0, max_steps=3, **STEP_BY_STEP)
+    trainer = make_trainer(
+        principled_kwargs={"adversarial_weight": 1e6, "convergence_weight": 0.0}, max_steps=3, **STEP_BY_STEP
+    )
     with pytest.warns(UserWarning, match="the gradient norm is") as caught:
         trainer.train()
     messages = [str(one.message) for one in caught if "gradient norm" in str(one.message)]
@@ -177,7 +200,7 @@ def test_a_healthy_training_is_quiet(make_trainer: Make) -> None:
 )
 def test_the_remedy_is_the_weight_of_the_largest_term(terms: dict[str, float], remedy: str) -> None:
     """20 times 0.1 is 2, 5 times 3 is 15: of 0.5 + 2 + 15 that is 86 %."""
-    callback = HealthCallback(PrincipledObjective())
+    callback = HealthCallback(PRESETS["scaled"])
     state, arguments = SimpleNamespace(global_step=3), SimpleNamespace(max_grad_norm=1.0)
     with pytest.warns(UserWarning, match=remedy):
         callback.on_log(arguments, state, None, {**terms, "collapsed_share": 0.5})
@@ -186,6 +209,4 @@ def test_the_remedy_is_the_weight_of_the_largest_term(terms: dict[str, float], r
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         callback.on_log(arguments, state, None, {**terms, "collapsed_share": 1.0, "grad_norm": 1e9})
-        HealthCallback(PrincipledObjective()).on_log(
-            arguments, state, None, {"collapsed_share": 0.1, "grad_norm": 100.0}
-        )
+        HealthCallback(PRESETS["scaled"]).on_log(arguments, state, None, {"collapsed_share": 0.1, "grad_norm": 100.0})

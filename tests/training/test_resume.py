@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hf_rerank import InputError, RerankTrainer, freeze
+from hf_rerank import InputError, RerankTrainer, RerankTrainingArguments, freeze
 from hf_rerank.storage import write_manifest
 from hf_rerank.training.resume import describe_run, refuse_another_run
 
@@ -28,17 +28,37 @@ BEGUN = {
 }
 
 
-@pytest.fixture
-def checkpoint(make_trainer: Make) -> Path:
-    """The first of a run of three steps of 16 lists."""
-    trainer = make_trainer(folder="begun", save_total_limit=None, **BEGUN)
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, lists: Any, processor: Any, make_model: Any) -> Path:
+    """The first checkpoint of a run of three steps of 16 lists."""
+    trainer = RerankTrainer(
+        model=make_model(),
+        args=RerankTrainingArguments(
+            str(tmp_path_factory.mktemp("begun") / "run"),
+            save_total_limit=None,
+            per_device_eval_batch_size=32,
+            num_train_epochs=1,
+            learning_rate=0.02,
+            use_cpu=True,
+            disable_tqdm=True,
+            **BEGUN,
+        ),
+        train_dataset=lists["train"],
+        eval_dataset=lists["validation"],
+        processing_class=processor,
+    )
     trainer.train()
-    return Path(trainer.args.output_dir) / "checkpoint-1"
+    return Path(str(trainer.args.output_dir)) / "checkpoint-1"
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
+@pytest.fixture
+def checkpoint(begun: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(begun, tmp_path / "begun" / begun.name))
+
+
+def test_other_batches_are_refused(make_trainer: Make, checkpoint: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"per_device_train_batch_size": 32}, "per_device_train_batch_size=16, this run has 32: batches would differ"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps=1, this run has 2: batches"),
         ({"seed": 7}, "seed=42, this run has 7: batches"),
@@ -57,15 +77,12 @@ def checkpoint(make_trainer: Make) -> Path:
             {"accelerator_config": {"use_seedable_sampler": False}},
             "accelerator_config.use_seedable_sampler=True, this",
         ),
-    ],
-)
-def test_other_batches_are_refused(
-    make_trainer: Make, checkpoint: Path, changed: dict[str, Any], message: str
-) -> None:
-    trainer = make_trainer(folder="other", **{**BEGUN, **changed})
-    with pytest.raises(InputError, match=rf"checkpoint-1 was trained with {message}.*from_pretrained") as caught:
-        trainer.train(resume_from_checkpoint=str(checkpoint))
-    assert "\n" not in str(caught.value)
+    ]
+    for changed, message in cases:
+        trainer = make_trainer(folder="other", **{**BEGUN, **changed})
+        with pytest.raises(InputError, match=rf"checkpoint-1 was trained with {message}.*from_pretrained") as caught:
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+        assert "\n" not in str(caught.value)
 
 
 def test_another_measure_of_the_best_is_refused(make_trainer: Make) -> None:
@@ -89,12 +106,18 @@ def test_another_measure_of_the_best_is_refused(make_trainer: Make) -> None:
 
 
 def test_another_objective_is_warned_of(make_trainer: Make, checkpoint: Path) -> None:
-    trainer = make_trainer(folder="other", **BEGUN, adversarial_weight=0.25, max_grad_norm=3.0)
+    options = {"principled_kwargs": {"adversarial_weight": 0.25}, "max_grad_norm": 3.0}
+    trainer = make_trainer(folder="other", **BEGUN, **options)
     message = (
-        r"max_grad_norm=1\.0 \(3\.0\), adversarial_weight=[\d.]+ \(0\.25\); what is in brackets takes effect from here"
+        r"max_grad_norm=1\.0 \(3\.0\), terms=.*'adversarial'.*0\.25.*; what is in brackets takes effect from here"
     )
     with pytest.warns(UserWarning, match=message):
         trainer.train(resume_from_checkpoint=str(checkpoint))
+    # Terms that there were not: what the checkpoint says of the others is left aside.
+    other = make_trainer(folder="r_drop", **BEGUN, principled="r_drop")
+    with pytest.warns(UserWarning, match="principled=scaled"):
+        other.train(resume_from_checkpoint=str(checkpoint))
+    assert other.term_factors.keys() == {"r_drop"}
 
 
 def test_other_frozen_parameters_are_refused(make_trainer: Make, make_model: Callable[..., Any]) -> None:
@@ -105,7 +128,7 @@ def test_other_frozen_parameters_are_refused(make_trainer: Make, make_model: Cal
         freeze(model, *names)
         return model
 
-    begun = make_trainer(folder="begun", model=model_with_frozen("blocks.0.inner.bias"), **BEGUN)
+    begun = make_trainer(folder="begun", model=model_with_frozen("blocks.0.intermediate.bias"), **BEGUN)
     begun.train()
     folder = Path(begun.args.output_dir) / "checkpoint-3"
     for model, shown in (
@@ -113,16 +136,14 @@ def test_other_frozen_parameters_are_refused(make_trainer: Make, make_model: Cal
         (model_with_frozen("blocks.0"), r"(blocks\.0\.\w+\.\w+(, )?){3} and \d+ more"),
         (make_model(), "nothing"),
     ):
-        message = rf"trained with blocks\.0\.inner\.bias frozen, this run has {shown}: .*freeze the same \(--freeze\)"
+        message = (
+            rf"trained with blocks\.0\.intermediate\.bias frozen, this run has {shown}: .*freeze the same \(--freeze\)"
+        )
         with pytest.raises(InputError, match=message):
             make_trainer(folder="other", model=model, **BEGUN).train(resume_from_checkpoint=str(folder))
-    make_trainer(folder="other", model=model_with_frozen("blocks.0.inner.bias"), **BEGUN).train(
+    make_trainer(folder="other", model=model_with_frozen("blocks.0.intermediate.bias"), **BEGUN).train(
         resume_from_checkpoint=str(folder)
     )
-    # As an earlier version saved it, which did not say what was frozen.
-    saved = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({key: value for key, value in saved.items() if key != "frozen"}))
-    refuse_another_run(folder, {**begun._run(), "frozen": ["scorer.bias"]}, stream=False)
 
 
 def test_a_stream_on_another_number_of_devices_is_refused(make_trainer: Make, lists: dict[str, Any]) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
-import sys
+import socket
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -15,27 +13,30 @@ from typing import Any
 import datasets
 import pytest
 import stream_worker
+import warm
+from tiny_world import collator_of
 from torch.utils.data import DataLoader
 
 from hf_rerank import InputError, ListProcessor, Reranker, RerankTrainer
 from hf_rerank.data import prm_public
 from hf_rerank.data.loading import load_lists
 from hf_rerank.data.simulation import simulate_prm
-from hf_rerank.training.encoded_lists import EncodedLists, ids_from_bytes
+from hf_rerank.processing.collator import ids_from_tensor
+from hf_rerank.training.encoded_lists import EncodedLists, collate
 from hf_rerank.training.streams import EncodedStream, collate_stream
 
 Make = Callable[..., RerankTrainer]
 
 
 def stream_of(lists: datasets.Dataset, processor: ListProcessor, shards: int = 1, **options: Any) -> EncodedStream:
-    return EncodedStream(lists.to_iterable_dataset(num_shards=shards), processor, **options)
+    return EncodedStream(lists.to_iterable_dataset(num_shards=shards), collator_of(processor), **options)
 
 
 def batches_of(stream: EncodedStream, count: int | None = None, workers: int = 0) -> list[list[str]]:
     """The ids of the first batches; of a placeholder, none."""
     batches: list[list[str]] = []
     for batch in DataLoader(stream, stream.step, num_workers=workers, collate_fn=collate_stream):
-        batches.append(ids_from_bytes(batch["list_id"]) if batch else [])
+        batches.append(ids_from_tensor(batch["list_id"]) if batch else [])
         if len(batches) == count:
             break
     return batches
@@ -99,21 +100,24 @@ def test_cut_batches(make_lists: Any, processor: ListProcessor, window: int) -> 
 @pytest.mark.slow
 def test_every_list_of_a_thousand_as_a_cut(make_lists: Any, processor: ListProcessor) -> None:
     """A pass cut after each of its lists, with each of three windows in turn: 0 lost, 0 twice, in the same order."""
-    lists = make_lists(1_000, 5)
+    lists = make_lists(1_000, 5).select_columns("list_id")  # nothing is encoded here
+    ids = [lists.shard(num_shards=3, index=shard)["list_id"][:] for shard in range(3)]
 
     def pass_from(cut: int, window: int) -> list[str]:
         stream = stream_of(lists, processor, 3, seed=0, window=window, endless=True)
         stream.go_on(cut)
         order: list[str] = []
-        ids: dict[Any, list[str]] = {}
+        last, of_window = None, []
         for place, _ in zip(stream, range(1_000), strict=False):
             if place.window is None:
                 order.append("skipped")
                 continue
-            if place.window not in ids:  # read, and not yet encoded
-                parts = [part.column("list_id").to_pylist() for _, _, part in place.window._parts]
-                ids = {place.window: list(chain(*parts))}
-            order.append(ids[place.window][place.row])
+            if place.window is not last:
+                last = place.window
+                of_window = [
+                    name for shard, first, part in last._parts for name in ids[shard][first : first + len(part)]
+                ]
+            order.append(of_window[place.row])
         assert order[:cut] == ["skipped"] * cut
         return order[cut:]
 
@@ -129,13 +133,13 @@ def test_what_is_skipped_is_not_encoded(
     make_lists: Any, processor: ListProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
-    original = processor.encode_flat
+    original = processor.encode
 
     def counting(lists: Any, **options: Any) -> Any:
         encoded.append(len(lists))
         return original(lists, **options)
 
-    monkeypatch.setattr(processor, "encode_flat", counting)
+    monkeypatch.setattr(processor, "encode", counting)
     stream = stream_of(make_lists(300, 6), processor, seed=0, window=50, endless=True, batch_size=10)
     stream.go_on(200 + 600, 300)  # the third pass, 200 lists in
     assert batches_of(stream, 82)[-2:] != [[], []]
@@ -146,9 +150,9 @@ def test_batches_of_a_stream_are_those_of_the_lists(lists: dict[str, Any], proce
     """To the bit, also where a batch comes from two windows; ids in a stream without them say shard and row."""
     number = {name: index for index, name in enumerate(lists["train"]["list_id"])}
     stream = stream_of(lists["train"], processor, 3, seed=1, window=17, endless=True, batch_size=16)
-    encoded = EncodedLists(lists["train"], processor)
+    encoded = EncodedLists(lists["train"], collator_of(processor))
     for batch, _ in zip(DataLoader(stream, 16, collate_fn=collate_stream), range(20), strict=False):
-        expected = encoded.__getitems__([number[name] for name in ids_from_bytes(batch["list_id"])])
+        expected = collate(encoded.__getitems__([number[name] for name in ids_from_tensor(batch["list_id"])]))
         assert batch.keys() == expected.keys()
         for name, tensor in expected.items():
             assert batch[name].dtype == tensor.dtype
@@ -161,14 +165,16 @@ def test_batches_of_a_stream_are_those_of_the_lists(lists: dict[str, Any], proce
 def test_a_stream_that_is_shuffled_already(lists: dict[str, Any], processor: ListProcessor) -> None:
     shuffled = lists["train"].to_iterable_dataset(num_shards=3).shuffle(seed=3, buffer_size=64)
     options = {"seed": 1, "window": 30, "endless": True, "batch_size": 24}
-    whole = batches_of(EncodedStream(shuffled, processor, **options), 25)
+    whole = batches_of(EncodedStream(shuffled, collator_of(processor), **options), 25)
     flat = list(chain(*whole))
     assert sorted(flat[:240]) == sorted(flat[240:480]) == sorted(lists["train"]["list_id"])
-    stream = EncodedStream(shuffled, processor, **options)
+    stream = EncodedStream(shuffled, collator_of(processor), **options)
     stream.go_on(24 * 13)
     assert batches_of(stream, 25) == [[]] * 13 + whole[13:]
     # As it comes: in each pass as its own shuffle orders that pass.
-    as_it_comes = list(chain(*batches_of(EncodedStream(shuffled, processor, endless=True, batch_size=24), 20)))
+    as_it_comes = list(
+        chain(*batches_of(EncodedStream(shuffled, collator_of(processor), endless=True, batch_size=24), 20))
+    )
     assert sorted(as_it_comes[:240]) == sorted(as_it_comes[240:])
     assert as_it_comes[:240] != as_it_comes[240:]
 
@@ -190,7 +196,7 @@ def test_a_stream_that_is_not_the_sum_of_its_shards(
     ):
         expected = [row["list_id"] for row in cut]
         for workers in (0, 2):
-            stream = EncodedStream(cut, processor, seed=seed, window=7, batch_size=8)
+            stream = EncodedStream(cut, collator_of(processor), seed=seed, window=7, batch_size=8)
             found = list(chain(*batches_of(stream, workers=workers)))
             assert sorted(found) == sorted(expected)
             assert (found == expected) == (seed is None)
@@ -202,7 +208,7 @@ def test_a_stream_that_changes_is_noticed(make_lists: Any, processor: ListProces
     with pytest.raises(InputError, match="gave 30 lists in one pass and 31 in another"):
         batches_of(stream, 12)
     with pytest.raises(InputError, match="to evaluate on holds no list"):
-        batches_of(EncodedStream(datasets.IterableDataset.from_generator(lambda: iter(())), processor), 1)
+        batches_of(EncodedStream(datasets.IterableDataset.from_generator(lambda: iter(())), collator_of(processor)), 1)
 
 
 def test_errors_name_the_list(make_lists: Any, processor: ListProcessor) -> None:
@@ -231,7 +237,9 @@ def test_raw_text_and_parquet(raw_text: Path, tmp_path: Path) -> None:
         processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
 
         def stream(lists: Any = lists, processor: ListProcessor = processor) -> EncodedStream:
-            return EncodedStream(lists["train"], processor, seed=3, window=40, endless=True, batch_size=10)
+            return EncodedStream(
+                lists["train"], collator_of(processor), seed=3, window=40, endless=True, batch_size=10
+            )
 
         whole = batches_of(stream(), 30)
         count = len(load_lists(tmp_path / "lists")["train"])
@@ -250,11 +258,11 @@ def test_raw_text_and_parquet(raw_text: Path, tmp_path: Path) -> None:
 def test_raw_text_in_spawned_workers(raw_text: Path) -> None:
     lists = load_lists("prm_public", data_dir=raw_text, streaming=True)
     processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
-    stream = EncodedStream(lists["train"], processor, seed=3, window=40, endless=True, batch_size=10)
+    stream = EncodedStream(lists["train"], collator_of(processor), seed=3, window=40, endless=True, batch_size=10)
     expected = batches_of(stream, 30)
-    fresh = EncodedStream(lists["train"], processor, seed=3, window=40, endless=True, batch_size=10)
+    fresh = EncodedStream(lists["train"], collator_of(processor), seed=3, window=40, endless=True, batch_size=10)
     loader = DataLoader(fresh, 10, num_workers=1, collate_fn=collate_stream, multiprocessing_context="spawn")
-    assert [ids_from_bytes(batch["list_id"]) for batch, _ in zip(loader, range(30), strict=False)] == expected
+    assert [ids_from_tensor(batch["list_id"]) for batch, _ in zip(loader, range(30), strict=False)] == expected
     assert fresh.lists_a_pass == stream.lists_a_pass, "what a worker learns is known here"
 
 
@@ -265,13 +273,13 @@ def test_raw_text_in_spawned_workers(raw_text: Path) -> None:
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The ids of each batch that a trainer trains on."""
     seen: list[list[str]] = []
-    original = RerankTrainer.compute_loss
+    original = RerankTrainer.training_step
 
     def noting(trainer: RerankTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        seen.append(ids_from_bytes(inputs["list_id"]))
+        seen.append(ids_from_tensor(inputs["list_id"]))
         return original(trainer, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(RerankTrainer, "compute_loss", noting)
+    monkeypatch.setattr(RerankTrainer, "training_step", noting)
     return seen
 
 
@@ -322,13 +330,15 @@ def test_going_on_in_any_pass_and_again(
         "logging_strategy": "steps",
         "logging_steps": 5,
     }
-    unbroken = make_trainer(make_model(dropout=0.2), "unbroken", dataloader_num_workers=first_workers, **options)
+    unbroken = make_trainer(
+        make_model(hidden_dropout_prob=0.2), "unbroken", dataloader_num_workers=first_workers, **options
+    )
     unbroken.train()
     whole, source = list(noted), unbroken
     for number, (cut, workers) in enumerate([(2, 0), (4, 2), (7, 1), (11, 0), (12, 0)]):
         noted.clear()
         again = make_trainer(
-            make_model(dropout=0.2, seed=9), f"again{number}", dataloader_num_workers=workers, **options
+            make_model(hidden_dropout_prob=0.2, seed=9), f"again{number}", dataloader_num_workers=workers, **options
         )
         again.train(resume_from_checkpoint=f"{source.args.output_dir}/checkpoint-{cut}")
         assert noted == whole[2 * cut :]
@@ -343,22 +353,30 @@ def test_two_processes_share_a_stream(
     tmp_path: Path, make_lists: Any, processor: ListProcessor, make_model: Any
 ) -> None:
     """Together their batches are those of one process: none twice, none left out; both stop and measure alike."""
-    Reranker(make_model(dropout=0.0, unknown_rate=0.0), processor).save_pretrained(tmp_path / "model")
+    Reranker(processor, make_model(hidden_dropout_prob=0.0, unknown_rate=0.0)).save_pretrained(tmp_path / "model")
     train, validation = make_lists(20, 7), make_lists(13, 8)
     train.save_to_disk(tmp_path / "train")
     validation.save_to_disk(tmp_path / "validation")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    reports = {}
-    for processes, batch_size in ((1, 8), (2, 4)):
-        launcher = [sys.executable]
-        if processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        output = tmp_path / f"on{processes}"
-        command = [*launcher, stream_worker.__file__, str(tmp_path), str(output), str(batch_size)]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
-        assert ran.returncode == 0, ran.stderr[-3000:]
-        reports[processes] = [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(processes)]
-    (one,), both = reports[1], reports[2]
+    one_output, output = tmp_path / "on1", tmp_path / "on2"
+    # What torchrun tells each process; test_trainer.py starts torchrun itself.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    told["GLOO_SOCKET_IFNAME"] = "lo"
+    started = [warm.start(stream_worker.main, tmp_path, one_output, 8, log=tmp_path / "log")]
+    started += [
+        warm.start(
+            stream_worker.main, tmp_path, output, 4, log=tmp_path / f"log{rank}", **told, RANK=rank, LOCAL_RANK=rank
+        )
+        for rank in ("0", "1")
+    ]
+    for process in started:
+        process.join(300)
+    logs = "".join(path.read_text()[-2000:] for path in tmp_path.glob("log*"))
+    assert [process.exitcode for process in started] == [0, 0, 0], logs
+    one = json.loads((one_output / "rank0.json").read_text())
+    both = [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert [report["world_size"] for report in both] == [2, 2]
     assert one["refused"] == ""
     assert all("shuffled with a seed" in report["refused"] for report in both)

@@ -67,14 +67,16 @@ def test_a_list_that_blows_up_is_named(make_trainer: Make, make_lists: Any, proc
 
     torch.manual_seed(0)
     trainer = RerankTrainer(
-        model=PRMForReranking(PRMConfig.for_schema(plain.schema, d_model=8, num_blocks=1, inner_width=8)),
+        model=PRMForReranking(
+            PRMConfig.for_schema(plain.schema, hidden_size=8, num_hidden_layers=1, intermediate_size=8)
+        ),
         args=RerankTrainingArguments(
             make_trainer().args.output_dir, eval_strategy="no", load_best_model_at_end=False, use_cpu=True
         ),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=plain,
     )
-    with pytest.raises(TrainingStopped, match=r"step 1: task_loss is nan.*lists with scores .* finite: list-7-17\."):
+    with pytest.raises(TrainingStopped, match=r"step 1: task_loss is nan.*lists with scores .* finite: list-7-17;"):
         trainer.train()
 
 
@@ -84,18 +86,18 @@ def test_a_list_that_blows_up_is_named(make_trainer: Make, make_lists: Any, proc
 def test_refused_inputs(make_trainer: Make, make_model: Any, make_lists: Any, lists: dict[str, Any]) -> None:
     splits = datasets.DatasetDict(lists)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"train_dataset": splits}, r"one split.*train, validation.*lists\['train'\]"),
-        ({"eval_dataset": splits}, r"one split"),
+        ({"train_dataset": splits}, r"train, validation: choose one split.*lists\['train'\]"),
+        ({"eval_dataset": splits}, "sets are train, validation: .*such as train_ndcg@10"),
         ({"train_dataset": lists["train"].select([])}, "no list"),
         ({"eval_dataset": lists["train"].select([])}, "no list"),
-        ({"train_dataset": [{"item_id": [1]}]}, "datasets Dataset.*list"),
+        ({"train_dataset": [{"item_id": [1]}]}, "datasets? .*list"),
         ({"model": make_model(schema_fingerprint="0123456789abcdef")}, "fingerprint 0123456789abcdef.*for_schema"),
     ]
     for given, message in cases:
         with pytest.raises(InputError, match=message):
             make_trainer(**given)
     trainer = make_trainer()
-    with pytest.raises(InputError, match=r"datasets Dataset.*str"):
+    with pytest.raises(InputError, match=r"datasets Dataset.*'test': the trainer has evaluation lists without a name"):
         trainer.evaluate("test")
     with pytest.raises(InputError, match="args is a dict"):
         RerankTrainer(trainer.model, {"output_dir": "x"}, processing_class=trainer.processor)
@@ -123,7 +125,9 @@ def test_lists_that_are_too_long(
 
     def make(**options: Any) -> RerankTrainer:
         return RerankTrainer(
-            model=PRMForReranking(PRMConfig.for_schema(short.schema, d_model=8, num_blocks=1, inner_width=8)),
+            model=PRMForReranking(
+                PRMConfig.for_schema(short.schema, hidden_size=8, num_hidden_layers=1, intermediate_size=8)
+            ),
             args=RerankTrainingArguments(str(tmp_path / "short"), num_train_epochs=1, use_cpu=True, **options),
             train_dataset=lists["train"],
             eval_dataset=lists["validation"],

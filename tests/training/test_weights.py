@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from conftest import SCHEMA
+from tiny_world import SCHEMA, tiny_model
 
 from hf_rerank import ListProcessor, RerankTrainer, RerankTrainingArguments
 from hf_rerank.losses import TASK_LOSSES
@@ -17,29 +17,39 @@ from hf_rerank.models.auto import RERANKERS
 WITH_COLUMNS = SCHEMA.replace(weight="weight", propensity="propensity")
 
 
-def with_columns(lists: datasets.Dataset, weight: Callable[[int], float]) -> datasets.Dataset:
-    """A weight by label, and the propensity that the click was drawn with."""
+# The weight of an item, by its label.
+WEIGHTS: dict[str, Callable[[int], float]] = {
+    "all 1": lambda label: 1.0,
+    "all 2": lambda label: 2.0,
+    "all 0": lambda label: 0.0,
+    "clicks 0": lambda label: 1.0 - label,
+}
+
+
+@pytest.fixture(scope="module")
+def weighted(lists: dict[str, datasets.Dataset]) -> dict[str, dict[str, datasets.Dataset]]:
+    """64 lists to train on and those to evaluate, for each way to weigh; with the propensity of each click."""
     examination = SCHEMA.examination
-
-    def add(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "weight": [float(weight(label)) for label in row["click"]],
-            "propensity": [examination[place] for place in row["position"]],
-        }
-
-    return lists.map(add)
+    assert examination is not None
+    found: dict[str, dict[str, datasets.Dataset]] = {}
+    for name, weight in WEIGHTS.items():
+        found[name] = {}
+        for split in ("train", "validation"):
+            rows = lists[split].to_list()[:64]
+            for row in rows:
+                row["weight"] = [weight(label) for label in row["click"]]
+                row["propensity"] = [examination[place] for place in row["position"]]
+            found[name][split] = datasets.Dataset.from_list(rows)
+    return found
 
 
 @pytest.fixture
-def train_once(tmp_path: Any, lists: dict[str, datasets.Dataset]) -> Callable[..., RerankTrainer]:
+def train_once(tmp_path: Any, weighted: dict[str, dict[str, datasets.Dataset]]) -> Callable[..., RerankTrainer]:
     """One step of SGD at a learning rate of 1, so that the change of the model is the gradient."""
+    processor = ListProcessor.from_lists(weighted["all 1"]["train"], schema=WITH_COLUMNS)
 
-    def train(weight: Callable[[int], float], name: str = "dnn", task_loss: str = "binary_log_loss") -> RerankTrainer:
-        train_lists = with_columns(lists["train"], weight)
-        processor = ListProcessor.from_lists(train_lists, schema=WITH_COLUMNS)
-        config_class, model_class = RERANKERS[name]
-        torch.manual_seed(0)
-        model = model_class(config_class.for_schema(processor.schema, task_loss=task_loss, unknown_rate=0))
+    def train(weights: str, name: str = "dnn", task_loss: str = "binary_log_loss") -> RerankTrainer:
+        model = tiny_model(name, processor.schema, task_loss=task_loss, unknown_rate=0)
         trainer = RerankTrainer(
             model=model,
             args=RerankTrainingArguments(
@@ -58,8 +68,8 @@ def train_once(tmp_path: Any, lists: dict[str, datasets.Dataset]) -> Callable[..
                 use_cpu=True,
                 disable_tqdm=True,
             ),
-            train_dataset=train_lists,
-            eval_dataset=with_columns(lists["validation"], weight),
+            train_dataset=weighted[weights]["train"],
+            eval_dataset=weighted[weights]["validation"],
             processing_class=processor,
         )
         trainer.before = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -74,27 +84,25 @@ def gradient(trainer: RerankTrainer) -> torch.Tensor:
     return torch.cat([(trainer.before[name] - after[name]).flatten() for name in after])
 
 
-@pytest.mark.parametrize("task_loss", list(TASK_LOSSES))
-def test_weights_reach_every_task_loss(train_once: Callable[..., RerankTrainer], task_loss: str) -> None:
-    plain, doubled = (train_once(lambda _, w=w: w, task_loss=task_loss) for w in (1.0, 2.0))
-    assert gradient(plain).abs().max() > 1e-4
-    torch.testing.assert_close(gradient(doubled), 2 * gradient(plain), rtol=1e-3, atol=1e-6)
-    assert doubled.state.log_history[0]["loss"] == pytest.approx(2 * plain.state.log_history[0]["loss"], rel=1e-4)
-    nothing = train_once(lambda _: 0.0, task_loss=task_loss)
-    assert gradient(nothing).abs().max() == 0
+def test_weights_reach_every_task_loss(train_once: Callable[..., RerankTrainer]) -> None:
+    for task_loss in TASK_LOSSES:
+        plain, doubled, nothing = (train_once(weights, task_loss=task_loss) for weights in ("all 1", "all 2", "all 0"))
+        assert gradient(plain).abs().max() > 1e-4, task_loss
+        torch.testing.assert_close(gradient(doubled), 2 * gradient(plain), rtol=1e-3, atol=1e-6, msg=task_loss)
+        loss, twice = (trainer.state.log_history[0]["loss"] for trainer in (plain, doubled))
+        assert twice == pytest.approx(2 * loss, rel=1e-4), task_loss
+        assert gradient(nothing).abs().max() == 0, task_loss
 
 
-@pytest.mark.parametrize("name", list(RERANKERS))
-def test_weights_reach_the_own_loss_of_every_model(train_once: Callable[..., RerankTrainer], name: str) -> None:
+def test_weights_reach_the_own_loss_of_every_model(train_once: Callable[..., RerankTrainer]) -> None:
     """Clicks that weigh nothing leave a softmax loss without a term; a log-loss is left with what pushes down."""
-    plain = train_once(lambda _: 1.0, name, "own")
-    without_clicks = train_once(lambda label: 1.0 - label, name, "own")
-    loss, less = (trainer.state.log_history[0]["loss"] for trainer in (plain, without_clicks))
-    assert less < 0.9 * loss
+    for name in RERANKERS:
+        plain, without_clicks = (train_once(weights, name, "own") for weights in ("all 1", "clicks 0"))
+        loss, less = (trainer.state.log_history[0]["loss"] for trainer in (plain, without_clicks))
+        assert less < 0.9 * loss, name
 
 
 def test_propensities_reach_the_evaluation(train_once: Callable[..., RerankTrainer]) -> None:
-    trainer = train_once(lambda _: 1.0)
-    found = trainer.evaluate()
+    found = train_once("all 1").evaluate()
     assert found["eval_ips_expected_clicks_low"] < found["eval_expected_clicks"]
     assert found["eval_expected_clicks"] < found["eval_ips_expected_clicks_high"]

@@ -13,10 +13,11 @@ from typing import Any
 
 import datasets
 import torch
+from tiny_world import perturbed_by
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments
 from hf_rerank.principled.orders import PERTURBATIONS, keyed_perturb, step_keys
-from hf_rerank.training.encoded_lists import ids_from_bytes, list_keys
+from hf_rerank.processing.collator import ids_from_tensor, list_keys
 
 
 class NotingTrainer(RerankTrainer):
@@ -25,15 +26,15 @@ class NotingTrainer(RerankTrainer):
     ids: list[list[str]]
     perturbed: dict[str, list[int]]
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        ids, step = ids_from_bytes(inputs["list_id"]), self.state.global_step
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        ids, step = ids_from_tensor(inputs["list_id"]), self.state.global_step
         self.ids.append(ids)
-        keys = step_keys(list_keys(inputs["list_id"]), seed=self.objective.seed, step=step)
+        keys = step_keys(list_keys(inputs["list_id"]), seed=self.principled_objective.seed, step=step)
         for kind in PERTURBATIONS:
             orders = keyed_perturb(inputs["position_ids"], inputs["mask"], keys, kind=kind, strength=2)
             for name, order, mask in zip(ids, orders, inputs["mask"], strict=True):
                 self.perturbed[f"{kind}, step {step}, {name}"] = order[mask].tolist()
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return super().training_step(model, inputs, *args, **kwargs)
 
 
 def main(source: Path, output: Path, batch_size: int) -> None:
@@ -44,8 +45,6 @@ def main(source: Path, output: Path, batch_size: int) -> None:
         args=RerankTrainingArguments(
             str(output / "run"),
             use_cpu=True,
-            perturbation="score_noise",
-            perturbation_strength=1.5,
             ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
             optim="sgd",
             learning_rate=0.1,
@@ -65,6 +64,7 @@ def main(source: Path, output: Path, batch_size: int) -> None:
         train_dataset=datasets.load_from_disk(str(source / "train")),
         eval_dataset=datasets.load_from_disk(str(source / "validation")),
         processing_class=given.processor,
+        objective=perturbed_by("score_noise", 1.5),
     )
     trainer.ids, trainer.perturbed = [], {}
     trainer.train()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hf_rerank.data.prepared import SCHEMA_FILE, read_footer
+from hf_rerank.data.prepared import SCHEMA_FILE, is_prepared, read_footer, read_prepared
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.errors import InputError, suggestion
 
@@ -205,6 +205,20 @@ def _row_groups(path: str, size: int) -> list[int]:
             bounds.append(number + 1)
             held = 0
     return bounds
+
+
+def refuse_prepared(source: Source, remedy: str) -> None:
+    """
+    Raises:
+        InputError: ``source`` is a folder of prepared lists (a ``schema.json`` of another program makes none).
+    """
+    if not isinstance(source, str | Path) or not is_prepared(source):
+        return
+    try:
+        read_prepared(source)
+    except InputError:
+        return
+    raise InputError(f"{source} is prepared already: {remedy}")
 
 
 def is_list_file(path: str | Path) -> bool:

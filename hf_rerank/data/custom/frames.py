@@ -9,7 +9,8 @@ import datasets
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.custom.columns import Converter, Kinds
+from hf_rerank.data.custom.converting import Converter
+from hf_rerank.data.custom.kinds import Kinds
 from hf_rerank.data.custom.long_form import grouped, is_long
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.errors import InputError

@@ -17,8 +17,8 @@ def grouped(frame: pl.DataFrame, schema: ListSchema, where: Where, *, labels: bo
     """One row per list, in the order in which the lists first appear; their rows need not stand together.
 
     Item columns, and columns that the schema does not name, become sequences: in the order of the position column,
-    where the schema has one, else in the order of the rows. Columns of the list must hold one value per list. New lists
-    have no ``labels``.
+    where the schema has one, else in the order of the rows. Columns of the list must hold one value per list. New
+    lists have no ``labels``.
 
     Raises:
         InputError: No list id, or a column of the list that differs within a list.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,18 @@ import pyarrow as pa
 from hf_rerank.data.custom.files import Source, find_list_files
 from hf_rerank.data.custom.frames import dataset_of_frame, is_frame
 from hf_rerank.data.custom.options import ReadOptions
-from hf_rerank.data.custom.own_files import Counts, OwnFiles
+from hf_rerank.data.custom.own_files import EMPTY_FILES, Counts, OwnFiles
 from hf_rerank.data.custom.own_stream import OwnStream
 from hf_rerank.data.lists_cache import NAMED_SOURCES, cached
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.data.time_split import split_by_time, times_of
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
+from hf_rerank.storage import read_json, write_json, writing
 from hf_rerank.validation import tables_of
 
 TIMES_BATCH = 10_000
-TABLES_FILE = "lists-{split}.arrow"
+TABLES_FILE, COUNTS_FILE = "lists-{split}.arrow", "counts.json"
 
 
 def read_files(
@@ -48,13 +48,13 @@ def read_files(
     if streaming:
         return _streams(own, splits)
     key = {
-        "files": [file.fingerprint() for file in files],
-        "paths": [file.path for file in files],
+        "files": [[file.path, *map(str, file.fingerprint())] for file in files],
         "schema": schema.to_dict(),
         "options": own.options.to_dict(),
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-    folder = cached("own", {"digest": digest}, functools.partial(_write_tables, own, splits or ["train"]))
+    folder = cached("own", key, functools.partial(_write_tables, own, splits or ["train"]))
+    for what, number in read_json(folder / COUNTS_FILE).items():
+        warnings.warn(f"{files[0].path}: {what}: {number:,}", stacklevel=3)
     read = {
         split: datasets.Dataset.from_file(
             str(folder / TABLES_FILE.format(split=split)), split=datasets.NamedSplit(split)
@@ -65,18 +65,19 @@ def read_files(
 
 
 def _write_tables(own: OwnFiles, splits: Sequence[str], folder: Path) -> None:
-    """One Arrow file per split; the folder is there when it is whole."""
+    """One Arrow file per split, and what was left out or read as something else; the folder appears when complete."""
     own.scan()
-    partial = folder.with_name(f"{folder.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as opened:
+    counts: Counts = {EMPTY_FILES: own.empty_files} if own.empty_files else {}
+    with writing(folder) as partial, contextlib.ExitStack() as opened:
+        partial.mkdir()
         writers = {
             split: opened.enter_context(pa.ipc.new_stream(str(partial / TABLES_FILE.format(split=split)), own.columns))
             for split in splits
         }
-        for split, table in tables_of_files(own, {}):
+        for split, table in tables_of_files(own, counts):
             writers[split or "train"].write_table(table)
-    partial.replace(folder)
+        opened.close()
+        write_json(partial / COUNTS_FILE, dict(counts))
 
 
 def tables_of_files(own: OwnFiles, counts: Counts) -> Iterator[tuple[str | None, pa.Table]]:
@@ -227,7 +228,11 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
             )
             for split in (SPLITS if by == ["split"] else names)
         }
-    of_list = splits_of_table(lists.select_columns(by).with_format("arrow")[:] if by else len(lists), by, ranker_train)
+    table: Any = lists.select_columns(by).with_format("arrow")[:] if by else len(lists)
+    anonymous = table.column(schema.group).null_count if schema.group in by else 0
+    if anonymous:
+        warnings.warn(f"{anonymous:,} lists without a user, each a group of its own", stacklevel=3)
+    of_list = splits_of_table(table, by, ranker_train)
     found = set(of_list)
     for split in sorted(found - set(SPLITS)):
         if suggestion(split, SPLITS):

@@ -9,9 +9,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.custom.columns import Converter, Kinds
+from hf_rerank.data.custom.converting import Converter
 from hf_rerank.data.custom.files import ListFile
 from hf_rerank.data.custom.frames import plain_table
+from hf_rerank.data.custom.kinds import Kinds
 from hf_rerank.data.custom.long_form import grouped, is_long, refuse_missing_columns
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.reading import TEXT_KINDS, Block, read_blocks

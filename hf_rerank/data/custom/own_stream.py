@@ -6,6 +6,7 @@ in the module of a builder, for every name that it finds there.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,5 +34,8 @@ class OwnStream(datasets.ArrowBasedBuilder):
 
     def _generate_tables(self, parts: Sequence[ListFile]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
         for shard, part in enumerate(parts):
-            for number, table in enumerate(self.own.lists(part, {})):
+            counts: dict[str, int] = {}
+            for number, table in enumerate(self.own.lists(part, counts)):
                 yield (shard, number), table
+            for what, count in counts.items():
+                warnings.warn(f"{part.path}: {what}: {count:,}", stacklevel=2)

@@ -12,7 +12,7 @@ from typing import Any
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import naming_failures, read_json, write_file, write_json
+from hf_rerank.storage import json_text, naming_failures, read_json
 
 SCHEMA_FILE = "schema.json"
 REPORT_FILE = "report.json"
@@ -49,8 +49,9 @@ def write_description(
     licence = _licence_name(card)
     if licence is not None:
         described["licence"] = licence
-    write_json(folder / REPORT_FILE, described)
-    write_file(folder / CARD_FILE, card)
+    with naming_failures(folder):
+        (folder / REPORT_FILE).write_text(json_text(described), encoding="utf-8")
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def dataset_card(

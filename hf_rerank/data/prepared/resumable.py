@@ -23,7 +23,16 @@ from hf_rerank.data.prepared.shards import ShardWriter
 from hf_rerank.data.source import Unit
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.errors import InputError
-from hf_rerank.storage import locked, naming_failures, read_json, remove, sha256_of_file, write_json, writing
+from hf_rerank.storage import (
+    json_text,
+    locked,
+    naming_failures,
+    read_json,
+    remove,
+    sha256_of_file,
+    write_json,
+    writing,
+)
 
 PARTIAL_SUFFIX = ".partial"
 BEGUN_FILE, GROUP_FILE = "begun.json", "group.json"
@@ -136,7 +145,7 @@ class ResumableFolder:
                     split: sha256_of_file(folder / f"{split}.parquet") for split in SPLITS if _has(folder, split)
                 }
                 record["shards"] = digests
-                write_json(folder / GROUP_FILE, record)
+                (folder / GROUP_FILE).write_text(json_text(record), encoding="utf-8")
         self.groups.append(record)
 
     def finish(self, columns: pa.Schema, describe: Callable[[Path], None]) -> None:

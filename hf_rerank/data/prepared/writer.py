@@ -23,7 +23,7 @@ from hf_rerank.data.prepared.shards import ShardWriter
 from hf_rerank.data.report import PrepareReport, RejectedLine, RejectedLines
 from hf_rerank.data.source import ListSource, PartitionedSource, Rejects, Unit
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.storage import InputFiles, naming_failures, read_json, refuse_output_over_input, write_json, writing
+from hf_rerank.storage import InputFiles, json_text, naming_failures, read_json, refuse_output_over_input, writing
 
 # Of lists in memory, in all splits; on the disk a quarter of it. An interruption loses at most so much work.
 SHARD_BYTES = 2**30
@@ -165,7 +165,7 @@ def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str
         with naming_failures(parts):
             _record(rejected, parts)
             sizes = {path.name: path.stat().st_size for path in parts.iterdir()}
-            write_json(parts / PARTS_FILE, {"report": report.to_dict(), "bytes": sizes})
+            (parts / PARTS_FILE).write_text(json_text({"report": report.to_dict(), "bytes": sizes}), encoding="utf-8")
 
 
 def _count_rejected(rejects: Rejects, on_error: str, advice: str = "") -> None:

@@ -118,3 +118,22 @@ def test_mistakes(folder: Path, arguments: list[str], message: str, capsys: pyte
     assert len(said) == 1
     assert said[0].startswith("hf-rerank: ")
     assert message in said[0]
+
+
+def test_news_impressions_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No header, and cells such as N1-1 N2-0: a recipe of three options, the same for both commands."""
+    lines = [
+        f"{k}\tU{k // 2}\t11/15/2019 9:5{k % 6}:12 AM\tN1 N{k % 3}\tN{k % 3}-{k % 2} N7-{1 - k % 2}" for k in range(60)
+    ]
+    (tmp_path / "behaviors.tsv").write_text("\n".join(lines) + "\n")
+    how = ["--column-names", "impression_id,user_id,time,history,impressions", "--list-separator", " "]
+    how += ["--label-separator", "-"]
+    schema = tmp_path / "schema.json"
+    assert run("schema", "infer", tmp_path / "behaviors.tsv", "--output", schema, *how) == 0
+    assert "history: history, most of its values are also in impressions" in capsys.readouterr().out
+    arguments = ["--input", tmp_path / "behaviors.tsv", "--schema", schema, "--output-dir", tmp_path / "lists"]
+    assert run("prepare", "own", *arguments, "--split-by", "time:time", *how) == 0
+    lists = load_lists(tmp_path / "lists")
+    first = next(row for part in lists.values() for row in part if row["impression_id"] == 1)
+    assert (first["impressions"], first["click"], first["history"]) == (["N1", "N7"], [1.0, 0.0], ["N1", "N1"])
+    assert sum(map(len, lists.values())) == 60

@@ -22,8 +22,9 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+from hf_rerank.data.custom.checking import ANONYMOUS
 from hf_rerank.data.custom.options import ReadOptions
-from hf_rerank.data.custom.prepare import ANONYMOUS, prepare_own
+from hf_rerank.data.custom.prepare import prepare_own
 from hf_rerank.data.loading import load_lists
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense, ListSchema
@@ -527,3 +528,62 @@ def test_frames_and_tables_are_read_as_files_are() -> None:
     for frame in (pl.DataFrame(LISTS), table(), pl.DataFrame(long_rows()), pl.DataFrame(LISTS).to_pandas()):
         found = load_lists({"train": frame}, schema=SCHEMA)["train"]
         assert [row["item"] for row in found] == [[10, 11], [12, 10, 13]]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.duration("s")])
+def test_ids_that_json_cannot_hold_are_refused(kind: pa.DataType, tmp_path: Path) -> None:
+    values = [b"\xff"] * 5 if kind == pa.binary() else [1] * 5
+    pq.write_table(table(item=nested(pa.array(values, kind))), tmp_path / "lists.parquet")
+    with pytest.raises(
+        InputError, match=r"lists\.parquet.*'item' holds .*: expected ids, which are integers or UTF-8"
+    ):
+        prepare_own(tmp_path / "lists.parquet", tmp_path / "out", schema=SCHEMA, progress=False)
+
+
+def test_dates_as_ids_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    dates = pa.array([0, 1, 2, 0, 4], pa.int32()).cast(pa.date32())
+    pq.write_table(table(item=nested(dates)), tmp_path / "lists.parquet")
+    prepare_own(tmp_path / "lists.parquet", tmp_path / "out", schema=SCHEMA, progress=False)
+    found = [item for part in load_lists(tmp_path / "out").values() for row in part for item in row["item"]]
+    assert sorted(found) == ["1970-01-01", "1970-01-01", "1970-01-02", "1970-01-03", "1970-01-05"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_loading_says_what_it_leaves_out(streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "train.jsonl").write_text(lines(*LISTS, EMPTY))
+    for _ in range(2):  # from the file, and from the cache
+        with pytest.warns(UserWarning, match=r"train\.jsonl: empty lists: 1"):
+            assert len(list(load_lists(tmp_path / "train.jsonl", schema=SCHEMA, streaming=streaming)["train"])) == 2
+
+
+def test_no_list_to_train_on_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(lines(*LISTS))
+    report = prepare_own(tmp_path / "test.jsonl", tmp_path / "out", schema=SCHEMA, progress=False)
+    (message,) = [message for message in report.warnings if "no list is in train (all are in test)" in message]
+    assert "name files, or values of column 'split', train" in message
+
+
+def test_no_order_at_all() -> None:
+    """Models that can do without an order get none; one that reads an order is refused."""
+    from hf_rerank.models.dlcm import DLCMConfig
+    from hf_rerank.models.prm import PRMConfig
+    from hf_rerank.processing import ListProcessor
+
+    processor = ListProcessor.from_lists(table(), schema=SCHEMA.replace(position="none"))
+    assert PRMConfig.for_schema(processor.schema).position_input == "none"
+    with pytest.raises(InputError, match=r"DLCM reads items in an order.*choose another model"):
+        DLCMConfig.for_schema(processor.schema)
+    with pytest.raises(InputError, match="position_input is 'embedding'"):
+        PRMConfig.for_schema(processor.schema, position_input="embedding")
+
+
+def test_unknown_users_are_users_of_their_own() -> None:
+    """Forty lists of unknown users are not one user, whose lists would all go to one split."""
+    made = [{**LISTS[0], "q": number, "user": None} for number in range(40)]
+    with pytest.warns(UserWarning, match="40 lists without a user, each a group of its own"):
+        lists = load_lists(
+            datasets.Dataset.from_list(made, datasets.Features.from_arrow_schema(table().schema)), schema=SCHEMA
+        )
+    assert [split for split, part in lists.items() if len(part)] == ["train", "validation", "test"]

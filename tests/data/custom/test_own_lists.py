@@ -17,9 +17,10 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from hf_rerank.data.custom.csv_text import line_of, read_csv
+from hf_rerank.data.custom.custom_source import CustomSource
 from hf_rerank.data.custom.files import ListFile
 from hf_rerank.data.custom.options import ReadOptions
-from hf_rerank.data.custom.prepare import CustomSource, prepare_own
+from hf_rerank.data.custom.prepare import prepare_own
 from hf_rerank.data.loading import load_lists
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.time_split import split_by_time, times_of
@@ -358,7 +359,7 @@ def test_files_named_after_splits_keep_them(tmp_path: Path) -> None:
 def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Interrupted after any group of shards, the folder is not there; the next call ends with the same bytes."""
     monkeypatch.setattr("hf_rerank.data.custom.own_files.PART_BYTES", 3_000)
-    monkeypatch.setattr("hf_rerank.data.custom.prepare.LONG_PART_BYTES", 3_000)
+    monkeypatch.setattr("hf_rerank.data.custom.custom_source.LONG_PART_BYTES", 3_000)
     if kind == "csv":
         source = as_csv(items(lists(60)), tmp_path / "lists.csv")
     else:

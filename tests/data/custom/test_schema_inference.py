@@ -14,6 +14,7 @@ import pytest
 
 from hf_rerank.data.custom.inference import infer_schema
 from hf_rerank.data.custom.inferred_schema import CHECK
+from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 
@@ -306,3 +307,60 @@ def test_files_that_are_no_lists(tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "lists.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
         infer_schema(tmp_path / "lists.jsonl", label="click")
+
+
+NAMES = {
+    # whole words only: none of these holds count, rate, ratio, age, day, time or pos as a word
+    **dict.fromkeys(
+        ("country", "account_id", "discount_code", "strategy", "registration_id", "language"), Categorical
+    ),
+    **dict.fromkeys(("page", "package", "holiday", "sentiment", "composition"), Categorical),
+    # and these do
+    **dict.fromkeys(("view_count", "conversion_rate", "priceRatio", "age", "avg_price", "numReviews7"), Dense),
+    **dict.fromkeys(("hour", "day", "weekday", "is_new", "brandId", "shop-code"), Categorical),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_matched_by_whole_words(name: str, tmp_path: Path) -> None:
+    """Integers of 0 to 6 in every column: only the name says what they are."""
+    rows = [
+        {"q": k, "item_id": [k, k + 1, k + 2], name: [k % 7, (k + 1) % 7, (k + 3) % 7], "click": [1, 0, 0]}
+        for k in range(60)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    schema = infer_schema(tmp_path / "a.jsonl", list_id="q").schema
+    assert {type(feature) for feature in schema.items if feature.name == name} == {NAMES[name]}
+
+
+def test_ids_of_19_digits_do_not_merge_lists(tmp_path: Path) -> None:
+    """As floats 10**18 + 1 and 10**18 + 2 are one number."""
+    rows = "".join(f"{10**18 + k // 2},{10**18 + k % 7},{k % 2}\n" for k in range(40))
+    inferred = infer_schema(csv(tmp_path, "request_id,item,click\n" + rows))
+    assert inferred.schema.max_list_length == 2
+    assert inferred.comments["item"].startswith("int64, 7 distinct, 1000000000000000000 to 1000000000000000006")
+
+
+def test_a_schema_of_another_program_beside_the_lists(tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"item_categorical": {"doc": 4}}')
+    path = csv(tmp_path, "request_id,item_id,click\n1,5,0\n1,6,1\n2,5,1\n2,7,0\n")
+    assert infer_schema(tmp_path).schema == infer_schema(path).schema
+
+
+def test_what_to_review_is_listed(tmp_path: Path) -> None:
+    inferred = infer_schema(csv(tmp_path, "request_id,item_id,tab,click\n1,5,3,0\n1,6,4,1\n2,5,3,1\n2,7,9,0\n"))
+    marked = [line for line in inferred.text().splitlines() if CHECK in line]
+    assert len(inferred.to_review()) == len(marked) == 2
+    assert [line.partition(":")[0] for line in inferred.to_review()] == ["position", "group"]
+
+
+def test_null_strings_are_shown_and_can_be_changed(tmp_path: Path) -> None:
+    text = "request_id,item_id,size_cm,click\n1,5,-,0\n1,6,4.5,1\n2,5,3.25,1\n2,7,9.5,0\n"
+    as_text = infer_schema(csv(tmp_path, text))
+    assert isinstance(as_text.schema.items[1], Categorical)
+    assert any(
+        line.startswith("Read as missing: empty cells, NULL, \\N; in columns of numbers also")
+        for line in as_text.header
+    )
+    as_number = infer_schema(csv(tmp_path, text), options=ReadOptions(null_strings=("-",)))
+    assert as_number.schema.items[1] == Dense("size_cm", missing="indicator")

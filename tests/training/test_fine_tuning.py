@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from tiny_world import TINY
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments, adapt, cli, freeze, load_lists
 from hf_rerank.errors import InputError
@@ -27,9 +28,9 @@ SCHEMA = ListSchema(
 )
 # What reads the item's vector of each model, said by its paper's formula and not by a shape.
 READS_ITEMS = {
-    "dnn": {"positions.weight", "network.0.weight"},
+    "dnn": {"positions.weight", "network.layers.0.weight"},
     "dlcm": {"widening.0.weight", "widening.2.weight", "widening.2.bias", "gru.weight_ih_l0"},
-    "midnn": {"positions.weight", "network.0.weight"},
+    "midnn": {"positions.weight", "network.layers.0.weight"},
     "prm": {"positions.weight", "projection.weight"},
     "setrank": {"projection.weight"},
     "pear": {"item_network.0.weight"},
@@ -62,7 +63,9 @@ def made(name: str, schema: ListSchema = SCHEMA, lists: list[Any] = FIRST) -> Re
     processor = ListProcessor.from_lists(Dataset.from_list(lists), schema=schema)
     config_class, model_class = RERANKERS[name]
     torch.manual_seed(0)
-    return Reranker(model_class(config_class.for_schema(processor.schema, initializer_range=0.5)), processor)
+    return Reranker(
+        processor, model_class(config_class.for_schema(processor.schema, initializer_range=0.5, **TINY[name]))
+    )
 
 
 @pytest.fixture(params=list(RERANKERS))
@@ -310,7 +313,7 @@ class TestOtherColumns:
         (lambda reranker, lists: freeze(reranker.model, ["tables"]), r"expected the names of .*got \(\['tables'\],\)"),
         (lambda reranker, lists: freeze(reranker.model), r"expected the names of what to freeze.*got \(\)"),
         (
-            lambda reranker, lists: reranker.model.resize_tables(reranker.processor),
+            lambda reranker, lists: reranker.model.resize_embeddings(reranker.processor),
             r"expected a schema.*ListProcessor",
         ),
         (
@@ -343,7 +346,7 @@ class TestFreeze:
         frozen = freeze(model, "blocks.0.*_norm.bias")
         assert set(frozen) - {"positions.weight", "scorer.weight", "scorer.bias"} == {
             "blocks.0.attention_norm.bias",
-            "blocks.0.outer_norm.bias",
+            "blocks.0.output_norm.bias",
         }
 
     def test_a_name_without_a_match_freezes_nothing(self) -> None:
@@ -468,7 +471,7 @@ class TestCommand:
         assert "item column 'price' (dense(scale='standard', missing='mean')) is missing; item column 'cost'" in told
         assert "--reinitialize" in told
         assert run("train", *arguments, "--reinitialize", *TRAIN) == 0
-        assert "re-initialised: positions.weight, network.0.weight\n" in capsys.readouterr().out
+        assert "re-initialised: positions.weight, network.layers.0.weight\n" in capsys.readouterr().out
         assert first_is_clicked(tmp_path / "tuned", tmp_path / "other") > 0.9
 
     @pytest.mark.parametrize(
@@ -476,7 +479,7 @@ class TestCommand:
         [
             ("", "--model NAME for a new model, or --from MODEL"),
             ("--model dnn --from {0}/run", "--model NAME for a new model, or --from MODEL"),
-            ("--from {0}/run --set d_model=8", "--set goes with --model only"),
+            ("--from {0}/run --set hidden_size=8", "--set goes with --model only"),
             ("--from {0}/run --preset paper", "--preset goes with --model only"),
             ("--model dnn --freeze tables", "--freeze goes with --from only"),
             ("--model dnn --reinitialize", "--reinitialize goes with --from only"),
@@ -508,7 +511,7 @@ def test_the_script_of_a_newcomer(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``scripts/fine_tune.py`` as it stands: from the CSV to a model that ranks the dearest item first."""
-    script = str(Path(__file__).parents[1] / "scripts" / "fine_tune.py")
+    script = str(Path(__file__).parents[2] / "scripts" / "fine_tune.py")
     options = ["--model", str(folder / "run"), "--lists", str(folder / "second.csv")]
     options += ["--output-dir", str(tmp_path / "tuned"), "--epochs", "5", "--learning-rate", "0.02"]
     monkeypatch.setattr(sys, "argv", [script, *options])

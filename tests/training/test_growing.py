@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from tiny_world import TINY
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments
 from hf_rerank.errors import InputError
@@ -138,7 +139,7 @@ def model_name(request: pytest.FixtureRequest) -> str:
 def model(model_name: str, processor: ListProcessor) -> PreTrainedReranker:
     config_class, model_class = RERANKERS[model_name]
     torch.manual_seed(0)
-    return model_class(config_class.for_schema(processor.schema, initializer_range=0.5))
+    return model_class(config_class.for_schema(processor.schema, initializer_range=0.5, **TINY[model_name]))
 
 
 class TestEveryModel:
@@ -149,8 +150,8 @@ class TestEveryModel:
         expected = scores(model, processor)
         processor.extend(Dataset.from_list(LATER))
         with pytest.raises(InputError, match="do not belong together"):
-            Reranker(model, processor)
-        model.resize_tables(processor.schema)
+            Reranker(processor, model)
+        model.resize_embeddings(processor.schema)
         assert torch.equal(scores(model, processor), expected)
         longer = 0
         for name, value in model.state_dict().items():
@@ -161,7 +162,7 @@ class TestEveryModel:
                 assert torch.equal(value[rows:], before[name][1].expand(len(value) - rows, -1))
         # item_id, brand, gender; and action of a model that reads the history
         assert longer == 3 + ("history" in " ".join(before))
-        Reranker(model, processor)
+        Reranker(processor, model)
 
     @pytest.mark.parametrize("again", [False, True], ids=["at once", "saved and loaded in between"])
     def test_rows_that_no_value_had_yet_are_new_rows_too(self, model_name: str, again: bool, tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ class TestEveryModel:
         processor = ListProcessor.from_lists(Dataset.from_list(lists), schema=schema)
         config_class, model_class = RERANKERS[model_name]
         torch.manual_seed(0)
-        model = model_class(config_class.for_schema(processor.schema, initializer_range=0.5))
+        model = model_class(config_class.for_schema(processor.schema, initializer_range=0.5, **TINY[model_name]))
         expected = scores(model, processor)
         table = next(value for name, value in model.state_dict().items() if name.endswith("item_tables.0.weight"))
         for later in (LATER[:1] * 2, LATER[1:] * 2):  # grown twice
@@ -179,14 +180,14 @@ class TestEveryModel:
             if again:
                 processor.save_pretrained(tmp_path)
                 processor = ListProcessor.from_pretrained(tmp_path)
-        model.resize_tables(processor.schema)
+        model.resize_embeddings(processor.schema)
         assert torch.equal(scores(model, processor), expected)
         # Items 10, 20, 30 have rows 2 to 4 of the 20; those after them were random.
         longer = next(value for name, value in model.state_dict().items() if name.endswith("item_tables.0.weight"))
         assert longer.shape == table.shape
         assert torch.equal(longer[:5], table[:5])
         assert torch.equal(longer[5:], table[[1]].expand(15, -1))
-        Reranker(model, processor)
+        Reranker(processor, model)
 
     def test_a_processor_that_does_not_say_which_rows_were_in_use(
         self, model: PreTrainedReranker, processor: ListProcessor
@@ -197,14 +198,14 @@ class TestEveryModel:
         processor.schema = processor.schema.replace(rows_before=())
         processor.extend(Dataset.from_list(LATER[1:] * 2))
         assert [len(rows) for rows in processor.schema.rows_before] == [0, 5]
-        model.resize_tables(processor.schema)
+        model.resize_embeddings(processor.schema)
         assert torch.equal(scores(model, processor), expected)
 
     def test_new_rows_are_trained_and_saved(
         self, model: PreTrainedReranker, processor: ListProcessor, tmp_path: Path
     ) -> None:
         processor.extend(Dataset.from_list(LATER))
-        model.resize_tables(processor.schema)
+        model.resize_embeddings(processor.schema)
         torch.manual_seed(1)
         batch = processor(FIRST + LATER, with_labels=True)
         optimizer = torch.optim.SGD(model.train().parameters(), lr=1.0)
@@ -214,7 +215,7 @@ class TestEveryModel:
         assert table.shape[0] == 8
         assert not torch.equal(table[5], table[1])  # item 5
         assert torch.count_nonzero(table[0]) == 0  # padding
-        Reranker(model, processor).save_pretrained(tmp_path)
+        Reranker(processor, model).save_pretrained(tmp_path)
         loaded = Reranker.from_pretrained(tmp_path)
         assert torch.equal(scores(loaded.model, loaded.processor), scores(model, processor))
 
@@ -225,12 +226,12 @@ class TestEveryModel:
         other.extend(Dataset.from_list(FIRST))
         sizes = list(model.config.item_vocab_sizes)
         with pytest.raises(InputError, match="did not grow from"):
-            model.resize_tables(other.schema)
+            model.resize_embeddings(other.schema)
         assert model.config.item_vocab_sizes == sizes
 
     def test_nothing_new_is_nothing_done(self, model: PreTrainedReranker, processor: ListProcessor) -> None:
         tables = [id(value) for value in model.parameters()]
-        model.resize_tables(processor.schema)
+        model.resize_embeddings(processor.schema)
         assert [id(value) for value in model.parameters()] == tables
 
 
@@ -241,7 +242,7 @@ def test_a_model_with_tables_of_its_own_is_refused(processor: ListProcessor) -> 
     model = Own(RERANKERS["dnn"][0].for_schema(processor.schema))
     processor.extend(Dataset.from_list(LATER))
     with pytest.raises(InputError, match="FeatureTables"):
-        model.resize_tables(processor.schema)
+        model.resize_embeddings(processor.schema)
 
 
 def test_fine_tuning_goes_on_from_a_saved_model(processor: ListProcessor, tmp_path: Path) -> None:
@@ -249,12 +250,12 @@ def test_fine_tuning_goes_on_from_a_saved_model(processor: ListProcessor, tmp_pa
     config_class, model_class = RERANKERS["dnn"]
     torch.manual_seed(0)
     model = model_class(config_class.for_schema(processor.schema, hidden_sizes=[16]))
-    Reranker(model, processor).save_pretrained(tmp_path / "first")
+    Reranker(processor, model).save_pretrained(tmp_path / "first")
 
     liked = [a_list([40 + number % 3, 10, 30], ["c", "d", "b"], "m", [], []) for number in range(64)]
     reranker = Reranker.from_pretrained(tmp_path / "first")
     reranker.processor.extend(Dataset.from_list(liked))
-    reranker.model.resize_tables(reranker.processor.schema)
+    reranker.model.resize_embeddings(reranker.processor.schema)
     arguments = RerankTrainingArguments(
         str(tmp_path / "second"),
         num_train_epochs=8,
@@ -278,5 +279,5 @@ def test_fine_tuning_goes_on_from_a_saved_model(processor: ListProcessor, tmp_pa
     trainer.save_model(str(tmp_path / "second"))
     tuned = Reranker.from_pretrained(tmp_path / "second")
     shown = [a_list([10, 30, 41], ["d", "b", "c"], "m", [], [])]
-    assert tuned.rerank(shown)[0]["item_id"][0] == 41
+    assert tuned.rerank(shown)[0]["ids"][0] == 41
     assert np.isfinite(tuned.rerank(shown)[0]["scores"]).all()

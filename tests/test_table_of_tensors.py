@@ -1,9 +1,8 @@
-"""The table of tensors: every batch is as it says, ``forward`` takes its names, and no other list of them is kept."""
+"""The table of tensors: a schema tells which of them its lists have, and no other list of their names is kept."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,8 @@ import hf_rerank
 from hf_rerank import Categorical, ListProcessor, ListSchema, PreTrainedReranker, RerankCollator
 from hf_rerank.models import RERANKERS
 from hf_rerank.schema import (
-    AFTER_THE_ITEMS,
     COLUMN_TENSORS,
     FEATURE_TENSORS,
-    LABEL_PADDING,
-    MODEL_TENSORS,
     TENSORS,
     ListBatch,
 )
@@ -33,45 +29,11 @@ def processor() -> ListProcessor:
     return ListProcessor.from_lists(pa.Table.from_pylist(ROWS), schema=SCHEMA)
 
 
-def real_entries(batch: dict[str, torch.Tensor], axis: str) -> torch.Tensor:
-    """bool [B, size of the axis]: which entries belong to the lists, counted here from the rows."""
-    counts = {
-        "L": [len(row["item_id"]) for row in ROWS],
-        "H": [min(len(row["seen"]), SCHEMA.max_history_length) for row in ROWS],
-        "W": [len(row["list_id"].encode()) for row in ROWS],
-    }[axis]
-    return torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-
-
-def test_every_tensor_of_a_batch_is_as_the_table_says(processor: ListProcessor) -> None:
-    batch = RerankCollator(processor, all_tensors=True)(ROWS)
-    assert set(batch) == set(TENSORS)
-    sizes = {**processor.schema.axis_sizes(), "B": len(ROWS)}
-    sizes |= {axis: real_entries(batch, axis).shape[1] for axis in ("L", "H", "W")}
-    padded = set()
-    for name, spec in TENSORS.items():
-        tensor = batch[name]
-        assert str(tensor.dtype) == f"torch.{spec.dtype}", name
-        assert list(tensor.shape) == [sizes[axis] for axis in spec.axes], name
-        if spec.axes[1] in ("L", "H", "W"):
-            padding = ~real_entries(batch, spec.axes[1])
-            assert padding.any()
-            expected = torch.arange(padding.shape[1]).expand(padding.shape) if spec.fill == AFTER_THE_ITEMS else None
-            if expected is None:
-                assert (tensor[padding] == spec.fill).all(), name
-            else:
-                assert torch.equal(tensor[padding], expected[padding]), name
-            padded.add(name)
-    assert padded == set(TENSORS) - {"user_categorical", "user_dense"}
-    assert LABEL_PADDING == TENSORS["labels"].fill == -100
-    for mask, axis in (("mask", "L"), ("history_mask", "H")):
-        assert torch.equal(batch[mask], real_entries(batch, axis))
-
-
 def test_the_columns_of_items_reach_their_tensors(processor: ListProcessor) -> None:
     """``initial_score`` among them, of which no line outside the table and ``forward`` says a word."""
     batch = RerankCollator(processor, all_tensors=True)(ROWS)
-    real = real_entries(batch, "L")
+    real = batch["mask"]
+    assert real.sum(1).tolist() == [len(row["item_id"]) for row in ROWS]
     assert set(COLUMN_TENSORS) == {"position", "initial_score", "label", "weight", "propensity", "attraction"}
     for part, name in COLUMN_TENSORS.items():
         values = [value for row in ROWS for value in row[getattr(SCHEMA, part)]]
@@ -106,16 +68,6 @@ def test_a_schema_tells_the_tensors_of_its_lists(schema: ListSchema) -> None:
         assert array.shape[2:] == tuple(sizes[axis] for axis in TENSORS[name].axes[2:])
 
 
-def test_forward_takes_the_tensors_of_the_table_in_its_order() -> None:
-    for _, model in RERANKERS.values():
-        names = list(inspect.signature(model.forward).parameters)
-        assert names == ["self", *MODEL_TENSORS, "objective"], model
-    assert set(TENSORS) - set(MODEL_TENSORS) == {"propensities", "attraction", "list_id"}
-    assert set(MODEL_TENSORS) - set(FEATURE_TENSORS) == {"labels", "weights"}
-    required = {name for name, spec in TENSORS.items() if spec.required}
-    assert required == {"item_categorical", "mask", "position_ids"}
-
-
 def test_a_model_gets_every_feature_in_its_batch(processor: ListProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that a user writes reads ``batch.initial_scores``, and nothing else has to change."""
     config, model = RERANKERS["dnn"]
@@ -134,19 +86,6 @@ def test_a_model_gets_every_feature_in_its_batch(processor: ListProcessor, monke
     assert list(batch) == list(FEATURE_TENSORS)
     for name in FEATURE_TENSORS:
         assert torch.equal(batch[name], tensors[name]), name
-
-
-def test_a_batch_is_a_mapping_of_what_is_there() -> None:
-    mask, items = torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, 1, dtype=torch.int64)
-    batch = ListBatch(item_categorical=items, mask=mask)
-    assert dict(batch) == {"item_categorical": items, "mask": mask}
-    assert len(batch) == 2
-    assert "mask" in batch
-    assert batch.item_dense is None
-    for name in ("item_dense", "keys", "nothing"):
-        assert name not in batch
-        with pytest.raises(KeyError, match=name):
-            batch[name]
 
 
 def test_no_other_list_of_tensor_names() -> None:

@@ -12,19 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from hf_rerank import Categorical, InputError, ListProcessor, ListSchema
-from hf_rerank.evaluation import (
-    EXTRAS,
-    EvaluationSums,
-    comparable_scores,
-    encoded_batches,
-    evaluate,
-    evaluate_orders,
-    measured,
-)
+from hf_rerank.evaluation import EvaluationSums, evaluate, evaluate_orders
+from hf_rerank.evaluation.evaluator import comparable_scores, encoded_batches, measured
 from hf_rerank.metrics import ndcg
 from hf_rerank.models.auto import RERANKERS
-from hf_rerank.models.base import PreTrainedReranker, RerankerConfig, RerankerOutput
+from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
+from hf_rerank.models.config import RerankerConfig
 from hf_rerank.principled import obedience
+from hf_rerank.schema import MODEL_TENSORS, ListBatch
 
 SCHEMA = ListSchema(
     items=[Categorical("item_id", min_count=1)],
@@ -77,9 +72,9 @@ class Scorer(PreTrainedReranker):
         self.shown: list[Tensor] = []
         self.post_init()
 
-    def embed(self, item_categorical: Tensor, *others: Tensor | None) -> dict[str, Tensor]:
+    def embed(self, batch: ListBatch) -> dict[str, Tensor]:
         self.modes.append(self.training)
-        return {"rows": item_categorical[..., 0].float()}
+        return {"rows": batch.item_categorical[..., 0].float(), "mask": batch.mask}
 
     def score(self, context: dict[str, Tensor], position_ids: Tensor) -> RerankerOutput:
         self.shown.append(position_ids)
@@ -276,7 +271,7 @@ def test_models_equal_passes_of_their_own(name: str, task_loss: str) -> None:
     config, model_class = RERANKERS[name]
     model = model_class(config.for_schema(processor.schema, task_loss=task_loss, initializer_range=0.5)).eval()
     for seed, batch in enumerate(encoded_batches(lists, processor, batch_size=25)):
-        inputs = {column: values for column, values in batch.items() if column not in EXTRAS}
+        inputs = {column: values for column, values in batch.items() if column in MODEL_TENSORS}
         options: dict[str, Any] = {"swaps": "one" if seed else "all", "max_steps": 4}
         if seed:
             options["list_keys"] = torch.arange(100, 100 + len(batch["mask"]))
@@ -306,7 +301,7 @@ def test_evaluation_of_a_model_sums_its_batches(processor: ListProcessor) -> Non
     assert model.training
     each: dict[str, list[Tensor]] = {}
     for batch in encoded_batches(lists, processor):
-        inputs = {column: values for column, values in batch.items() if column not in EXTRAS}
+        inputs = {column: values for column, values in batch.items() if column in MODEL_TENSORS}
         for name, values in measured(model.eval(), inputs, obedience_k=2).losses.items():
             each.setdefault(name, []).append(values)
     assert "collapsed_share" in each

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
-from hf_rerank import ListProcessor
+from hf_rerank import Categorical, ListProcessor, ListSchema
 from hf_rerank.evaluation.results import data_identity, environment
 from hf_rerank.storage import write_json
-from hf_rerank.training import results
+
+SCHEMA = ListSchema(items=[Categorical("item_id", min_count=1)], list_id="list_id")
+
+
+@pytest.fixture(scope="module")
+def lists() -> dict[str, Any]:
+    """50 lists of one to four items."""
+    rows = [
+        {
+            "list_id": f"list-{number}",
+            "item_id": [number, *range(number % 4)],
+            "click": [number % 2, *[0] * (number % 4)],
+        }
+        for number in range(50)
+    ]
+    return {"validation": datasets.Dataset.from_list(rows)}
+
+
+@pytest.fixture(scope="module")
+def processor(lists: dict[str, Any]) -> ListProcessor:
+    return ListProcessor.from_lists(lists["validation"], schema=SCHEMA)
 
 
 def test_plain_json(tmp_path: Path) -> None:
@@ -38,7 +60,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         write_json(path, {"run": 2})
     assert json.loads(path.read_text()) == {"run": 1}

@@ -1,0 +1,151 @@
+"""Reads all lists once before anything is written: every list is checked, and gets its split.
+
+Memory holds a few numbers per list: its split, a hash of its id, its time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from hf_rerank.data.custom.cutting import cut_lists
+from hf_rerank.data.custom.data_checks import DataChecks
+from hf_rerank.data.custom.own_datasets import split_columns, splits_of_table
+from hf_rerank.data.custom.own_files import EMPTY_FILES
+from hf_rerank.data.report import PrepareReport
+from hf_rerank.data.splits import SPLITS
+from hf_rerank.data.time_split import split_by_time, times_of
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.schema import ListSchema
+from hf_rerank.validation import Lists, refuse_repeated_ids
+
+if TYPE_CHECKING:
+    from hf_rerank.data.custom.custom_source import CustomSource, PartUnit
+
+
+ONE_ITEM = "lists of one item"
+ANONYMOUS = "lists without a user, each a group of its own"
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What is known once all lists have been checked.
+
+    Attributes:
+        split: uint8 [N], the number of the split of each list, in the order of the units.
+        first: Name of a unit -> number of its first list.
+        warnings: What is valid, but most likely a mistake.
+        counts: What is counted over all lists, by name.
+    """
+
+    split: np.ndarray
+    first: dict[str, int]
+    warnings: list[str]
+    counts: dict[str, int]
+
+
+class ListChecker:
+    """Reads all lists once."""
+
+    def __init__(self, source: CustomSource) -> None:
+        self.source, self.schema = source, source.schema
+        self.checks = DataChecks(source.schema)
+        self.given = any(file.split for file in source.own.files)
+        offered = source.own.columns.names
+        if source.time is not None and (self.given or "split" in offered):
+            where = "files named after splits" if self.given else "column 'split'"
+            raise InputError(f"the lists bring their splits ({where}): leave out split_by, or give them as one")
+        self.by = ["split"] if "split" in offered and not self.given else []
+        if not self.given and not self.by and source.time is None:
+            self.by = split_columns(source.schema, offered)
+        self.splits: list[np.ndarray] = []
+        self.times: list[pa.Table] = []
+        self.anonymous = 0
+
+    def checked(self, units: list[PartUnit]) -> SplitFacts:
+        source, first, number = self.source, {}, 0
+        total = sum(unit.size for unit in units)
+        with tqdm(total=total, unit=source.size_unit, desc="Checking", delay=1, disable=not source.progress) as bar:
+            for unit in units:
+                first[unit.name] = number
+                for split, table in source.tables(unit, {}):
+                    self._add(split, table, number)
+                    number += table.num_rows
+                bar.update(unit.size)
+        if not number:
+            raise InputError(f"{source.own.files[0].path} holds no lists with items: expected at least one")
+        if source.time is not None:
+            times = times_of(self.times, source.time)
+            of_list = split_by_time(times, ranker_train=source.ranker_train)
+        else:
+            of_list = np.concatenate(self.splits)
+        self._refuse_repeated_ids(units)
+        codes = {split: code for code, split in enumerate(SPLITS)}
+        numbers = np.array([codes[split] for split in of_list], dtype=np.uint8)
+        given = self.given or self.by == ["split"]
+        warnings = self.checks.messages(np.array(SPLITS)[numbers], given=given)
+        if not (numbers == codes["train"]).any():
+            warnings.append(_no_train(np.unique(of_list).tolist(), given))
+        counts = {ANONYMOUS: self.anonymous, ONE_ITEM: self.checks.one_item, EMPTY_FILES: source.own.empty_files}
+        return SplitFacts(numbers, first, warnings, counts)
+
+    def _add(self, split: str | None, table: pa.Table, first: int) -> None:
+        lists = cut_lists(table, self.schema, PrepareReport()) if self.source.cut else table
+        try:
+            batch = Lists.from_arrow(lists, self.schema, with_labels=True, first=first)
+            _refuse_long_lists(batch, self.schema)
+        except InputError as error:
+            raise InputError(f"{split}: {error}" if split else str(error)) from None
+        group = self.schema.group
+        users = table.column(group) if group is not None and group in table.column_names else None
+        if users is not None:
+            if pa.types.is_list(users.type):
+                raise InputError(f"column {group!r} holds {users.type}: expected one user per list, not one per item")
+            self.anonymous += users.null_count
+        self.checks.add(batch, users, learned_from=split in (None, "train"))
+        if self.source.time is not None:
+            if self.source.time not in table.column_names:
+                times_of([table], self.source.time)
+            self.times.append(table.select([self.source.time]))
+        elif split is not None:
+            self.splits.append(np.full(len(batch), split, dtype=object))
+        else:
+            rows = table.select(self.by) if self.by else len(batch)
+            of_list = splits_of_table(rows, self.by, self.source.ranker_train, first)
+            for unknown in set(of_list) - set(SPLITS):
+                raise InputError(
+                    f"column 'split' holds {unknown!r}: prepared lists have the splits {', '.join(SPLITS)}"
+                    f"{suggestion(unknown, SPLITS)}; rename it"
+                )
+            self.splits.append(of_list)
+
+    def _refuse_repeated_ids(self, units: list[PartUnit]) -> None:
+        if self.schema.list_id is None or not self.checks.ids_repeat():
+            return
+        ids: list[str] = []
+        for unit in units:
+            for _, table in self.source.tables(unit, {}):
+                ids += [str(value) for value in table.column(self.schema.list_id).to_pylist()]
+        refuse_repeated_ids(ids, self.schema)
+
+
+def _refuse_long_lists(batch: Lists, schema: ListSchema) -> None:
+    too_long = batch.lengths > schema.max_list_length
+    if too_long.any():
+        row = int(np.argmax(too_long))
+        raise InputError(
+            f"list {batch.ids[row]} has {batch.lengths[row]} items, the schema allows max_list_length="
+            f"{schema.max_list_length}: make max_list_length in the schema larger, or cut such lists with cut=True "
+            "(--max-list-length N --cut)"
+        )
+
+
+def _no_train(found: list[str], given: bool) -> str:
+    remedy = (
+        "name files, or values of column 'split', train" if given else "give more lists, or leave out ranker_train"
+    )
+    return f"no list is in train (all are in {', '.join(found)}), so nothing can be trained on them: {remedy}"

@@ -1,0 +1,217 @@
+"""Columns of any format in the types that lists have: numbers, positions from 0, ids as integers or text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_rerank.data.custom.columns import (
+    ID,
+    NUMBER,
+    OTHER,
+    POSITION,
+    Where,
+    is_list,
+    plain_values,
+    roles_of,
+    short,
+)
+from hf_rerank.data.custom.kinds import BOOLEAN, WHOLE_NUMBER, Kind, Kinds, without_nulls
+from hf_rerank.data.custom.options import ReadOptions
+from hf_rerank.errors import InputError
+from hf_rerank.schema import ListSchema
+
+LARGEST_EXACT = 2**53
+
+
+class Converter:
+    """Gives columns the types that they have in all files.
+
+    Args:
+        schema: Says which column holds numbers, positions or ids. None: values alone decide.
+        kinds: Of all files.
+        options: Of the readers.
+        text_ids: Columns whose ids a model knows as text (True) or integers (False), whatever they look like.
+        counts: What was read as something else is added to this, by name.
+    """
+
+    def __init__(
+        self,
+        schema: ListSchema | None,
+        kinds: Kinds,
+        options: ReadOptions,
+        text_ids: Mapping[str, bool] | None = None,
+        counts: dict[str, int] | None = None,
+    ) -> None:
+        self.kinds, self.options = kinds, options
+        self.roles, self.text_ids = {} if schema is None else roles_of(schema), dict(text_ids or {})
+        self.guessing = schema is None
+        self.counts = {} if counts is None else counts
+
+    def convert(self, table: pa.Table, where: Where) -> pa.Table:
+        """The columns that any file has, in their types; a column that this table lacks is refused or null.
+
+        Raises:
+            InputError: A value is not what the schema says of its column.
+        """
+        columns = {}
+        for name, kind in self.kinds.found.items():
+            if name not in table.column_names:
+                columns[name] = pa.nulls(table.num_rows, self._type(name, kind))
+                continue
+            column = table.column(name)
+            if isinstance(column, pa.ChunkedArray):
+                column = column.combine_chunks()
+            columns[name] = self._nested(name, column, kind.depth, where, np.arange(len(column)))
+        return pa.table(columns)
+
+    def columns(self) -> pa.Schema:
+        """The columns of converted tables."""
+        return pa.schema([(name, self._type(name, kind)) for name, kind in self.kinds.found.items()])
+
+    def _type(self, name: str, kind: Kind) -> pa.DataType:
+        flat = self._flat_type(name, kind)
+        for _ in range(kind.depth):
+            flat = pa.list_(flat)
+        return flat
+
+    def _flat_type(self, name: str, kind: Kind) -> pa.DataType:
+        role = self.roles.get(name, OTHER)
+        integers = pa.uint64() if kind.high >= 2**63 else pa.int64()
+        if role == NUMBER:
+            return pa.float32() if pa.types.is_float32(kind.type) else pa.float64()
+        if role == POSITION:
+            return pa.int64()
+        known = self.text_ids.get(name)
+        if known is not None:
+            return pa.string() if known else integers
+        if kind.values in ("integer", "boolean"):
+            return integers
+        if kind.values == "null":
+            return pa.int64() if role == ID else pa.null()
+        if role == ID:
+            whole = kind.values == "number" and not kind.from_text
+            return pa.int64() if whole else pa.string()
+        if kind.from_text:
+            return pa.float64() if self.guessing and kind.values == "number" else pa.string()
+        return kind.type
+
+    def _nested(self, name: str, column: pa.Array, depth: int, where: Where, rows: np.ndarray) -> pa.Array:
+        if not is_list(column.type):
+            return self._flat(name, plain_values(column), where, rows)
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        inner = self._nested(name, pc.list_flatten(column), depth - 1, where, np.repeat(rows, lengths))
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        missing = pc.is_null(column) if column.null_count else None
+        return pa.ListArray.from_arrays(pa.array(offsets), inner, mask=missing)
+
+    def _flat(self, name: str, flat: pa.Array, where: Where, rows: np.ndarray) -> pa.Array:
+        wanted = self._flat_type(name, self.kinds.found[name])
+        if flat.type == wanted:
+            if pa.types.is_string(wanted) and self.kinds.from_text and self._numbers_with_nulls(name):
+                return self._text(without_nulls(pl.Series(name, flat), self.options, numbers=True))
+            return flat
+        if flat.null_count == len(flat):
+            return pa.nulls(len(flat), wanted)
+        if pa.types.is_string(flat.type):
+            return self._of_text(name, pl.Series(name, flat), wanted, where, rows)
+        return self._of_values(name, flat, wanted, where, rows)
+
+    def _numbers_with_nulls(self, name: str) -> bool:
+        return self.kinds.found[name].values == "number"
+
+    def _of_text(self, name: str, text: pl.Series, wanted: pa.DataType, where: Where, rows: np.ndarray) -> pa.Array:
+        kind: Any = pl.Float64 if pa.types.is_floating(wanted) else pl.UInt64 if wanted == pa.uint64() else pl.Int64
+        nulls = text.null_count()
+        found = text.cast(kind, strict=False)
+        if found.null_count() == nulls:  # nearly always
+            return found.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(wanted)
+        text = without_nulls(text, self.options, numbers=True)
+        self._count(f"cells of text read as missing in column {name}", text.null_count() - nulls)
+        if pa.types.is_integer(wanted):
+            whole = text.str.contains(WHOLE_NUMBER).fill_null(False)
+            if self.roles.get(name) == ID:
+                self._count(f"ids such as 12.0 read as 12 in column {name}", int(whole.sum()))
+            text = text.str.strip_chars()
+            text = text.str.strip_suffix(".0")
+        numbers = _booleans(text).str.strip_chars()
+        found = numbers.cast(kind, strict=False)
+        wrong = found.is_null() & text.is_not_null()
+        if wrong.any():
+            index = int(wrong.arg_max() or 0)
+            expected = {NUMBER: "a number", POSITION: "an integer from 0"}.get(
+                self.roles.get(name, OTHER), "an integer, as elsewhere in the column or in training"
+            )
+            remedy = (
+                "here one row is one item; if one row is one list, all columns of items must hold lists"
+                if text[index].startswith("[")
+                else f"a missing value is an empty cell, or one of {', '.join(self.options.nulls_of_numbers)}"
+            )
+            raise InputError(
+                f"{where(int(rows[index]))}: column {name!r} holds {short(text[index])}: expected {expected}; {remedy}"
+            )
+        return found.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(wanted)
+
+    def _of_values(self, name: str, flat: pa.Array, wanted: pa.DataType, where: Where, rows: np.ndarray) -> pa.Array:
+        """Numbers, booleans, times and other values of typed formats."""
+        if pa.types.is_boolean(flat.type):
+            flat = flat.cast(pa.int8())
+        # Dates and times are text as ids; numbers would be of another type than the text of other rows.
+        may_be_text = pa.types.is_date(flat.type) or pa.types.is_timestamp(flat.type) or self.text_ids.get(name)
+        if pa.types.is_string(wanted) and self.roles.get(name) == ID and not may_be_text:
+            raise InputError(
+                f"{where(0)}: column {name!r} holds {flat.type}: expected ids, which are integers or UTF-8 text, of "
+                "one type in the whole column; convert it"
+            )
+        if pa.types.is_integer(wanted) and pa.types.is_floating(flat.type):
+            flat = self._whole(name, flat, where, rows)
+        try:
+            return flat.cast(wanted)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{where(0)}: column {name!r} holds {flat.type}: {reason}; convert it") from None
+
+    def _whole(self, name: str, flat: pa.Array, where: Where, rows: np.ndarray) -> pa.Array:
+        """Ids that were made floats beside a missing one, as pandas does."""
+        missing = flat.is_null(nan_is_null=True)
+        values = pc.if_else(missing, pa.scalar(None, flat.type), flat)
+        numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
+        wrong = (numbers != np.floor(numbers)) | (np.abs(numbers) > LARGEST_EXACT)
+        if wrong.any():
+            index = int(np.argmax(wrong))
+            raise InputError(
+                f"{where(int(rows[index]))}: column {name!r} holds {numbers[index]!r}: expected ids, which are "
+                "integers or text; declare it Dense if it is a number, or write the ids as integers (floats are exact "
+                "up to 2**53)"
+            )
+        self._count(f"ids such as 12.0 read as 12 in column {name}", len(flat) - values.null_count)
+        return values
+
+    def _text(self, series: pl.Series) -> pa.Array:
+        return series.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.string())
+
+    def _count(self, name: str, number: int) -> None:
+        if number:
+            self.counts[name] = self.counts.get(name, 0) + number
+
+
+def natural_table(tables: Sequence[pa.Table], options: ReadOptions, *, from_text: bool) -> pa.Table:
+    """Tables of one file as one, of types that their values alone say, where no schema is known."""
+    kinds = Kinds(None, options, from_text=from_text)
+    for number, table in enumerate(tables):
+        kinds.add(table, f"block {number}")
+    converter = Converter(None, kinds, options)
+    return pa.concat_tables([converter.convert(table, str) for table in tables])
+
+
+def _booleans(text: pl.Series) -> pl.Series:
+    """``true`` and ``false`` as 1 and 0."""
+    if not text.str.contains(BOOLEAN).any():
+        return text
+    lower = text.str.to_lowercase()
+    return text.set(lower == "true", "1").set(lower == "false", "0")
