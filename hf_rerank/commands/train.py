@@ -62,9 +62,9 @@ def add(commands: Any) -> None:
     )
     train.add_argument(
         "--trees-read-order",
-        action="store_true",
-        help="with --on-top-of: the trees also read at which position an item is given; their scores then stay those "
-        "of the given order in every pass of principled learning",
+        choices=("auto", "yes", "no"),
+        help="with --on-top-of: whether the trees also read at which position an item is given; their scores then "
+        "stay those of the given order in every pass of principled learning (default: auto, by the validation lists)",
     )
     train.add_argument("--plots", action="store_true", help="draw RUN/plots/training.png at every evaluation")
     train.set_defaults(run=run, parser=train)
@@ -154,7 +154,9 @@ def _new(options: argparse.Namespace, lists: Any, arguments: Any) -> tuple[Any, 
         from hf_rerank.initial_rankers.on_top import fit_on_top
 
         # A model that does not read the given order shall not get it through the trees.
-        ordered = options.trees_read_order and overrides.get("position_input") != "none"
+        ordered = {"yes": True, "no": False}.get(options.trees_read_order)
+        if overrides.get("position_input") == "none":
+            ordered = False
         on_top = fit_on_top(processor, train, lists["validation"], with_position=ordered)
         processor, train, about = on_top.processor, on_top.train, {"on_top_of": on_top.settings}
         overrides = {"initial_score": "start", **overrides}
@@ -174,7 +176,8 @@ def _describe_trees(settings: dict[str, Any]) -> str:
     return (
         f"lambdamart: {settings['trees']} trees of {settings['leaves']} leaves, NDCG@10 "
         f"{settings['validation_ndcg@10']:.4f} on the validation split; training lists are scored by "
-        f"{settings['folds']}-fold cross-fitting"
+        f"{settings['folds']}-fold cross-fitting; the trees {'read' if settings['with_position'] else 'do not read'} "
+        "the given order"
     )
 
 

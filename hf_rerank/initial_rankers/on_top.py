@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.click_through import ClickThroughCounts
@@ -25,11 +26,13 @@ from hf_rerank.initial_rankers.lambdamart import (
 )
 from hf_rerank.initial_rankers.lightgbm_trees import ensemble_of
 from hf_rerank.initial_rankers.ranker_train import PARTS, users_of, users_to_parts
+from hf_rerank.losses import binary_log_loss, softmax_loss
 from hf_rerank.metrics.ranking import ndcg
 from hf_rerank.processing import ListProcessor, RaggedLists
 from hf_rerank.processing.ragged import concatenate
 from hf_rerank.processing.trees import TreeRanker, rows_of, tables_in, tree_inputs
 from hf_rerank.schema import NO_ORDER, Dense, Vector
+from hf_rerank.training.starting_point import calibration
 from hf_rerank.validation import Lists, tables_of
 
 SCORE_COLUMN = "lambdamart_score"
@@ -60,7 +63,7 @@ def fit_on_top(
     train: Any,
     validation: Any,
     *,
-    with_position: bool = False,
+    with_position: bool | None = None,
     folds: int = FOLDS,
     seed: int = 0,
     threads: int = 1,
@@ -74,7 +77,8 @@ def fit_on_top(
         train: A ``datasets`` Dataset of training lists.
         validation: Lists that choose the number of trees and of leaves by NDCG@10.
         with_position: Whether the trees also read at which position an item is given. Their scores are then those of
-            the given order in every pass of principled learning.
+            the given order in every pass of principled learning. None: what is better on the validation lists, once
+            each position has a number of its own beside the trees' scores.
         folds: Of the cross-fitting, at least 2.
         seed: Of the folds.
         threads: Of LightGBM. The trees do not depend on it.
@@ -94,25 +98,61 @@ def fit_on_top(
         raise InputError(f"folds is {folds}: expected 2 to {PARTS}")
     if not hasattr(train, "add_column"):
         raise InputError("the training lists are a stream: cross-fitting reads them several times; load them whole")
-    with_position = with_position and schema.position != NO_ORDER
-    learner = _Learner(lightgbm, processor, train, with_position, seed, threads)
     held_out = _encoded(processor, validation)
-    trees, chosen = learner.choose(held_out)
-    fold = learner.parts % folds
-    of_item = np.repeat(fold, learner.lengths)
-    scores = np.zeros(len(of_item))
-    for number in range(folds):
-        mine = of_item == number
-        ranker = learner.fit(fold != number, chosen["leaves"], chosen["trees"])
-        scores[mine] = ranker.scores(learner.ragged.take(np.flatnonzero(fold == number)), schema)
+    kinds = [False, True] if with_position is None else [with_position]
+    if schema.position == NO_ORDER:
+        kinds = [False]
+    fitted = [
+        _CrossFitted(_Learner(lightgbm, processor, train, kind, seed, threads), held_out, folds) for kind in kinds
+    ]
+    # Of equals the first: scores that do not depend on the given order keep the meaning of the principles.
+    best = max(fitted, key=lambda each: each.value)
     schema = schema.replace(initial_score=SCORE_COLUMN)
-    with_score = ListProcessor(schema, processor.vocabularies, processor.scales, processor.fit_report, trees)
-    offsets = pa.array(np.concatenate([[0], np.cumsum(learner.lengths)]), type=pa.int32())
-    column = pa.ListArray.from_arrays(offsets, pa.array(scores.astype(np.float32)))
-    settings = {"ranker": "lambdamart", "folds": folds, "seed": seed, "lists_learned_from": len(train), **chosen}
-    settings["with_position"] = with_position
-    settings |= {"click_through_rates_of": list(trees.rates), "lightgbm": lightgbm.__version__}
+    with_score = ListProcessor(schema, processor.vocabularies, processor.scales, processor.fit_report, best.trees)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(best.lengths)]), type=pa.int32())
+    column = pa.ListArray.from_arrays(offsets, pa.array(best.scores))
+    settings = {
+        "ranker": "lambdamart",
+        "folds": folds,
+        "seed": seed,
+        "lists_learned_from": len(train),
+        **best.chosen,
+        "with_position": best.trees.reads_position,
+        "start_validation_ndcg@10": best.value,
+        "click_through_rates_of": list(best.trees.rates),
+        "lightgbm": lightgbm.__version__,
+    }
     return OnTop(with_score, train.add_column(SCORE_COLUMN, column), settings)
+
+
+class _CrossFitted:
+    """Trees of all training lists, cross-fitted scores of these, and what a start from them is worth.
+
+    Attributes:
+        trees, chosen: As of ``_Learner.choose``.
+        scores: float32 [N], of the items of the training lists.
+        lengths: int64 [B], items of these.
+        value: NDCG@10 on the lists held out of the scores as training starts from them, with a number per position.
+    """
+
+    def __init__(self, learner: _Learner, held_out: RaggedLists, folds: int) -> None:
+        schema, self.lengths = learner.schema, learner.lengths
+        self.trees, self.chosen = learner.choose(held_out)
+        fold = learner.parts % folds
+        of_item = np.repeat(fold, self.lengths)
+        self.scores = np.zeros(len(of_item), dtype=np.float32)
+        for number in range(folds):
+            ranker = learner.fit(fold != number, self.chosen["leaves"], self.chosen["trees"])
+            held = learner.ragged.take(np.flatnonzero(fold == number))
+            self.scores[of_item == number] = ranker.scores(held, schema)
+        positions = 0 if schema.position == NO_ORDER else schema.max_list_length
+        loss = binary_log_loss if learner.labels.max() <= 1 else softmax_loss
+        tensors = {name: torch.from_numpy(array) for name, array in _scored(learner.ragged, self.scores).items()}
+        scale, offset, of_position = calibration(tensors, loss, positions=positions)
+        start = scale * self.trees.scores(held_out, schema) + offset
+        if positions:
+            start = start + np.array(of_position)[held_out.rows["position_ids"]]
+        self.value = _mean_ndcg(start, held_out)
 
 
 class _Learner:
@@ -217,5 +257,10 @@ def _encoded(processor: ListProcessor, lists: Any) -> RaggedLists:
 
 
 def _mean_ndcg(scores: np.ndarray, ragged: RaggedLists) -> float:
-    padded = RaggedLists(ragged.lengths, {**ragged.rows, "initial_scores": scores}).padded()
+    padded = _scored(ragged, scores)
     return float(ndcg(padded["initial_scores"], padded["labels"], mask=padded["mask"], k=10))
+
+
+def _scored(ragged: RaggedLists, scores: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of lists whose items have these scores."""
+    return RaggedLists(ragged.lengths, {**ragged.rows, "initial_scores": scores}).padded()

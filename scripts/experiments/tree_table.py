@@ -41,6 +41,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "PRM now, before's schedule": {"arguments": BEFORE},
     "PRM on top, score as a feature": {"on_top": True, "config": {"initial_score": "feature"}},
     "PRM on top, trees read the order": {"on_top": True, "with_position": True},
+    "PRM on top, trees do not read the order": {"on_top": True, "with_position": False},
     "PRM on top, without order": {"on_top": True, "config": {"position_input": "none"}},
     "PRM now, without order": {"config": {"position_input": "none"}},
     "PRM before, scaled": {"arguments": BEFORE, "config": OLD_CONFIG, "scale": "standard", "principled": "scaled"},
@@ -86,7 +87,7 @@ def run_arm(log: Log, arm: str, seed: int, folder: Path) -> dict[str, Any]:
         config.setdefault("task_loss", "softmax_loss")  # grades
     if options.get("on_top"):
         # The trees are the same for all seeds; folds and trees of one's own per seed would cost most of the time.
-        key = (log.name, schema, options.get("with_position", False))
+        key = (log.name, schema, options.get("with_position"))
         if key not in TREES:
             TREES[key] = fit_on_top(processor, train, lists["validation"], with_position=key[2])
         on_top = TREES[key]

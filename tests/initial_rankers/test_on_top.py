@@ -156,3 +156,14 @@ def test_values_that_the_tables_learn_later_get_the_rate_of_unknown_ones(made):
     processor.extend(table)
     after = processor(table, return_tensors="np")["initial_scores"]
     np.testing.assert_array_equal(before, after)
+
+
+def test_trees_read_the_order_where_the_validation_lists_gain_by_it(made):
+    processor, train, validation, _ = made
+    values = {
+        kind: fit_on_top(processor, train, validation, with_position=kind).settings for kind in (False, True, None)
+    }
+    best = max((False, True), key=lambda kind: values[kind]["start_validation_ndcg@10"])
+    assert values[None] == values[best]
+    assert values[False]["with_position"] is False
+    assert values[True]["with_position"] is True
