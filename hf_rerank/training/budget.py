@@ -15,27 +15,36 @@ STEPS = 400
 VERY_FEW_STEPS = 100
 
 
-def fill_in_budget(args: Any, lists: int) -> None:
+def fill_in_budget(args: Any, lists: int | None) -> None:
     """Fills in the batch size and the number of epochs where they are 0, for so many training lists.
 
     The batch is the power of two that makes about 100 steps per epoch, from 16 to 256 lists over all devices and
-    accumulated batches. Epochs are 5, and more where that would be under 400 steps, at most 40.
+    accumulated batches. Epochs are 5, and more where that would be under 400 steps, at most 40. A warm-up that is a
+    share of the steps is left out of a training of under 100 steps, since its first step would change nothing.
 
     Args:
-        args: ``RerankTrainingArguments``; ``per_device_train_batch_size`` and ``num_train_epochs`` are changed.
-        lists: Training lists.
+        args: ``RerankTrainingArguments``; batch size, epochs and warm-up are
+            changed.
+        lists: Training lists. None: a stream, of which ``max_steps`` are trained.
     """
     together = max(1, args.n_gpu) * args.world_size * args.gradient_accumulation_steps
     if args.per_device_train_batch_size == 0:
-        batch = SMALLEST_BATCH
-        while batch < LARGEST_BATCH and lists >= 2 * batch * STEPS_PER_EPOCH:
+        batch = LARGEST_BATCH if lists is None else SMALLEST_BATCH
+        while lists is not None and batch < LARGEST_BATCH and lists >= 2 * batch * STEPS_PER_EPOCH:
             batch *= 2
         args.per_device_train_batch_size = max(1, batch // together)
-    steps = max(1, -(-lists // (args.per_device_train_batch_size * together)))
-    if args.num_train_epochs == 0:
-        args.num_train_epochs = float(min(MOST_EPOCHS, max(EPOCHS, -(-STEPS // steps))))
-    total = args.max_steps if args.max_steps > 0 else round(steps * args.num_train_epochs)
-    if total < VERY_FEW_STEPS:
+    total = args.max_steps
+    if lists is not None:
+        steps = max(1, -(-lists // (args.per_device_train_batch_size * together)))
+        if args.num_train_epochs == 0:
+            args.num_train_epochs = float(min(MOST_EPOCHS, max(EPOCHS, -(-STEPS // steps))))
+        if args.max_steps <= 0:
+            total = round(steps * args.num_train_epochs)
+    if total >= VERY_FEW_STEPS:
+        return
+    if args.warmup_steps < 1:
+        args.warmup_steps = 0
+    if args.max_steps <= 0:
         warnings.warn(
             f"this training takes {total} steps ({lists:,} lists in batches of "
             f"{args.per_device_train_batch_size * together}): too few to learn much; lower "

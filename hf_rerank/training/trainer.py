@@ -24,7 +24,7 @@ from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.collator import RerankCollator, list_keys
 from hf_rerank.storage import replacing
 from hf_rerank.training.arguments import RerankTrainingArguments
-from hf_rerank.training.budget import LARGEST_BATCH, fill_in_budget
+from hf_rerank.training.budget import fill_in_budget
 from hf_rerank.training.callbacks import HealthCallback, ResultsCallback, StreamPasses
 from hf_rerank.training.checkpoints import write_part
 from hf_rerank.training.custom_loss import with_custom_loss
@@ -95,10 +95,8 @@ class RerankTrainer(EvaluatingTrainer):
         processing_class.check_fingerprint(model.config.schema_fingerprint, "the model")
         if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps < 1:
             raise InputError("train_dataset is a stream of unknown length: set max_steps in the arguments")
-        if train_dataset is not None and hasattr(train_dataset, "__len__"):
-            fill_in_budget(args, len(train_dataset))
-        elif args.per_device_train_batch_size == 0:
-            args.per_device_train_batch_size = LARGEST_BATCH
+        if train_dataset is not None:
+            fill_in_budget(args, len(train_dataset) if hasattr(train_dataset, "__len__") else None)
         if model.config.unknown_rate is None and train_dataset is not None:
             first = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else eval_dataset
             if hasattr(first, "select"):

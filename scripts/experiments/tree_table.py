@@ -40,6 +40,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "PRM now, unknown rate 0.01": {"config": {"unknown_rate": 0.01}},
     "PRM now, before's schedule": {"arguments": BEFORE},
     "PRM on top, score as a feature": {"on_top": True, "config": {"initial_score": "feature"}},
+    "start alone": {"on_top": True, "untrained": True},
     "PRM on top, trees read the order": {"on_top": True, "with_position": True},
     "PRM on top, trees do not read the order": {"on_top": True, "with_position": False},
     "PRM on top, without order": {"on_top": True, "config": {"position_input": "none"}},
@@ -111,7 +112,8 @@ def run_arm(log: Log, arm: str, seed: int, folder: Path) -> dict[str, Any]:
         **options.get("arguments", {}),
     )
     trainer = RerankTrainer(model_class(made), arguments, train, lists["validation"], processor)
-    trainer.train()
+    if not options.get("untrained"):
+        trainer.train()
     reranker = Reranker(processor, trainer.model)
     rows = [lists["test"].with_format("arrow")[:]]
     scores = []
@@ -131,7 +133,7 @@ def run_arm(log: Log, arm: str, seed: int, folder: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "tree_seconds": round(tree_seconds, 1),
         "trees": trees,
-        "validation": trainer.state.best_metric,
+        "validation": trainer.state.best_metric or obedience["validation_ndcg@10"],
         "curve": [row["eval_ndcg@10"] for row in trainer.state.log_history if "eval_ndcg@10" in row],
         "steps": trainer.state.global_step,
         "p1": obedience.get("validation_p1_item_obedience"),

@@ -48,3 +48,16 @@ def test_very_few_steps_are_told(tmp_path):
 def test_negative_numbers_are_refused(tmp_path):
     with pytest.raises(InputError, match="expected more than 0, or 0 to let the number of lists decide"):
         RerankTrainingArguments(str(tmp_path), per_device_train_batch_size=-1)
+
+
+def test_a_short_training_has_no_warm_up_unless_steps_are_given(tmp_path):
+    for given, steps, expected in ((0.1, 20, 0), (0.1, 200, 0.1), (5, 20, 5)):
+        args = RerankTrainingArguments(str(tmp_path), max_steps=steps, warmup_steps=given)
+        fill_in_budget(args, 5_000)
+        assert args.warmup_steps == expected
+
+
+def test_a_stream_gets_the_largest_batch(tmp_path):
+    args = RerankTrainingArguments(str(tmp_path), max_steps=500)
+    fill_in_budget(args, None)
+    assert args.per_device_train_batch_size == 256
