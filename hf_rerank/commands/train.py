@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
         "--trees-read-order",
         choices=("auto", "yes", "no"),
         help="with --on-top-of: whether the trees also read at which position an item is given; their scores then "
-        "stay those of the given order in every pass of principled learning (default: auto, by the validation lists)",
+        "stay those of the given order in every pass of principled learning (default: auto, by cross-fitting)",
     )
     train.add_argument("--plots", action="store_true", help="draw RUN/plots/training.png at every evaluation")
     train.set_defaults(run=run, parser=train)

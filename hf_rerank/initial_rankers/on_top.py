@@ -77,8 +77,8 @@ def fit_on_top(
         train: A ``datasets`` Dataset of training lists.
         validation: Lists that choose the number of trees and of leaves by NDCG@10.
         with_position: Whether the trees also read at which position an item is given. Their scores are then those of
-            the given order in every pass of principled learning. None: what is better on the validation lists, once
-            each position has a number of its own beside the trees' scores.
+            the given order in every pass of principled learning. None: what is better on the training lists, each
+            scored by trees that have not learned from it, with a number per position beside the trees' scores.
         folds: Of the cross-fitting, at least 2.
         seed: Of the folds.
         threads: Of LightGBM. The trees do not depend on it.
@@ -118,7 +118,7 @@ def fit_on_top(
         "lists_learned_from": len(train),
         **best.chosen,
         "with_position": best.trees.reads_position,
-        "start_validation_ndcg@10": best.value,
+        "start_ndcg@10": best.value,
         "click_through_rates_of": list(best.trees.rates),
         "lightgbm": lightgbm.__version__,
     }
@@ -132,7 +132,8 @@ class _CrossFitted:
         trees, chosen: As of ``_Learner.choose``.
         scores: float32 [N], of the items of the training lists.
         lengths: int64 [B], items of these.
-        value: NDCG@10 on the lists held out of the scores as training starts from them, with a number per position.
+        value: NDCG@10 on the training lists of their cross-fitted scores with a number per position, as training starts
+            from them. There are more of them than validation lists, and no tree has learned from the list it scores.
     """
 
     def __init__(self, learner: _Learner, held_out: RaggedLists, folds: int) -> None:
@@ -149,10 +150,10 @@ class _CrossFitted:
         loss = binary_log_loss if learner.labels.max() <= 1 else softmax_loss
         tensors = {name: torch.from_numpy(array) for name, array in _scored(learner.ragged, self.scores).items()}
         scale, offset, of_position = calibration(tensors, loss, positions=positions)
-        start = scale * self.trees.scores(held_out, schema) + offset
+        start = scale * self.scores + offset
         if positions:
-            start = start + np.array(of_position)[held_out.rows["position_ids"]]
-        self.value = _mean_ndcg(start, held_out)
+            start = start + np.array(of_position)[learner.ragged.rows["position_ids"]]
+        self.value = _mean_ndcg(start, learner.ragged)
 
 
 class _Learner:

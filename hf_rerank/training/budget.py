@@ -23,8 +23,7 @@ def fill_in_budget(args: Any, lists: int | None) -> None:
     share of the steps is left out of a training of under 100 steps, since its first step would change nothing.
 
     Args:
-        args: ``RerankTrainingArguments``; batch size, epochs and warm-up are
-            changed.
+        args: ``RerankTrainingArguments``; batch size, epochs and warm-up are changed.
         lists: Training lists. None: a stream, of which ``max_steps`` are trained.
     """
     together = max(1, args.n_gpu) * args.world_size * args.gradient_accumulation_steps

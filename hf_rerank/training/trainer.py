@@ -99,7 +99,7 @@ class RerankTrainer(EvaluatingTrainer):
             fill_in_budget(args, len(train_dataset) if hasattr(train_dataset, "__len__") else None)
         if model.config.unknown_rate is None and train_dataset is not None:
             first = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else eval_dataset
-            if hasattr(first, "select"):
+            if hasattr(first, "select") and len(first):
                 match_unknown_values(model.config, processing_class, first)
         self.processor = processing_class
         if objective is not None and (args.principled, args.principled_kwargs) != ("scaled", None):

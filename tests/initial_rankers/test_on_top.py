@@ -158,12 +158,12 @@ def test_values_that_the_tables_learn_later_get_the_rate_of_unknown_ones(made):
     np.testing.assert_array_equal(before, after)
 
 
-def test_trees_read_the_order_where_the_validation_lists_gain_by_it(made):
+def test_trees_read_the_order_where_cross_fitted_scores_gain_by_it(made):
     processor, train, validation, _ = made
     values = {
         kind: fit_on_top(processor, train, validation, with_position=kind).settings for kind in (False, True, None)
     }
-    best = max((False, True), key=lambda kind: values[kind]["start_validation_ndcg@10"])
+    best = max((False, True), key=lambda kind: values[kind]["start_ndcg@10"])
     assert values[None] == values[best]
     assert values[False]["with_position"] is False
     assert values[True]["with_position"] is True

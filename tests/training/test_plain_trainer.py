@@ -73,7 +73,7 @@ def test_its_training_is_that_of_the_rerank_trainer_without_principles(
     """Same seed, same batches: the same bits."""
     options = {"max_steps": 5, "per_device_train_batch_size": 16, "learning_rate": 0.02, "save_strategy": "no"}
     plain = Trainer(
-        model=make_model(hidden_dropout_prob=0.1),
+        model=make_model(hidden_dropout_prob=0.1, unknown_rate=0.01),
         args=TrainingArguments(
             str(tmp_path / "plain"),
             remove_unused_columns=False,
@@ -87,10 +87,11 @@ def test_its_training_is_that_of_the_rerank_trainer_without_principles(
     )
     plain.train()
     ours = make_trainer(
-        make_model(hidden_dropout_prob=0.1),
+        make_model(hidden_dropout_prob=0.1, unknown_rate=0.01),
         principled="none",
         eval_strategy="no",
         load_best_model_at_end=False,
+        lr_scheduler_type="linear",
         **options,
     )
     ours.train()

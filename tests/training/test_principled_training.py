@@ -151,7 +151,9 @@ def test_collapse_is_noticed(make_trainer: Make) -> None:
     """A weight beyond all measure presses the scores of every list together; the warning names it and its value."""
     first, second = PRESETS["scaled"].terms
     objective = replace(PRESETS["scaled"], terms=(replace(first, weight=1e6, space="logit"), second))
-    trainer = make_trainer(objective=objective, num_train_epochs=6, learning_rate=0.05, **STEP_BY_STEP)
+    trainer = make_trainer(
+        objective=objective, num_train_epochs=6, learning_rate=0.05, lr_scheduler_type="linear", **STEP_BY_STEP
+    )
     with pytest.warns(UserWarning, match=r"scores of \d+% of the lists lie closer together .* \(step \d+\)") as caught:
         trainer.train()
     messages = [str(one.message) for one in caught if "closer together" in str(one.message)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def test_other_batches_are_refused(make_trainer: Make, checkpoint: Path) -> None
         ({"truncate_lists": True}, "truncate_lists=False, this run has True: batches"),
         ({"learning_rate": 0.5}, r"learning_rate=0\.02, this run has 0\.5: it would be ignored"),
         ({"optim": "sgd"}, r"optim=adamw\w*, this run has sgd: it would be ignored"),
-        ({"lr_scheduler_type": "constant"}, "lr_scheduler_type=linear, this run has constant: it would"),
+        ({"lr_scheduler_type": "constant"}, "lr_scheduler_type=cosine, this run has constant: it would"),
         (
             {"lr_scheduler_kwargs": {"num_cycles": 2}},
             "lr_scheduler_kwargs=None, this run has {'num_cycles': 2}: it would",
@@ -216,12 +217,12 @@ def test_what_changes_no_batch_is_allowed(make_trainer: Make, checkpoint: Path) 
 
 
 def test_a_longer_run_is_warned_of(make_trainer: Make, checkpoint: Path) -> None:
-    """Linear decay from 0.02 to 0: the fourth of five steps has two fifths of it."""
+    """A cosine from 0.02 to 0: the fourth of five steps is three fifths of the way."""
     trainer = make_trainer(folder="longer", **{**BEGUN, "max_steps": 5})
     with pytest.warns(UserWarning, match="max_steps=3, this run has 5: from here the learning rate is that of a run"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     rates = {entry["step"]: entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry}
-    assert rates[4] == pytest.approx(0.02 * 2 / 5)
+    assert rates[4] == pytest.approx(0.02 * (1 + math.cos(math.pi * 3 / 5)) / 2)
 
 
 def test_a_checkpoint_that_does_not_say(make_trainer: Make, checkpoint: Path) -> None:
