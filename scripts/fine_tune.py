@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 
-from datasets import concatenate_datasets
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -28,10 +27,10 @@ def main() -> None:
     logging.disable_progress_bar()
     set_seed(0)
 
-    # The model, and lists read as its own schema says. No other ranker is trained here, so its share trains this one.
+    # The model, and lists read as its own schema says.
     reranker = Reranker.from_pretrained(options.model)
     lists = load_lists(options.lists, schema=reranker.processor.schema)
-    few = concatenate_datasets([lists["ranker_train"], lists["train"]])
+    few = lists["train"]
 
     # New items and categories get rows in the tables. No score changes yet.
     tuned, report = adapt(reranker, few)

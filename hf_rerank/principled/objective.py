@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.losses import TASK_LOSSES, centred, probabilities
+from hf_rerank.losses import LOSSES_WITHOUT_PROBABILITIES, TASK_LOSSES, centred, probabilities
 from hf_rerank.principled.consistency import REDUCTIONS, Reduction, consistency_loss, upcast
 from hf_rerank.principled.orders import (
     check_perturbation,
@@ -206,19 +206,20 @@ class PrincipledObjective:
             raise InputError(f"warmup is {self.warmup!r}: expected a fraction of the steps, from 0 to 1")
         if not (_is_number(self.seed) and isinstance(self.seed, Integral)):
             raise InputError(f"seed is {self.seed!r}: expected a whole number")
-        if self.task_loss == "lambda_loss" and any(term.space == "probability" for term in self.terms):
-            raise InputError("lambda_loss has no probabilities: compare the scores with space='logit'")
+        if self.task_loss in LOSSES_WITHOUT_PROBABILITIES and any(term.space == "probability" for term in self.terms):
+            raise InputError(f"{self.task_loss} has no probabilities: compare the scores with space='logit'")
 
     def for_task_loss(self, name: str) -> PrincipledObjective:
         """The objective for a model that trains on this task loss.
 
-        Terms that compare probabilities compare logits instead where the loss has none (``lambda_loss``).
+        Terms that compare probabilities compare logits instead where the loss has none
+        (``hf_rerank.losses.LOSSES_WITHOUT_PROBABILITIES``, such as ``lambda_loss``).
 
         Args:
             name: In ``hf_rerank.losses.TASK_LOSSES``.
         """
         terms = self.terms
-        if name == "lambda_loss":
+        if name in LOSSES_WITHOUT_PROBABILITIES:
             terms = tuple(replace(term, space="logit") if term.space == "probability" else term for term in terms)
         return replace(self, task_loss=name, terms=terms)
 

@@ -138,8 +138,8 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 "learning_rate; checkpoints are unchanged"
             )
         scores = comparable_scores(output.logits, self.model.config.task_loss_name, features["mask"])
-        # A mean over the batch's lists: as a measure of each list it weighs a short batch by its lists. NaN would count
-        # as a list that was not measured.
+        # A mean over the batch's lists: as a measure of each list, it weighs a short batch by its lists. A NaN among
+        # measures would be left out.
         loss = _loss(output).nan_to_num(nan=math.inf).expand(len(scores))
         predictions, labels = self.batch_metrics.pack(scores, {**output.losses, "loss": loss}, features, others)
         return _loss(output), predictions, labels

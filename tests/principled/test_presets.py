@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hf_rerank.errors import InputError
-from hf_rerank.losses import TASK_LOSSES
+from hf_rerank.losses import LOSSES_WITHOUT_PROBABILITIES, TASK_LOSSES
 from hf_rerank.principled import PRESETS, Pass, Perturbed, PrincipledObjective, Term, preset_objective
 
 EVERY = ("first", "second", "third")
@@ -147,7 +147,7 @@ def test_the_task_loss_of_a_model(name: str) -> None:
     """Where the loss has no probabilities, logits are compared; nothing else changes."""
     for task_loss in TASK_LOSSES:
         found = PRESETS[name].for_task_loss(task_loss)
-        without = task_loss == "lambda_loss"
+        without = task_loss in LOSSES_WITHOUT_PROBABILITIES
         terms = [
             replace(term, space="logit" if without and term.space == "probability" else term.space)
             for term in PRESETS[name].terms

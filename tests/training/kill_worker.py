@@ -85,7 +85,7 @@ def make_lists(count: int, seed: int) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows)
 
 
-def make_trainer(folder: Path, seed: int = 0, **options: Any) -> RerankTrainer:
+def make_trainer(folder: Path, seed: int = 7, **options: Any) -> RerankTrainer:
     """A tiny training of 72 lists."""
     torch.manual_seed(seed)
     train = make_lists(72, 1)
@@ -202,7 +202,7 @@ def die_at_call(folder: Path, number: int, counted: Path | None = None) -> None:
     sys.addaudithook(hook)
 
 
-def train(folder: Path, options: dict[str, Any], result: Path | None = None, seed: int = 0) -> None:
+def train(folder: Path, options: dict[str, Any], result: Path | None = None, seed: int = 7) -> None:
     """Goes on from what there is, to the end."""
     trainer = make_trainer(folder, seed=seed, **options)
     trainer.train(resume_from_checkpoint="auto")
@@ -234,7 +234,7 @@ def killed_and_resumed(
         fired += code == -signal.SIGKILL
     # Other initial weights: all of them must come from the checkpoint, if there is one.
     started = any(path.name.startswith("checkpoint-") for path in folder.glob("*"))
-    code = forked(lambda: train(folder, options, result, seed=9 if started else 0))
+    code = forked(lambda: train(folder, options, result, seed=9 if started else 7))
     found = json.loads(result.read_text()) if result.exists() else {}
     resumed_from = found.pop("resumed_from", None)
     different = sorted(name for name in expected if found.get(name) != expected[name])

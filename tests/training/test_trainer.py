@@ -96,7 +96,7 @@ def trained(
 def test_learns(trained: RerankTrainer, lists: dict[str, Any]) -> None:
     losses = [entry["loss"] for entry in logged(trained, "loss")]
     assert len(losses) == 8
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
     initial = evaluate_orders(trained.processor, lists["validation"])["initial"]
     best = trained.results["evaluations"]["final"]
     assert best["final_ndcg@10"] > initial["ndcg@10"] + 0.03
