@@ -39,6 +39,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "PRM now, standard scale": {"scale": "standard"},
     "PRM now, unknown rate 0.01": {"config": {"unknown_rate": 0.01}},
     "PRM now, before's schedule": {"arguments": BEFORE},
+    "PRM on top, without relative features": {"on_top": True, "config": {"relative_features": False}},
     "PRM on top, score as a feature": {"on_top": True, "config": {"initial_score": "feature"}},
     "start alone": {"on_top": True, "untrained": True},
     "PRM on top, trees read the order": {"on_top": True, "with_position": True},
@@ -152,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
                 path = args.work / f"{name}-{arm.replace(' ', '_').replace(',', '')}-{seed}.json"
                 if path.exists():
                     continue
-                folder = args.work / "run"
+                folder = args.work / f"run-{os.getpid()}"  # processes may share the work folder
                 shutil.rmtree(folder, ignore_errors=True)
                 row = run_arm(log, arm, seed, folder)
                 path.write_text(json.dumps(row))
