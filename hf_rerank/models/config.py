@@ -79,7 +79,7 @@ class RerankerConfig(PreTrainedConfig):
     own_task_loss: ClassVar[str] = "binary_log_loss"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     # What the published models, and so all presets, do not have.
-    published: ClassVar[dict[str, Any]] = {"relative_features": False, "unknown_rate": 0.01}
+    published: ClassVar[dict[str, Any]] = {"unknown_rate": 0.01}
 
     item_vocab_sizes: list[int] = field(default_factory=list)
     num_item_dense: int = 0
@@ -96,7 +96,7 @@ class RerankerConfig(PreTrainedConfig):
     unknown_rate: float | int | None = None
     item_unknown_rates: list[float] = field(default_factory=list)
     user_unknown_rates: list[float] = field(default_factory=list)
-    relative_features: bool = True
+    relative_features: bool = False
     initial_score: Literal["none", "feature", "start"] = "none"
     initial_score_scale: float | int = 1.0
     initial_score_offset: float | int = 0.0

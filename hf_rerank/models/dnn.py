@@ -21,7 +21,6 @@ class DNNConfig(RerankerConfig):
     Args:
         hidden_sizes: Widths of the hidden layers.
         hidden_dropout_prob: After each hidden layer, in [0, 1).
-        relative_features: As of ``RerankerConfig``. Off, since the model scores each item on its own.
     """
 
     model_type: ClassVar[str] = "rerank_dnn"
@@ -33,7 +32,6 @@ class DNNConfig(RerankerConfig):
 
     hidden_sizes: list[int] = field(default_factory=lambda: [500, 200, 80])
     hidden_dropout_prob: float | int = 0.0
-    relative_features: bool = False
 
     def validate_network(self) -> None:
         """Checks what types cannot say."""

@@ -23,7 +23,6 @@ class MiDNNConfig(RerankerConfig):
     Args:
         hidden_sizes: Widths of the hidden layers.
         hidden_dropout_prob: After each hidden layer, in [0, 1).
-        relative_features: As of ``RerankerConfig``. Off, since the global features do the same in another form.
         global_features: Which features of an item are also set against the others': ``all`` of them, embeddings and
             position among them, or the ``dense`` ones (numbers and vectors) only, without the position.
     """
@@ -37,7 +36,6 @@ class MiDNNConfig(RerankerConfig):
 
     hidden_sizes: list[int] = field(default_factory=lambda: [512, 256, 128])
     hidden_dropout_prob: float | int = 0.0
-    relative_features: bool = False
     global_features: Literal["all", "dense"] = "all"
 
     def validate_network(self) -> None:

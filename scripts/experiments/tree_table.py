@@ -26,7 +26,7 @@ from tree_logs import NAMES, Log, load
 from hf_rerank.schema import Dense, ListSchema
 
 BEFORE = {"per_device_train_batch_size": 256, "num_train_epochs": 10, "lr_scheduler_type": "linear", "warmup_steps": 0}
-OLD_CONFIG = {"relative_features": False, "unknown_rate": 0.01}
+OLD_CONFIG = {"unknown_rate": 0.01}
 # What each arm changes of the defaults of the library.
 ARMS: dict[str, dict[str, Any]] = {
     "DNN": {"model": "dnn"},
@@ -35,11 +35,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "PRM on top": {"on_top": True},
     "PRM now, softmax": {"config": {"task_loss": "softmax_loss"}},
     "PRM on top, softmax": {"on_top": True, "config": {"task_loss": "softmax_loss"}},
-    "PRM now, without relative features": {"config": {"relative_features": False}},
+    "PRM now, relative features": {"config": {"relative_features": True}},
     "PRM now, standard scale": {"scale": "standard"},
     "PRM now, unknown rate 0.01": {"config": {"unknown_rate": 0.01}},
     "PRM now, before's schedule": {"arguments": BEFORE},
-    "PRM on top, without relative features": {"on_top": True, "config": {"relative_features": False}},
+    "PRM on top, relative features": {"on_top": True, "config": {"relative_features": True}},
     "PRM on top, score as a feature": {"on_top": True, "config": {"initial_score": "feature"}},
     "start alone": {"on_top": True, "untrained": True},
     "PRM on top, trees read the order": {"on_top": True, "with_position": True},
@@ -194,8 +194,8 @@ def latency(args: argparse.Namespace) -> None:
     measured: dict[str, Any] = {"trees": {name: found.settings[name] for name in ("trees", "leaves")}}
     measured["items"] = float(np.mean([len(row["hotel"]) for row in rows]))
     for name, processor, options in (
-        ("without relative features", plain, {"relative_features": False}),
         ("PRM", plain, {}),
+        ("PRM, relative features", plain, {"relative_features": True}),
         ("PRM on top", found.processor, {"initial_score": "start"}),
     ):
         reranker = Reranker(processor, PRMForReranking(PRMConfig.for_schema(processor.schema, **options)))

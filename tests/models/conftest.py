@@ -64,7 +64,7 @@ HISTORY = 3
 
 def tiny_config(name: str, **options: Any) -> Any:
     """No dropped ids; tables as large as the other features, so that a feature that is not read is noticed."""
-    plain = {"unknown_rate": 0, "relative_features": False, "initializer_range": 0.5}
+    plain = {"unknown_rate": 0, "initializer_range": 0.5}
     return RERANKERS[name][0](**{**LISTS, **plain, **TINY.get(name, {}), **options})
 
 

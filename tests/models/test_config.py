@@ -299,7 +299,7 @@ def test_every_field_survives_json(name, tiny, tmp_path):
         "unknown_rate": 0,
         "item_unknown_rates": [0.5, 0.25],
         "user_unknown_rates": [0.75],
-        "relative_features": name in ("dnn", "midnn"),
+        "relative_features": True,
         "initial_score": "start",
         "initial_score_scale": 2.5,
         "initial_score_offset": -1.5,
