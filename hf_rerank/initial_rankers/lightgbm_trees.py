@@ -23,7 +23,7 @@ def ensemble_of(model: str) -> TreeEnsemble:
     if "\naverage_output" in model:
         raise InputError("the LightGBM model averages its trees (boosting rf): expected boosting gbdt")
     parts: dict[str, list[np.ndarray]] = {}
-    roots, nodes, leaves, sets = [], 0, 0, []
+    roots, nodes, leaves, sets = [], 0, 0, []  # type: ignore[var-annotated]
     for tree in _trees(model):
         count = int(tree["num_leaves"])
         if tree.get("is_linear", "0") != "0":

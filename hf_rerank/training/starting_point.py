@@ -104,7 +104,7 @@ def calibration(
         value.backward()
         return value
 
-    optimizer.step(step)  # type: ignore[arg-type]
+    optimizer.step(step)
     numbers = [*of_position.detach().tolist(), scale.item(), offset.item()]
     if not all(math.isfinite(number) for number in numbers):
         raise InputError("the scores of the earlier ranker cannot be calibrated: their loss has no minimum")
@@ -130,7 +130,7 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
     for table in tables_of(_spread(lists), BATCH):
         report.add(processor.encode(Lists.from_arrow(table, processor.schema), truncate=True)[1])
     shares = report.unknown_share()
-    found = {}
+    found: dict[str, float] = {}
     for part, name in (("items", "item"), ("user", "user")):
         tables = [feature.name for feature in processor.schema.features(part, Categorical)]
         found |= {table: shares[table] for table in tables}
