@@ -159,7 +159,9 @@ def _new(options: argparse.Namespace, lists: Any, arguments: Any) -> tuple[Any, 
             ordered = False
         on_top = fit_on_top(processor, train, lists["validation"], with_position=ordered)
         processor, train, about = on_top.processor, on_top.train, {"on_top_of": on_top.settings}
-        overrides = {"initial_score": "start", **overrides}
+        # What trees cannot see is how an item compares with the others; published sizes stay as published.
+        defaults = {"initial_score": "start"} | ({} if options.preset else {"relative_features": True})
+        overrides = {**defaults, **overrides}
         print(_describe_trees(on_top.settings))
     if options.preset:
         config = config_class.preset(options.preset, processor.schema, **overrides)

@@ -39,7 +39,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "PRM now, standard scale": {"scale": "standard"},
     "PRM now, unknown rate 0.01": {"config": {"unknown_rate": 0.01}},
     "PRM now, before's schedule": {"arguments": BEFORE},
-    "PRM on top, relative features": {"on_top": True, "config": {"relative_features": True}},
+    "PRM on top, without relative features": {"on_top": True, "config": {"relative_features": False}},
     "PRM on top, score as a feature": {"on_top": True, "config": {"initial_score": "feature"}},
     "start alone": {"on_top": True, "untrained": True},
     "PRM on top, trees read the order": {"on_top": True, "with_position": True},
@@ -94,7 +94,7 @@ def run_arm(log: Log, arm: str, seed: int, folder: Path) -> dict[str, Any]:
             TREES[key] = fit_on_top(processor, train, lists["validation"], with_position=key[2])
         on_top = TREES[key]
         processor, train, trees = on_top.processor, on_top.train, on_top.settings
-        config = {"initial_score": "start", **config}
+        config = {"initial_score": "start", "relative_features": True, **config}
     tree_seconds = time.monotonic() - started
     config_class, model_class = reranker_classes(options.get("model", "prm"))
     made = config_class.for_schema(processor.schema, **config)
@@ -196,7 +196,7 @@ def latency(args: argparse.Namespace) -> None:
     for name, processor, options in (
         ("PRM", plain, {}),
         ("PRM, relative features", plain, {"relative_features": True}),
-        ("PRM on top", found.processor, {"initial_score": "start"}),
+        ("PRM on top", found.processor, {"initial_score": "start", "relative_features": True}),
     ):
         reranker = Reranker(processor, PRMForReranking(PRMConfig.for_schema(processor.schema, **options)))
         with tempfile.TemporaryDirectory() as folder:

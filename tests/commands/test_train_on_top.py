@@ -44,6 +44,7 @@ def test_one_command_trains_trees_and_model_and_saves_both(prepared, tmp_path, c
     assert results["training_arguments"]["learning_rate"] == pytest.approx(3e-4)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["initial_score"] == "start"
+    assert config["relative_features"] is True
     assert len(config["initial_score_positions"]) == 6
     assert (tmp_path / "run" / "trees.safetensors").is_file()
     ranked = Reranker.from_pretrained(tmp_path / "run").rerank([{"kind": [0, 2, 1], "price": [9.0, 0.1, 2.0]}])
