@@ -132,8 +132,8 @@ class _CrossFitted:
         trees, chosen: As of ``_Learner.choose``.
         scores: float32 [N], of the items of the training lists.
         lengths: int64 [B], items of these.
-        value: NDCG@10 on the training lists of their cross-fitted scores with a number per position, as training
-            starts from them. There are more of them than validation lists, and no tree has learned from the list it scores.
+        value: NDCG@10 on the training lists of their cross-fitted scores with a number per position, where training
+            starts. There are more of them than validation lists, and no tree has learned from the list it scores.
     """
 
     def __init__(self, learner: _Learner, held_out: RaggedLists, folds: int) -> None:
