@@ -17,13 +17,13 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-import hf_rerank
 from hf_rerank.data.prepared.resumable import REJECTS_FILE, ResumableFolder, resumable_folder
 from hf_rerank.data.prepared.shards import ShardWriter
 from hf_rerank.data.report import PrepareReport, RejectedLine, RejectedLines
 from hf_rerank.data.source import ListSource, PartitionedSource, Rejects, Unit
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.storage import InputFiles, json_text, naming_failures, read_json, refuse_output_over_input, writing
+from hf_rerank.version import __version__
 
 # Of lists in memory, in all splits; on the disk a quarter of it. An interruption loses at most so much work.
 SHARD_BYTES = 2**30
@@ -118,7 +118,7 @@ def write_lists(
 def _versions() -> dict[str, str]:
     """Other versions may write other bytes."""
     packages = {name: metadata.version(name) for name in ("polars", "pyarrow")}
-    return {"hf_rerank": hf_rerank.__version__, **packages}
+    return {"hf_rerank": __version__, **packages}
 
 
 def _processors() -> int:
