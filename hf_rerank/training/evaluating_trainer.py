@@ -19,10 +19,10 @@ from hf_rerank.processing.collator import RerankCollator, list_keys
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.batch_metrics import BatchMetrics
 from hf_rerank.training.checkpointing_trainer import CheckpointingTrainer
-from hf_rerank.training.custom_loss import with_custom_loss
 from hf_rerank.training.datasets import encode_lists
 from hf_rerank.training.encoded_lists import split_batch
 from hf_rerank.training.finite import lists_with_broken_scores
+from hf_rerank.training.task_loss import with_custom_loss
 
 
 class EvaluatingTrainer(CheckpointingTrainer):

@@ -27,7 +27,6 @@ from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.budget import fill_in_budget
 from hf_rerank.training.callbacks import HealthCallback, ResultsCallback, StreamPasses
 from hf_rerank.training.checkpoints import write_part
-from hf_rerank.training.custom_loss import with_custom_loss
 from hf_rerank.training.datasets import encode_lists
 from hf_rerank.training.encoded_lists import split_batch
 from hf_rerank.training.evaluating_trainer import EvaluatingTrainer
@@ -35,6 +34,7 @@ from hf_rerank.training.finite import FiniteGuard, OptimizerGuard, refuse_broken
 from hf_rerank.training.resume import describe_run, refuse_another_run, refuse_different_lists, write_run
 from hf_rerank.training.starting_point import match_unknown_values
 from hf_rerank.training.streams import EncodedStream, collate_stream
+from hf_rerank.training.task_loss import with_custom_loss, with_task_loss
 from hf_rerank.training.training_log import TrainingLog
 
 # What a resumed run needs beside the Trainer's own state: sums for the next log, and the factors of the terms.
@@ -105,7 +105,7 @@ class RerankTrainer(EvaluatingTrainer):
         if objective is not None and (args.principled, args.principled_kwargs) != ("scaled", None):
             raise InputError("objective and principled exclude each other: leave out one of them")
         chosen = args.objective() if objective is None else objective
-        self.principled_objective = _with_task_loss(chosen, model, args)
+        self.principled_objective = with_task_loss(chosen, model, args.task_loss)
         bounded = model.config.task_loss_name == "binary_log_loss" and compute_loss_func is None
         collator = RerankCollator(
             processing_class,
@@ -294,13 +294,3 @@ class RerankTrainer(EvaluatingTrainer):
         """What decides which batches this run reads, and which parameters they train."""
         frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
         return describe_run(self.args, self.results["data"], self.results["objective"], frozen)
-
-
-def _with_task_loss(
-    objective: PrincipledObjective, model: PreTrainedReranker, args: RerankTrainingArguments
-) -> PrincipledObjective:
-    """Gives model and objective one task loss: that of the arguments, else the objective's, else the config's."""
-    asked = args.task_loss or objective.task_loss
-    if asked is not None:
-        model.config.task_loss = asked
-    return objective.for_task_loss(model.config.task_loss_name)

@@ -1,4 +1,4 @@
-"""``compute_loss_func`` of the Trainer in place of the task loss of an objective."""
+"""The task loss of an objective: by name, or the Trainer's ``compute_loss_func``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+
+from hf_rerank.models.base import PreTrainedReranker
+from hf_rerank.principled import PrincipledObjective
 
 
 def with_custom_loss(
@@ -28,3 +31,13 @@ def with_custom_loss(
         return objective(score, position_ids, labels, mask, loss)
 
     return with_function
+
+
+def with_task_loss(
+    objective: PrincipledObjective, model: PreTrainedReranker, task_loss: str | None
+) -> PrincipledObjective:
+    """Gives model and objective one task loss: ``task_loss``, else the objective's, else the config's."""
+    asked = task_loss or objective.task_loss
+    if asked is not None:
+        model.config.task_loss = asked
+    return objective.for_task_loss(model.config.task_loss_name)
