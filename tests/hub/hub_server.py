@@ -12,6 +12,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Fault:
         message: Its text.
         times: How often; later requests are served.
         after: The request is served, and only then the answer is lost.
+        once_there: The SHA-256 of a large file without which nothing is answered; requests run side by side.
         fired: How often it did.
     """
 
@@ -44,6 +46,7 @@ class Fault:
     message: str = "a fault of this Hub"
     times: int = ALWAYS
     after: bool = False
+    once_there: str | None = None
     fired: int = 0
 
 
@@ -173,6 +176,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         self.hub.requests.append(asked)
         self.hub.bodies.append(body)
+        if fault is not None and fault.once_there:
+            end = time.monotonic() + 30
+            while fault.once_there not in self.hub.objects and time.monotonic() < end:
+                time.sleep(0.01)
         if fault is not None and not fault.after:
             return self._json(
                 fault.status, {"error": fault.message}, {"X-Error-Message": fault.message, **fault.headers}

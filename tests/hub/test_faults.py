@@ -140,7 +140,7 @@ def test_only_what_is_missing_is_sent_again(hub: Hub, run_folder: Path) -> None:
 
     weights = hashlib.sha256((run_folder / "model.safetensors").read_bytes()).hexdigest()
     vocabularies = hashlib.sha256((run_folder / "vocabularies.safetensors").read_bytes()).hexdigest()
-    hub.faults = [Fault(f"PUT /lfs/{weights}", 403)]
+    hub.faults = [Fault(f"PUT /lfs/{weights}", 403, once_there=vocabularies)]
     refusal(lambda: push_model(run_folder, KEY))
     assert set(hub.objects) == {vocabularies}
     assert hub.repositories[KEY] == []
