@@ -12,6 +12,7 @@ ROOT = Path(hf_rerank.__file__).parent
 # Lower layers first: a module imports only from its own layer and from those above it in this list.
 LAYERS = (
     "errors",
+    "version",
     "storage",
     "schema",
     "fast_rows",
