@@ -1,6 +1,6 @@
 """Candidates for training on real features, each measured alone and together, on lists kept for comparing them.
 
-    python scripts/experiments/tree_candidates.py --root /data/logs --cache /tmp/trees --log clara2_display \
+    python scripts/experiments/tree_candidates.py --root /data/logs --cache trees_cache --log clara2_display \
         --candidate default quantile --seeds 3 --output results.jsonl
 
 A plain training loop around the library's models, processor and losses, so that a run takes seconds; what is kept is

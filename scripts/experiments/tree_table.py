@@ -1,7 +1,7 @@
 """Re-rankers against tree models on logs with real features: the table, with intervals.
 
-    python scripts/experiments/tree_table.py run --root /data/logs --work /tmp/runs --log clara2_display --seeds 0 1 2
-    python scripts/experiments/tree_table.py table --root /data/logs --work /tmp/runs --scores /tmp/scores
+    python scripts/experiments/tree_table.py run --root /data/logs --work tree_runs --log clara2_display --seeds 0 1 2
+    python scripts/experiments/tree_table.py table --root /data/logs --work tree_runs --scores tree_scores
 
 ``run`` trains each arm with the library's own trainer and its defaults, and keeps NDCG@10 of every test list.
 ``table`` compares arms: the mean over seeds of each list's NDCG, bootstrapped over groups of lists (queries, where a
