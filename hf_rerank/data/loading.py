@@ -91,8 +91,9 @@ def load_lists(
             - ``"ad"``: the raw files in ``data_dir``, prepared once into the cache. Or ``data_dir`` is a folder
               that is prepared already.
             - A folder of prepared lists (it holds ``schema.json``).
-            - The id of a dataset repository on the Hub, such as ``"someone/lists"``, that ``hf_rerank.hub.push_lists``
-              filled: fetched once into the Hub's cache, or with ``streaming=True`` read as it is needed.
+            - The id of a dataset repository on the Hub, such as ``"someone/lists"``, filled by
+              ``hf_rerank.data.push_lists``: fetched once into the Hub's cache, or with ``streaming=True`` read as
+              it is needed.
             - Files, with ``schema``: a path, a folder, a pattern such as ``"logs/*.parquet"``, an fsspec URL, or a
               list of these. CSV, TSV, JSON Lines, JSON, Parquet, Arrow and LETOR files, also as ``.gz`` or ``.zst``,
               and folders of ``save_to_disk``. One row is one list where labels are sequences; else one row is one

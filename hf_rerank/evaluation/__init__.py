@@ -1,15 +1,33 @@
-"""Measuring re-rankers: metrics and obedience over lists, tables, plots, and the results that a run leaves behind."""
+"""Measuring re-rankers: metrics and obedience over lists, tables, plots, and the results that a run leaves behind.
+
+Names are imported when they are first used: the evaluator needs torch, tables and comparisons do not.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-__all__ = ["EvaluationSums", "evaluate", "evaluate_orders"]
+_HOME = {
+    "Comparison": "comparing",
+    "EvaluationSums": "evaluator",
+    "Interval": "comparing",
+    "bootstrap_interval": "comparing",
+    "compare": "comparing",
+    "comparison_table": "comparing",
+    "evaluate": "evaluator",
+    "evaluate_orders": "evaluator",
+    "holm": "comparing",
+    "obedience_figure": "plots",
+    "obedience_table": "tables",
+    "results_table": "tables",
+    "t_interval": "comparing",
+    "training_figure": "plots",
+}
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # imports torch, which tables and results do not need
-        from hf_rerank.evaluation import evaluator
-
-        return getattr(evaluator, name)
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from hf_rerank.errors import InputError, suggestion
 
+__all__ = ["metric_path"]
+
 
 def metric_path(name: str) -> str:
     """The folder of an installed ``evaluate`` module, for ``evaluate.load``.
