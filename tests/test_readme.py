@@ -1,4 +1,4 @@
-"""What the README files show runs, and what they name is there. (The tour runs in tests/hub/test_tour.py.)"""
+"""What the guides show and state: the re-ranker of one's own, their tables and the results in them."""
 
 from __future__ import annotations
 
@@ -7,157 +7,11 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from readme_pages import ROOT, block, names_in, rows_of, text_of
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PACKAGES = ("processing", "models", "principled", "training", "inference", "evaluation", "hub", "metrics")
-# Blocks of the README that have a test of their own, or that need a Hub.
-ELSEWHERE = {
-    "from hf_rerank import ListProcessor, PRMConfig": "tests/hub/test_tour.py",
-    "from hf_rerank import Categorical, Dense": "test_own_lists",
-    "import torch\nfrom huggingface_hub.dataclasses import strict": "test_a_re_ranker_of_ones_own",
-    "trainer.push_to_hub(": "tests/hub/test_push.py",
-}
-
-
-def text_of(package: str) -> str:
-    return (ROOT / "hf_rerank" / package / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, re.S)
-
-
-def block(first_line: str) -> str:
-    """The Python block of the README that starts with this line."""
-    found = [code for code in blocks(README) if code.startswith(first_line)]
-    assert len(found) == 1
-    return found[0]
-
-
-# ---------------------------------------------------------------------------------------------------------- the blocks
-
-
-@pytest.mark.parametrize("package", PACKAGES)
-def test_the_example_of_a_package(
-    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It runs in an empty folder, and prints what the comments behind ``print`` say."""
-    monkeypatch.chdir(tmp_path)
-    (code,) = blocks(text_of(package))
-    capsys.readouterr()
-    exec(code, {})
-    # The Trainer prints its log too, as dicts.
-    printed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("{'")]
-    assert printed == re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
-
-
-def test_the_blocks_of_the_readme_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each with what the reader has by then: lists, raw files, a model, its folder, an exported graph."""
-    monkeypatch.chdir(tmp_path)
-    known = _after_the_tour()
-    scope: dict[str, Any] = {}
-    for code in blocks(README):
-        if any(code.startswith(first) for first in ELSEWHERE):
-            continue
-        scope |= known
-        exec(code, scope)
-        if "rerank([request], top_k=10)" in code and "clicks" in scope:
-            assert list(scope["ranked"]) == ["list_id", "order", "scores", "ids"]
-            assert [len(part) for part in scope["scores"]] == [len(part) for part in scope["clicks"]] == [3]
-            assert all(0 < click < 1 for click in scope["clicks"][0])
-        if "eval_recent_ndcg@10" in code:
-            logged = {name for entry in scope["trainer"].state.log_history for name in entry}
-            named = re.findall(r"eval_\w+(?:@10)?", code.split("# logs")[1])
-            assert len(named) == 3
-            assert set(named) <= logged
-        if "plain.evaluate()" in code:
-            assert scope["plain"].state.log_history[-1].keys() >= {"eval_loss", "eval_ndcg@10"}
-    assert scope["freeze"]
-    assert float(scope["trainer"].term_factors["convergence"]) == 0.5
-
-
-def _after_the_tour() -> dict[str, Any]:
-    import datasets
-    import pandas as pd
-    import torch
-
-    import hf_rerank
-    from hf_rerank import Categorical, Dense, ListSchema, PRMConfig, PRMForReranking, Reranker
-    from hf_rerank.data.simulation.prm_public import simulate_prm
-    from hf_rerank.inference.export import export_onnx
-
-    rows = [
-        {"item_id": [1, 2, 3], "category": ["a", "b", "a"], "price": [9.5, 1.0, float(number)], "click": clicks}
-        for number in range(8)
-        for clicks in ([0, 1, 0], [0, 0, 1])
-    ]
-    lists = datasets.DatasetDict(
-        {split: datasets.Dataset.from_list(rows) for split in ("train", "validation", "test")}
-    )
-    schema = ListSchema(
-        items=[Categorical("item_id"), Categorical("category"), Dense("price")], list_id="request", max_list_length=5
-    )
-    for split in lists:
-        lists[split] = lists[split].add_column("request", list(range(len(rows))))
-    lists.schema = schema  # type: ignore[attr-defined]
-    processor = hf_rerank.ListProcessor.from_lists(lists["train"], schema=schema)
-    torch.manual_seed(0)
-    model = PRMForReranking(PRMConfig.for_schema(processor.schema, hidden_size=8, intermediate_size=8))
-    reranker = Reranker(processor, model)
-    reranker.save_pretrained("runs/prm")
-    export_onnx(reranker, "exported")
-    request = {"item_id": [3, 1, 2], "category": ["a", "a", "new"], "price": [2.0, None, 1.0]}
-    frame = pd.DataFrame({"request": [7, 7, 8], "item_id": [1, 2, 1], "category": ["a", "b", "a"], "price": [1.0] * 3})
-    simulate_prm(Path("raw"), 20, seed=0)
-    names = ("Reranker", "RerankTrainer", "RerankTrainingArguments", "load_lists")
-    return {
-        **{name: getattr(hf_rerank, name) for name in names},
-        "lists": lists,
-        "processor": processor,
-        "model": model,
-        "reranker": reranker,
-        "request": request,
-        "frame": frame,
-    }
-
-
-def test_the_hand_written_scorer() -> None:
-    """0.2, 0.9, 0.5 less 0.3 per position: 0.2, 0.6, -0.1, so slots 1, 0, 2. Given that: -0.1, 0.9, -0.1, the same."""
-    code = block("import torch\nfrom hf_rerank.principled")
-    scope: dict[str, Any] = {}
-    exec(code.rsplit("\n", 2)[0], scope)
-    assert eval(code.strip().rsplit("\n", 1)[1], scope) == 1.0
-
-
-def test_own_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    monkeypatch.chdir(tmp_path)
-    row = {
-        "item_id": [1, 2],
-        "shop": ["a", "b"],
-        "brand": ["x", "y"],
-        "price": [9.5, None],
-        "text": [[0.0] * 384, [1.0] * 384],
-        "gender": "f",
-        "click": [0, 1],
-        "rank": [1, 0],
-        "score": [-0.5, 2.5],
-    }
-    rows = [
-        {**row, "click": [number % 2, 1 - number % 2], "request": f"r{number}", "user_id": number, "day": number}
-        for number in range(40)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), "my_lists.parquet")
-    scope: dict[str, Any] = {}
-    exec(block("from hf_rerank import Categorical"), scope)
-    assert sum(len(split) for split in scope["lists"].values()) == 40
-    assert scope["lists"].schema.id_column == "item_id"
+EXPERIMENTS = (ROOT / "scripts" / "experiments" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_re_ranker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +30,7 @@ def test_a_re_ranker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     from hf_rerank.models import auto
 
-    code = block("import torch\nfrom huggingface_hub.dataclasses import strict")
+    code = block(text_of("models"), "import torch\nfrom huggingface_hub.dataclasses import strict")
     assert len([line for line in code.splitlines() if line.strip()]) <= 40
     monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))
     monkeypatch.setattr(auto, "_make_known", lambda config, model: None)  # the Auto classes forget nothing
@@ -209,26 +63,15 @@ def test_a_re_ranker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 # ---------------------------------------------------------------------------------------------------------- the tables
 
 
-def rows_of(text: str, heading: str) -> list[list[str]]:
-    """The cells of the rows of the table whose first line starts with ``heading``."""
-    lines = text[text.index(heading) :].splitlines()
-    end = next((number for number, line in enumerate(lines) if not line.startswith("|")), len(lines))
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:end]]
-
-
-def names_in(cell: str) -> set[str]:
-    return set(re.findall(r"`(\w+)`", cell))
-
-
 def test_options_named_there_exist() -> None:
     from hf_rerank import RerankTrainingArguments
     from hf_rerank.models import RERANKERS
 
     arguments = {field.name for field in dataclasses.fields(RerankTrainingArguments)}
     fields = {name: {field.name for field in dataclasses.fields(config)} for name, (config, _) in RERANKERS.items()}
-    for cells in rows_of(README, "| option of `RerankTrainingArguments` |"):
+    for cells in rows_of(text_of("training"), "| option of `RerankTrainingArguments` |"):
         assert names_in(cells[0]) <= arguments, cells
-    for cells in rows_of(README, "| option of the config |"):
+    for cells in rows_of(text_of("models"), "| option of the config |"):
         assert names_in(cells[0]) <= set().union(*fields.values()), cells
     for cells in rows_of(text_of("models"), "| model | option |"):
         for model in names_in(cells[0]):
@@ -241,7 +84,7 @@ def test_presets_are_those_of_the_code() -> None:
     """The table of presets, cell by cell."""
     from hf_rerank.principled import PRESETS
 
-    rows = rows_of(README, "| preset | passes after")
+    rows = rows_of(text_of("principled"), "| preset | passes after")
     assert [next(iter(names_in(cells[0]))) for cells in rows] == list(PRESETS)
     for name, passes, terms, task_loss in rows:
         objective = PRESETS[re.findall(r"`(\w+)`", name)[0]]
@@ -272,44 +115,6 @@ def test_every_field_of_an_objective_is_described() -> None:
         assert named - {kind.__name__} == {field.name for field in dataclasses.fields(kind)}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_file_of_a_package_is_described(package: str) -> None:
-    folder = ROOT / "hf_rerank" / package
-    named = {
-        name
-        for cells in rows_of(text_of(package), "| file | what it does |")
-        for name in re.findall(r"`([\w./]+)`", cells[0])
-    }
-    there = {path.name for path in folder.iterdir() if path.suffix in (".py", ".md")} - {"__init__.py", "README.md"}
-    there |= {f"{path.name}/" for path in folder.iterdir() if (path / "__init__.py").is_file()}
-    assert named == there
-    assert 30 <= len(text_of(package).splitlines()) <= 60
-
-
-@pytest.mark.parametrize("file", ["README.md", *(f"hf_rerank/{package}/README.md" for package in PACKAGES)])
-def test_files_named_there_exist(file: str) -> None:
-    text, folder = (ROOT / file).read_text(encoding="utf-8"), (ROOT / file).parent
-    headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ ([\w -]+)$", text, re.M)}
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", text):
-        assert path[1:] in headings if path.startswith("#") else (folder / path).is_file(), path
-    for path in re.findall(r"`((?:scripts|tests|hf_rerank|model_cards)/[\w./]+)`", text):
-        assert (ROOT / path).exists(), path
-    for path in re.findall(r"`((?:data|training|evaluation|models)/[\w./]+)`", text):
-        assert (ROOT / "hf_rerank" / path).exists(), path
-
-
-def test_names_of_the_library_exist() -> None:
-    """Dotted names, in the text and in its code, of the README and of the packages."""
-    for text in (README, *map(text_of, PACKAGES)):
-        for name in set(re.findall(r"\bhf_rerank(?:\.\w+)+", text)):
-            module, *parts = name.split(".")
-            found: Any = importlib.import_module(module)
-            for part in parts:
-                module = f"{module}.{part}"
-                is_module = hasattr(found, "__path__") and importlib.util.find_spec(module) is not None
-                found = importlib.import_module(module) if is_module else getattr(found, part)
-
-
 # --------------------------------------------------------------------------------------------------------- the results
 
 
@@ -318,7 +123,7 @@ def test_results_are_those_that_were_measured() -> None:
     for experiment in ("principles", "six_rerankers", "initial_rankers", "vectors", "history_prm", "history_ad"):
         results = ROOT / "scripts" / "experiments" / "results" / experiment / "summary.md"
         for table in results.read_text(encoding="utf-8").strip().split("\n\n"):
-            assert table in README
+            assert table in EXPERIMENTS
 
 
 def test_the_table_of_fine_tuning_is_that_which_was_measured() -> None:
@@ -329,4 +134,51 @@ def test_the_table_of_fine_tuning_is_that_which_was_measured() -> None:
             found = summary["differences"][f"fine-tuned, {few} lists - {other.format(few)}"]["over_seeds"]
             change = found["expected_clicks"]
             cells.append(f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]")
-        assert f"| fine-tuned, less {label} | {' | '.join(cells)} |" in README
+        assert f"| fine-tuned, less {label} | {' | '.join(cells)} |" in EXPERIMENTS
+
+
+def test_the_table_of_the_top_page_is_that_which_was_measured() -> None:
+    """Gain over the initial order, change by the principles, and P1 by item, of both simulated datasets."""
+    summaries = [
+        json.loads((ROOT / f"scripts/experiments/results/{name}/summary.json").read_text(encoding="utf-8"))
+        for name in ("six_rerankers", "six_rerankers_ad")
+    ]
+    rows = rows_of((ROOT / "README.md").read_text(encoding="utf-8"), "| | PRM Public, simulated: gain")
+    assert [cells[0].lower() for cells in rows] == ["dnn", "dlcm", "midnn", "prm", "setrank", "pear", "raise"]
+    for name, *cells in rows:
+        expected = []
+        for summary in summaries:
+            change = summary["changes"][name.lower()]
+            gain, by_principles = (change[kind]["expected_clicks"] for kind in ("over_initial_order", "differences"))
+            without, with_them = (
+                summary["rows"][f"{name.lower()} {preset}"]["p1_item_obedience"]["mean"]
+                for preset in ("none", "scaled")
+            )
+            interval = f"[{by_principles['low']:+.4f}, {by_principles['high']:+.4f}]"
+            expected += [f"{gain['mean']:+.3f}", f"{by_principles['mean']:+.4f} {interval}"]
+            expected.append(f"{without:.2f} to {with_them:.2f}")
+        assert cells == expected, name
+
+
+def test_the_table_of_weights_is_that_which_was_measured() -> None:
+    summary = (ROOT / "scripts/experiments/results/weights/summary.md").read_text(encoding="utf-8")
+    for length, preset, clicks, *_ in rows_of(EXPERIMENTS, "| n | preset | expected clicks"):
+        assert any(
+            row.startswith(f"| {length} | {preset.strip('`')} | 1 |") and clicks in row for row in summary.splitlines()
+        ), (length, preset)
+
+
+def test_latencies_are_those_that_were_measured() -> None:
+    """Milliseconds of one list, default PRM: in the benchmarks, and in what the guides say of serving."""
+    summary = json.loads((ROOT / "scripts/benchmarks/results/serving.json").read_text(encoding="utf-8"))
+    measured = {row["runtime"]: row for row in summary["rows"] if row["model"] == "prm"}
+    table = rows_of((ROOT / "scripts/benchmarks/README.md").read_text(encoding="utf-8"), "| runtime | fastest tenth")
+    shown = {name: cells for name, *cells in table}
+    for name, runtime in (("ONNX Runtime", "onnxruntime"), ("PyTorch", "torch")):
+        exact = [measured[runtime][key] for key in ("p10_ms", "median_ms", "p99_ms")]
+        digits = [len(cell.split(".")[1]) for cell in shown[name]]
+        assert shown[name] == [f"{value:.{places}f}" for value, places in zip(exact, digits, strict=True)]
+    for guide in (ROOT / "README.md", ROOT / "hf_rerank/inference/README.md"):
+        text = " ".join(guide.read_text(encoding="utf-8").split())
+        medians = f"{shown['ONNX Runtime'][1]} ms with ONNX Runtime and {shown['PyTorch'][1]} ms with PyTorch"
+        assert medians in text

@@ -1,4 +1,4 @@
-"""The README's tour, line by line as it is printed there, against a Hub that runs here; only smaller."""
+"""The quickstart, line by line as it is printed, and the push below it, against a Hub that runs here; only smaller."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hub_server import running_hub
 README = Path(__file__).parents[2] / "README.md"
 # Fewer lists and one epoch; everything else is the README's.
 SMALLER = {
-    'load_lists("simulated_prm")': 'load_lists("simulated_prm", n_lists=400)',
+    "n_lists=2000": "n_lists=400",
     'principled="scaled"': 'principled="scaled", num_train_epochs=1',
 }
 SHOWN = """
@@ -27,7 +27,11 @@ print(json.dumps([ranked[0]["order"], ranked[0]["scores"], len(lists["test"][0][
 
 @pytest.mark.slow
 def test_the_tour_as_printed(tmp_path: Path) -> None:
-    tour = next(code for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "push_to_hub" in code)
+    text = README.read_text(encoding="utf-8")
+    tour = re.findall(r"```python\n(.*?)```", text, re.S)[0]
+    push = 'trainer.push_to_hub("someone/prm")'
+    assert f"`{push}`" in text
+    tour += push + "\n"
     for printed, smaller in SMALLER.items():
         assert tour.count(printed) == 1
         tour = tour.replace(printed, smaller)

@@ -1,0 +1,18 @@
+"""The code blocks of the guide to the Hub, against a Hub that runs here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from guide_blocks import copy_of, run_page
+from hub_server import Hub
+from readme_pages import text_of
+
+
+def test_the_blocks_of_the_guide(
+    hub: Hub, guide_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copy_of(guide_files, tmp_path / "here"))
+    run_page(text_of("hub"), capsys, monkeypatch)
+    assert {"config.json", "model.safetensors", "README.md"} <= hub.files("someone/prm").keys()

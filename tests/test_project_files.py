@@ -1,0 +1,63 @@
+"""Files for contributors: they agree with pyproject.toml, with scripts/test and with each other."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import hf_rerank
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_workflow_runs_what_scripts_test_runs_on_the_oldest_and_newest_dependencies() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
+    steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
+    for line in (ROOT / "scripts/test").read_text(encoding="utf-8").splitlines():
+        if line.startswith(("ruff", "mypy", "pytest")):
+            command = line.replace(' "$@"', "")
+            assert command in steps
+    runs = workflow["jobs"]["tests"]["strategy"]["matrix"]["include"]
+    assert {run["dependencies"] for run in runs} == {"lowest-direct", "highest"}
+    pythons = [run["python"] for run in runs]
+    assert len(set(pythons)) == 2
+    (oldest,) = SpecifierSet(PROJECT["project"]["requires-python"])
+    assert (oldest.operator, oldest.version) == (">=", min(pythons, key=lambda text: int(text.split(".")[1])))
+
+
+def test_every_dependency_has_a_lower_bound_and_no_upper_one() -> None:
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    for text in [*PROJECT["project"]["dependencies"], *(text for extra in extras for text in extra)]:
+        if not text.startswith("hf-rerank["):
+            assert [bound.operator for bound in Requirement(text).specifier] == [">="], text
+
+
+def test_hooks_run_the_tools_of_the_environment() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert [repository["repo"] for repository in hooks["repos"]] == ["local"]
+    assert [hook["entry"] for hook in hooks["repos"][0]["hooks"]] == ["ruff check", "ruff format --check", "mypy"]
+
+
+def test_versions_and_addresses_agree() -> None:
+    version = PROJECT["project"]["version"]
+    assert version == hf_rerank.__version__
+    changes = (ROOT / ".github/CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", changes, re.M)
+    assert headings[0] == "Unreleased"
+    assert version in headings
+    citation = (ROOT / "README.md").read_text(encoding="utf-8").split("```bibtex")[1].split("```")[0]
+    assert f"version = {{{version}}}" in citation
+    assert PROJECT["project"]["urls"]["Homepage"] in citation
