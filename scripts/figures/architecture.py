@@ -119,9 +119,13 @@ def rows_of(edges: dict[str, set[str]]) -> dict[str, int]:
     return {name: row(name) for name in edges}
 
 
-def figure() -> str:
-    """The SVG text."""
-    edges = reduced(imports())
+def figure(edges: dict[str, set[str]]) -> str:
+    """The SVG text.
+
+    Args:
+        edges: As ``imports`` returns them.
+    """
+    edges = reduced(edges)
     rows = rows_of(edges)
     boxes = {box.parts[0]: box for box in BOXES}
 
@@ -163,7 +167,7 @@ def figure() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=FIGURE)
-    parser.parse_args().output.write_text(figure(), encoding="utf-8")
+    parser.parse_args().output.write_text(figure(imports()), encoding="utf-8")
 
 
 if __name__ == "__main__":
