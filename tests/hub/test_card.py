@@ -165,6 +165,14 @@ def test_the_snippet_runs(run: Path, results: dict[str, Any]) -> None:
     assert sorted(scope["ranked"]["order"]) == [0, 1, 2]
 
 
+def test_the_import_that_the_auto_classes_need(results: dict[str, Any]) -> None:
+    """Said of a run, whose weights are beside its card (test_push.py loads them so); not where there are no weights."""
+    said = "After `import hf_rerank.models` the Auto classes of transformers load it too"
+    assert said in model_card("someone/prm", results)
+    for card in (Path(__file__).parents[2] / "model_cards").glob("*/README.md"):
+        assert said not in card.read_text(encoding="utf-8")
+
+
 def test_no_token_and_no_path(run: Path, results: dict[str, Any]) -> None:
     results["training_arguments"]["hub_token"] = TOKEN
     text = model_card("someone/prm", results)
