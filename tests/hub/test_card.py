@@ -166,7 +166,7 @@ def test_the_snippet_runs(run: Path, results: dict[str, Any]) -> None:
 
 
 def test_the_import_that_the_auto_classes_need(results: dict[str, Any]) -> None:
-    """Said of a run, whose weights are beside its card (test_push.py loads them so); not where there are no weights."""
+    """Said of a run, whose weights are beside its card (test_push.py loads them so); not where there are none."""
     said = "After `import hf_rerank.models` the Auto classes of transformers load it too"
     assert said in model_card("someone/prm", results)
     for card in (Path(__file__).parents[2] / "model_cards").glob("*/README.md"):
