@@ -15,9 +15,6 @@ from typing import Any
 
 import numpy as np
 
-# The schedule that these experiments were measured with, whatever the library's default is.
-SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0}
-
 
 def train(
     folder: Path,
@@ -27,6 +24,8 @@ def train(
     model: Any,
     seed: int,
     config: Mapping[str, Any] | None = None,
+    objective: Any = None,
+    schedule: str | None = None,
     progress: bool = False,
     **arguments: Any,
 ) -> Any:
@@ -39,11 +38,15 @@ def train(
         model: Name in the table of models; or a model to train on.
         seed: Of the initial weights, the order of batches and the perturbations.
         config: Options of a new model's config.
+        objective: Instead of the preset ``principled``.
+        schedule: Of the consistency weights, a key of ``schedules.SCHEDULES``.
         progress: Show the trainer's log and bars.
         arguments: Of ``RerankTrainingArguments``.
     """
     from transformers import PrinterCallback, set_seed
     from transformers.utils import logging
+
+    from schedules import SCHEDULES
 
     from hf_rerank import RerankTrainer, RerankTrainingArguments
     from hf_rerank.models import reranker_classes
@@ -55,11 +58,14 @@ def train(
         model = model_class(config_class.for_schema(processor.schema, **{**config_class.published, **(config or {})}))
     trainer = RerankTrainer(
         model=model,
-        args=RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=not progress, **{**SCHEDULE, **arguments}),
+        args=RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=not progress, **arguments),
         train_dataset=lists["train"],
         eval_dataset=lists["validation"],
         processing_class=processor,
+        objective=objective,
     )
+    if schedule is not None:
+        trainer.add_callback(SCHEDULES[schedule](trainer))
     if not progress:
         trainer.remove_callback(PrinterCallback)
     trainer.train()
