@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -135,7 +136,7 @@ def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) 
     config = {**MODELS[run.model], "hidden_dropout_prob": arm.dropout}
     if not arm.order and not without_order:
         config["position_input"] = "none"
-    output = folder / "checkpoints" / run.name
+    output = folder / "checkpoints" / f"{run.name}-{os.getpid()}"  # two processes may choose the same learning rate
     started = time.process_time()
     trainer = train(
         output,
