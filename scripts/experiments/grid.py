@@ -7,9 +7,9 @@ One run is one (world, length, model, arm, seed): trained on ``train``, its best
 NDCG@10, measured once on ``test``. Runs of one seed share lists, initial weights and batch order, so differences are
 paired. Learning rates are chosen first, per model, on the validation lists of ``trained``, with a seed of their own.
 
-A run whose file exists is not repeated, so the command can be stopped at any time and resumes. Two processes share the
-work with ``--shard 0/2`` and ``--shard 1/2``. Values per list, for the bootstrap over users, are kept beside the JSON in
-``.safetensors`` files. ``questions.py`` makes the tables and figures.
+A run whose file exists is not repeated, so the command can be stopped at any time and resumes. Two processes share
+the work with ``--shard 0/2`` and ``--shard 1/2``. Values per list, for the bootstrap over users, are kept beside the
+JSON in ``.safetensors`` files. ``questions.py`` makes the tables and figures.
 """
 
 from __future__ import annotations

@@ -7,13 +7,16 @@ and at once. Runs share nothing, so several processes may work on the runs of on
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hf_rerank.evaluation.comparing import bootstrap_interval, t_interval
 
 
 def train(
@@ -43,10 +46,9 @@ def train(
         progress: Show the trainer's log and bars.
         arguments: Of ``RerankTrainingArguments``.
     """
+    from schedules import SCHEDULES
     from transformers import PrinterCallback, set_seed
     from transformers.utils import logging
-
-    from schedules import SCHEDULES
 
     from hf_rerank import RerankTrainer, RerankTrainingArguments
     from hf_rerank.models import reranker_classes
@@ -93,6 +95,23 @@ def finish(runs: Iterable[tuple[Path, tuple[Any, ...]]], run: Callable[..., dict
 
 def results(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
+
+
+def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation (over n - 1; 0 of a single value), and the values themselves."""
+    array = np.asarray(values, dtype=float)
+    spread = float(array.std(ddof=1)) if len(array) > 1 else 0.0
+    return {"mean": float(array.mean()), "std": spread, "values": array.tolist()}
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    """The t-interval of a - b, one value per seed in the same order."""
+    return asdict(t_interval(np.subtract(a, b).tolist()))
+
+
+def over_users(difference: np.ndarray, users: Sequence[Any]) -> dict[str, Any]:
+    """The bootstrap interval of a difference per list over the users that the lists belong to."""
+    return asdict(bootstrap_interval(difference, users))
 
 
 def per_list(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:

@@ -18,8 +18,9 @@ class LateRamp(TrainerCallback):
 
 
 class Constraint(TrainerCallback):
-    """Dual ascent on the weights: they double while the validation task loss is within a tolerance of its best, and are
-    divided by four otherwise.
+    """Dual ascent on the weights: they double while the validation task loss is within a tolerance of its best.
+
+    Otherwise they are divided by four.
 
     Args:
         trainer: Whose term factors are set.
