@@ -70,7 +70,12 @@ def test_groups_by_fixed_point() -> None:
 def result(arm: str, seed: int, clicks: float) -> dict[str, Any]:
     measures = dict.fromkeys(questions.MEASURES, 0.5)
     return {
-        "world": "trained", "length": 30, "model": "prm", "arm": arm, "seed": seed, "cpu_seconds": 1.0,
+        "world": "trained",
+        "length": 30,
+        "model": "prm",
+        "arm": arm,
+        "seed": seed,
+        "cpu_seconds": 1.0,
         "initial": {"expected_clicks": 1.0},
         "test": {**measures, "expected_clicks": clicks},
     }

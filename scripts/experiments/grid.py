@@ -67,20 +67,20 @@ class Arm:
 
 
 def _times(preset: str, factor: float) -> Arm:
-    weights = {"scaled": (20.0, 5.0), "paper": (1.0, 1.0)}[preset]
+    weights = {"scaled": (2.0, 0.5), "paper": (1.0, 1.0)}[preset]
     return Arm(preset, {"convergence_weight": factor * weights[0], "adversarial_weight": factor * weights[1]})
 
 
-FACTORS = (0.01, 0.03, 0.1, 0.3, 3.0, 10.0, 30.0, 100.0)
+FACTORS = (0.1, 0.3, 3.0, 10.0, 30.0, 100.0, 1000.0)
 ARMS: dict[str, Arm] = {
     "none": Arm(),
     "no_order": Arm(order=False),
-    "scaled": Arm("scaled"),
+    "scaled": _times("scaled", 1),
     "paper": Arm("paper"),
     "reference": Arm("reference"),
     # Parts and controls.
-    "p1": Arm("scaled", {"adversarial_weight": 0.0}),
-    "p2": Arm("scaled", {"convergence_weight": 0.0}),
+    "p1": Arm("scaled", {"convergence_weight": 2.0, "adversarial_weight": 0.0}),
+    "p2": Arm("scaled", {"convergence_weight": 0.0, "adversarial_weight": 0.5}),
     "r_drop": Arm("r_drop", dropout=0.1),
     "augmentation": Arm("augmentation"),
     # Dropout.
@@ -257,7 +257,7 @@ def _cells(worlds: Iterable[str], lengths: Iterable[int], models: Iterable[str],
 
 
 _THREE = ("trained", "informed", "display")
-CANDIDATES = ("scaled", "paper", "scaled_x0.1", "paper_x0.1", "scaled_x0.03", "paper_x0.03", "p1", "p2")
+CANDIDATES = ("scaled", "scaled_x10", "paper", "paper_x0.1", "p1", "p2")
 CANDIDATES += (
     "paper_constraint",
     "scaled_constraint",
