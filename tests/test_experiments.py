@@ -14,48 +14,13 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "scripts" / "experiments"
 sys.path.insert(0, str(FOLDER))
 
-from paired import bootstrap_over_users, holm, mean_and_spread, paired_interval, paired_p_value  # noqa: E402
-from runs import finish, results  # noqa: E402
+from runs import finish, mean_and_spread, results  # noqa: E402
 
 
 def test_mean_and_spread() -> None:
     """1, 2, 6: mean 3, squares 4 + 1 + 9 = 14 over 2."""
     assert mean_and_spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "std": pytest.approx(7**0.5), "values": [1.0, 2.0, 6.0]}
     assert mean_and_spread([5.0])["std"] == 0.0
-
-
-def test_paired_interval() -> None:
-    """Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3); t(0.975, 2) is 4.3027 in every table."""
-    found = paired_interval([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
-    half = 4.302652730 / 3**0.5
-    assert found == {"mean": 2.0, "low": pytest.approx(2 - half), "high": pytest.approx(2 + half), "pairs": 3}
-    alone = paired_interval([1.0], [0.5])
-    assert (alone["mean"], alone["low"], alone["high"]) == (0.5, -np.inf, np.inf)
-
-
-def test_paired_p_value() -> None:
-    """Differences 1, 2, 3: t = 2 sqrt(3) = 3.4641; with 2 degrees of freedom p = 1 - t / sqrt(2 + t^2) = 0.07418."""
-    t = 2 * 3**0.5
-    assert paired_p_value([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == pytest.approx(1 - t / (2 + t * t) ** 0.5)
-    assert paired_p_value([1.0], [0.5]) == 1.0
-    assert paired_p_value([1.0, 2.0], [1.0, 2.0]) == 1.0
-
-
-def test_holm() -> None:
-    """Sorted .01, .02, .03, .5 times 4, 3, 2, 1, never falling: .04, .06, .06, .5."""
-    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-
-
-def test_bootstrap_draws_users_not_lists() -> None:
-    """Two users, each with its own difference: a draw is 0, 1/2 or 1, so the interval is all of [0, 1]; with one user
-    of all lists, every draw is the mean."""
-    difference = np.array([0.0] * 50 + [1.0] * 50)
-    assert bootstrap_over_users(difference, [0] * 50 + [1] * 50) == {"mean": 0.5, "low": 0.0, "high": 1.0}
-    assert bootstrap_over_users(difference, [7] * 100) == {"mean": 0.5, "low": 0.5, "high": 0.5}
-    many = bootstrap_over_users(difference, list(range(100)))
-    # Of 100 users half are at 1: the standard error of the mean is 0.5 / sqrt(100).
-    assert (many["low"], many["high"]) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.02)
 
 
 def test_a_run_that_is_there_is_not_made_again(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ this one, its variants and the controls::
     PrincipledObjective(
         passes=(Pass("first", "given"), Pass("second", "own"), Pass("third", Perturbed("adjacent_swap", of="given"))),
         terms=(
-            Term("convergence", "first", "second", weight=20.0, space="probability", positions="input",
+            Term("convergence", "first", "second", weight=2.0, space="probability", positions="input",
                  reduction="weighted_mean"),
-            Term("adversarial", "first", "third", weight=5.0, space="probability", positions="input",
+            Term("adversarial", "first", "third", weight=0.5, space="probability", positions="input",
                  reduction="weighted_mean"),
         ),
     )

@@ -16,8 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paired import mean_and_spread, paired_interval
-from runs import finish, results
+from runs import finish, mean_and_spread, paired, results
 from six_rerankers import NAMES, measured, trained
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -81,8 +80,7 @@ def summarise(folder: Path, models: list[str], seeds: list[int]) -> dict[str, An
             rows[f"{model} {arm}"] = {name: mean_and_spread([run[name] for run in runs]) for name in MEASURES}
             if arm != "none":
                 differences[f"{model} {arm}"] = {
-                    name: paired_interval([run[name] for run in runs], [run[name] for run in base])
-                    for name in MEASURES
+                    name: paired([run[name] for run in runs], [run[name] for run in base]) for name in MEASURES
                 }
     return {"seeds": seeds, "arms": ARMS, "rows": rows, "differences": differences}
 

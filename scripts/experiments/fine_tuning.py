@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paired import bootstrap_over_users, mean_and_spread, paired_interval
-from runs import finish, per_list, results, train
+from runs import finish, mean_and_spread, over_users, paired, per_list, results, train
 from six_rerankers import ENCODER
 
 from hf_rerank.data.simulation import PRMWorld
@@ -206,11 +205,10 @@ def summarise(folder: Path, few: list[int], seeds: list[int]) -> dict[str, Any]:
         both = list(zip(of_lists[one], of_lists[other], strict=True))
         differences[f"{one} - {other}"] = {
             "over_seeds": {
-                name: paired_interval(*([run["test"][name] for run in found[row]] for row in (one, other)))
-                for name in MEASURES
+                name: paired(*([run["test"][name] for run in found[row]] for row in (one, other))) for name in MEASURES
             },
             "over_users": {
-                name: bootstrap_over_users(np.mean([a[name] - b[name] for a, b in both], axis=0), users)
+                name: over_users(np.mean([a[name] - b[name] for a, b in both], axis=0), users)
                 for name in ("ndcg@10", "expected_clicks")
             },
         }

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paired import bootstrap_over_users, mean_and_spread, paired_interval
-from runs import finish, per_list, results, train
+from runs import finish, mean_and_spread, over_users, paired, per_list, results, train
 from six_rerankers import MODELS, NAMES, simulate_with_history
 
 READERS = ("pear", "raise")
@@ -128,11 +127,11 @@ def summarise(folder: Path, data: Path, models: list[str], seeds: list[int]) -> 
         ]
         changes[NAMES[model]] = {
             "differences": {
-                name: paired_interval(*([run["test"][name] for run in found[arm]] for arm in ("with", "without")))
+                name: paired(*([run["test"][name] for run in found[arm]] for arm in ("with", "without")))
                 for name in measures
             },
             "over_users": {
-                name: bootstrap_over_users(
+                name: over_users(
                     np.mean([after[name] - before[name] for before, after in pairs], axis=0),
                     lists["test"][lists.schema.group][:],
                 )

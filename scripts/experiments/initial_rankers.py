@@ -17,8 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paired import mean_and_spread, paired_interval
-from runs import finish, results, train
+from runs import finish, mean_and_spread, paired, results, train
 from six_rerankers import ENCODER, simulate
 
 SIMULATOR, NO_ORDER = "simulator's own", "no order"
@@ -107,7 +106,7 @@ def summarise(folder: Path, seeds: list[int]) -> dict[str, Any]:
             continue
         rows[name]["initial"] = {measure: initial[measure] for measure in MEASURES}
         rows[name]["gain"] = {
-            measure: paired_interval(values, [initial[measure]] * len(values)) for measure, values in measured.items()
+            measure: paired(values, [initial[measure]] * len(values)) for measure, values in measured.items()
         }
         report = json.loads((folder / ORDERS[name] / "report.json").read_text())
         if "initial_ranker" in report:

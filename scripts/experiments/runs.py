@@ -7,16 +7,16 @@ and at once. Runs share nothing, so several processes may work on the runs of on
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# The schedule that these experiments were measured with, whatever the library's default is.
-SCHEDULE = {"lr_scheduler_type": "linear", "warmup_steps": 0}
+from hf_rerank.evaluation.comparing import bootstrap_interval, t_interval
 
 
 def train(
@@ -27,6 +27,8 @@ def train(
     model: Any,
     seed: int,
     config: Mapping[str, Any] | None = None,
+    objective: Any = None,
+    schedule: str | None = None,
     progress: bool = False,
     **arguments: Any,
 ) -> Any:
@@ -39,9 +41,12 @@ def train(
         model: Name in the table of models; or a model to train on.
         seed: Of the initial weights, the order of batches and the perturbations.
         config: Options of a new model's config.
+        objective: Instead of the preset ``principled``.
+        schedule: Of the consistency weights, a key of ``schedules.SCHEDULES``.
         progress: Show the trainer's log and bars.
         arguments: Of ``RerankTrainingArguments``.
     """
+    from schedules import SCHEDULES
     from transformers import PrinterCallback, set_seed
     from transformers.utils import logging
 
@@ -55,11 +60,14 @@ def train(
         model = model_class(config_class.for_schema(processor.schema, **{**config_class.published, **(config or {})}))
     trainer = RerankTrainer(
         model=model,
-        args=RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=not progress, **{**SCHEDULE, **arguments}),
+        args=RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=not progress, **arguments),
         train_dataset=lists["train"],
         eval_dataset=lists["validation"],
         processing_class=processor,
+        objective=objective,
     )
+    if schedule is not None:
+        trainer.add_callback(SCHEDULES[schedule](trainer))
     if not progress:
         trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -87,6 +95,23 @@ def finish(runs: Iterable[tuple[Path, tuple[Any, ...]]], run: Callable[..., dict
 
 def results(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
+
+
+def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation (over n - 1; 0 of a single value), and the values themselves."""
+    array = np.asarray(values, dtype=float)
+    spread = float(array.std(ddof=1)) if len(array) > 1 else 0.0
+    return {"mean": float(array.mean()), "std": spread, "values": array.tolist()}
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    """The t-interval of a - b, one value per seed in the same order."""
+    return asdict(t_interval(np.subtract(a, b).tolist()))
+
+
+def over_users(difference: np.ndarray, users: Sequence[Any]) -> dict[str, Any]:
+    """The bootstrap interval of a difference per list over the users that the lists belong to."""
+    return asdict(bootstrap_interval(difference, users))
 
 
 def per_list(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paired import bootstrap_over_users, holm, mean_and_spread, paired_interval, paired_p_value
-from runs import finish, per_list, results, train
+from runs import finish, mean_and_spread, over_users, paired, per_list, results, train
+
+from hf_rerank.evaluation.comparing import holm
 
 # Without dropout, as in the committed results.
 ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "hidden_dropout_prob": 0.0}
@@ -193,16 +194,14 @@ def summarise(folder: Path, models: list[str], seeds: list[int]) -> dict[str, An
             for seed in seeds
         ]
         changes[model] = {
-            "differences": {name: paired_interval(_of(principled, name), _of(base, name)) for name in MEASURES},
+            "differences": {name: paired(_of(principled, name), _of(base, name)) for name in MEASURES},
             "over_users": {
-                name: bootstrap_over_users(
-                    np.mean([after[name] - before[name] for before, after in lists_of], axis=0), users
-                )
+                name: over_users(np.mean([after[name] - before[name] for before, after in lists_of], axis=0), users)
                 for name in ("ndcg@10", "expected_clicks")
             },
-            "p_value": paired_p_value(_of(principled, "ndcg@10"), _of(base, "ndcg@10")),
+            "p_value": paired(_of(principled, "ndcg@10"), _of(base, "ndcg@10"))["p_value"],
             "over_initial_order": {
-                name: paired_interval(_of(base, name), [orders["initial"][name]] * len(seeds))
+                name: paired(_of(base, name), [orders["initial"][name]] * len(seeds))
                 for name in ("ndcg@10", "expected_clicks")
             },
         }

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from paired import bootstrap_over_users, mean_and_spread, paired_interval
-from runs import finish, per_list, results, train
+from runs import finish, mean_and_spread, over_users, paired, per_list, results, train
 from six_rerankers import ENCODER, simulate
 
 PLAIN, VECTORS, MORE_LISTS = "PRM", "PRM + vectors", "PRM + ranker_train lists"
@@ -148,11 +147,10 @@ def summarise(folder: Path, seeds: list[int]) -> dict[str, Any]:
         pairs = list(zip(of_lists[one], of_lists[other], strict=True))
         differences[f"{one} - {other}"] = {
             "over_seeds": {
-                name: paired_interval(*([run["test"][name] for run in found[row]] for row in (one, other)))
-                for name in MEASURES
+                name: paired(*([run["test"][name] for run in found[row]] for row in (one, other))) for name in MEASURES
             },
             "over_users": {
-                name: bootstrap_over_users(np.mean([a[name] - b[name] for a, b in pairs], axis=0), users)
+                name: over_users(np.mean([a[name] - b[name] for a, b in pairs], axis=0), users)
                 for name in ("ndcg@10", "expected_clicks")
             },
         }

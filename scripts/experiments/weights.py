@@ -17,8 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paired import mean_and_spread, paired_interval
-from runs import finish, results, train
+from runs import finish, mean_and_spread, paired, results, train
 
 LENGTHS = (10, 30, 50)
 # Preset -> factors on both of its weights. Between two random orders the sum over a list is (n^2 - 1) / 3 times the
@@ -123,7 +122,7 @@ def summarise(folder: Path, seeds: list[int]) -> dict[str, Any]:
                         "weights": [term["weight"] for term in found[0]["objective"]["terms"]],
                         "test": _means(found),
                         "difference": {
-                            measure: paired_interval(
+                            measure: paired(
                                 [result["test"][measure] for result in found],
                                 [result["test"][measure] for result in base],
                             )

@@ -1,8 +1,13 @@
-"""The simulated worlds of the experiments: one raw simulation, and three kinds of initial order over it.
+"""The simulated worlds of the experiments: the same lists of PRM Public's kind, each world with its own initial order.
 
-- ``trained``: the order of a LambdaMART trained on the clicks of ``ranker_train``, as in the paper's protocol. It
-  knows nothing beyond the features.
-- ``informed``: the order of the simulator's own ranker, which sees the true quality with noise.
+A re-ranker is given the order ``P``. What ``P`` knows decides what principled learning can gain, so there is one world
+per kind of order:
+
+- ``trained``: a LambdaMART of moderate quality trained on the clicks of ``ranker_train``, as in the paper's protocol.
+  ``trained_poor`` and ``trained_strong`` are its other qualities.
+- ``trained_small``: the same with half as many lists, where the ranker has seen clicks that the re-ranker lacks.
+- ``informed``: the simulator's own ranker, which sees the true quality with noise. ``informed_noisy`` and
+  ``informed_noisier`` add more noise to its order.
 - ``display``: the order in which the clicks were logged, which is the source of their position bias.
 """
 
@@ -17,9 +22,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-WORLDS = ("trained", "informed", "display")
-LENGTHS = (10, 30)
-LISTS = 12_000
+LISTS = 24_000
+SMALL = 12_000
+# World -> (simulated lists in all splits, initial order).
+WORLDS: dict[str, tuple[int, str]] = {
+    "trained": (LISTS, "moderate"),
+    "trained_poor": (LISTS, "poor"),
+    "trained_strong": (LISTS, "strong"),
+    "trained_small": (SMALL, "moderate"),
+    "informed": (LISTS, "informed"),
+    "informed_noisy": (LISTS, "noise 0.25"),
+    "informed_noisier": (LISTS, "noise 1"),
+    "display": (LISTS, "display"),
+}
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -35,28 +51,44 @@ class World:
     schema: Any
 
 
-def make_world(root: Path, name: str, length: int, *, lists: int = LISTS, seed: int = 0) -> World:
-    """Simulates and prepares what is not there yet, and loads it.
+def make_world(root: Path, name: str, length: int, *, random_order: bool = False, seed: int = 0) -> World:
+    """Simulates and prepares what is missing, and loads it.
 
     Args:
         root: Folder of the prepared lists, shared by all worlds.
-        name: One of ``WORLDS``.
+        name: A key of ``WORLDS``.
         length: Lists are cut to their first so many items in the initial order.
-        lists: Simulated lists in all splits together.
-        seed: Of the simulation and of the initial ranker.
+        random_order: Give a fixed random order of each list's items, after the cut: for a model that cannot leave
+            out the order.
+        seed: Of the simulation, of the initial ranker and of noise.
     """
     from hf_rerank import load_lists
 
-    raw, prepared, ranked = (root / f"{what}-{lists}-{seed}" for what in ("raw", "prepared", "trained"))
+    count, order = WORLDS[name]
+    prepared = root / f"prepared-{count}-{seed}"
     if not prepared.is_dir():
-        _run("simulate", "prm_public", "--output-dir", raw, "--lists", lists, "--seed", seed)
+        raw = root / f"raw-{count}-{seed}"
+        if not raw.is_dir():
+            _run("simulate", "prm_public", "--output-dir", raw, "--lists", count, "--seed", seed)
         _run("prepare", "prm_public", "--raw-dir", raw, "--output-dir", prepared)
-    if name == "trained" and not ranked.is_dir():
-        _run("initial-rank", "--data", prepared, "--output-dir", ranked, "--quality", "moderate", "--seed", seed)
-    loaded = load_lists(ranked if name == "trained" else prepared)
-    schema = loaded.schema.replace(position=None) if name == "display" else loaded.schema
+    if order in ("poor", "moderate", "strong"):
+        ranked = root / f"{order}-{count}-{seed}"
+        if not ranked.is_dir():
+            _run("initial-rank", "--data", prepared, "--output-dir", ranked, "--quality", order, "--seed", seed)
+        prepared = ranked
+    loaded = load_lists(prepared)
+    schema = loaded.schema
+    if order == "display":  # the order of the row
+        schema = schema.replace(position=None)
+    splits = {split: loaded[split] for split in SPLITS}
+    if order.startswith("noise"):
+        noise = float(order.split()[1])
+        splits = {split: reorder(lists, schema, noise=noise, seed=seed) for split, lists in splits.items()}
+    splits = {split: cut_lists(lists, schema, length) for split, lists in splits.items()}
     schema = schema.replace(max_list_length=length)
-    splits = {split: cut_lists(loaded[split], schema, length) for split in ("train", "validation", "test")}
+    if random_order:
+        schema = schema.replace(position=schema.position or "position")
+        splits = {split: reorder(lists, schema, noise=None, seed=seed) for split, lists in splits.items()}
     return World(splits, schema)
 
 
@@ -66,31 +98,64 @@ def cut_lists(lists: Any, schema: Any, length: int) -> Any:
 
     table = lists.with_format("arrow")[:]
     items = {feature.name for feature in schema.items} | set(schema.item_columns().values())
-    lengths = np.diff(_flat(table, schema.label)[1])
+    lengths = _lengths(table, schema)
     if (lengths <= length).all():
         return lists
     starts = np.cumsum(lengths) - lengths
     if schema.position is None:
         positions = np.arange(lengths.sum()) - np.repeat(starts, lengths)
     else:
-        positions = np.asarray(_flat(table, schema.position)[0])
+        positions = np.asarray(_values(table, schema.position))
     keep = positions < length
     offsets = np.concatenate([[0], np.cumsum(np.minimum(lengths, length))])
     columns = {}
     for name in table.column_names:
         if name in items:
-            values = _flat(table, name)[0].filter(pa.array(keep))
-            columns[name] = pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), values)
+            columns[name] = pa.ListArray.from_arrays(
+                pa.array(offsets, type=pa.int32()), _values(table, name).filter(pa.array(keep))
+            )
         else:
             columns[name] = table.column(name)
     return datasets.Dataset(pa.table(columns))
 
 
-def _flat(table: pa.Table, name: str) -> tuple[Any, np.ndarray]:
+def reorder(lists: Any, schema: Any, *, noise: float | None, seed: int) -> Any:
+    """Other positions: the given ones plus normal noise with a standard deviation of ``noise`` times the length.
+
+    None: a random order, whatever was given.
+    """
+    import datasets
+
+    table = lists.with_format("arrow")[:]
+    lengths = _lengths(table, schema)
+    generator = np.random.default_rng(seed)
+    draws = generator.standard_normal(lengths.sum())
+    if noise is not None:
+        draws = np.asarray(_values(table, schema.position)) + noise * np.repeat(lengths, lengths) * draws
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((draws, owner))  # by list, then from the top
+    positions = np.empty(len(draws), dtype=np.int64)
+    positions[order] = np.arange(len(draws)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    column = pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), pa.array(positions))
+    if schema.position in table.column_names:
+        table = table.set_column(table.column_names.index(schema.position), schema.position, column)
+    else:
+        table = table.append_column(schema.position, column)
+    return datasets.Dataset(table)
+
+
+def _lengths(table: pa.Table, schema: Any) -> np.ndarray:
+    return _column(table, schema.label).value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _values(table: pa.Table, name: str) -> Any:
+    return _column(table, name).flatten()
+
+
+def _column(table: pa.Table, name: str) -> Any:
     column = table.column(name).combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-    return column.flatten(), np.concatenate([[0], np.cumsum(lengths)])
+    return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
 
 
 def _run(*arguments: Any) -> None:

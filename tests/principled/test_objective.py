@@ -511,7 +511,7 @@ def test_straight_through_is_hard_forward_and_soft_backward(relaxation: Any) -> 
         found[name] = losses["loss"].item(), scorer.quality.grad[MASK]
     assert found["through"][0] == pytest.approx(found["hard"][0], rel=1e-12)
     assert found["soft"][0] != pytest.approx(found["hard"][0], rel=1e-3)
-    assert (found["through"][1] - found["hard"][1]).abs().max() > 1e-2
+    assert (found["through"][1] - found["hard"][1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("task_loss", TASK_LOSSES)

@@ -17,7 +17,7 @@ SCALED, REFERENCE = PRESETS["scaled"], PRESETS["reference"]
 # The table of the design, preset by preset: w1, w2 and the weight of the pair (2, 3); space, positions, reduction;
 # passes with the task loss; what the perturbation changes; the task loss.
 PRESET_TABLE: dict[str, tuple[Any, ...]] = {
-    "scaled": ((20, 5, None), "probability", "input", "weighted_mean", ("first",), "given", None),
+    "scaled": ((2, 0.5, None), "probability", "input", "weighted_mean", ("first",), "given", None),
     "paper": ((1, 1, None), "probability", "input", "sum", ("first",), "given", None),
     "reference": ((1, 1, 1), "output", "output", "mean", EVERY, "own", "own"),
 }

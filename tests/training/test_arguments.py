@@ -157,7 +157,7 @@ def test_the_objective_is_that_of_the_options(tmp_path: Path, preset: str) -> No
 @pytest.mark.parametrize(
     ("preset", "weights", "reduction"),
     [
-        ("scaled", {"convergence": 20.0, "adversarial": 5.0}, "weighted_mean"),
+        ("scaled", {"convergence": 2.0, "adversarial": 0.5}, "weighted_mean"),
         ("paper", {"convergence": 1.0, "adversarial": 1.0}, "sum"),
         ("reference", {"convergence": 1.0, "adversarial": 1.0, "cross": 1.0}, "mean"),
         ("none", {}, None),

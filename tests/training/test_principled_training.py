@@ -89,8 +89,8 @@ def test_warm_up_counts_the_steps_of_the_whole_training(make_trainer: Make, make
     )
     for step, (loss, task, convergence, adversarial) in enumerate(terms):
         ramp = min(1.0, step / 4)
-        assert loss == pytest.approx(task + ramp * (20 * convergence + 5 * adversarial), abs=2e-4), step
-        assert 20 * convergence + 5 * adversarial > 0.01
+        assert loss == pytest.approx(task + ramp * (2 * convergence + 0.5 * adversarial), abs=2e-4), step
+        assert 2 * convergence + 0.5 * adversarial > 0.001
 
 
 def test_a_training_in_bf16_is_evaluated_in_float32(make_trainer: Make, make_model: Any) -> None:
@@ -191,17 +191,17 @@ def test_a_healthy_training_is_quiet(make_trainer: Make) -> None:
     [
         ({"task_loss": 5.0, "convergence_loss": 0.1, "adversarial_loss": 0.1}, "lower learning_rate or conv"),
         (
-            {"task_loss": 0.5, "convergence_loss": 0.1, "adversarial_loss": 0.1},
-            r"lower convergence_weight \(now 20, its",
+            {"task_loss": 0.5, "convergence_loss": 1.0, "adversarial_loss": 0.1},
+            r"lower convergence_weight \(now 2, its",
         ),
         (
-            {"task_loss": 0.5, "convergence_loss": 0.1, "adversarial_loss": 3.0},
-            r"adversarial_weight \(now 5, its term is 86%",
+            {"task_loss": 0.5, "convergence_loss": 1.0, "adversarial_loss": 30.0},
+            r"adversarial_weight \(now 0.5, its term is 86%",
         ),
     ],
 )
 def test_the_remedy_is_the_weight_of_the_largest_term(terms: dict[str, float], remedy: str) -> None:
-    """20 times 0.1 is 2, 5 times 3 is 15: of 0.5 + 2 + 15 that is 86 %."""
+    """2 times 1 is 2, 0.5 times 30 is 15: of 0.5 + 2 + 15 that is 86 %."""
     callback = HealthCallback(PRESETS["scaled"])
     state, arguments = SimpleNamespace(global_step=3), SimpleNamespace(max_grad_norm=1.0)
     with pytest.warns(UserWarning, match=remedy):

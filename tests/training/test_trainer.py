@@ -107,7 +107,7 @@ def test_log_has_every_term(trained: RerankTrainer) -> None:
     for entry in logged(trained, "loss"):
         assert {*TERMS, "grad_norm", "learning_rate"} <= entry.keys()
         assert all(np.isfinite(value) for value in entry.values())
-        total = entry["task_loss"] + 20 * entry["convergence_loss"] + 5 * entry["adversarial_loss"]
+        total = entry["task_loss"] + 2 * entry["convergence_loss"] + 0.5 * entry["adversarial_loss"]
         assert entry["loss"] == pytest.approx(total, rel=1e-4)
 
 
@@ -365,8 +365,8 @@ def test_results(trained: RerankTrainer, lists: dict[str, Any]) -> None:
     assert found["schema"] == trained.processor.schema.to_dict()
     assert found["objective"]["principled"] == "scaled"
     assert {term["name"]: term["weight"] for term in found["objective"]["terms"]} == {
-        "convergence": 20.0,
-        "adversarial": 5.0,
+        "convergence": 2.0,
+        "adversarial": 0.5,
     }
     assert {split: entry["lists"] for split, entry in found["data"].items()} == {"train": 240, "validation": 50}
     assert found["data"]["train"]["sha256"] != found["data"]["validation"]["sha256"]

@@ -1,0 +1,394 @@
+"""The grid of experiments on principled learning: every run that a question needs, one JSON file per run.
+
+    python scripts/experiments/grid.py --output-dir GRID --plan
+    python scripts/experiments/grid.py --output-dir GRID --seeds 5 [--questions 1 2 5] [--shard 0/2]
+
+One run is one (world, length, model, arm, seed): trained on ``train``, its best epoch chosen on ``validation`` by
+NDCG@10, measured once on ``test``. Runs of one seed share lists, initial weights and batch order, so differences are
+paired. Learning rates are chosen first, per model, on the validation lists of ``trained``, with a seed of their own.
+
+A run whose file exists is not repeated, so the command can be stopped at any time and resumes. Two processes share
+the work with ``--shard 0/2`` and ``--shard 1/2``. Values per list, for the bootstrap over users, are kept beside the
+JSON in ``.safetensors`` files. ``questions.py`` makes the tables and figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from worlds import WORLDS, make_world
+
+ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+MODELS: dict[str, dict[str, Any]] = {
+    "dnn": {"hidden_sizes": [200, 80]},
+    "dlcm": {"hidden_size": 64},
+    "midnn": {"hidden_sizes": [256, 128]},
+    "prm": {**ENCODER, "num_attention_heads": 1},
+    "setrank": {**ENCODER, "num_attention_heads": 2},
+    "pear": {**ENCODER, "num_attention_heads": 2, "feature_hidden_size": 64},
+    "raise": ENCODER,
+}
+RERANKERS = ("prm", "setrank", "dlcm", "midnn", "pear", "raise")
+EPOCHS, BATCH = 10, 128
+LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+CHOOSING_SEED = 1000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        principled: Preset of principled learning.
+        kwargs: Its numbers that are changed.
+        relaxation: Own order with a gradient: arguments of ``hf_rerank.principled.Soft``. None: the hard order.
+        dropout: ``hidden_dropout_prob``.
+        order: Whether the model is given the initial order. DLCM, which must read one, gets a fixed random order.
+        factors: How the weights change in training: ``late`` or ``constraint``, see ``schedules.py``.
+        arguments: Further training arguments.
+    """
+
+    principled: str = "none"
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    relaxation: Mapping[str, Any] | None = None
+    dropout: float = 0.0
+    order: bool = True
+    factors: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _times(preset: str, factor: float) -> Arm:
+    weights = {"scaled": (2.0, 0.5), "paper": (1.0, 1.0)}[preset]
+    return Arm(preset, {"convergence_weight": factor * weights[0], "adversarial_weight": factor * weights[1]})
+
+
+FACTORS = (0.1, 0.3, 3.0, 10.0, 30.0, 100.0, 1000.0)
+ARMS: dict[str, Arm] = {
+    "none": Arm(),
+    "no_order": Arm(order=False),
+    "scaled": _times("scaled", 1),
+    "paper": Arm("paper"),
+    "reference": Arm("reference"),
+    # Parts and controls.
+    "p1": Arm("scaled", {"convergence_weight": 2.0, "adversarial_weight": 0.0}),
+    "p2": Arm("scaled", {"convergence_weight": 0.0, "adversarial_weight": 0.5}),
+    "r_drop": Arm("r_drop", dropout=0.1),
+    "augmentation": Arm("augmentation"),
+    # Dropout.
+    "none_dropout": Arm(dropout=0.1),
+    "scaled_dropout": Arm("scaled", dropout=0.1),
+    "paper_dropout": Arm("paper", dropout=0.1),
+    # Weights, as factors on both of the preset.
+    **{f"{preset}_x{factor:g}": _times(preset, factor) for preset in ("scaled", "paper") for factor in FACTORS},
+    # Weights that change in training.
+    "paper_late": Arm("paper", factors="late"),
+    "scaled_late": Arm("scaled", factors="late"),
+    "paper_constraint": Arm("paper", factors="constraint"),
+    "scaled_constraint": Arm("scaled", factors="constraint"),
+    # Perturbations other than the adjacent swap.
+    **{
+        f"scaled_{kind}": Arm("scaled", {"perturbation": kind})
+        for kind in ("random_swap", "window_shuffle", "reverse_window", "score_noise")
+    },
+    # The own order with a gradient.
+    "softsort": Arm("scaled", relaxation={"relaxation": "softsort"}),
+    "neuralsort": Arm("scaled", relaxation={"relaxation": "neuralsort"}),
+    "straight_through": Arm("scaled", relaxation={"relaxation": "softsort", "straight_through": True}),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the grid with one seed."""
+
+    world: str
+    length: int
+    model: str
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.world}-{self.length}-{self.model}-{self.arm}-{self.seed}"
+
+
+def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) -> dict[str, Any]:
+    """Trains and measures one run; plain JSON values. Values per list are written to ``folder``."""
+    from runs import train
+    from safetensors.numpy import save_file
+
+    from hf_rerank import ListProcessor
+    from hf_rerank.evaluation import evaluate, evaluate_orders
+
+    arm = ARMS[run.arm]
+    without_order = not arm.order and run.model == "dlcm"
+    lists = make_world(root, run.world, run.length, random_order=without_order)
+    processor = ListProcessor.from_lists(lists.splits["train"], schema=lists.schema)
+    config = {**MODELS[run.model], "hidden_dropout_prob": arm.dropout}
+    if not arm.order and not without_order:
+        config["position_input"] = "none"
+    output = folder / "checkpoints" / f"{run.name}-{os.getpid()}"  # two processes may choose the same learning rate
+    started = time.process_time()
+    trainer = train(
+        output,
+        lists.splits,
+        processor,
+        model=run.model,
+        seed=run.seed,
+        config=config,
+        objective=_relaxed(arm, run.seed),
+        schedule=arm.factors,
+        **({} if arm.relaxation else {"principled": arm.principled, "principled_kwargs": dict(arm.kwargs)}),
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=BATCH,
+        learning_rate=learning_rate,
+        save_total_limit=1,
+        save_only_model=True,
+        **arm.arguments,
+    )
+    seconds = time.process_time() - started
+    shutil.rmtree(output, ignore_errors=True)
+    test = lists.splits["test"]
+    values = measure_lists(trainer.model, processor, test)
+    save_file(values, folder / f"{run.name}.safetensors")
+    history = [
+        {key: entry[key] for key in entry if key in HISTORY} for entry in trainer.state.log_history if "epoch" in entry
+    ]
+    return {
+        "world": run.world,
+        "length": run.length,
+        "model": run.model,
+        "arm": run.arm,
+        "seed": run.seed,
+        "learning_rate": learning_rate,
+        "epochs": EPOCHS,
+        "cpu_seconds": round(seconds, 2),
+        "factors": {name: float(value) for name, value in trainer.term_factors.items()},
+        "history": history,
+        "fixed_points": by_fixed_point(values),
+        "initial": _numbers(evaluate_orders(processor, test)["initial"]),
+        "validation": _numbers(
+            evaluate(trainer.model, processor, lists.splits["validation"], swaps="one", max_steps=0)
+        ),
+        "test": _numbers(evaluate(trainer.model, processor, test)),
+    }
+
+
+HISTORY = ("epoch", "loss", "task_loss", "eval_loss", "eval_ndcg@10", "eval_p1_obedience@5", "eval_p2_obedience@5")
+
+
+def _relaxed(arm: Arm, seed: int) -> Any:
+    from dataclasses import replace
+
+    from hf_rerank.principled import Soft, preset_objective
+
+    if arm.relaxation is None:
+        return None
+    objective = preset_objective(arm.principled, seed=seed, **arm.kwargs)
+    soft = Soft(**arm.relaxation)
+    return replace(
+        objective,
+        passes=tuple(replace(entry, order=soft) if entry.order == "own" else entry for entry in objective.passes),
+    )
+
+
+def measure_lists(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:
+    """Per list: NDCG@10 and expected clicks of the given order and of the model's, and obedience."""
+    from hf_rerank import metrics
+    from hf_rerank.evaluation.evaluator import encoded_batches, measured
+    from hf_rerank.schema import MODEL_TENSORS
+
+    found: dict[str, list[np.ndarray]] = {}
+    examination = processor.schema.examination
+    model.eval()
+    for batch in encoded_batches(lists, processor):
+        inputs = {name: batch[name] for name in MODEL_TENSORS if name in batch}
+        output = measured(model, inputs, obedience_k=5, swaps="one")
+        mask = batch["mask"]
+        for name, scores in (("", output.logits), ("initial_", -batch["position_ids"].float())):
+            values = {
+                f"{name}ndcg@10": metrics.ndcg(scores, batch["labels"], mask=mask, k=10, reduction="none"),
+                f"{name}expected_clicks": metrics.expected_clicks(
+                    scores, batch["attraction"], examination, mask=mask, reduction="none"
+                ),
+            }
+            for key, value in values.items():
+                found.setdefault(key, []).append(np.asarray(value, dtype=np.float32))
+        for key in ("p1_item_obedience", "p1_obedience", "fixed_point_rate", "fixed_point_steps"):
+            found.setdefault(key, []).append(output.losses[key].float().numpy())
+    return {name: np.concatenate(values) for name, values in found.items()}
+
+
+def by_fixed_point(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Means over the lists that reach a fixed point, over those that do not, and by quarters of P1 by item."""
+    obedience = values["p1_item_obedience"]
+    quarters = np.quantile(obedience, [0.25, 0.5, 0.75])
+    groups = {
+        "reach": values["fixed_point_rate"] == 1,
+        "do_not_reach": values["fixed_point_rate"] == 0,
+        **{f"quarter_{index + 1}": np.digitize(obedience, quarters) == index for index in range(4)},
+    }
+    names = ("initial_expected_clicks", "expected_clicks", "initial_ndcg@10", "ndcg@10", "p1_item_obedience")
+    return {
+        group: {"lists": int(there.sum()), **{name: float(values[name][there].mean()) for name in names}}
+        for group, there in groups.items()
+        if there.any()
+    }
+
+
+def _numbers(measured: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in measured.items() if isinstance(value, int | float)}
+
+
+# --- what each question needs, in the order of its value ---
+
+
+def _cells(worlds: Iterable[str], lengths: Iterable[int], models: Iterable[str], arms: Iterable[str]) -> list[Any]:
+    return [(w, n, m, a) for m in models for n in lengths for w in worlds for a in arms]
+
+
+_THREE = ("trained", "informed", "display")
+CANDIDATES = ("scaled", "scaled_x10", "paper", "paper_x0.1", "p1", "p2")
+CANDIDATES += (
+    "paper_constraint",
+    "scaled_constraint",
+    "paper_late",
+    "none_dropout",
+    "scaled_dropout",
+    "paper_dropout",
+)
+# Question -> cells (world, length, model, arm).
+PLAN: dict[str, list[tuple[str, int, str, str]]] = {
+    "default": _cells(_THREE, (30, 10), ("prm",), ("none", "no_order", *CANDIDATES)),
+    "1": [
+        *_cells(("trained",), (30,), (*RERANKERS, "dnn"), ("none", "no_order", "scaled", "paper")),
+        *_cells(("informed", "display"), (30,), RERANKERS, ("none", "no_order", "scaled", "paper")),
+    ],
+    "2": _cells(("trained",), (30,), ("prm", "setrank"), ("none", "p1", "p2", "scaled", "r_drop", "augmentation")),
+    "payoff": _cells(
+        ("trained_small", "informed_noisy", "informed_noisier"),
+        (30,),
+        ("prm",),
+        ("none", "no_order", "scaled", "paper"),
+    ),
+    "8": _cells(("trained_poor", "trained", "trained_strong"), (30,), ("prm",), ("none", "no_order", "scaled")),
+    "5": _cells(
+        ("trained",), (30,), ("prm",), ("none", *(f"{p}_x{f:g}" for p in ("scaled", "paper") for f in FACTORS))
+    ),
+    "7": _cells(("trained",), (30,), ("prm",), ("none", "scaled", "softsort", "neuralsort", "straight_through")),
+    "3": _cells(
+        ("trained",),
+        (30,),
+        ("prm",),
+        ("none", "scaled", *(f"scaled_{kind}" for kind in ("random_swap", "window_shuffle", "reverse_window"))),
+    ),
+    "lengths": _cells(("trained", "informed", "display"), (10,), RERANKERS, ("none", "no_order", "scaled")),
+}
+
+
+def planned(questions: Iterable[str], seeds: int) -> Iterator[Run]:
+    """The runs of the questions, seed by seed within each, without repetitions."""
+    done = set()
+    for question in questions:
+        for seed in range(seeds):
+            for cell in PLAN[question]:
+                run = Run(*cell, seed)
+                if ARMS[run.arm].order is False and run.model == "dnn":
+                    continue
+                if run not in done:
+                    done.add(run)
+                    yield run
+
+
+def learning_rate(model: str, root: Path, folder: Path) -> float:
+    """The rate with the best NDCG@10 on the validation lists of ``trained``, without principles."""
+    found = {}
+    for rate in LEARNING_RATES:
+        path = folder / "rates" / f"{model}-{rate:g}.json"
+        if not path.is_file():
+            run = Run("trained", 30, model, "none", CHOOSING_SEED)
+            result = train_and_measure(run, root, path.parent, rate)
+            _write(path, {"learning_rate": rate, "validation": result["validation"], "history": result["history"]})
+        found[rate] = json.loads(path.read_text())["validation"]["ndcg@10"]
+    return max(found, key=lambda rate: found[rate])
+
+
+def _write(path: Path, value: Any) -> None:
+    from hf_rerank.storage import write_json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, value)
+
+
+def print_plan(folder: Path, seeds: int) -> None:
+    """Runs, and hours on one core, of each question; a run's time is that of its kind on the median so far."""
+    from statistics import median
+
+    times: dict[tuple[str, int, bool], list[float]] = {}
+    for path in folder.glob("*.json"):
+        result = json.loads(path.read_text())
+        key = (result["model"], result["length"], ARMS[result["arm"]].principled == "none")
+        times.setdefault(key, []).append(result["cpu_seconds"])
+    print("question   runs   done   hours left on one core")
+    for question in PLAN:
+        runs = list(planned([question], seeds))
+        left = [run for run in runs if not (folder / f"{run.name}.json").is_file()]
+        seconds = 0.0
+        for run in left:
+            known = times.get((run.model, run.length, ARMS[run.arm].principled == "none"))
+            seconds += 1.4 * median(known) if known else 90.0
+        print(f"{question:8s}  {len(runs):5d}  {len(runs) - len(left):5d}  {seconds / 3600:8.1f}")
+
+
+def main() -> None:
+    options = _options()
+    folder = options.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.plan:
+        print_plan(folder, options.seeds)
+        return
+    import torch
+
+    torch.set_num_threads(1)
+    root = options.lists_dir or folder / "lists"
+    part, parts = map(int, options.shard.split("/"))
+    runs = [run for run in planned(options.questions, options.seeds) if run.model in options.models]
+    runs = [run for run in runs if (not options.arms or run.arm in options.arms) and run.world in options.worlds]
+    # Each process starts with its own share, then takes what the others have left.
+    for run in [*runs[part::parts], *runs]:
+        path = folder / f"{run.name}.json"
+        claim = path.with_suffix(".running")
+        if path.is_file() or (claim.is_file() and run not in runs[part::parts]):
+            continue
+        claim.touch()
+        result = train_and_measure(run, root, folder, learning_rate(run.model, root, folder))
+        _write(path, result)
+        claim.unlink()
+        print(f"{run.name}  {result['cpu_seconds']:.0f} s  {result['test']['expected_clicks']:.4f}", flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", required=True, type=Path)
+    parser.add_argument("--lists-dir", type=Path, help="folder of the simulated lists (default: in the output folder)")
+    parser.add_argument("--questions", nargs="+", choices=list(PLAN), default=list(PLAN))
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS))
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these")
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--shard", default="0/1", help="K/N: this process is number K of N")
+    parser.add_argument("--plan", action="store_true", help="print runs and times, and train nothing")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

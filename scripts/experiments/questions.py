@@ -1,0 +1,315 @@
+"""Tables and figures of the questions on principled learning, from the runs of ``grid.py``.
+
+    python scripts/experiments/questions.py --runs GRID --output-dir RESULTS
+
+For each question RESULTS gets ``NAME.md`` and ``NAME.json`` (a row per cell: means over seeds, and paired differences
+in percent of the base with 95 % t-intervals over seeds, p-values corrected by Holm over the question) and, with
+matplotlib, figures. Where the runs have their values per list, differences also get a bootstrap interval over users.
+Cells with fewer than two seeds are left out of the differences. A question without runs is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from grid import ARMS, FACTORS, PLAN, Run, planned
+
+from hf_rerank.evaluation.comparing import Interval, bootstrap_interval, holm, t_interval
+from hf_rerank.storage import write_json
+
+PRIMARY = "expected_clicks"
+MEASURES = (
+    "expected_clicks",
+    "ndcg@10",
+    "auc",
+    "p1_obedience@5",
+    "p2_obedience@5",
+    "p1_item_obedience",
+    "score_spread",
+)
+TITLES = {
+    "default": "Candidates of the default",
+    "1": "Every model with and without the principles",
+    "2": "Each principle alone, and the controls R-Drop and augmentation",
+    "3": "Perturbations other than the adjacent swap",
+    "5": "Weights over orders of magnitude",
+    "7": "The model's own order with a gradient",
+    "8": "Quality of the initial ranker",
+    "payoff": "Orders that are worth a little",
+    "lengths": "Every model on lists of 10 items",
+}
+Cell = tuple[str, int, str]  # world, length, model
+Runs = dict[Cell, dict[str, dict[int, dict[str, Any]]]]  # -> arm -> seed -> result
+
+
+def load(folder: Path) -> Runs:
+    runs: Runs = {}
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text())
+        cell = (result["world"], result["length"], result["model"])
+        runs.setdefault(cell, {}).setdefault(result["arm"], {})[result["seed"]] = result
+    return runs
+
+
+def difference(arms: Mapping[str, Mapping[int, Any]], arm: str, base: str, measure: str) -> Interval | None:
+    """In percent of the base's mean, over the seeds that both have; None with fewer than two."""
+    seeds = sorted(set(arms.get(arm, {})) & set(arms.get(base, {})))
+    if len(seeds) < 2:
+        return None
+    one, other = ([arms[name][seed]["test"][measure] for seed in seeds] for name in (arm, base))
+    return t_interval([100 * (a - b) / np.mean(other) for a, b in zip(one, other, strict=True)])
+
+
+def over_users(
+    runs: Path, users: list[Any] | None, cell: Cell, arm: str, base: str, seeds: list[int]
+) -> Interval | None:
+    """Bootstrap interval of the difference in the primary measure, in percent; None without the values per list."""
+    from safetensors.numpy import load_file
+
+    paths = [[runs / f"{Run(*cell, name, seed).name}.safetensors" for seed in seeds] for name in (arm, base)]
+    if users is None or not all(path.is_file() for both in paths for path in both):
+        return None
+    one, other = (np.mean([load_file(path)[PRIMARY] for path in both], axis=0, dtype=np.float64) for both in paths)
+    return bootstrap_interval(100 * (one - other) / other.mean(), users)
+
+
+def rows_of(question: str, runs: Runs, folder: Path, lists: Path | None) -> list[dict[str, Any]]:
+    """One row per cell and arm of the question that has runs."""
+    wanted: dict[Cell, list[str]] = {}
+    for run in planned([question], 1):
+        wanted.setdefault((run.world, run.length, run.model), []).append(run.arm)
+    rows = []
+    for cell, arms in wanted.items():
+        found = runs.get(cell, {})
+        users = _users(lists, cell[0]) if lists else None
+        for arm in arms:
+            if arm not in found:
+                continue
+            seeds = found[arm]
+            row: dict[str, Any] = {
+                "world": cell[0],
+                "length": cell[1],
+                "model": cell[2],
+                "arm": arm,
+                "seeds": len(seeds),
+            }
+            for measure in MEASURES:
+                row[measure] = float(np.mean([result["test"][measure] for result in seeds.values()]))
+            row["initial"] = next(iter(seeds.values()))["initial"][PRIMARY]
+            row["cpu_seconds"] = float(np.median([result["cpu_seconds"] for result in seeds.values()]))
+            for base in ("none", "no_order"):
+                if arm == base:
+                    continue
+                for measure in (PRIMARY, "ndcg@10", "auc"):
+                    interval = difference(found, arm, base, measure)
+                    if interval is not None:
+                        row[f"{measure} - {base}"] = vars(interval)
+                both = sorted(set(seeds) & set(found.get(base, {})))
+                if len(both) > 1:
+                    interval = over_users(folder, users, cell, arm, base, both)
+                    if interval is not None:
+                        row[f"{PRIMARY} - {base}, users"] = vars(interval)
+            rows.append(row)
+    key = f"{PRIMARY} - none"
+    tested = [row for row in rows if key in row]
+    for row, p in zip(tested, holm([row[key]["p_value"] for row in tested]), strict=True):
+        row["p_holm"] = p
+    return rows
+
+
+def _users(lists: Path, world: str) -> list[Any] | None:
+    from worlds import WORLDS
+
+    from hf_rerank import load_lists
+
+    prepared = lists / f"prepared-{WORLDS[world][0]}-0"
+    if not prepared.is_dir():
+        return None
+    loaded = load_lists(prepared)
+    return list(loaded["test"][loaded.schema.group][:])
+
+
+def as_markdown(question: str, rows: list[dict[str, Any]]) -> str:
+    heads = ["initial order", "items", "model", "arm", "seeds", "expected clicks", "NDCG@10", "P1@5", "P2@5", "spread"]
+    heads += ["clicks against none, %", "over users", "p (Holm)", "against no order, %"]
+    lines = [f"## {TITLES[question]}", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for row in rows:
+        cells = [row["world"], str(row["length"]), row["model"], row["arm"], str(row["seeds"])]
+        cells += [f"{row[name]:.4f}" for name in (PRIMARY, "ndcg@10")]
+        cells += [f"{row[name]:.2f}" for name in ("p1_obedience@5", "p2_obedience@5", "score_spread")]
+        cells += [_interval(row.get(f"{PRIMARY} - none")), _interval(row.get(f"{PRIMARY} - none, users"))]
+        cells += [f"{row['p_holm']:.3f}" if "p_holm" in row else "", _interval(row.get(f"{PRIMARY} - no_order"))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(value: Mapping[str, float] | None) -> str:
+    return "" if value is None else f"{value['mean']:+.2f} [{value['low']:+.2f}, {value['high']:+.2f}]"
+
+
+# --- figures ---
+
+
+def draw_payoff(runs: Runs, path: Path, arm: str = "scaled") -> None:
+    """The gain from the principles against the value of the order: one point per world, model and length."""
+    plt = _matplotlib()
+    figure, axis = plt.subplots(figsize=(6.5, 4.5))
+    markers = dict(zip(("prm", "setrank", "dlcm", "midnn", "pear", "raise"), "osD^vP", strict=True))
+    colours = dict(
+        zip(sorted({cell[0] for cell in runs}), plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False)
+    )
+    for (world, length, model), arms in runs.items():
+        value, gain = difference(arms, "none", "no_order", PRIMARY), difference(arms, arm, "none", PRIMARY)
+        if value is None or gain is None or model not in markers:
+            continue
+        axis.errorbar(
+            value.mean,
+            gain.mean,
+            xerr=[[value.mean - value.low], [value.high - value.mean]],
+            yerr=[[gain.mean - gain.low], [gain.high - gain.mean]],
+            fmt=markers[model],
+            color=colours[world],
+            markerfacecolor="white" if length == 10 else None,
+            elinewidth=0.7,
+        )
+    axis.axhline(0, color="grey", linewidth=1)
+    axis.axvline(0, color="grey", linewidth=1)
+    axis.set_xlabel("value of the order: model minus model without order, % of expected clicks")
+    axis.set_ylabel("gain from the principles, % of expected clicks")
+    handles = [plt.Line2D([], [], color=c, marker="o", linestyle="", label=w) for w, c in colours.items()]
+    handles += [plt.Line2D([], [], color="grey", marker=m, linestyle="", label=n) for n, m in markers.items()]
+    axis.legend(handles=handles, frameon=False, fontsize=7)
+    _save(figure, axis, path)
+
+
+def draw_weights(runs: Runs, path: Path) -> None:
+    """Clicks and P1 against the factor on both weights, up to the collapse."""
+    plt = _matplotlib()
+    arms = runs[("trained", 30, "prm")]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
+    for preset in ("scaled", "paper"):
+        points = sorted([*FACTORS, 1.0])
+        names = {factor: preset if factor == 1 else f"{preset}_x{factor:g}" for factor in points}
+        gains = {factor: difference(arms, names[factor], "none", PRIMARY) for factor in points}
+        there = {factor: gain for factor, gain in gains.items() if gain is not None}
+        errors = [[g.mean - g.low for g in there.values()], [g.high - g.mean for g in there.values()]]
+        axes[0].errorbar(list(there), [g.mean for g in there.values()], yerr=errors, fmt="o-", capsize=3, label=preset)
+        obeyed = [np.mean([r["test"]["p1_item_obedience"] for r in arms[names[f]].values()]) for f in there]
+        axes[1].plot(list(there), obeyed, "o-", label=preset)
+    axes[0].axhline(0, color="grey", linewidth=1)
+    axes[0].set_ylabel("change in expected clicks, %")
+    axes[1].set_ylabel("P1: share of items that keep their position")
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.set_xlabel("factor on both weights")
+        axis.legend(frameon=False)
+    _save(figure, axes, path)
+
+
+def draw_training(runs: Runs, path: Path) -> None:
+    """Obedience at the top 5 after each epoch, PRM in the world of the trained order."""
+    plt = _matplotlib()
+    arms = runs[("trained", 30, "prm")]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    for axis, measure, title in zip(
+        axes, ("eval_p1_obedience@5", "eval_p2_obedience@5"), ("P1@5", "P2@5"), strict=True
+    ):
+        for arm in ("none", "scaled", "paper", "r_drop", "augmentation"):
+            curves = [
+                [entry[measure] for entry in result["history"] if measure in entry]
+                for result in arms.get(arm, {}).values()
+            ]
+            if curves:
+                axis.plot(range(1, len(curves[0]) + 1), np.mean(curves, axis=0), "o-", markersize=3, label=arm)
+        axis.set_xlabel("epoch")
+        axis.set_title(title)
+    axes[0].set_ylabel("share of validation lists")
+    axes[0].legend(frameon=False)
+    _save(figure, axes, path)
+
+
+def fixed_points(runs: Runs) -> str:
+    """Question 6: are lists whose ranking settles ranked better?"""
+    heads = [
+        "arm",
+        "lists that settle",
+        "gain over the initial order",
+        "lists that do not",
+        "gain",
+        "gain by quarter of P1",
+    ]
+    lines = ["## Fixed points and quality per list (PRM, trained order)", "", f"| {' | '.join(heads)} |"]
+    lines.append(f"|{'---|' * len(heads)}")
+    for arm, seeds in runs.get(("trained", 30, "prm"), {}).items():
+        if arm not in ("none", "scaled", "paper"):
+            continue
+        cells = [arm]
+        for group in ("reach", "do_not_reach"):
+            found = [r["fixed_points"][group] for r in seeds.values() if group in r["fixed_points"]]
+            cells.append(f"{np.mean([g['lists'] for g in found]):.0f}" if found else "0")
+            cells.append(f"{np.mean([_gain(g) for g in found]):+.4f}" if found else "")
+        quarters = [
+            [_gain(r["fixed_points"][f"quarter_{q}"]) for r in seeds.values() if f"quarter_{q}" in r["fixed_points"]]
+            for q in (1, 2, 3, 4)
+        ]
+        cells.append(", ".join(f"{np.mean(values):+.3f}" if values else "-" for values in quarters))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _gain(group: Mapping[str, float]) -> float:
+    return group[PRIMARY] - group[f"initial_{PRIMARY}"]
+
+
+def _matplotlib() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: Any, axes: Any, path: Path) -> None:
+    for axis in np.atleast_1d(axes):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    _matplotlib().close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", required=True, type=Path, help="output folder of grid.py")
+    parser.add_argument("--output-dir", required=True, type=Path)
+    parser.add_argument("--lists-dir", type=Path, help="that of grid.py; with it, intervals over users")
+    options = parser.parse_args()
+    runs, output = load(options.runs), options.output_dir
+    output.mkdir(parents=True, exist_ok=True)
+    for question in PLAN:
+        rows = rows_of(question, runs, options.runs, options.lists_dir)
+        if not rows:
+            continue
+        write_json(output / f"{question}.json", {"rows": rows, "arms": {r["arm"]: str(ARMS[r["arm"]]) for r in rows}})
+        text = as_markdown(question, rows)
+        (output / f"{question}.md").write_text(text)
+        print(text)
+    if ("trained", 30, "prm") in runs:
+        text = fixed_points(runs)
+        (output / "6.md").write_text(text)
+        print(text)
+    try:
+        draw_payoff(runs, output / "payoff.png")
+        draw_weights(runs, output / "weights.png")
+        draw_training(runs, output / "training.png")
+    except ImportError:
+        print("no figures: matplotlib is not installed (pip install hf-rerank[plots])")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The grid of experiments on principled learning: its worlds, its plan, its runs, and the tables made from them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from hf_rerank import Categorical, ListSchema
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "experiments"))
+
+import grid
+import questions
+import worlds
+
+SCHEMA = ListSchema(items=[Categorical("item_id")], position="position")
+LISTS = datasets.Dataset.from_dict(
+    {"item_id": [[7, 8, 9], [5]], "click": [[0, 1, 0], [1]], "position": [[2, 0, 1], [0]], "user": [1, 2]}
+)
+
+
+def test_lists_are_cut_by_position_not_by_slot() -> None:
+    """Of the positions 2, 0, 1 the first two are in the slots 1 and 2."""
+    cut = worlds.cut_lists(LISTS, SCHEMA, 2)
+    assert cut["item_id"][:] == [[8, 9], [5]]
+    assert cut["click"][:] == [[1, 0], [1]]
+    assert cut["position"][:] == [[0, 1], [0]]
+    assert cut["user"][:] == [1, 2]
+
+
+def test_without_a_position_the_row_is_the_order() -> None:
+    assert worlds.cut_lists(LISTS, SCHEMA.replace(position=None), 2)["item_id"][:] == [[7, 8], [5]]
+
+
+def test_no_noise_keeps_the_positions_and_a_random_order_is_a_permutation() -> None:
+    assert worlds.reorder(LISTS, SCHEMA, noise=0.0, seed=3)["position"][:] == [[2, 0, 1], [0]]
+    lists = datasets.Dataset.from_dict({"item_id": [list(range(50))], "click": [[0] * 50]})
+    drawn = worlds.reorder(lists, SCHEMA, noise=None, seed=3)["position"][0]
+    assert sorted(drawn) == list(range(50))
+    assert drawn != list(range(50))
+    assert worlds.reorder(lists, SCHEMA, noise=None, seed=3)["position"][0] == drawn
+
+
+def test_the_plan_repeats_no_run_and_has_every_base() -> None:
+    runs = list(grid.planned(grid.PLAN, 2))
+    assert len(runs) == len({run.name for run in runs})
+    for run in runs:
+        assert any(other.arm == "none" and (other.world, other.length) == (run.world, run.length) for other in runs)
+
+
+def test_groups_by_fixed_point() -> None:
+    """Two lists settle, with clicks 1 and 3; one does not, with 5."""
+    values = {
+        "fixed_point_rate": np.array([1.0, 0.0, 1.0]),
+        "p1_item_obedience": np.array([1.0, 0.2, 0.8]),
+        **{name: np.array([1.0, 5.0, 3.0]) for name in ("expected_clicks", "initial_expected_clicks")},
+        **{name: np.array([0.0, 0.0, 0.0]) for name in ("ndcg@10", "initial_ndcg@10")},
+    }
+    found = grid.by_fixed_point(values)
+    assert (found["reach"]["lists"], found["reach"]["expected_clicks"]) == (2, 2.0)
+    assert (found["do_not_reach"]["lists"], found["do_not_reach"]["expected_clicks"]) == (1, 5.0)
+
+
+def result(arm: str, seed: int, clicks: float) -> dict[str, Any]:
+    measures = dict.fromkeys(questions.MEASURES, 0.5)
+    return {
+        "world": "trained",
+        "length": 30,
+        "model": "prm",
+        "arm": arm,
+        "seed": seed,
+        "cpu_seconds": 1.0,
+        "initial": {"expected_clicks": 1.0},
+        "test": {**measures, "expected_clicks": clicks},
+    }
+
+
+def test_differences_are_paired_by_seed_in_percent_of_the_base(tmp_path: Path) -> None:
+    """none: 2, 4 (mean 3); scaled: 2.3, 4.6. Differences .3 and .6 of 3 are 10 and 20 %: mean 15 %."""
+    for arm, clicks in {"none": (2.0, 4.0), "scaled": (2.3, 4.6), "paper": (2.0,)}.items():
+        for seed, value in enumerate(clicks):
+            (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps(result(arm, seed, value)))
+    rows = questions.rows_of("1", questions.load(tmp_path), tmp_path, None)
+    by_arm = {row["arm"]: row for row in rows}
+    assert by_arm["scaled"]["expected_clicks - none"]["mean"] == pytest.approx(15.0)
+    assert by_arm["scaled"]["p_holm"] == pytest.approx(by_arm["scaled"]["expected_clicks - none"]["p_value"])
+    assert "expected_clicks - none" not in by_arm["paper"]  # one seed has no interval
+    assert "+15.00 [" in questions.as_markdown("1", rows)
+
+
+@pytest.mark.slow
+def test_a_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small world; DLCM without order gets a random one; a second call trains nothing."""
+    monkeypatch.setattr(worlds, "WORLDS", {"trained": (400, "moderate"), "display": (400, "display")})
+    monkeypatch.setattr(grid, "WORLDS", worlds.WORLDS)
+    monkeypatch.setattr(grid, "EPOCHS", 1)
+    monkeypatch.setattr(grid, "LEARNING_RATES", (1e-3,))
+    monkeypatch.setattr(
+        grid, "PLAN", {"1": [("display", 5, "dlcm", "no_order"), ("trained", 30, "prm", "paper_constraint")]}
+    )
+    command = ["grid.py", "--output-dir", str(tmp_path), "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--questions", "1"])
+    grid.main()
+    files = {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    assert set(files) == {"display-5-dlcm-no_order-0", "trained-30-prm-paper_constraint-0"}
+    made = json.loads((tmp_path / "trained-30-prm-paper_constraint-0.json").read_text())
+    # The factor starts at 0.1 and doubles after the first evaluation, which is the best so far.
+    assert made["factors"] == {"convergence": pytest.approx(0.2), "adversarial": pytest.approx(0.2)}
+    settled = [made["fixed_points"].get(group, {"lists": 0})["lists"] for group in ("reach", "do_not_reach")]
+    assert sum(settled) == made["test"]["lists"]
+    grid.main()
+    assert {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == files
