@@ -367,13 +367,30 @@ def main() -> None:
     for run in [*runs[part::parts], *runs]:
         path = folder / f"{run.name}.json"
         claim = path.with_suffix(".running")
-        if path.is_file() or (claim.is_file() and run not in runs[part::parts]):
+        if path.is_file() or not _claim(claim):
             continue
-        claim.touch()
-        result = train_and_measure(run, root, folder, learning_rate(run.model, root, folder))
-        _write(path, result)
-        claim.unlink()
+        try:
+            result = train_and_measure(run, root, folder, learning_rate(run.model, root, folder))
+            _write(path, result)
+        finally:
+            claim.unlink()
         print(f"{run.name}  {result['cpu_seconds']:.0f} s  {result['test']['expected_clicks']:.4f}", flush=True)
+
+
+def _claim(path: Path) -> bool:
+    """Whether this process may make the run: no living process of this machine is making it."""
+    if path.is_file():
+        try:
+            os.kill(int(path.read_text()), 0)
+            return False
+        except (ValueError, ProcessLookupError):  # left by a process that was killed
+            path.unlink(missing_ok=True)
+    try:
+        with path.open("x") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _options() -> argparse.Namespace:
