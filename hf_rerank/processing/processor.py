@@ -280,6 +280,8 @@ class ListProcessor:
             newest, lengths["H"] = self._choose_history(lists, report)
             rows |= self._encode_part("history", schema.history, lists.history, newest, report)
         rows |= {name: values[keep] for name, values in lists.columns.items()}
+        if lists.labels is not None and (truncate or lists.cut_labels is not None):
+            rows["cut_labels"], lengths["C"] = _labels_of_cut_items(lists, keep, lists.lengths - item_lengths)
         ragged = RaggedLists(lengths, rows)
         if self.trees is not None and "initial_scores" not in rows:
             rows["initial_scores"] = self.trees.scores(ragged, schema)
@@ -504,6 +506,26 @@ class ListProcessor:
             digest.update(json.dumps([name, str(array.dtype), len(array)]).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+def _labels_of_cut_items(
+    lists: Lists, keep: np.ndarray | slice, cut_now: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of the items that were cut, before and now, those of one list together, and how many each list has.
+
+    Args:
+        lists: With labels.
+        keep: Which items stay.
+        cut_now: int64 [B], how many of each list do not.
+    """
+    assert lists.labels is not None
+    now = np.zeros(0, dtype=np.float32) if isinstance(keep, slice) else lists.labels[~keep]
+    if lists.cut_labels is None or lists.cut_lengths is None:
+        return now, cut_now
+    numbers = np.arange(len(lists))
+    of_list = np.concatenate([np.repeat(numbers, lists.cut_lengths), np.repeat(numbers, cut_now)])
+    order = np.argsort(of_list, kind="stable")
+    return np.concatenate([lists.cut_labels, now])[order], lists.cut_lengths + cut_now
 
 
 def _plain_scale(scale: DenseScale) -> dict[str, Any]:

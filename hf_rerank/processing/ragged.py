@@ -20,7 +20,7 @@ class RaggedLists:
 
     Attributes:
         lengths: Axis -> int64 [B], how many rows each list has on it: ``L`` items, ``H`` history items (where the
-            schema has a history), ``W`` bytes of the id.
+            schema has a history), ``C`` items that were cut (where their labels are known), ``W`` bytes of the id.
         rows: Name of a tensor -> its rows, those of all lists one after another: [N, ...] where the tensor has such an
             axis, [B, ...] where it has one row per list. Integers may be narrower than the tensor.
     """
