@@ -66,6 +66,24 @@ class Lists:
         """float32 [N]; None where the lists have no labels."""
         return self.columns.get("labels")
 
+    def labels_of_cut_items(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The labels of the items that were cut, before and now, those of one list together: float32 [items cut].
+
+        Args:
+            kept: bool [N], which items stay now.
+
+        Returns:
+            The labels, and how many each list has, int64 [B].
+        """
+        assert self.labels is not None
+        numbers = np.arange(len(self))
+        of_list = np.repeat(numbers, self.lengths)[~kept]
+        labels = self.labels[~kept]
+        if self.cut_labels is not None:
+            of_list = np.concatenate([np.repeat(numbers, self.cut_lengths), of_list])
+            labels = np.concatenate([self.cut_labels, labels])[np.argsort(of_list, kind="stable")]
+        return labels, np.bincount(of_list, minlength=len(self))
+
     @classmethod
     def from_rows(
         cls, rows: Sequence[Mapping[str, Any]], schema: ListSchema, *, with_labels: bool = False, first: int = 0

@@ -6,6 +6,7 @@ The trainer, the command line and the experiments all measure through ``Evaluati
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -167,7 +168,9 @@ def evaluate(
         progress: Called with the number of lists after each batch.
 
     Returns:
-        Metrics and measures by name, ``unknown_share`` of each categorical feature, and ``settings``.
+        Metrics and measures by name, ``unknown_share`` of each categorical feature, ``drift`` (one sentence per column
+        of which more is unknown or missing than in training, see ``ListProcessor.drift``; each is a warning too), and
+        ``settings``.
     """
     examination = processor.schema.examination
     sums = EvaluationSums(ks, no_click=no_click, gain=gain, click_above=click_above, examination=examination)
@@ -183,7 +186,11 @@ def evaluate(
         model.train(training)
     if not report.lists:
         raise InputError("there is no list to evaluate: expected at least one")
-    return {**sums.compute(), "unknown_share": report.unknown_share(), "settings": sums.metrics.settings()}
+    drift = processor.drift(report)
+    for sentence in drift:
+        warnings.warn(sentence, UserWarning, stacklevel=2)
+    about = {"unknown_share": report.unknown_share(), "drift": drift, "settings": sums.metrics.settings()}
+    return {**sums.compute(), **about}
 
 
 @torch.no_grad()

@@ -101,6 +101,7 @@ def test_position_bias_by_hand() -> None:
             "p2_set_obedience@1": 0.0,
             "p2_obedience@2": 0.0,
             "p2_set_obedience@2": 1 / 2,
+            "p2_sampled_share": 0.0,
             "fixed_point_rate": 1.0,
             "fixed_point_steps": 2.0,
             "cycle_rate": 0.0,
