@@ -14,7 +14,7 @@ from hf_rerank.validation import Lists
 
 # A share of unknown or missing values is worth a warning from this multiple of its share in training on, if it is this
 # large, among this many values.
-DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES = 3.0, 0.01, 100
+DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES = 3, 0.01, 100
 
 
 @dataclass
@@ -139,13 +139,14 @@ def drift(found: EncodingReport, training: Mapping[str, Mapping[str, int]]) -> l
             values, then = found.values[name], training.get("values", {}).get(name, 0)
             if not then or values < DRIFT_VALUES:
                 continue
-            share, share_then = count / values, training[what].get(name, 0) / then
             # A null of a categorical column is unknown too, and is named once.
             if what == "missing" and name in found.unknown:
                 continue
-            if share >= DRIFT_SHARE and share >= DRIFT_FACTOR * share_then:
+            count_then = training[what].get(name, 0)
+            if count >= DRIFT_SHARE * values and count * then >= DRIFT_FACTOR * count_then * values:
                 sentences.append(
-                    f"column {name!r}: {share:.1%} of its values are {what}, in training {share_then:.1%}"
+                    f"column {name!r}: {count / values:.1%} of its values are {what}, in training "
+                    f"{count_then / then:.1%}"
                 )
     sentences += [
         f"column {name!r} was constant in training and is not any more ({count:,} values): it stays 0 for the model"

@@ -191,16 +191,19 @@ class TestObedienceOfAnEvaluation:
         output = folder / "options.json"
         arguments = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "lists")]
         options = ["--obedience-k", "3", "--swaps", "one", "--max-steps", "0", "--json", str(output)]
+        options += ["--gain", "linear", "--click-above", "0.5"]
         capsys.readouterr()
         assert cli.main([*arguments, *options]) == 0
         expected = {"obedience_k": 3, "swaps": "one", "max_steps": 0}
         assert {name: given[name] for name in expected} == expected
+        assert (given["gain"], given["click_above"]) == ("linear", 0.5)
         printed = capsys.readouterr().out
         assert "first 3 as a set" in printed
         assert "first 5" not in printed
         assert "settle" not in printed
         results = json.loads(output.read_text())
         assert results["obedience"] == expected
+        assert results["rows"]["model"]["settings"]["ndcg_gain"] == "linear"
         # One swap a list either keeps its whole ranking or does not: a whole number of lists.
         kept = results["rows"]["model"]["p2_obedience"] * results["rows"]["model"]["obedience_lists"]
         assert kept == pytest.approx(round(kept))

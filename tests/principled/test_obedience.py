@@ -114,6 +114,7 @@ def test_position_bias_by_hand() -> None:
     second = {name: values[1].item() for name, values in measured.items()}
     assert second.pop("score_spread") == pytest.approx(5.5 / 2)  # of 5 and -.5
     assert [second.pop(name) for name in ("fixed_point_steps", "cycle_rate", "collapsed_share")] == [0.0] * 3
+    assert second.pop("p2_sampled_share") == 0.0
     assert set(second.values()) == {1.0}
     means = obedience(score, positions, mask, k=[1, 2])
     assert means.pop("obedience_lists") == 2

@@ -131,12 +131,6 @@ def _groups(
         return
     distinct, counts = np.unique(there, return_counts=True)
     yield f"have another value than {distinct[counts.argmax()]:g}", ~missing & (values != distinct[counts.argmax()])
-    # As many items as it takes: the highest and the lowest values, all that are equal to the last of them included.
-    wanted = int(np.ceil(max(TELLING_CLICKS, TELLING_SHARE * clicked.sum())))
-    if wanted < len(there):
-        ordered = np.sort(there)
-        yield f"have at least {ordered[-wanted]:g} in it", ~missing & (values >= ordered[-wanted])
-        yield f"have at most {ordered[wanted - 1]:g} in it", ~missing & (values <= ordered[wanted - 1])
 
 
 class DataChecks:
