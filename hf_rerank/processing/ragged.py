@@ -95,7 +95,7 @@ class _Runs:
     def take(self, rows: np.ndarray, lists: np.ndarray) -> np.ndarray:
         if self.same:
             by_list = rows.reshape(len(self.lengths), self.same, *rows.shape[1:])
-            return by_list[lists].reshape(-1, *rows.shape[1:])
+            return by_list[lists].reshape(len(lists) * self.same, *rows.shape[1:])
         lengths = self.lengths[lists]
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return rows[np.repeat(self.starts[lists], lengths) + within]
