@@ -79,7 +79,7 @@ class Lists:
         numbers = np.arange(len(self))
         of_list = np.repeat(numbers, self.lengths)[~kept]
         labels = self.labels[~kept]
-        if self.cut_labels is not None:
+        if self.cut_labels is not None and self.cut_lengths is not None:
             of_list = np.concatenate([np.repeat(numbers, self.cut_lengths), of_list])
             labels = np.concatenate([self.cut_labels, labels])[np.argsort(of_list, kind="stable")]
         return labels, np.bincount(of_list, minlength=len(self))
@@ -188,8 +188,10 @@ class Lists:
             if part == "position" or (name not in reader.names and not (with_labels and _is_needed(part, schema))):
                 continue
             columns[COLUMN_TENSORS[part]] = reader.numbers(part, name, lengths)
-        cut = reader.cut_labels(schema.cut_label) if schema.cut_label in reader.names else (None, None)
-        return cls(schema, lengths, items, user, history, history_lengths, columns, ids, *cut)
+        lists = cls(schema, lengths, items, user, history, history_lengths, columns, ids)
+        if schema.cut_label is not None and schema.cut_label in reader.names:
+            lists.cut_labels, lists.cut_lengths = reader.cut_labels(schema.cut_label)
+        return lists
 
 
 def _is_needed(part: str, schema: ListSchema) -> bool:

@@ -104,8 +104,8 @@ class QuantileSample:
         quantiles = np.array([normal.inv_cdf(float(rank)) for rank in ranks])
         found = np.interp(values, knots, quantiles)
         mean, std = float(found.mean()), float(found.std())
-        rounded = [tuple(float(f"{value:.9g}") for value in part) for part in (knots, quantiles)]
-        return DenseScale(float(f"{mean:.9g}"), float(f"{std:.9g}") or 1.0, *rounded, constant_indicator)
+        at, ranked = (tuple(float(f"{value:.9g}") for value in part) for part in (knots, quantiles))
+        return DenseScale(float(f"{mean:.9g}"), float(f"{std:.9g}") or 1.0, at, ranked, constant_indicator)
 
     def _below(self) -> np.uint64:
         return np.uint64((2**64 - 1) // self.share)
