@@ -113,10 +113,10 @@ class ListProcessor:
             batch = Lists.from_arrow(table, schema, first=counts.lists)
             counts.add(batch)
             columns = {**batch.items, **batch.user, **batch.history}
-            for name, feature in dense.items():
+            for name, number in dense.items():
                 if name not in learners:
-                    learners[name] = learner(feature)
-                learners[name].add(numbers_of(feature, columns[name])[0])
+                    learners[name] = learner(number)
+                learners[name].add(numbers_of(number, columns[name])[0])
         if not counts.lists:
             raise InputError("there is no list to learn from: expected at least one training list")
         vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
@@ -132,9 +132,9 @@ class ListProcessor:
             report["vocabularies"][feature.name] = {"values": len(vocabulary), "rare": rare, "left_out": left_out}
         report["training"] = counts.report(vocabularies)
         scales = {}
-        for name, feature in dense.items():
-            some_missing = 0 < counts.missing_share(feature) < 1
-            scales[name] = learners[name].scale(constant_indicator=feature.missing == "indicator" and not some_missing)
+        for name, number in dense.items():
+            some_missing = 0 < counts.missing_share(number) < 1
+            scales[name] = learners[name].scale(constant_indicator=number.missing == "indicator" and not some_missing)
         constant = [name for name, scale in scales.items() if scale.constant]
         if constant:
             report["constant"] = constant

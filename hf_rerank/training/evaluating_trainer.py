@@ -112,9 +112,10 @@ class EvaluatingTrainer(CheckpointingTrainer):
         self.batch_metrics.reset()
         found = super().predict(lists, ignore_keys, metric_key_prefix)
         # Lists without items fill up the last batch of several processes.
-        real = (found.label_ids[0] >= 0).any(-1)  # type: ignore[index]
-        predictions, labels = (tuple(array[real] for array in arrays) for arrays in found[:2])  # type: ignore[union-attr]
-        return PredictionOutput(predictions, labels, found.metrics)
+        given: tuple[Any, Any] = (found.predictions, found.label_ids)
+        real = (given[1][0] >= 0).any(-1)
+        kept: list[Any] = [tuple(array[real] for array in arrays) for arrays in given]
+        return PredictionOutput(*kept, found.metrics)
 
     def prediction_step(
         self,
@@ -138,6 +139,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         def forward(objective: Callable[..., Any], **tensors: Tensor) -> RerankerOutput:
             return run(**tensors, objective=with_custom_loss(objective, self.compute_loss_func))
 
+        output: Any
         # Rankings are compared in float32: ties in bf16 would inflate obedience.
         with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
             if prediction_loss_only:
