@@ -115,7 +115,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         given: tuple[Any, Any] = (found.predictions, found.label_ids)
         real = (given[1][0] >= 0).any(-1)
         kept: list[Any] = [tuple(array[real] for array in arrays) for arrays in given]
-        return PredictionOutput(*kept, found.metrics)
+        return PredictionOutput(predictions=kept[0], label_ids=kept[1], metrics=found.metrics)
 
     def prediction_step(
         self,
