@@ -116,7 +116,7 @@ class Vector:
 
 # ------------------------------------------------------------------------------------------------ the table of tensors
 
-Role = Literal["feature", "mask", "position", "label", "weight", "propensity", "ground_truth", "identity"]
+Role = Literal["feature", "mask", "position", "label", "weight", "cut_label", "propensity", "ground_truth", "identity"]
 # What a model's ``forward`` takes; the other roles are for metrics and messages.
 MODEL_ROLES = ("feature", "mask", "position", "label", "weight")
 LABEL_PADDING = -100.0
@@ -128,9 +128,9 @@ class TensorSpec:
     """One row of the table of tensors.
 
     Attributes:
-        axes: ``B`` lists, ``L`` items, ``H`` history items, ``W`` bytes of an id; then how many features: ``Fc``,
-            ``Fd``, ``Fv`` of items (categorical, dense, vector numbers), ``Uc``, ``Ud`` of users, ``Hc``, ``Hd`` of
-            history items.
+        axes: ``B`` lists, ``L`` items, ``H`` history items, ``C`` items that were cut from the list, ``W`` bytes of an
+            id; then how many features: ``Fc``, ``Fd``, ``Fv`` of items (categorical, dense, vector numbers), ``Uc``,
+            ``Ud`` of users, ``Hc``, ``Hd`` of history items.
         dtype: As numpy and torch name it.
         fill: Value at padding. ``AFTER_THE_ITEMS``: the next free numbers of the list.
         role: What the tensor is for.
@@ -174,6 +174,7 @@ class ListBatch(Mapping[str, Any]):
     initial_scores: Tensor | None = _tensor("B L", "float32", 0.0, "feature", column="initial_score")
     labels: Tensor | None = _tensor("B L", "float32", LABEL_PADDING, "label", column="label", lowest=0.0)
     weights: Tensor | None = _tensor("B L", "float32", 0.0, "weight", column="weight", lowest=0.0)
+    cut_labels: Tensor | None = _tensor("B C", "float32", LABEL_PADDING, "cut_label", lowest=0.0)
     propensities: Tensor | None = _tensor("B L", "float32", 1.0, "propensity", column="propensity", lowest=0.0)
     attraction: Tensor | None = _tensor("B L", "float32", 0.0, "ground_truth", column="attraction", lowest=0.0)
     list_id: Tensor | None = _tensor("B W", "uint8", 0, "identity")
@@ -226,6 +227,8 @@ class ListSchema:
         weight: Item column of sample weights, at least 0; they multiply the terms of every task loss. None: all 1.
         propensity: Item column of propensities, in (0, 1]: the probability that the item was looked at when its click
             was logged. Evaluation then corrects for it (``hf_rerank.metrics.propensity``); it is no feature.
+        cut_label: Column with the labels of the items that were cut from a list that was too long, one sequence per
+            list, empty where nothing was cut. Metrics count them; no model reads them. None: not known.
         id: Item column that ranking returns as ``ids``, a feature or not. None: the first item feature.
         list_id: Column that names the list. None: its number.
         group: Column to split by (the user); no feature.
@@ -249,6 +252,7 @@ class ListSchema:
     initial_score: str | None = None
     weight: str | None = None
     propensity: str | None = None
+    cut_label: str | None = None
     id: str | None = None
     list_id: str | None = None
     group: str | None = None
@@ -282,18 +286,21 @@ class ListSchema:
         special = self.item_columns()
         if self.label is None:
             raise InputError("the schema names no label: name the column of clicks, which new lists may lack")
-        of_lists = [name for name in (self.list_id, self.group) if name is not None]
+        of_lists = [name for name in (self.list_id, self.group, self.cut_label) if name is not None]
         for name in [*names, *special.values(), *of_lists, *([] if self.id is None else [self.id])]:
             if not isinstance(name, str) or not name:
                 raise InputError(f"the schema names the column {name!r}: expected a text that is not empty")
         for part, name in special.items():
-            uses = [use for use in (*special, "list_id", "group") if use != part and getattr(self, use) == name]
+            others = (*special, "list_id", "group", "cut_label")
+            uses = [use for use in others if use != part and getattr(self, use) == name]
             if uses:
                 raise InputError(
                     f"the schema takes the column {name!r} as {part} and as {uses[0]}: each has a column of its own"
                 )
             if name in names:
                 raise InputError(f"the column {name!r} is a feature and also the {part}: name another column")
+        if self.cut_label is not None and self.cut_label in (*names, self.list_id, self.group):
+            raise InputError(f"the column {self.cut_label!r} is the cut_label and something else: name another column")
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"the schema names the column {name!r} twice")
@@ -387,7 +394,7 @@ class ListSchema:
                 value = [{"kind": kind_of(feature), **dataclasses.asdict(feature)} for feature in value]
             elif entry.name in ("examination", "extends") and value is not None:
                 value = list(value)
-            elif entry.name == "computes_initial_score":
+            elif entry.name in ("computes_initial_score", "cut_label"):
                 if not value:
                     continue
             elif entry.name == "rows_before":

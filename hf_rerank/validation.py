@@ -38,6 +38,8 @@ class Lists:
         columns: The item columns that are a tensor of their own, by the name of the tensor, [N]: ``position_ids``
             int64, always; ``labels``, ``weights``, ``initial_scores`` and so on float32, where they are.
         ids: B texts.
+        cut_labels: float32, the labels of the items that were cut from the lists before; None if that is not known.
+        cut_lengths: int64 [B], how many were cut; 0 where that is not known.
     """
 
     schema: ListSchema
@@ -48,6 +50,8 @@ class Lists:
     history_lengths: np.ndarray
     columns: dict[str, np.ndarray]
     ids: list[str] = field(repr=False)
+    cut_labels: np.ndarray | None = None
+    cut_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -61,6 +65,24 @@ class Lists:
     def labels(self) -> np.ndarray | None:
         """float32 [N]; None where the lists have no labels."""
         return self.columns.get("labels")
+
+    def labels_of_cut_items(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The labels of the items that were cut, before and now, those of one list together: float32 [items cut].
+
+        Args:
+            kept: bool [N], which items stay now.
+
+        Returns:
+            The labels, and how many each list has, int64 [B].
+        """
+        assert self.labels is not None
+        numbers = np.arange(len(self))
+        of_list = np.repeat(numbers, self.lengths)[~kept]
+        labels = self.labels[~kept]
+        if self.cut_labels is not None and self.cut_lengths is not None:
+            of_list = np.concatenate([np.repeat(numbers, self.cut_lengths), of_list])
+            labels = np.concatenate([self.cut_labels, labels])[np.argsort(of_list, kind="stable")]
+        return labels, np.bincount(of_list, minlength=len(self))
 
     @classmethod
     def from_rows(
@@ -166,7 +188,10 @@ class Lists:
             if part == "position" or (name not in reader.names and not (with_labels and _is_needed(part, schema))):
                 continue
             columns[COLUMN_TENSORS[part]] = reader.numbers(part, name, lengths)
-        return cls(schema, lengths, items, user, history, history_lengths, columns, ids)
+        lists = cls(schema, lengths, items, user, history, history_lengths, columns, ids)
+        if schema.cut_label is not None and schema.cut_label in reader.names:
+            lists.cut_labels, lists.cut_lengths = reader.cut_labels(schema.cut_label)
+        return lists
 
 
 def _is_needed(part: str, schema: ListSchema) -> bool:
@@ -343,6 +368,14 @@ class _ColumnReader:
             )
         return numbers.astype(np.float32)
 
+    def cut_labels(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The labels of items that were cut, float32, and how many each list has, int64 [B]."""
+        flat, lengths = self.sequences(name, "cut labels")
+        numbers = np.zeros(0) if pa.types.is_null(flat.type) else self.finite(name, flat, lengths)
+        if (numbers < 0).any() or flat.null_count:
+            raise InputError(f"column {name!r} holds a null or a number below 0: expected the labels of items")
+        return numbers.astype(np.float32), lengths
+
     def positions(self, name: str | None, lengths: np.ndarray, *, required: bool) -> np.ndarray:
         starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
         if name is None or (name not in self.names and not required):
@@ -379,8 +412,8 @@ class _ColumnReader:
 def columns_of(schema: ListSchema) -> list[str]:
     """The columns that the schema names, without the one to split by and the ids that ranking returns."""
     features = [feature.name for feature in (*schema.items, *schema.user, *schema.history)]
-    named = [*schema.item_columns().values(), *([] if schema.list_id is None else [schema.list_id])]
-    return [*features, *named]
+    of_lists = [name for name in (schema.list_id, schema.cut_label) if name is not None]
+    return [*features, *schema.item_columns().values(), *of_lists]
 
 
 def _ordinary(values: pa.Array) -> pa.Array:

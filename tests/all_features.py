@@ -26,6 +26,7 @@ SCHEMA = ListSchema(
     attraction="truth",
     id="sku",
     list_id="list_id",
+    cut_label="cut",
     max_list_length=LONGEST,
     max_history_length=6,
 )
@@ -66,6 +67,8 @@ def made_rows(count: int, seed: int = 0, *, outcome: bool = False) -> list[dict[
             "looked": (1 - more.random(length)).tolist(),
             "truth": more.random(length).tolist(),
         }
+        if outcome:
+            columns["cut"] = [number % 2] * (number % 3)
         return {name: value for name, value in columns.items() if outcome or name not in OUTCOME}
 
     return [row(number) for number in range(count)]

@@ -237,7 +237,13 @@ class TestTheOrder:
         test = table_of(in_order["dnn"], "test").to_pylist()
         scores, labels = (np.array([row[name] for row in test], dtype=float) for name in ("position", "click"))
         measured = report["metrics"]["test"]
-        assert measured["ndcg@10"] == pytest.approx(metrics.ndcg(-scores, labels, k=10))
+        # The clicks on what was cut count: as items that stand below all others.
+        cut = np.array([row["click_cut"] for row in test], dtype=float)
+        assert cut.shape == (len(test), 30 - scores.shape[1])
+        assert cut.any()
+        whole = np.concatenate([-scores, np.full(cut.shape, -100.0)], axis=1), np.concatenate([labels, cut], axis=1)
+        assert measured["ndcg@10"] == pytest.approx(metrics.ndcg(*whole, k=10))
+        assert (measured["truncated_lists"], measured["clicks_cut"]) == (len(test), cut.sum())
         assert measured["gauc"] == pytest.approx(metrics.grouped_auc(-scores, labels))
         assert measured["lists"] == len(test)
         # Poor: 2 % of these few lists, but at least 100.

@@ -28,13 +28,27 @@ def add(commands: Any) -> None:
         "--no-click", choices=("zero", "skip"), default="zero", help="what lists without a click count"
     )
     evaluate.add_argument(
+        "--gain",
+        choices=("exponential", "linear"),
+        default="exponential",
+        help="gain of a grade y in NDCG: 2^y - 1, or y, which suits grades above about 10 (default: exponential)",
+    )
+    evaluate.add_argument(
+        "--click-above",
+        type=float,
+        metavar="LABEL",
+        help="a click is a label above this number, in all metrics but NDCG (default: 0; fractional labels make these "
+        "metrics nan)",
+    )
+    evaluate.add_argument(
         "--obedience-k", type=int, default=5, metavar="K", help="cut-off of the obedience at the top (default: 5)"
     )
     evaluate.add_argument(
         "--swaps",
         choices=("all", "one"),
         default="all",
-        help="measure P2 on all swaps of neighbours, or on one a list (default: all)",
+        help="measure P2 on all swaps of neighbours (64 of them in lists above 65 items), or on one per list "
+        "(default: all)",
     )
     evaluate.add_argument(
         "--max-steps",
@@ -93,12 +107,14 @@ def run(options: argparse.Namespace) -> None:
             f"{options.data} has no split {options.split!r}: expected one of {', '.join(splits)}"
             f"{suggestion(options.split, splits)}"
         )
-    lists, choices = splits[options.split], {"ks": options.ks, "no_click": options.no_click}
+    lists = splits[options.split]
+    choices = {name: getattr(options, name) for name in ("ks", "no_click", "gain", "click_above")}
     # The initial order, and the truth of simulated lists, travel with the lists, not with the model.
     reranker.processor.schema = reranker.processor.schema.replace(
         position=splits.schema.position,
         attraction=splits.schema.attraction,
         examination=splits.schema.examination,
+        cut_label=splits.schema.cut_label,
     )
     obedience = {"obedience_k": options.obedience_k, "swaps": options.swaps, "max_steps": options.max_steps}
     rows: dict[str, Any] = evaluate_orders(reranker.processor, lists, **choices)
@@ -107,6 +123,11 @@ def run(options: argparse.Namespace) -> None:
             reranker.model, reranker.processor, lists, progress=bar.update, **choices, **obedience
         )
     print(f"{results_table(rows)}\n\n{obedience_table(rows['model'])}")
+    if rows["model"]["truncated_lists"]:
+        print(
+            f"{rows['model']['truncated_lists']:,} lists are truncated; the metrics count the "
+            f"{rows['model']['clicks_cut']:,} clicks on what was cut from them"
+        )
     for name, share in rows["model"]["unknown_share"].items():
         if share:
             print(f"{share:.2%} of {name} unknown")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def run(options: argparse.Namespace) -> None:
             print(f"{share:.2%} of {name} unknown")
     for name, count in report.missing.items():
         print(f"{count:,} values of {name} missing")
+    for sentence in reranker.processor.drift(report):
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _load(source: str, at: dict[str, Any]) -> Any:

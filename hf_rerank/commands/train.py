@@ -98,7 +98,8 @@ def run(options: argparse.Namespace) -> None:
         model, processor = _fine_tuned(options, lists)
     else:
         model, processor, train, about = _new(options, lists, arguments)
-    choices: dict[str, Any] = {"ks": arguments.metric_ks, "no_click": arguments.no_click}
+    choices: dict[str, Any] = {name: getattr(arguments, name) for name in ("no_click", "gain", "click_above")}
+    choices["ks"] = arguments.metric_ks
     rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], **choices)
     if options.source:
         rows["before"] = evaluate(model, processor, lists["validation"], **choices)

@@ -1,10 +1,31 @@
-"""Which items stay of lists that are too long: those that stand first in the initial order."""
+"""Which items stay of lists that are too long, those that stand first in the initial order; and the labels of others.
+
+Metrics need all logged labels, so those of the items that are cut are kept in a column of their own.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
 from hf_rerank.data.report import PrepareReport
+
+
+def cut_label_column(label: str) -> str:
+    """The column with the labels of the items that were cut, which the schema names as ``cut_label``."""
+    return f"{label}_cut"
+
+
+def sequences(values: np.ndarray, lengths: np.ndarray, kind: pa.DataType) -> pa.ListArray:
+    """A column of sequences, such as of labels, from the values of all lists one after another.
+
+    Args:
+        values: [N].
+        lengths: int64 [B].
+        kind: Of the column.
+    """
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values).cast(kind.value_type))
 
 
 def first_items(

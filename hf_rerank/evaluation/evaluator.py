@@ -5,6 +5,8 @@ The trainer, the command line and the experiments all measure through ``Evaluati
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -32,13 +34,24 @@ class EvaluationSums:
     Args:
         ks: Cut-offs of the ranking metrics.
         no_click: What lists without a click count as: ``zero``, or ``skip`` (left out).
+        gain: Of NDCG, ``exponential`` or ``linear``.
+        click_above: A click is a label above this number. None: 0, and fractional labels are no clicks, see
+            ``RankingMetrics``.
         examination: Probability that each place is looked at, on simulated lists; gives expected clicks.
     """
 
     def __init__(
-        self, ks: Sequence[int], *, no_click: str = "zero", examination: Sequence[float] | None = None
+        self,
+        ks: Sequence[int],
+        *,
+        no_click: str = "zero",
+        gain: str = "exponential",
+        click_above: float | None = None,
+        examination: Sequence[float] | None = None,
     ) -> None:
-        self.metrics = RankingMetrics(ks=ks, no_click=no_click, examination=examination)
+        self.metrics = RankingMetrics(
+            ks=ks, no_click=no_click, gain=gain, click_above=click_above, examination=examination
+        )
         self.with_truth = examination is not None
         self.propensity = PropensityMetrics(ks, examination=examination)
         self._sums: dict[str, float] = {}
@@ -53,6 +66,7 @@ class EvaluationSums:
         attraction: Tensor | None = None,
         measures: dict[str, Tensor] | None = None,
         propensities: Tensor | None = None,
+        cut_labels: Tensor | None = None,
     ) -> None:
         """Adds B lists.
 
@@ -64,13 +78,15 @@ class EvaluationSums:
             attraction: [B, L], on simulated lists.
             measures: Name -> [B], of ``obedience(..., reduction="none")``; NaN is left out of the mean.
             propensities: [B, L], where the schema names them; gives the estimates of ``hf_rerank.metrics.propensity``.
+            cut_labels: [B, C], of items that were cut from the lists, below 0 at padding; see ``RankingMetrics``.
         """
         truth = (
             {"attraction": attraction, "positions": position_ids} if self.with_truth and attraction is not None else {}
         )
-        self.metrics.update(scores, labels, mask=mask, **truth)
+        self.metrics.update(scores, labels, mask=mask, cut_labels=cut_labels, **truth)
         if propensities is not None:
-            self.propensity.update(scores, labels, propensities, mask=mask)
+            clicks = (labels > (self.metrics.click_above or 0.0)).float()
+            self.propensity.update(scores, clicks, propensities, mask=mask)
         for name, values in (measures or {}).items():
             there = ~values.isnan()
             self._sums[name] = self._sums.get(name, 0.0) + float(values[there].double().sum())
@@ -80,7 +96,8 @@ class EvaluationSums:
         """Every metric by name; ``obedience_lists`` counts the lists that the measures of obedience speak of."""
         results = dict(self.metrics.compute())
         if self.propensity.lists:
-            results |= self.propensity.compute()
+            known = self.metrics.fraction is None
+            results |= {name: value if known else math.nan for name, value in self.propensity.compute().items()}
         for name, total in self._sums.items():
             results[name] = total / self._counts[name] if self._counts[name] else float("nan")
         if "p1_obedience" in self._counts:
@@ -128,6 +145,8 @@ def evaluate(
     *,
     ks: Sequence[int] = (5, 10),
     no_click: str = "zero",
+    gain: str = "exponential",
+    click_above: float | None = None,
     obedience_k: int = 5,
     swaps: Literal["all", "one"] = "all",
     max_steps: int = MAX_STEPS,
@@ -141,17 +160,20 @@ def evaluate(
         processor: Its processor.
         lists: A dataset or arrow table of lists with labels.
         ks: Cut-offs of the ranking metrics.
-        no_click: ``zero`` or ``skip``, see ``EvaluationSums``.
+        no_click, gain, click_above: See ``EvaluationSums``.
         obedience_k: Cut-off of the obedience at the top.
-        swaps: ``all`` swaps of neighbours, or ``one`` for each list.
+        swaps: ``all`` swaps of neighbours (a sample of them in long lists, see ``obedience``), or ``one`` per list.
         max_steps: Of the search for fixed points; 0: not measured.
         batch_size: Lists a batch.
         progress: Called with the number of lists after each batch.
 
     Returns:
-        Metrics and measures by name, ``unknown_share`` of each categorical feature, and ``settings``.
+        Metrics and measures by name, ``unknown_share`` of each categorical feature, ``drift`` (one sentence per column
+        of which more is unknown or missing than in training, see ``ListProcessor.drift``; each is a warning too), and
+        ``settings``.
     """
-    sums = EvaluationSums(ks, no_click=no_click, examination=processor.schema.examination)
+    examination = processor.schema.examination
+    sums = EvaluationSums(ks, no_click=no_click, gain=gain, click_above=click_above, examination=examination)
     report = EncodingReport()
     training = model.training
     model.eval()
@@ -164,7 +186,11 @@ def evaluate(
         model.train(training)
     if not report.lists:
         raise InputError("there is no list to evaluate: expected at least one")
-    return {**sums.compute(), "unknown_share": report.unknown_share(), "settings": sums.metrics.settings()}
+    drift = processor.drift(report)
+    for sentence in drift:
+        warnings.warn(sentence, UserWarning, stacklevel=2)
+    about = {"unknown_share": report.unknown_share(), "drift": drift, "settings": sums.metrics.settings()}
+    return {**sums.compute(), **about}
 
 
 @torch.no_grad()
@@ -230,11 +256,19 @@ def add_batch(
         batch.get("attraction"),
         {name: value.cpu() for name, value in output.losses.items()},
         batch.get("propensities"),
+        batch.get("cut_labels"),
     )
 
 
 def evaluate_orders(
-    processor: ListProcessor, lists: Any, *, ks: Sequence[int] = (5, 10), no_click: str = "zero", seed: int = 0
+    processor: ListProcessor,
+    lists: Any,
+    *,
+    ks: Sequence[int] = (5, 10),
+    no_click: str = "zero",
+    gain: str = "exponential",
+    click_above: float | None = None,
+    seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """The rows that every table needs: ``random``, ``initial`` and, where the truth is known, ``true_attraction``.
 
@@ -242,7 +276,7 @@ def evaluate_orders(
         processor: Encodes the lists.
         lists: A dataset or arrow table of lists with labels.
         ks: Cut-offs.
-        no_click: ``zero`` or ``skip``.
+        no_click, gain, click_above: See ``EvaluationSums``.
         seed: Of the random order: a hash of (seed, number of the list, slot), so that it is the same everywhere.
 
     Returns:
@@ -264,7 +298,11 @@ def evaluate_orders(
         if "attraction" in batch:
             scores["true_attraction"] = batch["attraction"].double()
         for name, values in scores.items():
-            sums = rows.setdefault(name, EvaluationSums(ks, no_click=no_click, examination=examination))
+            if name not in rows:
+                rows[name] = EvaluationSums(
+                    ks, no_click=no_click, gain=gain, click_above=click_above, examination=examination
+                )
+            sums = rows[name]
             sums.add(
                 values,
                 batch["labels"],
@@ -272,6 +310,7 @@ def evaluate_orders(
                 batch["position_ids"],
                 batch.get("attraction"),
                 propensities=batch.get("propensities"),
+                cut_labels=batch.get("cut_labels"),
             )
     if not number:
         raise InputError("there is no list to evaluate: expected at least one")

@@ -59,6 +59,8 @@ def obedience_table(measures: Mapping[str, Any]) -> str:
         "collapsed_share": "equal scores, share of lists",
     }
     values = [[label, _number(measures[name])] for name, label in others.items() if name in measures]
+    if measures.get("p2_sampled_share"):
+        values.append(["P2 on a sample of the swaps, share of lists", _number(measures["p2_sampled_share"])])
     values.append(["lists measured", f"{measures.get('obedience_lists', 0):,}"])
     heading = "fixed points and scores" if "fixed_point_rate" in measures else "scores"
     return f"{principles}\n\n{text_table([heading, ''], values)}"

@@ -479,8 +479,14 @@ def _settings_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     arguments = results.get("training_arguments", {})
     if not {"metric_ks", "no_click", "obedience_k"} <= arguments.keys():
         return {}
-    metrics = RankingMetrics(arguments["metric_ks"], no_click=arguments["no_click"]).settings()
-    return {**metrics, "obedience_k": arguments["obedience_k"], "swaps": "all", "max_steps": MAX_STEPS}
+    metrics = RankingMetrics(
+        arguments["metric_ks"],
+        no_click=arguments["no_click"],
+        gain=arguments.get("gain", "exponential"),
+        click_above=arguments.get("click_above"),
+    ).settings()
+    swaps = arguments.get("swaps", "all")
+    return {**metrics, "obedience_k": arguments["obedience_k"], "swaps": swaps, "max_steps": MAX_STEPS}
 
 
 def _with_settings(table: str, settings: Mapping[str, Mapping[str, Any]]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.processing.processor import EncodingReport, ListProcessor
+from hf_rerank.processing.encoding_report import EncodingReport
+from hf_rerank.processing.processor import ListProcessor
 from hf_rerank.processing.rows import rows_in_columns
 from hf_rerank.schema import FEATURE_TENSORS, TENSORS
 from hf_rerank.validation import Lists

@@ -17,7 +17,8 @@ from hf_rerank.inference.ranking import (
     encoded_batches,
     probabilities,
 )
-from hf_rerank.processing.processor import CONFIG_FILE, EncodingReport, ListProcessor
+from hf_rerank.processing.encoding_report import EncodingReport
+from hf_rerank.processing.processor import CONFIG_FILE, ListProcessor
 from hf_rerank.processing.rows import frame_of_results, is_frame, rows_of_frame
 from hf_rerank.storage import replacing
 from hf_rerank.storage.hub_download import HUB_OPTIONS, at_one_commit, holds_only_a_graph
@@ -165,7 +166,8 @@ class Reranker:
             top_k: How many items to return per list. None: all.
             truncate: Rank only the first ``max_list_length`` positions of a longer list, instead of refusing it.
             batch_size: Lists scored at once.
-            with_report: Also return the ``EncodingReport``: how many values were unknown or missing, and lists cut.
+            with_report: Also return the ``EncodingReport``: how many values were unknown or missing, lists cut, and
+                columns of which more is unknown or missing than in training (``drift``).
 
         Returns:
             For each list a dict of ``list_id`` (the value in the schema's ``list_id`` column, else the number of the
@@ -183,6 +185,7 @@ class Reranker:
         for batch in encoded_batches(rows, self.processor, truncate=truncate, batch_size=batch_size):
             ranked += batch.results(self.scorer.scores(batch.features), top_k)
             report.add(batch.report)
+        report.drift = self.processor.drift(report)
         if is_frame(lists):
             ranked = frame_of_results(ranked, lists)
         return (ranked, report) if with_report else ranked

@@ -22,7 +22,7 @@ from hf_rerank.data.prepared import (
     write_description,
 )
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.truncating import first_items
+from hf_rerank.data.truncating import cut_label_column, first_items, sequences
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.evaluation import evaluate_orders
 from hf_rerank.initial_rankers.click_model import ClickModel
@@ -197,8 +197,21 @@ class _InInitialOrder(PreparedSource):
             self.of_items.append(POSITION)
         self.position = POSITION if old is None else old
         self.schema = self.schema.replace(position=self.position, max_list_length=self.longest)
+        if self.longest < self.old_schema.max_list_length:
+            self._add_cut_label_column()
         if cross_fit is not None:
             self._add_score_column()
+
+    def _add_cut_label_column(self) -> None:
+        name = self.schema.cut_label or cut_label_column(self.schema.label)
+        if name in self.columns.names and self.schema.cut_label is None:
+            raise InputError(
+                f"{self.folder} has a column {name!r} that its schema does not name as the cut_label: rename it, or "
+                "name it in schema.json"
+            )
+        if name not in self.columns.names:
+            self.columns = self.columns.append(pa.field(name, pa.list_(pa.float64())))
+        self.schema = self.schema.replace(cut_label=name)
 
     def _add_score_column(self) -> None:
         name = self.schema.initial_score or SCORE
@@ -256,9 +269,19 @@ class _InInitialOrder(PreparedSource):
         return self._cut(table, checked, positions, report)
 
     def _cut(self, table: pa.Table, lists: Lists, positions: np.ndarray, report: PrepareReport) -> pa.Table:
-        """Keeps the items at the first positions; slots keep their order."""
+        """Keeps the items at the first positions, in the order of their slots, and the labels of the others."""
         assert lists.labels is not None
         kept = first_items(lists.lengths, positions, lists.labels > 0, self.longest, report)
+        name = self.schema.cut_label
+        if name is not None:
+            every = np.ones(len(positions), dtype=bool)
+            field = self.columns.field(name)
+            column = sequences(*lists.labels_of_cut_items(every if kept is None else kept), field.type)
+            if name in table.column_names:
+                table = table.set_column(table.column_names.index(name), field, column)
+            else:
+                table = table.append_column(field, column)
+            table = table.select(self.columns.names)
         if kept is None:
             return table
         lengths = np.minimum(lists.lengths, self.longest)
@@ -287,9 +310,8 @@ class _InInitialOrder(PreparedSource):
     def _metrics(self, ranker: Ranker, files: list[Path], split: str) -> dict[str, float]:
         """As the row ``initial`` of ``hf-rerank evaluate``."""
         learned = ranker.processor
-        told = {
-            name: getattr(self.schema, name) for name in ("position", "attraction", "examination", "max_list_length")
-        }
+        of_lists = ("position", "attraction", "examination", "max_list_length", "cut_label")
+        told = {name: getattr(self.schema, name) for name in of_lists}
         processor = ListProcessor(learned.schema.replace(**told), learned.vocabularies, learned.scales)
         lists = datasets_of_parquet(files, split, streaming=True)
         return evaluate_orders(processor, lists, ks=KS)["initial"]
@@ -352,7 +374,8 @@ def _item_columns(prepared: PreparedFolder) -> list[str]:
     others = [
         field.name
         for field in prepared.columns
-        if pa.types.is_list(field.type) and field.name not in (*named, *(feature.name for feature in schema.history))
+        if pa.types.is_list(field.type)
+        and field.name not in (*named, schema.cut_label, *(feature.name for feature in schema.history))
     ]
     first = schema.items[0].name
     for path in [path for paths in prepared.files.values() for path in paths] if others else []:

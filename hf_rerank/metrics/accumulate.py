@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +39,9 @@ class RankingMetrics:
         ks: the cut-offs.
         no_click: ``"zero"`` or ``"skip"``.
         gain: of NDCG, ``"exponential"`` or ``"linear"``.
+        click_above: a click is a label above this number, at least 0; only NDCG reads more of a label. None: 0. Then
+            fractional labels, such as the scores of a teacher, are no clicks: every metric but NDCG is nan, with a
+            warning.
         ap_denominator: of MAP, ``"clicks"`` or ``"hits"``.
         examination: [places], the probability that a place is looked at; needed for expected clicks.
         exact_auc_pairs: up to so many pairs the pooled AUC is exact; beyond, scores s are counted in equal buckets
@@ -59,6 +63,7 @@ class RankingMetrics:
         *,
         no_click: str = "zero",
         gain: str = "exponential",
+        click_above: float | None = None,
         ap_denominator: str = "clicks",
         examination: Any = None,
         exact_auc_pairs: int = EXACT_AUC_PAIRS,
@@ -70,14 +75,25 @@ class RankingMetrics:
         if not ks or None in ks:
             raise InputError(f"ks must be whole numbers >= 1; got {ks}")
         self.ks = tuple(check_k(k) for k in ks)
+        if click_above is not None and not 0 <= click_above < math.inf:
+            raise InputError(f"click_above must be a number >= 0, or None; got {click_above}")
         self.no_click, self.gain, self.ap_denominator = no_click, gain, ap_denominator
+        self.click_above = click_above
         self.examination = None if examination is None else read_examination(examination)
         self.exact_auc_pairs = exact_auc_pairs
         self.reset()
 
     def reset(self) -> None:
         """Forget every list."""
-        self._counts = {"lists": 0, "items": 0, "lists_without_click": 0, "lists_left_out_of_gauc": 0}
+        self._counts = {
+            "lists": 0,
+            "items": 0,
+            "lists_without_click": 0,
+            "lists_left_out_of_gauc": 0,
+            "truncated_lists": 0,
+            "clicks_cut": 0,
+        }
+        self.fraction: float | None = None  # a label that is neither a click nor none
         self._sums: dict[str, float] = {}  # by name, over the lists that count
         self._gauc_sum = 0.0
         self._expected: dict[str, float] = {}  # totals over all lists: model, best, initial
@@ -86,7 +102,14 @@ class RankingMetrics:
         self._histogram: AUCHistogram | None = None
 
     def update(
-        self, scores: Any, labels: Any, *, mask: Any = None, attraction: Any = None, positions: Any = None
+        self,
+        scores: Any,
+        labels: Any,
+        *,
+        mask: Any = None,
+        attraction: Any = None,
+        positions: Any = None,
+        cut_labels: Any = None,
     ) -> None:
         """Add lists.
 
@@ -97,12 +120,14 @@ class RankingMetrics:
                 ``examination``; in every update or in none.
             positions: integer ``[..., list]``, initial positions from 0 at the top. Needs ``attraction``; in every
                 update or in none.
+            cut_labels: ``[..., cut items]``, the labels of items that were cut from the lists, below 0 at padding; see
+                ``RankedLists``. The AUCs and expected clicks speak of the other items.
 
         Raises:
             InputError: as in ``hf_rerank.metrics.ranking``, or optional inputs that do not go together. Nothing
                 was added then.
         """
-        ranked = RankedLists(scores, labels, mask)
+        ranked = RankedLists(scores, labels, mask, cut_labels=cut_labels, click_above=self.click_above or 0.0)
         expected = self._read_expected(ranked, scores, mask, attraction, positions)
         counted = slice(None) if self.no_click == "zero" else ranked.clicked > 0
         sums = {name: float(values[counted].sum()) for name, values in self._at_each_k(ranked)}
@@ -112,7 +137,16 @@ class RankingMetrics:
         _add(self._sums, sums)
         _add(self._expected, expected)
         self._gauc_sum += float(gauc[~left_out].sum())
-        counts = (len(gauc), ranked.lengths.sum(), (ranked.clicked == 0).sum(), left_out.sum())
+        if self.click_above is None and self.fraction is None:
+            self.fraction = ranked.fraction
+        counts = (
+            len(gauc),
+            ranked.lengths.sum(),
+            (ranked.clicked == 0).sum(),
+            left_out.sum(),
+            (ranked.cut_lengths > 0).sum(),
+            ranked.cut_clicks.sum(),
+        )
         _add(self._counts, {name: int(count) for name, count in zip(self._counts, counts, strict=True)})
         real = np.arange(ranked.labels.shape[-1]) < ranked.lengths[:, None]
         self._hold(ranked.scores[real].astype(np.float32), ranked.hits[real])
@@ -129,6 +163,7 @@ class RankingMetrics:
         _add(self._expected, other._expected)
         _add(self._counts, other._counts)
         self._gauc_sum += other._gauc_sum
+        self.fraction = self.fraction if other.fraction is None else other.fraction
         if other._histogram is not None:
             self._fold().merge(other._histogram)
         for scores, clicked in list(other._pairs):
@@ -144,7 +179,8 @@ class RankingMetrics:
             - where attraction was given ``expected_clicks`` and ``expected_clicks_best`` (by true attraction), means
               over all lists; with positions too ``expected_clicks_initial`` and ``expected_clicks_share``, which is
               (model - initial) / (best - initial) of the totals;
-            - the counts ``lists``, ``items``, ``lists_without_click``, ``lists_left_out_of_gauc``.
+            - the counts ``lists``, ``items``, ``lists_without_click``, ``lists_left_out_of_gauc``, ``truncated_lists``
+              (of which items were cut) and ``clicks_cut`` (on these items).
         """
         counts = self._counts
         lists = counts["lists"]
@@ -161,6 +197,14 @@ class RankingMetrics:
         for k in self.ks:
             for metric in ("ndcg", "map", "precision", "recall", "mrr", "clicks"):
                 results[f"{metric}@{k}"] = _mean(self._sums.get(f"{metric}@{k}", 0.0), counted)
+        if self.fraction is not None:
+            results = {name: value if name.startswith("ndcg@") else math.nan for name, value in results.items()}
+            warnings.warn(
+                f"labels such as {self.fraction:g} are fractional, so that it is not known which items were clicked: "
+                "all metrics but NDCG are nan; say which labels are clicks with click_above (--click-above)",
+                UserWarning,
+                stacklevel=2,
+            )
         if self._expected:
             total = self._expected
             results["expected_clicks"] = _mean(total["model"], lists)
@@ -178,6 +222,7 @@ class RankingMetrics:
             "ks": list(self.ks),
             "no_click": self.no_click,
             "ndcg_gain": self.gain,
+            "click_above": self.click_above or 0.0,
             "map_denominator": self.ap_denominator,
             "precision_denominator": "k",
             "gauc_weighting": "lists",

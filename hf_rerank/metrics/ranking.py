@@ -7,7 +7,8 @@ Conventions, the same in every function:
 - ``mask`` (bool, same shape): True = a real item; None = all are. Padding is never looked at, whatever stands
   there, never ranked above a real item and never counted.
 - Items are ranked by falling score. Ties keep slot order.
-- A click is a label > 0; only ``ndcg`` reads how large a label is. Labels are >= 0.
+- A click is a label > 0; only ``ndcg`` reads how large a label is. Labels are >= 0. Fractional labels (the scores of
+  a teacher, say) are no clicks: all metrics but ``ndcg`` refuse them; give ``labels > THRESHOLD`` instead.
 - ``k``: the metric looks at the first k ranks (from 1); None = the whole list.
 - ``reduction="mean"``: a float, the mean over lists (nan over no list). ``"none"``: one value a list, with the
   shape of the leading axes.
@@ -83,7 +84,7 @@ def average_precision(
             inside the first k ranks (0 where there is none), as the public re-ranking toolkits do; it does not
             punish a click that was left below k.
     """
-    ranked = RankedLists(scores, labels, mask)
+    ranked = _ranked_clicks(scores, labels, mask)
     return ranked.reduce(ranked.average_precision(k, denominator), no_click, reduction)
 
 
@@ -105,7 +106,7 @@ def precision(
         denominator: ``"k"``, also for lists shorter than k, or ``"length"``, which divides by
             ``min(k, length)``.
     """
-    ranked = RankedLists(scores, labels, mask)
+    ranked = _ranked_clicks(scores, labels, mask)
     return ranked.reduce(ranked.precision(k, denominator), no_click, reduction)
 
 
@@ -123,7 +124,7 @@ def recall(
     Args:
         scores, labels, mask, k, reduction, no_click: see the top of this module.
     """
-    ranked = RankedLists(scores, labels, mask)
+    ranked = _ranked_clicks(scores, labels, mask)
     return ranked.reduce(ranked.recall(k), no_click, reduction)
 
 
@@ -141,7 +142,7 @@ def reciprocal_rank(
     Args:
         scores, labels, mask, k, reduction, no_click: see the top of this module.
     """
-    ranked = RankedLists(scores, labels, mask)
+    ranked = _ranked_clicks(scores, labels, mask)
     return ranked.reduce(ranked.reciprocal_rank(k), no_click, reduction)
 
 
@@ -159,7 +160,7 @@ def clicks(
     Args:
         scores, labels, mask, k, reduction, no_click: see the top of this module.
     """
-    ranked = RankedLists(scores, labels, mask)
+    ranked = _ranked_clicks(scores, labels, mask)
     return ranked.reduce(ranked.clicks(k), no_click, reduction)
 
 
@@ -183,6 +184,7 @@ def auc(scores: Any, labels: Any, *, mask: Any = None, exact_pairs: int = EXACT_
         A float; nan if there is no click, or nothing else.
     """
     (scores, labels), mask, _ = read_lists(mask, scores=scores, labels=labels)
+    _refuse_fractions(fraction_among(labels))
     scores, clicked = scores[mask], labels[mask] > 0
     if scores.size <= exact_pairs:
         return exact_auc(scores, clicked)
@@ -208,7 +210,7 @@ def grouped_auc(
     """
     check_option("weighting", weighting, ("lists", "items"))
     check_option("reduction", reduction, ("mean", "none"))
-    ranked = RankedLists(scores, labels, mask)
+    ranked = _ranked_clicks(scores, labels, mask)
     values = ranked.auc()
     if reduction == "none":
         return values.reshape(ranked.shape)
@@ -331,15 +333,28 @@ class RankedLists:
     Every method returns one float64 value a list, ``[lists]``; 0 for lists without a click (``auc``: nan for
     lists without both classes). The functions above say what is computed.
 
+    Args:
+        scores, labels, mask: see the top of this module.
+        cut_labels: ``[..., cut items]``, the labels of items that were cut from the list before it was ranked, below 0
+            at padding. They are ranked nowhere, and count among the labels and clicks of the whole list: in the ideal
+            of NDCG, in the denominators of MAP and recall, and where it matters whether a list has a click.
+        click_above: A click is a label above this number, at least 0.
+
     Attributes:
         shape: the leading axes of the input; their product is the number of lists.
         lengths: int64 [lists], the number of real items.
         order: int64 [lists, list], the slot at each place, best first, padding last.
         scores, labels: float64 [lists, list], in that order; 0 at padding.
+        cut_labels: float64 [lists, cut items]; 0 at padding.
+        cut_lengths: int64 [lists], the number of items that were cut.
     """
 
-    def __init__(self, scores: Any, labels: Any, mask: Any = None) -> None:
+    def __init__(
+        self, scores: Any, labels: Any, mask: Any = None, *, cut_labels: Any = None, click_above: float = 0.0
+    ) -> None:
         (scores, labels), mask, self.shape = read_lists(mask, scores=scores, labels=labels)
+        self.click_above = click_above
+        self.cut_labels, self.cut_lengths = _read_cut_labels(cut_labels, self.shape)
         self.lengths = mask.sum(axis=-1)
         self.order = rank_slots(scores, mask)
         self.scores = np.take_along_axis(scores, self.order, axis=-1)
@@ -348,17 +363,27 @@ class RankedLists:
     @cached_property
     def hits(self) -> np.ndarray:
         """bool [lists, list]: whether the item at each place was clicked."""
-        return self.labels > 0
+        return self.labels > self.click_above
+
+    @cached_property
+    def cut_clicks(self) -> np.ndarray:
+        """int64 [lists]: the number of clicks among the items that were cut."""
+        return (self.cut_labels > self.click_above).sum(axis=-1)
 
     @cached_property
     def clicked(self) -> np.ndarray:
-        """int64 [lists]: the number of clicks in each whole list."""
-        return self.hits.sum(axis=-1)
+        """int64 [lists]: the number of clicks in each whole list, on items that were cut too."""
+        return self.hits.sum(axis=-1) + self.cut_clicks
 
     @cached_property
     def ideal_labels(self) -> np.ndarray:
-        """float64 [lists, list]: the labels of each list, highest first."""
-        return -np.sort(-self.labels, axis=-1)
+        """float64 [lists, list and cut items]: the labels of each whole list, highest first."""
+        return -np.sort(-np.concatenate([self.labels, self.cut_labels], axis=-1), axis=-1)
+
+    @property
+    def fraction(self) -> float | None:
+        """A label that is no whole number; None if there is none."""
+        return fraction_among(self.labels)
 
     def ndcg(self, k: int | None, gain: str) -> np.ndarray:
         k = check_k(k)
@@ -366,13 +391,13 @@ class RankedLists:
         gained, ideal = self.labels[:, :k], self.ideal_labels[:, :k]
         # Divided by a constant per list, which NDCG cancels, so that no grade overflows: 2^m, m the highest label of
         # the list, or m itself.
-        highest = self.labels.max(axis=-1, initial=0.0, keepdims=True)
+        highest = self.ideal_labels.max(axis=-1, initial=0.0, keepdims=True)
         if gain == "exponential":
             gained, ideal = (-np.exp2(y - highest) * np.expm1(-math.log(2.0) * y) for y in (gained, ideal))
         else:
             gained, ideal = (y / np.where(highest > 0, highest, 1.0) for y in (gained, ideal))
-        discount = 1.0 / np.log2(np.arange(gained.shape[-1]) + 2.0)
-        return _ratio(gained @ discount, ideal @ discount)
+        discount = 1.0 / np.log2(np.arange(ideal.shape[-1]) + 2.0)
+        return _ratio(gained @ discount[: gained.shape[-1]], ideal @ discount)
 
     def average_precision(self, k: int | None, denominator: str) -> np.ndarray:
         k = check_k(k)
@@ -414,8 +439,9 @@ class RankedLists:
         first = np.maximum.accumulate(np.where(starts, place, 0), axis=-1)
         last = np.minimum.accumulate(np.where(stops, place, len(place))[:, ::-1], axis=-1)[:, ::-1]
         midrank_from_below = self.lengths[:, None] - (first + last) / 2.0
-        won = np.where(self.hits, midrank_from_below, 0.0).sum(axis=-1) - self.clicked * (self.clicked + 1) / 2.0
-        return _ratio(won, self.clicked * (self.lengths - self.clicked), otherwise=math.nan)
+        clicked = self.hits.sum(axis=-1)  # items that were cut have no score
+        won = np.where(self.hits, midrank_from_below, 0.0).sum(axis=-1) - clicked * (clicked + 1) / 2.0
+        return _ratio(won, clicked * (self.lengths - clicked), otherwise=math.nan)
 
     def reduce(self, values: np.ndarray, no_click: str, reduction: str) -> float | np.ndarray:
         """Apply ``no_click`` and ``reduction`` to one value a list."""
@@ -503,6 +529,41 @@ def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
         raise InputError(
             f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}{suggestion(str(value), known)}"
         )
+
+
+def fraction_among(labels: np.ndarray) -> float | None:
+    """A label that is no whole number; None if there is none."""
+    fractional = labels != np.floor(labels)
+    return float(labels[fractional][0]) if fractional.any() else None
+
+
+def _ranked_clicks(scores: Any, labels: Any, mask: Any) -> RankedLists:
+    ranked = RankedLists(scores, labels, mask)
+    _refuse_fractions(ranked.fraction)
+    return ranked
+
+
+def _refuse_fractions(fraction: float | None) -> None:
+    if fraction is not None:
+        raise InputError(
+            f"labels must be whole numbers here, a click being a label > 0; found {fraction:g}: give labels > "
+            "THRESHOLD, or measure fractional labels by ndcg"
+        )
+
+
+def _read_cut_labels(cut_labels: Any, leading: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of items that were cut, float64 [lists, cut items] with 0 at padding, and how many each list has."""
+    if cut_labels is None:
+        cut_labels = np.zeros((*leading, 0))
+    array = _read_array("cut_labels", cut_labels).astype(np.float64)
+    if array.shape[:-1] != leading:
+        raise InputError(
+            f"cut_labels must have the leading axes of scores, {list(leading)}; got {list(array.shape[:-1])}"
+        )
+    array = array.reshape(math.prod(leading), array.shape[-1])
+    if not np.isfinite(array).all():
+        raise InputError("cut_labels must be finite, at least 0, and below 0 at padding")
+    return np.maximum(array, 0.0), (array >= 0).sum(axis=-1)
 
 
 def _read_array(name: str, value: Any) -> np.ndarray:

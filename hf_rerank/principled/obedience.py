@@ -10,10 +10,19 @@ from torch import Tensor
 
 from hf_rerank.errors import InputError
 from hf_rerank.principled.consistency import upcast
-from hf_rerank.principled.orders import keyed_perturb, positions_from_scores, step_keys, swap_adjacent
+from hf_rerank.principled.orders import (
+    keyed_draws,
+    keyed_perturb,
+    order_from_positions,
+    positions_from_scores,
+    step_keys,
+    swap_adjacent,
+)
 
 # Standard deviation of a list's scores under which they count as equal.
 COLLAPSED_SPREAD = 1e-3
+# So many swaps of adjacent items are tried in a list at most: of longer lists, as many are drawn.
+MAX_SWAPS = 64
 # How often a model is fed its own output before a list counts as not converged.
 MAX_STEPS = 10
 
@@ -41,10 +50,11 @@ def obedience(
         positions: int64 [B, L], the given order P.
         mask: bool [B, L], True at real items. None: all are real.
         k: Also measure the top k (one number or several; a shorter list counts whole).
-        swaps: ``all``: the mean over the n - 1 swaps of adjacent items of each list; ``one``: a single seeded swap.
+        swaps: ``all``: the mean over the n - 1 swaps of adjacent items of each list, or, in lists of more than 65
+            items, over 64 of them, drawn without replacement; ``one``: a single seeded swap.
         max_steps: How often the model is fed its own output before a list counts as not converged; 0: not measured.
-        seed: Of the single swap.
-        list_keys: int64 [B], with which a list's single swap is the same in any batch. None: the row in the batch.
+        seed: Of the swaps that are drawn.
+        list_keys: int64 [B], with which a list's draws are the same in any batch. None: the row in the batch.
         reduction: ``mean``: numbers over lists; ``none``: float32 tensors [B], NaN where a list is left out (and, of
             ``fixed_point_steps``, where it does not converge).
 
@@ -52,7 +62,7 @@ def obedience(
         For ``p1`` (P against P') and ``p2`` (P against P with two adjacent items swapped): ``p?_obedience``, the share
         of lists whose whole ranking stays; ``p?_item_obedience``, per list the share of items that keep their
         position; ``p?_kendall_tau``; with k, ``p?_obedience@k`` (the top k as an order) and ``p?_set_obedience@k``
-        (as a set).
+        (as a set). ``p2_sampled_share``: share of lists of which some swaps were drawn, and not all were tried.
         ``fixed_point_rate``: share of lists that converge, P(t+1) = P(t) with P(0) = P and P(t+1) the ranking by
         score(P(t)); ``fixed_point_steps``: the smallest such t, over lists that converge; ``cycle_rate``: share of
         lists that return to an earlier, not their last, order. ``score_spread``: standard deviation of a list's scores
@@ -131,20 +141,46 @@ def _swap_agreement(
     seed: int,
     keys: Tensor | None,
 ) -> dict[str, Tensor]:
+    keys = torch.arange(positions.shape[0], device=positions.device) if keys is None else keys
+    keys = step_keys(keys, seed=seed, step=0)
+    pairs = (mask.sum(-1) - 1).clamp(min=0)
     if swaps == "one":
-        keys = torch.arange(positions.shape[0], device=positions.device) if keys is None else keys
-        swapped = keyed_perturb(positions, mask, step_keys(keys, seed=seed, step=0))
-        return _agreement("p2", own, positions_from_scores(score(swapped), mask), mask, cuts)
-    count = mask.sum(-1)
+        agreement = _agreement(
+            "p2", own, positions_from_scores(score(keyed_perturb(positions, mask, keys)), mask), mask, cuts
+        )
+        return {**agreement, "p2_sampled_share": (pairs > 1).float()}
+    places, tried = _places_to_swap(pairs, keys, positions.shape[-1])
     sums: dict[str, Tensor] = {}
-    for place in range(int(count.max()) - 1 if count.numel() else 0):
-        swapped = swap_adjacent(positions, torch.tensor(place, device=positions.device), mask)
+    for number in range(places.shape[-1]):
+        swapped = swap_adjacent(positions, places[:, number], mask)
         agreement = _agreement("p2", own, positions_from_scores(score(swapped), mask), mask, cuts)
         for name, value in agreement.items():
-            sums[name] = sums.get(name, 0.0) + torch.where(place + 1 < count, value, 0.0)
+            sums[name] = sums.get(name, 0.0) + torch.where(number < tried, value, 0.0)
     if not sums:
-        return {name: torch.zeros_like(count, dtype=torch.float32) for name in _agreement("p2", own, own, mask, cuts)}
-    return {name: value / (count - 1).clamp(min=1) for name, value in sums.items()}
+        sums = {name: torch.zeros(len(pairs), device=mask.device) for name in _agreement("p2", own, own, mask, cuts)}
+    means = {name: value / tried.clamp(min=1) for name, value in sums.items()}
+    return {**means, "p2_sampled_share": (tried < pairs).float()}
+
+
+def _places_to_swap(pairs: Tensor, keys: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The places of the swaps to try: all of a list, or ``MAX_SWAPS`` drawn ones.
+
+    Args:
+        pairs: int64 [B], how many adjacent pairs each list has.
+        keys: int64 [B], of the draws.
+        length: Slots of a list.
+
+    Returns:
+        int64 [B, the most swaps of a list], and how many of them count for each list [B].
+    """
+    most = int(pairs.max()) if pairs.numel() else 0
+    place = torch.arange(length, device=pairs.device)
+    if most <= MAX_SWAPS:
+        return place[:most].expand(len(pairs), most), pairs
+    # A long list takes the places with the smallest draws. Short lists, and what is no pair, keep their order.
+    draws = torch.where((pairs > MAX_SWAPS).unsqueeze(-1), keyed_draws(keys, length), 0)
+    draws = torch.where(place < pairs.unsqueeze(-1), draws, 1 << 33)
+    return draws.argsort(dim=-1, stable=True)[:, :MAX_SWAPS], pairs.clamp(max=MAX_SWAPS)
 
 
 def _fixed_points(
@@ -176,13 +212,12 @@ def _kendall_tau(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
     tau = torch.ones(mask.shape[:1], device=mask.device)
     # Most lists of an obedient model keep their ranking: only the others are counted.
     changed = ((before != after) & mask).any(-1).nonzero().squeeze(-1)
-    before, after, mask = before[changed], after[changed], mask[changed]
-    above_before = before.unsqueeze(-1) < before.unsqueeze(-2)
-    above_after = after.unsqueeze(-1) < after.unsqueeze(-2)
-    concordant = (above_before & above_after & mask.unsqueeze(-1) & mask.unsqueeze(-2)).sum((-1, -2))
-    count = mask.sum(-1)
+    # Padding comes last in both, in slot order: no pair with it is discordant.
+    after_by_before = after[changed].gather(-1, order_from_positions(before[changed]))
+    discordant = (after_by_before.unsqueeze(-1) > after_by_before.unsqueeze(-2)).triu(1).sum((-1, -2))
+    count = mask[changed].sum(-1)
     pairs = (count * (count - 1)).clamp(min=1) / 2
-    return tau.index_copy(0, changed, 2 * concordant / pairs - 1)
+    return tau.index_copy(0, changed, 1 - 2 * discordant / pairs)
 
 
 def _spread(scores: Tensor, mask: Tensor) -> Tensor:

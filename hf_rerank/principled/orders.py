@@ -20,12 +20,14 @@ from hf_rerank.errors import InputError, suggestion
 PERTURBATIONS = ("adjacent_swap", "random_swap", "window_shuffle", "reverse_window", "score_noise")
 MAX_STRENGTH = 1000  # swaps are made one after another
 BITS = 32  # of a random draw
+COUNTED_LENGTH = 64  # lists up to so many slots are ranked by counting
 
 
 def positions_from_scores(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """Places by falling score: 0 for the largest; ties keep slot order; padding comes last, in slot order.
 
-    Computed by counting, for each item, those that stand before it: exact, stable, exportable, without a sort.
+    Computed by counting, for each item, those that stand before it: exact, stable, exportable. Long lists are sorted,
+    which takes less time than L^2 comparisons.
 
     Args:
         scores: [..., L], NaN at no real item (it has no place); what stands at padding is not looked at.
@@ -35,6 +37,8 @@ def positions_from_scores(scores: Tensor, mask: Tensor | None = None) -> Tensor:
         int64 [..., L], a permutation of 0..L-1.
     """
     length = scores.shape[-1]
+    if not torch.compiler.is_compiling() and length > COUNTED_LENGTH:
+        return _places_by_sorting(scores, mask)
     slots = torch.arange(length, device=scores.device)
     earlier = slots[None, :] < slots[:, None]
     mine, other = scores.unsqueeze(-1), scores.unsqueeze(-2)
@@ -43,6 +47,17 @@ def positions_from_scores(scores: Tensor, mask: Tensor | None = None) -> Tensor:
         real, other_real = mask.unsqueeze(-1), mask.unsqueeze(-2)
         before = torch.where(real & other_real, before, ~real & (other_real | earlier))
     return before.sum(-1)
+
+
+def _places_by_sorting(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return order_from_positions((-scores).argsort(dim=-1, stable=True))
+    number_type = torch.finfo if scores.is_floating_point() else torch.iinfo
+    falling = (-scores).masked_fill(~mask, number_type(scores.dtype).max)
+    order = falling.argsort(dim=-1, stable=True)
+    # An item may have a score as low as padding has: a second, stable sort puts padding behind it.
+    order = order.gather(-1, (~mask).gather(-1, order).int().argsort(dim=-1, stable=True))
+    return order_from_positions(order)
 
 
 def order_from_positions(positions: Tensor) -> Tensor:

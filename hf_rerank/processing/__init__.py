@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from hf_rerank.processing.processor import EncodingReport, ListProcessor
+from hf_rerank.processing.encoding_report import EncodingReport
+from hf_rerank.processing.processor import ListProcessor
 from hf_rerank.processing.ragged import RaggedLists
 
 __all__ = ["EncodingReport", "ListProcessor", "RaggedLists", "RerankCollator"]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,20 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.processing.encoding_report import EncodingReport, TrainingCounts, drift
 from hf_rerank.processing.ragged import RaggedLists
 from hf_rerank.processing.rows import rows_in_columns
-from hf_rerank.processing.scaling import DenseScale, Moments, QuantileSample, learner, numbers_of, scaled
+from hf_rerank.processing.scaling import (
+    DenseScale,
+    Moments,
+    QuantileSample,
+    learner,
+    numbers_of,
+    scaled,
+    varied_values,
+)
 from hf_rerank.processing.trees import TREES_FILE, TreeRanker
-from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
+from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary
 from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
 from hf_rerank.storage import read_json, refuse_repeated_names, write_json
 from hf_rerank.storage.hub_download import REMEDY, at_one_commit, verified_folder
@@ -35,54 +45,6 @@ VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
 # What transformers hands to a processor beside its own options: how to load the model.
 _MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype", "device_map", "attn_implementation")
-
-
-@dataclass
-class EncodingReport:
-    """What encoding met: counts, so that reports of batches add up.
-
-    Attributes:
-        lists: Lists encoded.
-        cut_lists: Lists longer than ``max_list_length`` that were cut.
-        cut_items: Items that this removed.
-        cut_histories: Histories longer than ``max_history_length``, of which the newest items were kept.
-        cut_history_items: History items that this removed.
-        values: Feature -> values seen.
-        unknown: Categorical feature -> values without a row of their own (nulls included).
-        missing: Feature -> nulls.
-    """
-
-    lists: int = 0
-    cut_lists: int = 0
-    cut_items: int = 0
-    cut_histories: int = 0
-    cut_history_items: int = 0
-    values: dict[str, int] = field(default_factory=dict)
-    unknown: dict[str, int] = field(default_factory=dict)
-    missing: dict[str, int] = field(default_factory=dict)
-
-    def add(self, other: EncodingReport) -> None:
-        """Adds the counts of another report to this one."""
-        self.lists += other.lists
-        self.cut_lists += other.cut_lists
-        self.cut_items += other.cut_items
-        self.cut_histories += other.cut_histories
-        self.cut_history_items += other.cut_history_items
-        for counts, more in (
-            (self.values, other.values),
-            (self.unknown, other.unknown),
-            (self.missing, other.missing),
-        ):
-            for name, count in more.items():
-                counts[name] = counts.get(name, 0) + count
-
-    def unknown_share(self) -> dict[str, float]:
-        """Categorical feature -> share of its values that are unknown."""
-        return {name: count / max(self.values[name], 1) for name, count in self.unknown.items()}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 class ListProcessor:
@@ -106,8 +68,10 @@ class ListProcessor:
     Attributes:
         trees: The earlier ranker, or None; see ``hf_rerank.initial_rankers.on_top``.
         schema: The schema with the sizes of all tables filled in and ``fitted`` set.
-        fit_report: What fitting found: the number of lists, and per categorical feature the values that got a row,
-            were too rare, or did not fit.
+        fit_report: What fitting found: the number of ``lists``; under ``vocabularies`` per categorical feature the
+            values that got a row, were too rare, or did not fit; under ``training`` how many ``values`` each column
+            has, and how many of these are ``unknown`` and ``missing``, with which ``drift`` compares later lists;
+            under ``constant`` the dense columns that hold one value only, and become 0.
     """
 
     def __init__(
@@ -142,35 +106,45 @@ class ListProcessor:
         Raises:
             InputError: A list is wrong (see ``Lists``), or there is none.
         """
-        counts: dict[str, ValueCounts] = {}
+        counts = TrainingCounts(schema)
         learners: dict[str, Moments | QuantileSample] = {}
-        number = 0
+        dense = {feature.name: feature for feature in _features(schema) if isinstance(feature, Dense)}
         for table in tables_of(lists, batch_size):
-            batch = Lists.from_arrow(table, schema, first=number)
-            number += len(batch)
-            for part in ("items", "user", "history"):
-                for feature in getattr(schema, part):
-                    column = getattr(batch, part)[feature.name]
-                    if isinstance(feature, Categorical) and feature.hash_size is None:
-                        counts.setdefault(feature.shares or feature.name, ValueCounts()).add(column, feature.name)
-                    elif isinstance(feature, Dense):
-                        if feature.name not in learners:
-                            learners[feature.name] = learner(feature)
-                        learners[feature.name].add(numbers_of(feature, column)[0])
-        if not number:
+            batch = Lists.from_arrow(table, schema, first=counts.lists)
+            counts.add(batch)
+            columns = {**batch.items, **batch.user, **batch.history}
+            for name, number in dense.items():
+                if name not in learners:
+                    learners[name] = learner(number)
+                learners[name].add(numbers_of(number, columns[name])[0])
+        if not counts.lists:
             raise InputError("there is no list to learn from: expected at least one training list")
         vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
-        report: dict[str, Any] = {"lists": number, "vocabularies": {}}
+        report: dict[str, Any] = {"lists": counts.lists, "vocabularies": {}}
         for feature in _own_tables(schema):
             if feature.hash_size is not None:
                 vocabularies[feature.name] = HashVocabulary(feature.hash_size)
                 continue
-            vocabulary, rare, left_out = counts[feature.name].vocabulary(
+            vocabulary, rare, left_out = counts.of_table(feature.name).vocabulary(
                 min_count=feature.min_count, size=feature.size
             )
             vocabularies[feature.name] = vocabulary
             report["vocabularies"][feature.name] = {"values": len(vocabulary), "rare": rare, "left_out": left_out}
-        return cls(schema, vocabularies, {name: found.scale() for name, found in learners.items()}, report)
+        report["training"] = counts.report(vocabularies)
+        scales = {}
+        for name, number in dense.items():
+            some_missing = 0 < counts.missing_share(number) < 1
+            scales[name] = learners[name].scale(constant_indicator=number.missing == "indicator" and not some_missing)
+        constant = [name for name, scale in scales.items() if scale.constant]
+        if constant:
+            report["constant"] = constant
+            warnings.warn(
+                f"constant in the training lists, so that nothing can be learned from them: "
+                f"{', '.join(map(repr, constant))}; whatever these columns hold later becomes 0",
+                UserWarning,
+                stacklevel=2,
+            )
+        return cls(schema, vocabularies, scales, report)
 
     def extend(self, lists: Any, *, batch_size: int = 10_000) -> dict[str, dict[str, int]]:
         """Gives rows to values that later lists hold and the vocabularies lack: ids of new items, categories, brands.
@@ -190,22 +164,17 @@ class ListProcessor:
         Raises:
             InputError: A list is wrong (see ``Lists``), there is none, or a column changed between integers and text.
         """
-        counts = {table.name: ValueCounts() for table in _own_tables(self.schema) if table.hash_size is None}
-        number = 0
+        counts = TrainingCounts(self.schema)
         for table in tables_of(lists, batch_size):
-            batch = Lists.from_arrow(table, self.schema, first=number)
-            number += len(batch)
-            for part in ("items", "user", "history"):
-                for feature in self.schema.features(part, Categorical):
-                    if feature.hash_size is None:
-                        counts[feature.shares or feature.name].add(getattr(batch, part)[feature.name], feature.name)
-        if not number:
+            counts.add(Lists.from_arrow(table, self.schema, first=counts.lists))
+        if not counts.lists:
             raise InputError("there is no list to learn from: expected at least one")
         vocabularies, report = dict(self.vocabularies), {}
         for feature in _own_tables(self.schema):
             known = vocabularies[feature.name]
             if isinstance(known, TableVocabulary):
-                new, rare = counts[feature.name].new_values(known, feature.name, min_count=feature.min_count)
+                found = counts.of_table(feature.name)
+                new, rare = found.new_values(known, feature.name, min_count=feature.min_count)
                 report[feature.name] = {"added": len(new), "rare": rare}
                 if len(new):
                     vocabularies[feature.name] = known.extended(new)
@@ -214,9 +183,22 @@ class ListProcessor:
             self.schema = _with_table_sizes(self.schema, vocabularies).replace(fitted=self._digest(), **before)
             self.fit_report = {
                 **self.fit_report,
-                "extended": [*self.fit_report.get("extended", ()), {"lists": number, "vocabularies": report}],
+                "extended": [*self.fit_report.get("extended", ()), {"lists": counts.lists, "vocabularies": report}],
             }
+        # What later lists are compared with: those that the model is about to be trained on.
+        self.fit_report = {**self.fit_report, "training": counts.report(self.vocabularies)}
         return report
+
+    def drift(self, report: EncodingReport) -> list[str]:
+        """How values of later lists differ from those of the training lists: one sentence per column.
+
+        A column is named if the share of its values that is unknown or missing is at least three times that in
+        training and at least 1 %, among at least 100 values; or if it was constant in training and is not any more.
+
+        Args:
+            report: Of the later lists, or the sum of several. Processors saved without these shares name no column.
+        """
+        return drift(report, self.fit_report.get("training", {}))
 
     def as_before(self) -> dict[str, Any]:
         """What a schema that grows from this one says of it: ``extends`` and ``rows_before``."""
@@ -280,6 +262,9 @@ class ListProcessor:
             newest, lengths["H"] = self._choose_history(lists, report)
             rows |= self._encode_part("history", schema.history, lists.history, newest, report)
         rows |= {name: values[keep] for name, values in lists.columns.items()}
+        if lists.labels is not None and (truncate or lists.cut_labels is not None):
+            kept = np.ones(len(lists.labels), dtype=bool) if isinstance(keep, slice) else keep
+            rows["cut_labels"], lengths["C"] = lists.labels_of_cut_items(kept)
         ragged = RaggedLists(lengths, rows)
         if self.trees is not None and "initial_scores" not in rows:
             rows["initial_scores"] = self.trees.scores(ragged, schema)
@@ -469,6 +454,10 @@ class ListProcessor:
                 report.unknown[feature.name] = int(np.count_nonzero(rows == UNKNOWN))
             else:
                 dense.append(feature)
+                if self.scales[feature.name].constant:
+                    varied = varied_values(feature, column, self.scales[feature.name])
+                    if varied:
+                        report.varied[feature.name] = varied
         arrays = {}
         if categorical:
             arrays[f"{part}_categorical"] = np.stack(categorical, axis=-1)[keep]
@@ -507,14 +496,15 @@ class ListProcessor:
 
 
 def _plain_scale(scale: DenseScale) -> dict[str, Any]:
-    """A scale as JSON values; knots only where it has some."""
+    """A scale as JSON values; mean and deviation, and what it has beside them."""
     plain = asdict(scale)
     return {name: value for name, value in plain.items() if name in ("mean", "std") or value}
 
 
 def _read_scale(plain: Any, name: str, path: Path) -> DenseScale:
     """The scale that ``_plain_scale`` described."""
-    if not isinstance(plain, dict) or set(plain) not in ({"mean", "std"}, {"mean", "std", "knots", "quantiles"}):
+    optional = {"knots", "quantiles", "constant_indicator"}
+    if not isinstance(plain, dict) or set(plain) - optional != {"mean", "std"}:
         raise InputError(
             f"{path} has the scale {plain!r} of {name!r}: expected mean and std, and of a quantile scale its knots "
             "and quantiles; save the processor again"
@@ -525,12 +515,17 @@ def _read_scale(plain: Any, name: str, path: Path) -> DenseScale:
             f"{path} has the quantile scale of {name!r} with {len(knots)} knots and {len(quantiles)} quantiles: "
             "expected as many, knots ascending; save the processor again"
         )
-    return DenseScale(plain["mean"], plain["std"], tuple(knots), tuple(quantiles))
+    return DenseScale(
+        plain["mean"], plain["std"], tuple(knots), tuple(quantiles), plain.get("constant_indicator", False)
+    )
+
+
+def _features(schema: ListSchema) -> list[Feature]:
+    return [*schema.items, *schema.user, *schema.history]
 
 
 def _own_tables(schema: ListSchema) -> list[Categorical]:
-    features: list[Feature] = [*schema.items, *schema.user, *schema.history]
-    return [feature for feature in features if isinstance(feature, Categorical) and feature.shares is None]
+    return [feature for feature in _features(schema) if isinstance(feature, Categorical) and feature.shares is None]
 
 
 def _with_table_sizes(schema: ListSchema, vocabularies: Mapping[str, TableVocabulary | HashVocabulary]) -> ListSchema:

@@ -20,7 +20,7 @@ class RaggedLists:
 
     Attributes:
         lengths: Axis -> int64 [B], how many rows each list has on it: ``L`` items, ``H`` history items (where the
-            schema has a history), ``W`` bytes of the id.
+            schema has a history), ``C`` items that were cut (where their labels are known), ``W`` bytes of the id.
         rows: Name of a tensor -> its rows, those of all lists one after another: [N, ...] where the tensor has such an
             axis, [B, ...] where it has one row per list. Integers may be narrower than the tensor.
     """
@@ -95,7 +95,7 @@ class _Runs:
     def take(self, rows: np.ndarray, lists: np.ndarray) -> np.ndarray:
         if self.same:
             by_list = rows.reshape(len(self.lengths), self.same, *rows.shape[1:])
-            return by_list[lists].reshape(-1, *rows.shape[1:])
+            return by_list[lists].reshape(len(lists) * self.same, *rows.shape[1:])
         lengths = self.lengths[lists]
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return rows[np.repeat(self.starts[lists], lengths) + within]

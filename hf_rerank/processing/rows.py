@@ -45,12 +45,22 @@ def _in_columns(row: Mapping[str, Any], number: int, schema: ListSchema) -> dict
         raise InputError(f"list {number} has no {ITEMS!r}, which other lists have: give all lists in the same form")
     if isinstance(row[ITEMS], Sequence) and not row[ITEMS]:
         raise InputError(f"list {number} is empty: expected at least one item; leave it out")
-    columns = {name: value for name, value in row.items() if name not in (ITEMS, HISTORY)}
-    columns |= _columns_of_entries(row[ITEMS], f"item {{}} of list {number}")
+    of_list = {name: value for name, value in row.items() if name not in (ITEMS, HISTORY)}
+    of_items = _columns_of_entries(row[ITEMS], f"item {{}} of list {number}")
+    history: dict[str, Any] = {}
     if HISTORY in row:
-        columns |= {feature.name: [] for feature in schema.history}
-        columns |= _columns_of_entries(row[HISTORY], f"history item {{}} of list {number}")
-    return columns
+        history = {feature.name: [] for feature in schema.history}
+        history |= _columns_of_entries(row[HISTORY], f"history item {{}} of list {number}")
+    for one, first, other, second in (
+        ("the list", of_list, "items", of_items),
+        ("the list", of_list, "history", history),
+        ("items", of_items, "history", history),
+    ):
+        if twice := first.keys() & second.keys():
+            raise InputError(
+                f"list {number} has the key {min(twice)!r} in {one} and in {other}: give each column a name of its own"
+            )
+    return {**of_list, **of_items, **history}
 
 
 def _columns_of_entries(entries: Any, where: str) -> dict[str, list[Any]]:

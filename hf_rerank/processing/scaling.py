@@ -24,16 +24,24 @@ class DenseScale:
 
     Attributes:
         mean: After the feature's ``log`` where it has one. Under ``quantile``: of the quantiles.
-        std: The same.
+        std: The same; 0 if the column was constant in training, or had no values: then it always becomes 0, since
+            no weight that reads it was trained on anything else.
         knots: Under ``quantile``: values at which the quantile is known, ascending; empty under the other scales.
         quantiles: Standard normal quantiles of the knots' ranks. In between they are interpolated; beyond the first
             and the last knot they stay the same.
+        constant_indicator: In training no value was missing, or all were: the indicator of missing values is always 0.
     """
 
     mean: float
     std: float
     knots: tuple[float, ...] = ()
     quantiles: tuple[float, ...] = ()
+    constant_indicator: bool = False
+
+    @property
+    def constant(self) -> bool:
+        """Whether the column was constant in training."""
+        return self.std == 0.0
 
 
 class Moments:
@@ -54,12 +62,13 @@ class Moments:
         self.mean += (mean - self.mean) * len(values) / total
         self.count = total
 
-    def scale(self) -> DenseScale:
+    def scale(self, *, constant_indicator: bool = False) -> DenseScale:
         std = float(np.sqrt(self.squares / self.count)) if self.count else 0.0
         # A constant column (up to rounding) carries nothing: it becomes 0, not a division by next to nothing.
-        std = std if std > 1e-9 * max(1.0, abs(self.mean)) else 1.0
+        std = std if std > 1e-9 * max(1.0, abs(self.mean)) else 0.0
         # Nine digits: how many lists were read at a time changes the last ones, and must not change the fingerprint.
-        return DenseScale(float(f"{self.mean:.9g}"), float(f"{std:.9g}"))
+        mean, std = float(f"{self.mean:.9g}"), float(f"{std:.9g}")
+        return DenseScale(mean, std, constant_indicator=constant_indicator)
 
 
 class QuantileSample:
@@ -83,10 +92,11 @@ class QuantileSample:
             keep = self._numbers < self._below()
             self._numbers, self._values = self._numbers[keep], self._values[keep]
 
-    def scale(self) -> DenseScale:
+    def scale(self, *, constant_indicator: bool = False) -> DenseScale:
         values = np.sort(self._values)
         if not len(values) or values[0] == values[-1]:
-            return DenseScale(0.0, 1.0, (0.0,), (0.0,))
+            only = float(f"{values[0] if len(values) else 0.0:.9g}")
+            return DenseScale(0.0, 0.0, (only,), (0.0,), constant_indicator)
         knots = np.unique(np.quantile(values, np.linspace(0.0, 1.0, KNOTS), method="nearest"))
         # The rank in the middle of equal values: a value that half of the items share lies in the middle of that half.
         ranks = (np.searchsorted(values, knots, "left") + np.searchsorted(values, knots, "right")) / (2 * len(values))
@@ -94,8 +104,8 @@ class QuantileSample:
         quantiles = np.array([normal.inv_cdf(float(rank)) for rank in ranks])
         found = np.interp(values, knots, quantiles)
         mean, std = float(found.mean()), float(found.std())
-        rounded = [tuple(float(f"{value:.9g}") for value in part) for part in (knots, quantiles)]
-        return DenseScale(float(f"{mean:.9g}"), float(f"{std:.9g}") or 1.0, *rounded)
+        at, ranked = (tuple(float(f"{value:.9g}") for value in part) for part in (knots, quantiles))
+        return DenseScale(float(f"{mean:.9g}"), float(f"{std:.9g}") or 1.0, at, ranked, constant_indicator)
 
     def _below(self) -> np.uint64:
         return np.uint64((2**64 - 1) // self.share)
@@ -132,11 +142,21 @@ def scaled(features: Sequence[Dense], columns: Sequence[pa.Array], scales: Seque
             values[row, missing] = scales[row].mean
     as_it_comes = [feature.scale == "none" for feature in features]
     values -= np.array([[0.0 if plain else scale.mean] for plain, scale in zip(as_it_comes, scales, strict=True)])
-    values /= np.array([[1.0 if plain else scale.std] for plain, scale in zip(as_it_comes, scales, strict=True)])
+    values /= np.array(
+        [[1.0 if plain else scale.std or 1.0] for plain, scale in zip(as_it_comes, scales, strict=True)]
+    )
+    values[[scale.constant for scale in scales]] = 0.0
     places = np.cumsum([0, *(feature.width for feature in features)])
     result = np.zeros((values.shape[1], places[-1]), dtype=np.float32)
     result[:, places[:-1]] = values.T
-    for feature, place, (_, missing) in zip(features, places, numbers, strict=False):
-        if feature.missing == "indicator" and missing is not None:
+    for feature, place, scale, (_, missing) in zip(features, places, scales, numbers, strict=False):
+        if feature.missing == "indicator" and missing is not None and not scale.constant_indicator:
             result[:, place + 1] = missing
     return result
+
+
+def varied_values(feature: Dense, column: pa.Array, scale: DenseScale) -> int:
+    """How many values of a column that was constant in training differ from that constant; nulls do not."""
+    values, _ = numbers_of(feature, column)
+    only = scale.knots[0] if feature.scale == "quantile" else scale.mean
+    return int(np.count_nonzero(np.abs(values - only) > 1e-6 * max(1.0, abs(only))))

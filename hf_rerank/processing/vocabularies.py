@@ -149,6 +149,29 @@ class ValueCounts:
         if len(self._parts) >= 64:
             self._parts = [self._merged()]
 
+    def add_counts(self, other: ValueCounts, name: str) -> None:
+        """Adds what was counted of the column ``name``."""
+        if other.is_text is None:
+            return
+        if self.is_text not in (None, other.is_text):
+            raise InputError(
+                f"column {name!r} holds {_kind(other.is_text)}, other columns of its table hold "
+                f"{_kind(not other.is_text)}: expected one type"
+            )
+        self.is_text = other.is_text
+        for text, count in other._texts.items():
+            self._texts[text] = self._texts.get(text, 0) + count
+        self._parts = [*self._parts, *other._parts]
+
+    def known(self, vocabulary: TableVocabulary, name: str) -> int:
+        """How often a value was counted that has a row in the vocabulary."""
+        if self.is_text is None:
+            return 0
+        values: Any = list(self._texts) if self.is_text else self._merged()[0]
+        counts = np.array(list(self._texts.values())) if self.is_text else self._merged()[1]
+        column = pa.array(values, pa.string() if self.is_text else pa.int64())
+        return int(counts[vocabulary.rows(column, name) != UNKNOWN].sum())
+
     def new_values(self, known: TableVocabulary, name: str, *, min_count: int) -> tuple[np.ndarray | list[str], int]:
         """The values that a vocabulary lacks, in their own order, and how many more are too rare to be among them."""
         if self.is_text is None:
@@ -187,6 +210,10 @@ class ValueCounts:
         values, owner = np.unique(np.concatenate([part[0] for part in self._parts]), return_inverse=True)
         counts = np.bincount(owner, weights=np.concatenate([part[1] for part in self._parts]), minlength=len(values))
         return values, counts.astype(np.int64)
+
+
+def _kind(is_text: bool) -> str:
+    return "text" if is_text else "integers"
 
 
 def _integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +56,24 @@ class RerankTrainingArguments(TrainingArguments):
     metric_ks: list[int] = field(default_factory=lambda: [5, 10], metadata={"help": "Cut-offs of the metrics."})
     no_click: Literal["zero", "skip"] = field(
         default="zero", metadata={"help": "Lists without a click count 0 in every metric, or are left out of it."}
+    )
+    gain: Literal["exponential", "linear"] = field(
+        default="exponential",
+        metadata={"help": "Gain of a grade y in NDCG: 2^y - 1, or y, which suits grades above about 10."},
+    )
+    click_above: float | None = field(
+        default=None,
+        metadata={
+            "help": "A click is a label above this number, in all metrics but NDCG. Not given: 0, and fractional "
+            "labels make these metrics nan."
+        },
+    )
+    swaps: Literal["all", "one"] = field(
+        default="all",
+        metadata={
+            "help": "Obedience to P2 after training: on all swaps of neighbours (64 of them in lists above 65 items), "
+            "or on one per list. During training it is always one."
+        },
     )
     obedience_k: int = field(default=5, metadata={"help": "Cut-off of the obedience at the top of the list."})
     truncate_lists: bool = field(
@@ -130,6 +149,10 @@ class RerankTrainingArguments(TrainingArguments):
             raise InputError("batch_eval_metrics=False would hold every score in memory: leave it on")
         if not self.metric_ks or min(self.metric_ks) < 1:
             raise InputError(f"metric_ks is {self.metric_ks}: expected cut-offs of at least 1")
+        _one_of("gain", self.gain, ("exponential", "linear"))
+        _one_of("swaps", self.swaps, ("all", "one"))
+        if self.click_above is not None and not 0 <= self.click_above < math.inf:
+            raise InputError(f"click_above is {self.click_above}: expected a number of at least 0")
         if self.per_device_train_batch_size < 0 or self.num_train_epochs < 0:
             raise InputError(
                 f"per_device_train_batch_size is {self.per_device_train_batch_size} and num_train_epochs "
@@ -207,6 +230,11 @@ class RerankTrainingArguments(TrainingArguments):
                 "'{\"convergence_weight\": 10}' on the command line"
             )
         return preset_objective(self.principled, **{"seed": self.seed, **options})
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{name} is {value!r}: expected one of {', '.join(known)}{suggestion(str(value), known)}")
 
 
 def _read_options(text: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,7 @@ class BatchMetrics:
     """Adds up the metrics of evaluation batches, and calls the ``compute_metrics`` of the user beside them.
 
     Args:
-        ks: Cut-offs of the ranking metrics.
-        no_click: See ``EvaluationSums``.
-        examination: See ``EvaluationSums``.
+        new_sums: Makes the sums of an evaluation.
         compute_metrics: As of ``transformers.Trainer``: a function of an ``EvalPrediction`` with the scores [N, L] and
             labels [N, L] (-100 at padding) of all lists, which are kept in memory for it; with an argument
             ``compute_result`` it is called batch by batch instead. Its metrics are added to the others.
@@ -30,12 +28,10 @@ class BatchMetrics:
 
     def __init__(
         self,
-        ks: Sequence[int],
-        no_click: str,
-        examination: Sequence[float] | None,
+        new_sums: Callable[[], EvaluationSums],
         compute_metrics: Callable[..., dict[str, float]] | None = None,
     ) -> None:
-        self._new_sums = lambda: EvaluationSums(ks, no_click=no_click, examination=examination)
+        self._new_sums = new_sums
         self._compute_metrics = compute_metrics
         self._by_batch = (
             compute_metrics is not None and "compute_result" in inspect.signature(compute_metrics).parameters
@@ -61,7 +57,7 @@ class BatchMetrics:
             others: Its other tensors.
         """
         self._measures = list(measures)
-        self._columns = [name for name in ("attraction", "propensities") if name in others]
+        self._columns = [name for name in ("attraction", "propensities", "cut_labels") if name in others]
         predictions = (scores, torch.stack(list(measures.values()), dim=-1))
         return predictions, (features["labels"], features["position_ids"], *(others[name] for name in self._columns))
 

@@ -8,7 +8,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.processing.collator import RerankCollator
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.encoded_cache import CachedLists
-from hf_rerank.training.encoded_lists import EncodedLists
+from hf_rerank.training.encoded_lists import EncodedLists, FilledLists
 from hf_rerank.training.streams import EncodedStream
 
 
@@ -30,7 +30,7 @@ def encode_lists(
     """
     from datasets import Dataset, IterableDataset
 
-    if lists is None or isinstance(lists, str | EncodedLists | CachedLists | EncodedStream):
+    if lists is None or isinstance(lists, str | EncodedLists | CachedLists | FilledLists | EncodedStream):
         return lists
     if isinstance(lists, dict) and not train:
         return {
@@ -44,7 +44,9 @@ def encode_lists(
             raise InputError(
                 f"the dataset to {'train' if train else 'evaluate'} on holds no list: expected at least one"
             )
-        return EncodedLists(lists, collator) if cache is None else CachedLists(cache, lists, collator)
+        encoded = EncodedLists(lists, collator) if cache is None else CachedLists(cache, lists, collator)
+        several = not train and args.world_size > 1
+        return FilledLists(encoded, args.eval_batch_size * args.world_size) if several else encoded
     if isinstance(lists, dict):
         raise InputError(f"train_dataset is a dict of {', '.join(lists)}: choose one split, such as lists['train']")
     raise InputError(f"expected a datasets Dataset or IterableDataset of lists, got {type(lists).__name__}")

@@ -26,7 +26,7 @@ from hf_rerank.validation import tables_of
 logger = logging.getLogger(__name__)
 
 # Raised when the same lists are encoded otherwise, so that no cache of an older version is read.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 ENCODING_BATCH = 2_048
 REMEDY = "remove that folder: it is made again"
 

@@ -44,6 +44,33 @@ class EncodedLists(Dataset):
         return self.__getitems__([index])
 
 
+class FilledLists(Dataset):
+    """Encoded lists, and after them lists without items, up to a whole batch on every process.
+
+    Samplers of several processes would otherwise repeat lists, which would count twice in the loss of a batch.
+
+    Args:
+        lists: ``EncodedLists``, or others with its methods.
+        step: Lists in a batch of all processes together.
+    """
+
+    def __init__(self, lists: Any, step: int) -> None:
+        self.lists, self.step = lists, step
+
+    def __len__(self) -> int:
+        return -(-len(self.lists) // self.step) * self.step
+
+    def __getitems__(self, indices: Sequence[int]) -> RaggedLists:
+        """The lists with these numbers, which ascend."""
+        real = [index for index in indices if index < len(self.lists)]
+        found = self.lists.__getitems__(real or [0])
+        filling = found.empty(len(indices) - len(real))
+        return concatenate([found, filling]) if real else filling
+
+    def __getitem__(self, index: int) -> RaggedLists:
+        return self.__getitems__([index])
+
+
 def collate(batch: RaggedLists | list[RaggedLists]) -> dict[str, Tensor]:
     """All tensors of a batch of encoded lists, padded to its longest list."""
     lists = batch if isinstance(batch, RaggedLists) else concatenate(batch)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer_utils import PredictionOutput
 
 from hf_rerank.errors import InputError, TrainingStopped
-from hf_rerank.evaluation.evaluator import comparable_scores, measured
+from hf_rerank.evaluation.evaluator import EvaluationSums, comparable_scores, measured
 from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
 from hf_rerank.principled import PRESETS
 from hf_rerank.principled.obedience import MAX_STEPS
@@ -51,8 +52,17 @@ class EvaluatingTrainer(CheckpointingTrainer):
         _check_best_metric(args, eval_dataset, compute_metrics)
         self.list_collator = collator
         self._names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
-        examination = collator.processor.schema.examination
-        self.batch_metrics = BatchMetrics(args.metric_ks, args.no_click, examination, compute_metrics)
+
+        def new_sums() -> EvaluationSums:
+            return EvaluationSums(
+                args.metric_ks,
+                no_click=args.no_click,
+                gain=args.gain,
+                click_above=args.click_above,
+                examination=collator.processor.schema.examination,
+            )
+
+        self.batch_metrics = BatchMetrics(new_sums, compute_metrics)
         super().__init__(
             args=args,
             eval_dataset=encode_lists(eval_dataset, collator, args, train=False, use_cache=True),
@@ -92,10 +102,20 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return metrics
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
-        """Scores of raw lists with labels; ``Reranker.predict`` and ``rerank`` take lists without."""
+        """Scores of raw lists with labels; ``Reranker.predict`` and ``rerank`` take lists without.
+
+        Returns:
+            As upstream. ``predictions``: the scores [N, L] and the measures of each list; ``label_ids``: the labels
+            [N, L], -100 at padding, the positions, and other columns.
+        """
         lists = encode_lists(test_dataset, self.list_collator, self.args, train=False, use_cache=False)
         self.batch_metrics.reset()
-        return super().predict(lists, ignore_keys, metric_key_prefix)
+        found = super().predict(lists, ignore_keys, metric_key_prefix)
+        # Lists without items fill up the last batch of several processes.
+        given: tuple[Any, Any] = (found.predictions, found.label_ids)
+        real = (given[1][0] >= 0).any(-1)
+        kept: list[Any] = [tuple(array[real] for array in arrays) for arrays in given]
+        return PredictionOutput(predictions=kept[0], label_ids=kept[1], metrics=found.metrics)
 
     def prediction_step(
         self,
@@ -106,7 +126,8 @@ class EvaluatingTrainer(CheckpointingTrainer):
     ) -> tuple[Tensor | None, Any, Any]:
         """Task loss, scores and obedience of one batch.
 
-        During training obedience is measured on one swap per list and without fixed points; otherwise on all swaps.
+        During training obedience is measured on one swap per list and without fixed points; otherwise as
+        ``args.swaps`` says. With ``args.prediction_loss_only`` it is not measured.
 
         Raises:
             TrainingStopped: A score is not finite.
@@ -118,18 +139,21 @@ class EvaluatingTrainer(CheckpointingTrainer):
         def forward(objective: Callable[..., Any], **tensors: Tensor) -> RerankerOutput:
             return run(**tensors, objective=with_custom_loss(objective, self.compute_loss_func))
 
+        output: Any
         # Rankings are compared in float32: ties in bf16 would inflate obedience.
         with torch.no_grad(), torch.autocast(self.args.device.type, enabled=False):
             if prediction_loss_only:
-                return _loss(forward(PRESETS["none"], **features)), None, None
-            output = measured(
-                forward,
-                features,
-                obedience_k=self.args.obedience_k,
-                swaps="one" if self.is_in_train else "all",
-                max_steps=0 if self.is_in_train else MAX_STEPS,
-                list_keys=list_keys(others["list_id"]),
-            )
+                output = forward(PRESETS["none"], **features)
+                output.losses = {}
+            else:
+                output = measured(
+                    forward,
+                    features,
+                    obedience_k=self.args.obedience_k,
+                    swaps="one" if self.is_in_train else self.args.swaps,
+                    max_steps=0 if self.is_in_train else MAX_STEPS,
+                    list_keys=list_keys(others["list_id"]),
+                )
         broken = lists_with_broken_scores(output.logits, features["mask"], others["list_id"])
         if broken:
             raise TrainingStopped(

@@ -26,7 +26,7 @@ OPTIMIZER = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
 )
 # By what checkpoints are compared with the best so far.
-BEST = ("metric_for_best_model", "greater_is_better", "no_click")
+BEST = ("metric_for_best_model", "greater_is_better", "no_click", "gain", "click_above")
 # What takes effect from here on, beside the objective, and changes what is learned.
 LEARNING = ("max_grad_norm", "bf16", "fp16")
 # How long a run is; the learning rate follows it.

@@ -18,7 +18,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.losses import LOSSES_WITHOUT_PROBABILITIES, TASK_LOSSES
 from hf_rerank.models.config import RerankerConfig
 from hf_rerank.processing import ListProcessor
-from hf_rerank.processing.processor import EncodingReport
+from hf_rerank.processing.encoding_report import EncodingReport
 from hf_rerank.processing.ragged import concatenate
 from hf_rerank.schema import Categorical
 from hf_rerank.validation import Lists, tables_of

@@ -191,16 +191,19 @@ class TestObedienceOfAnEvaluation:
         output = folder / "options.json"
         arguments = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "lists")]
         options = ["--obedience-k", "3", "--swaps", "one", "--max-steps", "0", "--json", str(output)]
+        options += ["--gain", "linear", "--click-above", "0.5"]
         capsys.readouterr()
         assert cli.main([*arguments, *options]) == 0
         expected = {"obedience_k": 3, "swaps": "one", "max_steps": 0}
         assert {name: given[name] for name in expected} == expected
+        assert (given["gain"], given["click_above"]) == ("linear", 0.5)
         printed = capsys.readouterr().out
         assert "first 3 as a set" in printed
         assert "first 5" not in printed
         assert "settle" not in printed
         results = json.loads(output.read_text())
         assert results["obedience"] == expected
+        assert results["rows"]["model"]["settings"]["ndcg_gain"] == "linear"
         # One swap a list either keeps its whole ranking or does not: a whole number of lists.
         kept = results["rows"]["model"]["p2_obedience"] * results["rows"]["model"]["obedience_lists"]
         assert kept == pytest.approx(round(kept))
@@ -228,7 +231,7 @@ class TestAddToResults:
         assert capsys.readouterr().out.splitlines()[-1] == f"test: added to {model / 'results.json'}"
         rows = json.loads((folder / "both.json").read_text())["rows"]
         results = json.loads((model / "results.json").read_text())
-        expected = {f"test_{name}": value for name, value in rows["model"].items() if not isinstance(value, dict)}
+        expected = {f"test_{name}": value for name, value in rows["model"].items() if isinstance(value, int | float)}
         assert results["evaluations"] == {**before["evaluations"], "test": expected}
         assert {"test_ndcg@3", "test_p1_item_obedience", "test_lists"} <= expected.keys()
         assert results["orders"] == {**before["orders"], "test": {"initial": rows["initial"]}}

@@ -429,6 +429,22 @@ def test_a_wrong_list_of_many_has_its_number_in_the_split():
         load_lists(datasets.DatasetDict(train=datasets.Dataset.from_list(rows)), schema=SCHEMA)
 
 
+@pytest.mark.parametrize("label", [[0, 0, 0], [1, 1, 1], [0.25, 0.5, 0.75]])
+def test_labels_of_one_class_and_fractions_are_no_leak(label):
+    """Without both classes there is no AUC, and nothing to be told by the order."""
+    rows, draw = own_rows(), np.random.default_rng(0)
+    for row in rows:
+        items = {"item": draw.permutation(3).tolist(), "price": draw.random(3).tolist()}
+        row |= {**items, "click": draw.permutation(label).tolist()}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_lists(datasets.Dataset.from_list(rows), schema=SCHEMA)
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "order of the slots" not in said
+    assert "alone tells" not in said
+    assert ("every item counts as clicked in all metrics but NDCG" in said) == (label[0] == 0.25)
+
+
 def test_clicked_items_first_is_a_leak():
     rows, draw = own_rows(), np.random.default_rng(0)
     for row in rows:
@@ -451,6 +467,12 @@ def test_clicked_items_first_is_a_leak():
         ("price", lambda click, _: [1.0 - value for value in click]),  # the wrong way round tells as much
         ("price", lambda click, _: [float(value) if value else None for value in click]),
         ("item", lambda click, _: [7 if value else 8 for value in click]),
+        # Of every second click, and of nothing else: a price paid, the id of an order, one of many ids of outcomes.
+        ("price", lambda click, draw: [3.0 if value and draw.random() < 0.5 else None for value in click]),
+        ("price", lambda click, draw: [3.0 if value and draw.random() < 0.5 else 0.0 for value in click]),
+        ("item", lambda click, draw: [int(draw.integers(10**9)) if value else None for value in click]),
+        ("item", lambda click, draw: [int(draw.integers(10**9)) if value > draw.random() else 0 for value in click]),
+        ("item", lambda click, draw: [int(draw.integers(30)) + 100 * value for value in click]),
         ("price", lambda click, draw: [value + draw.random() for value in click]),  # click 1: 1 to 2, else 0 to 1
         (None, lambda click, draw: [value + 1.5 * draw.random() for value in click]),  # AUC 1 - (1/3)^2 / 2 = .944
         (None, lambda click, draw: draw.integers(5, size=len(click)).tolist()),
@@ -479,5 +501,5 @@ def test_a_feature_that_tells_the_label_is_warned_of(column, told, tmp_path):
     )
     assert any("alone tells" in text for text in report.warnings) == (column is not None)
     if column:
-        assert "AUC within lists 1.000 in" in said[0]
+        assert "AUC within lists" in said[0] or "clicked, in lists of train" in said[0]
         assert "leave it out of the schema" in said[0]

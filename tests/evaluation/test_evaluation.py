@@ -226,7 +226,7 @@ def test_batch_size_and_progress(processor: ListProcessor) -> None:
     whole = evaluate(scorer, processor, lists, progress=told.append)
     in_parts = evaluate(scorer, processor, lists, batch_size=7, progress=told.append)
     assert told == [50, *[7] * 7, 1]
-    for name in ("settings", "unknown_share"):
+    for name in ("settings", "unknown_share", "drift"):
         assert whole.pop(name) == in_parts.pop(name)
     assert whole["lists"] == 50
     assert in_parts == pytest.approx(whole)

@@ -84,6 +84,8 @@ def test_equal_to_the_functions(no_click, gain, denominator):
         "items": mask.sum(),
         "lists_without_click": (((labels > 0) & mask).sum(axis=1) == 0).sum(),
         "lists_left_out_of_gauc": left_out,
+        "truncated_lists": 0,
+        "clicks_cut": 0,
     }
     for k in (1, 3):
         options = {"mask": mask, "k": k, "no_click": no_click}

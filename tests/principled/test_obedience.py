@@ -101,6 +101,7 @@ def test_position_bias_by_hand() -> None:
             "p2_set_obedience@1": 0.0,
             "p2_obedience@2": 0.0,
             "p2_set_obedience@2": 1 / 2,
+            "p2_sampled_share": 0.0,
             "fixed_point_rate": 1.0,
             "fixed_point_steps": 2.0,
             "cycle_rate": 0.0,
@@ -113,6 +114,7 @@ def test_position_bias_by_hand() -> None:
     second = {name: values[1].item() for name, values in measured.items()}
     assert second.pop("score_spread") == pytest.approx(5.5 / 2)  # of 5 and -.5
     assert [second.pop(name) for name in ("fixed_point_steps", "cycle_rate", "collapsed_share")] == [0.0] * 3
+    assert second.pop("p2_sampled_share") == 0.0
     assert set(second.values()) == {1.0}
     means = obedience(score, positions, mask, k=[1, 2])
     assert means.pop("obedience_lists") == 2
@@ -398,3 +400,38 @@ def test_random_orders_keep_few_items() -> None:
     measured = obedience(lambda order: next(answers), positions, swaps="one", max_steps=0)
     assert measured["p1_item_obedience"] == pytest.approx(0.1, abs=0.006)
     assert measured["p1_kendall_tau"] == pytest.approx(0.0, abs=0.02)
+
+
+def swaps_shown(lengths: list[int], keys: list[int]) -> tuple[list[list[int]], dict[str, Tensor]]:
+    """For each list the places at which the items that stand next to each other were swapped, in order."""
+    longest = max(lengths)
+    mask = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    positions = torch.arange(longest).expand(mask.shape)
+    shown: list[list[int]] = [[] for _ in lengths]
+
+    def score(order: Tensor) -> Tensor:
+        for row, places in enumerate(order):
+            moved = (places != positions[row]).nonzero().squeeze(-1).tolist()
+            if moved:
+                assert moved == [moved[0], moved[0] + 1]
+                shown[row].append(moved[0])
+        return -positions.float()  # in the given order, whatever is shown
+
+    measured = obedience(score, positions, mask, max_steps=0, list_keys=torch.tensor(keys), reduction="none")
+    return shown, measured
+
+
+def test_swaps_of_long_lists_are_drawn() -> None:
+    """65 items have 64 neighbours, which are all swapped; of 66 and of 200 items 64 are drawn, each once."""
+    shown, measured = swaps_shown([65, 66, 200, 3], [5, 6, 7, 8])
+    assert shown[0] == list(range(64))
+    assert shown[3] == [0, 1]
+    for places, pairs in ((shown[1], 65), (shown[2], 199)):
+        assert len(set(places)) == len(places) == 64
+        assert set(places) < set(range(pairs))
+    assert max(shown[2]) > 150, "from all of the list"
+    assert measured["p2_sampled_share"].tolist() == [0, 1, 1, 0]
+    assert measured["p2_obedience"].tolist() == [1, 1, 1, 1]
+    # In another batch, of another width, the same ones; of another key, others.
+    assert swaps_shown([66], [6])[0] == [shown[1]]
+    assert swaps_shown([66], [7])[0] != [shown[1]]

@@ -451,3 +451,22 @@ def test_a_strength_beyond_reason_is_refused() -> None:
             perturb(torch.arange(4).unsqueeze(0), kind=kind, strength=1e30)
     # A window longer than the list is the list: the places 0 to 3 turned round.
     assert perturb(torch.arange(4).unsqueeze(0), kind="reverse_window", strength=1000).tolist() == [[3, 2, 1, 0]]
+
+
+def test_long_lists_are_sorted_as_short_ones_are_counted() -> None:
+    """Ties, padding anywhere, items with the lowest number there is, and integers beyond what float32 holds."""
+    torch.manual_seed(0)
+    scores = torch.randint(0, 20, (4, 200)).float()
+    scores[:, ::7] = -torch.inf
+    mask = torch.rand(4, 200) < 0.7
+    integers = scores.clamp(min=0).long() + (1 << 40)
+    for values in (scores, scores.double(), integers):
+        for real in (None, mask):
+            expected = torch.empty_like(integers)
+            for row in range(4):
+                is_real = [True] * 200 if real is None else real[row].tolist()
+                order = sorted(
+                    range(200), key=lambda slot: (not is_real[slot], is_real[slot] and -values[row, slot], slot)
+                )
+                expected[row, order] = torch.arange(200)
+            assert torch.equal(positions_from_scores(values, real), expected)

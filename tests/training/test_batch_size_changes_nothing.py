@@ -1,20 +1,26 @@
-"""A metric is a property of model and lists: no batch size, and no way of reading the lists, changes it."""
+"""A metric is a property of model and lists: no batch size, worker, process or way of reading the lists changes it."""
 
 from __future__ import annotations
 
+import json
 import math
+import socket
+from pathlib import Path
 
+import evaluation_worker
 import pytest
 import torch
+import warm
 
+from hf_rerank import Reranker
 from hf_rerank.evaluation import evaluate
 
 # What measures the clock, or is named by the call.
 OTHERS = ("runtime", "per_second", "epoch", "time")
 
 
-def metrics_of(make_trainer, model, lists, batch: int) -> dict[str, float]:
-    trainer = make_trainer(model, eval_dataset=lists, per_device_eval_batch_size=batch)
+def metrics_of(make_trainer, model, lists, batch: int, **options) -> dict[str, float]:
+    trainer = make_trainer(model, eval_dataset=lists, per_device_eval_batch_size=batch, **options)
     metrics = trainer.evaluate()
     return {name: value for name, value in metrics.items() if not any(other in name for other in OTHERS)}
 
@@ -24,8 +30,8 @@ def test_every_metric_of_the_trainer(make_trainer, make_model, make_lists, strea
     lists = make_lists(50, 7)
     given = lists.to_iterable_dataset() if streamed else lists
     whole = metrics_of(make_trainer, make_model(), lists, 50)
-    for batch in (1, 7, 32):
-        found = metrics_of(make_trainer, make_model(), given, batch)
+    for batch, workers in ((1, 0), (7, 2), (32, 0)):
+        found = metrics_of(make_trainer, make_model(), given, batch, dataloader_num_workers=workers)
         assert found.keys() == whole.keys()
         for name, value in whole.items():
             assert found[name] == pytest.approx(value, abs=1e-6, nan_ok=True), (name, batch)
@@ -34,7 +40,7 @@ def test_every_metric_of_the_trainer(make_trainer, make_model, make_lists, strea
 def test_the_loss_of_a_short_last_batch_weighs_by_its_lists(make_trainer, make_model, make_lists) -> None:
     """The mean over 7 lists, not over the means of 3, 3 and 1 of them."""
     lists, model = make_lists(7, 11), make_model()
-    trainer = make_trainer(model, eval_dataset=lists.to_iterable_dataset(), per_device_eval_batch_size=3)
+    trainer = make_trainer(model, eval_dataset=lists)
     losses = []
     model.eval()
     for row in lists:
@@ -42,7 +48,45 @@ def test_the_loss_of_a_short_last_batch_weighs_by_its_lists(make_trainer, make_m
             losses.append(float(model(**trainer.processor([row], with_labels=True)).loss))
     of_batches = [sum(losses[:3]) / 3, sum(losses[3:6]) / 3, losses[6]]
     assert not math.isclose(sum(losses) / 7, sum(of_batches) / 3, abs_tol=1e-4), "else this tests nothing"
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(sum(losses) / 7, abs=1e-6)
+    for given in (lists, lists.to_iterable_dataset()):
+        for loss_only in (False, True):
+            found = metrics_of(make_trainer, model, given, 3, prediction_loss_only=loss_only)
+            assert found["eval_loss"] == pytest.approx(sum(losses) / 7, abs=1e-6)
+            assert ("eval_p1_obedience" in found) != loss_only
+
+
+@pytest.mark.slow
+def test_every_metric_of_two_processes(make_model, make_lists, processor, tmp_path: Path) -> None:
+    """7 lists in batches of 3 on two processes: the second has one list in its last batch, or none."""
+    Reranker(processor, make_model()).save_pretrained(tmp_path / "model")
+    make_lists(7, 11).save_to_disk(tmp_path / "lists")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    told["GLOO_SOCKET_IFNAME"] = "lo"
+    work = evaluation_worker.main
+    started = [warm.start(work, tmp_path, tmp_path / "on1", 7, log=tmp_path / "log")]
+    started += [
+        warm.start(
+            work, tmp_path, tmp_path / "on2", 3, log=tmp_path / f"log{rank}", **told, RANK=rank, LOCAL_RANK=rank
+        )
+        for rank in ("0", "1")
+    ]
+    for process in started:
+        process.join(300)
+    logs = "".join(path.read_text()[-2000:] for path in tmp_path.glob("log*"))
+    assert [process.exitcode for process in started] == [0, 0, 0], logs
+    whole = json.loads((tmp_path / "on1" / "rank0.json").read_text())["dataset"]
+    assert len(whole["scores"]) == 7
+    for rank in range(2):
+        for form, found in json.loads((tmp_path / "on2" / f"rank{rank}.json").read_text()).items():
+            assert len(found["scores"]) == 7, form
+            assert found["metrics"].keys() == whole["metrics"].keys()
+            for name, value in whole["metrics"].items():
+                assert found["metrics"][name] == pytest.approx(value, abs=1e-5, nan_ok=True), (form, name)
+            for row, expected in zip(found["scores"], whole["scores"], strict=True):
+                assert row == pytest.approx(expected, abs=1e-4), form
 
 
 def test_every_measure_of_evaluate_with_all_and_with_one_swap(make_model, make_lists, processor) -> None:

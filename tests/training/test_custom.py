@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import EvalPrediction, TrainerCallback
 
 from hf_rerank import InputError, RerankTrainer
+from hf_rerank.evaluation import EvaluationSums
 from hf_rerank.losses import binary_log_loss, softmax_loss
 from hf_rerank.metrics import ndcg
 from hf_rerank.training.batch_metrics import BatchMetrics
@@ -186,7 +187,7 @@ def test_lists_that_fill_up_a_batch_are_not_seen() -> None:
         seen.append((prediction.predictions.tolist(), prediction.label_ids.tolist()))
         return {"mine": 1.0}
 
-    sums = BatchMetrics((2,), "zero", None, metrics)
+    sums = BatchMetrics(lambda: EvaluationSums((2,)), metrics)
     labels = torch.tensor([[1.0, 0.0], [0.0, -100.0], [-100.0, -100.0]])
     features = {"labels": labels, "position_ids": torch.tensor([[0, 1]] * 3)}
     scores = torch.tensor([[0.5, 0.25], [2.0, -100.0], [7.0, 7.0]])

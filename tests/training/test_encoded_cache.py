@@ -96,7 +96,9 @@ def test_more_lists_than_are_encoded_at_a_time(tmp_path: Path, monkeypatch: pyte
     lists = rich_lists(50).remove_columns("list_id")  # their numbers are their ids
     processor = ListProcessor.from_lists(lists, schema=RICH)
     cached = CachedLists(tmp_path, lists, collator_of(processor, truncate=True, highest_label=1.0))
-    assert_same_batches(cached, EncodedLists(lists, collator_of(processor)), [[49, 0, 20], list(range(50))])
+    assert_same_batches(
+        cached, EncodedLists(lists, collator_of(processor, truncate=True)), [[49, 0, 20], list(range(50))]
+    )
 
 
 def test_lists_that_are_cut(tmp_path: Path) -> None:

@@ -415,8 +415,6 @@ def test_two_processes_equal_one(
     assert {**both[0]["perturbed"], **both[1]["perturbed"]} == one["perturbed"]
     assert both[0]["checksum"] == both[1]["checksum"]
     assert both[0]["metrics"].keys() == one["metrics"].keys()
-    # The Trainer's mean loss counts batches, so the lists that fill up the last one weigh in it; metrics count lists.
-    assert both[0]["metrics"].pop("eval_loss") == pytest.approx(one["metrics"].pop("eval_loss"), abs=0.02)
     assert both[0]["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
     assert both[0]["log"] == pytest.approx(one["log"], abs=1e-4)
     assert one["metrics"]["eval_lists"] == 13

@@ -94,6 +94,7 @@ def ad_schema(
         group="user",
         position="position" if position else None,
         attraction="attraction" if attraction else None,
+        cut_label="click_cut",
         examination=examination,
         max_list_length=max_list_length,
         max_history_length=max(1, history_length),
@@ -106,7 +107,7 @@ def ad_columns(history: bool = False, position: bool = False, attraction: bool =
     integers = ("adgroup_id", "cate_id", "campaign_id", "customer", "brand")
     fields += [(name, pa.list_(pa.int64())) for name in integers]
     fields += [("price", pa.list_(pa.float32())), ("time_stamp", pa.list_(pa.int64())), ("pid", pa.list_(pa.string()))]
-    fields += [("click", pa.list_(pa.int8()))]
+    fields += [("click", pa.list_(pa.int8())), ("click_cut", pa.list_(pa.int8()))]
     fields += [(name, pa.list_(kind)) for name, kind in HISTORY_COLUMNS.items()] if history else []
     fields += [("split", pa.string())]
     fields += [("position", pa.list_(pa.int64()))] if position else []

@@ -15,6 +15,7 @@ from hf_rerank.data.ad.tables import AD_FEATURE, USER_PROFILE
 from hf_rerank.data.ad.truth import join_truth
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import split_of
+from hf_rerank.data.truncating import sequences
 
 AD_COLUMNS = ("cate_id", "campaign_id", "customer", "brand", "price")
 PROFILE_COLUMNS = tuple(name for name in USER_PROFILE.columns if name != USER_PROFILE.key)
@@ -97,6 +98,7 @@ class ListMaker:
                 self.profiles, USER_PROFILE.key, PROFILE_COLUMNS, pl.Series(user), "lists without a profile", report
             ),
             "split": pa.array(split_of(user.tolist()), pa.string()),
+            "click_cut": _clicks_cut(chosen, clicks, rows),
         }
         sequences = {name: (offsets, values) for name, values in per_item.items()}
         if behaviours is not None:
@@ -134,6 +136,14 @@ class ListMaker:
         report.cut_lists += int((lengths < chosen.ends - chosen.starts).sum())
         report.lost_clicks += int(((chosen.clicks > 0) & (clicks_left == 0)).sum())
         return rows, of_list, places
+
+
+def _clicks_cut(chosen: Sessions, clicks: np.ndarray, kept: np.ndarray) -> pa.ListArray:
+    """The clicks of the impressions of each session that are not among those that stay."""
+    rows, of_list = rows_between(chosen.starts, chosen.ends)
+    cut = ~np.isin(rows, kept)
+    lengths = np.bincount(of_list[cut], minlength=len(chosen))
+    return sequences(clicks[rows[cut]].astype(np.int8), lengths, pa.list_(pa.int8()))
 
 
 def _looked_up(

@@ -22,7 +22,7 @@ def roles_of(schema: ListSchema) -> dict[str, str]:
     for feature in (*schema.items, *schema.user, *schema.history):
         roles[feature.name] = ID if isinstance(feature, Categorical) else NUMBER
     numbers = (schema.label, schema.weight, schema.propensity, schema.attraction, schema.initial_score)
-    roles |= {name: NUMBER for name in numbers if name is not None}
+    roles |= {name: NUMBER for name in (*numbers, schema.cut_label) if name is not None}
     if schema.position_column is not None:
         roles[schema.position_column] = POSITION
     for name in (schema.list_id, schema.group, schema.id):
@@ -47,6 +47,7 @@ def item_columns_of(schema: ListSchema) -> set[str]:
         schema.attraction,
         schema.initial_score,
         schema.id,
+        schema.cut_label,
     )
     return names | {name for name in of_items if name is not None}
 

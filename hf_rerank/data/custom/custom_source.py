@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from hf_rerank.data.custom.checking import ONE_ITEM, ListChecker, SplitFacts
-from hf_rerank.data.custom.cutting import cut_column, cut_lists
+from hf_rerank.data.custom.cutting import CUT_LABELS, cut_lists
 from hf_rerank.data.custom.files import ListFile
 from hf_rerank.data.custom.own_files import EMPTY_LISTS, OwnFiles
 from hf_rerank.data.prepared import (
@@ -31,6 +31,7 @@ from hf_rerank.data.report import PrepareReport, RejectedLine
 from hf_rerank.data.source import Rejects, Unit, tables_by_split
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.time_split import time_column
+from hf_rerank.data.truncating import cut_label_column
 from hf_rerank.errors import InputError
 from hf_rerank.storage import sha256_of_json
 from hf_rerank.storage.inputs import content_digest
@@ -67,10 +68,15 @@ class CustomSource:
         self.time, self.ranker_train = time_column(split_by), ranker_train
         self.columns = own.columns
         if cut:
-            name = cut_column(self.schema)
-            if name in self.columns.names:
-                raise InputError(f"the lists have a column {name!r}, which is that of cut labels: rename it")
-            self.columns = self.columns.append(pa.field(name, pa.list_(pa.float64())))
+            name = self.schema.cut_label or cut_label_column(self.schema.label)
+            if name in self.columns.names and self.schema.cut_label is None:
+                raise InputError(
+                    f"the lists have a column {name!r}, which is that of cut labels: rename it, or name it as "
+                    "cut_label in the schema"
+                )
+            others = [field for field in self.columns if field.name != name]
+            self.columns = pa.schema([*others, pa.field(name, CUT_LABELS)])
+            self.schema = self.schema.replace(cut_label=name)
         self.options: dict[str, Any] = {
             "schema": self.schema.to_dict(),
             "split_by": split_by,
@@ -114,7 +120,7 @@ class CustomSource:
         rejects = Rejects()
         report = rejects.report
         tables = [
-            cut_lists(table, self.schema, report) if self.cut else table
+            cut_lists(table, self.schema, report).select(self.columns.names) if self.cut else table
             for _, table in self.tables(unit, report.counts)
         ]
         table = pa.concat_tables([self.columns.empty_table(), *tables]).combine_chunks()
@@ -151,7 +157,7 @@ class CustomSource:
             *(f"Warning: {message}" for message in report.warnings),
         ]
         if self.cut:
-            caveats.append(f"Labels of items that were cut are in the column `{cut_column(self.schema)}`.")
+            caveats.append(f"Labels of items that were cut are in the column `{self.schema.cut_label}`.")
         names = ", ".join(f"`{Path(file.path).name}`" for file in self.own.files[:3])
         more = f" and {len(self.own.files) - 3:,} more files" if len(self.own.files) > 3 else ""
         changed = "longer lists were cut" if self.cut else "none was changed"

@@ -6,16 +6,12 @@ import numpy as np
 import pyarrow as pa
 
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.truncating import first_items
+from hf_rerank.data.truncating import first_items, sequences
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists
 
 CUT_ITEMS, CUT_CLICKS = "items that were cut", "clicks of items that were cut"
-
-
-def cut_column(schema: ListSchema) -> str:
-    """The column with the labels of the items that were cut."""
-    return f"{schema.label}_cut"
+CUT_LABELS = pa.list_(pa.float64())
 
 
 def cut_lists(table: pa.Table, schema: ListSchema, report: PrepareReport) -> pa.Table:
@@ -23,11 +19,11 @@ def cut_lists(table: pa.Table, schema: ListSchema, report: PrepareReport) -> pa.
 
     Args:
         table: Lists with labels. Columns that are as long as the items of their list are cut with them.
-        schema: Says which column is what.
+        schema: Says which column is what; it names a ``cut_label``.
         report: What is cut is counted there.
 
     Returns:
-        The lists with the column ``cut_column``: one list of labels per list, empty where nothing was cut.
+        The lists with the column ``schema.cut_label``: one list of labels per list, empty where nothing was cut.
     """
     lists = Lists.from_arrow(table, schema, with_labels=True)
     lengths, clicked = lists.lengths, lists.columns["labels"] > 0
@@ -36,21 +32,20 @@ def cut_lists(table: pa.Table, schema: ListSchema, report: PrepareReport) -> pa.
         kept = np.ones(len(clicked), dtype=bool)
     of_list = np.repeat(np.arange(len(lists)), lengths)
     new_lengths = np.bincount(of_list[kept], minlength=len(lists))
-    history = {feature.name for feature in schema.history}
+    others = {schema.cut_label, *(feature.name for feature in schema.history)}
     for number, field in enumerate(table.schema):
-        if kept.all() or not pa.types.is_list(field.type) or field.name in history:
+        if kept.all() or not pa.types.is_list(field.type) or field.name in others:
             continue
         column = table.column(number).combine_chunks()
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
         if np.array_equal(np.asarray(column.value_lengths().fill_null(-1)), lengths):
-            cut = _lists(column.flatten().filter(pa.array(kept)), new_lengths).cast(field.type)
+            offsets = pa.array(np.concatenate([[0], np.cumsum(new_lengths)]).astype(np.int32))
+            cut = pa.ListArray.from_arrays(offsets, column.flatten().filter(pa.array(kept))).cast(field.type)
             table = table.set_column(number, field, cut)
     report.count(CUT_ITEMS, int((~kept).sum()))
     report.count(CUT_CLICKS, int((clicked & ~kept).sum()))
-    labels = _lists(pa.array(lists.columns["labels"][~kept].astype(np.float64)), lengths - new_lengths)
-    return table.append_column(pa.field(cut_column(schema), pa.list_(pa.float64())), labels)
-
-
-def _lists(values: pa.Array, lengths: np.ndarray) -> pa.Array:
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
+    field = pa.field(schema.cut_label, CUT_LABELS)
+    labels = sequences(*lists.labels_of_cut_items(kept), CUT_LABELS)
+    if field.name in table.column_names:
+        return table.set_column(table.column_names.index(field.name), field, labels)
+    return table.append_column(field, labels)

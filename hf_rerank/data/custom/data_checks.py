@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ MANY_ITEMS = 100
 LEAK_AUC = 0.9
 # No honest feature tells clicked items from the others this well; fewer lists than these may be told by chance.
 TELLING_AUC, TELLING_LISTS = 0.98, 30
-FEW_VALUES = 20
+# Nor do some values of it stand on clicked items nearly alone: on so many, and on this share of all of them.
+TELLING_PRECISION, TELLING_CLICKS, TELLING_SHARE = 0.98, 30, 0.1
 LEARNED_FROM = ("ranker_train", "train")
 
 
@@ -32,12 +34,11 @@ def leak(lists: Lists) -> str | None:
     """Says that the order of the rows gives the labels away, where it does."""
     from hf_rerank.metrics import slot_order_auc
 
-    assert lists.labels is not None
     mask = np.arange(lists.lengths.max()) < lists.lengths[:, None]
-    labels = np.zeros(mask.shape, dtype=np.float32)
-    labels[mask] = lists.labels
+    labels = np.zeros(mask.shape, dtype=bool)
+    labels[mask] = _clicked(lists)
     auc = slot_order_auc(labels, mask=mask)
-    if auc <= LEAK_AUC:
+    if not auc > LEAK_AUC:  # nan: all labels are alike
         return None
     return (
         f"the order of the slots alone has an AUC of {auc:.3f} on a sample of train, and the schema names no position "
@@ -48,41 +49,88 @@ def leak(lists: Lists) -> str | None:
 
 def telling_columns(lists: Lists) -> list[str]:
     """Names features of items that give the labels away, such as a second outcome: one sentence each."""
-    from hf_rerank.metrics import grouped_auc
-
-    assert lists.labels is not None
-    mask = np.arange(lists.lengths.max()) < lists.lengths[:, None]
-    labels, scores = np.zeros(mask.shape, dtype=np.float32), np.zeros(mask.shape)
-    labels[mask] = lists.labels
+    clicked, label = _clicked(lists), lists.schema.label
     found = []
     for feature in (*lists.schema.features("items", Dense), *lists.schema.features("items", Categorical)):
-        values = _told(feature, lists.items[feature.name], lists.labels)
-        if values is None:
-            continue
-        scores[mask] = values
-        aucs = np.asarray(grouped_auc(scores, labels, mask=mask, reduction="none"))
-        aucs = aucs[~np.isnan(aucs)]
-        if len(aucs) < TELLING_LISTS or max(aucs.mean(), 1 - aucs.mean()) <= TELLING_AUC:
-            continue
-        found.append(
-            f"column {feature.name!r} alone tells the items with {lists.schema.label!r} from the others (AUC within "
-            f"lists {max(aucs.mean(), 1 - aucs.mean()):.3f} in {len(aucs):,} lists of train): it seems to be written "
-            "after the outcome, and is not known when lists are ranked; leave it out of the schema"
-        )
+        evidence = _evidence(feature, lists.items[feature.name], clicked, lists)
+        if evidence is not None:
+            found.append(
+                f"column {feature.name!r} alone tells items with {label!r} from the others ({evidence}): it seems to "
+                "be written after the outcome, and is not known when lists are ranked; leave it out of the schema"
+            )
     return found
 
 
-def _told(feature: Dense | Categorical, column: pa.Array, labels: np.ndarray) -> np.ndarray | None:
-    """A number an item to order by: the value, or the mean label of a category's items; None where there is none."""
-    if isinstance(feature, Dense):
-        if pa.types.is_null(column.type):
-            return None
-        return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64)
-    encoded = column.dictionary_encode()
-    if len(encoded.dictionary) > FEW_VALUES:
+def _clicked(lists: Lists) -> np.ndarray:
+    """bool [N]: the label is above 0; of labels that all are, such as the scores of a teacher, above their median."""
+    assert lists.labels is not None
+    lowest = 0.0 if not len(lists.labels) or lists.labels.min() <= 0 else float(np.median(lists.labels))
+    return lists.labels > lowest
+
+
+def _evidence(feature: Dense | Categorical, column: pa.Array, clicked: np.ndarray, lists: Lists) -> str | None:
+    """What shows that a column gives the labels away: its order within lists, or values of clicked items alone."""
+    from hf_rerank.metrics import grouped_auc
+
+    if pa.types.is_null(column.type) or not clicked.any() or clicked.all():
         return None
+    fold = np.repeat(np.arange(len(lists)) % 2, lists.lengths)
+    values = _numbers(column) if isinstance(feature, Dense) else _click_rates(column, clicked, fold)
+    mask = np.arange(lists.lengths.max()) < lists.lengths[:, None]
+    scores, labels = np.zeros(mask.shape), np.zeros(mask.shape, dtype=bool)
+    scores[mask], labels[mask] = values, clicked
+    aucs = np.asarray(grouped_auc(scores, labels, mask=mask, reduction="none"))
+    aucs = aucs[~np.isnan(aucs)]
+    if len(aucs) >= TELLING_LISTS and (auc := max(aucs.mean(), 1 - aucs.mean())) > TELLING_AUC:
+        return f"AUC within lists {auc:.3f} in {len(aucs):,} lists of train"
+    for what, chosen in _groups(feature, column, values, clicked):
+        clicks = int((clicked & chosen).sum())
+        enough = clicks >= max(TELLING_CLICKS, TELLING_SHARE * clicked.sum())
+        if enough and clicks >= TELLING_PRECISION * chosen.sum() and clicked.mean() < 0.5:
+            return f"of {int(chosen.sum()):,} items that {what}, {clicks:,} are clicked, in lists of train"
+    return None
+
+
+def _numbers(column: pa.Array) -> np.ndarray:
+    return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def _click_rates(column: pa.Array, clicked: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """For each item, the share of clicks of its value among the lists of the other fold.
+
+    Values that the other fold lacks, such as ids of orders, count as one: they take the share of clicks among the
+    values of the other fold that this one lacks.
+    """
+    encoded = column.dictionary_encode()
     codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False).astype(np.int64)
-    return (np.bincount(codes, weights=labels > 0) / np.maximum(np.bincount(codes), 1))[codes]
+    size = len(encoded.dictionary) + 1
+    items = [np.bincount(codes[fold == side], minlength=size) for side in (0, 1)]
+    clicks = [np.bincount(codes[fold == side], weights=clicked[fold == side], minlength=size) for side in (0, 1)]
+    rates = np.zeros(len(codes))
+    for side in (0, 1):
+        here, there = items[side] > 0, items[1 - side] > 0
+        alone = there & ~here
+        of_others = clicks[1 - side][alone].sum() / max(items[1 - side][alone].sum(), 1)
+        by_value = np.where(there, clicks[1 - side] / np.maximum(items[1 - side], 1), of_others)
+        rates[fold == side] = by_value[codes[fold == side]]
+    return rates
+
+
+def _groups(
+    feature: Dense | Categorical, column: pa.Array, values: np.ndarray, clicked: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Items that may be clicked ones alone: what they have in common, and which they are, bool [N]."""
+    if isinstance(feature, Categorical):
+        yield "have some of its values", values >= TELLING_PRECISION
+        return
+    missing = column.is_null().to_numpy(zero_copy_only=False)
+    yield "have a value in it", ~missing
+    yield "lack a value in it", missing
+    there = values[~missing]
+    if not len(there):
+        return
+    distinct, counts = np.unique(there, return_counts=True)
+    yield f"have another value than {distinct[counts.argmax()]:g}", ~missing & (values != distinct[counts.argmax()])
 
 
 class DataChecks:
@@ -176,6 +224,12 @@ class DataChecks:
             found.append(
                 f"label column {self.schema.label!r} is {self._highest_label:g} everywhere in {self.lists:,} lists: "
                 "there is nothing to learn; is it the right column?"
+            )
+        elif self.lists > 0 and self._lowest_label > 0:
+            found.append(
+                f"label column {self.schema.label!r} is above 0 everywhere ({self._lowest_label:g} to "
+                f"{self._highest_label:g}), so that every item counts as clicked in all metrics but NDCG: say which "
+                "labels are clicks with click_above (evaluate --click-above)"
             )
         return found
 

@@ -74,7 +74,7 @@ def refuse_missing_columns(offered: list[str], schema: ListSchema, where: str, *
         )
     of_new_lists = {feature.name for feature in (*schema.items, *schema.user, *schema.history)} | {schema.list_id}
     for name in [*columns_of(schema), schema.group] if labels else of_new_lists:
-        if name is not None and name != schema.attraction and name not in offered:
+        if name is not None and name not in (schema.attraction, schema.cut_label, *offered):
             raise InputError(
                 f"{where}: the lists have no column {name!r}; their columns: {', '.join(offered)}"
                 f"{suggestion(name, offered)}"

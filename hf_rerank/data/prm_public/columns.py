@@ -74,6 +74,7 @@ def prm_public_schema(
         group="user_id",
         position="position" if position else None,
         attraction="attraction" if attraction else None,
+        cut_label="click_cut",
         examination=examination,
         max_list_length=max_list_length,
     )
@@ -84,7 +85,7 @@ def prm_public_columns(position: bool = False, attraction: bool = False, history
     fields = [("list_id", pa.string()), ("user_id", pa.int64()), *((name, pa.int64()) for name in USER_COLUMNS)]
     fields += [(name, pa.list_(pa.int64())) for name in CATEGORICAL_COLUMNS]
     fields += [(name, pa.list_(pa.float32())) for name in (*BASIC_COLUMNS, *OPTIONAL_COLUMNS)]
-    fields += [("click", pa.list_(pa.int8())), ("split", pa.string())]
+    fields += [("click", pa.list_(pa.int8())), ("click_cut", pa.list_(pa.int8())), ("split", pa.string())]
     fields += [("position", pa.list_(pa.int64()))] if position else []
     fields += [("attraction", pa.list_(pa.float32()))] if attraction else []
     fields += [(name, pa.list_(kind)) for name, kind in HISTORY_COLUMNS.items()] if history else []

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from hf_rerank.data.prm_public.truth import HISTORY_COLUMNS, Truth
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.truncating import first_items
+from hf_rerank.data.truncating import first_items, sequences
 from hf_rerank.errors import InputError
 
 
@@ -70,7 +70,10 @@ class Decoded:
             self.per_list[name] = column
 
     def cut(self, max_list_length: int, report: PrepareReport) -> None:
-        """Keeps the items at the first positions of the initial order; slots keep their order."""
+        """Keeps the items at the first positions of the initial order, and the labels of the others.
+
+        Slots keep their order.
+        """
         if "position" in self.per_item:
             positions = self.per_item["position"].to_numpy()
         else:
@@ -79,7 +82,10 @@ class Decoded:
         clicked = self.per_item["click"].to_numpy() > 0
         kept = first_items(self.lengths, positions, clicked, max_list_length, report)
         if kept is None:
-            return
+            kept = np.ones(len(clicked), dtype=bool)
+        of_list = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        cut = np.bincount(of_list[~kept], minlength=len(self.lengths))
+        self.per_list["click_cut"] = sequences(clicked[~kept].astype(np.int8), cut, pa.list_(pa.int8()))
         self.per_item = {name: column.filter(pa.array(kept)) for name, column in self.per_item.items()}
         self.lengths = np.minimum(self.lengths, max_list_length)
 

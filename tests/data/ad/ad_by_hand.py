@@ -115,6 +115,7 @@ def prepared_by_hand(
             for name in ("adgroup_id", "time_stamp", "pid"):
                 found[name] = [row[name] for row in items]
             found["click"] = [row["clk"] for row in items]
+            found["click_cut"] = [row["clk"] for row in window[len(items) :]]
             for name in ADS:
                 found[name] = [ads.get(row["adgroup_id"], {}).get(name) for row in items]
             if behaviours is not None:

@@ -312,6 +312,7 @@ def test_longer_lists_are_cut_and_counted(tmp_path):
     rows = read(path, max_list_length=2, report=report)
     assert [row["click"] for row in rows] == [[0, 1], [0, 0], [1, 0], [0, 0]]
     assert [row["item_id"] for row in rows] == [[100, 101]] * 4
+    assert [row["click_cut"] for row in rows] == [[0], [1], [], [0]]
     assert (report.cut_lists, report.lost_clicks) == (3, 1)
 
 
@@ -343,6 +344,7 @@ def test_truth_is_joined_and_cuts_by_initial_position(tmp_path):
     assert [row["item_id"] for row in cut] == [[100, 101], [101, 102], [100, 102], [101, 102], [100, 102]]
     assert [row["position"] for row in cut] == [[0, 1], [0, 1], [1, 0], [1, 0], [0, 1]]
     assert cut[1]["attraction"] == [3 / 16, 4 / 16]
+    assert [row["click_cut"] for row in cut] == [[1], [1], [0], [1], [0]]
     assert (report.cut_lists, report.lost_clicks) == (5, 0)
     schema = prm_public_schema(3, position=True, examination=[1.0, 0.5, 0.25], attraction=True)
     lists = Lists.from_arrow(pa.Table.from_pylist(rows), schema, with_labels=True)
