@@ -71,6 +71,7 @@ def _times(preset: str, factor: float) -> Arm:
     return Arm(preset, {"convergence_weight": factor * weights[0], "adversarial_weight": factor * weights[1]})
 
 
+PAPER_RATES = (1e-4, 5e-5, 1e-5)
 FACTORS = (0.1, 0.3, 3.0, 10.0, 30.0, 100.0, 1000.0)
 ARMS: dict[str, Arm] = {
     "none": Arm(),
@@ -98,6 +99,21 @@ ARMS: dict[str, Arm] = {
     **{
         f"scaled_{kind}": Arm("scaled", {"perturbation": kind})
         for kind in ("random_swap", "window_shuffle", "reverse_window", "score_noise")
+    },
+    # The paper's settings of PRM: Adam with a constant rate of 1e-4, 5e-5 or 1e-5, and at least 30 epochs.
+    **{
+        f"{preset}_rate{rate:g}": Arm(
+            preset,
+            arguments={
+                "learning_rate": rate,
+                "num_train_epochs": 30,
+                "lr_scheduler_type": "constant",
+                "warmup_steps": 0,
+                "weight_decay": 0.0,
+            },
+        )
+        for preset in ("none", "paper")
+        for rate in PAPER_RATES
     },
     # The own order with a gradient.
     "softsort": Arm("scaled", relaxation={"relaxation": "softsort"}),
@@ -136,6 +152,7 @@ def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) 
     config = {**MODELS[run.model], "hidden_dropout_prob": arm.dropout}
     if not arm.order and not without_order:
         config["position_input"] = "none"
+    settings = {"num_train_epochs": EPOCHS, "learning_rate": learning_rate, **arm.arguments}
     output = folder / "checkpoints" / f"{run.name}-{os.getpid()}"  # two processes may choose the same learning rate
     started = time.process_time()
     trainer = train(
@@ -148,12 +165,10 @@ def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) 
         objective=_relaxed(arm, run.seed),
         schedule=arm.factors,
         **({} if arm.relaxation else {"principled": arm.principled, "principled_kwargs": dict(arm.kwargs)}),
-        num_train_epochs=EPOCHS,
         per_device_train_batch_size=BATCH,
-        learning_rate=learning_rate,
         save_total_limit=1,
         save_only_model=True,
-        **arm.arguments,
+        **settings,
     )
     seconds = time.process_time() - started
     shutil.rmtree(output, ignore_errors=True)
@@ -169,8 +184,8 @@ def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) 
         "model": run.model,
         "arm": run.arm,
         "seed": run.seed,
-        "learning_rate": learning_rate,
-        "epochs": EPOCHS,
+        "learning_rate": settings["learning_rate"],
+        "epochs": settings["num_train_epochs"],
         "cpu_seconds": round(seconds, 2),
         "factors": {name: float(value) for name, value in trainer.term_factors.items()},
         "history": history,
@@ -290,6 +305,9 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
         (30,),
         ("prm",),
         ("none", "scaled", *(f"scaled_{kind}" for kind in ("random_swap", "window_shuffle", "reverse_window"))),
+    ),
+    "paper_settings": _cells(
+        ("trained",), (30,), ("prm",), ("none", *(f"{p}_rate{r:g}" for p in ("none", "paper") for r in PAPER_RATES))
     ),
     "lengths": _cells(("trained", "informed", "display"), (10,), RERANKERS, ("none", "no_order", "scaled")),
 }

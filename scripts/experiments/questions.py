@@ -41,6 +41,7 @@ TITLES = {
     "7": "The model's own order with a gradient",
     "8": "Quality of the initial ranker",
     "payoff": "Orders that are worth a little",
+    "paper_settings": "The paper's learning rates and 30 epochs",
     "lengths": "Every model on lists of 10 items",
 }
 Cell = tuple[str, int, str]  # world, length, model
