@@ -10,8 +10,8 @@ Which one to choose:
 - ``lambda_loss``, ``approx_ndcg_loss``, ``neural_ndcg_loss``: graded labels, measured by NDCG.
 - ``distillation_loss``: the scores of another model instead of labels.
 
-**Position bias.** Clicks are logged in an order, and an item that nobody looked at gets none. Give ``propensities``, the
-probability that each item was examined, to the losses that can be corrected, ``LOSSES_WITH_PROPENSITIES``. Sample
+**Position bias.** Clicks are logged in an order, and an item that nobody looked at gets none. Give ``propensities``,
+the probability that each item was examined, to the losses that can be corrected, ``LOSSES_WITH_PROPENSITIES``. Sample
 weights of ``1 / p`` cannot take their place. The other losses compare the labels of a list with each other, and no
 weighting of the clicks makes them unbiased.
 
@@ -83,11 +83,12 @@ def binary_log_loss(
     sum of the weights).
 
     With propensities, ``y_i / p_i`` takes the place of ``y_i`` in both parts (Saito et al. 2020). Where a click is
-    examination times relevance, ``y_i / p_i`` has the relevance r_i as its mean, so this is an unbiased estimate of the
-    log-loss on relevance, and its minimum is r_i. Weights of ``1 / p_i`` are no correction: they multiply the missing
-    clicks too, and the minimum stays at the click-through rate ``p_i r_i``. The price is variance: that of ``y_i / p_i``
-    is ``r_i (1 / p_i - r_i)``, so clip small propensities. The term of a clicked item with ``p_i < 1`` falls without
-    bound as its score grows: the loss may be below 0, and a model that can memorize single clicks overfits sooner.
+    examination times relevance, ``y_i / p_i`` has the relevance r_i as its mean, so this is an unbiased estimate of
+    the log-loss on relevance, and its minimum is r_i. Weights of ``1 / p_i`` are no correction: they multiply the
+    missing clicks too, and the minimum stays at the click-through rate ``p_i r_i``. The price is variance: that of
+    ``y_i / p_i`` is ``r_i (1 / p_i - r_i)``, so clip small propensities. The term of a clicked item with ``p_i < 1``
+    falls without bound as its score grows: the loss may be below 0, and a model that can memorize single clicks
+    overfits sooner.
 
     When to choose it: where the probability of a click is used itself, for a bid or a threshold, and where lists
     without a click say something; they count like all others. It is the only loss here that fixes the level of a
@@ -358,8 +359,8 @@ def check_propensity_loss(task_loss: str) -> None:
     if task_loss not in LOSSES_WITH_PROPENSITIES:
         raise InputError(
             f"the lists have propensities, and {task_loss} cannot be corrected by them: expected a task_loss of "
-            f"{', '.join(name for name in TASK_LOSSES if name in LOSSES_WITH_PROPENSITIES)}; to train on the clicks as "
-            "they are, leave propensity out of the schema, or set propensity_floor=1 in the model's config"
+            f"{', '.join(name for name in TASK_LOSSES if name in LOSSES_WITH_PROPENSITIES)}; to train on the clicks "
+            "as they are, leave propensity out of the schema, or set propensity_floor=1 in the model's config"
         )
 
 

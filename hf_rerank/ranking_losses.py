@@ -46,8 +46,8 @@ def pairwise_logistic_loss(
 
     With propensities it is ``1/(n - 1) sum_i w_i y_i / p_i sum_(j != i) log(1 + exp(-sigma (s_i - s_j)))``, each
     click against all n - 1 other items, clicked ones too (Joachims et al. 2017): an item without a click may be one
-    that nobody looked at, so labels say nothing of pairs. Where a click is examination times relevance, its mean is the
-    same sum with the relevance in the place of ``y_i / p_i``.
+    that nobody looked at, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
+    the same sum with the relevance in the place of ``y_i / p_i``.
 
     When to choose it: the number of pairs in the wrong order is what matters (the AUC within a list), at the bottom
     of a list as much as at its top; ``sigmoid(sigma (s_i - s_j))`` estimates the probability that item i is preferred
@@ -105,8 +105,8 @@ def pairwise_hinge_loss(
 
     With propensities it is ``1/(n - 1) sum_i w_i y_i / p_i sum_(j != i) max(0, margin - (s_i - s_j))``, each
     click against all n - 1 other items, clicked ones too (Joachims et al. 2017): an item without a click may be one
-    that nobody looked at, so labels say nothing of pairs. Where a click is examination times relevance, its mean is the
-    same sum with the relevance in the place of ``y_i / p_i``.
+    that nobody looked at, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
+    the same sum with the relevance in the place of ``y_i / p_i``.
 
     When to choose it: pairs that are in the right order by the margin should have no further effect, so that scores
     stop growing. ``pairwise_logistic_loss`` is its smooth sibling, and the one to prefer if in doubt; both grow

@@ -225,9 +225,9 @@ class ListSchema:
             reads it only if its config says so. Larger is better. None: not known.
         weight: Item column of sample weights, at least 0; they multiply the terms of every task loss. None: all 1.
         propensity: Item column of propensities, in (0, 1]: the probability that the item was looked at when its click
-            was logged; ``hf-rerank propensities`` estimates it. Training corrects the clicks by it (``hf_rerank.losses``,
-            and ``propensity_floor`` of the config), and evaluation too (``hf_rerank.metrics.propensity``); it is no
-            feature.
+            was logged; ``hf-rerank propensities`` estimates it. Training corrects the clicks by it
+            (``hf_rerank.losses``, and ``propensity_floor`` of the config), and evaluation too
+            (``hf_rerank.metrics.propensity``); it is no feature.
         id: Item column that ranking returns as ``ids``, a feature or not. None: the first item feature.
         list_id: Column that names the list. None: its number.
         group: Column to split by (the user); no feature.

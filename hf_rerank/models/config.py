@@ -72,9 +72,9 @@ class RerankerConfig(PreTrainedConfig):
         task_loss: A name in ``hf_rerank.losses.TASK_LOSSES``; ``binary_log_loss`` is the default of every model.
             ``own``: the loss of the model's paper.
         propensity_floor: Where lists have propensities, the task loss divides clicks by these, but by no less than
-            this number, in (0, 1]: one click counts at most ``1 / propensity_floor`` times. A lower floor has less bias
-            (below the floor a click still counts too little) and more variance. 1: clicks are taken as they are, under
-            every loss.
+            this number, in (0, 1]: one click counts at most ``1 / propensity_floor`` times. A lower floor has less
+            bias (below the floor a click still counts too little) and more variance. 1: clicks are taken as they are,
+            under every loss.
         initializer_range: Standard deviation of embedding tables, truncated at two of them.
     """
 

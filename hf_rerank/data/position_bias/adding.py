@@ -40,10 +40,10 @@ def add_propensities(
 ) -> PrepareReport:
     """Estimates how probable it is that each position was examined, and writes the lists with that as a column.
 
-    The clicks of ``train`` and ``ranker_train`` are looked at. Every list gets the item column that the schema names as
-    ``propensity`` (a new one: ``propensity``), with the probability of the position at which each item was displayed;
-    training and evaluation use it. Nothing is clipped here: training does that (``propensity_floor``). The curve, with
-    counts, is in ``report.json`` under ``propensities``.
+    The clicks of ``train`` and ``ranker_train`` are looked at. Every list gets the item column that the schema names
+    as ``propensity`` (a new one: ``propensity``), with the probability of the position at which each item was
+    displayed; training and evaluation use it. Nothing is clipped here: training does that (``propensity_floor``). The
+    curve, with counts, is in ``report.json`` under ``propensities``.
 
     Impressions are held in memory, 17 bytes an item shown; under ``regression-em`` also their features.
 
@@ -96,8 +96,8 @@ class _WithPropensities(PreparedSource):
         self.column = self.schema.propensity or COLUMN
         if self.schema.propensity is None and COLUMN in self.columns.names:
             raise InputError(
-                f"{self.folder} has a column {COLUMN!r} that its schema does not name as the propensity: rename it, or "
-                "name it in schema.json"
+                f"{self.folder} has a column {COLUMN!r} that its schema does not name as the propensity: rename it, "
+                "or name it in schema.json"
             )
         self.schema = self.schema.replace(propensity=self.column)
         field = pa.field(self.column, pa.list_(pa.float32()))
@@ -148,8 +148,8 @@ class _WithPropensities(PreparedSource):
         curve = facts[0].propensities
         if len(position) and position.max() >= len(curve):
             raise InputError(
-                f"{where} have position {position.max()}, and the lists that propensities are estimated from only 0 to "
-                f"{len(curve) - 1}: let positions from one on share their probability (--same-from)"
+                f"{where} have position {position.max()}, and the lists that propensities are estimated from only 0 "
+                f"to {len(curve) - 1}: let positions from one on share their probability (--same-from)"
             )
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
         column = pa.ListArray.from_arrays(offsets, pa.array(curve[position].astype(np.float32)))

@@ -83,8 +83,8 @@ def display_positions(lists: pa.Table, column: str, lengths: np.ndarray, where: 
     values = lists.column(column).combine_chunks()
     if not pa.types.is_list(values.type) or not pa.types.is_integer(values.type.value_type):
         raise InputError(
-            f"column {column!r} of {where} holds {values.type}: expected the display position of each item, an integer "
-            "from 0"
+            f"column {column!r} of {where} holds {values.type}: expected the display position of each item, an "
+            "integer from 0"
         )
     own = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
     flat = values.flatten()
@@ -118,7 +118,9 @@ def read_click_log(
     name = None if features else id_column(schema, folder)
     total = sum(prepared.lists.get(split, 0) for split in SPLITS)
     if not total:
-        raise InputError(f"{folder} has no list in {' or '.join(SPLITS)}: propensities are estimated from these splits")
+        raise InputError(
+            f"{folder} has no list in {' or '.join(SPLITS)}: propensities are estimated from these splits"
+        )
     positions, clicks, ids, tables, count = [], [], [], [], 0
     for where, lists in _chosen(prepared, total, at_most):
         labels = lists.column(schema.label).combine_chunks()
@@ -164,13 +166,15 @@ def _plain_items(lists: pa.Table, schema: ListSchema) -> dict[str, Any]:
         feature for feature in schema.items if isinstance(feature, Categorical | Dense) and feature.name != schema.id
     ]
     if not features:
-        raise InputError("regression-em reads dense and categorical item features, and the schema has none beside the id")
+        raise InputError(
+            "regression-em reads dense and categorical item features, and the schema has none beside the id"
+        )
     bare = ListSchema(items=features, label=schema.label)
     return Lists.from_arrow(lists.select([feature.name for feature in features]), bare).items
 
 
 def _matrix(tables: Sequence[dict[str, Any]]) -> Any:
-    """Numbers in units of their standard deviation, missing ones at the mean; frequent values of categories as 0 or 1."""
+    """Numbers in units of their standard deviation, missing ones at the mean; frequent values as 0 or 1."""
     from scipy import sparse
 
     columns = []

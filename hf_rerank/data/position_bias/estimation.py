@@ -1,7 +1,7 @@
 """Three estimates of examination probabilities by position, from arrays of impressions.
 
-All assume the position-based model (Richardson et al. 2007): an impression at position k of an item with relevance r is
-clicked with probability ``theta_k * r``. Only ratios of the theta can be known, so the largest is set to 1.
+All assume the position-based model (Richardson et al. 2007): an impression at position k of an item with relevance r
+is clicked with probability ``theta_k * r``. Only ratios of the theta can be known, so the largest is set to 1.
 
 - ``estimate_by_em``: maximum likelihood by EM, with one relevance per item id (Chuklin et al. 2015, section 3.2).
 - ``estimate_by_regression_em``: the same with the relevance as a logistic regression of features (Wang et al. 2018).

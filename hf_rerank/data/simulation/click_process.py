@@ -107,7 +107,7 @@ def draw_clicks(rng: np.random.Generator, examination: np.ndarray, attraction: n
 
 
 def draw_cascade_clicks(rng: np.random.Generator, attraction: np.ndarray) -> np.ndarray:
-    """Clicks of the cascade model (Craswell et al. 2008): the reader goes down the list and leaves with the first click.
+    """Clicks of the cascade model (Craswell et al. 2008): the reader goes down to the first click, and leaves.
 
     Args:
         attraction: [lists, items], slot i at place i.
@@ -119,9 +119,7 @@ def draw_cascade_clicks(rng: np.random.Generator, attraction: np.ndarray) -> np.
     return attracted & (np.cumsum(attracted, axis=1) == 1)
 
 
-def draw_user_browsing_clicks(
-    rng: np.random.Generator, examination: np.ndarray, attraction: np.ndarray
-) -> np.ndarray:
+def draw_user_browsing_clicks(rng: np.random.Generator, examination: np.ndarray, attraction: np.ndarray) -> np.ndarray:
     """Clicks of a user browsing model (Dupret and Piwowarski 2008): each click makes the reader go on below it.
 
     A place is looked at with a probability that depends on its distance from the last click above it, or from the top

@@ -102,6 +102,7 @@ from hf_rerank.errors import InputError
 
 CLICK_MODELS = ("position", "cascade", "user_browsing")
 
+
 @dataclass(frozen=True)
 class PRMWorld:
     """The parameters of the simulated world; the formulas are in the description of the module.
