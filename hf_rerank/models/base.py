@@ -279,10 +279,10 @@ class PreTrainedReranker(PreTrainedModel):
             return output
 
         def task_loss(output: RerankerOutput, lists: Tensor | None = None) -> Tensor:
-            tensors = (labels, mask, weights, propensities)
-            if lists is not None:
-                tensors = tuple(None if tensor is None else tensor[lists] for tensor in tensors)
-            return self.task_loss(output, *tensors)
+            def rows(tensor: Any) -> Any:
+                return tensor if lists is None or tensor is None else tensor[lists]
+
+            return self.task_loss(output, rows(labels), rows(mask), rows(weights), rows(propensities))
 
         losses = objective(score, position_ids, labels, mask, task_loss)
         given = first[0].split([mask.shape[0], first[0].logits.shape[0] - mask.shape[0]])[0]  # type: ignore[union-attr]
@@ -342,7 +342,7 @@ class PreTrainedReranker(PreTrainedModel):
             InputError: There are propensities, and the loss cannot be corrected by them.
         """
         assert output.logits is not None
-        corrected = {}
+        corrected: dict[str, Any] = {}
         if propensities is not None:
             self.check_propensity_loss()
             corrected["propensities"] = propensities

@@ -133,5 +133,6 @@ class PRMForReranking(PreTrainedReranker):
         if self.config.task_loss != "own":
             return super().task_loss(output, labels, mask, weights, propensities)
         assert output.logits is not None
-        tensors = {"mask": mask, "weights": weights, "propensities": propensities}
-        return softmax_loss(output.logits, labels, **tensors, normalize=False)
+        return softmax_loss(
+            output.logits, labels, mask=mask, weights=weights, propensities=propensities, normalize=False
+        )

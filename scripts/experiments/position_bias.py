@@ -38,8 +38,7 @@ INPUTS = {"display order": "embedding", "no order": "none"}
 ARMS = ("none", "true", "em", "harvest", "unbiased")
 LISTS = 12_000
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 64}
-SCHEDULE: dict[str, Any] = {"num_train_epochs": 10, "per_device_train_batch_size": 128, "learning_rate": 2e-3}
-MEASURES = ("expected_clicks", "expected_clicks_share", "ndcg@10")
+SCHEDULE: dict[str, Any] = {"num_train_epochs": 5, "per_device_train_batch_size": 128, "learning_rate": 2e-3}
 
 
 @cache
@@ -68,8 +67,8 @@ def curve_of(root: Path, world: str, method: str) -> tuple[float, ...]:
 
 @cache
 def lists_of(root: Path, world: str, arm: str) -> tuple[dict[str, Any], Any, list[float] | None]:
-    """Splits and schema of an arm, and the propensities by place."""
-    from hf_rerank import load_lists
+    """Splits and processor of an arm, and the propensities by place."""
+    from hf_rerank import ListProcessor, load_lists
 
     loaded = load_lists(prepared_lists(root, world))
     schema = loaded.schema.replace(position=None)
@@ -89,7 +88,7 @@ def lists_of(root: Path, world: str, arm: str) -> tuple[dict[str, Any], Any, lis
     if arm == "unbiased":
         for split in ("train", "validation"):
             splits[split] = _redrawn(splits[split], schema)
-    return splits, schema, curve
+    return splits, ListProcessor.from_lists(splits["train"], schema=schema), curve
 
 
 def _redrawn(lists: Any, schema: Any) -> Any:
@@ -105,11 +104,7 @@ def run_one(path: Path, root: Path, world: str, order: str, arm: str, seed: int)
     """Trains and measures; plain JSON values."""
     import runs
 
-    from hf_rerank import ListProcessor
-    from hf_rerank.evaluation import evaluate
-
-    splits, schema, curve = lists_of(root, world, arm)
-    processor = ListProcessor.from_lists(splits["train"], schema=schema)
+    splits, processor, curve = lists_of(root, world, arm)
     folder = path.parent / "runs" / path.stem
     started = time.process_time()
     trainer = runs.train(
@@ -126,7 +121,7 @@ def run_one(path: Path, root: Path, world: str, order: str, arm: str, seed: int)
         **SCHEDULE,
     )
     seconds = time.process_time() - started
-    test = evaluate(trainer.model, processor, splits["test"])
+    test = runs.per_list(trainer.model, processor, splits["test"])
     shutil.rmtree(folder, ignore_errors=True)
     best = min((entry for entry in trainer.state.log_history if "eval_loss" in entry), key=lambda e: e["eval_loss"])
     return {
@@ -137,7 +132,7 @@ def run_one(path: Path, root: Path, world: str, order: str, arm: str, seed: int)
         "cpu_seconds": seconds,
         "best_epoch": best["epoch"],
         "propensities": curve,
-        "test": {name: value for name, value in test.items() if isinstance(value, int | float)},
+        "test": {name: float(values.mean()) for name, values in test.items()},
     }
 
 
@@ -213,8 +208,8 @@ def main() -> None:
     root = options.lists_dir or options.output_dir / "lists"
     every = [
         (world, order, arm, seed)
-        for seed in range(options.seeds)
         for world in options.worlds
+        for seed in range(options.seeds)
         for order in INPUTS
         for arm in ARMS
     ]

@@ -59,7 +59,7 @@ def _joined(text: pa.Array, shape: tuple[int, ...]) -> pa.Array:
 def truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
     """Columns and metadata of the truth file."""
     per_slot = [("attraction", pa.list_(pa.float32()))]
-    metadata = {"mode": world.mode}
+    metadata: dict[str, str] = {"mode": world.mode}
     if world.click_model == "position":  # else no curve by place says what is looked at
         metadata["examination"] = json.dumps(world.examination.tolist())
     if world.mode == "order":
