@@ -9,11 +9,23 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hf_rerank.commands import evaluate, export, initial_rank, prepare, push, rank, schema, simulate, train, vectors
+from hf_rerank.commands import (
+    evaluate,
+    export,
+    initial_rank,
+    prepare,
+    propensities,
+    push,
+    rank,
+    schema,
+    simulate,
+    train,
+    vectors,
+)
 from hf_rerank.commands.parsing import Parser, option_names
 from hf_rerank.errors import InputError, TrainingStopped, suggestion
 
-COMMANDS = (simulate, schema, prepare, initial_rank, vectors, train, evaluate, rank, export, push)
+COMMANDS = (simulate, schema, prepare, initial_rank, vectors, propensities, train, evaluate, rank, export, push)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -161,6 +161,34 @@ def read_lists(
     return scores, targets, mask, weights
 
 
+def corrected_labels(labels: Tensor, propensities: Tensor | None, mask: Tensor) -> Tensor:
+    """``y / p``, in the type of the labels and 0 at padding; without propensities the labels themselves.
+
+    Args:
+        labels: float [..., list], as of ``read_lists``.
+        propensities: [..., list], in (0, 1].
+        mask: bool [..., list].
+
+    Raises:
+        InputError: Another shape; or, checked as in ``read_lists``, a propensity of a real item out of range.
+    """
+    if propensities is None:
+        return labels
+    if propensities.shape != labels.shape:
+        raise InputError(
+            f"propensities must have the shape of scores, {list(labels.shape)}; got {list(propensities.shape)}"
+        )
+    propensities = propensities.to(labels.dtype)
+    if propensities.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = mask & ~((propensities > 0) & (propensities <= 1))
+        if wrong.any():
+            raise InputError(
+                f"propensities of real items must be above 0 and at most 1; found {propensities[wrong][0].item():g}: "
+                "expected the probability that the item was examined, not its inverse"
+            )
+    return labels / torch.where(mask, propensities, 1.0)
+
+
 def reduce_lists(per_list: Tensor, mask: Tensor, reduction: str) -> Tensor:
     """``"none"``: one value per list, as given; ``"sum"``; ``"mean"`` over the lists that have a real item."""
     if reduction == "none":

@@ -10,6 +10,11 @@ Which one to choose:
 - ``lambda_loss``, ``approx_ndcg_loss``, ``neural_ndcg_loss``: graded labels, measured by NDCG.
 - ``distillation_loss``: the scores of another model instead of labels.
 
+**Position bias.** Clicks are logged in an order, and an item that nobody looked at gets none. Give ``propensities``,
+the probability that each item was examined, to the losses that can be corrected, ``LOSSES_WITH_PROPENSITIES``. Sample
+weights of ``1 / p`` cannot take their place. The other losses compare the labels of a list with each other, and no
+weighting of the clicks makes them unbiased.
+
 Losses that compare items through pairs or ranks are in ``hf_rerank.ranking_losses`` and are imported here: users
 import all of them from this module.
 """
@@ -23,7 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.list_tensors import MIN_TEMPERATURE, check_positive, log_softmax, read_lists, reduce_lists, upcast
+from hf_rerank.list_tensors import (
+    MIN_TEMPERATURE,
+    check_positive,
+    corrected_labels,
+    log_softmax,
+    read_lists,
+    reduce_lists,
+    upcast,
+)
 from hf_rerank.ranking_losses import (
     approx_ndcg_loss,
     lambda_loss,
@@ -35,12 +48,14 @@ from hf_rerank.ranking_losses import (
 
 __all__ = [
     "LOSSES_WITHOUT_PROBABILITIES",
+    "LOSSES_WITH_PROPENSITIES",
     "SHIFT_INVARIANT_LOSSES",
     "TASK_LOSSES",
     "approx_ndcg_loss",
     "attention_rank_loss",
     "binary_log_loss",
     "centred",
+    "check_propensity_loss",
     "distillation_loss",
     "lambda_loss",
     "list_mle_loss",
@@ -59,12 +74,21 @@ def binary_log_loss(
     *,
     mask: Tensor | None = None,
     weights: Tensor | None = None,
+    propensities: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Binary log-loss (logistic loss) of each item, averaged over the real items of its list.
 
     ``-1/n sum_i w_i (y_i log sigmoid(s_i) + (1 - y_i) log(1 - sigmoid(s_i)))``, n the number of real items (not the
     sum of the weights).
+
+    With propensities, ``y_i / p_i`` takes the place of ``y_i`` in both parts (Saito et al. 2020). Where a click is
+    examination times relevance, ``y_i / p_i`` has the relevance r_i as its mean, so this is an unbiased estimate of
+    the log-loss on relevance, and its minimum is r_i. Weights of ``1 / p_i`` are no correction: they multiply the
+    missing clicks too, and the minimum stays at the click-through rate ``p_i r_i``. The price is variance: that of
+    ``y_i / p_i`` is ``r_i (1 / p_i - r_i)``, so clip small propensities. The term of a clicked item with ``p_i < 1``
+    falls without bound as its score grows: the loss may be below 0, and a model that can memorize single clicks
+    overfits sooner.
 
     When to choose it: where the probability of a click is used itself, for a bid or a threshold, and where lists
     without a click say something; they count like all others. It is the only loss here that fixes the level of a
@@ -74,8 +98,10 @@ def binary_log_loss(
         scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
         labels: [..., list], bool, integer or float, in [0, 1]: clicks, or probabilities of a click.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
-        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. They multiply the items'
+        weights: [..., list], >= 0, one per item; None: 1. They multiply the items'
             terms and are not normalized: weights of 2 double the loss.
+        propensities: [..., list], in (0, 1], the probability that each item was examined when its click was logged;
+            None: 1.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
 
     Returns:
@@ -83,8 +109,8 @@ def binary_log_loss(
         does the mean over none.
 
     Raises:
-        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
-            item out of range.
+        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label, weight or propensity of a
+            real item out of range.
 
     >>> import torch
     >>> loss = binary_log_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0]))
@@ -92,7 +118,8 @@ def binary_log_loss(
     1.0444
     """
     scores, labels, mask, weights = read_lists(scores, labels, mask, weights, highest=1.0)
-    per_item = weights * F.binary_cross_entropy_with_logits(scores, labels, reduction="none")
+    targets = corrected_labels(labels, propensities, mask)
+    per_item = weights * F.binary_cross_entropy_with_logits(scores, targets, reduction="none")
     items = mask.sum(dim=-1).clamp(min=1)
     return reduce_lists(torch.where(mask, per_item, 0.0).sum(dim=-1) / items, mask, reduction)
 
@@ -103,6 +130,7 @@ def softmax_loss(
     *,
     mask: Tensor | None = None,
     weights: Tensor | None = None,
+    propensities: Tensor | None = None,
     reduction: str = "mean",
     normalize: bool = True,
 ) -> Tensor:
@@ -110,6 +138,11 @@ def softmax_loss(
 
     The targets are ``t_i = y_i / sum_j y_j``. With ``normalize=False`` they are ``t_i = y_i``, the loss of PRM (Pei
     et al. 2019, and its authors' code), where a list with more clicks counts more.
+
+    With propensities they are ``t_i = y_i / p_i``, never divided by the clicks of the list: where a click is
+    examination times relevance, their mean is the relevance r_i, and the minimum is at ``softmax(s)_i = r_i / sum_j
+    r_j`` (Ai et al. 2018). Divided by a sum of clicks, itself biased, their mean would no longer be in the order of
+    the r_i. The variance of ``y_i / p_i`` is ``r_i (1 / p_i - r_i)``, so clip small propensities.
 
     When to choose it: for clicks, where only the order within a list matters; with one click per list this is the
     likelihood that it falls on the clicked item. With several clicks, the clicked items are pulled to equal scores.
@@ -120,18 +153,20 @@ def softmax_loss(
         labels: [..., list], bool, integer or float, finite, >= 0; a click is a label > 0. A list without a click
             gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
-        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. They multiply the items'
+        weights: [..., list], >= 0, one per item; None: 1. They multiply the items'
             terms, do not enter the t_i, and are not normalized: weights of 2 double the loss.
+        propensities: [..., list], in (0, 1], the probability that each item was examined when its click was logged;
+            None: 1.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
-        normalize: Whether every clicked list counts the same.
+        normalize: Whether every clicked list counts the same; with propensities none is normalized.
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
         does the mean over none.
 
     Raises:
-        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
-            item out of range.
+        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label, weight or propensity of a
+            real item out of range.
 
     >>> import torch
     >>> loss = softmax_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0]))
@@ -139,8 +174,8 @@ def softmax_loss(
     1.4076
     """
     scores, labels, mask, weights = read_lists(scores, labels, mask, weights)
-    targets = labels
-    if normalize:
+    targets = corrected_labels(labels, propensities, mask)
+    if normalize and propensities is None:
         total = labels.sum(dim=-1, keepdim=True)
         targets = labels / torch.where(total > 0, total, 1.0)
     return reduce_lists(_cross_entropy(scores, targets, mask, weights), mask, reduction)
@@ -168,7 +203,7 @@ def attention_rank_loss(
         labels: [..., list], bool, integer or float, finite, >= 0; a click is a label > 0. A list without a click
             gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
-        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. They multiply the items'
+        weights: [..., list], >= 0, one per item; None: 1. They multiply the items'
             terms, do not enter the a_i, and are not normalized: weights of 2 double the loss.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
 
@@ -212,7 +247,7 @@ def listnet_loss(
         labels: [..., list], bool, integer or float, finite, >= 0. A list without a click has a uniform target, which
             pulls its scores together; its loss is not 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
-        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. They multiply the items'
+        weights: [..., list], >= 0, one per item; None: 1. They multiply the items'
             terms, do not enter ``softmax(y)``, and are not normalized: weights of 2 double the loss.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
 
@@ -309,10 +344,24 @@ TASK_LOSSES = {
 }
 # Those that a constant added to all scores of a list does not change: they leave the level of a list's scores free.
 SHIFT_INVARIANT_LOSSES = frozenset(TASK_LOSSES) - {"binary_log_loss"}
+# Those that take ``propensities``: they are linear in the labels, so that y / p has the right mean.
+LOSSES_WITH_PROPENSITIES = frozenset(
+    {"binary_log_loss", "softmax_loss", "pairwise_logistic_loss", "pairwise_hinge_loss"}
+)
 # Those that train an order, not probabilities: the softmax of their scores is no estimate of anything.
 LOSSES_WITHOUT_PROBABILITIES = frozenset(
     {"pairwise_logistic_loss", "pairwise_hinge_loss", "lambda_loss", "approx_ndcg_loss", "neural_ndcg_loss"}
 )
+
+
+def check_propensity_loss(task_loss: str) -> None:
+    """Raises an InputError unless the loss of this name takes ``propensities``."""
+    if task_loss not in LOSSES_WITH_PROPENSITIES:
+        raise InputError(
+            f"the lists have propensities, and {task_loss} cannot be corrected by them: expected a task_loss of "
+            f"{', '.join(name for name in TASK_LOSSES if name in LOSSES_WITH_PROPENSITIES)}; to train on the clicks "
+            "as they are, leave propensity out of the schema, or set propensity_floor=1 in the model's config"
+        )
 
 
 def probabilities(scores: Tensor, task_loss: str, *, mask: Tensor | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from hf_rerank.list_tensors import (
     MIN_TEMPERATURE,
     check_gain,
     check_positive,
+    corrected_labels,
     differences,
     neuralsort_matrix,
     ranks,
@@ -33,6 +34,7 @@ def pairwise_logistic_loss(
     *,
     mask: Tensor | None = None,
     weights: Tensor | None = None,
+    propensities: Tensor | None = None,
     reduction: str = "mean",
     sigma: float = 1.0,
     normalize: bool = True,
@@ -41,6 +43,11 @@ def pairwise_logistic_loss(
 
     ``1/m sum_(i,j: y_i > y_j) w_i log(1 + exp(-sigma (s_i - s_j)))``, m the number of these pairs. Source: Burges et
     al. 2005, who add the pairs up: ``normalize=False``.
+
+    With propensities it is ``1/(n - 1) sum_i w_i y_i / p_i sum_(j != i) log(1 + exp(-sigma (s_i - s_j)))``, each
+    click against all n - 1 other items, clicked ones too (Joachims et al. 2017): an item without a click may be one
+    that nobody looked at, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
+    the same sum with the relevance in the place of ``y_i / p_i``.
 
     When to choose it: the number of pairs in the wrong order is what matters (the AUC within a list), at the bottom
     of a list as much as at its top; ``sigmoid(sigma (s_i - s_j))`` estimates the probability that item i is preferred
@@ -52,8 +59,10 @@ def pairwise_logistic_loss(
         labels: [..., list], bool, integer or float, finite, >= 0; only their order is used. A list without a click, or
             with equal labels only, has no pair and gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
-        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. A pair takes the weight of
+        weights: [..., list], >= 0, one per item; None: 1. A pair takes the weight of
             its item i, the one with the higher label. Weights do not enter m: weights of 2 double the loss.
+        propensities: [..., list], in (0, 1], the probability that each item was examined when its click was logged;
+            None: see the first formula.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
         sigma: Steepness, above 0, per unit of the scores.
         normalize: Whether every list with a pair counts the same. If False, the terms are added, and long lists, with
@@ -64,8 +73,8 @@ def pairwise_logistic_loss(
         does the mean over none.
 
     Raises:
-        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
-            item out of range.
+        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label, weight or propensity of a
+            real item out of range.
 
     >>> import torch
     >>> loss = pairwise_logistic_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0]))
@@ -75,7 +84,7 @@ def pairwise_logistic_loss(
     check_positive("sigma", sigma)
     scores, labels, mask, weights = read_lists(scores, labels, mask, weights)
     per_pair = -F.logsigmoid(sigma * differences(scores))
-    return reduce_lists(_over_pairs(per_pair, labels, mask, weights, normalize), mask, reduction)
+    return reduce_lists(_over_pairs(per_pair, labels, mask, weights, normalize, propensities), mask, reduction)
 
 
 def pairwise_hinge_loss(
@@ -84,6 +93,7 @@ def pairwise_hinge_loss(
     *,
     mask: Tensor | None = None,
     weights: Tensor | None = None,
+    propensities: Tensor | None = None,
     reduction: str = "mean",
     margin: float = 1.0,
     normalize: bool = True,
@@ -92,6 +102,11 @@ def pairwise_hinge_loss(
 
     ``1/m sum_(i,j: y_i > y_j) w_i max(0, margin - (s_i - s_j))``, m the number of these pairs. Sources: Herbrich et
     al. 2000; Joachims 2002, for clicks, who adds the pairs up: ``normalize=False``.
+
+    With propensities it is ``1/(n - 1) sum_i w_i y_i / p_i sum_(j != i) max(0, margin - (s_i - s_j))``, each
+    click against all n - 1 other items, clicked ones too (Joachims et al. 2017): an item without a click may be one
+    that nobody looked at, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
+    the same sum with the relevance in the place of ``y_i / p_i``.
 
     When to choose it: pairs that are in the right order by the margin should have no further effect, so that scores
     stop growing. ``pairwise_logistic_loss`` is its smooth sibling, and the one to prefer if in doubt; both grow
@@ -102,8 +117,10 @@ def pairwise_hinge_loss(
         labels: [..., list], bool, integer or float, finite, >= 0; only their order is used. A list without a click, or
             with equal labels only, has no pair and gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
-        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. A pair takes the weight of
+        weights: [..., list], >= 0, one per item; None: 1. A pair takes the weight of
             its item i, the one with the higher label. Weights do not enter m: weights of 2 double the loss.
+        propensities: [..., list], in (0, 1], the probability that each item was examined when its click was logged;
+            None: see the first formula.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
         margin: The difference of scores from which a pair costs nothing, above 0, in units of the scores.
         normalize: Whether every list with a pair counts the same. If False, the terms are added, and long lists, with
@@ -114,8 +131,8 @@ def pairwise_hinge_loss(
         does the mean over none.
 
     Raises:
-        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
-            item out of range.
+        InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label, weight or propensity of a
+            real item out of range.
 
     >>> import torch
     >>> loss = pairwise_hinge_loss(torch.tensor([2.0, 1.0, 0.5]), torch.tensor([0, 1, 0]))
@@ -125,7 +142,7 @@ def pairwise_hinge_loss(
     check_positive("margin", margin)
     scores, labels, mask, weights = read_lists(scores, labels, mask, weights)
     per_pair = F.relu(margin - differences(scores))
-    return reduce_lists(_over_pairs(per_pair, labels, mask, weights, normalize), mask, reduction)
+    return reduce_lists(_over_pairs(per_pair, labels, mask, weights, normalize, propensities), mask, reduction)
 
 
 def list_mle_loss(
@@ -154,7 +171,7 @@ def list_mle_loss(
         labels: [..., list], bool, integer or float, finite, >= 0; only their order is used. A list without a click, or
             with equal labels only, gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
-        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. They multiply the items'
+        weights: [..., list], >= 0, one per item; None: 1. They multiply the items'
             terms and are not normalized: weights of 2 double the loss.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
 
@@ -207,7 +224,7 @@ def lambda_loss(
         labels: [..., list], bool, integer or float, finite, >= 0; grades of any size. A list without a click, or with
             equal labels only, gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
-        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. A pair takes the weight of
+        weights: [..., list], >= 0, one per item; None: 1. A pair takes the weight of
             its item i, the one with the higher label. Weights do not enter NDCG: weights of 2 double the loss.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
         sigma: Steepness of the pairwise logistic terms, above 0, per unit of the scores.
@@ -266,7 +283,7 @@ def approx_ndcg_loss(
         labels: [..., list], bool, integer or float, finite, >= 0; grades of any size. A list without a click, or with
             a single item, gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
-        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. The loss is the sum of
+        weights: [..., list], >= 0, one per item; None: 1. The loss is the sum of
             ``w_i g_i (b_i - 1/log2(1 + r_i)) / idealDCG``, b_i the discount that the item has in the ideal order, the
             mean over items of equal labels; with w = 1 this is the formula above. Weights do not enter b or the ideal:
             weights of 2 double the loss. With weights that differ between equal labels it may be below 0.
@@ -328,7 +345,7 @@ def neural_ndcg_loss(
         labels: [..., list], bool, integer or float, finite, >= 0; grades of any size. A list without a click, or with
             a single item, gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
-        weights: [..., list], >= 0, one per item, such as inverse propensities; None: 1. The loss is the sum of
+        weights: [..., list], >= 0, one per item; None: 1. The loss is the sum of
             ``w_i g_i (b_i - sum_p M[p, i] / log2(1 + p)) / idealDCG``, b_i the discount that the item has in the ideal
             order, the mean over items of equal labels; with w = 1 this is the formula above. Weights do not enter b or
             the ideal: weights of 2 double the loss. With weights that differ between equal labels it may be below 0.
@@ -365,9 +382,25 @@ def neural_ndcg_loss(
     return reduce_lists(lost, mask, reduction)
 
 
-def _over_pairs(per_pair: Tensor, labels: Tensor, mask: Tensor, weights: Tensor, normalize: bool) -> Tensor:
-    """``w_i * per_pair`` summed, or averaged, over the pairs of real items with ``y_i > y_j``; one value per list."""
-    pairs = (differences(labels) > 0) & mask[..., :, None] & mask[..., None, :]
+def _over_pairs(
+    per_pair: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    normalize: bool,
+    propensities: Tensor | None = None,
+) -> Tensor:
+    """``w_i * per_pair`` summed, or averaged, over the pairs of real items with ``y_i > y_j``; one value per list.
+
+    With propensities ``w_i y_i / p_i * per_pair`` over all pairs of two real items, averaged over the n - 1 others.
+    """
+    real = mask[..., :, None] & mask[..., None, :]
+    if propensities is not None:
+        pairs = real & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+        clicks = weights * corrected_labels(labels, propensities, mask)
+        total = torch.where(pairs, clicks[..., :, None] * per_pair, 0.0).sum(dim=(-2, -1))
+        return total / (mask.sum(dim=-1) - 1).clamp(min=1) if normalize else total
+    pairs = (differences(labels) > 0) & real
     total = torch.where(pairs, weights[..., :, None] * per_pair, 0.0).sum(dim=(-2, -1))
     return total / pairs.sum(dim=(-2, -1)).clamp(min=1) if normalize else total
 

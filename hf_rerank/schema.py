@@ -118,7 +118,7 @@ class Vector:
 
 Role = Literal["feature", "mask", "position", "label", "weight", "cut_label", "propensity", "ground_truth", "identity"]
 # What a model's ``forward`` takes; the other roles are for metrics and messages.
-MODEL_ROLES = ("feature", "mask", "position", "label", "weight")
+MODEL_ROLES = ("feature", "mask", "position", "label", "weight", "propensity")
 LABEL_PADDING = -100.0
 AFTER_THE_ITEMS = "after the items"
 
@@ -226,7 +226,9 @@ class ListSchema:
             reads it only if its config says so. Larger is better. None: not known.
         weight: Item column of sample weights, at least 0; they multiply the terms of every task loss. None: all 1.
         propensity: Item column of propensities, in (0, 1]: the probability that the item was looked at when its click
-            was logged. Evaluation then corrects for it (``hf_rerank.metrics.propensity``); it is no feature.
+            was logged; ``hf-rerank propensities`` estimates it. Training corrects the clicks by it
+            (``hf_rerank.losses``, and ``propensity_floor`` of the config), and evaluation too
+            (``hf_rerank.metrics.propensity``); it is no feature.
         cut_label: Column with the labels of the items that were cut from a list that was too long, one sequence per
             list, empty where nothing was cut. Metrics count them; no model reads them. None: not known.
         id: Item column that ranking returns as ``ids``, a feature or not. None: the first item feature.

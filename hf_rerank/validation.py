@@ -364,7 +364,7 @@ class _ColumnReader:
             raise InputError(
                 f"propensity column {name!r} holds {numbers[index]:g} in {self.at(index, lengths)}: expected the "
                 "probability that the item was examined, above 0 and at most 1; if the column holds inverse "
-                "propensities, give 1 / x, or name it as weight in the schema to weight the training by it"
+                "propensities, give 1 / x: training and evaluation correct the clicks by it"
             )
         return numbers.astype(np.float32)
 

@@ -16,6 +16,11 @@ def add(commands: Any) -> None:
     formats = simulate.add_subparsers(dest="format", metavar="FORMAT", required=True, parser_class=Parser)
     prm_public = formats.add_parser("prm_public", help="PRM Public's text, and the truth beside it")
     _add_common_options(prm_public)
+    prm_public.add_argument(
+        "--click-model",
+        choices=("position", "cascade", "user_browsing"),
+        help="how readers go through a list (default: position, each place is looked at with its own probability)",
+    )
     prm_public.set_defaults(run=_simulate_prm_public, parser=prm_public)
     ad = formats.add_parser("ad", help="Ad's four CSV files, and the truth beside them")
     _add_common_options(ad)
@@ -44,7 +49,8 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
 def _simulate_prm_public(options: argparse.Namespace) -> None:
     from hf_rerank.data.simulation import PRMWorld, simulate_prm
 
-    world = _world(PRMWorld, options.world)
+    chosen = [f"click_model={options.click_model}"] if options.click_model else []
+    world = _world(PRMWorld, [*options.world, *chosen])
     path = simulate_prm(options.output_dir, options.lists, seed=options.seed, world=world, progress=True)
     print(f"{options.lists:,} lists in {path}, the truth beside it")
 

@@ -21,7 +21,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.losses import TASK_LOSSES
+from hf_rerank.losses import TASK_LOSSES, check_propensity_loss
 from hf_rerank.models.config import RerankerConfig
 from hf_rerank.models.embeddings import FeatureTables, calibrated_scores, resize_to_schema
 from hf_rerank.models.layers import Context, SharedDropout, draw_dropout, position_vectors
@@ -200,6 +200,7 @@ class PreTrainedReranker(PreTrainedModel):
         initial_scores: Tensor | None = None,
         labels: Tensor | None = None,
         weights: Tensor | None = None,
+        propensities: Tensor | None = None,
         objective: Callable[..., dict[str, Tensor]] | None = None,
     ) -> RerankerOutput:
         """Scores lists; with labels also their loss.
@@ -219,6 +220,8 @@ class PreTrainedReranker(PreTrainedModel):
             initial_scores: float [B, L], the earlier ranker's scores; read by models whose config says so.
             labels: float [B, L], at least 0; values at padding are not read.
             weights: float [B, L], of the labels.
+            propensities: float [B, L], in (0, 1], the probability that each item was examined when its click was
+                logged; the task loss corrects the clicks by it, see ``config.propensity_floor``.
             objective: ``(score, position_ids, labels, mask, task_loss) -> losses``, a dict with ``loss``.
                 ``score(positions)`` takes V position vectors for each of the B lists, [V * B, L], or soft orders
                 [V * B, L, L], over one embedding; ``score(positions, lists)`` those of the lists in rows ``lists``
@@ -251,6 +254,9 @@ class PreTrainedReranker(PreTrainedModel):
         for name in _NUMBERS:
             if (numbers := getattr(batch, name)) is not None:
                 setattr(batch, name, numbers.to(self.dtype))
+        if propensities is not None:
+            floor = self.config.propensity_floor
+            propensities = None if floor == 1 else propensities.clamp(min=floor)
         context = self.embed(batch)
         if self.config.initial_score == "start":
             scale, offset = self.config.initial_score_scale, self.config.initial_score_offset
@@ -258,7 +264,7 @@ class PreTrainedReranker(PreTrainedModel):
         if objective is None or labels is None:
             output = self._score_from_start(context, position_ids)
             if labels is not None:
-                output.loss = self.task_loss(output, labels, mask, weights)
+                output.loss = self.task_loss(output, labels, mask, weights, propensities)
             return output
 
         first: list[RerankerOutput] = []
@@ -273,9 +279,10 @@ class PreTrainedReranker(PreTrainedModel):
             return output
 
         def task_loss(output: RerankerOutput, lists: Tensor | None = None) -> Tensor:
-            if lists is None:
-                return self.task_loss(output, labels, mask, weights)
-            return self.task_loss(output, labels[lists], mask[lists], None if weights is None else weights[lists])
+            def rows(tensor: Any) -> Any:
+                return tensor if lists is None or tensor is None else tensor[lists]
+
+            return self.task_loss(output, rows(labels), rows(mask), rows(weights), rows(propensities))
 
         losses = objective(score, position_ids, labels, mask, task_loss)
         given = first[0].split([mask.shape[0], first[0].logits.shape[0] - mask.shape[0]])[0]  # type: ignore[union-attr]
@@ -321,10 +328,30 @@ class PreTrainedReranker(PreTrainedModel):
         """
         raise NotImplementedError
 
-    def task_loss(self, output: RerankerOutput, labels: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The scalar ``config.task_loss`` of an output."""
+    def task_loss(
+        self,
+        output: RerankerOutput,
+        labels: Tensor,
+        mask: Tensor,
+        weights: Tensor | None = None,
+        propensities: Tensor | None = None,
+    ) -> Tensor:
+        """The scalar ``config.task_loss`` of an output; propensities are at least ``config.propensity_floor`` here.
+
+        Raises:
+            InputError: There are propensities, and the loss cannot be corrected by them.
+        """
         assert output.logits is not None
-        return TASK_LOSSES[self.config.task_loss_name](output.logits, labels, mask=mask, weights=weights)
+        corrected: dict[str, Any] = {}
+        if propensities is not None:
+            self.check_propensity_loss()
+            corrected["propensities"] = propensities
+        loss = TASK_LOSSES[self.config.task_loss_name]
+        return loss(output.logits, labels, mask=mask, weights=weights, **corrected)
+
+    def check_propensity_loss(self) -> None:
+        """Raises an InputError if the model's loss cannot be corrected by propensities."""
+        check_propensity_loss(self.config.task_loss_name)
 
     def draw_dropout(self, mask: Tensor) -> Context:
         """Dropout masks for every ``SharedDropout`` that ``score`` applies, for the lists of ``mask`` [B, L]."""

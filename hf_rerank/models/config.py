@@ -71,6 +71,10 @@ class RerankerConfig(PreTrainedConfig):
             not at all.
         task_loss: A name in ``hf_rerank.losses.TASK_LOSSES``; ``binary_log_loss`` is the default of every model.
             ``own``: the loss of the model's paper.
+        propensity_floor: Where lists have propensities, the task loss divides clicks by these, but by no less than
+            this number, in (0, 1]: one click counts at most ``1 / propensity_floor`` times. A lower floor has less
+            bias (below the floor a click still counts too little) and more variance. 1: clicks are taken as they are,
+            under every loss.
         initializer_range: Standard deviation of embedding tables, truncated at two of them.
     """
 
@@ -103,6 +107,7 @@ class RerankerConfig(PreTrainedConfig):
     initial_score_positions: list[float] = field(default_factory=list)
     position_input: Literal["embedding", "none"] = "embedding"
     task_loss: str = "binary_log_loss"
+    propensity_floor: float | int = 0.1
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -146,6 +151,8 @@ class RerankerConfig(PreTrainedConfig):
             )
         if self.unknown_rate is not None and not 0 <= self.unknown_rate < 1:
             raise InputError(f"unknown_rate is {self.unknown_rate}: expected a share in [0, 1)")
+        if not 0 < self.propensity_floor <= 1:
+            raise InputError(f"propensity_floor is {self.propensity_floor}: expected a number above 0, at most 1")
         if not self.initializer_range > 0:
             raise InputError(f"initializer_range is {self.initializer_range}: expected a number above 0")
         if len(self.history_shared_tables) != len(self.history_vocab_sizes):

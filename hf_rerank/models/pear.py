@@ -159,8 +159,24 @@ class PEARForReranking(PreTrainedReranker):
             attentions=tuple(attentions) if self.config.output_attentions else None,
         )
 
-    def task_loss(self, output: RerankerOutput, labels: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-        loss = super().task_loss(output, labels, mask, weights)
+    def check_propensity_loss(self) -> None:
+        super().check_propensity_loss()
+        if self.list_token is not None:
+            raise InputError(
+                "the lists have propensities, and PEAR's list loss (is any item clicked?) cannot be corrected by "
+                "them: set list_loss_weight=0 in the model's config, or propensity_floor=1 to train on the clicks as "
+                "they are"
+            )
+
+    def task_loss(
+        self,
+        output: RerankerOutput,
+        labels: Tensor,
+        mask: Tensor,
+        weights: Tensor | None = None,
+        propensities: Tensor | None = None,
+    ) -> Tensor:
+        loss = super().task_loss(output, labels, mask, weights, propensities)
         if output.list_logits is None:
             return loss
         logits = output.list_logits.to(torch.promote_types(output.list_logits.dtype, torch.float32))

@@ -122,8 +122,17 @@ class PRMForReranking(PreTrainedReranker):
             attentions=tuple(attentions) if self.config.output_attentions else None,
         )
 
-    def task_loss(self, output: RerankerOutput, labels: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    def task_loss(
+        self,
+        output: RerankerOutput,
+        labels: Tensor,
+        mask: Tensor,
+        weights: Tensor | None = None,
+        propensities: Tensor | None = None,
+    ) -> Tensor:
         if self.config.task_loss != "own":
-            return super().task_loss(output, labels, mask, weights)
+            return super().task_loss(output, labels, mask, weights, propensities)
         assert output.logits is not None
-        return softmax_loss(output.logits, labels, mask=mask, weights=weights, normalize=False)
+        return softmax_loss(
+            output.logits, labels, mask=mask, weights=weights, propensities=propensities, normalize=False
+        )

@@ -34,12 +34,11 @@ class RerankCollator:
 
     Args:
         processor: Encodes the lists.
-        with_labels: Labels, positions and weights that the schema names must be there. Otherwise they are read where
-            they are.
+        with_labels: Labels, positions, weights and propensities that the schema names must be there. Otherwise they
+            are read where they are.
         highest_label: Labels above are refused; give 1 under log-losses.
         truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
-        all_tensors: Also return the tensors that ``forward`` does not take: ``list_id``, ``propensities``,
-            ``attraction``.
+        all_tensors: Also return the tensors that ``forward`` does not take: ``list_id``, ``attraction``.
 
     Raises:
         InputError: A list is wrong; the message names the list and the column.

@@ -57,9 +57,10 @@ class BatchMetrics:
             others: Its other tensors.
         """
         self._measures = list(measures)
-        self._columns = [name for name in ("attraction", "propensities", "cut_labels") if name in others]
+        tensors = {**features, **others}
+        self._columns = [name for name in ("attraction", "propensities", "cut_labels") if name in tensors]
         predictions = (scores, torch.stack(list(measures.values()), dim=-1))
-        return predictions, (features["labels"], features["position_ids"], *(others[name] for name in self._columns))
+        return predictions, tuple(tensors[name] for name in ("labels", "position_ids", *self._columns))
 
     def __call__(self, batch: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
         """Adds a batch; the metrics of all of them, with ``compute_result``."""

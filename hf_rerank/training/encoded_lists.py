@@ -78,6 +78,6 @@ def collate(batch: RaggedLists | list[RaggedLists]) -> dict[str, Tensor]:
 
 
 def split_batch(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What a model's ``forward`` takes of a batch, and the rest: ids, propensities, ground truth."""
+    """What a model's ``forward`` takes of a batch, and the rest: ids, ground truth."""
     features = {name: value for name, value in batch.items() if name in MODEL_TENSORS}
     return features, {name: value for name, value in batch.items() if name not in features}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError
-from hf_rerank.losses import LOSSES_WITHOUT_PROBABILITIES, TASK_LOSSES
+from hf_rerank.losses import LOSSES_WITHOUT_PROBABILITIES, TASK_LOSSES, check_propensity_loss
 from hf_rerank.models.config import RerankerConfig
 from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.encoding_report import EncodingReport
@@ -62,7 +63,10 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
         )
     arrays = {name: torch.from_numpy(array) for name, array in concatenate(parts).padded().items()}
     name = config.task_loss_name
-    loss = TASK_LOSSES["softmax_loss" if name in LOSSES_WITHOUT_PROBABILITIES else name]
+    loss: Callable[..., Tensor] = TASK_LOSSES["softmax_loss" if name in LOSSES_WITHOUT_PROBABILITIES else name]
+    if "propensities" in arrays and config.propensity_floor < 1:
+        check_propensity_loss(name)
+        loss = partial(loss, propensities=arrays["propensities"].clamp(min=config.propensity_floor))
     positions = 0 if config.position_input == "none" else config.max_list_length
     found = calibration(arrays, loss, positions=positions)
     config.initial_score_scale, config.initial_score_offset, config.initial_score_positions = found

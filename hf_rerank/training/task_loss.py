@@ -34,10 +34,16 @@ def with_custom_loss(
 
 
 def with_task_loss(
-    objective: PrincipledObjective, model: PreTrainedReranker, task_loss: str | None
+    objective: PrincipledObjective, model: PreTrainedReranker, task_loss: str | None, *, propensities: bool = False
 ) -> PrincipledObjective:
-    """Gives model and objective one task loss: ``task_loss``, else the objective's, else the config's."""
+    """Gives model and objective one task loss: ``task_loss``, else the objective's, else the config's.
+
+    Raises:
+        InputError: The lists have propensities, and the loss cannot be corrected by them.
+    """
     asked = task_loss or objective.task_loss
     if asked is not None:
         model.config.task_loss = asked
+    if propensities and model.config.propensity_floor < 1:
+        model.check_propensity_loss()
     return objective.for_task_loss(model.config.task_loss_name)

@@ -56,7 +56,8 @@ class RerankTrainer(EvaluatingTrainer):
         objective: What to train on besides the presets of ``args.principled``, which must then be left at its
             default.
         compute_loss_func: ``(outputs, labels, num_items_in_batch) -> scalar``, in place of the task loss of every
-            pass; labels are -100 at padding, and the result is a mean over the lists of the batch.
+            pass; labels are -100 at padding, and the result is a mean over the lists of the batch. Weights and
+            propensities of the lists do not reach it.
         compute_metrics: As of ``transformers.Trainer``, beside the built-in metrics; see ``BatchMetrics``.
         callbacks: As of ``transformers.Trainer``.
         optimizers: As of ``transformers.Trainer``.
@@ -105,7 +106,8 @@ class RerankTrainer(EvaluatingTrainer):
         if objective is not None and (args.principled, args.principled_kwargs) != ("scaled", None):
             raise InputError("objective and principled exclude each other: leave out one of them")
         chosen = args.objective() if objective is None else objective
-        self.principled_objective = with_task_loss(chosen, model, args.task_loss)
+        propensities = processing_class.schema.propensity is not None and compute_loss_func is None
+        self.principled_objective = with_task_loss(chosen, model, args.task_loss, propensities=propensities)
         bounded = model.config.task_loss_name == "binary_log_loss" and compute_loss_func is None
         collator = RerankCollator(
             processing_class,

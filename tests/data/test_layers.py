@@ -30,6 +30,7 @@ LAYERS = (
     "data.prm_public",
     "data.ad",
     "data.simulation",
+    "data.position_bias",
     "data.custom",
     "data.push_lists",
     "data.hub_lists",

@@ -305,6 +305,7 @@ def test_every_field_survives_json(name, tiny, tmp_path):
         "initial_score_offset": -1.5,
         "initial_score_positions": [0.5] * 11,
         "task_loss": "lambda_loss",
+        "propensity_floor": 0.25,
         "initializer_range": 0.125,
         **OTHERWISE.get(name, {}),
     }

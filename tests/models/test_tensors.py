@@ -111,7 +111,7 @@ def test_the_table_is_that_of_the_design() -> None:
     assert {name: (" ".join(spec.axes), spec.dtype, spec.fill) for name, spec in TENSORS.items()} == TABLE
     assert [name for name, spec in TENSORS.items() if spec.required] == ["item_categorical", "mask", "position_ids"]
     assert list(FEATURE_TENSORS) == list(TABLE)[:11]
-    assert list(MODEL_TENSORS) == [*FEATURE_TENSORS, "labels", "weights"]
+    assert list(MODEL_TENSORS) == [*FEATURE_TENSORS, "labels", "weights", "propensities"]
 
 
 def test_batches_hold_what_the_table_says(processor: ListProcessor) -> None:

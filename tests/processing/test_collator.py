@@ -84,7 +84,7 @@ def test_only_what_forward_takes_unless_asked(processor: ListProcessor) -> None:
     assert set(RerankCollator(processor)(ROWS)) == set(MODEL_TENSORS)
     bare = [{name: value for name, value in row.items() if name not in OUTCOME} for row in ROWS]
     features = RerankCollator(processor, with_labels=False)(bare)
-    assert set(MODEL_TENSORS) - set(features) == {"labels", "weights"}
+    assert set(MODEL_TENSORS) - set(features) == {"labels", "weights", "propensities"}
     everything = RerankCollator(processor, with_labels=False, all_tensors=True)(bare)
     assert set(everything) - set(features) == {"list_id"}
 

@@ -49,7 +49,9 @@ def train_once(tmp_path: Any, weighted: dict[str, dict[str, datasets.Dataset]]) 
     processor = ListProcessor.from_lists(weighted["all 1"]["train"], schema=WITH_COLUMNS)
 
     def train(weights: str, name: str = "dnn", task_loss: str = "binary_log_loss") -> RerankTrainer:
-        model = tiny_model(name, processor.schema, task_loss=task_loss, unknown_rate=0)
+        # Not every loss can be corrected by propensities: tests/test_propensity_losses.py.
+        options = {"task_loss": task_loss, "unknown_rate": 0, "propensity_floor": 1}
+        model = tiny_model(name, processor.schema, **options)
         trainer = RerankTrainer(
             model=model,
             args=RerankTrainingArguments(

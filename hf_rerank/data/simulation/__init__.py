@@ -3,7 +3,9 @@
 from hf_rerank.data.simulation.ad import simulate_ad
 from hf_rerank.data.simulation.ad_world import AdWorld
 from hf_rerank.data.simulation.click_process import (
+    draw_cascade_clicks,
     draw_clicks,
+    draw_user_browsing_clicks,
     examination_curve,
     order_click_probabilities,
     order_expected_clicks,
@@ -14,7 +16,9 @@ from hf_rerank.data.simulation.prm_public_world import PRMWorld
 __all__ = [
     "AdWorld",
     "PRMWorld",
+    "draw_cascade_clicks",
     "draw_clicks",
+    "draw_user_browsing_clicks",
     "examination_curve",
     "order_click_probabilities",
     "order_expected_clicks",

@@ -106,6 +106,40 @@ def draw_clicks(rng: np.random.Generator, examination: np.ndarray, attraction: n
     return rng.random(attraction.shape) < examination * attraction
 
 
+def draw_cascade_clicks(rng: np.random.Generator, attraction: np.ndarray) -> np.ndarray:
+    """Clicks of the cascade model (Craswell et al. 2008): the reader goes down to the first click, and leaves.
+
+    Args:
+        attraction: [lists, items], slot i at place i.
+
+    Returns:
+        bool, [lists, items]; at most one click a list.
+    """
+    attracted = rng.random(attraction.shape) < attraction
+    return attracted & (np.cumsum(attracted, axis=1) == 1)
+
+
+def draw_user_browsing_clicks(rng: np.random.Generator, examination: np.ndarray, attraction: np.ndarray) -> np.ndarray:
+    """Clicks of a user browsing model (Dupret and Piwowarski 2008): each click makes the reader go on below it.
+
+    A place is looked at with a probability that depends on its distance from the last click above it, or from the top
+    where there is none: ``examination[place]`` before the first click, ``examination[place - last - 1]`` after it.
+
+    Args:
+        examination: [items], by the number of places since the last click.
+        attraction: [lists, items], slot i at place i.
+
+    Returns:
+        bool, [lists, items].
+    """
+    click = np.zeros(attraction.shape, bool)
+    since = np.zeros(len(attraction), np.int64)
+    for place, chance in enumerate(rng.random(attraction.shape).T):
+        click[:, place] = chance < examination[since] * attraction[:, place]
+        since = np.where(click[:, place], 0, since + 1)
+    return click
+
+
 def order_click_probabilities(
     base_attraction: np.ndarray,
     category: np.ndarray,

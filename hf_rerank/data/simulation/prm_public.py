@@ -30,7 +30,8 @@ def simulate_prm(
     ``category``), and ``initial_position`` (per slot, from 0: where the simulator's own noisy initial ranker puts the
     item; not the display order). In a world with a history also its columns, each a sequence of the history's own
     length. Its schema metadata hold ``examination`` (a JSON list, by place), ``mode``, ``world``
-    (all parameters, as JSON), ``seed``, and in ``mode="order"`` ``same_category_decay``.
+    (all parameters, as JSON), ``seed``, and in ``mode="order"`` ``same_category_decay``; no ``examination`` under a
+    ``click_model`` other than ``position``, which has no such curve.
 
     The same arguments give the same bytes. Both files appear under their names only when they are complete, the truth
     first. Lists without a click are redrawn (see the description of the module).

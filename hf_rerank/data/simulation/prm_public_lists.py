@@ -13,7 +13,9 @@ import numpy as np
 
 from hf_rerank.data.simulation.click_process import (
     attraction,
+    draw_cascade_clicks,
     draw_clicks,
+    draw_user_browsing_clicks,
     generator,
     order_click_probabilities,
     price_gap,
@@ -142,7 +144,11 @@ def _draw_clicked(
 def _show(world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     """Draw ``n`` lists, show them in display order, and draw their clicks: nothing is selected here."""
     lists = _draw_lists(world, items, users, rng, rng.integers(0, len(users.id), n))
-    return {**lists, "click": draw_clicks(rng, world.examination, _shown_attraction(world, items, lists))}
+    shown = _shown_attraction(world, items, lists)
+    if world.click_model == "cascade":
+        return {**lists, "click": draw_cascade_clicks(rng, shown)}
+    draw = draw_clicks if world.click_model == "position" else draw_user_browsing_clicks
+    return {**lists, "click": draw(rng, world.examination, shown)}
 
 
 def _draw_lists(

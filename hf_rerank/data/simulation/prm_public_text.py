@@ -59,7 +59,9 @@ def _joined(text: pa.Array, shape: tuple[int, ...]) -> pa.Array:
 def truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
     """Columns and metadata of the truth file."""
     per_slot = [("attraction", pa.list_(pa.float32()))]
-    metadata = {"mode": world.mode, "examination": json.dumps(world.examination.tolist())}
+    metadata: dict[str, str] = {"mode": world.mode}
+    if world.click_model == "position":  # else no curve by place says what is looked at
+        metadata["examination"] = json.dumps(world.examination.tolist())
     if world.mode == "order":
         per_slot = [("base_attraction", pa.list_(pa.float32())), ("category", pa.list_(pa.int32()))]
         metadata["same_category_decay"] = json.dumps(world.same_category_decay)
@@ -68,6 +70,8 @@ def truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
         # What counts with a history only is left out, so that worlds without one are written as ever.
         history = {}
         del parameters["history_length"], parameters["personal_taste"]
+    if world.click_model == "position":
+        del parameters["click_model"]
     metadata |= {"world": json.dumps(parameters), "seed": json.dumps(int(seed))}
     columns = [("list_id", pa.string()), *per_slot, ("initial_position", pa.list_(pa.int32()))]
     columns += [(name, pa.list_(kind)) for name, kind in history.items()]

@@ -17,6 +17,11 @@ line are in that order, so slot ``i`` is also the display place ``i``. One rule 
                                                                                  price, in units of ``price_spread``
                                 - crowding_weight * ln n_i ) )                   n_i: items of its category, itself too
 
+That is the position-based click model. ``click_model`` names two others, in which what is looked at depends on earlier
+clicks too, so no examination curve by place exists, and the truth file has none: ``cascade``, in which the reader goes
+down the list and leaves with the first click, and ``user_browsing``, in which a place is looked at with
+``examination[places since the last click, or since the top]``.
+
 So attraction depends on the *set* of items in the list, never on their order. The three context terms say: an item
 that goes with most of the list is attractive; it should cost as much, relative to the others, as this user likes;
 and items of a crowded category take clicks from each other. A model that scores items one by one can only guess them:
@@ -95,12 +100,16 @@ import numpy as np
 from hf_rerank.data.simulation.click_process import check_parameters, examination_curve
 from hf_rerank.errors import InputError
 
+CLICK_MODELS = ("position", "cascade", "user_browsing")
+
 
 @dataclass(frozen=True)
 class PRMWorld:
     """The parameters of the simulated world; the formulas are in the description of the module.
 
     Args:
+        click_model: ``"position"``, ``"cascade"`` or ``"user_browsing"``; the last two in ``mode="set"`` and without a
+            history.
         mode: ``"set"`` (attraction depends on the set of items) or ``"order"`` (on their order too).
         list_length: items in a list, at least 2.
         n_items: items in the world, at least ``pool_size``.
@@ -127,6 +136,7 @@ class PRMWorld:
         personal_taste: how much of a user's taste only the history shows, in [0, 1]; counts with a history only.
     """
 
+    click_model: Literal["position", "cascade", "user_browsing"] = "position"
     mode: Literal["set", "order"] = "set"
     list_length: int = 30
     n_items: int = 2000
@@ -156,11 +166,18 @@ class PRMWorld:
     def __post_init__(self) -> None:
         if self.mode not in ("set", "order"):
             raise InputError(f"PRMWorld.mode is 'set' or 'order', got {self.mode!r}")
+        if self.click_model not in CLICK_MODELS:
+            raise InputError(f"PRMWorld.click_model is one of {', '.join(CLICK_MODELS)}, got {self.click_model!r}")
+        if self.click_model != "position" and (self.mode == "order" or self.history_length):
+            raise InputError(
+                f"PRMWorld.click_model={self.click_model!r} goes with mode='set' and history_length=0 only, got "
+                f"mode={self.mode!r} and history_length={self.history_length}"
+            )
         for name in ("list_length", "n_items", "pool_size"):
             if not isinstance(getattr(self, name), int):
                 raise InputError(f"PRMWorld.{name} must be an integer, got {getattr(self, name)!r}")
         for parameter in fields(self):
-            if parameter.name != "mode" and not np.isfinite(getattr(self, parameter.name)):
+            if parameter.name not in ("mode", "click_model") and not np.isfinite(getattr(self, parameter.name)):
                 raise InputError(f"PRMWorld.{parameter.name} must be finite, got {getattr(self, parameter.name)}")
         least = {"list_length": 2, "pool_size": self.list_length, "n_items": self.pool_size, "lists_per_user": 1}
         not_negative = (

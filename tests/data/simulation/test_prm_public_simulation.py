@@ -13,9 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from hf_rerank.cli import main
 from hf_rerank.data.simulation import (
     PRMWorld,
+    draw_cascade_clicks,
     draw_clicks,
+    draw_user_browsing_clicks,
     order_click_probabilities,
     order_expected_clicks,
     prm_public_lists,
@@ -433,3 +436,44 @@ class TestErrors:
             simulate_prm(tmp_path, 30)
         assert len(written[0]) == 2  # both files were begun, under other names
         assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------- other click models
+
+
+def test_cascade_ends_with_the_first_click() -> None:
+    """Attraction 0.3 everywhere: the first click falls on place k with probability 0.3 * 0.7^k. The standard error of
+    a share of 200,000 is below 0.0011."""
+    click = draw_cascade_clicks(np.random.default_rng(0), np.full((200_000, 4), 0.3))
+    assert click.sum(axis=1).max() == 1
+    np.testing.assert_allclose(click.mean(axis=0), [0.3, 0.21, 0.147, 0.1029], atol=0.005)
+
+
+def test_user_browsing_goes_on_below_each_click() -> None:
+    """Attraction 1 at first and last place: with the first clicked, the last is two places below it, and is examined
+    with 0.5. With attraction 0 before it, it is three places below the top."""
+    examination = np.array([1.0, 0.5, 0.2])
+    for attraction_of, expected in (((1.0, 0.0, 1.0), (1, 0, 0.5)), ((0.0, 0.0, 1.0), (0, 0, 0.2))):
+        shown = np.broadcast_to(np.array(attraction_of), (100_000, 3))
+        click = draw_user_browsing_clicks(np.random.default_rng(0), examination, shown)
+        np.testing.assert_allclose(click.mean(axis=0), expected, atol=0.01)
+    everything = draw_user_browsing_clicks(np.random.default_rng(0), examination, np.ones((100, 3)))
+    assert everything.all()  # each click is followed by a look at the next place
+
+
+def test_worlds_of_other_click_models(tmp_path: Path) -> None:
+    for click_model in ("cascade", "user_browsing"):
+        folder = tmp_path / click_model
+        command = ["simulate", "prm_public", "--output-dir", str(folder), "--lists", "400"]
+        assert main([*command, "--click-model", click_model]) == 0
+        path = folder / "set1.train.txt.part1"
+        clicks, truth = read_clicks(path), read_truth(path)
+        assert (clicks.sum(axis=1).max() == 1) == (click_model == "cascade")
+        assert b"examination" not in truth.schema.metadata
+        assert json.loads(truth.schema.metadata[b"world"])["click_model"] == click_model
+        with pytest.raises(InputError, match=f"click_model='{click_model}' goes with mode='set'"):
+            PRMWorld(click_model=click_model, mode="order")
+        with pytest.raises(InputError, match="history_length=0 only"):
+            PRMWorld(click_model=click_model, history_length=3)
+    with pytest.raises(InputError, match="is one of position, cascade, user_browsing, got 'casade'"):
+        PRMWorld(click_model="casade")

@@ -1,0 +1,224 @@
+"""How much of what position bias costs the correction by propensities wins back, on simulated clicks.
+
+    python scripts/experiments/position_bias.py --output-dir RESULTS --lists-dir LISTS [--seeds 5]
+    python scripts/experiments/position_bias.py --output-dir RESULTS --summary
+
+Clicks are logged in a display order. In the world ``weak`` it is nearly random (``display_noise`` 8, the default of
+the simulator); in ``strong`` a good ranker made it (``display_noise`` 1): what stands high is better, too. PRM is
+trained on the clicks, without principled learning, once with the display order as its input and once without an order.
+Arms:
+
+- ``none``: the clicks as they are.
+- ``true``: corrected by the true examination probabilities.
+- ``em``, ``harvest``: corrected by estimates of ``hf-rerank propensities`` from the clicks of the same lists.
+- ``unbiased``: other clicks of the same lists, as many on average, drawn as if every place was examined alike. No
+  correction can be expected to do better.
+
+Every run is measured by true expected clicks on the test lists. The best epoch is that of the least validation loss,
+which is corrected where the training is. Runs of one seed share lists, initial weights and batch order. A run whose
+file is there is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WORLDS = {"weak": 8.0, "strong": 1.0}
+INPUTS = {"display order": "embedding", "no order": "none"}
+ARMS = ("none", "true", "em", "harvest", "unbiased")
+LISTS = 12_000
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 64}
+SCHEDULE: dict[str, Any] = {"num_train_epochs": 5, "per_device_train_batch_size": 128, "learning_rate": 2e-3}
+
+
+@cache
+def prepared_lists(root: Path, world: str) -> Path:
+    """The folder of prepared lists of a world, made where it is missing."""
+    name = "" if world == "weak" else f"-{world}"
+    raw, prepared = (root / f"{what}-{LISTS}-0{name}" for what in ("raw", "prepared"))
+    if not prepared.is_dir():
+        noise = f"display_noise={WORLDS[world]}"
+        _run("simulate", "prm_public", "--output-dir", raw, "--lists", LISTS, "--world", noise)
+        _run("prepare", "prm_public", "--raw-dir", raw, "--output-dir", prepared)
+    return prepared
+
+
+@cache
+def curve_of(root: Path, world: str, method: str) -> tuple[float, ...]:
+    """Estimated propensities by place."""
+    from hf_rerank.data.position_bias import REPORT_KEY, add_propensities
+    from hf_rerank.data.prepared import read_report
+
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "lists"
+        add_propensities(prepared_lists(root, world), output, method=method, display_order="rows", progress=False)
+        return tuple(row["propensity"] for row in read_report(output)[REPORT_KEY]["curve"])
+
+
+@cache
+def lists_of(root: Path, world: str, arm: str) -> tuple[dict[str, Any], Any, list[float] | None]:
+    """Splits and processor of an arm, and the propensities by place."""
+    from hf_rerank import ListProcessor, load_lists
+
+    loaded = load_lists(prepared_lists(root, world))
+    schema = loaded.schema.replace(position=None)
+    assert schema.examination is not None
+    curve: list[float] | None = None
+    if arm == "true":
+        curve = list(schema.examination)
+    elif arm in ("em", "harvest"):
+        curve = list(curve_of(root, world, arm))
+    splits = {split: loaded[split] for split in ("train", "validation", "test")}
+    if curve is not None:
+        schema = schema.replace(propensity="propensity")
+        splits = {
+            split: lists.add_column("propensity", [curve[: len(labels)] for labels in lists[schema.label]])
+            for split, lists in splits.items()
+        }
+    if arm == "unbiased":
+        for split in ("train", "validation"):
+            splits[split] = _redrawn(splits[split], schema)
+    return splits, ListProcessor.from_lists(splits["train"], schema=schema), curve
+
+
+def _redrawn(lists: Any, schema: Any) -> Any:
+    """The lists with clicks that no place decides, as many on average."""
+    attraction, clicks = (np.array(lists[name]) for name in (schema.attraction, schema.label))
+    chance = attraction * clicks.sum() / attraction.sum()
+    drawn = (np.random.default_rng(0).random(chance.shape) < chance).astype(clicks.dtype)
+    kind = lists.features[schema.label]
+    return lists.remove_columns(schema.label).add_column(schema.label, drawn.tolist()).cast_column(schema.label, kind)
+
+
+def run_one(path: Path, root: Path, world: str, order: str, arm: str, seed: int) -> dict[str, Any]:
+    """Trains and measures; plain JSON values."""
+    import runs
+
+    splits, processor, curve = lists_of(root, world, arm)
+    folder = path.parent / "runs" / path.stem
+    started = time.process_time()
+    trainer = runs.train(
+        folder,
+        splits,
+        processor,
+        model="prm",
+        seed=seed,
+        config={**SIZES, "hidden_dropout_prob": 0.0, "position_input": INPUTS[order]},
+        principled="none",
+        metric_for_best_model="loss",
+        save_total_limit=1,
+        save_only_model=True,
+        **SCHEDULE,
+    )
+    seconds = time.process_time() - started
+    test = runs.per_list(trainer.model, processor, splits["test"])
+    shutil.rmtree(folder, ignore_errors=True)
+    best = min((entry for entry in trainer.state.log_history if "eval_loss" in entry), key=lambda e: e["eval_loss"])
+    return {
+        "world": world,
+        "order": order,
+        "arm": arm,
+        "seed": seed,
+        "cpu_seconds": seconds,
+        "best_epoch": best["epoch"],
+        "propensities": curve,
+        "test": {name: float(values.mean()) for name, values in test.items()},
+    }
+
+
+def summarize(folder: Path) -> str:
+    """The table of the runs that are there: means over seeds, and paired differences with 95 % t-intervals."""
+    import runs
+
+    from hf_rerank.data.simulation import PRMWorld
+    from hf_rerank.evaluation.comparing import t_interval
+
+    found = runs.results(sorted(folder.glob("*-*.json")))
+    true = PRMWorld().examination
+    lines = [
+        "| world | input | arm | seeds | expected clicks | against `none` | of the loss won back | curve error |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for world in WORLDS:
+        for order in INPUTS:
+            by_arm: dict[str, dict[int, dict[str, Any]]] = {}
+            for run in found:
+                if (run["world"], run["order"]) == (world, order):
+                    by_arm.setdefault(run["arm"], {})[run["seed"]] = run
+            # Seeds of which every arm is there.
+            seeds = sorted(set.intersection(*(set(by_arm.get(arm, {})) for arm in ARMS)))
+            if not seeds:
+                continue
+            clicks = {arm: [by_arm[arm][seed]["test"]["expected_clicks"] for seed in seeds] for arm in ARMS}
+            differences = {
+                arm: t_interval([a - b for a, b in zip(clicks[arm], clicks["none"], strict=True)]) for arm in ARMS
+            }
+            lost = differences["unbiased"]
+            for arm in ARMS:
+                row = differences[arm]
+                share = (
+                    f"{100 * row.mean / lost.mean:.0f} %" if lost.low > 0 and arm not in ("none", "unbiased") else "-"
+                )
+                curve = by_arm[arm][seeds[0]]["propensities"]
+                error = "-" if curve is None else f"{np.abs(np.array(curve) - true).mean():.3f}"
+                lines.append(
+                    f"| {world} | {order} | `{arm}` | {len(seeds)} | {np.mean(clicks[arm]):.4f} | "
+                    f"{'-' if arm == 'none' else row} | {share} | {error} |"
+                )
+    lines += [
+        "",
+        "Generated by `scripts/experiments/position_bias.py --summary`. Differences are paired by seed, with 95 % "
+        "t-intervals. The loss won back is the mean difference as a share of that of `unbiased`, where that is "
+        "clearly above 0. The curve error is the mean absolute difference from the true examination probabilities.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _run(*arguments: Any) -> None:
+    subprocess.run([sys.executable, "-m", "hf_rerank.cli", *map(str, arguments)], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", required=True, type=Path)
+    parser.add_argument("--lists-dir", type=Path, help="folder of prepared lists (default: in the output folder)")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
+    parser.add_argument("--summary", action="store_true", help="write summary.md from the runs that are there")
+    options = parser.parse_args()
+    if options.summary:
+        text = summarize(options.output_dir)
+        (options.output_dir / "summary.md").write_text(text, encoding="utf-8")
+        print(text, end="")
+        return
+    import runs
+    import torch
+
+    torch.set_num_threads(1)
+    root = options.lists_dir or options.output_dir / "lists"
+    every = [
+        (world, order, arm, seed)
+        for world in options.worlds
+        for seed in range(options.seeds)
+        for order in INPUTS
+        for arm in ARMS
+    ]
+    paths = [
+        options.output_dir / f"{world}-{order.replace(' ', '_')}-{arm}-{seed}.json"
+        for world, order, arm, seed in every
+    ]
+    runs.finish(((path, (root, *run)) for path, run in zip(paths, every, strict=True)), run_one, workers=1)
+
+
+if __name__ == "__main__":
+    main()
