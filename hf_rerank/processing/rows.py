@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema, Vector
 
@@ -95,7 +97,10 @@ def rows_of_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
     """
     import polars as pl
 
-    table = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
+    try:
+        table = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
+    except (pa.ArrowException, pl.exceptions.PolarsError, ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"the data frame has a column that is of no one type: {error}; convert it") from None
     first = schema.items[0].name
     if first not in table.columns:
         raise InputError(
