@@ -20,7 +20,7 @@ from hf_rerank.fast_rows import LARGEST_FLOAT32, PlainRows, plain_rows
 from hf_rerank.schema import COLUMN_TENSORS, TENSORS, Categorical, Dense, Feature, ListSchema, Vector, kind_of
 
 # A column holds a list per list, which holds a list per item, which holds numbers.
-_DEEPEST = 3
+DEEPEST = 3
 _NESTED = (list, tuple, set, frozenset, dict)
 HISTORY_FEATURE = "feature of the history"
 
@@ -411,10 +411,10 @@ def _texts(names: Iterable[Any]) -> Iterable[str]:
     return (name if isinstance(name, str) else shown(name) for name in names)
 
 
-def _is_deep(values: Iterable[Any]) -> bool:
-    """Whether values of a column are nested deeper than vectors of items; Arrow's converter crashes on the deepest."""
+def is_deep(values: Iterable[Any], deepest: int = DEEPEST) -> bool:
+    """Whether values are nested deeper than so many levels, by default a column's; Arrow crashes on thousands."""
     level = list(values)
-    for _ in range(_DEEPEST):
+    for _ in range(deepest):
         if not any(issubclass(kind, _NESTED) for kind in set(map(type, level))):
             return False
         nested = (value for value in level if isinstance(value, _NESTED))
@@ -427,7 +427,7 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchema, fi
 
     def converted(count: int) -> pa.Array | Exception:
         """The column of the first ``count`` lists, or why they make none."""
-        if _is_deep(plain[:count]):
+        if is_deep(plain[:count]):
             return InputError("lists within lists")
         try:
             return pa.array(plain[:count])

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from hf_rerank.errors import InputError, shown, suggestion
 from hf_rerank.processing.ragged import RaggedLists
@@ -25,7 +24,7 @@ from hf_rerank.processing.scaling import DenseScale, Moments, QuantileSample, le
 from hf_rerank.processing.trees import TREES_FILE, TreeRanker
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary, ValueCounts
 from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
-from hf_rerank.storage import number_formats, read_json, write_json
+from hf_rerank.storage import read_arrays, read_json, write_json
 from hf_rerank.storage.hub_download import REMEDY, at_one_commit, verified_folder
 from hf_rerank.storage.hub_upload import push_saved
 from hf_rerank.validation import Lists, tables_of
@@ -378,7 +377,6 @@ class ListProcessor:
         hub_options = at_one_commit(source, CONFIG_FILE, **hub_options)
         folder = verified_folder(source, (CONFIG_FILE, VOCABULARIES_FILE), **hub_options)
         config_path, vocabularies_path = folder / CONFIG_FILE, folder / VOCABULARIES_FILE
-        number_formats(vocabularies_path)
         plain = read_json(config_path, REMEDY)
         if plain.get("format_version") != FORMAT_VERSION:
             raise InputError(
@@ -394,12 +392,7 @@ class ListProcessor:
                 raise InputError(f"{config_path} lacks {key!r}, or it is no object; save the processor again")
         schema = ListSchema.from_dict(plain["schema"])
         scales = {name: _read_scale(scale, name, config_path) for name, scale in plain["scales"].items()}
-        try:
-            arrays = load_file(vocabularies_path)
-        except SafetensorError as error:
-            raise InputError(
-                f"{vocabularies_path} is damaged: {error}; save or download the processor again"
-            ) from None
+        arrays = read_arrays(vocabularies_path)
         for feature in (*schema.items, *schema.user, *schema.history):
             quantile = isinstance(feature, Dense) and feature.scale == "quantile"
             if isinstance(feature, Dense) and (

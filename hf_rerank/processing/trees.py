@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from hf_rerank.errors import InputError
 from hf_rerank.processing.ragged import RaggedLists
 from hf_rerank.processing.vocabularies import UNKNOWN
 from hf_rerank.schema import Categorical, ListSchema
-from hf_rerank.storage import number_formats
+from hf_rerank.storage import read_arrays
 
 TREES_FILE = "trees.safetensors"
 # What stands before the name of a feature in the file, for its click-through rates.
@@ -176,11 +175,7 @@ class TreeRanker:
             InputError: It is damaged, or does not hold trees.
         """
         path = folder / TREES_FILE
-        number_formats(path)
-        try:
-            arrays = load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged: {error}; save or download the model again") from None
+        arrays = read_arrays(path)
         names = [entry.name for entry in fields(TreeEnsemble)]
         for name in (*names, _READS_POSITION):
             if name not in arrays:

@@ -1,15 +1,20 @@
-"""The header of a safetensors file, with checks that its reader does not make."""
+"""Safetensors files, with checks that their reader does not make, and its errors as one line."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_rerank.errors import InputError
 from hf_rerank.storage.json_files import parse_json_object, refuse_special_file
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # About 100,000 tensors.
 LARGEST_HEADER = 2**24
+# Those that numpy has too.
+NUMPY_FORMATS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "F32", "F64")
 REMEDY = "save or download it again"
 
 
@@ -39,3 +44,21 @@ def number_formats(path: Path) -> dict[str, str]:
             raise InputError(f"{where} gives no number format of {name!r}: it is damaged; {REMEDY}")
         found[name] = kind
     return found
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, by name.
+
+    Raises:
+        InputError: As ``number_formats``; the file is damaged, or holds numbers that numpy has no format for.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    for name, kind in number_formats(path).items():
+        if kind not in NUMPY_FORMATS:
+            raise InputError(f"{path} holds {name!r} as {kind}: expected one of {', '.join(NUMPY_FORMATS)}; {REMEDY}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}; {REMEDY}") from None
