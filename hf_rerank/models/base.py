@@ -101,7 +101,8 @@ class PreTrainedReranker(PreTrainedModel):
         that was changed without changing its shape is then not noticed.
 
         transformers fills missing weights with random numbers and only warns. With ``output_loading_info=True`` or
-        ``ignore_mismatched_sizes=True`` this method does the same.
+        ``ignore_mismatched_sizes=True`` this method does the same, and then any config is taken; otherwise one that
+        asks for a model of more numbers than the weight files have bytes is refused before memory is allocated.
 
         Args:
             pretrained_model_name_or_path: A folder, or the id of a Hub repository.
@@ -109,8 +110,8 @@ class PreTrainedReranker(PreTrainedModel):
             options: As upstream: ``revision``, ``token``, ``dtype``, ``device_map``, ...
 
         Raises:
-            InputError: Weights are missing, unknown, of the wrong shape, damaged, or cannot be read; the config is
-                wrong; or there is no such option.
+            InputError: Weights are missing, unknown, of the wrong shape or number format, damaged, or cannot be read;
+                the config is wrong, or asks for a larger model than the weights; or there is no such option.
         """
         source, name = pretrained_model_name_or_path, str(pretrained_model_name_or_path)
         weights: SavedWeights | None = None
@@ -192,8 +193,10 @@ class PreTrainedReranker(PreTrainedModel):
         try:
             with torch.device("meta"):
                 cls(config)
-        except (RuntimeError, OverflowError, MemoryError) as error:  # a size that not even a description can have
-            raise _larger_than(weights) from error
+        except (RuntimeError, OverflowError, TypeError) as error:
+            if "overflow" not in str(error).lower():
+                raise
+            raise _larger_than(weights) from error  # a size that not even a description can have
         finally:
             counting.remove()
 
