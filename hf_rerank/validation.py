@@ -430,7 +430,9 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchema, fi
         if is_deep(plain[:count]):
             return InputError("lists within lists")
         try:
-            return pa.array(plain[:count])
+            array = pa.array(plain[:count])
+            array.validate(full=True)  # bytes among text are taken for text, even if they are no UTF-8
+            return array
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # a lone surrogate: ValueError
             return _unusual(plain[:count]) or error
 

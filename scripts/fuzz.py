@@ -52,13 +52,19 @@ def main() -> int:
     started = time.monotonic()
     kinds = {name: run(name, options.seed, 60 * options.minutes) for name in options.kinds}
     report = {"seed": options.seed, "kinds": kinds, "seconds": round(time.monotonic() - started)}
-    for name, row in kinds.items():
-        counts = f"{row['tried']:8,} tried {row['correct']:8,} correct {row['rejected']:8,} rejected"
-        print(f"{name:20} {counts} {row['anything_else']:4} anything else")
+    print(table(report))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written to {options.output}")
     return int(any(row["anything_else"] for row in kinds.values()))
+
+
+def table(report: dict[str, Any]) -> str:
+    """The counts as Markdown, as ``hf_rerank/inference/README.md`` shows them."""
+    columns = ("tried", "correct", "rejected", "anything_else")
+    lines = [["kind of input", *(column.replace("_", " ") for column in columns)], ["---", *["---:"] * len(columns)]]
+    lines += [[name, *(f"{row[column]:,}" for column in columns)] for name, row in report["kinds"].items()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def run(name: str, seed: int, seconds: float) -> dict[str, Any]:

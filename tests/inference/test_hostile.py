@@ -106,12 +106,13 @@ def test_a_message_is_one_line_of_text_whatever_it_quotes() -> None:
     [
         ({1: [1], "item_id": ["a"]}, "the lists have no column 'price'; their columns: list_id, 1, item_id"),
         ({"item_id": ["\ud800"], "price": [1.0]}, "column 'item_id' of list 0 .*surrogates not allowed"),
+        ({"item_id": ["a", b"\xff"], "price": [1.0, 1.0]}, "column 'item_id' of list 0 .*UTF8"),
         ({"item_id": [nested(100_000)], "price": [1.0]}, "lists within lists"),
         ({"item_id": ["a"], "price": [10**5000]}, "column 'price' of list 0 .*too large"),
         ({"item_id": ["a"], "price": ["1\n2"]}, "column 'price' holds string"),
         ({"items": [{"item_id": "a", "price": 1}, {"item_id": "a", 10**5000: 1}]}, "lacks 'price'"),
     ],
-    ids=["key", "surrogate", "nested", "digits", "two lines", "key of an item"],
+    ids=["key", "surrogate", "bytes", "nested", "digits", "two lines", "key of an item"],
 )
 def test_rows(reranker: Reranker, row: dict[Any, Any], message: str) -> None:
     assert re.search(message, refusal(lambda: reranker.rerank([{"list_id": 5, **row}])))
