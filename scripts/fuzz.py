@@ -1,7 +1,7 @@
 """Gives the library damaged and hostile inputs of every kind for some minutes, and counts what comes of them.
 
 ``scripts/fuzz.py [--minutes 2] [--seed 0] [--kinds NAME ...] [--output FILE]``: of each kind of input (``KINDS`` in
-``tests/fuzzing``) as many as fit into its minutes. Prints, and writes as JSON, how many were tried, how many were
+``tests/fuzzing``) as many as fit into the minutes. Prints, and writes as JSON, how many were tried, how many were
 ranked correctly, how many were refused with one line of the library's error class, and how many ended in anything
 else: another exception, a message of several lines, a wrong result, a crash, more than ``SECONDS`` or ``MEMORY``. That
 last number must be 0.
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ SECONDS, MEMORY = 60, 2**29
 def main() -> int:
     """Runs all kinds and writes the counts; the exit code is 1 if there was anything else."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=2.0, help="for each kind (default: 2)")
+    parser.add_argument("--minutes", type=float, default=2.0, help="for all kinds, side by side (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of all inputs (default: 0)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of input (default: all)")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one input, in this process")
@@ -50,7 +51,9 @@ def main() -> int:
         work(options.kinds[0], options.seed, options.worker, options.only)
         return 0
     started = time.monotonic()
-    kinds = {name: run(name, options.seed, 60 * options.minutes) for name in options.kinds}
+    with ThreadPoolExecutor(len(options.kinds)) as side_by_side:
+        rows = side_by_side.map(lambda name: run(name, options.seed, 60 * options.minutes), options.kinds)
+        kinds = dict(zip(options.kinds, rows, strict=True))
     report = {"seed": options.seed, "kinds": kinds, "seconds": round(time.monotonic() - started)}
     print(table(report))
     options.output.parent.mkdir(parents=True, exist_ok=True)
