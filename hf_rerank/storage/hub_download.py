@@ -118,6 +118,7 @@ def saved_weights(source: str | Path, *, variant: str | None = None, **hub_optio
         hub_options = {**hub_options, "revision": folder.name}
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder / 'adapter_config.json'} names another model: expected a re-ranker of its own")
+    read_json(folder / "config.json", REMEDY)  # transformers reads it again, with none of these checks
     if remote and _fetched_if_there(source, weights, **hub_options) is None:
         _fetched_if_there(source, index, **hub_options)
     if (folder / weights).is_file():

@@ -197,6 +197,8 @@ def test_json(text: str, message: str, folder: Path) -> None:
         (folder / name).write_text(text)
         seal(folder)
         assert message in refused(folder)
+        if name == "config.json":
+            assert message in refusal(lambda: PRMForReranking.from_pretrained(folder))
         (folder / name).write_bytes(before)
     weights = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text.encode() + weights)
