@@ -11,7 +11,6 @@ and role. Padding, collating, gathering across processes, ONNX inputs and valida
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import numbers
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.storage.json_files import parse_json_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -445,24 +445,10 @@ class ListSchema:
         try:
             # No JSON string holds a line break, so no such line is inside one; emptied, errors keep their lines.
             lines = path.read_text(encoding="utf-8-sig").split("\n")
-            text = "\n".join("" if line.lstrip().startswith("//") else line for line in lines)
-            plain = json.loads(text, object_pairs_hook=functools.partial(_each_key_once, path))
-        except ValueError as error:
-            raise InputError(f"{path} is not valid JSON: {error}") from None
-        if not isinstance(plain, dict):
-            raise InputError(
-                f"{path} holds {type(plain).__name__}, expected a JSON object as ListSchema.save writes it"
-            )
-        return cls.from_dict(plain)
-
-
-def _each_key_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, whose reader would take the last of equal keys without a word."""
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise InputError(f"{path} has the key {key!r} twice in one object: keep one of them")
-    return dict(pairs)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not valid JSON: {error}; save it as UTF-8") from None
+        text = "\n".join("" if line.lstrip().startswith("//") else line for line in lines)
+        return cls.from_dict(parse_json_object(text, str(path), "write it as ListSchema.save does"))
 
 
 def _whole(what: str, value: Any) -> None:

@@ -15,10 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.errors import InputError, suggestion
+from hf_rerank.errors import InputError, shown, suggestion
 from hf_rerank.fast_rows import LARGEST_FLOAT32, PlainRows, plain_rows
 from hf_rerank.schema import COLUMN_TENSORS, TENSORS, Categorical, Dense, Feature, ListSchema, Vector, kind_of
 
+# A column holds a list per list, which holds a list per item, which holds numbers.
+DEEPEST = 3
+_NESTED = (list, tuple, set, frozenset, dict)
 HISTORY_FEATURE = "feature of the history"
 
 
@@ -229,7 +232,7 @@ class _ColumnReader:
     def values(self, name: str) -> pa.Array:
         if name not in self.names:
             raise InputError(
-                f"the lists have no column {name!r}; their columns: {', '.join(self.offered)}"
+                f"the lists have no column {name!r}; their columns: {', '.join(_texts(self.offered))}"
                 f"{suggestion(name, self.offered)}"
             )
         if self.names.count(name) > 1:
@@ -436,14 +439,34 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
+def _texts(names: Iterable[Any]) -> Iterable[str]:
+    """Names of columns for messages; a caller's dictionaries may have keys of any type."""
+    return (name if isinstance(name, str) else shown(name) for name in names)
+
+
+def is_deep(values: Iterable[Any], deepest: int = DEEPEST) -> bool:
+    """Whether values are nested deeper than so many levels, by default a column's; Arrow crashes on thousands."""
+    level = list(values)
+    for _ in range(deepest):
+        if not any(issubclass(kind, _NESTED) for kind in set(map(type, level))):
+            return False
+        nested = (value for value in level if isinstance(value, _NESTED))
+        level = [entry for value in nested for entry in (value.values() if isinstance(value, dict) else value)]
+    return any(isinstance(value, _NESTED) for value in level)
+
+
 def _column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchema, first: int) -> pa.Array:
     plain = [row[name].tolist() if hasattr(row[name], "tolist") else row[name] for row in rows]
 
     def converted(count: int) -> pa.Array | Exception:
         """The column of the first ``count`` lists, or why they make none."""
+        if is_deep(plain[:count]):
+            return InputError("lists within lists")
         try:
-            return pa.array(plain[:count])
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            array = pa.array(plain[:count])
+            array.validate(full=True)  # bytes among text are taken for text, even if they are no UTF-8
+            return array
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # a lone surrogate: ValueError
             return _unusual(plain[:count]) or error
 
     column = converted(len(plain))
@@ -480,7 +503,7 @@ def _unusual(values: list[Any]) -> pa.Array | None:
 def _where(rows: Sequence[Mapping[str, Any]], row: int, schema: ListSchema, first: int) -> str:
     """As ``_ColumnReader.where``, of lists that are no table yet."""
     name = None if schema.list_id is None else rows[row].get(schema.list_id)
-    return f"list {first + row}" if name is None else f"list {first + row} (id {name})"
+    return f"list {first + row}" if name is None else f"list {first + row} (id {next(iter(_texts([name])))})"
 
 
 def _ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int, count: int) -> list[str]:

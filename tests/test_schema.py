@@ -136,7 +136,7 @@ def test_schema_through_json(tmp_path) -> None:
     ("text", "message"),
     [
         ('{"items": [', "not valid JSON"),
-        ("[]", "holds list, expected a JSON object"),
+        ("[]", "holds a list: expected a JSON object"),
         ('{"items": [], "lable": "click"}', "unknown key 'lable'; did you mean 'label'"),
         ('{"items": [{"kind": "categorial", "name": "x"}]}', "kind 'categorial'.*did you mean 'categorical'"),
         ('{"items": [{"name": "x"}]}', "kind 'None': expected one of categorical, dense, vector"),
@@ -152,8 +152,11 @@ def test_schema_through_json(tmp_path) -> None:
             '{"items": [{"kind": "dense", "name": "x"}], "max_list_length": "9"}',
             "max_list_length='9': expected a whole",
         ),
-        ('{"items": [{"kind": "dense", "name": "x"}], "label": "a", "label": "b"}', "the key 'label' twice"),
-        ('{"items": [{"kind": "dense", "name": "x", "name": "y"}]}', "the key 'name' twice"),
+        (
+            '{"items": [{"kind": "dense", "name": "x"}], "label": "a", "label": "b"}',
+            "names 'label' twice in one object",
+        ),
+        ('{"items": [{"kind": "dense", "name": "x", "name": "y"}]}', "names 'name' twice in one object"),
     ],
 )
 def test_wrong_schema_file(tmp_path, text: str, message: str) -> None:

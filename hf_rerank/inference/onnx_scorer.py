@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from hf_rerank.errors import InputError, suggestion
+from hf_rerank.errors import InputError, shown, suggestion
 from hf_rerank.inference.ranking import check_at_least_one
-from hf_rerank.schema import TENSORS
+from hf_rerank.schema import FEATURE_TENSORS, TENSORS
 from hf_rerank.storage import MANIFEST, read_json
 from hf_rerank.storage.hub_download import GRAPH_FILE, HUB_OPTIONS, REMEDY, verified_folder
 
 SCORES = "logits"
+EXPORT_AGAIN = "export the model again"
 
 
 class OnnxScorer:
@@ -34,6 +35,15 @@ class OnnxScorer:
         self.task_loss = str(config["task_loss"])
         # Features that no score depends on may be no input of a graph.
         self.inputs = [entry.name for entry in session.get_inputs()]
+        for name in self.inputs:
+            if name not in FEATURE_TENSORS:
+                raise InputError(f"{folder / GRAPH_FILE} reads {name!r}, which no lists have; {EXPORT_AGAIN}")
+        outputs = [(entry.name, entry.type) for entry in session.get_outputs()]
+        if outputs != [(SCORES, "tensor(float)")]:
+            raise InputError(
+                f"{folder / GRAPH_FILE} gives {shown(outputs)}: expected {SCORES}, a tensor(float), alone; "
+                f"{EXPORT_AGAIN}"
+            )
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, threads: int = 1, **options: Any) -> OnnxScorer:
@@ -63,24 +73,35 @@ class OnnxScorer:
             **options,
         )
         import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as faults
 
+        config = _config(folder / "config.json")
         choices = onnxruntime.SessionOptions()
         choices.intra_op_num_threads = threads
+        choices.log_severity_level = 4  # whatever is wrong ends in an exception, and is said once
+        # A graph may name any file as its weights. Given this table, onnxruntime reads none but those in it; the graph
+        # itself stands there, empty, because a table without entries would not count as one.
+        data = {path.name: path.read_bytes() for path in sorted(folder.glob(f"{GRAPH_FILE}.*")) if path.is_file()}
+        table = {GRAPH_FILE: b"", **data}
+        choices.add_external_initializers_from_files_in_memory(
+            list(table), list(table.values()), [len(content) for content in table.values()]
+        )
         try:
-            session = onnxruntime.InferenceSession(folder / GRAPH_FILE, choices, providers=["CPUExecutionProvider"])
-        except (faults.Fail, faults.InvalidGraph, faults.InvalidProtobuf, faults.NotImplemented) as error:
+            session = onnxruntime.InferenceSession(
+                (folder / GRAPH_FILE).read_bytes(), choices, providers=["CPUExecutionProvider"]
+            )
+        except _faults() as error:
             raise InputError(
-                f"onnxruntime {onnxruntime.__version__} cannot load {folder / GRAPH_FILE}: "
-                f"{' '.join(str(error).split())}; install a newer onnxruntime, or export it again"
+                f"onnxruntime {onnxruntime.__version__} cannot load {folder / GRAPH_FILE}: {error}; install a newer "
+                "onnxruntime, or export it again"
             ) from None
-        return cls(session, read_json(folder / "config.json", REMEDY), folder)
+        return cls(session, config, folder)
 
     def scores(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
         """float32 [B, L], by slot.
 
         Raises:
-            InputError: The lists have more slots than the model has positions for, or lack an input of the graph.
+            InputError: The lists have more slots than the model has positions for, or lack an input of the graph; or
+                the graph cannot score them, or gives something else than one score per slot.
         """
         for name in self.inputs:
             if name not in features:
@@ -90,10 +111,17 @@ class OnnxScorer:
         longest, slots = self.config["max_list_length"], features["mask"].shape[1]
         if self.config["position_input"] != "none" and slots > longest:
             raise InputError(f"lists of {slots} slots: the model has positions for max_list_length={longest}")
-        for name in self.inputs:
-            if name not in features:
-                raise InputError(f"the lists have no {name}, which the graph reads: give the columns of training")
-        (scores,) = self.session.run([SCORES], {name: features[name] for name in self.inputs})
+        try:
+            (scores,) = self.session.run([SCORES], {name: features[name] for name in self.inputs})
+        except _faults() as error:
+            raise InputError(
+                f"{self.folder / GRAPH_FILE} cannot score lists of the processor beside it: {error}; {EXPORT_AGAIN}"
+            ) from None
+        if scores.shape != features["mask"].shape:
+            raise InputError(
+                f"{self.folder / GRAPH_FILE} gives {SCORES} {list(scores.shape)} for {list(features['mask'].shape)} "
+                f"slots: expected one score per slot; {EXPORT_AGAIN}"
+            )
         return scores
 
     def save_pretrained(self, folder: Path) -> None:
@@ -107,6 +135,32 @@ class OnnxScorer:
             "a re-ranker that runs an exported graph cannot be pickled or copied: give the other process the folder, "
             "and load it there with Reranker.from_pretrained"
         )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The config of an exported model; what ranking reads of it is of the right type."""
+    config = read_json(path, REMEDY)
+    fingerprint, longest = config.get("schema_fingerprint"), config.get("max_list_length")
+    if (
+        not (fingerprint is None or isinstance(fingerprint, str))
+        or not isinstance(config.get("task_loss"), str)
+        or config.get("position_input") not in ("embedding", "none")
+        or type(longest) is not int
+        or longest < 1
+    ):
+        said = {
+            name: config.get(name) for name in ("schema_fingerprint", "task_loss", "position_input", "max_list_length")
+        }
+        raise InputError(f"{path} is no config of an exported model, it says {shown(said)}; {EXPORT_AGAIN}")
+    return config
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises; its exceptions share no base class."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [entry for entry in vars(state).values() if isinstance(entry, type) and issubclass(entry, Exception)]
+    return (*own, RuntimeError, ValueError, TypeError, MemoryError)
 
 
 def require_onnx(*packages: str) -> None:

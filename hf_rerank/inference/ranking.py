@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_rerank.errors import InputError, suggestion
+from hf_rerank.errors import InputError, shown, suggestion
 from hf_rerank.processing.encoding_report import EncodingReport
 from hf_rerank.processing.processor import ListProcessor
 from hf_rerank.processing.rows import rows_in_columns
@@ -189,12 +189,14 @@ def check_at_least_one(name: str, value: Any, *, or_none: bool = False) -> None:
     if value is None and or_none:
         return
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InputError(f"{name} is {value!r}: expected at least 1, a whole number{', or None' if or_none else ''}")
+        raise InputError(
+            f"{name} is {shown(value)}: expected at least 1, a whole number{', or None' if or_none else ''}"
+        )
     if int(value) < 1:
-        raise InputError(f"{name} is {value}: expected at least 1")
+        raise InputError(f"{name} is {shown(value)}: expected at least 1")
 
 
 def check_is_bool(name: str, value: Any) -> None:
     """Raises an InputError unless the value is True or False: the text "no" would count as True."""
     if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name} is {value!r}: expected True or False")
+        raise InputError(f"{name} is {shown(value)}: expected True or False")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.click_through import ClickThroughCounts
@@ -19,7 +19,7 @@ from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
 from hf_rerank.processing.trees import rows_of, tables_in, tree_inputs
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
-from hf_rerank.storage import refuse_repeated_names, replacing
+from hf_rerank.storage import read_arrays, replacing
 from hf_rerank.storage.hub_download import verified_folder
 from hf_rerank.validation import Lists, tables_of
 
@@ -156,10 +156,9 @@ class LambdaMARTRanker:
         """
         names = (RANKER_FILE, TREES_FILE, RATES_FILE, CONFIG_FILE, VOCABULARIES_FILE)
         path = verified_folder(folder, names)
-        refuse_repeated_names(path / RATES_FILE)
         settings = read_settings(path, "lambdamart")
         trees = (path / TREES_FILE).read_text(encoding="utf-8")
-        return cls(trees, ListProcessor.from_pretrained(path), load_file(path / RATES_FILE), settings)
+        return cls(trees, ListProcessor.from_pretrained(path), read_arrays(path / RATES_FILE), settings)
 
 
 def require_lightgbm() -> Any:

@@ -7,6 +7,7 @@ the only thing that training code calls: DDP, FSDP, autocast and torch.compile a
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from hf_rerank.models.embeddings import FeatureTables, calibrated_scores, resize
 from hf_rerank.models.layers import Context, SharedDropout, draw_dropout, position_vectors
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 from hf_rerank.schema import TENSORS, ListBatch, ListSchema
-from hf_rerank.storage.hub_download import HUB_OPTIONS, folder_with_weights
+from hf_rerank.storage.hub_download import HUB_OPTIONS, SavedWeights, saved_weights
 from hf_rerank.storage.hub_upload import push_saved
 
 # Features that are float32 in every batch, and become the dtype of the weights.
@@ -100,7 +101,8 @@ class PreTrainedReranker(PreTrainedModel):
         that was changed without changing its shape is then not noticed.
 
         transformers fills missing weights with random numbers and only warns. With ``output_loading_info=True`` or
-        ``ignore_mismatched_sizes=True`` this method does the same.
+        ``ignore_mismatched_sizes=True`` this method does the same, and then any config is taken; otherwise one that
+        asks for a model of more numbers than the weight files have bytes is refused before memory is allocated.
 
         Args:
             pretrained_model_name_or_path: A folder, or the id of a Hub repository.
@@ -108,10 +110,11 @@ class PreTrainedReranker(PreTrainedModel):
             options: As upstream: ``revision``, ``token``, ``dtype``, ``device_map``, ...
 
         Raises:
-            InputError: Weights are missing, unknown, of the wrong shape, damaged, or cannot be read; the config is
-                wrong; or there is no such option.
+            InputError: Weights are missing, unknown, of the wrong shape or number format, damaged, or cannot be read;
+                the config is wrong, or asks for a larger model than the weights; or there is no such option.
         """
         source, name = pretrained_model_name_or_path, str(pretrained_model_name_or_path)
+        weights: SavedWeights | None = None
         dtype = options.get("dtype")
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise InputError(f"dtype is {dtype!r}: expected a number format of torch, such as 'float32'")
@@ -124,7 +127,8 @@ class PreTrainedReranker(PreTrainedModel):
                 source = Path(source) / subfolder
             elif subfolder:
                 hub_options["subfolder"] = subfolder
-            source = folder_with_weights(source, variant=options.get("variant"), **hub_options)
+            weights = saved_weights(source, variant=options.get("variant"), **hub_options)
+            source = weights.folder
             options = {**options, "use_safetensors": True, "local_files_only": True}
         if options.get("output_loading_info") or options.get("ignore_mismatched_sizes"):
             loaded: Any = super().from_pretrained(source, *args, **options)
@@ -132,6 +136,8 @@ class PreTrainedReranker(PreTrainedModel):
             return loaded
         strict: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
+            if weights is not None:
+                cls._refuse_more_than(weights, options.get("config"))
             with _without_load_report():
                 loaded = super().from_pretrained(source, *args, **options, **strict)
         except InputError as error:
@@ -154,8 +160,45 @@ class PreTrainedReranker(PreTrainedModel):
                     f"weights in {name} are {what}: {', '.join(names[:5])}"
                     f"{', ...' if len(names) > 5 else ''}; save or download the model again"
                 )
+        if weights is not None:
+            _refuse_other_formats(model, weights, name)
         _finish_loading(model, name)
         return model
+
+    @classmethod
+    def _refuse_more_than(cls, weights: SavedWeights, config: Any) -> None:
+        """Refuses a config that asks for a model larger than its weights, before memory is allocated for it.
+
+        The model is made without memory (on torch's device ``meta``), until it has more numbers than the weight files
+        have bytes.
+
+        Args:
+            weights: Those that are to be loaded.
+            config: The caller's. None: that of ``config.json``.
+        """
+        if not isinstance(config, RerankerConfig):
+            config = cls.config_class.from_pretrained(weights.folder if config is None else config)  # type: ignore[union-attr]
+        thread, left = threading.get_ident(), weights.bytes
+
+        def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+            nonlocal left
+            # The hook is one for all threads, which may make models of their own meanwhile.
+            if parameter is None or threading.get_ident() != thread:
+                return
+            left -= max(1, parameter.numel())
+            if left < 0:
+                raise _larger_than(weights)
+
+        counting = nn.modules.module.register_module_parameter_registration_hook(count)
+        try:
+            with torch.device("meta"):
+                cls(config)
+        except (RuntimeError, OverflowError, TypeError) as error:
+            if "overflow" not in str(error).lower():
+                raise
+            raise _larger_than(weights) from error  # a size that not even a description can have
+        finally:
+            counting.remove()
 
     def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **options: Any) -> None:
         """As upstream; ``push_to_hub=True`` then calls ``push_to_hub``, with ``repo_id`` and its other options."""
@@ -435,6 +478,26 @@ def _without_load_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_other)
+
+
+def _larger_than(weights: SavedWeights) -> InputError:
+    return InputError(
+        f"it asks for a model of more than {weights.bytes:,} numbers, and its weight files have {weights.bytes:,} "
+        "bytes: it is not the config of these weights; save or download the model again"
+    )
+
+
+def _refuse_other_formats(model: PreTrainedReranker, weights: SavedWeights, name: str) -> None:
+    """Refuses integers that were saved in place of a model's fractions, or the reverse: casting them changes them."""
+    fractions = ("F64", "F32", "F16", "BF16")
+    for tensor, values in model.state_dict().items():
+        found = weights.formats.get(tensor)
+        if found is not None and (found in fractions) != values.is_floating_point():
+            expected = ", ".join(fractions) if values.is_floating_point() else "integers"
+            raise InputError(
+                f"weights in {name} are of another number format: {tensor} holds {found}, expected {expected}; save "
+                "or download the model again"
+            )
 
 
 def _finish_loading(model: Any, name: str) -> None:

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from hf_rerank.errors import InputError, suggestion
+from hf_rerank.errors import InputError, shown, suggestion
 from hf_rerank.processing.encoding_report import EncodingReport, TrainingCounts, drift
 from hf_rerank.processing.ragged import RaggedLists
 from hf_rerank.processing.rows import rows_in_columns
@@ -35,7 +34,7 @@ from hf_rerank.processing.scaling import (
 from hf_rerank.processing.trees import TREES_FILE, TreeRanker
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary
 from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
-from hf_rerank.storage import read_json, refuse_repeated_names, write_json
+from hf_rerank.storage import read_arrays, read_json, write_json
 from hf_rerank.storage.hub_download import REMEDY, at_one_commit, verified_folder
 from hf_rerank.storage.hub_upload import push_saved
 from hf_rerank.validation import Lists, tables_of
@@ -43,6 +42,8 @@ from hf_rerank.validation import Lists, tables_of
 CONFIG_FILE = "preprocessor_config.json"
 VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
+# A smaller one divides float32 numbers beyond their range.
+SMALLEST_STD = 1e-30
 # What transformers hands to a processor beside its own options: how to load the model.
 _MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype", "device_map", "attn_implementation")
 
@@ -361,7 +362,6 @@ class ListProcessor:
         hub_options = at_one_commit(source, CONFIG_FILE, **hub_options)
         folder = verified_folder(source, (CONFIG_FILE, VOCABULARIES_FILE), **hub_options)
         config_path, vocabularies_path = folder / CONFIG_FILE, folder / VOCABULARIES_FILE
-        refuse_repeated_names(vocabularies_path)
         plain = read_json(config_path, REMEDY)
         if plain.get("format_version") != FORMAT_VERSION:
             raise InputError(
@@ -375,14 +375,18 @@ class ListProcessor:
         for key in ("schema", "scales", "fit_report"):
             if not isinstance(plain.get(key), dict):
                 raise InputError(f"{config_path} lacks {key!r}, or it is no object; save the processor again")
-        scales = {name: _read_scale(scale, name, config_path) for name, scale in plain["scales"].items()}
-        try:
-            arrays = load_file(vocabularies_path)
-        except SafetensorError as error:
-            raise InputError(
-                f"{vocabularies_path} is damaged: {error}; save or download the processor again"
-            ) from None
         schema = ListSchema.from_dict(plain["schema"])
+        scales = {name: _read_scale(scale, name, config_path) for name, scale in plain["scales"].items()}
+        arrays = read_arrays(vocabularies_path)
+        for feature in (*schema.items, *schema.user, *schema.history):
+            quantile = isinstance(feature, Dense) and feature.scale == "quantile"
+            if isinstance(feature, Dense) and (
+                feature.name not in scales or bool(scales[feature.name].knots) != quantile
+            ):
+                raise InputError(
+                    f"{config_path} has no scale of {feature.name!r} of the kind that its schema says "
+                    f"({feature.scale}); save the processor again"
+                )
         trees = None
         if "trees" in plain:
             trees = TreeRanker.load(verified_folder(source, (TREES_FILE,), **hub_options))
@@ -510,6 +514,14 @@ def _read_scale(plain: Any, name: str, path: Path) -> DenseScale:
             "and quantiles; save the processor again"
         )
     knots, quantiles = plain.get("knots", ()), plain.get("quantiles", ())
+    if not all(isinstance(part, list | tuple) for part in (knots, quantiles)):
+        raise InputError(f"{path} has the quantile scale of {name!r} without lists of knots; save the processor again")
+    odd = [value for value in (plain["mean"], plain["std"], *knots, *quantiles) if type(value) not in (int, float)]
+    if odd or not plain["std"] >= SMALLEST_STD:
+        raise InputError(
+            f"{path} has the scale {shown(plain)} of {name!r}: expected numbers, and a std above 0, by which values "
+            "are divided; save the processor again"
+        )
     if len(knots) != len(quantiles) or list(knots) != sorted(knots):
         raise InputError(
             f"{path} has the quantile scale of {name!r} with {len(knots)} knots and {len(quantiles)} quantiles: "
@@ -561,8 +573,14 @@ def _vocabularies(
             vocabularies[feature.name] = TableVocabulary(integers)
         elif f"text/{feature.name}" in arrays and f"text_lengths/{feature.name}" in arrays:
             joined = arrays[f"text/{feature.name}"].tobytes()
-            ends = np.cumsum(arrays[f"text_lengths/{feature.name}"])
-            starts = ends - arrays[f"text_lengths/{feature.name}"]
+            lengths = arrays[f"text_lengths/{feature.name}"]
+            if lengths.dtype != np.int64 or lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != len(joined):
+                raise InputError(
+                    f"{path} holds a damaged vocabulary of {feature.name!r}: the lengths of its texts do not add up "
+                    f"to {len(joined):,} bytes; save or download the processor again"
+                )
+            ends = np.cumsum(lengths)
+            starts = ends - lengths
             try:
                 texts = [joined[start:end].decode() for start, end in zip(starts, ends, strict=True)]
             except (TypeError, UnicodeDecodeError) as error:

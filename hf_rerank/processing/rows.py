@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_rerank.errors import InputError, suggestion
+import pyarrow as pa
+
+from hf_rerank.errors import InputError, shown, suggestion
 from hf_rerank.schema import ListSchema, Vector
+from hf_rerank.validation import is_deep
 
 # Keys that hold one dict per item, or per history item.
 ITEMS, HISTORY = "items", "history"
@@ -76,8 +79,8 @@ def _columns_of_entries(entries: Any, where: str) -> dict[str, list[Any]]:
         if odd is not None:
             has, lacks = (0, place) if odd in columns else (place, 0)
             raise InputError(
-                f"{where.format(lacks)} lacks {odd!r}, which {where.format(has)} has: give every item the same keys, "
-                f"None where a value is missing{suggestion(odd, entries[lacks])}"
+                f"{where.format(lacks)} lacks {shown(odd)}, which {where.format(has)} has: give every item the same "
+                f"keys, None where a value is missing{suggestion(odd, entries[lacks])}"
             )
         for name, values in columns.items():
             values.append(entry[name])
@@ -105,7 +108,13 @@ def rows_of_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
     """
     import polars as pl
 
-    table = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
+    for name, column in () if isinstance(frame, pl.DataFrame) else frame.items():
+        if column.dtype == object and is_deep(column):
+            raise InputError(f"column {name!r} of the data frame holds lists within lists: expected one list a cell")
+    try:
+        table = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
+    except (pa.ArrowException, pl.exceptions.PolarsError, ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"the data frame has a column that is of no one type: {error}; convert it") from None
     first = schema.items[0].name
     if first not in table.columns:
         raise InputError(

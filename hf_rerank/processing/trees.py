@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from hf_rerank.errors import InputError
 from hf_rerank.processing.ragged import RaggedLists
 from hf_rerank.processing.vocabularies import UNKNOWN
 from hf_rerank.schema import Categorical, ListSchema
-from hf_rerank.storage import refuse_repeated_names
+from hf_rerank.storage import read_arrays
 
 TREES_FILE = "trees.safetensors"
 # What stands before the name of a feature in the file, for its click-through rates.
@@ -30,6 +29,11 @@ MISSING_IS_ZERO, ZERO_IS_MISSING, NAN_IS_MISSING = 0, 1, 2
 _ZERO = 1e-35
 # Pairs of an item and a tree that are followed at once.
 _PAIRS = 2**16
+_DTYPES = {
+    **dict.fromkeys(("roots", "feature", "left", "right", "category_set"), "int32"),
+    **dict.fromkeys(("default_left", "missing", "categories"), "uint8"),
+    **dict.fromkeys(("threshold", "leaves"), "float64"),
+}
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,19 @@ class TreeEnsemble:
 
     def check(self, path: Path) -> None:
         """Raises an InputError if the arrays do not describe trees."""
+        for entry in fields(self):
+            array, dtype, axes = getattr(self, entry.name), _DTYPES[entry.name], 2 if entry.name == "categories" else 1
+            if array.dtype != dtype or array.ndim != axes:
+                raise InputError(
+                    f"{path} holds {array.dtype} {list(array.shape)} as {entry.name!r}: expected {dtype} of {axes} "
+                    "axes; the file was changed, save or download the model again"
+                )
         nodes, leaves = len(self.feature), len(self.leaves)
         per_node = (self.threshold, self.left, self.right, self.default_left, self.missing, self.category_set)
         children = np.concatenate([self.roots, self.left, self.right])
         wrong = (
             any(part.shape != (nodes,) for part in per_node)
-            or self.categories.ndim != 2
+            or (len(self.categories) and not self.categories.shape[1])
             or (len(children) and (children.max() >= nodes or children.min() < -leaves))
             or (nodes and (self.feature.min() < 0 or self.category_set.max() >= len(self.categories)))
             # A child comes after its parent, so that no walk is endless.
@@ -164,17 +175,16 @@ class TreeRanker:
             InputError: It is damaged, or does not hold trees.
         """
         path = folder / TREES_FILE
-        refuse_repeated_names(path)
-        try:
-            arrays = load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged: {error}; save or download the model again") from None
+        arrays = read_arrays(path)
         names = [entry.name for entry in fields(TreeEnsemble)]
         for name in (*names, _READS_POSITION):
             if name not in arrays:
                 raise InputError(f"{path} holds no {name!r}: it is no file of trees; save or download the model again")
         ensemble = TreeEnsemble(**{name: arrays[name] for name in names})
         ensemble.check(path)
+        for name, array in arrays.items():
+            if name.startswith(_RATES) and (array.ndim != 1 or array.dtype.kind != "f" or len(array) <= UNKNOWN):
+                raise InputError(f"{path} holds no rates as {name!r}: the file was changed; save or download it again")
         rates = {name.removeprefix(_RATES): array for name, array in arrays.items() if name.startswith(_RATES)}
         return cls(ensemble, rates, reads_position=bool(arrays[_READS_POSITION].any()))
 

@@ -15,7 +15,7 @@ from hf_rerank.storage.inputs import InputFiles, content_digest, refuse_output_o
 from hf_rerank.storage.json_files import json_text, json_values, parse_json_object, read_json, write_json
 from hf_rerank.storage.locks import locked
 from hf_rerank.storage.manifest import MANIFEST, manifest_text, read_manifest, verify, write_manifest
-from hf_rerank.storage.safetensors_header import refuse_repeated_names
+from hf_rerank.storage.safetensors_files import number_formats, read_arrays
 from hf_rerank.storage.saved_folder import replace_file, replacing
 
 __all__ = [
@@ -28,11 +28,12 @@ __all__ = [
     "locked",
     "manifest_text",
     "naming_failures",
+    "number_formats",
     "parse_json_object",
+    "read_arrays",
     "read_json",
     "read_manifest",
     "refuse_output_over_input",
-    "refuse_repeated_names",
     "remove",
     "remove_leftovers",
     "replace_file",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage import MANIFEST, read_manifest, refuse_repeated_names, verify
+from hf_rerank.storage import MANIFEST, number_formats, read_json, read_manifest, verify
 from hf_rerank.storage.hub_errors import LOG_IN, reason, without_tokens
 
 REMEDY = "save or download it again"
@@ -83,7 +83,27 @@ def repair(source: str | Path, commit: str, kind: str = "model") -> str:
     return f"fetch it anew: hf download {source}{of_kind} --revision {commit} --force-download"
 
 
+@dataclass(frozen=True)
+class SavedWeights:
+    """Weights that lie in a folder.
+
+    Attributes:
+        folder: With ``config.json``.
+        bytes: Of all weight files.
+        formats: Each tensor, and its number format as safetensors names it (``F32``, ``BF16``, ``I64``, ...).
+    """
+
+    folder: Path
+    bytes: int
+    formats: dict[str, str]
+
+
 def folder_with_weights(source: str | Path, *, variant: str | None = None, **hub_options: Any) -> Path:
+    """The folder of ``saved_weights``."""
+    return saved_weights(source, variant=variant, **hub_options).folder
+
+
+def saved_weights(source: str | Path, *, variant: str | None = None, **hub_options: Any) -> SavedWeights:
     """The folder with a model's config and weights, as ``verified_folder``; weights are read from nowhere else.
 
     Raises:
@@ -98,6 +118,7 @@ def folder_with_weights(source: str | Path, *, variant: str | None = None, **hub
         hub_options = {**hub_options, "revision": folder.name}
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder / 'adapter_config.json'} names another model: expected a re-ranker of its own")
+    read_json(folder / "config.json", REMEDY)  # transformers reads it again, with none of these checks
     if remote and _fetched_if_there(source, weights, **hub_options) is None:
         _fetched_if_there(source, index, **hub_options)
     if (folder / weights).is_file():
@@ -111,9 +132,15 @@ def folder_with_weights(source: str | Path, *, variant: str | None = None, **hub
                 "was exported from; a graph can only rank, with Reranker.from_pretrained or hf-rerank rank"
             )
         raise InputError(f"{folder} has no {weights}: weights are read from safetensors files only")
+    size, formats = 0, dict[str, str]()
     for name in shards:
-        refuse_repeated_names(model_file(source, name, **hub_options))
-    return folder
+        path = model_file(source, name, **hub_options)
+        size += path.stat().st_size
+        of_file = number_formats(path)
+        if twice := formats.keys() & of_file.keys():
+            raise InputError(f"{path} holds {min(twice)!r}, which another shard holds too; {REMEDY}")
+        formats |= of_file
+    return SavedWeights(folder, size, formats)
 
 
 def holds_only_a_graph(source: str | Path, **hub_options: Any) -> bool:
@@ -146,10 +173,14 @@ def _lists_a_graph(folder: Path) -> bool:
 
 def _shards(index: Path) -> list[str]:
     """The files that the list of shards names: each lies beside it."""
-    try:
-        names = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index} is no list of shards: {error!r}; {REMEDY}") from None
+    content = read_json(index, REMEDY)
+    shard_of = content.get("weight_map")
+    if not isinstance(content.get("metadata"), dict) or not isinstance(shard_of, dict) or not shard_of:
+        raise InputError(
+            f"{index} is no list of shards: expected an object metadata, and an object weight_map that says of each "
+            f"tensor which file holds it; {REMEDY}"
+        )
+    names = list({str(name): name for name in shard_of.values()}.values())
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise InputError(f"{index} names {name!r}: expected .safetensors files in the same folder")

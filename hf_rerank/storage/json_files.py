@@ -7,8 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.errors import InputError
+from hf_rerank.errors import InputError, shown
 from hf_rerank.storage.atomic import write_file
+
+# What no file of this library comes near: bytes of a file, levels of objects and lists, size of an integer.
+LARGEST_FILE = 2**26
+DEEPEST = 50
+LARGEST_INTEGER = 2**64
 
 
 def write_json(path: str | Path, values: dict[str, Any]) -> None:
@@ -46,14 +51,32 @@ def read_json(path: str | Path, remedy: str = "fix or remove it") -> dict[str, A
         remedy: What to do if it is no such file, at the end of messages.
 
     Raises:
-        InputError: It is no JSON object, or names a key twice.
+        InputError: It is no regular file (a pipe or a device would be read for ever), larger than ``LARGEST_FILE``, or
+            as of ``parse_json_object``.
+        OSError: There is none, or it cannot be read.
     """
     path = Path(path)
+    refuse_special_file(path, remedy)
+    if path.stat().st_size > LARGEST_FILE:
+        raise InputError(
+            f"{path} has {path.stat().st_size:,} bytes: expected a JSON file of at most {LARGEST_FILE:,}; {remedy}"
+        )
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}; {remedy}") from None
     return parse_json_object(text, str(path), remedy)
+
+
+def refuse_special_file(path: Path, remedy: str) -> None:
+    """
+    Raises:
+        InputError: The path is a folder, a pipe, a device, or a link that leads nowhere; a path that does not exist is
+            left to whoever opens it.
+    """
+    if not path.is_file() and (path.exists() or path.is_symlink()):
+        what = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "a link that leads nowhere"
+        raise InputError(f"{path} is {what}: expected a regular file; {remedy}")
 
 
 def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -> dict[str, Any]:
@@ -65,7 +88,8 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
         remedy: What to do, at the end of messages.
 
     Raises:
-        InputError: It is no JSON object, or names a key twice.
+        InputError: It is no JSON object, names a key twice, is nested deeper than ``DEEPEST``, or holds what no other
+            program may be able to read: NaN, infinity, an integer of more than 64 bits, a lone surrogate.
     """
 
     def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -84,4 +108,29 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
         raise InputError(f"{where} is not valid JSON: {error}; {remedy}") from None
     if not isinstance(value, dict):
         raise InputError(f"{where} holds a {type(value).__name__}: expected a JSON object; {remedy}")
+    _refuse_extremes(value, where, remedy)
     return value
+
+
+def _refuse_extremes(value: Any, where: str, remedy: str) -> None:
+    """Level by level, since a recursion would fail at what is to be found here."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for entry in level:
+            if isinstance(entry, dict):
+                inner += entry
+                inner += entry.values()
+            elif isinstance(entry, list):
+                inner += entry
+            elif isinstance(entry, str):
+                if not entry.isascii() and any("\ud800" <= letter <= "\udfff" for letter in entry):
+                    raise InputError(f"{where} holds {shown(entry)}: a lone surrogate is no text; {remedy}")
+            elif isinstance(entry, float) and not math.isfinite(entry):
+                raise InputError(f"{where} holds {entry}: expected finite numbers; {remedy}")
+            elif isinstance(entry, int) and not -LARGEST_INTEGER < entry < LARGEST_INTEGER:
+                raise InputError(f"{where} holds the integer {shown(entry)}: expected at most 64 bits; {remedy}")
+        if not inner:
+            return
+        level = inner
+    raise InputError(f"{where} is nested more than {DEEPEST} levels deep: it is no file of this library; {remedy}")

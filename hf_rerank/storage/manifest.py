@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_rerank.errors import InputError
 from hf_rerank.storage.atomic import sync_tree
 from hf_rerank.storage.digests import sha256_of_file, sha256_of_json
+from hf_rerank.storage.json_files import read_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -66,21 +68,30 @@ def read_manifest(folder: Path, remedy: str = "save or download it again") -> di
         InputError: It is damaged, or of a newer format.
     """
     path = folder / MANIFEST
-    if not path.exists():
+    if not os.path.lexists(path):  # a link that leads nowhere is there, and is refused below
         return None
-    damaged = f"{path} is damaged: it does not hold what was saved, so no file in {folder} can be relied on; {remedy}"
+    damaged = f"{path} is damaged: it does not hold what was saved, so no file in {folder} can be relied on"
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
-        own = content.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise InputError(damaged) from None
-    if own != sha256_of_json(content):
-        raise InputError(damaged)
-    if content["format_version"] != FORMAT_VERSION:
+        content = read_json(path, remedy)
+    except InputError as error:
         raise InputError(
-            f"{path} has format_version {content['format_version']!r}, this library reads {FORMAT_VERSION}: install a "
-            "newer hf-rerank"
+            f"{damaged} ({str(error).removeprefix(f'{path} ').removesuffix(f'; {remedy}')}); {remedy}"
+        ) from None
+    if content.pop("sha256", None) != sha256_of_json(content):
+        raise InputError(f"{damaged}; {remedy}")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format_version {content.get('format_version')!r}, this library reads {FORMAT_VERSION}: "
+            "install a newer hf-rerank"
         )
+    files = content.get("files")
+    odd = (
+        next((name for name in files if not _is_entry(name, files[name])), None)
+        if isinstance(files, dict)
+        else "files"
+    )
+    if odd is not None:
+        raise InputError(f"{path} does not say of {odd!r} what a manifest says of a file (bytes, sha256); {remedy}")
     return content
 
 
@@ -114,7 +125,7 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
         if not path.is_file():
             raise InputError(f"{path} is missing: it was saved ({MANIFEST} lists it); {remedy}")
         size = path.stat().st_size
-        accepted = [saved, saved[REPLACED_BY]] if REPLACED_BY in saved else [saved]
+        accepted = [entry for entry in (saved, saved.get(REPLACED_BY)) if entry is not None]
         if size not in [entry["bytes"] for entry in accepted]:
             raise InputError(
                 f"{path} has {size:,} bytes, {saved['bytes']:,} were saved: it is cut or changed; {remedy}"
@@ -122,6 +133,16 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
         if digests and sha256_of_file(path) not in [entry["sha256"] for entry in accepted]:
             raise InputError(f"{path} is damaged or changed: its SHA-256 is not that of the file saved; {remedy}")
     return manifest
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    """Whether an entry names a file inside the folder, and its size and digest."""
+    parts = PurePosixPath(name).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\\" in name or "\0" in name or not isinstance(entry, dict):
+        return False
+    size, digest, new = entry.get("bytes"), entry.get("sha256"), entry.get(REPLACED_BY)
+    # The exact type, since True is an int.
+    return type(size) is int and isinstance(digest, str) and (new is None or _is_entry(name, new))
 
 
 def entry_of(content: Path | bytes) -> dict[str, Any]:

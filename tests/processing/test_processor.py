@@ -430,11 +430,11 @@ DAMAGE = {
     "vocabularies without their end": (cut(TABLES, -1), r"vocabularies\.safetensors is damaged.*save or download"),
     "cut vocabularies": (
         cut(TABLES, 150),
-        r"header of .*vocabularies\.safetensors is not valid JSON.*save or download",
+        r"header of .*vocabularies\.safetensors is damaged: it is said to have .*save or download",
     ),
     "empty vocabularies": (
         cut(TABLES, 0),
-        r"header of .*vocabularies\.safetensors is not valid JSON.*save or download",
+        r"header of .*vocabularies\.safetensors is damaged: it is said to have .*save or download",
     ),
     "config is a list": (lambda folder: (folder / CONFIG).write_text("[]"), "holds a list: expected a JSON object"),
     "newer format": (config_with(format_version=2), r"format_version 2, this library reads 1: install a newer"),
@@ -446,7 +446,7 @@ DAMAGE = {
         config_with(scales={"price": {"mean": 1.0}}),
         "scale .* of 'price': expected mean and std",
     ),
-    "a scale less": (config_with(scales={}), "not those that the schema was saved with"),
+    "a scale less": (config_with(scales={}), "no scale of 'price' of the kind that its schema says"),
     "another scale": (edited(CONFIG, b'"mean": 30.0', b'"mean": 31.0'), "not those that the schema was saved with"),
     "another vocabulary": (tables_with(integers__item_id=np.array([50, 70, 91])), "not those that the schema"),
     "a vocabulary less": (tables_with(integers__item_id=...), "no vocabulary of 'item_id'"),

@@ -13,8 +13,8 @@ from hf_rerank.errors import InputError
 from hf_rerank.storage import (
     MANIFEST,
     naming_failures,
+    number_formats,
     read_manifest,
-    refuse_repeated_names,
     replace_file,
     replacing,
     verify,
@@ -290,12 +290,12 @@ def header(text: str) -> bytes:
         ),
         (header('{"w":{"dtype":"U8","dtype":"F32"}}'), r"header of .*w.safetensors names 'dtype' twice"),
         (header('{"w": 1'), r"header of .*w.safetensors is not valid JSON"),
-        (b"", r"header of .*w.safetensors is not valid JSON"),
-        (b"\xff" * 20, r"header of .*w.safetensors is not valid JSON"),
+        (b"", r"header of .*w.safetensors is damaged: it is said to have 0 bytes"),
+        (b"\xff" * 20, r"header of .*w.safetensors is damaged: it is said to have 18,446,744"),
     ],
 )
 def test_headers_of_safetensors(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
-        refuse_repeated_names(tmp_path / "w.safetensors")
+        number_formats(tmp_path / "w.safetensors")
     assert "\n" not in str(caught.value)

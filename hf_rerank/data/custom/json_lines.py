@@ -19,9 +19,12 @@ import pyarrow.json as arrow_json
 
 from hf_rerank.data.custom.files import ListFile
 from hf_rerank.errors import InputError
+from hf_rerank.validation import is_deep
 
 BLOCK_BYTES = 2**22
 FIRST_LINES = 64
+# Levels of lists and objects, far more than any list has.
+DEEPEST = 50
 Where = Callable[[int], str]
 
 
@@ -95,7 +98,7 @@ class _Reader:
             return f"{self.path}, object {row}"
 
         try:
-            rows = json.loads(text, object_pairs_hook=_each_key_once)
+            rows = _loaded(text)
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
             raise InputError(
@@ -123,7 +126,7 @@ class _Reader:
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line, object_pairs_hook=_each_key_once))
+                rows.append(_loaded(line))
             except (ValueError, RecursionError) as error:
                 number += self._lines_before()
                 raise InputError(
@@ -187,6 +190,23 @@ class _Reader:
             except (pa.ArrowInvalid, pa.ArrowTypeError):  # whoever joins the types of all blocks says what is wrong
                 joined[field.name] = field.type
         self.types = pa.schema(joined.items())
+
+
+def _loaded(line: bytes) -> Any:
+    """A JSON value in UTF-8; ``json`` itself would also take UTF-16, and a lone surrogate, which no text is."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    value = json.loads(text, object_pairs_hook=_each_key_once)
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"it holds a lone surrogate ({error.object[error.start]!r}), which is no text") from None
+    if is_deep([value], DEEPEST):
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    return value
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

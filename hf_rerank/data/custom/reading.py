@@ -87,7 +87,8 @@ def _batches(file: ListFile) -> Iterator[pa.RecordBatch]:
             if file.kind == "parquet":
                 with pq.ParquetFile(source) as parquet:
                     stop = parquet.num_row_groups if file.stop is None else file.stop
-                    yield from parquet.iter_batches(BATCH_ROWS, row_groups=range(file.start, stop))
+                    for batch in parquet.iter_batches(BATCH_ROWS, row_groups=range(file.start, stop)):
+                        yield _checked(batch)
                 return
             try:
                 reader = pa.ipc.open_file(source)
@@ -96,8 +97,21 @@ def _batches(file: ListFile) -> Iterator[pa.RecordBatch]:
                 source.seek(0)
                 batches = iter(pa.ipc.open_stream(source))
             for batch in batches:
+                _checked(batch)
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     yield batch.slice(start, BATCH_ROWS)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(f"{file.path} is no whole {name} file: {reason}; make or copy it again") from None
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch, once all of it is known to be readable: Arrow ends the process at offsets beyond the values.
+
+    Raises:
+        pa.ArrowInvalid: Offsets, lengths or texts are wrong.
+        UnicodeDecodeError: The name of a column is not UTF-8.
+    """
+    batch.validate(full=True)
+    batch.schema.names  # noqa: B018
+    return batch
