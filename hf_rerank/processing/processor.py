@@ -517,10 +517,16 @@ def _read_scale(plain: Any, name: str, path: Path) -> DenseScale:
     if not all(isinstance(part, list | tuple) for part in (knots, quantiles)):
         raise InputError(f"{path} has the quantile scale of {name!r} without lists of knots; save the processor again")
     odd = [value for value in (plain["mean"], plain["std"], *knots, *quantiles) if type(value) not in (int, float)]
-    if odd or not plain["std"] >= SMALLEST_STD:
+    # A std of exactly 0 marks a constant column, which is not divided: it always becomes 0.
+    if odd or not (plain["std"] == 0 or plain["std"] >= SMALLEST_STD):
         raise InputError(
             f"{path} has the scale {shown(plain)} of {name!r}: expected numbers, and a std above 0, by which values "
-            "are divided; save the processor again"
+            "are divided, or 0 for a constant column; save the processor again"
+        )
+    if type(plain.get("constant_indicator", False)) is not bool:
+        raise InputError(
+            f"{path} has the scale {shown(plain)} of {name!r}: expected true or false as constant_indicator; save the "
+            "processor again"
         )
     if len(knots) != len(quantiles) or list(knots) != sorted(knots):
         raise InputError(
