@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -161,10 +162,14 @@ def with_hyphens(message: str) -> str:
 
 @contextmanager
 def messages_with_hyphens() -> Iterator[None]:
-    """Errors name the options as the command line does."""
+    """Errors and warnings name the options as the command line does."""
+    former = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {with_hyphens(str(message))}\n"
     try:
         yield
     except InputError as error:
         raise InputError(with_hyphens(str(error))) from error
     except TrainingStopped as error:
         raise TrainingStopped(with_hyphens(str(error))) from error
+    finally:
+        warnings.formatwarning = former

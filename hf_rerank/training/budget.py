@@ -59,7 +59,7 @@ def fill_in_budget(args: Any, lists: int | None) -> None:
         return
     if args.warmup_steps < 1:
         args.warmup_steps = 0
-    if args.max_steps <= 0:
+    if args.max_steps <= 0 and args.process_index == 0:
         warnings.warn(
             f"this training takes {total} steps ({lists:,} lists in batches of "
             f"{args.per_device_train_batch_size * together}): too few to learn much; lower "

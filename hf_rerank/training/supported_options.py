@@ -107,8 +107,6 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "gradient_accumulation_steps": (1, math.inf, True),
     "learning_rate": (0, math.inf, False),
     "weight_decay": (0, math.inf, True),
-    "adam_beta1": (0, 1, True),
-    "adam_beta2": (0, 1, True),
     "adam_epsilon": (0, math.inf, True),
     "max_grad_norm": (0, math.inf, True),
     "warmup_steps": (0, math.inf, True),
@@ -144,21 +142,24 @@ def check_values(args: Any) -> None:
     """
     for name, reason in REFUSED.items():
         if getattr(args, name):
-            raise InputError(f"{name}={getattr(args, name)} {reason}")
+            value = getattr(args, name)
+            shown = " ".join(getattr(entry, "value", entry) for entry in value) if isinstance(value, list) else value
+            raise InputError(f"{name}={shown} {reason}")
     for name, (lowest, highest, with_lowest) in _RANGES.items():
         value = getattr(args, name)
         if value is None:
             continue
-        if not (lowest <= value < math.inf and value <= highest) or (value == lowest and not with_lowest):
-            expected = f"at least {lowest:g}" if with_lowest else f"more than {lowest:g}"
-            if highest < math.inf:
-                expected += f" and at most {highest:g}" if highest == 1 else f" and at most {highest:.0f}"
-            if name in _BY_LISTS:
-                expected += "; leave it out to let the number of training lists decide"
+        expected = f"at least {lowest:g}" if with_lowest else f"more than {lowest:g}"
+        if highest < math.inf:
+            expected += f" and at most {highest:.0f}"
+        if name in _BY_LISTS:
+            expected += "; leave it out to let the number of training lists decide"
+        above = value >= lowest if with_lowest else value > lowest
+        if not (above and value <= highest and value < math.inf):
             raise InputError(f"{name} is {value:g}: expected {expected}")
     for name in ("adam_beta1", "adam_beta2"):
-        if getattr(args, name) == 1:
-            raise InputError(f"{name} is 1: expected less than 1")
+        if not 0 <= getattr(args, name) < 1:
+            raise InputError(f"{name} is {getattr(args, name):g}: expected at least 0 and less than 1")
     if args.max_steps != -1 and args.max_steps < 1:
         raise InputError(f"max_steps is {args.max_steps}: expected at least 1, or -1 to train by epochs")
 
