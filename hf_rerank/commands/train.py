@@ -241,6 +241,7 @@ def _new(
     from hf_rerank.models.auto import reranker_classes
     from hf_rerank.processing import ListProcessor
     from hf_rerank.training import calibrate_initial_score
+    from hf_rerank.training.starting_point import match_unknown_values
 
     config_class, model_class = reranker_classes(options.model)
     processor = ListProcessor.from_lists(train, schema=lists.schema)
@@ -266,6 +267,11 @@ def _new(
         # The loss of the training is that of the arguments, and decides what the scores are calibrated for.
         config.task_loss = arguments.task_loss or arguments.objective().task_loss or config.task_loss
         calibrate_initial_score(config, processor, train)
+    if validation is None and config.unknown_rate is None and len(lists.get("validation", ())):
+        # As many as the trainer finds where the validation split is held out: new lists will have as many.
+        match_unknown_values(
+            config, ListProcessor.from_lists(lists["train"], schema=lists.schema), lists["validation"]
+        )
     return model_class(config), processor, train, about
 
 

@@ -231,6 +231,19 @@ def test_training_on_everything(prepared: Path, tmp_path: Path, capsys: pytest.C
     assert json.loads((run / "results.json").read_text())["evaluations"].keys() == {"test"}
 
 
+def test_the_final_fit_expects_as_many_unknown_values(tmp_path: Path) -> None:
+    """As many as the validation lists have for a model that was trained without them."""
+    lists = write_lists(tmp_path / "lists", train=64, validation=32)
+    path = lists / "validation-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    kinds = [[kind + 10 * (number < 12) for kind in row] for number, row in enumerate(table["kind"].to_pylist())]
+    pq.write_table(table.set_column(0, "kind", pa.array(kinds)), path)
+    for run, options in (("chosen", []), ("final", ["--train-on", "all"])):
+        assert train(lists, tmp_path / run, *options) == 0
+        config = json.loads((tmp_path / run / "config.json").read_text())
+        assert config["item_unknown_rates"] == [12 / 32], run
+
+
 def test_lists_without_a_validation_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists = write_lists(tmp_path / "lists", train=40)
     assert train(lists, tmp_path / "run") == 2
