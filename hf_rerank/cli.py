@@ -6,6 +6,7 @@ A user's mistake ends with one line on standard error and exit code 2.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_rerank.errors import InputError, TrainingStopped, suggestion
+
+_CANNOT_BE_MADE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +91,7 @@ def _refuse_current_folder(folder: str | Path) -> None:
 
 def _about_home(error: OSError) -> str:
     """What to do if the cache of the Hugging Face libraries cannot be written, as in containers without a home."""
-    if error.filename is None:
+    if error.filename is None or error.errno not in _CANNOT_BE_MADE:
         return ""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
     home, path = home.expanduser().absolute(), Path(os.fsdecode(error.filename)).absolute()
