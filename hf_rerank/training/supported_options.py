@@ -143,7 +143,9 @@ def check_values(args: Any) -> None:
     for name, reason in REFUSED.items():
         if getattr(args, name):
             value = getattr(args, name)
-            shown = " ".join(getattr(entry, "value", entry) for entry in value) if isinstance(value, list) else value
+            shown = (
+                " ".join(str(getattr(entry, "value", entry)) for entry in value) if isinstance(value, list) else value
+            )
             raise InputError(f"{name}={shown} {reason}")
     for name, (lowest, highest, with_lowest) in _RANGES.items():
         value = getattr(args, name)
