@@ -1,31 +1,21 @@
-"""The command line: ``hf-rerank simulate``, ``schema``, ``prepare``, ``train`` and the others of ``COMMANDS``.
+"""The command line: ``hf-rerank simulate``, ``schema``, ``prepare``, ``train`` and the other commands.
 
 A user's mistake ends with one line on standard error and exit code 2.
 """
 
 from __future__ import annotations
 
+import argparse
+import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from hf_rerank.commands import (
-    evaluate,
-    export,
-    initial_rank,
-    prepare,
-    propensities,
-    push,
-    rank,
-    schema,
-    simulate,
-    train,
-    vectors,
-)
-from hf_rerank.commands.parsing import Parser, option_names
 from hf_rerank.errors import InputError, TrainingStopped, suggestion
 
-COMMANDS = (simulate, schema, prepare, initial_rank, vectors, propensities, train, evaluate, rank, export, push)
+_CANNOT_BE_MADE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,33 +26,91 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        parser = _parser()
-        options, others = parser.parse_known_args(arguments)
-        if options.command is None:
-            parser.print_help()
-            return 0
-        if others and options.command != "train":
-            known = option_names(options.parser)
-            raise InputError(f"unknown argument {others[0]!r} of {options.command}{suggestion(others[0], known)}")
-        options.others = others
-        options.run(options)
+        _run(arguments)
         return 0
     except KeyboardInterrupt as stopped:
         # Training says itself where it stopped, by which signal, and how to go on.
         message = _one_line(stopped) if stopped.args else "stopped by Ctrl-C; finished files are whole"
         print(f"hf-rerank: {message}", file=sys.stderr)
         return 128 + getattr(stopped, "signal", signal.SIGINT)
-    except (InputError, TrainingStopped, OSError) as error:
+    except (InputError, TrainingStopped) as error:
         print(f"hf-rerank: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"hf-rerank: {_one_line(error)}{_about_home(error)}", file=sys.stderr)
         return 2
 
 
-def _parser() -> Parser:
+def _run(arguments: list[str]) -> None:
+    # Imported here, so that Ctrl-C meanwhile ends with one line too.
+    from hf_rerank.commands.parsing import option_names
+
+    parser = _parser()
+    options, others = parser.parse_known_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return
+    if others and options.command != "train":
+        known = option_names(options.parser)
+        raise InputError(f"unknown argument {others[0]!r} of {options.command}{suggestion(others[0], known)}")
+    if getattr(options, "output_dir", None) is not None:
+        _refuse_current_folder(options.output_dir)
+    options.others = others
+    options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from hf_rerank.commands import (
+        evaluate,
+        export,
+        initial_rank,
+        prepare,
+        propensities,
+        push,
+        rank,
+        schema,
+        simulate,
+        train,
+        vectors,
+    )
+    from hf_rerank.commands.parsing import Parser
+
     parser = Parser(prog="hf-rerank", description="Re-rankers for recommender systems.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    for command in COMMANDS:
+    for command in (
+        simulate,
+        schema,
+        prepare,
+        initial_rank,
+        vectors,
+        propensities,
+        train,
+        evaluate,
+        rank,
+        export,
+        push,
+    ):
         command.add(commands)
     return parser
+
+
+def _refuse_current_folder(folder: str | Path) -> None:
+    """Refuses the current folder and those around it: an output folder gets its name when it is complete."""
+    current, wanted = Path.cwd(), Path(folder).expanduser().resolve()
+    if wanted == current or wanted in current.parents or wanted == Path(wanted.anchor):
+        where = "the root folder" if wanted == Path(wanted.anchor) else "the current folder, or one around it"
+        raise InputError(f"--output-dir {folder} is {where}: expected a folder of its own, such as runs/first")
+
+
+def _about_home(error: OSError) -> str:
+    """What to do if the cache of the Hugging Face libraries cannot be written, as in containers without a home."""
+    if error.filename is None or error.errno not in _CANNOT_BE_MADE:
+        return ""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"))
+    home, path = home.expanduser().absolute(), Path(os.fsdecode(error.filename)).absolute()
+    if path != home and home not in path.parents and path not in home.parents:
+        return ""
+    return f"; the cache of Hugging Face libraries goes to {home}: set HF_HOME to a folder that you may write to"
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from hf_rerank.commands.parsing import (
     about_initial_ranker,
     add_revision,
     lists_folder,
     model_options,
-    option_names,
     settings_of,
     without_bars_of_a_moment,
 )
-from hf_rerank.errors import InputError, suggestion
+from hf_rerank.commands.train_options import (
+    add_training_options,
+    given_options,
+    messages_with_hyphens,
+    training_arguments,
+)
+from hf_rerank.errors import InputError
 
 # A model that starts from good scores is near where it should end: large steps lead away from there.
 ON_TOP_LEARNING_RATE = 3e-4
+# What only makes sense with validation lists.
+_OF_EVALUATION = ("metric_for_best_model", "greater_is_better", "eval_steps", "eval_delay", "eval_on_start")
 
 
 def add(commands: Any) -> None:
@@ -26,54 +33,71 @@ def add(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train a re-ranker",
-        epilog="Every option of RerankTrainingArguments is an option here too, such as --num_train_epochs 5, "
-        "--learning_rate 0.001, --per_device_train_batch_size 256, --seed 1, "
-        "--resume_from_checkpoint last (or auto: that, or a fresh start; or RUN/checkpoint-100).",
+        epilog="Every other option of RerankTrainingArguments is an option here too; --help-all lists them.",
     )
-    train.add_argument("--model", metavar="NAME", help="a new model: dlcm, dnn, midnn, pear, prm, raise or setrank")
-    train.add_argument(
-        "--from", dest="source", metavar="MODEL", help="instead: fine-tune this model, a folder or Hub repository"
+    groups = {
+        name: train.add_argument_group(name) for name in ("data", "model", "principles", "optimization", "output")
+    }
+    data, model, output = groups["data"], groups["model"], groups["output"]
+    data.add_argument("--data", required=True, metavar="LISTS", help="folder or Hub repository of prepared lists")
+    data.add_argument(
+        "--train-on",
+        choices=("train", "all"),
+        default="train",
+        help="all: the final fit, on the train and validation splits together; without validation lists no checkpoint "
+        "is chosen as the best, and the model is that of the last step (default: train)",
     )
-    add_revision(train, "the model of --from")
-    train.add_argument(
-        "--freeze",
-        action="append",
-        default=[],
-        metavar="WHAT",
-        help="with --from: tables, encoder, output, or a module, parameter or pattern of the model; may be repeated",
-    )
-    train.add_argument(
-        "--reinitialize",
-        action="store_true",
-        help="with --from: the lists have other columns; weights that read them are drawn anew",
-    )
-    train.add_argument("--data", required=True, metavar="LISTS", help="folder or Hub repository of prepared lists")
-    train.add_argument("--output-dir", required=True, metavar="RUN", help="folder for checkpoints and the model")
-    train.add_argument("--preset", metavar="NAME", help="published sizes: paper, librerank-ad or librerank-prm")
-    train.add_argument(
+    model.add_argument("--model", metavar="NAME", help="a new model: dlcm, dnn, midnn, pear, prm, raise or setrank")
+    model.add_argument("--preset", metavar="NAME", help="published sizes: paper, librerank-ad or librerank-prm")
+    model.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the model's config"
     )
-    train.add_argument(
+    model.add_argument(
         "--on-top-of",
         choices=("lambdamart",),
         metavar="RANKER",
         help="lambdamart: first train boosted trees, start from their scores and save them with the model; needs "
         "LightGBM, which ranking then does not",
     )
-    train.add_argument(
+    model.add_argument(
         "--trees-read-order",
         choices=("auto", "yes", "no"),
         help="with --on-top-of: whether the trees also read at which position an item is given; their scores then "
         "stay those of the given order in every pass of principled learning (default: auto, by cross-fitting)",
     )
-    train.add_argument("--plots", action="store_true", help="draw RUN/plots/training.png at every evaluation")
+    model.add_argument(
+        "--from", dest="source", metavar="MODEL", help="instead: fine-tune this model, a folder or Hub repository"
+    )
+    add_revision(model, "the model of --from")
+    model.add_argument(
+        "--freeze",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="with --from: tables, encoder, output, or a module, parameter or pattern of the model; may be repeated",
+    )
+    model.add_argument(
+        "--reinitialize",
+        action="store_true",
+        help="with --from: the lists have other columns; weights that read them are re-initialized",
+    )
+    output.add_argument("--output-dir", required=True, metavar="RUN", help="folder for checkpoints and the model")
+    output.add_argument("--plots", action="store_true", help="draw RUN/plots/training.png at every evaluation")
+    add_training_options(train, groups)
     train.set_defaults(run=run, parser=train)
 
 
 def run(options: argparse.Namespace) -> None:
     """Trains."""
-    _check_source(options)
-    arguments = _training_arguments(options)
+    _check_options(options)
+    with messages_with_hyphens():
+        rate = ["--learning_rate", str(ON_TOP_LEARNING_RATE)] if options.on_top_of else []
+        arguments = training_arguments(options, rate)
+        _refuse_earlier_run(Path(options.output_dir), arguments.resume_from_checkpoint)
+        _train(options, arguments)
+
+
+def _train(options: argparse.Namespace, arguments: Any) -> None:
     from transformers import set_seed
 
     from hf_rerank.data.loading import load_lists
@@ -83,46 +107,104 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.training import PlotCallback, RerankTrainer
 
     without_bars_of_a_moment()
+    # Of several processes only the first prints.
+    say = print if arguments.process_index == 0 else _nothing
     plots = PlotCallback() if options.plots else None
     if options.model:
         reranker_classes(options.model)  # a wrong name is told before lists are read
     folder = lists_folder(options.data)
     lists = load_lists(folder)
-    for split in ("train", "validation"):
-        if not len(lists[split]):
-            raise InputError(f"{options.data} has no list in its {split} split: prepare more lists")
+    train, validation = _splits(lists, options)
     set_seed(arguments.seed)
     about: dict[str, Any] = {}
-    train = lists["train"]
     if options.source:
-        model, processor = _fine_tuned(options, lists)
+        model, processor, report = _fine_tuned(options, train, lists.schema)
+        say(report)
     else:
-        model, processor, train, about = _new(options, lists, arguments)
+        model, processor, train, about = _new(options, lists, train, validation, arguments)
+        if about:
+            say(_describe_trees(about["on_top_of"]))
     choices: dict[str, Any] = {name: getattr(arguments, name) for name in ("no_click", "gain", "click_above")}
     choices["ks"] = arguments.metric_ks
-    rows: dict[str, Any] = evaluate_orders(processor, lists["validation"], **choices)
-    if options.source:
-        rows["before"] = evaluate(model, processor, lists["validation"], **choices)
+    rows: dict[str, Any] = {}
+    if validation is not None:
+        rows = evaluate_orders(processor, validation, **choices)
+        if options.source:
+            rows["before"] = evaluate(model, processor, validation, **choices)
     trainer = RerankTrainer(
         model=model,
         args=arguments,
         train_dataset=train,
-        eval_dataset=lists["validation"],
+        eval_dataset=validation,
         processing_class=processor,
         callbacks=[plots] if plots else None,
     )
     trainer.results.update(about_initial_ranker(folder) | about)
-    trainer.results["orders"] = {"validation": {"initial": rows["initial"]}}
+    if validation is not None:
+        trainer.results["orders"] = {"validation": {"initial": rows["initial"]}}
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    metrics = trainer.evaluate(lists["validation"], metric_key_prefix="validation")
+    if validation is not None:
+        metrics = trainer.evaluate(validation, metric_key_prefix="validation")
+        measured = {name.removeprefix("validation_"): value for name, value in metrics.items()}
+        rows[options.model or "fine-tuned"] = measured
     trainer.save_model(arguments.output_dir)
-    rows[options.model or "fine-tuned"] = {name.removeprefix("validation_"): value for name, value in metrics.items()}
-    print(f"\nOn the validation split:\n{results_table(rows)}\n\nmodel in {arguments.output_dir}")
-    if plots and trainer.is_world_process_zero():
-        print(f"picture in {plots.drawn}" if plots.drawn else "no picture: the training logged nothing to draw")
+    if validation is None:
+        say(f"\ntrained on all {len(train):,} lists: none is left to measure the model on")
+    else:
+        say(f"\nOn the validation split:\n{results_table(rows)}\n")
+    say(f"{_chosen(trainer)}\nmodel in {arguments.output_dir}")
+    if plots:
+        say(f"picture in {plots.drawn}" if plots.drawn else "no picture: the training logged nothing to draw")
 
 
-def _check_source(options: argparse.Namespace) -> None:
+def _nothing(*_: Any) -> None:
+    """In place of ``print``."""
+
+
+def _splits(lists: Any, options: argparse.Namespace) -> tuple[Any, Any]:
+    """The lists to train on, and those to choose the best checkpoint on; None: there are none."""
+    from datasets import concatenate_datasets
+
+    found = {split: lists[split] for split in ("train", "validation") if split in lists and len(lists[split])}
+    if "train" not in found:
+        raise InputError(f"{options.data} has no list in its train split: prepare more lists")
+    if options.train_on == "all":
+        return concatenate_datasets(list(found.values())), None
+    if "validation" not in found:
+        raise InputError(
+            f"{options.data} has no list in its validation split: prepare more lists, or give --train-on all, which "
+            "chooses no best checkpoint"
+        )
+    return found["train"], found["validation"]
+
+
+def _chosen(trainer: Any) -> str:
+    """Which checkpoint the model is."""
+    state, metric = trainer.state, trainer.args.metric_for_best_model
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        return f"the model is that of step {state.best_global_step} of {state.global_step}, the best by {metric}"
+    return f"no checkpoint was chosen as the best: the model is that of the last step, {state.global_step}"
+
+
+def _refuse_earlier_run(run: Path, resume: Any) -> None:
+    """Refuses a folder that holds a finished model, or checkpoints, unless the training resumes from one.
+
+    Raises:
+        InputError: It names what is there.
+    """
+    if resume or not run.is_dir():
+        return
+    checkpoints = sorted(path.name for path in run.glob("checkpoint-*") if path.is_dir())
+    finished = [name for name in ("config.json", "model.safetensors", "results.json") if (run / name).exists()]
+    if finished or checkpoints:
+        raise InputError(
+            f"{run} holds {'a finished model' if finished else 'checkpoints of another training'} "
+            f"({', '.join([*finished, *checkpoints][:3])}): choose another folder, remove it, or go on with "
+            "--resume-from-checkpoint last"
+        )
+
+
+def _check_options(options: argparse.Namespace) -> None:
     if bool(options.model) == bool(options.source):
         raise InputError("give --model NAME for a new model, or --from MODEL to fine-tune one: one of the two")
     if options.trees_read_order and not options.on_top_of:
@@ -132,6 +214,18 @@ def _check_source(options: argparse.Namespace) -> None:
     for name in refused:
         if getattr(options, name):
             raise InputError(f"--{name.replace('_', '-')} goes with {goes_with} only: see hf-rerank train --help")
+    if options.train_on == "all":
+        if options.on_top_of:
+            raise InputError(
+                "--on-top-of chooses the number of trees on validation lists, and --train-on all leaves none: leave "
+                "one of them out"
+            )
+        for name in _OF_EVALUATION:
+            if name in given_options(options):
+                raise InputError(
+                    f"--{name.replace('_', '-')} is of evaluations during training, and --train-on all leaves no "
+                    "lists for these: leave it out"
+                )
     if options.source:
         model_options(options.source, options.revision)  # a revision of a folder is told before lists are read
         if Path(options.source).exists() and Path(options.source).resolve() == Path(options.output_dir).resolve():
@@ -141,15 +235,18 @@ def _check_source(options: argparse.Namespace) -> None:
             )
 
 
-def _new(options: argparse.Namespace, lists: Any, arguments: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
+def _new(
+    options: argparse.Namespace, lists: Any, train: Any, validation: Any, arguments: Any
+) -> tuple[Any, Any, Any, dict[str, Any]]:
     """A new model, its processor, the lists to train it on, and what the results say of the trees it starts from."""
     from hf_rerank.models.auto import reranker_classes
     from hf_rerank.processing import ListProcessor
     from hf_rerank.training import calibrate_initial_score
+    from hf_rerank.training.starting_point import match_unknown_values
 
     config_class, model_class = reranker_classes(options.model)
-    processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
-    train, about = lists["train"], {}
+    processor = ListProcessor.from_lists(train, schema=lists.schema)
+    about: dict[str, Any] = {}
     overrides = settings_of("--set", options.set)
     if options.on_top_of:
         from hf_rerank.initial_rankers.on_top import fit_on_top
@@ -158,12 +255,11 @@ def _new(options: argparse.Namespace, lists: Any, arguments: Any) -> tuple[Any, 
         ordered = {"yes": True, "no": False}.get(options.trees_read_order)
         if overrides.get("position_input") == "none":
             ordered = False
-        on_top = fit_on_top(processor, train, lists["validation"], with_position=ordered)
+        on_top = fit_on_top(processor, train, validation, with_position=ordered)
         processor, train, about = on_top.processor, on_top.train, {"on_top_of": on_top.settings}
         # What trees cannot see is how an item compares with the others; published sizes stay as published.
         defaults = {"initial_score": "start"} | ({} if options.preset else {"relative_features": True})
         overrides = {**defaults, **overrides}
-        print(_describe_trees(on_top.settings))
     if options.preset:
         config = config_class.preset(options.preset, processor.schema, **overrides)
     else:
@@ -172,6 +268,11 @@ def _new(options: argparse.Namespace, lists: Any, arguments: Any) -> tuple[Any, 
         # The loss of the training is that of the arguments, and decides what the scores are calibrated for.
         config.task_loss = arguments.task_loss or arguments.objective().task_loss or config.task_loss
         calibrate_initial_score(config, processor, train)
+    if validation is None and config.unknown_rate is None and len(lists.get("validation", ())):
+        # As many as the trainer finds where the validation split is held out: new lists will have as many.
+        match_unknown_values(
+            config, ListProcessor.from_lists(lists["train"], schema=lists.schema), lists["validation"]
+        )
     return model_class(config), processor, train, about
 
 
@@ -184,8 +285,8 @@ def _describe_trees(settings: dict[str, Any]) -> str:
     )
 
 
-def _fine_tuned(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
-    """A trained model made ready for these lists, and its processor; prints what was kept and added."""
+def _fine_tuned(options: argparse.Namespace, train: Any, schema: Any) -> tuple[Any, Any, str]:
+    """A trained model made ready for these lists, its processor, and a report of what was kept and added."""
     from hf_rerank.inference.reranker import Reranker
     from hf_rerank.storage.hub_download import folder_with_weights
     from hf_rerank.training import adapt, freeze
@@ -193,29 +294,8 @@ def _fine_tuned(options: argparse.Namespace, lists: Any) -> tuple[Any, Any]:
     at = model_options(options.source, options.revision)
     folder_with_weights(options.source, **at)  # refuses an exported graph
     saved = Reranker.from_pretrained(options.source, **at)
-    reranker, report = adapt(saved, lists["train"], lists.schema, reinitialize=options.reinitialize)
-    print(f"from {options.source}:\n{report}")
+    reranker, report = adapt(saved, train, schema, reinitialize=options.reinitialize)
+    lines = [f"from {options.source}:", str(report)]
     if options.freeze:
-        print(f"frozen: {', '.join(freeze(reranker.model, *options.freeze))}")
-    return reranker.model, reranker.processor
-
-
-def _training_arguments(options: argparse.Namespace) -> Any:
-    from transformers import HfArgumentParser
-
-    from hf_rerank.training.arguments import RerankTrainingArguments
-
-    class OptionParser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise InputError(message)
-
-    parser = OptionParser(RerankTrainingArguments, allow_abbrev=False)  # type: ignore[arg-type]
-    # What is given later takes precedence.
-    rate = ["--learning_rate", str(ON_TOP_LEARNING_RATE)] if options.on_top_of else []
-    arguments, others = parser.parse_args_into_dataclasses(
-        ["--output_dir", options.output_dir, *rate, *options.others], return_remaining_strings=True
-    )
-    if others:
-        known = [*option_names(parser), *option_names(options.parser)]
-        raise InputError(f"unknown argument {others[0]!r} of train{suggestion(others[0], known)}")
-    return arguments
+        lines.append(f"frozen: {', '.join(freeze(reranker.model, *options.freeze))}")
+    return reranker.model, reranker.processor, "\n".join(lines)

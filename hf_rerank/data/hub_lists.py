@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hf_rerank.schema import ListSchema
 from hf_rerank.storage import verify
 from hf_rerank.storage.hub_download import model_file, repair
 from hf_rerank.storage.hub_errors import named_faults
+from hf_rerank.storage.hub_names import looks_local
 
 KIND = "dataset"
 
@@ -22,10 +22,7 @@ KIND = "dataset"
 def is_repository(source: str | Path) -> bool:
     """Whether a source that is no folder here may be the id of a repository, such as ``"someone/lists"``."""
     return (
-        isinstance(source, str)
-        and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
-        and not is_list_file(source)
-        and not Path(source).exists()
+        isinstance(source, str) and not looks_local(source) and not is_list_file(source) and not Path(source).exists()
     )
 
 

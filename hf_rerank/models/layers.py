@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_rerank.errors import InputError
 
@@ -93,7 +94,7 @@ def attend(
     return attended.transpose(1, 2).flatten(-2), weights
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(GradientCheckpointingLayer):
     """One Transformer encoder block, post-norm (Vaswani et al. 2017): attention over a list's items, then a network.
 
     Args:

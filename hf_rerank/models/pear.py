@@ -84,6 +84,7 @@ class PEARForReranking(PreTrainedReranker):
     """
 
     config: PEARConfig
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: PEARConfig) -> None:
         super().__init__(config)

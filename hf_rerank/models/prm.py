@@ -79,6 +79,7 @@ class PRMForReranking(PreTrainedReranker):
     """
 
     config: PRMConfig
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: PRMConfig) -> None:
         super().__init__(config)

@@ -79,6 +79,7 @@ class RAISEForReranking(PreTrainedReranker):
     """
 
     config: RAISEConfig
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: RAISEConfig) -> None:
         super().__init__(config)

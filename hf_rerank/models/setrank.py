@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_rerank.errors import InputError
 from hf_rerank.models.base import PreTrainedReranker, RerankerOutput, mask_logits
@@ -95,6 +96,7 @@ class SetRankForReranking(PreTrainedReranker):
     """
 
     config: SetRankConfig
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: SetRankConfig) -> None:
         super().__init__(config)
@@ -136,7 +138,7 @@ class SetRankForReranking(PreTrainedReranker):
         )
 
 
-class InducedBlock(nn.Module):
+class InducedBlock(GradientCheckpointingLayer):
     """IMSAB: M learnable points attend to the items, and the items to the points' outputs.
 
     The cost grows with M times the list's length instead of its square. As attention weights it gives the items'

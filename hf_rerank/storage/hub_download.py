@@ -11,6 +11,7 @@ from typing import Any
 from hf_rerank.errors import InputError
 from hf_rerank.storage import MANIFEST, number_formats, read_json, read_manifest, verify
 from hf_rerank.storage.hub_errors import LOG_IN, reason, without_tokens
+from hf_rerank.storage.hub_names import ask_once, refuse_local_path
 
 REMEDY = "save or download it again"
 WEIGHTS_FILE, GRAPH_FILE = "model.safetensors", "model.onnx"
@@ -231,6 +232,7 @@ def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
                 f"{folder} has no {name} (it holds {there}): expected a folder that save_pretrained wrote"
             )
         return path
+    refuse_local_path(source)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         HFValidationError,
@@ -242,6 +244,7 @@ def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
     )
 
     try:
+        ask_once(str(source), name, **hub_options)
         return Path(hf_hub_download(str(source), name, **hub_options))
     except RemoteEntryNotFoundError:
         raise InputError(f"the repository {source} has no {name}: expected what push_to_hub uploads") from None

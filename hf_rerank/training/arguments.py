@@ -14,14 +14,11 @@ from transformers import TrainingArguments
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.principled import PrincipledObjective, preset_objective
+from hf_rerank.training.best_metric import check_best_metric
+from hf_rerank.training.supported_options import check_values, errors_of_setup, note_untested, untested_options
 
-# Names that an evaluation gives, without their cut-offs; evaluation sets by name come before them.
-_MEASURES = (
-    *("loss", "auc", "gauc", "ndcg", "map", "precision", "recall", "mrr", "clicks"),
-    *("expected_clicks", "expected_clicks_share", "score_spread"),
-    *("p1_obedience", "p1_set_obedience", "p1_item_obedience", "p1_kendall_tau"),
-    *("p2_obedience", "p2_set_obedience", "p2_item_obedience", "p2_kendall_tau"),
-)
+AUTO = "auto"
+DEFAULT_METRIC = "ndcg@10"
 
 
 @dataclass
@@ -102,27 +99,42 @@ class RerankTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Must stay off: the processor reads the raw columns."}
     )
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept; the best is always kept."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Load the best checkpoint after training."})
-    metric_for_best_model: str | None = field(default="ndcg@10", metadata={"help": "Which metric chooses the best."})
+    save_strategy: str = field(
+        default=AUTO,
+        metadata={
+            "help": "When to save a checkpoint: no, steps, epoch, best. auto: after each evaluation; without any, "
+            "each epoch."
+        },
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints kept, 0: all; the best is always kept."}
+    )
+    load_best_model_at_end: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Load the best checkpoint after training. Not given: yes, if it evaluates and saves any."},
+    )
+    metric_for_best_model: str | None = field(
+        default=DEFAULT_METRIC, metadata={"help": "Which metric chooses the best."}
+    )
     greater_is_better: bool | None = field(
         default=None, metadata={"help": "Whether more of it is better. Not given: yes, unless it is a loss."}
     )
     batch_eval_metrics: bool = field(default=True, metadata={"help": "Metrics batch by batch, in bounded memory."})
-    per_device_train_batch_size: int = field(
-        default=0, metadata={"help": "Lists per training batch on each device. 0: by the number of lists, 16 to 256."}
+    per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Lists per training batch on each device. Not given: by the number of lists, 16 to 256."},
     )
     per_device_eval_batch_size: int = field(
-        default=512, metadata={"help": "Lists an evaluation batch on each device."}
+        default=512, metadata={"help": "Lists per evaluation batch on each device."}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls after warm-up."})
     warmup_steps: float = field(
         default=0.1, metadata={"help": "Steps in which the learning rate rises; below 1: their share of all."}
     )
-    num_train_epochs: float = field(
-        default=0.0, metadata={"help": "Passes over the training lists. 0: by the number of lists, 5 to 40."}
+    num_train_epochs: float | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Passes over the training lists. Not given: by the number of lists, 5 to 40."},
     )
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps, epoch."})
     logging_nan_inf_filter: bool = field(
@@ -136,15 +148,6 @@ class RerankTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.output_dir is not None and Path(self.output_dir).is_file():
             raise InputError(f"output_dir is {self.output_dir!r}, which is a file: expected a folder for the run")
-        if self.remove_unused_columns:
-            raise InputError(
-                "remove_unused_columns=True would drop the raw columns that the processor reads: leave it off"
-            )
-        if self.push_to_hub:
-            raise InputError(
-                "push_to_hub=True would upload the run's folder, checkpoints and pickles included: call "
-                "trainer.push_to_hub() after training"
-            )
         if not self.batch_eval_metrics:
             raise InputError("batch_eval_metrics=False would hold every score in memory: leave it on")
         if not self.metric_ks or min(self.metric_ks) < 1:
@@ -153,13 +156,7 @@ class RerankTrainingArguments(TrainingArguments):
         _one_of("swaps", self.swaps, ("all", "one"))
         if self.click_above is not None and not 0 <= self.click_above < math.inf:
             raise InputError(f"click_above is {self.click_above}: expected a number of at least 0")
-        if self.per_device_train_batch_size < 0 or self.num_train_epochs < 0:
-            raise InputError(
-                f"per_device_train_batch_size is {self.per_device_train_batch_size} and num_train_epochs "
-                f"{self.num_train_epochs:g}: expected more than 0, or 0 to let the number of lists decide"
-            )
-        if self.stream_window < 1:
-            raise InputError(f"stream_window is {self.stream_window}: expected at least 1")
+        check_values(self)
         if self.encoded_cache is not None and not str(self.encoded_cache).strip():
             raise InputError("encoded_cache is empty: expected a folder, or leave it out")
         if self.train_sampling_strategy not in ("random", "sequential"):
@@ -172,15 +169,6 @@ class RerankTrainingArguments(TrainingArguments):
                 "dataloader_in_order=False gives batches as workers happen to finish them, so that no run could go on "
                 "from a checkpoint: leave it on"
             )
-        if self.label_smoothing_factor:
-            raise InputError("label_smoothing_factor has no part in the losses of lists: leave it at 0")
-        if self.obedience_k < 1:
-            raise InputError(f"obedience_k is {self.obedience_k}: expected at least 1")
-        if self.bf16_full_eval or self.fp16_full_eval:
-            raise InputError(
-                "bf16_full_eval and fp16_full_eval make ties of scores, which would pass for obedience: leave them "
-                "off; bf16=True trains in bf16 and evaluates in float32"
-            )
         losses = ("own", *TASK_LOSSES)
         if self.task_loss is not None and self.task_loss not in losses:
             raise InputError(
@@ -192,30 +180,43 @@ class RerankTrainingArguments(TrainingArguments):
         self.objective()
         # Pinned memory speeds copies to a device; without one it only warns.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
-        if not self.load_best_model_at_end and self.metric_for_best_model == "ndcg@10":
+        untested = untested_options(self)
+        self._choose_strategies()
+        chooses = self.load_best_model_at_end or self.save_strategy == "best"
+        if not chooses and self.metric_for_best_model == DEFAULT_METRIC:
             self.metric_for_best_model, self.greater_is_better = None, None
-        super().__post_init__()
+        with errors_of_setup(untested):
+            super().__post_init__()
+        if self.process_index == 0:
+            note_untested(untested)
         if self.accelerator_config.dispatch_batches is None:  # type: ignore[union-attr]
             # Each process reads its own lists of a stream, instead of the first reading for all.
             self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]
-        best = (self.metric_for_best_model or "").removeprefix("eval_")
-        name, _, cut = best.partition("@")
-        meant = suggestion(name, _MEASURES)
-        if meant and not self.is_measure(best):  # it may be one of the trainer's compute_metrics
-            raise InputError(f"metric_for_best_model is {best!r}: no such measure{meant}")
-        if not cut.isdigit():
-            return
-        option, cuts = ("metric_ks", self.metric_ks)
-        if name.endswith("_obedience"):
-            option, cuts = ("obedience_k", [self.obedience_k])
-        if int(cut) not in cuts:
-            raise InputError(f"metric_for_best_model is {best!r}, but {option} is {cuts}: {cut} must be in {option}")
+        check_best_metric(self)
 
-    @staticmethod
-    def is_measure(name: str) -> bool:
-        """Whether an evaluation gives a metric of this name, of one set or of several."""
-        name = name.partition("@")[0]
-        return any(name == known or name.endswith(f"_{known}") for known in _MEASURES)
+    def _choose_strategies(self) -> None:
+        """Fills in when to save, and whether to load the best checkpoint, where that was not given."""
+        evaluates = self.eval_strategy
+        if self.save_strategy == AUTO:
+            self.save_strategy = "epoch" if evaluates == "no" else evaluates
+            if evaluates == "steps":
+                self.eval_steps = self.eval_steps or self.logging_steps
+                if self.save_steps == type(self).save_steps:  # the default
+                    self.save_steps = self.eval_steps
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = "no" not in (evaluates, self.save_strategy)
+        if evaluates == "no" and (self.load_best_model_at_end or self.save_strategy == "best"):
+            asked = "load_best_model_at_end=True" if self.load_best_model_at_end else "save_strategy=best"
+            raise InputError(
+                f"{asked} needs evaluations to choose the best checkpoint by, and eval_strategy is no: choose "
+                "steps or epoch, or leave the other out"
+            )
+        if self.load_best_model_at_end and self.save_strategy not in ("best", evaluates):
+            raise InputError(
+                f"eval_strategy is {_plain(evaluates)} and save_strategy {_plain(self.save_strategy)}: the best "
+                "checkpoint can be loaded only if both happen together; leave save_strategy out, or set "
+                "load_best_model_at_end to false"
+            )
 
     def objective(self) -> PrincipledObjective:
         """The objective that ``principled`` and ``principled_kwargs`` describe.
@@ -235,6 +236,10 @@ class RerankTrainingArguments(TrainingArguments):
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise InputError(f"{name} is {value!r}: expected one of {', '.join(known)}{suggestion(str(value), known)}")
+
+
+def _plain(strategy: Any) -> str:
+    return str(getattr(strategy, "value", strategy))
 
 
 def _read_options(text: str) -> Any:

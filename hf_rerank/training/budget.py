@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from hf_rerank.errors import InputError
+
 # A pass over the lists should take about this many steps, as far as the batch sizes below allow.
 STEPS_PER_EPOCH = 100
 SMALLEST_BATCH, LARGEST_BATCH = 16, 256
@@ -16,7 +18,7 @@ VERY_FEW_STEPS = 100
 
 
 def fill_in_budget(args: Any, lists: int | None) -> None:
-    """Fills in the batch size and the number of epochs where they are 0, for so many training lists.
+    """Fills in the batch size and the number of epochs where they are None, for so many training lists.
 
     The batch is the power of two that makes about 100 steps per epoch, from 16 to 256 lists over all devices and
     accumulated batches. Epochs are 5, and more where that would be under 400 steps, at most 40. A warm-up that is a
@@ -24,18 +26,32 @@ def fill_in_budget(args: Any, lists: int | None) -> None:
 
     Args:
         args: ``RerankTrainingArguments``; batch size, epochs and warm-up are changed.
-        lists: Training lists. None: a stream, of which ``max_steps`` are trained.
+        lists: Training lists. None: a stream, of which ``max_steps`` are trained; or there are none.
+
+    Raises:
+        InputError: With ``dataloader_drop_last``, the lists do not make one batch.
     """
     together = max(1, args.n_gpu) * args.world_size * args.gradient_accumulation_steps
-    if args.per_device_train_batch_size == 0:
+    if args.per_device_train_batch_size is None:
         batch = LARGEST_BATCH if lists is None else SMALLEST_BATCH
         while lists is not None and batch < LARGEST_BATCH and lists >= 2 * batch * STEPS_PER_EPOCH:
             batch *= 2
         args.per_device_train_batch_size = max(1, batch // together)
+    a_batch = args.per_device_train_batch_size * max(1, args.n_gpu) * args.world_size
+    if args.dataloader_drop_last and lists is not None and lists < a_batch:
+        raise InputError(
+            f"dataloader_drop_last=True leaves out the last, incomplete batch, and {lists:,} lists make no batch of "
+            f"{a_batch:,}: lower per_device_train_batch_size, or leave dataloader_drop_last off"
+        )
+    if lists is None:
+        # For the Trainer a stream is one epoch of max_steps steps.
+        args.num_train_epochs = 1.0 if args.num_train_epochs is None else args.num_train_epochs
+        if args.max_steps <= 0:
+            return
     total = args.max_steps
     if lists is not None:
         steps = max(1, -(-lists // (args.per_device_train_batch_size * together)))
-        if args.num_train_epochs == 0:
+        if args.num_train_epochs is None:
             args.num_train_epochs = float(min(MOST_EPOCHS, max(EPOCHS, -(-STEPS // steps))))
         if args.max_steps <= 0:
             total = round(steps * args.num_train_epochs)
@@ -43,7 +59,7 @@ def fill_in_budget(args: Any, lists: int | None) -> None:
         return
     if args.warmup_steps < 1:
         args.warmup_steps = 0
-    if args.max_steps <= 0:
+    if args.max_steps <= 0 and args.process_index == 0:
         warnings.warn(
             f"this training takes {total} steps ({lists:,} lists in batches of "
             f"{args.per_device_train_batch_size * together}): too few to learn much; lower "

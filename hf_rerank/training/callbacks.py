@@ -155,14 +155,17 @@ class CheckpointFlow(TrainerCallback):
     Attributes:
         signal: The signal that asked training to stop; None so far.
         best: The best checkpoint of a resumed run.
+        begun: Whether all is set up and the first step may come.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self.best: Path | None = None
+        self.begun = False
         self._save_at_the_end_of_the_pass = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        self.begun = True
         if self.best is not None:
             # Where it is now: the state names the folder in which it was written.
             state.best_model_checkpoint = str(self.best)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, Trainer, TrainerState
 
-from hf_rerank.errors import InputError
+from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.storage import naming_failures, verify
 from hf_rerank.training.callbacks import CheckpointFlow
 from hf_rerank.training.checkpoints import (
@@ -29,6 +29,7 @@ from hf_rerank.training.checkpoints import (
     rotate,
     verify_checkpoint,
 )
+from hf_rerank.training.supported_options import SETUP_ERRORS, setup_failure, untested_options
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -72,7 +73,8 @@ class CheckpointingTrainer(Trainer):
             ignore_keys_for_eval: As of ``transformers.Trainer``.
 
         Raises:
-            InputError: The checkpoint is not whole, or not of this model; or another process trains in the folder.
+            InputError: The checkpoint is not whole, or not of this model; another process trains in the folder; or
+                an option cannot be carried out, such as an optimizer that is not installed.
             OSError: A checkpoint could not be written; those before are untouched.
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint. A second one stops at once.
         """
@@ -81,7 +83,7 @@ class CheckpointingTrainer(Trainer):
             if self.args.should_save:
                 clean(run)
             checkpoint = self._checkpoint(resume_from_checkpoint)
-            self.flow.signal, self.flow.best, self.resumed_step = None, None, 0
+            self.flow.signal, self.flow.best, self.flow.begun, self.resumed_step = None, None, False, 0
             if checkpoint is not None:
                 self._verify(checkpoint)
             self.prepare_state(checkpoint)
@@ -92,6 +94,11 @@ class CheckpointingTrainer(Trainer):
                     output = super().train(
                         None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval
                     )
+            except SETUP_ERRORS as error:
+                if self.flow.begun or isinstance(error, InputError | TrainingStopped):
+                    raise
+                # Optimizer, schedule and wrapped model are made here, from the arguments.
+                raise InputError(setup_failure(error, untested_options(self.args))) from error
             finally:
                 self.args.save_total_limit = limit
                 self.is_in_train = False
@@ -105,7 +112,7 @@ class CheckpointingTrainer(Trainer):
             raise TrainingInterrupted(
                 f"stopped by {'Ctrl-C' if self.flow.signal == signal.SIGINT else 'SIGTERM'} after step "
                 f"{self.state.global_step}; newest checkpoint: {newest_checkpoint(run)}. The same command with "
-                "--resume_from_checkpoint last resumes from it",
+                "--resume-from-checkpoint last resumes from it",
                 self.flow.signal,
             )
         return output
@@ -157,7 +164,7 @@ class CheckpointingTrainer(Trainer):
         newest = newest_checkpoint(Path(str(self.args.output_dir)))
         if newest is None and wanted != "auto":
             raise InputError(
-                f"{self.args.output_dir} has no complete checkpoint to resume from: leave --resume_from_checkpoint "
+                f"{self.args.output_dir} has no complete checkpoint to resume from: leave --resume-from-checkpoint "
                 "out, or give auto, which resumes if it can and starts afresh otherwise"
             )
         return newest

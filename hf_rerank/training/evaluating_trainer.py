@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import IntervalStrategy
 from transformers.trainer_utils import PredictionOutput
+from transformers.utils import logging
 
 from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.evaluation.evaluator import EvaluationSums, comparable_scores, measured
@@ -19,11 +21,14 @@ from hf_rerank.principled.obedience import MAX_STEPS
 from hf_rerank.processing.collator import RerankCollator, list_keys
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.batch_metrics import BatchMetrics
+from hf_rerank.training.best_metric import check_best_metric_of_sets
 from hf_rerank.training.checkpointing_trainer import CheckpointingTrainer
 from hf_rerank.training.datasets import encode_lists
 from hf_rerank.training.encoded_lists import split_batch
 from hf_rerank.training.finite import lists_with_broken_scores
 from hf_rerank.training.task_loss import with_custom_loss
+
+_log = logging.get_logger(__name__)
 
 
 class EvaluatingTrainer(CheckpointingTrainer):
@@ -49,7 +54,8 @@ class EvaluatingTrainer(CheckpointingTrainer):
         compute_metrics: Callable[..., dict[str, float]] | None = None,
         **options: Any,
     ) -> None:
-        _check_best_metric(args, eval_dataset, compute_metrics)
+        truth = collator.processor.schema.attraction is not None
+        check_best_metric_of_sets(args, eval_dataset, compute_metrics, with_truth=truth)
         self.list_collator = collator
         self._names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
 
@@ -81,7 +87,8 @@ class EvaluatingTrainer(CheckpointingTrainer):
             metric_key_prefix: Before each name.
 
         Raises:
-            TrainingStopped: A score is not finite; or, during training, the metric that chooses the best checkpoint.
+            TrainingStopped: A score is not finite; or, during training, the metric that chooses the best checkpoint
+                is not finite or not computed.
         """
         if isinstance(eval_dataset, str) and eval_dataset not in self._names:
             named = f"named {', '.join(self._names)}" if self._names else "without a name"
@@ -92,7 +99,14 @@ class EvaluatingTrainer(CheckpointingTrainer):
         lists = encode_lists(eval_dataset, self.list_collator, self.args, train=False, use_cache=False)
         self.batch_metrics.reset()
         metrics = super().evaluate(lists, ignore_keys, metric_key_prefix)
-        chooser = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        best = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        chooser = f"eval_{best}"
+        # Of several sets this is called for each, and then has the metrics of all.
+        if self.is_in_train and best and eval_dataset is None and chooser not in metrics:
+            known = sorted(name.removeprefix("eval_") for name in metrics)
+            raise TrainingStopped(
+                f"metric_for_best_model is {best!r}, and the evaluation gives {', '.join(known)}: choose one of these"
+            )
         if self.is_in_train and chooser in metrics and not math.isfinite(metrics[chooser]):
             raise TrainingStopped(
                 f"{chooser}, which chooses the best checkpoint, is {metrics[chooser]} at step "
@@ -194,18 +208,30 @@ class EvaluatingTrainer(CheckpointingTrainer):
             self.args.dataloader_drop_last = dropped
 
 
-def _check_best_metric(args: RerankTrainingArguments, eval_dataset: Any, compute_metrics: Any) -> None:
-    """Refuses a metric to choose the best checkpoint by that no evaluation would give."""
-    best = (args.metric_for_best_model or "").removeprefix("eval_")
-    if not best:
-        return
-    if compute_metrics is None and not args.is_measure(best):
-        raise InputError(f"metric_for_best_model is {best!r}: no such measure, and there are no compute_metrics")
-    if isinstance(eval_dataset, dict) and not any(best.startswith(f"{name}_") for name in eval_dataset):
-        raise InputError(
-            f"metric_for_best_model is {best!r}, and the evaluation sets are {', '.join(eval_dataset)}: choose the "
-            f"metric of one of them, such as {next(iter(eval_dataset), 'name')}_{best}"
+def evaluate_nothing(args: RerankTrainingArguments) -> None:
+    """Changes the arguments of a training without evaluation lists: no evaluation, and no best checkpoint.
+
+    Raises:
+        InputError: The schedule of the learning rate, or when to save, depends on evaluations.
+    """
+    for name, value in (
+        ("save_strategy", "best"),
+        ("lr_scheduler_type", "reduce_lr_on_plateau"),
+        ("lr_scheduler_type", "greedy"),
+        ("eval_on_start", True),
+    ):
+        if getattr(args, name) == value:
+            raise InputError(
+                f"{name}={value} needs evaluations, and there are no evaluation lists: give eval_dataset, or choose "
+                "another"
+            )
+    if args.load_best_model_at_end and args.process_index == 0:
+        _log.warning_once(
+            "no evaluation lists: nothing is evaluated during training, no checkpoint is chosen as the best, and the "
+            "model is that of the last step"
         )
+    args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
+    args.metric_for_best_model, args.greater_is_better = None, None
 
 
 def _loss(output: RerankerOutput) -> Tensor:

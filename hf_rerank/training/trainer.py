@@ -23,17 +23,19 @@ from hf_rerank.principled import PrincipledObjective
 from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.collator import RerankCollator, list_keys
 from hf_rerank.storage import replacing
+from hf_rerank.training.adapters import refuse_adapters
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.budget import fill_in_budget
 from hf_rerank.training.callbacks import HealthCallback, ResultsCallback, StreamPasses
 from hf_rerank.training.checkpoints import write_part
 from hf_rerank.training.datasets import encode_lists
 from hf_rerank.training.encoded_lists import split_batch
-from hf_rerank.training.evaluating_trainer import EvaluatingTrainer
+from hf_rerank.training.evaluating_trainer import EvaluatingTrainer, evaluate_nothing
 from hf_rerank.training.finite import FiniteGuard, OptimizerGuard, refuse_broken_weights
 from hf_rerank.training.resume import describe_run, refuse_another_run, refuse_different_lists, write_run
 from hf_rerank.training.starting_point import match_unknown_values
 from hf_rerank.training.streams import EncodedStream, collate_stream
+from hf_rerank.training.supported_options import errors_of_setup, untested_options
 from hf_rerank.training.task_loss import with_custom_loss, with_task_loss
 from hf_rerank.training.training_log import TrainingLog
 
@@ -51,7 +53,9 @@ class RerankTrainer(EvaluatingTrainer):
             stream is read pass after pass, shuffled (see ``EncodedStream``). What is to be done each epoch is done at
             the end of a pass; the ``epoch`` of the log is the fraction of ``max_steps``.
         eval_dataset: Raw lists to choose the best checkpoint on, or several by name: the validation split, never the
-            test split.
+            test split. None: nothing is evaluated during training, no checkpoint is chosen as the best, and the model
+            is that of the last step (``eval_strategy``, ``load_best_model_at_end`` and ``metric_for_best_model`` of
+            ``args`` are changed accordingly).
         processing_class: The processor whose schema the model was configured for.
         objective: What to train on besides the presets of ``args.principled``, which must then be left at its
             default.
@@ -63,7 +67,8 @@ class RerankTrainer(EvaluatingTrainer):
         optimizers: As of ``transformers.Trainer``.
 
     Raises:
-        InputError: Model and processor do not belong together, or lists or options are wrong.
+        InputError: Model and processor do not belong together, lists or options are wrong, the model holds an adapter
+            of peft, or transformers cannot carry out an option.
 
     Attributes:
         principled_objective: The objective that is trained on.
@@ -93,11 +98,18 @@ class RerankTrainer(EvaluatingTrainer):
             raise InputError(f"args is a {type(args).__name__}: expected RerankTrainingArguments")
         if processing_class is None:
             raise InputError("processing_class is missing: expected the ListProcessor the model was configured for")
+        refuse_adapters(model)
         processing_class.check_fingerprint(model.config.schema_fingerprint, "the model")
         if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps < 1:
             raise InputError("train_dataset is a stream of unknown length: set max_steps in the arguments")
-        if train_dataset is not None:
-            fill_in_budget(args, len(train_dataset) if hasattr(train_dataset, "__len__") else None)
+        if eval_dataset is None:
+            evaluate_nothing(args)
+        if args.activation_checkpointing and not model.supports_gradient_checkpointing:
+            raise InputError(
+                f"activation_checkpointing (or gradient_checkpointing): {type(model).__name__} has no encoder blocks "
+                "to checkpoint; those of PRM, SetRank, PEAR and RAISE can be: leave it off"
+            )
+        fill_in_budget(args, len(train_dataset) if hasattr(train_dataset, "__len__") else None)
         if model.config.unknown_rate is None and train_dataset is not None:
             first = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else eval_dataset
             if hasattr(first, "select") and len(first):
@@ -118,19 +130,26 @@ class RerankTrainer(EvaluatingTrainer):
         self._log = TrainingLog()
         self._others: dict[str, Tensor] = {}  # what the model does not take of the batch at hand
         self._results = ResultsCallback()
-        super().__init__(
-            model=model,
-            args=args,
-            collator=collator,
-            data_collator=collate_stream,
-            train_dataset=encode_lists(train_dataset, collator, args, train=True, use_cache=True),
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_loss_func=compute_loss_func,
-            compute_metrics=compute_metrics,
-            callbacks=[HealthCallback(self.principled_objective), StreamPasses(), self._results, *(callbacks or [])],
-            optimizers=optimizers,
-        )
+        encoded = encode_lists(train_dataset, collator, args, train=True, use_cache=True)
+        with errors_of_setup(untested_options(args)):
+            super().__init__(
+                model=model,
+                args=args,
+                collator=collator,
+                data_collator=collate_stream,
+                train_dataset=encoded,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_loss_func=compute_loss_func,
+                compute_metrics=compute_metrics,
+                callbacks=[
+                    HealthCallback(self.principled_objective),
+                    StreamPasses(),
+                    self._results,
+                    *(callbacks or []),
+                ],
+                optimizers=optimizers,
+            )
         facts = describe_training(model, processing_class, args, train=train_dataset, validation=eval_dataset)
         named = args.principled if objective is None else "custom"
         self.results.update(facts, objective={"principled": named, **self.principled_objective.settings()})

@@ -460,7 +460,7 @@ class TestMistakes:
             ("train --model prm --data {0}/list --output-dir {0}/r", "{0}/list is no folder"),
             (
                 "train --model prm --data {0}/lists --output-dir {0}/r --num_train_epoch 2",
-                "did you mean '--num_train_ep",
+                "did you mean '--num-train-ep",
             ),
             ("train --model prm --data {0}/lists --output-dir {0}/r --learning_rate fast", "fast"),
             ("train --model prm --data {0}/lists --output-dir {0}/r --principled scald", "did you mean 'scaled'"),

@@ -312,3 +312,58 @@ def test_lists_that_cannot_be_asked_for(
     assert line.startswith(
         "hf-rerank: there is no folder someone/lists, and schema.json of a repository of that name is not in the cache"
     )
+
+
+def test_misspelled_folders_are_not_asked_of_the_hub(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    near = r"runs/frist is neither a folder here nor a repository of the Hub \(/.*/runs holds first\): check the name"
+    for arguments, words in (
+        ("train --model prm --data runs/lists --output-dir out", "runs/lists is no folder of prepared lists"),
+        ("evaluate --model runs/frist --data runs/lists", near),
+        (
+            "export --model /runs/none/such --output-dir out",
+            r"repository of the Hub \(nor /runs/none\): check",
+        ),
+        (
+            "export --model frist --output-dir out",
+            "^hf-rerank: frist is neither a folder here nor a reposit",
+        ),
+        ("evaluate --model ./some/one --data x", r"^hf-rerank: \./some/one is neither a folder"),
+    ):
+        assert main(arguments.split()) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
+        assert re.search(words, line), line
+    assert hub.requests == []
+
+
+def test_a_repository_that_is_not_there_is_asked_for_once(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        "train --model prm --data someone/none --output-dir out",
+        "evaluate --model someone/none --data x",
+        "export --model someone/none --output-dir out",
+    ):
+        before = len(hub.requests)
+        assert main(arguments.split()) == 2
+        assert "hf-rerank: there is neither a folder someone/none" in capsys.readouterr().err
+        assert len(hub.requests) == before + 1
+    assert hub.waits == []
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(
+    hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    template = "http://127.0.0.1:9/{repo_id}/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for arguments in (
+        "train --model prm --data someone/lists --output-dir out",
+        "evaluate --model someone/prm --data x",
+    ):
+        assert main(arguments.split()) == 2
+        assert "cannot be fetched: the connection failed" in capsys.readouterr().err
+    assert hub.waits == [], "the client waited to try again"

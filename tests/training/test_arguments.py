@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from hf_rerank import InputError, RerankTrainingArguments
 from hf_rerank import cli as command_line
-from hf_rerank.commands import train
+from hf_rerank.commands.train_options import training_arguments
 from hf_rerank.principled import PRESETS, preset_objective
 
 
@@ -51,7 +51,7 @@ def test_defaults_that_differ(tmp_path: Path) -> None:
         ({"encoded_cache": ""}, "encoded_cache is empty: expected a folder"),
         ({"train_sampling_strategy": "group_by_length"}, "is 'group_by_length': expected random or sequential"),
         ({"dataloader_in_order": False}, "dataloader_in_order=False gives batches as workers happen to finish"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no part"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no part"),
         ({"metric_ks": []}, "metric_ks"),
         ({"metric_ks": [5, 0]}, "metric_ks"),
         ({"obedience_k": 0}, "obedience_k"),
@@ -193,7 +193,7 @@ def test_task_loss(tmp_path: Path, options: dict[str, Any], of_the_objective: st
 def from_command_line(folder: Path, *options: str) -> RerankTrainingArguments:
     words = ["train", "--model", "prm", "--data", "lists", "--output-dir", str(folder / "run"), *options]
     known, known.others = command_line._parser().parse_known_args(words)
-    return train._training_arguments(known)
+    return training_arguments(known)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -216,10 +216,10 @@ def test_what_the_command_line_does_not_name_keeps_its_default(tmp_path: Path) -
         (("--principled_kwargs", "convergence_weight=2"), "principled_kwargs is 'convergence_weight=2', which is not"),
         (("--principled_kwargs", '{"fraction": 2}'), "fraction is 2"),
         (("--principled_kwargs", '{"temperature": 2}'), "no option 'temperature'"),
-        (("--learning_rate", "much"), "learning_rate.*invalid float value: 'much'"),
+        (("--learning_rate", "much"), "argument --learning-rate: invalid float value: 'much'"),
         (("--task_loss", "softmax"), "task_loss is 'softmax'"),
         (("--bf16_full_eval",), "bf16_full_eval"),
-        (("--principled_kwarg", "{}"), "'--principled_kwarg' of train.*did you mean '--principled_kwargs'"),
+        (("--principled_kwarg", "{}"), "'--principled_kwarg' of train.*did you mean '--principled-kwargs'"),
     ],
 )
 def test_refused_on_the_command_line(tmp_path: Path, words: tuple[str, ...], message: str) -> None:

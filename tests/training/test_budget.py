@@ -46,7 +46,7 @@ def test_very_few_steps_are_told(tmp_path):
 
 
 def test_negative_numbers_are_refused(tmp_path):
-    with pytest.raises(InputError, match="expected more than 0, or 0 to let the number of lists decide"):
+    with pytest.raises(InputError, match="is -1: expected at least 1; leave it out to let the number of training li"):
         RerankTrainingArguments(str(tmp_path), per_device_train_batch_size=-1)
 
 

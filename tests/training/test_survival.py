@@ -651,7 +651,7 @@ def test_the_command_stops_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFix
         training.join(60)
         assert training.exitcode == code, log.read_text()[-2000:]
         (said,) = (line for line in log.read_text().splitlines() if line.startswith("hf-rerank: "))
-        assert "--resume_from_checkpoint last" in said
+        assert "--resume-from-checkpoint last" in said
         assert not (run / "model.safetensors").exists()
         assert cli.main([*command, "--output-dir", str(run), "--resume_from_checkpoint", "last"]) == 0
         assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -205,7 +205,7 @@ class Guess:
             graded = (
                 ""
                 if _number(there.max()) <= 1
-                else f"; {CHECK}above 1: train with --task_loss lambda_loss, or another "
+                else f"; {CHECK}above 1: train with --task-loss lambda_loss, or another "
                 "loss of lists; log-losses take 0 to 1"
             )
             self.field_comments["label"] += f"; holds {values}, mean {shown(there.mean())}{graded}"

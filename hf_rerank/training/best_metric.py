@@ -1,0 +1,95 @@
+"""Checks that the metric which chooses the best checkpoint is one that an evaluation computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_rerank.errors import InputError, suggestion
+
+# What an evaluation computes: only at cut-offs of metric_ks, only at obedience_k, with or without it, and without.
+_AT_KS = ("ndcg", "map", "precision", "recall", "mrr", "clicks")
+_AT_OBEDIENCE_K = ("p1_set_obedience", "p2_set_obedience")
+_WITH_OR_WITHOUT = ("p1_obedience", "p2_obedience")
+_NEVER_CUT = (
+    *("loss", "auc", "gauc", "expected_clicks", "expected_clicks_share", "score_spread"),
+    *("p1_item_obedience", "p1_kendall_tau", "p2_item_obedience", "p2_kendall_tau"),
+)
+_MEASURES = (*_AT_KS, *_AT_OBEDIENCE_K, *_WITH_OR_WITHOUT, *_NEVER_CUT)
+
+
+def check_best_metric(args: Any) -> None:
+    """Refuses what no evaluation can compute, as far as the arguments alone can tell.
+
+    Args:
+        args: ``RerankTrainingArguments``; a name that is no measure may be one of the trainer's ``compute_metrics``,
+            or that of an evaluation set before a measure.
+
+    Raises:
+        InputError: ``metric_for_best_model`` is misspelled, or its cut-off is missing or not among those computed.
+    """
+    best = _asked(args)
+    name = best.partition("@")[0]
+    if name in _MEASURES:
+        _check_cut(args, best)
+    elif not any(name.endswith(f"_{measure}") for measure in _MEASURES) and (meant := suggestion(name, _MEASURES)):
+        raise InputError(f"metric_for_best_model is {best!r}: no such measure{meant}")
+
+
+def check_best_metric_of_sets(args: Any, eval_dataset: Any, compute_metrics: Any, *, with_truth: bool) -> None:
+    """Refuses a metric that no evaluation of these sets would compute.
+
+    Args:
+        args: ``RerankTrainingArguments``.
+        eval_dataset: Lists to evaluate on, or several by name.
+        compute_metrics: The user's, which may compute it. None: there are none.
+        with_truth: Whether the lists have the true attraction of simulated lists.
+
+    Raises:
+        InputError: As ``check_best_metric``; or it names no measure, or none of an evaluation set.
+    """
+    best = _asked(args)
+    if not best:
+        return
+    measure = best
+    if isinstance(eval_dataset, dict):
+        of_set = next((name for name in eval_dataset if best.startswith(f"{name}_")), None)
+        if of_set is None:
+            raise InputError(
+                f"metric_for_best_model is {best!r}, and the evaluation sets are {', '.join(eval_dataset)}: choose "
+                f"the metric of one of them, such as {next(iter(eval_dataset), 'name')}_{best}"
+            )
+        measure = best.removeprefix(f"{of_set}_")
+    if compute_metrics is not None:
+        return
+    name = measure.partition("@")[0]
+    if name not in _MEASURES:
+        raise InputError(
+            f"metric_for_best_model is {best!r}: no such measure, and there are no compute_metrics"
+            f"{suggestion(name, _MEASURES)}"
+        )
+    if name.startswith("expected_clicks") and not with_truth:
+        raise InputError(
+            f"metric_for_best_model is {best!r}, which needs the true attraction of simulated lists (the schema's "
+            "attraction): choose another"
+        )
+    _check_cut(args, measure)
+
+
+def _asked(args: Any) -> str:
+    return (args.metric_for_best_model or "").removeprefix("eval_")
+
+
+def _check_cut(args: Any, measure: str) -> None:
+    name, at, cut = measure.partition("@")
+    said = f"metric_for_best_model is {_asked(args)!r}"
+    if args.prediction_loss_only and name != "loss":
+        raise InputError(
+            f"{said}, which is not computed with prediction_loss_only=True: leave that off, or choose the best by loss"
+        )
+    option, cuts = ("metric_ks", args.metric_ks) if name in _AT_KS else ("obedience_k", [args.obedience_k])
+    if at and name in _NEVER_CUT:
+        raise InputError(f"{said}: {name} has no cut-off, leave out @{cut}")
+    if not at and name in (*_AT_KS, *_AT_OBEDIENCE_K):
+        raise InputError(f"{said}: expected a cut-off of {option} after it, such as {name}@{cuts[-1]}")
+    if at and cut not in map(str, cuts):
+        raise InputError(f"{said}, but {option} is {cuts}: {cut or 'the cut-off'} must be in {option}")
