@@ -144,7 +144,7 @@ def _config(path: Path) -> dict[str, Any]:
     if (
         not (fingerprint is None or isinstance(fingerprint, str))
         or not isinstance(config.get("task_loss"), str)
-        or config.get("position_input") not in ("embedding", "none")
+        or not isinstance(config.get("position_input"), str)
         or type(longest) is not int
         or longest < 1
     ):
