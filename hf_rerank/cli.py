@@ -9,11 +9,26 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hf_rerank.commands import evaluate, export, initial_rank, prepare, push, rank, schema, simulate, train, vectors
+from hf_rerank.commands import (
+    compare,
+    evaluate,
+    export,
+    initial_rank,
+    prepare,
+    push,
+    rank,
+    schema,
+    simulate,
+    train,
+    tune,
+    vectors,
+)
 from hf_rerank.commands.parsing import Parser, option_names
 from hf_rerank.errors import InputError, TrainingStopped, suggestion
 
-COMMANDS = (simulate, schema, prepare, initial_rank, vectors, train, evaluate, rank, export, push)
+COMMANDS = (simulate, schema, prepare, initial_rank, vectors, compare, train, tune, evaluate, rank, export, push)
+# These take every option of RerankTrainingArguments too, and check it themselves.
+TRAINING = ("compare", "train", "tune")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command is None:
             parser.print_help()
             return 0
-        if others and options.command != "train":
+        if others and options.command not in TRAINING:
             known = option_names(options.parser)
             raise InputError(f"unknown argument {others[0]!r} of {options.command}{suggestion(others[0], known)}")
         options.others = others
