@@ -47,9 +47,9 @@ def test_the_example_of_a_package(
 ) -> None:
     """It runs in an empty folder, and prints what the comments behind ``print`` say."""
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks(text_of(package))
+    code = "\n".join(blocks(text_of(package)))
     capsys.readouterr()
-    exec(code, {})
+    exec(code, {"__name__": package})
     # The Trainer prints its log too, as dicts.
     printed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("{'")]
     assert printed == re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
@@ -283,7 +283,7 @@ def test_every_file_of_a_package_is_described(package: str) -> None:
     there = {path.name for path in folder.iterdir() if path.suffix in (".py", ".md")} - {"__init__.py", "README.md"}
     there |= {f"{path.name}/" for path in folder.iterdir() if (path / "__init__.py").is_file()}
     assert named == there
-    assert 30 <= len(text_of(package).splitlines()) <= 60
+    assert 30 <= len(text_of(package).splitlines()) <= 130
 
 
 @pytest.mark.parametrize("file", ["README.md", *(f"hf_rerank/{package}/README.md" for package in PACKAGES)])
