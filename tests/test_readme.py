@@ -47,12 +47,35 @@ def test_the_example_of_a_package(
 ) -> None:
     """It runs in an empty folder, and prints what the comments behind ``print`` say."""
     monkeypatch.chdir(tmp_path)
+    _forget_re_rankers(monkeypatch)
     code = "\n".join(blocks(text_of(package)))
     capsys.readouterr()
-    exec(code, {"__name__": package})
+    exec(code, {"__name__": "__main__"})
     # The Trainer prints its log too, as dicts.
     printed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("{'")]
     assert printed == re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
+
+
+def _forget_re_rankers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that an example registers are known in this test only."""
+    from hf_rerank.models import auto
+
+    monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))
+    monkeypatch.setattr(auto, "_make_known", lambda config, model: None)  # the Auto classes forget nothing
+
+
+@pytest.mark.slow
+def test_the_recipe_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file and its test, as the reader copies them: the model keeps every contract."""
+    from hf_rerank.comparison.arms import find_models
+
+    _forget_re_rankers(monkeypatch)
+    (tmp_path / "my_reranker.py").write_text("\n".join(blocks(text_of("models"))[1:]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("my_reranker")
+    module.test_gated()
+    assert find_models(["my_reranker:GatedForReranking"])[1].can_ignore_order
 
 
 def test_the_blocks_of_the_readme_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,8 +201,7 @@ def test_a_re_ranker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     code = block("import torch\nfrom huggingface_hub.dataclasses import strict")
     assert len([line for line in code.splitlines() if line.strip()]) <= 40
-    monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))
-    monkeypatch.setattr(auto, "_make_known", lambda config, model: None)  # the Auto classes forget nothing
+    _forget_re_rankers(monkeypatch)
     (tmp_path / "mean_reranker.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("mean_reranker")

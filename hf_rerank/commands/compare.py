@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -106,21 +107,16 @@ def train_command(options: argparse.Namespace, found: Any, plan: Any) -> str | N
             return None
         settings |= {"position_input": "none"}
     for key, value in settings.items():
-        parts += ["--set", f"{key}={value}"]
-    if found.kind == PRINCIPLED:
-        return shlex.join([*parts, *options.others])
-    # The preset is that of the arm with principles only.
-    others = [
-        str(part)
-        for name, value in plan.training.items()
-        if not name.startswith("principled")
-        for part in _option(name, value)
-    ]
-    return shlex.join([*parts, "--principled", "none", *others])
-
-
-def _option(name: str, value: Any) -> list[Any]:
-    return [f"--{name}", *(value if isinstance(value, list) else [value])]
+        parts += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    # The preset is that of the arm with principles alone.
+    training = dict(plan.training)
+    preset = {name: training.pop(name) for name in ("principled", "principled_kwargs") if name in training}
+    if found.kind != PRINCIPLED:
+        preset = {"principled": "none"}
+    for name, value in {**preset, **training}.items():
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        parts += [f"--{name}", *map(str, values)]
+    return shlex.join(parts)
 
 
 def _systems(texts: list[str]) -> dict[str, str]:

@@ -50,7 +50,8 @@ def test_every_training_begins_with_a_new_model_of_model_init(make: Any) -> None
 
 
 def test_a_trainer_needs_a_model_or_model_init(make: Any, processor: ListProcessor, tmp_path: Path) -> None:
-    args = RerankTrainingArguments(str(tmp_path / "run"), use_cpu=True)
+    off = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    args = RerankTrainingArguments(str(tmp_path / "run"), use_cpu=True, **off)
     with pytest.raises(InputError, match="one of model and model_init"):
         RerankTrainer(args=args, processing_class=processor)
     model = tiny_model("prm", processor.schema, num_attention_heads=1)
