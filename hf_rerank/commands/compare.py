@@ -111,11 +111,10 @@ def train_command(options: argparse.Namespace, found: Any, plan: Any) -> str | N
     # The preset is that of the arm with principles alone.
     training = dict(plan.training)
     preset = {name: training.pop(name) for name in ("principled", "principled_kwargs") if name in training}
-    if found.kind != PRINCIPLED:
-        preset = {"principled": "none"}
+    preset = {"principled": "scaled", **preset} if found.kind == PRINCIPLED else {"principled": "none"}
     for name, value in {**preset, **training}.items():
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        parts += [f"--{name}", *map(str, values)]
+        parts += [f"--{name}", *(f"{value:g}" if isinstance(value, float) else str(value) for value in values)]
     return shlex.join(parts)
 
 

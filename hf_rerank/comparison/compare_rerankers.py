@@ -10,10 +10,10 @@ from typing import Any
 from hf_rerank.comparison.arms import LOGGED, TREES, Arm, Plan
 from hf_rerank.comparison.findings import Findings, find
 from hf_rerank.comparison.measuring import NDCG, logged_scores, measure_scores, primary_measure
-from hf_rerank.comparison.progress import Progress
+from hf_rerank.comparison.progress import Progress, print_line
 from hf_rerank.comparison.report import write_report
 from hf_rerank.comparison.run_folder import RunFolder, describe
-from hf_rerank.comparison.training import Comparison
+from hf_rerank.comparison.training import ArmRunner
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation.score_files import NamedLists, read_scores
 from hf_rerank.initial_rankers.ranker_train import users_of
@@ -30,7 +30,7 @@ def compare_rerankers(
     *,
     scores: Mapping[str, str | Path] | None = None,
     display_order: bool = True,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print_line,
 ) -> Findings:
     """Trains every arm with every seed, compares them on the test lists, and recommends one.
 
@@ -67,7 +67,7 @@ def compare_rerankers(
         systems[name], unused = read_scores(path, named)
         if unused:
             say(f"{name}: {unused:,} lists of {path} are not in the test split; their scores are not read")
-    comparison = Comparison(splits, schema, plan)
+    runner = ArmRunner(splits, schema, plan)
     runs: dict[Arm, dict[int, dict[str, Any]]] = {arm: {} for arm in plan.arms()}
     run_folder = RunFolder(folder)
     with run_folder.opened(describe(splits, schema, plan), plan):
@@ -86,7 +86,7 @@ def compare_rerankers(
                 continue
             progress.begin(f"{arm.name}, seed {seed}")
             try:
-                result = comparison.run(arm, seed, run_folder.work_path(arm, seed), progress.step)
+                result = runner.run(arm, seed, run_folder.work_path(arm, seed), progress.step)
             except TrainingInterrupted as stopped:
                 raise TrainingInterrupted(
                     f"stopped in {arm.name}, seed {seed}; the same command resumes", stopped.signal
@@ -94,17 +94,17 @@ def compare_rerankers(
             run_folder.save(arm, seed, result)
             runs[arm][seed] = result
             progress.finish(arm.name, seed, f"NDCG@10 {result['validation'][NDCG]:.4f} on validation")
-        options = comparison.evaluation_options(run_folder.path / "work")
+        options = runner.evaluation_options(run_folder.path / "work")
         remove(run_folder.path / "work")
         fixed: dict[str, dict[str, Any]] = {}
         if plan.has_order:
             fixed[LOGGED] = {}
             for split in ("validation", "test"):
-                order = logged_scores(comparison.processor, splits[split])
-                found = measure_scores(order, comparison.processor, splits[split], **options)
+                order = logged_scores(runner.processor, splits[split])
+                found = measure_scores(order, runner.processor, splits[split], **options)
                 fixed[LOGGED] |= {split: found.measures, "per_list": found.per_list.tolist()}
         for name, values in systems.items():
-            found = measure_scores(values, comparison.processor, splits["test"], **options)
+            found = measure_scores(values, runner.processor, splits["test"], **options)
             fixed[name] = {"test": found.measures, "per_list": found.per_list.tolist()}
         for of_seed in runs.values():
             for result in of_seed.values():

@@ -8,6 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from tqdm import tqdm
 
 
+def print_line(line: str) -> None:
+    """Prints at once, into files too."""
+    print(line, flush=True)
+
+
 def remaining_seconds(taken: Mapping[str, Sequence[float]], left: Sequence[str]) -> float | None:
     """The time that runs are expected to take.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hf_rerank.comparison.arms import LOGGED, PRINCIPLED, TREES, WITH, WITHOUT
+from hf_rerank.errors import InputError
 from hf_rerank.evaluation.comparing import Comparison
 
 LEVEL = 0.05
@@ -20,14 +21,17 @@ class Effect:
     Attributes:
         mean: Of the differences.
         low, high: 95 % interval over groups of lists.
-        certainty: ``clear``: below 5 % both over groups and over seeds, after Holm's correction; ``likely``: over
-            groups only, as it is with few seeds; ``open``: neither, 0 is possible.
+        certainty: ``clear``: both p-values, over groups and over seeds, are below 5 % after Holm's correction;
+            ``likely``: that over groups is, and all seeds agree in sign, which is all that few seeds can show;
+            ``open``: neither, 0 is possible.
+        seeds_agree: Whether the differences of all seeds have one sign.
     """
 
     mean: float
     low: float
     high: float
     certainty: Certainty
+    seeds_agree: bool = True
 
     @property
     def is_gain(self) -> bool:
@@ -40,7 +44,10 @@ class Effect:
         return self.certainty != "open" and self.mean < 0
 
     def __str__(self) -> str:
-        return f"{self.mean:+.1%} [{self.low:+.1%}, {self.high:+.1%}]"
+        # Rounded first, so that a little less than 0 is +0.0% and not -0.0%.
+        mean, low, high = (round(value, 3) + 0.0 for value in (self.mean, self.low, self.high))
+        but = ", but the seeds disagree" if not self.seeds_agree and self.low * self.high > 0 else ""
+        return f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]{but}"
 
 
 @dataclass(frozen=True)
@@ -91,13 +98,21 @@ class Recommendation:
 
 
 def effect_of(comparison: Comparison) -> Effect:
-    """The effect that a comparison shows."""
+    """The effect that a comparison shows.
+
+    Raises:
+        InputError: The other arm's mean is 0, so that there are no fractions of it.
+    """
+    if not comparison.base_mean:
+        raise InputError(
+            f"{comparison.base} has {comparison.measure} 0 on the test lists: expected test lists with clicks"
+        )
     groups = comparison.over_groups or comparison.over_seeds
     relative = groups.relative_to(comparison.base_mean)
     certainty: Certainty = "open"
     if comparison.corrected_p_groups < LEVEL:
-        certainty = "clear" if comparison.corrected_p < LEVEL else "likely"
-    return Effect(relative.mean, relative.low, relative.high, certainty)
+        certainty = "clear" if comparison.corrected_p < LEVEL else "likely" if comparison.seeds_agree else "open"
+    return Effect(relative.mean, relative.low, relative.high, certainty, comparison.seeds_agree)
 
 
 def recommend(evidence: Evidence) -> Recommendation:
@@ -110,7 +125,8 @@ def recommend(evidence: Evidence) -> Recommendation:
     for name, effect in evidence.over_simpler.items():
         if not effect.is_gain:
             return _simpler(evidence, name, effect)
-        reasons.append(f"{evidence.best_arm} {_gains(effect)} {evidence.measure} over {name}: {effect}.")
+        who = evidence.best_arm if reasons else f"{evidence.best_arm}, the best on validation,"
+        reasons.append(f"{who} {_gains(effect)} {evidence.measure} over {name}: {effect}.")
     kind, about_order = _kind(evidence, evidence.best)
     reasons += about_order
     return Recommendation(f"{evidence.best} {kind}", evidence.best, kind, (*reasons, *_limits(evidence)))
@@ -183,8 +199,16 @@ def _how_to_learn_more(evidence: Evidence) -> str:
 def _limits(evidence: Evidence) -> list[str]:
     """What the numbers cannot say."""
     limits = []
+    effects = (evidence.over_simpler, evidence.order, evidence.principles)
     if evidence.seeds == 1:
-        limits.append("One seed says nothing of chance in training: nothing here is more than likely; use --seeds 3.")
+        limits.append(
+            "One seed says nothing of chance in training: nothing here is more than probable; use --seeds 3."
+        )
+    elif any(effect.certainty == "likely" for part in effects for effect in part.values()):
+        limits.append(
+            f"'Probably': clear over groups of lists, and {evidence.seeds} seeds agree but are too few to be sure; "
+            "more --seeds, in the same folder, would tell."
+        )
     if not evidence.order or not evidence.display_order:
         return limits
     bias = "A display order P carries position bias: items near the top were clicked because they were seen"

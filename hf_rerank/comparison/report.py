@@ -10,7 +10,8 @@ from typing import Any
 
 from hf_rerank.comparison.arms import LOGGED
 from hf_rerank.comparison.findings import COLUMNS, IN_WORDS, Findings, Row
-from hf_rerank.evaluation.comparing import comparison_figure, comparison_markdown, comparison_table
+from hf_rerank.comparison.recommendation import effect_of
+from hf_rerank.evaluation.comparing import Interval, comparison_figure
 from hf_rerank.evaluation.tables import text_table
 from hf_rerank.storage import write_file, write_json
 
@@ -19,7 +20,8 @@ _NOTES = (
     "Every arm was chosen on the validation lists by NDCG@10 and measured once per seed on the test lists. P1@5 and "
     "P2@5: share of lists whose first five stay in place when the model reads its own ranking (P1) or after one swap "
     "of neighbors in the given order (P2). Intervals are of 95 %: over groups of lists (bootstrap) and over seeds "
-    "(Student's t); p-values are corrected by Holm's method over all comparisons of the table."
+    "(Student's t); p-values are corrected by Holm's method over all differences of the table. A difference is clear "
+    "where both are below 5 %, likely where that over groups is and all seeds agree in sign, else open."
 )
 
 
@@ -45,12 +47,37 @@ def _cells(row: Row, others: Mapping[str, str], base: float | None) -> list[str]
     ]
 
 
+def comparison_rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the comparisons, in percent of the second of each pair."""
+    headings = ["difference", "over groups", "p", "over seeds", "p", ""]
+    rows = []
+    for entry in findings.comparisons:
+        groups, seeds = entry.over_groups or entry.over_seeds, entry.over_seeds
+        certainty = effect_of(entry).certainty
+        rows.append(
+            [
+                f"{entry.name} - {entry.base}",
+                _percent(groups, entry.base_mean),
+                f"{entry.corrected_p_groups:.3f}",
+                _percent(seeds, entry.base_mean),
+                f"{entry.corrected_p:.3f}",
+                certainty,
+            ]
+        )
+    return headings, rows
+
+
+def _percent(interval: Interval, base: float) -> str:
+    mean, low, high = (round(100 * value / base, 1) + 0.0 for value in (interval.mean, interval.low, interval.high))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] %"
+
+
 def text_report(findings: Findings) -> str:
     """The summary, the comparisons and the recommendation, as plain text."""
     found = findings.recommendation
     reasons = "\n".join(f"- {reason}" for reason in found.reasons)
     return (
-        f"{text_table(*summary_rows(findings))}\n\n{comparison_table(findings.comparisons)}\n\n"
+        f"{text_table(*summary_rows(findings))}\n\n{text_table(*comparison_rows(findings))}\n\n"
         f"Recommendation: {found.use}\n{reasons}"
     )
 
@@ -81,16 +108,14 @@ def write_report(folder: Path, findings: Findings, about: Mapping[str, Any]) -> 
             "recommendation": asdict(found),
         },
     )
-    headings, rows = summary_rows(findings)
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows))
     parts = [
         "# Is a re-ranker worth it on these lists?",
         f"**Recommendation: {found.use}**",
         "\n".join(f"- {reason}" for reason in found.reasons),
         "## Arms",
-        table,
-        "## Comparisons",
-        comparison_markdown(findings.comparisons).rstrip(),
+        _markdown(*summary_rows(findings)),
+        f"## Differences in {IN_WORDS[findings.measure]}",
+        _markdown(*comparison_rows(findings)),
         *([f"![differences]({FIGURE})"] if len(written) == 3 else []),
         _NOTES,
         "## What was compared",
@@ -98,6 +123,10 @@ def write_report(folder: Path, findings: Findings, about: Mapping[str, Any]) -> 
     ]
     write_file(folder / MARKDOWN, "\n\n".join(parts) + "\n")
     return written
+
+
+def _markdown(headings: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows))
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -18,7 +18,7 @@ from hf_rerank.storage import remove
 SPLITS = ("train", "validation", "test")
 
 
-class Comparison:
+class ArmRunner:
     """The lists of a comparison, and everything that its runs share.
 
     Args:

@@ -148,6 +148,7 @@ class Comparison:
         over_groups: Bootstrap interval; None where there are no values per list.
         corrected_p: p-value over seeds, corrected by ``holm`` over the comparisons made together.
         corrected_p_groups: The same over groups; 1 where there are no values per list.
+        seeds_agree: Whether the differences of all seeds have one sign.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Comparison:
     over_groups: Interval | None
     corrected_p: float
     corrected_p_groups: float = 1.0
+    seeds_agree: bool = True
 
 
 def compare(
@@ -191,18 +193,21 @@ def compare(
         for row in (*(runs[name][seed] for seed in seeds), *(runs[base][seed] for seed in seeds)):
             if measure not in row:
                 raise InputError(f"a run has no measure {measure!r}; it has {', '.join(sorted(row)[:8])}, ...")
-        interval = t_interval([runs[name][seed][measure] - runs[base][seed][measure] for seed in seeds])
+        of_seeds = [runs[name][seed][measure] - runs[base][seed][measure] for seed in seeds]
+        interval, agree = t_interval(of_seeds), min(of_seeds) > 0 or max(of_seeds) < 0
         over_groups = None
         if per_list is not None and groups is not None:
             differences = [per_list[name][seed] - per_list[base][seed] for seed in seeds]
             over_groups = bootstrap_interval(np.mean(differences, axis=0), groups)
         mean = float(np.mean([runs[base][seed][measure] for seed in seeds]))
-        found.append((name, base, mean, interval, over_groups))
-    corrected = holm([interval.p_value for *_, interval, _ in found])
-    of_groups = holm([1.0 if over_groups is None else over_groups.p_value for *_, over_groups in found])
+        found.append((name, base, mean, interval, over_groups, agree))
+    corrected = holm([entry[3].p_value for entry in found])
+    of_groups = holm([1.0 if entry[4] is None else entry[4].p_value for entry in found])
     return [
-        Comparison(name, base, measure, mean, interval, over_groups, p, p_groups)
-        for (name, base, mean, interval, over_groups), p, p_groups in zip(found, corrected, of_groups, strict=True)
+        Comparison(name, base, measure, mean, interval, over_groups, p, p_groups, agree)
+        for (name, base, mean, interval, over_groups, agree), p, p_groups in zip(
+            found, corrected, of_groups, strict=True
+        )
     ]
 
 

@@ -44,7 +44,7 @@ def search(
     sampler: Any = None,
     pruner: Any = None,
     configuration: Mapping[str, Any] | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] | None = None,
 ) -> BestRun:
     """Trains one model per trial; see ``RerankTrainer.hyperparameter_search``.
 
@@ -54,10 +54,11 @@ def search(
         trials: How many in the whole study.
         sampler, pruner: Of optuna. None: TPE, and the median of the other trials.
         configuration: What else the values depend on, plain JSON values; another one is refused in the same folder.
-        say: Takes each line of progress.
+        say: Takes each line of progress. None: it is printed.
     """
     optuna = require_optuna()
     args = trainer.args
+    say = say or (lambda line: print(line, flush=True))
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if not metric or not args.load_best_model_at_end:
         raise InputError("a search compares trials by metric_for_best_model: set it, and load_best_model_at_end")
@@ -128,7 +129,7 @@ def _run_trial(
     study.tell(trial, value, state=state)
     remove(folder)
     options = ", ".join(f"{name} {_short(option)}" for name, option in trial.params.items())
-    say(f"{prefix} {outcome} ({options})")
+    say(f"{prefix} {outcome} ({options})" if options else f"{prefix} {outcome}")
 
 
 def _trainer_of(optuna: Any, trainer: Any, trial: Any, space: Any, folder: Path, metric: str) -> Any:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_rerank.cli import main
-from hf_rerank.comparison.training import Comparison
+from hf_rerank.comparison.training import ArmRunner
 from hf_rerank.schema import Categorical, Dense, ListSchema
 
 pytest.importorskip("lightgbm")
@@ -105,13 +105,13 @@ def test_what_a_comparison_leaves(arguments):
 
 def test_a_comparison_that_was_killed_repeats_nothing_that_is_finished(arguments, monkeypatch, capsys):
     made = []
-    run = Comparison.run
+    run = ArmRunner.run
 
     def counting(self, arm, seed, *rest):
         made.append((arm.name, seed))
         return run(self, arm, seed, *rest)
 
-    monkeypatch.setattr(Comparison, "run", counting)
+    monkeypatch.setattr(ArmRunner, "run", counting)
     path = folder_of(arguments) / "runs" / "dnn-with-order-seed0.json"
     before = json.loads(path.read_text())
     path.unlink()

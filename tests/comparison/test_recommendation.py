@@ -1,12 +1,12 @@
 """What is recommended, case by case: the numbers are written out, and so is what follows from them."""
 
-import math
 from dataclasses import replace
 
 import pytest
 
 from hf_rerank.comparison.arms import LOGGED
 from hf_rerank.comparison.recommendation import Effect, Evidence, effect_of, recommend
+from hf_rerank.errors import InputError
 from hf_rerank.evaluation.comparing import Comparison, Interval
 
 GAIN = Effect(0.05, 0.03, 0.07, "clear")
@@ -84,11 +84,15 @@ def test_what_the_principles_cost_is_said_with_both_alternatives() -> None:
 
 
 def test_certainty_is_in_the_words() -> None:
-    assert "prm with order gains NDCG@10 over logged order: +5.0% [+3.0%, +7.0%]." in text(EVIDENCE)
+    first = "prm with order, the best on validation, gains NDCG@10 over logged order: +5.0% [+3.0%, +7.0%]."
+    assert recommend(EVIDENCE).reasons[0] == first
     assert "prm with order probably gains NDCG@10 over dnn with order" in text(EVIDENCE)
     assert "probably has value" in text(replace(EVIDENCE, order={"prm": LIKELY}))
     assert "One seed" in text(replace(EVIDENCE, seeds=1))
-    assert "One seed" not in text(EVIDENCE)
+    assert "3 seeds agree but are too few to be sure" in text(EVIDENCE)
+    clear = replace(EVIDENCE, over_simpler={LOGGED: GAIN}, principles={})
+    assert "seeds" not in text(clear)
+    assert str(Effect(-0.0001, -0.0501, 0.05, "open")) == "+0.0% [-5.0%, +5.0%]"
 
 
 def test_a_display_order_carries_position_bias() -> None:
@@ -104,10 +108,19 @@ def test_a_display_order_carries_position_bias() -> None:
     [(0.001, 0.01, "clear"), (0.001, 0.2, "likely"), (0.06, 0.01, "open"), (0.049, 0.049, "clear")],
 )
 def test_certainty_needs_groups_and_seeds(p_groups: float, p_seeds: float, certainty: str) -> None:
+    """Groups alone are likely at most, and only if the seeds agree in sign."""
     seeds, groups = Interval(0.02, -1.0, 1.0, 2), Interval(0.02, 0.01, 0.03, 100)
     found = effect_of(Comparison("a", "b", "ndcg@10", 0.5, seeds, groups, p_seeds, p_groups))
     # 0.02 / 0.5 = 4 %; 0.01 / 0.5 = 2 %; 0.03 / 0.5 = 6 %.
     assert (found.mean, found.low, found.high) == pytest.approx((0.04, 0.02, 0.06))
     assert found.certainty == certainty
     assert found.is_gain == (certainty != "open")
-    assert math.isfinite(found.high)
+    disagreeing = effect_of(Comparison("a", "b", "ndcg@10", 0.5, seeds, groups, p_seeds, p_groups, seeds_agree=False))
+    assert disagreeing.certainty == ("open" if certainty == "likely" else certainty)
+    assert str(disagreeing) == "+4.0% [+2.0%, +6.0%], but the seeds disagree"
+
+
+def test_no_fractions_of_nothing() -> None:
+    seeds = Interval(0.02, -1.0, 1.0, 2)
+    with pytest.raises(InputError, match="logged order has ndcg@10 0 on the test lists"):
+        effect_of(Comparison("a", LOGGED, "ndcg@10", 0.0, seeds, seeds, 1.0, 1.0))

@@ -136,3 +136,11 @@ def test_p_values_over_groups_are_corrected_too() -> None:
     found = compare(runs, [("a", "b"), ("b", "c")], "x", per_list=per_list, groups=[0, 1, 2, 3])
     assert [entry.corrected_p_groups for entry in found] == pytest.approx([2 * 2 / 2001, 1.0])
     assert compare(runs, [("a", "b")], "x")[0].corrected_p_groups == 1.0
+
+
+def test_seeds_agree_where_all_differences_have_one_sign() -> None:
+    values = {"a": (0.2, 0.3), "b": (0.1, 0.1), "c": (0.25, 0.1)}
+    runs = {name: {seed: {"x": value} for seed, value in enumerate(of_seed)} for name, of_seed in values.items()}
+    # a - b: 0.1, 0.2; b - a: both below 0; a - c: -0.05, 0.2; b - b: 0, which is no sign.
+    pairs = [("a", "b"), ("b", "a"), ("a", "c"), ("b", "b")]
+    assert [entry.seeds_agree for entry in compare(runs, pairs, "x")] == [True, True, False, False]

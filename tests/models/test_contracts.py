@@ -92,7 +92,7 @@ BROKEN = {
     ReadsSlots: "slots_carry_no_meaning",
     ReadsOtherLists: "batch_of_one_equals_batch_of_many",
     ReadsOrderAlways: "position_input",
-    IgnoresPadding: "rank",
+    IgnoresPadding: "bf16_is_close",
     HasUnusedWeights: "every_parameter_gets_a_gradient_and_moves",
     ForgetsADenseFeature: "input_of_another_processor",
 }
