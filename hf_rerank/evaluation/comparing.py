@@ -275,7 +275,7 @@ def comparison_figure(comparisons: Sequence[Comparison], path: str | Path) -> No
     axis.set_xlim(min(ends) - margin, max(ends) + margin)
     axis.axvline(0, color="grey", linewidth=1)
     axis.set_yticks(range(len(comparisons)), [f"{entry.name} - {entry.base}" for entry in reversed(comparisons)])
-    axis.set_xlabel(f"difference in {comparisons[0].measure} (95 %; blue: over groups, grey: over seeds)")
+    axis.set_xlabel(f"difference in {comparisons[0].measure}\n95 % intervals: over groups blue, over seeds grey")
     axis.spines[["top", "right"]].set_visible(False)
     with writing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
