@@ -140,9 +140,10 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor],
     """The same weights have gradients, and the same ones."""
     assert found.keys() == expected.keys(), "other weights have gradients"
     for weight, gradient in expected.items():
-        torch.testing.assert_close(
-            found[weight], gradient, atol=atol, rtol=0, msg=lambda text, w=weight: f"{w}: {text}"
-        )
+        try:
+            torch.testing.assert_close(found[weight], gradient, atol=atol, rtol=0)
+        except AssertionError as error:
+            raise AssertionError(f"{weight}: {error}") from None
 
 
 def assert_near(found: float, expected: float, *, atol: float = ATOL, rtol: float = 0.0, about: str = "") -> None:
@@ -162,6 +163,6 @@ def refusing(pattern: str) -> Iterator[None]:
     assert re.search(pattern, message), f"the message {message!r} does not match {pattern!r}"
 
 
-def close() -> dict[str, float]:
+def close() -> dict[str, Any]:
     """Tolerances of ``torch.testing.assert_close``."""
     return {"atol": ATOL, "rtol": ATOL}

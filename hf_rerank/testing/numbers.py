@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -59,7 +60,12 @@ def bf16_without_tables(candidate: Candidate) -> None:
     """Dense features alone are float32 in a model that is not."""
     if not candidate.config.num_item_dense and not candidate.config.item_vector_dim:
         return
-    none = {"item_vocab_sizes": [], "user_vocab_sizes": [], "history_vocab_sizes": [], "history_shared_tables": []}
+    none: dict[str, Any] = {
+        "item_vocab_sizes": [],
+        "user_vocab_sizes": [],
+        "history_vocab_sizes": [],
+        "history_shared_tables": [],
+    }
     model = candidate.model(**none).to(torch.bfloat16)
     lists = {column: values for column, values in candidate.lists().items() if "categorical" not in column}
     logits = model(torch.zeros(4, 6, 0, dtype=torch.int64), **lists).logits

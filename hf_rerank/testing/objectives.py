@@ -47,7 +47,7 @@ def principled(objective: str | PrincipledObjective = "scaled", lists: int = 4) 
     return objective.at(step=3, list_keys=torch.arange(10, 10 + lists))
 
 
-def spied(objective: Callable[..., Any], calls: list[tuple[torch.Tensor, torch.Tensor | None]]) -> Any:
+def spied(objective: Callable[..., Any], calls: list[tuple[torch.Tensor, Any]]) -> Any:
     """The objective, noting the orders of each encoder call and the rows that they are of."""
 
     def noting(score, *rest):

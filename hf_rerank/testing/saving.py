@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from hf_rerank.models.auto import RERANKERS, AutoReranker
+from hf_rerank.models import auto
 from hf_rerank.testing.candidate import Candidate, refusing
 
 
 def loaders(candidate: Candidate) -> list[Any]:
     """Whatever loads this model: its class, and the Auto classes where it is registered."""
     name = candidate.config_class.model_type.removeprefix("rerank_")
-    registered = RERANKERS.get(name) == (candidate.config_class, candidate.model_class)
-    return [candidate.model_class, *([AutoModel, AutoReranker] if registered else [])]
+    registered = auto.RERANKERS.get(name) == (candidate.config_class, candidate.model_class)
+    return [candidate.model_class, *([AutoModel, auto.AutoReranker] if registered else [])]
 
 
 def load_equals_save_to_the_bit(candidate: Candidate) -> None:

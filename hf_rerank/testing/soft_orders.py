@@ -129,7 +129,7 @@ def task_loss_of_rows_equals_that_of_those_lists(candidate: Candidate) -> None:
     weights = torch.rand(5, 6, generator=torch.Generator().manual_seed(10)) + 0.5
     order = lists["position_ids"][rows]
     for factors in (None, weights):
-        found = []
+        found: list[torch.Tensor] = []
 
         def objective(score, position_ids, labels, mask, task_loss, found=found):
             found.append(task_loss(score(position_ids)))

@@ -101,7 +101,7 @@ def _check_encoder_calls(candidate: Candidate, preset: str, fraction: float) -> 
     """Of six lists all, or three, are shown the orders 2 and 3: each is scored by a forward of its own."""
     model, lists = candidate.model(**candidate.items_alone), candidate.lists((6, 4, 1, 5, 0, 3))
     mask, given = lists["mask"], lists["position_ids"]
-    calls: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    calls: list[tuple[torch.Tensor, Any]] = []
     objective = principled(replace(PRESETS[preset], fraction=fraction), 6)
     output = model(**lists, objective=spied(objective, calls))
     (first, first_rows), (second, second_rows) = calls
@@ -156,7 +156,7 @@ def presets_embed_once_and_score_at_most_twice(candidate: Candidate) -> None:
     calls: list[str] = []
     for step in ("embed", "score"):
         real = getattr(model, step)
-        setattr(model, step, lambda *args, real=real, step=step: calls.append(step) or real(*args))
+        setattr(model, step, _noting(calls, step, real))
     for preset in PRESETS:
         calls.clear()
         model(**lists, objective=principled(preset))
@@ -194,6 +194,14 @@ def weights_multiply_the_items_terms(candidate: Candidate) -> None:
     losses = model(**lists, weights=weights, objective=principled()).losses
     assert_near(losses["task_loss"].item(), float(np.mean(per_list)))
     assert abs(output.loss.item() - model(**lists).loss.item()) > 1e-3
+
+
+def _noting(calls: list[str], step: str, function: Any) -> Any:
+    def noting(*args: Any) -> Any:
+        calls.append(step)
+        return function(*args)
+
+    return noting
 
 
 def _tables(model: Any) -> list[nn.Embedding]:

@@ -137,7 +137,7 @@ class RerankTrainer(EvaluatingTrainer):
             optimizers=optimizers,
         )
         # Given to upstream's constructor, it would make a second model there.
-        self.model_init = model_init
+        self.model_init = model_init  # type: ignore[assignment]
         facts = describe_training(model, processing_class, args, train=train_dataset, validation=eval_dataset)
         named = args.principled if objective is None else "custom"
         self.results.update(facts, objective={"principled": named, **self.principled_objective.settings()})
