@@ -121,7 +121,7 @@ def recommend(evidence: Evidence) -> Recommendation:
     The best arm on validation must beat every simpler alternative on the test lists; else the simplest that it does
     not beat is recommended. Of the model that remains, the order is read only if it gains something.
     """
-    reasons = []
+    reasons: list[str] = []
     for name, effect in evidence.over_simpler.items():
         if not effect.is_gain:
             return _simpler(evidence, name, effect)
