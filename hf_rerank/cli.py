@@ -15,6 +15,8 @@ from pathlib import Path
 
 from hf_rerank.errors import InputError, TrainingStopped, suggestion
 
+# These take every option of RerankTrainingArguments too, and check it themselves.
+TRAINING = ("compare", "train", "tune")
 _CANNOT_BE_MADE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
@@ -50,7 +52,7 @@ def _run(arguments: list[str]) -> None:
     if options.command is None:
         parser.print_help()
         return
-    if others and options.command != "train":
+    if others and options.command not in TRAINING:
         known = option_names(options.parser)
         raise InputError(f"unknown argument {others[0]!r} of {options.command}{suggestion(others[0], known)}")
     if getattr(options, "output_dir", None) is not None:
@@ -61,6 +63,7 @@ def _run(arguments: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     from hf_rerank.commands import (
+        compare,
         evaluate,
         export,
         initial_rank,
@@ -71,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         schema,
         simulate,
         train,
+        tune,
         vectors,
     )
     from hf_rerank.commands.parsing import Parser
@@ -78,16 +82,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="hf-rerank", description="Re-rankers for recommender systems.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for command in (
-        simulate,
-        schema,
-        prepare,
-        initial_rank,
-        vectors,
-        propensities,
-        train,
-        evaluate,
-        rank,
-        export,
+        *(
+            simulate,
+            schema,
+            prepare,
+            initial_rank,
+            vectors,
+            propensities,
+            compare,
+            train,
+            tune,
+            evaluate,
+            rank,
+            export,
+        ),
         push,
     ):
         command.add(commands)

@@ -125,12 +125,13 @@ CORE = (
     ("hub",),
     ("inference",),
     ("training",),
+    ("testing",),
 )
 # The lists half knows the layers up to the table and its schema, and nothing of the core above; nor the core of it.
 LISTS = (("data",),)
 # Metrics are functions of arrays; the lists half uses two of them to check users' data.
 INTERFACE = ("errors", "version", "storage", "schema", "validation", "fast_rows", "metrics")
-BOTH = (("initial_rankers",), ("personalised_vectors",), ("commands",), ("cli",))
+BOTH = (("initial_rankers",), ("personalised_vectors",), ("comparison",), ("commands",), ("cli",))
 
 
 def may_import(part: str, other: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import re
@@ -34,10 +35,10 @@ def test_a_re_ranker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len([line for line in code.splitlines() if line.strip()]) <= 40
     monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))
     monkeypatch.setattr(auto, "_make_known", lambda config, model: None)  # the Auto classes forget nothing
-    (tmp_path / "mean_reranker.py").write_text(code)
+    (tmp_path / "my_reranker.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("mean_reranker")
-    config, model = auto.reranker_classes("mean")
+    module = importlib.import_module("my_reranker")
+    config, model = auto.reranker_classes("gated")
     row = {"item_id": [1, 2, 3], "price": [1.0, 2.0, 3.0], "click": [0, 1, 0]}
     lists = datasets.Dataset.from_list([row] * 8)
     schema = ListSchema(items=[Categorical("item_id"), Dense("price")], label="click", max_list_length=3)
@@ -50,14 +51,34 @@ def test_a_re_ranker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     before = [weight.clone() for weight in trainer.model.parameters()]
     trainer.train()
     assert not all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
-    trainer.save_model(str(tmp_path / "mean"))
-    reranker = Reranker.from_pretrained(tmp_path / "mean")
-    assert type(reranker.model) is module.MeanForReranking
+    trainer.save_model(str(tmp_path / "gated"))
+    reranker = Reranker.from_pretrained(tmp_path / "gated")
+    assert type(reranker.model) is module.GatedForReranking
     with torch.no_grad():
         expected = trainer.model.eval()(**processor([row])).logits[0].tolist()
     (ranked,) = reranker.rerank([row])
     assert ranked["scores"] == [expected[slot] for slot in ranked["order"]]
     assert sorted(ranked["order"]) == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_the_recipe_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file and its test, as the reader copies them: the model keeps every contract."""
+    from hf_rerank.comparison.arms import find_models
+    from hf_rerank.models import auto
+
+    monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))  # the Auto classes, which are checked, keep it
+    text = text_of("models")
+    starts = (
+        "import torch\nfrom huggingface_hub.dataclasses import strict",
+        "from hf_rerank.testing import check_reranker",
+    )
+    (tmp_path / "gated_reranker.py").write_text("\n".join(block(text, start) for start in starts))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("gated_reranker")
+    module.test_gated()
+    assert find_models(["gated_reranker:GatedForReranking"])[1].can_ignore_order
 
 
 # ---------------------------------------------------------------------------------------------------------- the tables

@@ -59,6 +59,12 @@ def add(commands: Any) -> None:
     )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers as JSON")
     evaluate.add_argument(
+        "--trec-run",
+        type=Path,
+        metavar="FILE",
+        help="also write the rankings as a TREC run, for other tools and for `hf-rerank compare --scores`",
+    )
+    evaluate.add_argument(
         "--add-to-results",
         action="store_true",
         help="also write the measures of the model and of the initial order into the model's results.json, from which "
@@ -134,10 +140,30 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         about = {"model": options.model, **at, "split": options.split, "obedience": obedience}
         write_json(options.json, {**about, **about_initial_ranker(folder), "rows": rows})
+    if options.trec_run:
+        _write_trec_run(options, reranker, lists)
     if options.add_to_results:
         _add_to_results(options, rows, obedience, lists, reranker.processor.schema)
     if options.plots:
         _draw(options.plots, options.model, rows["model"], log)
+
+
+def _write_trec_run(options: argparse.Namespace, reranker: Any, lists: Any) -> None:
+    import numpy as np
+
+    from hf_rerank.evaluation.score_files import NamedLists, write_trec_run
+
+    named = NamedLists.of(lists, reranker.processor.schema)
+    scores = [found for start in range(0, len(lists), 256) for found in reranker.predict(_rows(lists, start, 256))]
+    orders = [np.argsort(-of_list, kind="stable").tolist() for of_list in scores]
+    name = "-".join(Path(options.model).resolve().name.split()) or "model"
+    write_trec_run(options.trec_run, named, orders, scores, name)
+    print(f"TREC run in {options.trec_run}")
+
+
+def _rows(lists: Any, start: int, count: int) -> list[dict[str, Any]]:
+    columns = lists[start : start + count]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _training_log(model: str) -> list[Any]:

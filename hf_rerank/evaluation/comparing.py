@@ -30,7 +30,7 @@ class Interval:
         low: Lower end; minus infinity if there is one value only.
         high: Upper end.
         count: Seeds, or groups.
-        p_value: Two-sided, of a mean of 0; NaN where it was not computed.
+        p_value: Two-sided, of a mean of 0.
     """
 
     mean: float
@@ -88,6 +88,9 @@ def bootstrap_interval(
 ) -> Interval:
     """The mean of per-list differences with a percentile interval over groups, which are resampled as a whole.
 
+    The p-value is twice the share of the bootstrap means on the far side of 0, ``(1 + their number) / (1 + draws)``,
+    at most 1.
+
     Args:
         differences: [lists], one model minus another; of several seeds their mean. NaN (a list that does not count in
             the metric) is left out.
@@ -113,7 +116,9 @@ def bootstrap_interval(
         weights = np.bincount(generator.integers(0, len(sums), len(sums)), minlength=len(sums))
         means[draw] = (sums * weights).sum() / (counts * weights).sum()
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(values[there].mean()), float(low), float(high), len(sums))
+    far = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    p_value = min(1.0, 2 * (1 + far) / (1 + draws))
+    return Interval(float(values[there].mean()), float(low), float(high), len(sums), p_value)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -142,6 +147,8 @@ class Comparison:
         over_seeds: t-interval of the paired differences.
         over_groups: Bootstrap interval; None where there are no values per list.
         corrected_p: p-value over seeds, corrected by ``holm`` over the comparisons made together.
+        corrected_p_groups: The same over groups; 1 where there are no values per list.
+        seeds_agree: Whether the differences of all seeds have one sign.
     """
 
     name: str
@@ -151,6 +158,8 @@ class Comparison:
     over_seeds: Interval
     over_groups: Interval | None
     corrected_p: float
+    corrected_p_groups: float = 1.0
+    seeds_agree: bool = True
 
 
 def compare(
@@ -184,23 +193,27 @@ def compare(
         for row in (*(runs[name][seed] for seed in seeds), *(runs[base][seed] for seed in seeds)):
             if measure not in row:
                 raise InputError(f"a run has no measure {measure!r}; it has {', '.join(sorted(row)[:8])}, ...")
-        interval = t_interval([runs[name][seed][measure] - runs[base][seed][measure] for seed in seeds])
+        of_seeds = [runs[name][seed][measure] - runs[base][seed][measure] for seed in seeds]
+        interval, agree = t_interval(of_seeds), min(of_seeds) > 0 or max(of_seeds) < 0
         over_groups = None
         if per_list is not None and groups is not None:
             differences = [per_list[name][seed] - per_list[base][seed] for seed in seeds]
             over_groups = bootstrap_interval(np.mean(differences, axis=0), groups)
         mean = float(np.mean([runs[base][seed][measure] for seed in seeds]))
-        found.append((name, base, mean, interval, over_groups))
-    corrected = holm([interval.p_value for *_, interval, _ in found])
+        found.append((name, base, mean, interval, over_groups, agree))
+    corrected = holm([entry[3].p_value for entry in found])
+    of_groups = holm([1.0 if entry[4] is None else entry[4].p_value for entry in found])
     return [
-        Comparison(name, base, measure, mean, interval, over_groups, p)
-        for (name, base, mean, interval, over_groups), p in zip(found, corrected, strict=True)
+        Comparison(name, base, measure, mean, interval, over_groups, p, p_groups, agree)
+        for (name, base, mean, interval, over_groups, agree), p, p_groups in zip(
+            found, corrected, of_groups, strict=True
+        )
     ]
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of a table, for ``text_table`` or Markdown."""
-    headings = ["comparison", "measure", "difference over seeds", "seeds", "p (Holm)", "over groups"]
+    headings = ["comparison", "measure", "difference over seeds", "seeds", "p (Holm)", "over groups", "p (Holm)"]
     rows = [
         [
             f"{entry.name} - {entry.base}",
@@ -208,7 +221,11 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[
             str(entry.over_seeds),
             str(entry.over_seeds.count),
             f"{entry.corrected_p:.3g}",
-            "-" if entry.over_groups is None else str(entry.over_groups),
+            *(
+                ("-", "-")
+                if entry.over_groups is None
+                else (str(entry.over_groups), f"{entry.corrected_p_groups:.3g}")
+            ),
         ]
         for entry in comparisons
     ]
@@ -227,7 +244,9 @@ def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
 
 
 def comparison_figure(comparisons: Sequence[Comparison], path: str | Path) -> None:
-    """Draws the differences with their intervals over seeds, one line each, around 0.
+    """Draws the differences around 0, one line each: intervals over groups as bars, over seeds as thin lines.
+
+    An interval that is infinite (of one seed) is left out.
 
     Raises:
         InputError: matplotlib is missing, or there is nothing to draw.
@@ -238,22 +257,25 @@ def comparison_figure(comparisons: Sequence[Comparison], path: str | Path) -> No
     require_matplotlib()
     if not comparisons:
         raise InputError("there is no comparison to draw: expected at least one")
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(7, 0.8 + 0.35 * len(comparisons)))
+    figure = Figure(figsize=(8, 1.0 + 0.4 * len(comparisons)), layout="constrained")
+    axis = figure.subplots()
+    ends = [0.0]
     for row, entry in enumerate(reversed(comparisons)):
-        interval = entry.over_seeds
-        errors = [[interval.mean - interval.low], [interval.high - interval.mean]]
-        finite = all(math.isfinite(error[0]) for error in errors)
-        axis.errorbar(interval.mean, row, xerr=errors if finite else None, fmt="o", capsize=3, color="tab:blue")
+        styles = ((entry.over_seeds, -0.12, "tab:grey", 1), (entry.over_groups, 0.12, "tab:blue", 3))
+        for interval, shift, color, width in styles:
+            if interval is not None and math.isfinite(interval.low):
+                axis.plot([interval.low, interval.high], [row + shift] * 2, color=color, linewidth=width)
+        axis.plot(entry.over_seeds.mean, row, "o", color="black", markersize=4)
+        groups = entry.over_groups
+        ends += [entry.over_seeds.mean] if groups is None else [groups.low, groups.high]
+    # An interval of two seeds is so wide that the others would shrink to points: it runs out of the picture.
+    margin = 0.3 * (max(ends) - min(ends)) or 1.0
+    axis.set_xlim(min(ends) - margin, max(ends) + margin)
     axis.axvline(0, color="grey", linewidth=1)
     axis.set_yticks(range(len(comparisons)), [f"{entry.name} - {entry.base}" for entry in reversed(comparisons)])
-    axis.set_xlabel(f"difference in {comparisons[0].measure}")
+    axis.set_xlabel(f"difference in {comparisons[0].measure}\n95 % intervals: over groups blue, over seeds grey")
     axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
     with writing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-    plt.close(figure)

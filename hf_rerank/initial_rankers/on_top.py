@@ -16,31 +16,16 @@ import pyarrow as pa
 import torch
 
 from hf_rerank.errors import InputError
-from hf_rerank.initial_rankers.click_through import ClickThroughCounts
-from hf_rerank.initial_rankers.lambdamart import (
-    BATCH,
-    HIGHEST_LABEL,
-    LONGEST_LIST,
-    MAX_CATEGORIES,
-    require_lightgbm,
-)
-from hf_rerank.initial_rankers.lightgbm_trees import ensemble_of
-from hf_rerank.initial_rankers.ranker_train import PARTS, users_of, users_to_parts
+from hf_rerank.initial_rankers.lambdamart import require_lightgbm
+from hf_rerank.initial_rankers.ranker_train import PARTS
+from hf_rerank.initial_rankers.tree_learner import TreeLearner, encode_all, mean_ndcg, with_scores
 from hf_rerank.losses import binary_log_loss, softmax_loss
-from hf_rerank.metrics.ranking import ndcg
 from hf_rerank.processing import ListProcessor, RaggedLists
-from hf_rerank.processing.ragged import concatenate
-from hf_rerank.processing.trees import TreeRanker, rows_of, tables_in, tree_inputs
-from hf_rerank.schema import NO_ORDER, Dense, Vector
+from hf_rerank.schema import NO_ORDER
 from hf_rerank.training.starting_point import calibration
-from hf_rerank.validation import Lists, tables_of
 
 SCORE_COLUMN = "lambdamart_score"
 FOLDS = 5
-# Leaves per tree and numbers of trees that are tried; which is best is decided on the validation lists. Stopping at
-# the best of all numbers would take a chance peak of few validation lists for the best, which may be a single tree.
-LEAVES = (7, 15, 31)
-TREES = (50, 100, 300)
 
 
 @dataclass(frozen=True)
@@ -98,12 +83,13 @@ def fit_on_top(
         raise InputError(f"folds is {folds}: expected 2 to {PARTS}")
     if not hasattr(train, "add_column"):
         raise InputError("the training lists are a stream: cross-fitting reads them several times; load them whole")
-    held_out = _encoded(processor, validation)
+    held_out = encode_all(processor, validation)
     kinds = [False, True] if with_position is None else [with_position]
     if schema.position == NO_ORDER:
         kinds = [False]
     fitted = [
-        _CrossFitted(_Learner(lightgbm, processor, train, kind, seed, threads), held_out, folds) for kind in kinds
+        _CrossFitted(TreeLearner(processor, train, with_position=kind, seed=seed, threads=threads), held_out, folds)
+        for kind in kinds
     ]
     # Of equals the first: scores that do not depend on the given order keep the meaning of the principles.
     best = max(fitted, key=lambda each: each.value)
@@ -129,14 +115,14 @@ class _CrossFitted:
     """Trees of all training lists, cross-fitted scores of these, and what a start from them is worth.
 
     Attributes:
-        trees, chosen: As of ``_Learner.choose``.
+        trees, chosen: As of ``TreeLearner.choose``.
         scores: float32 [N], of the items of the training lists.
         lengths: int64 [B], items of these.
         value: NDCG@10 on the training lists of their cross-fitted scores with a number per position, where training
             starts. There are more of them than validation lists, and no tree has learned from the list it scores.
     """
 
-    def __init__(self, learner: _Learner, held_out: RaggedLists, folds: int) -> None:
+    def __init__(self, learner: TreeLearner, held_out: RaggedLists, folds: int) -> None:
         schema, self.lengths = learner.schema, learner.lengths
         self.trees, self.chosen = learner.choose(held_out)
         fold = learner.parts % folds
@@ -148,120 +134,9 @@ class _CrossFitted:
             self.scores[of_item == number] = ranker.scores(held, schema)
         positions = 0 if schema.position == NO_ORDER else schema.max_list_length
         loss = binary_log_loss if learner.labels.max() <= 1 else softmax_loss
-        tensors = {name: torch.from_numpy(array) for name, array in _scored(learner.ragged, self.scores).items()}
+        tensors = {name: torch.from_numpy(array) for name, array in with_scores(learner.ragged, self.scores).items()}
         scale, offset, of_position = calibration(tensors, loss, positions=positions)
         start = scale * self.scores + offset
         if positions:
             start = start + np.array(of_position)[learner.ragged.rows["position_ids"]]
-        self.value = _mean_ndcg(start, learner.ragged)
-
-
-class _Learner:
-    """Training lists as LightGBM reads them, for any choice of lists."""
-
-    def __init__(
-        self, lightgbm: Any, processor: ListProcessor, train: Any, with_position: bool, seed: int, threads: int
-    ) -> None:
-        self.lightgbm, self.processor, self.threads = lightgbm, processor, threads
-        self.with_position = with_position
-        self.schema = processor.schema
-        self.ragged = _encoded(processor, train)
-        self.lengths = self.ragged.lengths["L"]
-        self.labels = self.ragged.rows["labels"]
-        self._refuse_labels()
-        self.parts = users_to_parts(users_of(train, self.schema), PARTS, seed)
-        self.counts = {}
-        for part, number, feature in tables_in(self.schema):
-            rows = feature.hash_size or feature.size
-            assert rows is not None  # of a fitted schema
-            if rows > MAX_CATEGORIES:
-                self.counts[feature.name] = ClickThroughCounts(rows)
-                of_item = np.repeat(self.parts, self.lengths)
-                self.counts[feature.name].add(rows_of(self.ragged, part, number), self.labels > 0, of_item)
-
-    def choose(self, held_out: RaggedLists) -> tuple[TreeRanker, dict[str, Any]]:
-        """The trees of all lists that are best on lists held out, with the numbers that made them so."""
-        every = np.ones(len(self.lengths), dtype=bool)
-        best: tuple[float, TreeRanker, dict[str, Any]] | None = None
-        for leaves in LEAVES:
-            booster, rates = self._boost(every, leaves, max(TREES))
-            for trees in TREES:
-                ranker = self._ranker(booster.model_to_string(num_iteration=trees), rates)
-                value = _mean_ndcg(ranker.scores(held_out, self.schema), held_out)
-                if best is None or value > best[0]:
-                    best = (value, ranker, {"leaves": leaves, "trees": trees, "validation_ndcg@10": value})
-        assert best is not None
-        return best[1], best[2]
-
-    def fit(self, lists: np.ndarray, leaves: int, trees: int) -> TreeRanker:
-        """Trees learned from the lists where ``lists`` bool [B] is True."""
-        booster, rates = self._boost(lists, leaves, trees)
-        return self._ranker(booster.model_to_string(), rates)
-
-    def _ranker(self, model: str, rates: dict[str, np.ndarray]) -> TreeRanker:
-        return TreeRanker(ensemble_of(model), rates, reads_position=self.with_position)
-
-    def _boost(self, lists: np.ndarray, leaves: int, trees: int) -> tuple[Any, dict[str, np.ndarray]]:
-        chosen = self.ragged.take(np.flatnonzero(lists))
-        parts = np.unique(self.parts[lists])
-        # Rates of an item that was learned from are those of the other parts; of a new item, those of all of them.
-        rates = {name: counts.rates(parts) for name, counts in self.counts.items()}
-        learned = {name: counts.out_of_fold(parts) for name, counts in self.counts.items()}
-        of_item = np.repeat(self.parts[lists], chosen.lengths["L"])
-        values = tree_inputs(chosen, self.schema, learned, of_item, with_position=self.with_position)
-        named = {"categorical_feature": self._categories(), "params": {"verbose": -1}}
-        data = self.lightgbm.Dataset(
-            values, chosen.rows["labels"], group=chosen.lengths["L"], weight=chosen.rows.get("weights"), **named
-        )
-        options = {
-            "objective": "lambdarank",
-            "learning_rate": 0.05,
-            "num_leaves": leaves,
-            # Small leaves of few items would learn single clicks.
-            "min_data_in_leaf": int(np.clip(len(values) // 200, 5, 50)),
-            "seed": 0,
-            "deterministic": True,
-            "force_row_wise": True,
-            "num_threads": self.threads,
-            "verbose": -1,
-        }
-        return self.lightgbm.train(options, data, trees), rates
-
-    def _categories(self) -> list[int]:
-        """Which columns of ``tree_inputs`` are categories."""
-        numbers = sum(feature.width for part in ("items", "user") for feature in self.schema.features(part, Dense))
-        numbers += sum(feature.dim for feature in self.schema.features("items", Vector))
-        return list(range(numbers, numbers + len(tables_in(self.schema)) - len(self.counts)))
-
-    def _refuse_labels(self) -> None:
-        wrong = (self.labels != np.floor(self.labels)) | (self.labels > HIGHEST_LABEL)
-        if wrong.any():
-            raise InputError(
-                f"label {self.labels[wrong][0]:g} in {self.schema.label!r}: lambdamart takes whole numbers from 0 to "
-                f"{HIGHEST_LABEL}; turn the labels into clicks or grades"
-            )
-        if not self.labels.any():
-            raise InputError(f"no training list has a click in {self.schema.label!r}: expected lists with clicks")
-        if self.lengths.max(initial=0) > LONGEST_LIST:
-            raise InputError(
-                f"a training list has {self.lengths.max():,} items: lambdamart learns from lists of at most "
-                f"{LONGEST_LIST:,}; leave it out"
-            )
-
-
-def _encoded(processor: ListProcessor, lists: Any) -> RaggedLists:
-    parts, start = [], 0
-    for table in tables_of(lists, BATCH):
-        parts.append(processor.encode(Lists.from_arrow(table, processor.schema, with_labels=True, first=start))[0])
-        start += table.num_rows
-    return concatenate(parts)
-
-
-def _mean_ndcg(scores: np.ndarray, ragged: RaggedLists) -> float:
-    padded = _scored(ragged, scores)
-    return float(ndcg(padded["initial_scores"], padded["labels"], mask=padded["mask"], k=10))
-
-
-def _scored(ragged: RaggedLists, scores: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays of lists whose items have these scores."""
-    return RaggedLists(ragged.lengths, {**ragged.rows, "initial_scores": scores}).padded()
+        self.value = mean_ndcg(start, learner.ragged)

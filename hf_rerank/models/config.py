@@ -1,7 +1,7 @@
 """``RerankerConfig``: the options that every re-ranker has, filled in from the schema of the lists."""
 
-from dataclasses import field
-from typing import Any, ClassVar, Literal
+from dataclasses import field, fields
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -159,6 +159,11 @@ class RerankerConfig(PreTrainedConfig):
             raise InputError("history_shared_tables and history_vocab_sizes differ in length: one entry a feature")
         if any(not -1 <= table < len(self.item_vocab_sizes) for table in self.history_shared_tables):
             raise InputError(f"history_shared_tables is {self.history_shared_tables}: expected item features, or -1")
+
+    @classmethod
+    def position_inputs(cls) -> tuple[str, ...]:
+        """The choices of ``position_input``; ``"none"`` is among those of a model that can do without an order."""
+        return next(get_args(entry.type) for entry in fields(cls) if entry.name == "position_input")
 
     @property
     def task_loss_name(self) -> str:

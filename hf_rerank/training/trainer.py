@@ -6,6 +6,7 @@ It overrides the loss, the log, saving and pushing, through public methods only.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from transformers import set_seed
 
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation.results import describe_training
@@ -47,7 +49,7 @@ class RerankTrainer(EvaluatingTrainer):
     """Trains a re-ranker on raw lists.
 
     Args:
-        model: A re-ranker of this library.
+        model: A re-ranker of this library. None: ``model_init`` makes it.
         args: Options.
         train_dataset: Raw lists: a ``datasets`` Dataset, or an IterableDataset (then ``max_steps`` must be set). A
             stream is read pass after pass, shuffled (see ``EncodedStream``). What is to be done each epoch is done at
@@ -59,6 +61,8 @@ class RerankTrainer(EvaluatingTrainer):
         processing_class: The processor whose schema the model was configured for.
         objective: What to train on besides the presets of ``args.principled``, which must then be left at its
             default.
+        model_init: ``model_init()`` or ``model_init(trial)`` makes a new model, in place of ``model``: at the start of
+            every ``train()``, and for every trial of ``hyperparameter_search``. ``trial`` is None outside of it.
         compute_loss_func: ``(outputs, labels, num_items_in_batch) -> scalar``, in place of the task loss of every
             pass; labels are -100 at padding, and the result is a mean over the lists of the batch. Weights and
             propensities of the lists do not reach it.
@@ -74,6 +78,7 @@ class RerankTrainer(EvaluatingTrainer):
         principled_objective: The objective that is trained on.
         term_factors: Name of each of its terms -> a factor on its weight, a scalar tensor on the device; part of every
             checkpoint. A callback may change it while training runs (``term_factors["convergence"].fill_(0.5)``).
+        given: Lists, objective, loss and metrics as they were given, for further trainers of the same lists.
         results: Everything that is needed to repeat the run, and its outcome; ``save_model`` writes ``results.json``.
     """
 
@@ -82,13 +87,14 @@ class RerankTrainer(EvaluatingTrainer):
 
     def __init__(
         self,
-        model: PreTrainedReranker,
-        args: RerankTrainingArguments,
+        model: PreTrainedReranker | None = None,
+        args: RerankTrainingArguments | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: ListProcessor | None = None,
         *,
         objective: PrincipledObjective | None = None,
+        model_init: Callable[..., PreTrainedReranker] | None = None,
         compute_loss_func: Callable[..., Tensor] | None = None,
         compute_metrics: Callable[..., dict[str, float]] | None = None,
         callbacks: list[Any] | None = None,
@@ -98,28 +104,22 @@ class RerankTrainer(EvaluatingTrainer):
             raise InputError(f"args is a {type(args).__name__}: expected RerankTrainingArguments")
         if processing_class is None:
             raise InputError("processing_class is missing: expected the ListProcessor the model was configured for")
-        refuse_adapters(model)
-        processing_class.check_fingerprint(model.config.schema_fingerprint, "the model")
+        if (model is None) == (model_init is None):
+            raise InputError("expected one of model and model_init: a model, or a function that makes one")
         if train_dataset is not None and not hasattr(train_dataset, "__len__") and args.max_steps < 1:
             raise InputError("train_dataset is a stream of unknown length: set max_steps in the arguments")
         if eval_dataset is None:
             evaluate_nothing(args)
-        if args.activation_checkpointing and not model.supports_gradient_checkpointing:
-            raise InputError(
-                f"activation_checkpointing (or gradient_checkpointing): {type(model).__name__} has no encoder blocks "
-                "to checkpoint; those of PRM, SetRank, PEAR and RAISE can be: leave it off"
-            )
         fill_in_budget(args, len(train_dataset) if hasattr(train_dataset, "__len__") else None)
-        if model.config.unknown_rate is None and train_dataset is not None:
-            first = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else eval_dataset
-            if hasattr(first, "select") and len(first):
-                match_unknown_values(model.config, processing_class, first)
         self.processor = processing_class
         if objective is not None and (args.principled, args.principled_kwargs) != ("scaled", None):
             raise InputError("objective and principled exclude each other: leave out one of them")
-        chosen = args.objective() if objective is None else objective
-        propensities = processing_class.schema.propensity is not None and compute_loss_func is None
-        self.principled_objective = with_task_loss(chosen, model, args.task_loss, propensities=propensities)
+        self.given = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "objective": objective}
+        self.given |= {"compute_loss_func": compute_loss_func, "compute_metrics": compute_metrics}
+        if model is None:
+            set_seed(args.seed)
+            model = _call_with_trial(model_init, None)
+        self._make_ready(model, args)
         bounded = model.config.task_loss_name == "binary_log_loss" and compute_loss_func is None
         collator = RerankCollator(
             processing_class,
@@ -150,6 +150,8 @@ class RerankTrainer(EvaluatingTrainer):
                 ],
                 optimizers=optimizers,
             )
+        # Given to upstream's constructor, it would make a second model there.
+        self.model_init = model_init  # type: ignore[assignment]
         facts = describe_training(model, processing_class, args, train=train_dataset, validation=eval_dataset)
         named = args.principled if objective is None else "custom"
         self.results.update(facts, objective={"principled": named, **self.principled_objective.settings()})
@@ -165,6 +167,81 @@ class RerankTrainer(EvaluatingTrainer):
     def results(self) -> dict[str, Any]:
         """Everything that is needed to repeat the run, and its outcome so far."""
         return self._results.values
+
+    def _make_ready(self, model: PreTrainedReranker, args: RerankTrainingArguments) -> None:
+        """Checks a model and fills in what its config says of the lists and of the loss."""
+        refuse_adapters(model)
+        self.processor.check_fingerprint(model.config.schema_fingerprint, "the model")
+        if args.activation_checkpointing and not model.supports_gradient_checkpointing:
+            raise InputError(
+                f"activation_checkpointing (or gradient_checkpointing): {type(model).__name__} has no encoder blocks "
+                "to checkpoint; those of PRM, SetRank, PEAR and RAISE can be: leave it off"
+            )
+        lists = self.given["eval_dataset"]
+        if model.config.unknown_rate is None and self.given["train_dataset"] is not None:
+            first = next(iter(lists.values())) if isinstance(lists, dict) else lists
+            if hasattr(first, "select") and len(first):
+                match_unknown_values(model.config, self.processor, first)
+        given = self.given["objective"]
+        chosen = args.objective() if given is None else given
+        propensities = self.processor.schema.propensity is not None and self.given["compute_loss_func"] is None
+        self.principled_objective = with_task_loss(chosen, model, args.task_loss, propensities=propensities)
+
+    def call_model_init(self, trial: Any = None) -> PreTrainedReranker:
+        """A new model of ``model_init``, for the lists and the loss of this training."""
+        model = _call_with_trial(self.model_init, trial)
+        self._make_ready(model, self.args)
+        return model
+
+    def hyperparameter_search(  # type: ignore[override]
+        self,
+        hp_space: Callable[[Any], dict[str, Any]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | None = None,
+        backend: str | None = None,
+        hp_name: None = None,
+        **options: Any,
+    ) -> Any:
+        """Searches options with optuna; the study resumes, and the best run is saved as a finished model.
+
+        Everything is written to ``args.output_dir``: ``study.sqlite3``, and the best model so far in ``best``. Each
+        trial is a training of its own with a new model of ``model_init(trial)``; one that is worse than the median of
+        the others after as many evaluations is pruned.
+
+        Args:
+            hp_space: ``hp_space(trial)`` gives training options, such as ``{"learning_rate":
+                trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)}``; ``principled_kwargs`` among them.
+                Options of the model are suggested by ``model_init(trial)``. None: learning rate, and the weights of
+                the principles.
+            compute_objective: Not supported: trials are compared by ``args.metric_for_best_model`` on the evaluation
+                lists.
+            n_trials: How many, those of earlier calls in the folder included.
+            direction: Not supported: the metric says it.
+            backend: None or ``"optuna"``.
+            hp_name: Not supported.
+            options: ``sampler`` and ``pruner`` of optuna.
+
+        Returns:
+            ``transformers.trainer_utils.BestRun``: number of the trial, value of the metric, chosen options.
+
+        Raises:
+            InputError: optuna is missing, an option is wrong, the trainer has no ``model_init``, or the folder holds
+                another study.
+        """
+        from hf_rerank.training.tuning import search
+
+        refused = {"compute_objective": compute_objective, "direction": direction, "hp_name": hp_name}
+        for name, value in refused.items():
+            if value is not None:
+                raise InputError(
+                    f"{name} is not supported: trials are compared by metric_for_best_model on the evaluation lists"
+                )
+        if backend not in (None, "optuna"):
+            raise InputError(f"backend is {backend!r}: expected 'optuna', or leave it out")
+        if self.model_init is None:
+            raise InputError("a search trains several models: give the trainer model_init in place of model")
+        return search(self, hp_space, n_trials, **options)
 
     def prepare_state(self, checkpoint: Path | None) -> None:
         """Resumes the sums for the next log, the factors of the terms, and the place in a stream."""
@@ -315,3 +392,12 @@ class RerankTrainer(EvaluatingTrainer):
         """What decides which batches this run reads, and which parameters they train."""
         frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
         return describe_run(self.args, self.results["data"], self.results["objective"], frozen)
+
+
+def _call_with_trial(model_init: Any, trial: Any) -> PreTrainedReranker:
+    """``model_init()`` or ``model_init(trial)``, as many arguments as it takes."""
+    takes_trial = bool(inspect.signature(model_init).parameters)
+    model = model_init(trial) if takes_trial else model_init()
+    if not isinstance(model, PreTrainedReranker):
+        raise InputError(f"model_init returned a {type(model).__name__}: expected a re-ranker")
+    return model

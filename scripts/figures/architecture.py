@@ -39,9 +39,11 @@ class Box(NamedTuple):
 BOXES = (
     Box(2.25, ("commands", "cli"), "the command line", "both"),
     Box(2.25, ("initial_rankers", "personalised_vectors"), "initial orders, vectors", "both"),
+    Box(1.5, ("comparison",), "is it worth it?"),
     Box(1.5, ("training",), "RerankTrainer"),
     Box(1.5, ("inference",), "Reranker: torch, ONNX"),
     Box(1.5, ("hub",), "cards, pushing"),
+    Box(2.5, ("testing",), "contracts of a model"),
     Box(0.5, ("models",), "R(X, P), one file each"),
     Box(2.5, ("evaluation",), "evaluate, tables, plots"),
     Box(0, ("principled",), "orders, passes, terms"),

@@ -119,3 +119,28 @@ def test_tables_and_a_figure(tmp_path) -> None:
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="no comparison"):
         comparison_figure([], tmp_path / "other.png")
+
+
+def test_a_bootstrap_has_a_p_value() -> None:
+    # All means are above 0: none of 2,000 on the far side, 2 * (1 + 0) / 2,001.
+    assert bootstrap_interval([1.0, 2.0], ["a", "b"]).p_value == pytest.approx(2 / 2001)
+    # Equal differences of 0: every mean is on either side, which makes 1 at most.
+    assert bootstrap_interval([0.0, 0.0], ["a", "b"]).p_value == 1.0
+    # Of two groups with -1 and 1 a quarter of the draws is below 0, half is 0: p is 1.
+    assert bootstrap_interval([-1.0, 1.0], ["a", "b"]).p_value == 1.0
+
+
+def test_p_values_over_groups_are_corrected_too() -> None:
+    per_list = {name: {0: np.full(4, value)} for name, value in (("a", 1.0), ("b", 0.5), ("c", 0.5))}
+    runs = {name: {0: {"x": float(values[0].mean())}} for name, values in per_list.items()}
+    found = compare(runs, [("a", "b"), ("b", "c")], "x", per_list=per_list, groups=[0, 1, 2, 3])
+    assert [entry.corrected_p_groups for entry in found] == pytest.approx([2 * 2 / 2001, 1.0])
+    assert compare(runs, [("a", "b")], "x")[0].corrected_p_groups == 1.0
+
+
+def test_seeds_agree_where_all_differences_have_one_sign() -> None:
+    values = {"a": (0.2, 0.3), "b": (0.1, 0.1), "c": (0.25, 0.1)}
+    runs = {name: {seed: {"x": value} for seed, value in enumerate(of_seed)} for name, of_seed in values.items()}
+    # a - b: 0.1, 0.2; b - a: both below 0; a - c: -0.05, 0.2; b - b: 0, which is no sign.
+    pairs = [("a", "b"), ("b", "a"), ("a", "c"), ("b", "b")]
+    assert [entry.seeds_agree for entry in compare(runs, pairs, "x")] == [True, True, False, False]

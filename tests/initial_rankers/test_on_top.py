@@ -47,8 +47,8 @@ def columns(count, seed):
 def small_trees():
     """One size, so that all fits of these tests are alike and fast."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_rerank.initial_rankers.on_top.LEAVES", (7,))
-        patch.setattr("hf_rerank.initial_rankers.on_top.TREES", (20,))
+        patch.setattr("hf_rerank.initial_rankers.tree_learner.LEAVES", (7,))
+        patch.setattr("hf_rerank.initial_rankers.tree_learner.TREES", (20,))
         yield
 
 

@@ -14,7 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_rerank.models.auto import RERANKERS
+pytest.register_assert_rewrite("hf_rerank.testing")
+
+from hf_rerank.models.auto import RERANKERS  # noqa: E402
+from hf_rerank.testing.candidate import random_lists  # noqa: E402
 
 # Sizes that make a model tiny: one line a model, and none where its defaults are small enough.
 TINY: dict[str, dict[str, Any]] = {
@@ -59,7 +62,6 @@ LISTS = {
     "max_history_length": 4,
     "embedding_dim": 4,
 }
-HISTORY = 3
 
 
 def tiny_config(name: str, **options: Any) -> Any:
@@ -75,35 +77,8 @@ def tiny_model(name: str, *, seed: int = 0, **options: Any) -> Any:
 
 
 def tiny_lists(lengths: tuple[int, ...] = (6, 4, 2, 5), *, width: int = 6, seed: int = 1) -> dict[str, Tensor]:
-    """Random lists of these lengths in ``width`` slots, in a random initial order, as a processor gives them."""
-    draw = torch.Generator().manual_seed(seed)
-    lists = len(lengths)
-    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    history_mask = torch.arange(HISTORY) < torch.randint(0, HISTORY + 1, (lists, 1), generator=draw)
-    positions = torch.arange(width).repeat(lists, 1)
-    for row, length in enumerate(lengths):
-        positions[row, :length] = torch.randperm(length, generator=draw)
-    clicks = torch.randint(0, 2, mask.shape, generator=draw).float()
-
-    def ids(*shape: int) -> Tensor:
-        return torch.randint(2, 20, shape, generator=draw)
-
-    def numbers(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=draw)
-
-    return {
-        "item_categorical": ids(lists, width, 2) * mask[..., None],
-        "item_dense": numbers(lists, width, 2) * mask[..., None],
-        "item_vectors": numbers(lists, width, 3) * mask[..., None],
-        "user_categorical": ids(lists, 1),
-        "user_dense": numbers(lists, 1),
-        "history_categorical": ids(lists, HISTORY, 2) * history_mask[..., None],
-        "history_dense": numbers(lists, HISTORY, 1) * history_mask[..., None],
-        "history_mask": history_mask,
-        "mask": mask,
-        "position_ids": positions,
-        "labels": clicks.masked_fill(~mask, -100.0),
-    }
+    """Random lists of these lengths in ``width`` slots, with every feature of ``LISTS``."""
+    return random_lists(tiny_config("dnn"), lengths, width=width, seed=seed)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,161 @@
+"""What is compared: each model without the given order, with it, and with the principles."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_rerank.errors import InputError
+
+LOGGED, TREES, POINTWISE = "logged order", "lambdamart", "dnn"
+WITHOUT, WITH, PRINCIPLED = "without order", "with order", "with principles"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One kind of training of one model.
+
+    Attributes:
+        model: Name in the table of models, name of an own class, or ``lambdamart``.
+        kind: ``WITHOUT``, ``WITH`` or ``PRINCIPLED``.
+    """
+
+    model: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        return f"{self.model} {self.kind}"
+
+    def file_name(self, seed: int) -> str:
+        """Of the run with a seed."""
+        return f"{self.model}-{self.kind.replace(' ', '-')}-seed{seed}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A re-ranker that takes part.
+
+    Attributes:
+        name: In tables.
+        config_class: Its config.
+        model_class: Its model.
+        source: Text of the module of an own class; None for a model of this library.
+    """
+
+    name: str
+    config_class: type[Any]
+    model_class: type[Any]
+    source: str | None = None
+
+    @property
+    def can_ignore_order(self) -> bool:
+        """Whether ``position_input="none"`` is among its options."""
+        return "none" in self.config_class.position_inputs()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison trains.
+
+    Attributes:
+        models: Of the neural networks.
+        seeds: How many; they are 0, 1, ...
+        has_order: Whether the lists come in an initial order. Without one only ``WITHOUT`` is trained.
+        trees: Whether LambdaMART takes part.
+        config: Options of all configs (``hidden_size``), or of one (``prm.hidden_size``).
+        training: Options of ``RerankTrainingArguments``; ``principled`` is the preset of ``PRINCIPLED``.
+    """
+
+    models: tuple[Model, ...]
+    seeds: int = 3
+    has_order: bool = True
+    trees: bool = True
+    config: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def arms(self) -> list[Arm]:
+        """Every arm, those of LambdaMART first."""
+        kinds = (WITHOUT, WITH, PRINCIPLED) if self.has_order else (WITHOUT,)
+        of_trees = [Arm(TREES, kind) for kind in kinds if kind != PRINCIPLED] if self.trees else []
+        return of_trees + [Arm(model.name, kind) for model in self.models for kind in kinds]
+
+    def model(self, name: str) -> Model:
+        """The model of this name."""
+        return next(model for model in self.models if model.name == name)
+
+    def config_options(self, name: str) -> dict[str, Any]:
+        """The options of the config of this model."""
+        of_all = {key: value for key, value in self.config.items() if "." not in key}
+        of_one = {key.split(".", 1)[1]: value for key, value in self.config.items() if key.startswith(f"{name}.")}
+        return {**of_all, **of_one}
+
+    def check(self) -> None:
+        """
+        Raises:
+            InputError: An option belongs to no model, a name stands twice, or there is no seed.
+        """
+        names = [model.name for model in self.models]
+        if len(set(names)) < len(names):
+            raise InputError(f"two models have the same name: {', '.join(names)}; name each once")
+        if self.seeds < 1:
+            raise InputError(f"the number of seeds is {self.seeds}: expected at least 1")
+        if self.training.get("principled") == "none":
+            raise InputError(
+                "principled is 'none': every model is trained without the principles anyway; name a preset"
+            )
+        for key in self.config:
+            if "." in key and key.split(".", 1)[0] not in names:
+                raise InputError(
+                    f"option {key!r} is of a model that takes no part: expected one of {', '.join(names)}"
+                )
+
+
+def find_models(names: Sequence[str]) -> tuple[Model, ...]:
+    """The DNN and the models of these names.
+
+    Args:
+        names: Names of the table of models, or ``package.module:ClassName`` of a class of one's own, which is
+            imported, from the working directory too.
+
+    Raises:
+        InputError: There is no such model, or the class is no ``PreTrainedReranker`` with a config of its own.
+    """
+    from hf_rerank.models.auto import reranker_classes
+
+    found = []
+    for name in dict.fromkeys((POINTWISE, *names)):
+        found.append(_own_model(name) if ":" in name else Model(name, *reranker_classes(name)))
+    return tuple(found)
+
+
+def _own_model(path: str) -> Model:
+    from hf_rerank.models.base import PreTrainedReranker
+    from hf_rerank.models.config import RerankerConfig
+
+    module_name, _, class_name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{path}: there is no module {error.name!r}: expected package.module:ClassName, to be imported from "
+            f"{os.getcwd()} or from what is installed"
+        ) from None
+    model_class = getattr(module, class_name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedReranker)):
+        raise InputError(f"{path} is no subclass of hf_rerank.PreTrainedReranker: see 'Add your own model'")
+    config_class = model_class.config_class
+    if not (isinstance(config_class, type) and issubclass(config_class, RerankerConfig)):
+        raise InputError(
+            f"{path} has no config class: write config_class = ... in the class, a subclass of RerankerConfig, or "
+            "call register_reranker at the end of the module"
+        )
+    return Model(class_name, config_class, model_class, inspect.getsource(module))

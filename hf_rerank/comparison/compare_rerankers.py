@@ -1,0 +1,139 @@
+"""The whole comparison: runs what is missing, summarizes all runs, and writes the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_rerank.comparison.arms import LOGGED, TREES, Arm, Plan
+from hf_rerank.comparison.findings import Findings, find
+from hf_rerank.comparison.measuring import NDCG, logged_scores, measure_scores, primary_measure
+from hf_rerank.comparison.progress import Progress, print_line
+from hf_rerank.comparison.report import write_report
+from hf_rerank.comparison.run_folder import RunFolder, describe
+from hf_rerank.comparison.training import ArmRunner
+from hf_rerank.errors import InputError
+from hf_rerank.evaluation.score_files import NamedLists, read_scores
+from hf_rerank.initial_rankers.ranker_train import users_of
+from hf_rerank.schema import ListSchema
+from hf_rerank.storage import remove
+from hf_rerank.training.checkpointing_trainer import TrainingInterrupted
+
+
+def compare_rerankers(
+    splits: Mapping[str, Any],
+    schema: ListSchema,
+    folder: str | Path,
+    plan: Plan,
+    *,
+    scores: Mapping[str, str | Path] | None = None,
+    display_order: bool = True,
+    say: Callable[[str], None] = print_line,
+) -> Findings:
+    """Trains every arm with every seed, compares them on the test lists, and recommends one.
+
+    Runs that are finished in the folder are not repeated; one that was interrupted resumes from its last checkpoint.
+
+    Args:
+        splits: ``train``, ``validation`` and ``test``, ``datasets`` Datasets with labels.
+        schema: Of the lists.
+        folder: For runs and report.
+        plan: What is trained.
+        scores: Name of a system of one's own -> file of its scores of the test lists; see
+            ``hf_rerank.evaluation.score_files``.
+        display_order: Whether the given order may be the one in which clicks were logged, and so carry position bias.
+        say: Takes each line of progress.
+
+    Returns:
+        What the comparison shows; ``report.md``, ``report.json`` and ``report.png`` in the folder say the same.
+
+    Raises:
+        InputError: An option, the lists or a file of scores are wrong, or the folder is of another comparison.
+    """
+    plan.check()
+    for split in ("train", "validation", "test"):
+        if split not in splits or not len(splits[split]):
+            raise InputError(f"the lists have no {split} split, or it is empty: a comparison needs all three")
+    if plan.trees:
+        _require_trees()
+    named = NamedLists.of(splits["test"], schema) if scores else None
+    systems = {}
+    for name, path in (scores or {}).items():
+        if name == LOGGED or name in {arm.name for arm in plan.arms()}:
+            raise InputError(f"a system is named {name!r}, as an arm of the comparison is: choose another name")
+        assert named is not None
+        systems[name], unused = read_scores(path, named)
+        if unused:
+            say(f"{name}: {unused:,} lists of {path} are not in the test split; their scores are not read")
+    runner = ArmRunner(splits, schema, plan)
+    runs: dict[Arm, dict[int, dict[str, Any]]] = {arm: {} for arm in plan.arms()}
+    run_folder = RunFolder(folder)
+    with run_folder.opened(describe(splits, schema, plan), plan):
+        # By seed first, so that every arm has a run early on.
+        ordered = [(arm, seed) for seed in range(plan.seeds) for arm in runs]
+        progress = Progress([arm.name for arm, _ in ordered], say)
+        finished = {key: run_folder.result(*key) for key in ordered}
+        for (arm, seed), result in finished.items():
+            if result is not None:
+                runs[arm][seed] = result
+                progress.skip(arm.name)
+        if any(finished.values()):
+            say(f"{sum(map(bool, finished.values()))} of {len(ordered)} runs are finished already in {folder}")
+        for arm, seed in ordered:
+            if seed in runs[arm]:
+                continue
+            progress.begin(f"{arm.name}, seed {seed}")
+            try:
+                result = runner.run(arm, seed, run_folder.work_path(arm, seed), progress.step)
+            except TrainingInterrupted as stopped:
+                raise TrainingInterrupted(
+                    f"stopped in {arm.name}, seed {seed}; the same command resumes", stopped.signal
+                ) from None
+            run_folder.save(arm, seed, result)
+            runs[arm][seed] = result
+            progress.finish(arm.name, seed, f"NDCG@10 {result['validation'][NDCG]:.4f} on validation")
+        options = runner.evaluation_options(run_folder.path / "work")
+        remove(run_folder.path / "work")
+        fixed: dict[str, dict[str, Any]] = {}
+        if plan.has_order:
+            fixed[LOGGED] = {}
+            for split in ("validation", "test"):
+                order = logged_scores(runner.processor, splits[split])
+                found = measure_scores(order, runner.processor, splits[split], **options)
+                fixed[LOGGED] |= {split: found.measures, "per_list": found.per_list.tolist()}
+        for name, values in systems.items():
+            found = measure_scores(values, runner.processor, splits["test"], **options)
+            fixed[name] = {"test": found.measures, "per_list": found.per_list.tolist()}
+        for of_seed in runs.values():
+            for result in of_seed.values():
+                # JSON has no NaN.
+                result["per_list"] = [math.nan if value is None else value for value in result["per_list"]]
+        findings = find(
+            runs,
+            fixed,
+            measure=primary_measure(schema),
+            groups=users_of(splits["test"], schema),
+            display_order=display_order and plan.has_order,
+        )
+        about = {
+            "lists": ", ".join(f"{len(splits[split]):,} {split}" for split in ("train", "validation", "test")),
+            "seeds": ", ".join(map(str, range(plan.seeds))),
+            "config options": dict(plan.config) or "defaults",
+            "training options": dict(plan.training) or "defaults",
+            "principles": plan.training.get("principled", "scaled"),
+        }
+        write_report(run_folder.path, findings, about)
+    return findings
+
+
+def _require_trees() -> None:
+    from hf_rerank.initial_rankers.lambdamart import require_lightgbm
+
+    try:
+        require_lightgbm()
+    except InputError:
+        raise InputError(
+            f'{TREES} needs LightGBM: pip install "hf-rerank[lightgbm]", or compare without it (--without-lambdamart)'
+        ) from None

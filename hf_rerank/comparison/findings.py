@@ -1,0 +1,169 @@
+"""From finished runs to what they show: means, paired comparisons and the evidence of the recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_rerank.comparison.arms import LOGGED, POINTWISE, PRINCIPLED, TREES, WITH, WITHOUT, Arm
+from hf_rerank.comparison.measuring import CLICKS, NDCG
+from hf_rerank.comparison.recommendation import Effect, Evidence, Recommendation, effect_of, recommend
+from hf_rerank.evaluation.comparing import Comparison, compare
+
+IN_WORDS = {CLICKS: "expected clicks", NDCG: "NDCG@10"}
+# What a table shows of a run, beside the primary measure: name of the measure -> heading.
+COLUMNS = {NDCG: "NDCG@10", "p1_obedience@5": "P1@5", "p2_obedience@5": "P2@5"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the summary.
+
+    Attributes:
+        name: Of the arm, of a system, or ``LOGGED``.
+        mean: Of the primary measure over the seeds, on the test lists.
+        spread: Standard deviation over the seeds; None of fewer than two, or where no training took place.
+        validation: Mean NDCG@10 on the validation lists, by which is chosen; None of systems of one's own.
+        others: Of ``COLUMNS``.
+        seconds: Mean training time; None where there is none.
+        milliseconds: Mean time to rank one list; None where none was measured.
+        seeds: How many runs.
+    """
+
+    name: str
+    mean: float
+    spread: float | None
+    validation: float | None
+    others: Mapping[str, float]
+    seconds: float | None
+    milliseconds: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a comparison shows.
+
+    Attributes:
+        measure: Key of the primary measure.
+        rows: The logged order, systems of one's own, and every arm.
+        comparisons: Paired differences on the test lists, corrected together.
+        recommendation: What to use.
+    """
+
+    measure: str
+    rows: list[Row]
+    comparisons: list[Comparison]
+    recommendation: Recommendation
+
+
+def find(
+    runs: Mapping[Arm, Mapping[int, Mapping[str, Any]]],
+    fixed: Mapping[str, Mapping[str, Any]],
+    *,
+    measure: str,
+    groups: Sequence[Any],
+    display_order: bool,
+) -> Findings:
+    """Summarizes and decides.
+
+    Args:
+        runs: Arm -> seed -> outcome of the run.
+        fixed: ``LOGGED`` and the systems of one's own, none of which is trained: name -> an outcome with ``test``
+            and ``per_list``; ``LOGGED`` also with ``validation``.
+        measure: Key of the primary measure.
+        groups: The user or query of each test list.
+        display_order: Whether the given order may be the one in which clicks were logged.
+    """
+    seeds = sorted(next(iter(runs.values())))
+    by_name: dict[str, Mapping[int, Mapping[str, Any]]] = {
+        **{name: dict.fromkeys(seeds, outcome) for name, outcome in fixed.items()},
+        **{arm.name: of_seed for arm, of_seed in runs.items()},
+    }
+    rows = [_row(name, of_seed, measure, name in fixed) for name, of_seed in by_name.items()]
+    validation = {row.name: row.validation for row in rows if row.validation is not None and row.name not in fixed}
+    best = max(runs, key=lambda arm: validation[arm.name])
+    simpler = [*fixed, *_simpler_arms(best, runs, validation)]
+    kinds = {model: {arm.kind for arm in runs if arm.model == model} for model in dict.fromkeys(a.model for a in runs)}
+    steps = ((WITH, WITHOUT), (PRINCIPLED, WITH), (PRINCIPLED, WITHOUT))
+    pairs = [(best.name, name) for name in simpler]
+    pairs += [
+        (Arm(model, kind).name, Arm(model, base).name)
+        for model, there in kinds.items()
+        for kind, base in steps
+        if {kind, base} <= there
+    ]
+    pairs = list(dict.fromkeys(pairs))
+    comparisons = compare(
+        {name: {seed: run["test"] for seed, run in of_seed.items()} for name, of_seed in by_name.items()},
+        pairs,
+        measure,
+        per_list={
+            name: {seed: np.array(run["per_list"], dtype=np.float64) for seed, run in of_seed.items()}
+            for name, of_seed in by_name.items()
+        },
+        groups=groups,
+    )
+    effects = {(entry.name, entry.base): effect_of(entry) for entry in comparisons}
+
+    def of_models(kind: str, base: str) -> dict[str, Effect]:
+        found = {model: (Arm(model, kind).name, Arm(model, base).name) for model in kinds}
+        return {model: effects[pair] for model, pair in found.items() if pair in effects}
+
+    evidence = Evidence(
+        measure=IN_WORDS[measure],
+        on_clicks=measure != CLICKS,
+        seeds=len(seeds),
+        best=best.model,
+        best_arm=best.name,
+        over_simpler={name: effects[best.name, name] for name in simpler},
+        order=of_models(WITH, WITHOUT),
+        principles=of_models(PRINCIPLED, WITH),
+        principled_over_without=of_models(PRINCIPLED, WITHOUT),
+        display_order=display_order,
+    )
+    return Findings(measure, rows, comparisons, recommend(evidence))
+
+
+def _simpler_arms(best: Arm, arms: Mapping[Arm, Any], validation: Mapping[str, float]) -> list[str]:
+    """Of each model that is simpler than the best one its best arm on validation, the simplest model first."""
+    ladder = [TREES, POINTWISE]
+    below = ladder[: ladder.index(best.model)] if best.model in ladder else ladder
+    chosen = []
+    for model in below:
+        of_model = [arm.name for arm in arms if arm.model == model]
+        if of_model:
+            chosen.append(max(of_model, key=lambda name: validation[name]))
+    return chosen
+
+
+def _row(name: str, of_seed: Mapping[int, Mapping[str, Any]], measure: str, is_fixed: bool) -> Row:
+    outcomes = list(of_seed.values())
+    values = [outcome["test"][measure] for outcome in outcomes]
+    others = {}
+    for key in COLUMNS:
+        found = [outcome["test"][key] for outcome in outcomes if outcome["test"].get(key) is not None]
+        if found:
+            others[key] = float(np.mean(found))
+    validation = [outcome["validation"][NDCG] for outcome in outcomes if "validation" in outcome]
+    return Row(
+        name,
+        float(np.mean(values)),
+        None if is_fixed or len(values) < 2 else float(np.std(values, ddof=1)),
+        float(np.mean(validation)) if validation else None,
+        others,
+        _mean_of(outcomes, "training_seconds"),
+        _mean_of(outcomes, "milliseconds_per_list"),
+        1 if is_fixed else len(outcomes),
+    )
+
+
+def _mean_of(outcomes: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    found = [outcome[name] for outcome in outcomes if outcome.get(name) is not None]
+    return float(np.mean(found)) if found else None
+
+
+__all__ = ["COLUMNS", "IN_WORDS", "LOGGED", "Findings", "Row", "find"]

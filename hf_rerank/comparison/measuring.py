@@ -1,0 +1,131 @@
+"""Measures of one run: over all lists, and of each list, for paired intervals; and the time that one list takes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_rerank.errors import InputError
+from hf_rerank.evaluation.evaluator import EvaluationSums, add_batch, encoded_batches
+from hf_rerank.metrics.ranking import expected_clicks, ndcg
+from hf_rerank.processing import ListProcessor
+from hf_rerank.schema import ListSchema
+
+CLICKS, NDCG = "expected_clicks", "ndcg@10"
+CUT = 10
+# Lists whose ranking is timed, after a few that are not.
+TIMED, WARM_UP = 50, 3
+
+
+def primary_measure(schema: ListSchema) -> str:
+    """Expected clicks where the true attraction is known, on simulated lists; else NDCG@10."""
+    return CLICKS if schema.attraction is not None and schema.examination is not None else NDCG
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one evaluation gives.
+
+    Attributes:
+        measures: Over all lists.
+        per_list: float64 [lists], the primary measure; NaN of a list that does not count.
+    """
+
+    measures: dict[str, float]
+    per_list: np.ndarray
+
+
+class PerListSums(EvaluationSums):
+    """``EvaluationSums`` that keep the primary measure of each list."""
+
+    def __init__(self, schema: ListSchema, ks: Sequence[int], no_click: str) -> None:
+        super().__init__(ks, no_click=no_click, examination=schema.examination)
+        self.primary, self.examination, self.no_click = primary_measure(schema), schema.examination, no_click
+        self.per_list: list[np.ndarray] = []
+
+    def add(
+        self,
+        scores: Tensor,
+        labels: Tensor,
+        mask: Tensor,
+        position_ids: Tensor,
+        attraction: Tensor | None = None,
+        measures: dict[str, Tensor] | None = None,
+        propensities: Tensor | None = None,
+        cut_labels: Tensor | None = None,
+    ) -> None:
+        """As of ``EvaluationSums``."""
+        super().add(scores, labels, mask, position_ids, attraction, measures, propensities, cut_labels)
+        if self.primary == CLICKS:
+            values = expected_clicks(scores, attraction, self.examination, mask=mask, reduction="none")
+        else:
+            values = ndcg(scores, labels, mask=mask, k=CUT, reduction="none", no_click=self.no_click)
+        self.per_list.append(np.asarray(values, dtype=np.float64))
+
+    def result(self) -> Measured:
+        """The measures of all lists added."""
+        if not self.per_list:
+            raise InputError("there is no list to evaluate: expected at least one")
+        return Measured(self.compute(), np.concatenate(self.per_list))
+
+
+def measure_model(model: Any, processor: ListProcessor, lists: Any, *, ks: Sequence[int], no_click: str) -> Measured:
+    """Measures a re-ranker in evaluation mode: metrics, obedience to both principles, and the values of each list."""
+    sums = PerListSums(processor.schema, ks, no_click)
+    model.eval()
+    for batch in encoded_batches(lists, processor):
+        add_batch(model, batch, sums, obedience_k=5, max_steps=0)
+    return sums.result()
+
+
+def measure_scores(
+    scores: np.ndarray, processor: ListProcessor, lists: Any, *, ks: Sequence[int], no_click: str
+) -> Measured:
+    """Measures scores that are there already.
+
+    Args:
+        scores: float [N], of the items of all lists, one list after another, in the order of the row.
+        processor: Encodes the lists.
+        lists: With labels.
+        ks: Cut-offs of the metrics.
+        no_click: ``zero`` or ``skip``.
+    """
+    sums, start = PerListSums(processor.schema, ks, no_click), 0
+    for batch in encoded_batches(lists, processor):
+        mask = batch["mask"]
+        items = int(mask.sum())
+        padded = torch.zeros(mask.shape, dtype=torch.float64)
+        padded[mask] = torch.from_numpy(np.asarray(scores[start : start + items], dtype=np.float64))
+        start += items
+        sums.add(padded, batch["labels"], mask, batch["position_ids"], batch.get("attraction"))
+    return sums.result()
+
+
+def logged_scores(processor: ListProcessor, lists: Any) -> np.ndarray:
+    """float64 [N], minus the position of each item in the initial order."""
+    parts = [-batch["position_ids"][batch["mask"]].numpy() for batch in encoded_batches(lists, processor)]
+    return np.concatenate(parts).astype(np.float64)
+
+
+def latency_ms(rank: Callable[[dict[str, Any]], Any], lists: Any, label: str) -> float:
+    """Median milliseconds in which ``rank`` ranks one raw list, encoding included, on this machine.
+
+    Args:
+        rank: Takes one list, a dict of columns without the label.
+        lists: A ``datasets`` Dataset, of which the first are ranked one by one.
+        label: The column of labels.
+    """
+    seconds = []
+    for number in range(min(len(lists), WARM_UP + TIMED)):
+        row = {name: value for name, value in lists[number].items() if name != label}
+        started = time.perf_counter()
+        rank(row)
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds[WARM_UP:] or seconds)

@@ -1,0 +1,85 @@
+"""Progress of a comparison: one line per finished run, with the time that remains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from tqdm import tqdm
+
+
+def print_line(line: str) -> None:
+    """Prints at once, into files too."""
+    print(line, flush=True)
+
+
+def remaining_seconds(taken: Mapping[str, Sequence[float]], left: Sequence[str]) -> float | None:
+    """The time that runs are expected to take.
+
+    Args:
+        taken: Arm -> seconds of each of its runs so far.
+        left: The arm of each run that is left. One that was not run yet takes the mean of all others.
+
+    Returns:
+        Seconds; None before the first run.
+    """
+    every = [seconds for of_arm in taken.values() for seconds in of_arm]
+    if not every:
+        return None
+    usual = sum(every) / len(every)
+    return sum(sum(taken[arm]) / len(taken[arm]) if taken.get(arm) else usual for arm in left)
+
+
+def duration(seconds: float) -> str:
+    """As people say it: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+class Progress:
+    """Prints what happens.
+
+    Args:
+        runs: The arm of each run, finished or not.
+        say: Prints a line.
+    """
+
+    def __init__(self, runs: Sequence[str], say: Callable[[str], None]) -> None:
+        self.total, self.say = len(runs), say
+        self.left, self.taken = list(runs), dict[str, list[float]]()
+        self.started = 0.0
+        self.bar: tqdm | None = None
+
+    def skip(self, arm: str) -> None:
+        """A run that was finished earlier."""
+        self.left.remove(arm)
+
+    def begin(self, name: str) -> None:
+        """A run begins."""
+        self.started = time.monotonic()
+        self.bar = tqdm(total=100, desc=name, unit="%", leave=False, disable=None, delay=1)
+
+    def step(self, fraction: float) -> None:
+        """So much of the training of the run is done."""
+        if self.bar is not None:
+            self.bar.update(int(100 * fraction) - self.bar.n)
+
+    def finish(self, arm: str, seed: int, measure: str) -> None:
+        """The run is finished.
+
+        Args:
+            arm: What was run.
+            seed: Of the run.
+            measure: What it reached on validation, in words.
+        """
+        if self.bar is not None:
+            self.bar.close()
+        seconds = time.monotonic() - self.started
+        self.taken.setdefault(arm, []).append(seconds)
+        self.left.remove(arm)
+        remaining = remaining_seconds(self.taken, self.left)
+        more = f", about {duration(remaining)} left" if remaining else ""
+        self.say(
+            f"[{self.total - len(self.left)}/{self.total}] {arm}, seed {seed}: {measure}, {duration(seconds)}{more}"
+        )

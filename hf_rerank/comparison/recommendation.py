@@ -1,0 +1,222 @@
+"""What to use, in plain words: a pure function of the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hf_rerank.comparison.arms import LOGGED, PRINCIPLED, TREES, WITH, WITHOUT
+from hf_rerank.errors import InputError
+from hf_rerank.evaluation.comparing import Comparison
+
+LEVEL = 0.05
+Certainty = Literal["clear", "likely", "open"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One arm minus another on the test lists, in fractions of the other.
+
+    Attributes:
+        mean: Of the differences.
+        low, high: 95 % interval over groups of lists.
+        certainty: ``clear``: both p-values, over groups and over seeds, are below 5 % after Holm's correction;
+            ``likely``: that over groups is, and all seeds agree in sign, which is all that few seeds can show;
+            ``open``: neither, 0 is possible.
+        seeds_agree: Whether the differences of all seeds have one sign.
+    """
+
+    mean: float
+    low: float
+    high: float
+    certainty: Certainty
+    seeds_agree: bool = True
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether it is above 0, clear or likely."""
+        return self.certainty != "open" and self.mean > 0
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether it is below 0, clear or likely."""
+        return self.certainty != "open" and self.mean < 0
+
+    def __str__(self) -> str:
+        # Rounded first, so that a little less than 0 is +0.0% and not -0.0%.
+        mean, low, high = (round(value, 3) + 0.0 for value in (self.mean, self.low, self.high))
+        but = ", but the seeds disagree" if not self.seeds_agree and self.low * self.high > 0 else ""
+        return f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]{but}"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The numbers that a recommendation depends on.
+
+    Attributes:
+        measure: In words.
+        on_clicks: Whether it is measured on logged clicks; False: on the known truth of simulated lists.
+        seeds: How many.
+        best: Model of the arm that is best on the validation lists.
+        best_arm: That arm.
+        over_simpler: Effect of the best arm over each simpler alternative, the simplest first: the logged order,
+            systems of one's own, and the best arm on validation of each simpler model.
+        order: Model -> effect of the given order, with minus without; empty where the lists have no order.
+        principles: Model -> effect of the principles, with principles minus with order.
+        principled_over_without: Model -> with principles minus without order.
+        display_order: Whether the given order may be the one in which clicks were logged.
+    """
+
+    measure: str
+    on_clicks: bool
+    seeds: int
+    best: str
+    best_arm: str
+    over_simpler: Mapping[str, Effect]
+    order: Mapping[str, Effect] = field(default_factory=dict)
+    principles: Mapping[str, Effect] = field(default_factory=dict)
+    principled_over_without: Mapping[str, Effect] = field(default_factory=dict)
+    display_order: bool = False
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to use.
+
+    Attributes:
+        use: Name of an arm, of a system of one's own, or ``LOGGED``.
+        model: The model of that arm; None of the others.
+        kind: The kind of that arm; None of the others.
+        reasons: Sentences.
+    """
+
+    use: str
+    model: str | None
+    kind: str | None
+    reasons: tuple[str, ...]
+
+
+def effect_of(comparison: Comparison) -> Effect:
+    """The effect that a comparison shows.
+
+    Raises:
+        InputError: The other arm's mean is 0, so that there are no fractions of it.
+    """
+    if not comparison.base_mean:
+        raise InputError(
+            f"{comparison.base} has {comparison.measure} 0 on the test lists: expected test lists with clicks"
+        )
+    groups = comparison.over_groups or comparison.over_seeds
+    relative = groups.relative_to(comparison.base_mean)
+    certainty: Certainty = "open"
+    if comparison.corrected_p_groups < LEVEL:
+        certainty = "clear" if comparison.corrected_p < LEVEL else "likely" if comparison.seeds_agree else "open"
+    return Effect(relative.mean, relative.low, relative.high, certainty, comparison.seeds_agree)
+
+
+def recommend(evidence: Evidence) -> Recommendation:
+    """Decides what to use.
+
+    The best arm on validation must beat every simpler alternative on the test lists; else the simplest that it does
+    not beat is recommended. Of the model that remains, the order is read only if it gains something.
+    """
+    reasons: list[str] = []
+    for name, effect in evidence.over_simpler.items():
+        if not effect.is_gain:
+            return _simpler(evidence, name, effect)
+        who = evidence.best_arm if reasons else f"{evidence.best_arm}, the best on validation,"
+        reasons.append(f"{who} {_gains(effect)} {evidence.measure} over {name}: {effect}.")
+    kind, about_order = _kind(evidence, evidence.best)
+    reasons += about_order
+    return Recommendation(f"{evidence.best} {kind}", evidence.best, kind, (*reasons, *_limits(evidence)))
+
+
+def _simpler(evidence: Evidence, name: str, effect: Effect) -> Recommendation:
+    """The simplest alternative that the best arm does not beat."""
+    found = "loses to" if effect.is_loss else "is not shown to beat"
+    reason = f"{evidence.best_arm}, the best on validation, {found} {name} in {evidence.measure}: {effect}."
+    kinds = [kind for kind in (WITHOUT, WITH, PRINCIPLED) if name.endswith(f" {kind}")]
+    if name == LOGGED:
+        advice = "Keep the order that you have"
+    elif not kinds:
+        advice = f"Keep {name}"
+    else:
+        model = name.removesuffix(f" {kinds[0]}")
+        kind, about_order = _kind(evidence, model)
+        advice = f"The simpler {model} is enough"
+        if model == TREES:
+            advice += "; a re-ranker may start from its scores (hf-rerank train --on-top-of lambdamart)"
+        reasons = (reason, f"{advice}.", *about_order, *_limits(evidence))
+        return Recommendation(f"{model} {kind}", model, kind, reasons)
+    more = "" if effect.is_loss else f"; {_how_to_learn_more(evidence)}"
+    return Recommendation(name, None, None, (reason, f"{advice}{more}.", *_limits(evidence)))
+
+
+def _kind(evidence: Evidence, model: str) -> tuple[str, list[str]]:
+    """Which kind of arm of a model to use, and why."""
+    order = evidence.order.get(model)
+    if order is None:
+        return WITHOUT, ["The lists come in no order, so both principles hold by themselves."]
+    both = "which satisfies both principles exactly, in one pass"
+    if not order.is_gain:
+        found = "costs" if order.is_loss else "is not shown to gain"
+        return WITHOUT, [
+            f"Reading the given order {found} {evidence.measure} ({model}: {order}): use the model without order, "
+            f"{both}."
+        ]
+    reasons = [
+        f"The given order {'has' if order.certainty == 'clear' else 'probably has'} value for {model}: {order}."
+    ]
+    principles = evidence.principles.get(model)
+    if principles is None:
+        return WITH, reasons
+    if not principles.is_loss:
+        found = "gain" if principles.is_gain else "cost nothing that shows"
+        return PRINCIPLED, [*reasons, f"The principles {found}: {principles}; the ranking is steadier with them."]
+    against = evidence.principled_over_without.get(model)
+    reasons.append(f"The principles cost {evidence.measure}: {principles}.")
+    if against is not None and against.is_gain:
+        reasons.append(
+            f"Where a steady ranking matters more, {model} {PRINCIPLED} is still better than {WITHOUT}: {against}."
+        )
+    else:
+        reasons.append(
+            f"Where a steady ranking matters more, take {model} {WITHOUT}, {both}; with principles it is not shown to "
+            "be better than that."
+        )
+    return WITH, reasons
+
+
+def _gains(effect: Effect) -> str:
+    return "gains" if effect.certainty == "clear" else "probably gains"
+
+
+def _how_to_learn_more(evidence: Evidence) -> str:
+    return "more test lists would narrow the interval" + (", and so would more seeds" if evidence.seeds < 5 else "")
+
+
+def _limits(evidence: Evidence) -> list[str]:
+    """What the numbers cannot say."""
+    limits = []
+    effects = (evidence.over_simpler, evidence.order, evidence.principles)
+    if evidence.seeds == 1:
+        limits.append(
+            "One seed says nothing of chance in training: nothing here is more than probable; use --seeds 3."
+        )
+    elif any(effect.certainty == "likely" for part in effects for effect in part.values()):
+        limits.append(
+            f"'Probably': clear over groups of lists, and {evidence.seeds} seeds agree but are too few to be sure; "
+            "more --seeds, in the same folder, would tell."
+        )
+    if not evidence.order or not evidence.display_order:
+        return limits
+    bias = "A display order P carries position bias: items near the top were clicked because they were seen"
+    if evidence.on_clicks:
+        limits.append(
+            f"{bias}. If the lists were logged in the order they come in, these clicks favor whatever repeats it, and "
+            "the value of order is overstated; confirm it with an online test or with propensities."
+        )
+    else:
+        limits.append(f"{bias}. The measure is free of it, the clicks that the models learned from are not.")
+    return limits

@@ -1,0 +1,169 @@
+"""One run: an arm trained with one seed, chosen on the validation lists and measured once on the test lists."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hf_rerank.comparison.arms import PRINCIPLED, TREES, WITH, WITHOUT, Arm, Plan
+from hf_rerank.comparison.measuring import CUT, Measured, latency_ms, measure_model, measure_scores
+from hf_rerank.comparison.random_order import COLUMN, add_random_order
+from hf_rerank.processing import ListProcessor
+from hf_rerank.schema import ListSchema
+from hf_rerank.storage import remove
+
+SPLITS = ("train", "validation", "test")
+
+
+class ArmRunner:
+    """The lists of a comparison, and everything that its runs share.
+
+    Args:
+        splits: ``train``, ``validation`` and ``test``, ``datasets`` Datasets.
+        schema: Of the lists.
+        plan: What is trained.
+    """
+
+    def __init__(self, splits: Mapping[str, Any], schema: ListSchema, plan: Plan) -> None:
+        self.splits, self.schema, self.plan = splits, schema, plan
+
+    @cached_property
+    def processor(self) -> ListProcessor:
+        """Fitted on the training lists."""
+        return ListProcessor.from_lists(self.splits["train"], schema=self.schema)
+
+    @cached_property
+    def _in_random_order(self) -> tuple[dict[str, Any], ListProcessor]:
+        """The splits with a random order in place of the given one, and their processor."""
+        lists = {
+            split: add_random_order(self.splits[split], self.schema, number) for number, split in enumerate(SPLITS)
+        }
+        schema = self.schema.replace(position=COLUMN)
+        return lists, ListProcessor.from_lists(lists["train"], schema=schema)
+
+    def evaluation_options(self, folder: Path) -> dict[str, Any]:
+        """Cut-offs and what lists without a click count, of the training options."""
+        arguments = self._arguments(Arm("", WITHOUT), 0, folder)
+        return {"ks": sorted({*arguments.metric_ks, CUT}), "no_click": arguments.no_click}
+
+    def run(self, arm: Arm, seed: int, folder: Path, on_step: Callable[[float], None]) -> dict[str, Any]:
+        """Trains and measures one arm.
+
+        Args:
+            arm: What is trained.
+            seed: Of the training.
+            folder: For checkpoints, from which a run that was killed resumes; removed at the end.
+            on_step: Called with the fraction of the training that is done.
+
+        Returns:
+            Plain values; ``per_list`` is the primary measure of each test list.
+        """
+        run = self._run_trees if arm.model == TREES else self._run_model
+        result = run(arm, seed, folder, on_step)
+        remove(folder)
+        return {"model": arm.model, "arm": arm.kind, "seed": seed, **result}
+
+    def _run_trees(self, arm: Arm, seed: int, folder: Path, on_step: Callable[[float], None]) -> dict[str, Any]:
+        from hf_rerank.initial_rankers.tree_learner import TreeLearner, encode_all
+        from hf_rerank.validation import Lists
+
+        started = time.monotonic()
+        learner = TreeLearner(
+            self.processor, self.splits["train"], with_position=arm.kind == WITH, seed=seed, sampling_seed=seed
+        )
+        encoded = {split: encode_all(self.processor, self.splits[split]) for split in ("validation", "test")}
+        trees, chosen = learner.choose(encoded["validation"])
+        seconds = time.monotonic() - started
+        options = self.evaluation_options(folder)
+        measured = {
+            split: measure_scores(
+                trees.scores(ragged, self.processor.schema), self.processor, self.splits[split], **options
+            )
+            for split, ragged in encoded.items()
+        }
+
+        def rank(row: dict[str, Any]) -> Any:
+            ragged, _ = self.processor.encode(Lists.from_rows([row], self.processor.schema))
+            return trees.scores(ragged, self.processor.schema)
+
+        milliseconds = latency_ms(rank, self.splits["test"], self.schema.label)
+        return {**_outcome(measured, seconds, milliseconds), "chosen": chosen}
+
+    def _run_model(self, arm: Arm, seed: int, folder: Path, on_step: Callable[[float], None]) -> dict[str, Any]:
+        from transformers import PrinterCallback, TrainerCallback, set_seed
+
+        from hf_rerank.inference.reranker import Reranker
+        from hf_rerank.training import RerankTrainer, calibrate_initial_score
+        from hf_rerank.training.checkpoints import newest_checkpoint
+
+        class Progress(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+                on_step(state.global_step / max(1, state.max_steps))
+
+        model = self.plan.model(arm.model)
+        options = self.plan.config_options(arm.model)
+        splits, processor, shuffled = self.splits, self.processor, False
+        if arm.kind == WITHOUT:
+            options["initial_score"] = "none"
+            if model.can_ignore_order:
+                options["position_input"] = "none"
+            else:
+                (splits, processor), shuffled = self._in_random_order, True
+        arguments = self._arguments(arm, seed, folder)
+        set_seed(seed)
+        config = model.config_class.for_schema(processor.schema, **options)
+        if config.initial_score != "none":
+            config.task_loss = arguments.task_loss or arguments.objective().task_loss or config.task_loss
+            calibrate_initial_score(config, processor, splits["train"])
+        trainer = RerankTrainer(
+            model.model_class(config),
+            arguments,
+            splits["train"],
+            splits["validation"],
+            processor,
+            callbacks=[Progress()],
+        )
+        trainer.remove_callback(PrinterCallback)
+        resumed = folder.is_dir() and newest_checkpoint(folder) is not None
+        started = time.monotonic()
+        trainer.train(resume_from_checkpoint="auto")
+        seconds = time.monotonic() - started
+        choices = self.evaluation_options(folder)
+        measured = {
+            split: measure_model(trainer.model, processor, splits[split], **choices)
+            for split in ("validation", "test")
+        }
+        if shuffled:  # the order that it reads is its own, and no re-ranking changes it
+            for found in measured.values():
+                for name in [name for name in found.measures if name.startswith(("p1_", "p2_"))]:
+                    del found.measures[name]
+        reranker = Reranker(processor, trainer.model)
+        milliseconds = latency_ms(lambda row: reranker.rerank([row]), splits["test"], self.schema.label)
+        return {
+            # Of a run that was interrupted only the last part was timed.
+            **_outcome(measured, None if resumed else seconds, milliseconds),
+            "parameters": sum(weight.numel() for weight in trainer.model.parameters()),
+            "steps": trainer.state.global_step,
+            "random_order": shuffled,
+        }
+
+    def _arguments(self, arm: Arm, seed: int, folder: Path) -> Any:
+        from hf_rerank.training import RerankTrainingArguments
+
+        options = dict(self.plan.training)
+        preset = {name: options.pop(name) for name in ("principled", "principled_kwargs") if name in options}
+        if arm.kind != PRINCIPLED:
+            preset = {"principled": "none"}
+        return RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=True, **preset, **options)
+
+
+def _outcome(measured: Mapping[str, Measured], seconds: float | None, milliseconds: float) -> dict[str, Any]:
+    return {
+        **{split: found.measures for split, found in measured.items()},
+        "per_list": measured["test"].per_list.tolist(),
+        "training_seconds": seconds,
+        "milliseconds_per_list": milliseconds,
+    }

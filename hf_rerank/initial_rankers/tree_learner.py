@@ -1,0 +1,175 @@
+"""Boosted trees over the encoded features of a re-ranker's lists: LambdaMART, chosen on lists held out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hf_rerank.errors import InputError
+from hf_rerank.initial_rankers.click_through import ClickThroughCounts
+from hf_rerank.initial_rankers.lambdamart import (
+    BATCH,
+    HIGHEST_LABEL,
+    LONGEST_LIST,
+    MAX_CATEGORIES,
+    require_lightgbm,
+)
+from hf_rerank.initial_rankers.lightgbm_trees import ensemble_of
+from hf_rerank.initial_rankers.ranker_train import PARTS, users_of, users_to_parts
+from hf_rerank.metrics.ranking import ndcg
+from hf_rerank.processing import ListProcessor, RaggedLists
+from hf_rerank.processing.ragged import concatenate
+from hf_rerank.processing.trees import TreeRanker, rows_of, tables_in, tree_inputs
+from hf_rerank.schema import Dense, Vector
+from hf_rerank.validation import Lists, tables_of
+
+# Leaves per tree and numbers of trees that are tried; which is best is decided on the validation lists. Stopping at
+# the best of all numbers would take a chance peak of few validation lists for the best, which may be a single tree.
+LEAVES = (7, 15, 31)
+TREES = (50, 100, 300)
+
+
+class TreeLearner:
+    """Training lists as LightGBM reads them; learns trees from all of them, or from any choice.
+
+    All lists are held encoded in memory, 4 bytes per feature of an item, twice while LightGBM reads them.
+
+    Args:
+        processor: Fitted on ``train``.
+        train: Training lists, with labels.
+        with_position: Whether the trees also read at which position an item is given.
+        seed: Of the parts that click-through rates are counted in.
+        sampling_seed: Each tree sees nine tenths of the lists and of the features, drawn with this seed. None: all.
+        threads: Of LightGBM. The trees do not depend on it.
+
+    Raises:
+        InputError: LightGBM is missing; no list has a click; labels are no whole numbers from 0 to 30; or a list has
+            more than 10,000 items.
+
+    Attributes:
+        ragged: The training lists, encoded.
+        lengths: int64 [B], items of each.
+        labels: float32 [N], of their items.
+        parts: int64 [B], the part of each list.
+    """
+
+    def __init__(
+        self,
+        processor: ListProcessor,
+        train: Any,
+        *,
+        with_position: bool = False,
+        seed: int = 0,
+        sampling_seed: int | None = None,
+        threads: int = 1,
+    ) -> None:
+        self.lightgbm, self.processor, self.threads = require_lightgbm(), processor, threads
+        self.sampling_seed = sampling_seed
+        self.with_position = with_position
+        self.schema = processor.schema
+        self.ragged = encode_all(processor, train)
+        self.lengths = self.ragged.lengths["L"]
+        self.labels = self.ragged.rows["labels"]
+        self._refuse_labels()
+        self.parts = users_to_parts(users_of(train, self.schema), PARTS, seed)
+        self.counts = {}
+        for part, number, feature in tables_in(self.schema):
+            rows = feature.hash_size or feature.size
+            assert rows is not None  # of a fitted schema
+            if rows > MAX_CATEGORIES:
+                self.counts[feature.name] = ClickThroughCounts(rows)
+                of_item = np.repeat(self.parts, self.lengths)
+                self.counts[feature.name].add(rows_of(self.ragged, part, number), self.labels > 0, of_item)
+
+    def choose(self, held_out: RaggedLists) -> tuple[TreeRanker, dict[str, Any]]:
+        """The trees of all lists that are best on lists held out, with the numbers that made them so."""
+        every = np.ones(len(self.lengths), dtype=bool)
+        best: tuple[float, TreeRanker, dict[str, Any]] | None = None
+        for leaves in LEAVES:
+            booster, rates = self._boost(every, leaves, max(TREES))
+            for trees in TREES:
+                ranker = self._ranker(booster.model_to_string(num_iteration=trees), rates)
+                value = mean_ndcg(ranker.scores(held_out, self.schema), held_out)
+                if best is None or value > best[0]:
+                    best = (value, ranker, {"leaves": leaves, "trees": trees, "validation_ndcg@10": value})
+        assert best is not None
+        return best[1], best[2]
+
+    def fit(self, lists: np.ndarray, leaves: int, trees: int) -> TreeRanker:
+        """Trees learned from the lists where ``lists`` bool [B] is True."""
+        booster, rates = self._boost(lists, leaves, trees)
+        return self._ranker(booster.model_to_string(), rates)
+
+    def _ranker(self, model: str, rates: dict[str, np.ndarray]) -> TreeRanker:
+        return TreeRanker(ensemble_of(model), rates, reads_position=self.with_position)
+
+    def _boost(self, lists: np.ndarray, leaves: int, trees: int) -> tuple[Any, dict[str, np.ndarray]]:
+        chosen = self.ragged.take(np.flatnonzero(lists))
+        parts = np.unique(self.parts[lists])
+        # Rates of an item that was learned from are those of the other parts; of a new item, those of all of them.
+        rates = {name: counts.rates(parts) for name, counts in self.counts.items()}
+        learned = {name: counts.out_of_fold(parts) for name, counts in self.counts.items()}
+        of_item = np.repeat(self.parts[lists], chosen.lengths["L"])
+        values = tree_inputs(chosen, self.schema, learned, of_item, with_position=self.with_position)
+        named = {"categorical_feature": self._categories(), "params": {"verbose": -1}}
+        data = self.lightgbm.Dataset(
+            values, chosen.rows["labels"], group=chosen.lengths["L"], weight=chosen.rows.get("weights"), **named
+        )
+        options = {
+            "objective": "lambdarank",
+            "learning_rate": 0.05,
+            "num_leaves": leaves,
+            # Small leaves of few items would learn single clicks.
+            "min_data_in_leaf": int(np.clip(len(values) // 200, 5, 50)),
+            "seed": 0,
+            "deterministic": True,
+            "force_row_wise": True,
+            "num_threads": self.threads,
+            "verbose": -1,
+        }
+        if self.sampling_seed is not None:
+            options |= {"bagging_fraction": 0.9, "bagging_freq": 1, "feature_fraction": 0.9}
+            options["seed"] = self.sampling_seed
+        return self.lightgbm.train(options, data, trees), rates
+
+    def _categories(self) -> list[int]:
+        """Which columns of ``tree_inputs`` are categories."""
+        numbers = sum(feature.width for part in ("items", "user") for feature in self.schema.features(part, Dense))
+        numbers += sum(feature.dim for feature in self.schema.features("items", Vector))
+        return list(range(numbers, numbers + len(tables_in(self.schema)) - len(self.counts)))
+
+    def _refuse_labels(self) -> None:
+        wrong = (self.labels != np.floor(self.labels)) | (self.labels > HIGHEST_LABEL)
+        if wrong.any():
+            raise InputError(
+                f"label {self.labels[wrong][0]:g} in {self.schema.label!r}: lambdamart takes whole numbers from 0 to "
+                f"{HIGHEST_LABEL}; turn the labels into clicks or grades"
+            )
+        if not self.labels.any():
+            raise InputError(f"no training list has a click in {self.schema.label!r}: expected lists with clicks")
+        if self.lengths.max(initial=0) > LONGEST_LIST:
+            raise InputError(
+                f"a training list has {self.lengths.max():,} items: lambdamart learns from lists of at most "
+                f"{LONGEST_LIST:,}; leave it out"
+            )
+
+
+def encode_all(processor: ListProcessor, lists: Any) -> RaggedLists:
+    """All labelled lists of a dataset, encoded."""
+    parts, start = [], 0
+    for table in tables_of(lists, BATCH):
+        parts.append(processor.encode(Lists.from_arrow(table, processor.schema, with_labels=True, first=start))[0])
+        start += table.num_rows
+    return concatenate(parts)
+
+
+def with_scores(ragged: RaggedLists, scores: np.ndarray) -> dict[str, np.ndarray]:
+    """The padded arrays of lists whose items have these ``initial_scores`` [N]."""
+    return RaggedLists(ragged.lengths, {**ragged.rows, "initial_scores": scores}).padded()
+
+
+def mean_ndcg(scores: np.ndarray, ragged: RaggedLists) -> float:
+    """NDCG@10 of lists whose items have these scores [N]; a list without a click counts as 0."""
+    padded = with_scores(ragged, scores)
+    return float(ndcg(padded["initial_scores"], padded["labels"], mask=padded["mask"], k=10))

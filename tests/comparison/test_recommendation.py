@@ -1,0 +1,126 @@
+"""What is recommended, case by case: the numbers are written out, and so is what follows from them."""
+
+from dataclasses import replace
+
+import pytest
+
+from hf_rerank.comparison.arms import LOGGED
+from hf_rerank.comparison.recommendation import Effect, Evidence, effect_of, recommend
+from hf_rerank.errors import InputError
+from hf_rerank.evaluation.comparing import Comparison, Interval
+
+GAIN = Effect(0.05, 0.03, 0.07, "clear")
+LIKELY = Effect(0.02, 0.01, 0.03, "likely")
+OPEN = Effect(0.001, -0.01, 0.012, "open")
+LOSS = Effect(-0.03, -0.05, -0.01, "clear")
+
+EVIDENCE = Evidence(
+    measure="NDCG@10",
+    on_clicks=True,
+    seeds=3,
+    best="prm",
+    best_arm="prm with order",
+    over_simpler={LOGGED: GAIN, "lambdamart with order": GAIN, "dnn with order": LIKELY},
+    order={"prm": GAIN, "dnn": GAIN, "lambdamart": OPEN},
+    principles={"prm": OPEN, "dnn": OPEN},
+    principled_over_without={"prm": GAIN, "dnn": GAIN},
+    display_order=True,
+)
+
+
+def text(evidence: Evidence) -> str:
+    return " ".join(recommend(evidence).reasons)
+
+
+# What changes in the evidence -> what is to be used.
+CASES = {
+    "order has value, principles cost nothing": ({}, "prm with principles"),
+    "order has value, principles gain": ({"principles": {"prm": GAIN}}, "prm with principles"),
+    "order has value, principles cost": ({"principles": {"prm": LOSS}}, "prm with order"),
+    "order has no value": ({"order": {"prm": OPEN}}, "prm without order"),
+    "order harms": ({"order": {"prm": LOSS}}, "prm without order"),
+    "no order at all": ({"order": {}, "principles": {}, "best_arm": "prm without order"}, "prm without order"),
+    "nothing beats the logged order": ({"over_simpler": {LOGGED: OPEN, "dnn with order": GAIN}}, LOGGED),
+    "the logged order is better": ({"over_simpler": {LOGGED: LOSS}}, LOGGED),
+    "a system of one's own is as good": (
+        {"over_simpler": {LOGGED: GAIN, "ours": OPEN, "dnn with order": GAIN}},
+        "ours",
+    ),
+    "trees are as good, and need no order": (
+        {"over_simpler": {LOGGED: GAIN, "lambdamart with order": OPEN, "dnn with order": GAIN}},
+        "lambdamart without order",
+    ),
+    "the pointwise network is as good, and its order has value": (
+        {"over_simpler": {LOGGED: GAIN, "lambdamart with order": GAIN, "dnn with order": OPEN}},
+        "dnn with principles",
+    ),
+    "the trees are the best": (
+        {"best": "lambdamart", "best_arm": "lambdamart with order", "over_simpler": {LOGGED: GAIN}},
+        "lambdamart without order",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_to_use(case: str) -> None:
+    changes, use = CASES[case]
+    found = recommend(replace(EVIDENCE, **changes))
+    assert found.use == use
+    assert found.use == (f"{found.model} {found.kind}" if found.model else use)
+
+
+def test_without_value_of_the_order_one_pass_satisfies_both_principles() -> None:
+    found = text(replace(EVIDENCE, order={"prm": OPEN}))
+    assert "is not shown to gain NDCG@10 (prm: +0.1% [-1.0%, +1.2%])" in found
+    assert "satisfies both principles exactly, in one pass" in found
+    assert "Reading the given order costs NDCG@10" in text(replace(EVIDENCE, order={"prm": LOSS}))
+
+
+def test_what_the_principles_cost_is_said_with_both_alternatives() -> None:
+    costly = replace(EVIDENCE, principles={"prm": LOSS})
+    assert "The principles cost NDCG@10: -3.0% [-5.0%, -1.0%]." in text(costly)
+    assert "prm with principles is still better than without order: +5.0%" in text(costly)
+    assert "take prm without order" in text(replace(costly, principled_over_without={"prm": OPEN}))
+
+
+def test_certainty_is_in_the_words() -> None:
+    first = "prm with order, the best on validation, gains NDCG@10 over logged order: +5.0% [+3.0%, +7.0%]."
+    assert recommend(EVIDENCE).reasons[0] == first
+    assert "prm with order probably gains NDCG@10 over dnn with order" in text(EVIDENCE)
+    assert "probably has value" in text(replace(EVIDENCE, order={"prm": LIKELY}))
+    assert "One seed" in text(replace(EVIDENCE, seeds=1))
+    assert "3 seeds agree but are too few to be sure" in text(EVIDENCE)
+    clear = replace(EVIDENCE, over_simpler={LOGGED: GAIN}, principles={})
+    assert "seeds" not in text(clear)
+    assert str(Effect(-0.0001, -0.0501, 0.05, "open")) == "+0.0% [-5.0%, +5.0%]"
+
+
+def test_a_display_order_carries_position_bias() -> None:
+    assert "P carries position bias" in text(EVIDENCE)
+    assert "confirm it with an online test" in text(EVIDENCE)
+    assert "The measure is free of it" in text(replace(EVIDENCE, on_clicks=False))
+    assert "position bias" not in text(replace(EVIDENCE, display_order=False))
+    assert "position bias" not in text(replace(EVIDENCE, order={}))
+
+
+@pytest.mark.parametrize(
+    ("p_groups", "p_seeds", "certainty"),
+    [(0.001, 0.01, "clear"), (0.001, 0.2, "likely"), (0.06, 0.01, "open"), (0.049, 0.049, "clear")],
+)
+def test_certainty_needs_groups_and_seeds(p_groups: float, p_seeds: float, certainty: str) -> None:
+    """Groups alone are likely at most, and only if the seeds agree in sign."""
+    seeds, groups = Interval(0.02, -1.0, 1.0, 2), Interval(0.02, 0.01, 0.03, 100)
+    found = effect_of(Comparison("a", "b", "ndcg@10", 0.5, seeds, groups, p_seeds, p_groups))
+    # 0.02 / 0.5 = 4 %; 0.01 / 0.5 = 2 %; 0.03 / 0.5 = 6 %.
+    assert (found.mean, found.low, found.high) == pytest.approx((0.04, 0.02, 0.06))
+    assert found.certainty == certainty
+    assert found.is_gain == (certainty != "open")
+    disagreeing = effect_of(Comparison("a", "b", "ndcg@10", 0.5, seeds, groups, p_seeds, p_groups, seeds_agree=False))
+    assert disagreeing.certainty == ("open" if certainty == "likely" else certainty)
+    assert str(disagreeing) == "+4.0% [+2.0%, +6.0%], but the seeds disagree"
+
+
+def test_no_fractions_of_nothing() -> None:
+    seeds = Interval(0.02, -1.0, 1.0, 2)
+    with pytest.raises(InputError, match="logged order has ndcg@10 0 on the test lists"):
+        effect_of(Comparison("a", LOGGED, "ndcg@10", 0.0, seeds, seeds, 1.0, 1.0))
