@@ -233,7 +233,7 @@ def comparison_figure(comparisons: Sequence[Comparison], path: str | Path) -> No
         InputError: matplotlib is missing, or there is nothing to draw.
     """
     from hf_rerank.evaluation.plots import require_matplotlib
-    from hf_rerank.storage import writing
+    from hf_rerank.storage import naming_failures, writing
 
     require_matplotlib()
     if not comparisons:
@@ -254,6 +254,6 @@ def comparison_figure(comparisons: Sequence[Comparison], path: str | Path) -> No
     axis.set_xlabel(f"difference in {comparisons[0].measure}")
     axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    with writing(path) as temporary:
+    with writing(path) as temporary, naming_failures(Path(path)):
         figure.savefig(temporary, format="png", dpi=150)
     plt.close(figure)
