@@ -56,8 +56,8 @@ def push_model(
         The ``CommitInfo``.
 
     Raises:
-        InputError: The folder holds no whole re-ranker, or changes meanwhile; or the Hub refuses or fails. Then nothing
-            was committed, unless the message says that this is not known.
+        InputError: The folder holds no whole re-ranker, or changes meanwhile; or the Hub refuses or fails. Then
+            nothing was committed, unless the message says that this is not known.
     """
     folder = Path(folder)
     inputs = InputFiles(path for path in folder.glob("[!.]*") if path.is_file())

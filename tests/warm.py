@@ -22,6 +22,10 @@ CONTEXT.set_forkserver_preload(
         "hf_rerank.training.trainer",
         "hf_rerank.inference.torch_scorer",
         "hf_rerank.commands.train",
+        "hf_rerank.evaluation.plots",
+        "hf_rerank.initial_rankers.order",
+        "hf_rerank.inference.export",
+        "matplotlib.figure",
     ]
 )
 
