@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -154,9 +157,53 @@ def test_two_steps_resume_and_refuse_others(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         in_two_steps(prepare, {"a": 1}, change, output, "half")
     assert (tmp_path / "out.half").is_dir()
-    with pytest.raises(InputError, match=r"out\.half is left from a call with other options"):
+    with pytest.raises(
+        InputError, match=r"out\.half is left from a call with other a: use the same, or remove .*out\.half"
+    ):
         in_two_steps(prepare, {"a": 2}, change, output, "half")
     in_two_steps(prepare, {"a": 1}, change, output, "half")
-    assert made == [tmp_path / "out.half"]
+    assert made == [tmp_path / "out.half" / "lists"]
     assert items_of(output, "test") == [[4 * a, 4 * b] for a, b in items_of(folder, "test")]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "out."))]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
+def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    """At every seventh operation on the disk, and at each of those around the end of the first step and of all."""
+    work = tmp_path / "work"
+
+    def both() -> None:
+        in_two_steps(
+            lambda half: Doubled(folder).write(half, progress=False),
+            {"a": 1},
+            lambda half, output: Doubled(half).write(output, progress=False),
+            work / "out",
+            "half",
+        )
+
+    def calls(number: int) -> int:
+        kill_points.die_at(work, number)
+        return both()
+
+    both()
+    expected, number, kills = kill_points.digests(work), 0, 0
+    names = [work / "out.half" / "lists", work / "out"]
+    before = [False, False]
+    while True:
+        shutil.rmtree(work)
+        number += 1
+        code, printed = kill_points.forked(lambda number=number: calls(number)).end()
+        if code != kill_points.KILLED:
+            break
+        there = [path.exists() for path in names]
+        if number % 7 and there == before:
+            continue
+        before, kills = there, kills + 1
+        if there[1]:  # only the cleaning up was missing
+            with contextlib.suppress(InputError):
+                both()
+        else:
+            both()
+        assert kill_points.digests(work) == expected, number
+    assert code == 0, printed
+    assert kills > 20

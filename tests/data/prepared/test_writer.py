@@ -216,12 +216,13 @@ def test_killed_after_any_operation_on_the_disk_the_next_call_gives_the_same_byt
         if code != -signal.SIGKILL:
             break
         kills += 1
-        if kills % 3 == 0:  # killed twice
+        if kills % 9 == 0:  # killed twice
             run_forked(lambda: write(source, output, **two_groups), kill_at // 2 + 3)
         finished = output.exists()
-        code, _ = run_forked(lambda: write(source, output, **two_groups))
-        # Killed while it cleaned up, there is nothing left to do.
-        assert code == 0 or (finished and code == 1), kill_at
+        try:
+            write(source, output, **two_groups)
+        except InputError:  # killed while it cleaned up, there is nothing left to do
+            assert finished, kill_at
         assert digests(output) == expected, kill_at
         assert entries(output.parent) == ["lists"], kill_at
         for path in output.iterdir():
@@ -434,7 +435,7 @@ def test_of_two_writers_the_second_is_refused(source: Numbers, tmp_path: Path) -
 @posix
 def test_two_writers_at_once_leave_the_bytes_of_one(source: Numbers, tmp_path: Path) -> None:
     write(source, tmp_path / "unbroken")
-    for _ in range(5):
+    for _ in range(2):
         pids = []
         for _ in range(3):
             pid = os.fork()
