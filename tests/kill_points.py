@@ -49,7 +49,8 @@ def forked(work: Callable[[], int | None], file_size: int | None = None) -> Run:
     try:
         os.dup2(end, 1)
         os.dup2(end, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        # Not closed when they are replaced: another file would get their number.
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
         if file_size is not None:
             import resource
 
