@@ -72,13 +72,13 @@ def faults(name: str, inputs: Path, folder: Path, report: Path) -> None:
     runs = Runs(writer, inputs, folder)
     if name == "export":
         trace_once(inputs)
-    counted = folder / "operations"
     expected = []
     for variant in (1, 0):
         runs.anew()
-        assert runs.run(variant, lambda: kill_points.count_operations(runs.work, counted)) == (0, [])
+        counted = folder / f"operations of variant {variant}"
+        assert runs.run(variant, lambda counted=counted: kill_points.count_operations(runs.work, counted)) == (0, [])
         expected.insert(0, runs.found())
-    operations = counted.stat().st_size // 2
+    operations = counted.stat().st_size
     largest = max(path.stat().st_size for path in runs.work.rglob("*") if path.is_file())
     found: dict[str, Any] = {"operations": operations, "kills": [], "full disks": []}
     for number in sorted({*draw.sample(range(1, operations + 1), writer.kills - 1), operations}):
@@ -121,8 +121,9 @@ def trace_once(inputs: Path) -> None:
 
     graphs = {}
     for variant in (0, 1):
-        model = Reranker.from_pretrained(inputs / f"model{variant}").model
-        graphs[float(model.scorer.weight.sum())] = export._trace(model.eval(), model.config)
+        reranker = Reranker.from_pretrained(inputs / f"model{variant}")
+        model = reranker.model.eval()
+        graphs[float(model.scorer.weight.sum())] = export._trace(model, reranker.processor.schema)
     export._trace = lambda model, schema: graphs[float(model.scorer.weight.sum())]
 
 

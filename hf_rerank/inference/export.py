@@ -24,7 +24,7 @@ from hf_rerank.inference.onnx_scorer import SCORES, require_onnx
 from hf_rerank.inference.reranker import Reranker
 from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.schema import TENSORS, ListSchema
-from hf_rerank.storage import new_folder, refuse_filled, write_manifest
+from hf_rerank.storage import new_folder, only_writer, refuse_filled, write_manifest
 from hf_rerank.storage.hub_download import GRAPH_FILE, folder_with_weights
 
 # Scores of the graph against those of the model: rounding of float32, over what the model's scores span.
@@ -52,7 +52,8 @@ def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revisi
     """
     require_onnx("onnx", "onnxscript", "onnxruntime")
     output_dir = Path(output_dir)
-    refuse_filled(output_dir)  # before the work; again, when no other process can be writing there
+    with only_writer(output_dir):  # before the work; and again at its end
+        refuse_filled(output_dir)
     if isinstance(source, Reranker):
         if revision is not None:
             raise InputError("revision= belongs to a repository on the Hub, and a Reranker is none: leave it out")

@@ -13,7 +13,7 @@ from hf_rerank.data.simulation.ad_lists import blocks, draw_ads, number_of_users
 from hf_rerank.data.simulation.ad_world import LARGEST_USER, AdWorld
 from hf_rerank.data.simulation.click_process import check_counts, with_progress
 from hf_rerank.errors import InputError
-from hf_rerank.storage import new_folder, refuse_filled
+from hf_rerank.storage import new_folder
 
 RAW_SAMPLE = "raw_sample.csv"
 
@@ -58,7 +58,6 @@ def simulate_ad(
         CannotWrite: the disk is full, or refuses to be written.
     """
     check_counts("simulate_ad", lists=(lists, 1), seed=(seed, 0), behaviours=(behaviours or 0, 0))
-    refuse_filled(output_dir)  # before the work; again, when no other process can be writing there
     n_users = number_of_users(world, lists)
     if n_users > LARGEST_USER:
         raise InputError(
