@@ -76,11 +76,12 @@ def make_inputs(folder: Path) -> None:
         )
     (folder / "own.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     SCHEMA.save(folder / "schema.json")
+    (folder / "more").mkdir()
+    shutil.copyfile(folder / "own.jsonl", folder / "more" / "own.jsonl")
     assert command("simulate", "prm_public", "--output-dir", folder / "raw", "--lists", 60) == 0
     assert command("simulate", "ad", "--output-dir", folder / "ad", "--lists", 150) == 0
-    for name, given in (("lists", ["--ranker-train"]), ("other", [])):
-        own = ["--input", folder / "own.jsonl", "--schema", folder / "schema.json", *given]
-        assert command("prepare", "own", *own, "--output-dir", folder / name) == 0
+    given = ["--input", folder / "own.jsonl", "--schema", folder / "schema.json", "--ranker-train"]
+    assert command("prepare", "own", *given, "--output-dir", folder / "lists") == 0
     lists = load_lists(folder / "lists")
     processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
     for seed in (0, 1):
@@ -179,9 +180,9 @@ WRITERS: dict[str, Writer] = {
     "prepare own": Writer(own, OWN, "hf_rerank.data.custom.custom_source:ListChecker.checked"),
     "prepare prm_public": Writer(prm_public, "raw/set1.train.txt.part1", "hf_rerank.data.prm_public.source:read_unit"),
     "prepare ad --initial-ranker": Writer(
-        in_order, "ad/raw_sample.csv", "hf_rerank.data.ad.source:Partition.of", kills=6
+        in_order, "ad/raw_sample.csv", "hf_rerank.data.ad.source:Partition.of", kills=3
     ),
-    "initial-rank": Writer(initial_rank, OF_LISTS, "hf_rerank.initial_rankers.order:LambdaMARTRanker.fit", kills=3),
+    "initial-rank": Writer(initial_rank, OF_LISTS, "hf_rerank.initial_rankers.order:LambdaMARTRanker.fit", kills=2),
     "vectors": Writer(vectors, OF_LISTS, "hf_rerank.personalised_vectors:ClickModel.fit", kills=3),
     "evaluate": Writer(
         evaluate, OF_LISTS, "hf_rerank.evaluation:evaluate_orders", before=copy_model, apart=True, kills=3

@@ -10,7 +10,7 @@ from hf_rerank.storage.atomic import (
     writing,
 )
 from hf_rerank.storage.digests import sha256_of_file, sha256_of_json
-from hf_rerank.storage.disk_errors import CannotWrite, naming_failures
+from hf_rerank.storage.disk_errors import CannotWrite, naming_failures, open_files
 from hf_rerank.storage.inputs import InputFiles, content_digest, refuse_output_over_input
 from hf_rerank.storage.json_files import json_text, json_values, parse_json_object, read_json, write_json
 from hf_rerank.storage.locks import locked
@@ -32,6 +32,7 @@ __all__ = [
     "naming_failures",
     "new_folder",
     "only_writer",
+    "open_files",
     "parse_json_object",
     "read_json",
     "read_manifest",

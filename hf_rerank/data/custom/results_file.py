@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from hf_rerank.data.custom.files import COMPRESSIONS
 from hf_rerank.errors import InputError
-from hf_rerank.storage import naming_failures, writing
+from hf_rerank.storage import naming_failures, open_files, writing
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")
 Write = Callable[[Sequence[Mapping[str, Any]]], None]
@@ -44,8 +44,7 @@ def results_file(path: Path) -> Iterator[Write]:
     in its list.
     """
     suffix, compression = format_of(path)
-    with writing(path) as temporary:
-        opened = contextlib.ExitStack()
+    with writing(path) as temporary, open_files(path) as opened:
         with naming_failures(path):
             append = _appending(opened, temporary, suffix, compression)
 
@@ -53,14 +52,7 @@ def results_file(path: Path) -> Iterator[Write]:
             with naming_failures(path):
                 append(ranked)
 
-        try:
-            yield write
-        except BaseException:
-            with contextlib.suppress(Exception):  # the first failure is the one to tell
-                opened.close()
-            raise
-        with naming_failures(path):
-            opened.close()
+        yield write
 
 
 def _appending(opened: contextlib.ExitStack, path: Path, suffix: str, compression: str | None) -> Write:

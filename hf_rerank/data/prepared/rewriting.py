@@ -176,30 +176,29 @@ def in_two_steps(
         else:
             remove_leftovers(between)
             refuse_filled(between)
-        try:
             refuse_filled(output)
-        except InputError:
-            _remove_between(between)  # killed when all but the cleaning up was done
-            raise
-        write_json(begun, described)
+            write_json(begun, described)
         try:
             if not is_prepared(lists):
+                refuse_filled(output)  # killed when all but the cleaning up was done
                 prepare(lists)
+            report = change(lists, output)
         finally:
-            if not (lists.exists() or partial_folder(lists).exists()):  # nothing to resume from
+            nothing_to_resume_from = not (lists.exists() or partial_folder(lists).exists())
+            if nothing_to_resume_from or is_prepared(output):
                 _remove_between(between)
-        report = change(lists, output)
-        _remove_between(between)
     return report
 
 
 def _remove_between(between: Path) -> None:
-    """Removes the folder in between if it is one; its ``begun.json`` last, by which a later call knows that it is."""
-    if (between / BEGUN_FILE).exists():
-        for path in between.iterdir():
-            if path.name != BEGUN_FILE:
-                remove(path)
-        remove(between)
+    """Removes the folder in between; the schema of its lists first, since what is removed in part is not prepared, and
+    ``begun.json`` last, by which a later call knows the folder."""
+    remove(between / "lists" / SCHEMA_FILE)
+    for path in between.iterdir():
+        if path.name != BEGUN_FILE:
+            remove(path)
+    remove(between / BEGUN_FILE)
+    remove(between)
 
 
 def _refuse_other_options(between: Path, begun: Mapping[str, Any], options: Mapping[str, Any]) -> None:

@@ -169,7 +169,7 @@ def test_two_steps_resume_and_refuse_others(folder: Path, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
 def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    """At every seventh operation on the disk, and at each of those around the end of the first step and of all."""
+    """At some operations on the disk, and at each of those around the end of the first step and of all."""
     work = tmp_path / "work"
 
     def both() -> None:
@@ -181,29 +181,30 @@ def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder:
             "half",
         )
 
-    def calls(number: int) -> int:
-        kill_points.die_at(work, number)
-        return both()
+    lists, output, states = work / "out.half" / "lists", work / "out", tmp_path / "states"
 
-    both()
-    expected, number, kills = kill_points.digests(work), 0, 0
-    names = [work / "out.half" / "lists", work / "out"]
-    before = [False, False]
-    while True:
+    def count() -> None:
+        with states.open("w") as file:
+            there = lambda: file.write(f"{lists.exists():d}{output.exists():d}\n")  # noqa: E731
+            kill_points.at_operation(work, 0, lambda: None, there)
+            both()
+
+    def die(number: int) -> None:
+        kill_points.die_at(work, number)
+        both()
+
+    assert kill_points.forked(count).end()[0] == 0
+    expected, there = kill_points.digests(work), states.read_text().split()
+    changes = [number for number in range(1, len(there)) if there[number] != there[number - 1]]
+    near = {number + offset for number in changes for offset in range(-2, 5)}
+    for number in sorted({*near, *range(3, len(there), 17), *range(len(there) - 12, len(there) + 1)}):
         shutil.rmtree(work)
-        number += 1
-        code, printed = kill_points.forked(lambda number=number: calls(number)).end()
-        if code != kill_points.KILLED:
-            break
-        there = [path.exists() for path in names]
-        if number % 7 and there == before:
-            continue
-        before, kills = there, kills + 1
-        if there[1]:  # only the cleaning up was missing
+        code, printed = kill_points.forked(lambda number=number: die(number)).end()
+        assert code == kill_points.KILLED, printed
+        if output.exists():  # only the cleaning up was missing
             with contextlib.suppress(InputError):
                 both()
         else:
             both()
         assert kill_points.digests(work) == expected, number
-    assert code == 0, printed
-    assert kills > 20
+    assert len(changes) == 3, "the lists in between appear, the output does, the former go"
