@@ -176,6 +176,7 @@ def in_two_steps(
         else:
             remove_leftovers(between)
             refuse_filled(between)
+            remove(between)
             refuse_filled(output)
             write_json(begun, described)
         try:
