@@ -166,7 +166,7 @@ def test_a_commit_whose_answer_is_lost(hub: Hub, run_folder: Path) -> None:
 def test_a_folder_that_changes_while_it_is_uploaded(
     hub: Hub, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, upload = tmp_path / "run", HfApi.preupload_lfs_files
+    folder, upload = tmp_path / "mine", HfApi.preupload_lfs_files
     shutil.copytree(run_folder, folder)
 
     def saved_meanwhile(*arguments: Any, **options: Any) -> None:
