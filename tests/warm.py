@@ -26,6 +26,8 @@ CONTEXT.set_forkserver_preload(
         "hf_rerank.initial_rankers.order",
         "hf_rerank.inference.export",
         "matplotlib.figure",
+        "lightgbm",
+        "onnxscript",
     ]
 )
 
