@@ -46,13 +46,14 @@ def open_files(path: Path) -> Iterator[ExitStack]:
 
     What fails at that is named, too; after another failure, which is the one to tell, it is passed over.
     """
-    opened = ExitStack()
+    opened, failed = ExitStack(), True
     try:
         yield opened
-    except BaseException:
-        with suppress(Exception):
-            opened.close()
-        raise
+        failed = False
+    finally:
+        if failed:
+            with suppress(Exception):
+                opened.close()
     with naming_failures(path):
         opened.close()
 

@@ -53,10 +53,8 @@ class InputFiles:
         """
         try:
             yield
-        except Exception:
+        finally:
             self.refuse_changes()
-            raise
-        self.refuse_changes()
 
     def states(self) -> dict[str, list[int]]:
         """Name of each file -> size, times and inode, by which a later call knows it without reading it."""
