@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_rerank.data.simulation.click_process import check_counts, with_progress
@@ -47,7 +48,7 @@ def simulate_prm(
         The path of the text file.
 
     Raises:
-        InputError: an argument out of range, a text that exists already, a world with hardly a click; another process
+        InputError: an argument out of range, a file that exists already, a world with hardly a click; another process
             is writing the text.
         CannotWrite: the disk is full, or refuses to be written.
     """
@@ -56,9 +57,8 @@ def simulate_prm(
     truth_path = text_path.with_name(text_path.name + ".truth.parquet")
     schema = truth_schema(world, seed)
     with only_writer(text_path):
-        # A truth without its text is what an interrupted call left.
-        for path in (text_path, text_path.with_name(f"{text_path.name}.gz")):
-            if path.exists():
+        for path in (text_path, text_path.with_name(f"{text_path.name}.gz"), truth_path):
+            if path.exists() and not (path == truth_path and _is_of_this_call(path, schema, n_lists)):
                 raise InputError(f"{path} exists already; delete it, or choose another output_dir or part")
         with (
             writing(text_path) as text_file,
@@ -73,3 +73,12 @@ def simulate_prm(
                 truth.write_table(truth_table(lists, schema, part, first_line))
                 first_line += len(lists)
     return text_path
+
+
+def _is_of_this_call(truth: Path, schema: pa.Schema, n_lists: int) -> bool:
+    """Whether a truth that is there without its text was left by the same call, killed between the two."""
+    try:
+        footer = pq.read_metadata(truth)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return footer.num_rows == n_lists and footer.schema.to_arrow_schema().metadata == schema.metadata
