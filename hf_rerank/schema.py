@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.storage.json_files import parse_json_object
+from hf_rerank.storage.json_files import parse_json_object, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -429,8 +429,8 @@ class ListSchema:
             raise InputError(f"the schema has a value of the wrong type: {error}") from None
 
     def save(self, path: str | Path) -> None:
-        """Writes the schema as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Writes the schema as JSON; the file appears whole or not at all."""
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> ListSchema:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "training"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training")]
 EPOCHS = {f"{what}_strategy": "epoch" for what in ("save", "eval", "logging")}
 # What trainings are killed, each as often as the others; see tests/training/kill_worker.py for what they share.
 TRAININGS: tuple[dict[str, Any], ...] = (
@@ -89,7 +89,12 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
         plan["trainings"].append({"options": options, "kills": moments})
     (folder / "plan.json").write_text(json.dumps(plan))
     command = [sys.executable, kill_worker.__file__, str(folder / "plan.json"), str(folder / "report.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+    }
     with (folder / "log").open("w") as log:
         subprocess.run(command, stdout=log, stderr=log, env=environment, check=True)
     outcomes, resumed, planned = [], 0, 0

@@ -431,7 +431,7 @@ class TestCommands:
             assert cli.main(command) == 130
         assert [path.name for path in tmp_path.iterdir()] == ["lists.unsorted"]
         assert cli.main([*command, "--on-error", "skip"]) == 2
-        assert "lists.unsorted is left from a call with other options" in capsys.readouterr().err
+        assert "lists.unsorted is left from a call with other on_error: use the same" in capsys.readouterr().err
         with monkeypatch.context() as once:
             once.setattr("hf_rerank.data.prm_public.prepare_prm_public", stop)
             assert cli.main(command) == 0
@@ -454,7 +454,8 @@ class TestCommands:
         file = next(mine.glob("*.part1"))
         file.write_bytes(file.read_bytes().replace(b"[", b"[ ", 1))
         assert cli.main(command) == 2
-        assert "lists.unsorted is left from a call with other options or raw files" in capsys.readouterr().err
+        refused = "lists.unsorted is left from a call with other raw files (sizes, times, inodes): use the same"
+        assert refused in capsys.readouterr().err
 
     def test_initial_rank(self, lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         command = ["initial-rank", "--data", str(lists), "--output-dir", str(tmp_path / "sorted")]

@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.evaluation.saved_results import results_to_add_to
     from hf_rerank.evaluation.tables import obedience_table, results_table
     from hf_rerank.inference.reranker import Reranker
-    from hf_rerank.storage import write_json
+    from hf_rerank.storage import InputFiles, model_files, write_json
     from hf_rerank.storage.hub_download import folder_with_weights
 
     if options.max_steps < 0:
@@ -94,6 +94,8 @@ def run(options: argparse.Namespace) -> None:
     if options.obedience_k < 1:
         raise InputError(f"--obedience-k is {options.obedience_k}: expected at least 1")
     at = model_options(options.model, options.revision)
+    for output in filter(None, (options.json, options.trec_run)):
+        _refuse_over_input(output, options.model, options.data)
     log: list[Any] = []
     if options.plots:
         # Measuring takes long: what stands in the way of the pictures is said before.
@@ -105,8 +107,9 @@ def run(options: argparse.Namespace) -> None:
         results_to_add_to(options.model)
     folder_with_weights(options.model, **at)  # refuses an exported graph
     without_bars_of_a_moment()
-    reranker = Reranker.from_pretrained(options.model, **at)
     folder = lists_folder(options.data)
+    inputs = InputFiles([*model_files(options.model).paths, *(path for path in folder.iterdir() if path.is_file())])
+    reranker = Reranker.from_pretrained(options.model, **at)
     splits = load_lists(folder)
     if options.split not in splits:
         raise InputError(
@@ -123,8 +126,8 @@ def run(options: argparse.Namespace) -> None:
         cut_label=splits.schema.cut_label,
     )
     obedience = {"obedience_k": options.obedience_k, "swaps": options.swaps, "max_steps": options.max_steps}
-    rows: dict[str, Any] = evaluate_orders(reranker.processor, lists, **choices)
-    with tqdm(total=len(lists), unit="list", delay=1, disable=None) as bar:
+    with inputs.unchanged(), tqdm(total=len(lists), unit="list", delay=1, disable=None) as bar:
+        rows: dict[str, Any] = evaluate_orders(reranker.processor, lists, **choices)
         rows["model"] = evaluate(
             reranker.model, reranker.processor, lists, progress=bar.update, **choices, **obedience
         )
@@ -164,6 +167,14 @@ def _write_trec_run(options: argparse.Namespace, reranker: Any, lists: Any) -> N
 def _rows(lists: Any, start: int, count: int) -> list[dict[str, Any]]:
     columns = lists[start : start + count]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _refuse_over_input(output: Path, model: str, lists: str) -> None:
+    """Refuses an output that is a file of the model, or lies among the lists."""
+    from hf_rerank.storage import refuse_output_over_input, saved_files
+
+    for folder in filter(Path.is_dir, (Path(model), Path(lists))):
+        refuse_output_over_input(output, [folder] if folder == Path(lists) else saved_files(folder))
 
 
 def _training_log(model: str) -> list[Any]:

@@ -43,13 +43,14 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Ranks."""
-    from hf_rerank.data.custom.files import find_list_files
+    from hf_rerank.data.custom.files import find_list_files, local_inputs
     from hf_rerank.data.custom.results_file import format_of, results_file
     from hf_rerank.storage.inputs import refuse_output_over_input
 
     format_of(options.output)
     files = find_list_files(options.input)
-    refuse_output_over_input(options.output, [file.path for file in files if not file.is_url])
+    folders = [path for path in options.input if Path(path).is_dir()]  # an output in it would be an input of a rerun
+    refuse_output_over_input(options.output, [*(file.path for file in files if not file.is_url), *folders])
     at = model_options(options.model, options.revision)
     from tqdm import tqdm
 
@@ -58,7 +59,8 @@ def run(options: argparse.Namespace) -> None:
 
     reranker = _load(options.model, at)
     report, counts = EncodingReport(), dict[str, int]()
-    with results_file(options.output) as write, tqdm(unit="list", delay=1, disable=None) as bar:
+    bar = tqdm(unit="list", delay=1, disable=None)
+    with results_file(options.output) as write, bar, local_inputs(files).unchanged():
         number = 0
         for rows in _batches(files, reranker.processor, reader_options(options), counts):
             ranked, met = _ranked_batch(reranker, rows, number, options)

@@ -55,7 +55,6 @@ def run(options: argparse.Namespace) -> None:
     if options.output is None:
         print(text, end="")
         return
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     write_file(options.output, text)
     schema = inferred.schema
     print(

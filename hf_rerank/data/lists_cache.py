@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from hf_rerank.storage import locked, sha256_of_json
+from hf_rerank.storage import CannotWrite, locked, sha256_of_json
 
 # The datasets that have a name.
 NAMED_SOURCES = ("simulated_prm", "prm_public", "ad")
@@ -17,11 +17,18 @@ CACHE_VERSION = 2
 
 
 def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-    """A folder of the cache, made once: whoever comes meanwhile waits; what fails leaves nothing."""
+    """A folder of the cache, made once: whoever comes meanwhile waits; what fails leaves nothing.
+
+    Raises:
+        CannotWrite: The disk is full, or refuses to be written; says how to choose another.
+    """
     digest = sha256_of_json({"version": CACHE_VERSION, **key})
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_rerank"
     folder = cache / f"{name}-{digest[:16]}"
-    with locked(cache / f"{folder.name}.lock", str, wait=-1):
-        if not folder.is_dir():
-            make(folder)
+    try:
+        with locked(cache / f"{folder.name}.lock", str, wait=-1):
+            if not folder.is_dir():
+                make(folder)
+    except CannotWrite as error:
+        raise CannotWrite(f"{error}. It is the cache of datasets: HF_DATASETS_CACHE names another folder") from error
     return folder

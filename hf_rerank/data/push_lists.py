@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_rerank.data.prepared import NO_REDISTRIBUTION, licence_of, read_prepared, refuse_unfinished
 from hf_rerank.errors import InputError
-from hf_rerank.storage import MANIFEST
+from hf_rerank.storage import MANIFEST, InputFiles
 from hf_rerank.storage.hub_repository import open_repository
 from hf_rerank.storage.hub_upload import CARD, choose_files, commit_files
 
@@ -43,6 +43,7 @@ def push_lists(
     """
     folder = Path(folder)
     refuse_unfinished(folder)
+    inputs = InputFiles(path for path in folder.glob("[!.]*") if path.is_file())
     if not (folder / "schema.json").is_file():
         raise InputError(f"{folder} is no folder of prepared lists (it has no schema.json): see hf-rerank prepare")
     read_prepared(folder)
@@ -64,4 +65,4 @@ def push_lists(
     files: dict[str, Path | bytes] = {**choose_files(folder, PUSHED_LISTS)}
     card = (folder / CARD).read_text(encoding="utf-8")
     files[CARD] = card.replace(LOCAL_FOLDER, repository.repo_id).encode()
-    return commit_files(repository, files, owned=PUSHED_LISTS, message=commit_message)
+    return commit_files(repository, files, owned=PUSHED_LISTS, message=commit_message, inputs=inputs)

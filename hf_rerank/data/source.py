@@ -8,11 +8,8 @@ resuming, sharding, counting, the record of rejected lines, the card, is done by
         options, size, size_unit = {}, 1, "file"
 
         def __init__(self, path: Path, schema: ListSchema) -> None:
-            self.path, self.schema = path, schema
+            self.path, self.schema, self.inputs = path, schema, InputFiles([path])
             self.columns = pq.read_schema(path)
-
-        def inputs(self) -> list[Path]:
-            return [self.path]
 
         def units(self, parts: Path) -> list[Unit]:
             return [Unit(self.path.name, content_digest(self.path), size=1)]
@@ -44,6 +41,7 @@ import pyarrow as pa
 from hf_rerank.data.report import PrepareReport, RejectedLine
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.schema import ListSchema
+from hf_rerank.storage import InputFiles
 
 
 @dataclass(frozen=True)
@@ -85,19 +83,18 @@ class ListSource(Protocol):
             with the same options.
         size: The sum of ``Unit.size`` over all units, for the progress bar.
         size_unit: Its unit, such as ``"B"`` or ``"list"``.
+        inputs: The files that are read, noted before anything of them is; if one of them changes before the writer is
+            done, that is an error.
     """
 
     schema: ListSchema
     columns: pa.Schema
     options: dict[str, Any]
     size_unit: str
+    inputs: InputFiles
 
     @property
     def size(self) -> int: ...
-
-    def inputs(self) -> list[Path]:
-        """The files that are read; if one of them changes before the writer is done, that is an error."""
-        ...
 
     def units(self, parts: Path) -> Iterable[Unit]:
         """The units, in the order of the lists: the same for the same input. They may carry what they are read from.

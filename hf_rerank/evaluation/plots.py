@@ -6,13 +6,13 @@ matplotlib (the extra ``plots``) is imported when a picture is drawn, and pyplot
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_rerank.errors import InputError
+from hf_rerank.storage import naming_failures, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,14 +89,9 @@ def _write(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".png":
         raise InputError(f"{path}: expected a file that ends in .png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with writing(path) as temporary, naming_failures(path):
         # Without the version of matplotlib, so that the same numbers give the same bytes.
-        figure.savefig(partial, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 
 
 # -------------------------------------------------------------------------------------------------------- the training

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage import json_text, json_values, read_json, replace_file, verify
+from hf_rerank.storage import json_text, json_values, parse_json_object, read_json, replace_file, verify
 
 RESULTS = "results.json"
 
@@ -63,9 +63,9 @@ def add_evaluation(
 
     Raises:
         InputError: As ``results_to_add_to``.
-        OSError: It could not be written; the folder is whole.
+        CannotWrite: It could not be written; the folder is whole.
     """
-    before = results_to_add_to(model)
+    results_to_add_to(model)
     numbers = {f"{split}_{name}": value for name, value in measures.items() if isinstance(value, int | float)}
     parts: dict[str, Any] = {
         "evaluations": numbers,
@@ -73,11 +73,19 @@ def add_evaluation(
         "evaluation_settings": settings,
         "evaluation_data": data,
     }
-    after = {
-        **before,
-        **{part: {**before.get(part, {}), split: json_values(values)} for part, values in parts.items()},
-    }
-    if after == before:
-        return "unchanged"
-    replace_file(Path(model), RESULTS, json_text(after).encode())
-    return "replaced" if split in before.get("evaluations", {}) else "added"
+    became: Literal["added", "replaced", "unchanged"] = "unchanged"
+
+    def changed(content: bytes) -> bytes:
+        nonlocal became
+        before = parse_json_object(content.decode(), str(Path(model) / RESULTS))
+        after = {
+            **before,
+            **{part: {**before.get(part, {}), split: json_values(values)} for part, values in parts.items()},
+        }
+        if after == before:
+            return content
+        became = "replaced" if split in before.get("evaluations", {}) else "added"
+        return json_text(after).encode()
+
+    replace_file(Path(model), RESULTS, changed)
+    return became

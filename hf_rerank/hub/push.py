@@ -15,7 +15,7 @@ from hf_rerank.hub.figures import FIGURES, drawn_figures
 from hf_rerank.hub.own_folders import without_own_folders
 from hf_rerank.models.auto import AutoReranker
 from hf_rerank.processing import ListProcessor
-from hf_rerank.storage import MANIFEST, json_text, read_json, verify
+from hf_rerank.storage import MANIFEST, InputFiles, json_text, read_json, verify
 from hf_rerank.storage.hub_repository import open_repository
 from hf_rerank.storage.hub_upload import CARD, MODEL_FILES, PROCESSOR_FILES, choose_files, commit_files, plain_card
 
@@ -56,10 +56,11 @@ def push_model(
         The ``CommitInfo``.
 
     Raises:
-        InputError: The folder holds no whole re-ranker, or the Hub refuses or fails; then nothing was committed,
-            unless the message says that this is not known.
+        InputError: The folder holds no whole re-ranker, or changes meanwhile; or the Hub refuses or fails. Then
+            nothing was committed, unless the message says that this is not known.
     """
     folder = Path(folder)
+    inputs = InputFiles(path for path in folder.glob("[!.]*") if path.is_file())
     _refuse_unfit(folder)
     repository = open_repository(
         repo_id, "model", private=private, revision=revision, create_pr=create_pr, token=token
@@ -67,7 +68,7 @@ def push_model(
     files = _model_files(folder)
     if CARD not in files:
         files |= _card_and_figures(folder, repository.repo_id, tell or _warn)
-    return commit_files(repository, files, owned=PUSHED, message=commit_message)
+    return commit_files(repository, files, owned=PUSHED, message=commit_message, inputs=inputs)
 
 
 def save_and_push(save: Callable[[Path], object], repo_id: str, *, commit_message: str, **options: Any) -> Any:

@@ -24,7 +24,7 @@ from hf_rerank.inference.onnx_scorer import SCORES, require_onnx
 from hf_rerank.inference.reranker import Reranker
 from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.schema import TENSORS, ListSchema
-from hf_rerank.storage import replacing
+from hf_rerank.storage import new_folder, only_writer, refuse_filled, write_manifest
 from hf_rerank.storage.hub_download import GRAPH_FILE, folder_with_weights
 
 # Scores of the graph against those of the model: rounding of float32, over what the model's scores span.
@@ -45,14 +45,15 @@ def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revisi
         The largest difference between a score of the graph and one of the model.
 
     Raises:
-        InputError: The extra ``[onnx]`` is not installed; the output folder is not empty; the model cannot be loaded;
-            or the graph gives other scores, which a model of one's own may do whose Python code depends on values.
+        InputError: The extra ``[onnx]`` is not installed; the output folder is not empty, or another process is
+            writing it; the model cannot be loaded, or changes meanwhile; or the graph gives other scores, which a
+            model of one's own may do whose Python code depends on values.
         OSError: Something could not be written.
     """
     require_onnx("onnx", "onnxscript", "onnxruntime")
     output_dir = Path(output_dir)
-    if output_dir.is_dir() and any(output_dir.iterdir()):
-        raise InputError(f"{output_dir} is not empty: choose a folder that is empty, or not there yet")
+    with only_writer(output_dir):  # before the work; and again at its end
+        refuse_filled(output_dir)
     if isinstance(source, Reranker):
         if revision is not None:
             raise InputError("revision= belongs to a repository on the Hub, and a Reranker is none: leave it out")
@@ -67,11 +68,13 @@ def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revisi
     # The folder is read without the model classes, which know what "own" stands for.
     config = copy.deepcopy(model.config)
     config.task_loss = config.task_loss_name
-    with replacing(output_dir) as staging:
-        program.save(staging / GRAPH_FILE)
-        config.save_pretrained(staging)
-        reranker.processor.save_pretrained(staging)
-        return _difference(model, schema, staging / GRAPH_FILE)
+    with new_folder(output_dir) as folder:
+        program.save(folder / GRAPH_FILE)
+        config.save_pretrained(folder)
+        reranker.processor.save_pretrained(folder)
+        difference = _difference(model, schema, folder / GRAPH_FILE)
+        write_manifest(folder)
+    return difference
 
 
 class _Scores(nn.Module):

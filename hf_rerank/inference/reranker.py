@@ -20,7 +20,7 @@ from hf_rerank.inference.ranking import (
 from hf_rerank.processing.encoding_report import EncodingReport
 from hf_rerank.processing.processor import CONFIG_FILE, ListProcessor
 from hf_rerank.processing.rows import frame_of_results, is_frame, rows_of_frame
-from hf_rerank.storage import replacing
+from hf_rerank.storage import model_files, replacing
 from hf_rerank.storage.hub_download import HUB_OPTIONS, at_one_commit, holds_only_a_graph
 
 
@@ -103,21 +103,24 @@ class Reranker:
 
         Raises:
             InputError: There is no such folder or repository, it holds no re-ranker of this library, or a file is
-                missing, changed or damaged; there is no such device or option; onnxruntime is not installed.
+                missing or damaged, or changes meanwhile; there is no such device or option; onnxruntime is not
+                installed.
         """
         hub_options = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         hub_options = at_one_commit(source, CONFIG_FILE, **hub_options)
-        if holds_only_a_graph(source, **hub_options):
-            from hf_rerank.inference.onnx_scorer import OnnxScorer
+        with model_files(source).unchanged():
+            if holds_only_a_graph(source, **hub_options):
+                from hf_rerank.inference.onnx_scorer import OnnxScorer
 
-            if device is not None:
-                raise InputError(f"device is an option of PyTorch models, and {source} holds an exported graph")
-            scorer: Any = OnnxScorer.from_pretrained(source, threads=threads, **options, **hub_options)
-        else:
-            from hf_rerank.inference.torch_scorer import TorchScorer
+                if device is not None:
+                    raise InputError(f"device is an option of PyTorch models, and {source} holds an exported graph")
+                scorer: Any = OnnxScorer.from_pretrained(source, threads=threads, **options, **hub_options)
+            else:
+                from hf_rerank.inference.torch_scorer import TorchScorer
 
-            scorer = TorchScorer.from_pretrained(source, device=device, **options, **hub_options)
-        return cls(ListProcessor.from_pretrained(source, **hub_options), scorer)
+                scorer = TorchScorer.from_pretrained(source, device=device, **options, **hub_options)
+            processor = ListProcessor.from_pretrained(source, **hub_options)
+        return cls(processor, scorer)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes scorer and processor to one folder, with a ``manifest.json`` of their digests: all of it or nothing.

@@ -138,7 +138,7 @@ def prepare_in_order(
 ) -> PrepareReport:
     """Prepares raw data with whole lists, and sorts and then cuts them by a trained ranker.
 
-    The whole lists lie in ``OUTPUT.unsorted`` meanwhile. If this is stopped, the same call goes on.
+    The whole lists lie in ``OUTPUT.unsorted/lists`` meanwhile. If this is stopped, the same call goes on.
 
     Args:
         prepare: ``(folder, max_list_length) -> report`` makes a folder of prepared lists from raw data.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -38,6 +38,24 @@ def naming_failures(path: Path, needed: int | None = None) -> Iterator[None]:
         )
         failure.errno = getattr(error, "errno", None)
         raise failure from error
+
+
+@contextmanager
+def open_files(path: Path) -> Iterator[ExitStack]:
+    """Gives a stack of open files that are written for ``path``, and closes them.
+
+    What fails at that is named, too; after another failure, which is the one to tell, it is passed over.
+    """
+    opened, failed = ExitStack(), True
+    try:
+        yield opened
+        failed = False
+    finally:
+        if failed:
+            with suppress(Exception):
+                opened.close()
+    with naming_failures(path):
+        opened.close()
 
 
 def _megabytes(count: int) -> str:

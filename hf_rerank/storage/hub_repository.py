@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage import MANIFEST, read_manifest
+from hf_rerank.storage import MANIFEST, InputFiles, read_manifest
 from hf_rerank.storage.hub_errors import is_unknown_outcome, named_faults
 
 MAIN = "main"
@@ -42,7 +42,14 @@ class Repository:
     token: str | None
     create_pr: bool
 
-    def commit(self, files: Mapping[str, Path | bytes], *, owned: Sequence[str], message: str) -> Any:
+    def commit(
+        self,
+        files: Mapping[str, Path | bytes],
+        *,
+        owned: Sequence[str],
+        message: str,
+        inputs: InputFiles | None = None,
+    ) -> Any:
         """Uploads files as one commit, in which those of an earlier push that are not among them go.
 
         Not ``HfApi.upload_folder``: with hf_xet that makes several commits of a large folder.
@@ -51,12 +58,14 @@ class Repository:
             files: Name in the repository -> a file, or its content.
             owned: Patterns of names that a push may remove.
             message: Of the commit.
+            inputs: Files that must not have changed when all is uploaded; otherwise nothing is committed.
 
         Returns:
             The ``CommitInfo``.
 
         Raises:
-            InputError: It failed; the repository is as it was, or the message says that this is not known.
+            InputError: It failed, or an input has changed; the repository is as it was, or the message says that this
+                is not known.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -76,6 +85,8 @@ class Repository:
             options["revision"] = self.branch
         with named_faults(f"files could not be sent to the {where}", token=self.token, kept=_nothing_committed):
             api.preupload_lfs_files(self.repo_id, additions, free_memory=False, **options)
+        if inputs is not None:
+            inputs.refuse_changes()
         with named_faults(f"the {where} got the files but no commit", token=self.token, kept=_what_became):
             return api.create_commit(
                 self.repo_id, [*stale, *additions], commit_message=message, parent_commit=self.head, **options

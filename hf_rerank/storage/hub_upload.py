@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.storage.hub_repository import Repository, open_repository
+from hf_rerank.storage.inputs import InputFiles
 from hf_rerank.storage.manifest import MANIFEST, manifest_text
 
 CARD = "README.md"
@@ -57,7 +58,12 @@ def choose_files(folder: Path, patterns: Sequence[str]) -> dict[str, Path | byte
 
 
 def commit_files(
-    repository: Repository, files: Mapping[str, Path | bytes], *, owned: Sequence[str], message: str
+    repository: Repository,
+    files: Mapping[str, Path | bytes],
+    *,
+    owned: Sequence[str],
+    message: str,
+    inputs: InputFiles | None = None,
 ) -> Any:
     """Commits files, with a manifest of them and of the other files of this library that the repository keeps.
 
@@ -66,7 +72,9 @@ def commit_files(
         files: Name -> a file, or its content.
         owned: Patterns of the files that the commit replaces; those that are not among ``files`` are deleted.
         message: Of the commit.
+        inputs: Files that must not have changed since they were noted; otherwise nothing is committed.
     """
+    inputs = inputs or InputFiles([])
     kept = {}
     earlier = repository.manifest()
     if earlier is not None:
@@ -75,7 +83,9 @@ def commit_files(
             for name, about in earlier["files"].items()
             if not any(fnmatch.fnmatch(name, pattern) for pattern in owned)
         }
-    return repository.commit({**files, MANIFEST: manifest_text(files, kept).encode()}, owned=owned, message=message)
+    with inputs.unchanged():
+        sent = {**files, MANIFEST: manifest_text(files, kept).encode()}
+    return repository.commit(sent, owned=owned, message=message, inputs=inputs)
 
 
 def plain_card(name: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
@@ -42,6 +43,18 @@ class InputFiles:
         for path, noted in self._noted.items():
             if _state(path) != noted:
                 raise InputError(f"{path} changed while it was read: run again when it is complete")
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """The files must stay as they are until the block ends; if it fails, a change of them is the reason given.
+
+        Raises:
+            InputError: As ``refuse_changes``.
+        """
+        try:
+            yield
+        finally:
+            self.refuse_changes()
 
     def states(self) -> dict[str, list[int]]:
         """Name of each file -> size, times and inode, by which a later call knows it without reading it."""

@@ -95,6 +95,13 @@ def read_manifest(folder: Path, remedy: str = "save or download it again") -> di
     return content
 
 
+def saved_files(folder: Path) -> list[Path]:
+    """The files of a saved folder: those that its manifest lists, it and the card; without a manifest, all files."""
+    manifest = read_manifest(folder)
+    there = sorted(path for path in folder.iterdir() if path.is_file())
+    return there if manifest is None else [path for path in there if path.name in (*manifest["files"], *_NOT_LISTED)]
+
+
 def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: bool = True) -> dict[str, Any] | None:
     """Checks the files that are about to be read against the manifest, where there is one.
 

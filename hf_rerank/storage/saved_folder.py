@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hf_rerank.errors import InputError
 from hf_rerank.storage.atomic import remove, remove_leftovers, sync, temporary_path, write_file
 from hf_rerank.storage.disk_errors import naming_failures
+from hf_rerank.storage.inputs import InputFiles
 from hf_rerank.storage.locks import locked
 from hf_rerank.storage.manifest import MANIFEST, REPLACED_BY, entry_of, manifest_of, verify, write_manifest
 
 LOCK = ".saving.lock"
+# No model is loaded from these files, which change when an evaluation is added.
+_NOT_LOADED = (MANIFEST, "results.json", "training_args.json")
 # Longer than a save takes, unless its disk is far too slow.
 WAIT_SECONDS = 60.0
 
@@ -59,8 +62,10 @@ def replacing(folder: str | Path) -> Iterator[Path]:
             _remove_if_empty(folder)
 
 
-def replace_file(folder: Path, name: str, content: bytes) -> None:
+def replace_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
     """Replaces one file of a saved folder, and its entry in the manifest if there is one.
+
+    No other process replaces it meanwhile, so of two changes none is lost.
 
     An interruption at any moment leaves a folder whose files all agree with its manifest: the manifest is replaced
     twice, and in between it accepts the old file and the new one.
@@ -68,7 +73,7 @@ def replace_file(folder: Path, name: str, content: bytes) -> None:
     Args:
         folder: A saved folder.
         name: A file in it.
-        content: The new content of the file.
+        change: Gives the new content for the content that is there; if they are equal, nothing is written.
 
     Raises:
         InputError: The file is not what was saved.
@@ -76,6 +81,10 @@ def replace_file(folder: Path, name: str, content: bytes) -> None:
     """
     with _saving(folder):
         manifest = verify(folder, lambda other: other == name, "save it again")
+        before = (folder / name).read_bytes()
+        content = change(before)
+        if content == before:
+            return
         if manifest is None:
             write_file(folder / name, content)
             return
@@ -84,6 +93,13 @@ def replace_file(folder: Path, name: str, content: bytes) -> None:
         write_file(folder / MANIFEST, manifest_of({**files, name: {**old, REPLACED_BY: new}}, **facts))
         write_file(folder / name, content)
         write_file(folder / MANIFEST, manifest_of({**files, name: new}, **facts))
+
+
+def model_files(source: str | Path) -> InputFiles:
+    """The files that a model and its processor are loaded from, as they are now; none, if ``source`` is no folder."""
+    there = Path(source).iterdir() if Path(source).is_dir() else ()
+    kinds = (".json", ".safetensors", ".onnx", ".data")
+    return InputFiles(sorted(path for path in there if path.suffix in kinds and path.name not in _NOT_LOADED))
 
 
 @contextmanager

@@ -7,6 +7,10 @@ train: each of them reads all shards, and encodes the windows that hold lists of
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -88,6 +92,8 @@ class EncodedStream(IterableDataset):
     def __iter__(self) -> Iterator[StreamedList]:
         worker = get_worker_info()
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        if worker is not None:
+            _end_with_parent()
         taken = 0
         for window, rows in self._in_order():
             for row in rows:
@@ -190,6 +196,19 @@ class _Window:
             return self._collator.encode(part, first, ids)
         except InputError as error:
             raise InputError(f"{error} (shard {shard} of the stream)") from None
+
+
+@functools.cache  # once a process
+def _end_with_parent() -> None:
+    """Ends this worker of a data loader when the process that trains is killed: a full queue may keep it for ever."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _must_be_whole(state: Any) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hf_rerank.errors import InputError
+from hf_rerank.evaluation import saved_results
 from hf_rerank.evaluation.saved_results import add_evaluation, results_to_add_to
 from hf_rerank.storage import MANIFEST, json_text, read_json, verify, write_manifest
 
@@ -65,6 +67,26 @@ def test_what_stands_there(folder: Path) -> None:
     assert json.loads((folder / "results.json").read_text()) == AFTER
     assert whole(folder)
     assert set(content(folder)) == {"results.json", "config.json", MANIFEST}
+
+
+def test_of_two_evaluations_at_once_none_is_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins when the first has read what stands there, and waits for it."""
+    others = [threading.Thread(target=add_evaluation, args=(folder, "other"), kwargs=ADDED)]
+
+    def text(values: dict[str, Any]) -> str:
+        while others:
+            others[0].start()
+            started.append(others.pop())
+        return json_text(values)
+
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(saved_results, "json_text", text)
+    add_evaluation(folder, "test", **ADDED)
+    for thread in started:
+        thread.join()
+    assert len(started) == 1
+    assert read_json(folder / "results.json")["evaluations"].keys() == {"validation", "test", "other"}
+    assert whole(folder)
 
 
 def test_the_same_again_leaves_every_byte(folder: Path) -> None:

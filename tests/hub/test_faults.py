@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_server import Fault, Hub
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from samples import KEPT, TOKEN
 
 from hf_rerank import InputError, ListProcessor, Reranker
@@ -160,6 +161,25 @@ def test_a_commit_whose_answer_is_lost(hub: Hub, run_folder: Path) -> None:
     (commit,) = hub.repositories[KEY]
     assert push_model(run_folder, KEY).oid == commit["id"]
     assert hub.repositories[KEY] == [commit]
+
+
+def test_a_folder_that_changes_while_it_is_uploaded(
+    hub: Hub, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, upload = tmp_path / "mine", HfApi.preupload_lfs_files
+    shutil.copytree(run_folder, folder)
+
+    def saved_meanwhile(*arguments: Any, **options: Any) -> None:
+        upload(*arguments, **options)
+        path = folder / "model.safetensors"
+        other = path.with_name("other")
+        shutil.copy2(path, other)
+        other.replace(path)
+
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", saved_meanwhile)
+    line = refusal(lambda: push_model(folder, KEY))
+    assert line == f"{folder / 'model.safetensors'} changed while it was read: run again when it is complete"
+    assert hub.repositories.get(KEY, []) == []
 
 
 def test_another_commit_between_looking_and_committing(hub: Hub) -> None:

@@ -354,7 +354,7 @@ def test_a_graph_that_scores_otherwise_is_not_kept(
 
 def test_a_folder_with_something_in_it(processor: ListProcessor, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="is not empty: choose a folder that is empty, or not there yet"):
+    with pytest.raises(InputError, match="exists and is not an empty folder: choose another output folder"):
         export_onnx(made("dnn", processor), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -391,6 +391,6 @@ def test_the_command(processor: ListProcessor, tmp_path: Path, capsys: pytest.Ca
     graph = Reranker.from_pretrained(tmp_path / "exported")
     assert [row["order"] for row in graph.rerank(ROWS[:9])] == [row["order"] for row in reranker.rerank(ROWS[:9])]
     assert cli.main(command) == 2
-    assert capsys.readouterr().err.startswith(f"hf-rerank: {tmp_path / 'exported'} is not empty")
+    assert capsys.readouterr().err.startswith(f"hf-rerank: {tmp_path / 'exported'} exists and is not an empty folder")
     assert cli.main(["export", "--model", str(tmp_path / "none"), "--output-dir", str(tmp_path / "other")]) == 2
     assert not (tmp_path / "other").exists()

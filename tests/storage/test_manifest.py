@@ -170,7 +170,7 @@ def test_an_interrupted_replacement_is_refused_not_read_half_new(
 
 def test_one_file_replaced(folder: Path) -> None:
     untouched = {name: (folder / name).read_bytes() for name in ("b.safetensors", "deep/c.pt", "README.md")}
-    replace_file(folder, "a.json", b"[1, 2]")
+    replace_file(folder, "a.json", lambda _: b"[1, 2]")
     after = (folder / MANIFEST).read_bytes()
     assert (folder / "a.json").read_bytes() == b"[1, 2]"
     assert {name: (folder / name).read_bytes() for name in untouched} == untouched
@@ -206,7 +206,7 @@ def test_stopped_while_one_file_is_replaced(
         for module in ("atomic", "saved_folder"):  # a killed process cleans nothing up
             patch.setattr(f"hf_rerank.storage.{module}.remove", lambda *_: None)
         try:
-            replace_file(folder, "a.json", b"new")
+            replace_file(folder, "a.json", lambda _: b"new")
             assert done < stop
         except Killed:
             pass
@@ -218,7 +218,7 @@ def test_stopped_while_one_file_is_replaced(
         verify(folder, everything, "")
     (folder / "a.json").write_bytes(found)
     for content in (b"newer", b"new"):
-        replace_file(folder, "a.json", content)
+        replace_file(folder, "a.json", lambda _: content)  # noqa: B023
         manifest = verify(folder, everything, "")
         assert manifest is not None
         assert manifest["files"]["a.json"] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
@@ -240,7 +240,7 @@ def test_stopped_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", stopping)
             with pytest.raises(KeyboardInterrupt):
-                replace_file(folder, "a.json", content)
+                replace_file(folder, "a.json", lambda _: content)  # noqa: B023
         assert (folder / "a.json").read_bytes() == b"new"
         verify(folder, everything, "")
 
@@ -249,7 +249,7 @@ def test_a_damaged_file_is_not_replaced(folder: Path) -> None:
     (folder / "a.json").write_bytes(b"{]\n")
     before = (folder / MANIFEST).read_bytes()
     with pytest.raises(InputError, match=r"a\.json is damaged or changed"):
-        replace_file(folder, "a.json", b"new")
+        replace_file(folder, "a.json", lambda _: b"new")
     assert (folder / MANIFEST).read_bytes() == before
 
 
@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(folder: Path, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match=r"manifest.json could not be written.*No space left"):
-            replace_file(folder, "a.json", b"new")
+            replace_file(folder, "a.json", lambda _: b"new")
     verify(folder, everything, "")
     assert (folder / "a.json").read_bytes() == FILES["a.json"]
     assert not list(folder.glob(".*"))

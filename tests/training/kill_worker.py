@@ -4,8 +4,8 @@
 A plan holds ``folder`` and ``trainings``, each with ``options`` (of the training arguments) and ``kills``, each with
 one of
 
-``calls``: the process ends itself by SIGKILL just before the Nth operation on files below the run's folder (open,
-rename, mkdir, unlink, rmdir, fsync);
+``calls``: the process ends itself by SIGKILL just before the Nth operation on files below the run's folder (see
+``kill_points``);
 ``share_of_calls``: the same, as a share of all such operations of the unbroken training;
 ``seconds``: it is killed from outside this long after its start;
 ``share``: the same, as a share of how long the unbroken training took.
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import kill_points
 import numpy as np
 import torch
 from transformers.utils import logging
@@ -64,7 +65,6 @@ OPTIONS: dict[str, Any] = {
     "use_cpu": True,
     "disable_tqdm": True,
 }
-CALLS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
 TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -172,36 +172,6 @@ def forked(work: Callable[[], Any], stop_after: float | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def die_at_call(folder: Path, number: int, counted: Path | None = None) -> None:
-    """Ends this process before the Nth operation on files below ``folder``; ``counted`` gets how many there were."""
-    seen = 0
-
-    def count() -> None:
-        nonlocal seen
-        seen += 1
-        if counted is not None:
-            os.write(descriptor, b".")
-        if seen == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        # A path without a folder is one below a folder that is being removed.
-        if event in CALLS and isinstance(arguments[0], str):
-            path = arguments[0]
-            if path.startswith(f"{folder}/") or (event in ("os.remove", "os.rmdir") and "/" not in path):
-                count()
-
-    descriptor = -1 if counted is None else os.open(counted, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    fsync = os.fsync
-
-    def counting_fsync(file: int) -> None:
-        count()
-        fsync(file)
-
-    os.fsync = counting_fsync
-    sys.addaudithook(hook)
-
-
 def train(folder: Path, options: dict[str, Any], result: Path | None = None, seed: int = 7) -> None:
     """Goes on from what there is, to the end."""
     trainer = make_trainer(folder, seed=seed, **options)
@@ -221,7 +191,7 @@ def killed_and_resumed(
 
         def work(kill: dict[str, Any] = kill) -> None:
             if "calls" in kill:
-                die_at_call(folder, kill["calls"])
+                kill_points.die_at(folder, kill["calls"])
             train(folder, options)
 
         after = kill.get("seconds", kill["share"] * seconds if "share" in kill else None)
@@ -267,7 +237,7 @@ def killed_trainings(folder: Path, options: dict[str, Any], kills: list[Any]) ->
     result, counted = folder / "unbroken.json", folder / "calls"
 
     def counting() -> None:
-        die_at_call(folder / "counted", 0, counted=counted)
+        kill_points.count_operations(folder / "counted", counted)
         train(folder / "counted", options)
 
     started = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import socket
+import time
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -14,14 +15,16 @@ import datasets
 import pytest
 import stream_worker
 import warm
-from tiny_world import collator_of
+from tiny_world import SCHEMA, collator_of, tiny_lists
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import worker as torch_worker
 
 from hf_rerank import InputError, ListProcessor, Reranker, RerankTrainer
 from hf_rerank.data import prm_public
 from hf_rerank.data.loading import load_lists
 from hf_rerank.data.simulation import simulate_prm
 from hf_rerank.processing.collator import ids_from_tensor
+from hf_rerank.storage import write_file
 from hf_rerank.training.encoded_lists import EncodedLists, collate
 from hf_rerank.training.streams import EncodedStream, collate_stream
 
@@ -264,6 +267,35 @@ def test_raw_text_in_spawned_workers(raw_text: Path) -> None:
     loader = DataLoader(fresh, 10, num_workers=1, collate_fn=collate_stream, multiprocessing_context="spawn")
     assert [ids_from_tensor(batch["list_id"]) for batch, _ in zip(loader, range(30), strict=False)] == expected
     assert fresh.lists_a_pass == stream.lists_a_pass, "what a worker learns is known here"
+
+
+def stream_until_killed(numbers: Path) -> None:
+    """Streams with two workers, writes down their processes, and waits; torch's own check of the parent is off."""
+    torch_worker.MP_STATUS_CHECK_INTERVAL = 3_600
+    lists = tiny_lists(240, 1)
+    processor = ListProcessor.from_lists(lists, schema=SCHEMA)
+    stream = stream_of(lists, processor, seed=0, endless=True, batch_size=8)
+    batches: Any = iter(DataLoader(stream, 8, num_workers=2, collate_fn=collate_stream))
+    next(batches)
+    write_file(numbers, " ".join(str(worker.pid) for worker in batches._workers))
+    time.sleep(300)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the states of processes")
+def test_workers_end_when_the_training_is_killed(tmp_path: Path) -> None:
+    numbers, log = tmp_path / "numbers", tmp_path / "log"
+    process = warm.start(stream_until_killed, numbers, log=log)
+    while not numbers.exists():
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    states = [Path(f"/proc/{number}/stat") for number in numbers.read_text().split()]
+    assert len(states) == 2
+    stop = time.monotonic() + 60
+    while any(state.exists() and ") Z " not in state.read_text() for state in states):
+        assert time.monotonic() < stop, "a worker is still there"
+        time.sleep(0.05)
 
 
 # -------------------------------------------------------------------------------------------------------- the trainer

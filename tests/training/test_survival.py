@@ -43,29 +43,29 @@ STATE_FILES = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.j
 
 
 @pytest.mark.slow
-def test_twenty_killed_trainings_go_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_killed_trainings_go_on_to_the_same_bits(tmp_path: Path) -> None:
     """Killed inside a save, between steps, while starting, in workers' presence, once and twice."""
     draw = random.Random(0)
-    steps = [{"share_of_calls": (number + draw.random()) / 9} for number in range(9)]
+    steps = [{"share_of_calls": (number + draw.random()) / 5} for number in range(5)]
     plan = {
         "folder": str(tmp_path / "trainings"),
         "trainings": [
             {"options": {}, "kills": [*steps, {"share": 0.6}, [{"share_of_calls": 0.4}, {"share_of_calls": 0.3}]]},
             {
                 "options": {"dataloader_num_workers": 2, "save_total_limit": 1},
-                "kills": [{"share_of_calls": share} for share in (0.35, 0.7, 0.97)],
+                "kills": [{"share_of_calls": share} for share in (0.35, 0.97)],
             },
             {
                 "options": {
                     **{f"{what}_strategy": "epoch" for what in ("save", "eval", "logging")},
                     "gradient_accumulation_steps": 1,
                 },
-                "kills": [{"share_of_calls": share} for share in (0.3, 0.55, 0.99)],
+                "kills": [{"share_of_calls": share} for share in (0.55, 0.99)],
             },
             {
                 # Ends in the middle of a pass; a checkpoint and its log at each step.
                 "options": {"max_steps": 7, "save_steps": 1, "eval_steps": 1, "metric_for_best_model": "loss"},
-                "kills": [{"share_of_calls": share} for share in (0.45, 0.88, 0.995)],
+                "kills": [{"share_of_calls": share} for share in (0.45, 0.995)],
             },
         ],
     }
@@ -73,7 +73,7 @@ def test_twenty_killed_trainings_go_on_to_the_same_bits(tmp_path: Path) -> None:
     warm.run(kill_worker.main, tmp_path / "plan.json", tmp_path / "report.json", log=tmp_path / "log", timeout=500)
     report = json.loads((tmp_path / "report.json").read_text())
     killed = [kill for training in report for kill in training["kills"]]
-    assert len(killed) == 20
+    assert len(killed) == 13
     for kill in killed:
         assert kill["fired"] == len(kill["kills"]), kill
         assert kill["ended"], kill

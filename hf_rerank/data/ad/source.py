@@ -26,7 +26,7 @@ from hf_rerank.data.prm_public.truth import read_truth_header, truth_file
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.source import Rejects, Unit, tables_by_split
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.storage import content_digest, read_json, write_json
+from hf_rerank.storage import InputFiles, content_digest, read_json, write_json
 
 # Text of both logs per bucket, about: 4 million behaviours, of which a few hundred MB are kept.
 BUCKET_BYTES = 128 * 2**20
@@ -73,6 +73,7 @@ class AdSource:
         files = find_ad_files(raw_dir)
         if not history_length:
             files = AdFiles(files.raw_sample, files.ad_feature, files.user_profile)
+        self.inputs = InputFiles(files.there())
         self.files, self.protocol, self.block_bytes, self.run_bytes = files, protocol, block_bytes, run_bytes
         self.max_list_length, self.history_length = max_list_length, history_length
         self.with_history = files.behavior_log is not None
@@ -98,9 +99,6 @@ class AdSource:
             "files (bytes)": {path.name: path.stat().st_size for path in files.there()},
         }
 
-    def inputs(self) -> list[Path]:
-        return self.files.there()
-
     def partition(self, parts: Path, bar: Callable[..., Any], on_reject: OnReject) -> PrepareReport:
         attraction = self.truth.attraction if self.truth.position else None
         cutter = Partition(
@@ -114,7 +112,7 @@ class AdSource:
     def units(self, parts: Path) -> list[BucketUnit]:
         self.parts = parts
         if not self._digests:  # cut by an earlier call
-            for path in self.inputs():
+            for path in self.inputs.paths:
                 if content_digest(path) != read_json(parts / DIGESTS_FILE).get(path.name):
                     raise InputError(
                         f"{path} has changed since {parts.parent} was begun: remove {parts.parent} to begin anew"

@@ -65,6 +65,7 @@ class CustomSource:
 
     def __init__(self, own: OwnFiles, *, split_by: str, ranker_train: bool, cut: bool, progress: bool) -> None:
         self.own, self.schema, self.cut, self.progress = own, own.schema, cut, progress
+        self.inputs = own.inputs
         self.time, self.ranker_train = time_column(split_by), ranker_train
         self.columns = own.columns
         if cut:
@@ -86,10 +87,6 @@ class CustomSource:
         }
         self.read_units: list[PartUnit] = []
         self.size = sum(own.rows.values())
-
-    def inputs(self) -> list[Path]:
-        """The local files."""
-        return [Path(file.path) for file in self.own.files if not file.is_url]
 
     def units(self, parts: Path) -> list[PartUnit]:
         """One per part with rows."""

@@ -18,6 +18,7 @@ import pyarrow as pa
 from hf_rerank.data.prepared import SCHEMA_FILE, is_prepared, read_footer, read_prepared
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.storage import InputFiles
 
 KINDS = {
     ".parquet": "parquet",
@@ -103,12 +104,12 @@ class ListFile:
         return [replace(self, start=start, stop=stop) for start, stop in itertools.pairwise(bounds)]
 
     def fingerprint(self) -> list[Any]:
-        """Name, size and time of the last change: by these a later run knows that it is the same file."""
+        """Name, size, times and inode: by these a later run knows that it is the same file, without reading it."""
         if self.is_url:
             system, path = _file_system(self.path)
             return [self.path, system.ukey(path)]
         found = os.stat(self.path)
-        return [os.path.basename(self.path), found.st_size, found.st_mtime_ns]
+        return [os.path.basename(self.path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Any]:
@@ -139,6 +140,11 @@ class ListFile:
 
 
 Source = str | Path | Sequence[str | Path]
+
+
+def local_inputs(files: Iterable[ListFile]) -> InputFiles:
+    """The files that are no URLs, noted as they are now, to be refused if they change while they are read."""
+    return InputFiles(file.path for file in files if not file.is_url)
 
 
 def find_list_files(source: Source) -> list[ListFile]:

@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from hf_rerank.data.custom.converting import natural_table
-from hf_rerank.data.custom.files import Source, find_list_files, refuse_prepared
+from hf_rerank.data.custom.files import Source, find_list_files, local_inputs, refuse_prepared
 from hf_rerank.data.custom.guessing import Guess
 from hf_rerank.data.custom.inferred_schema import InferredSchema
 from hf_rerank.data.custom.options import ReadOptions
@@ -47,7 +47,8 @@ def infer_schema(
     if rows < 1:
         raise InputError(f"rows is {rows}: expected at least 1")
     files = find_list_files(source)
-    frame, whole = _first_rows(files, options, rows)
+    with local_inputs(files).unchanged():
+        frame, whole = _first_rows(files, options, rows)
     known = {"label": label, "list_id": list_id, "position": position, "group": group}
     for role, column in known.items():
         if column is not None and column not in frame.columns:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_rerank.data.custom.converting import Converter
-from hf_rerank.data.custom.files import ListFile
+from hf_rerank.data.custom.files import ListFile, local_inputs
 from hf_rerank.data.custom.frames import plain_table
 from hf_rerank.data.custom.kinds import Kinds
 from hf_rerank.data.custom.long_form import grouped, is_long, refuse_missing_columns
@@ -37,6 +37,7 @@ class OwnFiles:
         text_ids: Of ``Converter``.
 
     Attributes:
+        inputs: The local files, noted before they are read.
         parts: Of all files, in order.
         rows: Rows of each part; set by ``scan``.
         long: One row is one item; set by ``scan``.
@@ -53,6 +54,7 @@ class OwnFiles:
         labels: bool = True,
         text_ids: Mapping[str, bool] | None = None,
     ) -> None:
+        self.inputs = local_inputs(files)
         self.files, self.schema, self.options = list(files), schema, options or ReadOptions()
         self.labels, self.text_ids = labels, text_ids
         self.parts = [part for file in self.files for part in file.parts(PART_BYTES)]

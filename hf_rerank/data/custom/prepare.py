@@ -18,6 +18,7 @@ from hf_rerank.data.prepared import (
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
+from hf_rerank.storage import refuse_output_over_input
 
 
 def prepare_own(
@@ -63,8 +64,11 @@ def prepare_own(
             raise InputError(f"max_list_length is {max_list_length}: expected at least 1")
         schema = schema.replace(max_list_length=max_list_length)
     files = find_list_files(source)
+    # What is prepared in a folder of lists would be one of its lists when this is resumed.
+    sources = [source] if isinstance(source, str | Path) else source
+    refuse_output_over_input(output_dir, [path for path in sources if Path(path).is_dir()])
     own = OwnFiles(files, schema, options)
-    with tqdm(unit="row", desc="Reading", delay=1, disable=not progress) as bar:
+    with own.inputs.unchanged(), tqdm(unit="row", desc="Reading", delay=1, disable=not progress) as bar:
         own.scan(bar.update)
     kind = LongSource if own.long else CustomSource
     lists = kind(own, split_by=split_by, ranker_train=ranker_train, cut=cut, progress=progress)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from hf_rerank.data.custom.files import COMPRESSIONS
 from hf_rerank.errors import InputError
-from hf_rerank.storage import writing
+from hf_rerank.storage import naming_failures, open_files, writing
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")
 Write = Callable[[Sequence[Mapping[str, Any]]], None]
@@ -44,64 +44,56 @@ def results_file(path: Path) -> Iterator[Write]:
     in its list.
     """
     suffix, compression = format_of(path)
-    with writing(path) as temporary:
-        if suffix in (".parquet", ".arrow", ".feather"):
-            with _tables(temporary, suffix) as write:
-                yield write
-            return
-        with contextlib.ExitStack() as opened:
-            sink: Any = opened.enter_context(pa.OSFile(str(temporary), "wb"))
-            if compression is not None:
-                sink = opened.enter_context(pa.CompressedOutputStream(sink, compression))
-            if suffix in (".jsonl", ".ndjson"):
-                yield lambda ranked: sink.write(
-                    "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ranked).encode()
-                )
-            else:
-                with _cells(sink, "," if suffix == ".csv" else "\t") as write:
-                    yield write
+    with writing(path) as temporary, open_files(path) as opened:
+        with naming_failures(path):
+            append = _appending(opened, temporary, suffix, compression)
+
+        def write(ranked: Sequence[Mapping[str, Any]]) -> None:
+            with naming_failures(path):
+                append(ranked)
+
+        yield write
 
 
-@contextlib.contextmanager
-def _tables(path: Path, suffix: str) -> Iterator[Write]:
+def _appending(opened: contextlib.ExitStack, path: Path, suffix: str, compression: str | None) -> Write:
+    """The function that appends results to a file; ``opened`` closes it."""
+    if suffix == ".parquet":
+        return _tables(opened, lambda schema: pq.ParquetWriter(path, schema), _lists)
+    if suffix in (".arrow", ".feather"):
+        return _tables(opened, lambda schema: pa.ipc.new_file(str(path), schema), _lists)
+    sink: Any = opened.enter_context(pa.OSFile(str(path), "wb"))
+    if compression is not None:
+        sink = opened.enter_context(pa.CompressedOutputStream(sink, compression))
+    if suffix in (".jsonl", ".ndjson"):
+        return lambda ranked: sink.write(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ranked).encode()
+        )
+    options = arrow_csv.WriteOptions(delimiter="," if suffix == ".csv" else "\t")
+    return _tables(opened, lambda schema: arrow_csv.CSVWriter(sink, schema, write_options=options), _items)
+
+
+def _tables(
+    opened: contextlib.ExitStack,
+    new: Callable[[pa.Schema], Any],
+    table_of: Callable[[Sequence[Mapping[str, Any]]], pa.Table],
+) -> Write:
+    """Appends tables to a writer, which the first of them opens."""
     writer: Any = None
+    columns: Any = None
 
     def write(ranked: Sequence[Mapping[str, Any]]) -> None:
-        nonlocal writer
-        table = pa.table({name: _array([row[name] for row in ranked]) for name in ranked[0]})
+        nonlocal writer, columns
+        table = table_of(ranked)
         if writer is None:
-            new = (
-                pq.ParquetWriter(path, table.schema)
-                if suffix == ".parquet"
-                else pa.ipc.new_file(str(path), table.schema)
-            )
-            writer = new, table.schema
-        writer[0].write_table(table.cast(writer[1]))
+            writer, columns = opened.enter_context(new(table.schema)), table.schema
+        writer.write_table(table.cast(columns))
 
-    try:
-        yield write
-    finally:
-        if writer is not None:
-            writer[0].close()
+    return write
 
 
-@contextlib.contextmanager
-def _cells(sink: Any, separator: str) -> Iterator[Write]:
-    writer: Any = None
-
-    def write(ranked: Sequence[Mapping[str, Any]]) -> None:
-        nonlocal writer
-        table = _items(ranked)
-        if writer is None:
-            options = arrow_csv.WriteOptions(delimiter=separator)
-            writer = arrow_csv.CSVWriter(sink, table.schema, write_options=options), table.schema
-        writer[0].write_table(table.cast(writer[1]))
-
-    try:
-        yield write
-    finally:
-        if writer is not None:
-            writer[0].close()
+def _lists(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """One row per list."""
+    return pa.table({name: _array([row[name] for row in ranked]) for name in ranked[0]})
 
 
 def _items(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -25,11 +25,13 @@ from hf_rerank.data.splits import SPLITS
 from hf_rerank.errors import InputError
 from hf_rerank.storage import (
     json_text,
-    locked,
     naming_failures,
+    only_writer,
     read_json,
+    refuse_filled,
     remove,
     sha256_of_file,
+    with_a_name,
     write_json,
     writing,
 )
@@ -69,14 +71,8 @@ def resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[Re
         InputError: ``output`` exists and is not empty, another process is writing it, it was begun with other options,
             or a complete shard is damaged.
     """
-    output = Path(output)
-    output = output if output.name else output.resolve()  # "." has no name beside which others could be
-
-    def busy(process: str) -> str:
-        return f"{process} is writing {output}: wait for it, or choose another output folder"
-
-    with locked(output.with_name(f".{output.name}.lock"), busy):
-        folder = ResumableFolder(output, options)
+    with only_writer(output):
+        folder = ResumableFolder(with_a_name(output), options)
         try:
             yield folder
         finally:
@@ -101,10 +97,9 @@ class ResumableFolder:
         begun = self.partial / BEGUN_FILE
         if not begun.exists():
             remove(self.partial)
-        not_empty = output.exists() and (not output.is_dir() or any(output.iterdir()))
-        self.finished = not_empty and begun.exists() and self._is_copy(REPORT_FILE)
-        if not_empty and not self.finished:
-            raise InputError(f"{output} exists and is not an empty folder: choose another output folder, or remove it")
+        self.finished = begun.exists() and self._is_copy(REPORT_FILE)
+        if not self.finished:
+            refuse_filled(output)
         if begun.exists():
             self._refuse_other_options(read_json(begun), options)
         else:

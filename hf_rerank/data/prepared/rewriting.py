@@ -12,18 +12,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_rerank.data.prepared.card import REPORT_FILE, SCHEMA_FILE, read_report
+from hf_rerank.data.prepared.card import CARD_FILE, REPORT_FILE, SCHEMA_FILE, read_report
 from hf_rerank.data.prepared.reader import is_prepared, read_prepared
-from hf_rerank.data.prepared.resumable import REJECTS_FILE, refuse_unfinished
+from hf_rerank.data.prepared.resumable import BEGUN_FILE, REJECTS_FILE, partial_folder, refuse_unfinished
 from hf_rerank.data.prepared.shards import GROUP_LISTS
 from hf_rerank.data.prepared.writer import write_lists
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.source import Rejects, Unit
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.errors import InputError
-from hf_rerank.storage import InputFiles, locked, refuse_output_over_input, remove, write_file
-
-STEPS_FILE = "prepared_with.json"
+from hf_rerank.storage import (
+    InputFiles,
+    only_writer,
+    read_json,
+    refuse_filled,
+    refuse_output_over_input,
+    remove,
+    remove_leftovers,
+    with_a_name,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class PreparedSource:
         prepared: What it holds.
         schema, columns: Of the new lists; those of the folder, until a subclass sets them.
         options: Whatever the new lists depend on: the content of the folder, and what the subclass adds.
+        inputs: The files of the folder that are read.
     """
 
     size_unit = "list"
@@ -58,13 +67,13 @@ class PreparedSource:
                 ``hf_rerank.data.splits``.
         """
         self.folder = Path(folder)
+        self.inputs = InputFiles(_files_of(self.folder))
         refuse_unfinished(self.folder)
         self.prepared = read_prepared(self.folder)
         others = [split for split in self.prepared.files if split not in SPLITS]
         if others:
             raise InputError(f"{self.folder} has a split {others[0]!r}: expected only {', '.join(SPLITS)}")
-        self._files = InputFiles(self.inputs())
-        self._digests = self._files.digests()
+        self._digests = self.inputs.digests()
         self.options: dict[str, Any] = {**options, "source": self._digests}
         self.schema, self.columns = self.prepared.schema, self.prepared.columns
         self.size = sum(self.prepared.lists.values())
@@ -74,7 +83,7 @@ class PreparedSource:
 
         Subclasses call this first.
         """
-        self._files.refuse_changes()
+        self.inputs.refuse_changes()
 
     def change(self, split: str, first: int, lists: pa.Table, facts: Any, report: PrepareReport) -> pa.Table:
         """The new lists.
@@ -92,10 +101,6 @@ class PreparedSource:
         """Writes schema, report, card and what else belongs into the folder. Subclasses call this first."""
         if (self.folder / REJECTS_FILE).is_file():
             shutil.copyfile(self.folder / REJECTS_FILE, folder / REJECTS_FILE)
-
-    def inputs(self) -> list[Path]:
-        described = [self.folder / name for name in (SCHEMA_FILE, REPORT_FILE) if (self.folder / name).is_file()]
-        return [*described, *(path for paths in self.prepared.files.values() for path in paths)]
 
     def units(self, parts: Path) -> Iterator[ShardUnit]:
         for split, paths in self.prepared.files.items():
@@ -136,6 +141,11 @@ class PreparedSource:
         return PrepareReport(**{name: before[name] for name in names if name in before})
 
 
+def _files_of(folder: Path) -> list[Path]:
+    described = [folder / name for name in (SCHEMA_FILE, REPORT_FILE, CARD_FILE, REJECTS_FILE)]
+    return [*(path for path in described if path.is_file()), *sorted(folder.glob("*.parquet"))]
+
+
 def in_two_steps(
     prepare: Callable[[Path], PrepareReport],
     options: Mapping[str, Any],
@@ -143,7 +153,7 @@ def in_two_steps(
     output_dir: str | Path,
     suffix: str,
 ) -> PrepareReport:
-    """Prepares raw data into ``OUTPUT.suffix``, and makes ``OUTPUT`` of that. Interrupted, the same call resumes.
+    """Prepares raw data into ``OUTPUT.suffix/lists``, and makes ``OUTPUT`` of it. Interrupted, the same call resumes.
 
     Args:
         prepare: ``(folder) -> report`` makes a folder of prepared lists from raw data.
@@ -154,26 +164,48 @@ def in_two_steps(
 
     Raises:
         InputError: As ``prepare`` and ``change``; another process is doing this; or the folder in between is left
-            from another call.
+            from a call with other options.
     """
-    output = Path(output_dir)
+    output = with_a_name(output_dir)
     between = output.with_name(f"{output.name}.{suffix}")
-
-    def busy(process: str) -> str:
-        return f"{process} is writing {output}: wait for it, or choose another output folder"
-
-    with locked(output.with_name(f".{between.name}.steps.lock"), busy):
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise InputError(f"{output} exists and is not an empty folder: choose another output folder, or remove it")
-        described = json.dumps(dict(options), indent=2, sort_keys=True) + "\n"
-        note = between / STEPS_FILE
-        if not is_prepared(between):
-            prepare(between)
-            write_file(note, described)
-        elif not note.is_file() or note.read_text(encoding="utf-8") != described:
-            raise InputError(
-                f"{between} is left from a call with other options or raw files: remove it, and run again"
-            )
-        report = change(between, output)
-        remove(between)
+    begun, lists = between / BEGUN_FILE, between / "lists"
+    described = json.loads(json.dumps(dict(options)))
+    with only_writer(output, f".{suffix}"):
+        if begun.exists():
+            _refuse_other_options(between, read_json(begun), described)
+        else:
+            remove_leftovers(between)
+            refuse_filled(between)
+            remove(between)
+            refuse_filled(output)
+            write_json(begun, described)
+        try:
+            if not is_prepared(lists):
+                refuse_filled(output)  # killed when all but the cleaning up was done
+                prepare(lists)
+            report = change(lists, output)
+        finally:
+            nothing_to_resume_from = not (lists.exists() or partial_folder(lists).exists())
+            if nothing_to_resume_from or is_prepared(output):
+                _remove_between(between)
     return report
+
+
+def _remove_between(between: Path) -> None:
+    """Removes the folder in between; the schema of its lists first, since what is removed in part is not prepared, and
+    ``begun.json`` last, by which a later call knows the folder."""
+    remove(between / "lists" / SCHEMA_FILE)
+    for path in between.iterdir():
+        if path.name != BEGUN_FILE:
+            remove(path)
+    remove(between / BEGUN_FILE)
+    remove(between)
+
+
+def _refuse_other_options(between: Path, begun: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    others = [name for name in options if begun.get(name) != options[name]]
+    if others:
+        raise InputError(
+            f"{between} is left from a call with other {', '.join(others)}: use the same, or remove {between} to "
+            "begin anew"
+        )

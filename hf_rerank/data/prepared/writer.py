@@ -76,7 +76,7 @@ def write_lists(
         )
     if shard_bytes < 1:
         raise InputError(f"shard_bytes is {shard_bytes}: expected at least 1")
-    inputs = InputFiles(source.inputs())
+    inputs = source.inputs
     refuse_output_over_input(output_dir, inputs.paths)
     options = {**source.options, "shard_bytes": shard_bytes, "versions": _versions()}
     bar = functools.partial(tqdm, delay=1, disable=not progress)
@@ -86,7 +86,8 @@ def write_lists(
             folder.clean()
             return report
         if isinstance(source, PartitionedSource):
-            _partition(source, folder, on_error, bar)
+            with inputs.unchanged():
+                _partition(source, folder, on_error, bar)
         if on_error == "raise" and _report_of(folder).rejected:
             raise InputError(
                 f"{folder.partial} was begun with on_error='skip', and has rejected lines: use it again, or remove "
@@ -98,19 +99,24 @@ def write_lists(
             for unit in folder.skip_units(units):
                 read_before += unit.size
                 checking.update(unit.size)
+        reading = of_units(total=source.size, initial=read_before, desc="Preparing")
         try:
-            facts = source.facts()
-            with of_units(total=source.size, initial=read_before, desc="Preparing") as reading:
+            with reading, inputs.unchanged():
+                facts = source.facts()
                 outcomes = _in_order(units, lambda unit: (unit, *source.read(unit, facts)), threads or _processors())
                 with contextlib.closing(outcomes):
                     _write_groups(source, outcomes, folder, inputs, on_error, shard_bytes, reading.update)
-            inputs.refuse_changes()
         except InputError:
             if isinstance(source, PartitionedSource):  # its parts come from a wrong input
                 folder.clean()
             raise
         report = _report_of(folder)
-        folder.finish(source.columns, lambda lists: source.describe(lists, facts, report))
+
+        def describe(lists: Path) -> None:
+            with inputs.unchanged():
+                source.describe(lists, facts, report)
+
+        folder.finish(source.columns, describe)
     report.seconds = time.monotonic() - started
     return report
 

@@ -28,7 +28,7 @@ from hf_rerank.data.source import Rejects, Unit, tables_by_split
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import content_digest
+from hf_rerank.storage import InputFiles, content_digest
 
 PROTOCOLS = ("ours", "public")
 PUBLIC_SHARE = 0.1
@@ -76,8 +76,9 @@ class PRMPublicSource:
 
     def __post_init__(self) -> None:
         self.files = find_files(self.raw_dir)
+        sides = [side for path in self.files if (side := truth_file(path)).is_file()]
+        self.inputs = InputFiles([*self.files, *sides])
         self.truth = read_truth_header(self.files)
-        self.sides = [truth_file(path) for path in self.files] if self.truth.position else []
         self.columns = columns_of(self.truth)
         self.schema = schema_of(self.truth, self.rules.max_list_length)
         self.size = sum(path.stat().st_size for path in self.files)
@@ -88,11 +89,8 @@ class PRMPublicSource:
             "seed": self.rules.seed,
             "piece_bytes": self.piece_bytes,
             "files": [path.name for path in self.files],
-            "truth": [content_digest(path) for path in self.sides],
+            "truth": [content_digest(path) for path in (sides if self.truth.position else [])],
         }
-
-    def inputs(self) -> list[Path]:
-        return [*self.files, *self.sides]
 
     def units(self, parts: Path) -> Iterator[TextUnit]:
         return units_of([whole_file(path) for path in self.files], self.truth, self.piece_bytes)

@@ -13,7 +13,7 @@ from hf_rerank.data.simulation.ad_lists import blocks, draw_ads, number_of_users
 from hf_rerank.data.simulation.ad_world import LARGEST_USER, AdWorld
 from hf_rerank.data.simulation.click_process import check_counts, with_progress
 from hf_rerank.errors import InputError
-from hf_rerank.storage import naming_failures, writing
+from hf_rerank.storage import new_folder
 
 RAW_SAMPLE = "raw_sample.csv"
 
@@ -38,8 +38,7 @@ def simulate_ad(
 
     The rows of a user are scattered: impressions over those of 32,768 users, behaviours alike.
 
-    The same arguments give the same bytes. The files appear under their names only when all are complete,
-    ``raw_sample.csv`` last.
+    The same arguments give the same bytes. The folder appears when all files are complete.
 
     Args:
         output_dir: made if missing, else empty.
@@ -54,12 +53,11 @@ def simulate_ad(
         The path of ``raw_sample.csv``.
 
     Raises:
-        InputError: an argument out of range, a folder that is not empty, more users than ids.
+        InputError: an argument out of range, a folder that is not empty, more users than ids; another process is
+            writing the folder.
+        CannotWrite: the disk is full, or refuses to be written.
     """
     check_counts("simulate_ad", lists=(lists, 1), seed=(seed, 0), behaviours=(behaviours or 0, 0))
-    folder = Path(output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder: choose another output folder, or remove it")
     n_users = number_of_users(world, lists)
     if n_users > LARGEST_USER:
         raise InputError(
@@ -70,21 +68,15 @@ def simulate_ad(
         behaviours = round(world.behaviours_per_user * n_users)
     names = [name for name in CSV_HEADERS if name != "behavior_log.csv" or behaviours]
     schema = truth_schema(world, seed)
-    with ExitStack() as stack:
-        # What is begun first is renamed last: where raw_sample.csv is, the others are.
-        paths = {
-            name: stack.enter_context(writing(folder / name))
-            for name in (RAW_SAMPLE, *(name for name in names if name != RAW_SAMPLE), f"{RAW_SAMPLE}.truth.parquet")
-        }
-        truth = stack.enter_context(pq.ParquetWriter(paths.pop(f"{RAW_SAMPLE}.truth.parquet"), schema))
-        files = stack.enter_context(CSVFiles(paths))
+    with new_folder(output_dir) as folder, ExitStack() as stack:
+        truth = stack.enter_context(pq.ParquetWriter(folder / f"{RAW_SAMPLE}.truth.parquet", schema))
+        files = stack.enter_context(CSVFiles({name: folder / name for name in names}))
         ads = draw_ads(world, seed)
         files.write_ads(ads)
         for block in with_progress(blocks(world, ads, seed, lists), lists, progress):
-            with naming_failures(folder):
-                files.write_users(block.users)
-                files.write_impressions(ads, block)
-                truth.write_table(truth_table(block, schema))
-                if behaviours:
-                    files.write_behaviours(ads, block, draw_behaviours(world, ads, block, seed, behaviours, n_users))
-    return folder / RAW_SAMPLE
+            files.write_users(block.users)
+            files.write_impressions(ads, block)
+            truth.write_table(truth_table(block, schema))
+            if behaviours:
+                files.write_behaviours(ads, block, draw_behaviours(world, ads, block, seed, behaviours, n_users))
+    return Path(output_dir) / RAW_SAMPLE

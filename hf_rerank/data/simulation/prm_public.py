@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_rerank.data.simulation.click_process import check_counts, with_progress
@@ -11,7 +12,7 @@ from hf_rerank.data.simulation.prm_public_lists import blocks
 from hf_rerank.data.simulation.prm_public_text import raw_lines, truth_schema, truth_table
 from hf_rerank.data.simulation.prm_public_world import PRMWorld
 from hf_rerank.errors import InputError
-from hf_rerank.storage import naming_failures, writing
+from hf_rerank.storage import naming_failures, only_writer, writing
 
 
 def simulate_prm(
@@ -48,25 +49,37 @@ def simulate_prm(
         The path of the text file.
 
     Raises:
-        InputError: an argument out of range, a file that exists already, a world with hardly a click.
+        InputError: an argument out of range, a file that exists already, a world with hardly a click; another process
+            is writing the text.
+        CannotWrite: the disk is full, or refuses to be written.
     """
     check_counts("simulate_prm", n_lists=(n_lists, 1), seed=(seed, 0), part=(part, 1))
     text_path = Path(output_dir) / f"set1.train.txt.part{part}"
     truth_path = text_path.with_name(text_path.name + ".truth.parquet")
-    for path in (text_path, truth_path):
-        if path.exists():
-            raise InputError(f"{path} exists already; delete it, or choose another output_dir or part")
     schema = truth_schema(world, seed)
-    with (
-        writing(text_path) as text_file,
-        writing(truth_path) as truth_file,  # renamed first: where the text is, its truth is
-        open(text_file, "w", encoding="ascii", newline="\n") as text,
-        pq.ParquetWriter(truth_file, schema) as truth,
-    ):
-        first_line = 1
-        for lists in with_progress(blocks(world, seed, part, n_lists), n_lists, progress):
-            with naming_failures(text_path):
+    with only_writer(text_path):
+        for path in (text_path, text_path.with_name(f"{text_path.name}.gz"), truth_path):
+            if path.exists() and not (path == truth_path and _is_of_this_call(path, schema, n_lists)):
+                raise InputError(f"{path} exists already; delete it, or choose another output_dir or part")
+        with (
+            writing(text_path) as text_file,
+            writing(truth_path) as truth_file,  # renamed first: where the text is, its truth is
+            naming_failures(text_path),
+            open(text_file, "w", encoding="ascii", newline="\n") as text,
+            pq.ParquetWriter(truth_file, schema) as truth,
+        ):
+            first_line = 1
+            for lists in with_progress(blocks(world, seed, part, n_lists), n_lists, progress):
                 text.writelines(raw_lines(lists))
                 truth.write_table(truth_table(lists, schema, part, first_line))
-            first_line += len(lists)
+                first_line += len(lists)
     return text_path
+
+
+def _is_of_this_call(truth: Path, schema: pa.Schema, n_lists: int) -> bool:
+    """Whether a truth that is there without its text was left by the same call, killed between the two."""
+    try:
+        footer = pq.read_metadata(truth)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return footer.num_rows == n_lists and footer.schema.to_arrow_schema().metadata == schema.metadata

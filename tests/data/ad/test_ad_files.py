@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import warm
 from ad_by_hand import START, random_raw, write_raw
 
 from hf_rerank.data.ad import find_ad_files, prepare_ad
@@ -366,19 +367,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-KILLED = """
-import os, signal, sys
-from hf_rerank.data import ad
-from hf_rerank.data.ad.lists import ListMaker
-make, calls = ListMaker.make, []
-def make_or_die(*arguments):
-    calls.append(1)
-    if len(calls) == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return make(*arguments)
-ListMaker.make = make_or_die
-ad.prepare_ad(sys.argv[1], sys.argv[2], progress=False, shard_bytes=1, bucket_bytes=500)
-"""
+def prepare_and_die(raw: Path, output: Path) -> None:
+    """Ends by SIGKILL when the ninth bucket becomes lists."""
+    make, calls = ListMaker.make, []
+
+    def make_or_die(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return make(*arguments)
+
+    ListMaker.make = make_or_die  # type: ignore[method-assign]
+    prepare_ad(raw, output, progress=False, shard_bytes=1, bucket_bytes=500)
 
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
@@ -386,7 +386,9 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     raw, options = random_raw(tmp_path / "raw", 12), {"shard_bytes": 1, "bucket_bytes": 500, "progress": False}
     whole = prepare_ad(raw, tmp_path / "whole", **options)
     output, partial = tmp_path / "lists", tmp_path / "lists.partial"
-    assert subprocess.run([sys.executable, "-c", KILLED, str(raw), str(output)]).returncode == -signal.SIGKILL
+    process = warm.start(prepare_and_die, raw, output, log=tmp_path / "log")
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert len(list((partial / "groups").iterdir())) > 0
     assert not output.exists()
     with pytest.raises(InputError, match="is not finished"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import kill_points
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -154,9 +157,54 @@ def test_two_steps_resume_and_refuse_others(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         in_two_steps(prepare, {"a": 1}, change, output, "half")
     assert (tmp_path / "out.half").is_dir()
-    with pytest.raises(InputError, match=r"out\.half is left from a call with other options"):
+    with pytest.raises(
+        InputError, match=r"out\.half is left from a call with other a: use the same, or remove .*out\.half"
+    ):
         in_two_steps(prepare, {"a": 2}, change, output, "half")
     in_two_steps(prepare, {"a": 1}, change, output, "half")
-    assert made == [tmp_path / "out.half"]
+    assert made == [tmp_path / "out.half" / "lists"]
     assert items_of(output, "test") == [[4 * a, 4 * b] for a, b in items_of(folder, "test")]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "out."))]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
+def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    """At some operations on the disk, and at each of those around the end of the first step and of all."""
+    work = tmp_path / "work"
+
+    def both() -> None:
+        in_two_steps(
+            lambda half: Doubled(folder).write(half, progress=False),
+            {"a": 1},
+            lambda half, output: Doubled(half).write(output, progress=False),
+            work / "out",
+            "half",
+        )
+
+    lists, output, states = work / "out.half" / "lists", work / "out", tmp_path / "states"
+
+    def count() -> None:
+        with states.open("w") as file:
+            there = lambda: file.write(f"{lists.exists():d}{output.exists():d}\n")  # noqa: E731
+            kill_points.at_operation(work, 0, lambda: None, there)
+            both()
+
+    def die(number: int) -> None:
+        kill_points.die_at(work, number)
+        both()
+
+    assert kill_points.forked(count).end()[0] == 0
+    expected, there = kill_points.digests(work), states.read_text().split()
+    changes = [number for number in range(1, len(there)) if there[number] != there[number - 1]]
+    near = {number + offset for number in changes for offset in range(-2, 5)}
+    for number in sorted({*near, *range(3, len(there), 17), *range(len(there) - 12, len(there) + 1)}):
+        shutil.rmtree(work)
+        code, printed = kill_points.forked(lambda number=number: die(number)).end()
+        assert code == kill_points.KILLED, printed
+        if output.exists():  # only the cleaning up was missing
+            with contextlib.suppress(InputError):
+                both()
+        else:
+            both()
+        assert kill_points.digests(work) == expected, number
+    assert len(changes) == 3, "the lists in between appear, the output does, the former go"

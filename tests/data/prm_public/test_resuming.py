@@ -6,16 +6,14 @@ import gzip
 import hashlib
 import io
 import os
-import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 from tqdm import tqdm
 
 from hf_rerank import cli
@@ -108,52 +106,49 @@ def test_a_damaged_line_stops_it_and_a_rerun_resumes(
     assert ("rejects.jsonl" in digests(tmp_path / "lists")) == (how == "skip")
 
 
-SCRIPT = """
-import sys
-from hf_rerank.data.prm_public import prepare_prm_public
-prepare_prm_public(sys.argv[1], sys.argv[2], progress=False, shard_bytes=60_000, piece_bytes=9_000)
-"""
+def prepare_until_stopped(raw: Path, output: Path) -> None:
+    """Small groups, so that there is time to be stopped."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    prepare(raw, output, shard_bytes=60_000, piece_bytes=9_000)
 
 
 @posix
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_at_random_moments_the_next_run_gives_the_same_bytes(raw: Path, tmp_path: Path, stop: int) -> None:
-    (raw / "set1.train.txt.part2").write_text("".join(raw_lines(range(43, 2_000))))
-    output, rng = tmp_path / "lists", random.Random(int(stop))
+def test_stopped_from_outside_the_next_run_gives_the_same_bytes(raw: Path, tmp_path: Path, stop: int) -> None:
+    """At any moment after the first group; every operation on the disk is in the tests of the one writer."""
+    (raw / "set1.train.txt.part2").write_text("".join(raw_lines(range(43, 1_000))))
+    output, log = tmp_path / "lists", tmp_path / "log"
     prepare(raw, tmp_path / "unbroken", shard_bytes=60_000, piece_bytes=9_000)
-    groups, stopped = partial_folder(output) / "groups", 0
-    while stopped < 2:
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, raw, output], stderr=subprocess.DEVNULL)
-        before = len(list(groups.glob("0*")))
-        while process.poll() is None and len(list(groups.glob("0*"))) == before:
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(stop)
-        if process.wait() == 0:
-            break
-        stopped += 1
-        assert process.returncode == -stop  # Python, too, ends by the signal after Ctrl-C
-        assert not output.exists()
-    assert stopped  # the fault fired
+    process = warm.start(prepare_until_stopped, raw, output, log=log)
+    while not list((partial_folder(output) / "groups").glob("0*")):
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.001)
+    os.kill(process.pid or 0, stop)
+    process.join()
+    assert process.exitcode == (-stop if stop == signal.SIGKILL else 1)
+    assert stop == signal.SIGKILL or "KeyboardInterrupt" in log.read_text()
+    assert not output.exists()
     prepare(raw, output, shard_bytes=60_000, piece_bytes=9_000)
     assert digests(output) == digests(tmp_path / "unbroken")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lists", "raw", "unbroken"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lists", "log", "raw", "unbroken"]
 
 
-def test_the_second_command_is_refused(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_command_is_refused(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     ran = []
     facts = source.PRMPublicSource.facts
 
     def second(self: Any) -> None:
-        command = [sys.executable, "-m", "hf_rerank.cli", "prepare", "prm_public", "--raw-dir", raw]
-        ran.append(subprocess.run([*command, "--output-dir", tmp_path / "lists"], capture_output=True, text=True))
+        command = ["prepare", "prm_public", "--raw-dir", str(raw), "--output-dir", str(tmp_path / "lists")]
+        ran.append(cli.main(command))
         facts(self)
 
     monkeypatch.setattr(source.PRMPublicSource, "facts", second)
     prepare(raw, tmp_path / "lists")
-    assert ran[0].returncode == 2
-    assert f"process {os.getpid()} is writing {tmp_path / 'lists'}: wait for it" in ran[0].stderr
-    assert len(ran[0].stderr.splitlines()) == 1
+    assert ran == [2]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"process {os.getpid()} is writing {tmp_path / 'lists'}: wait for it" in line
 
 
 def test_an_unfinished_folder_is_not_loaded(raw: Path, tmp_path: Path) -> None:

@@ -22,6 +22,12 @@ CONTEXT.set_forkserver_preload(
         "hf_rerank.training.trainer",
         "hf_rerank.inference.torch_scorer",
         "hf_rerank.commands.train",
+        "hf_rerank.evaluation.plots",
+        "hf_rerank.initial_rankers.order",
+        "hf_rerank.inference.export",
+        "matplotlib.figure",
+        "lightgbm",
+        "onnxscript",
     ]
 )
 
@@ -49,5 +55,6 @@ def _run(function: Callable[..., Any], args: tuple[Any, ...], log: str, environm
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    # Not closed when they are replaced: another file would get their number.
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
     sys.exit(function(*args))

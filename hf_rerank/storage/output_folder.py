@@ -1,0 +1,65 @@
+"""A new output that one process makes at a time; a folder of it appears whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hf_rerank.errors import InputError
+from hf_rerank.storage.atomic import writing
+from hf_rerank.storage.disk_errors import naming_failures
+from hf_rerank.storage.locks import locked
+
+
+def with_a_name(output: str | Path) -> Path:
+    """The path, absolute if it has no name (``.``) beside which others could be."""
+    output = Path(output)
+    return output if output.name else output.resolve()
+
+
+@contextmanager
+def only_writer(output: str | Path, step: str = "") -> Iterator[None]:
+    """Keeps other processes from writing a file or folder during the block, by a lock file beside it.
+
+    Args:
+        output: The file or folder.
+        step: Of a lock within the block of another lock of the same output: a name of its own.
+
+    Raises:
+        InputError: Another process is writing it.
+        CannotWrite: The lock file cannot be created.
+    """
+    output = with_a_name(output)
+
+    def busy(process: str) -> str:
+        return f"{process} is writing {output}: wait for it, or choose another output"
+
+    with locked(output.with_name(f".{output.name}{step}.lock"), busy):
+        yield
+
+
+def refuse_filled(output: str | Path) -> None:
+    """
+    Raises:
+        InputError: ``output`` exists, and is not an empty folder.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists and is not an empty folder: choose another output folder, or remove it")
+
+
+@contextmanager
+def new_folder(output: str | Path) -> Iterator[Path]:
+    """Gives an empty folder to write in, which becomes ``output`` by one rename at the end of the block.
+
+    Raises:
+        InputError: ``output`` exists and is not an empty folder, or another process is writing it.
+        CannotWrite: The disk refuses; names path and space, also for what fails in the block.
+    """
+    output = with_a_name(output)
+    with only_writer(output):
+        refuse_filled(output)
+        with writing(output) as folder, naming_failures(output):
+            folder.mkdir()
+            yield folder
