@@ -19,7 +19,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "experiments" / "results"
 # Parts of a summary that have an entry a model, and parts that all models share.
 OF_EACH = ("changes", "parameters", "models", "learning_rates")
-SHARED = ("seeds", "orders", "training", "data", "settings", "environment")
+SHARED = ("seeds", "objectives", "orders", "training", "data", "settings", "environment")
 OF_NEWER = ("schema", "format", "simulated_lists")
 
 
@@ -119,9 +119,9 @@ def as_prepared(summary: dict[str, Any]) -> dict[str, Any]:
 INTRODUCTION = """# Model cards
 
 Re-rankers trained on simulated lists, without and with the principles (preset `scaled` with the weights 20 and 5, ten
-times the default's); means over seeds on the test lists, and the change with its 95 % t-interval over the seeds, paired. `python scripts/model_cards.py --output-dir
-model_cards` writes this folder anew from the experiments' summaries. Weights are not here: each card names the command
-that trains them."""
+times the default's); means over seeds on the test lists, and the change with its 95 % t-interval over the seeds, paired.
+`python scripts/model_cards.py --output-dir model_cards` rewrites this folder from the experiments' summaries. Weights are
+not here: each card names the command that trains them."""
 
 
 def index_of(experiment: Experiment, summary: dict[str, Any]) -> Iterator[str]:

@@ -321,7 +321,7 @@ def _learning_points(results: Mapping[str, Any]) -> str:
 
 def _summary_learning_points(model: str, rows: Mapping[str, Any], task_loss: str, summary: Mapping[str, Any]) -> str:
     points = [f"Task loss: `{task_loss}`."]
-    points += [_principles({"principled": preset, **PRESETS[preset].settings()}) for preset in rows]
+    points += [_principles({"principled": preset, **summary["objectives"][preset]}) for preset in rows]
     sizes = summary.get("models", {}).get(model)
     if sizes:
         points.append(f"Sizes: {', '.join(f'`{key}` {value}' for key, value in sizes.items())}.")

@@ -5,7 +5,8 @@
 
 Simulates lists of PRM Public or of Ad (simulator seed 1), then, for each model, chooses the learning rate on
 ``validation`` without the principles and with a seed of its own; then trains each model with that rate, without and
-with ``principled="scaled"``, the latter with ten times the default's weights. The best epoch is chosen on ``validation`` by NDCG@10, and measured once on ``test``.
+with ``principled="scaled"``, the latter with ten times the default's weights. The best epoch is chosen on
+``validation`` by NDCG@10, and measured once on ``test``.
 Runs of one model and seed share data, initial weights and batch order, so that differences are paired. RESULTS gets
 ``lists/``, ``runs/*.json``, ``summary.json``, ``summary.md`` and, with matplotlib, ``six_rerankers.png``. A run that
 is there is not repeated.
@@ -229,6 +230,7 @@ def summarise(folder: Path, models: list[str], seeds: list[int]) -> dict[str, An
         "changes": changes,
         "parameters": {model: found[model, "none"][0]["parameters"] for model in models},
         "models": {model: MODELS[model] for model in models},
+        "objectives": {preset: _settings(found[models[0], preset][0]["objective"]) for preset in PRESETS},
         "training": {
             name: first["training_arguments"][name] for name in ("num_train_epochs", "per_device_train_batch_size")
         },
@@ -308,6 +310,10 @@ def draw(summary: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
     plt.close(figure)
     print(f"figure: {path}")
+
+
+def _settings(objective: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in objective.items() if name != "principled"}
 
 
 def _of(measured: list[dict[str, Any]], name: str) -> list[float]:

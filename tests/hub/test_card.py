@@ -27,6 +27,7 @@ from hf_rerank import (
     Vector,
 )
 from hf_rerank.hub.card import card_from_summary, markdown_text, model_card
+from hf_rerank.principled import preset_objective
 from hf_rerank.storage.hub_upload import plain_card
 
 # Column -> (part, kind, size): 20 and 50 rows as asked for, 3 texts and 2 integers with padding and the unknown value.
@@ -284,6 +285,10 @@ def test_plain() -> None:
 
 SUMMARY: dict[str, Any] = {
     "seeds": [0, 1],
+    "objectives": {
+        "none": preset_objective("none").settings(),
+        "scaled": preset_objective("scaled", convergence_weight=7.0).settings(),
+    },
     "orders": {"initial": {"auc": 0.5}},
     "rows": {
         "prm none": {
@@ -316,6 +321,7 @@ OPTIONS: dict[str, Any] = {
 
 def test_from_a_summary() -> None:
     text = card_from_summary("own-prm", SUMMARY, "prm", schema=SCHEMA.to_dict(), figure="../all.png", **OPTIONS)
+    assert "`convergence`, weight 7, compares" in text  # of the runs, whatever the preset is today
     assert table(text, "measure") == [
         ["auc", "0.5000", "0.6000 ± 0.0200", "0.6500 ± 0.0100", "+0.0500 [-0.0100, +0.1100]"]
     ]
