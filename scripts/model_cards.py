@@ -119,9 +119,9 @@ def as_prepared(summary: dict[str, Any]) -> dict[str, Any]:
 INTRODUCTION = """# Model cards
 
 Re-rankers trained on simulated lists, without and with the principles (preset `scaled` with the weights 20 and 5, ten
-times the default's); means over seeds on the test lists, and the change with its 95 % t-interval over the seeds, paired.
-`python scripts/model_cards.py --output-dir model_cards` rewrites this folder from the experiments' summaries. Weights are
-not here: each card names the command that trains them."""
+times the default's); means over seeds on the test lists, and the change with its 95 % t-interval over the seeds,
+paired. `python scripts/model_cards.py --output-dir model_cards` rewrites this folder from the experiments' summaries.
+Weights are not here: each card names the command that trains them."""
 
 
 def index_of(experiment: Experiment, summary: dict[str, Any]) -> Iterator[str]:
