@@ -11,6 +11,7 @@ Cells with fewer than two seeds are left out of the differences. A question with
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,6 +148,35 @@ def as_markdown(question: str, rows: list[dict[str, Any]]) -> str:
         cells += [f"{row['p_holm']:.3f}" if "p_holm" in row else "", _interval(row.get(f"{PRIMARY} - no_order"))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+ORDERS = {"trained": "trained on clicks", "informed": "sees the true quality", "display": "display order"}
+
+
+def headline(runs: Runs) -> str:
+    """PRM without and with the default principles: what changes in clicks and in obedience, by initial order."""
+    heads = ["initial order", "items", "seeds", "expected clicks, PRM", "+ principles, change in %"]
+    heads += ["without order, change in %", "P1@5", "P2@5"]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for (world, order), length in itertools.product(ORDERS.items(), (30, 10)):
+        arms = runs.get((world, length, "prm"), {})
+        if "none" not in arms or "scaled" not in arms:
+            continue
+        both = sorted(set(arms["none"]) & set(arms["scaled"]))
+        base, principled = ([arms[arm][seed]["test"] for seed in both] for arm in ("none", "scaled"))
+        cells = [order, str(length), str(len(both)), f"{_mean(base, PRIMARY):.4f}"]
+        cells += [
+            "" if found is None else f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+            for found in (difference(arms, arm, "none", PRIMARY) for arm in ("scaled", "no_order"))
+        ]
+        for measure in ("p1_obedience@5", "p2_obedience@5"):
+            cells.append(f"{_mean(base, measure):.2f} to {_mean(principled, measure):.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(measured: list[dict[str, float]], name: str) -> float:
+    return float(np.mean([row[name] for row in measured]))
 
 
 def _interval(value: Mapping[str, float] | None) -> str:
@@ -300,6 +330,7 @@ def main() -> None:
         text = as_markdown(question, rows)
         (output / f"{question}.md").write_text(text)
         print(text)
+    (output / "headline.md").write_text(headline(runs))
     if ("trained", 30, "prm") in runs:
         text = fixed_points(runs)
         (output / "6.md").write_text(text)
