@@ -81,6 +81,6 @@ def refuse_output_over_input(output: str | Path, inputs: Iterable[str | Path]) -
 def _state(path: Path) -> tuple[int, ...] | None:
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except OSError:  # no such file, or a link in a circle: whoever reads it names the fault
         return None
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino

@@ -14,11 +14,17 @@ from transformers import PreTrainedConfig
 
 from hf_rerank.errors import InputError
 from hf_rerank.models.config import RerankerConfig
+from hf_rerank.schema import MODEL_TENSORS, TENSORS
 
 ATOL = 1e-6
 WIDTH, HISTORY, LONGEST = 6, 3, 8
-# Tensors whose second axis are the slots of a list.
-OF_SLOTS = ("item_categorical", "item_dense", "item_vectors", "position_ids", "mask", "labels")
+# Tensors of the lists made here whose second axis are the slots of a list.
+_ROLES = ("feature", "position", "mask", "label")
+OF_SLOTS = tuple(
+    name
+    for name in MODEL_TENSORS
+    if TENSORS[name].axes[:2] == ("B", "L") and TENSORS[name].role in _ROLES and name != "initial_scores"
+)
 # Numbers that make checks exact and mistakes visible: no dropped ids, tables as large as the other features.
 _PLAIN: dict[str, Any] = {
     "unknown_rate": 0,

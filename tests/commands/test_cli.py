@@ -231,7 +231,8 @@ class TestAddToResults:
         assert capsys.readouterr().out.splitlines()[-1] == f"test: added to {model / 'results.json'}"
         rows = json.loads((folder / "both.json").read_text())["rows"]
         results = json.loads((model / "results.json").read_text())
-        expected = {f"test_{name}": value for name, value in rows["model"].items() if isinstance(value, int | float)}
+        numbers = int | float | None  # null: a mean over no list
+        expected = {f"test_{name}": value for name, value in rows["model"].items() if isinstance(value, numbers)}
         assert results["evaluations"] == {**before["evaluations"], "test": expected}
         assert {"test_ndcg@3", "test_p1_item_obedience", "test_lists"} <= expected.keys()
         assert results["orders"] == {**before["orders"], "test": {"initial": rows["initial"]}}

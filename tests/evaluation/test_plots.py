@@ -412,7 +412,7 @@ def test_a_failed_write_leaves_the_old_picture(fault: str, tmp_path: Path, monke
     if fault == "savefig":
         monkeypatch.setattr(Figure, "savefig", half)
     else:
-        monkeypatch.setattr("hf_rerank.evaluation.plots.os.replace", fail)
+        monkeypatch.setattr("hf_rerank.storage.atomic.os.replace", fail)
     with pytest.raises(OSError, match="No space left"):
         training_figure(LOG, path)
     assert happened == [fault]

@@ -225,7 +225,7 @@ class ModelFolders:
         config["schema_fingerprint"] = None
         (self.folder / "config.json").write_text(json.dumps(config))
         self._unseal(draw)
-        wrong = value is None or value is True or value == "1" or (key == "std" and value <= 0)  # type: ignore[operator]
+        wrong = value is None or value is True or value == "1" or (key == "std" and value < 0)  # type: ignore[operator]
         return f"{key} of {name} is {value!r}", REFUSE if wrong else ANY
 
     def _index(self, draw: random.Random) -> tuple[str, str]:

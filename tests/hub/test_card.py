@@ -136,8 +136,8 @@ def test_numbers_are_those_of_the_run(results: dict[str, Any]) -> None:
     assert f"{results['training']['seconds']:,.1f} seconds for 1 steps" in text
     assert "One run, seed 5" in text
     assert (
-        "Principled preset `scaled`: `convergence`, weight 20, compares the scores on the given order and on the "
-        "model's own order (as `probability`, reduction `weighted_mean`); `adversarial`, weight 5, compares the "
+        "Principled preset `scaled`: `convergence`, weight 2, compares the scores on the given order and on the "
+        "model's own order (as `probability`, reduction `weighted_mean`); `adversarial`, weight 0.5, compares the "
         "scores on the given order and on the given order after `adjacent_swap` (as `probability`"
     ) in text
     assert "RecSys 2019" in text

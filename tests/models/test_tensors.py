@@ -42,6 +42,7 @@ TABLE = {
     "weights": ("B L", "float32", 0),
     "propensities": ("B L", "float32", 1),
     "attraction": ("B L", "float32", 0),
+    "cut_labels": ("B C", "float32", -100),
     "list_id": ("B W", "uint8", 0),
 }
 SCHEMA = ListSchema(
@@ -117,12 +118,12 @@ def test_the_table_is_that_of_the_design() -> None:
 def test_batches_hold_what_the_table_says(processor: ListProcessor) -> None:
     """Every tensor of it: number and sizes of axes, dtype, and what stands at padding."""
     batch = RerankCollator(processor, all_tensors=True)(ROWS)
-    assert batch.keys() == TABLE.keys()
+    assert batch.keys() == TABLE.keys() - {"cut_labels"}  # their column is not named in this schema
     sizes = {"B": 3, "L": 4, "H": 3, "W": 9, "Fc": 1, "Fd": 2, "Fv": 3, "Uc": 1, "Ud": 1, "Hc": 1, "Hd": 1}
     assert processor.schema.axis_sizes().items() <= sizes.items()
     counts = {"L": LENGTHS, "H": HISTORIES, "W": [len(name.encode()) for name in NAMES]}
-    for name, (axes, dtype, fill) in TABLE.items():
-        tensor = batch[name]
+    for name, tensor in batch.items():
+        axes, dtype, fill = TABLE[name]
         assert list(tensor.shape) == [sizes[axis] for axis in axes.split()], name
         assert tensor.dtype == getattr(torch, dtype), name
         for row, count in enumerate(counts.get(axes.split()[1], ())):
@@ -293,7 +294,7 @@ def test_a_schema_without_it_does_not_look_at_the_column(processor) -> None:
 @pytest.mark.parametrize("name", [name for name in RERANKERS if name != "score_reader"])
 def test_models_that_do_not_ask_ignore_it(name: str, processor: ListProcessor) -> None:
     torch.manual_seed(0)
-    model = RERANKERS[name][1](RERANKERS[name][0].for_schema(processor.schema)).eval()
+    model = RERANKERS[name][1](RERANKERS[name][0].for_schema(processor.schema, propensity_floor=1.0)).eval()
     batch = processor(ROWS)
     without = {key: tensor for key, tensor in batch.items() if key != "initial_scores"}
     other = {**batch, "initial_scores": batch["initial_scores"] + torch.randn(3, 4)}

@@ -147,8 +147,8 @@ def test_spaces_are_read_from_text() -> None:
     plain = read_spaces([], PRMConfig, objective, {"hidden_size": 8}, {"learning_rate": 1e-3})
     assert plain["training"] == {}
     assert "hidden_size" not in plain["model"]
-    # The default weight of the convergence term is 20: 20 / 30 to 60.
-    assert plain["principles"]["convergence_weight"] == pytest.approx({"low": 20 / 30, "high": 60.0, "log": True})
+    # The default weight of the convergence term is 2: 2 / 30 to 6.
+    assert plain["principles"]["convergence_weight"] == pytest.approx({"low": 2 / 30, "high": 6.0, "log": True})
     trial = optuna.trial.FixedTrial({"num_hidden_layers": 2, "hidden_size": 32})
     assert suggest(trial, found["model"]) == {"num_hidden_layers": 2, "hidden_size": 32}
 
