@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 from hf_rerank.evaluation.evaluator import EvaluationSums
-from hf_rerank.schema import LABEL_PADDING
+from hf_rerank.schema import LABEL_PADDING, TENSORS
 
 
 class BatchMetrics:
@@ -58,7 +58,8 @@ class BatchMetrics:
         """
         self._measures = list(measures)
         tensors = {**features, **others}
-        self._columns = [name for name in ("attraction", "propensities", "cut_labels") if name in tensors]
+        roles = ("ground_truth", "propensity", "cut_label")
+        self._columns = [name for name, spec in TENSORS.items() if spec.role in roles and name in tensors]
         predictions = (scores, torch.stack(list(measures.values()), dim=-1))
         return predictions, tuple(tensors[name] for name in ("labels", "position_ids", *self._columns))
 

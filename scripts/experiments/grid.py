@@ -380,6 +380,7 @@ def main() -> None:
     root = options.lists_dir or folder / "lists"
     part, parts = map(int, options.shard.split("/"))
     runs = [run for run in planned(options.questions, options.seeds) if run.model in options.models]
+    runs = [run for run in runs if not options.lengths or run.length in options.lengths]
     runs = [run for run in runs if (not options.arms or run.arm in options.arms) and run.world in options.worlds]
     # Each process starts with its own share, then takes what the others have left.
     for run in [*runs[part::parts], *runs]:
@@ -418,6 +419,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--questions", nargs="+", choices=list(PLAN), default=list(PLAN))
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=list(WORLDS))
+    parser.add_argument("--lengths", nargs="+", type=int, help="only these")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--shard", default="0/1", help="K/N: this process is number K of N")
