@@ -44,7 +44,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "start alone": {"on_top": True, "untrained": True},
     "PRM on top, trees read the order": {"on_top": True, "with_position": True},
     "PRM on top, trees do not read the order": {"on_top": True, "with_position": False},
-    "PRM on top, without order": {"on_top": True, "config": {"position_input": "none"}},
+    "PRM on top, without order": {"on_top": True, "with_position": False, "config": {"position_input": "none"}},
     "PRM now, without order": {"config": {"position_input": "none"}},
     "PRM before, scaled": {"arguments": BEFORE, "config": OLD_CONFIG, "scale": "standard", "principled": "scaled"},
     "PRM now, scaled": {"principled": "scaled"},
