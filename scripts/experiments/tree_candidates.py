@@ -1,7 +1,7 @@
 """Candidates for the defaults on real features, each alone, on lists that only compare candidates (never test lists).
 
     python scripts/experiments/tree_candidates.py run --root /data/logs --work candidates --log simulated --seeds 0
-    python scripts/experiments/tree_candidates.py table --root /data/logs --work candidates --output candidates.json
+    python scripts/experiments/tree_candidates.py table --root /data/logs --work candidates
 
 A plain training loop around the library's models, processor, budget and losses; what is kept is measured again with
 the trainer (``tree_table.py``). A candidate changes one thing of ``now`` or of ``on top``, and is compared with it.
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tree_baseline import ID_COLUMNS, items, lengths_of, mean_ndcg, ndcg_by_list
 from tree_logs import COMPARE, NAMES, Log, load
-from tree_table import interval, schema_of
+from tree_table import RESULTS, interval, schema_of
 
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.models.auto import reranker_classes
@@ -320,8 +320,7 @@ def table(args: argparse.Namespace) -> None:
             summary.setdefault(candidate, {})[name] = entry
     for candidate, entry in summary.items():
         print(candidate, json.dumps(entry))
-    if args.output:
-        args.output.write_text(json.dumps(summary, indent=1) + "\n")
+    (args.results / "candidates.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def main() -> None:
@@ -332,7 +331,7 @@ def main() -> None:
     parser.add_argument("--log", nargs="+", choices=NAMES, default=["simulated", "clara2_display"])
     parser.add_argument("--candidate", nargs="+", default=["now", "on top"], help="such as 'now: softmax loss'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results that are kept")
     args = parser.parse_args()
     {"run": run, "table": table}[args.what](args)
 
