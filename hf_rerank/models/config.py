@@ -60,9 +60,6 @@ class RerankerConfig(PreTrainedConfig):
         relative_features: Whether each number of an item is also given relative to the list: its rank, and its
             differences to the list's mean and to its largest value, over the real items. They depend on the items and
             not on the given order.
-        dense_bins: Into how many bins each number of an item is also split, so that thresholds are easy to learn
-            (``hf_rerank.models.embeddings.piecewise_linear``); for numbers on the ``quantile`` or ``standard`` scale.
-            0: none.
         initial_score: How the model reads the earlier ranker's score of an item (``initial_score`` of the schema, or
             the trees in the processor): ``none``, not at all; ``feature``, as one more number; ``start``, as a number
             and as the score from which training starts: the model's own part begins at 0 and is added to it.
@@ -104,7 +101,6 @@ class RerankerConfig(PreTrainedConfig):
     item_unknown_rates: list[float] = field(default_factory=list)
     user_unknown_rates: list[float] = field(default_factory=list)
     relative_features: bool = False
-    dense_bins: int = 0
     initial_score: Literal["none", "feature", "start"] = "none"
     initial_score_scale: float | int = 1.0
     initial_score_offset: float | int = 0.0
@@ -136,8 +132,6 @@ class RerankerConfig(PreTrainedConfig):
             raise InputError("a table has fewer than 3 rows: expected padding, unknown and at least one value")
         if min(self.num_item_dense, self.item_vector_dim, self.num_user_dense, self.num_history_dense) < 0:
             raise InputError("num_item_dense, item_vector_dim, num_user_dense, num_history_dense: expected at least 0")
-        if self.dense_bins < 0:
-            raise InputError(f"dense_bins is {self.dense_bins}: expected at least 0")
         if min(self.max_list_length, self.max_history_length, self.embedding_dim) < 1:
             raise InputError("max_list_length, max_history_length and embedding_dim: expected at least 1")
         if self.task_loss not in (*TASK_LOSSES, "own"):

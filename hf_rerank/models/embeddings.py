@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -30,9 +29,9 @@ class ItemEmbedding(FeatureTables):
     """The features of an item, and of the list's user beside each item, as one vector per item.
 
     Each categorical feature has a table of its own, ``embedding_dim`` wide; dense features and vectors are appended as
-    they are: ``[item tables ; bins of item dense ; relative features ; initial score ; item dense ; item vectors ;
-    user tables ; user dense]``, [B, L, width], the second to fourth where the config asks for them. The item's own
-    part comes first and is ``item_width`` wide, the user's ``user_width``.
+    they are: ``[item tables ; relative features ; initial score ; item dense ; item vectors ; user tables ;
+    user dense]``, [B, L, width], the second and third where the config asks for them. The item's own part comes first
+    and is ``item_width`` wide, the user's ``user_width``.
     """
 
     def __init__(self, config: RerankerConfig) -> None:
@@ -45,7 +44,7 @@ class ItemEmbedding(FeatureTables):
         self.score_scale, self.score_offset = config.initial_score_scale, config.initial_score_offset
         numbers = config.num_item_dense + self.reads_score
         self.item_width = len(self.item_tables) * config.embedding_dim + numbers + config.item_vector_dim
-        self.item_width += len(RELATIVE_FORMS) * numbers * self.relative + config.num_item_dense * config.dense_bins
+        self.item_width += len(RELATIVE_FORMS) * numbers * self.relative
         self.user_width = len(self.user_tables) * config.embedding_dim + config.num_user_dense
         self.width = self.item_width + self.user_width
         if not self.width:
@@ -62,8 +61,6 @@ class ItemEmbedding(FeatureTables):
             [calibrated_scores(batch, self.score_scale, self.score_offset).unsqueeze(-1)] if self.reads_score else []
         )
         numbers = scores + ([] if batch.item_dense is None else [batch.item_dense])
-        if self.config.dense_bins and batch.item_dense is not None:
-            parts.append(piecewise_linear(batch.item_dense, self.config.dense_bins))
         if self.relative and numbers:
             parts.append(relative_features(torch.cat(numbers, dim=-1), batch.mask))
         parts += numbers + ([] if batch.item_vectors is None else [batch.item_vectors])
@@ -92,24 +89,6 @@ class ItemEmbedding(FeatureTables):
         return _look_up(
             list(tables), _replace_by_unknown(rows, rates or _rate(self.config)) if self.training else rows
         )
-
-
-def piecewise_linear(values: Tensor, bins: int) -> Tensor:
-    """Piecewise linear encoding of numbers (Gorishniy et al., NeurIPS 2022), on bins of equal normal probability.
-
-    Bin ``k`` holds how much of it a value has passed: 0 below the bin, 1 above it, linear in the value's normal
-    probability in between. A threshold, which trees find with one split, then takes one weight.
-
-    Args:
-        values: float [..., F], standardized, such as the ``quantile`` scale's.
-        bins: How many a number has.
-
-    Returns:
-        float [..., F * bins], the bins of a number one after another.
-    """
-    share = 0.5 * (1 + torch.erf(values.unsqueeze(-1) / math.sqrt(2)))
-    lower = torch.arange(bins, dtype=values.dtype, device=values.device)
-    return (share * bins - lower).clamp(0.0, 1.0).flatten(-2)
 
 
 # Comparisons of two items' numbers that are held at once.

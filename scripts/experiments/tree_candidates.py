@@ -38,7 +38,7 @@ NOW: dict[str, Any] = {
     "scale": "quantile",
     "config": {},
     "loss": "binary_log_loss",
-    "epochs": 0,
+    "epochs": 5,
     "batch": 0,
     "rate": 1e-3,
     "decay": 0.0,

@@ -29,35 +29,47 @@ from hf_rerank.schema import Dense, ListSchema
 
 BEFORE = {"per_device_train_batch_size": 256, "num_train_epochs": 10, "lr_scheduler_type": "linear", "warmup_steps": 0}
 OLD_CONFIG = {"unknown_rate": 0.01}
-# What each arm changes of the defaults of the library.
+FIVE = {"num_train_epochs": 5}
+NOW, ON_TOP = "PRM now", "PRM on top"
+# With the epochs that were the default when most parts were left out one by one.
+NOW_FIVE, ON_TOP_FIVE = "PRM now, 5 epochs", "PRM on top, 5 epochs"
+# What each arm changes of the defaults of ``hf-rerank train``.
 ARMS: dict[str, dict[str, Any]] = {
     "DNN": {"model": "dnn"},
     "PRM before": {"arguments": BEFORE, "config": OLD_CONFIG, "scale": "standard"},
-    "PRM now": {},
-    "PRM on top": {"on_top": True},
-    "PRM now, softmax": {"config": {"task_loss": "softmax_loss"}},
-    "PRM on top, softmax": {"on_top": True, "config": {"task_loss": "softmax_loss"}},
-    "PRM now, relative features": {"config": {"relative_features": True}},
-    "PRM now, standard scale": {"scale": "standard"},
-    "PRM now, unknown rate 0.01": {"config": {"unknown_rate": 0.01}},
-    "PRM now, before's schedule": {"arguments": BEFORE},
-    "PRM on top, without relative features": {"on_top": True, "config": {"relative_features": False}},
-    "PRM on top, score as a feature": {"on_top": True, "config": {"initial_score": "feature"}},
-    "start alone": {"on_top": True, "untrained": True},
-    "PRM on top, trees read the order": {"on_top": True, "with_position": True},
-    "PRM on top, trees do not read the order": {"on_top": True, "with_position": False},
-    "PRM on top, without order": {"on_top": True, "with_position": False, "config": {"position_input": "none"}},
-    "PRM now, without order": {"config": {"position_input": "none"}},
+    NOW: {},
+    ON_TOP: {"on_top": True},
+    f"{NOW}, without order": {"config": {"position_input": "none"}},
+    f"{ON_TOP}, without order": {"on_top": True, "with_position": False, "config": {"position_input": "none"}},
+    "DNN, 5 epochs": {"arguments": FIVE, "model": "dnn"},
+    NOW_FIVE: {"arguments": FIVE},
+    f"{NOW_FIVE}, softmax": {"arguments": FIVE, "config": {"task_loss": "softmax_loss"}},
+    f"{NOW_FIVE}, relative features": {"arguments": FIVE, "config": {"relative_features": True}},
+    f"{NOW_FIVE}, standard scale": {"arguments": FIVE, "scale": "standard"},
+    f"{NOW_FIVE}, unknown rate 0.01": {"arguments": FIVE, "config": {"unknown_rate": 0.01}},
+    f"{NOW_FIVE}, scaled": {"arguments": FIVE, "principled": "scaled"},
+    ON_TOP_FIVE: {"arguments": FIVE, "on_top": True},
+    f"{ON_TOP_FIVE}, softmax": {"arguments": FIVE, "on_top": True, "config": {"task_loss": "softmax_loss"}},
+    f"{ON_TOP_FIVE}, without relative features": {
+        "arguments": FIVE,
+        "on_top": True,
+        "config": {"relative_features": False},
+    },
+    f"{ON_TOP_FIVE}, score as a feature": {"arguments": FIVE, "on_top": True, "config": {"initial_score": "feature"}},
+    f"{ON_TOP_FIVE}, trees read the order": {"arguments": FIVE, "on_top": True, "with_position": True},
+    f"{ON_TOP_FIVE}, trees do not read the order": {"arguments": FIVE, "on_top": True, "with_position": False},
+    f"{ON_TOP_FIVE}, untrained": {"on_top": True, "untrained": True},
+    f"{ON_TOP_FIVE}, scaled": {"arguments": FIVE, "on_top": True, "principled": "scaled"},
     "PRM before, scaled": {"arguments": BEFORE, "config": OLD_CONFIG, "scale": "standard", "principled": "scaled"},
-    "PRM now, scaled": {"principled": "scaled"},
-    "PRM on top, scaled": {"on_top": True, "principled": "scaled"},
 }
 # What each arm is compared with, besides the trees.
 BASES = {
-    arm: "PRM on top" if options.get("on_top") else "PRM now"
-    for arm, options in ARMS.items()
-    if arm not in ("PRM now", "DNN")
-} | {"PRM on top": "PRM now"}
+    **{arm: base for base in (NOW, ON_TOP, NOW_FIVE, ON_TOP_FIVE) for arm in ARMS if arm.startswith(f"{base}, ")},
+    "DNN, 5 epochs": "DNN",
+    "PRM before": NOW,
+    "PRM before, scaled": "PRM before",
+    ON_TOP: NOW,
+}
 TITLES = {
     "simulated": "simulated",
     "clara2_display": "CLARA 2, display order",

@@ -300,7 +300,6 @@ def test_every_field_survives_json(name, tiny, tmp_path):
         "item_unknown_rates": [0.5, 0.25],
         "user_unknown_rates": [0.75],
         "relative_features": True,
-        "dense_bins": 3,
         "initial_score": "start",
         "initial_score_scale": 2.5,
         "initial_score_offset": -1.5,
