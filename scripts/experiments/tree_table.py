@@ -82,9 +82,12 @@ ROWS = {
     "trees": "LambdaMART",
     "trees + position": "LambdaMART with the position",
     "DNN": "DNN",
+    "DNN, 5 epochs": "DNN, 5 epochs",
     "PRM before": "PRM, earlier defaults",
-    "PRM now": "PRM",
-    "PRM on top": "PRM on top of LambdaMART",
+    NOW_FIVE: "PRM, 5 epochs",
+    NOW: "PRM",
+    ON_TOP_FIVE: "PRM on top of LambdaMART, 5 epochs",
+    ON_TOP: "PRM on top of LambdaMART",
 }
 RESULTS = Path(__file__).parent / "results" / "trees"
 DRAWS = 4_000
@@ -277,6 +280,7 @@ def table(args: argparse.Namespace) -> None:
             "lists": int(np.isfinite(rows["logged order"]).sum()),
             "groups": len(set(np.array(groups, dtype=str)[np.isfinite(rows["logged order"])])),
             "tuned trees": best,
+            "reference": max(best, key=lambda which: mean_of_validation(best[which], kept, log)),
             "rows": {row: {"ndcg@10": mean_of(values)} for row, values in rows.items()},
         }
         runs = {arm: runs_of(args.work, name, arm) for arm in ARMS}
@@ -334,9 +338,8 @@ def facts_of(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 def best_tree(kept: Any, log: Log) -> dict[str, str]:
     """The objective that is best on validation, without and with the position as a feature."""
-    labels, lengths = items(log, "validation", log.schema.label), lengths_of(log, "validation")
     values = {
-        row: float(np.nanmean(ndcg_by_list(kept[f"{row}/validation"], labels, lengths)))
+        row: mean_of_validation(row, kept, log)
         for row in dict.fromkeys(entry.split("/")[0] for entry in kept.files)
         if row.split(" ")[0] in ("lambdarank", "rank_xendcg", "binary")
     }
@@ -346,6 +349,12 @@ def best_tree(kept: Any, log: Log) -> dict[str, str]:
         if chosen:
             found[which] = max(chosen, key=lambda row: chosen[row])
     return found
+
+
+def mean_of_validation(row: str, kept: Any, log: Log) -> float:
+    """NDCG@10 by which trees are chosen."""
+    labels, lengths = items(log, "validation", log.schema.label), lengths_of(log, "validation")
+    return float(np.nanmean(ndcg_by_list(kept[f"{row}/validation"], labels, lengths)))
 
 
 def interval(difference: np.ndarray, groups: list[Any], seed: int = 0) -> list[float]:
@@ -376,28 +385,28 @@ def _table_of_logs(summary: dict[str, Any]) -> str:
     head, cells = ["| |"], []
     for name in logs:
         log = summary["logs"][name]
-        with_order = "trees + position" in log["tuned trees"]
         count = f"{log['lists']:,} lists" + (f" of {log['groups']:,} queries" if log["groups"] < log["lists"] else "")
-        titles = [f"{TITLES[name]}, {count}", "minus LambdaMART"]
-        head.append(" " + " | ".join(titles + ["minus LambdaMART with the position"] * with_order) + " |")
-    head.append("\n|---" + "|---" * sum(part.count("|") for part in head[1:]) + "|")
+        head.append(f" {TITLES[name]}, {count} | minus trees |")
+    head.append("\n|---" + "|---" * (2 * len(logs)) + "|")
     for row, title in ROWS.items():
         line = f"| {title} |"
         for name in logs:
             log = summary["logs"][name]
-            best = log["tuned trees"]
+            best, reference = log["tuned trees"], log["reference"]
             entry = log["rows"].get(best.get(row, row), {})
-            line += f" {number(entry.get('ndcg@10'))} |"
-            for which in ("trees", "trees + position"):
-                if which in best:
-                    line += f" {spell(entry.get(f'minus {which}'))} |"
-        cells.append(line)
+            difference = "the trees" if row == reference else spell(entry.get(f"minus {reference}"))
+            line += f" {number(entry.get('ndcg@10'))} | {difference} |"
+        if line.strip("| ") != title:
+            cells.append(line)
     return "".join(head) + "\n" + "\n".join(cells)
 
 
 def _table_of_ablations(summary: dict[str, Any]) -> str:
     logs = [name for name in TITLES if name in summary["logs"]]
-    lines = ["| test lists | " + " | ".join(TITLES[name] for name in logs) + " |", "|---" * (len(logs) + 1) + "|"]
+    lines = [
+        "| test lists (seeds) | " + " | ".join(TITLES[name] for name in logs) + " |",
+        "|---" * (len(logs) + 1) + "|",
+    ]
     for arm in ARMS:
         found = [summary["logs"][name]["rows"].get(arm, {}).get("ablation") for name in logs]
         if any(found):
@@ -409,7 +418,10 @@ def _table_of_ablations(summary: dict[str, Any]) -> str:
 
 def _table_of_candidates(candidates: dict[str, Any]) -> str:
     logs = [name for name in TITLES if any(name in entry for entry in candidates.values())]
-    lines = ["| compare lists | " + " | ".join(TITLES[name] for name in logs) + " |", "|---" * (len(logs) + 1) + "|"]
+    lines = [
+        "| compare lists (seeds) | " + " | ".join(TITLES[name] for name in logs) + " |",
+        "|---" * (len(logs) + 1) + "|",
+    ]
     for candidate, entry in candidates.items():
         cells = []
         for name in logs:
