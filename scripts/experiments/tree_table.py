@@ -79,15 +79,15 @@ TITLES = {
 ROWS = {
     "logged order": "logged order",
     "logistic regression": "logistic regression",
-    "trees": "LambdaMART",
-    "trees + position": "LambdaMART with the position",
+    "trees": "tuned trees",
+    "trees + position": "tuned trees that read the position",
     "DNN": "DNN",
     "DNN, 5 epochs": "DNN, 5 epochs",
     "PRM before": "PRM, earlier defaults",
     NOW_FIVE: "PRM, 5 epochs",
     NOW: "PRM",
-    ON_TOP_FIVE: "PRM on top of LambdaMART, 5 epochs",
-    ON_TOP: "PRM on top of LambdaMART",
+    ON_TOP_FIVE: "PRM on top of trees, 5 epochs",
+    ON_TOP: "PRM on top of trees",
 }
 RESULTS = Path(__file__).parent / "results" / "trees"
 DRAWS = 4_000
