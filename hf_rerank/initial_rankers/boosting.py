@@ -72,8 +72,8 @@ def _check(batch: Lists, labels: np.ndarray, column: str, split: str) -> None:
     wrong = (labels != np.floor(labels)) | (labels > HIGHEST_LABEL)
     if wrong.any():
         raise InputError(
-            f"label {labels[wrong][0]:g} in {column!r}: lambdamart takes whole numbers from 0 to {HIGHEST_LABEL}; turn "
-            "the labels into clicks or grades"
+            f"label {labels[wrong][0]:g} in {column!r}: lambdamart takes whole numbers from 0 to {HIGHEST_LABEL}; "
+            "turn the labels into clicks or grades"
         )
 
 

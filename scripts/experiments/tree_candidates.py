@@ -214,9 +214,10 @@ def train(log: Log, options: dict[str, Any], encoded: Any, processor: Any, seed:
         n_gpu=0,
         world_size=1,
         gradient_accumulation_steps=1,
-        per_device_train_batch_size=0,
+        per_device_train_batch_size=None,
         num_train_epochs=options["epochs"],
         max_steps=-1,
+        dataloader_drop_last=False,
         warmup_steps=0.1,
     )
     fill_in_budget(budget, count)
