@@ -201,3 +201,24 @@ def test_position_bias_says_what_was_won_back(tmp_path: Path) -> None:
         ["`unbiased`", "2", "1.8250", "-"],
     ]
     assert table[1][7] == "0.000 |"
+
+
+def test_the_tables_of_trees_are_those_of_the_numbers(tmp_path: Path) -> None:
+    """``show`` makes the file that is kept from the JSON beside it, and the README there has its tables."""
+    import shutil
+
+    kept = FOLDER / "results" / "trees"
+
+    for path in kept.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    command = [sys.executable, str(FOLDER / "tree_table.py"), "show", "--results", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    made = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert made == (kept / "summary.md").read_text(encoding="utf-8")
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert all(table in readme for table in made.strip().split("\n\n"))
+    # Two cells by hand, from the numbers themselves.
+    numbers = json.loads((kept / "summary.json").read_text(encoding="utf-8"))["logs"]["simulated"]
+    low, mean, high = (numbers["rows"]["PRM now"]["minus trees + position"][place] for place in (1, 0, 2))
+    assert f"| PRM | .{round(numbers['rows']['PRM now']['ndcg@10'] * 1e4):04d} |" in made
+    assert f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]" in made

@@ -19,10 +19,11 @@ from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema,
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.simulation import simulate_prm
 from hf_rerank.errors import TrainingStopped
-from hf_rerank.initial_rankers import click_model, lambdamart
+from hf_rerank.initial_rankers import boosting, click_model
+from hf_rerank.initial_rankers.boosting import count_clicks, encode
 from hf_rerank.initial_rankers.click_model import ClickModel
 from hf_rerank.initial_rankers.click_through import ClickThroughCounts
-from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker, _count_clicks
+from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker
 from hf_rerank.initial_rankers.order import add_initial_order, positions_by_score
 from hf_rerank.initial_rankers.qualities import QUALITIES
 from hf_rerank.initial_rankers.ranker_train import HELD_OUT, ranker_lists
@@ -81,7 +82,8 @@ class TestClickThroughRates:
         schema = ListSchema(items=[Categorical("item"), Dense("price")], group="user")
         chosen = ranker_lists(datasets.Dataset(table), schema, use=200, seed=0)
         processor = ListProcessor.from_lists(chosen.train, schema=chosen.schema)
-        outside = _count_clicks(chosen, processor)["item"].out_of_fold()
+        encoded = encode(processor, chosen.train, "ranker_train")
+        outside = count_clicks(encoded, processor.schema, chosen.train_parts)["item"].out_of_fold()
         rows = processor.vocabularies["item"].rows(pa.array(chosen.train["user"][:]), "item")
         own = outside[chosen.train_parts, rows]
         clicked = np.array([user % 2 for user in chosen.train["user"][:]], dtype=bool)
@@ -395,7 +397,7 @@ class TestSavedAndRepeated:
             ClickModel.fit(loaded["ranker_train"], loaded.schema, quality="poor")
 
     def test_a_list_too_long_for_lightgbm_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(lambdamart, "LONGEST_LIST", 3)
+        monkeypatch.setattr(boosting, "LONGEST_LIST", 3)
         rows = [
             {"id": f"list {row}", "price": [0.1 * slot for slot in range(3 + (row == 41))], "click": [1, 0, 0]}
             for row in range(60)

@@ -254,6 +254,11 @@ def _new(
         # A model that does not read the given order shall not get it through the trees.
         ordered = {"yes": True, "no": False}.get(options.trees_read_order)
         if overrides.get("position_input") == "none":
+            if ordered:
+                raise InputError(
+                    "--trees-read-order yes would give the model the order that --set position_input=none leaves out: "
+                    "give one of the two"
+                )
             ordered = False
         on_top = fit_on_top(processor, train, validation, with_position=ordered)
         processor, train, about = on_top.processor, on_top.train, {"on_top_of": on_top.settings}

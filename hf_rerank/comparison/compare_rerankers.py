@@ -129,7 +129,7 @@ def compare_rerankers(
 
 
 def _require_trees() -> None:
-    from hf_rerank.initial_rankers.lambdamart import require_lightgbm
+    from hf_rerank.initial_rankers.boosting import require_lightgbm
 
     try:
         require_lightgbm()

@@ -67,14 +67,15 @@ class ArmRunner:
         return {"model": arm.model, "arm": arm.kind, "seed": seed, **result}
 
     def _run_trees(self, arm: Arm, seed: int, folder: Path, on_step: Callable[[float], None]) -> dict[str, Any]:
-        from hf_rerank.initial_rankers.tree_learner import TreeLearner, encode_all
+        from hf_rerank.initial_rankers.boosting import encode
+        from hf_rerank.initial_rankers.tree_learner import TreeLearner
         from hf_rerank.validation import Lists
 
         started = time.monotonic()
         learner = TreeLearner(
             self.processor, self.splits["train"], with_position=arm.kind == WITH, seed=seed, sampling_seed=seed
         )
-        encoded = {split: encode_all(self.processor, self.splits[split]) for split in ("validation", "test")}
+        encoded = {split: encode(self.processor, self.splits[split]) for split in ("validation", "test")}
         trees, chosen = learner.choose(encoded["validation"])
         seconds = time.monotonic() - started
         options = self.evaluation_options(folder)

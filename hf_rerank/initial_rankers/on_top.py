@@ -16,9 +16,9 @@ import pyarrow as pa
 import torch
 
 from hf_rerank.errors import InputError
-from hf_rerank.initial_rankers.lambdamart import require_lightgbm
+from hf_rerank.initial_rankers.boosting import encode, require_lightgbm
 from hf_rerank.initial_rankers.ranker_train import PARTS
-from hf_rerank.initial_rankers.tree_learner import TreeLearner, encode_all, mean_ndcg, with_scores
+from hf_rerank.initial_rankers.tree_learner import TreeLearner, mean_ndcg, with_scores
 from hf_rerank.losses import binary_log_loss, softmax_loss
 from hf_rerank.processing import ListProcessor, RaggedLists
 from hf_rerank.schema import NO_ORDER
@@ -83,7 +83,7 @@ def fit_on_top(
         raise InputError(f"folds is {folds}: expected 2 to {PARTS}")
     if not hasattr(train, "add_column"):
         raise InputError("the training lists are a stream: cross-fitting reads them several times; load them whole")
-    held_out = encode_all(processor, validation)
+    held_out = encode(processor, validation)
     kinds = [False, True] if with_position is None else [with_position]
     if schema.position == NO_ORDER:
         kinds = [False]

@@ -25,9 +25,10 @@ from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.truncating import cut_label_column, first_items, sequences
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.evaluation import evaluate_orders
+from hf_rerank.initial_rankers.boosting import require_lightgbm
 from hf_rerank.initial_rankers.click_model import ClickModel
 from hf_rerank.initial_rankers.cross_fitting import CrossFittedRanker
-from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker, require_lightgbm
+from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker
 from hf_rerank.initial_rankers.qualities import RANKERS, quality_named
 from hf_rerank.initial_rankers.ranker_train import ANY_LENGTH, read_ranker_train
 from hf_rerank.processing import ListProcessor

@@ -7,22 +7,12 @@ from typing import Any
 import numpy as np
 
 from hf_rerank.errors import InputError
-from hf_rerank.initial_rankers.click_through import ClickThroughCounts
-from hf_rerank.initial_rankers.lambdamart import (
-    BATCH,
-    HIGHEST_LABEL,
-    LONGEST_LIST,
-    MAX_CATEGORIES,
-    require_lightgbm,
-)
+from hf_rerank.initial_rankers.boosting import OPTIONS, count_clicks, dataset, encode, require_lightgbm
 from hf_rerank.initial_rankers.lightgbm_trees import ensemble_of
 from hf_rerank.initial_rankers.ranker_train import PARTS, users_of, users_to_parts
 from hf_rerank.metrics.ranking import ndcg
 from hf_rerank.processing import ListProcessor, RaggedLists
-from hf_rerank.processing.ragged import concatenate
-from hf_rerank.processing.trees import TreeRanker, rows_of, tables_in, tree_inputs
-from hf_rerank.schema import Dense, Vector
-from hf_rerank.validation import Lists, tables_of
+from hf_rerank.processing.trees import TreeRanker
 
 # Leaves per tree and numbers of trees that are tried; which is best is decided on the validation lists. Stopping at
 # the best of all numbers would take a chance peak of few validation lists for the best, which may be a single tree.
@@ -68,19 +58,13 @@ class TreeLearner:
         self.sampling_seed = sampling_seed
         self.with_position = with_position
         self.schema = processor.schema
-        self.ragged = encode_all(processor, train)
+        self.ragged = encode(processor, train, "train")
         self.lengths = self.ragged.lengths["L"]
         self.labels = self.ragged.rows["labels"]
-        self._refuse_labels()
+        if not self.labels.any():
+            raise InputError(f"no training list has a click in {self.schema.label!r}: expected lists with clicks")
         self.parts = users_to_parts(users_of(train, self.schema), PARTS, seed)
-        self.counts = {}
-        for part, number, feature in tables_in(self.schema):
-            rows = feature.hash_size or feature.size
-            assert rows is not None  # of a fitted schema
-            if rows > MAX_CATEGORIES:
-                self.counts[feature.name] = ClickThroughCounts(rows)
-                of_item = np.repeat(self.parts, self.lengths)
-                self.counts[feature.name].add(rows_of(self.ragged, part, number), self.labels > 0, of_item)
+        self.counts = count_clicks(self.ragged, self.schema, self.parts)
 
     def choose(self, held_out: RaggedLists) -> tuple[TreeRanker, dict[str, Any]]:
         """The trees of all lists that are best on lists held out, with the numbers that made them so."""
@@ -110,58 +94,22 @@ class TreeLearner:
         # Rates of an item that was learned from are those of the other parts; of a new item, those of all of them.
         rates = {name: counts.rates(parts) for name, counts in self.counts.items()}
         learned = {name: counts.out_of_fold(parts) for name, counts in self.counts.items()}
-        of_item = np.repeat(self.parts[lists], chosen.lengths["L"])
-        values = tree_inputs(chosen, self.schema, learned, of_item, with_position=self.with_position)
-        named = {"categorical_feature": self._categories(), "params": {"verbose": -1}}
-        data = self.lightgbm.Dataset(
-            values, chosen.rows["labels"], group=chosen.lengths["L"], weight=chosen.rows.get("weights"), **named
+        data = dataset(
+            self.lightgbm, chosen, self.schema, learned, self.parts[lists], with_position=self.with_position
         )
         options = {
-            "objective": "lambdarank",
+            **OPTIONS,
             "learning_rate": 0.05,
             "num_leaves": leaves,
             # Small leaves of few items would learn single clicks.
-            "min_data_in_leaf": int(np.clip(len(values) // 200, 5, 50)),
+            "min_data_in_leaf": int(np.clip(chosen.lengths["L"].sum() // 200, 5, 50)),
             "seed": 0,
-            "deterministic": True,
-            "force_row_wise": True,
             "num_threads": self.threads,
-            "verbose": -1,
         }
         if self.sampling_seed is not None:
             options |= {"bagging_fraction": 0.9, "bagging_freq": 1, "feature_fraction": 0.9}
             options["seed"] = self.sampling_seed
         return self.lightgbm.train(options, data, trees), rates
-
-    def _categories(self) -> list[int]:
-        """Which columns of ``tree_inputs`` are categories."""
-        numbers = sum(feature.width for part in ("items", "user") for feature in self.schema.features(part, Dense))
-        numbers += sum(feature.dim for feature in self.schema.features("items", Vector))
-        return list(range(numbers, numbers + len(tables_in(self.schema)) - len(self.counts)))
-
-    def _refuse_labels(self) -> None:
-        wrong = (self.labels != np.floor(self.labels)) | (self.labels > HIGHEST_LABEL)
-        if wrong.any():
-            raise InputError(
-                f"label {self.labels[wrong][0]:g} in {self.schema.label!r}: lambdamart takes whole numbers from 0 to "
-                f"{HIGHEST_LABEL}; turn the labels into clicks or grades"
-            )
-        if not self.labels.any():
-            raise InputError(f"no training list has a click in {self.schema.label!r}: expected lists with clicks")
-        if self.lengths.max(initial=0) > LONGEST_LIST:
-            raise InputError(
-                f"a training list has {self.lengths.max():,} items: lambdamart learns from lists of at most "
-                f"{LONGEST_LIST:,}; leave it out"
-            )
-
-
-def encode_all(processor: ListProcessor, lists: Any) -> RaggedLists:
-    """All labelled lists of a dataset, encoded."""
-    parts, start = [], 0
-    for table in tables_of(lists, BATCH):
-        parts.append(processor.encode(Lists.from_arrow(table, processor.schema, with_labels=True, first=start))[0])
-        start += table.num_rows
-    return concatenate(parts)
 
 
 def with_scores(ragged: RaggedLists, scores: np.ndarray) -> dict[str, np.ndarray]:

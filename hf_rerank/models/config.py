@@ -149,6 +149,11 @@ class RerankerConfig(PreTrainedConfig):
                 f"initial_score_positions has {len(self.initial_score_positions)} numbers: expected one for each of "
                 f"{self.max_list_length} positions, or none"
             )
+        if self.initial_score_positions and self.position_input == "none":
+            raise InputError(
+                "position_input='none' leaves the given order out, and initial_score_positions adds to its scores: "
+                "leave one of them out"
+            )
         if self.unknown_rate is not None and not 0 <= self.unknown_rate < 1:
             raise InputError(f"unknown_rate is {self.unknown_rate}: expected a share in [0, 1)")
         if not 0 < self.propensity_floor <= 1:

@@ -21,7 +21,7 @@ from hf_rerank.models.config import RerankerConfig
 from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.encoding_report import EncodingReport
 from hf_rerank.processing.ragged import concatenate
-from hf_rerank.schema import Categorical
+from hf_rerank.schema import NO_ORDER, Categorical
 from hf_rerank.validation import Lists, tables_of
 
 # Lists that are read, at most, spread evenly over all.
@@ -46,9 +46,15 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
         processor: Encodes the lists.
         lists: Training lists, a ``datasets`` Dataset, with scores of a ranker that has not learned from them.
 
+    A model that does not read the given order (``position_input="none"``) must not get it through the score either:
+    trees that read the order are refused, and a column of scores, which the order may come from, is warned of.
+
     Raises:
-        InputError: The lists have no scores, or all of them are equal.
+        InputError: The lists have no scores, or all of them are equal; or the config leaves the given order out and
+            the trees read it.
     """
+    if config.position_input == "none":
+        _check_without_order(config, processor)
     if not hasattr(lists, "select"):
         raise InputError("calibrating the earlier ranker's score needs training lists with a length: this is a stream")
     chosen = _spread(lists)
@@ -70,6 +76,22 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
     positions = 0 if config.position_input == "none" else config.max_list_length
     found = calibration(arrays, loss, positions=positions)
     config.initial_score_scale, config.initial_score_offset, config.initial_score_positions = found
+
+
+def _check_without_order(config: RerankerConfig, processor: ListProcessor) -> None:
+    if processor.trees is not None and processor.trees.reads_position:
+        raise InputError(
+            "position_input='none' leaves the given order out, and the trees read it: learn trees that do not, with "
+            "--trees-read-order no"
+        )
+    if processor.trees is None and processor.schema.position != NO_ORDER:
+        warnings.warn(
+            f"position_input='none' leaves the given order out, but initial_score={config.initial_score!r} reads "
+            f"column {processor.schema.initial_score!r}, and lists sorted by that score tell the order; a model "
+            "without the order has initial_score='none'",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def calibration(

@@ -1,6 +1,6 @@
 """Baselines on logs with real features: logged order, logistic regression, and boosted trees chosen on validation.
 
-python scripts/experiments/tree_baseline.py --root /data/logs --log clara2_display --output results.json
+python scripts/experiments/tree_baseline.py --root /data/logs --log clara2_display --scores tree_scores
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,40 +168,33 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--log", choices=NAMES, action="append")
     parser.add_argument("--objective", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
-    parser.add_argument("--scores", type=Path, help="folder to keep scores in, one npz per log")
+    parser.add_argument("--scores", type=Path, required=True, help="folder of the scores; what it has is kept")
     args = parser.parse_args()
+    args.scores.mkdir(parents=True, exist_ok=True)
     for name in args.log or NAMES:
-        log = load(name, args.root)
-        rows: dict[str, Any] = {}
-        kept: dict[str, np.ndarray] = {}
-
-        def add(
-            row: str, scores: dict[str, np.ndarray], log: Log = log, rows: Any = rows, kept: Any = kept, **facts: Any
-        ) -> None:
-            rows[row] = {
-                split: round(mean_ndcg(log, split, scores[split]), 4) for split in ("validation", "test")
-            } | facts
-            kept.update({f"{row}/{split}": scores[split] for split in ("validation", "test")})
-            print(log.name, row, json.dumps(rows[row]), flush=True)
-
-        add("logged order", {split: logged_scores(log, split) for split in SPLITS})
-        started = time.monotonic()
-        add("logistic regression", logistic_scores(log), seconds=round(time.monotonic() - started, 1))
+        log, path = load(name, args.root), args.scores / f"{name}.npz"
+        kept = dict(np.load(path)) if path.exists() else {}
+        makers: dict[str, Callable[[], Any]] = {
+            "logged order": partial(_with_facts, lambda log=log: {each: logged_scores(log, each) for each in SPLITS}),
+            "logistic regression": partial(_with_facts, partial(logistic_scores, log)),
+        }
         for objective, position in itertools.product(args.objective, (False, True)):
-            if position and not has_order(log):
+            if has_order(log) or not position:
+                row = objective + (" + position" if position else "")
+                makers[row] = partial(tuned_trees, log, objective, position=position)
+        for row, make in makers.items():
+            if f"{row}/test" in kept:
                 continue
             started = time.monotonic()
-            facts, scores = tuned_trees(log, objective, position=position)
-            chosen = {key: facts[key] for key in ("leaves", "rounds", "ids")}
-            add(
-                objective + (" + position" if position else ""),
-                scores,
-                seconds=round(time.monotonic() - started, 1),
-                **chosen,
-            )
-        if args.scores:
-            args.scores.mkdir(parents=True, exist_ok=True)
-            np.savez(args.scores / f"{name}.npz", **kept)
+            facts, scores = make()
+            kept |= {f"{row}/{split}": scores[split] for split in ("validation", "test")}
+            np.savez(path, **kept)
+            facts["validation"] = round(mean_ndcg(log, "validation", scores["validation"]), 4)
+            print(name, row, json.dumps(facts), f"{time.monotonic() - started:.0f} s", flush=True)
+
+
+def _with_facts(make: Callable[[], dict[str, np.ndarray]]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    return {}, make()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Candidates for training on real features, each measured alone and together, on lists kept for comparing them.
+"""Candidates for the defaults on real features, each alone, on lists that only compare candidates (never test lists).
 
-    python scripts/experiments/tree_candidates.py --root /data/logs --cache trees_cache --log clara2_display \
-        --candidate default quantile --seeds 3 --output results.jsonl
+    python scripts/experiments/tree_candidates.py run --root /data/logs --work candidates --log simulated --seeds 0
+    python scripts/experiments/tree_candidates.py table --root /data/logs --work candidates
 
-A plain training loop around the library's models, processor and losses, so that a run takes seconds; what is kept is
-measured again with the trainer (``tree_table.py``).
+A plain training loop around the library's models, processor, budget and losses; what is kept is measured again with
+the trainer (``tree_table.py``). A candidate changes one thing of ``now`` or of ``on top``, and is compared with it.
 """
 
 from __future__ import annotations
@@ -14,218 +14,149 @@ import json
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from tree_baseline import ID_COLUMNS, flat, items, lengths_of, mean_ndcg
-from tree_logs import COMPARE, Log, load
+from tree_baseline import ID_COLUMNS, items, lengths_of, mean_ndcg, ndcg_by_list
+from tree_logs import COMPARE, NAMES, Log, load
+from tree_table import RESULTS, interval, schema_of
 
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.models.auto import reranker_classes
 from hf_rerank.processing import ListProcessor, RaggedLists
-from hf_rerank.processing.vocabularies import blake2b_64
-from hf_rerank.schema import FEATURE_TENSORS, Categorical, Dense
+from hf_rerank.schema import FEATURE_TENSORS, Categorical
+from hf_rerank.training.budget import fill_in_budget
 from hf_rerank.training.starting_point import calibration
 from hf_rerank.validation import Lists
 
-FOLDS = 5
-# What each candidate changes of ``DEFAULT``.
-DEFAULT: dict[str, Any] = {
+# ``rate``: learning rate; ``bins``: numbers that each dense feature is split into, beside itself (piecewise linear
+# encoding); ``average``: decay of the average of weights that is measured instead of the last weights.
+NOW: dict[str, Any] = {
     "model": "prm",
-    "scale": "standard",
+    "scale": "quantile",
     "config": {},
     "loss": "binary_log_loss",
-    "batch": 256,
-    "epochs": 10,
-    "lr": 1e-3,
-    "schedule": "linear",
-    "weight_decay": 0.0,
+    "epochs": 5,
+    "batch": 0,
+    "rate": 1e-3,
+    "decay": 0.0,
     "ids": True,
-    "min_count": 2,
+    "min_count": None,
+    "bins": 0,
     "average": 0.0,
-    "tree": "lambdarank",
-    "tree_position": False,
-    "match_unknown": False,
-    "start_positions": False,
-    "patience": 3,
 }
-SMALL = {"batch": 64, "schedule": "onecycle", "epochs": 8}
-GOOD = {**SMALL, "scale": "quantile"}
-REL = {"relative_features": True}
-M = {**GOOD, "match_unknown": True}
-MR = {**M, "config": REL}
-C5 = {**MR, "schedule": "cosine", "epochs": 5}
-START = {"config": {**REL, "initial_score": "start"}}
-SL = {**C5, **START, "tree_position": True, "lr": 3e-4}
-CANDIDATES: dict[str, dict[str, Any]] = {
-    "m": M,
-    "mr": MR,
-    "m standard": {**M, "scale": "standard"},
-    "c5": C5,
-    "c5 ema": {**C5, "average": 0.99},
-    "c5 start position": {**C5, **START, "tree_position": True},
-    "c5 start position ema": {**C5, **START, "tree_position": True, "average": 0.99},
-    "c5 start position softmax": {**C5, **START, "tree_position": True, "loss": "softmax_loss"},
-    "c5 start position softmax ema": {**C5, **START, "tree_position": True, "loss": "softmax_loss", "average": 0.99},
-    "c5 feature position": {**C5, "config": {**REL, "initial_score": "feature"}, "tree_position": True},
-    "s lr3": SL,
-    "b lr3": {**SL, "tree_position": False, "start_positions": True},
-    "b": {**SL, "tree_position": False, "start_positions": True, "lr": 1e-3},
-    "b5": {**SL, "tree_position": False, "start_positions": True, "lr": 5e-4},
-    "s lr3 drop3": {**SL, "config": {**SL["config"], "hidden_dropout_prob": 0.3}},
-    "s lr3 no ids": {**SL, "ids": False},
-    "s lr3 without position": {**SL, "tree_position": False},
-    "s lr3 wd": {**SL, "weight_decay": 1.0},
-    "s lr3 softmax": {**SL, "loss": "softmax_loss"},
-    "s lr3 ema": {**SL, "average": 0.99},
-    "s lr3 not relative": {**SL, "config": {"initial_score": "start"}},
-    "s lr3 feature": {**SL, "config": {**REL, "initial_score": "feature"}},
-    "c5 softmax": {**C5, "loss": "softmax_loss"},
-    "c5 softmax ema": {**C5, "loss": "softmax_loss", "average": 0.99},
-    "c5 start position lr3": {**C5, **START, "tree_position": True, "lr": 3e-4},
-    "c5 start position softmax lr3": {**C5, **START, "tree_position": True, "lr": 3e-4, "loss": "softmax_loss"},
-    "c5 not relative": {**C5, "config": {}},
-    "c5 not quantile": {**C5, "scale": "standard"},
-    "c5 log": {**C5, "scale": "log"},
-    "c5 unknown": {**C5, "match_unknown": False},
-    "c5 nodrop": {**C5, "config": {**REL, "hidden_dropout_prob": 0.0}},
-    "c5 drop3": {**C5, "config": {**REL, "hidden_dropout_prob": 0.3}},
-    "mr ep3": {**MR, "epochs": 3},
-    "mr start ep3": {**MR, "epochs": 3, "config": {**REL, "initial_score": "start"}},
-    "mr start ep3 drop3": {**MR, "epochs": 3, "config": {**REL, "initial_score": "start", "hidden_dropout_prob": 0.3}},
-    "mr ep3 drop3": {**MR, "epochs": 3, "config": {**REL, "hidden_dropout_prob": 0.3}},
-    "mr ep3 softmax": {**MR, "epochs": 3, "loss": "softmax_loss"},
-    "m ep3": {**M, "epochs": 3},
-    "m ep3 standard": {**M, "epochs": 3, "scale": "standard"},
-    "mr ep3 wd": {**MR, "epochs": 3, "weight_decay": 1.0},
-    "mr lr3": {**MR, "lr": 3e-4},
-    "mr softmax": {**MR, "loss": "softmax_loss"},
-    "mr softmax lr3": {**MR, "loss": "softmax_loss", "lr": 3e-4},
-    "mr drop3": {**MR, "config": {**REL, "hidden_dropout_prob": 0.3}},
-    "mr wd": {**MR, "weight_decay": 0.3},
-    "m start": {**M, "config": {"initial_score": "start"}},
-    "mr start": {**MR, "config": {**REL, "initial_score": "start"}},
-    "mr feature": {**MR, "config": {**REL, "initial_score": "feature"}},
-    "mr start softmax": {**MR, "loss": "softmax_loss", "config": {**REL, "initial_score": "start"}},
-    "mr start lr3": {**MR, "lr": 3e-4, "config": {**REL, "initial_score": "start"}},
-    "mr start softmax lr3": {**MR, "loss": "softmax_loss", "lr": 3e-4, "config": {**REL, "initial_score": "start"}},
-    "mr start position": {**MR, "config": {**REL, "initial_score": "start"}, "tree_position": True},
-    "default": {},
-    "dnn": {"model": "dnn"},
-    "log": {"scale": "log"},
-    "quantile": {"scale": "quantile"},
-    "batch64": {"batch": 64},
-    "onecycle": {"schedule": "onecycle"},
-    "batch64 onecycle": SMALL,
-    "no ids": {"ids": False},
-    "softmax": {"loss": "softmax_loss"},
-    "relative": {"config": REL},
-    "good": GOOD,
-    "good relative": {**GOOD, "config": REL},
-    "good softmax": {**GOOD, "loss": "softmax_loss"},
-    "good relative softmax": {**GOOD, "loss": "softmax_loss", "config": REL},
-    "good relative no ids": {**GOOD, "config": REL, "ids": False},
-    "good relative min10": {**GOOD, "config": REL, "min_count": 10},
-    "good relative unknown.2": {**GOOD, "config": {**REL, "unknown_rate": 0.2}},
-    "good relative nodrop": {**GOOD, "config": {**REL, "hidden_dropout_prob": 0.0}},
-    "good relative drop.3": {**GOOD, "config": {**REL, "hidden_dropout_prob": 0.3}},
-    "good relative wd.1": {**GOOD, "config": REL, "weight_decay": 0.1},
-    "good relative ema": {**GOOD, "config": REL, "average": 0.99},
-    "good relative ep5": {**GOOD, "config": REL, "epochs": 5},
-    "good relative ep20": {**GOOD, "config": REL, "epochs": 20},
-    "good relative lr3": {**GOOD, "config": REL, "lr": 3e-4},
-    "good relative lr30": {**GOOD, "config": REL, "lr": 3e-3},
-    "good relative lambda": {**GOOD, "loss": "lambda_loss", "config": REL},
-    "good relative approx": {**GOOD, "loss": "approx_ndcg_loss", "config": REL},
-    "good relative start position": {**GOOD, "config": {**REL, "initial_score": "start"}, "tree_position": True},
-    "good feature": {**GOOD, "config": {"initial_score": "feature"}},
-    "good start": {**GOOD, "config": {"initial_score": "start"}},
-    "good relative feature": {**GOOD, "config": {**REL, "initial_score": "feature"}},
-    "good relative start": {**GOOD, "config": {**REL, "initial_score": "start"}},
-    "good relative start softmax": {**GOOD, "loss": "softmax_loss", "config": {**REL, "initial_score": "start"}},
-    "good relative feature softmax": {**GOOD, "loss": "softmax_loss", "config": {**REL, "initial_score": "feature"}},
+CHANGES: dict[str, dict[str, Any]] = {
+    "": {},
+    "relative features": {"config": {"relative_features": True}},
+    "softmax loss": {"loss": "softmax_loss"},
+    "lambda loss": {"loss": "lambda_loss"},
+    "approximate NDCG": {"loss": "approx_ndcg_loss"},
+    "learning rate 3e-4": {"rate": 3e-4},
+    "learning rate 2e-3": {"rate": 2e-3},
+    "learning rate 4e-3": {"rate": 4e-3},
+    "3 epochs": {"epochs": 3},
+    "10 epochs": {"epochs": 10},
+    "20 epochs": {"epochs": 20},
+    "half the batch": {"batch": 0.5},
+    "twice the batch": {"batch": 2},
+    "8 bins": {"bins": 8},
+    "16 bins": {"bins": 16},
+    "16 bins, relative features": {"bins": 16, "config": {"relative_features": True}},
+    "standard scale": {"scale": "standard"},
+    "log scale": {"scale": "log"},
+    "without ids": {"ids": False},
+    "ids seen 10 times": {"min_count": 10},
+    "unknown rate 0.01": {"config": {"unknown_rate": 0.01}},
+    "tables drawn wider": {"config": {"initializer_range": 0.1}},
+    "weight decay 0.1": {"decay": 0.1},
+    "weight decay 1": {"decay": 1.0},
+    "no dropout": {"config": {"hidden_dropout_prob": 0.0}},
+    "dropout 0.3": {"config": {"hidden_dropout_prob": 0.3}},
+    "averaged weights": {"average": 0.99},
+    "hidden size 128": {"config": {"hidden_size": 128, "intermediate_size": 256}},
+    "hidden size 32": {"config": {"hidden_size": 32, "intermediate_size": 64}},
+    "1 layer": {"config": {"num_hidden_layers": 1}},
+    "4 heads": {"config": {"num_attention_heads": 4}},
+    "DNN": {"model": "dnn"},
+    "SetRank": {"model": "setrank"},
+    "score as a feature": {"config": {"initial_score": "feature"}},
+    "without relative features": {"config": {"relative_features": False}},
+    "learning rate 1e-3": {"rate": 1e-3},
+    "learning rate 1e-4": {"rate": 1e-4},
+}
+BASES: dict[str, dict[str, Any]] = {
+    "now": {},
+    "on top": {"rate": 3e-4, "config": {"initial_score": "start", "relative_features": True}},
 }
 
 
-def tree_scores(log: Log, cache: Path, *, objective: str, position: bool, leaves: int = 7) -> dict[str, np.ndarray]:
-    """Scores of boosted trees by split: of the training lists cross-fitted over 5 folds by group.
+def options_of(candidate: str) -> dict[str, Any]:
+    """The options of ``now``, ``on top``, or one of these ``: change + change``."""
+    base, _, changes = candidate.partition(": ")
+    options = {**NOW, **BASES[base]}
+    for change in changes.split(" + "):
+        changed = CHANGES[change]
+        options = {**options, **changed, "config": {**options["config"], **changed.get("config", {})}}
+    return options
 
-    Rounds are chosen on validation, for the trees of all training lists; the folds use as many.
-    """
-    path = cache / f"{log.name}-{objective}-{position}-{leaves}.npz"
+
+def tree_scores(log: Log, cache: Path) -> dict[str, np.ndarray]:
+    """Scores of the library's own trees by split, those of the training lists cross-fitted."""
+    path = cache / f"{log.name}-on_top.npz"
     if path.exists():
         return dict(np.load(path))
-    import lightgbm
+    from datasets import Dataset
 
-    values = {split: flat(log, split, ids=False, position=position) for split in log.splits}
-    labels, lengths = items(log, "train", log.schema.label), lengths_of(log, "train")
-    target = (labels > 0).astype(int) if objective == "binary" else labels
-    options = {
-        "objective": objective,
-        "learning_rate": 0.05,
-        "num_leaves": leaves,
-        "min_data_in_leaf": 50 if len(labels) > 10_000 else 20,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": 1,
-        "verbose": -1,
+    from hf_rerank.initial_rankers.on_top import SCORE_COLUMN, fit_on_top
+
+    lists = {split: Dataset(table) for split, table in log.splits.items()}
+    processor = ListProcessor.from_lists(lists["train"], schema=schema_of(log, "quantile"))
+    found = fit_on_top(processor, lists["train"], lists["validation"])
+    scores = {
+        split: found.processor.encode(Lists.from_arrow(table, found.processor.schema))[0].rows["initial_scores"]
+        for split, table in log.splits.items()
+        if split in ("validation", COMPARE)
     }
-
-    def fit(lists: np.ndarray, rounds: int) -> Any:
-        rows = np.repeat(lists, lengths)
-        data = lightgbm.Dataset(
-            values["train"][0][rows], target[rows], group=lengths[lists], categorical_feature=values["train"][1]
-        )
-        return lightgbm.train(options, data, rounds)
-
-    whole = fit(np.ones(len(lengths), dtype=bool), 300)
-    tried = {
-        rounds: mean_ndcg(log, "validation", whole.predict(values["validation"][0], num_iteration=rounds))
-        for rounds in (25, 50, 100, 200, 300)
-    }
-    rounds = max(tried, key=lambda number: tried[number])
-    scores = {split: whole.predict(values[split][0], num_iteration=rounds) for split in log.splits if split != "train"}
-    names = [str(name) for name in log.splits["train"].column(log.group).to_pylist()]
-    fold = np.array([blake2b_64(name) % FOLDS for name in names])
-    scores["train"] = np.zeros(len(labels))
-    for number in range(FOLDS):
-        held = np.repeat(fold == number, lengths)
-        scores["train"][held] = fit(fold != number, rounds).predict(values["train"][0][held])
-    cache.mkdir(parents=True, exist_ok=True)
+    scores["train"] = np.concatenate(found.train.with_format("arrow")[:].column(SCORE_COLUMN).to_pylist())
     np.savez(path, **scores)
-    compared = mean_ndcg(log, COMPARE, scores[COMPARE])
-    print(log.name, objective, position, "rounds", tried, rounds, "compare", round(compared, 4), flush=True)
+    print(log.name, found.settings, flush=True)
     return scores
 
 
 def encode(log: Log, options: dict[str, Any], cache: Path) -> tuple[ListProcessor, dict[str, RaggedLists]]:
-    """The lists of every split as the processor encodes them, with the trees' scores where a candidate reads them."""
-
-    def changed(feature: Any) -> Any:
-        if isinstance(feature, Dense):
-            return Dense(feature.name, scale=options["scale"], missing=feature.missing)
-        return Categorical(feature.name, min_count=options["min_count"])
-
-    kept = [feature for feature in log.schema.items if options["ids"] or feature.name != ID_COLUMNS.get(log.name)]
-    schema = log.schema.replace(items=[*map(changed, kept)], user=[*map(changed, log.schema.user)])
+    """The lists of every split but test, as the processor encodes them, with what a candidate adds."""
+    schema = schema_of(log, options["scale"])
+    kept = [feature for feature in schema.items if options["ids"] or feature.name != ID_COLUMNS.get(log.name)]
+    if options["min_count"]:
+        kept = [
+            Categorical(feature.name, min_count=options["min_count"]) if isinstance(feature, Categorical) else feature
+            for feature in kept
+        ]
+    schema = schema.replace(items=kept)
     processor = ListProcessor.from_lists(log.splits["train"], schema=schema)
     encoded = {
         split: processor.encode(Lists.from_arrow(table, processor.schema, with_labels=True))[0]
         for split, table in log.splits.items()
+        if split != "test"
     }
+    if options["bins"]:
+        for ragged in encoded.values():
+            ragged.rows["item_vectors"] = piecewise(ragged.rows["item_dense"], options["bins"])
     if options["config"].get("initial_score", "none") != "none":
-        scores = tree_scores(log, cache, objective=options["tree"], position=options["tree_position"])
+        scores = tree_scores(log, cache)
         for split, ragged in encoded.items():
             ragged.rows["initial_scores"] = scores[split].astype(np.float32)
     return processor, encoded
 
 
-def calibrated(ragged: RaggedLists, loss: Any, positions: int) -> dict[str, Any]:
-    """The config of a start that minimizes the loss on its own."""
-    arrays = {name: torch.from_numpy(array) for name, array in ragged.padded().items()}
-    names = ("initial_score_scale", "initial_score_offset", "initial_score_positions")
-    return dict(zip(names, calibration(arrays, loss, positions=positions), strict=True))
+def piecewise(values: np.ndarray, bins: int) -> np.ndarray:
+    """Piecewise linear encoding (Gorishniy et al. 2022) of standard normal values: [N, F] to [N, F * bins]."""
+    from scipy.special import ndtr
+
+    share = ndtr(values)[:, :, None] * bins - np.arange(bins)
+    return np.clip(share, 0, 1).reshape(len(values), -1).astype(np.float32)
 
 
 def batch_of(ragged: RaggedLists, lists: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -244,50 +175,75 @@ def scores_of(model: Any, ragged: RaggedLists) -> np.ndarray:
     return np.concatenate(found)
 
 
-def train(log: Log, options: dict[str, Any], encoded: Any, processor: Any, seed: int) -> dict[str, Any]:
-    """Trains once, keeps the epoch that is best on validation, and measures it."""
-    torch.manual_seed(seed)
-    loss = TASK_LOSSES[options["loss"]]
-    config_class, model_class = reranker_classes(options["model"])
+def config_of(options: dict[str, Any], processor: ListProcessor, encoded: dict[str, RaggedLists]) -> Any:
+    """The config of a candidate; its start is calibrated, its unknown rates follow the validation lists."""
     config = dict(options["config"])
+    if options["bins"]:
+        config["item_vector_dim"] = encoded["train"].rows["item_vectors"].shape[1]
     if config.get("initial_score", "none") != "none":
-        positions = processor.schema.max_list_length if options["start_positions"] else 0
-        config |= calibrated(encoded["train"], loss, positions)
-    if options["match_unknown"]:
+        arrays = {name: torch.from_numpy(array) for name, array in encoded["train"].padded().items()}
+        names = ("initial_score_scale", "initial_score_offset", "initial_score_positions")
+        loss = options["loss"] if options["loss"] in ("binary_log_loss", "softmax_loss") else "softmax_loss"
+        found = calibration(arrays, TASK_LOSSES[loss], positions=processor.schema.max_list_length)
+        config |= dict(zip(names, found, strict=True))
+    if "unknown_rate" not in config:
         rows = encoded["validation"].rows
         config |= {
             f"{part}_unknown_rates": [max(0.01, float(share)) for share in (rows[f"{part}_categorical"] == 1).mean(0)]
             for part in ("item", "user")
             if f"{part}_categorical" in rows and rows[f"{part}_categorical"].shape[1]
         }
-    model = model_class(config_class.for_schema(processor.schema, task_loss=options["loss"], **config))
+    config_class, _ = reranker_classes(options["model"])
+    known = config_class.__dataclass_fields__
+    return config_class.for_schema(
+        processor.schema,
+        task_loss=options["loss"],
+        **{name: value for name, value in config.items() if name in known},
+    )
+
+
+def train(log: Log, options: dict[str, Any], encoded: Any, processor: Any, seed: int) -> dict[str, Any]:
+    """Trains once, keeps the epoch that is best on validation, and measures it."""
+    torch.manual_seed(seed)
+    loss = TASK_LOSSES[options["loss"]]
+    config = config_of(options, processor, encoded)
+    torch.manual_seed(seed)
+    model = reranker_classes(options["model"])[1](config)
     draw, count = np.random.default_rng(seed), len(encoded["train"])
-    steps = options["epochs"] * math.ceil(count / options["batch"])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options["lr"], weight_decay=options["weight_decay"])
-    warm = max(1, int({"onecycle": 0.3, "cosine": 0.1, "linear": 0.0}[options["schedule"]] * steps))
+    budget = SimpleNamespace(
+        n_gpu=0,
+        world_size=1,
+        gradient_accumulation_steps=1,
+        per_device_train_batch_size=None,
+        num_train_epochs=options["epochs"],
+        max_steps=-1,
+        dataloader_drop_last=False,
+        warmup_steps=0.1,
+    )
+    fill_in_budget(budget, count)
+    size = int(budget.per_device_train_batch_size * (options["batch"] or 1))
+    epochs = int(budget.num_train_epochs)
+    steps = epochs * math.ceil(count / size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options["rate"], weight_decay=options["decay"])
+    warm = max(1, int(0.1 * steps))
 
     def factor(step: int) -> float:
-        if options["schedule"] == "linear":
-            return 1 - step / steps
         if step < warm:
-            return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * step / warm))
+            return step / warm
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    averaged = (
-        torch.optim.swa_utils.AveragedModel(
-            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(options["average"])
-        )
-        if options["average"]
-        else None
-    )
-    best: tuple[float, int, dict[str, float]] = (-1.0, 0, {})
+    averaged = None
+    if options["average"]:
+        mean = torch.optim.swa_utils.get_ema_multi_avg_fn(options["average"])
+        averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=mean)
+    best: tuple[float, int, np.ndarray] = (-1.0, 0, np.zeros(0))
     curve = []
-    for epoch in range(options["epochs"]):
+    for epoch in range(epochs):
         model.train()
         order = draw.permutation(count)
-        for start in range(0, count, options["batch"]):
-            features, labels = batch_of(encoded["train"], order[start : start + options["batch"]])
+        for start in range(0, count, size):
+            features, labels = batch_of(encoded["train"], order[start : start + size])
             value = loss(model(**features).logits, labels, mask=features["mask"])
             optimizer.zero_grad()
             value.backward()
@@ -299,38 +255,86 @@ def train(log: Log, options: dict[str, Any], encoded: Any, processor: Any, seed:
         measured = model if averaged is None else averaged.module
         value = mean_ndcg(log, "validation", scores_of(measured, encoded["validation"]))
         curve.append(round(value, 4))
-        if epoch - best[1] >= options["patience"]:
-            break
         if value > best[0]:
-            best = (value, epoch, {COMPARE: mean_ndcg(log, COMPARE, scores_of(measured, encoded[COMPARE]))})
-    last = mean_ndcg(log, COMPARE, scores_of(measured, encoded[COMPARE]))
-    return {"validation": best[0], "epoch": best[1], "compare": best[2][COMPARE], "last": last, "curve": curve}
+            best = (value, epoch, scores_of(measured, encoded[COMPARE]))
+    values = ndcg_by_list(best[2], items(log, COMPARE, log.schema.label), lengths_of(log, COMPARE))
+    return {"validation": best[0], "curve": curve, "compare": by_list(values)}
+
+
+def by_list(values: np.ndarray) -> list[float | None]:
+    """JSON has no NaN."""
+    return [None if np.isnan(value) else round(float(value), 5) for value in values]
+
+
+def path_of(work: Path, log: str, candidate: str, seed: int) -> Path:
+    return work / f"{log}-{candidate.replace(': ', '__').replace(' ', '_')}-{seed}.json"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains what is not there yet, seed by seed."""
+    torch.set_num_threads(1)
+    args.work.mkdir(parents=True, exist_ok=True)
+    logs: dict[str, Log] = {}
+    for seed in args.seeds:
+        for candidate in args.candidate:
+            for name in args.log:
+                path = path_of(args.work, name, candidate, seed)
+                if path.exists():
+                    continue
+                log = logs[name] = logs.get(name) or load(name, args.root)
+                options, started = options_of(candidate), time.monotonic()
+                processor, encoded = encode(log, options, args.work)
+                row = {"log": name, "candidate": candidate, "seed": seed}
+                row |= train(log, options, encoded, processor, seed)
+                row["seconds"] = round(time.monotonic() - started, 1)
+                path.write_text(json.dumps(row))
+                mean = np.nanmean(np.array(row["compare"], dtype=float))
+                print(f"{name:16} {candidate:50} {seed} {mean:.4f} {row['curve']} {row['seconds']}", flush=True)
+
+
+def table(args: argparse.Namespace) -> None:
+    """Each candidate minus its base, over the seeds that both have, with an interval over groups of lists."""
+    found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
+    validation: dict[tuple[str, str], list[float]] = {}
+    for path in sorted(args.work.glob("*.json")):
+        row = json.loads(path.read_text())
+        values = np.array(row["compare"], dtype=float)
+        found.setdefault(row["candidate"], {}).setdefault(row["log"], {})[row["seed"]] = values
+        validation.setdefault((row["candidate"], row["log"]), []).append(row["validation"])
+    summary: dict[str, Any] = {}
+    for name in args.log:
+        log = load(name, args.root)
+        groups = log.splits[COMPARE].column(log.group).to_pylist()
+        for candidate, by_log in found.items():
+            if name not in by_log:
+                continue
+            base = found.get(candidate.partition(": ")[0], {}).get(name, {})
+            seeds = sorted(set(base) & set(by_log[name]))
+            entry: dict[str, Any] = {
+                "seeds": len(by_log[name]),
+                "ndcg@10": round(float(np.nanmean(list(by_log[name].values()))), 4),
+                "validation": round(float(np.mean(validation[candidate, name])), 4),
+            }
+            if ":" in candidate and seeds:
+                difference = np.mean([by_log[name][seed] - base[seed] for seed in seeds], axis=0)
+                entry |= {"seeds": len(seeds), "minus base": interval(difference, groups)}
+            summary.setdefault(candidate, {})[name] = entry
+    for candidate, entry in summary.items():
+        print(candidate, json.dumps(entry))
+    (args.results / "candidates.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--log", required=True)
-    parser.add_argument("--candidate", nargs="+", default=list(CANDIDATES))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="folder of one JSON a run")
+    parser.add_argument("--log", nargs="+", choices=NAMES, default=["simulated", "clara2_display"])
+    parser.add_argument("--candidate", nargs="+", default=["now", "on top"], help="such as 'now: softmax loss'")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results that are kept")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    log = load(args.log, args.root)
-    for name in args.candidate:
-        options = {**DEFAULT, **CANDIDATES[name]}
-        processor, encoded = encode(log, options, args.cache)
-        for seed in range(args.seeds):
-            started = time.monotonic()
-            row = {"log": args.log, "candidate": name, "seed": seed, **train(log, options, encoded, processor, seed)}
-            row["seconds"] = round(time.monotonic() - started, 1)
-            print(
-                {key: row[key] for key in ("candidate", "seed", "validation", "epoch", "compare", "last", "seconds")},
-                flush=True,
-            )
-            with args.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+    {"run": run, "table": table}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
     python scripts/experiments/tree_table.py run --root /data/logs --work tree_runs --log clara2_display --seeds 0 1 2
     python scripts/experiments/tree_table.py table --root /data/logs --work tree_runs --scores tree_scores
+    python scripts/experiments/tree_table.py show
 
 ``run`` trains each arm with the library's own trainer and its defaults, and keeps NDCG@10 of every test list.
 ``table`` compares arms: the mean over seeds of each list's NDCG, bootstrapped over groups of lists (queries, where a
-log has several lists per query). The trees are the best of a grid on validation (``tree_baseline.py``).
+log has several lists per query). The trees are the best of a grid on validation (``tree_baseline.py``). It writes
+``results/trees/summary.json``. ``show`` needs no lists: it makes ``results/trees/summary.md`` of the JSON files there.
 """
 
 from __future__ import annotations
@@ -27,29 +29,67 @@ from hf_rerank.schema import Dense, ListSchema
 
 BEFORE = {"per_device_train_batch_size": 256, "num_train_epochs": 10, "lr_scheduler_type": "linear", "warmup_steps": 0}
 OLD_CONFIG = {"unknown_rate": 0.01}
-# What each arm changes of the defaults of the library.
+FIVE = {"num_train_epochs": 5}
+NOW, ON_TOP = "PRM now", "PRM on top"
+# With the epochs that were the default when most parts were left out one by one.
+NOW_FIVE, ON_TOP_FIVE = "PRM now, 5 epochs", "PRM on top, 5 epochs"
+# What each arm changes of the defaults of ``hf-rerank train``.
 ARMS: dict[str, dict[str, Any]] = {
     "DNN": {"model": "dnn"},
     "PRM before": {"arguments": BEFORE, "config": OLD_CONFIG, "scale": "standard"},
-    "PRM now": {},
-    "PRM on top": {"on_top": True},
-    "PRM now, softmax": {"config": {"task_loss": "softmax_loss"}},
-    "PRM on top, softmax": {"on_top": True, "config": {"task_loss": "softmax_loss"}},
-    "PRM now, relative features": {"config": {"relative_features": True}},
-    "PRM now, standard scale": {"scale": "standard"},
-    "PRM now, unknown rate 0.01": {"config": {"unknown_rate": 0.01}},
-    "PRM now, before's schedule": {"arguments": BEFORE},
-    "PRM on top, without relative features": {"on_top": True, "config": {"relative_features": False}},
-    "PRM on top, score as a feature": {"on_top": True, "config": {"initial_score": "feature"}},
-    "start alone": {"on_top": True, "untrained": True},
-    "PRM on top, trees read the order": {"on_top": True, "with_position": True},
-    "PRM on top, trees do not read the order": {"on_top": True, "with_position": False},
-    "PRM on top, without order": {"on_top": True, "config": {"position_input": "none"}},
-    "PRM now, without order": {"config": {"position_input": "none"}},
+    NOW: {},
+    ON_TOP: {"on_top": True},
+    f"{NOW}, without order": {"config": {"position_input": "none"}},
+    f"{ON_TOP}, without order": {"on_top": True, "with_position": False, "config": {"position_input": "none"}},
+    "DNN, 5 epochs": {"arguments": FIVE, "model": "dnn"},
+    NOW_FIVE: {"arguments": FIVE},
+    f"{NOW_FIVE}, softmax": {"arguments": FIVE, "config": {"task_loss": "softmax_loss"}},
+    f"{NOW_FIVE}, relative features": {"arguments": FIVE, "config": {"relative_features": True}},
+    f"{NOW_FIVE}, standard scale": {"arguments": FIVE, "scale": "standard"},
+    f"{NOW_FIVE}, unknown rate 0.01": {"arguments": FIVE, "config": {"unknown_rate": 0.01}},
+    f"{NOW_FIVE}, scaled": {"arguments": FIVE, "principled": "scaled"},
+    ON_TOP_FIVE: {"arguments": FIVE, "on_top": True},
+    f"{ON_TOP_FIVE}, softmax": {"arguments": FIVE, "on_top": True, "config": {"task_loss": "softmax_loss"}},
+    f"{ON_TOP_FIVE}, without relative features": {
+        "arguments": FIVE,
+        "on_top": True,
+        "config": {"relative_features": False},
+    },
+    f"{ON_TOP_FIVE}, score as a feature": {"arguments": FIVE, "on_top": True, "config": {"initial_score": "feature"}},
+    f"{ON_TOP_FIVE}, trees read the order": {"arguments": FIVE, "on_top": True, "with_position": True},
+    f"{ON_TOP_FIVE}, trees do not read the order": {"arguments": FIVE, "on_top": True, "with_position": False},
+    f"{ON_TOP_FIVE}, untrained": {"on_top": True, "untrained": True},
+    f"{ON_TOP_FIVE}, scaled": {"arguments": FIVE, "on_top": True, "principled": "scaled"},
     "PRM before, scaled": {"arguments": BEFORE, "config": OLD_CONFIG, "scale": "standard", "principled": "scaled"},
-    "PRM now, scaled": {"principled": "scaled"},
-    "PRM on top, scaled": {"on_top": True, "principled": "scaled"},
 }
+# What each arm is compared with, besides the trees.
+BASES = {
+    **{arm: base for base in (NOW, ON_TOP, NOW_FIVE, ON_TOP_FIVE) for arm in ARMS if arm.startswith(f"{base}, ")},
+    "DNN, 5 epochs": "DNN",
+    "PRM before": NOW,
+    "PRM before, scaled": "PRM before",
+    ON_TOP: NOW,
+}
+TITLES = {
+    "simulated": "simulated",
+    "clara2_display": "CLARA 2, display order",
+    "clara2_lambdamart": "CLARA 2, LambdaMART order",
+    "lightgbm": "LightGBM's example",
+}
+ROWS = {
+    "logged order": "logged order",
+    "logistic regression": "logistic regression",
+    "trees": "tuned trees",
+    "trees + position": "tuned trees that read the position",
+    "DNN": "DNN",
+    "DNN, 5 epochs": "DNN, 5 epochs",
+    "PRM before": "PRM, earlier defaults",
+    NOW_FIVE: "PRM, 5 epochs",
+    NOW: "PRM",
+    ON_TOP_FIVE: "PRM on top of trees, 5 epochs",
+    ON_TOP: "PRM on top of trees",
+}
+RESULTS = Path(__file__).parent / "results" / "trees"
 DRAWS = 4_000
 # Trees that were learned already, by log, schema and whether they read the position.
 TREES: dict[Any, Any] = {}
@@ -207,9 +247,8 @@ def latency(args: argparse.Namespace) -> None:
                     "256 lists": _median(ranks, rows, 8),
                 }
                 print(name, engine, measured[f"{name}, {engine}"], flush=True)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(measured, indent=1) + "\n")
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / "latency.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
 def _median(reranker: Any, rows: list[Any], times: int) -> float:
@@ -223,57 +262,84 @@ def _median(reranker: Any, rows: list[Any], times: int) -> float:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Writes means and paired intervals, and prints them as Markdown."""
-    summary: dict[str, Any] = {"draws": DRAWS, "logs": {}}
+    """Writes means and paired intervals of each log as JSON."""
+    path = args.results / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    summary |= {"draws": DRAWS, "logs": summary.get("logs", {})}
     for name in args.log:
         log = load(name, args.root)
         labels, lengths = items(log, "test", log.schema.label), lengths_of(log, "test")
-        rows: dict[str, np.ndarray] = {}
         kept = np.load(args.scores / f"{name}.npz")
-        for row in dict.fromkeys(entry.split("/")[0] for entry in kept.files):
-            rows[row] = ndcg_by_list(kept[f"{row}/test"], labels, lengths)
-        facts: dict[str, Any] = {}
-        for arm in ARMS:
-            found = [
-                json.loads(path.read_text())
-                for path in sorted(args.work.glob(f"{name}-{arm.replace(' ', '_').replace(',', '')}-[0-9]*.json"))
-            ]
-            if found:
-                rows[arm] = np.mean([np.array(row["test"], dtype=float) for row in found], axis=0)
-                by_seed = [float(np.nanmean(np.array(row["test"], dtype=float))) for row in found]
-                facts[arm] = {"seeds": len(found), "by_seed": [round(value, 4) for value in by_seed]}
-                for measure in ("p1", "p2", "seconds", "tree_seconds"):
-                    values = [row[measure] for row in found if row[measure] is not None]
-                    facts[arm][measure] = round(float(np.mean(values)), 4) if values else None
-        groups = log.splits["test"].column(log.group).to_pylist()
-        best = best_tree(args, name, kept, log)
-        summary["logs"][name] = {
-            "lists": int(np.isfinite(rows["logged order"]).sum()),
-            "tuned trees": best,
-            "rows": {},
+        rows = {
+            row: ndcg_by_list(kept[f"{row}/test"], labels, lengths)
+            for row in dict.fromkeys(entry.split("/")[0] for entry in kept.files)
         }
-        print(f"\n{name}: {summary['logs'][name]['lists']} test lists with a click; tuned trees: {best}\n")
-        print("| | NDCG@10 | minus tuned trees | minus the same trees with the position |\n|---|---|---|---|")
+        groups = log.splits["test"].column(log.group).to_pylist()
+        best = best_tree(kept, log)
+        found: dict[str, Any] = {
+            "lists": int(np.isfinite(rows["logged order"]).sum()),
+            "groups": len(set(np.array(groups, dtype=str)[np.isfinite(rows["logged order"])])),
+            "tuned trees": best,
+            "reference": max(best, key=lambda which: mean_of_validation(best[which], kept, log)),
+            "rows": {row: {"ndcg@10": mean_of(values)} for row, values in rows.items()},
+        }
+        runs = {arm: runs_of(args.work, name, arm) for arm in ARMS}
+        runs = {arm: by_seed for arm, by_seed in runs.items() if by_seed}
+        for arm, by_seed in runs.items():
+            rows[arm] = np.mean([values_of(run) for run in by_seed.values()], axis=0)
+            found["rows"][arm] = facts_of(by_seed) | {"ndcg@10": mean_of(rows[arm])}
+            base, seeds = BASES.get(arm), sorted(by_seed)
+            if base in runs and (seeds := sorted(set(by_seed) & set(runs[base]))):
+                difference = np.mean(
+                    [values_of(by_seed[seed]) - values_of(runs[base][seed]) for seed in seeds], axis=0
+                )
+                found["rows"][arm]["ablation"] = {
+                    "base": base, "seeds": len(seeds), "minus base": interval(difference, groups)
+                }  # fmt: skip
         for row, values in rows.items():
-            entry = {"ndcg@10": round(float(np.nanmean(values)), 4), **facts.get(row, {})}
-            for which, base in best.items():
-                if base != row:
-                    entry[f"minus {which}"] = interval(values - rows[base], groups)
-            summary["logs"][name]["rows"][row] = entry
-            cells = [show(entry.get(f"minus {which}")) for which in ("trees", "trees + position")]
-            print(f"| {row} ({entry.get('seeds', 1)}) | {entry['ndcg@10']:.4f} | {cells[0]} | {cells[1]} |")
-        if "PRM now" in rows and "PRM before" in rows:
-            summary["logs"][name]["now minus before"] = interval(rows["PRM now"] - rows["PRM before"], groups)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(summary, indent=1) + "\n")
+            for which, tree in best.items():
+                if tree != row:
+                    found["rows"][row][f"minus {which}"] = interval(values - rows[tree], groups)
+        summary["logs"][name] = found
+        print(name, json.dumps(found["tuned trees"]), flush=True)
+    args.results.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(summary, indent=1) + "\n")
 
 
-def best_tree(args: argparse.Namespace, name: str, kept: Any, log: Log) -> dict[str, str]:
+def runs_of(work: Path, log: str, arm: str) -> dict[int, dict[str, Any]]:
+    """Seed -> what ``run`` kept."""
+    paths = work.glob(f"{log}-{arm.replace(' ', '_').replace(',', '')}-[0-9]*.json")
+    found = [json.loads(path.read_text()) for path in sorted(paths)]
+    return {run["seed"]: run for run in found}
+
+
+def values_of(run: dict[str, Any]) -> np.ndarray:
+    """NDCG@10 of each test list, NaN without a click."""
+    return np.array(run["test"], dtype=float)
+
+
+def mean_of(values: np.ndarray) -> float:
+    """Over lists with a click."""
+    return round(float(np.nanmean(values)), 4)
+
+
+def facts_of(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """What the table says of an arm beside its quality."""
+    found: dict[str, Any] = {
+        "seeds": len(by_seed),
+        "by_seed": [mean_of(values_of(run)) for run in by_seed.values()],
+    }
+    for measure in ("p1", "p2", "seconds", "tree_seconds"):
+        values = [run[measure] for run in by_seed.values() if run[measure] is not None]
+        found[measure] = round(float(np.mean(values)), 4) if values else None
+    trees = next(iter(by_seed.values()))["trees"]
+    return found | ({"trees": {name: trees[name] for name in ("trees", "leaves", "with_position")}} if trees else {})
+
+
+def best_tree(kept: Any, log: Log) -> dict[str, str]:
     """The objective that is best on validation, without and with the position as a feature."""
-    labels, lengths = items(log, "validation", log.schema.label), lengths_of(log, "validation")
     values = {
-        row: float(np.nanmean(ndcg_by_list(kept[f"{row}/validation"], labels, lengths)))
+        row: mean_of_validation(row, kept, log)
         for row in dict.fromkeys(entry.split("/")[0] for entry in kept.files)
         if row.split(" ")[0] in ("lambdarank", "rank_xendcg", "binary")
     }
@@ -283,6 +349,12 @@ def best_tree(args: argparse.Namespace, name: str, kept: Any, log: Log) -> dict[
         if chosen:
             found[which] = max(chosen, key=lambda row: chosen[row])
     return found
+
+
+def mean_of_validation(row: str, kept: Any, log: Log) -> float:
+    """NDCG@10 by which trees are chosen."""
+    labels, lengths = items(log, "validation", log.schema.label), lengths_of(log, "validation")
+    return float(np.nanmean(ndcg_by_list(kept[f"{row}/validation"], labels, lengths)))
 
 
 def interval(difference: np.ndarray, groups: list[Any], seed: int = 0) -> list[float]:
@@ -298,24 +370,104 @@ def interval(difference: np.ndarray, groups: list[Any], seed: int = 0) -> list[f
     return [round(float(value), 4) for value in (difference[there].mean(), *np.quantile(means, [0.025, 0.975]))]
 
 
-def show(entry: list[float] | None) -> str:
+def show(args: argparse.Namespace) -> None:
+    """Makes ``summary.md`` of ``summary.json``, ``candidates.json`` and ``latency.json``."""
+    summary = json.loads((args.results / "summary.json").read_text())
+    text = [_table_of_logs(summary), _table_of_ablations(summary)]
+    for name, make in (("candidates.json", _table_of_candidates), ("latency.json", _table_of_latency)):
+        if (args.results / name).exists():
+            text.append(make(json.loads((args.results / name).read_text())))
+    (args.results / "summary.md").write_text("\n\n".join(text) + "\n")
+
+
+def _table_of_logs(summary: dict[str, Any]) -> str:
+    logs = [name for name in TITLES if name in summary["logs"]]
+    head, cells = ["| |"], []
+    for name in logs:
+        log = summary["logs"][name]
+        count = f"{log['lists']:,} lists" + (f" of {log['groups']:,} queries" if log["groups"] < log["lists"] else "")
+        head.append(f" {TITLES[name]}, {count} | minus trees |")
+    head.append("\n|---" + "|---" * (2 * len(logs)) + "|")
+    for row, title in ROWS.items():
+        line = f"| {title} |"
+        for name in logs:
+            log = summary["logs"][name]
+            best, reference = log["tuned trees"], log["reference"]
+            entry = log["rows"].get(best.get(row, row), {})
+            difference = "the trees" if row == reference else spell(entry.get(f"minus {reference}"))
+            line += f" {number(entry.get('ndcg@10'))} | {difference} |"
+        if line.strip("| ") != title:
+            cells.append(line)
+    return "".join(head) + "\n" + "\n".join(cells)
+
+
+def _table_of_ablations(summary: dict[str, Any]) -> str:
+    logs = [name for name in TITLES if name in summary["logs"]]
+    lines = [
+        "| test lists (seeds) | " + " | ".join(TITLES[name] for name in logs) + " |",
+        "|---" * (len(logs) + 1) + "|",
+    ]
+    for arm in ARMS:
+        found = [summary["logs"][name]["rows"].get(arm, {}).get("ablation") for name in logs]
+        if any(found):
+            base = next(entry["base"] for entry in found if entry)
+            cells = [f"{spell(entry['minus base'])} ({entry['seeds']})" if entry else "" for entry in found]
+            lines.append(f"| {arm} - {base} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _table_of_candidates(candidates: dict[str, Any]) -> str:
+    logs = [name for name in TITLES if any(name in entry for entry in candidates.values())]
+    lines = [
+        "| compare lists (seeds) | " + " | ".join(TITLES[name] for name in logs) + " |",
+        "|---" * (len(logs) + 1) + "|",
+    ]
+    for candidate, entry in candidates.items():
+        cells = []
+        for name in logs:
+            found = entry.get(name, {})
+            value = spell(found.get("minus base")) if ":" in candidate else number(found.get("ndcg@10"))
+            cells.append(f"{value} ({found['seeds']})" if value else "")
+        lines.append(f"| {candidate} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _table_of_latency(latency: dict[str, Any]) -> str:
+    trees = latency["trees"]
+    title = f"ms, lists of {latency['items']:.0f} items; {trees['trees']} trees of {trees['leaves']} leaves"
+    lines = [f"| {title} | one list | 256 lists |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {entry['one list']:.1f} | {entry['256 lists']:.0f} |"
+        for name, entry in latency.items()
+        if isinstance(entry, dict) and "one list" in entry
+    ]
+    return "\n".join(lines)
+
+
+def number(value: float | None) -> str:
+    """Four digits without the leading zero."""
+    return "" if value is None else f"{value:.4f}".lstrip("0")
+
+
+def spell(entry: list[float] | None) -> str:
+    """A difference and its interval."""
     return "" if entry is None else f"{entry[0]:+.4f} [{entry[1]:+.4f}, {entry[2]:+.4f}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table", "latency"))
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("what", choices=("run", "table", "latency", "show"))
+    parser.add_argument("--root", type=Path, help="folder of the logs")
+    parser.add_argument("--work", type=Path, help="folder of one JSON a run")
     parser.add_argument("--log", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--arm", nargs="+", choices=list(ARMS), default=["PRM on top", "PRM now", "PRM before"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--scores", type=Path, help="folder of the scores that tree_baseline.py kept")
     parser.add_argument("--show-test", action="store_true")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results that are kept")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    {"run": run, "table": table, "latency": latency}[args.what](args)
+    {"run": run, "table": table, "latency": latency, "show": show}[args.what](args)
 
 
 if __name__ == "__main__":

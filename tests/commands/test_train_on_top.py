@@ -57,8 +57,6 @@ def test_what_is_given_takes_precedence(prepared, tmp_path):
         tmp_path / "run",
         "--learning_rate",
         "0.01",
-        "--trees-read-order",
-        "yes",
         "--set",
         "position_input=none",
     )
@@ -76,3 +74,6 @@ def test_options_that_do_not_go_together_are_refused(prepared, tmp_path, capsys)
     arguments = ["train", "--model", "prm", "--data", str(prepared), "--output-dir", str(tmp_path)]
     assert main([*arguments, "--trees-read-order", "no"]) == 2
     assert "--trees-read-order goes with --on-top-of only" in capsys.readouterr().err
+    order = ["--trees-read-order", "yes", "--set", "position_input=none"]
+    assert main([*arguments, "--on-top-of", "lambdamart", *order]) == 2
+    assert "give one of the two" in capsys.readouterr().err

@@ -111,6 +111,13 @@ def test_a_saved_folder_ranks_raw_lists_without_lightgbm(made, tmp_path):
     assert json.loads(printed) == expected
 
 
+def test_trees_that_read_the_order_are_refused_by_a_model_without_it(made):
+    _, _, _, found = made
+    config = PRMConfig.for_schema(found.processor.schema, initial_score="start", position_input="none")
+    with pytest.raises(InputError, match=r"the trees read it: .*--trees-read-order no"):
+        calibrate_initial_score(config, found.processor, found.train)
+
+
 @pytest.mark.slow
 def test_an_exported_graph_ranks_as_the_model(made, tmp_path):
     pytest.importorskip("onnxruntime")

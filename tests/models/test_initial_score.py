@@ -49,6 +49,11 @@ def test_a_number_for_each_position_is_needed():
         model(initial_score="start", initial_score_positions=[1.0])
 
 
+def test_a_model_without_the_order_has_no_numbers_of_positions():
+    with pytest.raises(Exception, match="initial_score_positions adds to its scores"):
+        model(initial_score="start", position_input="none", initial_score_positions=[1.0] * 8)
+
+
 def test_principled_passes_all_start_from_the_score():
     start, tensors = model(initial_score="start", **SCALE), features("prm")
     labels = torch.zeros(3, 6)

@@ -32,7 +32,8 @@ def processor_and_config(columns, **options):
 def test_under_the_log_loss_it_is_logistic_regression():
     columns = lists()
     processor, config = processor_and_config(columns, position_input="none")
-    calibrate_initial_score(config, processor, Dataset.from_dict(columns))
+    with pytest.warns(UserWarning, match="a model without the order has initial_score='none'"):
+        calibrate_initial_score(config, processor, Dataset.from_dict(columns))
     assert config.initial_score_positions == []
     scores, clicks = np.array(columns["score"]).reshape(-1, 1), np.array(columns["click"]).reshape(-1)
     # Standardized, so that the solver gets close to the minimum.
