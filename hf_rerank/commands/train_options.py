@@ -29,7 +29,7 @@ SHOWN: dict[str, list[tuple[str, str, str]]] = {
     ],
     "optimization": [
         ("task-loss", "NAME", "task loss, or own: that of the model's paper (default: the config's)"),
-        ("num-train-epochs", "N", "passes over the training lists (default: 3 to 40, by the number of lists)"),
+        ("num-train-epochs", "N", "passes over the training lists (default: 5 to 40, by the number of lists)"),
         ("learning-rate", "RATE", "peak learning rate (default: 0.001; with --on-top-of 0.0003)"),
         (
             "per-device-train-batch-size",

@@ -134,7 +134,7 @@ class RerankTrainingArguments(TrainingArguments):
     )
     num_train_epochs: float | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Passes over the training lists. Not given: by the number of lists, 3 to 40."},
+        metadata={"help": "Passes over the training lists. Not given: by the number of lists, 5 to 40."},
     )
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps, epoch."})
     logging_nan_inf_filter: bool = field(

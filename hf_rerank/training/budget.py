@@ -11,8 +11,8 @@ from hf_rerank.errors import InputError
 STEPS_PER_EPOCH = 100
 SMALLEST_BATCH, LARGEST_BATCH = 16, 256
 # Passes over many lists; and over few lists as many as it takes to make this number of steps, with an upper bound.
-EPOCHS, MOST_EPOCHS = 3, 40
-STEPS = 300
+EPOCHS, MOST_EPOCHS = 5, 40
+STEPS = 400
 # With fewer steps a network has hardly left its random start.
 VERY_FEW_STEPS = 100
 
@@ -21,7 +21,7 @@ def fill_in_budget(args: Any, lists: int | None) -> None:
     """Fills in the batch size and the number of epochs where they are None, for so many training lists.
 
     The batch is the power of two that makes about 100 steps per epoch, from 16 to 256 lists over all devices and
-    accumulated batches. Epochs are 3, and more where that would be under 300 steps, at most 40. A warm-up that is a
+    accumulated batches. Epochs are 5, and more where that would be under 400 steps, at most 40. A warm-up that is a
     share of the steps is left out of a training of under 100 steps, since its first step would change nothing.
 
     Args:

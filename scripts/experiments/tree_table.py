@@ -29,43 +29,42 @@ from hf_rerank.schema import Dense, ListSchema
 
 BEFORE = {"per_device_train_batch_size": 256, "num_train_epochs": 10, "lr_scheduler_type": "linear", "warmup_steps": 0}
 OLD_CONFIG = {"unknown_rate": 0.01}
-FIVE = {"num_train_epochs": 5}
+THREE, FIVE = {"num_train_epochs": 3}, {"num_train_epochs": 5}
 NOW, ON_TOP = "PRM now", "PRM on top"
-# With the epochs that were the default when most parts were left out one by one.
-NOW_FIVE, ON_TOP_FIVE = "PRM now, 5 epochs", "PRM on top, 5 epochs"
+NOW_THREE, ON_TOP_THREE = "PRM (3 epochs)", "PRM on top (3 epochs)"
 # What each arm changes of the defaults of ``hf-rerank train``.
 ARMS: dict[str, dict[str, Any]] = {
-    "DNN": {"model": "dnn"},
     "PRM before": {"arguments": BEFORE, "config": OLD_CONFIG, "scale": "standard"},
-    NOW: {},
-    ON_TOP: {"on_top": True},
+    NOW_THREE: {"arguments": THREE},
+    ON_TOP_THREE: {"arguments": THREE, "on_top": True},
     f"{NOW}, without order": {"config": {"position_input": "none"}},
     f"{ON_TOP}, without order": {"on_top": True, "with_position": False, "config": {"position_input": "none"}},
-    "DNN, 5 epochs": {"arguments": FIVE, "model": "dnn"},
-    NOW_FIVE: {"arguments": FIVE},
-    f"{NOW_FIVE}, softmax": {"arguments": FIVE, "config": {"task_loss": "softmax_loss"}},
-    f"{NOW_FIVE}, relative features": {"arguments": FIVE, "config": {"relative_features": True}},
-    f"{NOW_FIVE}, standard scale": {"arguments": FIVE, "scale": "standard"},
-    f"{NOW_FIVE}, unknown rate 0.01": {"arguments": FIVE, "config": {"unknown_rate": 0.01}},
-    f"{NOW_FIVE}, scaled": {"arguments": FIVE, "principled": "scaled"},
-    ON_TOP_FIVE: {"arguments": FIVE, "on_top": True},
-    f"{ON_TOP_FIVE}, softmax": {"arguments": FIVE, "on_top": True, "config": {"task_loss": "softmax_loss"}},
-    f"{ON_TOP_FIVE}, without relative features": {
+    "DNN": {"arguments": FIVE, "model": "dnn"},
+    NOW: {"arguments": FIVE},
+    f"{NOW}, softmax": {"arguments": FIVE, "config": {"task_loss": "softmax_loss"}},
+    f"{NOW}, relative features": {"arguments": FIVE, "config": {"relative_features": True}},
+    f"{NOW}, standard scale": {"arguments": FIVE, "scale": "standard"},
+    f"{NOW}, unknown rate 0.01": {"arguments": FIVE, "config": {"unknown_rate": 0.01}},
+    f"{NOW}, scaled": {"arguments": FIVE, "principled": "scaled"},
+    ON_TOP: {"arguments": FIVE, "on_top": True},
+    f"{ON_TOP}, softmax": {"arguments": FIVE, "on_top": True, "config": {"task_loss": "softmax_loss"}},
+    f"{ON_TOP}, without relative features": {
         "arguments": FIVE,
         "on_top": True,
         "config": {"relative_features": False},
     },
-    f"{ON_TOP_FIVE}, score as a feature": {"arguments": FIVE, "on_top": True, "config": {"initial_score": "feature"}},
-    f"{ON_TOP_FIVE}, trees read the order": {"arguments": FIVE, "on_top": True, "with_position": True},
-    f"{ON_TOP_FIVE}, trees do not read the order": {"arguments": FIVE, "on_top": True, "with_position": False},
-    f"{ON_TOP_FIVE}, untrained": {"on_top": True, "untrained": True},
-    f"{ON_TOP_FIVE}, scaled": {"arguments": FIVE, "on_top": True, "principled": "scaled"},
+    f"{ON_TOP}, score as a feature": {"arguments": FIVE, "on_top": True, "config": {"initial_score": "feature"}},
+    f"{ON_TOP}, trees read the order": {"arguments": FIVE, "on_top": True, "with_position": True},
+    f"{ON_TOP}, trees do not read the order": {"arguments": FIVE, "on_top": True, "with_position": False},
+    f"{ON_TOP}, untrained": {"on_top": True, "untrained": True},
+    f"{ON_TOP}, scaled": {"arguments": FIVE, "on_top": True, "principled": "scaled"},
     "PRM before, scaled": {"arguments": BEFORE, "config": OLD_CONFIG, "scale": "standard", "principled": "scaled"},
 }
 # What each arm is compared with, besides the trees.
 BASES = {
-    **{arm: base for base in (NOW, ON_TOP, NOW_FIVE, ON_TOP_FIVE) for arm in ARMS if arm.startswith(f"{base}, ")},
-    "DNN, 5 epochs": "DNN",
+    **{arm: base for base in (NOW, ON_TOP) for arm in ARMS if arm.startswith(f"{base}, ")},
+    NOW_THREE: NOW,
+    ON_TOP_THREE: ON_TOP,
     "PRM before": NOW,
     "PRM before, scaled": "PRM before",
     ON_TOP: NOW,
@@ -82,12 +81,11 @@ ROWS = {
     "trees": "tuned trees",
     "trees + position": "tuned trees that read the position",
     "DNN": "DNN",
-    "DNN, 5 epochs": "DNN, 5 epochs",
     "PRM before": "PRM, earlier defaults",
-    NOW_FIVE: "PRM, 5 epochs",
     NOW: "PRM",
-    ON_TOP_FIVE: "PRM on top of trees, 5 epochs",
+    NOW_THREE: "PRM, 3 epochs",
     ON_TOP: "PRM on top of trees",
+    ON_TOP_THREE: "PRM on top of trees, 3 epochs",
 }
 RESULTS = Path(__file__).parent / "results" / "trees"
 DRAWS = 4_000

@@ -12,11 +12,10 @@ from hf_rerank.training.budget import fill_in_budget
 @pytest.mark.parametrize(
     ("lists", "batch", "epochs"),
     [
-        (113, 16, 38),  # 8 steps per epoch: 38 epochs make 304, the first number that is at least 300
-        (50, 16, 40),  # 4 steps: 75 epochs would make 300
-        (3_200, 32, 3),  # 100 steps per epoch
-        (7_796, 64, 3),
-        (1_000_000, 256, 3),
+        (113, 16, 40),  # 8 steps per epoch: 50 epochs would make 400
+        (3_200, 32, 5),  # 100 steps per epoch
+        (7_796, 64, 5),
+        (1_000_000, 256, 5),
     ],
 )
 def test_small_logs_get_small_batches_and_more_epochs(tmp_path, lists, batch, epochs):
