@@ -186,6 +186,31 @@ def _interval(value: Mapping[str, float] | None) -> str:
 # --- figures ---
 
 
+def draw_headline(runs: Runs, path: Path) -> None:
+    """PRM: the change in clicks by the default principles, and P1@5 without and with them, by initial order."""
+    plt = _matplotlib()
+    cells = [
+        (world, length) for world, length in itertools.product(ORDERS, (30, 10)) if (world, length, "prm") in runs
+    ]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.2), sharey=True)
+    for row, (world, length) in enumerate(reversed(cells)):
+        arms = runs[(world, length, "prm")]
+        change = difference(arms, "scaled", "none", PRIMARY)
+        if change is None:
+            continue
+        errors = [[change.mean - change.low], [change.high - change.mean]]
+        left.errorbar(change.mean, row, xerr=errors, fmt="o", capsize=3, color="tab:blue")
+        ends = [np.mean([r["test"]["p1_obedience@5"] for r in arms[arm].values()]) for arm in ("none", "scaled")]
+        right.annotate("", (ends[1], row), (ends[0], row), arrowprops={"arrowstyle": "->", "color": "tab:blue"})
+        right.plot(ends, [row, row], "o", color="tab:blue", markersize=3)
+    left.axvline(0, color="grey", linewidth=1)
+    left.set_yticks(range(len(cells)), [f"{ORDERS[world]}, {length} items" for world, length in reversed(cells)])
+    left.set_xlabel("change in true expected clicks, %")
+    right.set_xlabel("P1@5, without and with the principles")
+    right.set_xlim(0, 1)
+    _save(figure, (left, right), path)
+
+
 def draw_payoff(runs: Runs, path: Path, arm: str = "scaled") -> None:
     """The gain from the principles against the value of the order: one point per world, model and length."""
     plt = _matplotlib()
@@ -336,9 +361,11 @@ def main() -> None:
         (output / "6.md").write_text(text)
         print(text)
     try:
+        draw_headline(runs, output / "headline.png")
         draw_payoff(runs, output / "payoff.png")
-        draw_weights(runs, output / "weights.png")
         draw_training(runs, output / "training.png")
+        if all(run.arm in runs.get(("trained", 30, "prm"), {}) for run in planned(["5"], 1)):
+            draw_weights(runs, output / "weights.png")
     except ImportError:
         print("no figures: matplotlib is not installed (pip install hf-rerank[plots])")
 
