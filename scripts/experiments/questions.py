@@ -166,7 +166,7 @@ def headline(runs: Runs) -> str:
         base, principled = ([arms[arm][seed]["test"] for seed in both] for arm in ("none", "scaled"))
         cells = [order, str(length), str(len(both)), f"{_mean(base, PRIMARY):.4f}"]
         cells += [
-            "" if found is None else f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+            "" if found is None or found.count < 3 else f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
             for found in (difference(arms, arm, "none", PRIMARY) for arm in ("scaled", "no_order"))
         ]
         for measure in ("p1_obedience@5", "p2_obedience@5"):
