@@ -70,7 +70,7 @@ def main() -> None:
     processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
     total = EPOCHS * sum(passes for *_, passes in ROWS.values())
     rows: dict[str, Any] = {}
-    with tqdm(total=total, bar_format="{desc:24s} {percentage:3.0f}% {bar} {remaining} left, {postfix}") as bar:
+    with tqdm(total=total, bar_format="{desc:24s} {percentage:3.0f}% {bar} {remaining} left{postfix}") as bar:
         for name, (model, preset, config, passes) in ROWS.items():
             bar.set_description_str(name)
             folder = options.output_dir / name.lower().split(",")[0].replace(" + ", "-").replace(" ", "-")
