@@ -114,7 +114,8 @@ def train_command(options: argparse.Namespace, found: Any, plan: Any) -> str | N
     preset = {"principled": "scaled", **preset} if found.kind == PRINCIPLED else {"principled": "none"}
     for name, value in {**preset, **training}.items():
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        parts += [f"--{name}", *(f"{value:g}" if isinstance(value, float) else str(value) for value in values)]
+        option = "--" + name.replace("_", "-")
+        parts += [option, *(f"{value:g}" if isinstance(value, float) else str(value) for value in values)]
     return shlex.join(parts)
 
 

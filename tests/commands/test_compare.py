@@ -19,7 +19,7 @@ from hf_rerank import DNNConfig, DNNForReranking
 class PlainDNN(DNNForReranking):
     config_class = DNNConfig
 """
-TRAINING = ("--num_train_epochs", "1", "--per_device_train_batch_size", "64", "--set", "embedding_dim=4")
+TRAINING = ("--num-train-epochs", "1", "--per-device-train-batch-size", "64", "--set", "embedding_dim=4")
 SIZES = ("--set", "dnn.hidden_sizes=[8]", "--set", "dlcm.hidden_size=8", "--set", "dlcm.input_size=0")
 
 
