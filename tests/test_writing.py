@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import importlib
 import json
-import operator
 import os
-import random
-import resource
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import kill_points
 import pytest
 import warm
 import writing_commands
-from kill_points import KILLED, digests, forked
-from writing_commands import WRITERS, Writer
+from kill_points import digests
+from writing_commands import WRITERS
+from writing_faults import Runs, faults, judge
 
 from hf_rerank.storage import temporary_path
 
@@ -35,123 +31,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Runs:
-    """Runs of one writer, in forks of this process."""
-
-    def __init__(self, writer: Writer, inputs: Path, folder: Path) -> None:
-        self.writer, self.inputs, self.folder = writer, inputs, folder
-        self.work = folder / "work"
-
-    def anew(self) -> None:
-        """What is there before the first run."""
-        shutil.rmtree(self.work, ignore_errors=True)
-        self.work.mkdir(parents=True)
-        self.writer.before(self.inputs, self.work)
-
-    def start(self, variant: int = 0, fault: Callable[[], None] = lambda: None, **limit: int) -> kill_points.Run:
-        """Starts a run; ``fault`` prepares its process."""
-
-        def work() -> int:
-            fault()
-            return self.writer.run(self.inputs, self.work, variant)
-
-        return forked(work, **limit)
-
-    def run(self, variant: int = 0, fault: Callable[[], None] = lambda: None, **limit: int) -> tuple[int, list[str]]:
-        """As ``start``, to its end; the exit code, and what it said of its mistake."""
-        return said(self.start(variant, fault, **limit).end())
-
-    def found(self) -> dict[str, str]:
-        return digests(self.work)
-
-
-def faults(name: str, inputs: Path, folder: Path, report: Path) -> None:
-    """Every fault of one writer; what became of each."""
-    folder.mkdir()
-    writer, draw = WRITERS[name], random.Random(name)
-    runs = Runs(writer, inputs, folder)
-    if name == "export":
-        trace_once(inputs)
-    expected = []
-    for variant in (1, 0):
-        runs.anew()
-        counted = folder / f"operations of variant {variant}"
-        assert runs.run(variant, lambda counted=counted: kill_points.count_operations(runs.work, counted)) == (0, [])
-        expected.insert(0, runs.found())
-    operations = counted.stat().st_size
-    largest = max(path.stat().st_size for path in runs.work.rglob("*") if path.is_file())
-    found: dict[str, Any] = {"operations": operations, "kills": [], "full disks": []}
-    for number in sorted({*draw.sample(range(1, operations + 1), writer.kills - 1), operations}):
-        runs.anew()
-        code, _ = runs.run(fault=lambda number=number: kill_points.die_at(runs.work, number))
-        again = runs.run()
-        found["kills"].append([number, code == KILLED, *again, different(expected[0], runs.found())])
-    for size in (1, largest // 2):
-        runs.anew()
-        code, lines = runs.run(file_size=size)
-        again, _ = runs.run()
-        found["full disks"].append([size, code, lines, again, different(expected[0], runs.found())])
-    runs.anew()
-    both = [said(run.end()) for run in [runs.start(variant) for variant in (0, 1)]]
-    outcome = runs.found()
-    whole = outcome in expected
-    if writer.apart:
-        values = [{of[name] for of in expected} for name in expected[0]]
-        whole = outcome.keys() == expected[0].keys() and all(map(operator.contains, values, outcome.values()))
-    found["together"] = [both, whole]
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found["seconds"] = used.ru_utime + used.ru_stime
-    report.write_text(json.dumps(found))
-
-
-def said(end: tuple[int, str]) -> tuple[int, list[str]]:
-    """The exit code, and the lines of a mistake."""
-    code, printed = end
-    return code, [line for line in printed.splitlines() if "hf-rerank: " in line or "Traceback" in line]
-
-
-def different(expected: dict[str, str], found: dict[str, str]) -> list[str]:
-    return sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-
-
-def trace_once(inputs: Path) -> None:
-    """Tracing takes seconds, and writes nothing: all runs get graphs that are traced here."""
-    from hf_rerank import Reranker
-    from hf_rerank.inference import export
-
-    graphs = {}
-    for variant in (0, 1):
-        reranker = Reranker.from_pretrained(inputs / f"model{variant}")
-        model = reranker.model.eval()
-        graphs[float(model.scorer.weight.sum())] = export._trace(model, reranker.processor.schema)
-    export._trace = lambda model, schema: graphs[float(model.scorer.weight.sum())]
-
-
 @pytest.mark.parametrize("name", WRITERS)
 def test_killed_short_of_disk_and_twice_at_once(inputs: Path, tmp_path: Path, name: str) -> None:
     report = tmp_path / "report.json"
     warm.run(faults, name, inputs, tmp_path / "runs", report, log=tmp_path / "log")
-    found, work = json.loads(report.read_text()), str(tmp_path / "runs" / "work")
+    found = json.loads(report.read_text())
     assert found["operations"] >= len(found["kills"]) >= 2
-    for number, fired, code, lines, changed in found["kills"]:
-        assert fired, number
-        # What was finished when it was killed is not written again.
-        assert code == 0 or (code == 2 and "exists" in lines[0]), (number, lines)
-        assert changed == [], (number, lines)
-    for size, code, lines, again, changed in found["full disks"]:
-        assert code == 2, (size, lines)
-        assert len(lines) == 1, lines
-        assert work in lines[0]
-        assert "could not be written: " in lines[0]
-        assert "free space" in lines[0]
-        assert again == 0, size
-        assert changed == [], size
-    both, whole = found["together"]
-    assert whole, both
-    assert sorted(code for code, _ in both) in ([0, 0], [0, 2])
-    for code, lines in both:
-        assert len(lines) == (code == 2), lines
-        assert all("is writing" in line or "exists" in line for line in lines), lines
+    assert {name: wrong for name, wrong in judge(found, tmp_path / "runs" / "work") if wrong} == {}
 
 
 def change(path: Path) -> None:

@@ -161,6 +161,11 @@ def vectors(inputs: Path, work: Path, variant: int) -> int:
     return command("vectors", *given, "--seed", variant)
 
 
+def propensities(inputs: Path, work: Path, variant: int) -> int:
+    given = ["--data", inputs / "lists", "--output-dir", work / "lists"]
+    return command("propensities", *given, "--same-from", 2 + variant)
+
+
 def export(inputs: Path, work: Path, variant: int) -> int:
     return command("export", "--model", inputs / f"model{variant}", "--output-dir", work / "exported")
 
@@ -184,6 +189,7 @@ WRITERS: dict[str, Writer] = {
     ),
     "initial-rank": Writer(initial_rank, OF_LISTS, "hf_rerank.initial_rankers.order:LambdaMARTRanker.fit", kills=2),
     "vectors": Writer(vectors, OF_LISTS, "hf_rerank.personalised_vectors:ClickModel.fit", kills=3),
+    "propensities": Writer(propensities, OF_LISTS, "hf_rerank.data.position_bias.adding:read_click_log", kills=3),
     "evaluate": Writer(
         evaluate, OF_LISTS, "hf_rerank.evaluation:evaluate_orders", before=copy_model, apart=True, kills=3
     ),
