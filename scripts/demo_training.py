@@ -32,7 +32,7 @@ ROWS: dict[str, tuple[str, str, dict[str, Any], float]] = {
     "PRM + principles": ("prm", "scaled", PRM, 2.2),
     "PRM without order": ("prm", "none", {**PRM, "position_input": "none"}, 1.0),
 }
-EPOCHS = 8
+EPOCHS = 6
 COLUMNS = {
     "NDCG@10": "ndcg@10",
     "expected clicks": "expected_clicks",
@@ -56,7 +56,7 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         share = self.passes * EPOCHS * state.global_step / state.max_steps
-        self.bar.update(share - self.shown)
+        self.bar.update(min(share - self.shown, self.bar.total - self.bar.n))  # rounding would exceed the total
         self.shown = share
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **others: Any) -> None:
@@ -75,7 +75,7 @@ def main() -> None:
             bar.set_description_str(name)
             folder = options.output_dir / name.lower().split(",")[0].replace(" + ", "-").replace(" ", "-")
             trainer, seconds = _train(folder, lists, processor, model, preset, config, Progress(bar, passes))
-            rows[name] = {**evaluate(trainer.model, processor, lists["test"]), "training_seconds": seconds}
+            rows[name] = {**evaluate(trainer.model, processor, lists["test"], swaps="one"), "training_seconds": seconds}
             trainer.save_model(str(folder))
     orders = evaluate_orders(processor, lists["test"])
     rows = {"initial order": orders["initial"], **rows, "oracle": orders["true_attraction"]}
