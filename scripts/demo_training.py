@@ -75,7 +75,8 @@ def main() -> None:
             bar.set_description_str(name)
             folder = options.output_dir / name.lower().split(",")[0].replace(" + ", "-").replace(" ", "-")
             trainer, seconds = _train(folder, lists, processor, model, preset, config, Progress(bar, passes))
-            rows[name] = {**evaluate(trainer.model, processor, lists["test"], swaps="one"), "training_seconds": seconds}
+            measured = evaluate(trainer.model, processor, lists["test"], swaps="one")
+            rows[name] = {**measured, "training_seconds": seconds}
             trainer.save_model(str(folder))
     orders = evaluate_orders(processor, lists["test"])
     rows = {"initial order": orders["initial"], **rows, "oracle": orders["true_attraction"]}
