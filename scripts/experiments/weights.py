@@ -22,7 +22,11 @@ from runs import finish, mean_and_spread, paired, results, train
 LENGTHS = (10, 30, 50)
 # Preset -> factors on both of its weights. Between two random orders the sum over a list is (n^2 - 1) / 3 times the
 # weighted mean, 833 times at n = 50: ``scaled`` is followed further up, so that both presets meet.
-WEIGHTS = {"scaled": (20.0, 5.0), "paper": (1.0, 1.0)}  # at factor 1; ten times the default's of ``scaled``
+WEIGHTS = {
+    "none": (),
+    "scaled": (20.0, 5.0),
+    "paper": (1.0, 1.0),
+}  # at factor 1; ten times the default's of ``scaled``
 FACTORS = {
     "scaled": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
     "paper": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
@@ -79,8 +83,8 @@ def run(path: Path, length: int, preset: str, factor: float, seed: int, epochs: 
 
     lists = load_lists(path.parents[1] / "lists" / str(length))
     processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
-    convergence, adversarial = WEIGHTS[preset]
-    weights = {"convergence_weight": factor * convergence, "adversarial_weight": factor * adversarial}
+    names = ("convergence_weight", "adversarial_weight")
+    weights = {name: factor * weight for name, weight in zip(names, WEIGHTS[preset], strict=False)}
     trainer = train(
         path.with_suffix(""),
         lists,
