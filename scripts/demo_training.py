@@ -32,7 +32,7 @@ ROWS: dict[str, tuple[str, str, dict[str, Any], float]] = {
     "PRM + principles": ("prm", "scaled", PRM, 2.2),
     "PRM without order": ("prm", "none", {**PRM, "position_input": "none"}, 1.0),
 }
-EPOCHS = 6
+EPOCHS = 8
 COLUMNS = {
     "NDCG@10": "ndcg@10",
     "expected clicks": "expected_clicks",

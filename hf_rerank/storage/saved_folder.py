@@ -83,15 +83,17 @@ def replace_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> N
         manifest = verify(folder, lambda other: other == name, "save it again")
         before = (folder / name).read_bytes()
         content = change(before)
-        if content == before:
-            return
         if manifest is None:
-            write_file(folder / name, content)
+            if content != before:
+                write_file(folder / name, content)
             return
         facts = {key: value for key, value in manifest.items() if key not in ("format_version", "files")}
         files, old, new = manifest["files"], entry_of(folder / name), entry_of(content)
-        write_file(folder / MANIFEST, manifest_of({**files, name: {**old, REPLACED_BY: new}}, **facts))
-        write_file(folder / name, content)
+        if content != before:
+            write_file(folder / MANIFEST, manifest_of({**files, name: {**old, REPLACED_BY: new}}, **facts))
+            write_file(folder / name, content)
+        elif files.get(name) == new:  # else an interrupted change left the entry that accepts both
+            return
         write_file(folder / MANIFEST, manifest_of({**files, name: new}, **facts))
 
 
