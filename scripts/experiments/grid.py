@@ -20,12 +20,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from worlds import WORLDS, make_world
+from worlds import LISTS, WORLDS, make_world
 
 ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
 MODELS: dict[str, dict[str, Any]] = {
@@ -38,6 +38,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "raise": ENCODER,
 }
 RERANKERS = ("prm", "setrank", "dlcm", "midnn", "pear", "raise")
+WHOLE = 30  # items of the longest lists, which are not cut
 EPOCHS, BATCH = 10, 128
 LEARNING_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 CHOOSING_SEED = 1000
@@ -202,8 +203,6 @@ HISTORY = ("epoch", "loss", "task_loss", "eval_loss", "eval_ndcg@10", "eval_p1_o
 
 
 def _relaxed(arm: Arm, seed: int) -> Any:
-    from dataclasses import replace
-
     from hf_rerank.principled import Soft, preset_objective
 
     if arm.relaxation is None:
@@ -313,14 +312,20 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
 }
 
 
+def trained_as(run: Run) -> Run:
+    """The run that trains its model: without order, whole lists give the same model in every initial order."""
+    whole = run.length == WHOLE and WORLDS[run.world][0] == LISTS
+    return replace(run, world="trained") if whole and not ARMS[run.arm].order else run
+
+
 def planned(questions: Iterable[str], seeds: int) -> Iterator[Run]:
     """The runs of the questions, seed by seed within each, without repetitions."""
     done = set()
     for question in questions:
         for seed in range(seeds):
             for cell in PLAN[question]:
-                run = Run(*cell, seed)
-                if ARMS[run.arm].order is False and run.model == "dnn":
+                run = trained_as(Run(*cell, seed))
+                if not ARMS[run.arm].order and run.model == "dnn":
                     continue
                 if run not in done:
                     done.add(run)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from grid import ARMS, FACTORS, PLAN, Run, planned
+from grid import ARMS, FACTORS, PLAN, WHOLE, Run, planned, trained_as
 
 from hf_rerank.evaluation.comparing import Interval, bootstrap_interval, holm, t_interval
 from hf_rerank.storage import write_json
@@ -55,6 +55,11 @@ def load(folder: Path) -> Runs:
         result = json.loads(path.read_text())
         cell = (result["world"], result["length"], result["model"])
         runs.setdefault(cell, {}).setdefault(result["arm"], {})[result["seed"]] = result
+    for cell, arms in runs.items():  # the model without order is trained once for all initial orders of whole lists
+        source = trained_as(Run(*cell, "no_order", 0))
+        shared = runs.get((source.world, source.length, source.model), {}).get("no_order")
+        if shared:
+            arms["no_order"] = shared
     return runs
 
 
@@ -73,7 +78,9 @@ def over_users(
     """Bootstrap interval of the difference in the primary measure, in percent; None without the values per list."""
     from safetensors.numpy import load_file
 
-    paths = [[runs / f"{Run(*cell, name, seed).name}.safetensors" for seed in seeds] for name in (arm, base)]
+    paths = [
+        [runs / f"{trained_as(Run(*cell, name, seed)).name}.safetensors" for seed in seeds] for name in (arm, base)
+    ]
     if users is None or not all(path.is_file() for both in paths for path in both):
         return None
     one, other = (np.mean([load_file(path)[PRIMARY] for path in both], axis=0, dtype=np.float64) for both in paths)
@@ -83,8 +90,8 @@ def over_users(
 def rows_of(question: str, runs: Runs, folder: Path, lists: Path | None) -> list[dict[str, Any]]:
     """One row per cell and arm of the question that has runs."""
     wanted: dict[Cell, list[str]] = {}
-    for run in planned([question], 1):
-        wanted.setdefault((run.world, run.length, run.model), []).append(run.arm)
+    for world, length, model, arm in PLAN[question]:
+        wanted.setdefault((world, length, model), []).append(arm)
     rows = []
     for cell, arms in wanted.items():
         found = runs.get(cell, {})
@@ -150,6 +157,8 @@ def as_markdown(question: str, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+NAMES = {"prm": "PRM", "setrank": "SetRank", "dlcm": "DLCM", "midnn": "MiDNN", "pear": "PEAR", "raise": "RAISE"}
+NAMES["dnn"] = "DNN"
 ORDERS = {"trained": "trained on clicks", "informed": "sees the true quality", "display": "display order"}
 
 
@@ -166,13 +175,52 @@ def headline(runs: Runs) -> str:
         base, principled = ([arms[arm][seed]["test"] for seed in both] for arm in ("none", "scaled"))
         cells = [order, str(length), str(len(both)), f"{_mean(base, PRIMARY):.4f}"]
         cells += [
-            "" if found is None or found.count < 3 else f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+            "" if found is None or found.count < 3 else _spell(found)
             for found in (difference(arms, arm, "none", PRIMARY) for arm in ("scaled", "no_order"))
         ]
         for measure in ("p1_obedience@5", "p2_obedience@5"):
             cells.append(f"{_mean(base, measure):.2f} to {_mean(principled, measure):.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def models_table(runs: Runs) -> str:
+    """What the default principles change in clicks, per model and initial order of whole lists; Holm over the models."""
+    heads = ["model", "expected clicks", "+ principles, trained order", "p (Holm)", "against no order"]
+    heads += [
+        "no order",
+        "+ principles, informed order",
+        "+ principles, display order",
+        "P1@5, trained order",
+        "seeds",
+    ]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    models = [model for model in NAMES if {"none", "scaled"} <= set(runs.get(("trained", WHOLE, model), {}))]
+    changes = {
+        (model, world): difference(runs.get((world, WHOLE, model), {}), "scaled", "none", PRIMARY)
+        for model in models
+        for world in ORDERS
+    }
+    tested = [change for (model, world), change in changes.items() if world == "trained" and change is not None]
+    corrected = iter(holm([change.p_value for change in tested]))
+    for model in models:
+        arms = runs[("trained", WHOLE, model)]
+        both = sorted(set(arms["none"]) & set(arms["scaled"]))
+        base, principled = ([arms[arm][seed]["test"] for seed in both] for arm in ("none", "scaled"))
+        change = changes[model, "trained"]
+        cells = [NAMES[model], f"{_mean(base, PRIMARY):.4f}", _spell(change)]
+        cells += ["" if change is None else f"{next(corrected):.3f}"]
+        cells += [_spell(difference(arms, "scaled", "no_order", PRIMARY))]
+        cells += [_spell(difference(arms, "no_order", "none", PRIMARY))]
+        cells += [_spell(changes[model, world]) for world in ("informed", "display")]
+        name = "p1_obedience@5"
+        cells += [f"{_mean(base, name):.2f} to {_mean(principled, name):.2f}", str(len(both))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _spell(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
 
 def _mean(measured: list[dict[str, float]], name: str) -> float:
@@ -209,6 +257,34 @@ def draw_headline(runs: Runs, path: Path) -> None:
     right.set_xlabel("P1@5, without and with the principles")
     right.set_xlim(0, 1)
     _save(figure, (left, right), path)
+
+
+def draw_changes(rows: list[dict[str, Any]], path: Path) -> None:
+    """The change of each arm in clicks against no principles, with intervals over seeds; a panel per initial order."""
+    key = f"{PRIMARY} - none"
+    rows = [row for row in rows if key in row]
+    worlds = list(dict.fromkeys((row["world"], row["length"]) for row in rows))
+    if not worlds:
+        return
+    plt = _matplotlib()
+    models = {row["model"] for row in rows}
+    names = [row["arm"] if len(models) == 1 else f"{NAMES[row['model']]}, {row['arm']}" for row in rows]
+    labels = list(dict.fromkeys(names))
+    size = (2.0 + 2.8 * len(worlds), 0.8 + 0.22 * len(labels))
+    figure, axes = plt.subplots(1, len(worlds), figsize=size, sharey=True, squeeze=False)
+    for axis, world in zip(axes[0], worlds, strict=True):
+        for name, row in zip(names, rows, strict=True):
+            if (row["world"], row["length"]) != world:
+                continue
+            change = row[key]
+            errors = [[change["mean"] - change["low"]], [change["high"] - change["mean"]]]
+            axis.errorbar(change["mean"], labels.index(name), xerr=errors, fmt="o", capsize=3, color="tab:blue")
+        axis.axvline(0, color="grey", linewidth=1)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.set_xlabel("change in expected clicks, %")
+        axis.set_title(f"{ORDERS.get(world[0], world[0])}, {world[1]} items", fontsize=9)
+    axes[0][0].invert_yaxis()
+    _save(figure, axes[0], path)
 
 
 def draw_payoff(runs: Runs, path: Path, arm: str = "scaled") -> None:
@@ -347,6 +423,7 @@ def main() -> None:
     options = parser.parse_args()
     runs, output = load(options.runs), options.output_dir
     output.mkdir(parents=True, exist_ok=True)
+    tables: dict[str, list[dict[str, Any]]] = {}
     for question in PLAN:
         rows = rows_of(question, runs, options.runs, options.lists_dir)
         if not rows:
@@ -355,7 +432,9 @@ def main() -> None:
         text = as_markdown(question, rows)
         (output / f"{question}.md").write_text(text)
         print(text)
+        tables[question] = rows
     (output / "headline.md").write_text(headline(runs))
+    (output / "models.md").write_text(models_table(runs))
     if ("trained", 30, "prm") in runs:
         text = fixed_points(runs)
         (output / "6.md").write_text(text)
@@ -363,6 +442,8 @@ def main() -> None:
     try:
         draw_headline(runs, output / "headline.png")
         draw_payoff(runs, output / "payoff.png")
+        for question, rows in tables.items():
+            draw_changes(rows, output / f"{question}.png")
         draw_training(runs, output / "training.png")
         if all(run.arm in runs.get(("trained", 30, "prm"), {}) for run in planned(["5"], 1)):
             draw_weights(runs, output / "weights.png")
