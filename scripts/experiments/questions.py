@@ -185,7 +185,7 @@ def headline(runs: Runs) -> str:
 
 
 def models_table(runs: Runs) -> str:
-    """What the default principles change in clicks, per model and initial order of whole lists; Holm over the models."""
+    """What the default principles change in clicks, per model and order of whole lists; Holm over the models."""
     heads = ["model", "expected clicks", "+ principles, trained order", "p (Holm)", "against no order"]
     heads += [
         "no order",
