@@ -91,7 +91,7 @@ def test_differences_are_paired_by_seed_in_percent_of_the_base(tmp_path: Path) -
     assert by_arm["scaled"]["expected_clicks - none"]["mean"] == pytest.approx(15.0)
     assert by_arm["scaled"]["p_holm"] == pytest.approx(by_arm["scaled"]["expected_clicks - none"]["p_value"])
     assert "expected_clicks - none" not in by_arm["paper"]  # one seed has no interval
-    assert "+15.00 [" in questions.as_markdown("1", rows)
+    assert "+15.00 [" in questions.as_markdown(rows)
 
 
 @pytest.mark.slow

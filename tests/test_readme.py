@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -158,10 +159,18 @@ def test_the_table_of_fine_tuning_is_that_which_was_measured() -> None:
         assert f"| fine-tuned, less {label} | {' | '.join(cells)} |" in EXPERIMENTS
 
 
-def test_the_table_of_principled_learning_is_that_which_was_measured() -> None:
-    headline = (ROOT / "scripts/experiments/results/grid/headline.md").read_text(encoding="utf-8").strip()
-    assert headline in EXPERIMENTS
-    assert headline in (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "scripts/experiments/README.md"])
+def test_pasted_tables_are_those_that_were_measured(page: str, tmp_path: Path) -> None:
+    """Each table stands between a comment that names its file and one that ends it."""
+    sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
+    from questions import PASTED, paste_tables
+
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert PASTED.search(text)
+    copy = tmp_path / "page.md"
+    copy.write_text(text, encoding="utf-8")
+    paste_tables(copy)
+    assert copy.read_text(encoding="utf-8") == text
 
 
 def test_the_table_of_weights_is_that_which_was_measured() -> None:

@@ -5,7 +5,8 @@
 For each question RESULTS gets ``NAME.md`` and ``NAME.json`` (a row per cell: means over seeds, and paired differences
 in percent of the base with 95 % t-intervals over seeds, p-values corrected by Holm over the question) and, with
 matplotlib, figures. Where the runs have their values per list, differences also get a bootstrap interval over users.
-Cells with fewer than two seeds are left out of the differences. A question without runs is skipped.
+Cells with fewer than two seeds are left out of the differences. A question without runs is skipped. ``--paste`` renews
+the tables in the pages that show them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,8 @@ TITLES = {
     "paper_settings": "The paper's learning rates and 30 epochs",
     "lengths": "Every model on lists of 10 items",
 }
+PASTED = re.compile(r"<!-- (results/\S+\.md) -->.*?<!-- end -->", re.DOTALL)
+PAGES = (Path(__file__).parent / "README.md", Path(__file__).parents[2] / "README.md")
 Cell = tuple[str, int, str]  # world, length, model
 Runs = dict[Cell, dict[str, dict[int, dict[str, Any]]]]  # -> arm -> seed -> result
 
@@ -143,23 +147,64 @@ def _users(lists: Path, world: str) -> list[Any] | None:
     return list(loaded["test"][loaded.schema.group][:])
 
 
-def as_markdown(question: str, rows: list[dict[str, Any]]) -> str:
-    heads = ["initial order", "items", "model", "arm", "seeds", "expected clicks", "NDCG@10", "P1@5", "P2@5", "spread"]
-    heads += ["clicks against none, %", "over users", "p (Holm)", "against no order, %"]
-    lines = [f"## {TITLES[question]}", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """A row per cell; the columns that name a cell are left out where all rows agree."""
+    naming = {"initial order": "world", "items": "length", "model": "model"}
+    naming = {head: key for head, key in naming.items() if len({row[key] for row in rows}) > 1}
+    heads = [*naming, "arm", "seeds", "expected clicks", "NDCG@10", "P1@5", "P2@5", "change in clicks, %", "p (Holm)"]
+    heads += ["against no order, %"]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for row in rows:
-        cells = [row["world"], str(row["length"]), row["model"], row["arm"], str(row["seeds"])]
+        cells = [_name(key, row[key]) for key in naming.values()]
+        cells += [arm_name(row["arm"]), str(row["seeds"])]
         cells += [f"{row[name]:.4f}" for name in (PRIMARY, "ndcg@10")]
-        cells += [f"{row[name]:.2f}" for name in ("p1_obedience@5", "p2_obedience@5", "score_spread")]
-        cells += [_interval(row.get(f"{PRIMARY} - none")), _interval(row.get(f"{PRIMARY} - none, users"))]
+        cells += [f"{row[name]:.2f}" for name in ("p1_obedience@5", "p2_obedience@5")]
+        cells += [_interval(row.get(f"{PRIMARY} - none"))]
         cells += [f"{row['p_holm']:.3f}" if "p_holm" in row else "", _interval(row.get(f"{PRIMARY} - no_order"))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def _name(key: str, value: Any) -> str:
+    return {"world": ORDERS, "model": NAMES}.get(key, {}).get(value, str(value))
+
+
+def arm_name(arm: str) -> str:
+    """For readers: ``scaled_x10`` is "principles, x10"."""
+    if arm in ARM_NAMES:
+        return ARM_NAMES[arm]
+    preset, _, change = arm.partition("_")
+    change = change.replace("rate", "rate ").replace("_", " ")
+    return f"{ARM_NAMES[preset]}, {change}"
+
+
+ARM_NAMES = {
+    "none": "no principles",
+    "no_order": "without order",
+    "scaled": "principles",
+    "paper": "`paper`",
+    "reference": "`reference`",
+    "p1": "P1 alone",
+    "p2": "P2 alone",
+    "r_drop": "R-Drop",
+    "augmentation": "augmentation",
+    "softsort": "principles, softsort",
+    "neuralsort": "principles, neuralsort",
+    "straight_through": "principles, straight-through",
+}
 NAMES = {"prm": "PRM", "setrank": "SetRank", "dlcm": "DLCM", "midnn": "MiDNN", "pear": "PEAR", "raise": "RAISE"}
 NAMES["dnn"] = "DNN"
-ORDERS = {"trained": "trained on clicks", "informed": "sees the true quality", "display": "display order"}
+ORDERS = {
+    "trained": "trained on clicks",
+    "trained_poor": "trained on clicks, poor",
+    "trained_strong": "trained on clicks, strong",
+    "trained_small": "trained on clicks, half the lists",
+    "informed": "sees the true quality",
+    "informed_noisy": "sees it, more noise",
+    "informed_noisier": "sees it, most noise",
+    "display": "display order",
+}
+MAIN_ORDERS = ("trained", "informed", "display")
 
 
 def headline(runs: Runs) -> str:
@@ -167,13 +212,13 @@ def headline(runs: Runs) -> str:
     heads = ["initial order", "items", "seeds", "expected clicks, PRM", "+ principles, change in %"]
     heads += ["without order, change in %", "P1@5", "P2@5"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for (world, order), length in itertools.product(ORDERS.items(), (30, 10)):
+    for world, length in itertools.product(MAIN_ORDERS, (30, 10)):
         arms = runs.get((world, length, "prm"), {})
         if "none" not in arms or "scaled" not in arms:
             continue
         both = sorted(set(arms["none"]) & set(arms["scaled"]))
         base, principled = ([arms[arm][seed]["test"] for seed in both] for arm in ("none", "scaled"))
-        cells = [order, str(length), str(len(both)), f"{_mean(base, PRIMARY):.4f}"]
+        cells = [ORDERS[world], str(length), str(len(both)), f"{_mean(base, PRIMARY):.4f}"]
         cells += [
             "" if found is None or found.count < 3 else _spell(found)
             for found in (difference(arms, arm, "none", PRIMARY) for arm in ("scaled", "no_order"))
@@ -199,7 +244,7 @@ def models_table(runs: Runs) -> str:
     changes = {
         (model, world): difference(runs.get((world, WHOLE, model), {}), "scaled", "none", PRIMARY)
         for model in models
-        for world in ORDERS
+        for world in MAIN_ORDERS
     }
     tested = [change for (model, world), change in changes.items() if world == "trained" and change is not None]
     corrected = iter(holm([change.p_value for change in tested]))
@@ -238,7 +283,7 @@ def draw_headline(runs: Runs, path: Path) -> None:
     """PRM: the change in clicks by the default principles, and P1@5 without and with them, by initial order."""
     plt = _matplotlib()
     cells = [
-        (world, length) for world, length in itertools.product(ORDERS, (30, 10)) if (world, length, "prm") in runs
+        (world, length) for world, length in itertools.product(MAIN_ORDERS, (30, 10)) if (world, length, "prm") in runs
     ]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.2), sharey=True)
     for row, (world, length) in enumerate(reversed(cells)):
@@ -268,7 +313,9 @@ def draw_changes(rows: list[dict[str, Any]], path: Path) -> None:
         return
     plt = _matplotlib()
     models = {row["model"] for row in rows}
-    names = [row["arm"] if len(models) == 1 else f"{NAMES[row['model']]}, {row['arm']}" for row in rows]
+    names = [
+        arm_name(row["arm"]) if len(models) == 1 else f"{NAMES[row['model']]}, {arm_name(row['arm'])}" for row in rows
+    ]
     labels = list(dict.fromkeys(names))
     size = (2.0 + 2.8 * len(worlds), 0.8 + 0.22 * len(labels))
     figure, axes = plt.subplots(1, len(worlds), figsize=size, sharey=True, squeeze=False)
@@ -375,12 +422,11 @@ def fixed_points(runs: Runs) -> str:
         "gain",
         "gain by quarter of P1",
     ]
-    lines = ["## Fixed points and quality per list (PRM, trained order)", "", f"| {' | '.join(heads)} |"]
-    lines.append(f"|{'---|' * len(heads)}")
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for arm, seeds in runs.get(("trained", 30, "prm"), {}).items():
         if arm not in ("none", "scaled", "paper"):
             continue
-        cells = [arm]
+        cells = [arm_name(arm)]
         for group in ("reach", "do_not_reach"):
             found = [r["fixed_points"][group] for r in seeds.values() if group in r["fixed_points"]]
             cells.append(f"{np.mean([g['lists'] for g in found]):.0f}" if found else "0")
@@ -396,6 +442,17 @@ def fixed_points(runs: Runs) -> str:
 
 def _gain(group: Mapping[str, float]) -> float:
     return group[PRIMARY] - group[f"initial_{PRIMARY}"]
+
+
+def paste_tables(page: Path) -> None:
+    """Replaces each table of a page between ``<!-- results/NAME.md -->`` and ``<!-- end -->`` by that file."""
+
+    def read(match: re.Match[str]) -> str:
+        table = (Path(__file__).parent / match[1]).read_text(encoding="utf-8").strip()
+        return f"<!-- {match[1]} -->\n\n{table}\n\n<!-- end -->"
+
+    text = page.read_text(encoding="utf-8")
+    page.write_text(PASTED.sub(read, text), encoding="utf-8")
 
 
 def _matplotlib() -> Any:
@@ -420,6 +477,9 @@ def main() -> None:
     parser.add_argument("--runs", required=True, type=Path, help="output folder of grid.py")
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--lists-dir", type=Path, help="that of grid.py; with it, intervals over users")
+    parser.add_argument(
+        "--paste", action="store_true", help="renew the tables in README.md of this folder and of the project"
+    )
     options = parser.parse_args()
     runs, output = load(options.runs), options.output_dir
     output.mkdir(parents=True, exist_ok=True)
@@ -429,9 +489,9 @@ def main() -> None:
         if not rows:
             continue
         write_json(output / f"{question}.json", {"rows": rows, "arms": {r["arm"]: str(ARMS[r["arm"]]) for r in rows}})
-        text = as_markdown(question, rows)
+        text = as_markdown(rows)
         (output / f"{question}.md").write_text(text)
-        print(text)
+        print(f"{TITLES[question]}\n\n{text}")
         tables[question] = rows
     (output / "headline.md").write_text(headline(runs))
     (output / "models.md").write_text(models_table(runs))
@@ -439,6 +499,9 @@ def main() -> None:
         text = fixed_points(runs)
         (output / "6.md").write_text(text)
         print(text)
+    if options.paste:
+        for page in PAGES:
+            paste_tables(page)
     try:
         draw_headline(runs, output / "headline.png")
         draw_payoff(runs, output / "payoff.png")
