@@ -33,7 +33,7 @@ class InputError(ValueError):
         super().__init__(line)
 
 
-def shown(value: Any) -> str:
+def show(value: Any) -> str:
     """The ``repr`` of any value, for messages: at most about ``LONGEST_VALUE`` characters, and never an error."""
     try:
         text = repr(value)

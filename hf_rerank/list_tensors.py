@@ -91,7 +91,7 @@ def neuralsort_matrix(scores: Tensor, mask: Tensor, *, temperature: float) -> Te
     return torch.where((rank < count)[..., :, None] & mask[..., None, :], matrix, 0.0)
 
 
-def sinkhorn_normalized(matrix: Tensor, steps: int) -> Tensor:
+def sinkhorn_normalize(matrix: Tensor, steps: int) -> Tensor:
     """Normalize columns, then rows, ``steps`` times: with enough of them a matrix of ranks by slots sums to 1 in both.
 
     Rows and columns that are 0 stay 0. Only the factors of rows and columns change from step to step, so that a step
@@ -112,7 +112,7 @@ def sinkhorn_normalized(matrix: Tensor, steps: int) -> Tensor:
     return rows * matrix * columns
 
 
-def normalized(matrix: Tensor, dim: int) -> Tensor:
+def normalize_along(matrix: Tensor, dim: int) -> Tensor:
     """The matrix divided by its sums along ``dim``; rows or columns of 0 stay 0."""
     return matrix * _reciprocal(matrix.sum(dim=dim, keepdim=True))
 
@@ -161,7 +161,7 @@ def read_lists(
     return scores, targets, mask, weights
 
 
-def corrected_labels(labels: Tensor, propensities: Tensor | None, mask: Tensor) -> Tensor:
+def correct_labels(labels: Tensor, propensities: Tensor | None, mask: Tensor) -> Tensor:
     """``y / p``, in the type of the labels and 0 at padding; without propensities the labels themselves.
 
     Args:

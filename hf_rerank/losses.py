@@ -31,7 +31,7 @@ from hf_rerank.errors import InputError, suggestion
 from hf_rerank.list_tensors import (
     MIN_TEMPERATURE,
     check_positive,
-    corrected_labels,
+    correct_labels,
     log_softmax,
     read_lists,
     reduce_lists,
@@ -54,7 +54,7 @@ __all__ = [
     "approx_ndcg_loss",
     "attention_rank_loss",
     "binary_log_loss",
-    "centred",
+    "center_scores",
     "check_propensity_loss",
     "distillation_loss",
     "lambda_loss",
@@ -118,7 +118,7 @@ def binary_log_loss(
     1.0444
     """
     scores, labels, mask, weights = read_lists(scores, labels, mask, weights, highest=1.0)
-    targets = corrected_labels(labels, propensities, mask)
+    targets = correct_labels(labels, propensities, mask)
     per_item = weights * F.binary_cross_entropy_with_logits(scores, targets, reduction="none")
     items = mask.sum(dim=-1).clamp(min=1)
     return reduce_lists(torch.where(mask, per_item, 0.0).sum(dim=-1) / items, mask, reduction)
@@ -174,7 +174,7 @@ def softmax_loss(
     1.4076
     """
     scores, labels, mask, weights = read_lists(scores, labels, mask, weights)
-    targets = corrected_labels(labels, propensities, mask)
+    targets = correct_labels(labels, propensities, mask)
     if normalize and propensities is None:
         total = labels.sum(dim=-1, keepdim=True)
         targets = labels / torch.where(total > 0, total, 1.0)
@@ -398,7 +398,7 @@ def probabilities(scores: Tensor, task_loss: str, *, mask: Tensor | None = None)
     return torch.where(mask, log_softmax(scores, mask).exp(), 0.0)
 
 
-def centred(scores: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def center_scores(scores: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Scores minus the mean over the real items of their list, 0 at padding, float32 at least.
 
     Args:
@@ -406,7 +406,7 @@ def centred(scores: Tensor, *, mask: Tensor | None = None) -> Tensor:
         mask: bool [..., list], True at real items; None: all are.
 
     >>> import torch
-    >>> centred(torch.tensor([1.0, 3.0])).tolist()
+    >>> center_scores(torch.tensor([1.0, 3.0])).tolist()
     [-1.0, 1.0]
     """
     scores = upcast(scores)

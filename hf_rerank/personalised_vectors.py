@@ -71,7 +71,7 @@ class PersonalisedVectors:
             InputError: A list is wrong, or has the column already.
         """
         if isinstance(lists, pa.Table):
-            return self._with_column(lists)
+            return self._add_column(lists)
         rows: Sequence[Mapping[str, Any]] = lists
         checked = Lists.from_rows(rows, self.model.processor.schema)
         if not rows:
@@ -79,24 +79,24 @@ class PersonalisedVectors:
         there = next((number for number, row in enumerate(rows) if self.column in row), None)
         if there is not None:
             raise InputError(f"list {there} has a column {self.column!r} already: leave it out, or do not add it")
-        parts = np.split(self.model.last_hidden(checked), np.cumsum(checked.lengths)[:-1])
+        parts = np.split(self.model.encode_items(checked), np.cumsum(checked.lengths)[:-1])
         return [{**row, self.column: part.tolist()} for row, part in zip(rows, parts, strict=True)]
 
-    def _with_column(self, table: pa.Table) -> pa.Table:
+    def _add_column(self, table: pa.Table) -> pa.Table:
         if self.column in table.column_names:
             raise InputError(f"the lists have a column {self.column!r} already: choose another name")
         if not table.num_rows:
-            return table.append_column(column_of(self.column), pa.array([], type=column_of(self.column).type))
+            return table.append_column(vector_field(self.column), pa.array([], type=vector_field(self.column).type))
         lists = Lists.from_arrow(table, self.model.processor.schema)
-        vectors = self.model.last_hidden(lists)
+        vectors = self.model.encode_items(lists)
         of_items = pa.ListArray.from_arrays(
             pa.array(np.arange(0, vectors.size + 1, self.dim), type=pa.int32()), pa.array(vectors.reshape(-1))
         )
         offsets = pa.array(np.concatenate([[0], np.cumsum(lists.lengths)]), type=pa.int32())
-        return table.append_column(column_of(self.column), pa.ListArray.from_arrays(offsets, of_items))
+        return table.append_column(vector_field(self.column), pa.ListArray.from_arrays(offsets, of_items))
 
 
-def column_of(name: str) -> pa.Field:
+def vector_field(name: str) -> pa.Field:
     """The arrow field of a column of vectors."""
     return pa.field(name, pa.list_(pa.list_(pa.float32())))
 
@@ -154,7 +154,7 @@ class _WithVectors(PreparedSource):
             raise InputError(f"{self.folder} has a column {column!r} already: choose another name")
         self.old_schema = self.schema
         self.schema = self.schema.replace(items=[*self.schema.items, Vector(column, dim)])
-        self.columns = self.columns.append(column_of(column))
+        self.columns = self.columns.append(vector_field(column))
 
     def facts(self) -> PersonalisedVectors:
         """The trained click model."""
@@ -174,11 +174,11 @@ class _WithVectors(PreparedSource):
         about = {**facts.model.settings, "column": self.column, "dim": self.dim}
         before = read_report(self.folder)
         earlier = {_EARLIER: before[_EARLIER]} if _EARLIER in before else {}
-        card = _card(self.folder, self.schema, report, about)
+        card = _make_card(self.folder, self.schema, report, about)
         write_description(folder, self.schema, report, card, **earlier, **{REPORT_KEY: about})
 
 
-def _card(source: Path, schema: ListSchema, report: PrepareReport, facts: Mapping[str, Any]) -> str:
+def _make_card(source: Path, schema: ListSchema, report: PrepareReport, facts: Mapping[str, Any]) -> str:
     card = read_card(source)
     how = [
         *card.how,

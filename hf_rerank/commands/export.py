@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import add_revision, model_options, without_bars_of_a_moment
+from hf_rerank.commands.parsing import add_revision, disable_short_progress_bars, model_options
 
 
 def add(commands: Any) -> None:
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.storage.hub_download import GRAPH_FILE
 
     at = model_options(options.model, options.revision)
-    without_bars_of_a_moment()
+    disable_short_progress_bars()
     difference = export_onnx(options.model, options.output_dir, **at)
     size = sum(path.stat().st_size for path in options.output_dir.glob(f"{GRAPH_FILE}*"))
     print(f"{GRAPH_FILE} ({size / 1e6:,.1f} MB), config and processor in {options.output_dir}")

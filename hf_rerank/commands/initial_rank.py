@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import lists_folder, without_bars_of_a_moment
+from hf_rerank.commands.parsing import disable_short_progress_bars, lists_folder
 
 
 def add(commands: Any) -> None:
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.evaluation.tables import results_table
     from hf_rerank.initial_rankers.order import REPORT_KEY, add_initial_order
 
-    without_bars_of_a_moment()
+    disable_short_progress_bars()
     report = add_initial_order(
         lists_folder(options.data),
         options.output_dir,

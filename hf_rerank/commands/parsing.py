@@ -29,7 +29,7 @@ def option_names(parser: argparse.ArgumentParser) -> list[str]:
     return re.findall(r"--[\w-]+", parser.format_help())
 
 
-def settings_of(option: str, settings: Sequence[str]) -> dict[str, Any]:
+def parse_settings(option: str, settings: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE texts as a dictionary: values as JSON where they are, else as text."""
     found: dict[str, Any] = {}
     for setting in settings:
@@ -85,7 +85,7 @@ def lists_folder(source: str) -> Path:
     )
 
 
-def about_initial_ranker(folder: Path) -> dict[str, Any]:
+def describe_initial_ranker(folder: Path) -> dict[str, Any]:
     """``{"initial_ranker": ...}``: what sorted the lists of a folder, and how good its order is; else empty."""
     from hf_rerank.data.prepared import read_report
 
@@ -93,7 +93,7 @@ def about_initial_ranker(folder: Path) -> dict[str, Any]:
     return {name: report[name] for name in ("initial_ranker",) if name in report}
 
 
-def without_bars_of_a_moment() -> None:
+def disable_short_progress_bars() -> None:
     """transformers draws bars for saving and loading, which take milliseconds here."""
     from transformers.utils import logging
 

@@ -133,7 +133,7 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
     how = {"protocol": options.protocol, "on_error": options.on_error}
     files = find_files(options.raw_dir)
     sides = [side for path in files if (side := truth_file(path)).is_file()]
-    about = {"format": "prm_public", **_seen(options.raw_dir, [*files, *sides]), **how}
+    about = {"format": "prm_public", **_identify_files(options.raw_dir, [*files, *sides]), **how}
     if options.history_length < 0:
         raise InputError(f"--history-length is {options.history_length}: expected at least 0")
 
@@ -147,17 +147,17 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
         return in_two_steps(whole, {**about, "max_list_length": max_list_length}, add, folder, "without_history")
 
     about = {**about, "history_length": options.history_length}
-    _run(lambda: _in_order(prepare, about, options, MAX_LIST_LENGTH), options, "lines")
+    _run(lambda: _prepare_sorted(prepare, about, options, MAX_LIST_LENGTH), options, "lines")
 
 
-def _seen(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
+def _identify_files(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
     """By what a later call knows that it has the same raw files: their sizes, and the times of their last changes."""
     from hf_rerank.storage import InputFiles
 
     return {"raw_dir": str(raw_dir.resolve()), "raw files (sizes, times, inodes)": InputFiles(files).states()}
 
 
-def _in_order(
+def _prepare_sorted(
     prepare: Callable[[Path, int], Any], about: dict[str, Any], options: argparse.Namespace, max_list_length: int
 ) -> Any:
     """Prepares into the output folder, sorted by a trained ranker if one is asked for.
@@ -222,9 +222,9 @@ def _prepare_ad(options: argparse.Namespace) -> None:
     def prepare(folder: Path, max_list_length: int) -> Any:
         return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_SESSION_ITEMS), **how)
 
-    about = {"format": "ad", **_seen(options.raw_dir, find_ad_files(options.raw_dir).there()), **how}
+    about = {"format": "ad", **_identify_files(options.raw_dir, find_ad_files(options.raw_dir).there()), **how}
     again = "begins anew, or resumes from the last complete group of shards if the logs were read"
-    _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "sessions", again)
+    _run(lambda: _prepare_sorted(prepare, about, options, options.max_list_length), options, "sessions", again)
     if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:
         print(f"no behavior_log.csv in {options.raw_dir}: the lists have no history")
 

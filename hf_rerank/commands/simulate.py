@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import Parser, settings_of
+from hf_rerank.commands.parsing import Parser, parse_settings
 from hf_rerank.errors import InputError, suggestion
 
 
@@ -50,7 +50,7 @@ def _simulate_prm_public(options: argparse.Namespace) -> None:
     from hf_rerank.data.simulation import PRMWorld, simulate_prm
 
     chosen = [f"click_model={options.click_model}"] if options.click_model else []
-    world = _world(PRMWorld, [*options.world, *chosen])
+    world = _make_world(PRMWorld, [*options.world, *chosen])
     path = simulate_prm(options.output_dir, options.lists, seed=options.seed, world=world, progress=True)
     print(f"{options.lists:,} lists in {path}, the truth beside it")
 
@@ -62,17 +62,17 @@ def _simulate_ad(options: argparse.Namespace) -> None:
         options.output_dir,
         options.lists,
         seed=options.seed,
-        world=_world(AdWorld, options.world),
+        world=_make_world(AdWorld, options.world),
         behaviours=options.behaviours,
         progress=True,
     )
     print(f"{options.lists:,} lists, with and without a click, in {path}, the other files and the truth beside it")
 
 
-def _world(kind: Any, settings: list[str]) -> Any:
+def _make_world(kind: Any, settings: list[str]) -> Any:
     from dataclasses import fields
 
-    parameters, known = settings_of("--world", settings), [field.name for field in fields(kind)]
+    parameters, known = parse_settings("--world", settings), [field.name for field in fields(kind)]
     for name in parameters:
         if name not in known:
             raise InputError(f"the simulated world has no parameter {name!r}{suggestion(name, known)}")

@@ -66,7 +66,7 @@ class _HelpAll(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         parser.print_help()
-        print(f"\n{help_of_all()}", end="")
+        print(f"\n{format_all_options()}", end="")
         parser.exit()
 
 
@@ -84,7 +84,7 @@ def add_training_options(parser: argparse.ArgumentParser, groups: dict[str, Any]
                 parser.add_argument(f"--{name.replace('-', '_')}", help=argparse.SUPPRESS, **shown)
 
 
-def help_of_all() -> str:
+def format_all_options() -> str:
     """The options of ``RerankTrainingArguments`` that ``SHOWN`` does not have, in three groups."""
     from hf_rerank.training.arguments import RerankTrainingArguments
     from hf_rerank.training.supported_options import REFUSED, SUPPORTED
@@ -101,7 +101,7 @@ def help_of_all() -> str:
         if field.name in shown | _LEFT_OUT | REFUSED.keys():
             continue
         default = field.default if field.default_factory is MISSING else field.default_factory()
-        text = with_hyphens(" ".join(field.metadata.get("help", "").split()))
+        text = use_hyphens(" ".join(field.metadata.get("help", "").split()))
         group = "own" if field.name in own else "supported" if field.name in SUPPORTED else "others"
         if default not in (None, "", MISSING):
             text += f" (default: {getattr(default, 'value', default)})"
@@ -109,7 +109,7 @@ def help_of_all() -> str:
     return parser.format_help()
 
 
-def training_arguments(options: argparse.Namespace, defaults: Sequence[str] = ()) -> Any:
+def parse_training_arguments(options: argparse.Namespace, defaults: Sequence[str] = ()) -> Any:
     """The ``RerankTrainingArguments`` of a command line.
 
     Args:
@@ -143,13 +143,13 @@ def training_arguments(options: argparse.Namespace, defaults: Sequence[str] = ()
     return arguments
 
 
-def given_options(options: argparse.Namespace) -> set[str]:
+def list_given_options(options: argparse.Namespace) -> set[str]:
     """The names of the training options that were given, as fields of ``RerankTrainingArguments``."""
     words = [*options.forwarded, *options.others]
     return {word[2:].partition("=")[0].replace("-", "_") for word in words if str(word).startswith("--")}
 
 
-def with_hyphens(message: str) -> str:
+def use_hyphens(message: str) -> str:
     """A message about fields of ``RerankTrainingArguments``, as one about options of the command line."""
     from hf_rerank.training.arguments import RerankTrainingArguments
 
@@ -161,15 +161,15 @@ def with_hyphens(message: str) -> str:
 
 
 @contextmanager
-def messages_with_hyphens() -> Iterator[None]:
+def show_options_with_hyphens() -> Iterator[None]:
     """Errors and warnings name the options as the command line does."""
     former = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {with_hyphens(str(message))}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {use_hyphens(str(message))}\n"
     try:
         yield
     except InputError as error:
-        raise InputError(with_hyphens(str(error))) from error
+        raise InputError(use_hyphens(str(error))) from error
     except TrainingStopped as error:
-        raise TrainingStopped(with_hyphens(str(error))) from error
+        raise TrainingStopped(use_hyphens(str(error))) from error
     finally:
         warnings.formatwarning = former

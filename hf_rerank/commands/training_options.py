@@ -9,7 +9,7 @@ from hf_rerank.commands.parsing import option_names
 from hf_rerank.errors import InputError, suggestion
 
 
-def given_training_options(options: argparse.Namespace, *, decided: tuple[str, ...]) -> dict[str, Any]:
+def parse_given_options(options: argparse.Namespace, *, decided: tuple[str, ...]) -> dict[str, Any]:
     """The training options among the arguments that the command itself does not know.
 
     Args:

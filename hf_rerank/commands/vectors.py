@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import lists_folder, without_bars_of_a_moment
+from hf_rerank.commands.parsing import disable_short_progress_bars, lists_folder
 
 
 def add(commands: Any) -> None:
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.data.prepared import read_report
     from hf_rerank.personalised_vectors import REPORT_KEY, add_personalised_vectors
 
-    without_bars_of_a_moment()
+    disable_short_progress_bars()
     report = add_personalised_vectors(
         lists_folder(options.data),
         options.output_dir,

@@ -131,11 +131,11 @@ def find_models(names: Sequence[str]) -> tuple[Model, ...]:
 
     found = []
     for name in dict.fromkeys((POINTWISE, *names)):
-        found.append(_own_model(name) if ":" in name else Model(name, *reranker_classes(name)))
+        found.append(_import_model(name) if ":" in name else Model(name, *reranker_classes(name)))
     return tuple(found)
 
 
-def _own_model(path: str) -> Model:
+def _import_model(path: str) -> Model:
     from hf_rerank.models.base import PreTrainedReranker
     from hf_rerank.models.config import RerankerConfig
 

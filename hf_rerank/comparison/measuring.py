@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError
-from hf_rerank.evaluation.evaluator import EvaluationSums, add_batch, encoded_batches
+from hf_rerank.evaluation.evaluator import EvaluationSums, add_batch, encode_batches
 from hf_rerank.metrics.ranking import expected_clicks, ndcg
 from hf_rerank.processing import ListProcessor
 from hf_rerank.schema import ListSchema
@@ -80,7 +80,7 @@ def measure_model(model: Any, processor: ListProcessor, lists: Any, *, ks: Seque
     """Measures a re-ranker in evaluation mode: metrics, obedience to both principles, and the values of each list."""
     sums = PerListSums(processor.schema, ks, no_click)
     model.eval()
-    for batch in encoded_batches(lists, processor):
+    for batch in encode_batches(lists, processor):
         add_batch(model, batch, sums, obedience_k=5, max_steps=0)
     return sums.result()
 
@@ -98,7 +98,7 @@ def measure_scores(
         no_click: ``zero`` or ``skip``.
     """
     sums, start = PerListSums(processor.schema, ks, no_click), 0
-    for batch in encoded_batches(lists, processor):
+    for batch in encode_batches(lists, processor):
         mask = batch["mask"]
         items = int(mask.sum())
         padded = torch.zeros(mask.shape, dtype=torch.float64)
@@ -108,13 +108,13 @@ def measure_scores(
     return sums.result()
 
 
-def logged_scores(processor: ListProcessor, lists: Any) -> np.ndarray:
+def score_logged_order(processor: ListProcessor, lists: Any) -> np.ndarray:
     """float64 [N], minus the position of each item in the initial order."""
-    parts = [-batch["position_ids"][batch["mask"]].numpy() for batch in encoded_batches(lists, processor)]
+    parts = [-batch["position_ids"][batch["mask"]].numpy() for batch in encode_batches(lists, processor)]
     return np.concatenate(parts).astype(np.float64)
 
 
-def latency_ms(rank: Callable[[dict[str, Any]], Any], lists: Any, label: str) -> float:
+def measure_latency_ms(rank: Callable[[dict[str, Any]], Any], lists: Any, label: str) -> float:
     """Median milliseconds in which ``rank`` ranks one raw list, encoding included, on this machine.
 
     Args:

@@ -30,7 +30,7 @@ def remaining_seconds(taken: Mapping[str, Sequence[float]], left: Sequence[str])
     return sum(sum(taken[arm]) / len(taken[arm]) if taken.get(arm) else usual for arm in left)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """As people say it: ``40 s``, ``12 min``, ``3.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -79,7 +79,6 @@ class Progress:
         self.taken.setdefault(arm, []).append(seconds)
         self.left.remove(arm)
         remaining = remaining_seconds(self.taken, self.left)
-        more = f", about {duration(remaining)} left" if remaining else ""
-        self.say(
-            f"[{self.total - len(self.left)}/{self.total}] {arm}, seed {seed}: {measure}, {duration(seconds)}{more}"
-        )
+        more = f", about {format_duration(remaining)} left" if remaining else ""
+        done = f"[{self.total - len(self.left)}/{self.total}]"
+        self.say(f"{done} {arm}, seed {seed}: {measure}, {format_duration(seconds)}{more}")

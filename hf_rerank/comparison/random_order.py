@@ -29,11 +29,11 @@ def add_random_order(lists: Any, schema: ListSchema, seed: int) -> Any:
         table.column(schema.label).combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
         for table in tables_of(lists.select_columns([schema.label]), _BATCH)
     ]
-    positions = random_positions(np.concatenate(lengths).astype(np.int64), seed)
+    positions = draw_positions(np.concatenate(lengths).astype(np.int64), seed)
     return lists.add_column(COLUMN, pa.array([part.tolist() for part in positions], type=pa.list_(pa.int64())))
 
 
-def random_positions(lengths: np.ndarray, seed: int) -> list[np.ndarray]:
+def draw_positions(lengths: np.ndarray, seed: int) -> list[np.ndarray]:
     """For each list a random permutation of ``0 .. length - 1``, by a hash of seed, number of the list and slot.
 
     Args:

@@ -18,11 +18,11 @@ _HOME = {
     "evaluate": "evaluator",
     "evaluate_orders": "evaluator",
     "holm": "comparing",
-    "obedience_figure": "plots",
+    "plot_obedience": "plots",
     "obedience_table": "tables",
     "results_table": "tables",
     "t_interval": "comparing",
-    "training_figure": "plots",
+    "plot_training": "plots",
 }
 __all__ = sorted(_HOME)
 

@@ -243,7 +243,7 @@ def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)) + "\n"
 
 
-def comparison_figure(comparisons: Sequence[Comparison], path: str | Path) -> None:
+def plot_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> None:
     """Draws the differences around 0, one line each: intervals over groups as bars, over seeds as thin lines.
 
     An interval that is infinite (of one seed) is left out.

@@ -105,7 +105,7 @@ class EvaluationSums:
         return results
 
 
-def comparable_scores(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
+def make_comparable(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
     """Scores that rank each list as the logits do and that compare over lists as the model's probabilities do.
 
     Logits under ``binary_log_loss`` (sigmoid is increasing); else the log of the softmax over the list. Neither
@@ -116,7 +116,7 @@ def comparable_scores(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
     return F.log_softmax(logits.float().masked_fill(~mask, torch.finfo(torch.float32).min), dim=-1)
 
 
-def encoded_batches(
+def encode_batches(
     lists: Any, processor: ListProcessor, *, batch_size: int = 512, report: EncodingReport | None = None
 ) -> Iterator[Batch]:
     """Batches of tensors with labels, ids included, in order.
@@ -178,7 +178,7 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        for batch in encoded_batches(lists, processor, batch_size=batch_size, report=report):
+        for batch in encode_batches(lists, processor, batch_size=batch_size, report=report):
             add_batch(model, batch, sums, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps)
             if progress is not None:
                 progress(batch["mask"].shape[0])
@@ -194,7 +194,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def measured(
+def measure_obedience(
     forward: Callable[..., Any],
     inputs: Batch,
     *,
@@ -246,8 +246,10 @@ def add_batch(
     device = next(model.parameters()).device
     inputs = {name: batch[name].to(device) for name in MODEL_TENSORS if name in batch}
     keys = list_keys(batch["list_id"].to(device))
-    output = measured(model, inputs, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps, list_keys=keys)
-    scores = comparable_scores(output.logits, model.config.task_loss_name, inputs["mask"])
+    output = measure_obedience(
+        model, inputs, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps, list_keys=keys
+    )
+    scores = make_comparable(output.logits, model.config.task_loss_name, inputs["mask"])
     sums.add(
         scores.cpu(),
         batch["labels"],
@@ -286,7 +288,7 @@ def evaluate_orders(
     examination = processor.schema.examination
     rows: dict[str, EvaluationSums] = {}
     number = 0
-    for batch in encoded_batches(lists, processor):
+    for batch in encode_batches(lists, processor):
         size, length = batch["mask"].shape
         keys = np.arange(number, number + size, dtype=np.int64)[:, None] * 4096 + np.arange(length)
         number += size

@@ -21,7 +21,7 @@ PACKAGES = ("hf-rerank", "torch", "transformers", "datasets", "accelerate", "num
 _DIGEST_BATCH, _DIGEST_HEAD = 10_000, 1_000
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Versions and machine."""
     import torch
 
@@ -64,7 +64,7 @@ def describe_training(model: Any, processor: Any, args: Any, *, train: Any, vali
         "processor": processor.fit_report,
         "text_columns": [name for name, table in processor.vocabularies.items() if getattr(table, "is_text", False)],
         "data": {name: data_identity(lists, schema) for name, lists in splits.items() if lists is not None},
-        "environment": environment(),
+        "environment": describe_environment(),
     }
 
 

@@ -12,7 +12,7 @@ from hf_rerank.storage import json_text, json_values, parse_json_object, read_js
 RESULTS = "results.json"
 
 
-def results_to_add_to(model: str | Path) -> dict[str, Any]:
+def read_saved_results(model: str | Path) -> dict[str, Any]:
     """The results in the folder of a model, as they were saved.
 
     Args:
@@ -62,10 +62,10 @@ def add_evaluation(
         What became of the split's results.
 
     Raises:
-        InputError: As ``results_to_add_to``.
+        InputError: As ``read_saved_results``.
         CannotWrite: It could not be written; the folder is whole.
     """
-    results_to_add_to(model)
+    read_saved_results(model)
     numbers = {f"{split}_{name}": value for name, value in measures.items() if isinstance(value, int | float)}
     parts: dict[str, Any] = {
         "evaluations": numbers,
@@ -75,7 +75,7 @@ def add_evaluation(
     }
     became: Literal["added", "replaced", "unchanged"] = "unchanged"
 
-    def changed(content: bytes) -> bytes:
+    def add(content: bytes) -> bytes:
         nonlocal became
         before = parse_json_object(content.decode(), str(Path(model) / RESULTS))
         after = {
@@ -87,5 +87,5 @@ def add_evaluation(
         became = "replaced" if split in before.get("evaluations", {}) else "added"
         return json_text(after).encode()
 
-    replace_file(Path(model), RESULTS, changed)
+    replace_file(Path(model), RESULTS, add)
     return became

@@ -38,7 +38,7 @@ class NamedLists:
     items: list[list[str]]
 
     @classmethod
-    def of(cls, lists: Any, schema: ListSchema) -> NamedLists:
+    def from_dataset(cls, lists: Any, schema: ListSchema) -> NamedLists:
         """Of a ``datasets`` Dataset."""
         by_id = schema.list_id is not None and schema.list_id in lists.column_names
         columns = [schema.id_column, *([schema.list_id] if by_id else [])]
@@ -70,11 +70,11 @@ def read_scores(path: str | Path, named: NamedLists) -> tuple[np.ndarray, int]:
         raise InputError(f"{path} is no file: expected scores as .jsonl, .parquet, or a TREC run")
     _refuse_repeated(named.lists, "list", "scores cannot be assigned to it")
     if path.suffix == ".jsonl":
-        found = _from_rows(_json_rows(path))
+        found = _collect_scores(_read_json_rows(path))
     elif path.suffix == ".parquet":
-        found = _from_rows(_parquet_rows(path))
+        found = _collect_scores(_read_parquet_rows(path))
     else:
-        return _from_trec(path, named)
+        return _read_trec(path, named)
     wanted = set(named.lists)
     parts = []
     for name, items in zip(named.lists, named.items, strict=True):
@@ -120,14 +120,14 @@ def write_trec_run(
                 file.write(f"{' '.join(row)}\n")
 
 
-def _json_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+def _read_json_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield f"line {number}", parse_json_object(line, f"{path}, line {number}", "fix the line and rerun")
 
 
-def _parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+def _read_parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -139,7 +139,7 @@ def _parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         yield f"row {number}", row
 
 
-def _from_rows(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, tuple[str, np.ndarray]]:
+def _collect_scores(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, tuple[str, np.ndarray]]:
     """List -> where its scores stand, and the scores."""
     found: dict[str, tuple[str, np.ndarray]] = {}
     for where, row in rows:
@@ -157,7 +157,7 @@ def _from_rows(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, tuple[st
     return found
 
 
-def _from_trec(path: Path, named: NamedLists) -> tuple[np.ndarray, int]:
+def _read_trec(path: Path, named: NamedLists) -> tuple[np.ndarray, int]:
     found: dict[str, dict[str, float]] = {}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):

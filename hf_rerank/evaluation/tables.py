@@ -28,7 +28,7 @@ RESULT_COLUMNS = {
 def results_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Rows of metrics under the headings of ``RESULT_COLUMNS``; columns that no row has are left out."""
     columns = {heading: name for heading, name in RESULT_COLUMNS.items() if any(name in row for row in rows.values())}
-    body = [[label, *(_number(row.get(name)) for name in columns.values())] for label, row in rows.items()]
+    body = [[label, *(_format_number(row.get(name)) for name in columns.values())] for label, row in rows.items()]
     return text_table(["", *columns], body)
 
 
@@ -47,7 +47,7 @@ def obedience_table(measures: Mapping[str, Any]) -> str:
     principles = text_table(
         ["obedience", "P1, own order", "P2, one swap"],
         [
-            [label, *(_number(measures.get(f"{principle}_{name}")) for principle in ("p1", "p2"))]
+            [label, *(_format_number(measures.get(f"{principle}_{name}")) for principle in ("p1", "p2"))]
             for label, name in rows.items()
         ],
     )
@@ -58,9 +58,9 @@ def obedience_table(measures: Mapping[str, Any]) -> str:
         "score_spread": "score spread, standard deviation of a list's logits",
         "collapsed_share": "equal scores, share of lists",
     }
-    values = [[label, _number(measures[name])] for name, label in others.items() if name in measures]
+    values = [[label, _format_number(measures[name])] for name, label in others.items() if name in measures]
     if measures.get("p2_sampled_share"):
-        values.append(["P2 on a sample of the swaps, share of lists", _number(measures["p2_sampled_share"])])
+        values.append(["P2 on a sample of the swaps, share of lists", _format_number(measures["p2_sampled_share"])])
     values.append(["lists measured", f"{measures.get('obedience_lists', 0):,}"])
     heading = "fixed points and scores" if "fixed_point_rate" in measures else "scores"
     return f"{principles}\n\n{text_table([heading, ''], values)}"
@@ -79,5 +79,5 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * max(len(line) for line in lines), *lines[1:]])
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"

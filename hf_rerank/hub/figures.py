@@ -13,7 +13,7 @@ TRAINING, OBEDIENCE = "training.png", "obedience.png"
 FIGURES = (TRAINING, OBEDIENCE)
 
 
-def drawn_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
+def draw_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
     """File name -> PNG, of the figures for which the results have numbers; the same numbers give the same bytes.
 
     Args:
@@ -27,10 +27,10 @@ def drawn_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
     split = evaluation_to_draw(results)
     asked: dict[str, Callable[[Path], None]] = {}
     if isinstance(log, list):
-        asked[TRAINING] = lambda path: plots.training_figure(log, path)
+        asked[TRAINING] = lambda path: plots.plot_training(log, path)
     if split is not None:
         measures = measures_of(results, split)
-        asked[OBEDIENCE] = lambda path: plots.obedience_figure(measures, path)
+        asked[OBEDIENCE] = lambda path: plots.plot_obedience(measures, path)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, draw in asked.items():

@@ -16,7 +16,7 @@ _FOLDERS = re.compile(rf"(?<![\w.~:/\\-]){_ROOT}(?:[^\s/\\]+[/\\])*(?=[^\s/\\])"
 _NAMES = ("schema", "text_columns")
 
 
-def without_own_folders(values: Mapping[str, Any]) -> dict[str, Any]:
+def remove_own_folders(values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of ``results.json`` or ``training_args.json`` in which a path is its last component alone.
 
     That is every text that begins at the root of a disk, in a home folder (``~``) or with ``..``: in the results of a
@@ -29,14 +29,14 @@ def without_own_folders(values: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         values: What the file holds. The schema, and names of columns, stay as they are.
     """
-    return {key: value if key in _NAMES else _cleaned(value) for key, value in values.items()}
+    return {key: value if key in _NAMES else _clean(value) for key, value in values.items()}
 
 
-def _cleaned(value: Any) -> Any:
+def _clean(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _cleaned(entry) for key, entry in value.items()}
+        return {key: _clean(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_cleaned(entry) for entry in value]
+        return [_clean(entry) for entry in value]
     if not isinstance(value, str):
         return value
     # A whole text that is a path may have blanks in its folders; its last component is what both systems say.

@@ -11,8 +11,8 @@ from typing import Any
 
 from hf_rerank.errors import InputError
 from hf_rerank.hub.card import model_card
-from hf_rerank.hub.figures import FIGURES, drawn_figures
-from hf_rerank.hub.own_folders import without_own_folders
+from hf_rerank.hub.figures import FIGURES, draw_figures
+from hf_rerank.hub.own_folders import remove_own_folders
 from hf_rerank.models.auto import AutoReranker
 from hf_rerank.processing import ListProcessor
 from hf_rerank.storage import MANIFEST, InputFiles, json_text, read_json, verify
@@ -90,13 +90,13 @@ def _model_files(folder: Path) -> dict[str, Path | bytes]:
     files: dict[str, Path | bytes] = {**choose_files(folder, PUSHED)}
     for name in (RESULTS, ARGUMENTS):
         if name in files:
-            files[name] = _cleaned(folder / name)
+            files[name] = _clean(folder / name)
     shown = (folder / CARD).read_text(encoding="utf-8") if CARD in files else ""
     return {name: content for name, content in files.items() if name not in FIGURES or name in shown}
 
 
-def _cleaned(path: Path) -> bytes:
-    return json_text(without_own_folders(read_json(path))).encode()
+def _clean(path: Path) -> bytes:
+    return json_text(remove_own_folders(read_json(path))).encode()
 
 
 def _refuse_unfit(folder: Path) -> None:
@@ -116,10 +116,10 @@ def _card_and_figures(folder: Path, repo_id: str, tell: Callable[[str], object])
     path = folder / RESULTS
     if not path.is_file():
         return {CARD: plain_card(repo_id).encode()}
-    results = without_own_folders(read_json(path))
+    results = remove_own_folders(read_json(path))
     figures: dict[str, Path | bytes] = {}
     try:
-        figures |= drawn_figures(results)
+        figures |= draw_figures(results)
     except InputError as error:
         tell(f"the card has no figures: {error}")
     return {CARD: model_card(repo_id, results, figures=figures).encode(), **figures}

@@ -93,12 +93,12 @@ class RerankingPipeline(Pipeline):
         self._sanitize_parameters(**choices)
         chosen = {**self.choices, **choices}
         if isinstance(inputs, Mapping):
-            return next(self._results([inputs], **chosen))
+            return next(self._iterate_results([inputs], **chosen))
         if isinstance(inputs, torch.utils.data.Dataset) and not isinstance(inputs, Iterable):
             inputs = map(inputs.__getitem__, range(len(inputs)))  # type: ignore[arg-type]
         if isinstance(inputs, str) or not isinstance(inputs, Iterable):
             raise InputError(f"expected a dictionary of columns, or several, got {type(inputs).__name__}")
-        results = self._results(inputs, **chosen)
+        results = self._iterate_results(inputs, **chosen)
         return list(results) if isinstance(inputs, Sequence) else results
 
     def preprocess(  # type: ignore[override]
@@ -133,7 +133,7 @@ class RerankingPipeline(Pipeline):
         check_is_bool("truncate", choices.get("truncate", False))
         return {}, {}, {}
 
-    def _results(
+    def _iterate_results(
         self, lists: Iterable[Mapping[str, Any]], *, batch_size: int, top_k: int | None, truncate: bool
     ) -> Iterator[dict[str, Any]]:
         """The results one by one, of lists that are encoded and scored a batch at a time."""

@@ -14,7 +14,7 @@ from hf_rerank.inference.ranking import (
     EncodedBatch,
     check_at_least_one,
     check_is_bool,
-    encoded_batches,
+    encode_batches,
     probabilities,
 )
 from hf_rerank.processing.encoding_report import EncodingReport
@@ -185,7 +185,7 @@ class Reranker:
         rows = rows_of_frame(lists, self.processor.schema) if is_frame(lists) else lists
         report = EncodingReport()
         ranked: Any = []
-        for batch in encoded_batches(rows, self.processor, truncate=truncate, batch_size=batch_size):
+        for batch in encode_batches(rows, self.processor, truncate=truncate, batch_size=batch_size):
             ranked += batch.results(self.scorer.scores(batch.features), top_k)
             report.add(batch.report)
         report.drift = self.processor.drift(report)
@@ -214,11 +214,11 @@ class Reranker:
         check_is_bool("probabilities", probabilities)
         rows = rows_of_frame(lists, self.processor.schema) if is_frame(lists) else lists
         found: list[np.ndarray] = []
-        for batch in encoded_batches(rows, self.processor, truncate=truncate, batch_size=batch_size):
-            found += self._predictions(batch, probabilities)
+        for batch in encode_batches(rows, self.processor, truncate=truncate, batch_size=batch_size):
+            found += self._predict_batch(batch, probabilities)
         return found
 
-    def _predictions(self, batch: EncodedBatch, as_probabilities: bool) -> list[np.ndarray]:
+    def _predict_batch(self, batch: EncodedBatch, as_probabilities: bool) -> list[np.ndarray]:
         scores = self.scorer.scores(batch.features)
         batch.check_scores(scores)
         if as_probabilities:

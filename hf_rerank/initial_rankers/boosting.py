@@ -96,7 +96,7 @@ def count_clicks(ragged: RaggedLists, schema: ListSchema, parts: np.ndarray) -> 
     return counts
 
 
-def dataset(
+def make_dataset(
     lightgbm: Any,
     ragged: RaggedLists,
     schema: ListSchema,

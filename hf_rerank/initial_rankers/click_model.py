@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.initial_rankers.lambdamart import FORMAT_VERSION, RANKER_FILE, read_settings
-from hf_rerank.initial_rankers.qualities import quality_named
-from hf_rerank.initial_rankers.ranker_train import features_of, ranker_lists
+from hf_rerank.initial_rankers.qualities import find_quality
+from hf_rerank.initial_rankers.ranker_train import choose_ranker_lists, select_features
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
 from hf_rerank.processing import ListProcessor, RerankCollator
 from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
@@ -74,8 +74,8 @@ class ClickModel:
             InputError: No list has a click, or a label is above 1.
             TrainingStopped: The loss is not finite.
         """
-        means = quality_named(quality)
-        chosen = ranker_lists(lists, schema, use=means.lists(len(lists), at_most), seed=seed)
+        means = find_quality(quality)
+        chosen = choose_ranker_lists(lists, schema, use=means.lists(len(lists), at_most), seed=seed)
         processor = ListProcessor.from_lists(chosen.train, schema=chosen.schema)
         collator = RerankCollator(processor, highest_label=1.0)
         train, held_out = EncodedLists(chosen.train, collator), EncodedLists(chosen.held_out, collator)
@@ -105,12 +105,12 @@ class ClickModel:
 
     def scores(self, table: pa.Table) -> np.ndarray:
         """float64 [N], the logits of the items of all lists of a table, one list after another."""
-        lists = Lists.from_arrow(features_of(table, self.processor.schema), self.processor.schema)
-        return self._of_items(lists, lambda inputs: self.model(**inputs).logits).astype(np.float64)
+        lists = Lists.from_arrow(select_features(table, self.processor.schema), self.processor.schema)
+        return self._run_on_items(lists, lambda inputs: self.model(**inputs).logits).astype(np.float64)
 
-    def last_hidden(self, lists: Lists) -> np.ndarray:
+    def encode_items(self, lists: Lists) -> np.ndarray:
         """float32 [N, D], the last hidden layer's activations for the items of all lists, one list after another."""
-        return self._of_items(lists, lambda inputs: self.model.last_hidden(**inputs))
+        return self._run_on_items(lists, lambda inputs: self.model.encode_items(**inputs))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes weights, processor and settings, with a manifest: all of it or nothing."""
@@ -131,7 +131,7 @@ class ClickModel:
         settings = read_settings(path, "dnn")
         return cls(DNNForReranking.from_pretrained(path), ListProcessor.from_pretrained(path), settings)
 
-    def _of_items(self, lists: Lists, compute: Any) -> np.ndarray:
+    def _run_on_items(self, lists: Lists, compute: Any) -> np.ndarray:
         arrays = self.processor.encode(lists)[0].padded()
         found = []
         for start in range(0, len(lists), BATCH_LISTS):

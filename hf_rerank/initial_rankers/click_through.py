@@ -37,21 +37,21 @@ class ClickThroughCounts:
         np.add.at(self.shown, (parts, rows), 1)
         np.add.at(self.clicked, (parts[clicked], rows[clicked]), 1)
 
-    def rates(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    def compute_rates(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """float32 [rows], ``(clicks + PRIOR_ITEMS * mean rate) / (shown + PRIOR_ITEMS)`` over these parts, or all."""
         counted = slice(None) if parts is None else np.asarray(parts)
-        return _smoothed(self.clicked[counted].sum(0), self.shown[counted].sum(0))
+        return _smooth(self.clicked[counted].sum(0), self.shown[counted].sum(0))
 
-    def out_of_fold(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    def compute_out_of_fold(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """float32 [PARTS, rows]: in row p the rates over these parts, or all, but p; so is the mean rate."""
         counted = slice(None) if parts is None else np.asarray(parts)
         clicked, shown = self.clicked[counted].sum(0), self.shown[counted].sum(0)
         inside = np.isin(np.arange(PARTS), np.arange(PARTS)[counted])
         return np.stack(
-            [_smoothed(clicked - self.clicked[p] * inside[p], shown - self.shown[p] * inside[p]) for p in range(PARTS)]
+            [_smooth(clicked - self.clicked[p] * inside[p], shown - self.shown[p] * inside[p]) for p in range(PARTS)]
         )
 
 
-def _smoothed(clicked: np.ndarray, shown: np.ndarray) -> np.ndarray:
+def _smooth(clicked: np.ndarray, shown: np.ndarray) -> np.ndarray:
     mean = clicked.sum() / max(shown.sum(), 1)
     return ((clicked + PRIOR_ITEMS * mean) / (shown + PRIOR_ITEMS)).astype(np.float32)

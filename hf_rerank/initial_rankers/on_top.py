@@ -18,11 +18,11 @@ import torch
 from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.boosting import encode, require_lightgbm
 from hf_rerank.initial_rankers.ranker_train import PARTS
-from hf_rerank.initial_rankers.tree_learner import TreeLearner, mean_ndcg, with_scores
+from hf_rerank.initial_rankers.tree_learner import TreeLearner, mean_ndcg, pad_with_scores
 from hf_rerank.losses import binary_log_loss, softmax_loss
 from hf_rerank.processing import ListProcessor, RaggedLists
 from hf_rerank.schema import NO_ORDER
-from hf_rerank.training.starting_point import calibration
+from hf_rerank.training.starting_point import fit_calibration
 
 SCORE_COLUMN = "lambdamart_score"
 FOLDS = 5
@@ -134,8 +134,10 @@ class _CrossFitted:
             self.scores[of_item == number] = ranker.scores(held, schema)
         positions = 0 if schema.position == NO_ORDER else schema.max_list_length
         loss = binary_log_loss if learner.labels.max() <= 1 else softmax_loss
-        tensors = {name: torch.from_numpy(array) for name, array in with_scores(learner.ragged, self.scores).items()}
-        scale, offset, of_position = calibration(tensors, loss, positions=positions)
+        tensors = {
+            name: torch.from_numpy(array) for name, array in pad_with_scores(learner.ragged, self.scores).items()
+        }
+        scale, offset, of_position = fit_calibration(tensors, loss, positions=positions)
         start = scale * self.scores + offset
         if positions:
             start = start + np.array(of_position)[learner.ragged.rows["position_ids"]]

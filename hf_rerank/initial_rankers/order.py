@@ -29,7 +29,7 @@ from hf_rerank.initial_rankers.boosting import require_lightgbm
 from hf_rerank.initial_rankers.click_model import ClickModel
 from hf_rerank.initial_rankers.cross_fitting import CrossFittedRanker
 from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker
-from hf_rerank.initial_rankers.qualities import RANKERS, quality_named
+from hf_rerank.initial_rankers.qualities import RANKERS, find_quality
 from hf_rerank.initial_rankers.ranker_train import ANY_LENGTH, read_ranker_train
 from hf_rerank.processing import ListProcessor
 from hf_rerank.validation import Lists
@@ -122,7 +122,7 @@ def check_ranker(ranker: str, quality: str) -> None:
     """
     if ranker not in RANKERS:
         raise InputError(f"unknown ranker {ranker!r}: expected {' or '.join(RANKERS)}{suggestion(ranker, RANKERS)}")
-    quality_named(quality)
+    find_quality(quality)
     if ranker == "lambdamart":
         require_lightgbm()
 
@@ -243,17 +243,17 @@ class _InInitialOrder(PreparedSource):
         lists = datasets_of_parquet(self.prepared.files["train"], "train", streaming=False)
         return CrossFittedRanker.fit(fit, lists, self.old_schema, folds=self.cross_fit, seed=self.seed)
 
-    def _scores(self, split: str, first: int, table: pa.Table, lists: Lists, ranker: Ranker) -> np.ndarray | None:
+    def _score(self, split: str, first: int, table: pa.Table, lists: Lists, ranker: Ranker) -> np.ndarray | None:
         """Scores to sort by; None: the lists keep their order."""
         if isinstance(ranker, CrossFittedRanker):
             if split == "train":
-                return ranker.scores_of_train(table, first, lists.lengths)
+                return ranker.score_training_lists(table, first, lists.lengths)
             return ranker.scores(table)
         return ranker.scores(table) if split in SORTED_SPLITS else None
 
     def change(self, split: str, first: int, lists: pa.Table, facts: Ranker, report: PrepareReport) -> pa.Table:
         table, checked = lists, Lists.from_arrow(lists, self.old_schema, with_labels=True)
-        scores = self._scores(split, first, table, checked, facts)
+        scores = self._score(split, first, table, checked, facts)
         positions = checked.positions if scores is None else positions_by_score(scores, checked.lengths)
         offsets = pa.array(np.concatenate([[0], np.cumsum(checked.lengths)]), type=pa.int32())
         made = {self.position: positions}
@@ -277,7 +277,7 @@ class _InInitialOrder(PreparedSource):
         if name is not None:
             every = np.ones(len(positions), dtype=bool)
             field = self.columns.field(name)
-            column = sequences(*lists.labels_of_cut_items(every if kept is None else kept), field.type)
+            column = sequences(*lists.collect_cut_labels(every if kept is None else kept), field.type)
             if name in table.column_names:
                 table = table.set_column(table.column_names.index(name), field, column)
             else:
@@ -304,11 +304,11 @@ class _InInitialOrder(PreparedSource):
         for split in MEASURED_SPLITS if self.cross_fit is None else ("train", *MEASURED_SPLITS):
             files = sorted(folder.glob(f"{split}-*.parquet"))
             if report.lists[split]:
-                metrics[split] = self._metrics(facts, files, split)
+                metrics[split] = self._measure_order(facts, files, split)
         about = {**facts.settings, **cut, "max_list_length": self.longest, "metrics": metrics}
-        write_description(folder, self.schema, report, self._card(report, about), **{REPORT_KEY: about})
+        write_description(folder, self.schema, report, self._make_card(report, about), **{REPORT_KEY: about})
 
-    def _metrics(self, ranker: Ranker, files: list[Path], split: str) -> dict[str, float]:
+    def _measure_order(self, ranker: Ranker, files: list[Path], split: str) -> dict[str, float]:
         """As the row ``initial`` of ``hf-rerank evaluate``."""
         learned = ranker.processor
         of_lists = ("position", "attraction", "examination", "max_list_length", "cut_label")
@@ -317,7 +317,7 @@ class _InInitialOrder(PreparedSource):
         lists = datasets_of_parquet(files, split, streaming=True)
         return evaluate_orders(processor, lists, ks=KS)["initial"]
 
-    def _card(self, report: PrepareReport, facts: Mapping[str, Any]) -> str:
+    def _make_card(self, report: PrepareReport, facts: Mapping[str, Any]) -> str:
         card, schema = read_card(self.folder), self.schema
         learned, looked_at = facts["lists_learned_from"], facts["lists_learned_from"] + facts["lists_held_out"]
         trained_on = "ranker_train" if self.cross_fit is None else "train"

@@ -54,7 +54,7 @@ QUALITIES = {
 }
 
 
-def quality_named(name: str) -> Quality:
+def find_quality(name: str) -> Quality:
     """
     Raises:
         InputError: There is no such quality.

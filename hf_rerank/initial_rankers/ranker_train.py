@@ -62,7 +62,7 @@ def ranker_schema(schema: ListSchema) -> ListSchema:
     )
 
 
-def features_of(table: pa.Table, schema: ListSchema) -> pa.Table:
+def select_features(table: pa.Table, schema: ListSchema) -> pa.Table:
     """Only the columns that scores depend on: no label, no order, no truth."""
     names = {feature.name for feature in (*schema.items, *schema.user)} | {schema.list_id}
     return table.select([name for name in table.column_names if name in names])
@@ -84,7 +84,7 @@ def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
     return datasets_of_parquet(prepared.files["ranker_train"], "ranker_train", streaming=False)
 
 
-def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> RankerLists:
+def choose_ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> RankerLists:
     """Chooses lists to learn from, spread evenly over ``lists``, and holds out those of a tenth of the users.
 
     Args:
@@ -105,7 +105,7 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
         of_clicks = labels.value_parent_indices().filter(pc.greater(labels.flatten(), 0)).to_numpy()
         items.append(pc.list_value_length(labels).to_numpy(zero_copy_only=False))
         clicks.append(np.bincount(of_clicks, minlength=table.num_rows))
-    of_list = users_to_parts(users_of(chosen, schema), PARTS, seed)
+    of_list = assign_parts(users_of(chosen, schema), PARTS, seed)
     shown, clicked = np.concatenate(items), np.concatenate(clicks)
     held = of_list == HELD_OUT
     for what, wanted in (("to learn from", ~held), ("held out to say when to stop", held)):
@@ -125,7 +125,7 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
     )
 
 
-def users_to_parts(users: list[Any], parts: int, seed: int) -> np.ndarray:
+def assign_parts(users: list[Any], parts: int, seed: int) -> np.ndarray:
     """int64, the part of each list: users in the order of a hash go round the parts, so that no part lacks users."""
     in_order = sorted(set(users), key=lambda user: (blake2b_64(f"{seed}:{user}"), str(user)))
     part_of = {user: number % parts for number, user in enumerate(in_order)}

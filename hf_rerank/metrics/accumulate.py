@@ -17,11 +17,11 @@ from hf_rerank.metrics.ranking import (
     RankedLists,
     check_k,
     check_option,
-    clicks_expected_in_order,
     exact_auc,
     rank_slots,
     read_examination,
     read_lists,
+    sum_expected_clicks,
 )
 
 
@@ -130,7 +130,7 @@ class RankingMetrics:
         ranked = RankedLists(scores, labels, mask, cut_labels=cut_labels, click_above=self.click_above or 0.0)
         expected = self._read_expected(ranked, scores, mask, attraction, positions)
         counted = slice(None) if self.no_click == "zero" else ranked.clicked > 0
-        sums = {name: float(values[counted].sum()) for name, values in self._at_each_k(ranked)}
+        sums = {name: float(values[counted].sum()) for name, values in self._compute_at_each_k(ranked)}
         gauc = ranked.auc()
         left_out = np.isnan(gauc)
 
@@ -232,7 +232,7 @@ class RankingMetrics:
             "examination": None if self.examination is None else self.examination.tolist(),
         }
 
-    def _at_each_k(self, ranked: RankedLists) -> Iterable[tuple[str, np.ndarray]]:
+    def _compute_at_each_k(self, ranked: RankedLists) -> Iterable[tuple[str, np.ndarray]]:
         for k in self.ks:
             yield f"ndcg@{k}", ranked.ndcg(k, self.gain)
             yield f"map@{k}", ranked.average_precision(k, self.ap_denominator)
@@ -269,7 +269,7 @@ class RankingMetrics:
                 raise InputError("positions of the real items of a list must differ; some list gives one place twice")
         assert self.examination is not None
         return {
-            name: float(clicks_expected_in_order(order, attraction, mask, self.examination).sum())
+            name: float(sum_expected_clicks(order, attraction, mask, self.examination).sum())
             for name, order in orders.items()
         }
 

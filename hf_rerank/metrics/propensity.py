@@ -51,7 +51,7 @@ def propensity_clicks(
             is of the expected clicks.
     """
     corrected, mask, order, shape = _read(scores, labels, propensities, mask)
-    return reduce_lists(_at_top(corrected, order, mask, k, examination), reduction, shape)
+    return reduce_lists(_sum_top_clicks(corrected, order, mask, k, examination), reduction, shape)
 
 
 class PropensityMetrics:
@@ -72,9 +72,9 @@ class PropensityMetrics:
     def update(self, scores: Any, labels: Any, propensities: Any, *, mask: Any = None) -> None:
         """Adds lists; arguments as of ``propensity_clicks``."""
         corrected, mask, order, _ = _read(scores, labels, propensities, mask)
-        tops = {f"clicks@{k}": _at_top(corrected, order, mask, k, None) for k in self.ks}
+        tops = {f"clicks@{k}": _sum_top_clicks(corrected, order, mask, k, None) for k in self.ks}
         if self.examination is not None:
-            tops["expected_clicks"] = _at_top(corrected, order, mask, None, self.examination)
+            tops["expected_clicks"] = _sum_top_clicks(corrected, order, mask, None, self.examination)
         whole = corrected.sum(axis=-1)
         for name, top in tops.items():
             sums = np.array([top.sum(), whole.sum(), top @ top, top @ whole, whole @ whole])
@@ -93,10 +93,10 @@ class PropensityMetrics:
         for name, (top, whole, top_top, top_whole, whole_whole) in self._sums.items():
             mean = top / n if n else math.nan
             variance = (top_top / n - mean**2) / n if n else math.nan
-            results |= _interval(f"ips_{name}", mean, variance)
+            results |= _make_interval(f"ips_{name}", mean, variance)
             ratio = top / whole if whole else math.nan
             residuals = top_top - 2 * ratio * top_whole + ratio**2 * whole_whole
-            results |= _interval(f"snips_{name}", ratio, residuals / whole**2 if whole else math.nan)
+            results |= _make_interval(f"snips_{name}", ratio, residuals / whole**2 if whole else math.nan)
         return {**results, "largest_inverse_propensity": self.largest}
 
 
@@ -119,7 +119,9 @@ def _read(
     return corrected, mask, rank_slots(scores, mask), shape
 
 
-def _at_top(corrected: np.ndarray, order: np.ndarray, mask: np.ndarray, k: int | None, examination: Any) -> np.ndarray:
+def _sum_top_clicks(
+    corrected: np.ndarray, order: np.ndarray, mask: np.ndarray, k: int | None, examination: Any
+) -> np.ndarray:
     """Corrected clicks of the first k places, or of all by the chance that they are looked at; one value a list."""
     by_place = np.take_along_axis(corrected, order, axis=-1)
     if examination is None:
@@ -135,6 +137,6 @@ def _at_top(corrected: np.ndarray, order: np.ndarray, mask: np.ndarray, k: int |
     return by_place[:, :places] @ looked_at[:places]
 
 
-def _interval(name: str, value: float, variance: float) -> dict[str, float]:
+def _make_interval(name: str, value: float, variance: float) -> dict[str, float]:
     margin = _Z * math.sqrt(max(variance, 0.0)) if not math.isnan(variance) else math.nan
     return {name: float(value), f"{name}_low": float(value - margin), f"{name}_high": float(value + margin)}

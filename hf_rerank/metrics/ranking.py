@@ -84,7 +84,7 @@ def average_precision(
             inside the first k ranks (0 where there is none), as the public re-ranking toolkits do; it does not
             punish a click that was left below k.
     """
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     return ranked.reduce(ranked.average_precision(k, denominator), no_click, reduction)
 
 
@@ -106,7 +106,7 @@ def precision(
         denominator: ``"k"``, also for lists shorter than k, or ``"length"``, which divides by
             ``min(k, length)``.
     """
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     return ranked.reduce(ranked.precision(k, denominator), no_click, reduction)
 
 
@@ -124,7 +124,7 @@ def recall(
     Args:
         scores, labels, mask, k, reduction, no_click: see the top of this module.
     """
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     return ranked.reduce(ranked.recall(k), no_click, reduction)
 
 
@@ -142,7 +142,7 @@ def reciprocal_rank(
     Args:
         scores, labels, mask, k, reduction, no_click: see the top of this module.
     """
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     return ranked.reduce(ranked.reciprocal_rank(k), no_click, reduction)
 
 
@@ -160,7 +160,7 @@ def clicks(
     Args:
         scores, labels, mask, k, reduction, no_click: see the top of this module.
     """
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     return ranked.reduce(ranked.clicks(k), no_click, reduction)
 
 
@@ -184,7 +184,7 @@ def auc(scores: Any, labels: Any, *, mask: Any = None, exact_pairs: int = EXACT_
         A float; nan if there is no click, or nothing else.
     """
     (scores, labels), mask, _ = read_lists(mask, scores=scores, labels=labels)
-    _refuse_fractions(fraction_among(labels))
+    _refuse_fractions(find_fraction(labels))
     scores, clicked = scores[mask], labels[mask] > 0
     if scores.size <= exact_pairs:
         return exact_auc(scores, clicked)
@@ -210,7 +210,7 @@ def grouped_auc(
     """
     check_option("weighting", weighting, ("lists", "items"))
     check_option("reduction", reduction, ("mean", "none"))
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     values = ranked.auc()
     if reduction == "none":
         return values.reshape(ranked.shape)
@@ -296,7 +296,7 @@ def expected_clicks(
             least as long as the longest list.
     """
     (scores, attraction), mask, shape = read_lists(mask, scores=scores, attraction=attraction)
-    values = clicks_expected_in_order(rank_slots(scores, mask), attraction, mask, read_examination(examination))
+    values = sum_expected_clicks(rank_slots(scores, mask), attraction, mask, read_examination(examination))
     return reduce_lists(values, reduction, shape)
 
 
@@ -311,7 +311,7 @@ def best_expected_clicks(
     return expected_clicks(attraction, attraction, examination, mask=mask, reduction=reduction)
 
 
-def clicks_expected_in_order(
+def sum_expected_clicks(
     order: np.ndarray, attraction: np.ndarray, mask: np.ndarray, examination: np.ndarray
 ) -> np.ndarray:
     """Expected clicks, one value a list, of lists already read; ``order`` [lists, list]: the slot at each place."""
@@ -383,7 +383,7 @@ class RankedLists:
     @property
     def fraction(self) -> float | None:
         """A label that is no whole number; None if there is none."""
-        return fraction_among(self.labels)
+        return find_fraction(self.labels)
 
     def ndcg(self, k: int | None, gain: str) -> np.ndarray:
         k = check_k(k)
@@ -397,7 +397,7 @@ class RankedLists:
         else:
             gained, ideal = (y / np.where(highest > 0, highest, 1.0) for y in (gained, ideal))
         discount = 1.0 / np.log2(np.arange(ideal.shape[-1]) + 2.0)
-        return _ratio(gained @ discount[: gained.shape[-1]], ideal @ discount)
+        return _divide(gained @ discount[: gained.shape[-1]], ideal @ discount)
 
     def average_precision(self, k: int | None, denominator: str) -> np.ndarray:
         k = check_k(k)
@@ -406,8 +406,8 @@ class RankedLists:
         found = np.cumsum(hits, axis=-1)
         precision_at_hits = np.where(hits, found / np.arange(1, hits.shape[-1] + 1), 0.0)
         if denominator == "hits":
-            return _ratio(precision_at_hits.sum(axis=-1), hits.sum(axis=-1))
-        return _ratio(precision_at_hits.sum(axis=-1), self.clicked if k is None else np.minimum(k, self.clicked))
+            return _divide(precision_at_hits.sum(axis=-1), hits.sum(axis=-1))
+        return _divide(precision_at_hits.sum(axis=-1), self.clicked if k is None else np.minimum(k, self.clicked))
 
     def precision(self, k: int | None, denominator: str) -> np.ndarray:
         k = check_k(k)
@@ -416,10 +416,10 @@ class RankedLists:
             places = self.lengths
         else:
             places = np.minimum(k, self.lengths) if denominator == "length" else np.full_like(self.lengths, k)
-        return _ratio(self.clicks(k), places)
+        return _divide(self.clicks(k), places)
 
     def recall(self, k: int | None) -> np.ndarray:
-        return _ratio(self.clicks(k), self.clicked)
+        return _divide(self.clicks(k), self.clicked)
 
     def reciprocal_rank(self, k: int | None) -> np.ndarray:
         hits = self.hits[:, : check_k(k)]
@@ -441,7 +441,7 @@ class RankedLists:
         midrank_from_below = self.lengths[:, None] - (first + last) / 2.0
         clicked = self.hits.sum(axis=-1)  # items that were cut have no score
         won = np.where(self.hits, midrank_from_below, 0.0).sum(axis=-1) - clicked * (clicked + 1) / 2.0
-        return _ratio(won, clicked * (self.lengths - clicked), otherwise=math.nan)
+        return _divide(won, clicked * (self.lengths - clicked), otherwise=math.nan)
 
     def reduce(self, values: np.ndarray, no_click: str, reduction: str) -> float | np.ndarray:
         """Apply ``no_click`` and ``reduction`` to one value a list."""
@@ -500,7 +500,7 @@ def read_lists(mask: Any, **inputs: Any) -> tuple[list[np.ndarray], np.ndarray, 
         if bad.any():
             raise InputError(
                 f"{name} of real items must be finite{f' and in [{low:g}, {high:g}]' if name in _BOUNDS else ''}; "
-                f"{_first(array, bad, leading)}. If padding stands there, pass mask, True at real items"
+                f"{_describe_first(array, bad, leading)}. If padding stands there, pass mask, True at real items"
             )
         read.append(np.where(mask, array, 0.0))
     return read, mask, tuple(leading)
@@ -531,13 +531,13 @@ def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
         )
 
 
-def fraction_among(labels: np.ndarray) -> float | None:
+def find_fraction(labels: np.ndarray) -> float | None:
     """A label that is no whole number; None if there is none."""
     fractional = labels != np.floor(labels)
     return float(labels[fractional][0]) if fractional.any() else None
 
 
-def _ranked_clicks(scores: Any, labels: Any, mask: Any) -> RankedLists:
+def _rank_clicks(scores: Any, labels: Any, mask: Any) -> RankedLists:
     ranked = RankedLists(scores, labels, mask)
     _refuse_fractions(ranked.fraction)
     return ranked
@@ -580,7 +580,7 @@ def _read_array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _first(array: np.ndarray, bad: np.ndarray, leading: list[int]) -> str:
+def _describe_first(array: np.ndarray, bad: np.ndarray, leading: list[int]) -> str:
     """``"found nan in list 3, slot 7"``: the first bad value, by the caller's own axes."""
     row, slot = (int(i) for i in np.argwhere(bad)[0])
     index = [int(i) for i in np.unravel_index(row, leading)] if leading else []
@@ -588,7 +588,7 @@ def _first(array: np.ndarray, bad: np.ndarray, leading: list[int]) -> str:
     return f"found {array[row, slot]} in {place}slot {slot}"
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
+def _divide(numerator: np.ndarray, denominator: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
     """numerator / denominator; ``otherwise`` where the denominator is 0."""
     ratio = np.full(numerator.shape, otherwise)
     np.divide(numerator, denominator, out=ratio, where=denominator > 0)

@@ -57,17 +57,17 @@ def register_reranker(name: str, config: type[RerankerConfig], model: type[PreTr
     RERANKERS[name] = (config, model)
     # transformers reads it off the annotation of ``config``, which is text under postponed evaluation of annotations.
     model.config_class = config
-    _make_known(config, model)
+    _register(config, model)
 
 
-def _make_known(config: type[RerankerConfig], model: type[PreTrainedReranker]) -> None:
+def _register(config: type[RerankerConfig], model: type[PreTrainedReranker]) -> None:
     AutoConfig.register(config.model_type, config)
     AutoModel.register(config, model)
     AutoFeatureExtractor.register(config, ListProcessor)
 
 
 for _config, _model in RERANKERS.values():
-    _make_known(_config, _model)
+    _register(_config, _model)
 
 
 def reranker_classes(name: str) -> tuple[type[RerankerConfig], type[PreTrainedReranker]]:

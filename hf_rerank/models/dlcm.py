@@ -112,14 +112,14 @@ class DLCMForReranking(PreTrainedReranker):
         items, mask = context["items"], context["mask"]
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)
-        outputs, state = self.read(self.dropout(items, context), mask, position_ids)
-        scores = self.set_against(outputs, state)
+        outputs, state = self.run_gru(self.dropout(items, context), mask, position_ids)
+        scores = self.score_against_state(outputs, state)
         if self.config.task_loss_name != "binary_log_loss":
             lowest = scores.masked_fill(~mask, torch.finfo(scores.dtype).max).amin(-1, keepdim=True)
             scores = scores - torch.where(mask.any(-1, keepdim=True), lowest, 0.0)
         return RerankerOutput(logits=mask_logits(scores, mask))
 
-    def read(self, items: Tensor, mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def run_gru(self, items: Tensor, mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Runs the GRU from the lowest place to the top, padding last.
 
         Args:
@@ -140,16 +140,16 @@ class DLCMForReranking(PreTrainedReranker):
             shares = position_ids.transpose(1, 2).to(items.dtype)
             total = shares.sum(-1, keepdim=True)
             by_place = shares @ items / torch.where(total > 0, total, 1.0)
-            outputs, _ = self.gru(_rows(by_place, turned))
-            by_slot = position_ids.to(items.dtype) @ _rows(outputs, turned)
+            outputs, _ = self.gru(_select_rows(by_place, turned))
+            by_slot = position_ids.to(items.dtype) @ _select_rows(outputs, turned)
         else:
             slots = order_from_positions(position_ids).gather(-1, turned)
-            outputs, _ = self.gru(_rows(items, slots))
-            by_slot = _rows(outputs, order_from_positions(slots))
-        last = _rows(outputs, (count - 1).clamp(min=0)).squeeze(1)
+            outputs, _ = self.gru(_select_rows(items, slots))
+            by_slot = _select_rows(outputs, order_from_positions(slots))
+        last = _select_rows(outputs, (count - 1).clamp(min=0)).squeeze(1)
         return by_slot, last
 
-    def set_against(self, outputs: Tensor, state: Tensor) -> Tensor:
+    def score_against_state(self, outputs: Tensor, state: Tensor) -> Tensor:
         """Scores [B, L] of items' outputs [B, L, hidden_size] against the list's state [B, hidden_size]."""
         of_state = self.of_state(state).unflatten(-1, (-1, self.config.hidden_size)).unsqueeze(1)  # [B, 1, heads, D]
         if self.of_item is not None:
@@ -161,6 +161,6 @@ class DLCMForReranking(PreTrainedReranker):
         return self.scorer(products.sum(-1)).squeeze(-1) / self.config.num_scoring_heads
 
 
-def _rows(values: Tensor, rows: Tensor) -> Tensor:
+def _select_rows(values: Tensor, rows: Tensor) -> Tensor:
     """The rows [B, R] of each list of values [B, L, D]."""
     return values.gather(1, rows.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

@@ -60,10 +60,10 @@ class DNNForReranking(PreTrainedReranker):
         return {"items": items, "mask": batch.mask, **self.draw_dropout(batch.mask)}
 
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
-        scores = self.scorer(self._last_hidden(context, position_ids)).squeeze(-1)
+        scores = self.scorer(self._encode_items(context, position_ids)).squeeze(-1)
         return RerankerOutput(logits=mask_logits(scores, context["mask"]))
 
-    def last_hidden(self, **features: Tensor) -> Tensor:
+    def encode_items(self, **features: Tensor) -> Tensor:
         """The activations of the last hidden layer, [B, L, D]: the personalized vector of an item in PRM's paper.
 
         Args:
@@ -73,9 +73,9 @@ class DNNForReranking(PreTrainedReranker):
         positions = batch.position_ids
         if positions is None:
             positions = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand(batch.mask.shape)
-        return self._last_hidden(self.embed(batch), positions)
+        return self._encode_items(self.embed(batch), positions)
 
-    def _last_hidden(self, context: Context, position_ids: Tensor) -> Tensor:
+    def _encode_items(self, context: Context, position_ids: Tensor) -> Tensor:
         items = context["items"]
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)

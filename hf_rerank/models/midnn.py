@@ -81,11 +81,11 @@ class MiDNNForReranking(PreTrainedReranker):
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)
         compared = items if self.config.global_features == "all" else numbers
-        features = torch.cat([items, user, global_features(compared, mask)], dim=-1)
+        features = torch.cat([items, user, compute_global_features(compared, mask)], dim=-1)
         return RerankerOutput(logits=mask_logits(self.scorer(self.network(features, context)).squeeze(-1), mask))
 
 
-def global_features(items: Tensor, mask: Tensor) -> Tensor:
+def compute_global_features(items: Tensor, mask: Tensor) -> Tensor:
     """Each feature's place between the list's smallest and largest value of it: 0 to 1, and 0 where all are equal.
 
     Args:

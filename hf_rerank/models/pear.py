@@ -89,18 +89,20 @@ class PEARForReranking(PreTrainedReranker):
     def __init__(self, config: PEARConfig) -> None:
         super().__init__(config)
         self.item_embedding = ItemEmbedding(config)
-        self.item_network = _feature_network(self.item_embedding.width, config)
+        self.item_network = _make_feature_network(self.item_embedding.width, config)
         with_vectors = config.position_input == "embedding"
         self.positions = nn.Embedding(config.max_list_length, config.hidden_size) if with_vectors else None
         embedding = HistoryEmbedding(config)
         self.history_embedding = embedding if embedding.width else None
         if self.history_embedding is not None:
-            self.history_network = _feature_network(embedding.width + self.item_embedding.user_width, config)
-            self.history_blocks = nn.ModuleList(_block(EncoderBlock, config) for _ in range(config.num_hidden_layers))
+            self.history_network = _make_feature_network(embedding.width + self.item_embedding.user_width, config)
+            self.history_blocks = nn.ModuleList(
+                _make_block(EncoderBlock, config) for _ in range(config.num_hidden_layers)
+            )
             self.history_dropout = SharedDropout(config.hidden_dropout_prob, config.hidden_size)
         kind = MergedBlock if self.history_embedding is not None else EncoderBlock
         token = 1 if config.list_loss_weight else 0
-        self.blocks = nn.ModuleList(_block(kind, config, extra=token) for _ in range(config.num_hidden_layers))
+        self.blocks = nn.ModuleList(_make_block(kind, config, extra=token) for _ in range(config.num_hidden_layers))
         self.scorer = nn.Linear(config.hidden_size, 1)
         self.list_token, self.list_scorer = None, None
         if config.list_loss_weight:
@@ -121,7 +123,7 @@ class PEARForReranking(PreTrainedReranker):
             return context
         history = self.history_embedding(batch, self.item_embedding)
         if self.item_embedding.user_width:
-            user = self.item_embedding.user(batch)
+            user = self.item_embedding.embed_user(batch)
             history = torch.cat([history, user.unsqueeze(1).expand(-1, history.shape[1], -1)], dim=-1)
         history_mask = batch.history_mask
         if history_mask is None:
@@ -217,7 +219,7 @@ class MergedBlock(EncoderBlock):
         return self.attend_and_transform(items, query, key, value, attention_mask, context, with_weights)
 
 
-def _feature_network(width: int, config: PEARConfig) -> nn.Sequential:
+def _make_feature_network(width: int, config: PEARConfig) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, config.feature_hidden_size),
         nn.ReLU(),
@@ -225,7 +227,7 @@ def _feature_network(width: int, config: PEARConfig) -> nn.Sequential:
     )
 
 
-def _block(kind: type[EncoderBlock], config: PEARConfig, *, extra: int = 0) -> EncoderBlock:
+def _make_block(kind: type[EncoderBlock], config: PEARConfig, *, extra: int = 0) -> EncoderBlock:
     return kind(
         config.hidden_size,
         config.num_attention_heads,

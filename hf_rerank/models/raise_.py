@@ -101,7 +101,7 @@ class RAISEForReranking(PreTrainedReranker):
     def embed(self, batch: ListBatch) -> Context:
         items = self.item_embedding(batch)
         items = self.projection(items)
-        user = self.item_embedding.user(batch) if self.item_embedding.user_width else None
+        user = self.item_embedding.embed_user(batch) if self.item_embedding.user_width else None
         history = None
         if self.intention.history_embedding is not None:
             history = self.intention.history_embedding(batch, self.item_embedding)
@@ -164,7 +164,7 @@ class Intention(nn.Module):
         affinities = affinities.masked_fill(~both, 0.0)
         of_side = affinities.sum(2) / mask.sum(1, keepdim=True).clamp(min=1)
         of_items = affinities.sum(1) / side_mask.sum(1, keepdim=True).clamp(min=1)
-        return torch.cat([_pooled(side, of_side, side_mask), _pooled(items, of_items, mask)], dim=-1)
+        return torch.cat([_pool(side, of_side, side_mask), _pool(items, of_items, mask)], dim=-1)
 
 
 class DynamicBlock(EncoderBlock):
@@ -200,7 +200,7 @@ class DynamicBlock(EncoderBlock):
         return self.attend_and_transform(items, query, key, value, mask, context, with_weights)
 
 
-def _pooled(vectors: Tensor, affinity: Tensor, mask: Tensor) -> Tensor:
+def _pool(vectors: Tensor, affinity: Tensor, mask: Tensor) -> Tensor:
     """The sum of vectors [B, N, D] with weights softmax of their affinity [B, N] over the real ones; 0 without any."""
     # A finite number, not -inf: the softmax over nothing stays finite, and its weights are set to 0.
     weights = affinity.masked_fill(~mask, torch.finfo(affinity.dtype).min).softmax(-1)

@@ -105,7 +105,7 @@ class SetRankForReranking(PreTrainedReranker):
         self.positions = nn.Embedding(config.max_list_length, config.hidden_size) if with_vectors else None
         self.projection = nn.Linear(self.item_embedding.width, config.hidden_size)
         self.blocks = nn.ModuleList(
-            InducedBlock(config) if config.num_inducing_points else _block(config)
+            InducedBlock(config) if config.num_inducing_points else _make_block(config)
             for _ in range(config.num_hidden_layers)
         )
         self.scorer = nn.Linear(config.hidden_size, 1)
@@ -148,7 +148,7 @@ class InducedBlock(GradientCheckpointingLayer):
     def __init__(self, config: SetRankConfig) -> None:
         super().__init__()
         self.points = nn.Parameter(torch.empty(config.num_inducing_points, config.hidden_size))
-        self.of_points, self.of_items = _block(config, length=config.num_inducing_points), _block(config)
+        self.of_points, self.of_items = _make_block(config, length=config.num_inducing_points), _make_block(config)
 
     def forward(
         self, items: Tensor, mask: Tensor, context: Context, with_weights: bool = False
@@ -171,7 +171,7 @@ def _attend_to(
     return block.attend_and_transform(queries, query, key, value, mask, context, with_weights)
 
 
-def _block(config: SetRankConfig, *, length: int | None = None) -> EncoderBlock:
+def _make_block(config: SetRankConfig, *, length: int | None = None) -> EncoderBlock:
     return EncoderBlock(
         config.hidden_size,
         config.num_attention_heads,

@@ -94,7 +94,7 @@ def preset_objective(
         term = next((term for term in objective.terms if f"{term.name}_weight" == key), None)
         if term is None:  # its pass was left out with another term
             continue
-        objective = _with_weight(objective, term, weight)
+        objective = _set_weight(objective, term, weight)
     if perturbation is not None:
         if not any(isinstance(entry.order, Perturbed) for entry in objective.passes):
             raise InputError(f"perturbation={perturbation!r}: principled={name!r} has no pass that is perturbed")
@@ -115,7 +115,7 @@ def preset_objective(
     return replace(objective, fraction=fraction, warmup=warmup, seed=seed)
 
 
-def _with_weight(objective: PrincipledObjective, term: Term, weight: float) -> PrincipledObjective:
+def _set_weight(objective: PrincipledObjective, term: Term, weight: float) -> PrincipledObjective:
     changed = replace(term, weight=weight)
     if weight:
         return replace(objective, terms=tuple(changed if other is term else other for other in objective.terms))

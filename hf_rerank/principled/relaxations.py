@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.list_tensors import MIN_TEMPERATURE, neuralsort_matrix, normalized, sinkhorn_normalized
+from hf_rerank.list_tensors import MIN_TEMPERATURE, neuralsort_matrix, normalize_along, sinkhorn_normalize
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 
 RELAXATIONS = ("softsort", "neuralsort")
@@ -73,8 +73,8 @@ def soft_order(
         matrix = torch.where(real, (logits / temperature).masked_fill(~mask.unsqueeze(-2), lowest).softmax(-1), 0.0)
     else:
         matrix = neuralsort_matrix(scores, mask, temperature=temperature)
-    matrix = sinkhorn_normalized(matrix, sinkhorn)
-    soft = torch.where(real.transpose(-1, -2), normalized(matrix, -2).transpose(-1, -2), hard)
+    matrix = sinkhorn_normalize(matrix, sinkhorn)
+    soft = torch.where(real.transpose(-1, -2), normalize_along(matrix, -2).transpose(-1, -2), hard)
     return hard + (soft - soft.detach()) if straight_through else soft
 
 

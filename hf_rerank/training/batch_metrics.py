@@ -19,7 +19,7 @@ class BatchMetrics:
     """Adds up the metrics of evaluation batches, and calls the ``compute_metrics`` of the user beside them.
 
     Args:
-        new_sums: Makes the sums of an evaluation.
+        make_sums: Makes the sums of an evaluation.
         compute_metrics: As of ``transformers.Trainer``: a function of an ``EvalPrediction`` with the scores [N, L] and
             labels [N, L] (-100 at padding) of all lists, which are kept in memory for it; with an argument
             ``compute_result`` it is called batch by batch instead. Its metrics are added to the others.
@@ -28,10 +28,10 @@ class BatchMetrics:
 
     def __init__(
         self,
-        new_sums: Callable[[], EvaluationSums],
+        make_sums: Callable[[], EvaluationSums],
         compute_metrics: Callable[..., dict[str, float]] | None = None,
     ) -> None:
-        self._new_sums = new_sums
+        self._make_sums = make_sums
         self._compute_metrics = compute_metrics
         self._by_batch = (
             compute_metrics is not None and "compute_result" in inspect.signature(compute_metrics).parameters
@@ -42,7 +42,7 @@ class BatchMetrics:
 
     def reset(self) -> None:
         """Drops what an evaluation that failed may have left."""
-        self._sums = self._new_sums()
+        self._sums = self._make_sums()
         self._collected: list[tuple[np.ndarray, np.ndarray]] = []
 
     def pack(

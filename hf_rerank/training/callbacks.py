@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 
 from hf_rerank.errors import InputError
-from hf_rerank.evaluation.plots import require_matplotlib, training_figure
+from hf_rerank.evaluation.plots import plot_training, require_matplotlib
 from hf_rerank.principled import PrincipledObjective
 
 # Above this share of collapsed lists (see ``obedience``), or this multiple of the norm that gradients are clipped to.
@@ -96,7 +96,7 @@ class PlotCallback(TrainerCallback):
             return
         path = Path(self.folder or Path(args.output_dir) / "plots") / "training.png"
         try:
-            training_figure(state.log_history, path)
+            plot_training(state.log_history, path)
         except InputError:  # the log holds nothing to draw yet
             return
         except OSError as error:  # a picture is not worth a training
@@ -139,10 +139,10 @@ class StreamPasses(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         stream: Any = getattr(train_dataloader, "dataset", None)
         stream = getattr(stream, "dataset", stream)  # of several processes
-        if not getattr(stream, "lists_a_pass", 0) or state.global_step >= state.max_steps:
+        if not getattr(stream, "lists_per_pass", 0) or state.global_step >= state.max_steps:
             return
         lists = stream.step * args.gradient_accumulation_steps
-        taken, a_pass = state.global_step * lists, stream.lists_a_pass
+        taken, a_pass = state.global_step * lists, stream.lists_per_pass
         if taken // a_pass > (taken - lists) // a_pass:
             control.should_log |= args.logging_strategy == "epoch"
             control.should_evaluate |= args.eval_strategy == "epoch"

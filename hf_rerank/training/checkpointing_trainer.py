@@ -22,14 +22,14 @@ from hf_rerank.training.checkpoints import (
     REMEDY,
     STATE,
     UNFINISHED,
-    clean,
-    newest_checkpoint,
-    owned,
+    clean_up,
+    find_newest_checkpoint,
+    lock_run,
     publish,
     rotate,
     verify_checkpoint,
 )
-from hf_rerank.training.supported_options import SETUP_ERRORS, setup_failure, untested_options
+from hf_rerank.training.supported_options import SETUP_ERRORS, describe_setup_failure, find_untested_options
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -79,10 +79,10 @@ class CheckpointingTrainer(Trainer):
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint. A second one stops at once.
         """
         run, limit = Path(str(self.args.output_dir)), self.args.save_total_limit
-        with owned(run) if self.args.should_save else nullcontext():
+        with lock_run(run) if self.args.should_save else nullcontext():
             if self.args.should_save:
-                clean(run)
-            checkpoint = self._checkpoint(resume_from_checkpoint)
+                clean_up(run)
+            checkpoint = self._find_checkpoint(resume_from_checkpoint)
             self.flow.signal, self.flow.best, self.flow.begun, self.resumed_step = None, None, False, 0
             if checkpoint is not None:
                 self._verify(checkpoint)
@@ -90,7 +90,7 @@ class CheckpointingTrainer(Trainer):
             # Upstream deletes in place and unverified, so it keeps all, and rotate() deletes.
             self.checkpoints_kept, self.args.save_total_limit = limit, None
             try:
-                with _noticing_signals(self.flow):
+                with _catch_signals(self.flow):
                     output = super().train(
                         None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval
                     )
@@ -98,7 +98,7 @@ class CheckpointingTrainer(Trainer):
                 if self.flow.begun or isinstance(error, InputError | TrainingStopped):
                     raise
                 # Optimizer, schedule and wrapped model are made here, from the arguments.
-                raise InputError(setup_failure(error, untested_options(self.args))) from error
+                raise InputError(describe_setup_failure(error, find_untested_options(self.args))) from error
             finally:
                 self.args.save_total_limit = limit
                 self.is_in_train = False
@@ -111,7 +111,7 @@ class CheckpointingTrainer(Trainer):
         if self.flow.signal is not None:
             raise TrainingInterrupted(
                 f"stopped by {'Ctrl-C' if self.flow.signal == signal.SIGINT else 'SIGTERM'} after step "
-                f"{self.state.global_step}; newest checkpoint: {newest_checkpoint(run)}. The same command with "
+                f"{self.state.global_step}; newest checkpoint: {find_newest_checkpoint(run)}. The same command with "
                 "--resume-from-checkpoint last resumes from it",
                 self.flow.signal,
             )
@@ -136,7 +136,7 @@ class CheckpointingTrainer(Trainer):
         staging, final = run / f"{UNFINISHED}{step}", run / f"checkpoint-{step}"
         written, done = staging / final.name, False
         try:
-            with naming_failures(final, self._bytes()):
+            with naming_failures(final, self._estimate_bytes()):
                 # Upstream writes to the folder checkpoint-N of this one.
                 self.args.output_dir = str(staging)
                 super()._save_checkpoint(model, trial)
@@ -155,13 +155,13 @@ class CheckpointingTrainer(Trainer):
                 shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-    def _checkpoint(self, wanted: str | bool | None) -> Path | None:
+    def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
         """The folder that ``resume_from_checkpoint`` means."""
         if not wanted:
             return None
         if wanted not in (True, "last", "auto"):
             return Path(str(wanted))
-        newest = newest_checkpoint(Path(str(self.args.output_dir)))
+        newest = find_newest_checkpoint(Path(str(self.args.output_dir)))
         if newest is None and wanted != "auto":
             raise InputError(
                 f"{self.args.output_dir} has no complete checkpoint to resume from: leave --resume-from-checkpoint "
@@ -200,7 +200,7 @@ class CheckpointingTrainer(Trainer):
             self.flow.best = best
         self.resumed_step = manifest["step"]
 
-    def _bytes(self) -> int:
+    def _estimate_bytes(self) -> int:
         """About how many bytes a checkpoint has: weights and optimizer."""
         assert self.model is not None
         tensors = [*self.model.parameters(), *self.model.buffers()]
@@ -210,7 +210,7 @@ class CheckpointingTrainer(Trainer):
 
 
 @contextmanager
-def _noticing_signals(flow: CheckpointFlow) -> Iterator[None]:
+def _catch_signals(flow: CheckpointFlow) -> Iterator[None]:
     """Notes the first Ctrl-C or SIGTERM in ``flow``; leaves alone what the caller handles in a way of his own."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -36,13 +36,13 @@ REMEDY = "go on from another checkpoint, or delete this one; a run never goes on
 READ = (".bin", ".json", ".pt", ".pth", ".safetensors")
 
 
-def checkpoints_in(run: Path) -> list[Path]:
+def list_checkpoints(run: Path) -> list[Path]:
     """The folders ``checkpoint-N`` of a run, by N; whether they are complete is not looked at."""
-    found = [(_step_of(path), path) for path in run.glob("checkpoint-*") if path.is_dir()]
+    found = [(_parse_step(path), path) for path in run.glob("checkpoint-*") if path.is_dir()]
     return [path for step, path in sorted((step, path) for step, path in found if step is not None)]
 
 
-def newest_checkpoint(run: Path) -> Path | None:
+def find_newest_checkpoint(run: Path) -> Path | None:
     """The complete checkpoint that was written last; None if there is none.
 
     That is not always the one of the highest step: a run may have gone back to an earlier one. Folders without a
@@ -52,7 +52,7 @@ def newest_checkpoint(run: Path) -> Path | None:
         InputError: A manifest is damaged.
     """
     complete, others = [], []
-    for folder in checkpoints_in(run):
+    for folder in list_checkpoints(run):
         manifest = read_manifest(folder)
         if manifest is None or "number" not in manifest:
             others.append(folder.name)
@@ -83,7 +83,7 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
         InputError: There is no checkpoint; or a file is missing, cut, changed, or of another step.
     """
     if not folder.is_dir():
-        there = ", ".join(path.name for path in checkpoints_in(folder.parent)) or "no checkpoint"
+        there = ", ".join(path.name for path in list_checkpoints(folder.parent)) or "no checkpoint"
         raise InputError(f"there is no checkpoint {folder} ({folder.parent} holds {there})")
     manifest = verify(folder, lambda name: name.endswith(READ), REMEDY)
     if manifest is None or "number" not in manifest:
@@ -92,7 +92,7 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
             "nothing says whether it is whole; go on from another checkpoint, or load its weights with "
             "from_pretrained and train anew"
         )
-    step = _step_of(folder)
+    step = _parse_step(folder)
     if step not in (None, manifest["step"]):
         raise InputError(f"{folder} holds the checkpoint of step {manifest['step']}: the folder was renamed; {REMEDY}")
     if manifest["processes"] != processes:
@@ -120,7 +120,7 @@ def publish(written: Path, final: Path, **facts: Any) -> None:
         facts: Of the manifest.
     """
     run = final.parent
-    numbers = [manifest.get("number", 0) for path in checkpoints_in(run) if (manifest := _manifest_or_none(path))]
+    numbers = [manifest.get("number", 0) for path in list_checkpoints(run) if (manifest := _try_read_manifest(path))]
     write_manifest(written, number=1 + max(numbers, default=0), **facts)
     replaced = run / f"{REPLACED}{final.name}"
     if final.exists():
@@ -142,8 +142,8 @@ def rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None
     """
     found = [
         (manifest["number"], path)
-        for path in checkpoints_in(run)
-        if (manifest := _manifest_or_none(path)) is not None and "number" in manifest
+        for path in list_checkpoints(run)
+        if (manifest := _try_read_manifest(path)) is not None and "number" in manifest
     ]
     if not limit or limit < 0 or len(found) <= limit:
         return
@@ -164,7 +164,7 @@ def delete(checkpoint: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def clean(run: Path) -> None:
+def clean_up(run: Path) -> None:
     """Removes what a killed run left unfinished, and puts back a checkpoint that was about to be replaced."""
     for replaced in run.glob(f"{REPLACED}*"):
         final = run / replaced.name.removeprefix(REPLACED)
@@ -175,7 +175,7 @@ def clean(run: Path) -> None:
     remove_leftovers(run)
 
 
-def owned(run: Path) -> AbstractContextManager[None]:
+def lock_run(run: Path) -> AbstractContextManager[None]:
     """Holds the folder of a run, so that two trainings never write to it at once.
 
     Raises:
@@ -183,13 +183,13 @@ def owned(run: Path) -> AbstractContextManager[None]:
         OSError: Nothing can be written there.
     """
 
-    def busy(process: str) -> str:
+    def describe_busy(process: str) -> str:
         return f"{run} is being trained in by {process}: wait for it, or choose another folder"
 
-    return locked(run / LOCK, busy)
+    return locked(run / LOCK, describe_busy)
 
 
-def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
+def _try_read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a folder; None also if it is damaged: such a folder is left as it is."""
     try:
         return read_manifest(folder)
@@ -197,6 +197,6 @@ def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _step_of(folder: Path) -> int | None:
+def _parse_step(folder: Path) -> int | None:
     match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
     return int(match.group(1)) if match else None

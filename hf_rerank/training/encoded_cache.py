@@ -117,7 +117,7 @@ def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any
     number, needed = 0, None
     with contextlib.ExitStack() as opened, tqdm(total=len(lists), unit="list", delay=1, disable=None) as bar:
         for table in tables_of(lists, ENCODING_BATCH):
-            arrays = _arrays(collator.encode(table, number))
+            arrays = _collect_arrays(collator.encode(table, number))
             number += table.num_rows
             if needed is None:
                 needed = len(lists) * sum(array.nbytes for array in arrays.values()) // table.num_rows
@@ -133,7 +133,7 @@ def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any
         write_manifest(unfinished, made_from=made_from, arrays=arrays_written)
 
 
-def _arrays(lists: RaggedLists) -> dict[str, np.ndarray]:
+def _collect_arrays(lists: RaggedLists) -> dict[str, np.ndarray]:
     """What is written of a batch, by the names of the files; integers in half their bytes, which suffice for rows."""
     named = {f"lengths.{axis}": array for axis, array in lists.lengths.items()}
     named |= {f"rows.{name}": array for name, array in lists.rows.items()}

@@ -112,14 +112,13 @@ class FiniteGuard:
             raise TrainingStopped(f"the loss or a gradient is not finite in another process; {REMEDY}")
         step = int(self._step)
         if not bool(self._loss_is_bad):
-            raise TrainingStopped(
-                f"the gradient is not finite at step {step}{self._broken_gradients(model)}; {self._lists()}; {REMEDY}"
-            )
+            which = self._list_broken_gradients(model)
+            raise TrainingStopped(f"the gradient is not finite at step {step}{which}; {self._list_ids()}; {REMEDY}")
         values = {name: float(value) for name, value in self._terms.items()}
         wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         raise TrainingStopped(
-            f"the loss is not finite at step {step}: {', '.join(wrong) or 'the sum'}; {self._lists()}; look at these "
-            f"lists, or {REMEDY}"
+            f"the loss is not finite at step {step}: {', '.join(wrong) or 'the sum'}; {self._list_ids()}; look at "
+            f"these lists, or {REMEDY}"
         )
 
     def check_at_once(self, model: nn.Module) -> None:
@@ -127,7 +126,7 @@ class FiniteGuard:
         if self.at_every_step:
             self.check(model)
 
-    def _broken_gradients(self, model: nn.Module) -> str:
+    def _list_broken_gradients(self, model: nn.Module) -> str:
         if not self.at_every_step:  # by now the gradients are those of a later step
             return ""
         broken = [
@@ -157,7 +156,7 @@ class FiniteGuard:
             self._lists_are_bad.copy_(torch.where(first, bad_lists.any(), self._lists_are_bad))
         return first
 
-    def _lists(self) -> str:
+    def _list_ids(self) -> str:
         count = int(self._count)
         if not count:
             return "the lists have no ids"
@@ -167,7 +166,7 @@ class FiniteGuard:
         return f"lists {what}: {', '.join(shown)}{more}"
 
 
-def lists_with_broken_scores(logits: Tensor, mask: Tensor, list_id: Tensor) -> list[str]:
+def find_broken_lists(logits: Tensor, mask: Tensor, list_id: Tensor) -> list[str]:
     """The ids of the lists of a batch with scores of items that are not finite.
 
     Args:

@@ -59,15 +59,15 @@ def describe_run(
     }
 
 
-def write_run(folder: Path, run: dict[str, Any], lists_a_pass: int) -> None:
+def write_run(folder: Path, run: dict[str, Any], lists_per_pass: int) -> None:
     """Writes ``run.json`` into a checkpoint that is being written.
 
     Args:
         folder: Of the checkpoint.
         run: As ``describe_run`` gives it.
-        lists_a_pass: Of the stream that is trained on; 0 where it is not known, or there is none.
+        lists_per_pass: Of the stream that is trained on; 0 where it is not known, or there is none.
     """
-    write_part(folder / RUN_FILE, {**run, "lists_a_pass": lists_a_pass})
+    write_part(folder / RUN_FILE, {**run, "lists_per_pass": lists_per_pass})
 
 
 def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -> int:
@@ -95,9 +95,9 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
         raise InputError(f"{checkpoint} was saved by another version of hf-rerank: go on with that one; or {REMEDY}")
     if saved["frozen"] != run["frozen"]:
         raise InputError(
-            f"{checkpoint} was trained with {_shown(saved['frozen'])} frozen, this run has {_shown(run['frozen'])}: "
-            "the optimizer's state would go to other parameters; freeze the same (--freeze), or start afresh from the "
-            "checkpoint's weights with from_pretrained"
+            f"{checkpoint} was trained with {_list_names(saved['frozen'])} frozen, this run has "
+            f"{_list_names(run['frozen'])}: the optimizer's state would go to other parameters; freeze the same "
+            "(--freeze), or start afresh from the checkpoint's weights with from_pretrained"
         )
     effects = dict.fromkeys(run["options"], "batches would differ")
     effects |= dict.fromkeys(OPTIMIZER, "it would be ignored")
@@ -113,7 +113,7 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
         theirs = saved["data"].get(split)
         if theirs == identity:
             continue
-        message = f"{checkpoint} {_difference(split, theirs, identity)}"
+        message = f"{checkpoint} {_describe_difference(split, theirs, identity)}"
         if split == "train":
             raise InputError(f"{message}; {REMEDY}")
         warnings.warn(f"{message}: metrics do not compare, nor does the best checkpoint so far", stacklevel=2)
@@ -132,7 +132,7 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
                 "learning rate is that of a run of the new length",
                 stacklevel=2,
             )
-    return saved["lists_a_pass"]
+    return saved["lists_per_pass"]
 
 
 def refuse_different_lists(data: Sequence[dict[str, Any]]) -> None:
@@ -148,13 +148,13 @@ def refuse_different_lists(data: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _shown(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     """The first few of many names."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more if names else "nothing"
 
 
-def _difference(split: str, theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:
+def _describe_difference(split: str, theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:
     if theirs is None:
         return f"had no {split} lists, this run has some"
     for what in ("lists", "shards"):

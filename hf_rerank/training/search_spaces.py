@@ -60,11 +60,11 @@ def read_spaces(
             raise InputError(f"--search {text}: expected KEY=SPACE with an option as KEY{suggestion(key, known)}")
         if key in fixed or key in training:
             raise InputError(f"--search {key} and a fixed value of {key} exclude each other: leave out one of them")
-        spaces[part][key] = _space(text, space)
+        spaces[part][key] = _read_space(text, space)
     return spaces
 
 
-def _space(text: str, space: str) -> Any:
+def _read_space(text: str, space: str) -> Any:
     def value(part: str) -> Any:
         try:
             return json.loads(part)

@@ -57,7 +57,7 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
         _check_without_order(config, processor)
     if not hasattr(lists, "select"):
         raise InputError("calibrating the earlier ranker's score needs training lists with a length: this is a stream")
-    chosen = _spread(lists)
+    chosen = _sample_evenly(lists)
     parts, start = [], 0
     for table in tables_of(chosen, BATCH):
         parts.append(processor.encode(Lists.from_arrow(table, processor.schema, with_labels=True, first=start))[0])
@@ -74,7 +74,7 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
         check_propensity_loss(name)
         loss = partial(loss, propensities=arrays["propensities"].clamp(min=config.propensity_floor))
     positions = 0 if config.position_input == "none" else config.max_list_length
-    found = calibration(arrays, loss, positions=positions)
+    found = fit_calibration(arrays, loss, positions=positions)
     config.initial_score_scale, config.initial_score_offset, config.initial_score_positions = found
 
 
@@ -94,7 +94,7 @@ def _check_without_order(config: RerankerConfig, processor: ListProcessor) -> No
         )
 
 
-def calibration(
+def fit_calibration(
     tensors: Mapping[str, Tensor], loss: Callable[..., Tensor], *, positions: int
 ) -> tuple[float, float, list[float]]:
     """The scale, the offset and the numbers of the positions that minimize the loss of the scores alone.
@@ -153,7 +153,7 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
         Categorical feature of items or users -> the share of its values that is unknown.
     """
     report = EncodingReport()
-    for table in tables_of(_spread(lists), BATCH):
+    for table in tables_of(_sample_evenly(lists), BATCH):
         report.add(processor.encode(Lists.from_arrow(table, processor.schema), truncate=True)[1])
     shares = report.unknown_share()
     found: dict[str, float] = {}
@@ -173,7 +173,7 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
     return found
 
 
-def _spread(lists: Any) -> Any:
+def _sample_evenly(lists: Any) -> Any:
     """At most ``LISTS`` of these lists."""
     count = len(lists)
     return lists if count <= LISTS else lists.select(np.arange(LISTS) * count // LISTS)

@@ -66,28 +66,28 @@ class EncodedStream(IterableDataset):
         processes: int = 1,
     ) -> None:
         self.lists = lists.with_format("arrow")
-        self.shards = 1 if _must_be_whole(lists.state_dict()) else lists.num_shards
+        self.shards = 1 if _must_read_as_one(lists.state_dict()) else lists.num_shards
         self.seed, self.window, self.endless = seed, window if seed is not None else STREAM_BATCH, endless
         self.step, self.processes = batch_size * processes, processes
         self.skipped = 0
         self._collator = collator
         # Shared, since workers learn it.
-        self._lists_a_pass = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._lists_per_pass = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
-    def lists_a_pass(self) -> int:
+    def lists_per_pass(self) -> int:
         """How many lists the stream has; 0 until the lists at its end have been given."""
-        return int(self._lists_a_pass)
+        return int(self._lists_per_pass)
 
-    def go_on(self, skipped: int, lists_a_pass: int = 0) -> None:
+    def skip_to(self, skipped: int, lists_per_pass: int = 0) -> None:
         """Gives placeholders for the first lists, up to a whole number of steps.
 
         Args:
             skipped: How many lists.
-            lists_a_pass: How many the stream has, if it is known: whole passes are then not read.
+            lists_per_pass: How many the stream has, if it is known: whole passes are then not read.
         """
         self.skipped = skipped
-        self._lists_a_pass.fill_(lists_a_pass)
+        self._lists_per_pass.fill_(lists_per_pass)
 
     def __iter__(self) -> Iterator[StreamedList]:
         worker = get_worker_info()
@@ -95,7 +95,7 @@ class EncodedStream(IterableDataset):
         if worker is not None:
             _end_with_parent()
         taken = 0
-        for window, rows in self._in_order():
+        for window, rows in self._iterate_windows():
             for row in rows:
                 # Batches go round the workers, as the data loader asks for them.
                 if taken // self.step % workers == number:
@@ -106,16 +106,16 @@ class EncodedStream(IterableDataset):
                 yield StreamedList(window, -1)
             taken += 1
 
-    def _in_order(self) -> Iterator[tuple[_Window | None, Any]]:
+    def _iterate_windows(self) -> Iterator[tuple[_Window | None, Any]]:
         """Windows, and their rows in the order to take them in."""
-        known = self.lists_a_pass
+        known = self.lists_per_pass
         begun = self.skipped // known if known else 0
         for _ in range(begun):
             yield None, range(known)
         while True:
             count = 0
             draw = None if self.seed is None else np.random.default_rng([self.seed, begun])
-            windows = self._windows(begun, draw)
+            windows = self._read_windows(begun, draw)
             window = next(windows, None)
             if window is None:
                 what = "train" if self.endless else "evaluate"
@@ -125,23 +125,23 @@ class EncodedStream(IterableDataset):
                 count += len(window)
                 if following is None:
                     # Before the last lists are given, so that whoever gets them knows that they are the last.
-                    self._note(count)
+                    self._record_length(count)
                 yield window, range(len(window)) if draw is None else draw.permutation(len(window)).tolist()
                 window = following
             begun += 1
             if not self.endless:
                 return
 
-    def _note(self, count: int) -> None:
-        known = self.lists_a_pass
+    def _record_length(self, count: int) -> None:
+        known = self.lists_per_pass
         if known not in (0, count):
             raise InputError(
                 f"the stream gave {count} lists in one pass and {known} in another: its files have changed, or it "
                 "draws lists at random; a pass must always give the same lists"
             )
-        self._lists_a_pass.fill_(count)
+        self._lists_per_pass.fill_(count)
 
-    def _windows(self, begun: int, draw: np.random.Generator | None) -> Iterator[_Window]:
+    def _read_windows(self, begun: int, draw: np.random.Generator | None) -> Iterator[_Window]:
         """The lists of one pass in groups that are shuffled."""
         shards = list(range(self.shards))
         # A first window of another size in each pass: others meet.
@@ -211,11 +211,11 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _must_be_whole(state: Any) -> bool:
+def _must_read_as_one(state: Any) -> bool:
     """Whether a stream, of which this is the state, is not the sum of its shards."""
     if isinstance(state, dict):
-        return any(word in str(state.get("type")) for word in _WHOLE) or any(map(_must_be_whole, state.values()))
-    return isinstance(state, list) and any(map(_must_be_whole, state))
+        return any(word in str(state.get("type")) for word in _WHOLE) or any(map(_must_read_as_one, state.values()))
+    return isinstance(state, list) and any(map(_must_read_as_one, state))
 
 
 def collate_stream(lists: RaggedLists | list[Any]) -> dict[str, Tensor]:

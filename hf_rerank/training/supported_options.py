@@ -166,7 +166,7 @@ def check_values(args: Any) -> None:
         raise InputError(f"max_steps is {args.max_steps}: expected at least 1, or -1 to train by epochs")
 
 
-def untested_options(args: Any) -> dict[str, Any]:
+def find_untested_options(args: Any) -> dict[str, Any]:
     """Options of transformers that were given and are not in ``SUPPORTED``, by their names.
 
     Args:
@@ -187,34 +187,34 @@ def note_untested(options: dict[str, Any]) -> None:
     """Says, once for each set of them, that options are passed to transformers as they are."""
     if options:
         _log.warning_once(
-            f"{_shown(options)}: passed to transformers as given; not tested with re-rankers (see "
+            f"{_list_options(options)}: passed to transformers as given; not tested with re-rankers (see "
             "hf_rerank/training/README.md)"
         )
 
 
 @contextmanager
-def errors_of_setup(untested: dict[str, Any]) -> Iterator[None]:
+def convert_setup_errors(untested: dict[str, Any]) -> Iterator[None]:
     """Turns what upstream raises while arguments, trainer or optimizer are made into an ``InputError`` of one line.
 
     Args:
-        untested: As of ``untested_options``; the message names them.
+        untested: As of ``find_untested_options``; the message names them.
     """
     try:
         yield
     except (InputError, TrainingStopped):
         raise
     except SETUP_ERRORS as error:
-        raise InputError(setup_failure(error, untested)) from error
+        raise InputError(describe_setup_failure(error, untested)) from error
 
 
-def setup_failure(error: BaseException, untested: dict[str, Any]) -> str:
+def describe_setup_failure(error: BaseException, untested: dict[str, Any]) -> str:
     """One line that says why a training cannot be set up."""
     said = " ".join(str(error).split()) or type(error).__name__
     if len(said) > _LONGEST:
         said = f"{said[:_LONGEST]} ..."
-    passed = f" (options passed to transformers as given: {_shown(untested)})" if untested else ""
+    passed = f" (options passed to transformers as given: {_list_options(untested)})" if untested else ""
     return f"the training cannot be set up: {said}{passed}"
 
 
-def _shown(options: dict[str, Any]) -> str:
+def _list_options(options: dict[str, Any]) -> str:
     return ", ".join(f"{name}={getattr(value, 'value', value)}" for name, value in options.items())

@@ -28,7 +28,11 @@ class TrainingLog:
             output: With ``loss``, ``losses`` and ``logits`` [B, L].
             mask: bool [B, L].
         """
-        values = {"loss": output.loss, **(output.losses or {}), **_spread(output.logits.detach().float(), mask)}
+        values = {
+            "loss": output.loss,
+            **(output.losses or {}),
+            **_compute_spread(output.logits.detach().float(), mask),
+        }
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
         self._batches += 1
@@ -56,7 +60,7 @@ class TrainingLog:
         self._sums = {name: torch.tensor(total, device=device) for name, total in state["log_sums"].items()}
 
 
-def _spread(logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def _compute_spread(logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """The mean over lists of two items or more of the standard deviation of their scores; the share without any."""
     logits = torch.where(mask, logits, 0.0)
     count = mask.sum(-1).clamp(min=1)

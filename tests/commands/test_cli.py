@@ -292,13 +292,13 @@ class TestPictures:
         """Two epochs: an evaluation after each, the end, and the evaluation that the command ends with."""
         from hf_rerank.training import callbacks
 
-        evaluations, real = [], callbacks.training_figure
+        evaluations, real = [], callbacks.plot_training
 
         def spy(log: list[dict[str, object]], path: Path) -> None:
             evaluations.append(sum("eval_p1_obedience" in entry for entry in log))
             real(log, path)
 
-        monkeypatch.setattr(callbacks, "training_figure", spy)
+        monkeypatch.setattr(callbacks, "plot_training", spy)
         run = tmp_path / "run"
         arguments = ["train", "--model", "dnn", "--data", str(folder / "lists"), "--output-dir", str(run), *TRAIN]
         capsys.readouterr()
@@ -337,8 +337,8 @@ class TestPictures:
 
             monkeypatch.setattr(plots, name, draw)
 
-        spy("training_figure")
-        spy("obedience_figure")
+        spy("plot_training")
+        spy("plot_obedience")
         pictures, output = tmp_path / "new" / "pictures", tmp_path / "test.json"
         arguments = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "lists")]
         capsys.readouterr()
@@ -348,9 +348,9 @@ class TestPictures:
         assert sorted(pictures.iterdir()) == paths
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
         results = json.loads((folder / "run" / "results.json").read_text())
-        assert drawn["training_figure"] == results["training"]["log"]
+        assert drawn["plot_training"] == results["training"]["log"]
         row = json.loads(output.read_text())["rows"]["model"]
-        assert drawn["obedience_figure"]["p1_item_obedience"] == row["p1_item_obedience"]
+        assert drawn["plot_obedience"]["p1_item_obedience"] == row["p1_item_obedience"]
 
     @pytest.mark.parametrize(
         ("results", "words"),

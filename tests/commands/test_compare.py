@@ -188,7 +188,7 @@ def test_evaluate_writes_a_trec_run_that_compare_reads(prepared, tmp_path, capsy
     assert main([*given, "--trec-run", str(path)]) == 0
     assert f"TREC run in {path}" in capsys.readouterr().out
     splits = load_lists(lists)
-    scores, unused = read_scores(path, NamedLists.of(splits["test"], splits.schema))
+    scores, unused = read_scores(path, NamedLists.from_dataset(splits["test"], splits.schema))
     expected = Reranker.from_pretrained(tmp_path / "run").predict(splits["test"].to_list())
     assert unused == 0
     np.testing.assert_allclose(scores, np.concatenate(expected), rtol=1e-6)

@@ -19,7 +19,7 @@ import pytest
 
 from hf_rerank import Reranker, RerankTrainingArguments, cli
 from hf_rerank.commands import train as train_command
-from hf_rerank.commands.train_options import SHOWN, training_arguments, with_hyphens
+from hf_rerank.commands.train_options import SHOWN, parse_training_arguments, use_hyphens
 from hf_rerank.schema import Categorical, Dense, ListSchema
 from hf_rerank.training.supported_options import REFUSED
 
@@ -106,7 +106,7 @@ def test_both_spellings_give_the_same_arguments(tmp_path: Path) -> None:
     def arguments(*words: str) -> dict[str, Any]:
         line = ["train", "--model", "prm", "--data", "lists", "--output-dir", str(tmp_path / "run"), *words]
         known, known.others = cli._parser().parse_known_args(line)
-        return training_arguments(known).to_dict()
+        return parse_training_arguments(known).to_dict()
 
     hyphens = [
         "--use-cpu",
@@ -136,7 +136,7 @@ def test_messages_name_options_as_the_command_line_does() -> None:
         ("/runs/output_dir/x has 'eval_steps'", "/runs/output_dir/x has 'eval_steps'"),
         ("call trainer.push_to_hub() after", "call trainer.push_to_hub() after"),
     ):
-        assert with_hyphens(message) == expected
+        assert use_hyphens(message) == expected
 
 
 def test_warnings_name_options_so_too(

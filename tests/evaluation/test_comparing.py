@@ -10,10 +10,10 @@ from hf_rerank.errors import InputError
 from hf_rerank.evaluation.comparing import (
     bootstrap_interval,
     compare,
-    comparison_figure,
     comparison_markdown,
     comparison_table,
     holm,
+    plot_comparisons,
     t_interval,
 )
 
@@ -115,10 +115,10 @@ def test_tables_and_a_figure(tmp_path) -> None:
     found = compare(RUNS, [("PRM", "DNN")], "ndcg@10")
     assert "PRM - DNN" in comparison_table(found)
     assert comparison_markdown(found).startswith("| comparison | measure |")
-    comparison_figure(found, tmp_path / "figure.png")
+    plot_comparisons(found, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="no comparison"):
-        comparison_figure([], tmp_path / "other.png")
+        plot_comparisons([], tmp_path / "other.png")
 
 
 def test_a_bootstrap_has_a_p_value() -> None:

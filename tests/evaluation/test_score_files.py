@@ -98,6 +98,6 @@ def test_lists_are_named_by_their_ids_or_numbers() -> None:
         [{"request": 7, "item": [1, 2], "sku": ["x", "y"]}, {"request": 8, "item": [3], "sku": ["z"]}]
     )
     schema = ListSchema(items=[Categorical("item")], list_id="request", id="sku")
-    assert NamedLists.of(lists, schema) == NamedLists(["7", "8"], [["x", "y"], ["z"]])
+    assert NamedLists.from_dataset(lists, schema) == NamedLists(["7", "8"], [["x", "y"], ["z"]])
     schema = ListSchema(items=[Categorical("item")])
-    assert NamedLists.of(lists, schema) == NamedLists(["0", "1"], [["1", "2"], ["3"]])
+    assert NamedLists.from_dataset(lists, schema) == NamedLists(["0", "1"], [["1", "2"], ["3"]])

@@ -61,14 +61,14 @@ class TestDLCM:
         """
         model, lists = tiny.model("dlcm"), tiny.lists((6, 4))
         raw = []
-        against = model.set_against
+        against = model.score_against_state
 
         def kept(*args):
             raw.append(against(*args))
             raw[0].retain_grad()
             return raw[0]
 
-        model.set_against = kept
+        model.score_against_state = kept
         model(**lists).loss.backward()
         mask = lists["mask"]
         expected = (sigmoid(raw[0].detach().numpy()) - lists["labels"].numpy()) / mask.sum(1, keepdim=True).numpy() / 2
