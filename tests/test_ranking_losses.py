@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_rerank.list_tensors import neuralsort_matrix, normalized, sinkhorn_normalize
+from hf_rerank.list_tensors import neuralsort_matrix, normalize_along, sinkhorn_normalize
 from hf_rerank.losses import (
     approx_ndcg_loss,
     lambda_loss,
@@ -223,7 +223,7 @@ class TestSmoothNDCG:
         scores, _, mask = random_lists()
         for temperature, steps in ((1.0, 0), (0.2, 3)):
             matrix = neuralsort_matrix(scores, mask, temperature=temperature)
-            expected = normalized(sinkhorn_normalize(matrix, steps), -2).transpose(-1, -2)
+            expected = normalize_along(sinkhorn_normalize(matrix, steps), -2).transpose(-1, -2)
             order = soft_order(scores, mask, relaxation="neuralsort", temperature=temperature, sinkhorn=steps)
             torch.testing.assert_close(torch.where(mask[..., None], order, 0.0), expected)
 

@@ -14,7 +14,7 @@ from hf_rerank.commands.parsing import (
     model_options,
     parse_settings,
 )
-from hf_rerank.commands.train_options import (
+from hf_rerank.commands.training_options import (
     add_training_options,
     list_given_options,
     parse_training_arguments,

@@ -19,7 +19,7 @@ import pytest
 
 from hf_rerank import Reranker, RerankTrainingArguments, cli
 from hf_rerank.commands import train as train_command
-from hf_rerank.commands.train_options import SHOWN, parse_training_arguments, use_hyphens
+from hf_rerank.commands.training_options import SHOWN, parse_training_arguments, use_hyphens
 from hf_rerank.schema import Categorical, Dense, ListSchema
 from hf_rerank.training.supported_options import REFUSED
 

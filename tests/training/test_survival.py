@@ -317,7 +317,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path, copy: Path) -> None:
 
 def hold(folder: Path, held: Path) -> None:
     """Holds the folder of a run, says so, and waits to be killed."""
-    with checkpoints.owned(folder):
+    with checkpoints.lock_run(folder):
         held.touch()
         time.sleep(300)
 
