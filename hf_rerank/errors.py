@@ -51,4 +51,4 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on: the message says at which step, why, and what to do."""
+    """Training cannot continue: the message says at which step, why, and what to do."""

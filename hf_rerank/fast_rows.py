@@ -2,7 +2,7 @@
 
 One list has tens of columns of a few values each, and to convert and check each alone would be half of the time that
 ranking it takes. Plain columns are whole lists of integers or of finite numbers, with nothing missing. What is not
-plain is left to ``Lists``, which looks at it column by column and says what is wrong with it; nothing is refused here.
+plain is left to ``Lists``, which checks it column by column and reports what is wrong; nothing is refused here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PlainColumns:
 
     Attributes:
         lengths: int64 [B], items of each list, at least 1; None where no column of items is plain.
-        columns: Feature -> all its values, list after list (items), or one a list (user), as integers or numbers.
+        columns: Feature -> all its values, list after list (items), or one per list (user), as integers or numbers.
     """
 
     lengths: np.ndarray | None
@@ -35,10 +35,10 @@ class PlainColumns:
 
 
 def read_plain_columns(rows: Rows, schema: ListSchema) -> PlainColumns:
-    """Looks at features of the items and of the user.
+    """Converts the plain columns among the features of items and user.
 
     Args:
-        rows: Dictionaries of columns, one a list.
+        rows: Dictionaries of columns, one per list.
         schema: Says which column is what.
     """
     lengths = _count_items(rows, schema.items[0].name)

@@ -154,7 +154,7 @@ def read_lists(
         _check_values(name, targets.to(dtype), mask, lowest, highest)
         if weights is not None:
             _check_values("weights", weights.to(dtype), mask, 0.0, math.inf)
-    # `where` also stops gradients: padding gets exactly 0 back, even where NaN stands.
+    # `where` also stops gradients: padding gets exactly 0 back, even where it holds NaN.
     scores = torch.where(mask, scores.to(dtype), 0.0)
     targets = torch.where(mask, targets.to(dtype), 0.0)
     weights = torch.ones_like(scores) if weights is None else torch.where(mask, weights.to(dtype), 0.0)
@@ -234,6 +234,6 @@ def _check_values(name: str, values: Tensor, mask: Tensor, lowest: float, highes
         limit = f"in [{lowest:g}, {highest:g}] for a log-loss"
     raise InputError(
         f"{name} of real items must be {limit}; found {values[(*leading, slot)].item():g} in {place}. "
-        "If padding stands there, pass mask, True at real items"
+        "If that is padding, pass mask, True at real items"
         + ("; for graded labels take a listwise loss" if highest < math.inf else "")
     )

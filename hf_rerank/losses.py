@@ -10,7 +10,7 @@ Which one to choose:
 - ``lambda_loss``, ``approx_ndcg_loss``, ``neural_ndcg_loss``: graded labels, measured by NDCG.
 - ``distillation_loss``: the scores of another model instead of labels.
 
-**Position bias.** Clicks are logged in an order, and an item that nobody looked at gets none. Give ``propensities``,
+**Position bias.** Clicks are logged in an order, and an item that nobody examined gets none. Give ``propensities``,
 the probability that each item was examined, to the losses that can be corrected, ``LOSSES_WITH_PROPENSITIES``. Sample
 weights of ``1 / p`` cannot take their place. The other losses compare the labels of a list with each other, and no
 weighting of the clicks makes them unbiased.

@@ -2,7 +2,7 @@
 
 PRM (Pei et al. 2019, section 4.3) takes them from the last hidden layer of a click model that was trained beforehand,
 pointwise, by log-loss. Here the click model learns from ``ranker_train`` only: one that had seen the clicks of a list
-would tell them in its vectors.
+would leak them through its vectors.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class PersonalisedVectors:
 
     @property
     def dim(self) -> int:
-        """Numbers an item."""
+        """Numbers per item."""
         return self.model.model.config.hidden_sizes[-1]
 
     def add(self, lists: Any) -> Any:
         """The lists with their vectors, for a re-ranker that was trained with them.
 
         Args:
-            lists: Dictionaries, one a list, as ``Reranker.rerank`` takes them; or an arrow table.
+            lists: One dict per list, as ``Reranker.rerank`` takes them; or an arrow table.
 
         Returns:
             As ``lists``, with one more column.
@@ -116,15 +116,15 @@ def add_personalised_vectors(
     The lists of ``train``, ``validation`` and ``test`` get an item column of ``dim`` numbers, and the schema a
     ``Vector`` of that name. ``ranker_train`` is left empty in the new folder: the click model has seen its
     labels. The model is kept in ``click_model/``; ``PersonalisedVectors`` computes the vectors of new
-    lists with it. The folder appears when it is whole; lists are read and written batch by batch.
+    lists with it. The folder appears when it is complete; lists are read and written batch by batch.
 
     Args:
         lists_dir: A folder of prepared lists.
         output_dir: Folder to make; must be new or empty.
-        dim: Numbers an item.
+        dim: Numbers per item.
         column: Name of the new column.
         seed: Of the click model.
-        at_most: Lists of ``ranker_train`` to look at, at most. None: all.
+        at_most: Largest number of lists of ``ranker_train`` to use. None: all.
         progress: Bars of what takes longer than a second.
 
     Returns:

@@ -46,7 +46,7 @@ def pairwise_logistic_loss(
 
     With propensities it is ``1/(n - 1) sum_i w_i y_i / p_i sum_(j != i) log(1 + exp(-sigma (s_i - s_j)))``, each
     click against all n - 1 other items, clicked ones too (Joachims et al. 2017): an item without a click may be one
-    that nobody looked at, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
+    that nobody examined, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
     the same sum with the relevance in the place of ``y_i / p_i``.
 
     When to choose it: the number of pairs in the wrong order is what matters (the AUC within a list), at the bottom
@@ -105,7 +105,7 @@ def pairwise_hinge_loss(
 
     With propensities it is ``1/(n - 1) sum_i w_i y_i / p_i sum_(j != i) max(0, margin - (s_i - s_j))``, each
     click against all n - 1 other items, clicked ones too (Joachims et al. 2017): an item without a click may be one
-    that nobody looked at, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
+    that nobody examined, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
     the same sum with the relevance in the place of ``y_i / p_i``.
 
     When to choose it: pairs that are in the right order by the margin should have no further effect, so that scores

@@ -91,9 +91,9 @@ class Lists:
     def from_rows(
         cls, rows: Sequence[Mapping[str, Any]], schema: ListSchema, *, with_labels: bool = False, first: int = 0
     ) -> Lists:
-        """Lists from dictionaries, one a list; see ``from_arrow``."""
+        """Lists from dicts, one per list; see ``from_arrow``."""
         if isinstance(rows, Mapping) or not isinstance(rows, Sequence):
-            raise InputError(f"expected a sequence of lists, one dictionary a list, got {type(rows).__name__}")
+            raise InputError(f"expected a sequence of lists, one dict per list, got {type(rows).__name__}")
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise InputError(f"list {first + number} is a {type(row).__name__}: expected a dictionary of columns")
@@ -117,10 +117,10 @@ class Lists:
     def from_arrow(
         cls, table: pa.Table | pa.RecordBatch, schema: ListSchema, *, with_labels: bool = False, first: int = 0
     ) -> Lists:
-        """Lists from an arrow table, a row a list.
+        """Lists from an arrow table, one row per list.
 
         Args:
-            table: Columns of the schema; others are not looked at.
+            table: Columns of the schema; others are ignored.
             with_labels: Labels, positions and weights that the schema names must be there (training, evaluation).
                 Otherwise they are read where they are.
             first: Number of the first list, for messages.
@@ -250,14 +250,14 @@ class _ColumnReader:
         if not _is_sequence(column.type):
             what = what if isinstance(what, str) else f"{kind_of(what)} feature of items"
             raise InputError(
-                f"column {name!r} holds one {column.type} a list: expected a sequence, one value an item ({what}); of "
-                "a table with a row an item load_lists takes the CSV, or the pandas or Polars frame"
+                f"column {name!r} holds one {column.type} per list: expected a sequence, one value per item ({what}); "
+                "for one row per item give load_lists the CSV, or the pandas or Polars frame"
             )
         if column.null_count:
             row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
             none = ", empty where there is no history" if what == HISTORY_FEATURE else ""
             raise InputError(
-                f"column {name!r} of {self.locate_list(row)} is null: expected a sequence, one value an item{none}"
+                f"column {name!r} of {self.locate_list(row)} is null: expected a sequence, one value per item{none}"
             )
         if len(column) == 1:  # as in serving, where what follows would take half the time of all checks
             flat = column[0].values
@@ -314,7 +314,7 @@ class _ColumnReader:
     ) -> np.ndarray:
         """The numbers as float64, nulls as 0, once text, NaN, infinity and what float32 cannot hold are excluded.
 
-        ``width``: numbers an item. ``nullable``: a null is allowed, and is the remedy for NaN.
+        ``width``: numbers per item. ``nullable``: a null is allowed, and is the remedy for NaN.
         """
         if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type) or pa.types.is_boolean(flat.type)):
             raise InputError(f"column {name!r} holds {flat.type}: expected numbers; convert it")
@@ -331,7 +331,7 @@ class _ColumnReader:
 
     def check_vectors(self, feature: Vector, flat: pa.Array, lengths: np.ndarray | None) -> np.ndarray:
         if not _is_sequence(flat.type):
-            raise InputError(f"column {feature.name!r} holds one {flat.type} an item: expected {feature.dim} numbers")
+            raise InputError(f"column {feature.name!r} holds one {flat.type} per item: expected {feature.dim} numbers")
         dims = pc.fill_null(pc.list_value_length(flat), 0).to_numpy(zero_copy_only=False)
         if (dims != feature.dim).any():
             index = int(np.argmax(dims != feature.dim))
@@ -542,7 +542,7 @@ def refuse_repeated_ids(ids: Sequence[str], schema: ListSchema, numbers: Iterabl
         if place.setdefault(list_id, number) != number:
             raise InputError(
                 f"column {schema.list_id!r} holds the id {list_id} in list {place[list_id]} and again in list "
-                f"{number}: expected one row a list; make the ids unique, or leave list_id out of the schema"
+                f"{number}: expected one row per list; make the ids unique, or leave list_id out of the schema"
             )
 
 
@@ -564,12 +564,12 @@ def tables_of(lists: Any, batch_size: int) -> Iterable[pa.Table]:
 
     Args:
         lists: A ``datasets`` Dataset or IterableDataset, or an arrow table.
-        batch_size: Lists a table.
+        batch_size: Lists per table.
 
     Raises:
         InputError: It is something else, such as a dictionary of splits; or ``batch_size`` is below 1.
     """
-    if batch_size < 1:  # with 0 a dataset would give empty tables for ever
+    if batch_size < 1:  # with 0 a dataset would give empty tables without end
         raise InputError(f"batch_size is {batch_size}: expected at least 1")
     if isinstance(lists, pa.Table):
         for start in range(0, lists.num_rows, batch_size):

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
         default=["prm"],
         metavar="NAME",
         help="dlcm, midnn, pear, prm, raise or setrank, or package.module:ClassName of your own (default: prm); the "
-        "dnn always takes part",
+        "dnn is always included",
     )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each arm (default: 3)")
     compare.add_argument(

@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
         "--swaps",
         choices=("all", "one"),
         default="all",
-        help="measure P2 on all swaps of neighbours (64 of them in lists above 65 items), or on one per list "
+        help="measure P2 on all adjacent swaps (64 of them in lists above 65 items), or on one per list "
         "(default: all)",
     )
     evaluate.add_argument(
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> None:
         _refuse_over_input(output, options.model, options.data)
     log: list[Any] = []
     if options.plots:
-        # Measuring takes long: what stands in the way of the pictures is said before.
+        # Evaluation takes long: what prevents the figures is reported before it.
         require_matplotlib()
         if options.plots.is_file():
             raise InputError(f"--plots {options.plots} is a file: expected a folder, there or not")
@@ -206,8 +206,8 @@ def _add_to_results(
     )
     says = {
         "added": "added to {}",
-        "replaced": "replaced in {}, where other numbers stood",
-        "unchanged": "stands in {} already, with the same numbers",
+        "replaced": "replaced in {}, which held other numbers",
+        "unchanged": "is in {} already, with the same numbers",
     }
     print(f"{options.split}: {says[became].format(Path(options.model) / RESULTS)}")
 

@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
         "--max-list-length", type=int, metavar="N", help="cut lists to their first N items in the new order"
     )
     initial_rank.add_argument(
-        "--max-train-lists", type=int, metavar="N", help="lists of ranker_train to look at, at most (default: all)"
+        "--max-train-lists", type=int, metavar="N", help="use at most N lists of ranker_train (default: all)"
     )
     initial_rank.add_argument(
         "--cross-fit",
@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Sorts, and prints what the new order is worth."""
+    """Sorts, and prints the metrics of the new order."""
     from hf_rerank.data.prepared import read_report
     from hf_rerank.evaluation.tables import results_table
     from hf_rerank.initial_rankers.order import REPORT_KEY, add_initial_order

@@ -1,4 +1,4 @@
-"""What the commands share: a parser that says mistakes as everything here does, and readers of common options."""
+"""What the commands share: a parser that raises ``InputError``, and readers of common options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_rerank.errors import InputError, suggestion
 
 
 class Parser(argparse.ArgumentParser):
-    """Says mistakes as everything here does, and suggests what was meant."""
+    """Raises an ``InputError`` for a mistake, and suggests what was meant."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "allow_abbrev": False})
@@ -94,7 +94,7 @@ def describe_initial_ranker(folder: Path) -> dict[str, Any]:
 
 
 def disable_short_progress_bars() -> None:
-    """transformers draws bars for saving and loading, which take milliseconds here."""
+    """Disables the progress bars of transformers for saving and loading, which take milliseconds here."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -90,7 +90,7 @@ def add(commands: Any) -> None:
         type=int,
         default=50,
         metavar="N",
-        help="newest behaviours a list; 0: behavior_log.csv is not read (default: 50)",
+        help="newest behaviours per list; 0: behavior_log.csv is not read (default: 50)",
     )
     _add_damage_option(ad)
     _add_ranker_options(ad)
@@ -223,7 +223,7 @@ def _prepare_ad(options: argparse.Namespace) -> None:
         return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_SESSION_ITEMS), **how)
 
     about = {"format": "ad", **_identify_files(options.raw_dir, find_ad_files(options.raw_dir).there()), **how}
-    again = "begins anew, or resumes from the last complete group of shards if the logs were read"
+    again = "starts over, or resumes from the last complete group of shards if the logs were read"
     _run(lambda: _prepare_sorted(prepare, about, options, options.max_list_length), options, "sessions", again)
     if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:
         print(f"no behavior_log.csv in {options.raw_dir}: the lists have no history")

@@ -36,7 +36,9 @@ def add(commands: Any) -> None:
         help="ranked lists: .jsonl, .parquet or .arrow (one row per list), .csv or .tsv (one row per item)",
     )
     rank.add_argument("--top-k", type=int, metavar="K", help="items per list (default: all)")
-    rank.add_argument("--truncate", action="store_true", help="rank only the first places of lists that are too long")
+    rank.add_argument(
+        "--truncate", action="store_true", help="rank only the first positions of lists that are too long"
+    )
     add_reader_options(rank)
     rank.set_defaults(run=run, parser=rank)
 

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
                 f"{options.output} exists: remove it, or write another; a schema that you corrected is kept"
             )
         if any(options.output.parent.resolve() == Path(source).resolve() for source in options.input):
-            raise InputError(f"{options.output} would stand among the lists and be read as one: write it elsewhere")
+            raise InputError(f"{options.output} would be among the lists and be read as one: write it elsewhere")
     inferred = infer_schema(
         options.input if len(options.input) > 1 else options.input[0],
         label=options.label,

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     prm_public.add_argument(
         "--click-model",
         choices=("position", "cascade", "user_browsing"),
-        help="how readers go through a list (default: position, each place is looked at with its own probability)",
+        help="how readers go through a list (default: position, each position is examined with its own probability)",
     )
     prm_public.set_defaults(run=_simulate_prm_public, parser=prm_public)
     ad = formats.add_parser("ad", help="Ad's four CSV files, and the truth beside them")

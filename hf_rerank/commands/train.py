@@ -111,7 +111,7 @@ def _train(options: argparse.Namespace, arguments: Any) -> None:
     say = print if arguments.process_index == 0 else _nothing
     plots = PlotCallback() if options.plots else None
     if options.model:
-        reranker_classes(options.model)  # a wrong name is told before lists are read
+        reranker_classes(options.model)  # a wrong name is reported before lists are read
     folder = lists_folder(options.data)
     lists = load_lists(folder)
     train, validation = _choose_splits(lists, options)
@@ -199,7 +199,7 @@ def _refuse_earlier_run(run: Path, resume: Any) -> None:
     if finished or checkpoints:
         raise InputError(
             f"{run} holds {'a finished model' if finished else 'checkpoints of another training'} "
-            f"({', '.join([*finished, *checkpoints][:3])}): choose another folder, remove it, or go on with "
+            f"({', '.join([*finished, *checkpoints][:3])}): choose another folder, remove it, or resume with "
             "--resume-from-checkpoint last"
         )
 
@@ -227,7 +227,7 @@ def _check_options(options: argparse.Namespace) -> None:
                     "lists for these: leave it out"
                 )
     if options.source:
-        model_options(options.source, options.revision)  # a revision of a folder is told before lists are read
+        model_options(options.source, options.revision)  # a revision of a folder is reported before lists are read
         if Path(options.source).exists() and Path(options.source).resolve() == Path(options.output_dir).resolve():
             raise InputError(
                 f"--output-dir {options.output_dir} is the model of --from itself, which would be overwritten: give "

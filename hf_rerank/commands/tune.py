@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
     tune = commands.add_parser(
         "tune",
         help="search the options of a re-ranker and of its training",
-        description="Trains one model per trial, stops the hopeless ones early, and saves the best as a finished "
+        description="Trains one model per trial, prunes the worst early, and saves the best as a finished "
         "model in DIR/best. The same command resumes a study that was interrupted; more --trials continue it.",
         epilog="Every option of RerankTrainingArguments is an option here too, such as --num-train-epochs 5; what is "
         "given is not searched.",

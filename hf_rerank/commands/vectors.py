@@ -19,9 +19,9 @@ def add(commands: Any) -> None:
     vectors.add_argument(
         "--output-dir", required=True, type=Path, metavar="LISTS2", help="folder for the lists with vectors"
     )
-    vectors.add_argument("--dim", type=int, default=32, metavar="D", help="numbers an item (default: 32)")
+    vectors.add_argument("--dim", type=int, default=32, metavar="D", help="numbers per item (default: 32)")
     vectors.add_argument(
-        "--max-train-lists", type=int, metavar="N", help="lists of ranker_train to look at, at most (default: all)"
+        "--max-train-lists", type=int, metavar="N", help="use at most N lists of ranker_train (default: all)"
     )
     vectors.add_argument("--seed", type=int, default=0, metavar="S", help="of the click model (default: 0)")
     vectors.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -50,4 +50,4 @@ def run(options: argparse.Namespace) -> None:
         f"click model: {model['lists_learned_from']:,} of {model['lists_available']:,} ranker_train lists learned "
         f"from, {model['lists_held_out']:,} held out, log-loss on those {model['held_out_log_loss']:.4f}"
     )
-    print(f"{sum(report.lists.values()):,} lists with {model['dim']} numbers an item in {options.output_dir}")
+    print(f"{sum(report.lists.values()):,} lists with {model['dim']} numbers per item in {options.output_dir}")

@@ -40,7 +40,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Model:
-    """A re-ranker that takes part.
+    """A re-ranker of a comparison.
 
     Attributes:
         name: In tables.
@@ -68,7 +68,7 @@ class Plan:
         models: Of the neural networks.
         seeds: How many; they are 0, 1, ...
         has_order: Whether the lists come in an initial order. Without one only ``WITHOUT`` is trained.
-        trees: Whether LambdaMART takes part.
+        trees: Whether LambdaMART is trained too.
         config: Options of all configs (``hidden_size``), or of one (``prm.hidden_size``).
         training: Options of ``RerankTrainingArguments``; ``principled`` is the preset of ``PRINCIPLED``.
     """
@@ -99,7 +99,7 @@ class Plan:
     def check(self) -> None:
         """
         Raises:
-            InputError: An option belongs to no model, a name stands twice, or there is no seed.
+            InputError: An option belongs to no model, a name appears twice, or there is no seed.
         """
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
@@ -113,7 +113,7 @@ class Plan:
         for key in self.config:
             if "." in key and key.split(".", 1)[0] not in names:
                 raise InputError(
-                    f"option {key!r} is of a model that takes no part: expected one of {', '.join(names)}"
+                    f"option {key!r} is of a model that is not compared: expected one of {', '.join(names)}"
                 )
 
 

@@ -18,8 +18,8 @@ from hf_rerank.storage import write_file, write_json
 MARKDOWN, JSON, FIGURE = "report.md", "report.json", "report.png"
 _NOTES = (
     "Every arm was chosen on the validation lists by NDCG@10 and measured once per seed on the test lists. P1@5 and "
-    "P2@5: share of lists whose first five stay in place when the model reads its own ranking (P1) or after one swap "
-    "of neighbors in the given order (P2). Intervals are of 95 %: over groups of lists (bootstrap) and over seeds "
+    "P2@5: share of lists whose first five stay in place when the model reads its own ranking (P1) or after one "
+    "adjacent swap in the given order (P2). Intervals are of 95 %: over groups of lists (bootstrap) and over seeds "
     "(Student's t); p-values are corrected by Holm's method over all differences of the table. A difference is clear "
     "where both are below 5 %, likely where that over groups is and all seeds agree in sign, else open."
 )

@@ -1,4 +1,4 @@
-"""Evaluates anything that scores lists: ranking metrics, obedience to both principles, and the rows to compare with.
+"""Evaluates anything that scores lists: ranking metrics, obedience to both principles, and the reference rows.
 
 The trainer, the command line and the experiments all measure through ``EvaluationSums``, so their numbers compare.
 """
@@ -37,7 +37,8 @@ class EvaluationSums:
         gain: Of NDCG, ``exponential`` or ``linear``.
         click_above: A click is a label above this number. None: 0, and fractional labels are no clicks, see
             ``RankingMetrics``.
-        examination: Probability that each place is looked at, on simulated lists; gives expected clicks.
+        examination: [positions], the probability that each position is examined, on simulated lists; gives expected
+            clicks.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ def encode_batches(
     Args:
         lists: A dataset or arrow table of lists.
         processor: Encodes them.
-        batch_size: Lists a batch.
+        batch_size: Lists per batch.
         report: Gets the counts of unknown and missing values.
     """
     number = 0
@@ -162,9 +163,9 @@ def evaluate(
         ks: Cut-offs of the ranking metrics.
         no_click, gain, click_above: See ``EvaluationSums``.
         obedience_k: Cut-off of the obedience at the top.
-        swaps: ``all`` swaps of neighbours (a sample of them in long lists, see ``obedience``), or ``one`` per list.
+        swaps: ``all`` adjacent swaps (a sample of them in long lists, see ``obedience``), or ``one`` per list.
         max_steps: Of the search for fixed points; 0: not measured.
-        batch_size: Lists a batch.
+        batch_size: Lists per batch.
         progress: Called with the number of lists after each batch.
 
     Returns:
@@ -272,7 +273,7 @@ def evaluate_orders(
     click_above: float | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """The rows that every table needs: ``random``, ``initial`` and, where the truth is known, ``true_attraction``.
+    """The reference rows of every table: ``random``, ``initial`` and, where the truth is known, ``true_attraction``.
 
     Args:
         processor: Encodes the lists.

@@ -50,7 +50,7 @@ def plot_training(log: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     Args:
         log: The log history of a trainer: dictionaries with ``step``. What was measured after the training is left
             out; a value that is not finite leaves a gap.
-        path: The PNG file to write. It appears whole or not at all.
+        path: The PNG file to write. It is written completely or not at all.
 
     Raises:
         InputError: Nothing in the log can be drawn, matplotlib is missing, or the path does not end in ``.png``.
@@ -63,7 +63,7 @@ def plot_obedience(measures: Mapping[str, Any], path: str | Path) -> None:
 
     Args:
         measures: What ``hf_rerank.evaluation.evaluate`` returns.
-        path: The PNG file to write. It appears whole or not at all.
+        path: The PNG file to write. It is written completely or not at all.
 
     Raises:
         InputError: There is no measure of obedience, matplotlib is missing, or the path does not end in ``.png``.
@@ -168,7 +168,7 @@ def _obedience_lines(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[st
     names = {name for entry in entries for name in entry}
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for principle, colour in (("p1", P1), ("p2", P2)):
-        found[f"eval_{principle}_item_obedience"] = (f"{principle.upper()}, items in place", {"color": colour})
+        found[f"eval_{principle}_item_obedience"] = (f"{principle.upper()}, items at their rank", {"color": colour})
         for cut, style in zip(_find_cuts(names, f"eval_{principle}_obedience@"), ("--", ":", "-."), strict=False):
             label = f"{principle.upper()}, same first {cut}"
             found[f"eval_{principle}_obedience@{cut}"] = (label, {"color": colour, "linestyle": style})
@@ -285,7 +285,7 @@ def _draw_obedience(measures: Mapping[str, Any]) -> Figure:
     for cut in _find_cuts(measures, "p1_obedience@"):
         rows[f"first {cut}, as order\n(share of lists)"] = f"obedience@{cut}"
         rows[f"first {cut}, as set\n(share of lists)"] = f"set_obedience@{cut}"
-    rows |= {"items in place\n(share of items)": "item_obedience", "Kendall tau\n(-1 to 1)": "kendall_tau"}
+    rows |= {"items at their rank\n(share of items)": "item_obedience", "Kendall tau\n(-1 to 1)": "kendall_tau"}
     rows = {
         label: name
         for label, name in rows.items()
@@ -302,7 +302,7 @@ def _draw_obedience(measures: Mapping[str, Any]) -> Figure:
     lowest = 0.0
     for principle, label, colour, shift in (
         ("p1", "P1: shown the model's own order", P1, -0.19),
-        ("p2", "P2: two neighbours exchanged", P2, 0.19),
+        ("p2", "P2: two adjacent items swapped", P2, 0.19),
     ):
         values = [_read_number(measures.get(f"{principle}_{name}")) for name in rows.values()]
         drawn = left.bar([place + shift for place in range(len(rows))], values, width=0.36, color=colour, label=label)
@@ -337,8 +337,8 @@ def _describe_subject(measures: Mapping[str, Any]) -> str:
 
 
 def _draw_fixed_points(axes: Axes, measures: Mapping[str, Any]) -> None:
-    """Shares of the lists whose ranking settles, returns for ever, or does neither in the steps that were given."""
-    _style_axes(axes, "Shown its own ranking again and again")
+    """Shares of the lists whose ranking settles, cycles, or does neither in the steps that were given."""
+    _style_axes(axes, "Fed its own ranking repeatedly")
     settled, cycling = (_read_number(measures.get(name)) for name in ("fixed_point_rate", "cycle_rate"))
     if math.isnan(settled) or math.isnan(cycling):
         _write_note(axes, "not measured")

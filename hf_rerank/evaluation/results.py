@@ -1,4 +1,4 @@
-"""What a run leaves behind as plain JSON: enough to repeat it, and to know what it was."""
+"""The record of a run as plain JSON: enough to repeat and to identify it."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def add_evaluation(
     settings: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> Literal["added", "replaced", "unchanged"]:
-    """Adds an evaluation to the results of a saved model; what stood there for that split is replaced.
+    """Adds an evaluation to the results of a saved model; earlier results of that split are replaced.
 
     ``results["evaluations"][split]`` gets the measures, as ``RerankTrainer.evaluate`` names them (``test_auc``);
     ``["orders"][split]["initial"]`` those of the initial order (``auc``), ``["evaluation_settings"][split]`` the
@@ -56,14 +56,14 @@ def add_evaluation(
         measures: Of the model; only its numbers are kept.
         initial: Of the initial order.
         settings: With which both were measured, as plain JSON values.
-        data: As ``data_identity`` tells of the lists.
+        data: As ``data_identity`` describes the lists.
 
     Returns:
-        What became of the split's results.
+        What was done: ``added``, ``replaced`` or ``unchanged``.
 
     Raises:
         InputError: As ``read_saved_results``.
-        CannotWrite: It could not be written; the folder is whole.
+        CannotWrite: It could not be written; the folder is unchanged.
     """
     read_saved_results(model)
     numbers = {f"{split}_{name}": value for name, value in measures.items() if isinstance(value, int | float)}

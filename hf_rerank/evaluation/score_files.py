@@ -5,7 +5,7 @@
 - A TREC run, one item per line: ``q7 Q0 item3 1 1.5 name``: list, a column that means nothing, item, rank, score,
   name of the run. Items are named by the schema's ``id`` column, or its first item feature.
 
-Scores of a list stand in the order of the items in the row, higher is better.
+Scores of a list are in the order of the items in the row, higher is better.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def read_scores(path: str | Path, named: NamedLists) -> tuple[np.ndarray, int]:
 def write_trec_run(
     path: str | Path, named: NamedLists, orders: Sequence[Sequence[int]], scores: Any, name: str
 ) -> None:
-    """Writes rankings as a TREC run, whole or not at all.
+    """Writes rankings as a TREC run, completely or not at all.
 
     Args:
         path: The file.
@@ -100,7 +100,7 @@ def write_trec_run(
         name: Of the run, its last column.
 
     Raises:
-        InputError: An id holds white space, or an item stands twice in a list.
+        InputError: An id holds white space, or an item appears twice in a list.
     """
     _refuse_repeated(named.lists, "list", "a TREC run cannot tell them apart")
     with writing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -140,7 +140,7 @@ def _read_parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _collect_scores(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, tuple[str, np.ndarray]]:
-    """List -> where its scores stand, and the scores."""
+    """List -> where its scores were read, and the scores."""
     found: dict[str, tuple[str, np.ndarray]] = {}
     for where, row in rows:
         if not {"list_id", "scores"} <= row.keys():
@@ -149,7 +149,7 @@ def _collect_scores(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, tup
         if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
             raise InputError(f"{where}: scores of list {name} are {str(values)[:40]}: expected a list of numbers")
         if name in found:
-            raise InputError(f"{where}: list {name} stands in {found[name][0]} already: expected each list once")
+            raise InputError(f"{where}: list {name} is already in {found[name][0]}: expected each list once")
         scores = np.array(values, dtype=np.float64)
         if not np.isfinite(scores).all():
             raise InputError(f"{where}: a score of list {name} is not finite")
@@ -177,7 +177,7 @@ def _read_trec(path: Path, named: NamedLists) -> tuple[np.ndarray, int]:
                 raise InputError(f"{path}, line {number}, column 5: {cells[4]!r}: expected a finite score")
             of_list = found.setdefault(cells[0], {})
             if cells[2] in of_list:
-                raise InputError(f"{path}, line {number}: item {cells[2]} stands twice in list {cells[0]}")
+                raise InputError(f"{path}, line {number}: item {cells[2]} appears twice in list {cells[0]}")
             of_list[cells[2]] = score
     scores = []
     for name, items in zip(named.lists, named.items, strict=True):
@@ -199,4 +199,4 @@ def _refuse_repeated(names: Sequence[str], what: str, consequence: str) -> None:
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise InputError(f"{what} {twice} stands twice: {consequence}")
+        raise InputError(f"{what} {twice} appears twice: {consequence}")

@@ -43,7 +43,7 @@ def obedience_table(measures: Mapping[str, Any]) -> str:
     for cut in cuts:
         rows[f"first {cut} as an order, share of lists"] = f"obedience@{cut}"
         rows[f"first {cut} as a set, share of lists"] = f"set_obedience@{cut}"
-    rows |= {"items that keep their place, share of items": "item_obedience", "Kendall tau": "kendall_tau"}
+    rows |= {"items that keep their rank, share of items": "item_obedience", "Kendall tau": "kendall_tau"}
     principles = text_table(
         ["obedience", "P1, own order", "P2, one swap"],
         [

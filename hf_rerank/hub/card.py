@@ -1,7 +1,7 @@
-"""The model card: what a re-ranker is, how to use it, and what it was measured to do; generated, never typed.
+"""The model card: what a re-ranker is, how to use it, and its measured results; generated, never typed.
 
-``model_card`` tells of one run from its ``results.json``, ``card_from_summary`` of an experiment over several seeds.
-What the results do not hold, the card does not say.
+``model_card`` describes one run from its ``results.json``, ``card_from_summary`` of an experiment over several seeds.
+What is not in the results is not in the card.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def _snippet(source: str, schema: Mapping[str, Any] | None, text_columns: Sequen
             is_text = feature["name"] in text_columns or feature.get("shares") in text_columns
             lines.append(f"    {feature['name']!r}: {_example(feature, count, is_text)},  # {part}")
     lines += ["}", "(ranked,) = reranker.rerank([one_list], top_k=10)"]
-    return "\n".join([*lines, 'print(ranked["order"], ranked["scores"])  # places in the row, best first'])
+    return "\n".join([*lines, 'print(ranked["order"], ranked["scores"])  # slots in the row, best first'])
 
 
 def _example(feature: Mapping[str, Any], count: int | None, is_text: bool) -> str:
@@ -267,7 +267,7 @@ def _data_points(results: Mapping[str, Any]) -> str:
         points.append(f"{arguments['max_steps']:,} steps.")
     elif "num_train_epochs" in arguments:
         points.append(f"{arguments['num_train_epochs']:g} epochs.")
-    for key, words in (("per_device_train_batch_size", "Lists a batch"), ("learning_rate", "Learning rate")):
+    for key, words in (("per_device_train_batch_size", "Lists per batch"), ("learning_rate", "Learning rate")):
         if key in arguments:
             points.append(f"{words}: {arguments[key]:g}.")
     if "seed" in arguments:
@@ -288,14 +288,14 @@ def _summary_data_points(summary: Mapping[str, Any], model: str) -> str:
     if "num_train_epochs" in training:
         points.append(f"{training['num_train_epochs']:g} epochs, the best chosen on the validation lists.")
     if "per_device_train_batch_size" in training:
-        points.append(f"Lists a batch: {training['per_device_train_batch_size']}.")
+        points.append(f"Lists per batch: {training['per_device_train_batch_size']}.")
     if rate is not None:
         tried = ", ".join(rate["validation_ndcg@10"])
         points.append(
             f"Learning rate {rate['chosen']:g}, chosen without the principles by NDCG@10 on the validation lists from "
             f"{tried}."
         )
-    points.append("The test lists were measured once a run.")
+    points.append("The test lists were evaluated once per run.")
     return _points(points)
 
 
@@ -437,7 +437,7 @@ def _obedience_results(
 
 
 def _measure_table(columns: Mapping[str, Mapping[str, float]], bases: Sequence[str]) -> str:
-    """A row a measure, a column an evaluation or order, under its head; empty where nothing was measured."""
+    """One row per measure and one column per evaluation or order; empty where nothing was measured."""
     names = list(dict.fromkeys(name for metrics in columns.values() for name in _select_measures(metrics, bases)))
     if not names:
         return ""
@@ -450,7 +450,7 @@ def _measure_table(columns: Mapping[str, Mapping[str, float]], bases: Sequence[s
 def _summary_table(
     summary: Mapping[str, Any], model: str, rows: Mapping[str, Mapping[str, Any]], bases: Sequence[str]
 ) -> str:
-    """A row a measure: the initial order, each preset, and what the principles change."""
+    """One row per measure: the initial order, each preset, and what the principles change."""
     initial, changes = summary["orders"]["initial"], summary["changes"][model]["differences"]
     with_order = any(name in initial for row in rows.values() for name in _select_measures(row, bases))
     head = ["measure", *(["initial order"] if with_order else [])]

@@ -1,4 +1,4 @@
-"""What is pushed names no folder of the machine it comes from: the name of a user is often among them."""
+"""Removes folders of this machine from what is pushed: they often contain a user's name."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def push_model(
         The ``CommitInfo``.
 
     Raises:
-        InputError: The folder holds no whole re-ranker, or changes meanwhile; or the Hub refuses or fails. Then
+        InputError: The folder holds no complete re-ranker, or changes meanwhile; or the Hub refuses or fails. Then
             nothing was committed, unless the message says that this is not known.
     """
     folder = Path(folder)
@@ -86,7 +86,7 @@ def save_and_push(save: Callable[[Path], object], repo_id: str, *, commit_messag
 
 
 def _model_files(folder: Path) -> dict[str, Path | bytes]:
-    """The files of a model that are pushed, its own card included; the figures of a card are those that it shows."""
+    """The files of a model to push, with its own card; the figures of a card are those that it shows."""
     files: dict[str, Path | bytes] = {**choose_files(folder, PUSHED)}
     for name in (RESULTS, ARGUMENTS):
         if name in files:

@@ -65,7 +65,7 @@ def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revisi
     model = copy.deepcopy(reranker.model).cpu().float().eval()
     schema = reranker.processor.schema
     program = _trace(model, schema)
-    # The folder is read without the model classes, which know what "own" stands for.
+    # The folder is read without the model classes, which know what "own" means.
     config = copy.deepcopy(model.config)
     config.task_loss = config.task_loss_name
     with new_folder(output_dir) as folder:

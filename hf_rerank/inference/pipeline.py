@@ -37,7 +37,7 @@ class RerankingPipeline(Pipeline):
         feature_extractor: Its ``ListProcessor``; ``pipeline(TASK, model=folder)`` loads both.
         batch_size: Lists scored at once; they may differ in length.
         top_k: How many items to return. None: all.
-        truncate: Rank only the first ``max_list_length`` places of a longer list, instead of refusing it.
+        truncate: Rank only the first ``max_list_length`` positions of a longer list, instead of refusing it.
         options: As of ``transformers.Pipeline`` (``device``, ...). Without a device the first GPU is taken if there
             is one.
 

@@ -67,7 +67,7 @@ class ClickModel:
             quality: See ``qualities``.
             hidden_sizes: Widths of the hidden layers. None: those of the quality.
             seed: Of the parts of lists, of the weights and of the order of lists.
-            at_most: Lists looked at, at most; they are spread evenly over the split.
+            at_most: Largest number of lists to use, spread evenly over the split. None: all that the quality allows.
             progress: A bar of the steps, if it takes longer than a second.
 
         Raises:
@@ -160,7 +160,7 @@ def _train(
     seed: int,
     progress: bool,
 ) -> list[float]:
-    """Trains in place, and ends with the best weights; the log-loss on the lists held out, after each epoch."""
+    """Trains in place and keeps the best weights; returns the log-loss on the lists held out, after each epoch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     order = np.random.default_rng(seed)
     losses: list[float] = []

@@ -1,6 +1,6 @@
 """Click-through rates of the values of a categorical feature, as a number that trees can split on.
 
-A rate that a list helped to count would tell its own clicks: lists to learn from get rates of the other parts only.
+A rate that counts a list's own clicks would leak them: lists to learn from get rates of the other parts only.
 """
 
 from __future__ import annotations

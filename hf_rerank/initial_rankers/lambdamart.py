@@ -66,7 +66,7 @@ class LambdaMARTRanker:
             schema: Of the lists; position, attraction and history are not read.
             quality: See ``qualities``.
             seed: Of the parts of lists, and of the draw of lists and features for each tree.
-            at_most: Lists looked at, at most; they are spread evenly over the split.
+            at_most: Largest number of lists to use, spread evenly over the split. None: all that the quality allows.
             threads: Of LightGBM. The trees do not depend on it.
 
         Raises:

@@ -1,8 +1,8 @@
 """A re-ranker on top of boosted trees: LambdaMART whose scores a re-ranker starts from.
 
 A tree model that has learned from a list scores it better than it will score new lists, and a re-ranker that is
-trained on such scores trusts them too much. So the training lists are cross-fitted: they fall into folds by group, and
-each gets the scores of trees that were learned from the other folds. All other lists are scored by trees that were
+trained on such scores relies on them too much. So the training lists are cross-fitted: they fall into folds by
+group, and each gets the scores of trees that were learned from the other folds. All other lists are scored by trees that were
 learned from all training lists; these go into the processor, and are saved with it.
 """
 
@@ -91,7 +91,7 @@ def fit_on_top(
         _CrossFitted(TreeLearner(processor, train, with_position=kind, seed=seed, threads=threads), held_out, folds)
         for kind in kinds
     ]
-    # Of equals the first: scores that do not depend on the given order keep the meaning of the principles.
+    # Ties go to the first: scores that do not depend on the given order keep the meaning of the principles.
     best = max(fitted, key=lambda each: each.value)
     schema = schema.replace(initial_score=SCORE_COLUMN)
     with_score = ListProcessor(schema, processor.vocabularies, processor.scales, processor.fit_report, best.trees)
@@ -112,7 +112,7 @@ def fit_on_top(
 
 
 class _CrossFitted:
-    """Trees of all training lists, cross-fitted scores of these, and what a start from them is worth.
+    """Trees of all training lists, cross-fitted scores of these, and the NDCG of a start from them.
 
     Attributes:
         trees, chosen: As of ``TreeLearner.choose``.

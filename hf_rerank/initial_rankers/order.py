@@ -69,23 +69,23 @@ def add_initial_order(
 
     ``train``, ``validation`` and ``test`` get a column ``position`` of the ranker's order, instead of one that is
     there; items with equal scores keep the order of their slots. Lists are cut in the new order. Slots keep theirs.
-    ``ranker_train`` keeps the order it has: one by a ranker that has seen its clicks would tell them.
+    ``ranker_train`` keeps the order it has: one by a ranker that has seen its clicks would leak them.
 
     The folder holds the ranker, in ``initial_ranker/``. ``report.json`` names, under ``initial_ranker``, what it was
-    made of, and the metrics of its order after the cut. It appears when it is whole; a call that was killed trains
-    again and goes on from the last whole shard.
+    made of, and the metrics of its order after the cut. The folder appears when it is complete; a call that was
+    killed trains again and resumes after the last complete shard.
 
-    Lists are written batch by batch. Training LambdaMART holds its lists encoded in memory (4 bytes a feature of an
-    item, twice while LightGBM reads them); the DNN reads them from disk.
+    Lists are written batch by batch. Training LambdaMART holds its lists encoded in memory (4 bytes per feature
+    of an item, twice while LightGBM reads them); the DNN reads them from disk.
 
     Args:
         lists_dir: A folder of prepared lists.
         output_dir: Folder to make; must be new or empty.
         ranker: ``lambdamart`` or ``dnn``.
         quality: ``poor``, ``moderate`` or ``strong``; what each may use is in ``hf_rerank.initial_rankers.qualities``.
-        max_list_length: Longer lists are cut to the items that stand first. None: that of the schema.
+        max_list_length: Longer lists are cut to their first items in the new order. None: that of the schema.
         seed: Of the ranker.
-        at_most: Lists of ``ranker_train`` to look at, at most. None: as many as the quality says.
+        at_most: Largest number of lists of ``ranker_train`` to use. None: as many as the quality allows.
         cross_fit: Number of folds, at least 2. None: no cross-fitting.
         progress: Bars of what takes longer than a second.
 
@@ -139,11 +139,11 @@ def prepare_in_order(
 ) -> PrepareReport:
     """Prepares raw data with whole lists, and sorts and then cuts them by a trained ranker.
 
-    The whole lists lie in ``OUTPUT.unsorted/lists`` meanwhile. If this is stopped, the same call goes on.
+    The whole lists lie in ``OUTPUT.unsorted/lists`` meanwhile. If this is interrupted, the same call resumes.
 
     Args:
         prepare: ``(folder, max_list_length) -> report`` makes a folder of prepared lists from raw data.
-        options: Whatever ``prepare`` depends on, as plain JSON values; those of a call that is gone on with must be
+        options: Whatever ``prepare`` depends on, as plain JSON values; a call that resumes must have
             the same.
         output_dir: Folder to make; must be new or empty.
         ranker: As of ``add_initial_order``.
@@ -312,8 +312,8 @@ class _InInitialOrder(PreparedSource):
         """As the row ``initial`` of ``hf-rerank evaluate``."""
         learned = ranker.processor
         of_lists = ("position", "attraction", "examination", "max_list_length", "cut_label")
-        told = {name: getattr(self.schema, name) for name in of_lists}
-        processor = ListProcessor(learned.schema.replace(**told), learned.vocabularies, learned.scales)
+        of_schema = {name: getattr(self.schema, name) for name in of_lists}
+        processor = ListProcessor(learned.schema.replace(**of_schema), learned.vocabularies, learned.scales)
         lists = datasets_of_parquet(files, split, streaming=True)
         return evaluate_orders(processor, lists, ks=KS)["initial"]
 
@@ -331,8 +331,8 @@ class _InInitialOrder(PreparedSource):
             *(point for point in card.how if not point.startswith(_OLD_ORDER)),
             f"Initial order: the column `{schema.position}`, 0 at the top, by the initial ranker `{facts['ranker']}` "
             f"of quality `{facts['quality']}` (seed {facts['seed']}), kept in `{RANKER_FOLDER}/`. It learned from "
-            f"{learned:,} lists of `{trained_on}` ({looked_at:,} of {facts['lists_available']:,} were looked at, the "
-            "others of these said when to stop), and read neither order nor truth. Slots stand as they did before.",
+            f"{learned:,} lists of `{trained_on}` ({looked_at:,} of {facts['lists_available']:,} were used, the "
+            "others of these said when to stop), and read neither order nor truth. Slots keep their order.",
             *folds,
             f"Lists are cut to {schema.max_list_length} items in this order: {facts['cut_lists']:,} lists, of which "
             f"{facts['lost_clicks']:,} lost all their clicks.",
@@ -364,7 +364,7 @@ def positions_by_score(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _item_columns(prepared: PreparedFolder) -> list[str]:
-    """The columns that hold one value an item.
+    """The columns that hold one value per item.
 
     The schema names most. Of the sequences that it does not name, those are as long as the items in every list.
     """

@@ -1,4 +1,4 @@
-"""What rankers learn from: lists of the split ``ranker_train``, without anything that says where an item stood."""
+"""What rankers learn from: lists of the split ``ranker_train``, without anything that reveals an item's position."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hf_rerank.validation import tables_of
 # the folds of what is learned out of fold.
 PARTS = 10
 HELD_OUT = 0
-# Rankers look at items one by one: no list is too long for them.
+# Rankers score items one by one: no list is too long for them.
 ANY_LENGTH = 1_000_000
 LABEL_BATCH = 10_000
 
@@ -90,7 +90,7 @@ def choose_ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) 
     Args:
         lists: A ``datasets`` Dataset with labels.
         schema: Of the lists.
-        use: How many lists to look at.
+        use: How many lists to use.
         seed: Of the parts.
 
     Raises:
@@ -111,7 +111,7 @@ def choose_ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) 
     for what, wanted in (("to learn from", ~held), ("held out to say when to stop", held)):
         if not clicked[wanted].any():
             raise InputError(
-                f"of {use:,} lists that were looked at, none of the {int(wanted.sum()):,} {what} has a "
+                f"of {use:,} lists used, none of the {int(wanted.sum()):,} {what} has a "
                 f"click in {schema.label!r}: expected more lists with clicks"
             )
     train = np.flatnonzero(~held)

@@ -33,7 +33,7 @@ class RankingMetrics:
     and not in GAUC; expected clicks do not depend on the clicks that were logged, so every list counts.
 
     Memory: 5 bytes for each (list, item) pair up to ``exact_auc_pairs`` (250 MB at the default, twice that while
-    ``compute`` sorts), 16 MB for ever after. Pooled scores are held as float32.
+    ``compute`` sorts), 16 MB from then on. Pooled scores are held as float32.
 
     Args:
         ks: the cut-offs.
@@ -266,7 +266,7 @@ class RankingMetrics:
             order = orders["initial"] = rank_slots(-positions, mask)
             steps = np.diff(np.take_along_axis(positions, order, axis=-1), axis=-1)
             if ((steps == 0) & np.take_along_axis(mask, order, axis=-1)[:, 1:]).any():
-                raise InputError("positions of the real items of a list must differ; some list gives one place twice")
+                raise InputError("positions of the real items of a list must differ; some list has one position twice")
         assert self.examination is not None
         return {
             name: float(sum_expected_clicks(order, attraction, mask, self.examination).sum())

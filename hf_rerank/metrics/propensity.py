@@ -122,7 +122,7 @@ def _read(
 def _sum_top_clicks(
     corrected: np.ndarray, order: np.ndarray, mask: np.ndarray, k: int | None, examination: Any
 ) -> np.ndarray:
-    """Corrected clicks of the first k places, or of all by the chance that they are looked at; one value a list."""
+    """Corrected clicks of the first k places, or of all by the chance that they are looked at; one value per list."""
     by_place = np.take_along_axis(corrected, order, axis=-1)
     if examination is None:
         return by_place[:, : check_k(k)].sum(axis=-1)

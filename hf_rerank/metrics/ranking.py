@@ -10,7 +10,7 @@ Conventions, the same in every function:
 - A click is a label > 0; only ``ndcg`` reads how large a label is. Labels are >= 0. Fractional labels (the scores of
   a teacher, say) are no clicks: all metrics but ``ndcg`` refuse them; give ``labels > THRESHOLD`` instead.
 - ``k``: the metric looks at the first k ranks (from 1); None = the whole list.
-- ``reduction="mean"``: a float, the mean over lists (nan over no list). ``"none"``: one value a list, with the
+- ``reduction="mean"``: a float, the mean over lists (nan over no list). ``"none"``: one value per list, with the
   shape of the leading axes.
 - ``no_click="zero"``: a list without a click counts as 0. ``"skip"``: it is left out (nan with
   ``reduction="none"``). A list without a real item is a list without a click.
@@ -137,7 +137,7 @@ def reciprocal_rank(
     reduction: str = "mean",
     no_click: str = "zero",
 ) -> float | np.ndarray:
-    """Reciprocal rank, MRR when averaged: one over the rank of the first click; 0 if it stands below rank k.
+    """Reciprocal rank, MRR when averaged: one over the rank of the first click; 0 if its rank is below k.
 
     Args:
         scores, labels, mask, k, reduction, no_click: see the top of this module.
@@ -155,7 +155,7 @@ def clicks(
     reduction: str = "mean",
     no_click: str = "zero",
 ) -> float | np.ndarray:
-    """Clicks in the first k ranks: a count a list.
+    """Clicks in the first k ranks: one count per list.
 
     Args:
         scores, labels, mask, k, reduction, no_click: see the top of this module.
@@ -204,7 +204,7 @@ def grouped_auc(
 
     Args:
         scores, labels, mask: see the top of this module.
-        reduction: ``"mean"`` (nan if no list holds both classes), or ``"none"``: one value a list, nan for the
+        reduction: ``"mean"`` (nan if no list holds both classes), or ``"none"``: one value per list, nan for the
             lists left out.
         weighting: ``"lists"``, each list counts the same, or ``"items"``, by its number of real items.
     """
@@ -220,7 +220,7 @@ def grouped_auc(
 
 
 def slot_order_auc(labels: Any, *, mask: Any = None) -> float:
-    """Pooled AUC of the slot order alone: every real item scored by how early it stands in its list.
+    """Pooled AUC of the slot order alone: every real item scored by how early it is in its list.
 
     Close to 1 where a file lists the clicked items first: then every tie, and every model that sees the slot,
     leaks the labels.
@@ -314,7 +314,7 @@ def best_expected_clicks(
 def sum_expected_clicks(
     order: np.ndarray, attraction: np.ndarray, mask: np.ndarray, examination: np.ndarray
 ) -> np.ndarray:
-    """Expected clicks, one value a list, of lists already read; ``order`` [lists, list]: the slot at each place."""
+    """Expected clicks, one value per list, of lists already read; ``order`` [lists, list]: the slot at each place."""
     longest = int(mask.sum(axis=-1).max(initial=0))
     if len(examination) < longest:
         raise InputError(
@@ -330,7 +330,7 @@ def sum_expected_clicks(
 class RankedLists:
     """Lists in the order of their scores: what every metric above starts from, and the arithmetic of each.
 
-    Every method returns one float64 value a list, ``[lists]``; 0 for lists without a click (``auc``: nan for
+    Every method returns one float64 value per list, ``[lists]``; 0 for lists without a click (``auc``: nan for
     lists without both classes). The functions above say what is computed.
 
     Args:
@@ -444,7 +444,7 @@ class RankedLists:
         return _divide(won, clicked * (self.lengths - clicked), otherwise=math.nan)
 
     def reduce(self, values: np.ndarray, no_click: str, reduction: str) -> float | np.ndarray:
-        """Apply ``no_click`` and ``reduction`` to one value a list."""
+        """Apply ``no_click`` and ``reduction`` to one value per list."""
         check_option("no_click", no_click, ("zero", "skip"))
         check_option("reduction", reduction, ("mean", "none"))
         if no_click == "skip":
@@ -500,7 +500,7 @@ def read_lists(mask: Any, **inputs: Any) -> tuple[list[np.ndarray], np.ndarray, 
         if bad.any():
             raise InputError(
                 f"{name} of real items must be finite{f' and in [{low:g}, {high:g}]' if name in _BOUNDS else ''}; "
-                f"{_describe_first(array, bad, leading)}. If padding stands there, pass mask, True at real items"
+                f"{_describe_first(array, bad, leading)}. If that is padding, pass mask, True at real items"
             )
         read.append(np.where(mask, array, 0.0))
     return read, mask, tuple(leading)
@@ -510,7 +510,7 @@ def read_examination(examination: Any) -> np.ndarray:
     """Examination probabilities by place, from the top down, as checked float64 [places]."""
     array = _read_array("examination", examination).astype(np.float64)
     if array.ndim != 1 or not ((array >= 0) & (array <= 1)).all():
-        raise InputError("examination must be one row of probabilities in [0, 1], one a place from the top down")
+        raise InputError("examination must be one row of probabilities in [0, 1], one per position, from 0")
     return array
 
 

@@ -161,7 +161,7 @@ class RerankerConfig(PreTrainedConfig):
         if not self.initializer_range > 0:
             raise InputError(f"initializer_range is {self.initializer_range}: expected a number above 0")
         if len(self.history_shared_tables) != len(self.history_vocab_sizes):
-            raise InputError("history_shared_tables and history_vocab_sizes differ in length: one entry a feature")
+            raise InputError("history_shared_tables and history_vocab_sizes differ in length: one entry per feature")
         if any(not -1 <= table < len(self.item_vocab_sizes) for table in self.history_shared_tables):
             raise InputError(f"history_shared_tables is {self.history_shared_tables}: expected item features, or -1")
 

@@ -28,7 +28,7 @@ class DLCMConfig(RerankerConfig):
         num_scoring_heads: Of ``multi`` and ``add``.
         hidden_dropout_prob: On the item's vector, in [0, 1).
         position_input: ``sequence``: the GRU reads the items in the order shown. ``sequence+embedding``: and a
-            learnable vector of its place is added to each item's.
+            learnable vector per position is added to each item's input.
     """
 
     model_type: ClassVar[str] = "rerank_dlcm"
@@ -120,12 +120,13 @@ class DLCMForReranking(PreTrainedReranker):
         return RerankerOutput(logits=mask_logits(scores, mask))
 
     def run_gru(self, items: Tensor, mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the GRU from the lowest place to the top, padding last.
+        """Runs the GRU from the last position to the first, padding last.
 
         Args:
             items: [B, L, width], by slot.
             mask: bool [B, L].
-            position_ids: Places or soft order; padding slots hold the places behind the items.
+            position_ids: int64 [B, L], or a soft order, float [B, L, L]; padding slots have the positions after the
+                items.
 
         Returns:
             The output for each slot's item [B, L, hidden_size], and the state when the top item was read
@@ -133,10 +134,10 @@ class DLCMForReranking(PreTrainedReranker):
         """
         steps = torch.arange(mask.shape[1], device=mask.device)
         count = mask.sum(-1, keepdim=True)
-        # Step 0 reads place n - 1, step n - 1 place 0. The map is its own inverse.
+        # Step 0 reads position n - 1, step n - 1 position 0. The map is its own inverse.
         turned = torch.where(steps < count, count - 1 - steps, steps)
         if position_ids.is_floating_point():
-            # Each place reads the items in the shares in which they stand there.
+            # Each position reads the mean of the items, weighted by their shares of that position.
             shares = position_ids.transpose(1, 2).to(items.dtype)
             total = shares.sum(-1, keepdim=True)
             by_place = shares @ items / torch.where(total > 0, total, 1.0)

@@ -41,7 +41,7 @@ class DNNConfig(RerankerConfig):
 class DNNForReranking(PreTrainedReranker):
     """Scores each item from its own features, the user's, and the position at which it is shown.
 
-    ``score_i = MLP([x_i] + position vector of P_i)``; it never looks at the other items.
+    ``score_i = MLP([x_i] + position vector of P_i)``; it never reads the other items.
     """
 
     config: DNNConfig

@@ -86,11 +86,11 @@ class MiDNNForReranking(PreTrainedReranker):
 
 
 def compute_global_features(items: Tensor, mask: Tensor) -> Tensor:
-    """Each feature's place between the list's smallest and largest value of it: 0 to 1, and 0 where all are equal.
+    """Scales each feature between the list's smallest and largest value of it: 0 to 1, and 0 where all are equal.
 
     Args:
         items: [B, L, F].
-        mask: bool [B, L]; padding is not looked at, and what stands there in the result has no meaning.
+        mask: bool [B, L]; padding is not read, and its entries of the result have no meaning.
     """
     real, finite = mask.unsqueeze(-1), torch.finfo(items.dtype)
     low = items.masked_fill(~real, finite.max).amin(1, keepdim=True)

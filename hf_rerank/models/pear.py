@@ -71,7 +71,7 @@ class PEARForReranking(PreTrainedReranker):
     - Features: ``z = MLP([user ; item])``, for the list and for the history, each with its own network.
     - Unit l: ``H_l = SelfAttention(H_(l-1))`` over the history; the list's queries meet keys and values of ``H_l``
       and of the list side by side, projected separately, in one softmax (the paper's merged cross-attention).
-    - A learnable token stands at the end of the list. Its score, ``list_logits``, says whether any item is clicked.
+    - A learnable token is appended to the list. Its score, ``list_logits``, says whether any item is clicked.
 
     The position vector, which the principles need, is added to ``z``. A history that is empty, or a schema without
     one, leaves exactly the self-attention of the list; no dummy values are put in its place. Public ports drop

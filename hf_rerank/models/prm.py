@@ -72,7 +72,7 @@ class PRMConfig(RerankerConfig):
 class PRMForReranking(PreTrainedReranker):
     """A Transformer encoder over the items of the list.
 
-    ``E = (X + PE[P]) W_E + b_E`` (equation 2 of the paper), encoder blocks, one score an item. ``X`` holds the item's
+    ``E = (X + PE[P]) W_E + b_E`` (equation 2 of the paper), encoder blocks, one score per item. ``X`` holds the item's
     features and the user's; the paper's personalised vectors join as a ``Vector`` column. The paper's loss,
     ``task_loss="own"``, is ``-sum_i y_i log softmax(score)_i`` over clicked items, labels not normalised; the paper
     prints the mean over a list, the authors' code takes this sum. User features as direct input follow that code.

@@ -70,8 +70,8 @@ class RAISEForReranking(PreTrainedReranker):
       ``W = sum_t pi_t W^t`` (bias too), ``pi = softmax(MLP(intention))``, every projection with matrices of its own.
 
     The paper finds the intention in review texts, by co-attention of a user's reviews and an item's, for each pair of
-    user and item. Lists hold no reviews: one intention a list from history, user and items is our adaptation. It does
-    not depend on the order shown, so it is found once for all passes. What a schema or a list lacks, history or user,
+    user and item. Lists hold no reviews: one intention per list from history, user and items is our adaptation. It
+    does not depend on the order shown, so it is found once for all passes. What a schema or a list lacks, history or user,
     is left out of the user's side, never faked. A public port never calls the mixtures and uses the query's matrix
     for key and value too.
 
@@ -193,7 +193,7 @@ class DynamicBlock(EncoderBlock):
         width = items.shape[-1]
         weights = torch.stack([linear.get_parameter("weight") for linear in self.mixtures])
         biases = torch.stack([linear.get_parameter("bias") for linear in self.mixtures])
-        # [B, 3, out, in] and [B, 3, 1, out]: one matrix a list, cheaper than T products for lists longer than T.
+        # [B, 3, out, in] and [B, 3, 1, out]: one matrix per list, cheaper than T products for lists longer than T.
         weight = torch.einsum("bkt,tkoi->bkoi", mixture, weights.unflatten(1, (3, width)))
         bias = torch.einsum("bkt,tko->bko", mixture, biases.unflatten(1, (3, width))).unsqueeze(2)
         query, key, value = (items.unsqueeze(1) @ weight.transpose(-1, -2) + bias).unbind(1)

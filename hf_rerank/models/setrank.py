@@ -31,7 +31,7 @@ class SetRankConfig(RerankerConfig):
         num_inducing_points: Inducing points M of each block: items attend to M vectors that have attended to them
             (IMSAB). 0: items attend to each other (MSAB).
         hidden_dropout_prob: In [0, 1).
-        position_input: ``ordinal``: a learnable vector of its place in the order shown is added to each item (the
+        position_input: ``ordinal``: a learnable vector of the item's position in the given order is added to it (the
             paper's ordinal embedding). ``none``: the model is permutation-equivariant.
     """
 
@@ -82,7 +82,7 @@ class SetRankConfig(RerankerConfig):
 
 
 class SetRankForReranking(PreTrainedReranker):
-    """Blocks of multi-head self-attention over the items as a set, one score an item.
+    """Blocks of multi-head self-attention over the items as a set, one score per item.
 
     ``MAB(Q, K, V) = LN(B + FFN(B))``, ``B = LN(Q + Multihead(Q, K, V))``; ``MSAB(X) = MAB(X, X, X)``;
     ``IMSAB(X) = MAB(X, I', I')`` with ``I' = MAB(I, X, X)`` and learnable points ``I`` (equations 4 to 7 of the

@@ -49,7 +49,7 @@ def obedience(
             inflate obedience).
         positions: int64 [B, L], the given order P.
         mask: bool [B, L], True at real items. None: all are real.
-        k: Also measure the top k (one number or several; a shorter list counts whole).
+        k: Also measure the top k (one number or several; of a shorter list all items).
         swaps: ``all``: the mean over the n - 1 swaps of adjacent items of each list, or, in lists of more than 65
             items, over 64 of them, drawn without replacement; ``one``: a single seeded swap.
         max_steps: How often the model is fed its own output before a list counts as not converged; 0: not measured.
@@ -92,7 +92,7 @@ def obedience(
             )
         # NaN is neither above nor below anything: such a ranking would never change, and obey both principles.
         if scores[mask].isnan().any():
-            raise InputError("score gave NaN for a real item: NaN ranks nothing, look at the model's weights")
+            raise InputError("score gave NaN for a real item: NaN ranks nothing, check the model's weights")
         return scores
 
     scores = check_and_score(positions)
@@ -168,7 +168,7 @@ def _measure_swap_agreement(
 
 
 def _choose_swaps(pairs: Tensor, keys: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The places of the swaps to try: all of a list, or ``MAX_SWAPS`` drawn ones.
+    """Chooses the positions p at which the items at p and p + 1 are swapped: all of a list, or ``MAX_SWAPS`` drawn.
 
     Args:
         pairs: int64 [B], how many adjacent pairs each list has.
@@ -182,7 +182,7 @@ def _choose_swaps(pairs: Tensor, keys: Tensor, length: int) -> tuple[Tensor, Ten
     place = torch.arange(length, device=pairs.device)
     if most <= MAX_SWAPS:
         return place[:most].expand(len(pairs), most), pairs
-    # A long list takes the places with the smallest draws. Short lists, and what is no pair, keep their order.
+    # A long list takes the positions with the smallest draws. Short lists, and what is no pair, keep their order.
     draws = torch.where((pairs > MAX_SWAPS).unsqueeze(-1), draw_by_key(keys, length), 0)
     draws = torch.where(place < pairs.unsqueeze(-1), draws, 1 << 33)
     return draws.argsort(dim=-1, stable=True)[:, :MAX_SWAPS], pairs.clamp(max=MAX_SWAPS)
@@ -195,7 +195,7 @@ def _find_fixed_points(
     steps = torch.full(mask.shape[:1], torch.nan, device=mask.device)
     cycles = torch.zeros(mask.shape[:1], dtype=torch.bool, device=mask.device)
     for step in range(max_steps + 1):
-        # A list that has come back to an earlier order will come back for ever: it need not be followed.
+        # A list that has come back to an earlier order will repeat: it need not be followed.
         if not (steps.isnan() & ~cycles & mask.any(-1)).any():
             break
         if len(orders) < step + 2:

@@ -24,13 +24,13 @@ COUNTED_LENGTH = 64  # lists up to so many slots are ranked by counting
 
 
 def positions_from_scores(scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Places by falling score: 0 for the largest; ties keep slot order; padding comes last, in slot order.
+    """Positions by falling score: 0 for the largest; ties keep slot order; padding comes last, in slot order.
 
-    Computed by counting, for each item, those that stand before it: exact, stable, exportable. Long lists are sorted,
+    Computed by counting, for each item, those ranked above it: exact, stable, exportable. Long lists are sorted,
     which takes less time than L^2 comparisons.
 
     Args:
-        scores: [..., L], NaN at no real item (it has no place); what stands at padding is not looked at.
+        scores: [..., L], without NaN at real items (it has no rank); values at padding are not read.
         mask: bool [..., L], True at real items. None: all are real.
 
     Returns:
@@ -61,7 +61,7 @@ def _sort_positions(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def order_from_positions(positions: Tensor) -> Tensor:
-    """The slots from the first place to the last: the inverse permutation.
+    """The order: the slots from the first position to the last; the inverse permutation of the positions.
 
     Args:
         positions: int64 [..., L], a permutation of 0..L-1.
@@ -88,13 +88,13 @@ def perturb(
         mask: bool [B, L], True at real items. None: all are real.
         kind: One of
 
-            - ``adjacent_swap``: two items at neighbouring places change places, uniform over the n_real - 1 pairs;
+            - ``adjacent_swap``: two items at adjacent positions are swapped, uniform over the n_real - 1 pairs;
               ``strength`` such swaps, one after another.
-            - ``random_swap``: two items at any two places change places; ``strength`` swaps.
-            - ``window_shuffle``: the items at ``strength + 1`` successive places, uniform over all such windows, are
-              put in a random order, uniform over all of them (a shorter list is one window).
-            - ``reverse_window``: the items of such a window are turned round; with strength 1 an adjacent swap.
-            - ``score_noise``: Gaussian noise with a standard deviation of ``strength`` places is added to each place,
+            - ``random_swap``: two items at any two positions are swapped; ``strength`` swaps.
+            - ``window_shuffle``: the items at ``strength + 1`` successive positions, uniform over all such windows,
+              are put in a random order, uniform over all of them (a shorter list is one window).
+            - ``reverse_window``: the items of such a window are reversed; with strength 1 an adjacent swap.
+            - ``score_noise``: Gaussian noise with a standard deviation of ``strength`` is added to each position,
               and items are ranked by the sum.
         strength: See ``kind``; a whole number of at least 1, for ``score_noise`` any number above 0.
         generator: Source of the draws. None: torch's own.
@@ -144,7 +144,7 @@ def step_keys(list_keys: Tensor, *, seed: int, step: int) -> Tensor:
     """What the draws of one training step are hashes of.
 
     Args:
-        list_keys: int64 [B], one a list.
+        list_keys: int64 [B], one per list.
         seed: Of the run.
         step: Of training.
 
@@ -171,15 +171,15 @@ def draw_by_key(keys: Tensor, count: int) -> Tensor:
     return (mixed >> (64 - BITS)) & ((1 << BITS) - 1)
 
 
-def swap_adjacent(positions: Tensor, place: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Exchanges the items at ``place`` and ``place + 1``; lists where either holds no item stay as they are.
+def swap_adjacent(positions: Tensor, first: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Swaps the items at positions ``first`` and ``first + 1``; lists where either holds no item stay as they are.
 
     Args:
         positions: int64 [B, L].
-        place: int64 [B] or a scalar tensor.
+        first: int64 [B] or a scalar tensor.
         mask: bool [B, L].
     """
-    return _swap(positions, place, place + 1, _count_real_items(positions, mask))
+    return _swap(positions, first, first + 1, _count_real_items(positions, mask))
 
 
 def _draws_per_list(kind: str, strength: float, length: int) -> int:
@@ -199,7 +199,7 @@ def _apply_perturbation(positions: Tensor, mask: Tensor | None, draws: Tensor, k
     if kind == "random_swap":
         for change in range(int(strength)):
             one = _draw_below(count, draws[:, 2 * change])
-            # The other is any but this one: 1 to n - 1 places further, round the end.
+            # The other is any but this one: 1 to n - 1 positions further, modulo n.
             other = (one + 1 + _draw_below(count - 1, draws[:, 2 * change + 1])) % count.clamp(min=1)
             positions = _swap(positions, one, other, count)
         return positions
@@ -212,19 +212,19 @@ def _apply_perturbation(positions: Tensor, mask: Tensor | None, draws: Tensor, k
     inside = (positions >= start) & (positions < start + width)
     if kind == "reverse_window":
         return torch.where(inside, 2 * start + width - 1 - positions, positions)
-    # In units of 2**-32 positions: within the window any place below its last, so no tie with the items around it.
+    # In units of 2**-32 positions: within the window any position below its last, so no tie with the items around it.
     shuffled = (start << BITS) + draws[:, 1:] * (width - 1)
     return _rank_real_items(torch.where(inside, shuffled, positions << BITS), positions, mask)
 
 
-def _rank_real_items(places: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-    """Positions by these places, which may lie between whole ones; padding stays where it stood."""
-    ranked = positions_from_scores(-places, mask)
+def _rank_real_items(wanted: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+    """Ranks the real items by these positions, which may be fractional; padding keeps its positions."""
+    ranked = positions_from_scores(-wanted, mask)
     return ranked if mask is None else torch.where(mask, ranked, positions)
 
 
 def _swap(positions: Tensor, one: Tensor, other: Tensor, count: Tensor) -> Tensor:
-    """Exchanges the items at places ``one`` and ``other``, [B] or scalar, where both hold an item."""
+    """Swaps the items at positions ``one`` and ``other``, [B] or scalar, where both hold an item."""
     there = (torch.minimum(one, other) >= 0) & (torch.maximum(one, other) < count)
     one, other = torch.where(there, one, -1).unsqueeze(-1), torch.where(there, other, -1).unsqueeze(-1)
     return torch.where(positions == one, other, torch.where(positions == other, one, positions))

@@ -1,9 +1,9 @@
 """Soft orders: the ranking step with a gradient.
 
 ``positions_from_scores`` has a derivative of 0 almost everywhere. A relaxation replaces its 0/1 matrix by one that
-changes smoothly with the scores: ``M[p, i]``, for each place p a distribution over items. A *soft order*
-``S[i, p]`` is what a re-ranker reads: for each item a distribution over places, so that the item's position vector is
-``S @ E``. It is M with its columns made to sum to 1, transposed.
+changes smoothly with the scores: ``M[p, i]``, for each position p a distribution over items. A *soft order*
+``S[i, p]`` is what a re-ranker reads: for each item a distribution over positions, so that the item's position vector
+is ``S @ E``. It is M with its columns made to sum to 1, transposed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RELAXATIONS = ("softsort", "neuralsort")
 
 
 def hard_order(positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Positions int64 [..., L] as a 0/1 matrix ``S[..., slot, place]``, [..., L, L]."""
+    """Positions int64 [..., L] as a 0/1 matrix ``S[..., slot, position]``, [..., L, L]."""
     places = torch.arange(positions.shape[-1], device=positions.device)
     return (positions.unsqueeze(-1) == places).to(dtype)
 
@@ -45,11 +45,11 @@ def soft_order(
         relaxation: ``softsort`` or ``neuralsort``.
         temperature: t, at least 1e-6, in units of the scores.
         sinkhorn: How often columns and rows of M are normalised in turn before the columns are (Sinkhorn): with
-            enough of them the order is doubly stochastic, so that no place is held by more than one item in sum.
+            enough steps the order is doubly stochastic: the shares of each position sum to 1 too.
         straight_through: The 0/1 order, with the gradient of the soft one.
 
     Returns:
-        [..., L, L], ``S[..., slot, place]``; the sum over places is 1. Padding slots stand on padding places.
+        [..., L, L], ``S[..., slot, position]``; the sum over positions is 1. Padding slots keep the padding positions.
 
     Raises:
         InputError: An unknown relaxation, a temperature below 1e-6, or a count that is none.
@@ -79,7 +79,7 @@ def soft_order(
 
 
 def move_soft_order(order: Tensor, positions: Tensor, moved: Tensor) -> Tensor:
-    """A soft order whose places are exchanged as those of the hard one are.
+    """Permutes the positions of a soft order as those of the hard one are permuted.
 
     Args:
         order: [..., L, L], a soft order around ``positions``.

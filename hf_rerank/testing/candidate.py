@@ -131,7 +131,7 @@ def score_in_one_forward(model: Any, lists: dict[str, Tensor], *given: tuple[Ten
 
 
 def reverse_order(positions: Tensor, mask: Tensor) -> Tensor:
-    """The real items turned round: position p becomes n - 1 - p; padding stays."""
+    """Reverses the real items: position p becomes n - 1 - p; padding stays."""
     return torch.where(mask, mask.sum(-1, keepdim=True) - 1 - positions, positions)
 
 

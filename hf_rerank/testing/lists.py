@@ -70,7 +70,7 @@ def slots_carry_no_meaning(candidate: Candidate) -> None:
 
 
 def position_input(candidate: Candidate) -> None:
-    """``none`` does not look at P; every other choice does."""
+    """``none`` does not read P; every other choice does."""
     lists = candidate.lists((6, 6, 6, 6))
     other = {**lists, "position_ids": lists["position_ids"].flip(1)}
     assert not torch.equal(lists["position_ids"], other["position_ids"])

@@ -38,7 +38,7 @@ def matrix_of_an_order_equals_the_order(candidate: Candidate) -> None:
 
 
 def gradient_of_the_order_is_that_of_finite_differences(candidate: Candidate) -> None:
-    """In float64; ``none`` does not look at the order, and has no gradient."""
+    """In float64; ``none`` does not read the order, and has no gradient."""
     lists = candidate.lists((4, 3), width=4)
     mask = lists["mask"]
     scores = torch.randn(2, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
@@ -56,7 +56,7 @@ def gradient_of_the_order_is_that_of_finite_differences(candidate: Candidate) ->
             continue
         assert torch.autograd.gradcheck(logits, (order,), fast_mode=True)
         (gradient,) = torch.autograd.grad(logits(order).square().sum(), order)
-        assert (gradient[mask].abs().sum(-1) > 0).all(), "each item's places count"
+        assert (gradient[mask].abs().sum(-1) > 0).all(), "each item's positions count"
 
 
 def gradient_of_training_is_that_of_finite_differences(candidate: Candidate) -> None:
@@ -107,7 +107,7 @@ def straight_through_changes_the_gradient_alone(candidate: Candidate) -> None:
 
 
 def rows_of_the_batch_equal_those_lists_alone(candidate: Candidate) -> None:
-    """Any rows, in any order, one of them twice; places and soft orders."""
+    """Any rows, in any order, one of them twice; positions and soft orders."""
     model, lists = candidate.model(), candidate.lists((6, 4, 1, 5, 0))
     rows = torch.tensor([3, 0, 4, 3, 1])
     draw = torch.Generator().manual_seed(9)

@@ -114,14 +114,16 @@ def _check_encoder_calls(candidate: Candidate, preset: str, fraction: float) -> 
         assert len(set(drawn.tolist())) == 3
         assert mask[drawn].any()
     if preset == "reference":
-        assert [len(first), len(second)] == [6, 2 * later], "both later orders ride together"
+        assert [len(first), len(second)] == [6, 2 * later], "both later orders are scored in one call"
         own, disturbed = second.chunk(2)
         before = own
         if fraction < 1:
             assert first_rows is None
             assert second_rows.tolist() == drawn.tolist() * 2
     else:
-        assert [len(first), len(second)] == [6 + later, later], "the given and the disturbed order ride together"
+        assert [len(first), len(second)] == [6 + later, later], (
+            "the given and the perturbed order are scored in one call"
+        )
         own, disturbed = second, first[6:]
         before = given[drawn]
         if fraction < 1:

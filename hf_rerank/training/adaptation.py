@@ -25,7 +25,7 @@ from hf_rerank.processing.vocabularies import UNKNOWN
 from hf_rerank.schema import Categorical, Dense, Feature, ListSchema
 
 PARTS = ("items", "user", "history")
-KEPT, LENGTHENED, REINITIALISED = "kept", "lengthened", "re-initialised"
+KEPT, EXTENDED, REINITIALIZED = "kept", "extended", "re-initialized"
 # What a schema says of a config; all other options are the model's own.
 _SIZES = (
     *("item_vocab_sizes", "num_item_dense", "item_vector_dim", "user_vocab_sizes", "num_user_dense"),
@@ -42,8 +42,8 @@ class AdaptReport:
     Attributes:
         differences: How the columns differ from those that the model was made for, one text each.
         vocabularies: Categorical column that stayed -> values ``added``, and ``rare`` ones, which are unknown.
-        parameters: Name of each parameter of the new model -> ``kept`` (equal to the bit), ``lengthened`` (its rows
-            are kept, new ones follow) or ``re-initialised`` (random).
+        parameters: Name of each parameter of the new model -> ``kept`` (equal to the bit), ``extended`` (its rows
+            are kept, new ones follow) or ``re-initialized`` (random).
         dropped: Parameters of the old model, by their name there, that the new one does not have.
     """
 
@@ -53,7 +53,7 @@ class AdaptReport:
     dropped: list[str]
 
     def names(self, what: str) -> list[str]:
-        """The parameters that are ``kept``, ``lengthened`` or ``re-initialised``."""
+        """The parameters that are ``kept``, ``extended`` or ``re-initialized``."""
         return [name for name, found in self.parameters.items() if found == what]
 
     def __str__(self) -> str:
@@ -62,8 +62,8 @@ class AdaptReport:
             lines.append(f"{name}: {found['added']:,} new values, {found['rare']:,} too rare")
         lines.append(f"{KEPT}: {len(self.names(KEPT))} of {len(self.parameters)} parameters")
         for what, names in (
-            (LENGTHENED, self.names(LENGTHENED)),
-            (REINITIALISED, self.names(REINITIALISED)),
+            (EXTENDED, self.names(EXTENDED)),
+            (REINITIALIZED, self.names(REINITIALIZED)),
             ("dropped", self.dropped),
         ):
             if names:
@@ -78,11 +78,11 @@ def adapt(
 
     Columns that both have keep vocabulary, scale and the rows of their table; values that the vocabulary lacks get
     rows after those, each a copy of the unknown value's row, by which the value was scored so far. Where lists may be
-    longer than the model's, position tables get rows too, each a copy of the last place's; ``max_list_length`` and
+    longer than the model's, position tables get rows too, each a copy of the last position's; ``max_list_length`` and
     ``max_history_length`` never shrink. As long as the columns are the same, no score of a list changes.
 
     With other columns (one missing, new, or of another kind) the weights that read them mean nothing any more. With
-    ``reinitialize`` those are drawn anew (set torch's seed before), as are the tables of new columns; scales and
+    ``reinitialize`` those are re-initialized (set torch's seed before), as are the tables of new columns; scales and
     vocabularies of new columns are learned from ``lists``; all other weights are kept. Scores are then of no use until
     the model is trained.
 
@@ -106,16 +106,16 @@ def adapt(
     before = reranker.processor.schema
     after = before if schema is None else schema
     differences = {part: _find_differences(before, after, part) for part in PARTS}
-    told = [text for part in PARTS for text in differences[part]]
-    if told and not reinitialize:
+    found = [text for part in PARTS for text in differences[part]]
+    if found and not reinitialize:
         raise InputError(
-            f"the lists have other columns than the model was made for: {'; '.join(told)}; give lists with the "
-            "model's columns, or draw the weights that read them anew with reinitialize=True (--reinitialize)"
+            f"the lists have other columns than the model was made for: {'; '.join(found)}; give lists with the "
+            "model's columns, or re-initialize the weights that read them with reinitialize=True (--reinitialize)"
         )
     changed = [part for part in PARTS if differences[part]]
     processor, vocabularies = _adapt_processor(reranker.processor, after, lists, changed)
     model, parameters, dropped = _adapt_model(reranker, processor, changed)
-    return Reranker(processor, model), AdaptReport(told, vocabularies, parameters, dropped)
+    return Reranker(processor, model), AdaptReport(found, vocabularies, parameters, dropped)
 
 
 def _describe_kind(feature: Feature, schema: ListSchema) -> str:
@@ -171,7 +171,9 @@ def _adapt_processor(
     )
     shared = {part: _find_shared(before, after, part) for part in PARTS}
     if not shared["items"]:
-        raise InputError("the lists share no item column with the model: there is nothing to go on from, train anew")
+        raise InputError(
+            "the lists share no item column with the model: there is nothing to continue from, train a new model"
+        )
     names = {feature.name for part in PARTS for feature in shared[part]}
     extended = ListProcessor(
         after.replace(**shared),
@@ -242,7 +244,7 @@ def _adapt_model(
     column_of = {name: column for column, name in new_tables.items()}
     kept_columns = {(part, feature.name) for part in PARTS for feature in _find_shared(before, after, part)}
     reads = _find_dependent(model, config, *(_DENSE_OF[part] for part in changed))
-    if reads:  # nothing does where only a history changed that the model does not look at
+    if reads:  # nothing does where only a history changed that the model does not read
         reads |= set(model.reads_features)
     places = _find_dependent(model, config, "max_list_length")
     parameters: dict[str, str] = {}
@@ -282,17 +284,17 @@ def _fill(value: Tensor, source: Tensor | None, new_row: int, in_use: int | None
     """Fills ``value`` from the source's rows ``in_use`` (None: all), what is beyond with its row ``new_row``.
 
     Returns:
-        What became of it.
+        What was done: kept, extended or re-initialized.
     """
     if source is None:
-        return REINITIALISED
+        return REINITIALIZED
     if in_use is None and source.shape == value.shape:
         value.copy_(source)
         return KEPT
     rows = len(source) if in_use is None else in_use
     value[:rows] = source[:rows]
     value[rows:] = source[new_row]
-    return LENGTHENED
+    return EXTENDED
 
 
 def _iterate_tables(model: PreTrainedReranker, schema: ListSchema) -> Iterator[tuple[tuple[str, str, str], str]]:
@@ -304,7 +306,9 @@ def _iterate_tables(model: PreTrainedReranker, schema: ListSchema) -> Iterator[t
         elif isinstance(module, HistoryEmbedding):
             held = (("history", "tables"),)
         elif isinstance(module, FeatureTables):
-            raise InputError(f"{type(module).__name__} holds tables of columns that adapt does not know: train anew")
+            raise InputError(
+                f"{type(module).__name__} holds tables of columns that adapt does not know: train a new model"
+            )
         else:
             continue
         for part, tables in held:
@@ -314,7 +318,7 @@ def _iterate_tables(model: PreTrainedReranker, schema: ListSchema) -> Iterator[t
 
 
 def _find_dependent(model: PreTrainedReranker, config: RerankerConfig, *sizes: str) -> set[str]:
-    """The parameters whose shape changes with one of these sizes of the config; made without memory, to look at."""
+    """Finds the parameters whose shape depends on one of these sizes of the config, with models on the meta device."""
 
     def shapes(**changes: int) -> dict[str, torch.Size]:
         other = copy.deepcopy(config)

@@ -73,21 +73,21 @@ class RerankTrainingArguments(TrainingArguments):
     swaps: Literal["all", "one"] = field(
         default="all",
         metadata={
-            "help": "Obedience to P2 after training: on all swaps of neighbours (64 of them in lists above 65 items), "
+            "help": "Obedience to P2 after training: on all adjacent swaps (64 of them in lists above 65 items), "
             "or on one per list. During training it is always one."
         },
     )
     obedience_k: int = field(default=5, metadata={"help": "Cut-off of the obedience at the top of the list."})
     truncate_lists: bool = field(
         default=False,
-        metadata={"help": "Cut lists that are too long to their first places, instead of refusing them."},
+        metadata={"help": "Cut lists that are too long to their first positions, instead of refusing them."},
     )
 
     encoded_cache: str | None = field(
         default=None,
         metadata={
             "help": "Folder in which lists are kept encoded, about 3 KB each for 30 items with 24 features, so that "
-            "later passes and runs need not encode them; made anew when lists, vocabularies or options change. "
+            "later passes and runs need not encode them; made again when lists, vocabularies or options change. "
             "Not given: nothing is kept."
         },
     )
@@ -171,8 +171,8 @@ class RerankTrainingArguments(TrainingArguments):
             )
         if not self.dataloader_in_order:
             raise InputError(
-                "dataloader_in_order=False gives batches as workers happen to finish them, so that no run could go on "
-                "from a checkpoint: leave it on"
+                "dataloader_in_order=False gives batches as workers happen to finish them, so that no run could "
+                "resume from a checkpoint: leave it on"
             )
         losses = ("own", *TASK_LOSSES)
         if self.task_loss is not None and self.task_loss not in losses:

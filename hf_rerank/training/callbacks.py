@@ -133,7 +133,7 @@ class ResultsCallback(TrainerCallback):
 class StreamPasses(TrainerCallback):
     """Logs, measures and saves at the end of each pass over a stream, where that is to be done each epoch.
 
-    For the Trainer the whole training on a stream is one epoch, so that its place is a number of batches.
+    For the Trainer the whole training on a stream is one epoch, so that its position is a number of batches.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:

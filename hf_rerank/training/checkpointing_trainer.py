@@ -47,7 +47,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 class CheckpointingTrainer(Trainer):
     """A ``Trainer`` whose checkpoints are complete, verified, and enough to resume with bitwise equal results.
 
-    It overrides one private method, ``_save_checkpoint``: upstream has no public place between choosing a checkpoint's
+    It overrides one private method, ``_save_checkpoint``: upstream has no public hook between choosing a checkpoint's
     folder and writing to it, and writes under the final name. A test fails if upstream renames it.
     """
 
@@ -73,7 +73,7 @@ class CheckpointingTrainer(Trainer):
             ignore_keys_for_eval: As of ``transformers.Trainer``.
 
         Raises:
-            InputError: The checkpoint is not whole, or not of this model; another process trains in the folder; or
+            InputError: The checkpoint is incomplete, or not of this model; another process trains in the folder; or
                 an option cannot be carried out, such as an optimizer that is not installed.
             OSError: A checkpoint could not be written; those before are untouched.
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint. A second one stops at once.
@@ -121,7 +121,7 @@ class CheckpointingTrainer(Trainer):
         """Called before a training begins: for what subclasses keep beside the Trainer's own state.
 
         Args:
-            checkpoint: A verified checkpoint to go on from. None: a fresh start.
+            checkpoint: A verified checkpoint to resume from. None: a fresh start.
         """
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
@@ -170,7 +170,7 @@ class CheckpointingTrainer(Trainer):
         return newest
 
     def _verify(self, folder: Path) -> None:
-        """Refuses a checkpoint from which the run would not go on exactly; notes its step and best checkpoint."""
+        """Refuses a checkpoint from which the run would not resume exactly; records its step and best checkpoint."""
         processes = self.args.world_size
         states = [f"rng_state_{number}.pth" for number in range(processes)] if processes > 1 else ["rng_state.pth"]
         if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
@@ -211,7 +211,7 @@ class CheckpointingTrainer(Trainer):
 
 @contextmanager
 def _catch_signals(flow: CheckpointFlow) -> Iterator[None]:
-    """Notes the first Ctrl-C or SIGTERM in ``flow``; leaves alone what the caller handles in a way of his own."""
+    """Records the first Ctrl-C or SIGTERM in ``flow``; signals with a handler of the caller are left alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

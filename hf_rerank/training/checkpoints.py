@@ -31,13 +31,13 @@ STATE = "trainer_state.json"
 LOCK = "training.lock"
 # What begins with these was never finished, or is no longer wanted: the next start removes it.
 UNFINISHED, REPLACED, DELETED = "tmp-checkpoint-", "tmp-replaced-", "tmp-deleted-"
-REMEDY = "go on from another checkpoint, or delete this one; a run never goes on with a part of its state made new"
-# Which files of a checkpoint the Trainer may read; others, such as notes, are nobody's business.
+REMEDY = "resume from another checkpoint, or delete this one; a run never resumes with part of its state missing"
+# Which files of a checkpoint the Trainer may read; other files, such as notes, are not checked.
 READ = (".bin", ".json", ".pt", ".pth", ".safetensors")
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The folders ``checkpoint-N`` of a run, by N; whether they are complete is not looked at."""
+    """The folders ``checkpoint-N`` of a run, by N; complete or not."""
     found = [(_parse_step(path), path) for path in run.glob("checkpoint-*") if path.is_dir()]
     return [path for step, path in sorted((step, path) for step, path in found if step is not None)]
 
@@ -73,8 +73,8 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
 
     Args:
         folder: The checkpoint.
-        needs: Files without which a run could not go on as it was.
-        processes: How many processes will go on.
+        needs: Files without which a run could not resume exactly.
+        processes: How many processes will train.
 
     Returns:
         Its manifest.
@@ -89,8 +89,8 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
     if manifest is None or "number" not in manifest:
         raise InputError(
             f"{folder} has no {MANIFEST} of a checkpoint: it is unfinished or was not written by this library, so "
-            "nothing says whether it is whole; go on from another checkpoint, or load its weights with "
-            "from_pretrained and train anew"
+            "nothing says whether it is complete; resume from another checkpoint, or load its weights with "
+            "from_pretrained and start a new training"
         )
     step = _parse_step(folder)
     if step not in (None, manifest["step"]):
@@ -157,7 +157,7 @@ def rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None
 
 
 def delete(checkpoint: Path) -> None:
-    """Deletes a checkpoint under another name, so that half of one never bears the name of a whole one."""
+    """Deletes a checkpoint under another name, so that a partly deleted one never has the name of a complete one."""
     aside = checkpoint.with_name(f"{DELETED}{checkpoint.name}")
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(checkpoint, aside)

@@ -111,7 +111,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
             raise TrainingStopped(
                 f"{chooser}, which chooses the best checkpoint, is {metrics[chooser]} at step "
                 f"{self.state.global_step}: no list of the evaluation set counts in it, or scores are broken; choose "
-                "another metric_for_best_model, or look at the lists"
+                "another metric_for_best_model, or check the lists"
             )
         return metrics
 
@@ -172,7 +172,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         if broken:
             raise TrainingStopped(
                 f"scores are not finite in an evaluation (step {self.state.global_step}), those of lists "
-                f"{', '.join(broken[:5])}: such a model is never the best; look at these lists, or lower "
+                f"{', '.join(broken[:5])}: such a model is never the best; check these lists, or lower "
                 "learning_rate; checkpoints are unchanged"
             )
         scores = make_comparable(output.logits, self.model.config.task_loss_name, features["mask"])

@@ -1,4 +1,4 @@
-"""Notices losses and gradients that are not finite, without waiting for the device, and blocks every later update."""
+"""Detects losses and gradients that are not finite, without waiting for the device, and blocks later updates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FiniteGuard:
         self._batch: dict[str, Tensor] = {}
 
     def observe_loss(self, step: int, output: Any, mask: Tensor, list_id: Tensor | None) -> None:
-        """Looks at the loss of a batch.
+        """Checks the loss of a batch.
 
         Args:
             step: Number of the step, from 1, for the message.
@@ -65,7 +65,7 @@ class FiniteGuard:
             self._terms[name] = torch.where(first, value, self._terms.get(name, torch.zeros_like(value)))
 
     def observe_gradients(self, step: int, parameters: Iterable[Tensor]) -> None:
-        """Looks at the gradients of a step, after those of all its batches have been added up.
+        """Checks the gradients of a step, after those of all its batches have been added up.
 
         Args:
             step: Number of the step, from 1, for the message.
@@ -100,7 +100,7 @@ class FiniteGuard:
 
         Args:
             model: That is trained.
-            gather: Joins a tensor [1] of each process. None: this process alone is looked at.
+            gather: Joins a tensor [1] of each process. None: only this process is checked.
 
         Raises:
             TrainingStopped: It names the step, the terms and the lists.
@@ -117,7 +117,7 @@ class FiniteGuard:
         values = {name: float(value) for name, value in self._terms.items()}
         wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         raise TrainingStopped(
-            f"the loss is not finite at step {step}: {', '.join(wrong) or 'the sum'}; {self._list_ids()}; look at "
+            f"the loss is not finite at step {step}: {', '.join(wrong) or 'the sum'}; {self._list_ids()}; check "
             f"these lists, or {REMEDY}"
         )
 

@@ -1,4 +1,4 @@
-"""Whether a run that goes on from a checkpoint would read the batches that the first one would have read."""
+"""Checks that a run that resumes from a checkpoint reads the batches that the first run would have read."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def write_run(folder: Path, run: dict[str, Any], lists_per_pass: int) -> None:
 
 
 def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -> int:
-    """Refuses to go on with other lists, in another order, with options that would be ignored, or by another metric.
+    """Refuses to resume with other lists, in another order, with options that would be ignored, or another metric.
 
     Other options take effect from here on. Another objective, other evaluation lists and another number of steps are
     warned of.
 
     Args:
-        checkpoint: To go on from.
-        run: What would go on, as ``describe_run`` gives it.
+        checkpoint: To resume from.
+        run: The run that would resume, as ``describe_run`` gives it.
         stream: Whether it is trained on a stream.
 
     Returns:
@@ -92,7 +92,9 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
         raise InputError(f"{checkpoint} was saved without {RUN_FILE}, so nothing says which lists it was trained on")
     saved = json.loads(path.read_text(encoding="utf-8"))
     if not saved.keys() >= run.keys() or not saved["options"].keys() >= run["options"].keys():
-        raise InputError(f"{checkpoint} was saved by another version of hf-rerank: go on with that one; or {REMEDY}")
+        raise InputError(
+            f"{checkpoint} was saved by another version of hf-rerank: resume with that version; or {REMEDY}"
+        )
     if saved["frozen"] != run["frozen"]:
         raise InputError(
             f"{checkpoint} was trained with {_list_names(saved['frozen'])} frozen, this run has "

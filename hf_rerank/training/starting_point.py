@@ -39,7 +39,7 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
     They minimize the task loss of ``scale * score + offset + number of the position`` alone, over training lists:
     under the log-loss this is Platt's calibration, with a bias of the position. A loss that ignores a shift of the
     list centres the scores. A loss that trains an order and no probabilities knows no scale; for these the softmax
-    loss stands in.
+    loss is used instead.
 
     Args:
         config: With the task loss of the training.
@@ -87,7 +87,7 @@ def _check_without_order(config: RerankerConfig, processor: ListProcessor) -> No
     if processor.trees is None and processor.schema.position != NO_ORDER:
         warnings.warn(
             f"position_input='none' leaves the given order out, but initial_score={config.initial_score!r} reads "
-            f"column {processor.schema.initial_score!r}, and lists sorted by that score tell the order; a model "
+            f"column {processor.schema.initial_score!r}, and lists sorted by that score reveal the order; a model "
             "without the order has initial_score='none'",
             UserWarning,
             stacklevel=3,

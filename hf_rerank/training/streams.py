@@ -31,9 +31,9 @@ _WHOLE = ("Take", "Skip", "Step", "Cycling", "Repeat", "HorizontallyConcatenated
 
 
 class StreamedList(NamedTuple):
-    """A place in a window; whole batches of them are encoded at once, by ``collate_stream``."""
+    """A list of a window, by its row; whole batches of them are encoded at once, by ``collate_stream``."""
 
-    window: _Window | None  # None: before the place where a run goes on
+    window: _Window | None  # None: before the list at which a run resumes
     row: int  # -1: fills up the last batch of several processes
 
 
@@ -198,9 +198,9 @@ class _Window:
             raise InputError(f"{error} (shard {shard} of the stream)") from None
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def _end_with_parent() -> None:
-    """Ends this worker of a data loader when the process that trains is killed: a full queue may keep it for ever."""
+    """Ends this data-loader worker when the training process is killed: a full queue may block it indefinitely."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

@@ -244,7 +244,7 @@ class RerankTrainer(EvaluatingTrainer):
         return search(self, hp_space, n_trials, **options)
 
     def prepare_state(self, checkpoint: Path | None) -> None:
-        """Resumes the sums for the next log, the factors of the terms, and the place in a stream."""
+        """Resumes the sums for the next log, the factors of the terms, and the position in a stream."""
         self._log = TrainingLog()
         self.guard.reset()
         stream = self.train_dataset if isinstance(self.train_dataset, EncodedStream) else None

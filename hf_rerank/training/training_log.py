@@ -12,7 +12,7 @@ from hf_rerank.principled.obedience import COLLAPSED_SPREAD
 
 
 class TrainingLog:
-    """Means over batches of the loss, of each of its terms, and of how far the scores of a list lie apart.
+    """Means over batches of the loss, of each of its terms, and of the spread of a list's scores.
 
     The sums stay on the device, so that no step waits for them.
     """

@@ -130,7 +130,7 @@ class TestObedienceOfAnEvaluation:
             "whole list, share of lists                          0.2500        0.5000",
             "first 5 as an order, share of lists                 0.1250        0.7500",
             "first 5 as a set, share of lists                    0.3750        0.8750",
-            "items that keep their place, share of items         0.6250        0.9375",
+            "items that keep their rank, share of items         0.6250        0.9375",
             "Kendall tau                                        -0.5000        1.0000",
             "",
             "fixed points and scores",
@@ -168,7 +168,7 @@ class TestObedienceOfAnEvaluation:
             ("whole list, share of lists", "obedience"),
             ("first 5 as an order, share of lists", "obedience@5"),
             ("first 5 as a set, share of lists", "set_obedience@5"),
-            ("items that keep their place, share of items", "item_obedience"),
+            ("items that keep their rank, share of items", "item_obedience"),
             ("Kendall tau", "kendall_tau"),
         ):
             values = rf"{row['p1_' + name]:.4f} +{row['p2_' + name]:.4f}"

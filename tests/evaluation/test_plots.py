@@ -143,9 +143,9 @@ def test_a_training_is_drawn_as_the_log_says() -> None:
         "weighted sum": (steps, [0.9, 0.8]),
     }
     assert lines(obedience) == {
-        "P1, items in place": (steps, [0.4, 0.5]),
+        "P1, items at their rank": (steps, [0.4, 0.5]),
         "P1, same first 5": (steps, [0.1, 0.2]),
-        "P2, items in place": (steps, [0.8, 0.9]),
+        "P2, items at their rank": (steps, [0.8, 0.9]),
         "P2, same first 5": (steps, [0.6, 0.7]),
         "NDCG@10": (steps, [0.3, 0.35]),
     }
@@ -296,14 +296,14 @@ def test_bars_are_as_high_as_the_measures() -> None:
             "whole list": 0.25,
             "first 5, as order": 0.6,
             "first 5, as set": 0.7,
-            "items in place": 0.75,
+            "items at their rank": 0.75,
             "Kendall tau": -0.25,
         },
         "P2": {
             "whole list": 0.5,
             "first 5, as order": 0.8,
             "first 5, as set": 0.9,
-            "items in place": 0.95,
+            "items at their rank": 0.95,
             "Kendall tau": 0.99,
         },
     }
@@ -345,7 +345,7 @@ def test_every_cut_off_has_its_bars_in_rising_order() -> None:
     assert [label.get_text().split("\n")[0] for label in left.get_xticklabels()] == [
         "whole list",
         *("first 3, as order", "first 3, as set", "first 5, as order", "first 5, as set"),
-        *("first 10, as order", "first 10, as set", "items in place", "Kendall tau"),
+        *("first 10, as order", "first 10, as set", "items at their rank", "Kendall tau"),
     ]
     assert bars(left)["P2"]["first 10, as set"] == 0.1
 
