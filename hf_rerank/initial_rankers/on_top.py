@@ -1,9 +1,9 @@
 """A re-ranker on top of boosted trees: LambdaMART whose scores a re-ranker starts from.
 
 A tree model that has learned from a list scores it better than it will score new lists, and a re-ranker that is
-trained on such scores relies on them too much. So the training lists are cross-fitted: they fall into folds by
-group, and each gets the scores of trees that were learned from the other folds. All other lists are scored by trees that were
-learned from all training lists; these go into the processor, and are saved with it.
+trained on such scores relies on them too much. So the training lists are cross-fitted: they fall into folds by group,
+and each list gets the scores of trees that were learned from the other folds. All other lists are scored by trees that
+were learned from all training lists; these go into the processor, and are saved with it.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class RankingMetrics:
     """Sums of every metric over lists that arrive in batches; batches may differ in width.
 
     The definitions are those of ``hf_rerank.metrics.ranking``; ``settings()`` names the choices made. ``no_click``
-    governs the metrics at k. The AUCs count pairs of items, so lists without a click take part in the pooled one
+    governs the metrics at k. The AUCs count pairs of items, so lists without a click count in the pooled AUC
     and not in GAUC; expected clicks do not depend on the clicks that were logged, so every list counts.
 
     Memory: 5 bytes for each (list, item) pair up to ``exact_auc_pairs`` (250 MB at the default, twice that while
@@ -43,7 +43,7 @@ class RankingMetrics:
             fractional labels, such as the scores of a teacher, are no clicks: every metric but NDCG is nan, with a
             warning.
         ap_denominator: of MAP, ``"clicks"`` or ``"hits"``.
-        examination: [places], the probability that a place is looked at; needed for expected clicks.
+        examination: [positions], the probability that each position is examined; needed for expected clicks.
         exact_auc_pairs: up to so many pairs the pooled AUC is exact; beyond, scores s are counted in equal buckets
             of ``(1 + s / (1 + |s|)) / 2``, an increasing map of all numbers to (0, 1) that is finest near 0; a quarter
             of the buckets lies between the scores 0 and 1. One map for all, so that any two accumulators merge.
@@ -114,9 +114,11 @@ class RankingMetrics:
         """Add lists.
 
         Args:
-            scores, labels, mask: ``[..., list]``, as in ``hf_rerank.metrics.ranking``. The pooled AUC compares scores
-                of different lists: give probabilities.
-            attraction: ``[..., list]``, the true probability of a click on an item that is looked at. Needs
+            scores: ``[..., list]``, higher is better. The pooled AUC compares scores of different lists: give
+                probabilities.
+            labels: ``[..., list]``, >= 0.
+            mask: bool ``[..., list]``, True at real items; None: all are.
+            attraction: ``[..., list]``, the true probability of a click on an item that is examined. Needs
                 ``examination``; in every update or in none.
             positions: integer ``[..., list]``, initial positions from 0 at the top. Needs ``attraction``; in every
                 update or in none.
