@@ -1,10 +1,10 @@
 """Clicks that a new order would have had, estimated from clicks logged under another order.
 
-A click means that an item was examined and attracted the user; a missing click may only mean that its position was not
-examined. Each item's **propensity**, the probability that it was examined when the clicks were logged, corrects for
-that. Under the examination hypothesis (click = examination times attraction, and attraction does not depend on the
-order) ``click / propensity`` has the item's attraction as its mean. Summed over the first k items of a new order it is an
-unbiased estimate of the clicks that they would get if all k were examined (Joachims, Swaminathan, Schnabel 2017).
+A click means that an item was examined and attracted the user; a missing click may only mean that its position was
+not examined. Each item's **propensity**, the probability that it was examined when the clicks were logged, corrects
+for that. Under the examination hypothesis (click = examination times attraction, and attraction does not depend on the
+order) ``click / propensity`` has the item's attraction as its mean. Summed over the first k items of a new order it is
+an unbiased estimate of the clicks that they would get if all k were examined (Joachims, Swaminathan, Schnabel 2017).
 
 - **ips**: the mean over lists of ``sum_(rank <= k) click / propensity``.
 - **snips**, self-normalised: that total divided by the total of ``click / propensity`` over whole lists, the

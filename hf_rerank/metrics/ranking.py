@@ -66,8 +66,8 @@ def ndcg(
         A float, or float64 [...] with ``reduction="none"``, in [0, 1].
 
     Raises:
-        InputError: Shapes that differ, an unknown option, or a real item with a score or label that is not finite, or a
-            label below 0.
+        InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
+            whose label is below 0.
 
     >>> ndcg([0.9, 0.5, 0.1], [0, 1, 0], k=2) == 1 / math.log2(2 + 1)
     True
@@ -90,21 +90,21 @@ def average_precision(
 
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
-        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as the scores of a
-            teacher, give ``labels > THRESHOLD``.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
         no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
-        denominator: ``"clicks"``: ``min(k, clicks in the list)``. ``"hits"``: the clicks in the first k ranks, as in the
-            public re-ranking toolkits, which does not penalize a click ranked below k.
+        denominator: ``"clicks"``: ``min(k, clicks in the list)``. ``"hits"``: the clicks in the first k ranks, as in
+            the public re-ranking toolkits; this does not penalize a click ranked below k.
 
     Returns:
         A float, or float64 [...] with ``reduction="none"``, in [0, 1].
 
     Raises:
         InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
-            whose label is below 0 or with a fraction.
+            whose label is below 0 or has a fraction.
 
     >>> average_precision([0.9, 0.5, 0.1], [1, 0, 1]) == (1 / 1 + 2 / 3) / 2
     True
@@ -127,11 +127,10 @@ def precision(
 
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
-        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as the scores of a
-            teacher, give ``labels > THRESHOLD``.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
-        k: Number of ranks that count, at least 1. None: the whole list; each is then
-            divided by its own length.
+        k: Number of ranks that count, at least 1. None: the whole list, divided by its length.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
         no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
         denominator: ``"k"``, also for lists shorter than k, or ``"length"``: ``min(k, length)``.
@@ -141,7 +140,7 @@ def precision(
 
     Raises:
         InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
-            whose label is below 0 or with a fraction.
+            whose label is below 0 or has a fraction.
 
     >>> precision([0.9, 0.5, 0.1], [0, 1, 0], k=2)
     0.5
@@ -163,8 +162,8 @@ def recall(
 
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
-        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as the scores of a
-            teacher, give ``labels > THRESHOLD``.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
@@ -175,7 +174,7 @@ def recall(
 
     Raises:
         InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
-            whose label is below 0 or with a fraction.
+            whose label is below 0 or has a fraction.
 
     >>> recall([0.9, 0.5, 0.1], [0, 1, 1], k=2)
     0.5
@@ -197,8 +196,8 @@ def reciprocal_rank(
 
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
-        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as the scores of a
-            teacher, give ``labels > THRESHOLD``.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
@@ -209,7 +208,7 @@ def reciprocal_rank(
 
     Raises:
         InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
-            whose label is below 0 or with a fraction.
+            whose label is below 0 or has a fraction.
 
     >>> reciprocal_rank([0.9, 0.5, 0.1], [0, 1, 1])
     0.5
@@ -231,8 +230,8 @@ def clicks(
 
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
-        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as the scores of a
-            teacher, give ``labels > THRESHOLD``.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
@@ -243,7 +242,7 @@ def clicks(
 
     Raises:
         InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
-            whose label is below 0 or with a fraction.
+            whose label is below 0 or has a fraction.
 
     >>> clicks([0.9, 0.5, 0.1], [0, 1, 1], k=2)
     1.0
@@ -264,8 +263,8 @@ def auc(scores: Any, labels: Any, *, mask: Any = None, exact_pairs: int = EXACT_
 
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better.
-        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as the scores of a
-            teacher, give ``labels > THRESHOLD``.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read.
         exact_pairs: Up to this many real items they are sorted. Beyond, an ``AUCHistogram`` of equal buckets over the
             range of the scores is used, whose error is at most half the fraction of pairs that share a bucket.
@@ -301,8 +300,8 @@ def grouped_auc(
 
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Equal scores count one half.
-        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as the scores of a
-            teacher, give ``labels > THRESHOLD``.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read.
         reduction: ``"mean"`` (nan if no list has both classes), or ``"none"``: one value per list, [...], nan for the
             lists left out.
@@ -313,7 +312,7 @@ def grouped_auc(
 
     Raises:
         InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
-            a label below 0 or with a fraction.
+            a label below 0 or has a fraction.
 
     >>> grouped_auc([[0.9, 0.5], [0.2, 0.4]], [[1, 0], [1, 0]])
     0.5
@@ -604,7 +603,7 @@ class RankedLists:
 
 
 def rank_slots(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Sorts slots by falling score, int64 [lists, list]: the slot at each position; ties in slot order, padding last."""
+    """Sorts slots by falling score: the slot at each position, int64 [lists, list]; ties in slot order, padding last."""
     return np.argsort(np.where(mask, -scores, np.inf), axis=-1, kind="stable")
 
 
