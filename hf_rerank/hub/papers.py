@@ -30,7 +30,7 @@ PAPERS = {
     ),
     "rerank_midnn": Paper(
         "MiDNN",
-        "a network over each item and its standing among the others of the list",
+        "a network over each item and its features relative to the list",
         "Zhuang et al.: Globally Optimized Mutual Influence Aware Ranking in E-Commerce Search. IJCAI 2018, "
         "arXiv 1805.08524",
     ),

@@ -8,8 +8,8 @@ an unbiased estimate of the clicks that they would get if all k were examined (J
 
 - **ips**: the mean over lists of ``sum_(rank <= k) click / propensity``.
 - **snips**, self-normalised: that total divided by the total of ``click / propensity`` over whole lists, the
-  fraction of all attraction in the first k (Agarwal et al. 2019). It is slightly biased, varies less, and a constant factor
-  on all propensities changes nothing.
+  fraction of all attraction in the first k (Agarwal et al. 2019). It is slightly biased, varies less, and is invariant
+  to a constant factor on all propensities.
 
 Intervals are 95 %, from the variance over lists (of the ratio: its linearisation); lists count as independent of one
 another, so where users have many lists the true intervals are wider. Lists that were kept *because* they hold a

@@ -603,7 +603,7 @@ class RankedLists:
 
 
 def rank_slots(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Sorts slots by falling score: the slot at each position, int64 [lists, list]; ties in slot order, padding last."""
+    """Sorts slots by falling score, ties in slot order, padding last: the slot at each position, [lists, list]."""
     return np.argsort(np.where(mask, -scores, np.inf), axis=-1, kind="stable")
 
 

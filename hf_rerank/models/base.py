@@ -2,7 +2,7 @@
 
 A model is three steps: ``embed`` turns features into a context that does not depend on the given order, ``score``
 gives ``R(X, P)`` for a position vector ``P``, ``task_loss`` compares scores with labels. ``forward`` runs them, and is
-the only thing that training code calls: DDP, FSDP, autocast and torch.compile act there and nowhere inside.
+the only method that training code calls: DDP, FSDP, autocast and torch.compile wrap it and nothing inside.
 """
 
 import logging
@@ -80,7 +80,7 @@ class PreTrainedReranker(PreTrainedModel):
     # Parameters that read features though their shape does not show it. Those whose shape shows it are found by it
     # where a model is adapted to other features.
     reads_features: ClassVar[tuple[str, ...]] = ()
-    # The module whose output are the scores; it begins at 0 where training starts from an earlier ranker's score.
+    # The module that outputs the scores; its weights start at 0 where training starts from an earlier ranker's score.
     scorer: nn.Module
     _supports_sdpa = True
 
@@ -249,20 +249,20 @@ class PreTrainedReranker(PreTrainedModel):
         """Scores lists; with labels also their loss.
 
         Args:
-            item_categorical: int64 [B, L, Fc].
+            item_categorical: int64 [B, L, Fc], rows of the embedding tables (0 padding, 1 unknown).
             item_dense: float [B, L, Fd].
             item_vectors: float [B, L, Fv].
             user_categorical: int64 [B, Uc].
             user_dense: float [B, Ud].
             history_categorical: int64 [B, H, Hc].
             history_dense: float [B, H, Hd].
-            history_mask: bool [B, H].
+            history_mask: bool [B, H], True at real items. None: all are real.
             mask: bool [B, L], True at real items. None: all are real.
             position_ids: int64 [B, L], the position of each slot's item in the given order, from 0. None: the order of
                 the slots.
             initial_scores: float [B, L], the earlier ranker's scores; read by models whose config says so.
-            labels: float [B, L], at least 0; values at padding are not read.
-            weights: float [B, L], of the labels.
+            labels: float [B, L], at least 0; values at padding are not read. None: no loss is computed.
+            weights: float [B, L], at least 0, of the items' terms of the loss. None: 1.
             propensities: float [B, L], in (0, 1], the probability that each item was examined when its click was
                 logged; the task loss corrects the clicks by it, see ``config.propensity_floor``.
             objective: ``(score, position_ids, labels, mask, task_loss) -> losses``, a dict with ``loss``.
@@ -272,6 +272,12 @@ class PreTrainedReranker(PreTrainedModel):
                 ``task_loss(output)`` takes an output of the B lists, ``task_loss(output, lists)`` one of these rows.
                 The output's scores are those of the first B position vectors that are scored. Without an objective the
                 loss is the task loss of the given order.
+
+        Returns:
+            ``logits`` [B, L] always; ``loss`` with labels; ``losses`` with an objective.
+
+        Raises:
+            InputError: A list has more slots than the model has positions, or features do not match the config.
         """
         if mask is None:
             mask = torch.ones(item_categorical.shape[:2], dtype=torch.bool, device=item_categorical.device)

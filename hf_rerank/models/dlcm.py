@@ -22,12 +22,12 @@ class DLCMConfig(RerankerConfig):
     Args:
         hidden_size: Width of the GRU.
         num_hidden_layers: Of the GRU.
-        input_size: Width to which an item's vector is brought by joining a two-layer ELU network of it; a vector that
-            is this wide already is read as it is. 0: no such network.
-        scoring: How an item is set against the list: ``multiply``, ``multi`` or ``add``; see the model.
+        input_size: Width of the GRU's input: an item's vector is extended to it by the output of a two-layer ELU
+            network. Vectors at least this wide are read as they are. 0: no such network.
+        scoring: How an item is scored against the list: ``multiply``, ``multi`` or ``add``; see the model.
         num_scoring_heads: Of ``multi`` and ``add``.
         hidden_dropout_prob: On the item's vector, in [0, 1).
-        position_input: ``sequence``: the GRU reads the items in the order shown. ``sequence+embedding``: and a
+        position_input: ``sequence``: the GRU reads the items in the given order. ``sequence+embedding``: and a
             learnable vector per position is added to each item's input.
     """
 
@@ -48,7 +48,7 @@ class DLCMConfig(RerankerConfig):
     position_input: Literal["sequence", "sequence+embedding"] = "sequence"  # type: ignore[assignment]
 
     def validate_network(self) -> None:
-        """Checks what types cannot say."""
+        """Checks ranges and combinations of options, which types do not."""
         check_sizes(
             self.hidden_dropout_prob,
             hidden_size=self.hidden_size,
@@ -60,10 +60,10 @@ class DLCMConfig(RerankerConfig):
 
 
 class DLCMForReranking(PreTrainedReranker):
-    """A GRU reads the list from its lowest place to its top; each item is then set against the last state.
+    """A GRU reads the list from the last position to the first; each item is then scored against the last state.
 
-    ``o_i, s = GRU(z_n, ..., z_1)``, ``z = [x ; ELU network of x]``; so ``s`` has just read the top item, which is the
-    direction of the paper (section 3.3) and of the authors' code. The score of an item is
+    ``o_i, s = GRU(z_n, ..., z_1)``, ``z = [x ; ELU network of x]``: ``s`` is the state after the top item, as in the
+    paper (section 3.3) and the authors' code. The score of an item is
 
     - ``multiply``: ``V . (o_i * tanh(W s + b))``, as LibRerank writes the paper's equation;
     - ``multi``: ``mean_h v_h (o_i . tanh(W_h s + b_h))``, the authors' example setting, three heads;
@@ -72,8 +72,12 @@ class DLCMForReranking(PreTrainedReranker):
     The paper's loss, ``task_loss="own"``, is the attention-rank loss. Under it, and every loss that ignores a shift of
     the list, the smallest score of the list's items is then subtracted, as in the authors' code; under the binary
     log-loss it is not, since the lowest item would be held at a probability of one half and get no gradient of its
-    own. LibRerank reads the list from the top and normalises over the batch: neither is followed. The GRU is torch's,
-    whose reset gate acts after the state's matrix; in TensorFlow's, which the authors used, it acts before.
+    own. LibRerank reads the list from the top and normalises over the batch; this model does neither. The GRU is
+    torch's, whose reset gate acts after the state's matrix; in TensorFlow's, which the authors used, it acts before.
+
+    When to choose it: if the given order is informative and lists are short. It is the only model here that needs an
+    order: it has no ``position_input="none"``. It reads items one after another; PRM and SetRank read all items at
+    once, which is faster on a GPU.
     """
 
     config: DLCMConfig
@@ -151,7 +155,7 @@ class DLCMForReranking(PreTrainedReranker):
         return by_slot, last
 
     def score_against_state(self, outputs: Tensor, state: Tensor) -> Tensor:
-        """Scores [B, L] of items' outputs [B, L, hidden_size] against the list's state [B, hidden_size]."""
+        """Scores items' outputs [B, L, hidden_size] against the list's state [B, hidden_size]; returns [B, L]."""
         of_state = self.of_state(state).unflatten(-1, (-1, self.config.hidden_size)).unsqueeze(1)  # [B, 1, heads, D]
         if self.of_item is not None:
             both = torch.tanh(self.of_item(outputs).unflatten(-1, (-1, self.config.hidden_size)) + of_state)

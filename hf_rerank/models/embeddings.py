@@ -13,7 +13,7 @@ from hf_rerank.models.config import RerankerConfig
 from hf_rerank.processing.vocabularies import UNKNOWN
 from hf_rerank.schema import Categorical, ListBatch, ListSchema
 
-# Without a rate of its own: few enough to cost nothing, and the unknown value's row is trained.
+# The default: few enough to cost no accuracy, and the unknown value's row is trained.
 DEFAULT_UNKNOWN_RATE = 0.01
 
 
@@ -77,7 +77,7 @@ class ItemEmbedding(FeatureTables):
                 tables[number] = resize_table(tables[number], rows)
 
     def embed_user(self, batch: ListBatch) -> Tensor:
-        """The user's features alone, [B, user_width]; of a model whose user has features."""
+        """Embeds the user's features alone, [B, user_width]; only for a config with user features."""
         return _concatenate(self._user_parts(batch), self.user_width, "a user's", "a user input")
 
     def _user_parts(self, batch: ListBatch) -> list[Tensor]:
@@ -97,7 +97,7 @@ RELATIVE_FORMS = ("rank", "to the mean", "to the largest")
 
 
 def compute_relative_features(values: Tensor, mask: Tensor) -> Tensor:
-    """Each number of an item set against the same number of the list's other items, the forms one after another.
+    """Computes each numeric feature relative to the list, in three forms one after another.
 
     - its rank: the share of the other items that are below it, minus the share above it; from -1 to 1;
     - its difference to the list's mean;
@@ -123,7 +123,7 @@ def compute_relative_features(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _sum_signs(values: Tensor, mask: Tensor) -> Tensor:
-    """How many of the list's real items are below each item, less how many are above it, [B, L, F]."""
+    """Counts the list's real items below each item minus those above it, [B, L, F]."""
     lists, length, width = values.shape
     # An exported graph takes any size; otherwise so many features at once as keep the comparisons small.
     at_once = width if torch.compiler.is_compiling() else max(1, _COMPARISONS // max(1, lists * length * length))
@@ -135,7 +135,7 @@ def _sum_signs(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def calibrate_scores(batch: ListBatch, scale: float, offset: float) -> Tensor:
-    """The earlier ranker's scores on the scale of logits, float [B, L], 0 at padding.
+    """Brings the earlier ranker's scores to the scale of logits, float [B, L], 0 at padding.
 
     Raises:
         InputError: The lists have none.
@@ -188,7 +188,7 @@ class HistoryEmbedding(FeatureTables):
 
 
 def resize_table(table: Any, rows: int) -> nn.Embedding:
-    """A table [N, D] with this many rows, those beyond N copies of the row of the unknown value."""
+    """Resizes a table [N, D] to this many rows; rows beyond N are copies of the unknown value's row."""
     old = table.weight
     if rows == old.shape[0]:
         return table

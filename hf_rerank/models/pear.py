@@ -59,14 +59,14 @@ class PEARConfig(RerankerConfig):
     list_loss_weight: float | int = 1.0
 
     def validate_encoder(self) -> None:
-        """Checks what types cannot say."""
+        """Checks ranges and combinations of options, which types do not."""
         check_encoder(self, feature_hidden_size=self.feature_hidden_size)
         if not 0 <= self.list_loss_weight < float("inf"):
             raise InputError(f"list_loss_weight is {self.list_loss_weight}: expected a finite number of at least 0")
 
 
 class PEARForReranking(PreTrainedReranker):
-    """Items attend to each other and to the user's history in one softmax.
+    """A Transformer whose items attend to each other and to the user's click history in one softmax.
 
     - Features: ``z = MLP([user ; item])``, for the list and for the history, each with its own network.
     - Unit l: ``H_l = SelfAttention(H_(l-1))`` over the history; the list's queries meet keys and values of ``H_l``
@@ -76,6 +76,10 @@ class PEARForReranking(PreTrainedReranker):
     The position vector, which the principles need, is added to ``z``. A history that is empty, or a schema without
     one, leaves exactly the self-attention of the list; no dummy values are put in its place. Public ports drop
     history, user and mask, or use the history as the queries and the list as keys and values.
+
+    When to choose it: if lists come with a click history. Its list token also predicts whether a list gets any click,
+    a signal only where some lists have none. Without a history, and with ``list_loss_weight=0``, it is close to
+    ``PRMForReranking``; RAISE reads the history through one vector per list, which is cheaper for long histories.
 
     The paper's loss, ``task_loss="own"``, is the binary log-loss of the items and, with weight ``list_loss_weight``,
     that of the token; the latter is added to every other task loss too. Attention weights, on request, are

@@ -75,7 +75,7 @@ class SetRankConfig(RerankerConfig):
     position_input: Literal["ordinal", "none"] = "ordinal"  # type: ignore[assignment]
 
     def validate_encoder(self) -> None:
-        """Checks what types cannot say."""
+        """Checks ranges and combinations of options, which types do not."""
         check_encoder(self)
         if self.num_inducing_points < 0:
             raise InputError(f"num_inducing_points is {self.num_inducing_points}: expected at least 0")
@@ -91,8 +91,12 @@ class SetRankForReranking(PreTrainedReranker):
     instead of once. Items enter through one ReLU layer, as in that code without its Gaussian features. Without the
     ordinal embedding the scores of permuted items are the permuted scores.
 
-    The paper's loss, ``task_loss="own"``, is the attention-rank loss of the scores as they are; LibRerank squashes
-    them into (0, 1) before it, where its gradient nearly vanishes, and attends to padding.
+    The paper's loss, ``task_loss="own"``, is the attention-rank loss of the scores as they are; LibRerank applies a
+    sigmoid before it, where its gradient nearly vanishes, and attends to padding.
+
+    When to choose it: if the ranking should not depend on the given order (``position_input="none"``, which satisfies
+    both principles exactly), or for long lists: with M inducing points a block costs L times M instead of L squared.
+    With an order and short lists it is close to ``PRMForReranking``.
     """
 
     config: SetRankConfig
