@@ -41,8 +41,8 @@ class DNNConfig(RerankerConfig):
 class DNNForReranking(PreTrainedReranker):
     """Scores each item from its own features, the user's features and its position in the given order.
 
-    ``score_i = MLP(x_i + PE[P_i])``, ``x_i`` the features of item and user, ``PE`` a learnable vector per position. Its
-    own loss, ``task_loss="own"``, is the binary log-loss.
+    ``score_i = MLP(x_i + PE[P_i])``, ``x_i`` the features of item and user, ``PE`` a learnable vector per position.
+    Its own loss, ``task_loss="own"``, is the binary log-loss.
 
     When to choose it: as the baseline that a re-ranker has to beat. It never reads the other items of the list, so the
     difference to ``MiDNNForReranking``, which compares each item with the list, and to the models with attention is

@@ -78,8 +78,8 @@ class PRMForReranking(PreTrainedReranker):
     prints the mean over a list, the authors' code takes this sum. User features as direct input follow that code.
 
     When to choose it: first; it is a plain Transformer encoder, with a cost that grows with the square of the list's
-    length. SetRank is a similar encoder that offers inducing points for longer lists; PEAR adds attention to the user's
-    click history, RAISE projections that depend on the user.
+    length. SetRank is a similar encoder that offers inducing points for longer lists; PEAR adds attention to the
+    user's click history, RAISE projections that depend on the user.
     """
 
     config: PRMConfig

@@ -70,10 +70,10 @@ class RAISEForReranking(PreTrainedReranker):
       ``W = sum_t pi_t W^t`` (bias too), ``pi = softmax(MLP(intention))``, every projection with matrices of its own.
 
     The paper computes the intention from review texts, by co-attention of a user's reviews and an item's, for each
-    pair of user and item. Lists hold no reviews: one intention per list from history, user and items is our adaptation. It
-    does not depend on the given order, so it is computed once for all passes. What a schema or a list lacks, history
-    or user, is left out of the user's side; no dummy values are used. A public port never calls the mixtures and uses
-    the query's matrix for key and value too.
+    pair of user and item. Lists hold no reviews: one intention per list from history, user and items is our
+    adaptation. It does not depend on the given order, so it is computed once for all passes. What a schema or a list
+    lacks, history or user, is left out of the user's side; no dummy values are used. A public port never calls the
+    mixtures and uses the query's matrix for key and value too.
 
     The paper's loss, ``task_loss="own"``, is the binary log-loss.
 

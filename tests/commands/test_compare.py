@@ -153,7 +153,7 @@ def test_a_class_of_ones_own_takes_part(prepared, tmp_path, monkeypatch, capsys)
     [
         (["--models", "prn"], "did you mean 'prm'"),
         (["--seed", "3"], "--seed is decided by compare itself"),
-        (["--num_train_epoch", "3"], "did you mean '--num_train_epochs'"),
+        (["--num_train_epoch", "3"], "did you mean '--num-train-epochs'"),
         (["--scores", "ours"], "expected --scores NAME=FILE"),
         (["--scores", "ours=absent.jsonl"], "absent.jsonl is no file"),
         (["--principled", "none"], "name a preset"),

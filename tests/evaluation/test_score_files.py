@@ -49,7 +49,7 @@ def test_lists_of_other_splits_are_counted(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("s.jsonl", LINES[0], "no scores of list q1"),
-        ("s.jsonl", "\n".join([*LINES, LINES[0]]), "line 3: list q2 stands in line 1 already"),
+        ("s.jsonl", "\n".join([*LINES, LINES[0]]), "line 3: list q2 is already in line 1"),
         ("s.jsonl", LINES[0] + '\n{"list_id": "q1", "scores": [1, 2]}', "line 2: list q1 has 3 items and 2 scores"),
         ("s.jsonl", '{"list_id": "q1", "scores": [1, NaN, 2]}', "line 1 holds nan: expected finite numbers"),
         ("s.jsonl", '{"list_id": "q1", "scores": "high"}', "line 1: scores of list q1 are high"),

@@ -1,4 +1,4 @@
-"""Fine-tuning: what ``adapt`` keeps, lengthens and draws anew, for every model; what ``freeze`` freezes."""
+"""Fine-tuning: what ``adapt`` keeps, extends and re-initializes, for every model; what ``freeze`` freezes."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ class TestOtherColumns:
             assert told in str(refused.value)
         assert "\n" not in str(refused.value)
 
-    def test_only_what_reads_them_is_drawn_anew(self, name: str, reranker: Reranker) -> None:
+    def test_only_what_reads_them_is_reinitialized(self, name: str, reranker: Reranker) -> None:
         old = {key: value.clone() for key, value in reranker.model.state_dict().items()}
         tuned, report = adapt(reranker, self.lists, self.swapped, reinitialize=True)
         expected = READS_ITEMS[name]
@@ -243,7 +243,7 @@ class TestOtherColumns:
             assert torch.equal(found[1], scores(reranker, first))
 
     def test_a_history_that_shares_a_table_which_changed(self) -> None:
-        """The table of item_id is another one, so what reads the history through it is drawn anew."""
+        """The table of item_id is another one, so what reads the history through it is re-initialized."""
         other = SCHEMA.replace(items=[Categorical("item_id", hash_size=9), *SCHEMA.items[1:]])
         tuned, report = adapt(made("pear"), Dataset.from_list(LATER), other, reinitialize=True)
         assert [text.split(" is ")[0] for text in report.differences] == [
