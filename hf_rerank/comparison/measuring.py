@@ -50,26 +50,16 @@ class PerListSums(EvaluationSums):
         self.primary, self.examination, self.no_click = primary_measure(schema), schema.examination, no_click
         self.per_list: list[np.ndarray] = []
 
-    def add(
-        self,
-        scores: Tensor,
-        labels: Tensor,
-        mask: Tensor,
-        position_ids: Tensor,
-        attraction: Tensor | None = None,
-        measures: dict[str, Tensor] | None = None,
-        propensities: Tensor | None = None,
-        cut_labels: Tensor | None = None,
-    ) -> None:
-        """As of ``EvaluationSums``."""
-        super().add(scores, labels, mask, position_ids, attraction, measures, propensities, cut_labels)
+    def add(self, scores: Tensor, labels: Tensor, mask: Tensor, position_ids: Tensor, **others: Any) -> None:
+        """As ``EvaluationSums.add``."""
+        super().add(scores, labels, mask, position_ids, **others)
         if self.primary == CLICKS:
-            values = expected_clicks(scores, attraction, self.examination, mask=mask, reduction="none")
+            values = expected_clicks(scores, others["attraction"], self.examination, mask=mask, reduction="none")
         else:
             values = ndcg(scores, labels, mask=mask, k=CUT, reduction="none", no_click=self.no_click)
         self.per_list.append(np.asarray(values, dtype=np.float64))
 
-    def result(self) -> Measured:
+    def compute_result(self) -> Measured:
         """The measures of all lists added."""
         if not self.per_list:
             raise InputError("there is no list to evaluate: expected at least one")
@@ -82,7 +72,7 @@ def measure_model(model: Any, processor: ListProcessor, lists: Any, *, ks: Seque
     model.eval()
     for batch in encode_batches(lists, processor):
         add_batch(model, batch, sums, obedience_k=5, max_steps=0)
-    return sums.result()
+    return sums.compute_result()
 
 
 def measure_scores(
@@ -104,8 +94,8 @@ def measure_scores(
         padded = torch.zeros(mask.shape, dtype=torch.float64)
         padded[mask] = torch.from_numpy(np.asarray(scores[start : start + items], dtype=np.float64))
         start += items
-        sums.add(padded, batch["labels"], mask, batch["position_ids"], batch.get("attraction"))
-    return sums.result()
+        sums.add(padded, batch["labels"], mask, batch["position_ids"], attraction=batch.get("attraction"))
+    return sums.compute_result()
 
 
 def score_logged_order(processor: ListProcessor, lists: Any) -> np.ndarray:

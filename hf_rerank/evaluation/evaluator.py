@@ -64,6 +64,7 @@ class EvaluationSums:
         labels: Tensor,
         mask: Tensor,
         position_ids: Tensor,
+        *,
         attraction: Tensor | None = None,
         measures: dict[str, Tensor] | None = None,
         propensities: Tensor | None = None,
@@ -256,10 +257,8 @@ def add_batch(
         batch["labels"],
         batch["mask"],
         batch["position_ids"],
-        batch.get("attraction"),
-        {name: value.cpu() for name, value in output.losses.items()},
-        batch.get("propensities"),
-        batch.get("cut_labels"),
+        measures={name: value.cpu() for name, value in output.losses.items()},
+        **{name: batch.get(name) for name in ("attraction", "propensities", "cut_labels")},
     )
 
 
@@ -311,9 +310,7 @@ def evaluate_orders(
                 batch["labels"],
                 batch["mask"],
                 batch["position_ids"],
-                batch.get("attraction"),
-                propensities=batch.get("propensities"),
-                cut_labels=batch.get("cut_labels"),
+                **{name: batch.get(name) for name in ("attraction", "propensities", "cut_labels")},
             )
     if not number:
         raise InputError("there is no list to evaluate: expected at least one")

@@ -1,4 +1,4 @@
-"""How far a re-ranker obeys the two principles: measured on rankings, for any function from positions to scores."""
+"""Obedience of a re-ranker to both principles, measured on rankings, for any function from positions to scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError
-from hf_rerank.principled.consistency import upcast
+from hf_rerank.list_tensors import upcast
 from hf_rerank.principled.orders import (
     draw_by_key,
     order_from_positions,
@@ -21,7 +21,7 @@ from hf_rerank.principled.orders import (
 
 # Standard deviation of a list's scores under which they count as equal.
 COLLAPSED_SPREAD = 1e-3
-# So many swaps of adjacent items are tried in a list at most: of longer lists, as many are drawn.
+# Swaps of adjacent items tried per list, at most; in longer lists this many are drawn.
 MAX_SWAPS = 64
 # How often a model is fed its own output before a list counts as not converged.
 MAX_STEPS = 10
@@ -40,9 +40,10 @@ def obedience(
     list_keys: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
 ) -> dict[str, Any]:
-    """Obedience to convergence consistency (P1) and adversarial consistency (P2), and fixed points of the ranking.
+    """Measures obedience to convergence consistency (P1) and adversarial consistency (P2), and fixed points.
 
-    ``P'`` is the ranking by ``score(P)``. Lists with fewer than two real items are left out.
+    P1: fed its own ranking, a re-ranker gives the same ranking. P2: it is insensitive to swapping adjacent items
+    (arXiv 2504.04188). ``P'`` is the ranking by ``score(P)``. Lists with fewer than two real items are left out.
 
     Args:
         score: Positions int64 [B, L] -> scores [B, L], in evaluation mode and float32 (bf16 creates ties, which
@@ -151,10 +152,10 @@ def _measure_swap_agreement(
             "p2", own, positions_from_scores(score(perturb_by_key(positions, mask, keys)), mask), mask, cuts
         )
         return {**agreement, "p2_sampled_share": (pairs > 1).float()}
-    places, tried = _choose_swaps(pairs, keys, positions.shape[-1])
+    firsts, tried = _choose_swaps(pairs, keys, positions.shape[-1])
     sums: dict[str, Tensor] = {}
-    for number in range(places.shape[-1]):
-        swapped = swap_adjacent(positions, places[:, number], mask)
+    for number in range(firsts.shape[-1]):
+        swapped = swap_adjacent(positions, firsts[:, number], mask)
         agreement = _measure_agreement("p2", own, positions_from_scores(score(swapped), mask), mask, cuts)
         for name, value in agreement.items():
             sums[name] = sums.get(name, 0.0) + torch.where(number < tried, value, 0.0)
@@ -179,19 +180,19 @@ def _choose_swaps(pairs: Tensor, keys: Tensor, length: int) -> tuple[Tensor, Ten
         int64 [B, the most swaps of a list], and how many of them count for each list [B].
     """
     most = int(pairs.max()) if pairs.numel() else 0
-    place = torch.arange(length, device=pairs.device)
+    position = torch.arange(length, device=pairs.device)
     if most <= MAX_SWAPS:
-        return place[:most].expand(len(pairs), most), pairs
+        return position[:most].expand(len(pairs), most), pairs
     # A long list takes the positions with the smallest draws. Short lists, and what is no pair, keep their order.
     draws = torch.where((pairs > MAX_SWAPS).unsqueeze(-1), draw_by_key(keys, length), 0)
-    draws = torch.where(place < pairs.unsqueeze(-1), draws, 1 << 33)
+    draws = torch.where(position < pairs.unsqueeze(-1), draws, 1 << 33)
     return draws.argsort(dim=-1, stable=True)[:, :MAX_SWAPS], pairs.clamp(max=MAX_SWAPS)
 
 
 def _find_fixed_points(
     score: Callable[[Tensor], Tensor], orders: list[Tensor], mask: Tensor, max_steps: int
 ) -> dict[str, Tensor]:
-    """Follows P(t+1) = ranking by score(P(t)) for t up to ``max_steps``; ``orders`` are P(0), P(1) and P(2)."""
+    """Iterates P(t+1) = ranking by score(P(t)) for t up to ``max_steps``; ``orders`` are P(0), P(1) and P(2)."""
     steps = torch.full(mask.shape[:1], torch.nan, device=mask.device)
     cycles = torch.zeros(mask.shape[:1], dtype=torch.bool, device=mask.device)
     for step in range(max_steps + 1):
@@ -213,7 +214,7 @@ def _find_fixed_points(
 
 
 def _compute_kendall_tau(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
-    """Concordant minus discordant pairs over all pairs of real items, of two rankings without ties, [B]."""
+    """Kendall's tau [B] of two rankings without ties: concordant minus discordant pairs, over all pairs."""
     tau = torch.ones(mask.shape[:1], device=mask.device)
     # Most lists of an obedient model keep their ranking: only the others are counted.
     changed = ((before != after) & mask).any(-1).nonzero().squeeze(-1)

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError, suggestion
+from hf_rerank.list_tensors import upcast
 from hf_rerank.losses import LOSSES_WITHOUT_PROBABILITIES, TASK_LOSSES, center_scores, probabilities
-from hf_rerank.principled.consistency import REDUCTIONS, Reduction, consistency_loss, upcast
+from hf_rerank.principled.consistency import REDUCTIONS, Reduction, consistency_loss
 from hf_rerank.principled.orders import (
     check_perturbation,
     draw_by_key,
@@ -112,8 +113,8 @@ class Term:
         first: Name of a pass.
         second: Name of another pass.
         weight: At least 0.
-        space: As what scores are compared. ``probability``: sigmoid under ``binary_log_loss``, softmax over the list's
-            items under listwise losses. ``logit``: as they are, but centred per list under losses that ignore a shift
+        space: Scale on which scores are compared. ``probability``: sigmoid under ``binary_log_loss``, softmax over the
+            list's items under listwise losses. ``logit``: as they are, but centred per list under losses that ignore a shift
             of the whole list, which would otherwise be penalized although neither loss nor ranking depends on it.
             ``output``: as they are.
         positions: Which positions ``|A_i - B_i|`` compares: those of the orders that the two passes were given
@@ -164,8 +165,8 @@ class PrincipledObjective:
         seed: Of the perturbations and of the lists drawn.
 
     Raises:
-        InputError: A value out of range, two passes or terms of one name, a name that is no pass, a pass that nothing
-            uses, or a term that the task loss does not allow.
+        InputError: A value out of range, two passes or terms with one name, a name that is no pass, an unused
+            pass, or a term that the task loss does not allow.
     """
 
     passes: tuple[Pass, ...]
@@ -331,8 +332,8 @@ class PrincipledObjective:
                 one = one.detach()
             elif term.stop_gradient == "second":
                 other = other.detach()
-            places = [run.positions(name, term.positions) for name in (term.first, term.second)]
-            value = consistency_loss(one, other, *places, mask=run.real, reduction=term.reduction)
+            compared = [run.positions(name, term.positions) for name in (term.first, term.second)]
+            value = consistency_loss(one, other, *compared, mask=run.real, reduction=term.reduction)
             losses[f"{term.name}_loss"] = value
             total = total + ramp * term.weight * factors.get(term.name, 1.0) * value
         return {"loss": total, **losses}
@@ -400,7 +401,7 @@ class _Run:
             self._keep(entries, output.split([many] * len(orders)))
 
     def positions(self, name: str, kind: str | None) -> Tensor | None:
-        """Those that a pass was given (``input``) or produced (``output``), [m, L]; None for no weights."""
+        """The positions that a pass was given (``input``) or its ranking (``output``), [m, L]; None for no weights."""
         if kind is None:
             return None
         if kind == "input":
@@ -417,7 +418,7 @@ class _Run:
             self.outputs[entry.name], self.logits[entry.name] = output, output.logits
 
     def _resolve_orders(self, entries: list[Pass]) -> list[Tensor]:
-        """What each pass is given; all as soft orders if one is."""
+        """Resolves the orders of passes; all to soft orders if one is soft."""
         orders = []
         for entry in entries:
             self._input[entry.name], order = self._resolve(entry.order)
@@ -427,7 +428,7 @@ class _Run:
         return orders
 
     def _resolve(self, order: Order) -> tuple[Tensor, Tensor]:
-        """The positions [m, L] that an order means, and what the model is given: them, or a soft order [m, L, L]."""
+        """Resolves an order to its positions [m, L] and the input of the model: these, or a soft order [m, L, L]."""
         if order == "given":
             return self.given, self.given
         if isinstance(order, Perturbed):

@@ -81,7 +81,7 @@ def perturb(
     strength: float = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The positions after a random change that touches real items only; a list of one stays as it is.
+    """Perturbs positions at random; padding, and lists of one item, stay as they are.
 
     Args:
         positions: int64 [B, L].
@@ -115,7 +115,7 @@ def perturb(
 def perturb_by_key(
     positions: Tensor, mask: Tensor | None, keys: Tensor, *, kind: str = "adjacent_swap", strength: float = 1
 ) -> Tensor:
-    """``perturb`` with draws that are hashes of each list's key.
+    """Perturbs positions by draws that are hashes of each list's key, so that they do not depend on the batch.
 
     Args:
         positions: int64 [B, L].
@@ -141,7 +141,7 @@ def check_perturbation(kind: str, strength: float) -> None:
 
 
 def step_keys(list_keys: Tensor, *, seed: int, step: int) -> Tensor:
-    """What the draws of one training step are hashes of.
+    """Derives a key per list for the random draws of one training step.
 
     Args:
         list_keys: int64 [B], one per list.
@@ -155,7 +155,7 @@ def step_keys(list_keys: Tensor, *, seed: int, step: int) -> Tensor:
 
 
 def draw_by_key(keys: Tensor, count: int) -> Tensor:
-    """``count`` random integers in [0, 2**32) for each key.
+    """Draws ``count`` integers in [0, 2**32) per key, uniform and reproducible.
 
     Number i is the upper 32 bits of splitmix64's finaliser of ``key + i * 0x9E3779B97F4A7C15``.
 
@@ -189,7 +189,7 @@ def _draws_per_list(kind: str, strength: float, length: int) -> int:
 
 
 def _apply_perturbation(positions: Tensor, mask: Tensor | None, draws: Tensor, kind: str, strength: float) -> Tensor:
-    """``perturb`` by the draws [B, draws per list]; slot i of a list uses the same draw however it is padded."""
+    """Perturbs by the draws [B, draws per list]; slot i of a list uses the same draw however it is padded."""
     count = _count_real_items(positions, mask)
     if kind == "adjacent_swap":
         for change in range(int(strength)):
@@ -237,12 +237,12 @@ def _count_real_items(positions: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _draw_below(count: Tensor, draws: Tensor) -> Tensor:
-    """A whole number from 0 to count - 1 per draw; 0 where the count is 0."""
+    """Maps each draw to an integer from 0 to count - 1; 0 where the count is 0."""
     return (draws * count.clamp(min=0)) >> BITS
 
 
 def _wrap_int64(number: int) -> int:
-    """The integer modulo 2**64, in the range of int64."""
+    """Wraps an integer modulo 2**64 into the range of int64."""
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 

@@ -357,7 +357,9 @@ def test_measures_that_say_nothing_are_left_out() -> None:
     for scores, measure in (([[2.0, 1.0]], [0.5]), ([[2.0, 1.0]], [nan]), ([[1.0, 2.0]], [0.75])):
         labels, mask = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
         measures = {"p1_obedience": torch.tensor(measure)}
-        sums.add(torch.tensor(scores), labels, mask, torch.tensor([[0, 1]]), torch.ones(1, 2), measures)
+        sums.add(
+            torch.tensor(scores), labels, mask, torch.tensor([[0, 1]]), attraction=torch.ones(1, 2), measures=measures
+        )
     found = sums.compute()
     assert found["p1_obedience"] == pytest.approx((0.5 + 0.75) / 2)
     assert found["obedience_lists"] == 2
