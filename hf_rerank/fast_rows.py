@@ -1,4 +1,4 @@
-"""Rows as servers send most of them, converted and checked many columns at once.
+"""The fast path for rows as servers send them: plain columns are converted and checked together.
 
 One list has tens of columns of a few values each, and to convert and check each alone would be half of the time that
 ranking it takes. Plain columns are whole lists of integers or of finite numbers, with nothing missing. What is not
@@ -56,7 +56,7 @@ def read_plain_columns(rows: Rows, schema: ListSchema) -> PlainColumns:
 
 
 def _count_items(rows: Rows, name: str) -> list[int] | None:
-    """Items of each list, by one column; None where it is not in all rows, no list, or empty."""
+    """Counts the items of each list, by one column; None if it is missing, no list, or empty in a row."""
     lengths = []
     for row in rows:
         values = _as_list(row.get(name))
@@ -75,7 +75,7 @@ def _as_list(values: Any) -> list[Any] | None:
 
 
 def _join_items(rows: Rows, names: Sequence[str], lengths: Sequence[int]) -> list[Any]:
-    """The values of all columns, one column after another; empty unless each column has as many as the lists."""
+    """Joins the values of all columns, one column after another; empty unless the lengths match."""
     joined: list[Any] = []
     for name in names:
         for row, length in zip(rows, lengths, strict=True):
@@ -87,7 +87,7 @@ def _join_items(rows: Rows, names: Sequence[str], lengths: Sequence[int]) -> lis
 
 
 def _convert(names: Sequence[str], joined: list[Any], kind: type) -> dict[str, pa.Array]:
-    """Column -> values, if all are plain; otherwise nothing."""
+    """Converts to column -> values if all are plain; otherwise returns nothing."""
     # The exact types: a bool is an int to isinstance, and is none in a column of arrow.
     if not joined or not set(map(type, joined)) <= PLAIN_TYPES[kind]:
         return {}

@@ -92,7 +92,7 @@ def neuralsort_matrix(scores: Tensor, mask: Tensor, *, temperature: float) -> Te
 
 
 def sinkhorn_normalize(matrix: Tensor, steps: int) -> Tensor:
-    """Normalize columns, then rows, ``steps`` times: with enough of them a matrix of ranks by slots sums to 1 in both.
+    """Normalizes columns, then rows, ``steps`` times (Sinkhorn): with enough steps all sums approach 1.
 
     Rows and columns that are 0 stay 0. Only the factors of rows and columns change from step to step, so that a step
     keeps vectors for the gradient, not matrices.
@@ -113,7 +113,7 @@ def sinkhorn_normalize(matrix: Tensor, steps: int) -> Tensor:
 
 
 def normalize_along(matrix: Tensor, dim: int) -> Tensor:
-    """The matrix divided by its sums along ``dim``; rows or columns of 0 stay 0."""
+    """Divides a matrix by its sums along ``dim``; rows or columns of 0 stay 0."""
     return matrix * _reciprocal(matrix.sum(dim=dim, keepdim=True))
 
 
@@ -127,7 +127,7 @@ def read_lists(
     lowest: float = 0.0,
     highest: float = math.inf,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Check the inputs of a loss; return all four in one floating type, with 0 at padding.
+    """Checks the inputs of a loss; returns all four in one floating type, with 0 at padding.
 
     Args:
         scores, targets, mask, weights: [..., list], see any loss; None as there.
@@ -162,7 +162,7 @@ def read_lists(
 
 
 def correct_labels(labels: Tensor, propensities: Tensor | None, mask: Tensor) -> Tensor:
-    """``y / p``, in the type of the labels and 0 at padding; without propensities the labels themselves.
+    """Divides labels by propensities; 0 at padding. Without propensities returns the labels themselves.
 
     Args:
         labels: float [..., list], as of ``read_lists``.

@@ -92,7 +92,7 @@ def binary_log_loss(
 
     When to choose it: where the probability of a click is used itself, for a bid or a threshold, and where lists
     without a click say something; they count like all others. It is the only loss here that fixes the level of a
-    list's scores: all others ignore a shift of the whole list, and look at the items of a list together.
+    list's scores: all others ignore a shift of the whole list, and compare the items of a list.
 
     Args:
         scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
@@ -365,7 +365,7 @@ def check_propensity_loss(task_loss: str) -> None:
 
 
 def probabilities(scores: Tensor, task_loss: str, *, mask: Tensor | None = None) -> Tensor:
-    """What a model trained with ``task_loss`` predicts: sigmoid of each score, or softmax over the list's real items.
+    """Computes what a model trained with ``task_loss`` predicts: sigmoid per score, or softmax over the list.
 
     Sigmoid for ``binary_log_loss``, the probability of a click on each item. Softmax for all others, the probability
     that an item is the one chosen from its list. The losses in ``LOSSES_WITHOUT_PROBABILITIES`` train no
@@ -399,7 +399,7 @@ def probabilities(scores: Tensor, task_loss: str, *, mask: Tensor | None = None)
 
 
 def center_scores(scores: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Scores minus the mean over the real items of their list, 0 at padding, float32 at least.
+    """Centers scores: subtracts the mean over the real items of each list; 0 at padding, float32 at least.
 
     Args:
         scores: float [..., list].

@@ -1,4 +1,4 @@
-"""Personalised vectors: what a click model makes of an item for a user, as an input of re-rankers.
+"""Personalised vectors: a click model's hidden representation of an item for a user, as input of re-rankers.
 
 PRM (Pei et al. 2019, section 4.3) takes them from the last hidden layer of a click model that was trained beforehand,
 pointwise, by log-loss. Here the click model learns from ``ranker_train`` only: one that had seen the clicks of a list
@@ -24,11 +24,11 @@ from hf_rerank.validation import Lists
 
 COLUMN = "personalised"
 DIM = 32
-# The layer before the one that the vectors are.
+# Width of the layer before the vectors.
 HIDDEN = 200
 MODEL_FOLDER = "click_model"
 REPORT_KEY = "personalised_vectors"
-# Reports of steps before this one, which stay.
+# Report of an earlier step, which is kept.
 _EARLIER = "initial_ranker"
 
 
@@ -59,7 +59,7 @@ class PersonalisedVectors:
         return self.model.model.config.hidden_sizes[-1]
 
     def add(self, lists: Any) -> Any:
-        """The lists with their vectors, for a re-ranker that was trained with them.
+        """Adds the vectors to lists, for a re-ranker that was trained with them.
 
         Args:
             lists: One dict per list, as ``Reranker.rerank`` takes them; or an arrow table.
@@ -97,7 +97,7 @@ class PersonalisedVectors:
 
 
 def vector_field(name: str) -> pa.Field:
-    """The arrow field of a column of vectors."""
+    """Returns the arrow field of a column of vectors."""
     return pa.field(name, pa.list_(pa.list_(pa.float32())))
 
 
@@ -157,7 +157,7 @@ class _WithVectors(PreparedSource):
         self.columns = self.columns.append(vector_field(column))
 
     def facts(self) -> PersonalisedVectors:
-        """The trained click model."""
+        """Trains the click model."""
         super().facts()
         lists, sizes = read_ranker_train(self.prepared, self.folder), (HIDDEN, self.dim)
         fit: dict[str, Any] = {"seed": self.seed, "at_most": self.at_most, "progress": self.progress}

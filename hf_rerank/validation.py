@@ -1,4 +1,4 @@
-"""The checks at the interface: is this Arrow table, or are these dictionaries, valid lists for a schema?
+"""Checks Arrow tables and dicts against a schema.
 
 ``Lists`` is a checked batch, in whole columns. A null is a missing value, never an error in itself; NaN and infinity
 are errors.
@@ -70,7 +70,7 @@ class Lists:
         return self.columns.get("labels")
 
     def collect_cut_labels(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The labels of the items that were cut, before and now, those of one list together: float32 [items cut].
+        """Collects the labels of the items that were cut, before and now, list by list: float32 [items cut].
 
         Args:
             kept: bool [N], which items stay now.
@@ -222,7 +222,7 @@ class _ColumnReader:
         return number if self.ids[row] == str(self.first + row) else f"{number} (id {self.ids[row]})"
 
     def locate(self, flat_index: int, lengths: np.ndarray | None) -> str:
-        """The list and slot of a flat index; of a list column the index is the list."""
+        """Names the list and slot of a flat index; without lengths the index is the list."""
         if lengths is None:
             return self.locate_list(flat_index)
         ends = np.cumsum(lengths)
@@ -245,7 +245,7 @@ class _ColumnReader:
         return _convert_types(column)
 
     def read_sequences(self, name: str, what: str | Feature) -> tuple[pa.Array, np.ndarray]:
-        """The items of all lists one after another, and their lengths int64 [B]."""
+        """Reads the items of all lists one after another, and their lengths int64 [B]."""
         column = self.read_column(name)
         if not _is_sequence(column.type):
             what = what if isinstance(what, str) else f"{kind_of(what)} feature of items"
@@ -312,7 +312,7 @@ class _ColumnReader:
     def check_finite(
         self, name: str, flat: pa.Array, lengths: np.ndarray | None, *, width: int = 1, nullable: bool = False
     ) -> np.ndarray:
-        """The numbers as float64, nulls as 0, once text, NaN, infinity and what float32 cannot hold are excluded.
+        """Checks numbers: no text, NaN, infinity or what float32 cannot hold; returns float64, nulls as 0.
 
         ``width``: numbers per item. ``nullable``: a null is allowed, and is the remedy for NaN.
         """
@@ -349,7 +349,7 @@ class _ColumnReader:
         return checked.astype(np.float32).reshape(-1, feature.dim)
 
     def read_numbers(self, part: str, name: str, lengths: np.ndarray) -> np.ndarray:
-        """One finite number per item, none missing, float32 [N]; ``part`` is the field of the schema that names it."""
+        """Reads one finite number per item, none missing, float32 [N]; ``part``: the schema's field that names it."""
         what = part.replace("_", " ")
         flat, own_lengths = self.read_sequences(name, what)
         self.check_same_lengths(name, own_lengths, self.item_column, lengths)
@@ -374,7 +374,7 @@ class _ColumnReader:
         return numbers.astype(np.float32)
 
     def read_cut_labels(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The labels of items that were cut, float32, and how many each list has, int64 [B]."""
+        """Reads the labels of items that were cut, float32, and their number per list, int64 [B]."""
         flat, lengths = self.read_sequences(name, "cut labels")
         numbers = np.zeros(0) if pa.types.is_null(flat.type) else self.check_finite(name, flat, lengths)
         if (numbers < 0).any() or flat.null_count:
@@ -422,7 +422,7 @@ def columns_of(schema: ListSchema) -> list[str]:
 
 
 def _convert_types(values: pa.Array) -> pa.Array:
-    """The same values in types that all of the library reads: booleans are 0 and 1, decimals numbers."""
+    """Converts to types that all of the library reads: booleans to 0 and 1, decimals to numbers."""
     kind = values.type
     if pa.types.is_boolean(kind):
         return values.cast(pa.int8())
@@ -442,7 +442,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _texts(names: Iterable[Any]) -> Iterable[str]:
-    """Names of columns for messages; a caller's dictionaries may have keys of any type."""
+    """Formats names of columns for messages; a caller's dicts may have keys of any type."""
     return (name if isinstance(name, str) else show(name) for name in names)
 
 
@@ -482,7 +482,7 @@ def _read_column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchem
 
 
 def _convert_unusual(values: list[Any]) -> pa.Array | None:
-    """Booleans among integers, and integers from 2**63 on, which ``pa.array`` does not take by itself."""
+    """Converts booleans among integers, and integers from 2**63 on, which ``pa.array`` does not accept."""
     there = [value for value in values if value is not None]
     nested = all(isinstance(value, list) for value in there)
     flat = [entry for value in there for entry in value] if nested else there
@@ -503,7 +503,7 @@ def _convert_unusual(values: list[Any]) -> pa.Array | None:
 
 
 def _locate_list(rows: Sequence[Mapping[str, Any]], row: int, schema: ListSchema, first: int) -> str:
-    """As ``_ColumnReader.where``, of lists that are no table yet."""
+    """Names a list for messages, before it is in a table."""
     name = None if schema.list_id is None else rows[row].get(schema.list_id)
     return f"list {first + row}" if name is None else f"list {first + row} (id {next(iter(_texts([name])))})"
 
@@ -526,7 +526,8 @@ def _read_ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int, 
 
 
 def refuse_repeated_ids(ids: Sequence[str], schema: ListSchema, numbers: Iterable[int] | None = None) -> None:
-    """
+    """Refuses two lists with the same id.
+
     Args:
         ids: Of lists.
         schema: Says which column they are from.
@@ -547,7 +548,7 @@ def refuse_repeated_ids(ids: Sequence[str], schema: ListSchema, numbers: Iterabl
 
 
 def _make_empty_table(schema: ListSchema) -> pa.Table:
-    """A table of no rows with the columns of the schema."""
+    """Makes a table without rows, with the columns of the schema."""
     columns: dict[str, pa.Array] = {}
     for feature in schema.items:
         inner = pa.list_(pa.float32()) if isinstance(feature, Vector) else pa.int64()
@@ -560,7 +561,7 @@ def _make_empty_table(schema: ListSchema) -> pa.Table:
 
 
 def tables_of(lists: Any, batch_size: int) -> Iterable[pa.Table]:
-    """Arrow tables of at most ``batch_size`` lists each, from whatever holds lists.
+    """Yields Arrow tables of at most ``batch_size`` lists each.
 
     Args:
         lists: A ``datasets`` Dataset or IterableDataset, or an arrow table.

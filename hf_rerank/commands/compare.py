@@ -21,7 +21,7 @@ _DECIDED = ("output_dir", "seed", "data_seed", "resume_from_checkpoint", "disabl
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     compare = commands.add_parser(
         "compare",
         help="find out whether a re-ranker is worth it on your lists, and which",
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def train_command(options: argparse.Namespace, found: Any, plan: Any) -> str | None:
-    """The command that trains what is recommended; None where ``hf-rerank train`` cannot."""
+    """Formats the command that trains what is recommended; None if ``hf-rerank train`` cannot."""
     from hf_rerank.comparison.arms import PRINCIPLED, TREES, WITHOUT
 
     if found.model in (None, TREES) or plan.model(found.model).source is not None:

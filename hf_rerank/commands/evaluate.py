@@ -17,7 +17,7 @@ from hf_rerank.errors import InputError, suggestion
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     evaluate = commands.add_parser("evaluate", help="measure a trained re-ranker")
     evaluate.add_argument("--model", required=True, metavar="RUN", help="folder or Hub repository of the model")
     add_revision(evaluate)
@@ -180,7 +180,7 @@ def _refuse_over_input(output: Path, model: str, lists: str) -> None:
 
 
 def _read_training_log(model: str) -> list[Any]:
-    """The log in the ``results.json`` of a local model, empty where there is none."""
+    """Reads the log in the ``results.json`` of a local model; empty if there is none."""
     from hf_rerank.evaluation.saved_results import RESULTS
     from hf_rerank.storage import read_json
 

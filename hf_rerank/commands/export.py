@@ -10,7 +10,7 @@ from hf_rerank.commands.parsing import add_revision, disable_short_progress_bars
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     export = commands.add_parser("export", help="write a trained re-ranker as an ONNX graph")
     export.add_argument("--model", required=True, metavar="RUN", help="folder or Hub repository of the model")
     export.add_argument(

@@ -11,7 +11,7 @@ from hf_rerank.commands.parsing import disable_short_progress_bars, lists_folder
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     initial_rank = commands.add_parser(
         "initial-rank", help="sort prepared lists by an initial ranker trained on ranker_train"
     )

@@ -15,7 +15,7 @@ from hf_rerank.errors import InputError
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     prepare = commands.add_parser("prepare", help="turn raw files into prepared lists (Parquet)")
     formats = prepare.add_subparsers(dest="format", metavar="FORMAT", required=True, parser_class=Parser)
 
@@ -151,7 +151,7 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
 
 
 def _identify_files(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
-    """By what a later call knows that it has the same raw files: their sizes, and the times of their last changes."""
+    """Identifies raw files, so that a later call knows that they are the same: sizes and modification times."""
     from hf_rerank.storage import InputFiles
 
     return {"raw_dir": str(raw_dir.resolve()), "raw files (sizes, times, inodes)": InputFiles(files).states()}
@@ -160,7 +160,7 @@ def _identify_files(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
 def _prepare_sorted(
     prepare: Callable[[Path, int], Any], about: dict[str, Any], options: argparse.Namespace, max_list_length: int
 ) -> Any:
-    """Prepares into the output folder, sorted by a trained ranker if one is asked for.
+    """Prepares into the output folder, sorted by a trained ranker if one is given.
 
     Args:
         prepare: ``(folder, max_list_length) -> report``.

@@ -11,7 +11,7 @@ from hf_rerank.commands.parsing import lists_folder
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     propensities = commands.add_parser(
         "propensities", help="estimate from clicks how often each position is examined, and add it to prepared lists"
     )

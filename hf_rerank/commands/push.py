@@ -10,7 +10,7 @@ from hf_rerank.errors import InputError
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     push = commands.add_parser(
         "push",
         help="upload a trained re-ranker or prepared lists to the Hub",

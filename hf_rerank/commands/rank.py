@@ -16,7 +16,7 @@ RANK_BATCH = 512
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     rank = commands.add_parser("rank", help="rank lists from a file")
     rank.add_argument(
         "--model",

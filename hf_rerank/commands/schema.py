@@ -12,7 +12,7 @@ from hf_rerank.errors import InputError
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     schema = commands.add_parser("schema", help="which column of your own lists is what")
     actions = schema.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
     infer = actions.add_parser("infer", help="write a schema guessed from a file, with comments, to correct")

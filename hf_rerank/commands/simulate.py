@@ -11,7 +11,7 @@ from hf_rerank.errors import InputError, suggestion
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     simulate = commands.add_parser("simulate", help="write simulated lists in the raw format of a public dataset")
     formats = simulate.add_subparsers(dest="format", metavar="FORMAT", required=True, parser_class=Parser)
     prm_public = formats.add_parser("prm_public", help="PRM Public's text, and the truth beside it")

@@ -29,7 +29,7 @@ _OF_EVALUATION = ("metric_for_best_model", "greater_is_better", "eval_steps", "e
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     train = commands.add_parser(
         "train",
         help="train a re-ranker",
@@ -158,11 +158,11 @@ def _train(options: argparse.Namespace, arguments: Any) -> None:
 
 
 def _nothing(*_: Any) -> None:
-    """In place of ``print``."""
+    """Prints nothing; used in place of ``print``."""
 
 
 def _choose_splits(lists: Any, options: argparse.Namespace) -> tuple[Any, Any]:
-    """The lists to train on, and those to choose the best checkpoint on; None: there are none."""
+    """Chooses the lists to train on, and those to choose the best checkpoint on (None: none)."""
     from datasets import concatenate_datasets
 
     found = {split: lists[split] for split in ("train", "validation") if split in lists and len(lists[split])}
@@ -179,7 +179,7 @@ def _choose_splits(lists: Any, options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _describe_checkpoint(trainer: Any) -> str:
-    """Which checkpoint the model is."""
+    """Describes which checkpoint the model is."""
     state, metric = trainer.state, trainer.args.metric_for_best_model
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
         return f"the model is that of step {state.best_global_step} of {state.global_step}, the best by {metric}"
@@ -238,7 +238,7 @@ def _check_options(options: argparse.Namespace) -> None:
 def _make_model(
     options: argparse.Namespace, lists: Any, train: Any, validation: Any, arguments: Any
 ) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """A new model, its processor, the lists to train it on, and what the results say of the trees it starts from."""
+    """Makes a new model, its processor, its training lists, and the record of the trees it starts from."""
     from hf_rerank.models.auto import reranker_classes
     from hf_rerank.processing import ListProcessor
     from hf_rerank.training import calibrate_initial_score
@@ -291,7 +291,7 @@ def _describe_trees(settings: dict[str, Any]) -> str:
 
 
 def _fine_tune(options: argparse.Namespace, train: Any, schema: Any) -> tuple[Any, Any, str]:
-    """A trained model made ready for these lists, its processor, and a report of what was kept and added."""
+    """Adapts a trained model to these lists; returns it, its processor and a report."""
     from hf_rerank.inference.reranker import Reranker
     from hf_rerank.storage.hub_download import folder_with_weights
     from hf_rerank.training import adapt, freeze

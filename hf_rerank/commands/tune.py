@@ -14,7 +14,7 @@ _DECIDED = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "load_best_m
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     tune = commands.add_parser(
         "tune",
         help="search the options of a re-ranker and of its training",

@@ -11,7 +11,7 @@ from hf_rerank.commands.parsing import disable_short_progress_bars, lists_folder
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     vectors = commands.add_parser(
         "vectors", help="add personalised vectors to prepared lists, by a click model trained on ranker_train"
     )

@@ -34,7 +34,7 @@ class Arm:
         return f"{self.model} {self.kind}"
 
     def file_name(self, seed: int) -> str:
-        """Of the run with a seed."""
+        """Names the file of the run with a seed."""
         return f"{self.model}-{self.kind.replace(' ', '-')}-seed{seed}"
 
 
@@ -81,23 +81,24 @@ class Plan:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def arms(self) -> list[Arm]:
-        """Every arm, those of LambdaMART first."""
+        """Lists every arm, those of LambdaMART first."""
         kinds = (WITHOUT, WITH, PRINCIPLED) if self.has_order else (WITHOUT,)
         of_trees = [Arm(TREES, kind) for kind in kinds if kind != PRINCIPLED] if self.trees else []
         return of_trees + [Arm(model.name, kind) for model in self.models for kind in kinds]
 
     def model(self, name: str) -> Model:
-        """The model of this name."""
+        """Returns the model of this name."""
         return next(model for model in self.models if model.name == name)
 
     def config_options(self, name: str) -> dict[str, Any]:
-        """The options of the config of this model."""
+        """Collects the config options of this model."""
         of_all = {key: value for key, value in self.config.items() if "." not in key}
         of_one = {key.split(".", 1)[1]: value for key, value in self.config.items() if key.startswith(f"{name}.")}
         return {**of_all, **of_one}
 
     def check(self) -> None:
-        """
+        """Checks the plan.
+
         Raises:
             InputError: An option belongs to no model, a name appears twice, or there is no seed.
         """
@@ -118,7 +119,7 @@ class Plan:
 
 
 def find_models(names: Sequence[str]) -> tuple[Model, ...]:
-    """The DNN and the models of these names.
+    """Finds the DNN and the models of these names.
 
     Args:
         names: Names of the table of models, or ``package.module:ClassName`` of a class of one's own, which is

@@ -68,7 +68,7 @@ def summarize(
     groups: Sequence[Any],
     display_order: bool,
 ) -> Findings:
-    """Summarizes and decides.
+    """Summarizes runs, compares arms and recommends one.
 
     Args:
         runs: Arm -> seed -> outcome of the run.
@@ -129,7 +129,7 @@ def summarize(
 
 
 def _find_simpler_arms(best: Arm, arms: Mapping[Arm, Any], validation: Mapping[str, float]) -> list[str]:
-    """Of each model that is simpler than the best one its best arm on validation, the simplest model first."""
+    """Finds the best arm on validation of each model simpler than the best one, the simplest model first."""
     ladder = [TREES, POINTWISE]
     below = ladder[: ladder.index(best.model)] if best.model in ladder else ladder
     chosen = []

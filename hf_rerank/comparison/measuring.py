@@ -25,7 +25,7 @@ TIMED, WARM_UP = 50, 3
 
 
 def primary_measure(schema: ListSchema) -> str:
-    """Expected clicks where the true attraction is known, on simulated lists; else NDCG@10."""
+    """Chooses the primary measure: expected clicks with known ground truth (simulated lists), else NDCG@10."""
     return CLICKS if schema.attraction is not None and schema.examination is not None else NDCG
 
 
@@ -60,7 +60,7 @@ class PerListSums(EvaluationSums):
         self.per_list.append(np.asarray(values, dtype=np.float64))
 
     def compute_result(self) -> Measured:
-        """The measures of all lists added."""
+        """Computes the measures of all lists added."""
         if not self.per_list:
             raise InputError("there is no list to evaluate: expected at least one")
         return Measured(self.compute(), np.concatenate(self.per_list))
@@ -78,7 +78,7 @@ def measure_model(model: Any, processor: ListProcessor, lists: Any, *, ks: Seque
 def measure_scores(
     scores: np.ndarray, processor: ListProcessor, lists: Any, *, ks: Sequence[int], no_click: str
 ) -> Measured:
-    """Measures scores that are there already.
+    """Measures given scores.
 
     Args:
         scores: float [N], of the items of all lists, one list after another, in the order of the row.
@@ -99,13 +99,13 @@ def measure_scores(
 
 
 def score_logged_order(processor: ListProcessor, lists: Any) -> np.ndarray:
-    """float64 [N], minus the position of each item in the initial order."""
+    """Scores items by the logged order: minus their position in it, float64 [N]."""
     parts = [-batch["position_ids"][batch["mask"]].numpy() for batch in encode_batches(lists, processor)]
     return np.concatenate(parts).astype(np.float64)
 
 
 def measure_latency_ms(rank: Callable[[dict[str, Any]], Any], lists: Any, label: str) -> float:
-    """Median milliseconds in which ``rank`` ranks one raw list, encoding included, on this machine.
+    """Measures the median milliseconds in which ``rank`` ranks one raw list, encoding included.
 
     Args:
         rank: Takes one list, a dict of columns without the label.

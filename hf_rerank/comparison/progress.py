@@ -14,7 +14,7 @@ def print_line(line: str) -> None:
 
 
 def remaining_seconds(taken: Mapping[str, Sequence[float]], left: Sequence[str]) -> float | None:
-    """The time that runs are expected to take.
+    """Estimates the time that the remaining runs take.
 
     Args:
         taken: Arm -> seconds of each of its runs so far.
@@ -31,7 +31,7 @@ def remaining_seconds(taken: Mapping[str, Sequence[float]], left: Sequence[str])
 
 
 def format_duration(seconds: float) -> str:
-    """As people say it: ``40 s``, ``12 min``, ``3.5 h``."""
+    """Formats seconds as ``40 s``, ``12 min`` or ``3.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
@@ -52,26 +52,26 @@ class Progress:
         self.bar: tqdm | None = None
 
     def skip(self, arm: str) -> None:
-        """A run that was finished earlier."""
+        """Skips a run that was finished earlier."""
         self.left.remove(arm)
 
     def begin(self, name: str) -> None:
-        """A run begins."""
+        """Begins a run."""
         self.started = time.monotonic()
         self.bar = tqdm(total=100, desc=name, unit="%", leave=False, disable=None, delay=1)
 
     def step(self, fraction: float) -> None:
-        """So much of the training of the run is done."""
+        """Reports the fraction of the run's training that is done."""
         if self.bar is not None:
             self.bar.update(int(100 * fraction) - self.bar.n)
 
     def finish(self, arm: str, seed: int, measure: str) -> None:
-        """The run is finished.
+        """Finishes the run and prints its line.
 
         Args:
             arm: What was run.
             seed: Of the run.
-            measure: What it reached on validation, in words.
+            measure: Its result on validation, as text.
         """
         if self.bar is not None:
             self.bar.close()

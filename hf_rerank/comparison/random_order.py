@@ -18,7 +18,7 @@ _STRIDE = 2**20
 
 
 def add_random_order(lists: Any, schema: ListSchema, seed: int) -> Any:
-    """The lists with a column of random positions, ``COLUMN``; the order of each list is drawn once.
+    """Adds a column of random positions, ``COLUMN``, to lists; the order of each list is drawn once.
 
     Args:
         lists: A ``datasets`` Dataset.
@@ -34,7 +34,7 @@ def add_random_order(lists: Any, schema: ListSchema, seed: int) -> Any:
 
 
 def draw_positions(lengths: np.ndarray, seed: int) -> list[np.ndarray]:
-    """For each list a random permutation of ``0 .. length - 1``, by a hash of seed, number of the list and slot.
+    """Draws a random permutation of ``0 .. length - 1`` per list, by a hash of seed, list number and slot.
 
     Args:
         lengths: int64 [B], each below 2 ** 20.

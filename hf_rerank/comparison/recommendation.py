@@ -98,7 +98,7 @@ class Recommendation:
 
 
 def effect_of(comparison: Comparison) -> Effect:
-    """The effect that a comparison shows.
+    """Returns the effect that a comparison shows.
 
     Raises:
         InputError: The other arm's mean is 0, so that there are no fractions of it.
@@ -133,7 +133,7 @@ def recommend(evidence: Evidence) -> Recommendation:
 
 
 def _recommend_simpler(evidence: Evidence, name: str, effect: Effect) -> Recommendation:
-    """The simplest alternative that the best arm does not beat."""
+    """Recommends the simplest alternative that the best arm does not beat."""
     found = "loses to" if effect.is_loss else "is not shown to beat"
     reason = f"{evidence.best_arm}, the best on validation, {found} {name} in {evidence.measure}: {effect}."
     kinds = [kind for kind in (WITHOUT, WITH, PRINCIPLED) if name.endswith(f" {kind}")]
@@ -154,7 +154,7 @@ def _recommend_simpler(evidence: Evidence, name: str, effect: Effect) -> Recomme
 
 
 def _choose_kind(evidence: Evidence, model: str) -> tuple[str, list[str]]:
-    """Which kind of arm of a model to use, and why."""
+    """Chooses which kind of arm of a model to use, with reasons."""
     order = evidence.order.get(model)
     if order is None:
         return WITHOUT, ["The lists come in no order, so both principles hold by themselves."]
@@ -197,7 +197,7 @@ def _suggest_more_data(evidence: Evidence) -> str:
 
 
 def _describe_limits(evidence: Evidence) -> list[str]:
-    """What the numbers cannot say."""
+    """Describes the limits of the numbers."""
     limits = []
     effects = (evidence.over_simpler, evidence.order, evidence.principles)
     if evidence.seeds == 1:

@@ -26,7 +26,7 @@ _NOTES = (
 
 
 def summary_rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the summary."""
+    """Formats the summary as headings and rows."""
     others = {name: heading for name, heading in COLUMNS.items() if name != findings.measure}
     base = next((row.mean for row in findings.rows if row.name == LOGGED), None)
     headings = ["", IN_WORDS[findings.measure], "sd", "vs logged", *others.values(), "training s", "ms/list", "seeds"]
@@ -48,7 +48,7 @@ def _format_row(row: Row, others: Mapping[str, str], base: float | None) -> list
 
 
 def comparison_rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the comparisons, in percent of the second of each pair."""
+    """Formats the comparisons as headings and rows, in percent of the second arm of each pair."""
     headings = ["difference", "over groups", "p", "over seeds", "p", ""]
     rows = []
     for entry in findings.comparisons:
@@ -73,7 +73,7 @@ def _format_percent(interval: Interval, base: float) -> str:
 
 
 def text_report(findings: Findings) -> str:
-    """The summary, the comparisons and the recommendation, as plain text."""
+    """Formats the summary, the comparisons and the recommendation as plain text."""
     found = findings.recommendation
     reasons = "\n".join(f"- {reason}" for reason in found.reasons)
     return (

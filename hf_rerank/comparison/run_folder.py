@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 
 
 def describe(splits: Mapping[str, Any], schema: ListSchema, plan: Plan) -> dict[str, Any]:
-    """Everything that the outcome of a run depends on. Models and seeds may be added later."""
+    """Describes everything that the outcome of a run depends on. Models and seeds may be added later."""
     return json_values(
         {
             "format_version": FORMAT_VERSION,
@@ -32,7 +32,7 @@ def describe(splits: Mapping[str, Any], schema: ListSchema, plan: Plan) -> dict[
 
 
 class RunFolder:
-    """Finished runs on the disk.
+    """Finished runs on disk.
 
     Args:
         path: The folder; made if it is not there.
@@ -43,7 +43,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self, configuration: dict[str, Any], plan: Plan) -> Iterator[RunFolder]:
-        """Holds the folder for one process.
+        """Locks the folder for this process.
 
         Raises:
             InputError: Another process works in it, it belongs to another configuration, or to no comparison.
@@ -95,15 +95,15 @@ class RunFolder:
             write_json(path, known)
 
     def run_path(self, arm: Arm, seed: int) -> Path:
-        """The file of a run."""
+        """Returns the file of a run."""
         return self.path / RUNS / f"{arm.file_name(seed)}.json"
 
     def work_path(self, arm: Arm, seed: int) -> Path:
-        """The folder of its checkpoints while it is trained."""
+        """Returns the folder of a run's checkpoints while it is trained."""
         return self.path / WORK / arm.file_name(seed)
 
     def read_result(self, arm: Arm, seed: int) -> dict[str, Any] | None:
-        """A finished run; None if it is not there."""
+        """Reads a finished run; None if it is not finished."""
         path = self.run_path(arm, seed)
         return read_json(path, "remove it, and the run is made again") if path.is_file() else None
 

@@ -43,7 +43,7 @@ class Interval:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
     def relative_to(self, base: float) -> Interval:
-        """The same in fractions of ``base``."""
+        """Returns the interval in fractions of ``base``."""
         return Interval(self.mean / base, self.low / base, self.high / base, self.count, self.p_value)
 
     @property
@@ -53,7 +53,7 @@ class Interval:
 
 
 def t_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """The mean of paired differences with Student's t-interval, and the p-value of the paired t-test.
+    """Computes the mean of paired differences, Student's t-interval and the p-value of the paired t-test.
 
     Args:
         differences: One per seed. A single one has an infinite interval and the p-value 1.
@@ -86,7 +86,7 @@ def bootstrap_interval(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """The mean of per-list differences with a percentile interval over groups, which are resampled as a whole.
+    """Computes the mean of per-list differences and a percentile bootstrap interval, resampling whole groups.
 
     The p-value is twice the share of the bootstrap means on the far side of 0, ``(1 + their number) / (1 + draws)``,
     at most 1.
@@ -212,7 +212,7 @@ def compare(
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of a table, for ``text_table`` or Markdown."""
+    """Formats comparisons as headings and rows, for ``text_table`` or Markdown."""
     headings = ["comparison", "measure", "difference over seeds", "seeds", "p (Holm)", "over groups", "p (Holm)"]
     rows = [
         [
@@ -233,12 +233,12 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons as plain text."""
+    """Formats comparisons as plain text."""
     return text_table(*comparison_rows(comparisons))
 
 
 def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons as a Markdown table."""
+    """Formats comparisons as a Markdown table."""
     headings, rows = comparison_rows(comparisons)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)) + "\n"
 

@@ -95,7 +95,7 @@ class EvaluationSums:
             self._counts[name] = self._counts.get(name, 0) + int(there.sum())
 
     def compute(self) -> dict[str, float]:
-        """Every metric by name; ``obedience_lists`` counts the lists that the measures of obedience speak of."""
+        """Computes every metric by name; ``obedience_lists`` is the number of lists of the obedience measures."""
         results = dict(self.metrics.compute())
         if self.propensity.lists:
             known = self.metrics.fraction is None
@@ -108,7 +108,7 @@ class EvaluationSums:
 
 
 def make_comparable(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
-    """Scores that rank each list as the logits do and that compare over lists as the model's probabilities do.
+    """Turns logits into scores with the same ranking that compare over lists as the probabilities do.
 
     Logits under ``binary_log_loss`` (sigmoid is increasing); else the log of the softmax over the list. Neither
     saturates as the probabilities themselves do in float32.
@@ -121,7 +121,7 @@ def make_comparable(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
 def encode_batches(
     lists: Any, processor: ListProcessor, *, batch_size: int = 512, report: EncodingReport | None = None
 ) -> Iterator[Batch]:
-    """Batches of tensors with labels, ids included, in order.
+    """Encodes lists with labels into batches of tensors, ids included, in order.
 
     Args:
         lists: A dataset or arrow table of lists.
@@ -205,7 +205,7 @@ def measure_obedience(
     max_steps: int = MAX_STEPS,
     list_keys: Tensor | None = None,
 ) -> Any:
-    """The output of a re-ranker whose ``losses`` hold the measures of obedience [B], all over one embedding.
+    """Runs a re-ranker over one embedding; ``losses`` of its output hold the measures of obedience [B].
 
     Args:
         forward: The model, or its ``forward``, in evaluation mode and float32.
@@ -272,7 +272,7 @@ def evaluate_orders(
     click_above: float | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """The reference rows of every table: ``random``, ``initial`` and, where the truth is known, ``true_attraction``.
+    """Evaluates the reference orders: ``random``, ``initial`` and, with known ground truth, ``true_attraction``.
 
     Args:
         processor: Encodes the lists.

@@ -1,4 +1,4 @@
-"""Pictures of a training and of an evaluation, from plain numbers: a trainer's log, the measures of ``evaluate``.
+"""Figures of a training and of an evaluation, from plain numbers: a trainer's log, the measures of ``evaluate``.
 
 matplotlib (the extra ``plots``) is imported when a picture is drawn, and pyplot never: no backend changes, no window.
 """
@@ -77,7 +77,7 @@ def require_matplotlib() -> None:
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    """An empty figure; width and height in inches."""
+    """Makes an empty figure; width and height in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -149,7 +149,7 @@ def _select_entries(log: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 
 def _extract_line(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one key, NaN where a value is not finite; empty without a finite value."""
+    """Extracts steps and values of one key, NaN where a value is not finite; empty without a finite value."""
     points = [(_read_number(entry["step"]), _read_number(entry[name])) for entry in entries if name in entry]
     if all(math.isnan(value) for _, value in points):
         return [], []
@@ -157,14 +157,14 @@ def _extract_line(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[list
 
 
 def _read_number(value: Any) -> float:
-    """A finite number as it is, anything else as NaN (JSON has null for it)."""
+    """Returns a finite number as it is, anything else as NaN (JSON has null for it)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return math.nan
     return float(value)
 
 
 def _obedience_lines(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Obedience by item, at each cut-off of the log, and NDCG to see what it costs."""
+    """Chooses the lines of obedience (by item, at each cut-off of the log), and NDCG to show its cost."""
     names = {name for entry in entries for name in entry}
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for principle, colour in (("p1", P1), ("p2", P2)):
@@ -180,7 +180,7 @@ def _obedience_lines(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[st
 
 
 def _find_cuts(names: Iterable[str], prefix: str) -> list[int]:
-    """The numbers that follow a prefix in some name, rising."""
+    """Finds the numbers that follow a prefix in some name, sorted."""
     return sorted(int(match[1]) for name in names if (match := re.fullmatch(re.escape(prefix) + r"(\d+)", name)))
 
 
@@ -213,7 +213,7 @@ def _draw_panel(
 
 
 def _set_log_scale(axes: Axes, lowest: float, highest: float) -> None:
-    """A logarithmic scale from a round number to a round number, with a few ticks at round numbers."""
+    """Sets a logarithmic scale between round numbers, with a few ticks at round numbers."""
     decades = range(math.floor(math.log10(lowest)) - 1, math.ceil(math.log10(highest)) + 2)
     round_numbers = {(factor, decade): factor * 10.0**decade for decade in decades for factor in range(1, 10)}
     bottom = max(number for number in round_numbers.values() if number < lowest)
@@ -230,7 +230,7 @@ def _set_log_scale(axes: Axes, lowest: float, highest: float) -> None:
 
 
 def _add_legend(axes: Axes, title: str) -> None:
-    """A legend above the panel, under the title."""
+    """Adds a legend above the panel, under the title."""
     axes.set_title("", loc="left")
     legend = axes.legend(
         title=title,
@@ -250,7 +250,7 @@ def _add_legend(axes: Axes, title: str) -> None:
 
 
 def _write_note(axes: Axes, words: str) -> None:
-    """Words in place of a panel that has nothing to show."""
+    """Writes a note in a panel that has nothing to show."""
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY)
     axes.set_yticks([])
 
@@ -324,7 +324,7 @@ def _draw_obedience(measures: Mapping[str, Any]) -> Figure:
 
 
 def _describe_subject(measures: Mapping[str, Any]) -> str:
-    """What the bars speak of, beside the spread without which they say nothing."""
+    """Describes the lists of the bars, and the score spread that they must be read with."""
     spread, collapsed, lists = (
         _read_number(measures.get(name)) for name in ("score_spread", "collapsed_share", "obedience_lists")
     )
@@ -337,7 +337,7 @@ def _describe_subject(measures: Mapping[str, Any]) -> str:
 
 
 def _draw_fixed_points(axes: Axes, measures: Mapping[str, Any]) -> None:
-    """Shares of the lists whose ranking settles, cycles, or does neither in the steps that were given."""
+    """Draws the fractions of lists whose ranking settles, cycles, or does neither within the steps."""
     _style_axes(axes, "Fed its own ranking repeatedly")
     settled, cycling = (_read_number(measures.get(name)) for name in ("fixed_point_rate", "cycle_rate"))
     if math.isnan(settled) or math.isnan(cycling):

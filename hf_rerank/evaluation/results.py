@@ -22,7 +22,7 @@ _DIGEST_BATCH, _DIGEST_HEAD = 10_000, 1_000
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions and machine."""
+    """Describes package versions and the machine."""
     import torch
 
     versions = {}
@@ -43,7 +43,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_training(model: Any, processor: Any, args: Any, *, train: Any, validation: Any) -> dict[str, Any]:
-    """What is known of a training before it begins, as plain JSON values.
+    """Describes a training before it begins, as plain JSON values.
 
     Args:
         model: The re-ranker.
@@ -69,9 +69,9 @@ def describe_training(model: Any, processor: Any, args: Any, *, train: Any, vali
 
 
 def data_identity(lists: Any, schema: ListSchema) -> dict[str, Any]:
-    """How many lists, and a SHA-256 over all that the schema names of them, in their order.
+    """Identifies lists: their number, and a SHA-256 over their columns of the schema, in order.
 
-    Of a stream, whose lists nobody has counted: how many shards, and the SHA-256 of its first lists.
+    For a stream, whose length is unknown: the number of shards, and a SHA-256 of its first lists.
     """
     if not hasattr(lists, "__len__"):
         first = next(iter(tables_of(lists, _DIGEST_HEAD)), None)
@@ -82,7 +82,7 @@ def data_identity(lists: Any, schema: ListSchema) -> dict[str, Any]:
 
 
 def table_sha256(tables: Iterable[pa.Table], schema: ListSchema) -> str:
-    """A SHA-256 over the columns that the schema names, in the order of the lists."""
+    """Computes a SHA-256 over the columns that the schema names, in the order of the lists."""
     digest = hashlib.sha256()
     for table in tables:
         for name in columns_of(schema):

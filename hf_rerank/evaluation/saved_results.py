@@ -13,7 +13,7 @@ RESULTS = "results.json"
 
 
 def read_saved_results(model: str | Path) -> dict[str, Any]:
-    """The results in the folder of a model, as they were saved.
+    """Reads the results in the folder of a model, to add an evaluation to them.
 
     Args:
         model: Must be a folder, not a repository on the Hub.

@@ -27,7 +27,7 @@ _BATCH = 10_000
 
 @dataclass(frozen=True)
 class NamedLists:
-    """What names the lists of a split and their items.
+    """The names of the lists of a split and of their items.
 
     Attributes:
         lists: The id of each list, as text; its number where the schema names no column of ids.
@@ -39,7 +39,7 @@ class NamedLists:
 
     @classmethod
     def from_dataset(cls, lists: Any, schema: ListSchema) -> NamedLists:
-        """Of a ``datasets`` Dataset."""
+        """Reads the names from a ``datasets`` Dataset."""
         by_id = schema.list_id is not None and schema.list_id in lists.column_names
         columns = [schema.id_column, *([schema.list_id] if by_id else [])]
         names: list[str] = []
@@ -52,7 +52,7 @@ class NamedLists:
 
 
 def read_scores(path: str | Path, named: NamedLists) -> tuple[np.ndarray, int]:
-    """Scores of a system for all these lists.
+    """Reads a system's scores of all these lists.
 
     Args:
         path: ``.jsonl``, ``.parquet``, or any other name for a TREC run.
@@ -140,7 +140,7 @@ def _read_parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _collect_scores(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, tuple[str, np.ndarray]]:
-    """List -> where its scores were read, and the scores."""
+    """Collects list -> where its scores were read, and the scores."""
     found: dict[str, tuple[str, np.ndarray]] = {}
     for where, row in rows:
         if not {"list_id", "scores"} <= row.keys():

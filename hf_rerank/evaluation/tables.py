@@ -33,7 +33,7 @@ def results_table(rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def obedience_table(measures: Mapping[str, Any]) -> str:
-    """Obedience to P1 and P2 side by side, and below it the fixed points, the score spread and the lists measured.
+    """Formats obedience to P1 and P2 side by side, then fixed points, score spread and the number of lists.
 
     Args:
         measures: What ``hf_rerank.evaluation.evaluate`` returns; fixed points that were not measured are left out.
@@ -67,7 +67,7 @@ def obedience_table(measures: Mapping[str, Any]) -> str:
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under headings: the first to the left, the others to the right."""
+    """Formats columns under headings: the first left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in (headings, *rows)) for column in range(len(headings))]
     lines = [
         "  ".join(

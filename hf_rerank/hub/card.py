@@ -46,7 +46,7 @@ WITHOUT = "none"
 
 
 def model_card(name: str, results: Mapping[str, Any], *, figures: Collection[str] = ()) -> str:
-    """The text of README.md of one run.
+    """Writes the text of the README.md of one run.
 
     Args:
         name: Of the repository.
@@ -93,7 +93,7 @@ def card_from_summary(
     schema: Mapping[str, Any] | None = None,
     figure: str | None = None,
 ) -> str:
-    """The text of README.md of a model that an experiment trained with several seeds, without and with the principles.
+    """Writes the README.md of a model that an experiment trained with several seeds, without and with principles.
 
     Args:
         name: Title of the card.
@@ -154,7 +154,7 @@ def card_from_summary(
 
 
 def markdown_text(value: str) -> str:
-    """Text that a Markdown table shows as it is: what could be markup, or end a cell, becomes an HTML entity."""
+    """Escapes text for a Markdown table: what could be markup, or end a cell, becomes an HTML entity."""
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_]*[A-Za-z0-9])?", value):
         return value
     return "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in value)
@@ -234,7 +234,7 @@ def _loading(source: str) -> str:
 
 
 def _snippet(source: str, schema: Mapping[str, Any] | None, text_columns: Sequence[str]) -> str:
-    """Python that ranks one list with every column of the schema."""
+    """Writes Python code that ranks one list with every column of the schema."""
     if schema is None:
         return _loading(source)
     lines = [_loading(source), "one_list = {"]
@@ -399,7 +399,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _select_measures(metrics: Mapping[str, Any], bases: Sequence[str]) -> dict[str, Any]:
-    """The measures with these names, with or without a cut-off, in the order of ``bases``."""
+    """Selects the measures with these names, with or without a cut-off, in the order of ``bases``."""
     return {name: metrics[name] for base in bases for name in metrics if name.split("@")[0] == base}
 
 
@@ -476,7 +476,7 @@ def _format_interval(change: Mapping[str, Any]) -> str:
 
 
 def _settings_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The definitions that an evaluation used: those it was added with, else those of the trainer."""
+    """Returns the settings of an evaluation: those it was added with, else those of the trainer."""
     added = results.get("evaluation_settings", {}).get(prefix)
     if added is not None:
         return dict(added)
@@ -494,7 +494,7 @@ def _settings_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _add_settings(table: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of metrics, and with which settings those of each evaluation were measured."""
+    """Adds to a table of metrics the settings of each evaluation."""
     used = _settings_sentences("Settings of the metrics", settings, SETTINGS)
     if not table or not used:
         return table
@@ -514,7 +514,7 @@ def _settings_sentences(what: str, settings: Mapping[str, Mapping[str, Any]], na
 
 
 def _figure(results: Mapping[str, Any], name: str, figures: Collection[str]) -> str:
-    """A figure that lies beside the card, with what it shows in words for those who cannot see it."""
+    """Links a figure beside the card, with a text alternative."""
     if name not in figures:
         return ""
     shows = "The training, step by step: loss terms, obedience on the evaluation lists, score spread, gradient norm"

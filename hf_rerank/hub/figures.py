@@ -14,7 +14,7 @@ FIGURES = (TRAINING, OBEDIENCE)
 
 
 def draw_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
-    """File name -> PNG, of the figures for which the results have numbers; the same numbers give the same bytes.
+    """Draws the figures for which the results have numbers: file name -> PNG. Deterministic.
 
     Args:
         results: As ``RerankTrainer.results``.
@@ -43,7 +43,7 @@ def draw_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def evaluation_to_draw(results: Mapping[str, Any]) -> str | None:
-    """The evaluation whose obedience is drawn: that of the test split, else the last; None if none measured it."""
+    """Chooses the evaluation whose obedience is drawn: the test split, else the last; None without any."""
     measured = [
         prefix for prefix in results.get("evaluations", {}) if "p1_item_obedience" in measures_of(results, prefix)
     ]
@@ -53,5 +53,5 @@ def evaluation_to_draw(results: Mapping[str, Any]) -> str | None:
 
 
 def measures_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The measures of one evaluation, without the prefix of their names."""
+    """Returns the measures of one evaluation, without the prefix of their names."""
     return {name.removeprefix(f"{prefix}_"): value for name, value in results["evaluations"][prefix].items()}

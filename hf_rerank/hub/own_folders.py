@@ -17,7 +17,7 @@ _NAMES = ("schema", "text_columns")
 
 
 def remove_own_folders(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``results.json`` or ``training_args.json`` in which a path is its last component alone.
+    """Copies ``results.json`` or ``training_args.json`` with every path reduced to its last component.
 
     That is every text that begins at the root of a disk, in a home folder (``~``) or with ``..``: in the results of a
     training these are ``output_dir``, ``encoded_cache``, ``resume_from_checkpoint``, configuration files such as

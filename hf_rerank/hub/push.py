@@ -86,7 +86,7 @@ def save_and_push(save: Callable[[Path], object], repo_id: str, *, commit_messag
 
 
 def _model_files(folder: Path) -> dict[str, Path | bytes]:
-    """The files of a model to push, with its own card; the figures of a card are those that it shows."""
+    """Selects the files of a model to push, with its own card and the figures that it shows."""
     files: dict[str, Path | bytes] = {**choose_files(folder, PUSHED)}
     for name in (RESULTS, ARGUMENTS):
         if name in files:
@@ -112,7 +112,7 @@ def _refuse_unfit(folder: Path) -> None:
 
 
 def _card_and_figures(folder: Path, repo_id: str, tell: Callable[[str], object]) -> dict[str, Path | bytes]:
-    """A card, from ``results.json`` where there is one, and the figures that it shows."""
+    """Makes a card, from ``results.json`` if there is one, and the figures that it shows."""
     path = folder / RESULTS
     if not path.is_file():
         return {CARD: plain_card(repo_id).encode()}

@@ -89,7 +89,7 @@ class _Scores(nn.Module):
 
 
 def _trace(model: PreTrainedReranker, schema: ListSchema) -> Any:
-    """The graph, as torch's exporter holds it."""
+    """Traces the model into the graph of torch's exporter."""
     # A size of 0 or 1 in the example would be taken as fixed.
     example = _draw_lists(model, schema, lists=3, length=5, history=4)
     names = list(example)
@@ -113,7 +113,7 @@ def _export_nothing() -> None:
 
 
 def _find_dynamic_axes(name: str) -> dict[int, Any]:
-    """Which axes of a tensor have any size: lists, and items or history items."""
+    """Finds the axes of a tensor with a free size: lists, items, history items."""
     axes = [number for number, axis in enumerate(TENSORS[name].axes) if axis in ("B", "L", "H")]
     return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
 
@@ -121,7 +121,7 @@ def _find_dynamic_axes(name: str) -> dict[int, Any]:
 def _draw_lists(
     model: PreTrainedReranker, schema: ListSchema, *, lists: int, length: int, history: int
 ) -> dict[str, Tensor]:
-    """Random lists with every tensor that the model scores them by, as a processor with this schema gives them."""
+    """Draws random lists with every input tensor of the model, as a processor with this schema gives them."""
     draw = torch.Generator().manual_seed(0)
     config = model.config
     sizes = {**schema.axis_sizes(), "B": lists, "L": length, "H": history}
@@ -143,7 +143,7 @@ def _draw_lists(
 
 
 def _measure_difference(model: PreTrainedReranker, schema: ListSchema, path: Path) -> float:
-    """The largest difference of a score, over batches of other sizes than the example's.
+    """Measures the largest difference of a score, over batches of other sizes than the example's.
 
     Raises:
         InputError: It is more than rounding.
@@ -173,7 +173,7 @@ def _measure_difference(model: PreTrainedReranker, schema: ListSchema, path: Pat
 
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
-    """Without the exporter's notes on itself: packages it could support, and what torch will rename."""
+    """Silences the exporter's notes on optional packages and deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

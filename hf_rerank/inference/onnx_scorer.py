@@ -97,7 +97,7 @@ class OnnxScorer:
         return cls(session, config, folder)
 
     def scores(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 [B, L], by slot.
+        """Scores a batch: float32 [B, L], by slot.
 
         Raises:
             InputError: The lists have more slots than the model has positions for, or lack an input of the graph; or
@@ -138,7 +138,7 @@ class OnnxScorer:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The config of an exported model; what ranking reads of it is of the right type."""
+    """Reads the config of an exported model, and checks the types of what ranking reads."""
     config = read_json(path, REMEDY)
     fingerprint, longest = config.get("schema_fingerprint"), config.get("max_list_length")
     if (
@@ -156,7 +156,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _list_onnx_errors() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises; its exceptions share no base class."""
+    """Lists the exceptions of onnxruntime, which share no base class."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     own = [entry for entry in vars(state).values() if isinstance(entry, type) and issubclass(entry, Exception)]

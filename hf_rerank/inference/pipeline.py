@@ -113,7 +113,7 @@ class RerankingPipeline(Pipeline):
     def postprocess(  # type: ignore[override]
         self, ranked: dict[str, Any], top_k: int | None = None
     ) -> list[dict[str, Any]]:
-        """The results of a batch."""
+        """Returns the results of a batch."""
         return ranked["batch"].results(ranked["scores"], top_k)
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:
@@ -136,7 +136,7 @@ class RerankingPipeline(Pipeline):
     def _iterate_results(
         self, lists: Iterable[Mapping[str, Any]], *, batch_size: int, top_k: int | None, truncate: bool
     ) -> Iterator[dict[str, Any]]:
-        """The results one by one, of lists that are encoded and scored a batch at a time."""
+        """Yields results one by one; lists are encoded and scored in batches."""
         remaining, first = iter(lists), 0
         while rows := list(itertools.islice(remaining, batch_size)):
             encoded = self.preprocess(rows, truncate, first)

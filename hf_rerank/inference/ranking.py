@@ -63,7 +63,7 @@ class EncodedBatch:
         return cls(rows, lists, features, report, first)
 
     def check_scores(self, scores: np.ndarray) -> None:
-        """Refuses scores [B, L] of real items that are not finite, or that no one could rely on.
+        """Refuses scores [B, L] of real items that are not finite or not reliable.
 
         Raises:
             InputError: It names the list.
@@ -84,7 +84,7 @@ class EncodedBatch:
             )
 
     def results(self, scores: np.ndarray, top_k: int | None = None) -> list[dict[str, Any]]:
-        """The results that ``Reranker.rerank`` describes.
+        """Builds the results that ``Reranker.rerank`` returns.
 
         Args:
             scores: float32 [B, L], by slot.
@@ -112,7 +112,7 @@ class EncodedBatch:
         return results
 
     def slots_in_row(self, number: int) -> np.ndarray:
-        """The slots of the row, from 0, that the tensors hold of a list: all, or those that truncating has kept."""
+        """Returns the slots of the row, from 0, that are in the tensors: all, or those kept by truncation."""
         length, longest = int(self.lists.lengths[number]), self.lists.schema.max_list_length
         if length <= longest:
             return np.arange(length)
@@ -120,7 +120,7 @@ class EncodedBatch:
         return np.flatnonzero(self.lists.positions[end - length : end] < longest)
 
     def list_id(self, number: int) -> Any:
-        """The value of the schema's ``list_id`` column; the number of the list where it has none."""
+        """Returns the value of the schema's ``list_id`` column; without one, the number of the list."""
         name = self.lists.schema.list_id
         return self.rows[number][name] if name is not None and name in self.rows[number] else self.first + number
 
@@ -146,7 +146,7 @@ class EncodedBatch:
 def encode_batches(
     lists: Sequence[Mapping[str, Any]], processor: ListProcessor, *, truncate: bool, batch_size: int
 ) -> Iterator[EncodedBatch]:
-    """Lists in batches, checked and encoded.
+    """Checks and encodes lists in batches.
 
     Raises:
         InputError: ``lists`` is no sequence, a list is wrong or too long, or an option is wrong.
@@ -162,12 +162,12 @@ def encode_batches(
 
 
 def sort_slots(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The slots of each list from the highest score to the lowest, int64 [B, L]; ties in slot order, padding last."""
+    """Sorts the slots of each list by falling score, int64 [B, L]; ties in slot order, padding last."""
     return np.argsort(np.where(mask, -scores, np.inf), axis=-1, kind="stable")
 
 
 def probabilities(scores: np.ndarray, mask: np.ndarray, task_loss: str) -> np.ndarray:
-    """What a model trained with ``task_loss`` predicts: sigmoid of each score, or softmax over the list's items.
+    """Computes what a model trained with ``task_loss`` predicts: sigmoid per score, or softmax over the list.
 
     Args:
         scores: float32 [B, L].

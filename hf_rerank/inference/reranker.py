@@ -25,7 +25,7 @@ from hf_rerank.storage.hub_download import HUB_OPTIONS, at_one_commit, holds_onl
 
 
 class Scorer(Protocol):
-    """What scores encoded lists: a PyTorch model (``TorchScorer``) or an exported graph (``OnnxScorer``).
+    """Interface of scorers of encoded lists: a PyTorch model (``TorchScorer``) or an exported graph (``OnnxScorer``).
 
     Attributes:
         schema_fingerprint: Of the lists that it was made for; None if not known.
@@ -36,7 +36,7 @@ class Scorer(Protocol):
     task_loss: str
 
     def scores(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 [B, L], one score per slot, from arrays by the names of ``hf_rerank.schema.FEATURE_TENSORS``."""
+        """Scores arrays by the names of ``hf_rerank.schema.FEATURE_TENSORS``: float32 [B, L], one score per slot."""
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes its files into a folder."""
@@ -196,7 +196,7 @@ class Reranker:
     def predict(
         self, lists: Any, *, probabilities: bool = False, truncate: bool = False, batch_size: int = DEFAULT_BATCH
     ) -> list[np.ndarray]:
-        """The scores of the items, in the order in which they are given.
+        """Scores the items of each list, in the order of the row.
 
         Args:
             lists: As of ``rerank``.

@@ -104,12 +104,12 @@ class ClickModel:
         return cls(model, processor, settings)
 
     def scores(self, table: pa.Table) -> np.ndarray:
-        """float64 [N], the logits of the items of all lists of a table, one list after another."""
+        """Scores the items of all lists of a table: logits, float64 [N], one list after another."""
         lists = Lists.from_arrow(select_features(table, self.processor.schema), self.processor.schema)
         return self._run_on_items(lists, lambda inputs: self.model(**inputs).logits).astype(np.float64)
 
     def encode_items(self, lists: Lists) -> np.ndarray:
-        """float32 [N, D], the last hidden layer's activations for the items of all lists, one list after another."""
+        """Computes the last hidden layer's activations for the items of all lists, float32 [N, D]."""
         return self._run_on_items(lists, lambda inputs: self.model.encode_items(**inputs))
 
     def save_pretrained(self, folder: str | Path) -> None:

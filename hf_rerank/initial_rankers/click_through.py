@@ -38,12 +38,12 @@ class ClickThroughCounts:
         np.add.at(self.clicked, (parts[clicked], rows[clicked]), 1)
 
     def compute_rates(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """float32 [rows], ``(clicks + PRIOR_ITEMS * mean rate) / (shown + PRIOR_ITEMS)`` over these parts, or all."""
+        """Computes ``(clicks + PRIOR_ITEMS * mean rate) / (shown + PRIOR_ITEMS)`` over these parts, float32 [rows]."""
         counted = slice(None) if parts is None else np.asarray(parts)
         return _smooth(self.clicked[counted].sum(0), self.shown[counted].sum(0))
 
     def compute_out_of_fold(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """float32 [PARTS, rows]: in row p the rates over these parts, or all, but p; so is the mean rate."""
+        """Computes rates out of fold, float32 [PARTS, rows]: row p leaves out part p, in the mean rate too."""
         counted = slice(None) if parts is None else np.asarray(parts)
         clicked, shown = self.clicked[counted].sum(0), self.shown[counted].sum(0)
         inside = np.isin(np.arange(PARTS), np.arange(PARTS)[counted])

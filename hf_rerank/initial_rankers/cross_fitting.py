@@ -66,11 +66,11 @@ class CrossFittedRanker:
         return self.whole.processor
 
     def scores(self, table: pa.Table) -> np.ndarray:
-        """float64 [N], scores of items that no ranker was trained on."""
+        """Scores items that no ranker was trained on, float64 [N]."""
         return np.asarray(self.whole.scores(table))
 
     def score_training_lists(self, table: pa.Table, first: int, lengths: np.ndarray) -> np.ndarray:
-        """float64 [N], scores of the items of training lists, each by the ranker that has not seen its list.
+        """Scores the items of training lists, each by the ranker that has not seen its list; float64 [N].
 
         Args:
             table: Successive training lists.

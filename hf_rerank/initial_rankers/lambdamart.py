@@ -115,7 +115,7 @@ class LambdaMARTRanker:
         return cls(booster.model_to_string(num_iteration=trees), processor, rates, settings)
 
     def scores(self, table: pa.Table) -> np.ndarray:
-        """float64 [N], the scores of the items of all lists of a table, one list after another."""
+        """Scores the items of all lists of a table, float64 [N], one list after another."""
         lists = Lists.from_arrow(select_features(table, self.processor.schema), self.processor.schema)
         flat, _ = self.processor.encode(lists)
         return np.asarray(self._booster.predict(tree_inputs(flat, self.processor.schema, self.rates), num_threads=1))
@@ -144,7 +144,7 @@ class LambdaMARTRanker:
 
 
 def read_settings(folder: Path, ranker: str) -> dict[str, Any]:
-    """The settings of a saved ranker, without their version.
+    """Reads the settings of a saved ranker, without their version.
 
     Raises:
         InputError: They are of another ranker, or of a newer format.

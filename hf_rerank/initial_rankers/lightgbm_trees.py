@@ -15,7 +15,7 @@ _CATEGORICAL, _DEFAULT_LEFT, _MISSING_SHIFT, _MISSING_BITS = 1, 2, 2, 3
 
 
 def parse_ensemble(model: str) -> TreeEnsemble:
-    """The trees that ``Booster.model_to_string`` describes; ``scores`` gives its raw scores.
+    """Parses the trees of ``Booster.model_to_string``; ``scores`` of the result gives its raw scores.
 
     Raises:
         InputError: A tree is of a kind that is not read: linear leaves, or trees that are averaged.
@@ -64,7 +64,7 @@ def parse_ensemble(model: str) -> TreeEnsemble:
 
 
 def _parse_trees(model: str) -> Iterator[dict[str, str]]:
-    """The lines ``key=value`` of each tree."""
+    """Yields the lines ``key=value`` of each tree."""
     trees, _, _ = model.partition("\nend of trees")
     for block in trees.split("\nTree=")[1:]:
         yield dict(line.split("=", 1) for line in block.split("\n")[1:] if "=" in line)
@@ -75,13 +75,13 @@ def _parse_numbers(text: str, kind: Any) -> np.ndarray:
 
 
 def _number_children(text: str, nodes: int, leaves: int) -> np.ndarray:
-    """Children, which are numbered within the tree, as numbers among all trees."""
+    """Renumbers children from numbers within the tree to numbers among all trees."""
     children = _parse_numbers(text, np.int64)
     return np.where(children >= 0, children + nodes, children - leaves).astype(np.int32)
 
 
 def _parse_members(tree: dict[str, str], number: int) -> np.ndarray:
-    """The values that go left at categorical split ``number`` of a tree, from a set of bits in words of 32."""
+    """Parses the values that go left at categorical split ``number``, a bit set in words of 32 bits."""
     ends, words = _parse_numbers(tree["cat_boundaries"], np.int64), _parse_numbers(tree["cat_threshold"], np.int64)
     own = words[ends[number] : ends[number + 1]]
     return np.flatnonzero(((own[:, None] >> np.arange(32)) & 1).reshape(-1))

@@ -116,7 +116,8 @@ def add_initial_order(
 
 
 def check_ranker(ranker: str, quality: str) -> None:
-    """
+    """Checks the name of a ranker and of its quality.
+
     Raises:
         InputError: An unknown ranker or quality, or LightGBM is missing where it is needed.
     """
@@ -227,7 +228,7 @@ class _InInitialOrder(PreparedSource):
         self.schema = self.schema.replace(initial_score=name)
 
     def facts(self) -> Ranker:
-        """The trained ranker."""
+        """Trains the ranker."""
         super().facts()
 
         def fit(lists: Any) -> LambdaMARTRanker | ClickModel:
@@ -244,7 +245,7 @@ class _InInitialOrder(PreparedSource):
         return CrossFittedRanker.fit(fit, lists, self.old_schema, folds=self.cross_fit, seed=self.seed)
 
     def _score(self, split: str, first: int, table: pa.Table, lists: Lists, ranker: Ranker) -> np.ndarray | None:
-        """Scores to sort by; None: the lists keep their order."""
+        """Computes the scores to sort by; None: the lists keep their order."""
         if isinstance(ranker, CrossFittedRanker):
             if split == "train":
                 return ranker.score_training_lists(table, first, lists.lengths)
@@ -309,7 +310,7 @@ class _InInitialOrder(PreparedSource):
         write_description(folder, self.schema, report, self._make_card(report, about), **{REPORT_KEY: about})
 
     def _measure_order(self, ranker: Ranker, files: list[Path], split: str) -> dict[str, float]:
-        """As the row ``initial`` of ``hf-rerank evaluate``."""
+        """Measures the order as the row ``initial`` of ``hf-rerank evaluate``."""
         learned = ranker.processor
         of_lists = ("position", "attraction", "examination", "max_list_length", "cut_label")
         of_schema = {name: getattr(self.schema, name) for name in of_lists}
@@ -350,7 +351,7 @@ class _InInitialOrder(PreparedSource):
 
 
 def positions_by_score(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int64 [N], 0 for the largest score of each list; equal scores keep the order of the slots.
+    """Computes positions, int64 [N]: 0 for the largest score of each list; ties keep slot order.
 
     Args:
         scores: [N], the items of all lists one after another.
@@ -364,7 +365,7 @@ def positions_by_score(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _item_columns(prepared: PreparedFolder) -> list[str]:
-    """The columns that hold one value per item.
+    """Finds the columns that hold one value per item.
 
     The schema names most. Of the sequences that it does not name, those are as long as the items in every list.
     """

@@ -1,4 +1,4 @@
-"""How good an initial ranker is allowed to become.
+"""Qualities of initial rankers: how much training data and model capacity each may use.
 
 | quality | lists of ``ranker_train`` | LambdaMART | DNN |
 |---|---|---|---|
@@ -42,7 +42,7 @@ class Quality:
     learning_rate: float
 
     def lists(self, available: int, at_most: int | None) -> int:
-        """How many of the available lists are used."""
+        """Returns how many of the available lists are used."""
         use = min(available, max(math.ceil(self.share * available), self.at_least))
         return use if at_most is None else min(use, at_most)
 
@@ -55,7 +55,8 @@ QUALITIES = {
 
 
 def find_quality(name: str) -> Quality:
-    """
+    """Finds the quality of this name.
+
     Raises:
         InputError: There is no such quality.
     """

@@ -47,7 +47,7 @@ class RankerLists:
     click_rate: float
 
     def counts(self) -> dict[str, int]:
-        """How many lists there were, were learned from, and were held out."""
+        """Counts the lists available, learned from and held out."""
         return {
             "lists_available": self.available,
             "lists_learned_from": len(self.train),
@@ -56,20 +56,20 @@ class RankerLists:
 
 
 def ranker_schema(schema: ListSchema) -> ListSchema:
-    """The schema without what a ranker must not read: order, truth; and without history, which rankers do not read."""
+    """Removes from a schema what a ranker must not read (order, ground truth) or does not read (history)."""
     return schema.replace(
         position=None, attraction=None, examination=None, history=(), max_list_length=ANY_LENGTH, fitted=None
     )
 
 
 def select_features(table: pa.Table, schema: ListSchema) -> pa.Table:
-    """Only the columns that scores depend on: no label, no order, no truth."""
+    """Selects the columns that scores depend on: no label, no order, no ground truth."""
     names = {feature.name for feature in (*schema.items, *schema.user)} | {schema.list_id}
     return table.select([name for name in table.column_names if name in names])
 
 
 def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
-    """The lists of ``ranker_train``, as a ``datasets`` Dataset.
+    """Reads the lists of ``ranker_train`` as a ``datasets`` Dataset.
 
     Raises:
         InputError: There are none.
@@ -126,14 +126,14 @@ def choose_ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) 
 
 
 def assign_parts(users: list[Any], parts: int, seed: int) -> np.ndarray:
-    """int64, the part of each list: users in the order of a hash go round the parts, so that no part lacks users."""
+    """Assigns each list to a part, int64: users in hash order are dealt to the parts in turn."""
     in_order = sorted(set(users), key=lambda user: (blake2b_64(f"{seed}:{user}"), str(user)))
     part_of = {user: number % parts for number, user in enumerate(in_order)}
     return np.array([part_of[user] for user in users], dtype=np.int64)
 
 
 def users_of(lists: Any, schema: ListSchema) -> list[Any]:
-    """What keeps lists together: the group; without one the id of the list, or its number."""
+    """Lists the user of each list: its group; without one its id, or its number."""
     named = [name for name in (schema.group, schema.list_id) if name is not None and name in lists.column_names]
     if not named:
         return list(range(len(lists)))

@@ -67,7 +67,7 @@ class TreeLearner:
         self.counts = count_clicks(self.ragged, self.schema, self.parts)
 
     def choose(self, held_out: RaggedLists) -> tuple[TreeRanker, dict[str, Any]]:
-        """The trees of all lists that are best on lists held out, with the numbers that made them so."""
+        """Chooses the trees that are best on held-out lists; returns them and their settings."""
         every = np.ones(len(self.lengths), dtype=bool)
         best: tuple[float, TreeRanker, dict[str, Any]] | None = None
         for leaves in LEAVES:
@@ -113,11 +113,11 @@ class TreeLearner:
 
 
 def pad_with_scores(ragged: RaggedLists, scores: np.ndarray) -> dict[str, np.ndarray]:
-    """The padded arrays of lists whose items have these ``initial_scores`` [N]."""
+    """Pads lists whose items have these ``initial_scores`` [N]."""
     return RaggedLists(ragged.lengths, {**ragged.rows, "initial_scores": scores}).padded()
 
 
 def mean_ndcg(scores: np.ndarray, ragged: RaggedLists) -> float:
-    """NDCG@10 of lists whose items have these scores [N]; a list without a click counts as 0."""
+    """Computes NDCG@10 of lists whose items have these scores [N]; a list without a click counts as 0."""
     padded = pad_with_scores(ragged, scores)
     return float(ndcg(padded["initial_scores"], padded["labels"], mask=padded["mask"], k=10))

@@ -84,7 +84,7 @@ class RankingMetrics:
         self.reset()
 
     def reset(self) -> None:
-        """Forget every list."""
+        """Forgets every list."""
         self._counts = {
             "lists": 0,
             "items": 0,
@@ -111,7 +111,7 @@ class RankingMetrics:
         positions: Any = None,
         cut_labels: Any = None,
     ) -> None:
-        """Add lists.
+        """Adds lists.
 
         Args:
             scores: ``[..., list]``, higher is better. The pooled AUC compares scores of different lists: give
@@ -154,7 +154,7 @@ class RankingMetrics:
         self._hold(ranked.scores[real].astype(np.float32), ranked.hits[real])
 
     def merge(self, other: RankingMetrics) -> None:
-        """Add the lists of another accumulator with the same settings; ``other`` stays as it is."""
+        """Adds the lists of another accumulator with the same settings; ``other`` stays as it is."""
         if self.settings() != other.settings():
             raise InputError(f"only equal settings can be merged; got {self.settings()} and {other.settings()}")
         if self._counts["lists"] and other._counts["lists"] and self._expected.keys() != other._expected.keys():
@@ -172,7 +172,7 @@ class RankingMetrics:
             self._hold(scores, clicked)
 
     def compute(self) -> dict[str, float]:
-        """Every metric over the lists so far; nan where none counts.
+        """Computes every metric over the lists so far; nan where no list counts.
 
         Returns:
             - ``auc`` (pooled), ``auc_error_bound`` (once the histogram is in use), ``gauc`` (each list with both
@@ -219,7 +219,7 @@ class RankingMetrics:
         return {**results, **counts}
 
     def settings(self) -> dict[str, Any]:
-        """The choices of definition, for a table or a model card; plain JSON values."""
+        """Returns the choices of definition, for a table or a model card; plain JSON values."""
         return {
             "ks": list(self.ks),
             "no_click": self.no_click,
@@ -246,7 +246,7 @@ class RankingMetrics:
     def _read_expected(
         self, ranked: RankedLists, scores: Any, mask: Any, attraction: Any, positions: Any
     ) -> dict[str, float]:
-        """Totals of expected clicks under the orders that are known: by the model, the best, the initial one."""
+        """Computes totals of expected clicks under the known orders: the model's, the oracle's, the initial one."""
         inputs = {"attraction": attraction, "positions": positions}
         given = {name: value for name, value in inputs.items() if value is not None}
         if given and (self.examination is None or attraction is None):
@@ -276,14 +276,14 @@ class RankingMetrics:
         }
 
     def _hold(self, scores: np.ndarray, clicked: np.ndarray) -> None:
-        """Keep pairs for the pooled AUC, or count them once they are too many to keep."""
+        """Keeps pairs for the pooled AUC, or counts them once they are too many to keep."""
         self._pairs.append((scores, clicked))
         self._pairs_held += len(scores)
         if self._histogram is not None or self._pairs_held > self.exact_auc_pairs:
             self._fold()
 
     def _fold(self) -> AUCHistogram:
-        """Move the pairs that are kept into the histogram, and return it."""
+        """Moves the kept pairs into the histogram, and returns it."""
         if self._histogram is None:
             self._histogram = AUCHistogram()
         for scores, clicked in self._pairs:

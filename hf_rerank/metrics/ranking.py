@@ -349,7 +349,7 @@ def slot_order_auc(labels: Any, *, mask: Any = None) -> float:
 
 
 def exact_auc(scores: np.ndarray, clicked: np.ndarray) -> float:
-    """AUC of flat arrays by counting; equal scores count one half, which is what midranks do. nan for one class."""
+    """Computes the AUC of flat arrays by counting; equal scores count one half (midranks). nan for one class."""
     positives, negatives = np.sort(scores[clicked]), np.sort(scores[~clicked])
     if not positives.size or not negatives.size:
         return math.nan
@@ -372,24 +372,24 @@ class AUCHistogram:
         self.other = np.zeros(buckets, dtype=np.int64)
 
     def add(self, fractions: np.ndarray, clicked: np.ndarray) -> None:
-        """Count items. ``fractions`` (float, in [0, 1]) and ``clicked`` (bool) are flat arrays of one length."""
+        """Counts items. ``fractions`` (float, in [0, 1]) and ``clicked`` (bool) are flat arrays of one length."""
         buckets = len(self.clicked)
         bucket = np.minimum((fractions * buckets).astype(np.int64), buckets - 1)  # 1.0 belongs to the last bucket
         self.clicked += np.bincount(bucket[clicked], minlength=buckets)
         self.other += np.bincount(bucket[~clicked], minlength=buckets)
 
     def merge(self, other: AUCHistogram) -> None:
-        """Add the counts of another histogram with the same number of buckets."""
+        """Adds the counts of another histogram with the same number of buckets."""
         self.clicked += other.clicked
         self.other += other.other
 
     def auc(self) -> float:
-        """The AUC, exact to ``error_bound()``; nan for one class."""
+        """Computes the AUC, exact to ``error_bound()``; nan for one class."""
         others_below = np.cumsum(self.other) - self.other
         return self._share_of_pairs(others_below + 0.5 * self.other)
 
     def error_bound(self) -> float:
-        """Half of the share of (clicked, not clicked) pairs that share a bucket; nan for one class."""
+        """Computes half the fraction of (clicked, not clicked) pairs that share a bucket; nan for one class."""
         return self._share_of_pairs(0.5 * self.other)
 
     def _share_of_pairs(self, per_click: np.ndarray) -> float:
@@ -592,7 +592,7 @@ class RankedLists:
         return _divide(won, clicked * (self.lengths - clicked), otherwise=math.nan)
 
     def reduce(self, values: np.ndarray, no_click: str, reduction: str) -> float | np.ndarray:
-        """Apply ``no_click`` and ``reduction`` to one value per list."""
+        """Applies ``no_click`` and ``reduction`` to one value per list."""
         check_option("no_click", no_click, ("zero", "skip"))
         check_option("reduction", reduction, ("mean", "none"))
         if no_click == "skip":
@@ -616,7 +616,7 @@ def reduce_lists(values: np.ndarray, reduction: str, shape: tuple[int, ...]) -> 
 
 
 def read_lists(mask: Any, **inputs: Any) -> tuple[list[np.ndarray], np.ndarray, tuple[int, ...]]:
-    """Bring named inputs of one shape ``[..., list]`` to checked float64 ``[lists, list]``, with 0 at padding.
+    """Brings named inputs of one shape ``[..., list]`` to checked float64 ``[lists, list]``, with 0 at padding.
 
     Args:
         mask: bool, the shape of the inputs, or None.
@@ -663,7 +663,7 @@ def read_examination(examination: Any) -> np.ndarray:
 
 
 def check_k(k: int | None) -> int | None:
-    """k as an int >= 1, or None."""
+    """Checks k: an int >= 1, or None."""
     if k is None:
         return None
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
@@ -672,7 +672,7 @@ def check_k(k: int | None) -> int | None:
 
 
 def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse an option that is not one of ``known``."""
+    """Refuses an option that is not one of ``known``."""
     if value not in known:
         raise InputError(
             f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}{suggestion(str(value), known)}"
@@ -700,7 +700,7 @@ def _refuse_fractions(fraction: float | None) -> None:
 
 
 def _read_cut_labels(cut_labels: Any, leading: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of items that were cut, float64 [lists, cut items] with 0 at padding, and how many each list has."""
+    """Reads the labels of items that were cut, float64 [lists, cut items], 0 at padding, and their number per list."""
     if cut_labels is None:
         cut_labels = np.zeros((*leading, 0))
     array = _read_array("cut_labels", cut_labels).astype(np.float64)
@@ -737,7 +737,7 @@ def _describe_first(array: np.ndarray, bad: np.ndarray, leading: list[int]) -> s
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
-    """numerator / denominator; ``otherwise`` where the denominator is 0."""
+    """Divides; ``otherwise`` where the denominator is 0."""
     ratio = np.full(numerator.shape, otherwise)
     np.divide(numerator, denominator, out=ratio, where=denominator > 0)
     return ratio

@@ -115,8 +115,8 @@ class Term:
         weight: At least 0.
         space: Scale on which scores are compared. ``probability``: sigmoid under ``binary_log_loss``, softmax over the
             list's items under listwise losses. ``logit``: as they are, but centred per list under losses that ignore a
-            shift of the whole list, which would otherwise be penalized although neither loss nor ranking depends on it.
-            ``output``: as they are.
+            shift of the whole list, which would otherwise be penalized, although neither loss nor ranking depends on
+            it. ``output``: as they are.
         positions: Which positions ``|A_i - B_i|`` compares: those of the orders that the two passes were given
             (``input``), or of the rankings that they produced (``output``). None: every item has the weight 1.
         reduction: Over a list's items, see ``consistency_loss``.

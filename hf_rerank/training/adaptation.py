@@ -53,7 +53,7 @@ class AdaptReport:
     dropped: list[str]
 
     def names(self, what: str) -> list[str]:
-        """The parameters that are ``kept``, ``extended`` or ``re-initialized``."""
+        """Lists the parameters that are ``kept``, ``extended`` or ``re-initialized``."""
         return [name for name, found in self.parameters.items() if found == what]
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class AdaptReport:
 def adapt(
     reranker: Reranker, lists: Any, schema: ListSchema | None = None, *, reinitialize: bool = False
 ) -> tuple[Reranker, AdaptReport]:
-    """A re-ranker for other lists, that begins as the given one, which stays as it is.
+    """Adapts a trained re-ranker to other lists; the given one stays unchanged.
 
     Columns that both have keep vocabulary, scale and the rows of their table; values that the vocabulary lacks get
     rows after those, each a copy of the unknown value's row, by which the value was scored so far. Where lists may be
@@ -119,7 +119,7 @@ def adapt(
 
 
 def _describe_kind(feature: Feature, schema: ListSchema) -> str:
-    """All that decides what the numbers of a column mean; sizes of tables may differ."""
+    """Describes everything that gives a column's values their meaning; sizes of tables may differ."""
     if isinstance(feature, Categorical):
         options = [f"hash_size={feature.hash_size}"] if feature.hash_size is not None else []
         if feature.shares is not None:
@@ -147,7 +147,7 @@ def _find_differences(before: ListSchema, after: ListSchema, part: str) -> list[
 
 
 def _find_shared(before: ListSchema, after: ListSchema, part: str) -> list[Feature]:
-    """Columns of both, as ``after`` has them, with at least the rows that the tables of ``before`` have."""
+    """Finds the columns of both schemas, as in ``after``, with at least the table rows of ``before``."""
     old = {feature.name: feature for feature in getattr(before, part)}
     found: list[Feature] = []
     for feature in getattr(after, part):
@@ -275,7 +275,7 @@ def _adapt_model(
 
 
 def _count_rows_in_use(before: ListProcessor, after: ListProcessor, column: str) -> int | None:
-    """The rows of the values that a table had, if it gets more; a table may have been made longer than they need."""
+    """Counts the rows that values used, if the table grows; it may have been made longer than they need."""
     rows = before.vocabularies[column].num_rows
     return rows if rows < after.vocabularies[column].num_rows else None
 
@@ -298,7 +298,7 @@ def _fill(value: Tensor, source: Tensor | None, new_row: int, in_use: int | None
 
 
 def _iterate_tables(model: PreTrainedReranker, schema: ListSchema) -> Iterator[tuple[tuple[str, str, str], str]]:
-    """(Module, part, column) and the name of its embedding table, for each table of the model."""
+    """Yields (module, part, column) and the name of its embedding table, for each table of the model."""
     for prefix, module in model.named_modules():
         held: tuple[tuple[str, str], ...]
         if isinstance(module, ItemEmbedding):

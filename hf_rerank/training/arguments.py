@@ -224,7 +224,7 @@ class RerankTrainingArguments(TrainingArguments):
             )
 
     def objective(self) -> PrincipledObjective:
-        """The objective that ``principled`` and ``principled_kwargs`` describe.
+        """Builds the objective that ``principled`` and ``principled_kwargs`` describe.
 
         Raises:
             InputError: An unknown preset, option or value.

@@ -50,7 +50,7 @@ class HealthCallback(TrainerCallback):
             )
 
     def _remedy(self, logs: dict[str, float], otherwise: str) -> str:
-        """What to lower: the weight of the term that is largest in the loss."""
+        """Names what to lower: the weight of the term that is largest in the loss."""
         parts = {"learning_rate": logs.get("task_loss", 0.0) + logs.get("further_task_loss", 0.0)}
         weights = {f"{term.name}_weight": term.weight for term in self.objective.terms}
         for term in self.objective.terms:

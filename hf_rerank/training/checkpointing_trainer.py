@@ -33,7 +33,7 @@ from hf_rerank.training.supported_options import SETUP_ERRORS, describe_setup_fa
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C or SIGTERM, after the step at hand and a checkpoint of it.
+    """Training was stopped by Ctrl-C or SIGTERM, after the current step and a checkpoint of it.
 
     Attributes:
         signal: The number of the signal.
@@ -118,7 +118,7 @@ class CheckpointingTrainer(Trainer):
         return output
 
     def prepare_state(self, checkpoint: Path | None) -> None:
-        """Called before a training begins: for what subclasses keep beside the Trainer's own state.
+        """Prepares the state that a subclass keeps beside the Trainer's own; called before training begins.
 
         Args:
             checkpoint: A verified checkpoint to resume from. None: a fresh start.
@@ -156,7 +156,7 @@ class CheckpointingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
-        """The folder that ``resume_from_checkpoint`` means."""
+        """Finds the checkpoint folder that ``resume_from_checkpoint`` names."""
         if not wanted:
             return None
         if wanted not in (True, "last", "auto"):
@@ -201,7 +201,7 @@ class CheckpointingTrainer(Trainer):
         self.resumed_step = manifest["step"]
 
     def _estimate_bytes(self) -> int:
-        """About how many bytes a checkpoint has: weights and optimizer."""
+        """Estimates the bytes of a checkpoint: weights and optimizer."""
         assert self.model is not None
         tensors = [*self.model.parameters(), *self.model.buffers()]
         for state in () if self.optimizer is None else self.optimizer.state.values():

@@ -37,13 +37,13 @@ READ = (".bin", ".json", ".pt", ".pth", ".safetensors")
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The folders ``checkpoint-N`` of a run, by N; complete or not."""
+    """Lists the folders ``checkpoint-N`` of a run by N, complete or not."""
     found = [(_parse_step(path), path) for path in run.glob("checkpoint-*") if path.is_dir()]
     return [path for step, path in sorted((step, path) for step, path in found if step is not None)]
 
 
 def find_newest_checkpoint(run: Path) -> Path | None:
-    """The complete checkpoint that was written last; None if there is none.
+    """Finds the complete checkpoint that was written last; None if there is none.
 
     That is not always the one of the highest step: a run may have gone back to an earlier one. Folders without a
     manifest were never finished, or written by something else; a warning names them.
@@ -190,7 +190,7 @@ def lock_run(run: Path) -> AbstractContextManager[None]:
 
 
 def _try_read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder; None also if it is damaged: such a folder is left as it is."""
+    """Reads the manifest of a folder; None also if it is damaged: such a folder is left as it is."""
     try:
         return read_manifest(folder)
     except InputError:

@@ -15,7 +15,7 @@ from hf_rerank.training.streams import EncodedStream
 def encode_lists(
     lists: Any, collator: RerankCollator, args: RerankTrainingArguments, *, train: bool, use_cache: bool
 ) -> Any:
-    """Raw lists as datasets of encoded lists.
+    """Wraps raw lists as datasets of encoded lists.
 
     Args:
         lists: A ``datasets`` Dataset or IterableDataset; to evaluate on, also a dict of them by name. What is encoded

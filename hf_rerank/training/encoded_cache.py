@@ -96,7 +96,7 @@ def _map_file(path: Path, dtype: str, shape: list[int]) -> np.ndarray:
 
 
 def _find_or_make(cache: Path, made_from: dict[str, Any], lists: Any, collator: RerankCollator) -> Path:
-    """The folder that holds the lists encoded; made once, while other processes that want it wait."""
+    """Finds the folder of the encoded lists, or makes it while other processes that need it wait."""
     folder = cache / f"lists-{sha256_of_json(made_from)[:16]}"
     if folder.is_dir():  # complete; another user's may be read without the right to write there
         return folder
@@ -134,7 +134,7 @@ def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any
 
 
 def _collect_arrays(lists: RaggedLists) -> dict[str, np.ndarray]:
-    """What is written of a batch, by the names of the files; integers in half their bytes, which suffice for rows."""
+    """Collects the arrays of a batch by file name; integers become int32, which suffices for table rows."""
     named = {f"lengths.{axis}": array for axis, array in lists.lengths.items()}
     named |= {f"rows.{name}": array for name, array in lists.rows.items()}
     return {name: array.astype(np.int32) if array.dtype == np.int64 else array for name, array in named.items()}

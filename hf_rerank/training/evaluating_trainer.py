@@ -116,7 +116,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return metrics
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
-        """Scores of raw lists with labels; ``Reranker.predict`` and ``rerank`` take lists without.
+        """Scores raw lists with labels; ``Reranker.predict`` and ``rerank`` need no labels.
 
         Returns:
             As upstream. ``predictions``: the scores [N, L] and the measures of each list; ``label_ids``: the labels
@@ -138,7 +138,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """Task loss, scores and obedience of one batch.
+        """Computes task loss, scores and obedience of one batch.
 
         During training obedience is measured on one swap per list and without fixed points; otherwise as
         ``args.swaps`` says. With ``args.prediction_loss_only`` it is not measured.
@@ -183,7 +183,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return _loss(output), predictions, labels
 
     def _forward(self, **tensors: Any) -> RerankerOutput:
-        """The model's own ``forward``, past the autocast that the Trainer wraps around it."""
+        """Calls the model's own ``forward``, without the autocast that the Trainer wraps around it."""
         return type(self.model).forward(self.model, **tensors)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:

@@ -167,7 +167,7 @@ class FiniteGuard:
 
 
 def find_broken_lists(logits: Tensor, mask: Tensor, list_id: Tensor) -> list[str]:
-    """The ids of the lists of a batch with scores of items that are not finite.
+    """Finds the lists of a batch with scores of items that are not finite, by id.
 
     Args:
         logits: [B, L].

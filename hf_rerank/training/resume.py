@@ -38,7 +38,7 @@ REMEDY = "give the same, or start afresh from the checkpoint's weights with from
 def describe_run(
     args: Any, data: dict[str, Any], objective: dict[str, Any], frozen: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What a checkpoint must say of its run, as plain JSON values.
+    """Describes a run for its checkpoints, as plain JSON values.
 
     Args:
         args: Of the training.
@@ -151,7 +151,7 @@ def refuse_different_lists(data: Sequence[dict[str, Any]]) -> None:
 
 
 def _list_names(names: Sequence[str]) -> str:
-    """The first few of many names."""
+    """Lists the first few of many names."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more if names else "nothing"
 

@@ -97,7 +97,7 @@ def _check_without_order(config: RerankerConfig, processor: ListProcessor) -> No
 def fit_calibration(
     tensors: Mapping[str, Tensor], loss: Callable[..., Tensor], *, positions: int
 ) -> tuple[float, float, list[float]]:
-    """The scale, the offset and the numbers of the positions that minimize the loss of the scores alone.
+    """Fits the scale, the offset and one number per position that minimize the loss of the scores alone.
 
     Args:
         tensors: Of a batch of labelled lists, with ``initial_scores``.
@@ -174,6 +174,6 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
 
 
 def _sample_evenly(lists: Any) -> Any:
-    """At most ``LISTS`` of these lists."""
+    """Selects at most ``LISTS`` of these lists, evenly spread."""
     count = len(lists)
     return lists if count <= LISTS else lists.select(np.arange(LISTS) * count // LISTS)

@@ -1,4 +1,4 @@
-"""Streams of raw lists in an order of our own, so that a position in it is nothing but a number of lists.
+"""Streams of raw lists in a reproducible order, so that a position in it is a number of lists.
 
 The order is a function of the seed, the pass and the shards. Each pass reads the shards in an order of its own, and
 shuffles the lists among those of a window. It depends neither on the data loader's workers nor on how many processes
@@ -80,7 +80,7 @@ class EncodedStream(IterableDataset):
         return int(self._lists_per_pass)
 
     def skip_to(self, skipped: int, lists_per_pass: int = 0) -> None:
-        """Gives placeholders for the first lists, up to a whole number of steps.
+        """Skips the first lists, a whole number of steps: placeholders are given instead.
 
         Args:
             skipped: How many lists.
@@ -107,7 +107,7 @@ class EncodedStream(IterableDataset):
             taken += 1
 
     def _iterate_windows(self) -> Iterator[tuple[_Window | None, Any]]:
-        """Windows, and their rows in the order to take them in."""
+        """Yields windows, and their rows in reading order."""
         known = self.lists_per_pass
         begun = self.skipped // known if known else 0
         for _ in range(begun):
@@ -142,7 +142,7 @@ class EncodedStream(IterableDataset):
         self._lists_per_pass.fill_(count)
 
     def _read_windows(self, begun: int, draw: np.random.Generator | None) -> Iterator[_Window]:
-        """The lists of one pass in groups that are shuffled."""
+        """Reads the lists of one pass in windows, within which they are shuffled."""
         shards = list(range(self.shards))
         # A first window of another size in each pass: others meet.
         room = self.window
@@ -166,7 +166,7 @@ class EncodedStream(IterableDataset):
 
 
 class _Window:
-    """Lists that are shuffled among each other; encoded when the first of them is asked for."""
+    """Lists that are shuffled together; encoded when the first of them is read."""
 
     def __init__(self, collator: RerankCollator) -> None:
         self._collator = collator
@@ -178,12 +178,12 @@ class _Window:
         return self._count
 
     def add(self, shard: int, first: int, part: pa.Table) -> None:
-        """More lists: those from number ``first`` of a shard."""
+        """Adds lists: those from number ``first`` of a shard."""
         self._parts.append((shard, first, part))
         self._count += part.num_rows
 
     def take(self, rows: list[int]) -> RaggedLists:
-        """Some of the lists; those of row -1, at the end, have no items."""
+        """Takes some of the lists; those of row -1, at the end, have no items."""
         if self._encoded is None:
             self._encoded, self._parts = concatenate([self._encode(*part) for part in self._parts]), []
         lists = self._encoded.take([row for row in rows if row >= 0])
@@ -212,14 +212,14 @@ def _end_with_parent() -> None:
 
 
 def _must_read_as_one(state: Any) -> bool:
-    """Whether a stream, of which this is the state, is not the sum of its shards."""
+    """Whether the stream with this state differs from the union of its shards."""
     if isinstance(state, dict):
         return any(word in str(state.get("type")) for word in _WHOLE) or any(map(_must_read_as_one, state.values()))
     return isinstance(state, list) and any(map(_must_read_as_one, state))
 
 
 def collate_stream(lists: RaggedLists | list[Any]) -> dict[str, Tensor]:
-    """The batch of lists of a stream, or of a map-style dataset; of placeholders, an empty dictionary."""
+    """Collates lists of a stream or a map-style dataset; placeholders give an empty dictionary."""
     if isinstance(lists, RaggedLists) or isinstance(lists[0], RaggedLists):
         return collate(lists)
     parts: list[tuple[_Window, list[int]]] = []

@@ -167,7 +167,7 @@ def check_values(args: Any) -> None:
 
 
 def find_untested_options(args: Any) -> dict[str, Any]:
-    """Options of transformers that were given and are not in ``SUPPORTED``, by their names.
+    """Finds the options of transformers that were given and are not in ``SUPPORTED``.
 
     Args:
         args: ``RerankTrainingArguments``, as they were given.
@@ -184,7 +184,7 @@ def find_untested_options(args: Any) -> dict[str, Any]:
 
 
 def note_untested(options: dict[str, Any]) -> None:
-    """Says, once for each set of them, that options are passed to transformers as they are."""
+    """Logs, once per set of options, that they are passed to transformers as they are."""
     if options:
         _log.warning_once(
             f"{_list_options(options)}: passed to transformers as given; not tested with re-rankers (see "
@@ -208,7 +208,7 @@ def convert_setup_errors(untested: dict[str, Any]) -> Iterator[None]:
 
 
 def describe_setup_failure(error: BaseException, untested: dict[str, Any]) -> str:
-    """One line that says why a training cannot be set up."""
+    """Describes in one line why a training cannot be set up."""
     said = " ".join(str(error).split()) or type(error).__name__
     if len(said) > _LONGEST:
         said = f"{said[:_LONGEST]} ..."

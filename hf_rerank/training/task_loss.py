@@ -14,7 +14,7 @@ from hf_rerank.principled import PrincipledObjective
 def replace_task_loss(
     objective: Callable[..., dict[str, Tensor]], function: Callable[..., Tensor] | None
 ) -> Callable[..., dict[str, Tensor]]:
-    """The objective whose task loss is ``function(outputs, labels, num_items_in_batch=None)``, in every pass.
+    """Replaces an objective's task loss by ``function(outputs, labels, num_items_in_batch=None)``, in every pass.
 
     Args:
         objective: As of ``PreTrainedReranker.forward``.

@@ -128,7 +128,7 @@ class RerankTrainer(EvaluatingTrainer):
             all_tensors=True,
         )
         self._log = TrainingLog()
-        self._others: dict[str, Tensor] = {}  # what the model does not take of the batch at hand
+        self._others: dict[str, Tensor] = {}  # tensors of the current batch that the model does not take
         self._results = ResultsCallback()
         encoded = encode_lists(train_dataset, collator, args, train=True, use_cache=True)
         with convert_setup_errors(find_untested_options(args)):
@@ -188,7 +188,7 @@ class RerankTrainer(EvaluatingTrainer):
         self.principled_objective = set_task_loss(chosen, model, args.task_loss, propensities=propensities)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedReranker:
-        """A new model of ``model_init``, for the lists and the loss of this training."""
+        """Makes a new model with ``model_init``, for the lists and the loss of this training."""
         model = _call_with_trial(self.model_init, trial)
         self._prepare_model(model, self.args)
         return model
@@ -279,7 +279,7 @@ class RerankTrainer(EvaluatingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The principled objective of one batch, in one call of the model's ``forward``."""
+        """Computes the principled objective of one batch, in one call of the model's ``forward``."""
         features, others = split_batch(inputs)
         list_id = (others or self._others).get("list_id")
         list_id = None if list_id is None else list_id.to(self.args.device)
@@ -389,13 +389,13 @@ class RerankTrainer(EvaluatingTrainer):
         self.guard.check(self.model, self.accelerator.gather if in_any_process else None)
 
     def _describe_run(self) -> dict[str, Any]:
-        """What decides which batches this run reads, and which parameters they train."""
+        """Describes what decides which batches this run reads, and which parameters they train."""
         frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
         return describe_run(self.args, self.results["data"], self.results["objective"], frozen)
 
 
 def _call_with_trial(model_init: Any, trial: Any) -> PreTrainedReranker:
-    """``model_init()`` or ``model_init(trial)``, as many arguments as it takes."""
+    """Calls ``model_init()`` or ``model_init(trial)``, by the number of its arguments."""
     takes_trial = bool(inspect.signature(model_init).parameters)
     model = model_init(trial) if takes_trial else model_init()
     if not isinstance(model, PreTrainedReranker):

@@ -1,4 +1,4 @@
-"""``TrainingLog``: what the trainer's log says of the steps since the last one."""
+"""``TrainingLog``: means over the steps since the last log."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TrainingLog:
         self._batches += 1
 
     def take_means(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The means since the last call; empty if there was no batch.
+        """Returns the means since the last call, and resets them; empty if there was no batch.
 
         Args:
             gather: Joins a tensor [1] of each process.
@@ -48,11 +48,11 @@ class TrainingLog:
         return means
 
     def state(self) -> dict[str, Any]:
-        """The sums as plain numbers, for a checkpoint."""
+        """Returns the sums as plain numbers, for a checkpoint."""
         return {"log_steps": self._batches, "log_sums": {name: total.item() for name, total in self._sums.items()}}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
-        """Takes up the sums of a checkpoint.
+        """Restores the sums of a checkpoint.
 
         In several processes these are the sums of the first: until the next log, the others take them for their own.
         """
@@ -61,7 +61,7 @@ class TrainingLog:
 
 
 def _compute_spread(logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The mean over lists of two items or more of the standard deviation of their scores; the share without any."""
+    """Computes, over lists of at least two items, the mean standard deviation of scores and the collapsed share."""
     logits = torch.where(mask, logits, 0.0)
     count = mask.sum(-1).clamp(min=1)
     mean = (logits.sum(-1) / count).unsqueeze(-1)

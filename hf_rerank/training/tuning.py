@@ -23,7 +23,8 @@ STARTUP_TRIALS, WARMUP_EVALUATIONS = 5, 1
 
 
 def require_optuna() -> Any:
-    """
+    """Imports optuna.
+
     Raises:
         InputError: optuna is not installed.
     """
@@ -202,7 +203,7 @@ def _claim(study: Any, configuration: str, folder: Path) -> None:
 
 
 def _describe_options(args: Any) -> dict[str, Any]:
-    """The options that decide what a trial reaches."""
+    """Describes the options that the result of a trial depends on."""
     plain = args.to_dict()
     for name in ("output_dir", "logging_dir", "run_name", "disable_tqdm", "encoded_cache"):
         plain.pop(name, None)
