@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
         "compare",
         help="find out whether a re-ranker is worth it on your lists, and which",
         description="Trains LambdaMART, the DNN and the named models without the given order, with it and with the "
-        "principles, over several seeds; compares them on the test lists and recommends one in plain words.",
+        "principles, over several seeds; compares them on the test lists and recommends one.",
         epilog="Every option of RerankTrainingArguments is an option here too, such as --num-train-epochs 5; "
         "--principled NAME is the preset of the arm with principles. The same command resumes what was interrupted.",
     )

@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
         )
     lists = splits[options.split]
     choices = {name: getattr(options, name) for name in ("ks", "no_click", "gain", "click_above")}
-    # The initial order, and the truth of simulated lists, travel with the lists, not with the model.
+    # The initial order and the ground truth of simulated lists belong to the lists, not to the model.
     reranker.processor.schema = reranker.processor.schema.replace(
         position=splits.schema.position,
         attraction=splits.schema.attraction,
@@ -217,7 +217,7 @@ def _draw(folder: Path, model: str, measures: dict[str, Any], log: list[Any]) ->
 
     try:
         plot_obedience(measures, folder / "obedience.png")
-        print(f"picture in {folder / 'obedience.png'}")
+        print(f"figure in {folder / 'obedience.png'}")
     except InputError as error:
         print(f"no {folder / 'obedience.png'}: {error}")
     if not log:
@@ -225,6 +225,6 @@ def _draw(folder: Path, model: str, measures: dict[str, Any], log: list[Any]) ->
         return
     try:
         plot_training(log, folder / "training.png")
-        print(f"picture in {folder / 'training.png'}")
+        print(f"figure in {folder / 'training.png'}")
     except InputError as error:
         print(f"no {folder / 'training.png'}: {error}")

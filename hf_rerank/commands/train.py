@@ -154,7 +154,7 @@ def _train(options: argparse.Namespace, arguments: Any) -> None:
         say(f"\nOn the validation split:\n{results_table(rows)}\n")
     say(f"{_describe_checkpoint(trainer)}\nmodel in {arguments.output_dir}")
     if plots:
-        say(f"picture in {plots.drawn}" if plots.drawn else "no picture: the training logged nothing to draw")
+        say(f"figure in {plots.drawn}" if plots.drawn else "no figure: the training logged nothing to draw")
 
 
 def _nothing(*_: Any) -> None:

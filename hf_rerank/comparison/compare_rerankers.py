@@ -1,4 +1,4 @@
-"""The whole comparison: runs what is missing, summarizes all runs, and writes the report."""
+"""Runs a comparison: trains what is missing, summarizes all runs, and writes the report."""
 
 from __future__ import annotations
 

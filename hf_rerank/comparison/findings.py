@@ -1,4 +1,4 @@
-"""From finished runs to what they show: means, paired comparisons and the evidence of the recommendation."""
+"""Summary of finished runs: means, paired comparisons and the evidence for the recommendation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures of one run: over all lists, and of each list, for paired intervals; and the time that one list takes."""
+"""Measures of one run: over all lists, per list (for paired intervals), and the latency per list."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 def print_line(line: str) -> None:
-    """Prints at once, into files too."""
+    """Prints a line and flushes, also when redirected."""
     print(line, flush=True)
 
 
@@ -38,7 +38,7 @@ def format_duration(seconds: float) -> str:
 
 
 class Progress:
-    """Prints what happens.
+    """Prints the progress of a comparison.
 
     Args:
         runs: The arm of each run, finished or not.

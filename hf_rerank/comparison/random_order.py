@@ -13,7 +13,7 @@ from hf_rerank.validation import tables_of
 
 COLUMN = "hf_rerank_random_order"
 _BATCH = 10_000
-# More items than a list has.
+# More than the items of any list.
 _STRIDE = 2**20
 
 

@@ -1,4 +1,4 @@
-"""What to use, in plain words: a pure function of the numbers."""
+"""The recommendation, as text: a pure function of the results."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def _describe_limits(evidence: Evidence) -> list[str]:
     effects = (evidence.over_simpler, evidence.order, evidence.principles)
     if evidence.seeds == 1:
         limits.append(
-            "One seed says nothing of chance in training: nothing here is more than probable; use --seeds 3."
+            "One seed shows nothing of the variance of training: at most 'probably' is claimed; use --seeds 3."
         )
     elif any(effect.certainty == "likely" for part in effects for effect in part.values()):
         limits.append(

@@ -270,7 +270,7 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> Non
         axis.plot(entry.over_seeds.mean, row, "o", color="black", markersize=4)
         groups = entry.over_groups
         ends += [entry.over_seeds.mean] if groups is None else [groups.low, groups.high]
-    # An interval of two seeds is so wide that the others would shrink to points: it runs out of the picture.
+    # An interval of two seeds is so wide that the others would shrink to points: it is cut off.
     margin = 0.3 * (max(ends) - min(ends)) or 1.0
     axis.set_xlim(min(ends) - margin, max(ends) + margin)
     axis.axvline(0, color="grey", linewidth=1)

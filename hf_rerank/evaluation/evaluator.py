@@ -1,4 +1,4 @@
-"""Evaluates anything that scores lists: ranking metrics, obedience to both principles, and the reference rows.
+"""Evaluation of scores of lists: ranking metrics, obedience to both principles, and the reference rows.
 
 The trainer, the command line and the experiments all measure through ``EvaluationSums``, so their numbers compare.
 """
@@ -282,7 +282,7 @@ def evaluate_orders(
         seed: Of the random order: a hash of (seed, number of the list, slot), so that it is the same everywhere.
 
     Returns:
-        Row -> metrics. These orders read no ``P``, so obedience says nothing of them; AUC of the initial order
+        Row -> metrics. These orders read no ``P``, so obedience does not apply; the AUC of the initial order
         compares positions over lists.
     """
     examination = processor.schema.examination

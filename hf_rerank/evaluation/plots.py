@@ -1,6 +1,6 @@
 """Figures of a training and of an evaluation, from plain numbers: a trainer's log, the measures of ``evaluate``.
 
-matplotlib (the extra ``plots``) is imported when a picture is drawn, and pyplot never: no backend changes, no window.
+matplotlib (the extra ``plots``) is imported when a figure is drawn, and pyplot never: no backend changes, no window.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("pictures need matplotlib: pip install hf-rerank[plots]") from error
+        raise InputError("figures need matplotlib: pip install hf-rerank[plots]") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -93,7 +93,7 @@ def table_sha256(tables: Iterable[pa.Table], schema: ListSchema) -> str:
 
 
 def _add(digest: Any, column: pa.Array) -> None:
-    """Adds type, length, nulls and values of a column; how arrow cuts or pads them in memory plays no part."""
+    """Adds type, length, nulls and values of a column; independent of how arrow chunks or pads them in memory."""
     kind = column.type
     digest.update(f"{kind} {len(column)} {column.null_count}".encode())
     if column.null_count:

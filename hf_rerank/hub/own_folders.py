@@ -23,8 +23,8 @@ def remove_own_folders(values: Mapping[str, Any]) -> dict[str, Any]:
     training these are ``output_dir``, ``encoded_cache``, ``resume_from_checkpoint``, configuration files such as
     ``deepspeed``, and ``_name_or_path`` of a model that was fine-tuned. The key stays, and the last component, which
     tells runs and checkpoints apart; the folders above it, in which the user's name is found, go, also those of a
-    path without blanks inside a longer text. A path from the working folder (``runs/prm``) stays: it says nothing of
-    the machine.
+    path without blanks inside a longer text. A path from the working folder (``runs/prm``) stays: it reveals
+    nothing of the machine.
 
     Args:
         values: What the file holds. The schema, and names of columns, stay as they are.

@@ -77,7 +77,7 @@ class OnnxScorer:
         config = _read_config(folder / "config.json")
         choices = onnxruntime.SessionOptions()
         choices.intra_op_num_threads = threads
-        choices.log_severity_level = 4  # whatever is wrong ends in an exception, and is said once
+        choices.log_severity_level = 4  # whatever is wrong ends in an exception, and is reported once
         # A graph may name any file as its weights. Given this table, onnxruntime reads none but those in it; the graph
         # itself stands there, empty, because a table without entries would not count as one.
         data = {path.name: path.read_bytes() for path in sorted(folder.glob(f"{GRAPH_FILE}.*")) if path.is_file()}

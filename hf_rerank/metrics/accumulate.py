@@ -123,7 +123,7 @@ class RankingMetrics:
             positions: integer ``[..., list]``, initial positions from 0 at the top. Needs ``attraction``; in every
                 update or in none.
             cut_labels: ``[..., cut items]``, the labels of items that were cut from the lists, below 0 at padding; see
-                ``RankedLists``. The AUCs and expected clicks speak of the other items.
+                ``RankedLists``. The AUCs and expected clicks are over the other items.
 
         Raises:
             InputError: as in ``hf_rerank.metrics.ranking``, or optional inputs that do not go together. Nothing

@@ -182,7 +182,7 @@ def _adapt_processor(
         processor.fit_report,
     )
     report = extended.extend(lists)
-    # Another order of the same columns is none: the weights know that of the model.
+    # The same columns in another order are no change: the model's order is kept.
     for part in PARTS:
         if part not in changed:
             shared[part] = _sort_features(shared[part], getattr(before, part))

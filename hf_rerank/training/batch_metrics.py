@@ -1,4 +1,4 @@
-"""``BatchMetrics``: what the trainer gives to upstream as ``compute_metrics``, in bounded memory."""
+"""``BatchMetrics``: the trainer's ``compute_metrics``, batch by batch in bounded memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class BatchMetrics:
         self.reset()
 
     def reset(self) -> None:
-        """Drops what an evaluation that failed may have left."""
+        """Resets the sums, also after a failed evaluation."""
         self._sums = self._make_sums()
         self._collected: list[tuple[np.ndarray, np.ndarray]] = []
 

@@ -1,4 +1,4 @@
-"""``CheckpointingTrainer``: a ``Trainer`` that resumes as if it had never been interrupted."""
+"""``CheckpointingTrainer``: a ``Trainer`` that resumes exactly where it was interrupted."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The checkpoints in the folder of a run: complete or not there at all.
+"""Checkpoints in the folder of a run: complete or absent.
 
-A checkpoint is written under another name, brought to the disk with a manifest of its files' digests, and only then
+A checkpoint is written under another name, synced to disk with a manifest of its files' digests, and only then
 named ``checkpoint-N``. Older ones are deleted after it has been verified. A run resumes from a checkpoint only if
 every file of it is the one that was saved.
 """
@@ -29,7 +29,7 @@ from hf_rerank.storage import (
 
 STATE = "trainer_state.json"
 LOCK = "training.lock"
-# What begins with these was never finished, or is no longer wanted: the next start removes it.
+# Prefixes of unfinished or obsolete folders: the next start removes them.
 UNFINISHED, REPLACED, DELETED = "tmp-checkpoint-", "tmp-replaced-", "tmp-deleted-"
 REMEDY = "resume from another checkpoint, or delete this one; a run never resumes with part of its state missing"
 # Which files of a checkpoint the Trainer may read; other files, such as notes, are not checked.
@@ -107,7 +107,7 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
 
 
 def write_part(path: Path, values: Any) -> None:
-    """Writes a JSON file of a folder that is brought to the disk, and gets its name, as a whole."""
+    """Writes a JSON file into a folder that is synced and renamed as a whole."""
     path.write_text(json_text(values), encoding="utf-8")
 
 
@@ -165,7 +165,7 @@ def delete(checkpoint: Path) -> None:
 
 
 def clean_up(run: Path) -> None:
-    """Removes what a killed run left unfinished, and puts back a checkpoint that was about to be replaced."""
+    """Removes what a killed run left unfinished, and restores a checkpoint that was about to be replaced."""
     for replaced in run.glob(f"{REPLACED}*"):
         final = run / replaced.name.removeprefix(REPLACED)
         if not final.exists():
@@ -176,10 +176,10 @@ def clean_up(run: Path) -> None:
 
 
 def lock_run(run: Path) -> AbstractContextManager[None]:
-    """Holds the folder of a run, so that two trainings never write to it at once.
+    """Locks the folder of a run, so that two trainings never write to it at once.
 
     Raises:
-        InputError: Another process trains there; it is named.
+        InputError: Another process, which the message names, trains there.
         OSError: Nothing can be written there.
     """
 

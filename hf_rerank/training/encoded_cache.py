@@ -1,4 +1,4 @@
-"""Lists encoded once, and read as whole batches from memory-mapped files, so that training never waits for data.
+"""A cache of encoded lists: encoded once, read in batches from memory-mapped files.
 
 The cache is a folder with one folder below it for each combination of lists, processor and options. Such a folder has
 its name only when it is complete; it is found by a digest of everything that its bytes depend on, so changed lists,
@@ -25,7 +25,7 @@ from hf_rerank.validation import tables_of
 
 logger = logging.getLogger(__name__)
 
-# Raised when the same lists are encoded otherwise, so that no cache of an older version is read.
+# Increased when the encoding changes, so that no cache of an older version is read.
 CACHE_VERSION = 3
 ENCODING_BATCH = 2_048
 REMEDY = "remove that folder: it is made again"

@@ -1,4 +1,4 @@
-"""Freezing: which parameters of a model a training leaves unchanged."""
+"""Freezing: parameters that training leaves unchanged."""
 
 from __future__ import annotations
 

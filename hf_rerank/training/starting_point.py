@@ -1,4 +1,4 @@
-"""Where training starts: the earlier ranker's scores on the scale of logits, and how many values are unknown.
+"""The starting point of training: calibration of an earlier ranker's scores, and rates of unknown values.
 
 Both are numbers of the config that are found in lists before a model is made or trained.
 """
@@ -125,7 +125,7 @@ def fit_calibration(
         if positions:
             logits = logits + of_position[places.clamp(max=positions - 1)]
         value = loss(logits, labels, mask=mask, weights=tensors.get("weights"))
-        # A weak pull to 0, or positions and offset could move against each other, and rare positions anywhere.
+        # A weak L2 penalty: else positions and offset are not identified, and rare positions are unbounded.
         value = value + POSITION_PENALTY * of_position.square().sum()
         value.backward()
         return value
@@ -141,8 +141,8 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
     """Fills in ``item_unknown_rates`` and ``user_unknown_rates`` of a config by what is unknown in evaluation lists.
 
     A value that training has not met is scored by the unknown value's row. Where training replaces as many ids as new
-    lists have unknown ones, that row is trained on the cases it will meet, and the rows of the others cannot learn the
-    training lists by heart. A column of which more than half is unknown is named in a warning.
+    lists have unknown ones, that row is trained on the cases it will meet, and the rows of the others cannot memorize the
+    training lists. A column of which more than half is unknown is named in a warning.
 
     Args:
         config: Of a model that is about to be trained.

@@ -1,7 +1,7 @@
 """Which options of ``transformers.TrainingArguments`` are supported for re-rankers, and which values make sense.
 
-Every option in ``SUPPORTED`` is trained with in the tests. The others are passed to transformers as they are, which a
-note says once. What upstream raises while a training is set up becomes an ``InputError`` of one line.
+Every option in ``SUPPORTED`` is trained with in the tests. The others are passed to transformers as they are, which is
+logged once. What upstream raises while a training is set up becomes an ``InputError`` of one line.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ REFUSED = {
     "neftune_noise_alpha": "adds noise to the embeddings of tokens, and a re-ranker has none: leave it out",
     "use_liger_kernel": "replaces layers of language models, and a re-ranker has none of these: leave it out",
     "debug": "cannot read the masks of lists: leave it out; training stops at the first value that is not finite",
-    "label_smoothing_factor": "has no part in the losses of lists: leave it at 0",
+    "label_smoothing_factor": "is not used by losses of lists: leave it at 0",
     "remove_unused_columns": "would drop the raw columns that the processor reads: leave it off",
     "push_to_hub": "would upload the run's folder, checkpoints and pickles included: call trainer.push_to_hub() after "
     "training, or hf-rerank push",

@@ -306,7 +306,7 @@ class TestPictures:
         assert evaluations == [1, 2, 2, 2]
         picture = run / "plots" / "training.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
-        assert capsys.readouterr().out.endswith(f"model in {run}\npicture in {picture}\n")
+        assert capsys.readouterr().out.endswith(f"model in {run}\nfigure in {picture}\n")
         assert [path.name for path in picture.parent.iterdir()] == ["training.png"]
 
     def test_training_that_logs_nothing(
@@ -318,7 +318,7 @@ class TestPictures:
         )
         capsys.readouterr()
         assert cli.main([*arguments, *TRAIN, *silent.split(), "--plots", "--set", "hidden_sizes=[8]"]) == 0
-        assert capsys.readouterr().out.endswith("no picture: the training logged nothing to draw\n")
+        assert capsys.readouterr().out.endswith("no figure: the training logged nothing to draw\n")
         assert not (tmp_path / "run" / "plots").exists()
 
     def test_evaluate_draws_the_model_and_its_training(
@@ -344,7 +344,7 @@ class TestPictures:
         capsys.readouterr()
         assert cli.main([*arguments, "--plots", str(pictures), "--json", str(output)]) == 0
         paths = [pictures / "obedience.png", pictures / "training.png"]
-        assert capsys.readouterr().out.splitlines()[-2:] == [f"picture in {path}" for path in paths]
+        assert capsys.readouterr().out.splitlines()[-2:] == [f"figure in {path}" for path in paths]
         assert sorted(pictures.iterdir()) == paths
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
         results = json.loads((folder / "run" / "results.json").read_text())
@@ -375,7 +375,7 @@ class TestPictures:
         arguments = ["evaluate", "--model", str(model), "--data", str(folder / "lists"), "--plots", str(pictures)]
         assert cli.main(arguments) == 0
         picture, line = capsys.readouterr().out.splitlines()[-2:]
-        assert picture == f"picture in {pictures / 'obedience.png'}"
+        assert picture == f"figure in {pictures / 'obedience.png'}"
         assert line.startswith(f"no {pictures / 'training.png'}: {words.format(model)}")
         assert [path.name for path in pictures.iterdir()] == ["obedience.png"]
 
@@ -411,7 +411,7 @@ class TestMistakesBeforeTheWork:
         for name in ("matplotlib", "matplotlib.figure"):
             monkeypatch.setitem(sys.modules, name, None)
         line = mistake(arguments.format(folder, tmp_path).split(), capsys)
-        assert line == "hf-rerank: pictures need matplotlib: pip install hf-rerank[plots]"
+        assert line == "hf-rerank: figures need matplotlib: pip install hf-rerank[plots]"
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(

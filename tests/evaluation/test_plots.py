@@ -450,7 +450,7 @@ def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_matplotlib")
 def test_missing_matplotlib_is_named_with_its_remedy(tmp_path: Path) -> None:
-    message = r"^pictures need matplotlib: pip install hf-rerank\[plots\]$"
+    message = r"^figures need matplotlib: pip install hf-rerank\[plots\]$"
     with pytest.raises(InputError, match=message):
         plot_training(LOG, tmp_path / "training.png")
     with pytest.raises(InputError, match=message):

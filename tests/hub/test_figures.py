@@ -28,7 +28,7 @@ RESULTS: dict[str, Any] = {
         "later": {"later_p1_item_obedience": 0.5},
     },
 }
-NO_MATPLOTLIB = "the card has no figures: pictures need matplotlib: pip install hf-rerank[plots]"
+NO_MATPLOTLIB = "the card has no figures: figures need matplotlib: pip install hf-rerank[plots]"
 
 
 @pytest.fixture
