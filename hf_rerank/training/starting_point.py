@@ -141,8 +141,8 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
     """Fills in ``item_unknown_rates`` and ``user_unknown_rates`` of a config by what is unknown in evaluation lists.
 
     A value that training has not met is scored by the unknown value's row. Where training replaces as many ids as new
-    lists have unknown ones, that row is trained on the cases it will meet, and the rows of the others cannot memorize the
-    training lists. A column of which more than half is unknown is named in a warning.
+    lists have unknown ones, that row is trained on the cases it will meet, and the rows of the others cannot memorize
+    the training lists. A column of which more than half is unknown is named in a warning.
 
     Args:
         config: Of a model that is about to be trained.
