@@ -46,11 +46,6 @@ class Interval:
         """Returns the interval in fractions of ``base``."""
         return Interval(self.mean / base, self.low / base, self.high / base, self.count, self.p_value)
 
-    @property
-    def is_clear(self) -> bool:
-        """Whether 0 lies outside the interval."""
-        return self.low > 0 or self.high < 0
-
 
 def t_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Computes the mean of paired differences, Student's t-interval and the p-value of the paired t-test.
@@ -212,7 +207,7 @@ def compare(
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Formats comparisons as headings and rows, for ``text_table`` or Markdown."""
+    """Formats comparisons as headings and rows, for ``text_table``."""
     headings = ["comparison", "measure", "difference over seeds", "seeds", "p (Holm)", "over groups", "p (Holm)"]
     rows = [
         [
@@ -235,12 +230,6 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """Formats comparisons as plain text."""
     return text_table(*comparison_rows(comparisons))
-
-
-def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
-    """Formats comparisons as a Markdown table."""
-    headings, rows = comparison_rows(comparisons)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)) + "\n"
 
 
 def plot_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> None:
