@@ -162,10 +162,12 @@ def evaluate(
         processor: Its processor.
         lists: A dataset or arrow table of lists with labels.
         ks: Cut-offs of the ranking metrics.
-        no_click, gain, click_above: See ``EvaluationSums``.
+        no_click: Lists without a click count as 0 (``zero``), or are left out (``skip``).
+        gain: Of NDCG: ``exponential``, ``2^y - 1``, or ``linear``, ``y``.
+        click_above: A click is a label above this number. None: 0; fractional labels make all metrics but NDCG nan.
         obedience_k: Cut-off of the obedience at the top.
-        swaps: ``all`` adjacent swaps (a sample of them in long lists, see ``obedience``), or ``one`` per list.
-        max_steps: Of the search for fixed points; 0: not measured.
+        swaps: ``all`` adjacent swaps (a sample of 64 in lists above 65 items), or ``one`` per list.
+        max_steps: How often the model is fed its own output before a list counts as not converged; 0: not measured.
         batch_size: Lists per batch.
         progress: Called with the number of lists after each batch.
 
@@ -211,9 +213,9 @@ def measure_obedience(
         forward: The model, or its ``forward``, in evaluation mode and float32.
         inputs: Of ``forward``, with labels.
         obedience_k: Cut-off of the obedience at the top.
-        swaps: As of ``obedience``.
-        max_steps: As of ``obedience``.
-        list_keys: As of ``obedience``.
+        swaps: ``all`` adjacent swaps of a list (a sample of 64 in lists above 65 items), or ``one``.
+        max_steps: How often the model is fed its own output before a list counts as not converged; 0: not measured.
+        list_keys: int64 [B], with which a list's draws are the same in any batch. None: the row in the batch.
     """
 
     def objective(
@@ -278,7 +280,9 @@ def evaluate_orders(
         processor: Encodes the lists.
         lists: A dataset or arrow table of lists with labels.
         ks: Cut-offs.
-        no_click, gain, click_above: See ``EvaluationSums``.
+        no_click: Lists without a click count as 0 (``zero``), or are left out (``skip``).
+        gain: Of NDCG: ``exponential``, ``2^y - 1``, or ``linear``, ``y``.
+        click_above: A click is a label above this number. None: 0; fractional labels make all metrics but NDCG nan.
         seed: Of the random order: a hash of (seed, number of the list, slot), so that it is the same everywhere.
 
     Returns:

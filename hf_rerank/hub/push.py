@@ -76,7 +76,7 @@ def save_and_push(save: Callable[[Path], object], repo_id: str, *, commit_messag
 
     Args:
         save: Writes into the folder that it is given.
-        repo_id: As of ``push_model``.
+        repo_id: ``"someone/name"``, or a name of your own.
         commit_message: Of the commit.
         options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``push_model``.
     """

@@ -199,17 +199,18 @@ class Reranker:
         """Scores the items of each list, in the order of the row.
 
         Args:
-            lists: As of ``rerank``.
+            lists: One dict of columns or of items per list, or a pandas or Polars frame, as for ``rerank``.
             probabilities: Return probabilities instead: under ``binary_log_loss`` the probability of a click on each
                 item; under listwise losses numbers that sum to 1 over the list.
-            truncate: As of ``rerank``; items that were cut get NaN.
+            truncate: Score only the first ``max_list_length`` positions of a longer list, instead of refusing it;
+                items that were cut get NaN.
             batch_size: Lists scored at once.
 
         Returns:
             For each list float32 [its items].
 
         Raises:
-            InputError: As ``rerank``.
+            InputError: A list is wrong, too long, or gets scores that are not finite.
         """
         check_is_bool("probabilities", probabilities)
         rows = rows_of_frame(lists, self.processor.schema) if is_frame(lists) else lists

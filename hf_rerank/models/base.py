@@ -439,7 +439,7 @@ class PreTrainedReranker(PreTrainedModel):
         """Ranks lists.
 
         Args:
-            features: As of ``forward``.
+            features: The inputs of ``forward``, without labels, weights and objective.
 
         Returns:
             The slots of each list from best to worst, padding last, int64 [B, L]; and the scores by slot, [B, L].

@@ -66,10 +66,11 @@ class Perturbed:
     """An order with a small random change.
 
     Args:
-        kind: See ``hf_rerank.principled.perturb``.
+        kind: ``adjacent_swap``, ``random_swap``, ``window_shuffle``, ``reverse_window`` or ``score_noise``; see
+            ``hf_rerank.principled.perturb``.
         of: The order that is changed: ``given``, ``own``, ``Soft(...)`` or another ``Perturbed(...)``. To perturb the
             model's own order needs no pass on that order.
-        strength: See ``hf_rerank.principled.perturb``.
+        strength: Number of swaps, width of the window minus 1, or standard deviation of the noise.
     """
 
     kind: str = "adjacent_swap"

@@ -122,8 +122,11 @@ def perturb_by_key(
         mask: bool [B, L].
         keys: int64 [B], of ``step_keys``: the same list at the same step is perturbed in the same way in a resumed
             run, in any batch and on any process.
-        kind: As of ``perturb``.
-        strength: As of ``perturb``.
+        kind: One of ``PERTURBATIONS``; see ``perturb``.
+        strength: A whole number of at least 1, for ``score_noise`` any number above 0; see ``perturb``.
+
+    Returns:
+        int64 [B, L].
     """
     draws = draw_by_key(keys, _draws_per_list(kind, strength, positions.shape[-1]))
     return _apply_perturbation(positions, mask, draws, kind, strength)
