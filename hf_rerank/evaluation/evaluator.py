@@ -260,8 +260,13 @@ def add_batch(
         batch["mask"],
         batch["position_ids"],
         measures={name: value.cpu() for name, value in output.losses.items()},
-        **{name: batch.get(name) for name in ("attraction", "propensities", "cut_labels")},
+        **_select_columns(batch),
     )
+
+
+def _select_columns(batch: Batch) -> dict[str, Any]:
+    """Selects the tensors of a batch that ``EvaluationSums.add`` takes by name; None where there is none."""
+    return {name: batch.get(name) for name in ("attraction", "propensities", "cut_labels")}
 
 
 def evaluate_orders(
@@ -314,7 +319,7 @@ def evaluate_orders(
                 batch["labels"],
                 batch["mask"],
                 batch["position_ids"],
-                **{name: batch.get(name) for name in ("attraction", "propensities", "cut_labels")},
+                **_select_columns(batch),
             )
     if not number:
         raise InputError("there is no list to evaluate: expected at least one")

@@ -125,13 +125,13 @@ class TestObedienceOfAnEvaluation:
         from hf_rerank.evaluation.tables import obedience_table
 
         assert obedience_table(MEASURED).splitlines() == [
-            "obedience                                    P1, own order  P2, one swap",
-            "------------------------------------------------------------------------",
-            "whole list, share of lists                          0.2500        0.5000",
-            "first 5 as an order, share of lists                 0.1250        0.7500",
-            "first 5 as a set, share of lists                    0.3750        0.8750",
+            "obedience                                   P1, own order  P2, one swap",
+            "-----------------------------------------------------------------------",
+            "whole list, share of lists                         0.2500        0.5000",
+            "first 5 as an order, share of lists                0.1250        0.7500",
+            "first 5 as a set, share of lists                   0.3750        0.8750",
             "items that keep their rank, share of items         0.6250        0.9375",
-            "Kendall tau                                        -0.5000        1.0000",
+            "Kendall tau                                       -0.5000        1.0000",
             "",
             "fixed points and scores",
             "--------------------------------------------------------------",
