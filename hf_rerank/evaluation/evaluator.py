@@ -22,10 +22,12 @@ from hf_rerank.principled.obedience import MAX_STEPS, obedience
 from hf_rerank.processing import EncodingReport, ListProcessor
 from hf_rerank.processing.collator import list_keys
 from hf_rerank.processing.vocabularies import splitmix64
-from hf_rerank.schema import MODEL_TENSORS
+from hf_rerank.schema import MODEL_TENSORS, TENSORS
 from hf_rerank.validation import Lists, tables_of
 
 Batch = dict[str, Tensor]
+# Tensors that ``EvaluationSums.add`` takes by name, where lists have them.
+SUMMED_TENSORS = [name for name, spec in TENSORS.items() if spec.role in ("ground_truth", "propensity", "cut_label")]
 
 
 class EvaluationSums:
@@ -266,7 +268,7 @@ def add_batch(
 
 def _select_columns(batch: Batch) -> dict[str, Any]:
     """Selects the tensors of a batch that ``EvaluationSums.add`` takes by name; None where there is none."""
-    return {name: batch.get(name) for name in ("attraction", "propensities", "cut_labels")}
+    return {name: batch.get(name) for name in SUMMED_TENSORS}
 
 
 def evaluate_orders(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
-from hf_rerank.evaluation.evaluator import EvaluationSums
-from hf_rerank.schema import LABEL_PADDING, TENSORS
+from hf_rerank.evaluation.evaluator import SUMMED_TENSORS, EvaluationSums
+from hf_rerank.schema import LABEL_PADDING
 
 
 class BatchMetrics:
@@ -58,8 +58,7 @@ class BatchMetrics:
         """
         self._measures = list(measures)
         tensors = {**features, **others}
-        roles = ("ground_truth", "propensity", "cut_label")
-        self._columns = [name for name, spec in TENSORS.items() if spec.role in roles and name in tensors]
+        self._columns = [name for name in SUMMED_TENSORS if name in tensors]
         predictions = (scores, torch.stack(list(measures.values()), dim=-1))
         return predictions, tuple(tensors[name] for name in ("labels", "position_ids", *self._columns))
 
