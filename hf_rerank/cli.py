@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(arguments)
         return 0
     except KeyboardInterrupt as stopped:
-        # Training says itself where it stopped, by which signal, and how to go on.
-        message = _one_line(stopped) if stopped.args else "stopped by Ctrl-C; finished files are whole"
+        # Training says itself where it stopped, by which signal, and how to resume.
+        message = _one_line(stopped) if stopped.args else "stopped by Ctrl-C; finished files are complete"
         print(f"hf-rerank: {message}", file=sys.stderr)
         return 128 + getattr(stopped, "signal", signal.SIGINT)
     except (InputError, TrainingStopped) as error:

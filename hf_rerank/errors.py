@@ -1,4 +1,4 @@
-"""The one exception for a caller's mistake, so that a command line can tell it from a fault of this library."""
+"""``InputError``, raised for every mistake of the caller, which tells it apart from a bug of this library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 class InputError(ValueError):
     """Something given to the library is wrong: an option, a file, a column, a list.
 
-    The message says what was expected, what came, where, and what to do. The command line prints it as
+    The message says what was expected, what was received, where, and what to do. The command line prints it as
     one line and exits with 2; everywhere else it is an ordinary ``ValueError``.
 
     Messages quote names and values of files that anybody may have written, so a message is made one line of at most
@@ -33,8 +33,8 @@ class InputError(ValueError):
         super().__init__(line)
 
 
-def shown(value: Any) -> str:
-    """The ``repr`` of any value, for messages: at most about ``LONGEST_VALUE`` characters, and never an error."""
+def show(value: Any) -> str:
+    """Returns the ``repr`` of any value for messages: at most about ``LONGEST_VALUE`` characters; never raises."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, or lists nested as deep
@@ -51,4 +51,4 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on: the message says at which step, why, and what to do."""
+    """Training cannot continue: the message says at which step, why, and what to do."""

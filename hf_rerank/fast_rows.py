@@ -1,8 +1,8 @@
-"""Rows as servers send most of them, converted and checked many columns at once.
+"""The fast path for rows as servers send them: plain columns are converted and checked together.
 
 One list has tens of columns of a few values each, and to convert and check each alone would be half of the time that
 ranking it takes. Plain columns are whole lists of integers or of finite numbers, with nothing missing. What is not
-plain is left to ``Lists``, which looks at it column by column and says what is wrong with it; nothing is refused here.
+plain is left to ``Lists``, which checks it column by column and reports what is wrong; nothing is refused here.
 """
 
 from __future__ import annotations
@@ -22,51 +22,51 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class PlainRows:
+class PlainColumns:
     """The columns that are plain.
 
     Attributes:
         lengths: int64 [B], items of each list, at least 1; None where no column of items is plain.
-        columns: Feature -> all its values, list after list (items), or one a list (user), as integers or numbers.
+        columns: Feature -> all its values, list after list (items), or one per list (user), as integers or numbers.
     """
 
     lengths: np.ndarray | None
     columns: dict[str, pa.Array]
 
 
-def plain_rows(rows: Rows, schema: ListSchema) -> PlainRows:
-    """Looks at features of the items and of the user.
+def read_plain_columns(rows: Rows, schema: ListSchema) -> PlainColumns:
+    """Converts the plain columns among the features of items and user.
 
     Args:
-        rows: Dictionaries of columns, one a list.
+        rows: Dictionaries of columns, one per list.
         schema: Says which column is what.
     """
-    lengths = _lengths(rows, schema.items[0].name)
+    lengths = _count_items(rows, schema.items[0].name)
     columns: dict[str, pa.Array] = {}
     of_items = 0
     if lengths is not None:
         for kind in (Categorical, Dense):
             names = [feature.name for feature in schema.features("items", kind)]
-            columns |= _converted(names, _of_items(rows, names, lengths), kind)
+            columns |= _convert(names, _join_items(rows, names, lengths), kind)
         of_items = len(columns)
     for kind in (Categorical, Dense):
         names = [feature.name for feature in schema.features("user", kind)]
-        columns |= _converted(names, [row.get(name) for name in names for row in rows], kind)
-    return PlainRows(np.array(lengths, dtype=np.int64) if of_items else None, columns)
+        columns |= _convert(names, [row.get(name) for name in names for row in rows], kind)
+    return PlainColumns(np.array(lengths, dtype=np.int64) if of_items else None, columns)
 
 
-def _lengths(rows: Rows, name: str) -> list[int] | None:
-    """Items of each list, by one column; None where it is not in all rows, no list, or empty."""
+def _count_items(rows: Rows, name: str) -> list[int] | None:
+    """Counts the items of each list, by one column; None if it is missing, no list, or empty in a row."""
     lengths = []
     for row in rows:
-        values = _listed(row.get(name))
+        values = _as_list(row.get(name))
         if not values:
             return None
         lengths.append(len(values))
     return lengths
 
 
-def _listed(values: Any) -> list[Any] | None:
+def _as_list(values: Any) -> list[Any] | None:
     if type(values) is list:
         return values
     if hasattr(values, "tolist"):
@@ -74,20 +74,20 @@ def _listed(values: Any) -> list[Any] | None:
     return values if type(values) is list else None
 
 
-def _of_items(rows: Rows, names: Sequence[str], lengths: Sequence[int]) -> list[Any]:
-    """The values of all columns, one column after another; empty unless each column has as many as the lists."""
+def _join_items(rows: Rows, names: Sequence[str], lengths: Sequence[int]) -> list[Any]:
+    """Joins the values of all columns, one column after another; empty unless the lengths match."""
     joined: list[Any] = []
     for name in names:
         for row, length in zip(rows, lengths, strict=True):
-            values = _listed(row.get(name))
+            values = _as_list(row.get(name))
             if values is None or len(values) != length:
                 return []
             joined += values
     return joined
 
 
-def _converted(names: Sequence[str], joined: list[Any], kind: type) -> dict[str, pa.Array]:
-    """Column -> values, if all are plain; otherwise nothing."""
+def _convert(names: Sequence[str], joined: list[Any], kind: type) -> dict[str, pa.Array]:
+    """Converts to column -> values if all are plain; otherwise returns nothing."""
     # The exact types: a bool is an int to isinstance, and is none in a column of arrow.
     if not joined or not set(map(type, joined)) <= PLAIN_TYPES[kind]:
         return {}

@@ -91,8 +91,8 @@ def neuralsort_matrix(scores: Tensor, mask: Tensor, *, temperature: float) -> Te
     return torch.where((rank < count)[..., :, None] & mask[..., None, :], matrix, 0.0)
 
 
-def sinkhorn_normalized(matrix: Tensor, steps: int) -> Tensor:
-    """Normalize columns, then rows, ``steps`` times: with enough of them a matrix of ranks by slots sums to 1 in both.
+def sinkhorn_normalize(matrix: Tensor, steps: int) -> Tensor:
+    """Normalizes columns, then rows, ``steps`` times (Sinkhorn): with enough steps all sums approach 1.
 
     Rows and columns that are 0 stay 0. Only the factors of rows and columns change from step to step, so that a step
     keeps vectors for the gradient, not matrices.
@@ -112,8 +112,8 @@ def sinkhorn_normalized(matrix: Tensor, steps: int) -> Tensor:
     return rows * matrix * columns
 
 
-def normalized(matrix: Tensor, dim: int) -> Tensor:
-    """The matrix divided by its sums along ``dim``; rows or columns of 0 stay 0."""
+def normalize_along(matrix: Tensor, dim: int) -> Tensor:
+    """Divides a matrix by its sums along ``dim``; rows or columns of 0 stay 0."""
     return matrix * _reciprocal(matrix.sum(dim=dim, keepdim=True))
 
 
@@ -127,7 +127,7 @@ def read_lists(
     lowest: float = 0.0,
     highest: float = math.inf,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Check the inputs of a loss; return all four in one floating type, with 0 at padding.
+    """Checks the inputs of a loss; returns all four in one floating type, with 0 at padding.
 
     Args:
         scores, targets, mask, weights: [..., list], see any loss; None as there.
@@ -154,15 +154,15 @@ def read_lists(
         _check_values(name, targets.to(dtype), mask, lowest, highest)
         if weights is not None:
             _check_values("weights", weights.to(dtype), mask, 0.0, math.inf)
-    # `where` also stops gradients: padding gets exactly 0 back, even where NaN stands.
+    # `where` also stops gradients: padding gets exactly 0 back, even where it holds NaN.
     scores = torch.where(mask, scores.to(dtype), 0.0)
     targets = torch.where(mask, targets.to(dtype), 0.0)
     weights = torch.ones_like(scores) if weights is None else torch.where(mask, weights.to(dtype), 0.0)
     return scores, targets, mask, weights
 
 
-def corrected_labels(labels: Tensor, propensities: Tensor | None, mask: Tensor) -> Tensor:
-    """``y / p``, in the type of the labels and 0 at padding; without propensities the labels themselves.
+def correct_labels(labels: Tensor, propensities: Tensor | None, mask: Tensor) -> Tensor:
+    """Divides labels by propensities; 0 at padding. Without propensities returns the labels themselves.
 
     Args:
         labels: float [..., list], as of ``read_lists``.
@@ -234,6 +234,6 @@ def _check_values(name: str, values: Tensor, mask: Tensor, lowest: float, highes
         limit = f"in [{lowest:g}, {highest:g}] for a log-loss"
     raise InputError(
         f"{name} of real items must be {limit}; found {values[(*leading, slot)].item():g} in {place}. "
-        "If padding stands there, pass mask, True at real items"
+        "If that is padding, pass mask, True at real items"
         + ("; for graded labels take a listwise loss" if highest < math.inf else "")
     )

@@ -10,7 +10,7 @@ Which one to choose:
 - ``lambda_loss``, ``approx_ndcg_loss``, ``neural_ndcg_loss``: graded labels, measured by NDCG.
 - ``distillation_loss``: the scores of another model instead of labels.
 
-**Position bias.** Clicks are logged in an order, and an item that nobody looked at gets none. Give ``propensities``,
+**Position bias.** Clicks are logged in an order, and an item that nobody examined gets none. Give ``propensities``,
 the probability that each item was examined, to the losses that can be corrected, ``LOSSES_WITH_PROPENSITIES``. Sample
 weights of ``1 / p`` cannot take their place. The other losses compare the labels of a list with each other, and no
 weighting of the clicks makes them unbiased.
@@ -31,7 +31,7 @@ from hf_rerank.errors import InputError, suggestion
 from hf_rerank.list_tensors import (
     MIN_TEMPERATURE,
     check_positive,
-    corrected_labels,
+    correct_labels,
     log_softmax,
     read_lists,
     reduce_lists,
@@ -54,7 +54,7 @@ __all__ = [
     "approx_ndcg_loss",
     "attention_rank_loss",
     "binary_log_loss",
-    "centred",
+    "center_scores",
     "check_propensity_loss",
     "distillation_loss",
     "lambda_loss",
@@ -92,7 +92,7 @@ def binary_log_loss(
 
     When to choose it: where the probability of a click is used itself, for a bid or a threshold, and where lists
     without a click say something; they count like all others. It is the only loss here that fixes the level of a
-    list's scores: all others ignore a shift of the whole list, and look at the items of a list together.
+    list's scores: all others ignore a shift of the whole list, and compare the items of a list.
 
     Args:
         scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
@@ -118,7 +118,7 @@ def binary_log_loss(
     1.0444
     """
     scores, labels, mask, weights = read_lists(scores, labels, mask, weights, highest=1.0)
-    targets = corrected_labels(labels, propensities, mask)
+    targets = correct_labels(labels, propensities, mask)
     per_item = weights * F.binary_cross_entropy_with_logits(scores, targets, reduction="none")
     items = mask.sum(dim=-1).clamp(min=1)
     return reduce_lists(torch.where(mask, per_item, 0.0).sum(dim=-1) / items, mask, reduction)
@@ -174,7 +174,7 @@ def softmax_loss(
     1.4076
     """
     scores, labels, mask, weights = read_lists(scores, labels, mask, weights)
-    targets = corrected_labels(labels, propensities, mask)
+    targets = correct_labels(labels, propensities, mask)
     if normalize and propensities is None:
         total = labels.sum(dim=-1, keepdim=True)
         targets = labels / torch.where(total > 0, total, 1.0)
@@ -365,7 +365,7 @@ def check_propensity_loss(task_loss: str) -> None:
 
 
 def probabilities(scores: Tensor, task_loss: str, *, mask: Tensor | None = None) -> Tensor:
-    """What a model trained with ``task_loss`` predicts: sigmoid of each score, or softmax over the list's real items.
+    """Computes what a model trained with ``task_loss`` predicts: sigmoid per score, or softmax over the list.
 
     Sigmoid for ``binary_log_loss``, the probability of a click on each item. Softmax for all others, the probability
     that an item is the one chosen from its list. The losses in ``LOSSES_WITHOUT_PROBABILITIES`` train no
@@ -398,15 +398,15 @@ def probabilities(scores: Tensor, task_loss: str, *, mask: Tensor | None = None)
     return torch.where(mask, log_softmax(scores, mask).exp(), 0.0)
 
 
-def centred(scores: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Scores minus the mean over the real items of their list, 0 at padding, float32 at least.
+def center_scores(scores: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Centers scores: subtracts the mean over the real items of each list; 0 at padding, float32 at least.
 
     Args:
         scores: float [..., list].
         mask: bool [..., list], True at real items; None: all are.
 
     >>> import torch
-    >>> centred(torch.tensor([1.0, 3.0])).tolist()
+    >>> center_scores(torch.tensor([1.0, 3.0])).tolist()
     [-1.0, 1.0]
     """
     scores = upcast(scores)

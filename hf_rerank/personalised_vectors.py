@@ -1,8 +1,8 @@
-"""Personalised vectors: what a click model makes of an item for a user, as an input of re-rankers.
+"""Personalised vectors: a click model's hidden representation of an item for a user, as input of re-rankers.
 
 PRM (Pei et al. 2019, section 4.3) takes them from the last hidden layer of a click model that was trained beforehand,
 pointwise, by log-loss. Here the click model learns from ``ranker_train`` only: one that had seen the clicks of a list
-would tell them in its vectors.
+would leak them through its vectors.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from hf_rerank.validation import Lists
 
 COLUMN = "personalised"
 DIM = 32
-# The layer before the one that the vectors are.
+# Width of the layer before the vectors.
 HIDDEN = 200
 MODEL_FOLDER = "click_model"
 REPORT_KEY = "personalised_vectors"
-# Reports of steps before this one, which stay.
+# Report of an earlier step, which is kept.
 _EARLIER = "initial_ranker"
 
 
@@ -55,14 +55,14 @@ class PersonalisedVectors:
 
     @property
     def dim(self) -> int:
-        """Numbers an item."""
+        """Numbers per item."""
         return self.model.model.config.hidden_sizes[-1]
 
     def add(self, lists: Any) -> Any:
-        """The lists with their vectors, for a re-ranker that was trained with them.
+        """Adds the vectors to lists, for a re-ranker that was trained with them.
 
         Args:
-            lists: Dictionaries, one a list, as ``Reranker.rerank`` takes them; or an arrow table.
+            lists: One dict per list, as ``Reranker.rerank`` takes them; or an arrow table.
 
         Returns:
             As ``lists``, with one more column.
@@ -71,7 +71,7 @@ class PersonalisedVectors:
             InputError: A list is wrong, or has the column already.
         """
         if isinstance(lists, pa.Table):
-            return self._with_column(lists)
+            return self._add_column(lists)
         rows: Sequence[Mapping[str, Any]] = lists
         checked = Lists.from_rows(rows, self.model.processor.schema)
         if not rows:
@@ -79,25 +79,25 @@ class PersonalisedVectors:
         there = next((number for number, row in enumerate(rows) if self.column in row), None)
         if there is not None:
             raise InputError(f"list {there} has a column {self.column!r} already: leave it out, or do not add it")
-        parts = np.split(self.model.last_hidden(checked), np.cumsum(checked.lengths)[:-1])
+        parts = np.split(self.model.encode_items(checked), np.cumsum(checked.lengths)[:-1])
         return [{**row, self.column: part.tolist()} for row, part in zip(rows, parts, strict=True)]
 
-    def _with_column(self, table: pa.Table) -> pa.Table:
+    def _add_column(self, table: pa.Table) -> pa.Table:
         if self.column in table.column_names:
             raise InputError(f"the lists have a column {self.column!r} already: choose another name")
         if not table.num_rows:
-            return table.append_column(column_of(self.column), pa.array([], type=column_of(self.column).type))
+            return table.append_column(vector_field(self.column), pa.array([], type=vector_field(self.column).type))
         lists = Lists.from_arrow(table, self.model.processor.schema)
-        vectors = self.model.last_hidden(lists)
+        vectors = self.model.encode_items(lists)
         of_items = pa.ListArray.from_arrays(
             pa.array(np.arange(0, vectors.size + 1, self.dim), type=pa.int32()), pa.array(vectors.reshape(-1))
         )
         offsets = pa.array(np.concatenate([[0], np.cumsum(lists.lengths)]), type=pa.int32())
-        return table.append_column(column_of(self.column), pa.ListArray.from_arrays(offsets, of_items))
+        return table.append_column(vector_field(self.column), pa.ListArray.from_arrays(offsets, of_items))
 
 
-def column_of(name: str) -> pa.Field:
-    """The arrow field of a column of vectors."""
+def vector_field(name: str) -> pa.Field:
+    """Returns the arrow field of a column of vectors."""
     return pa.field(name, pa.list_(pa.list_(pa.float32())))
 
 
@@ -116,15 +116,15 @@ def add_personalised_vectors(
     The lists of ``train``, ``validation`` and ``test`` get an item column of ``dim`` numbers, and the schema a
     ``Vector`` of that name. ``ranker_train`` is left empty in the new folder: the click model has seen its
     labels. The model is kept in ``click_model/``; ``PersonalisedVectors`` computes the vectors of new
-    lists with it. The folder appears when it is whole; lists are read and written batch by batch.
+    lists with it. The folder appears when it is complete; lists are read and written batch by batch.
 
     Args:
         lists_dir: A folder of prepared lists.
         output_dir: Folder to make; must be new or empty.
-        dim: Numbers an item.
+        dim: Numbers per item.
         column: Name of the new column.
         seed: Of the click model.
-        at_most: Lists of ``ranker_train`` to look at, at most. None: all.
+        at_most: Largest number of lists of ``ranker_train`` to use. None: all.
         progress: Bars of what takes longer than a second.
 
     Returns:
@@ -154,10 +154,10 @@ class _WithVectors(PreparedSource):
             raise InputError(f"{self.folder} has a column {column!r} already: choose another name")
         self.old_schema = self.schema
         self.schema = self.schema.replace(items=[*self.schema.items, Vector(column, dim)])
-        self.columns = self.columns.append(column_of(column))
+        self.columns = self.columns.append(vector_field(column))
 
     def facts(self) -> PersonalisedVectors:
-        """The trained click model."""
+        """Trains the click model."""
         super().facts()
         lists, sizes = read_ranker_train(self.prepared, self.folder), (HIDDEN, self.dim)
         fit: dict[str, Any] = {"seed": self.seed, "at_most": self.at_most, "progress": self.progress}
@@ -174,11 +174,11 @@ class _WithVectors(PreparedSource):
         about = {**facts.model.settings, "column": self.column, "dim": self.dim}
         before = read_report(self.folder)
         earlier = {_EARLIER: before[_EARLIER]} if _EARLIER in before else {}
-        card = _card(self.folder, self.schema, report, about)
+        card = _make_card(self.folder, self.schema, report, about)
         write_description(folder, self.schema, report, card, **earlier, **{REPORT_KEY: about})
 
 
-def _card(source: Path, schema: ListSchema, report: PrepareReport, facts: Mapping[str, Any]) -> str:
+def _make_card(source: Path, schema: ListSchema, report: PrepareReport, facts: Mapping[str, Any]) -> str:
     card = read_card(source)
     how = [
         *card.how,

@@ -17,14 +17,14 @@ from hf_rerank.list_tensors import (
     MIN_TEMPERATURE,
     check_gain,
     check_positive,
-    corrected_labels,
+    correct_labels,
     differences,
     neuralsort_matrix,
     ranks,
     read_lists,
     reduce_lists,
     relative_gains,
-    sinkhorn_normalized,
+    sinkhorn_normalize,
 )
 
 
@@ -46,7 +46,7 @@ def pairwise_logistic_loss(
 
     With propensities it is ``1/(n - 1) sum_i w_i y_i / p_i sum_(j != i) log(1 + exp(-sigma (s_i - s_j)))``, each
     click against all n - 1 other items, clicked ones too (Joachims et al. 2017): an item without a click may be one
-    that nobody looked at, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
+    that nobody examined, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
     the same sum with the relevance in the place of ``y_i / p_i``.
 
     When to choose it: the number of pairs in the wrong order is what matters (the AUC within a list), at the bottom
@@ -84,7 +84,7 @@ def pairwise_logistic_loss(
     check_positive("sigma", sigma)
     scores, labels, mask, weights = read_lists(scores, labels, mask, weights)
     per_pair = -F.logsigmoid(sigma * differences(scores))
-    return reduce_lists(_over_pairs(per_pair, labels, mask, weights, normalize, propensities), mask, reduction)
+    return reduce_lists(_reduce_pairs(per_pair, labels, mask, weights, normalize, propensities), mask, reduction)
 
 
 def pairwise_hinge_loss(
@@ -105,7 +105,7 @@ def pairwise_hinge_loss(
 
     With propensities it is ``1/(n - 1) sum_i w_i y_i / p_i sum_(j != i) max(0, margin - (s_i - s_j))``, each
     click against all n - 1 other items, clicked ones too (Joachims et al. 2017): an item without a click may be one
-    that nobody looked at, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
+    that nobody examined, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
     the same sum with the relevance in the place of ``y_i / p_i``.
 
     When to choose it: pairs that are in the right order by the margin should have no further effect, so that scores
@@ -142,7 +142,7 @@ def pairwise_hinge_loss(
     check_positive("margin", margin)
     scores, labels, mask, weights = read_lists(scores, labels, mask, weights)
     per_pair = F.relu(margin - differences(scores))
-    return reduce_lists(_over_pairs(per_pair, labels, mask, weights, normalize, propensities), mask, reduction)
+    return reduce_lists(_reduce_pairs(per_pair, labels, mask, weights, normalize, propensities), mask, reduction)
 
 
 def list_mle_loss(
@@ -254,7 +254,7 @@ def lambda_loss(
     gains = gains / torch.where(ideal > 0, ideal, 1.0)
     swap_changes = (differences(gains) * differences(discounts)).abs()
     per_pair = swap_changes * -F.logsigmoid(sigma * differences(scores)) / math.log(2.0)
-    return reduce_lists(_over_pairs(per_pair, labels, mask, weights, normalize=False), mask, reduction)
+    return reduce_lists(_reduce_pairs(per_pair, labels, mask, weights, normalize=False), mask, reduction)
 
 
 def approx_ndcg_loss(
@@ -312,7 +312,7 @@ def approx_ndcg_loss(
     above = torch.sigmoid(-differences(scores) / temperature)  # [..., i, j]: how far j is above i
     others = mask[..., None, :] & ~torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
     smooth_ranks = 1.0 + torch.where(others, above, 0.0).sum(dim=-1)
-    lost = _ndcg_lost(1.0 / torch.log2(1.0 + smooth_ranks), labels, mask, weights, gain)
+    lost = _ndcg_loss(1.0 / torch.log2(1.0 + smooth_ranks), labels, mask, weights, gain)
     return reduce_lists(lost, mask, reduction)
 
 
@@ -375,14 +375,14 @@ def neural_ndcg_loss(
     if sinkhorn_steps != int(sinkhorn_steps) or sinkhorn_steps < 0:
         raise InputError(f"sinkhorn_steps must be a whole number, at least 0; got {sinkhorn_steps}")
     scores, labels, mask, weights = read_lists(scores, labels, mask, weights)
-    shares = sinkhorn_normalized(neuralsort_matrix(scores, mask, temperature=temperature), int(sinkhorn_steps))
+    shares = sinkhorn_normalize(neuralsort_matrix(scores, mask, temperature=temperature), int(sinkhorn_steps))
     rank = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
     discounts = 1.0 / torch.log2(1.0 + rank.to(scores.dtype))
-    lost = _ndcg_lost((discounts[:, None] * shares).sum(dim=-2), labels, mask, weights, gain)
+    lost = _ndcg_loss((discounts[:, None] * shares).sum(dim=-2), labels, mask, weights, gain)
     return reduce_lists(lost, mask, reduction)
 
 
-def _over_pairs(
+def _reduce_pairs(
     per_pair: Tensor,
     labels: Tensor,
     mask: Tensor,
@@ -397,7 +397,7 @@ def _over_pairs(
     real = mask[..., :, None] & mask[..., None, :]
     if propensities is not None:
         pairs = real & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-        clicks = weights * corrected_labels(labels, propensities, mask)
+        clicks = weights * correct_labels(labels, propensities, mask)
         total = torch.where(pairs, clicks[..., :, None] * per_pair, 0.0).sum(dim=(-2, -1))
         return total / (mask.sum(dim=-1) - 1).clamp(min=1) if normalize else total
     pairs = (differences(labels) > 0) & real
@@ -405,7 +405,7 @@ def _over_pairs(
     return total / pairs.sum(dim=(-2, -1)).clamp(min=1) if normalize else total
 
 
-def _ndcg_lost(discounts: Tensor, labels: Tensor, mask: Tensor, weights: Tensor, gain: str) -> Tensor:
+def _ndcg_loss(discounts: Tensor, labels: Tensor, mask: Tensor, weights: Tensor, gain: str) -> Tensor:
     """``sum_i w_i g_i (b_i - d_i) / idealDCG``, one value per list; with weights of 1 this is 1 - NDCG.
 
     ``d`` [..., list] are the discounts that items have, ``b`` those of the ideal order. Items of equal labels share

@@ -1,4 +1,4 @@
-"""The checks at the interface: is this Arrow table, or are these dictionaries, valid lists for a schema?
+"""Checks Arrow tables and dicts against a schema.
 
 ``Lists`` is a checked batch, in whole columns. A null is a missing value, never an error in itself; NaN and infinity
 are errors.
@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.errors import InputError, shown, suggestion
-from hf_rerank.fast_rows import LARGEST_FLOAT32, PlainRows, plain_rows
+from hf_rerank.errors import InputError, show, suggestion
+from hf_rerank.fast_rows import LARGEST_FLOAT32, PlainColumns, read_plain_columns
 from hf_rerank.schema import COLUMN_TENSORS, TENSORS, Categorical, Dense, Feature, ListSchema, Vector, kind_of
 
 # A column holds a list per list, which holds a list per item, which holds numbers.
@@ -69,8 +69,8 @@ class Lists:
         """float32 [N]; None where the lists have no labels."""
         return self.columns.get("labels")
 
-    def labels_of_cut_items(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The labels of the items that were cut, before and now, those of one list together: float32 [items cut].
+    def collect_cut_labels(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Collects the labels of the items that were cut, before and now, list by list: float32 [items cut].
 
         Args:
             kept: bool [N], which items stay now.
@@ -91,38 +91,36 @@ class Lists:
     def from_rows(
         cls, rows: Sequence[Mapping[str, Any]], schema: ListSchema, *, with_labels: bool = False, first: int = 0
     ) -> Lists:
-        """Lists from dictionaries, one a list; see ``from_arrow``."""
+        """Lists from dicts, one per list; see ``from_arrow``."""
         if isinstance(rows, Mapping) or not isinstance(rows, Sequence):
-            raise InputError(f"expected a sequence of lists, one dictionary a list, got {type(rows).__name__}")
+            raise InputError(f"expected a sequence of lists, one dict per list, got {type(rows).__name__}")
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise InputError(f"list {first + number} is a {type(row).__name__}: expected a dictionary of columns")
-        plain = plain_rows(rows, schema)
+        plain = read_plain_columns(rows, schema)
         columns = {}
         for name in columns_of(schema):
             if name in plain.columns:
                 continue
             there = [name in row for row in rows]
             if all(there) and there:
-                columns[name] = _column(rows, name, schema, first)
+                columns[name] = _read_column(rows, name, schema, first)
             elif any(there):
                 keys = rows[there.index(False)]
-                raise InputError(
-                    f"{_where(rows, there.index(False), schema, first)} lacks the column {name!r}, which other lists "
-                    f"have{suggestion(name, keys)}"
-                )
+                place = _locate_list(rows, there.index(False), schema, first)
+                raise InputError(f"{place} lacks the column {name!r}, which other lists have{suggestion(name, keys)}")
         if not rows:
-            return cls.from_arrow(_no_lists(schema), schema, with_labels=with_labels)
-        return cls._checked(pa.table(columns), plain, len(rows), list(rows[0]), schema, with_labels, first)
+            return cls.from_arrow(_make_empty_table(schema), schema, with_labels=with_labels)
+        return cls._check(pa.table(columns), plain, len(rows), list(rows[0]), schema, with_labels, first)
 
     @classmethod
     def from_arrow(
         cls, table: pa.Table | pa.RecordBatch, schema: ListSchema, *, with_labels: bool = False, first: int = 0
     ) -> Lists:
-        """Lists from an arrow table, a row a list.
+        """Lists from an arrow table, one row per list.
 
         Args:
-            table: Columns of the schema; others are not looked at.
+            table: Columns of the schema; others are ignored.
             with_labels: Labels, positions and weights that the schema names must be there (training, evaluation).
                 Otherwise they are read where they are.
             first: Number of the first list, for messages.
@@ -131,13 +129,13 @@ class Lists:
             InputError: Naming the column and the first list that is wrong.
         """
         offered = list(table.schema.names)
-        return cls._checked(table, PlainRows(None, {}), table.num_rows, offered, schema, with_labels, first)
+        return cls._check(table, PlainColumns(None, {}), table.num_rows, offered, schema, with_labels, first)
 
     @classmethod
-    def _checked(
+    def _check(
         cls,
         table: pa.Table | pa.RecordBatch,
-        plain: PlainRows,
+        plain: PlainColumns,
         count: int,
         offered: list[str],
         schema: ListSchema,
@@ -151,7 +149,7 @@ class Lists:
             plain: Columns that are converted, and in which nothing can be wrong.
             offered: The columns that the caller has, for messages.
         """
-        ids = _ids(table, schema, first, count)
+        ids = _read_ids(table, schema, first, count)
         reader = _ColumnReader(table, offered, ids, first, schema.items[0].name)
 
         items: dict[str, Any] = {}
@@ -161,39 +159,41 @@ class Lists:
             if feature.name in plain.columns:
                 items[feature.name] = plain.columns[feature.name]
                 continue
-            flat, feature_lengths = reader.sequences(feature.name, feature)
+            flat, feature_lengths = reader.read_sequences(feature.name, feature)
             if lengths is None:
                 lengths = feature_lengths
                 if (lengths == 0).any():
-                    empty = reader.where(int(np.argmin(lengths)))
+                    empty = reader.locate_list(int(np.argmin(lengths)))
                     raise InputError(f"{empty} is empty: expected at least one item; leave it out")
-            reader.same_lengths(feature.name, feature_lengths, lengths_of, lengths)
-            items[feature.name] = reader.checked(feature, flat, lengths)
+            reader.check_same_lengths(feature.name, feature_lengths, lengths_of, lengths)
+            items[feature.name] = reader.check_feature(feature, flat, lengths)
         assert lengths is not None
 
         user = {}
         for feature in schema.user:
             found = plain.columns.get(feature.name)
-            user[feature.name] = reader.checked(feature, reader.values(feature.name), None) if found is None else found
+            user[feature.name] = (
+                reader.check_feature(feature, reader.read_column(feature.name), None) if found is None else found
+            )
         history = {}
         history_lengths: np.ndarray | None = None
         for feature in schema.history:
-            flat, feature_lengths = reader.sequences(feature.name, HISTORY_FEATURE)
+            flat, feature_lengths = reader.read_sequences(feature.name, HISTORY_FEATURE)
             if history_lengths is None:
                 history_lengths, lengths_of = feature_lengths, feature.name
-            reader.same_lengths(feature.name, feature_lengths, lengths_of, history_lengths)
-            history[feature.name] = reader.checked(feature, flat, feature_lengths)
+            reader.check_same_lengths(feature.name, feature_lengths, lengths_of, history_lengths)
+            history[feature.name] = reader.check_feature(feature, flat, feature_lengths)
         if history_lengths is None:
             history_lengths = np.zeros(len(lengths), dtype=np.int64)
 
-        columns = {"position_ids": reader.positions(schema.position_column, lengths, required=with_labels)}
+        columns = {"position_ids": reader.read_positions(schema.position_column, lengths, required=with_labels)}
         for part, name in schema.item_columns().items():
             if part == "position" or (name not in reader.names and not (with_labels and _is_needed(part, schema))):
                 continue
-            columns[COLUMN_TENSORS[part]] = reader.numbers(part, name, lengths)
+            columns[COLUMN_TENSORS[part]] = reader.read_numbers(part, name, lengths)
         lists = cls(schema, lengths, items, user, history, history_lengths, columns, ids)
         if schema.cut_label is not None and schema.cut_label in reader.names:
-            lists.cut_labels, lists.cut_lengths = reader.cut_labels(schema.cut_label)
+            lists.cut_labels, lists.cut_lengths = reader.read_cut_labels(schema.cut_label)
         return lists
 
 
@@ -217,19 +217,19 @@ class _ColumnReader:
         self.names = table.schema.names
         self.item_column = item_column
 
-    def where(self, row: int) -> str:
+    def locate_list(self, row: int) -> str:
         number = f"list {self.first + row}"
         return number if self.ids[row] == str(self.first + row) else f"{number} (id {self.ids[row]})"
 
-    def at(self, flat_index: int, lengths: np.ndarray | None) -> str:
-        """The list and slot of a flat index; of a list column the index is the list."""
+    def locate(self, flat_index: int, lengths: np.ndarray | None) -> str:
+        """Names the list and slot of a flat index; without lengths the index is the list."""
         if lengths is None:
-            return self.where(flat_index)
+            return self.locate_list(flat_index)
         ends = np.cumsum(lengths)
         row = int(np.searchsorted(ends, flat_index, side="right"))
-        return f"{self.where(row)}, item {flat_index - int(ends[row] - lengths[row])}"
+        return f"{self.locate_list(row)}, item {flat_index - int(ends[row] - lengths[row])}"
 
-    def values(self, name: str) -> pa.Array:
+    def read_column(self, name: str) -> pa.Array:
         if name not in self.names:
             raise InputError(
                 f"the lists have no column {name!r}; their columns: {', '.join(_texts(self.offered))}"
@@ -242,41 +242,41 @@ class _ColumnReader:
             column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
         if isinstance(column, pa.ChunkedArray):
             column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
-        return _ordinary(column)
+        return _convert_types(column)
 
-    def sequences(self, name: str, what: str | Feature) -> tuple[pa.Array, np.ndarray]:
-        """The items of all lists one after another, and their lengths int64 [B]."""
-        column = self.values(name)
+    def read_sequences(self, name: str, what: str | Feature) -> tuple[pa.Array, np.ndarray]:
+        """Reads the items of all lists one after another, and their lengths int64 [B]."""
+        column = self.read_column(name)
         if not _is_sequence(column.type):
             what = what if isinstance(what, str) else f"{kind_of(what)} feature of items"
             raise InputError(
-                f"column {name!r} holds one {column.type} a list: expected a sequence, one value an item ({what}); of "
-                "a table with a row an item load_lists takes the CSV, or the pandas or Polars frame"
+                f"column {name!r} holds one {column.type} per list: expected a sequence, one value per item ({what}); "
+                "for one row per item give load_lists the CSV, or the pandas or Polars frame"
             )
         if column.null_count:
             row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
             none = ", empty where there is no history" if what == HISTORY_FEATURE else ""
             raise InputError(
-                f"column {name!r} of {self.where(row)} is null: expected a sequence, one value an item{none}"
+                f"column {name!r} of {self.locate_list(row)} is null: expected a sequence, one value per item{none}"
             )
         if len(column) == 1:  # as in serving, where what follows would take half the time of all checks
             flat = column[0].values
-            return _ordinary(flat), np.array([len(flat)], dtype=np.int64)
+            return _convert_types(flat), np.array([len(flat)], dtype=np.int64)
         lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
-        return _ordinary(column.flatten()), lengths
+        return _convert_types(column.flatten()), lengths
 
-    def same_lengths(self, name: str, lengths: np.ndarray, other: str, expected: np.ndarray) -> None:
+    def check_same_lengths(self, name: str, lengths: np.ndarray, other: str, expected: np.ndarray) -> None:
         wrong = lengths != expected
         if np.count_nonzero(wrong):
             row = int(np.argmax(wrong))
             raise InputError(
-                f"{self.where(row)} is ragged: column {name!r} has {lengths[row]} values, column {other!r} has "
+                f"{self.locate_list(row)} is ragged: column {name!r} has {lengths[row]} values, column {other!r} has "
                 f"{expected[row]}; all columns of one list's items (and of its history) must be equally long"
             )
 
-    def checked(self, feature: Feature, flat: pa.Array, lengths: np.ndarray | None) -> Any:
+    def check_feature(self, feature: Feature, flat: pa.Array, lengths: np.ndarray | None) -> Any:
         if isinstance(feature, Vector):
-            return self.vectors(feature, flat, lengths)
+            return self.check_vectors(feature, flat, lengths)
         if pa.types.is_null(flat.type) and not (isinstance(feature, Dense) and feature.missing == "error"):
             return flat
         if isinstance(feature, Categorical):
@@ -286,35 +286,35 @@ class _ColumnReader:
                     "or declare it Dense"
                 )
             if feature.hash_size is None and pa.types.is_integer(flat.type):
-                self.not_negative(feature.name, flat, lengths)
+                self.check_not_negative(feature.name, flat, lengths)
             return flat
         if not pa.types.is_null(flat.type):
-            self.finite(feature.name, flat, lengths, nullable=feature.missing != "error")
+            self.check_finite(feature.name, flat, lengths, nullable=feature.missing != "error")
         if feature.missing == "error" and flat.null_count:
             index = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False)))
             raise InputError(
-                f"column {feature.name!r} is missing in {self.at(index, lengths)}, and its schema says "
+                f"column {feature.name!r} is missing in {self.locate(index, lengths)}, and its schema says "
                 "missing='error'; fill it, or use missing='mean' or 'indicator'"
             )
         return flat
 
-    def not_negative(self, name: str, flat: pa.Array, lengths: np.ndarray | None) -> None:
+    def check_not_negative(self, name: str, flat: pa.Array, lengths: np.ndarray | None) -> None:
         """Ids of a table count from 0; hashed ones may be any 64 bits."""
         if not len(flat) or (lowest := pc.min(flat).as_py()) is None or lowest >= 0:
             return
         index = int(np.argmax(pc.less(flat, 0).fill_null(False).to_numpy(zero_copy_only=False)))
         raise InputError(
-            f"categorical column {name!r} holds {flat[index].as_py()} in {self.at(index, lengths)}: expected ids of "
-            "at least 0; a missing value is written as null (None), and an id that is truly negative as text, or give "
-            "the feature a hash_size"
+            f"categorical column {name!r} holds {flat[index].as_py()} in {self.locate(index, lengths)}: expected ids "
+            "of at least 0; a missing value is written as null (None), and an id that is truly negative as text, or "
+            "give the feature a hash_size"
         )
 
-    def finite(
+    def check_finite(
         self, name: str, flat: pa.Array, lengths: np.ndarray | None, *, width: int = 1, nullable: bool = False
     ) -> np.ndarray:
-        """The numbers as float64, nulls as 0, once text, NaN, infinity and what float32 cannot hold are excluded.
+        """Checks numbers: no text, NaN, infinity or what float32 cannot hold; returns float64, nulls as 0.
 
-        ``width``: numbers an item. ``nullable``: a null is allowed, and is the remedy for NaN.
+        ``width``: numbers per item. ``nullable``: a null is allowed, and is the remedy for NaN.
         """
         if not (pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type) or pa.types.is_boolean(flat.type)):
             raise InputError(f"column {name!r} holds {flat.type}: expected numbers; convert it")
@@ -324,70 +324,72 @@ class _ColumnReader:
         if np.count_nonzero(wrong):
             index = int(np.argmax(wrong))
             raise InputError(
-                f"column {name!r} holds {numbers[index]} in {self.at(index // width, lengths)}: expected finite "
+                f"column {name!r} holds {numbers[index]} in {self.locate(index // width, lengths)}: expected finite "
                 f"numbers (float32){'; a missing value is written as null (None)' if nullable else ''}"
             )
         return numbers
 
-    def vectors(self, feature: Vector, flat: pa.Array, lengths: np.ndarray | None) -> np.ndarray:
+    def check_vectors(self, feature: Vector, flat: pa.Array, lengths: np.ndarray | None) -> np.ndarray:
         if not _is_sequence(flat.type):
-            raise InputError(f"column {feature.name!r} holds one {flat.type} an item: expected {feature.dim} numbers")
+            raise InputError(f"column {feature.name!r} holds one {flat.type} per item: expected {feature.dim} numbers")
         dims = pc.fill_null(pc.list_value_length(flat), 0).to_numpy(zero_copy_only=False)
         if (dims != feature.dim).any():
             index = int(np.argmax(dims != feature.dim))
             raise InputError(
-                f"column {feature.name!r} has {dims[index]} numbers in {self.at(index, lengths)}: "
+                f"column {feature.name!r} has {dims[index]} numbers in {self.locate(index, lengths)}: "
                 f"expected {feature.dim}"
             )
         numbers = flat.flatten()
         if numbers.null_count:
             index = int(np.argmax(numbers.is_null().to_numpy(zero_copy_only=False))) // feature.dim
-            raise InputError(f"column {feature.name!r} holds a null in {self.at(index, lengths)}: expected numbers")
-        checked = self.finite(feature.name, numbers, lengths, width=feature.dim)
+            raise InputError(
+                f"column {feature.name!r} holds a null in {self.locate(index, lengths)}: expected numbers"
+            )
+        checked = self.check_finite(feature.name, numbers, lengths, width=feature.dim)
         return checked.astype(np.float32).reshape(-1, feature.dim)
 
-    def numbers(self, part: str, name: str, lengths: np.ndarray) -> np.ndarray:
-        """One finite number per item, none missing, float32 [N]; ``part`` is the field of the schema that names it."""
+    def read_numbers(self, part: str, name: str, lengths: np.ndarray) -> np.ndarray:
+        """Reads one finite number per item, none missing, float32 [N]; ``part``: the schema's field that names it."""
         what = part.replace("_", " ")
-        flat, own_lengths = self.sequences(name, what)
-        self.same_lengths(name, own_lengths, self.item_column, lengths)
+        flat, own_lengths = self.read_sequences(name, what)
+        self.check_same_lengths(name, own_lengths, self.item_column, lengths)
         if flat.null_count:
             index = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False)))
-            raise InputError(f"{what} column {name!r} is null in {self.at(index, lengths)}: expected a number")
-        numbers = self.finite(name, flat, lengths)
+            raise InputError(f"{what} column {name!r} is null in {self.locate(index, lengths)}: expected a number")
+        numbers = self.check_finite(name, flat, lengths)
         lowest = TENSORS[COLUMN_TENSORS[part]].lowest
         if lowest is not None and (numbers < lowest).any():
             index = int(np.argmax(numbers < lowest))
             raise InputError(
-                f"{what} column {name!r} holds {numbers[index]} in {self.at(index, lengths)}: expected at least "
+                f"{what} column {name!r} holds {numbers[index]} in {self.locate(index, lengths)}: expected at least "
                 f"{lowest:g}"
             )
         if part == "propensity" and ((numbers <= 0) | (numbers > 1)).any():
             index = int(np.argmax((numbers <= 0) | (numbers > 1)))
             raise InputError(
-                f"propensity column {name!r} holds {numbers[index]:g} in {self.at(index, lengths)}: expected the "
+                f"propensity column {name!r} holds {numbers[index]:g} in {self.locate(index, lengths)}: expected the "
                 "probability that the item was examined, above 0 and at most 1; if the column holds inverse "
                 "propensities, give 1 / x: training and evaluation correct the clicks by it"
             )
         return numbers.astype(np.float32)
 
-    def cut_labels(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The labels of items that were cut, float32, and how many each list has, int64 [B]."""
-        flat, lengths = self.sequences(name, "cut labels")
-        numbers = np.zeros(0) if pa.types.is_null(flat.type) else self.finite(name, flat, lengths)
+    def read_cut_labels(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Reads the labels of items that were cut, float32, and their number per list, int64 [B]."""
+        flat, lengths = self.read_sequences(name, "cut labels")
+        numbers = np.zeros(0) if pa.types.is_null(flat.type) else self.check_finite(name, flat, lengths)
         if (numbers < 0).any() or flat.null_count:
             raise InputError(f"column {name!r} holds a null or a number below 0: expected the labels of items")
         return numbers.astype(np.float32), lengths
 
-    def positions(self, name: str | None, lengths: np.ndarray, *, required: bool) -> np.ndarray:
+    def read_positions(self, name: str | None, lengths: np.ndarray, *, required: bool) -> np.ndarray:
         starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
         if name is None or (name not in self.names and not required):
             return np.arange(int(lengths.sum()), dtype=np.int64) - starts
-        flat, own_lengths = self.sequences(name, "position")
-        self.same_lengths(name, own_lengths, self.item_column, lengths)
+        flat, own_lengths = self.read_sequences(name, "position")
+        self.check_same_lengths(name, own_lengths, self.item_column, lengths)
         if flat.null_count:
             index = int(np.argmax(flat.is_null().to_numpy(zero_copy_only=False)))
-            raise InputError(f"position column {name!r} is null in {self.at(index, lengths)}: expected an integer")
+            raise InputError(f"position column {name!r} is null in {self.locate(index, lengths)}: expected an integer")
         if not pa.types.is_integer(flat.type):
             raise InputError(f"position column {name!r} holds {flat.type}: expected integers from 0; convert it")
         positions = flat.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -406,7 +408,7 @@ class _ColumnReader:
                 else "each of 0 to length - 1 once"
             )
             raise InputError(
-                f"position column {name!r} of {self.where(row)} is no permutation of 0..{lengths[row] - 1} "
+                f"position column {name!r} of {self.locate_list(row)} is no permutation of 0..{lengths[row] - 1} "
                 f"({', '.join(map(str, of_list[:6]))}{', ...' if len(of_list) > 6 else ''}): {remedy}"
             )
         return positions
@@ -419,8 +421,8 @@ def columns_of(schema: ListSchema) -> list[str]:
     return [*features, *schema.item_columns().values(), *of_lists]
 
 
-def _ordinary(values: pa.Array) -> pa.Array:
-    """The same values in types that all of the library reads: booleans are 0 and 1, decimals numbers."""
+def _convert_types(values: pa.Array) -> pa.Array:
+    """Converts to types that all of the library reads: booleans to 0 and 1, decimals to numbers."""
     kind = values.type
     if pa.types.is_boolean(kind):
         return values.cast(pa.int8())
@@ -440,8 +442,8 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _texts(names: Iterable[Any]) -> Iterable[str]:
-    """Names of columns for messages; a caller's dictionaries may have keys of any type."""
-    return (name if isinstance(name, str) else shown(name) for name in names)
+    """Formats names of columns for messages; a caller's dicts may have keys of any type."""
+    return (name if isinstance(name, str) else show(name) for name in names)
 
 
 def is_deep(values: Iterable[Any], deepest: int = DEEPEST) -> bool:
@@ -455,10 +457,10 @@ def is_deep(values: Iterable[Any], deepest: int = DEEPEST) -> bool:
     return any(isinstance(value, _NESTED) for value in level)
 
 
-def _column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchema, first: int) -> pa.Array:
+def _read_column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchema, first: int) -> pa.Array:
     plain = [row[name].tolist() if hasattr(row[name], "tolist") else row[name] for row in rows]
 
-    def converted(count: int) -> pa.Array | Exception:
+    def convert(count: int) -> pa.Array | Exception:
         """The column of the first ``count`` lists, or why they make none."""
         if is_deep(plain[:count]):
             return InputError("lists within lists")
@@ -467,46 +469,46 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchema, fi
             array.validate(full=True)  # bytes among text are taken for text, even if they are no UTF-8
             return array
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # a lone surrogate: ValueError
-            return _unusual(plain[:count]) or error
+            return _convert_unusual(plain[:count]) or error
 
-    column = converted(len(plain))
+    column = convert(len(plain))
     if not isinstance(column, Exception):
         return column
-    number = bisect.bisect_left(range(1, len(plain)), True, key=lambda count: isinstance(converted(count), Exception))
+    number = bisect.bisect_left(range(1, len(plain)), True, key=lambda count: isinstance(convert(count), Exception))
     raise InputError(
-        f"column {name!r} of {_where(rows, number, schema, first)} holds values of several types, or others than the "
-        f"lists before it: {converted(number + 1)}; expected one type in the whole column"
+        f"column {name!r} of {_locate_list(rows, number, schema, first)} holds values of several types, or others "
+        f"than the lists before it: {convert(number + 1)}; expected one type in the whole column"
     )
 
 
-def _unusual(values: list[Any]) -> pa.Array | None:
-    """Booleans among integers, and integers from 2**63 on, which ``pa.array`` does not take by itself."""
+def _convert_unusual(values: list[Any]) -> pa.Array | None:
+    """Converts booleans among integers, and integers from 2**63 on, which ``pa.array`` does not accept."""
     there = [value for value in values if value is not None]
     nested = all(isinstance(value, list) for value in there)
     flat = [entry for value in there for entry in value] if nested else there
     if not all(entry is None or isinstance(entry, int) for entry in flat):
         return None
 
-    def integers(value: Any) -> Any:
+    def to_integers(value: Any) -> Any:
         if isinstance(value, list):
-            return [integers(entry) for entry in value]
+            return [to_integers(entry) for entry in value]
         return None if value is None else int(value)
 
     for kind in (pa.int64(), pa.uint64()):
         try:
-            return pa.array([integers(value) for value in values], pa.list_(kind) if nested else kind)
+            return pa.array([to_integers(value) for value in values], pa.list_(kind) if nested else kind)
         except (pa.ArrowInvalid, OverflowError):
             continue
     return None
 
 
-def _where(rows: Sequence[Mapping[str, Any]], row: int, schema: ListSchema, first: int) -> str:
-    """As ``_ColumnReader.where``, of lists that are no table yet."""
+def _locate_list(rows: Sequence[Mapping[str, Any]], row: int, schema: ListSchema, first: int) -> str:
+    """Names a list for messages, before it is in a table."""
     name = None if schema.list_id is None else rows[row].get(schema.list_id)
     return f"list {first + row}" if name is None else f"list {first + row} (id {next(iter(_texts([name])))})"
 
 
-def _ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int, count: int) -> list[str]:
+def _read_ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int, count: int) -> list[str]:
     if schema.list_id is None or schema.list_id not in table.schema.names:
         return [str(first + row) for row in range(count)]
     try:
@@ -524,7 +526,8 @@ def _ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int, count
 
 
 def refuse_repeated_ids(ids: Sequence[str], schema: ListSchema, numbers: Iterable[int] | None = None) -> None:
-    """
+    """Refuses two lists with the same id.
+
     Args:
         ids: Of lists.
         schema: Says which column they are from.
@@ -540,12 +543,12 @@ def refuse_repeated_ids(ids: Sequence[str], schema: ListSchema, numbers: Iterabl
         if place.setdefault(list_id, number) != number:
             raise InputError(
                 f"column {schema.list_id!r} holds the id {list_id} in list {place[list_id]} and again in list "
-                f"{number}: expected one row a list; make the ids unique, or leave list_id out of the schema"
+                f"{number}: expected one row per list; make the ids unique, or leave list_id out of the schema"
             )
 
 
-def _no_lists(schema: ListSchema) -> pa.Table:
-    """A table of no rows with the columns of the schema."""
+def _make_empty_table(schema: ListSchema) -> pa.Table:
+    """Makes a table without rows, with the columns of the schema."""
     columns: dict[str, pa.Array] = {}
     for feature in schema.items:
         inner = pa.list_(pa.float32()) if isinstance(feature, Vector) else pa.int64()
@@ -558,16 +561,16 @@ def _no_lists(schema: ListSchema) -> pa.Table:
 
 
 def tables_of(lists: Any, batch_size: int) -> Iterable[pa.Table]:
-    """Arrow tables of at most ``batch_size`` lists each, from whatever holds lists.
+    """Yields Arrow tables of at most ``batch_size`` lists each.
 
     Args:
         lists: A ``datasets`` Dataset or IterableDataset, or an arrow table.
-        batch_size: Lists a table.
+        batch_size: Lists per table.
 
     Raises:
         InputError: It is something else, such as a dictionary of splits; or ``batch_size`` is below 1.
     """
-    if batch_size < 1:  # with 0 a dataset would give empty tables for ever
+    if batch_size < 1:  # with 0 a dataset would give empty tables without end
         raise InputError(f"batch_size is {batch_size}: expected at least 1")
     if isinstance(lists, pa.Table):
         for start in range(0, lists.num_rows, batch_size):

@@ -50,7 +50,7 @@ def run_page(text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
     # A page may add a re-ranker of its own; the next test must not know it.
     monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))
-    monkeypatch.setattr(auto, "_make_known", lambda config, model: None)
+    monkeypatch.setattr(auto, "_register", lambda config, model: None)
     page = ModuleType("page")  # dataclasses look up the module that they are defined in
     monkeypatch.setitem(sys.modules, "page", page)
     for language, code in blocks(text, "python", "bash"):

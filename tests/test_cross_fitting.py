@@ -58,9 +58,9 @@ def test_every_training_list_is_scored_by_a_ranker_that_has_not_seen_it() -> Non
     ranker = CrossFittedRanker.fit(Memory, lists, SCHEMA, folds=4, seed=0)
     table = lists.with_format("arrow")[:]
     lengths = np.array([len(items) for items in table.column("item").to_pylist()])
-    assert ranker.scores_of_train(table, 0, lengths).tolist() == [0.0] * int(lengths.sum())
+    assert ranker.score_training_lists(table, 0, lengths).tolist() == [0.0] * int(lengths.sum())
     assert ranker.scores(table).tolist() == [1.0] * int(lengths.sum())
-    part = ranker.scores_of_train(table.slice(11, 9), 11, lengths[11:20])
+    part = ranker.score_training_lists(table.slice(11, 9), 11, lengths[11:20])
     assert part.tolist() == [0.0] * int(lengths[11:20].sum())
     users = table.column("user").to_pylist()
     for user in set(users) - {None}:

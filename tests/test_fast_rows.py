@@ -10,7 +10,7 @@ import pytest
 
 from hf_rerank import validation
 from hf_rerank.errors import InputError
-from hf_rerank.fast_rows import PlainRows, plain_rows
+from hf_rerank.fast_rows import PlainColumns, read_plain_columns
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 from hf_rerank.validation import Lists
 
@@ -117,12 +117,12 @@ def test_nothing_depends_on_how_rows_are_converted(
     alone, among = [row(**{name: value})], [row(), row(**{name: value}), row(item=[1, 2, 3])]
     short = ListSchema(items=[Categorical("item"), *([] if name == "item" else SCHEMA.items[1:4])], user=SCHEMA.user)
     at_once = [outcome(rows, schema) for rows in (alone, among) for schema in (SCHEMA, short)]
-    monkeypatch.setattr(validation, "plain_rows", lambda *_: PlainRows(None, {}))
+    monkeypatch.setattr(validation, "read_plain_columns", lambda *_: PlainColumns(None, {}))
     assert at_once == [outcome(rows, schema) for rows in (alone, among) for schema in (SCHEMA, short)]
 
 
 def test_plain_columns_are_found() -> None:
-    found = plain_rows([row(), row(item=[1, 2, 3])], SCHEMA)
+    found = read_plain_columns([row(), row(item=[1, 2, 3])], SCHEMA)
     assert set(found.columns) == {*OF_ITEMS, *OF_USER}
     assert found.lengths is not None
     assert found.lengths.tolist() == [3, 3]
@@ -132,11 +132,11 @@ def test_plain_columns_are_found() -> None:
 
 
 def test_what_is_not_plain_hides_only_columns_of_its_kind() -> None:
-    found = plain_rows([row(shop=["a", "b", "c"], age=None)], SCHEMA)
+    found = read_plain_columns([row(shop=["a", "b", "c"], age=None)], SCHEMA)
     assert set(found.columns) == {"price", "stars", "city", "group"}
-    assert not plain_rows([row(item=[])], SCHEMA).columns.keys() & set(OF_ITEMS)
+    assert not read_plain_columns([row(item=[])], SCHEMA).columns.keys() & set(OF_ITEMS)
 
 
 def test_no_rows() -> None:
-    assert plain_rows([], SCHEMA).columns == {}
+    assert read_plain_columns([], SCHEMA).columns == {}
     assert len(Lists.from_rows([], SCHEMA)) == 0

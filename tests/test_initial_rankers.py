@@ -26,7 +26,7 @@ from hf_rerank.initial_rankers.click_through import ClickThroughCounts
 from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker
 from hf_rerank.initial_rankers.order import add_initial_order, positions_by_score
 from hf_rerank.initial_rankers.qualities import QUALITIES
-from hf_rerank.initial_rankers.ranker_train import HELD_OUT, ranker_lists
+from hf_rerank.initial_rankers.ranker_train import HELD_OUT, choose_ranker_lists
 
 RANKERS = {"lambdamart": LambdaMARTRanker, "dnn": ClickModel}
 
@@ -65,14 +65,14 @@ class TestClickThroughRates:
         counts = ClickThroughCounts(5)
         counts.add(np.array([2, 2]), np.array([True, True]), np.array([1, 1]))
         counts.add(np.array([2, 2, 3]), np.array([False, False, True]), np.array([2, 2, 2]))
-        assert counts.rates() == pytest.approx(np.array([0.6, 0.6, 14 / 24, 13 / 21, 0.6]), rel=1e-6)
+        assert counts.compute_rates() == pytest.approx(np.array([0.6, 0.6, 14 / 24, 13 / 21, 0.6]), rel=1e-6)
         # For lists of part 1 only part 2 counts: 3 shown, 1 clicked, mean 1/3; value 2: (0 + 20 / 3) / (2 + 20).
-        outside = counts.out_of_fold()
+        outside = counts.compute_out_of_fold()
         assert outside[1] == pytest.approx(np.array([1 / 3, 1 / 3, 20 / 66, (1 + 20 / 3) / 21, 1 / 3]), rel=1e-6)
         # For lists of part 2 only part 1 counts: all of 2 shown were clicked.
         assert outside[2] == pytest.approx(np.ones(5))
         # Part 3 counted nothing: its rates are those of all.
-        assert outside[3] == pytest.approx(counts.rates())
+        assert outside[3] == pytest.approx(counts.compute_rates())
 
     def test_a_list_never_helps_to_count_its_own_rate(self) -> None:
         """Each id belongs to one user, whose lists are one part: out of fold, clicks of an id never reach its rows."""
@@ -80,10 +80,10 @@ class TestClickThroughRates:
         clicks = [[1, 0] if user % 2 else [0, 0] for user in range(200)]
         table = pa.table({"item": ids, "price": [[0.0, 1.0]] * 200, "click": clicks, "user": list(range(200))})
         schema = ListSchema(items=[Categorical("item"), Dense("price")], group="user")
-        chosen = ranker_lists(datasets.Dataset(table), schema, use=200, seed=0)
+        chosen = choose_ranker_lists(datasets.Dataset(table), schema, use=200, seed=0)
         processor = ListProcessor.from_lists(chosen.train, schema=chosen.schema)
         encoded = encode(processor, chosen.train, "ranker_train")
-        outside = count_clicks(encoded, processor.schema, chosen.train_parts)["item"].out_of_fold()
+        outside = count_clicks(encoded, processor.schema, chosen.train_parts)["item"].compute_out_of_fold()
         rows = processor.vocabularies["item"].rows(pa.array(chosen.train["user"][:]), "item")
         own = outside[chosen.train_parts, rows]
         clicked = np.array([user % 2 for user in chosen.train["user"][:]], dtype=bool)
@@ -111,7 +111,7 @@ class TestClickThroughRates:
         with pytest.raises(InterruptedError):
             LambdaMARTRanker.fit(datasets.Dataset(table), schema, quality="strong")
         values, labels = given[0]
-        parts = ranker_lists(datasets.Dataset(table), schema, use=users, seed=0).train_parts
+        parts = choose_ranker_lists(datasets.Dataset(table), schema, use=users, seed=0).train_parts
         rates = values[:, -1].reshape(-1, 2)
         assert labels.reshape(-1, 2).sum() > 200
         for part in range(1, 10):
@@ -121,7 +121,7 @@ class TestClickThroughRates:
 class TestWhatRankersLearnFrom:
     def test_parts_keep_users_together_and_lists_are_spread(self, lists: Path) -> None:
         loaded = load_lists(lists)
-        chosen = ranker_lists(loaded["ranker_train"], loaded.schema, use=50, seed=0)
+        chosen = choose_ranker_lists(loaded["ranker_train"], loaded.schema, use=50, seed=0)
         available = len(loaded["ranker_train"])
         assert chosen.counts()["lists_available"] == available
         assert len(chosen.train) + len(chosen.held_out) == 50

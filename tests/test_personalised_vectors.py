@@ -178,6 +178,6 @@ def test_the_command(lists: Path, with_vectors: Path, tmp_path: Path, capsys: py
     command = ["vectors", "--data", str(lists), "--output-dir", str(tmp_path / "new"), "--dim", "5"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
-    assert "5 numbers an item" in printed
+    assert "5 numbers per item" in printed
     assert "held out, log-loss" in printed
     assert digests(tmp_path / "new") == digests(with_vectors)

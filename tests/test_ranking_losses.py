@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_rerank.list_tensors import neuralsort_matrix, normalized, sinkhorn_normalized
+from hf_rerank.list_tensors import neuralsort_matrix, normalize_along, sinkhorn_normalize
 from hf_rerank.losses import (
     approx_ndcg_loss,
     lambda_loss,
@@ -216,14 +216,14 @@ class TestSmoothNDCG:
         soft = neuralsort_matrix(scores, mask, temperature=5.0)
         torch.testing.assert_close(soft.sum(-1).sum(-1), mask.sum(-1).double())
         assert (soft.sum(-2)[mask] - 1).abs().max() > 0.1
-        shares = sinkhorn_normalized(soft, 500)
+        shares = sinkhorn_normalize(soft, 500)
         torch.testing.assert_close(shares.sum(-2), mask.double())
 
     def test_the_same_relaxation_as_principled_learning(self):
         scores, _, mask = random_lists()
         for temperature, steps in ((1.0, 0), (0.2, 3)):
             matrix = neuralsort_matrix(scores, mask, temperature=temperature)
-            expected = normalized(sinkhorn_normalized(matrix, steps), -2).transpose(-1, -2)
+            expected = normalize_along(sinkhorn_normalize(matrix, steps), -2).transpose(-1, -2)
             order = soft_order(scores, mask, relaxation="neuralsort", temperature=temperature, sinkhorn=steps)
             torch.testing.assert_close(torch.where(mask[..., None], order, 0.0), expected)
 

@@ -35,7 +35,7 @@ def test_a_re_ranker_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     code = block(text_of("models"), "import torch\nfrom huggingface_hub.dataclasses import strict")
     assert len([line for line in code.splitlines() if line.strip()]) <= 40
     monkeypatch.setattr(auto, "RERANKERS", dict(auto.RERANKERS))
-    monkeypatch.setattr(auto, "_make_known", lambda config, model: None)  # the Auto classes forget nothing
+    monkeypatch.setattr(auto, "_register", lambda config, model: None)  # the Auto classes forget nothing
     (tmp_path / "my_reranker.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("my_reranker")

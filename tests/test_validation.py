@@ -121,7 +121,7 @@ WRONG_COLUMNS = {
     "text in vectors": ({"text": [["a", "b"], ["c", "d"]]}, ["'text' holds string", "expected numbers"]),
     "numbers for ids": ({"item_id": [1.5, 2.0]}, ["'item_id' holds double", "integers or text", "declare it Dense"]),
     "numbers for positions": ({"place": [0.0, 1.0]}, ["'place' holds double", "expected integers", "convert it"]),
-    "one value a list": ({"price": 1.5}, ["'price' holds one double a list", "expected a sequence"]),
+    "one value a list": ({"price": 1.5}, ["'price' holds one double per list", "expected a sequence"]),
     "one number for a vector": ({"text": [1.0, 2.0]}, ["'text' holds one double an item", "expected 2 numbers"]),
     "a sequence for the user": ({"age": [1.0, 2.0]}, ["'age' holds list", "expected numbers"]),
     "all null where it is refused": ({"stars": [None, None]}, ["list 10 (id first), item 0", "'stars'", "fill it"]),
@@ -161,8 +161,8 @@ def test_wrong_column_is_named(changes: dict, fragments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("rows", "fragment"),
     [
-        ({"item_id": [1]}, "expected a sequence of lists, one dictionary a list, got dict"),
-        (iter([row("first")]), "expected a sequence of lists, one dictionary a list, got list_iterator"),
+        ({"item_id": [1]}, "expected a sequence of lists, one dict per list, got dict"),
+        (iter([row("first")]), "expected a sequence of lists, one dict per list, got list_iterator"),
         ([row("first"), [1, 2]], "list 1 is a list: expected a dictionary of columns"),
         ("text", "list 0 is a str: expected a dictionary of columns"),
         ([{}], "the lists have no column 'item_id'"),

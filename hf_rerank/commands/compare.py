@@ -8,7 +8,12 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import about_initial_ranker, lists_folder, settings_of, without_bars_of_a_moment
+from hf_rerank.commands.parsing import (
+    describe_initial_ranker,
+    disable_short_progress_bars,
+    lists_folder,
+    parse_settings,
+)
 from hf_rerank.errors import InputError
 
 # Options of the training that every arm must have of its own.
@@ -16,12 +21,12 @@ _DECIDED = ("output_dir", "seed", "data_seed", "resume_from_checkpoint", "disabl
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     compare = commands.add_parser(
         "compare",
         help="find out whether a re-ranker is worth it on your lists, and which",
         description="Trains LambdaMART, the DNN and the named models without the given order, with it and with the "
-        "principles, over several seeds; compares them on the test lists and recommends one in plain words.",
+        "principles, over several seeds; compares them on the test lists and recommends one.",
         epilog="Every option of RerankTrainingArguments is an option here too, such as --num-train-epochs 5; "
         "--principled NAME is the preset of the arm with principles. The same command resumes what was interrupted.",
     )
@@ -33,7 +38,7 @@ def add(commands: Any) -> None:
         default=["prm"],
         metavar="NAME",
         help="dlcm, midnn, pear, prm, raise or setrank, or package.module:ClassName of your own (default: prm); the "
-        "dnn always takes part",
+        "dnn is always included",
     )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each arm (default: 3)")
     compare.add_argument(
@@ -57,16 +62,16 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Compares, prints and writes the report."""
-    from hf_rerank.commands.training_options import given_training_options
+    from hf_rerank.commands.training_options import parse_given_options
 
-    training = given_training_options(options, decided=_DECIDED)
+    training = parse_given_options(options, decided=_DECIDED)
     from hf_rerank.comparison.arms import Plan, find_models
     from hf_rerank.comparison.compare_rerankers import compare_rerankers
     from hf_rerank.comparison.report import text_report
     from hf_rerank.data.loading import load_lists
     from hf_rerank.schema import NO_ORDER
 
-    without_bars_of_a_moment()
+    disable_short_progress_bars()
     models = find_models(options.models)
     folder = lists_folder(options.data)
     lists = load_lists(folder)
@@ -75,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
         seeds=options.seeds,
         has_order=lists.schema.position != NO_ORDER,
         trees=not options.without_lambdamart,
-        config=settings_of("--set", options.set),
+        config=parse_settings("--set", options.set),
         training=training,
     )
     findings = compare_rerankers(
@@ -83,9 +88,9 @@ def run(options: argparse.Namespace) -> None:
         lists.schema,
         options.output_dir,
         plan,
-        scores=_systems(options.scores),
+        scores=_parse_systems(options.scores),
         # Lists that an initial ranker has sorted were displayed in another order.
-        display_order=not about_initial_ranker(folder),
+        display_order=not describe_initial_ranker(folder),
     )
     print(f"\n{text_report(findings)}")
     command = train_command(options, findings.recommendation, plan)
@@ -95,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def train_command(options: argparse.Namespace, found: Any, plan: Any) -> str | None:
-    """The command that trains what is recommended; None where ``hf-rerank train`` cannot."""
+    """Formats the command that trains what is recommended; None if ``hf-rerank train`` cannot."""
     from hf_rerank.comparison.arms import PRINCIPLED, TREES, WITHOUT
 
     if found.model in (None, TREES) or plan.model(found.model).source is not None:
@@ -119,7 +124,7 @@ def train_command(options: argparse.Namespace, found: Any, plan: Any) -> str | N
     return shlex.join(parts)
 
 
-def _systems(texts: list[str]) -> dict[str, str]:
+def _parse_systems(texts: list[str]) -> dict[str, str]:
     systems: dict[str, str] = {}
     for text in texts:
         name, sign, path = text.partition("=")

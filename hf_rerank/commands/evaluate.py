@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.commands.parsing import (
-    about_initial_ranker,
     add_revision,
+    describe_initial_ranker,
+    disable_short_progress_bars,
     lists_folder,
     model_options,
-    without_bars_of_a_moment,
 )
 from hf_rerank.errors import InputError, suggestion
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     evaluate = commands.add_parser("evaluate", help="measure a trained re-ranker")
     evaluate.add_argument("--model", required=True, metavar="RUN", help="folder or Hub repository of the model")
     add_revision(evaluate)
@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
         "--swaps",
         choices=("all", "one"),
         default="all",
-        help="measure P2 on all swaps of neighbours (64 of them in lists above 65 items), or on one per list "
+        help="measure P2 on all adjacent swaps (64 of them in lists above 65 items), or on one per list "
         "(default: all)",
     )
     evaluate.add_argument(
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.data.loading import load_lists
     from hf_rerank.evaluation import evaluate, evaluate_orders
     from hf_rerank.evaluation.plots import require_matplotlib
-    from hf_rerank.evaluation.saved_results import results_to_add_to
+    from hf_rerank.evaluation.saved_results import read_saved_results
     from hf_rerank.evaluation.tables import obedience_table, results_table
     from hf_rerank.inference.reranker import Reranker
     from hf_rerank.storage import InputFiles, model_files, write_json
@@ -98,15 +98,15 @@ def run(options: argparse.Namespace) -> None:
         _refuse_over_input(output, options.model, options.data)
     log: list[Any] = []
     if options.plots:
-        # Measuring takes long: what stands in the way of the pictures is said before.
+        # Evaluation takes long: what prevents the figures is reported before it.
         require_matplotlib()
         if options.plots.is_file():
             raise InputError(f"--plots {options.plots} is a file: expected a folder, there or not")
-        log = _training_log(options.model)
+        log = _read_training_log(options.model)
     if options.add_to_results:
-        results_to_add_to(options.model)
+        read_saved_results(options.model)
     folder_with_weights(options.model, **at)  # refuses an exported graph
-    without_bars_of_a_moment()
+    disable_short_progress_bars()
     folder = lists_folder(options.data)
     inputs = InputFiles([*model_files(options.model).paths, *(path for path in folder.iterdir() if path.is_file())])
     reranker = Reranker.from_pretrained(options.model, **at)
@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
         )
     lists = splits[options.split]
     choices = {name: getattr(options, name) for name in ("ks", "no_click", "gain", "click_above")}
-    # The initial order, and the truth of simulated lists, travel with the lists, not with the model.
+    # The initial order and the ground truth of simulated lists belong to the lists, not to the model.
     reranker.processor.schema = reranker.processor.schema.replace(
         position=splits.schema.position,
         attraction=splits.schema.attraction,
@@ -142,7 +142,7 @@ def run(options: argparse.Namespace) -> None:
             print(f"{share:.2%} of {name} unknown")
     if options.json:
         about = {"model": options.model, **at, "split": options.split, "obedience": obedience}
-        write_json(options.json, {**about, **about_initial_ranker(folder), "rows": rows})
+        write_json(options.json, {**about, **describe_initial_ranker(folder), "rows": rows})
     if options.trec_run:
         _write_trec_run(options, reranker, lists)
     if options.add_to_results:
@@ -156,15 +156,17 @@ def _write_trec_run(options: argparse.Namespace, reranker: Any, lists: Any) -> N
 
     from hf_rerank.evaluation.score_files import NamedLists, write_trec_run
 
-    named = NamedLists.of(lists, reranker.processor.schema)
-    scores = [found for start in range(0, len(lists), 256) for found in reranker.predict(_rows(lists, start, 256))]
+    named = NamedLists.from_dataset(lists, reranker.processor.schema)
+    scores = [
+        found for start in range(0, len(lists), 256) for found in reranker.predict(_select_rows(lists, start, 256))
+    ]
     orders = [np.argsort(-of_list, kind="stable").tolist() for of_list in scores]
     name = "-".join(Path(options.model).resolve().name.split()) or "model"
     write_trec_run(options.trec_run, named, orders, scores, name)
     print(f"TREC run in {options.trec_run}")
 
 
-def _rows(lists: Any, start: int, count: int) -> list[dict[str, Any]]:
+def _select_rows(lists: Any, start: int, count: int) -> list[dict[str, Any]]:
     columns = lists[start : start + count]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
@@ -177,8 +179,8 @@ def _refuse_over_input(output: Path, model: str, lists: str) -> None:
         refuse_output_over_input(output, [folder] if folder == Path(lists) else saved_files(folder))
 
 
-def _training_log(model: str) -> list[Any]:
-    """The log in the ``results.json`` of a local model, empty where there is none."""
+def _read_training_log(model: str) -> list[Any]:
+    """Reads the log in the ``results.json`` of a local model; empty if there is none."""
     from hf_rerank.evaluation.saved_results import RESULTS
     from hf_rerank.storage import read_json
 
@@ -204,25 +206,25 @@ def _add_to_results(
     )
     says = {
         "added": "added to {}",
-        "replaced": "replaced in {}, where other numbers stood",
-        "unchanged": "stands in {} already, with the same numbers",
+        "replaced": "replaced in {}, which held other numbers",
+        "unchanged": "is in {} already, with the same numbers",
     }
     print(f"{options.split}: {says[became].format(Path(options.model) / RESULTS)}")
 
 
 def _draw(folder: Path, model: str, measures: dict[str, Any], log: list[Any]) -> None:
-    from hf_rerank.evaluation.plots import obedience_figure, training_figure
+    from hf_rerank.evaluation.plots import plot_obedience, plot_training
 
     try:
-        obedience_figure(measures, folder / "obedience.png")
-        print(f"picture in {folder / 'obedience.png'}")
+        plot_obedience(measures, folder / "obedience.png")
+        print(f"figure in {folder / 'obedience.png'}")
     except InputError as error:
         print(f"no {folder / 'obedience.png'}: {error}")
     if not log:
         print(f"no {folder / 'training.png'}: {model} has no training log")
         return
     try:
-        training_figure(log, folder / "training.png")
-        print(f"picture in {folder / 'training.png'}")
+        plot_training(log, folder / "training.png")
+        print(f"figure in {folder / 'training.png'}")
     except InputError as error:
         print(f"no {folder / 'training.png'}: {error}")

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import add_revision, model_options, without_bars_of_a_moment
+from hf_rerank.commands.parsing import add_revision, disable_short_progress_bars, model_options
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     export = commands.add_parser("export", help="write a trained re-ranker as an ONNX graph")
     export.add_argument("--model", required=True, metavar="RUN", help="folder or Hub repository of the model")
     export.add_argument(
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.storage.hub_download import GRAPH_FILE
 
     at = model_options(options.model, options.revision)
-    without_bars_of_a_moment()
+    disable_short_progress_bars()
     difference = export_onnx(options.model, options.output_dir, **at)
     size = sum(path.stat().st_size for path in options.output_dir.glob(f"{GRAPH_FILE}*"))
     print(f"{GRAPH_FILE} ({size / 1e6:,.1f} MB), config and processor in {options.output_dir}")

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import lists_folder, without_bars_of_a_moment
+from hf_rerank.commands.parsing import disable_short_progress_bars, lists_folder
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     initial_rank = commands.add_parser(
         "initial-rank", help="sort prepared lists by an initial ranker trained on ranker_train"
     )
@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
         "--max-list-length", type=int, metavar="N", help="cut lists to their first N items in the new order"
     )
     initial_rank.add_argument(
-        "--max-train-lists", type=int, metavar="N", help="lists of ranker_train to look at, at most (default: all)"
+        "--max-train-lists", type=int, metavar="N", help="use at most N lists of ranker_train (default: all)"
     )
     initial_rank.add_argument(
         "--cross-fit",
@@ -47,12 +47,12 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Sorts, and prints what the new order is worth."""
+    """Sorts, and prints the metrics of the new order."""
     from hf_rerank.data.prepared import read_report
     from hf_rerank.evaluation.tables import results_table
     from hf_rerank.initial_rankers.order import REPORT_KEY, add_initial_order
 
-    without_bars_of_a_moment()
+    disable_short_progress_bars()
     report = add_initial_order(
         lists_folder(options.data),
         options.output_dir,

@@ -1,4 +1,4 @@
-"""What the commands share: a parser that says mistakes as everything here does, and readers of common options."""
+"""What the commands share: a parser that raises ``InputError``, and readers of common options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_rerank.errors import InputError, suggestion
 
 
 class Parser(argparse.ArgumentParser):
-    """Says mistakes as everything here does, and suggests what was meant."""
+    """Raises an ``InputError`` for a mistake, and suggests what was meant."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "allow_abbrev": False})
@@ -25,12 +25,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:
-    """The options that a parser knows, for suggestions."""
+    """Lists the options that a parser knows, for suggestions."""
     return re.findall(r"--[\w-]+", parser.format_help())
 
 
-def settings_of(option: str, settings: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE texts as a dictionary: values as JSON where they are, else as text."""
+def parse_settings(option: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Parses KEY=VALUE texts into a dict; values that are not JSON are text."""
     found: dict[str, Any] = {}
     for setting in settings:
         key, sign, value = setting.partition("=")
@@ -44,14 +44,14 @@ def settings_of(option: str, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def add_revision(parser: argparse.ArgumentParser, model: str = "the model") -> None:
-    """The option ``--revision``; ``model``: what it is the revision of, for the help."""
+    """Adds the option ``--revision``; ``model`` names its subject in the help."""
     parser.add_argument(
         "--revision", metavar="REV", help=f"of {model} in a Hub repository: branch, tag or commit (default: main)"
     )
 
 
 def model_options(source: str, revision: str | None) -> dict[str, Any]:
-    """The options to load a model with: its revision, if one is asked for.
+    """Returns the options to load a model with: its revision, if one is given.
 
     Raises:
         InputError: The model is in a folder, which has no revisions.
@@ -67,7 +67,7 @@ def model_options(source: str, revision: str | None) -> dict[str, Any]:
 
 
 def lists_folder(source: str) -> Path:
-    """The folder of prepared lists that ``--data`` names: itself; else the Hub's cache of the repository of that name.
+    """Finds the folder of prepared lists that ``--data`` names; for a repository, its copy in the Hub's cache.
 
     Raises:
         InputError: It is neither, or is not finished; or the repository cannot be read.
@@ -85,16 +85,16 @@ def lists_folder(source: str) -> Path:
     )
 
 
-def about_initial_ranker(folder: Path) -> dict[str, Any]:
-    """``{"initial_ranker": ...}``: what sorted the lists of a folder, and how good its order is; else empty."""
+def describe_initial_ranker(folder: Path) -> dict[str, Any]:
+    """Describes the ranker that sorted the lists of a folder: ``{"initial_ranker": ...}``, or empty."""
     from hf_rerank.data.prepared import read_report
 
     report = read_report(folder)
     return {name: report[name] for name in ("initial_ranker",) if name in report}
 
 
-def without_bars_of_a_moment() -> None:
-    """transformers draws bars for saving and loading, which take milliseconds here."""
+def disable_short_progress_bars() -> None:
+    """Disables the progress bars of transformers for saving and loading, which take milliseconds here."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

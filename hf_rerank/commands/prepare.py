@@ -15,7 +15,7 @@ from hf_rerank.errors import InputError
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     prepare = commands.add_parser("prepare", help="turn raw files into prepared lists (Parquet)")
     formats = prepare.add_subparsers(dest="format", metavar="FORMAT", required=True, parser_class=Parser)
 
@@ -90,7 +90,7 @@ def add(commands: Any) -> None:
         type=int,
         default=50,
         metavar="N",
-        help="newest behaviours a list; 0: behavior_log.csv is not read (default: 50)",
+        help="newest behaviours per list; 0: behavior_log.csv is not read (default: 50)",
     )
     _add_damage_option(ad)
     _add_ranker_options(ad)
@@ -133,7 +133,7 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
     how = {"protocol": options.protocol, "on_error": options.on_error}
     files = find_files(options.raw_dir)
     sides = [side for path in files if (side := truth_file(path)).is_file()]
-    about = {"format": "prm_public", **_seen(options.raw_dir, [*files, *sides]), **how}
+    about = {"format": "prm_public", **_identify_files(options.raw_dir, [*files, *sides]), **how}
     if options.history_length < 0:
         raise InputError(f"--history-length is {options.history_length}: expected at least 0")
 
@@ -147,20 +147,20 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
         return in_two_steps(whole, {**about, "max_list_length": max_list_length}, add, folder, "without_history")
 
     about = {**about, "history_length": options.history_length}
-    _run(lambda: _in_order(prepare, about, options, MAX_LIST_LENGTH), options, "lines")
+    _run(lambda: _prepare_sorted(prepare, about, options, MAX_LIST_LENGTH), options, "lines")
 
 
-def _seen(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
-    """By what a later call knows that it has the same raw files: their sizes, and the times of their last changes."""
+def _identify_files(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
+    """Identifies raw files, so that a later call knows that they are the same: sizes and modification times."""
     from hf_rerank.storage import InputFiles
 
     return {"raw_dir": str(raw_dir.resolve()), "raw files (sizes, times, inodes)": InputFiles(files).states()}
 
 
-def _in_order(
+def _prepare_sorted(
     prepare: Callable[[Path, int], Any], about: dict[str, Any], options: argparse.Namespace, max_list_length: int
 ) -> Any:
-    """Prepares into the output folder, sorted by a trained ranker if one is asked for.
+    """Prepares into the output folder, sorted by a trained ranker if one is given.
 
     Args:
         prepare: ``(folder, max_list_length) -> report``.
@@ -222,9 +222,9 @@ def _prepare_ad(options: argparse.Namespace) -> None:
     def prepare(folder: Path, max_list_length: int) -> Any:
         return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_SESSION_ITEMS), **how)
 
-    about = {"format": "ad", **_seen(options.raw_dir, find_ad_files(options.raw_dir).there()), **how}
-    again = "begins anew, or resumes from the last complete group of shards if the logs were read"
-    _run(lambda: _in_order(prepare, about, options, options.max_list_length), options, "sessions", again)
+    about = {"format": "ad", **_identify_files(options.raw_dir, find_ad_files(options.raw_dir).there()), **how}
+    again = "starts over, or resumes from the last complete group of shards if the logs were read"
+    _run(lambda: _prepare_sorted(prepare, about, options, options.max_list_length), options, "sessions", again)
     if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:
         print(f"no behavior_log.csv in {options.raw_dir}: the lists have no history")
 

@@ -11,7 +11,7 @@ from hf_rerank.commands.parsing import lists_folder
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     propensities = commands.add_parser(
         "propensities", help="estimate from clicks how often each position is examined, and add it to prepared lists"
     )
@@ -32,12 +32,12 @@ def add(commands: Any) -> None:
         "--display-order",
         metavar="COLUMN",
         help="item column of the positions at which items were displayed when clicks were logged, from 0; rows: items "
-        "stand in that order (default: the schema's position, else rows)",
+        "are in that order (default: the schema's position, else rows)",
     )
     propensities.add_argument(
         "--same-from", type=int, metavar="N", help="positions from N on, from 0, share one probability"
     )
-    propensities.add_argument("--max-lists", type=int, metavar="N", help="lists to look at, at most (default: all)")
+    propensities.add_argument("--max-lists", type=int, metavar="N", help="use at most N lists (default: all)")
     propensities.add_argument("--json", action="store_true", help="print the curve as JSON")
     propensities.set_defaults(run=run, parser=propensities)
 

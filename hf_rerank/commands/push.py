@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hf_rerank.commands.parsing import without_bars_of_a_moment
+from hf_rerank.commands.parsing import disable_short_progress_bars
 from hf_rerank.errors import InputError
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     push = commands.add_parser(
         "push",
         help="upload a trained re-ranker or prepared lists to the Hub",
@@ -52,6 +52,6 @@ def run(options: argparse.Namespace) -> None:
     else:
         if options.i_have_the_right_to_redistribute:
             raise InputError("--i-have-the-right-to-redistribute is about lists: it goes with --data")
-        without_bars_of_a_moment()
+        disable_short_progress_bars()
         commit = push_model(options.model, options.repo_id, tell=print, **chosen)
     print(f"pushed: {commit.pr_url or commit.commit_url}")

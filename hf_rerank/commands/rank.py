@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import add_revision, model_options, without_bars_of_a_moment
+from hf_rerank.commands.parsing import add_revision, disable_short_progress_bars, model_options
 from hf_rerank.commands.reading import add_reader_options, reader_options
 from hf_rerank.errors import InputError
 
@@ -16,7 +16,7 @@ RANK_BATCH = 512
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     rank = commands.add_parser("rank", help="rank lists from a file")
     rank.add_argument(
         "--model",
@@ -36,7 +36,9 @@ def add(commands: Any) -> None:
         help="ranked lists: .jsonl, .parquet or .arrow (one row per list), .csv or .tsv (one row per item)",
     )
     rank.add_argument("--top-k", type=int, metavar="K", help="items per list (default: all)")
-    rank.add_argument("--truncate", action="store_true", help="rank only the first places of lists that are too long")
+    rank.add_argument(
+        "--truncate", action="store_true", help="rank only the first positions of lists that are too long"
+    )
     add_reader_options(rank)
     rank.set_defaults(run=run, parser=rank)
 
@@ -62,8 +64,8 @@ def run(options: argparse.Namespace) -> None:
     bar = tqdm(unit="list", delay=1, disable=None)
     with results_file(options.output) as write, bar, local_inputs(files).unchanged():
         number = 0
-        for rows in _batches(files, reranker.processor, reader_options(options), counts):
-            ranked, met = _ranked_batch(reranker, rows, number, options)
+        for rows in _read_batches(files, reranker.processor, reader_options(options), counts):
+            ranked, met = _rank_batch(reranker, rows, number, options)
             write(ranked)
             report.add(met)
             number += len(rows)
@@ -95,18 +97,20 @@ def _load(source: str, at: dict[str, Any]) -> Any:
 
     at = at_one_commit(source, CONFIG_FILE, **at)
     if not holds_only_a_graph(source, **at):  # which ranks without transformers, and this imports it
-        without_bars_of_a_moment()
+        disable_short_progress_bars()
     return Reranker.from_pretrained(source, **at)
 
 
-def _ranked_batch(reranker: Any, rows: list[dict[str, Any]], number: int, options: argparse.Namespace) -> Any:
+def _rank_batch(reranker: Any, rows: list[dict[str, Any]], number: int, options: argparse.Namespace) -> Any:
     try:
         return reranker.rerank(rows, options.top_k, options.truncate, with_report=True, batch_size=RANK_BATCH)
     except InputError as error:
         raise InputError(f"{options.input[0]}, lists from {number}: {error}") from None
 
 
-def _batches(files: list[Any], processor: Any, options: Any, counts: dict[str, int]) -> Iterator[list[dict[str, Any]]]:
+def _read_batches(
+    files: list[Any], processor: Any, options: Any, counts: dict[str, int]
+) -> Iterator[list[dict[str, Any]]]:
     """Rows of files, a batch at a time, with ids of the types that the processor was fitted on."""
     from hf_rerank.data.custom.own_datasets import tables_of_files
     from hf_rerank.data.custom.own_files import OwnFiles

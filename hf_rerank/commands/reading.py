@@ -8,7 +8,7 @@ from typing import Any
 
 
 def add_reader_options(parser: argparse.ArgumentParser) -> None:
-    """What the files themselves do not say."""
+    """Adds the options for what files themselves do not say."""
     reading = parser.add_argument_group("reading files")
     reading.add_argument(
         "--separator", metavar="C", help="between cells of CSV (default: comma, a tab in .tsv; \\t is a tab)"
@@ -31,7 +31,7 @@ def add_reader_options(parser: argparse.ArgumentParser) -> None:
 
 
 def reader_options(options: argparse.Namespace) -> Any:
-    """The ``ReadOptions`` of a command."""
+    """Returns the ``ReadOptions`` of a command."""
     from hf_rerank.data.custom.options import ReadOptions
 
     def plain(name: str) -> str | None:

@@ -12,7 +12,7 @@ from hf_rerank.errors import InputError
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     schema = commands.add_parser("schema", help="which column of your own lists is what")
     actions = schema.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
     infer = actions.add_parser("infer", help="write a schema guessed from a file, with comments, to correct")
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
                 f"{options.output} exists: remove it, or write another; a schema that you corrected is kept"
             )
         if any(options.output.parent.resolve() == Path(source).resolve() for source in options.input):
-            raise InputError(f"{options.output} would stand among the lists and be read as one: write it elsewhere")
+            raise InputError(f"{options.output} would be among the lists and be read as one: write it elsewhere")
     inferred = infer_schema(
         options.input if len(options.input) > 1 else options.input[0],
         label=options.label,

@@ -6,23 +6,23 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import Parser, settings_of
+from hf_rerank.commands.parsing import Parser, parse_settings
 from hf_rerank.errors import InputError, suggestion
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     simulate = commands.add_parser("simulate", help="write simulated lists in the raw format of a public dataset")
     formats = simulate.add_subparsers(dest="format", metavar="FORMAT", required=True, parser_class=Parser)
-    prm_public = formats.add_parser("prm_public", help="PRM Public's text, and the truth beside it")
+    prm_public = formats.add_parser("prm_public", help="PRM Public's text, with the ground truth in a file beside it")
     _add_common_options(prm_public)
     prm_public.add_argument(
         "--click-model",
         choices=("position", "cascade", "user_browsing"),
-        help="how readers go through a list (default: position, each place is looked at with its own probability)",
+        help="how readers go through a list (default: position, each position is examined with its own probability)",
     )
     prm_public.set_defaults(run=_simulate_prm_public, parser=prm_public)
-    ad = formats.add_parser("ad", help="Ad's four CSV files, and the truth beside them")
+    ad = formats.add_parser("ad", help="Ad's four CSV files, with the ground truth in a file beside them")
     _add_common_options(ad)
     ad.add_argument(
         "--behaviours",
@@ -50,9 +50,9 @@ def _simulate_prm_public(options: argparse.Namespace) -> None:
     from hf_rerank.data.simulation import PRMWorld, simulate_prm
 
     chosen = [f"click_model={options.click_model}"] if options.click_model else []
-    world = _world(PRMWorld, [*options.world, *chosen])
+    world = _make_world(PRMWorld, [*options.world, *chosen])
     path = simulate_prm(options.output_dir, options.lists, seed=options.seed, world=world, progress=True)
-    print(f"{options.lists:,} lists in {path}, the truth beside it")
+    print(f"{options.lists:,} lists in {path}, with the ground truth beside it")
 
 
 def _simulate_ad(options: argparse.Namespace) -> None:
@@ -62,17 +62,17 @@ def _simulate_ad(options: argparse.Namespace) -> None:
         options.output_dir,
         options.lists,
         seed=options.seed,
-        world=_world(AdWorld, options.world),
+        world=_make_world(AdWorld, options.world),
         behaviours=options.behaviours,
         progress=True,
     )
-    print(f"{options.lists:,} lists, with and without a click, in {path}, the other files and the truth beside it")
+    print(f"{options.lists:,} lists, with and without a click, in {path}; other files and the ground truth beside it")
 
 
-def _world(kind: Any, settings: list[str]) -> Any:
+def _make_world(kind: Any, settings: list[str]) -> Any:
     from dataclasses import fields
 
-    parameters, known = settings_of("--world", settings), [field.name for field in fields(kind)]
+    parameters, known = parse_settings("--world", settings), [field.name for field in fields(kind)]
     for name in parameters:
         if name not in known:
             raise InputError(f"the simulated world has no parameter {name!r}{suggestion(name, known)}")

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.commands.parsing import (
-    about_initial_ranker,
     add_revision,
+    describe_initial_ranker,
+    disable_short_progress_bars,
     lists_folder,
     model_options,
-    settings_of,
-    without_bars_of_a_moment,
+    parse_settings,
 )
-from hf_rerank.commands.train_options import (
+from hf_rerank.commands.training_options import (
     add_training_options,
-    given_options,
-    messages_with_hyphens,
-    training_arguments,
+    list_given_options,
+    parse_training_arguments,
+    show_options_with_hyphens,
 )
 from hf_rerank.errors import InputError
 
@@ -29,7 +29,7 @@ _OF_EVALUATION = ("metric_for_best_model", "greater_is_better", "eval_steps", "e
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     train = commands.add_parser(
         "train",
         help="train a re-ranker",
@@ -90,9 +90,9 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     """Trains."""
     _check_options(options)
-    with messages_with_hyphens():
+    with show_options_with_hyphens():
         rate = ["--learning_rate", str(ON_TOP_LEARNING_RATE)] if options.on_top_of else []
-        arguments = training_arguments(options, rate)
+        arguments = parse_training_arguments(options, rate)
         _refuse_earlier_run(Path(options.output_dir), arguments.resume_from_checkpoint)
         _train(options, arguments)
 
@@ -106,22 +106,22 @@ def _train(options: argparse.Namespace, arguments: Any) -> None:
     from hf_rerank.models.auto import reranker_classes
     from hf_rerank.training import PlotCallback, RerankTrainer
 
-    without_bars_of_a_moment()
+    disable_short_progress_bars()
     # Of several processes only the first prints.
     say = print if arguments.process_index == 0 else _nothing
     plots = PlotCallback() if options.plots else None
     if options.model:
-        reranker_classes(options.model)  # a wrong name is told before lists are read
+        reranker_classes(options.model)  # a wrong name is reported before lists are read
     folder = lists_folder(options.data)
     lists = load_lists(folder)
-    train, validation = _splits(lists, options)
+    train, validation = _choose_splits(lists, options)
     set_seed(arguments.seed)
     about: dict[str, Any] = {}
     if options.source:
-        model, processor, report = _fine_tuned(options, train, lists.schema)
+        model, processor, report = _fine_tune(options, train, lists.schema)
         say(report)
     else:
-        model, processor, train, about = _new(options, lists, train, validation, arguments)
+        model, processor, train, about = _make_model(options, lists, train, validation, arguments)
         if about:
             say(_describe_trees(about["on_top_of"]))
     choices: dict[str, Any] = {name: getattr(arguments, name) for name in ("no_click", "gain", "click_above")}
@@ -139,7 +139,7 @@ def _train(options: argparse.Namespace, arguments: Any) -> None:
         processing_class=processor,
         callbacks=[plots] if plots else None,
     )
-    trainer.results.update(about_initial_ranker(folder) | about)
+    trainer.results.update(describe_initial_ranker(folder) | about)
     if validation is not None:
         trainer.results["orders"] = {"validation": {"initial": rows["initial"]}}
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
@@ -152,17 +152,17 @@ def _train(options: argparse.Namespace, arguments: Any) -> None:
         say(f"\ntrained on all {len(train):,} lists: none is left to measure the model on")
     else:
         say(f"\nOn the validation split:\n{results_table(rows)}\n")
-    say(f"{_chosen(trainer)}\nmodel in {arguments.output_dir}")
+    say(f"{_describe_checkpoint(trainer)}\nmodel in {arguments.output_dir}")
     if plots:
-        say(f"picture in {plots.drawn}" if plots.drawn else "no picture: the training logged nothing to draw")
+        say(f"figure in {plots.drawn}" if plots.drawn else "no figure: the training logged nothing to draw")
 
 
 def _nothing(*_: Any) -> None:
-    """In place of ``print``."""
+    """Prints nothing; used in place of ``print``."""
 
 
-def _splits(lists: Any, options: argparse.Namespace) -> tuple[Any, Any]:
-    """The lists to train on, and those to choose the best checkpoint on; None: there are none."""
+def _choose_splits(lists: Any, options: argparse.Namespace) -> tuple[Any, Any]:
+    """Chooses the lists to train on, and those to choose the best checkpoint on (None: none)."""
     from datasets import concatenate_datasets
 
     found = {split: lists[split] for split in ("train", "validation") if split in lists and len(lists[split])}
@@ -178,8 +178,8 @@ def _splits(lists: Any, options: argparse.Namespace) -> tuple[Any, Any]:
     return found["train"], found["validation"]
 
 
-def _chosen(trainer: Any) -> str:
-    """Which checkpoint the model is."""
+def _describe_checkpoint(trainer: Any) -> str:
+    """Describes which checkpoint the model is."""
     state, metric = trainer.state, trainer.args.metric_for_best_model
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
         return f"the model is that of step {state.best_global_step} of {state.global_step}, the best by {metric}"
@@ -199,7 +199,7 @@ def _refuse_earlier_run(run: Path, resume: Any) -> None:
     if finished or checkpoints:
         raise InputError(
             f"{run} holds {'a finished model' if finished else 'checkpoints of another training'} "
-            f"({', '.join([*finished, *checkpoints][:3])}): choose another folder, remove it, or go on with "
+            f"({', '.join([*finished, *checkpoints][:3])}): choose another folder, remove it, or resume with "
             "--resume-from-checkpoint last"
         )
 
@@ -221,13 +221,13 @@ def _check_options(options: argparse.Namespace) -> None:
                 "one of them out"
             )
         for name in _OF_EVALUATION:
-            if name in given_options(options):
+            if name in list_given_options(options):
                 raise InputError(
                     f"--{name.replace('_', '-')} is of evaluations during training, and --train-on all leaves no "
                     "lists for these: leave it out"
                 )
     if options.source:
-        model_options(options.source, options.revision)  # a revision of a folder is told before lists are read
+        model_options(options.source, options.revision)  # a revision of a folder is reported before lists are read
         if Path(options.source).exists() and Path(options.source).resolve() == Path(options.output_dir).resolve():
             raise InputError(
                 f"--output-dir {options.output_dir} is the model of --from itself, which would be overwritten: give "
@@ -235,10 +235,10 @@ def _check_options(options: argparse.Namespace) -> None:
             )
 
 
-def _new(
+def _make_model(
     options: argparse.Namespace, lists: Any, train: Any, validation: Any, arguments: Any
 ) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """A new model, its processor, the lists to train it on, and what the results say of the trees it starts from."""
+    """Makes a new model, its processor, its training lists, and the record of the trees it starts from."""
     from hf_rerank.models.auto import reranker_classes
     from hf_rerank.processing import ListProcessor
     from hf_rerank.training import calibrate_initial_score
@@ -247,7 +247,7 @@ def _new(
     config_class, model_class = reranker_classes(options.model)
     processor = ListProcessor.from_lists(train, schema=lists.schema)
     about: dict[str, Any] = {}
-    overrides = settings_of("--set", options.set)
+    overrides = parse_settings("--set", options.set)
     if options.on_top_of:
         from hf_rerank.initial_rankers.on_top import fit_on_top
 
@@ -290,8 +290,8 @@ def _describe_trees(settings: dict[str, Any]) -> str:
     )
 
 
-def _fine_tuned(options: argparse.Namespace, train: Any, schema: Any) -> tuple[Any, Any, str]:
-    """A trained model made ready for these lists, its processor, and a report of what was kept and added."""
+def _fine_tune(options: argparse.Namespace, train: Any, schema: Any) -> tuple[Any, Any, str]:
+    """Adapts a trained model to these lists; returns it, its processor and a report."""
     from hf_rerank.inference.reranker import Reranker
     from hf_rerank.storage.hub_download import folder_with_weights
     from hf_rerank.training import adapt, freeze

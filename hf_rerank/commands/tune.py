@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import lists_folder, settings_of, without_bars_of_a_moment
+from hf_rerank.commands.parsing import disable_short_progress_bars, lists_folder, parse_settings
 from hf_rerank.errors import InputError
 
 # Options of the training that a search decides itself.
@@ -14,11 +14,11 @@ _DECIDED = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "load_best_m
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     tune = commands.add_parser(
         "tune",
         help="search the options of a re-ranker and of its training",
-        description="Trains one model per trial, stops the hopeless ones early, and saves the best as a finished "
+        description="Trains one model per trial, prunes the worst early, and saves the best as a finished "
         "model in DIR/best. The same command resumes a study that was interrupted; more --trials continue it.",
         epilog="Every option of RerankTrainingArguments is an option here too, such as --num-train-epochs 5; what is "
         "given is not searched.",
@@ -47,23 +47,23 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.training.tuning import require_optuna, search
 
     require_optuna()
-    from hf_rerank.commands.training_options import given_training_options
+    from hf_rerank.commands.training_options import parse_given_options
 
-    training = given_training_options(options, decided=_DECIDED)
+    training = parse_given_options(options, decided=_DECIDED)
     from hf_rerank.data.loading import load_lists
     from hf_rerank.models.auto import reranker_classes
     from hf_rerank.processing import ListProcessor
     from hf_rerank.training import RerankTrainer, RerankTrainingArguments
     from hf_rerank.training.search_spaces import read_spaces, suggest
 
-    without_bars_of_a_moment()
+    disable_short_progress_bars()
     config_class, model_class = reranker_classes(options.model)
     lists = load_lists(lists_folder(options.data))
     for split in ("train", "validation"):
         if not len(lists[split]):
             raise InputError(f"{options.data} has no list in its {split} split: prepare more lists")
     arguments = RerankTrainingArguments(options.output_dir, disable_tqdm=True, **training)
-    fixed = settings_of("--set", options.set)
+    fixed = parse_settings("--set", options.set)
     spaces = read_spaces(options.search, config_class, arguments.objective(), fixed, training)
     processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
 

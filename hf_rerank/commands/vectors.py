@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.commands.parsing import lists_folder, without_bars_of_a_moment
+from hf_rerank.commands.parsing import disable_short_progress_bars, lists_folder
 
 
 def add(commands: Any) -> None:
-    """The options."""
+    """Adds the command and its options."""
     vectors = commands.add_parser(
         "vectors", help="add personalised vectors to prepared lists, by a click model trained on ranker_train"
     )
@@ -19,9 +19,9 @@ def add(commands: Any) -> None:
     vectors.add_argument(
         "--output-dir", required=True, type=Path, metavar="LISTS2", help="folder for the lists with vectors"
     )
-    vectors.add_argument("--dim", type=int, default=32, metavar="D", help="numbers an item (default: 32)")
+    vectors.add_argument("--dim", type=int, default=32, metavar="D", help="numbers per item (default: 32)")
     vectors.add_argument(
-        "--max-train-lists", type=int, metavar="N", help="lists of ranker_train to look at, at most (default: all)"
+        "--max-train-lists", type=int, metavar="N", help="use at most N lists of ranker_train (default: all)"
     )
     vectors.add_argument("--seed", type=int, default=0, metavar="S", help="of the click model (default: 0)")
     vectors.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.data.prepared import read_report
     from hf_rerank.personalised_vectors import REPORT_KEY, add_personalised_vectors
 
-    without_bars_of_a_moment()
+    disable_short_progress_bars()
     report = add_personalised_vectors(
         lists_folder(options.data),
         options.output_dir,
@@ -50,4 +50,4 @@ def run(options: argparse.Namespace) -> None:
         f"click model: {model['lists_learned_from']:,} of {model['lists_available']:,} ranker_train lists learned "
         f"from, {model['lists_held_out']:,} held out, log-loss on those {model['held_out_log_loss']:.4f}"
     )
-    print(f"{sum(report.lists.values()):,} lists with {model['dim']} numbers an item in {options.output_dir}")
+    print(f"{sum(report.lists.values()):,} lists with {model['dim']} numbers per item in {options.output_dir}")

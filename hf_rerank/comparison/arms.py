@@ -34,13 +34,13 @@ class Arm:
         return f"{self.model} {self.kind}"
 
     def file_name(self, seed: int) -> str:
-        """Of the run with a seed."""
+        """Names the file of the run with a seed."""
         return f"{self.model}-{self.kind.replace(' ', '-')}-seed{seed}"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A re-ranker that takes part.
+    """A re-ranker of a comparison.
 
     Attributes:
         name: In tables.
@@ -68,7 +68,7 @@ class Plan:
         models: Of the neural networks.
         seeds: How many; they are 0, 1, ...
         has_order: Whether the lists come in an initial order. Without one only ``WITHOUT`` is trained.
-        trees: Whether LambdaMART takes part.
+        trees: Whether LambdaMART is trained too.
         config: Options of all configs (``hidden_size``), or of one (``prm.hidden_size``).
         training: Options of ``RerankTrainingArguments``; ``principled`` is the preset of ``PRINCIPLED``.
     """
@@ -81,25 +81,26 @@ class Plan:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def arms(self) -> list[Arm]:
-        """Every arm, those of LambdaMART first."""
+        """Lists every arm, those of LambdaMART first."""
         kinds = (WITHOUT, WITH, PRINCIPLED) if self.has_order else (WITHOUT,)
         of_trees = [Arm(TREES, kind) for kind in kinds if kind != PRINCIPLED] if self.trees else []
         return of_trees + [Arm(model.name, kind) for model in self.models for kind in kinds]
 
     def model(self, name: str) -> Model:
-        """The model of this name."""
+        """Returns the model of this name."""
         return next(model for model in self.models if model.name == name)
 
     def config_options(self, name: str) -> dict[str, Any]:
-        """The options of the config of this model."""
+        """Collects the config options of this model."""
         of_all = {key: value for key, value in self.config.items() if "." not in key}
         of_one = {key.split(".", 1)[1]: value for key, value in self.config.items() if key.startswith(f"{name}.")}
         return {**of_all, **of_one}
 
     def check(self) -> None:
-        """
+        """Checks the plan.
+
         Raises:
-            InputError: An option belongs to no model, a name stands twice, or there is no seed.
+            InputError: An option belongs to no model, a name appears twice, or there is no seed.
         """
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
@@ -113,12 +114,12 @@ class Plan:
         for key in self.config:
             if "." in key and key.split(".", 1)[0] not in names:
                 raise InputError(
-                    f"option {key!r} is of a model that takes no part: expected one of {', '.join(names)}"
+                    f"option {key!r} is of a model that is not compared: expected one of {', '.join(names)}"
                 )
 
 
 def find_models(names: Sequence[str]) -> tuple[Model, ...]:
-    """The DNN and the models of these names.
+    """Finds the DNN and the models of these names.
 
     Args:
         names: Names of the table of models, or ``package.module:ClassName`` of a class of one's own, which is
@@ -131,11 +132,11 @@ def find_models(names: Sequence[str]) -> tuple[Model, ...]:
 
     found = []
     for name in dict.fromkeys((POINTWISE, *names)):
-        found.append(_own_model(name) if ":" in name else Model(name, *reranker_classes(name)))
+        found.append(_import_model(name) if ":" in name else Model(name, *reranker_classes(name)))
     return tuple(found)
 
 
-def _own_model(path: str) -> Model:
+def _import_model(path: str) -> Model:
     from hf_rerank.models.base import PreTrainedReranker
     from hf_rerank.models.config import RerankerConfig
 

@@ -1,4 +1,4 @@
-"""The whole comparison: runs what is missing, summarizes all runs, and writes the report."""
+"""Runs a comparison: trains what is missing, summarizes all runs, and writes the report."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.comparison.arms import LOGGED, TREES, Arm, Plan
-from hf_rerank.comparison.findings import Findings, find
-from hf_rerank.comparison.measuring import NDCG, logged_scores, measure_scores, primary_measure
+from hf_rerank.comparison.findings import Findings, summarize
+from hf_rerank.comparison.measuring import NDCG, measure_scores, primary_measure, score_logged_order
 from hf_rerank.comparison.progress import Progress, print_line
 from hf_rerank.comparison.report import write_report
 from hf_rerank.comparison.run_folder import RunFolder, describe
@@ -58,7 +58,7 @@ def compare_rerankers(
             raise InputError(f"the lists have no {split} split, or it is empty: a comparison needs all three")
     if plan.trees:
         _require_trees()
-    named = NamedLists.of(splits["test"], schema) if scores else None
+    named = NamedLists.from_dataset(splits["test"], schema) if scores else None
     systems = {}
     for name, path in (scores or {}).items():
         if name == LOGGED or name in {arm.name for arm in plan.arms()}:
@@ -70,11 +70,11 @@ def compare_rerankers(
     runner = ArmRunner(splits, schema, plan)
     runs: dict[Arm, dict[int, dict[str, Any]]] = {arm: {} for arm in plan.arms()}
     run_folder = RunFolder(folder)
-    with run_folder.opened(describe(splits, schema, plan), plan):
+    with run_folder.lock(describe(splits, schema, plan), plan):
         # By seed first, so that every arm has a run early on.
         ordered = [(arm, seed) for seed in range(plan.seeds) for arm in runs]
         progress = Progress([arm.name for arm, _ in ordered], say)
-        finished = {key: run_folder.result(*key) for key in ordered}
+        finished = {key: run_folder.read_result(*key) for key in ordered}
         for (arm, seed), result in finished.items():
             if result is not None:
                 runs[arm][seed] = result
@@ -100,7 +100,7 @@ def compare_rerankers(
         if plan.has_order:
             fixed[LOGGED] = {}
             for split in ("validation", "test"):
-                order = logged_scores(runner.processor, splits[split])
+                order = score_logged_order(runner.processor, splits[split])
                 found = measure_scores(order, runner.processor, splits[split], **options)
                 fixed[LOGGED] |= {split: found.measures, "per_list": found.per_list.tolist()}
         for name, values in systems.items():
@@ -110,7 +110,7 @@ def compare_rerankers(
             for result in of_seed.values():
                 # JSON has no NaN.
                 result["per_list"] = [math.nan if value is None else value for value in result["per_list"]]
-        findings = find(
+        findings = summarize(
             runs,
             fixed,
             measure=primary_measure(schema),

@@ -1,4 +1,4 @@
-"""From finished runs to what they show: means, paired comparisons and the evidence of the recommendation."""
+"""Summary of finished runs: means, paired comparisons and the evidence for the recommendation."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Findings:
     recommendation: Recommendation
 
 
-def find(
+def summarize(
     runs: Mapping[Arm, Mapping[int, Mapping[str, Any]]],
     fixed: Mapping[str, Mapping[str, Any]],
     *,
@@ -68,7 +68,7 @@ def find(
     groups: Sequence[Any],
     display_order: bool,
 ) -> Findings:
-    """Summarizes and decides.
+    """Summarizes runs, compares arms and recommends one.
 
     Args:
         runs: Arm -> seed -> outcome of the run.
@@ -83,10 +83,10 @@ def find(
         **{name: dict.fromkeys(seeds, outcome) for name, outcome in fixed.items()},
         **{arm.name: of_seed for arm, of_seed in runs.items()},
     }
-    rows = [_row(name, of_seed, measure, name in fixed) for name, of_seed in by_name.items()]
+    rows = [_summarize_arm(name, of_seed, measure, name in fixed) for name, of_seed in by_name.items()]
     validation = {row.name: row.validation for row in rows if row.validation is not None and row.name not in fixed}
     best = max(runs, key=lambda arm: validation[arm.name])
-    simpler = [*fixed, *_simpler_arms(best, runs, validation)]
+    simpler = [*fixed, *_find_simpler_arms(best, runs, validation)]
     kinds = {model: {arm.kind for arm in runs if arm.model == model} for model in dict.fromkeys(a.model for a in runs)}
     steps = ((WITH, WITHOUT), (PRINCIPLED, WITH), (PRINCIPLED, WITHOUT))
     pairs = [(best.name, name) for name in simpler]
@@ -109,7 +109,7 @@ def find(
     )
     effects = {(entry.name, entry.base): effect_of(entry) for entry in comparisons}
 
-    def of_models(kind: str, base: str) -> dict[str, Effect]:
+    def collect_effects(kind: str, base: str) -> dict[str, Effect]:
         found = {model: (Arm(model, kind).name, Arm(model, base).name) for model in kinds}
         return {model: effects[pair] for model, pair in found.items() if pair in effects}
 
@@ -120,16 +120,16 @@ def find(
         best=best.model,
         best_arm=best.name,
         over_simpler={name: effects[best.name, name] for name in simpler},
-        order=of_models(WITH, WITHOUT),
-        principles=of_models(PRINCIPLED, WITH),
-        principled_over_without=of_models(PRINCIPLED, WITHOUT),
+        order=collect_effects(WITH, WITHOUT),
+        principles=collect_effects(PRINCIPLED, WITH),
+        principled_over_without=collect_effects(PRINCIPLED, WITHOUT),
         display_order=display_order,
     )
     return Findings(measure, rows, comparisons, recommend(evidence))
 
 
-def _simpler_arms(best: Arm, arms: Mapping[Arm, Any], validation: Mapping[str, float]) -> list[str]:
-    """Of each model that is simpler than the best one its best arm on validation, the simplest model first."""
+def _find_simpler_arms(best: Arm, arms: Mapping[Arm, Any], validation: Mapping[str, float]) -> list[str]:
+    """Finds the best arm on validation of each model simpler than the best one, the simplest model first."""
     ladder = [TREES, POINTWISE]
     below = ladder[: ladder.index(best.model)] if best.model in ladder else ladder
     chosen = []
@@ -140,7 +140,7 @@ def _simpler_arms(best: Arm, arms: Mapping[Arm, Any], validation: Mapping[str, f
     return chosen
 
 
-def _row(name: str, of_seed: Mapping[int, Mapping[str, Any]], measure: str, is_fixed: bool) -> Row:
+def _summarize_arm(name: str, of_seed: Mapping[int, Mapping[str, Any]], measure: str, is_fixed: bool) -> Row:
     outcomes = list(of_seed.values())
     values = [outcome["test"][measure] for outcome in outcomes]
     others = {}
@@ -166,4 +166,4 @@ def _mean_of(outcomes: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-__all__ = ["COLUMNS", "IN_WORDS", "LOGGED", "Findings", "Row", "find"]
+__all__ = ["COLUMNS", "IN_WORDS", "LOGGED", "Findings", "Row", "summarize"]

@@ -1,4 +1,4 @@
-"""Measures of one run: over all lists, and of each list, for paired intervals; and the time that one list takes."""
+"""Measures of one run: over all lists, per list (for paired intervals), and the latency per list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError
-from hf_rerank.evaluation.evaluator import EvaluationSums, add_batch, encoded_batches
+from hf_rerank.evaluation.evaluator import EvaluationSums, add_batch, encode_batches
 from hf_rerank.metrics.ranking import expected_clicks, ndcg
 from hf_rerank.processing import ListProcessor
 from hf_rerank.schema import ListSchema
@@ -25,7 +25,7 @@ TIMED, WARM_UP = 50, 3
 
 
 def primary_measure(schema: ListSchema) -> str:
-    """Expected clicks where the true attraction is known, on simulated lists; else NDCG@10."""
+    """Chooses the primary measure: expected clicks with known ground truth (simulated lists), else NDCG@10."""
     return CLICKS if schema.attraction is not None and schema.examination is not None else NDCG
 
 
@@ -50,27 +50,17 @@ class PerListSums(EvaluationSums):
         self.primary, self.examination, self.no_click = primary_measure(schema), schema.examination, no_click
         self.per_list: list[np.ndarray] = []
 
-    def add(
-        self,
-        scores: Tensor,
-        labels: Tensor,
-        mask: Tensor,
-        position_ids: Tensor,
-        attraction: Tensor | None = None,
-        measures: dict[str, Tensor] | None = None,
-        propensities: Tensor | None = None,
-        cut_labels: Tensor | None = None,
-    ) -> None:
-        """As of ``EvaluationSums``."""
-        super().add(scores, labels, mask, position_ids, attraction, measures, propensities, cut_labels)
+    def add(self, scores: Tensor, labels: Tensor, mask: Tensor, position_ids: Tensor, **others: Any) -> None:
+        """As ``EvaluationSums.add``."""
+        super().add(scores, labels, mask, position_ids, **others)
         if self.primary == CLICKS:
-            values = expected_clicks(scores, attraction, self.examination, mask=mask, reduction="none")
+            values = expected_clicks(scores, others["attraction"], self.examination, mask=mask, reduction="none")
         else:
             values = ndcg(scores, labels, mask=mask, k=CUT, reduction="none", no_click=self.no_click)
         self.per_list.append(np.asarray(values, dtype=np.float64))
 
-    def result(self) -> Measured:
-        """The measures of all lists added."""
+    def compute_result(self) -> Measured:
+        """Computes the measures of all lists added."""
         if not self.per_list:
             raise InputError("there is no list to evaluate: expected at least one")
         return Measured(self.compute(), np.concatenate(self.per_list))
@@ -80,15 +70,15 @@ def measure_model(model: Any, processor: ListProcessor, lists: Any, *, ks: Seque
     """Measures a re-ranker in evaluation mode: metrics, obedience to both principles, and the values of each list."""
     sums = PerListSums(processor.schema, ks, no_click)
     model.eval()
-    for batch in encoded_batches(lists, processor):
+    for batch in encode_batches(lists, processor):
         add_batch(model, batch, sums, obedience_k=5, max_steps=0)
-    return sums.result()
+    return sums.compute_result()
 
 
 def measure_scores(
     scores: np.ndarray, processor: ListProcessor, lists: Any, *, ks: Sequence[int], no_click: str
 ) -> Measured:
-    """Measures scores that are there already.
+    """Measures given scores.
 
     Args:
         scores: float [N], of the items of all lists, one list after another, in the order of the row.
@@ -98,24 +88,24 @@ def measure_scores(
         no_click: ``zero`` or ``skip``.
     """
     sums, start = PerListSums(processor.schema, ks, no_click), 0
-    for batch in encoded_batches(lists, processor):
+    for batch in encode_batches(lists, processor):
         mask = batch["mask"]
         items = int(mask.sum())
         padded = torch.zeros(mask.shape, dtype=torch.float64)
         padded[mask] = torch.from_numpy(np.asarray(scores[start : start + items], dtype=np.float64))
         start += items
-        sums.add(padded, batch["labels"], mask, batch["position_ids"], batch.get("attraction"))
-    return sums.result()
+        sums.add(padded, batch["labels"], mask, batch["position_ids"], attraction=batch.get("attraction"))
+    return sums.compute_result()
 
 
-def logged_scores(processor: ListProcessor, lists: Any) -> np.ndarray:
-    """float64 [N], minus the position of each item in the initial order."""
-    parts = [-batch["position_ids"][batch["mask"]].numpy() for batch in encoded_batches(lists, processor)]
+def score_logged_order(processor: ListProcessor, lists: Any) -> np.ndarray:
+    """Scores items by the logged order: minus their position in it, float64 [N]."""
+    parts = [-batch["position_ids"][batch["mask"]].numpy() for batch in encode_batches(lists, processor)]
     return np.concatenate(parts).astype(np.float64)
 
 
-def latency_ms(rank: Callable[[dict[str, Any]], Any], lists: Any, label: str) -> float:
-    """Median milliseconds in which ``rank`` ranks one raw list, encoding included, on this machine.
+def measure_latency_ms(rank: Callable[[dict[str, Any]], Any], lists: Any, label: str) -> float:
+    """Measures the median milliseconds in which ``rank`` ranks one raw list, encoding included.
 
     Args:
         rank: Takes one list, a dict of columns without the label.

@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 
 def print_line(line: str) -> None:
-    """Prints at once, into files too."""
+    """Prints a line and flushes, also when redirected."""
     print(line, flush=True)
 
 
 def remaining_seconds(taken: Mapping[str, Sequence[float]], left: Sequence[str]) -> float | None:
-    """The time that runs are expected to take.
+    """Estimates the time that the remaining runs take.
 
     Args:
         taken: Arm -> seconds of each of its runs so far.
@@ -30,15 +30,15 @@ def remaining_seconds(taken: Mapping[str, Sequence[float]], left: Sequence[str])
     return sum(sum(taken[arm]) / len(taken[arm]) if taken.get(arm) else usual for arm in left)
 
 
-def duration(seconds: float) -> str:
-    """As people say it: ``40 s``, ``12 min``, ``3.5 h``."""
+def format_duration(seconds: float) -> str:
+    """Formats seconds as ``40 s``, ``12 min`` or ``3.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
-    """Prints what happens.
+    """Prints the progress of a comparison.
 
     Args:
         runs: The arm of each run, finished or not.
@@ -52,26 +52,26 @@ class Progress:
         self.bar: tqdm | None = None
 
     def skip(self, arm: str) -> None:
-        """A run that was finished earlier."""
+        """Skips a run that was finished earlier."""
         self.left.remove(arm)
 
     def begin(self, name: str) -> None:
-        """A run begins."""
+        """Begins a run."""
         self.started = time.monotonic()
         self.bar = tqdm(total=100, desc=name, unit="%", leave=False, disable=None, delay=1)
 
     def step(self, fraction: float) -> None:
-        """So much of the training of the run is done."""
+        """Reports the fraction of the run's training that is done."""
         if self.bar is not None:
             self.bar.update(int(100 * fraction) - self.bar.n)
 
     def finish(self, arm: str, seed: int, measure: str) -> None:
-        """The run is finished.
+        """Finishes the run and prints its line.
 
         Args:
             arm: What was run.
             seed: Of the run.
-            measure: What it reached on validation, in words.
+            measure: Its result on validation, as text.
         """
         if self.bar is not None:
             self.bar.close()
@@ -79,7 +79,6 @@ class Progress:
         self.taken.setdefault(arm, []).append(seconds)
         self.left.remove(arm)
         remaining = remaining_seconds(self.taken, self.left)
-        more = f", about {duration(remaining)} left" if remaining else ""
-        self.say(
-            f"[{self.total - len(self.left)}/{self.total}] {arm}, seed {seed}: {measure}, {duration(seconds)}{more}"
-        )
+        more = f", about {format_duration(remaining)} left" if remaining else ""
+        done = f"[{self.total - len(self.left)}/{self.total}]"
+        self.say(f"{done} {arm}, seed {seed}: {measure}, {format_duration(seconds)}{more}")

@@ -13,12 +13,12 @@ from hf_rerank.validation import tables_of
 
 COLUMN = "hf_rerank_random_order"
 _BATCH = 10_000
-# More items than a list has.
+# More than the items of any list.
 _STRIDE = 2**20
 
 
 def add_random_order(lists: Any, schema: ListSchema, seed: int) -> Any:
-    """The lists with a column of random positions, ``COLUMN``; the order of each list is drawn once.
+    """Adds a column of random positions, ``COLUMN``, to lists; the order of each list is drawn once.
 
     Args:
         lists: A ``datasets`` Dataset.
@@ -29,12 +29,12 @@ def add_random_order(lists: Any, schema: ListSchema, seed: int) -> Any:
         table.column(schema.label).combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
         for table in tables_of(lists.select_columns([schema.label]), _BATCH)
     ]
-    positions = random_positions(np.concatenate(lengths).astype(np.int64), seed)
+    positions = draw_positions(np.concatenate(lengths).astype(np.int64), seed)
     return lists.add_column(COLUMN, pa.array([part.tolist() for part in positions], type=pa.list_(pa.int64())))
 
 
-def random_positions(lengths: np.ndarray, seed: int) -> list[np.ndarray]:
-    """For each list a random permutation of ``0 .. length - 1``, by a hash of seed, number of the list and slot.
+def draw_positions(lengths: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Draws a random permutation of ``0 .. length - 1`` per list, by a hash of seed, list number and slot.
 
     Args:
         lengths: int64 [B], each below 2 ** 20.

@@ -1,4 +1,4 @@
-"""What to use, in plain words: a pure function of the numbers."""
+"""The recommendation, as text: a pure function of the results."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Recommendation:
 
 
 def effect_of(comparison: Comparison) -> Effect:
-    """The effect that a comparison shows.
+    """Returns the effect that a comparison shows.
 
     Raises:
         InputError: The other arm's mean is 0, so that there are no fractions of it.
@@ -124,16 +124,16 @@ def recommend(evidence: Evidence) -> Recommendation:
     reasons: list[str] = []
     for name, effect in evidence.over_simpler.items():
         if not effect.is_gain:
-            return _simpler(evidence, name, effect)
+            return _recommend_simpler(evidence, name, effect)
         who = evidence.best_arm if reasons else f"{evidence.best_arm}, the best on validation,"
-        reasons.append(f"{who} {_gains(effect)} {evidence.measure} over {name}: {effect}.")
-    kind, about_order = _kind(evidence, evidence.best)
+        reasons.append(f"{who} {_gain_in_words(effect)} {evidence.measure} over {name}: {effect}.")
+    kind, about_order = _choose_kind(evidence, evidence.best)
     reasons += about_order
-    return Recommendation(f"{evidence.best} {kind}", evidence.best, kind, (*reasons, *_limits(evidence)))
+    return Recommendation(f"{evidence.best} {kind}", evidence.best, kind, (*reasons, *_describe_limits(evidence)))
 
 
-def _simpler(evidence: Evidence, name: str, effect: Effect) -> Recommendation:
-    """The simplest alternative that the best arm does not beat."""
+def _recommend_simpler(evidence: Evidence, name: str, effect: Effect) -> Recommendation:
+    """Recommends the simplest alternative that the best arm does not beat."""
     found = "loses to" if effect.is_loss else "is not shown to beat"
     reason = f"{evidence.best_arm}, the best on validation, {found} {name} in {evidence.measure}: {effect}."
     kinds = [kind for kind in (WITHOUT, WITH, PRINCIPLED) if name.endswith(f" {kind}")]
@@ -143,18 +143,18 @@ def _simpler(evidence: Evidence, name: str, effect: Effect) -> Recommendation:
         advice = f"Keep {name}"
     else:
         model = name.removesuffix(f" {kinds[0]}")
-        kind, about_order = _kind(evidence, model)
+        kind, about_order = _choose_kind(evidence, model)
         advice = f"The simpler {model} is enough"
         if model == TREES:
             advice += "; a re-ranker may start from its scores (hf-rerank train --on-top-of lambdamart)"
-        reasons = (reason, f"{advice}.", *about_order, *_limits(evidence))
+        reasons = (reason, f"{advice}.", *about_order, *_describe_limits(evidence))
         return Recommendation(f"{model} {kind}", model, kind, reasons)
-    more = "" if effect.is_loss else f"; {_how_to_learn_more(evidence)}"
-    return Recommendation(name, None, None, (reason, f"{advice}{more}.", *_limits(evidence)))
+    more = "" if effect.is_loss else f"; {_suggest_more_data(evidence)}"
+    return Recommendation(name, None, None, (reason, f"{advice}{more}.", *_describe_limits(evidence)))
 
 
-def _kind(evidence: Evidence, model: str) -> tuple[str, list[str]]:
-    """Which kind of arm of a model to use, and why."""
+def _choose_kind(evidence: Evidence, model: str) -> tuple[str, list[str]]:
+    """Chooses which kind of arm of a model to use, with reasons."""
     order = evidence.order.get(model)
     if order is None:
         return WITHOUT, ["The lists come in no order, so both principles hold by themselves."]
@@ -188,21 +188,21 @@ def _kind(evidence: Evidence, model: str) -> tuple[str, list[str]]:
     return WITH, reasons
 
 
-def _gains(effect: Effect) -> str:
+def _gain_in_words(effect: Effect) -> str:
     return "gains" if effect.certainty == "clear" else "probably gains"
 
 
-def _how_to_learn_more(evidence: Evidence) -> str:
+def _suggest_more_data(evidence: Evidence) -> str:
     return "more test lists would narrow the interval" + (", and so would more seeds" if evidence.seeds < 5 else "")
 
 
-def _limits(evidence: Evidence) -> list[str]:
-    """What the numbers cannot say."""
+def _describe_limits(evidence: Evidence) -> list[str]:
+    """Describes the limits of the numbers."""
     limits = []
     effects = (evidence.over_simpler, evidence.order, evidence.principles)
     if evidence.seeds == 1:
         limits.append(
-            "One seed says nothing of chance in training: nothing here is more than probable; use --seeds 3."
+            "One seed shows nothing of the variance of training: at most 'probably' is claimed; use --seeds 3."
         )
     elif any(effect.certainty == "likely" for part in effects for effect in part.values()):
         limits.append(

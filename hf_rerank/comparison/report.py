@@ -11,44 +11,44 @@ from typing import Any
 from hf_rerank.comparison.arms import LOGGED
 from hf_rerank.comparison.findings import COLUMNS, IN_WORDS, Findings, Row
 from hf_rerank.comparison.recommendation import effect_of
-from hf_rerank.evaluation.comparing import Interval, comparison_figure
+from hf_rerank.evaluation.comparing import Interval, plot_comparisons
 from hf_rerank.evaluation.tables import text_table
 from hf_rerank.storage import write_file, write_json
 
 MARKDOWN, JSON, FIGURE = "report.md", "report.json", "report.png"
 _NOTES = (
     "Every arm was chosen on the validation lists by NDCG@10 and measured once per seed on the test lists. P1@5 and "
-    "P2@5: share of lists whose first five stay in place when the model reads its own ranking (P1) or after one swap "
-    "of neighbors in the given order (P2). Intervals are of 95 %: over groups of lists (bootstrap) and over seeds "
+    "P2@5: share of lists whose first five stay in place when the model reads its own ranking (P1) or after one "
+    "adjacent swap in the given order (P2). Intervals are of 95 %: over groups of lists (bootstrap) and over seeds "
     "(Student's t); p-values are corrected by Holm's method over all differences of the table. A difference is clear "
     "where both are below 5 %, likely where that over groups is and all seeds agree in sign, else open."
 )
 
 
 def summary_rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the summary."""
+    """Formats the summary as headings and rows."""
     others = {name: heading for name, heading in COLUMNS.items() if name != findings.measure}
     base = next((row.mean for row in findings.rows if row.name == LOGGED), None)
     headings = ["", IN_WORDS[findings.measure], "sd", "vs logged", *others.values(), "training s", "ms/list", "seeds"]
-    return headings, [_cells(row, others, base) for row in findings.rows]
+    return headings, [_format_row(row, others, base) for row in findings.rows]
 
 
-def _cells(row: Row, others: Mapping[str, str], base: float | None) -> list[str]:
+def _format_row(row: Row, others: Mapping[str, str], base: float | None) -> list[str]:
     gain = "-" if row.name == LOGGED or not base else f"{row.mean / base - 1:+.1%}"
     return [
         row.name,
         f"{row.mean:.4f}",
-        _number(row.spread, 4),
+        _format_number(row.spread, 4),
         gain,
-        *(_number(row.others.get(name), 4) for name in others),
-        _number(row.seconds, 1),
-        _number(row.milliseconds, 2),
+        *(_format_number(row.others.get(name), 4) for name in others),
+        _format_number(row.seconds, 1),
+        _format_number(row.milliseconds, 2),
         str(row.seeds),
     ]
 
 
 def comparison_rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the comparisons, in percent of the second of each pair."""
+    """Formats the comparisons as headings and rows, in percent of the second arm of each pair."""
     headings = ["difference", "over groups", "p", "over seeds", "p", ""]
     rows = []
     for entry in findings.comparisons:
@@ -57,9 +57,9 @@ def comparison_rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 f"{entry.name} - {entry.base}",
-                _percent(groups, entry.base_mean),
+                _format_percent(groups, entry.base_mean),
                 f"{entry.corrected_p_groups:.3f}",
-                _percent(seeds, entry.base_mean),
+                _format_percent(seeds, entry.base_mean),
                 f"{entry.corrected_p:.3f}",
                 certainty,
             ]
@@ -67,13 +67,13 @@ def comparison_rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
-def _percent(interval: Interval, base: float) -> str:
+def _format_percent(interval: Interval, base: float) -> str:
     mean, low, high = (round(100 * value / base, 1) + 0.0 for value in (interval.mean, interval.low, interval.high))
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] %"
 
 
 def text_report(findings: Findings) -> str:
-    """The summary, the comparisons and the recommendation, as plain text."""
+    """Formats the summary, the comparisons and the recommendation as plain text."""
     found = findings.recommendation
     reasons = "\n".join(f"- {reason}" for reason in found.reasons)
     return (
@@ -96,7 +96,7 @@ def write_report(folder: Path, findings: Findings, about: Mapping[str, Any]) -> 
     found = findings.recommendation
     written = [folder / MARKDOWN, folder / JSON]
     if find_spec("matplotlib") is not None:
-        comparison_figure(findings.comparisons, folder / FIGURE)
+        plot_comparisons(findings.comparisons, folder / FIGURE)
         written.append(folder / FIGURE)
     write_json(
         folder / JSON,
@@ -113,9 +113,9 @@ def write_report(folder: Path, findings: Findings, about: Mapping[str, Any]) -> 
         f"**Recommendation: {found.use}**",
         "\n".join(f"- {reason}" for reason in found.reasons),
         "## Arms",
-        _markdown(*summary_rows(findings)),
+        _format_markdown(*summary_rows(findings)),
         f"## Differences in {IN_WORDS[findings.measure]}",
-        _markdown(*comparison_rows(findings)),
+        _format_markdown(*comparison_rows(findings)),
         *([f"![differences]({FIGURE})"] if len(written) == 3 else []),
         _NOTES,
         "## What was compared",
@@ -125,9 +125,9 @@ def write_report(folder: Path, findings: Findings, about: Mapping[str, Any]) -> 
     return written
 
 
-def _markdown(headings: list[str], rows: list[list[str]]) -> str:
+def _format_markdown(headings: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows))
 
 
-def _number(value: float | None, digits: int) -> str:
+def _format_number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"

@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 
 
 def describe(splits: Mapping[str, Any], schema: ListSchema, plan: Plan) -> dict[str, Any]:
-    """Everything that the outcome of a run depends on. Models and seeds may be added later."""
+    """Describes everything that the outcome of a run depends on. Models and seeds may be added later."""
     return json_values(
         {
             "format_version": FORMAT_VERSION,
@@ -32,7 +32,7 @@ def describe(splits: Mapping[str, Any], schema: ListSchema, plan: Plan) -> dict[
 
 
 class RunFolder:
-    """Finished runs on the disk.
+    """Finished runs on disk.
 
     Args:
         path: The folder; made if it is not there.
@@ -42,8 +42,8 @@ class RunFolder:
         self.path = Path(path)
 
     @contextmanager
-    def opened(self, configuration: dict[str, Any], plan: Plan) -> Iterator[RunFolder]:
-        """Holds the folder for one process.
+    def lock(self, configuration: dict[str, Any], plan: Plan) -> Iterator[RunFolder]:
+        """Locks the folder for this process.
 
         Raises:
             InputError: Another process works in it, it belongs to another configuration, or to no comparison.
@@ -51,10 +51,10 @@ class RunFolder:
         if self.path.is_file():
             raise InputError(f"{self.path} is a file: expected a folder for the comparison, there or not")
 
-        def busy(process: str) -> str:
+        def describe_busy(process: str) -> str:
             return f"{process} is comparing in {self.path}: wait until it ends, or give another folder"
 
-        with locked(self.path / ".compare.lock", busy):
+        with locked(self.path / ".compare.lock", describe_busy):
             self._claim(configuration)
             self._claim_own_models(plan)
             yield self
@@ -75,8 +75,8 @@ class RunFolder:
             name = different[0]
             raise InputError(
                 f"{self.path} holds a comparison with other {', '.join(different)} ({name}: "
-                f"{_short(found.get(name))} there, {_short(configuration[name])} now), whose runs cannot be compared "
-                "with new ones: give another folder, or the same options"
+                f"{_shorten(found.get(name))} there, {_shorten(configuration[name])} now), whose runs cannot be "
+                "compared with new ones: give another folder, or the same options"
             )
 
     def _claim_own_models(self, plan: Plan) -> None:
@@ -95,15 +95,15 @@ class RunFolder:
             write_json(path, known)
 
     def run_path(self, arm: Arm, seed: int) -> Path:
-        """The file of a run."""
+        """Returns the file of a run."""
         return self.path / RUNS / f"{arm.file_name(seed)}.json"
 
     def work_path(self, arm: Arm, seed: int) -> Path:
-        """The folder of its checkpoints while it is trained."""
+        """Returns the folder of a run's checkpoints while it is trained."""
         return self.path / WORK / arm.file_name(seed)
 
-    def result(self, arm: Arm, seed: int) -> dict[str, Any] | None:
-        """A finished run; None if it is not there."""
+    def read_result(self, arm: Arm, seed: int) -> dict[str, Any] | None:
+        """Reads a finished run; None if it is not finished."""
         path = self.run_path(arm, seed)
         return read_json(path, "remove it, and the run is made again") if path.is_file() else None
 
@@ -112,6 +112,6 @@ class RunFolder:
         write_json(self.run_path(arm, seed), result)
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

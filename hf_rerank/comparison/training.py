@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.comparison.arms import PRINCIPLED, TREES, WITH, WITHOUT, Arm, Plan
-from hf_rerank.comparison.measuring import CUT, Measured, latency_ms, measure_model, measure_scores
+from hf_rerank.comparison.measuring import CUT, Measured, measure_latency_ms, measure_model, measure_scores
 from hf_rerank.comparison.random_order import COLUMN, add_random_order
 from hf_rerank.processing import ListProcessor
 from hf_rerank.schema import ListSchema
@@ -36,7 +36,7 @@ class ArmRunner:
         return ListProcessor.from_lists(self.splits["train"], schema=self.schema)
 
     @cached_property
-    def _in_random_order(self) -> tuple[dict[str, Any], ListProcessor]:
+    def _shuffled_lists(self) -> tuple[dict[str, Any], ListProcessor]:
         """The splits with a random order in place of the given one, and their processor."""
         lists = {
             split: add_random_order(self.splits[split], self.schema, number) for number, split in enumerate(SPLITS)
@@ -46,7 +46,7 @@ class ArmRunner:
 
     def evaluation_options(self, folder: Path) -> dict[str, Any]:
         """Cut-offs and what lists without a click count, of the training options."""
-        arguments = self._arguments(Arm("", WITHOUT), 0, folder)
+        arguments = self._make_arguments(Arm("", WITHOUT), 0, folder)
         return {"ks": sorted({*arguments.metric_ks, CUT}), "no_click": arguments.no_click}
 
     def run(self, arm: Arm, seed: int, folder: Path, on_step: Callable[[float], None]) -> dict[str, Any]:
@@ -90,15 +90,15 @@ class ArmRunner:
             ragged, _ = self.processor.encode(Lists.from_rows([row], self.processor.schema))
             return trees.scores(ragged, self.processor.schema)
 
-        milliseconds = latency_ms(rank, self.splits["test"], self.schema.label)
-        return {**_outcome(measured, seconds, milliseconds), "chosen": chosen}
+        milliseconds = measure_latency_ms(rank, self.splits["test"], self.schema.label)
+        return {**_collect_outcome(measured, seconds, milliseconds), "chosen": chosen}
 
     def _run_model(self, arm: Arm, seed: int, folder: Path, on_step: Callable[[float], None]) -> dict[str, Any]:
         from transformers import PrinterCallback, TrainerCallback, set_seed
 
         from hf_rerank.inference.reranker import Reranker
         from hf_rerank.training import RerankTrainer, calibrate_initial_score
-        from hf_rerank.training.checkpoints import newest_checkpoint
+        from hf_rerank.training.checkpoints import find_newest_checkpoint
 
         class Progress(TrainerCallback):
             def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -112,8 +112,8 @@ class ArmRunner:
             if model.can_ignore_order:
                 options["position_input"] = "none"
             else:
-                (splits, processor), shuffled = self._in_random_order, True
-        arguments = self._arguments(arm, seed, folder)
+                (splits, processor), shuffled = self._shuffled_lists, True
+        arguments = self._make_arguments(arm, seed, folder)
         set_seed(seed)
         config = model.config_class.for_schema(processor.schema, **options)
         if config.initial_score != "none":
@@ -128,7 +128,7 @@ class ArmRunner:
             callbacks=[Progress()],
         )
         trainer.remove_callback(PrinterCallback)
-        resumed = folder.is_dir() and newest_checkpoint(folder) is not None
+        resumed = folder.is_dir() and find_newest_checkpoint(folder) is not None
         started = time.monotonic()
         trainer.train(resume_from_checkpoint="auto")
         seconds = time.monotonic() - started
@@ -142,16 +142,16 @@ class ArmRunner:
                 for name in [name for name in found.measures if name.startswith(("p1_", "p2_"))]:
                     del found.measures[name]
         reranker = Reranker(processor, trainer.model)
-        milliseconds = latency_ms(lambda row: reranker.rerank([row]), splits["test"], self.schema.label)
+        milliseconds = measure_latency_ms(lambda row: reranker.rerank([row]), splits["test"], self.schema.label)
         return {
             # Of a run that was interrupted only the last part was timed.
-            **_outcome(measured, None if resumed else seconds, milliseconds),
+            **_collect_outcome(measured, None if resumed else seconds, milliseconds),
             "parameters": sum(weight.numel() for weight in trainer.model.parameters()),
             "steps": trainer.state.global_step,
             "random_order": shuffled,
         }
 
-    def _arguments(self, arm: Arm, seed: int, folder: Path) -> Any:
+    def _make_arguments(self, arm: Arm, seed: int, folder: Path) -> Any:
         from hf_rerank.training import RerankTrainingArguments
 
         options = dict(self.plan.training)
@@ -161,7 +161,7 @@ class ArmRunner:
         return RerankTrainingArguments(str(folder), seed=seed, disable_tqdm=True, **preset, **options)
 
 
-def _outcome(measured: Mapping[str, Measured], seconds: float | None, milliseconds: float) -> dict[str, Any]:
+def _collect_outcome(measured: Mapping[str, Measured], seconds: float | None, milliseconds: float) -> dict[str, Any]:
     return {
         **{split: found.measures for split, found in measured.items()},
         "per_list": measured["test"].per_list.tolist(),

@@ -1,4 +1,4 @@
-"""Measuring re-rankers: metrics and obedience over lists, tables, plots, and the results that a run leaves behind.
+"""Measuring re-rankers: metrics and obedience over lists, tables, plots, and the record of a run.
 
 Names are imported when they are first used: the evaluator needs torch, tables and comparisons do not.
 """
@@ -18,11 +18,11 @@ _HOME = {
     "evaluate": "evaluator",
     "evaluate_orders": "evaluator",
     "holm": "comparing",
-    "obedience_figure": "plots",
+    "plot_obedience": "plots",
     "obedience_table": "tables",
     "results_table": "tables",
     "t_interval": "comparing",
-    "training_figure": "plots",
+    "plot_training": "plots",
 }
 __all__ = sorted(_HOME)
 

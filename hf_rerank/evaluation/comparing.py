@@ -43,17 +43,12 @@ class Interval:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
     def relative_to(self, base: float) -> Interval:
-        """The same in fractions of ``base``."""
+        """Returns the interval in fractions of ``base``."""
         return Interval(self.mean / base, self.low / base, self.high / base, self.count, self.p_value)
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether 0 lies outside the interval."""
-        return self.low > 0 or self.high < 0
 
 
 def t_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """The mean of paired differences with Student's t-interval, and the p-value of the paired t-test.
+    """Computes the mean of paired differences, Student's t-interval and the p-value of the paired t-test.
 
     Args:
         differences: One per seed. A single one has an infinite interval and the p-value 1.
@@ -86,7 +81,7 @@ def bootstrap_interval(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """The mean of per-list differences with a percentile interval over groups, which are resampled as a whole.
+    """Computes the mean of per-list differences and a percentile bootstrap interval, resampling whole groups.
 
     The p-value is twice the share of the bootstrap means on the far side of 0, ``(1 + their number) / (1 + draws)``,
     at most 1.
@@ -212,7 +207,7 @@ def compare(
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of a table, for ``text_table`` or Markdown."""
+    """Formats comparisons as headings and rows, for ``text_table``."""
     headings = ["comparison", "measure", "difference over seeds", "seeds", "p (Holm)", "over groups", "p (Holm)"]
     rows = [
         [
@@ -233,17 +228,11 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> tuple[list[str], list[
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons as plain text."""
+    """Formats comparisons as plain text."""
     return text_table(*comparison_rows(comparisons))
 
 
-def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons as a Markdown table."""
-    headings, rows = comparison_rows(comparisons)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)) + "\n"
-
-
-def comparison_figure(comparisons: Sequence[Comparison], path: str | Path) -> None:
+def plot_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> None:
     """Draws the differences around 0, one line each: intervals over groups as bars, over seeds as thin lines.
 
     An interval that is infinite (of one seed) is left out.
@@ -270,7 +259,7 @@ def comparison_figure(comparisons: Sequence[Comparison], path: str | Path) -> No
         axis.plot(entry.over_seeds.mean, row, "o", color="black", markersize=4)
         groups = entry.over_groups
         ends += [entry.over_seeds.mean] if groups is None else [groups.low, groups.high]
-    # An interval of two seeds is so wide that the others would shrink to points: it runs out of the picture.
+    # An interval of two seeds is so wide that the others would shrink to points: it is cut off.
     margin = 0.3 * (max(ends) - min(ends)) or 1.0
     axis.set_xlim(min(ends) - margin, max(ends) + margin)
     axis.axvline(0, color="grey", linewidth=1)

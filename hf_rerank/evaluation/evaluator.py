@@ -1,4 +1,4 @@
-"""Evaluates anything that scores lists: ranking metrics, obedience to both principles, and the rows to compare with.
+"""Evaluation of scores of lists: ranking metrics, obedience to both principles, and the reference rows.
 
 The trainer, the command line and the experiments all measure through ``EvaluationSums``, so their numbers compare.
 """
@@ -22,10 +22,12 @@ from hf_rerank.principled.obedience import MAX_STEPS, obedience
 from hf_rerank.processing import EncodingReport, ListProcessor
 from hf_rerank.processing.collator import list_keys
 from hf_rerank.processing.vocabularies import splitmix64
-from hf_rerank.schema import MODEL_TENSORS
+from hf_rerank.schema import MODEL_TENSORS, TENSORS
 from hf_rerank.validation import Lists, tables_of
 
 Batch = dict[str, Tensor]
+# Tensors that ``EvaluationSums.add`` takes by name, where lists have them.
+SUMMED_TENSORS = [name for name, spec in TENSORS.items() if spec.role in ("ground_truth", "propensity", "cut_label")]
 
 
 class EvaluationSums:
@@ -37,7 +39,8 @@ class EvaluationSums:
         gain: Of NDCG, ``exponential`` or ``linear``.
         click_above: A click is a label above this number. None: 0, and fractional labels are no clicks, see
             ``RankingMetrics``.
-        examination: Probability that each place is looked at, on simulated lists; gives expected clicks.
+        examination: [positions], the probability that each position is examined, on simulated lists; gives expected
+            clicks.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class EvaluationSums:
         labels: Tensor,
         mask: Tensor,
         position_ids: Tensor,
+        *,
         attraction: Tensor | None = None,
         measures: dict[str, Tensor] | None = None,
         propensities: Tensor | None = None,
@@ -93,7 +97,7 @@ class EvaluationSums:
             self._counts[name] = self._counts.get(name, 0) + int(there.sum())
 
     def compute(self) -> dict[str, float]:
-        """Every metric by name; ``obedience_lists`` counts the lists that the measures of obedience speak of."""
+        """Computes every metric by name; ``obedience_lists`` is the number of lists of the obedience measures."""
         results = dict(self.metrics.compute())
         if self.propensity.lists:
             known = self.metrics.fraction is None
@@ -105,8 +109,8 @@ class EvaluationSums:
         return results
 
 
-def comparable_scores(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
-    """Scores that rank each list as the logits do and that compare over lists as the model's probabilities do.
+def make_comparable(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
+    """Turns logits into scores with the same ranking that compare over lists as the probabilities do.
 
     Logits under ``binary_log_loss`` (sigmoid is increasing); else the log of the softmax over the list. Neither
     saturates as the probabilities themselves do in float32.
@@ -116,15 +120,15 @@ def comparable_scores(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
     return F.log_softmax(logits.float().masked_fill(~mask, torch.finfo(torch.float32).min), dim=-1)
 
 
-def encoded_batches(
+def encode_batches(
     lists: Any, processor: ListProcessor, *, batch_size: int = 512, report: EncodingReport | None = None
 ) -> Iterator[Batch]:
-    """Batches of tensors with labels, ids included, in order.
+    """Encodes lists with labels into batches of tensors, ids included, in order.
 
     Args:
         lists: A dataset or arrow table of lists.
         processor: Encodes them.
-        batch_size: Lists a batch.
+        batch_size: Lists per batch.
         report: Gets the counts of unknown and missing values.
     """
     number = 0
@@ -160,11 +164,13 @@ def evaluate(
         processor: Its processor.
         lists: A dataset or arrow table of lists with labels.
         ks: Cut-offs of the ranking metrics.
-        no_click, gain, click_above: See ``EvaluationSums``.
+        no_click: Lists without a click count as 0 (``zero``), or are left out (``skip``).
+        gain: Of NDCG: ``exponential``, ``2^y - 1``, or ``linear``, ``y``.
+        click_above: A click is a label above this number. None: 0; fractional labels make all metrics but NDCG nan.
         obedience_k: Cut-off of the obedience at the top.
-        swaps: ``all`` swaps of neighbours (a sample of them in long lists, see ``obedience``), or ``one`` per list.
-        max_steps: Of the search for fixed points; 0: not measured.
-        batch_size: Lists a batch.
+        swaps: ``all`` adjacent swaps (a sample of 64 in lists above 65 items), or ``one`` per list.
+        max_steps: How often the model is fed its own output before a list counts as not converged; 0: not measured.
+        batch_size: Lists per batch.
         progress: Called with the number of lists after each batch.
 
     Returns:
@@ -178,7 +184,7 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        for batch in encoded_batches(lists, processor, batch_size=batch_size, report=report):
+        for batch in encode_batches(lists, processor, batch_size=batch_size, report=report):
             add_batch(model, batch, sums, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps)
             if progress is not None:
                 progress(batch["mask"].shape[0])
@@ -194,7 +200,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def measured(
+def measure_obedience(
     forward: Callable[..., Any],
     inputs: Batch,
     *,
@@ -203,15 +209,15 @@ def measured(
     max_steps: int = MAX_STEPS,
     list_keys: Tensor | None = None,
 ) -> Any:
-    """The output of a re-ranker whose ``losses`` hold the measures of obedience [B], all over one embedding.
+    """Runs a re-ranker over one embedding; ``losses`` of its output hold the measures of obedience [B].
 
     Args:
         forward: The model, or its ``forward``, in evaluation mode and float32.
         inputs: Of ``forward``, with labels.
         obedience_k: Cut-off of the obedience at the top.
-        swaps: As of ``obedience``.
-        max_steps: As of ``obedience``.
-        list_keys: As of ``obedience``.
+        swaps: ``all`` adjacent swaps of a list (a sample of 64 in lists above 65 items), or ``one``.
+        max_steps: How often the model is fed its own output before a list counts as not converged; 0: not measured.
+        list_keys: int64 [B], with which a list's draws are the same in any batch. None: the row in the batch.
     """
 
     def objective(
@@ -246,18 +252,23 @@ def add_batch(
     device = next(model.parameters()).device
     inputs = {name: batch[name].to(device) for name in MODEL_TENSORS if name in batch}
     keys = list_keys(batch["list_id"].to(device))
-    output = measured(model, inputs, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps, list_keys=keys)
-    scores = comparable_scores(output.logits, model.config.task_loss_name, inputs["mask"])
+    output = measure_obedience(
+        model, inputs, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps, list_keys=keys
+    )
+    scores = make_comparable(output.logits, model.config.task_loss_name, inputs["mask"])
     sums.add(
         scores.cpu(),
         batch["labels"],
         batch["mask"],
         batch["position_ids"],
-        batch.get("attraction"),
-        {name: value.cpu() for name, value in output.losses.items()},
-        batch.get("propensities"),
-        batch.get("cut_labels"),
+        measures={name: value.cpu() for name, value in output.losses.items()},
+        **_select_columns(batch),
     )
+
+
+def _select_columns(batch: Batch) -> dict[str, Any]:
+    """Selects the tensors of a batch that ``EvaluationSums.add`` takes by name; None where there is none."""
+    return {name: batch.get(name) for name in SUMMED_TENSORS}
 
 
 def evaluate_orders(
@@ -270,23 +281,25 @@ def evaluate_orders(
     click_above: float | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """The rows that every table needs: ``random``, ``initial`` and, where the truth is known, ``true_attraction``.
+    """Evaluates the reference orders: ``random``, ``initial`` and, with known ground truth, ``true_attraction``.
 
     Args:
         processor: Encodes the lists.
         lists: A dataset or arrow table of lists with labels.
         ks: Cut-offs.
-        no_click, gain, click_above: See ``EvaluationSums``.
+        no_click: Lists without a click count as 0 (``zero``), or are left out (``skip``).
+        gain: Of NDCG: ``exponential``, ``2^y - 1``, or ``linear``, ``y``.
+        click_above: A click is a label above this number. None: 0; fractional labels make all metrics but NDCG nan.
         seed: Of the random order: a hash of (seed, number of the list, slot), so that it is the same everywhere.
 
     Returns:
-        Row -> metrics. These orders read no ``P``, so obedience says nothing of them; AUC of the initial order
+        Row -> metrics. These orders read no ``P``, so obedience does not apply; the AUC of the initial order
         compares positions over lists.
     """
     examination = processor.schema.examination
     rows: dict[str, EvaluationSums] = {}
     number = 0
-    for batch in encoded_batches(lists, processor):
+    for batch in encode_batches(lists, processor):
         size, length = batch["mask"].shape
         keys = np.arange(number, number + size, dtype=np.int64)[:, None] * 4096 + np.arange(length)
         number += size
@@ -308,9 +321,7 @@ def evaluate_orders(
                 batch["labels"],
                 batch["mask"],
                 batch["position_ids"],
-                batch.get("attraction"),
-                propensities=batch.get("propensities"),
-                cut_labels=batch.get("cut_labels"),
+                **_select_columns(batch),
             )
     if not number:
         raise InputError("there is no list to evaluate: expected at least one")

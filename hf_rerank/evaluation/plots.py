@@ -1,6 +1,6 @@
-"""Pictures of a training and of an evaluation, from plain numbers: a trainer's log, the measures of ``evaluate``.
+"""Figures of a training and of an evaluation, from plain numbers: a trainer's log, the measures of ``evaluate``.
 
-matplotlib (the extra ``plots``) is imported when a picture is drawn, and pyplot never: no backend changes, no window.
+matplotlib (the extra ``plots``) is imported when a figure is drawn, and pyplot never: no backend changes, no window.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ SPREAD_LINES: dict[str, tuple[str, dict[str, Any]]] = {
 NORM_LINES: dict[str, tuple[str, dict[str, Any]]] = {"grad_norm": ("gradient norm", {"color": GREEN})}
 
 
-def training_figure(log: Iterable[Mapping[str, Any]], path: str | Path) -> None:
+def plot_training(log: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     """Draws a training over its steps: loss terms, obedience, score spread, gradient norm.
 
     Args:
         log: The log history of a trainer: dictionaries with ``step``. What was measured after the training is left
             out; a value that is not finite leaves a gap.
-        path: The PNG file to write. It appears whole or not at all.
+        path: The PNG file to write. It is written completely or not at all.
 
     Raises:
         InputError: Nothing in the log can be drawn, matplotlib is missing, or the path does not end in ``.png``.
     """
-    _write(_training_figure(log), path)
+    _write(_draw_training(log), path)
 
 
-def obedience_figure(measures: Mapping[str, Any], path: str | Path) -> None:
+def plot_obedience(measures: Mapping[str, Any], path: str | Path) -> None:
     """Draws how far a model obeys both principles, and whether its rankings settle.
 
     Args:
         measures: What ``hf_rerank.evaluation.evaluate`` returns.
-        path: The PNG file to write. It appears whole or not at all.
+        path: The PNG file to write. It is written completely or not at all.
 
     Raises:
         InputError: There is no measure of obedience, matplotlib is missing, or the path does not end in ``.png``.
     """
-    _write(_obedience_figure(measures), path)
+    _write(_draw_obedience(measures), path)
 
 
 def require_matplotlib() -> None:
@@ -77,11 +77,11 @@ def require_matplotlib() -> None:
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    """An empty figure; width and height in inches."""
+    """Makes an empty figure; width and height in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("pictures need matplotlib: pip install hf-rerank[plots]") from error
+        raise InputError("figures need matplotlib: pip install hf-rerank[plots]") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -97,10 +97,10 @@ def _write(figure: Figure, path: str | Path) -> None:
 # -------------------------------------------------------------------------------------------------------- the training
 
 
-def _training_figure(log: Iterable[Mapping[str, Any]]) -> Figure:
-    entries = _entries(log)
+def _draw_training(log: Iterable[Mapping[str, Any]]) -> Figure:
+    entries = _select_entries(log)
     obedience = _obedience_lines(entries)
-    lines = {name: _line(entries, name) for name in (*LOSS_LINES, *obedience, *SPREAD_LINES, *NORM_LINES)}
+    lines = {name: _extract_line(entries, name) for name in (*LOSS_LINES, *obedience, *SPREAD_LINES, *NORM_LINES)}
     if not any(steps for steps, _ in lines.values()):
         raise InputError(
             "there is nothing to draw in the log: expected entries with a step and a loss, an obedience, a score "
@@ -109,24 +109,24 @@ def _training_figure(log: Iterable[Mapping[str, Any]]) -> Figure:
     figure = _new_figure(12, 7.6)
     axes = figure.subplots(2, 2, sharex=True)
     for panel in axes.flat:
-        panel.xaxis.set_major_locator(_whole_numbers())
+        panel.xaxis.set_major_locator(_make_integer_locator())
         panel.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
 
     terms = [name for name in LOSS_LINES if name.endswith("_loss") and lines[name][0]]
     # Without further terms the sum is the task loss, and its line would only hide it.
     shown = terms if set(terms) <= {"task_loss", "eval_loss"} and "task_loss" in terms else LOSS_LINES
     losses = {name: LOSS_LINES[name] for name in shown}
-    _panel(axes[0, 0], "Loss terms, before weighting", "loss", losses, lines, logarithmic=True)
+    _draw_panel(axes[0, 0], "Loss terms, before weighting", "loss", losses, lines, logarithmic=True)
 
-    _panel(axes[0, 1], "Obedience on the evaluation lists", "share (1: nothing changes)", obedience, lines)
+    _draw_panel(axes[0, 1], "Obedience on the evaluation lists", "share (1: nothing changes)", obedience, lines)
     axes[0, 1].set_ylim(-0.02, 1.02)
 
-    _panel(axes[1, 0], "Spread of a list's scores", "standard deviation (logits)", SPREAD_LINES, lines)
+    _draw_panel(axes[1, 0], "Spread of a list's scores", "standard deviation (logits)", SPREAD_LINES, lines)
     highest = max((value for name in SPREAD_LINES for value in lines[name][1] if not math.isnan(value)), default=0.0)
     axes[1, 0].set_ylim(0, 1.08 * highest or 1)
     _note_collapse(axes[1, 0], entries)
 
-    _panel(axes[1, 1], "Gradient norm, before clipping", "Euclidean norm", NORM_LINES, lines, logarithmic=True)
+    _draw_panel(axes[1, 1], "Gradient norm, before clipping", "Euclidean norm", NORM_LINES, lines, logarithmic=True)
     for panel in axes[1]:
         panel.set_xlabel("training step")
     steps = {step for line in lines.values() for step in line[0]}
@@ -135,7 +135,7 @@ def _training_figure(log: Iterable[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _entries(log: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _select_entries(log: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Entries of the training itself, with a step: up to the trainer's closing summary."""
     found: list[Mapping[str, Any]] = []
     for entry in log:
@@ -143,48 +143,48 @@ def _entries(log: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             continue
         if "train_runtime" in entry:
             break
-        if math.isfinite(_value(entry.get("step"))):
+        if math.isfinite(_read_number(entry.get("step"))):
             found.append(entry)
     return found
 
 
-def _line(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one key, NaN where a value is not finite; empty without a finite value."""
-    points = [(_value(entry["step"]), _value(entry[name])) for entry in entries if name in entry]
+def _extract_line(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Extracts steps and values of one key, NaN where a value is not finite; empty without a finite value."""
+    points = [(_read_number(entry["step"]), _read_number(entry[name])) for entry in entries if name in entry]
     if all(math.isnan(value) for _, value in points):
         return [], []
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _value(value: Any) -> float:
-    """A finite number as it is, anything else as NaN (JSON has null for it)."""
+def _read_number(value: Any) -> float:
+    """Returns a finite number as it is, anything else as NaN (JSON has null for it)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return math.nan
     return float(value)
 
 
 def _obedience_lines(entries: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Obedience by item, at each cut-off of the log, and NDCG to see what it costs."""
+    """Chooses the lines of obedience (by item, at each cut-off of the log), and NDCG to show its cost."""
     names = {name for entry in entries for name in entry}
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for principle, colour in (("p1", P1), ("p2", P2)):
-        found[f"eval_{principle}_item_obedience"] = (f"{principle.upper()}, items in place", {"color": colour})
-        for cut, style in zip(_cuts(names, f"eval_{principle}_obedience@"), ("--", ":", "-."), strict=False):
+        found[f"eval_{principle}_item_obedience"] = (f"{principle.upper()}, items at their rank", {"color": colour})
+        for cut, style in zip(_find_cuts(names, f"eval_{principle}_obedience@"), ("--", ":", "-."), strict=False):
             label = f"{principle.upper()}, same first {cut}"
             found[f"eval_{principle}_obedience@{cut}"] = (label, {"color": colour, "linestyle": style})
-    cuts = _cuts(names, "eval_ndcg@")
+    cuts = _find_cuts(names, "eval_ndcg@")
     if cuts:
         cut = 10 if 10 in cuts else cuts[0]
         found[f"eval_ndcg@{cut}"] = (f"NDCG@{cut}", {"color": GREY})
     return found
 
 
-def _cuts(names: Iterable[str], prefix: str) -> list[int]:
-    """The numbers that follow a prefix in some name, rising."""
+def _find_cuts(names: Iterable[str], prefix: str) -> list[int]:
+    """Finds the numbers that follow a prefix in some name, sorted."""
     return sorted(int(match[1]) for name in names if (match := re.fullmatch(re.escape(prefix) + r"(\d+)", name)))
 
 
-def _panel(
+def _draw_panel(
     axes: Axes,
     title: str,
     unit: str,
@@ -194,7 +194,7 @@ def _panel(
     logarithmic: bool = False,
 ) -> None:
     """Draws the lines that have a point; a logarithmic scale is taken where every value is positive."""
-    _plain(axes, title)
+    _style_axes(axes, title)
     axes.set_ylabel(unit)
     axes.grid(axis="y", color=PALE, linewidth=0.8)
     for name, (label, style) in labels.items():
@@ -204,16 +204,16 @@ def _panel(
             axes.plot(steps, values, label=label, **{"linewidth": 1.0, **few, **style})
     drawn = [value for name in labels for value in lines[name][1] if not math.isnan(value)]
     if not drawn:
-        _say(axes, "not in the log")
+        _write_note(axes, "not in the log")
         return
     if logarithmic and min(drawn) > 0:
-        _logarithmic(axes, min(drawn), max(drawn))
+        _set_log_scale(axes, min(drawn), max(drawn))
     if len(axes.lines) > 1:
-        _legend(axes, title)
+        _add_legend(axes, title)
 
 
-def _logarithmic(axes: Axes, lowest: float, highest: float) -> None:
-    """A logarithmic scale from a round number to a round number, with a few ticks at round numbers."""
+def _set_log_scale(axes: Axes, lowest: float, highest: float) -> None:
+    """Sets a logarithmic scale between round numbers, with a few ticks at round numbers."""
     decades = range(math.floor(math.log10(lowest)) - 1, math.ceil(math.log10(highest)) + 2)
     round_numbers = {(factor, decade): factor * 10.0**decade for decade in decades for factor in range(1, 10)}
     bottom = max(number for number in round_numbers.values() if number < lowest)
@@ -229,8 +229,8 @@ def _logarithmic(axes: Axes, lowest: float, highest: float) -> None:
     axes.set_yticks([], minor=True)
 
 
-def _legend(axes: Axes, title: str) -> None:
-    """A legend above the panel, under the title."""
+def _add_legend(axes: Axes, title: str) -> None:
+    """Adds a legend above the panel, under the title."""
     axes.set_title("", loc="left")
     legend = axes.legend(
         title=title,
@@ -249,20 +249,20 @@ def _legend(axes: Axes, title: str) -> None:
     legend.get_title().set_color(DARK)
 
 
-def _say(axes: Axes, words: str) -> None:
-    """Words in place of a panel that has nothing to show."""
+def _write_note(axes: Axes, words: str) -> None:
+    """Writes a note in a panel that has nothing to show."""
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color=GREY)
     axes.set_yticks([])
 
 
-def _plain(axes: Axes, title: str) -> None:
+def _style_axes(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=DARK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=9)
 
 
-def _whole_numbers() -> Any:
+def _make_integer_locator() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=6, integer=True, min_n_ticks=1)
@@ -270,7 +270,7 @@ def _whole_numbers() -> Any:
 
 def _note_collapse(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
     """Says where most lists had equal scores, if any had."""
-    steps, shares = _line(entries, "collapsed_share")
+    steps, shares = _extract_line(entries, "collapsed_share")
     share, step = max(((share, step) for share, step in zip(shares, steps, strict=True) if share > 0), default=(0, 0))
     if share:
         note = f"{share:.1%} of the lists had equal scores at step {step:,.0f}"
@@ -280,16 +280,16 @@ def _note_collapse(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
 # ------------------------------------------------------------------------------------------------------ the evaluation
 
 
-def _obedience_figure(measures: Mapping[str, Any]) -> Figure:
+def _draw_obedience(measures: Mapping[str, Any]) -> Figure:
     rows = {"whole list\n(share of lists)": "obedience"}
-    for cut in _cuts(measures, "p1_obedience@"):
+    for cut in _find_cuts(measures, "p1_obedience@"):
         rows[f"first {cut}, as order\n(share of lists)"] = f"obedience@{cut}"
         rows[f"first {cut}, as set\n(share of lists)"] = f"set_obedience@{cut}"
-    rows |= {"items in place\n(share of items)": "item_obedience", "Kendall tau\n(-1 to 1)": "kendall_tau"}
+    rows |= {"items at their rank\n(share of items)": "item_obedience", "Kendall tau\n(-1 to 1)": "kendall_tau"}
     rows = {
         label: name
         for label, name in rows.items()
-        if not all(math.isnan(_value(measures.get(f"{principle}_{name}"))) for principle in ("p1", "p2"))
+        if not all(math.isnan(_read_number(measures.get(f"{principle}_{name}"))) for principle in ("p1", "p2"))
     }
     if not rows:
         raise InputError(
@@ -298,13 +298,13 @@ def _obedience_figure(measures: Mapping[str, Any]) -> Figure:
     figure = _new_figure(3.5 + 1.8 * max(len(rows), 5), 4.4)
     left, right = figure.subplots(1, 2, width_ratios=(2 * max(len(rows), 5), 5))
     title = "How far the ranking stays as it was"
-    _plain(left, title)
+    _style_axes(left, title)
     lowest = 0.0
     for principle, label, colour, shift in (
         ("p1", "P1: shown the model's own order", P1, -0.19),
-        ("p2", "P2: two neighbours exchanged", P2, 0.19),
+        ("p2", "P2: two adjacent items swapped", P2, 0.19),
     ):
-        values = [_value(measures.get(f"{principle}_{name}")) for name in rows.values()]
+        values = [_read_number(measures.get(f"{principle}_{name}")) for name in rows.values()]
         drawn = left.bar([place + shift for place in range(len(rows))], values, width=0.36, color=colour, label=label)
         texts = ["" if math.isnan(value) else f"{value:.2f}" for value in values]
         left.bar_label(drawn, texts, padding=2, fontsize=9, color=DARK)
@@ -317,16 +317,16 @@ def _obedience_figure(measures: Mapping[str, Any]) -> Figure:
     left.set_yticks([tick for tick in (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0) if tick >= lowest])
     left.axhline(0, color=DARK, linewidth=0.8)
     left.set_ylabel("obedience (1: nothing changes)")
-    _legend(left, title)
+    _add_legend(left, title)
     _draw_fixed_points(right, measures)
-    figure.suptitle(_subject(measures), x=0.01, ha="left", fontsize=11, color=DARK)
+    figure.suptitle(_describe_subject(measures), x=0.01, ha="left", fontsize=11, color=DARK)
     return figure
 
 
-def _subject(measures: Mapping[str, Any]) -> str:
-    """What the bars speak of, beside the spread without which they say nothing."""
+def _describe_subject(measures: Mapping[str, Any]) -> str:
+    """Describes the lists of the bars, and the score spread that they must be read with."""
     spread, collapsed, lists = (
-        _value(measures.get(name)) for name in ("score_spread", "collapsed_share", "obedience_lists")
+        _read_number(measures.get(name)) for name in ("score_spread", "collapsed_share", "obedience_lists")
     )
     parts = [] if math.isnan(spread) else [f"Score spread {spread:.3g} (standard deviation of a list's logits)"]
     if collapsed > 0:
@@ -337,15 +337,15 @@ def _subject(measures: Mapping[str, Any]) -> str:
 
 
 def _draw_fixed_points(axes: Axes, measures: Mapping[str, Any]) -> None:
-    """Shares of the lists whose ranking settles, returns for ever, or does neither in the steps that were given."""
-    _plain(axes, "Shown its own ranking again and again")
-    settled, cycling = (_value(measures.get(name)) for name in ("fixed_point_rate", "cycle_rate"))
+    """Draws the fractions of lists whose ranking settles, cycles, or does neither within the steps."""
+    _style_axes(axes, "Fed its own ranking repeatedly")
+    settled, cycling = (_read_number(measures.get(name)) for name in ("fixed_point_rate", "cycle_rate"))
     if math.isnan(settled) or math.isnan(cycling):
-        _say(axes, "not measured")
+        _write_note(axes, "not measured")
         axes.set_xticks([])
         axes.spines[["left", "bottom"]].set_visible(False)
         return
-    steps = _value(measures.get("fixed_point_steps"))
+    steps = _read_number(measures.get("fixed_point_steps"))
     reached = "" if math.isnan(steps) else f"\n(after {steps:.1f} steps, mean)"
     # The three shares add up to 1, but for rounding.
     shares = {f"settles{reached}": settled, "cycles": cycling, "still moves": max(0.0, 1 - settled - cycling)}

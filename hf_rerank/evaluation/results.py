@@ -1,4 +1,4 @@
-"""What a run leaves behind as plain JSON: enough to repeat it, and to know what it was."""
+"""The record of a run as plain JSON: enough to repeat and to identify it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PACKAGES = ("hf-rerank", "torch", "transformers", "datasets", "accelerate", "num
 _DIGEST_BATCH, _DIGEST_HEAD = 10_000, 1_000
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine."""
+def describe_environment() -> dict[str, Any]:
+    """Describes package versions and the machine."""
     import torch
 
     versions = {}
@@ -43,7 +43,7 @@ def environment() -> dict[str, Any]:
 
 
 def describe_training(model: Any, processor: Any, args: Any, *, train: Any, validation: Any) -> dict[str, Any]:
-    """What is known of a training before it begins, as plain JSON values.
+    """Describes a training before it begins, as plain JSON values.
 
     Args:
         model: The re-ranker.
@@ -64,14 +64,14 @@ def describe_training(model: Any, processor: Any, args: Any, *, train: Any, vali
         "processor": processor.fit_report,
         "text_columns": [name for name, table in processor.vocabularies.items() if getattr(table, "is_text", False)],
         "data": {name: data_identity(lists, schema) for name, lists in splits.items() if lists is not None},
-        "environment": environment(),
+        "environment": describe_environment(),
     }
 
 
 def data_identity(lists: Any, schema: ListSchema) -> dict[str, Any]:
-    """How many lists, and a SHA-256 over all that the schema names of them, in their order.
+    """Identifies lists: their number, and a SHA-256 over their columns of the schema, in order.
 
-    Of a stream, whose lists nobody has counted: how many shards, and the SHA-256 of its first lists.
+    For a stream, whose length is unknown: the number of shards, and a SHA-256 of its first lists.
     """
     if not hasattr(lists, "__len__"):
         first = next(iter(tables_of(lists, _DIGEST_HEAD)), None)
@@ -82,7 +82,7 @@ def data_identity(lists: Any, schema: ListSchema) -> dict[str, Any]:
 
 
 def table_sha256(tables: Iterable[pa.Table], schema: ListSchema) -> str:
-    """A SHA-256 over the columns that the schema names, in the order of the lists."""
+    """Computes a SHA-256 over the columns that the schema names, in the order of the lists."""
     digest = hashlib.sha256()
     for table in tables:
         for name in columns_of(schema):
@@ -93,7 +93,7 @@ def table_sha256(tables: Iterable[pa.Table], schema: ListSchema) -> str:
 
 
 def _add(digest: Any, column: pa.Array) -> None:
-    """Adds type, length, nulls and values of a column; how arrow cuts or pads them in memory plays no part."""
+    """Adds type, length, nulls and values of a column; independent of how arrow chunks or pads them in memory."""
     kind = column.type
     digest.update(f"{kind} {len(column)} {column.null_count}".encode())
     if column.null_count:

@@ -12,8 +12,8 @@ from hf_rerank.storage import json_text, json_values, parse_json_object, read_js
 RESULTS = "results.json"
 
 
-def results_to_add_to(model: str | Path) -> dict[str, Any]:
-    """The results in the folder of a model, as they were saved.
+def read_saved_results(model: str | Path) -> dict[str, Any]:
+    """Reads the results in the folder of a model, to add an evaluation to them.
 
     Args:
         model: Must be a folder, not a repository on the Hub.
@@ -43,7 +43,7 @@ def add_evaluation(
     settings: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> Literal["added", "replaced", "unchanged"]:
-    """Adds an evaluation to the results of a saved model; what stood there for that split is replaced.
+    """Adds an evaluation to the results of a saved model; earlier results of that split are replaced.
 
     ``results["evaluations"][split]`` gets the measures, as ``RerankTrainer.evaluate`` names them (``test_auc``);
     ``["orders"][split]["initial"]`` those of the initial order (``auc``), ``["evaluation_settings"][split]`` the
@@ -56,16 +56,16 @@ def add_evaluation(
         measures: Of the model; only its numbers are kept.
         initial: Of the initial order.
         settings: With which both were measured, as plain JSON values.
-        data: As ``data_identity`` tells of the lists.
+        data: As ``data_identity`` describes the lists.
 
     Returns:
-        What became of the split's results.
+        What was done: ``added``, ``replaced`` or ``unchanged``.
 
     Raises:
-        InputError: As ``results_to_add_to``.
-        CannotWrite: It could not be written; the folder is whole.
+        InputError: As ``read_saved_results``.
+        CannotWrite: It could not be written; the folder is unchanged.
     """
-    results_to_add_to(model)
+    read_saved_results(model)
     numbers = {f"{split}_{name}": value for name, value in measures.items() if isinstance(value, int | float)}
     parts: dict[str, Any] = {
         "evaluations": numbers,
@@ -75,7 +75,7 @@ def add_evaluation(
     }
     became: Literal["added", "replaced", "unchanged"] = "unchanged"
 
-    def changed(content: bytes) -> bytes:
+    def add(content: bytes) -> bytes:
         nonlocal became
         before = parse_json_object(content.decode(), str(Path(model) / RESULTS))
         after = {
@@ -87,5 +87,5 @@ def add_evaluation(
         became = "replaced" if split in before.get("evaluations", {}) else "added"
         return json_text(after).encode()
 
-    replace_file(Path(model), RESULTS, changed)
+    replace_file(Path(model), RESULTS, add)
     return became

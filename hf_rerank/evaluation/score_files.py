@@ -5,7 +5,7 @@
 - A TREC run, one item per line: ``q7 Q0 item3 1 1.5 name``: list, a column that means nothing, item, rank, score,
   name of the run. Items are named by the schema's ``id`` column, or its first item feature.
 
-Scores of a list stand in the order of the items in the row, higher is better.
+Scores of a list are in the order of the items in the row, higher is better.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BATCH = 10_000
 
 @dataclass(frozen=True)
 class NamedLists:
-    """What names the lists of a split and their items.
+    """The names of the lists of a split and of their items.
 
     Attributes:
         lists: The id of each list, as text; its number where the schema names no column of ids.
@@ -38,8 +38,8 @@ class NamedLists:
     items: list[list[str]]
 
     @classmethod
-    def of(cls, lists: Any, schema: ListSchema) -> NamedLists:
-        """Of a ``datasets`` Dataset."""
+    def from_dataset(cls, lists: Any, schema: ListSchema) -> NamedLists:
+        """Reads the names from a ``datasets`` Dataset."""
         by_id = schema.list_id is not None and schema.list_id in lists.column_names
         columns = [schema.id_column, *([schema.list_id] if by_id else [])]
         names: list[str] = []
@@ -52,7 +52,7 @@ class NamedLists:
 
 
 def read_scores(path: str | Path, named: NamedLists) -> tuple[np.ndarray, int]:
-    """Scores of a system for all these lists.
+    """Reads a system's scores of all these lists.
 
     Args:
         path: ``.jsonl``, ``.parquet``, or any other name for a TREC run.
@@ -70,11 +70,11 @@ def read_scores(path: str | Path, named: NamedLists) -> tuple[np.ndarray, int]:
         raise InputError(f"{path} is no file: expected scores as .jsonl, .parquet, or a TREC run")
     _refuse_repeated(named.lists, "list", "scores cannot be assigned to it")
     if path.suffix == ".jsonl":
-        found = _from_rows(_json_rows(path))
+        found = _collect_scores(_read_json_rows(path))
     elif path.suffix == ".parquet":
-        found = _from_rows(_parquet_rows(path))
+        found = _collect_scores(_read_parquet_rows(path))
     else:
-        return _from_trec(path, named)
+        return _read_trec(path, named)
     wanted = set(named.lists)
     parts = []
     for name, items in zip(named.lists, named.items, strict=True):
@@ -90,7 +90,7 @@ def read_scores(path: str | Path, named: NamedLists) -> tuple[np.ndarray, int]:
 def write_trec_run(
     path: str | Path, named: NamedLists, orders: Sequence[Sequence[int]], scores: Any, name: str
 ) -> None:
-    """Writes rankings as a TREC run, whole or not at all.
+    """Writes rankings as a TREC run, completely or not at all.
 
     Args:
         path: The file.
@@ -100,7 +100,7 @@ def write_trec_run(
         name: Of the run, its last column.
 
     Raises:
-        InputError: An id holds white space, or an item stands twice in a list.
+        InputError: An id holds white space, or an item appears twice in a list.
     """
     _refuse_repeated(named.lists, "list", "a TREC run cannot tell them apart")
     with writing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -120,14 +120,14 @@ def write_trec_run(
                 file.write(f"{' '.join(row)}\n")
 
 
-def _json_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+def _read_json_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield f"line {number}", parse_json_object(line, f"{path}, line {number}", "fix the line and rerun")
 
 
-def _parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+def _read_parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -139,8 +139,8 @@ def _parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         yield f"row {number}", row
 
 
-def _from_rows(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, tuple[str, np.ndarray]]:
-    """List -> where its scores stand, and the scores."""
+def _collect_scores(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, tuple[str, np.ndarray]]:
+    """Collects list -> where its scores were read, and the scores."""
     found: dict[str, tuple[str, np.ndarray]] = {}
     for where, row in rows:
         if not {"list_id", "scores"} <= row.keys():
@@ -149,7 +149,7 @@ def _from_rows(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, tuple[st
         if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
             raise InputError(f"{where}: scores of list {name} are {str(values)[:40]}: expected a list of numbers")
         if name in found:
-            raise InputError(f"{where}: list {name} stands in {found[name][0]} already: expected each list once")
+            raise InputError(f"{where}: list {name} is already in {found[name][0]}: expected each list once")
         scores = np.array(values, dtype=np.float64)
         if not np.isfinite(scores).all():
             raise InputError(f"{where}: a score of list {name} is not finite")
@@ -157,7 +157,7 @@ def _from_rows(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, tuple[st
     return found
 
 
-def _from_trec(path: Path, named: NamedLists) -> tuple[np.ndarray, int]:
+def _read_trec(path: Path, named: NamedLists) -> tuple[np.ndarray, int]:
     found: dict[str, dict[str, float]] = {}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -177,7 +177,7 @@ def _from_trec(path: Path, named: NamedLists) -> tuple[np.ndarray, int]:
                 raise InputError(f"{path}, line {number}, column 5: {cells[4]!r}: expected a finite score")
             of_list = found.setdefault(cells[0], {})
             if cells[2] in of_list:
-                raise InputError(f"{path}, line {number}: item {cells[2]} stands twice in list {cells[0]}")
+                raise InputError(f"{path}, line {number}: item {cells[2]} appears twice in list {cells[0]}")
             of_list[cells[2]] = score
     scores = []
     for name, items in zip(named.lists, named.items, strict=True):
@@ -199,4 +199,4 @@ def _refuse_repeated(names: Sequence[str], what: str, consequence: str) -> None:
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise InputError(f"{what} {twice} stands twice: {consequence}")
+        raise InputError(f"{what} {twice} appears twice: {consequence}")

@@ -28,12 +28,12 @@ RESULT_COLUMNS = {
 def results_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Rows of metrics under the headings of ``RESULT_COLUMNS``; columns that no row has are left out."""
     columns = {heading: name for heading, name in RESULT_COLUMNS.items() if any(name in row for row in rows.values())}
-    body = [[label, *(_number(row.get(name)) for name in columns.values())] for label, row in rows.items()]
+    body = [[label, *(_format_number(row.get(name)) for name in columns.values())] for label, row in rows.items()]
     return text_table(["", *columns], body)
 
 
 def obedience_table(measures: Mapping[str, Any]) -> str:
-    """Obedience to P1 and P2 side by side, and below it the fixed points, the score spread and the lists measured.
+    """Formats obedience to P1 and P2 side by side, then fixed points, score spread and the number of lists.
 
     Args:
         measures: What ``hf_rerank.evaluation.evaluate`` returns; fixed points that were not measured are left out.
@@ -43,11 +43,11 @@ def obedience_table(measures: Mapping[str, Any]) -> str:
     for cut in cuts:
         rows[f"first {cut} as an order, share of lists"] = f"obedience@{cut}"
         rows[f"first {cut} as a set, share of lists"] = f"set_obedience@{cut}"
-    rows |= {"items that keep their place, share of items": "item_obedience", "Kendall tau": "kendall_tau"}
+    rows |= {"items that keep their rank, share of items": "item_obedience", "Kendall tau": "kendall_tau"}
     principles = text_table(
         ["obedience", "P1, own order", "P2, one swap"],
         [
-            [label, *(_number(measures.get(f"{principle}_{name}")) for principle in ("p1", "p2"))]
+            [label, *(_format_number(measures.get(f"{principle}_{name}")) for principle in ("p1", "p2"))]
             for label, name in rows.items()
         ],
     )
@@ -58,16 +58,16 @@ def obedience_table(measures: Mapping[str, Any]) -> str:
         "score_spread": "score spread, standard deviation of a list's logits",
         "collapsed_share": "equal scores, share of lists",
     }
-    values = [[label, _number(measures[name])] for name, label in others.items() if name in measures]
+    values = [[label, _format_number(measures[name])] for name, label in others.items() if name in measures]
     if measures.get("p2_sampled_share"):
-        values.append(["P2 on a sample of the swaps, share of lists", _number(measures["p2_sampled_share"])])
+        values.append(["P2 on a sample of the swaps, share of lists", _format_number(measures["p2_sampled_share"])])
     values.append(["lists measured", f"{measures.get('obedience_lists', 0):,}"])
     heading = "fixed points and scores" if "fixed_point_rate" in measures else "scores"
     return f"{principles}\n\n{text_table([heading, ''], values)}"
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under headings: the first to the left, the others to the right."""
+    """Formats columns under headings: the first left-aligned, the others right-aligned."""
     widths = [max(len(row[column]) for row in (headings, *rows)) for column in range(len(headings))]
     lines = [
         "  ".join(
@@ -79,5 +79,5 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * max(len(line) for line in lines), *lines[1:]])
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"

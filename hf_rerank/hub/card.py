@@ -1,7 +1,7 @@
-"""The model card: what a re-ranker is, how to use it, and what it was measured to do; generated, never typed.
+"""The model card: what a re-ranker is, how to use it, and its measured results; generated, never typed.
 
-``model_card`` tells of one run from its ``results.json``, ``card_from_summary`` of an experiment over several seeds.
-What the results do not hold, the card does not say.
+``model_card`` describes one run from its ``results.json``, ``card_from_summary`` of an experiment over several seeds.
+What is not in the results is not in the card.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ WITHOUT = "none"
 
 
 def model_card(name: str, results: Mapping[str, Any], *, figures: Collection[str] = ()) -> str:
-    """The text of README.md of one run.
+    """Writes the text of the README.md of one run.
 
     Args:
         name: Of the repository.
@@ -60,9 +60,9 @@ def model_card(name: str, results: Mapping[str, Any], *, figures: Collection[str
         for prefix in results.get("evaluations", {})
     }
     settings = {prefix: _settings_of(results, prefix) for prefix in evaluations}
-    return _text(
+    return _render(
         name,
-        about=_about(model_type, results.get("parameters"), schema),
+        about=_describe_model(model_type, results.get("parameters"), schema),
         model_type=model_type,
         schema=schema,
         snippet=_snippet(name, schema, results.get("text_columns", ())),
@@ -72,9 +72,11 @@ def model_card(name: str, results: Mapping[str, Any], *, figures: Collection[str
         obedience=_obedience_results(results, evaluations, settings, figures),
         cost=_cost_points(results),
         measured=[
-            _entry(f"{prefix} lists of this run", "lists", prefix, measure, value, _args(measure, settings[prefix]))
+            _make_entry(
+                f"{prefix} lists of this run", "lists", prefix, measure, value, _args(measure, settings[prefix])
+            )
             for prefix, metrics in evaluations.items()
-            for measure, value in _chosen(metrics, RANKING).items()
+            for measure, value in _select_measures(metrics, RANKING).items()
         ],
     )
 
@@ -91,7 +93,7 @@ def card_from_summary(
     schema: Mapping[str, Any] | None = None,
     figure: str | None = None,
 ) -> str:
-    """The text of README.md of a model that an experiment trained with several seeds, without and with the principles.
+    """Writes the README.md of a model that an experiment trained with several seeds, without and with principles.
 
     Args:
         name: Title of the card.
@@ -122,9 +124,9 @@ def card_from_summary(
     results = _summary_table(summary, model, rows, RANKING)
     if figure is not None:
         results += f"\n\n![All models of the experiment, without and with the principles]({figure})"
-    return _text(
+    return _render(
         name,
-        about=_about(model_type, summary.get("parameters", {}).get(model), schema),
+        about=_describe_model(model_type, summary.get("parameters", {}).get(model), schema),
         model_type=model_type,
         schema=schema,
         usage=f"The weights are not in this folder: `{command}` trains them, each seed once without and once with the "
@@ -132,11 +134,11 @@ def card_from_summary(
         snippet=_snippet(source, schema, ()),
         data=_summary_data_points(summary, model),
         learning=_summary_learning_points(model, rows, task_loss, summary),
-        results=_with_settings(results, {"test": settings}),
+        results=_add_settings(results, {"test": settings}),
         obedience=_summary_table(summary, model, rows, OBEDIENCE),
         cost=_summary_cost_points(summary, model, rows),
         measured=[
-            _entry(
+            _make_entry(
                 dataset[1],
                 dataset[0],
                 "test",
@@ -146,13 +148,13 @@ def card_from_summary(
                 f"{measure}, principles: {preset}, mean of {seeds} seeds",
             )
             for preset, row in rows.items()
-            for measure, value in _chosen(row, RANKING).items()
+            for measure, value in _select_measures(row, RANKING).items()
         ],
     )
 
 
 def markdown_text(value: str) -> str:
-    """Text that a Markdown table shows as it is: what could be markup, or end a cell, becomes an HTML entity."""
+    """Escapes text for a Markdown table: what could be markup, or end a cell, becomes an HTML entity."""
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_]*[A-Za-z0-9])?", value):
         return value
     return "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in value)
@@ -161,7 +163,7 @@ def markdown_text(value: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- the pieces
 
 
-def _text(
+def _render(
     title: str,
     *,
     about: str,
@@ -189,7 +191,7 @@ def _text(
     return str(card).rstrip("\n") + "\n"
 
 
-def _about(model_type: str | None, parameters: int | None, schema: Mapping[str, Any] | None) -> str:
+def _describe_model(model_type: str | None, parameters: int | None, schema: Mapping[str, Any] | None) -> str:
     paper = PAPERS.get(model_type or "")
     what = "A re-ranker" if paper is None else f"{paper.name}, {paper.idea}"
     if model_type is not None:
@@ -206,14 +208,14 @@ def _columns_table(schema: Mapping[str, Any] | None) -> str:
     if schema is None:
         return ""
     rows = [
-        [markdown_text(feature["name"]), part, feature["kind"], _size(feature)]
+        [markdown_text(feature["name"]), part, feature["kind"], _format_size(feature)]
         for part in ("items", "user", "history")
         for feature in schema.get(part, ())
     ]
     return _table(["column", "of", "kind", "size"], rows)
 
 
-def _size(feature: Mapping[str, Any]) -> str:
+def _format_size(feature: Mapping[str, Any]) -> str:
     if feature["kind"] == "vector":
         return str(feature["dim"])
     if feature["kind"] == "dense":
@@ -232,7 +234,7 @@ def _loading(source: str) -> str:
 
 
 def _snippet(source: str, schema: Mapping[str, Any] | None, text_columns: Sequence[str]) -> str:
-    """Python that ranks one list with every column of the schema."""
+    """Writes Python code that ranks one list with every column of the schema."""
     if schema is None:
         return _loading(source)
     lines = [_loading(source), "one_list = {"]
@@ -241,7 +243,7 @@ def _snippet(source: str, schema: Mapping[str, Any] | None, text_columns: Sequen
             is_text = feature["name"] in text_columns or feature.get("shares") in text_columns
             lines.append(f"    {feature['name']!r}: {_example(feature, count, is_text)},  # {part}")
     lines += ["}", "(ranked,) = reranker.rerank([one_list], top_k=10)"]
-    return "\n".join([*lines, 'print(ranked["order"], ranked["scores"])  # places in the row, best first'])
+    return "\n".join([*lines, 'print(ranked["order"], ranked["scores"])  # slots in the row, best first'])
 
 
 def _example(feature: Mapping[str, Any], count: int | None, is_text: bool) -> str:
@@ -257,7 +259,7 @@ def _data_points(results: Mapping[str, Any]) -> str:
     evaluated = {name: identity for name, identity in results.get("evaluation_data", {}).items() if name not in data}
     points = _identities({**data, **evaluated})
     points += [
-        f"The numbers of {markdown_text(name)} are of other lists than the training's: {_count(identity)}."
+        f"The numbers of {markdown_text(name)} are of other lists than the training's: {_count_lists(identity)}."
         for name, identity in results.get("evaluation_data", {}).items()
         if data.get(name, identity) != identity
     ]
@@ -265,7 +267,7 @@ def _data_points(results: Mapping[str, Any]) -> str:
         points.append(f"{arguments['max_steps']:,} steps.")
     elif "num_train_epochs" in arguments:
         points.append(f"{arguments['num_train_epochs']:g} epochs.")
-    for key, words in (("per_device_train_batch_size", "Lists a batch"), ("learning_rate", "Learning rate")):
+    for key, words in (("per_device_train_batch_size", "Lists per batch"), ("learning_rate", "Learning rate")):
         if key in arguments:
             points.append(f"{words}: {arguments[key]:g}.")
     if "seed" in arguments:
@@ -281,19 +283,19 @@ def _data_points(results: Mapping[str, Any]) -> str:
 def _summary_data_points(summary: Mapping[str, Any], model: str) -> str:
     training, rate = summary.get("training", {}), summary.get("learning_rates", {}).get(model)
     # Without digests: a summary that is kept may be older than the definition by which they are made today.
-    points = [f"`{split}`: {_count(identity)}." for split, identity in summary.get("data", {}).items()]
+    points = [f"`{split}`: {_count_lists(identity)}." for split, identity in summary.get("data", {}).items()]
     points.append(f"Seeds {', '.join(str(seed) for seed in summary['seeds'])}; runs of one seed are paired.")
     if "num_train_epochs" in training:
         points.append(f"{training['num_train_epochs']:g} epochs, the best chosen on the validation lists.")
     if "per_device_train_batch_size" in training:
-        points.append(f"Lists a batch: {training['per_device_train_batch_size']}.")
+        points.append(f"Lists per batch: {training['per_device_train_batch_size']}.")
     if rate is not None:
         tried = ", ".join(rate["validation_ndcg@10"])
         points.append(
             f"Learning rate {rate['chosen']:g}, chosen without the principles by NDCG@10 on the validation lists from "
             f"{tried}."
         )
-    points.append("The test lists were measured once a run.")
+    points.append("The test lists were evaluated once per run.")
     return _points(points)
 
 
@@ -301,18 +303,20 @@ def _identities(data: Mapping[str, Any]) -> list[str]:
     points = []
     for split, identity in data.items():
         digest = identity.get("sha256")
-        points.append(f"`{split}`: {_count(identity)}" + ("." if digest is None else f", SHA-256 `{digest[:16]}`..."))
+        points.append(
+            f"`{split}`: {_count_lists(identity)}" + ("." if digest is None else f", SHA-256 `{digest[:16]}`...")
+        )
     return points
 
 
-def _count(identity: Mapping[str, Any]) -> str:
+def _count_lists(identity: Mapping[str, Any]) -> str:
     return "a stream" if identity.get("lists") is None else f"{identity['lists']:,} lists"
 
 
 def _learning_points(results: Mapping[str, Any]) -> str:
     points = [f"Task loss: `{results['task_loss']}`."] if "task_loss" in results else []
     if "objective" in results:
-        points.append(_principles(results["objective"]))
+        points.append(_describe_principles(results["objective"]))
     reads = results.get("model", {}).get("position_input")
     if reads is not None:
         points.append(f"The initial order is read as: `{reads}`.")
@@ -321,17 +325,17 @@ def _learning_points(results: Mapping[str, Any]) -> str:
 
 def _summary_learning_points(model: str, rows: Mapping[str, Any], task_loss: str, summary: Mapping[str, Any]) -> str:
     points = [f"Task loss: `{task_loss}`."]
-    points += [_principles({"principled": preset, **summary["objectives"][preset]}) for preset in rows]
+    points += [_describe_principles({"principled": preset, **summary["objectives"][preset]}) for preset in rows]
     sizes = summary.get("models", {}).get(model)
     if sizes:
         points.append(f"Sizes: {', '.join(f'`{key}` {value}' for key, value in sizes.items())}.")
     return _points(points)
 
 
-def _principles(objective: Mapping[str, Any]) -> str:
+def _describe_principles(objective: Mapping[str, Any]) -> str:
     name = objective.get("principled")
     what = f"Principled preset `{name}`" if name in PRESETS else "An objective of its own"
-    passes = {entry["name"]: _pass_in_words(entry) for entry in objective.get("passes", ())}
+    passes = {entry["name"]: _describe_pass(entry) for entry in objective.get("passes", ())}
     terms = [
         f"`{term['name']}`, weight {term['weight']:g}, compares the scores on {passes[term['first']]} and on "
         f"{passes[term['second']]} (as `{term['space']}`, reduction `{term['reduction']}`)"
@@ -344,17 +348,17 @@ def _principles(objective: Mapping[str, Any]) -> str:
     return f"{what}: {'; '.join([*terms, *([loss] if others else [])])}."
 
 
-def _pass_in_words(entry: Mapping[str, Any]) -> str:
+def _describe_pass(entry: Mapping[str, Any]) -> str:
     masks = " with dropout masks of its own" if entry.get("dropout") == "fresh" else ""
-    return f"{_order_in_words(entry['order'])}{masks}"
+    return f"{_describe_order(entry['order'])}{masks}"
 
 
-def _order_in_words(order: Any) -> str:
+def _describe_order(order: Any) -> str:
     if isinstance(order, str):
         return {"given": "the given order", "own": "the model's own order"}.get(order, f"`{order}`")
     ((kind, options),) = order.items()
     if kind == "perturbed":
-        return f"{_order_in_words(options['of'])} after `{options['kind']}`"
+        return f"{_describe_order(options['of'])} after `{options['kind']}`"
     return f"a soft order (`{options['relaxation']}`, temperature {options['temperature']:g})"
 
 
@@ -363,7 +367,7 @@ def _cost_points(results: Mapping[str, Any]) -> str:
     points = [f"{results['parameters']:,} parameters."] if "parameters" in results else []
     if "seconds" in training:
         points.append(f"Training: {training['seconds']:,.1f} seconds for {training['steps']:,} steps.")
-    return _points([*points, *_machine(results)])
+    return _points([*points, *_describe_machine(results)])
 
 
 def _summary_cost_points(summary: Mapping[str, Any], model: str, rows: Mapping[str, Any]) -> str:
@@ -376,10 +380,10 @@ def _summary_cost_points(summary: Mapping[str, Any], model: str, rows: Mapping[s
                 f"Training, `{preset}`: {median(seconds):,.1f} seconds, median of the seeds (from {min(seconds):,.1f} "
                 f"to {max(seconds):,.1f})."
             )
-    return _points([*points, *_machine(summary)])
+    return _points([*points, *_describe_machine(summary)])
 
 
-def _machine(results: Mapping[str, Any]) -> list[str]:
+def _describe_machine(results: Mapping[str, Any]) -> list[str]:
     found = results.get("environment")
     if found is None:
         return []
@@ -394,8 +398,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _chosen(metrics: Mapping[str, Any], bases: Sequence[str]) -> dict[str, Any]:
-    """The measures with these names, with or without a cut-off, in the order of ``bases``."""
+def _select_measures(metrics: Mapping[str, Any], bases: Sequence[str]) -> dict[str, Any]:
+    """Selects the measures with these names, with or without a cut-off, in the order of ``bases``."""
     return {name: metrics[name] for base in bases for name in metrics if name.split("@")[0] == base}
 
 
@@ -412,7 +416,7 @@ def _ranking_results(
             columns[f"{markdown_text(prefix)}, initial order"] = {
                 name: value for name, value in initial.items() if name in metrics and _is_number(value)
             }
-    table = _with_settings(_measure_table(columns, RANKING), settings)
+    table = _add_settings(_measure_table(columns, RANKING), settings)
     if not table or len(columns) == len(evaluations):
         return table
     return _paragraphs(table, "The initial order is that in which the lists came to the model, measured alike.")
@@ -427,14 +431,14 @@ def _obedience_results(
     table = _measure_table({markdown_text(prefix): metrics for prefix, metrics in evaluations.items()}, OBEDIENCE)
     if not table:
         return ""
-    measured = {prefix: settings[prefix] for prefix in evaluations if _chosen(evaluations[prefix], OBEDIENCE)}
+    measured = {prefix: settings[prefix] for prefix in evaluations if _select_measures(evaluations[prefix], OBEDIENCE)}
     used = _settings_sentences("Settings of the obedience", measured, OBEDIENCE_SETTINGS)
     return _paragraphs(table, used, _figure(results, OBEDIENCE_FIGURE, figures))
 
 
 def _measure_table(columns: Mapping[str, Mapping[str, float]], bases: Sequence[str]) -> str:
-    """A row a measure, a column an evaluation or order, under its head; empty where nothing was measured."""
-    names = list(dict.fromkeys(name for metrics in columns.values() for name in _chosen(metrics, bases)))
+    """One row per measure and one column per evaluation or order; empty where nothing was measured."""
+    names = list(dict.fromkeys(name for metrics in columns.values() for name in _select_measures(metrics, bases)))
     if not names:
         return ""
     rows = [
@@ -446,16 +450,16 @@ def _measure_table(columns: Mapping[str, Mapping[str, float]], bases: Sequence[s
 def _summary_table(
     summary: Mapping[str, Any], model: str, rows: Mapping[str, Mapping[str, Any]], bases: Sequence[str]
 ) -> str:
-    """A row a measure: the initial order, each preset, and what the principles change."""
+    """One row per measure: the initial order, each preset, and what the principles change."""
     initial, changes = summary["orders"]["initial"], summary["changes"][model]["differences"]
-    with_order = any(name in initial for row in rows.values() for name in _chosen(row, bases))
+    with_order = any(name in initial for row in rows.values() for name in _select_measures(row, bases))
     head = ["measure", *(["initial order"] if with_order else [])]
     head += ["without principles" if preset == WITHOUT else f"`{preset}`" for preset in rows]
     lines = []
-    for name in _chosen(next(iter(rows.values())), bases):
+    for name in _select_measures(next(iter(rows.values())), bases):
         cells = [f"{initial[name]:.4f}" if name in initial else ""] if with_order else []
         cells += [f"{row[name]['mean']:.4f} ± {row[name]['std']:.4f}" for row in rows.values()]
-        lines.append([name, *cells, _interval(changes[name]) if name in changes else ""])
+        lines.append([name, *cells, _format_interval(changes[name]) if name in changes else ""])
     note = (
         f"Means over {len(summary['seeds'])} seeds ± their standard deviation; change: with the principles minus "
         "without, with its 95 % t-interval over the seeds, paired."
@@ -463,7 +467,7 @@ def _summary_table(
     return f"{_table([*head, 'change'], lines)}\n\n{note}"
 
 
-def _interval(change: Mapping[str, Any]) -> str:
+def _format_interval(change: Mapping[str, Any]) -> str:
     text = f"{change['mean']:+.4f}"
     # Of a single seed there is none.
     if not (_is_number(change["low"]) and _is_number(change["high"])):
@@ -472,7 +476,7 @@ def _interval(change: Mapping[str, Any]) -> str:
 
 
 def _settings_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The definitions that an evaluation used: those it was added with, else those of the trainer."""
+    """Returns the settings of an evaluation: those it was added with, else those of the trainer."""
     added = results.get("evaluation_settings", {}).get(prefix)
     if added is not None:
         return dict(added)
@@ -489,8 +493,8 @@ def _settings_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {**metrics, "obedience_k": arguments["obedience_k"], "swaps": swaps, "max_steps": MAX_STEPS}
 
 
-def _with_settings(table: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of metrics, and with which settings those of each evaluation were measured."""
+def _add_settings(table: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """Adds to a table of metrics the settings of each evaluation."""
     used = _settings_sentences("Settings of the metrics", settings, SETTINGS)
     if not table or not used:
         return table
@@ -510,7 +514,7 @@ def _settings_sentences(what: str, settings: Mapping[str, Mapping[str, Any]], na
 
 
 def _figure(results: Mapping[str, Any], name: str, figures: Collection[str]) -> str:
-    """A figure that lies beside the card, with what it shows in words for those who cannot see it."""
+    """Links a figure beside the card, with a text alternative."""
     if name not in figures:
         return ""
     shows = "The training, step by step: loss terms, obedience on the evaluation lists, score spread, gradient norm"
@@ -530,7 +534,7 @@ def _args(measure: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return args | {name: settings[name] for name, decides in SETTINGS.items() if base in decides and name in settings}
 
 
-def _entry(
+def _make_entry(
     dataset: str, kind: str, split: str, measure: str, value: float, args: dict[str, Any], title: str | None = None
 ) -> Any:
     from huggingface_hub import EvalResult

@@ -13,8 +13,8 @@ TRAINING, OBEDIENCE = "training.png", "obedience.png"
 FIGURES = (TRAINING, OBEDIENCE)
 
 
-def drawn_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
-    """File name -> PNG, of the figures for which the results have numbers; the same numbers give the same bytes.
+def draw_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
+    """Draws the figures for which the results have numbers: file name -> PNG. Deterministic.
 
     Args:
         results: As ``RerankTrainer.results``.
@@ -27,10 +27,10 @@ def drawn_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
     split = evaluation_to_draw(results)
     asked: dict[str, Callable[[Path], None]] = {}
     if isinstance(log, list):
-        asked[TRAINING] = lambda path: plots.training_figure(log, path)
+        asked[TRAINING] = lambda path: plots.plot_training(log, path)
     if split is not None:
         measures = measures_of(results, split)
-        asked[OBEDIENCE] = lambda path: plots.obedience_figure(measures, path)
+        asked[OBEDIENCE] = lambda path: plots.plot_obedience(measures, path)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, draw in asked.items():
@@ -43,7 +43,7 @@ def drawn_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def evaluation_to_draw(results: Mapping[str, Any]) -> str | None:
-    """The evaluation whose obedience is drawn: that of the test split, else the last; None if none measured it."""
+    """Chooses the evaluation whose obedience is drawn: the test split, else the last; None without any."""
     measured = [
         prefix for prefix in results.get("evaluations", {}) if "p1_item_obedience" in measures_of(results, prefix)
     ]
@@ -53,5 +53,5 @@ def evaluation_to_draw(results: Mapping[str, Any]) -> str | None:
 
 
 def measures_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The measures of one evaluation, without the prefix of their names."""
+    """Returns the measures of one evaluation, without the prefix of their names."""
     return {name.removeprefix(f"{prefix}_"): value for name, value in results["evaluations"][prefix].items()}

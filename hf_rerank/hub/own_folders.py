@@ -1,4 +1,4 @@
-"""What is pushed names no folder of the machine it comes from: the name of a user is often among them."""
+"""Removes folders of this machine from what is pushed: they often contain a user's name."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _FOLDERS = re.compile(rf"(?<![\w.~:/\\-]){_ROOT}(?:[^\s/\\]+[/\\])*(?=[^\s/\\])"
 _NAMES = ("schema", "text_columns")
 
 
-def without_own_folders(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of ``results.json`` or ``training_args.json`` in which a path is its last component alone.
+def remove_own_folders(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies ``results.json`` or ``training_args.json`` with every path reduced to its last component.
 
     That is every text that begins at the root of a disk, in a home folder (``~``) or with ``..``: in the results of a
     training these are ``output_dir``, ``encoded_cache``, ``resume_from_checkpoint``, configuration files such as
     ``deepspeed``, and ``_name_or_path`` of a model that was fine-tuned. The key stays, and the last component, which
     tells runs and checkpoints apart; the folders above it, in which the user's name is found, go, also those of a
-    path without blanks inside a longer text. A path from the working folder (``runs/prm``) stays: it says nothing of
-    the machine.
+    path without blanks inside a longer text. A path from the working folder (``runs/prm``) stays: it reveals
+    nothing of the machine.
 
     Args:
         values: What the file holds. The schema, and names of columns, stay as they are.
     """
-    return {key: value if key in _NAMES else _cleaned(value) for key, value in values.items()}
+    return {key: value if key in _NAMES else _clean(value) for key, value in values.items()}
 
 
-def _cleaned(value: Any) -> Any:
+def _clean(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _cleaned(entry) for key, entry in value.items()}
+        return {key: _clean(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_cleaned(entry) for entry in value]
+        return [_clean(entry) for entry in value]
     if not isinstance(value, str):
         return value
     # A whole text that is a path may have blanks in its folders; its last component is what both systems say.

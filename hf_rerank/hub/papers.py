@@ -12,7 +12,7 @@ class Paper:
     Attributes:
         name: Of the model.
         idea: What it is, in a few words.
-        citation: Authors, title, place. None: there is no one paper.
+        citation: Authors, title, venue. None: there is no one paper.
     """
 
     name: str
@@ -25,12 +25,12 @@ PAPERS = {
     "rerank_dnn": Paper("DNN", "a network over each item on its own", None),
     "rerank_dlcm": Paper(
         "DLCM",
-        "a GRU that reads the list from the lowest place to the top",
+        "a GRU that reads the list from the last position to the first",
         "Ai et al.: Learning a Deep Listwise Context Model for Ranking Refinement. SIGIR 2018",
     ),
     "rerank_midnn": Paper(
         "MiDNN",
-        "a network over each item and its standing among the others of the list",
+        "a network over each item and its features relative to the list",
         "Zhuang et al.: Globally Optimized Mutual Influence Aware Ranking in E-Commerce Search. IJCAI 2018, "
         "arXiv 1805.08524",
     ),

@@ -11,8 +11,8 @@ from typing import Any
 
 from hf_rerank.errors import InputError
 from hf_rerank.hub.card import model_card
-from hf_rerank.hub.figures import FIGURES, drawn_figures
-from hf_rerank.hub.own_folders import without_own_folders
+from hf_rerank.hub.figures import FIGURES, draw_figures
+from hf_rerank.hub.own_folders import remove_own_folders
 from hf_rerank.models.auto import AutoReranker
 from hf_rerank.processing import ListProcessor
 from hf_rerank.storage import MANIFEST, InputFiles, json_text, read_json, verify
@@ -56,7 +56,7 @@ def push_model(
         The ``CommitInfo``.
 
     Raises:
-        InputError: The folder holds no whole re-ranker, or changes meanwhile; or the Hub refuses or fails. Then
+        InputError: The folder holds no complete re-ranker, or changes meanwhile; or the Hub refuses or fails. Then
             nothing was committed, unless the message says that this is not known.
     """
     folder = Path(folder)
@@ -76,7 +76,7 @@ def save_and_push(save: Callable[[Path], object], repo_id: str, *, commit_messag
 
     Args:
         save: Writes into the folder that it is given.
-        repo_id: As of ``push_model``.
+        repo_id: ``"someone/name"``, or a name of your own.
         commit_message: Of the commit.
         options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``push_model``.
     """
@@ -86,17 +86,17 @@ def save_and_push(save: Callable[[Path], object], repo_id: str, *, commit_messag
 
 
 def _model_files(folder: Path) -> dict[str, Path | bytes]:
-    """The files of a model that are pushed, its own card included; the figures of a card are those that it shows."""
+    """Selects the files of a model to push, with its own card and the figures that it shows."""
     files: dict[str, Path | bytes] = {**choose_files(folder, PUSHED)}
     for name in (RESULTS, ARGUMENTS):
         if name in files:
-            files[name] = _cleaned(folder / name)
+            files[name] = _clean(folder / name)
     shown = (folder / CARD).read_text(encoding="utf-8") if CARD in files else ""
     return {name: content for name, content in files.items() if name not in FIGURES or name in shown}
 
 
-def _cleaned(path: Path) -> bytes:
-    return json_text(without_own_folders(read_json(path))).encode()
+def _clean(path: Path) -> bytes:
+    return json_text(remove_own_folders(read_json(path))).encode()
 
 
 def _refuse_unfit(folder: Path) -> None:
@@ -112,14 +112,14 @@ def _refuse_unfit(folder: Path) -> None:
 
 
 def _card_and_figures(folder: Path, repo_id: str, tell: Callable[[str], object]) -> dict[str, Path | bytes]:
-    """A card, from ``results.json`` where there is one, and the figures that it shows."""
+    """Makes a card, from ``results.json`` if there is one, and the figures that it shows."""
     path = folder / RESULTS
     if not path.is_file():
         return {CARD: plain_card(repo_id).encode()}
-    results = without_own_folders(read_json(path))
+    results = remove_own_folders(read_json(path))
     figures: dict[str, Path | bytes] = {}
     try:
-        figures |= drawn_figures(results)
+        figures |= draw_figures(results)
     except InputError as error:
         tell(f"the card has no figures: {error}")
     return {CARD: model_card(repo_id, results, figures=figures).encode(), **figures}

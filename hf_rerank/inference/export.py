@@ -65,14 +65,14 @@ def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revisi
     model = copy.deepcopy(reranker.model).cpu().float().eval()
     schema = reranker.processor.schema
     program = _trace(model, schema)
-    # The folder is read without the model classes, which know what "own" stands for.
+    # The folder is read without the model classes, which know what "own" means.
     config = copy.deepcopy(model.config)
     config.task_loss = config.task_loss_name
     with new_folder(output_dir) as folder:
         program.save(folder / GRAPH_FILE)
         config.save_pretrained(folder)
         reranker.processor.save_pretrained(folder)
-        difference = _difference(model, schema, folder / GRAPH_FILE)
+        difference = _measure_difference(model, schema, folder / GRAPH_FILE)
         write_manifest(folder)
     return difference
 
@@ -89,11 +89,11 @@ class _Scores(nn.Module):
 
 
 def _trace(model: PreTrainedReranker, schema: ListSchema) -> Any:
-    """The graph, as torch's exporter holds it."""
+    """Traces the model into the graph of torch's exporter."""
     # A size of 0 or 1 in the example would be taken as fixed.
-    example = _random_lists(model, schema, lists=3, length=5, history=4)
+    example = _draw_lists(model, schema, lists=3, length=5, history=4)
     names = list(example)
-    with _quiet():
+    with _silence_exporter():
         if any(isinstance(part, nn.GRU) for part in model.modules()):
             _export_nothing()
         return torch.onnx.export(
@@ -102,7 +102,7 @@ def _trace(model: PreTrainedReranker, schema: ListSchema) -> Any:
             dynamo=True,
             input_names=names,
             output_names=[SCORES],
-            dynamic_shapes=(tuple(_dynamic(name) for name in names),),
+            dynamic_shapes=(tuple(_find_dynamic_axes(name) for name in names),),
             verbose=False,
         )
 
@@ -112,16 +112,16 @@ def _export_nothing() -> None:
     torch.onnx.export(nn.ReLU(), (torch.zeros(2),), dynamo=True, verbose=False)
 
 
-def _dynamic(name: str) -> dict[int, Any]:
-    """Which axes of a tensor have any size: lists, and items or history items."""
+def _find_dynamic_axes(name: str) -> dict[int, Any]:
+    """Finds the axes of a tensor with a free size: lists, items, history items."""
     axes = [number for number, axis in enumerate(TENSORS[name].axes) if axis in ("B", "L", "H")]
     return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
 
 
-def _random_lists(
+def _draw_lists(
     model: PreTrainedReranker, schema: ListSchema, *, lists: int, length: int, history: int
 ) -> dict[str, Tensor]:
-    """Random lists with every tensor that the model scores them by, as a processor with this schema gives them."""
+    """Draws random lists with every input tensor of the model, as a processor with this schema gives them."""
     draw = torch.Generator().manual_seed(0)
     config = model.config
     sizes = {**schema.axis_sizes(), "B": lists, "L": length, "H": history}
@@ -142,8 +142,8 @@ def _random_lists(
     return tensors
 
 
-def _difference(model: PreTrainedReranker, schema: ListSchema, path: Path) -> float:
-    """The largest difference of a score, over batches of other sizes than the example's.
+def _measure_difference(model: PreTrainedReranker, schema: ListSchema, path: Path) -> float:
+    """Measures the largest difference of a score, over batches of other sizes than the example's.
 
     Raises:
         InputError: It is more than rounding.
@@ -155,7 +155,7 @@ def _difference(model: PreTrainedReranker, schema: ListSchema, path: Path) -> fl
     largest = 0.0
     longest = model.config.max_list_length
     for lists, length, history in ((1, min(2, longest), 1), (7, min(11, longest), 6), (4, longest, 9)):
-        tensors = _random_lists(model, schema, lists=lists, length=length, history=history)
+        tensors = _draw_lists(model, schema, lists=lists, length=length, history=history)
         with torch.no_grad():
             expected = model(**tensors).logits.numpy()
         feeds = {name: tensor.numpy() for name, tensor in tensors.items() if name in read}
@@ -172,8 +172,8 @@ def _difference(model: PreTrainedReranker, schema: ListSchema, path: Path) -> fl
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on itself: packages it could support, and what torch will rename."""
+def _silence_exporter() -> Iterator[None]:
+    """Silences the exporter's notes on optional packages and deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

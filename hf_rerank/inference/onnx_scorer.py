@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_rerank.errors import InputError, shown, suggestion
+from hf_rerank.errors import InputError, show, suggestion
 from hf_rerank.inference.ranking import check_at_least_one
 from hf_rerank.schema import FEATURE_TENSORS, TENSORS
 from hf_rerank.storage import MANIFEST, read_json
@@ -41,7 +41,7 @@ class OnnxScorer:
         outputs = [(entry.name, entry.type) for entry in session.get_outputs()]
         if outputs != [(SCORES, "tensor(float)")]:
             raise InputError(
-                f"{folder / GRAPH_FILE} gives {shown(outputs)}: expected {SCORES}, a tensor(float), alone; "
+                f"{folder / GRAPH_FILE} gives {show(outputs)}: expected {SCORES}, a tensor(float), alone; "
                 f"{EXPORT_AGAIN}"
             )
 
@@ -74,10 +74,10 @@ class OnnxScorer:
         )
         import onnxruntime
 
-        config = _config(folder / "config.json")
+        config = _read_config(folder / "config.json")
         choices = onnxruntime.SessionOptions()
         choices.intra_op_num_threads = threads
-        choices.log_severity_level = 4  # whatever is wrong ends in an exception, and is said once
+        choices.log_severity_level = 4  # whatever is wrong ends in an exception, and is reported once
         # A graph may name any file as its weights. Given this table, onnxruntime reads none but those in it; the graph
         # itself stands there, empty, because a table without entries would not count as one.
         data = {path.name: path.read_bytes() for path in sorted(folder.glob(f"{GRAPH_FILE}.*")) if path.is_file()}
@@ -89,7 +89,7 @@ class OnnxScorer:
             session = onnxruntime.InferenceSession(
                 (folder / GRAPH_FILE).read_bytes(), choices, providers=["CPUExecutionProvider"]
             )
-        except _faults() as error:
+        except _list_onnx_errors() as error:
             raise InputError(
                 f"onnxruntime {onnxruntime.__version__} cannot load {folder / GRAPH_FILE}: {error}; install a newer "
                 "onnxruntime, or export it again"
@@ -97,7 +97,7 @@ class OnnxScorer:
         return cls(session, config, folder)
 
     def scores(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 [B, L], by slot.
+        """Scores a batch: float32 [B, L], by slot.
 
         Raises:
             InputError: The lists have more slots than the model has positions for, or lack an input of the graph; or
@@ -113,7 +113,7 @@ class OnnxScorer:
             raise InputError(f"lists of {slots} slots: the model has positions for max_list_length={longest}")
         try:
             (scores,) = self.session.run([SCORES], {name: features[name] for name in self.inputs})
-        except _faults() as error:
+        except _list_onnx_errors() as error:
             raise InputError(
                 f"{self.folder / GRAPH_FILE} cannot score lists of the processor beside it: {error}; {EXPORT_AGAIN}"
             ) from None
@@ -137,8 +137,8 @@ class OnnxScorer:
         )
 
 
-def _config(path: Path) -> dict[str, Any]:
-    """The config of an exported model; what ranking reads of it is of the right type."""
+def _read_config(path: Path) -> dict[str, Any]:
+    """Reads the config of an exported model, and checks the types of what ranking reads."""
     config = read_json(path, REMEDY)
     fingerprint, longest = config.get("schema_fingerprint"), config.get("max_list_length")
     if (
@@ -151,12 +151,12 @@ def _config(path: Path) -> dict[str, Any]:
         said = {
             name: config.get(name) for name in ("schema_fingerprint", "task_loss", "position_input", "max_list_length")
         }
-        raise InputError(f"{path} is no config of an exported model, it says {shown(said)}; {EXPORT_AGAIN}")
+        raise InputError(f"{path} is no config of an exported model, it says {show(said)}; {EXPORT_AGAIN}")
     return config
 
 
-def _faults() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises; its exceptions share no base class."""
+def _list_onnx_errors() -> tuple[type[Exception], ...]:
+    """Lists the exceptions of onnxruntime, which share no base class."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     own = [entry for entry in vars(state).values() if isinstance(entry, type) and issubclass(entry, Exception)]

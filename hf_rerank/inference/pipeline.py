@@ -37,7 +37,7 @@ class RerankingPipeline(Pipeline):
         feature_extractor: Its ``ListProcessor``; ``pipeline(TASK, model=folder)`` loads both.
         batch_size: Lists scored at once; they may differ in length.
         top_k: How many items to return. None: all.
-        truncate: Rank only the first ``max_list_length`` places of a longer list, instead of refusing it.
+        truncate: Rank only the first ``max_list_length`` positions of a longer list, instead of refusing it.
         options: As of ``transformers.Pipeline`` (``device``, ...). Without a device the first GPU is taken if there
             is one.
 
@@ -93,12 +93,12 @@ class RerankingPipeline(Pipeline):
         self._sanitize_parameters(**choices)
         chosen = {**self.choices, **choices}
         if isinstance(inputs, Mapping):
-            return next(self._results([inputs], **chosen))
+            return next(self._iterate_results([inputs], **chosen))
         if isinstance(inputs, torch.utils.data.Dataset) and not isinstance(inputs, Iterable):
             inputs = map(inputs.__getitem__, range(len(inputs)))  # type: ignore[arg-type]
         if isinstance(inputs, str) or not isinstance(inputs, Iterable):
             raise InputError(f"expected a dictionary of columns, or several, got {type(inputs).__name__}")
-        results = self._results(inputs, **chosen)
+        results = self._iterate_results(inputs, **chosen)
         return list(results) if isinstance(inputs, Sequence) else results
 
     def preprocess(  # type: ignore[override]
@@ -113,7 +113,7 @@ class RerankingPipeline(Pipeline):
     def postprocess(  # type: ignore[override]
         self, ranked: dict[str, Any], top_k: int | None = None
     ) -> list[dict[str, Any]]:
-        """The results of a batch."""
+        """Returns the results of a batch."""
         return ranked["batch"].results(ranked["scores"], top_k)
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:
@@ -133,10 +133,10 @@ class RerankingPipeline(Pipeline):
         check_is_bool("truncate", choices.get("truncate", False))
         return {}, {}, {}
 
-    def _results(
+    def _iterate_results(
         self, lists: Iterable[Mapping[str, Any]], *, batch_size: int, top_k: int | None, truncate: bool
     ) -> Iterator[dict[str, Any]]:
-        """The results one by one, of lists that are encoded and scored a batch at a time."""
+        """Yields results one by one; lists are encoded and scored in batches."""
         remaining, first = iter(lists), 0
         while rows := list(itertools.islice(remaining, batch_size)):
             encoded = self.preprocess(rows, truncate, first)

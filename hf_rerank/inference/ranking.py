@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_rerank.errors import InputError, shown, suggestion
+from hf_rerank.errors import InputError, show, suggestion
 from hf_rerank.processing.encoding_report import EncodingReport
 from hf_rerank.processing.processor import ListProcessor
 from hf_rerank.processing.rows import rows_in_columns
@@ -63,7 +63,7 @@ class EncodedBatch:
         return cls(rows, lists, features, report, first)
 
     def check_scores(self, scores: np.ndarray) -> None:
-        """Refuses scores [B, L] of real items that are not finite, or that no one could rely on.
+        """Refuses scores [B, L] of real items that are not finite or not reliable.
 
         Raises:
             InputError: It names the list.
@@ -84,7 +84,7 @@ class EncodedBatch:
             )
 
     def results(self, scores: np.ndarray, top_k: int | None = None) -> list[dict[str, Any]]:
-        """The results that ``Reranker.rerank`` describes.
+        """Builds the results that ``Reranker.rerank`` returns.
 
         Args:
             scores: float32 [B, L], by slot.
@@ -95,12 +95,12 @@ class EncodedBatch:
         """
         self.check_scores(scores)
         lists, schema = self.lists, self.lists.schema
-        order = best_first(scores, self.features["mask"])
+        order = sort_slots(scores, self.features["mask"])
         results = []
         for number, (row, length) in enumerate(zip(self.rows, lists.lengths, strict=True)):
             slots = order[number, : min(length, schema.max_list_length)][:top_k]
             best = (slots if length <= schema.max_list_length else self.slots_in_row(number)[slots]).tolist()
-            ids = self._ids(row, number)
+            ids = self._read_ids(row, number)
             results.append(
                 {
                     "list_id": self.list_id(number),
@@ -112,7 +112,7 @@ class EncodedBatch:
         return results
 
     def slots_in_row(self, number: int) -> np.ndarray:
-        """The slots of the row, from 0, that the tensors hold of a list: all, or those that truncating has kept."""
+        """Returns the slots of the row, from 0, that are in the tensors: all, or those kept by truncation."""
         length, longest = int(self.lists.lengths[number]), self.lists.schema.max_list_length
         if length <= longest:
             return np.arange(length)
@@ -120,11 +120,11 @@ class EncodedBatch:
         return np.flatnonzero(self.lists.positions[end - length : end] < longest)
 
     def list_id(self, number: int) -> Any:
-        """The value of the schema's ``list_id`` column; the number of the list where it has none."""
+        """Returns the value of the schema's ``list_id`` column; without one, the number of the list."""
         name = self.lists.schema.list_id
         return self.rows[number][name] if name is not None and name in self.rows[number] else self.first + number
 
-    def _ids(self, row: Mapping[str, Any], number: int) -> Any:
+    def _read_ids(self, row: Mapping[str, Any], number: int) -> Any:
         name = self.lists.schema.id_column
         if name not in row:
             raise InputError(
@@ -143,10 +143,10 @@ class EncodedBatch:
         return ids
 
 
-def encoded_batches(
+def encode_batches(
     lists: Sequence[Mapping[str, Any]], processor: ListProcessor, *, truncate: bool, batch_size: int
 ) -> Iterator[EncodedBatch]:
-    """Lists in batches, checked and encoded.
+    """Checks and encodes lists in batches.
 
     Raises:
         InputError: ``lists`` is no sequence, a list is wrong or too long, or an option is wrong.
@@ -161,13 +161,13 @@ def encoded_batches(
         yield EncodedBatch.encode(lists[start : start + batch_size], processor, truncate=truncate, first=start)
 
 
-def best_first(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The slots of each list from the highest score to the lowest, int64 [B, L]; ties in slot order, padding last."""
+def sort_slots(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Sorts the slots of each list by falling score, int64 [B, L]; ties in slot order, padding last."""
     return np.argsort(np.where(mask, -scores, np.inf), axis=-1, kind="stable")
 
 
 def probabilities(scores: np.ndarray, mask: np.ndarray, task_loss: str) -> np.ndarray:
-    """What a model trained with ``task_loss`` predicts: sigmoid of each score, or softmax over the list's items.
+    """Computes what a model trained with ``task_loss`` predicts: sigmoid per score, or softmax over the list.
 
     Args:
         scores: float32 [B, L].
@@ -190,13 +190,13 @@ def check_at_least_one(name: str, value: Any, *, or_none: bool = False) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise InputError(
-            f"{name} is {shown(value)}: expected at least 1, a whole number{', or None' if or_none else ''}"
+            f"{name} is {show(value)}: expected at least 1, a whole number{', or None' if or_none else ''}"
         )
     if int(value) < 1:
-        raise InputError(f"{name} is {shown(value)}: expected at least 1")
+        raise InputError(f"{name} is {show(value)}: expected at least 1")
 
 
 def check_is_bool(name: str, value: Any) -> None:
     """Raises an InputError unless the value is True or False: the text "no" would count as True."""
     if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name} is {shown(value)}: expected True or False")
+        raise InputError(f"{name} is {show(value)}: expected True or False")

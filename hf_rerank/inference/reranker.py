@@ -14,7 +14,7 @@ from hf_rerank.inference.ranking import (
     EncodedBatch,
     check_at_least_one,
     check_is_bool,
-    encoded_batches,
+    encode_batches,
     probabilities,
 )
 from hf_rerank.processing.encoding_report import EncodingReport
@@ -25,7 +25,7 @@ from hf_rerank.storage.hub_download import HUB_OPTIONS, at_one_commit, holds_onl
 
 
 class Scorer(Protocol):
-    """What scores encoded lists: a PyTorch model (``TorchScorer``) or an exported graph (``OnnxScorer``).
+    """Interface of scorers of encoded lists: a PyTorch model (``TorchScorer``) or an exported graph (``OnnxScorer``).
 
     Attributes:
         schema_fingerprint: Of the lists that it was made for; None if not known.
@@ -36,7 +36,7 @@ class Scorer(Protocol):
     task_loss: str
 
     def scores(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 [B, L], one score per slot, from arrays by the names of ``hf_rerank.schema.FEATURE_TENSORS``."""
+        """Scores arrays by the names of ``hf_rerank.schema.FEATURE_TENSORS``: float32 [B, L], one score per slot."""
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes its files into a folder."""
@@ -185,7 +185,7 @@ class Reranker:
         rows = rows_of_frame(lists, self.processor.schema) if is_frame(lists) else lists
         report = EncodingReport()
         ranked: Any = []
-        for batch in encoded_batches(rows, self.processor, truncate=truncate, batch_size=batch_size):
+        for batch in encode_batches(rows, self.processor, truncate=truncate, batch_size=batch_size):
             ranked += batch.results(self.scorer.scores(batch.features), top_k)
             report.add(batch.report)
         report.drift = self.processor.drift(report)
@@ -196,29 +196,30 @@ class Reranker:
     def predict(
         self, lists: Any, *, probabilities: bool = False, truncate: bool = False, batch_size: int = DEFAULT_BATCH
     ) -> list[np.ndarray]:
-        """The scores of the items, in the order in which they are given.
+        """Scores the items of each list, in the order of the row.
 
         Args:
-            lists: As of ``rerank``.
+            lists: One dict of columns or of items per list, or a pandas or Polars frame, as for ``rerank``.
             probabilities: Return probabilities instead: under ``binary_log_loss`` the probability of a click on each
                 item; under listwise losses numbers that sum to 1 over the list.
-            truncate: As of ``rerank``; items that were cut get NaN.
+            truncate: Score only the first ``max_list_length`` positions of a longer list, instead of refusing it;
+                items that were cut get NaN.
             batch_size: Lists scored at once.
 
         Returns:
             For each list float32 [its items].
 
         Raises:
-            InputError: As ``rerank``.
+            InputError: A list is wrong, too long, or gets scores that are not finite.
         """
         check_is_bool("probabilities", probabilities)
         rows = rows_of_frame(lists, self.processor.schema) if is_frame(lists) else lists
         found: list[np.ndarray] = []
-        for batch in encoded_batches(rows, self.processor, truncate=truncate, batch_size=batch_size):
-            found += self._predictions(batch, probabilities)
+        for batch in encode_batches(rows, self.processor, truncate=truncate, batch_size=batch_size):
+            found += self._predict_batch(batch, probabilities)
         return found
 
-    def _predictions(self, batch: EncodedBatch, as_probabilities: bool) -> list[np.ndarray]:
+    def _predict_batch(self, batch: EncodedBatch, as_probabilities: bool) -> list[np.ndarray]:
         scores = self.scorer.scores(batch.features)
         batch.check_scores(scores)
         if as_probabilities:

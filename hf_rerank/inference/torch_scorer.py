@@ -44,7 +44,7 @@ class TorchScorer:
         return cls(model if device is None else model.to(device))
 
     def scores(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """float32 [B, L], by slot.
+        """Scores a batch: float32 [B, L], by slot.
 
         Raises:
             InputError: The model has been put into training mode, in which dropout would change the ranking.

@@ -1,7 +1,7 @@
 """Initial rankers: they score items one by one, and their scores sort lists into the initial order.
 
-They learn from the split ``ranker_train`` and from nothing else, and never read in what order items were shown. Names
-are imported when they are first used.
+They learn from the split ``ranker_train`` and from nothing else, and never read the order in which items were shown.
+Names are imported when they are first used.
 """
 
 from __future__ import annotations

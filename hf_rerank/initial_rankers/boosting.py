@@ -27,7 +27,8 @@ OPTIONS = {"objective": "lambdarank", "deterministic": True, "force_row_wise": T
 
 
 def require_lightgbm() -> Any:
-    """
+    """Imports LightGBM.
+
     Raises:
         InputError: LightGBM is not installed.
     """
@@ -41,7 +42,7 @@ def require_lightgbm() -> Any:
 
 
 def encode(processor: ListProcessor, lists: Any, learned_from: str | None = None) -> RaggedLists:
-    """Labelled lists, encoded.
+    """Encodes labelled lists.
 
     Args:
         processor: Encodes them.
@@ -78,7 +79,7 @@ def _check(batch: Lists, labels: np.ndarray, column: str, split: str) -> None:
 
 
 def count_clicks(ragged: RaggedLists, schema: ListSchema, parts: np.ndarray) -> dict[str, ClickThroughCounts]:
-    """Clicks on the values of each feature that has too many of them to be categories.
+    """Counts clicks on the values of each feature with too many values to be categories.
 
     Args:
         ragged: Labelled lists.
@@ -96,7 +97,7 @@ def count_clicks(ragged: RaggedLists, schema: ListSchema, parts: np.ndarray) -> 
     return counts
 
 
-def dataset(
+def make_dataset(
     lightgbm: Any,
     ragged: RaggedLists,
     schema: ListSchema,
@@ -106,7 +107,7 @@ def dataset(
     with_position: bool = False,
     reference: Any = None,
 ) -> Any:
-    """Labelled lists as LightGBM reads them.
+    """Makes a LightGBM dataset of labelled lists.
 
     Args:
         lightgbm: The module.

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.initial_rankers.lambdamart import FORMAT_VERSION, RANKER_FILE, read_settings
-from hf_rerank.initial_rankers.qualities import quality_named
-from hf_rerank.initial_rankers.ranker_train import features_of, ranker_lists
+from hf_rerank.initial_rankers.qualities import find_quality
+from hf_rerank.initial_rankers.ranker_train import choose_ranker_lists, select_features
 from hf_rerank.models.dnn import DNNConfig, DNNForReranking
 from hf_rerank.processing import ListProcessor, RerankCollator
 from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
@@ -67,15 +67,15 @@ class ClickModel:
             quality: See ``qualities``.
             hidden_sizes: Widths of the hidden layers. None: those of the quality.
             seed: Of the parts of lists, of the weights and of the order of lists.
-            at_most: Lists looked at, at most; they are spread evenly over the split.
+            at_most: Largest number of lists to use, spread evenly over the split. None: all that the quality allows.
             progress: A bar of the steps, if it takes longer than a second.
 
         Raises:
             InputError: No list has a click, or a label is above 1.
             TrainingStopped: The loss is not finite.
         """
-        means = quality_named(quality)
-        chosen = ranker_lists(lists, schema, use=means.lists(len(lists), at_most), seed=seed)
+        means = find_quality(quality)
+        chosen = choose_ranker_lists(lists, schema, use=means.lists(len(lists), at_most), seed=seed)
         processor = ListProcessor.from_lists(chosen.train, schema=chosen.schema)
         collator = RerankCollator(processor, highest_label=1.0)
         train, held_out = EncodedLists(chosen.train, collator), EncodedLists(chosen.held_out, collator)
@@ -104,13 +104,13 @@ class ClickModel:
         return cls(model, processor, settings)
 
     def scores(self, table: pa.Table) -> np.ndarray:
-        """float64 [N], the logits of the items of all lists of a table, one list after another."""
-        lists = Lists.from_arrow(features_of(table, self.processor.schema), self.processor.schema)
-        return self._of_items(lists, lambda inputs: self.model(**inputs).logits).astype(np.float64)
+        """Scores the items of all lists of a table: logits, float64 [N], one list after another."""
+        lists = Lists.from_arrow(select_features(table, self.processor.schema), self.processor.schema)
+        return self._run_on_items(lists, lambda inputs: self.model(**inputs).logits).astype(np.float64)
 
-    def last_hidden(self, lists: Lists) -> np.ndarray:
-        """float32 [N, D], the last hidden layer's activations for the items of all lists, one list after another."""
-        return self._of_items(lists, lambda inputs: self.model.last_hidden(**inputs))
+    def encode_items(self, lists: Lists) -> np.ndarray:
+        """Computes the last hidden layer's activations for the items of all lists, float32 [N, D]."""
+        return self._run_on_items(lists, lambda inputs: self.model.encode_items(**inputs))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes weights, processor and settings, with a manifest: all of it or nothing."""
@@ -131,7 +131,7 @@ class ClickModel:
         settings = read_settings(path, "dnn")
         return cls(DNNForReranking.from_pretrained(path), ListProcessor.from_pretrained(path), settings)
 
-    def _of_items(self, lists: Lists, compute: Any) -> np.ndarray:
+    def _run_on_items(self, lists: Lists, compute: Any) -> np.ndarray:
         arrays = self.processor.encode(lists)[0].padded()
         found = []
         for start in range(0, len(lists), BATCH_LISTS):
@@ -160,7 +160,7 @@ def _train(
     seed: int,
     progress: bool,
 ) -> list[float]:
-    """Trains in place, and ends with the best weights; the log-loss on the lists held out, after each epoch."""
+    """Trains in place and keeps the best weights; returns the log-loss on the lists held out, after each epoch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     order = np.random.default_rng(seed)
     losses: list[float] = []

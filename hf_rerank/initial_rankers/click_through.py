@@ -1,6 +1,6 @@
 """Click-through rates of the values of a categorical feature, as a number that trees can split on.
 
-A rate that a list helped to count would tell its own clicks: lists to learn from get rates of the other parts only.
+A rate that counts a list's own clicks would leak them: lists to learn from get rates of the other parts only.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class ClickThroughCounts:
         np.add.at(self.shown, (parts, rows), 1)
         np.add.at(self.clicked, (parts[clicked], rows[clicked]), 1)
 
-    def rates(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """float32 [rows], ``(clicks + PRIOR_ITEMS * mean rate) / (shown + PRIOR_ITEMS)`` over these parts, or all."""
+    def compute_rates(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Computes ``(clicks + PRIOR_ITEMS * mean rate) / (shown + PRIOR_ITEMS)`` over these parts, float32 [rows]."""
         counted = slice(None) if parts is None else np.asarray(parts)
-        return _smoothed(self.clicked[counted].sum(0), self.shown[counted].sum(0))
+        return _smooth(self.clicked[counted].sum(0), self.shown[counted].sum(0))
 
-    def out_of_fold(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """float32 [PARTS, rows]: in row p the rates over these parts, or all, but p; so is the mean rate."""
+    def compute_out_of_fold(self, parts: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Computes rates out of fold, float32 [PARTS, rows]: row p leaves out part p, in the mean rate too."""
         counted = slice(None) if parts is None else np.asarray(parts)
         clicked, shown = self.clicked[counted].sum(0), self.shown[counted].sum(0)
         inside = np.isin(np.arange(PARTS), np.arange(PARTS)[counted])
         return np.stack(
-            [_smoothed(clicked - self.clicked[p] * inside[p], shown - self.shown[p] * inside[p]) for p in range(PARTS)]
+            [_smooth(clicked - self.clicked[p] * inside[p], shown - self.shown[p] * inside[p]) for p in range(PARTS)]
         )
 
 
-def _smoothed(clicked: np.ndarray, shown: np.ndarray) -> np.ndarray:
+def _smooth(clicked: np.ndarray, shown: np.ndarray) -> np.ndarray:
     mean = clicked.sum() / max(shown.sum(), 1)
     return ((clicked + PRIOR_ITEMS * mean) / (shown + PRIOR_ITEMS)).astype(np.float32)

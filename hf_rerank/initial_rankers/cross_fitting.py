@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_rerank.errors import InputError
-from hf_rerank.initial_rankers.ranker_train import users_of, users_to_parts
+from hf_rerank.initial_rankers.ranker_train import assign_parts, users_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CrossFittedRanker:
                 f"--cross-fit {folds} needs at least {folds} users with lists in train, there are {len(set(users))}: "
                 "use fewer folds, or more lists"
             )
-        fold_of_list = users_to_parts(users, folds, seed)
+        fold_of_list = assign_parts(users, folds, seed)
         of_folds = [fit(lists.select(np.flatnonzero(fold_of_list != fold))) for fold in range(folds)]
         return cls(fit(lists), of_folds, fold_of_list)
 
@@ -66,11 +66,11 @@ class CrossFittedRanker:
         return self.whole.processor
 
     def scores(self, table: pa.Table) -> np.ndarray:
-        """float64 [N], scores of items that no ranker was trained on."""
+        """Scores items that no ranker was trained on, float64 [N]."""
         return np.asarray(self.whole.scores(table))
 
-    def scores_of_train(self, table: pa.Table, first: int, lengths: np.ndarray) -> np.ndarray:
-        """float64 [N], scores of the items of training lists, each by the ranker that has not seen its list.
+    def score_training_lists(self, table: pa.Table, first: int, lengths: np.ndarray) -> np.ndarray:
+        """Scores the items of training lists, each by the ranker that has not seen its list; float64 [N].
 
         Args:
             table: Successive training lists.

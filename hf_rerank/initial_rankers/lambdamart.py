@@ -11,9 +11,9 @@ import pyarrow as pa
 from safetensors.numpy import save_file
 
 from hf_rerank.errors import InputError
-from hf_rerank.initial_rankers.boosting import OPTIONS, count_clicks, dataset, encode, require_lightgbm
-from hf_rerank.initial_rankers.qualities import quality_named
-from hf_rerank.initial_rankers.ranker_train import features_of, ranker_lists
+from hf_rerank.initial_rankers.boosting import OPTIONS, count_clicks, encode, make_dataset, require_lightgbm
+from hf_rerank.initial_rankers.qualities import find_quality
+from hf_rerank.initial_rankers.ranker_train import choose_ranker_lists, select_features
 from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
 from hf_rerank.processing.trees import tree_inputs
@@ -66,7 +66,7 @@ class LambdaMARTRanker:
             schema: Of the lists; position, attraction and history are not read.
             quality: See ``qualities``.
             seed: Of the parts of lists, and of the draw of lists and features for each tree.
-            at_most: Lists looked at, at most; they are spread evenly over the split.
+            at_most: Largest number of lists to use, spread evenly over the split. None: all that the quality allows.
             threads: Of LightGBM. The trees do not depend on it.
 
         Raises:
@@ -74,17 +74,17 @@ class LambdaMARTRanker:
                 has more than 10,000 items.
         """
         lightgbm = require_lightgbm()
-        means = quality_named(quality)
-        chosen = ranker_lists(lists, schema, use=means.lists(len(lists), at_most), seed=seed)
+        means = find_quality(quality)
+        chosen = choose_ranker_lists(lists, schema, use=means.lists(len(lists), at_most), seed=seed)
         processor = ListProcessor.from_lists(chosen.train, schema=chosen.schema)
         schema = processor.schema
         train = encode(processor, chosen.train, "ranker_train")
         held_out = encode(processor, chosen.held_out, "ranker_train")
         counted = count_clicks(train, schema, chosen.train_parts)
-        rates = {name: counts.rates() for name, counts in counted.items()}
-        out_of_fold = {name: counts.out_of_fold() for name, counts in counted.items()}
-        train_set = dataset(lightgbm, train, schema, out_of_fold, chosen.train_parts)
-        held_out_set = dataset(lightgbm, held_out, schema, rates, reference=train_set)
+        rates = {name: counts.compute_rates() for name, counts in counted.items()}
+        out_of_fold = {name: counts.compute_out_of_fold() for name, counts in counted.items()}
+        train_set = make_dataset(lightgbm, train, schema, out_of_fold, chosen.train_parts)
+        held_out_set = make_dataset(lightgbm, held_out, schema, rates, reference=train_set)
         options = {
             **OPTIONS,
             "metric": "ndcg",
@@ -115,8 +115,8 @@ class LambdaMARTRanker:
         return cls(booster.model_to_string(num_iteration=trees), processor, rates, settings)
 
     def scores(self, table: pa.Table) -> np.ndarray:
-        """float64 [N], the scores of the items of all lists of a table, one list after another."""
-        lists = Lists.from_arrow(features_of(table, self.processor.schema), self.processor.schema)
+        """Scores the items of all lists of a table, float64 [N], one list after another."""
+        lists = Lists.from_arrow(select_features(table, self.processor.schema), self.processor.schema)
         flat, _ = self.processor.encode(lists)
         return np.asarray(self._booster.predict(tree_inputs(flat, self.processor.schema, self.rates), num_threads=1))
 
@@ -144,7 +144,7 @@ class LambdaMARTRanker:
 
 
 def read_settings(folder: Path, ranker: str) -> dict[str, Any]:
-    """The settings of a saved ranker, without their version.
+    """Reads the settings of a saved ranker, without their version.
 
     Raises:
         InputError: They are of another ranker, or of a newer format.

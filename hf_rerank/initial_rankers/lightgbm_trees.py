@@ -14,8 +14,8 @@ from hf_rerank.processing.trees import TreeEnsemble
 _CATEGORICAL, _DEFAULT_LEFT, _MISSING_SHIFT, _MISSING_BITS = 1, 2, 2, 3
 
 
-def ensemble_of(model: str) -> TreeEnsemble:
-    """The trees that ``Booster.model_to_string`` describes; ``scores`` gives its raw scores.
+def parse_ensemble(model: str) -> TreeEnsemble:
+    """Parses the trees of ``Booster.model_to_string``; ``scores`` of the result gives its raw scores.
 
     Raises:
         InputError: A tree is of a kind that is not read: linear leaves, or trees that are averaged.
@@ -25,24 +25,24 @@ def ensemble_of(model: str) -> TreeEnsemble:
     parts: dict[str, list[np.ndarray]] = {}
     roots, nodes, leaves = [], 0, 0
     sets: list[np.ndarray] = []
-    for tree in _trees(model):
+    for tree in _parse_trees(model):
         count = int(tree["num_leaves"])
         if tree.get("is_linear", "0") != "0":
             raise InputError("the LightGBM model has linear leaves: train it without linear_tree")
-        parts.setdefault("leaves", []).append(_numbers(tree["leaf_value"], np.float64))
+        parts.setdefault("leaves", []).append(_parse_numbers(tree["leaf_value"], np.float64))
         roots.append(nodes if count > 1 else -1 - leaves)
         if count > 1:
-            kind = _numbers(tree["decision_type"], np.int64)
-            threshold = _numbers(tree["threshold"], np.float64)
+            kind = _parse_numbers(tree["decision_type"], np.int64)
+            threshold = _parse_numbers(tree["threshold"], np.float64)
             own_sets = np.full(count - 1, -1, dtype=np.int32)
             for node in np.flatnonzero(kind & _CATEGORICAL):
                 own_sets[node] = len(sets)
-                sets.append(_members(tree, int(threshold[node])))
+                sets.append(_parse_members(tree, int(threshold[node])))
             for name, values in (
-                ("feature", _numbers(tree["split_feature"], np.int32)),
+                ("feature", _parse_numbers(tree["split_feature"], np.int32)),
                 ("threshold", np.where(kind & _CATEGORICAL, 0.0, threshold)),
-                ("left", _children(tree["left_child"], nodes, leaves)),
-                ("right", _children(tree["right_child"], nodes, leaves)),
+                ("left", _number_children(tree["left_child"], nodes, leaves)),
+                ("right", _number_children(tree["right_child"], nodes, leaves)),
                 ("default_left", ((kind & _DEFAULT_LEFT) > 0).astype(np.uint8)),
                 ("missing", (kind >> _MISSING_SHIFT & _MISSING_BITS).astype(np.uint8)),
                 ("category_set", own_sets),
@@ -63,25 +63,25 @@ def ensemble_of(model: str) -> TreeEnsemble:
     return TreeEnsemble(roots=np.array(roots, dtype=np.int32), categories=categories, **arrays)
 
 
-def _trees(model: str) -> Iterator[dict[str, str]]:
-    """The lines ``key=value`` of each tree."""
+def _parse_trees(model: str) -> Iterator[dict[str, str]]:
+    """Yields the lines ``key=value`` of each tree."""
     trees, _, _ = model.partition("\nend of trees")
     for block in trees.split("\nTree=")[1:]:
         yield dict(line.split("=", 1) for line in block.split("\n")[1:] if "=" in line)
 
 
-def _numbers(text: str, kind: Any) -> np.ndarray:
+def _parse_numbers(text: str, kind: Any) -> np.ndarray:
     return np.array(text.split(), dtype=np.float64).astype(kind)
 
 
-def _children(text: str, nodes: int, leaves: int) -> np.ndarray:
-    """Children, which are numbered within the tree, as numbers among all trees."""
-    children = _numbers(text, np.int64)
+def _number_children(text: str, nodes: int, leaves: int) -> np.ndarray:
+    """Renumbers children from numbers within the tree to numbers among all trees."""
+    children = _parse_numbers(text, np.int64)
     return np.where(children >= 0, children + nodes, children - leaves).astype(np.int32)
 
 
-def _members(tree: dict[str, str], number: int) -> np.ndarray:
-    """The values that go left at categorical split ``number`` of a tree, from a set of bits in words of 32."""
-    ends, words = _numbers(tree["cat_boundaries"], np.int64), _numbers(tree["cat_threshold"], np.int64)
+def _parse_members(tree: dict[str, str], number: int) -> np.ndarray:
+    """Parses the values that go left at categorical split ``number``, a bit set in words of 32 bits."""
+    ends, words = _parse_numbers(tree["cat_boundaries"], np.int64), _parse_numbers(tree["cat_threshold"], np.int64)
     own = words[ends[number] : ends[number + 1]]
     return np.flatnonzero(((own[:, None] >> np.arange(32)) & 1).reshape(-1))

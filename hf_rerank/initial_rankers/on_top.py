@@ -1,9 +1,9 @@
 """A re-ranker on top of boosted trees: LambdaMART whose scores a re-ranker starts from.
 
 A tree model that has learned from a list scores it better than it will score new lists, and a re-ranker that is
-trained on such scores trusts them too much. So the training lists are cross-fitted: they fall into folds by group, and
-each gets the scores of trees that were learned from the other folds. All other lists are scored by trees that were
-learned from all training lists; these go into the processor, and are saved with it.
+trained on such scores relies on them too much. So the training lists are cross-fitted: they fall into folds by group,
+and each list gets the scores of trees that were learned from the other folds. All other lists are scored by trees that
+were learned from all training lists; these go into the processor, and are saved with it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.boosting import encode, require_lightgbm
 from hf_rerank.initial_rankers.ranker_train import PARTS
-from hf_rerank.initial_rankers.tree_learner import TreeLearner, mean_ndcg, with_scores
+from hf_rerank.initial_rankers.tree_learner import TreeLearner, mean_ndcg, pad_with_scores
 from hf_rerank.losses import binary_log_loss, softmax_loss
 from hf_rerank.processing import ListProcessor, RaggedLists
 from hf_rerank.schema import NO_ORDER
-from hf_rerank.training.starting_point import calibration
+from hf_rerank.training.starting_point import fit_calibration
 
 SCORE_COLUMN = "lambdamart_score"
 FOLDS = 5
@@ -91,7 +91,7 @@ def fit_on_top(
         _CrossFitted(TreeLearner(processor, train, with_position=kind, seed=seed, threads=threads), held_out, folds)
         for kind in kinds
     ]
-    # Of equals the first: scores that do not depend on the given order keep the meaning of the principles.
+    # Ties go to the first: scores that do not depend on the given order keep the meaning of the principles.
     best = max(fitted, key=lambda each: each.value)
     schema = schema.replace(initial_score=SCORE_COLUMN)
     with_score = ListProcessor(schema, processor.vocabularies, processor.scales, processor.fit_report, best.trees)
@@ -112,7 +112,7 @@ def fit_on_top(
 
 
 class _CrossFitted:
-    """Trees of all training lists, cross-fitted scores of these, and what a start from them is worth.
+    """Trees of all training lists, cross-fitted scores of these, and the NDCG of a start from them.
 
     Attributes:
         trees, chosen: As of ``TreeLearner.choose``.
@@ -134,8 +134,10 @@ class _CrossFitted:
             self.scores[of_item == number] = ranker.scores(held, schema)
         positions = 0 if schema.position == NO_ORDER else schema.max_list_length
         loss = binary_log_loss if learner.labels.max() <= 1 else softmax_loss
-        tensors = {name: torch.from_numpy(array) for name, array in with_scores(learner.ragged, self.scores).items()}
-        scale, offset, of_position = calibration(tensors, loss, positions=positions)
+        tensors = {
+            name: torch.from_numpy(array) for name, array in pad_with_scores(learner.ragged, self.scores).items()
+        }
+        scale, offset, of_position = fit_calibration(tensors, loss, positions=positions)
         start = scale * self.scores + offset
         if positions:
             start = start + np.array(of_position)[learner.ragged.rows["position_ids"]]

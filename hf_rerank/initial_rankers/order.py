@@ -29,7 +29,7 @@ from hf_rerank.initial_rankers.boosting import require_lightgbm
 from hf_rerank.initial_rankers.click_model import ClickModel
 from hf_rerank.initial_rankers.cross_fitting import CrossFittedRanker
 from hf_rerank.initial_rankers.lambdamart import LambdaMARTRanker
-from hf_rerank.initial_rankers.qualities import RANKERS, quality_named
+from hf_rerank.initial_rankers.qualities import RANKERS, find_quality
 from hf_rerank.initial_rankers.ranker_train import ANY_LENGTH, read_ranker_train
 from hf_rerank.processing import ListProcessor
 from hf_rerank.validation import Lists
@@ -69,23 +69,23 @@ def add_initial_order(
 
     ``train``, ``validation`` and ``test`` get a column ``position`` of the ranker's order, instead of one that is
     there; items with equal scores keep the order of their slots. Lists are cut in the new order. Slots keep theirs.
-    ``ranker_train`` keeps the order it has: one by a ranker that has seen its clicks would tell them.
+    ``ranker_train`` keeps the order it has: one by a ranker that has seen its clicks would leak them.
 
     The folder holds the ranker, in ``initial_ranker/``. ``report.json`` names, under ``initial_ranker``, what it was
-    made of, and the metrics of its order after the cut. It appears when it is whole; a call that was killed trains
-    again and goes on from the last whole shard.
+    made of, and the metrics of its order after the cut. The folder appears when it is complete; a call that was
+    killed trains again and resumes after the last complete shard.
 
-    Lists are written batch by batch. Training LambdaMART holds its lists encoded in memory (4 bytes a feature of an
-    item, twice while LightGBM reads them); the DNN reads them from disk.
+    Lists are written batch by batch. Training LambdaMART holds its lists encoded in memory (4 bytes per feature
+    of an item, twice while LightGBM reads them); the DNN reads them from disk.
 
     Args:
         lists_dir: A folder of prepared lists.
         output_dir: Folder to make; must be new or empty.
         ranker: ``lambdamart`` or ``dnn``.
         quality: ``poor``, ``moderate`` or ``strong``; what each may use is in ``hf_rerank.initial_rankers.qualities``.
-        max_list_length: Longer lists are cut to the items that stand first. None: that of the schema.
+        max_list_length: Longer lists are cut to their first items in the new order. None: that of the schema.
         seed: Of the ranker.
-        at_most: Lists of ``ranker_train`` to look at, at most. None: as many as the quality says.
+        at_most: Largest number of lists of ``ranker_train`` to use. None: as many as the quality allows.
         cross_fit: Number of folds, at least 2. None: no cross-fitting.
         progress: Bars of what takes longer than a second.
 
@@ -116,13 +116,14 @@ def add_initial_order(
 
 
 def check_ranker(ranker: str, quality: str) -> None:
-    """
+    """Checks the name of a ranker and of its quality.
+
     Raises:
         InputError: An unknown ranker or quality, or LightGBM is missing where it is needed.
     """
     if ranker not in RANKERS:
         raise InputError(f"unknown ranker {ranker!r}: expected {' or '.join(RANKERS)}{suggestion(ranker, RANKERS)}")
-    quality_named(quality)
+    find_quality(quality)
     if ranker == "lambdamart":
         require_lightgbm()
 
@@ -139,11 +140,11 @@ def prepare_in_order(
 ) -> PrepareReport:
     """Prepares raw data with whole lists, and sorts and then cuts them by a trained ranker.
 
-    The whole lists lie in ``OUTPUT.unsorted/lists`` meanwhile. If this is stopped, the same call goes on.
+    The whole lists lie in ``OUTPUT.unsorted/lists`` meanwhile. If this is interrupted, the same call resumes.
 
     Args:
         prepare: ``(folder, max_list_length) -> report`` makes a folder of prepared lists from raw data.
-        options: Whatever ``prepare`` depends on, as plain JSON values; those of a call that is gone on with must be
+        options: Whatever ``prepare`` depends on, as plain JSON values; a call that resumes must have
             the same.
         output_dir: Folder to make; must be new or empty.
         ranker: As of ``add_initial_order``.
@@ -227,7 +228,7 @@ class _InInitialOrder(PreparedSource):
         self.schema = self.schema.replace(initial_score=name)
 
     def facts(self) -> Ranker:
-        """The trained ranker."""
+        """Trains the ranker."""
         super().facts()
 
         def fit(lists: Any) -> LambdaMARTRanker | ClickModel:
@@ -243,17 +244,17 @@ class _InInitialOrder(PreparedSource):
         lists = datasets_of_parquet(self.prepared.files["train"], "train", streaming=False)
         return CrossFittedRanker.fit(fit, lists, self.old_schema, folds=self.cross_fit, seed=self.seed)
 
-    def _scores(self, split: str, first: int, table: pa.Table, lists: Lists, ranker: Ranker) -> np.ndarray | None:
-        """Scores to sort by; None: the lists keep their order."""
+    def _score(self, split: str, first: int, table: pa.Table, lists: Lists, ranker: Ranker) -> np.ndarray | None:
+        """Computes the scores to sort by; None: the lists keep their order."""
         if isinstance(ranker, CrossFittedRanker):
             if split == "train":
-                return ranker.scores_of_train(table, first, lists.lengths)
+                return ranker.score_training_lists(table, first, lists.lengths)
             return ranker.scores(table)
         return ranker.scores(table) if split in SORTED_SPLITS else None
 
     def change(self, split: str, first: int, lists: pa.Table, facts: Ranker, report: PrepareReport) -> pa.Table:
         table, checked = lists, Lists.from_arrow(lists, self.old_schema, with_labels=True)
-        scores = self._scores(split, first, table, checked, facts)
+        scores = self._score(split, first, table, checked, facts)
         positions = checked.positions if scores is None else positions_by_score(scores, checked.lengths)
         offsets = pa.array(np.concatenate([[0], np.cumsum(checked.lengths)]), type=pa.int32())
         made = {self.position: positions}
@@ -277,7 +278,7 @@ class _InInitialOrder(PreparedSource):
         if name is not None:
             every = np.ones(len(positions), dtype=bool)
             field = self.columns.field(name)
-            column = sequences(*lists.labels_of_cut_items(every if kept is None else kept), field.type)
+            column = sequences(*lists.collect_cut_labels(every if kept is None else kept), field.type)
             if name in table.column_names:
                 table = table.set_column(table.column_names.index(name), field, column)
             else:
@@ -304,20 +305,20 @@ class _InInitialOrder(PreparedSource):
         for split in MEASURED_SPLITS if self.cross_fit is None else ("train", *MEASURED_SPLITS):
             files = sorted(folder.glob(f"{split}-*.parquet"))
             if report.lists[split]:
-                metrics[split] = self._metrics(facts, files, split)
+                metrics[split] = self._measure_order(facts, files, split)
         about = {**facts.settings, **cut, "max_list_length": self.longest, "metrics": metrics}
-        write_description(folder, self.schema, report, self._card(report, about), **{REPORT_KEY: about})
+        write_description(folder, self.schema, report, self._make_card(report, about), **{REPORT_KEY: about})
 
-    def _metrics(self, ranker: Ranker, files: list[Path], split: str) -> dict[str, float]:
-        """As the row ``initial`` of ``hf-rerank evaluate``."""
+    def _measure_order(self, ranker: Ranker, files: list[Path], split: str) -> dict[str, float]:
+        """Measures the order as the row ``initial`` of ``hf-rerank evaluate``."""
         learned = ranker.processor
         of_lists = ("position", "attraction", "examination", "max_list_length", "cut_label")
-        told = {name: getattr(self.schema, name) for name in of_lists}
-        processor = ListProcessor(learned.schema.replace(**told), learned.vocabularies, learned.scales)
+        of_schema = {name: getattr(self.schema, name) for name in of_lists}
+        processor = ListProcessor(learned.schema.replace(**of_schema), learned.vocabularies, learned.scales)
         lists = datasets_of_parquet(files, split, streaming=True)
         return evaluate_orders(processor, lists, ks=KS)["initial"]
 
-    def _card(self, report: PrepareReport, facts: Mapping[str, Any]) -> str:
+    def _make_card(self, report: PrepareReport, facts: Mapping[str, Any]) -> str:
         card, schema = read_card(self.folder), self.schema
         learned, looked_at = facts["lists_learned_from"], facts["lists_learned_from"] + facts["lists_held_out"]
         trained_on = "ranker_train" if self.cross_fit is None else "train"
@@ -331,8 +332,8 @@ class _InInitialOrder(PreparedSource):
             *(point for point in card.how if not point.startswith(_OLD_ORDER)),
             f"Initial order: the column `{schema.position}`, 0 at the top, by the initial ranker `{facts['ranker']}` "
             f"of quality `{facts['quality']}` (seed {facts['seed']}), kept in `{RANKER_FOLDER}/`. It learned from "
-            f"{learned:,} lists of `{trained_on}` ({looked_at:,} of {facts['lists_available']:,} were looked at, the "
-            "others of these said when to stop), and read neither order nor truth. Slots stand as they did before.",
+            f"{learned:,} lists of `{trained_on}` ({looked_at:,} of {facts['lists_available']:,} were used, the "
+            "others of these said when to stop), and read neither order nor truth. Slots keep their order.",
             *folds,
             f"Lists are cut to {schema.max_list_length} items in this order: {facts['cut_lists']:,} lists, of which "
             f"{facts['lost_clicks']:,} lost all their clicks.",
@@ -350,7 +351,7 @@ class _InInitialOrder(PreparedSource):
 
 
 def positions_by_score(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int64 [N], 0 for the largest score of each list; equal scores keep the order of the slots.
+    """Computes positions, int64 [N]: 0 for the largest score of each list; ties keep slot order.
 
     Args:
         scores: [N], the items of all lists one after another.
@@ -364,7 +365,7 @@ def positions_by_score(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _item_columns(prepared: PreparedFolder) -> list[str]:
-    """The columns that hold one value an item.
+    """Finds the columns that hold one value per item.
 
     The schema names most. Of the sequences that it does not name, those are as long as the items in every list.
     """

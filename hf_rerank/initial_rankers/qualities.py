@@ -1,4 +1,4 @@
-"""How good an initial ranker is allowed to become.
+"""Qualities of initial rankers: how much training data and model capacity each may use.
 
 | quality | lists of ``ranker_train`` | LambdaMART | DNN |
 |---|---|---|---|
@@ -6,7 +6,7 @@
 | ``moderate`` | 10 %, at least 300 | 30 trees of 8 leaves | layers of 64 and 32, up to 5 epochs at 1e-3 |
 | ``strong`` | all | up to 1,000 trees of 31 leaves | layers of 200 and 80, up to 20 epochs at 2e-3 |
 
-Of the lists looked at a tenth (by user) is held out: what says "up to" stops where it gets no better on those.
+A tenth of the lists used (by user) is held out; "up to" means early stopping on those.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Quality:
         share: Of the lists of ``ranker_train``.
         at_least: Lists, where there are as many.
         trees: LambdaMART, at most.
-        leaves: A tree.
+        leaves: Per tree.
         hidden_sizes: Of the DNN.
         epochs: DNN, at most.
         learning_rate: DNN.
@@ -42,7 +42,7 @@ class Quality:
     learning_rate: float
 
     def lists(self, available: int, at_most: int | None) -> int:
-        """How many of the available lists are looked at."""
+        """Returns how many of the available lists are used."""
         use = min(available, max(math.ceil(self.share * available), self.at_least))
         return use if at_most is None else min(use, at_most)
 
@@ -54,8 +54,9 @@ QUALITIES = {
 }
 
 
-def quality_named(name: str) -> Quality:
-    """
+def find_quality(name: str) -> Quality:
+    """Finds the quality of this name.
+
     Raises:
         InputError: There is no such quality.
     """

@@ -1,4 +1,4 @@
-"""What rankers learn from: lists of the split ``ranker_train``, without anything that says where an item stood."""
+"""What rankers learn from: lists of the split ``ranker_train``, without anything that reveals an item's position."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hf_rerank.validation import tables_of
 # the folds of what is learned out of fold.
 PARTS = 10
 HELD_OUT = 0
-# Rankers look at items one by one: no list is too long for them.
+# Rankers score items one by one: no list is too long for them.
 ANY_LENGTH = 1_000_000
 LABEL_BATCH = 10_000
 
@@ -47,7 +47,7 @@ class RankerLists:
     click_rate: float
 
     def counts(self) -> dict[str, int]:
-        """How many lists there were, were learned from, and were held out."""
+        """Counts the lists available, learned from and held out."""
         return {
             "lists_available": self.available,
             "lists_learned_from": len(self.train),
@@ -56,20 +56,20 @@ class RankerLists:
 
 
 def ranker_schema(schema: ListSchema) -> ListSchema:
-    """The schema without what a ranker must not read: order, truth; and without history, which rankers do not read."""
+    """Removes from a schema what a ranker must not read (order, ground truth) or does not read (history)."""
     return schema.replace(
         position=None, attraction=None, examination=None, history=(), max_list_length=ANY_LENGTH, fitted=None
     )
 
 
-def features_of(table: pa.Table, schema: ListSchema) -> pa.Table:
-    """Only the columns that scores depend on: no label, no order, no truth."""
+def select_features(table: pa.Table, schema: ListSchema) -> pa.Table:
+    """Selects the columns that scores depend on: no label, no order, no ground truth."""
     names = {feature.name for feature in (*schema.items, *schema.user)} | {schema.list_id}
     return table.select([name for name in table.column_names if name in names])
 
 
 def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
-    """The lists of ``ranker_train``, as a ``datasets`` Dataset.
+    """Reads the lists of ``ranker_train`` as a ``datasets`` Dataset.
 
     Raises:
         InputError: There are none.
@@ -84,13 +84,13 @@ def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
     return datasets_of_parquet(prepared.files["ranker_train"], "ranker_train", streaming=False)
 
 
-def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> RankerLists:
+def choose_ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> RankerLists:
     """Chooses lists to learn from, spread evenly over ``lists``, and holds out those of a tenth of the users.
 
     Args:
         lists: A ``datasets`` Dataset with labels.
         schema: Of the lists.
-        use: How many lists to look at.
+        use: How many lists to use.
         seed: Of the parts.
 
     Raises:
@@ -105,13 +105,13 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
         of_clicks = labels.value_parent_indices().filter(pc.greater(labels.flatten(), 0)).to_numpy()
         items.append(pc.list_value_length(labels).to_numpy(zero_copy_only=False))
         clicks.append(np.bincount(of_clicks, minlength=table.num_rows))
-    of_list = users_to_parts(users_of(chosen, schema), PARTS, seed)
+    of_list = assign_parts(users_of(chosen, schema), PARTS, seed)
     shown, clicked = np.concatenate(items), np.concatenate(clicks)
     held = of_list == HELD_OUT
     for what, wanted in (("to learn from", ~held), ("held out to say when to stop", held)):
         if not clicked[wanted].any():
             raise InputError(
-                f"of {use:,} lists that were looked at, none of the {int(wanted.sum()):,} {what} has a "
+                f"of {use:,} lists used, none of the {int(wanted.sum()):,} {what} has a "
                 f"click in {schema.label!r}: expected more lists with clicks"
             )
     train = np.flatnonzero(~held)
@@ -125,15 +125,15 @@ def ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> Rank
     )
 
 
-def users_to_parts(users: list[Any], parts: int, seed: int) -> np.ndarray:
-    """int64, the part of each list: users in the order of a hash go round the parts, so that no part lacks users."""
+def assign_parts(users: list[Any], parts: int, seed: int) -> np.ndarray:
+    """Assigns each list to a part, int64: users in hash order are dealt to the parts in turn."""
     in_order = sorted(set(users), key=lambda user: (blake2b_64(f"{seed}:{user}"), str(user)))
     part_of = {user: number % parts for number, user in enumerate(in_order)}
     return np.array([part_of[user] for user in users], dtype=np.int64)
 
 
 def users_of(lists: Any, schema: ListSchema) -> list[Any]:
-    """What keeps lists together: the group; without one the id of the list, or its number."""
+    """Lists the user of each list: its group; without one its id, or its number."""
     named = [name for name in (schema.group, schema.list_id) if name is not None and name in lists.column_names]
     if not named:
         return list(range(len(lists)))

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from hf_rerank.errors import InputError
-from hf_rerank.initial_rankers.boosting import OPTIONS, count_clicks, dataset, encode, require_lightgbm
-from hf_rerank.initial_rankers.lightgbm_trees import ensemble_of
-from hf_rerank.initial_rankers.ranker_train import PARTS, users_of, users_to_parts
+from hf_rerank.initial_rankers.boosting import OPTIONS, count_clicks, encode, make_dataset, require_lightgbm
+from hf_rerank.initial_rankers.lightgbm_trees import parse_ensemble
+from hf_rerank.initial_rankers.ranker_train import PARTS, assign_parts, users_of
 from hf_rerank.metrics.ranking import ndcg
 from hf_rerank.processing import ListProcessor, RaggedLists
 from hf_rerank.processing.trees import TreeRanker
@@ -63,17 +63,17 @@ class TreeLearner:
         self.labels = self.ragged.rows["labels"]
         if not self.labels.any():
             raise InputError(f"no training list has a click in {self.schema.label!r}: expected lists with clicks")
-        self.parts = users_to_parts(users_of(train, self.schema), PARTS, seed)
+        self.parts = assign_parts(users_of(train, self.schema), PARTS, seed)
         self.counts = count_clicks(self.ragged, self.schema, self.parts)
 
     def choose(self, held_out: RaggedLists) -> tuple[TreeRanker, dict[str, Any]]:
-        """The trees of all lists that are best on lists held out, with the numbers that made them so."""
+        """Chooses the trees that are best on held-out lists; returns them and their settings."""
         every = np.ones(len(self.lengths), dtype=bool)
         best: tuple[float, TreeRanker, dict[str, Any]] | None = None
         for leaves in LEAVES:
             booster, rates = self._boost(every, leaves, max(TREES))
             for trees in TREES:
-                ranker = self._ranker(booster.model_to_string(num_iteration=trees), rates)
+                ranker = self._make_ranker(booster.model_to_string(num_iteration=trees), rates)
                 value = mean_ndcg(ranker.scores(held_out, self.schema), held_out)
                 if best is None or value > best[0]:
                     best = (value, ranker, {"leaves": leaves, "trees": trees, "validation_ndcg@10": value})
@@ -83,18 +83,18 @@ class TreeLearner:
     def fit(self, lists: np.ndarray, leaves: int, trees: int) -> TreeRanker:
         """Trees learned from the lists where ``lists`` bool [B] is True."""
         booster, rates = self._boost(lists, leaves, trees)
-        return self._ranker(booster.model_to_string(), rates)
+        return self._make_ranker(booster.model_to_string(), rates)
 
-    def _ranker(self, model: str, rates: dict[str, np.ndarray]) -> TreeRanker:
-        return TreeRanker(ensemble_of(model), rates, reads_position=self.with_position)
+    def _make_ranker(self, model: str, rates: dict[str, np.ndarray]) -> TreeRanker:
+        return TreeRanker(parse_ensemble(model), rates, reads_position=self.with_position)
 
     def _boost(self, lists: np.ndarray, leaves: int, trees: int) -> tuple[Any, dict[str, np.ndarray]]:
         chosen = self.ragged.take(np.flatnonzero(lists))
         parts = np.unique(self.parts[lists])
         # Rates of an item that was learned from are those of the other parts; of a new item, those of all of them.
-        rates = {name: counts.rates(parts) for name, counts in self.counts.items()}
-        learned = {name: counts.out_of_fold(parts) for name, counts in self.counts.items()}
-        data = dataset(
+        rates = {name: counts.compute_rates(parts) for name, counts in self.counts.items()}
+        learned = {name: counts.compute_out_of_fold(parts) for name, counts in self.counts.items()}
+        data = make_dataset(
             self.lightgbm, chosen, self.schema, learned, self.parts[lists], with_position=self.with_position
         )
         options = {
@@ -112,12 +112,12 @@ class TreeLearner:
         return self.lightgbm.train(options, data, trees), rates
 
 
-def with_scores(ragged: RaggedLists, scores: np.ndarray) -> dict[str, np.ndarray]:
-    """The padded arrays of lists whose items have these ``initial_scores`` [N]."""
+def pad_with_scores(ragged: RaggedLists, scores: np.ndarray) -> dict[str, np.ndarray]:
+    """Pads lists whose items have these ``initial_scores`` [N]."""
     return RaggedLists(ragged.lengths, {**ragged.rows, "initial_scores": scores}).padded()
 
 
 def mean_ndcg(scores: np.ndarray, ragged: RaggedLists) -> float:
-    """NDCG@10 of lists whose items have these scores [N]; a list without a click counts as 0."""
-    padded = with_scores(ragged, scores)
+    """Computes NDCG@10 of lists whose items have these scores [N]; a list without a click counts as 0."""
+    padded = pad_with_scores(ragged, scores)
     return float(ndcg(padded["initial_scores"], padded["labels"], mask=padded["mask"], k=10))

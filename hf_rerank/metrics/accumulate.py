@@ -17,11 +17,11 @@ from hf_rerank.metrics.ranking import (
     RankedLists,
     check_k,
     check_option,
-    clicks_expected_in_order,
     exact_auc,
     rank_slots,
     read_examination,
     read_lists,
+    sum_expected_clicks,
 )
 
 
@@ -29,11 +29,11 @@ class RankingMetrics:
     """Sums of every metric over lists that arrive in batches; batches may differ in width.
 
     The definitions are those of ``hf_rerank.metrics.ranking``; ``settings()`` names the choices made. ``no_click``
-    governs the metrics at k. The AUCs count pairs of items, so lists without a click take part in the pooled one
+    governs the metrics at k. The AUCs count pairs of items, so lists without a click count in the pooled AUC
     and not in GAUC; expected clicks do not depend on the clicks that were logged, so every list counts.
 
     Memory: 5 bytes for each (list, item) pair up to ``exact_auc_pairs`` (250 MB at the default, twice that while
-    ``compute`` sorts), 16 MB for ever after. Pooled scores are held as float32.
+    ``compute`` sorts), 16 MB from then on. Pooled scores are held as float32.
 
     Args:
         ks: the cut-offs.
@@ -43,7 +43,7 @@ class RankingMetrics:
             fractional labels, such as the scores of a teacher, are no clicks: every metric but NDCG is nan, with a
             warning.
         ap_denominator: of MAP, ``"clicks"`` or ``"hits"``.
-        examination: [places], the probability that a place is looked at; needed for expected clicks.
+        examination: [positions], the probability that each position is examined; needed for expected clicks.
         exact_auc_pairs: up to so many pairs the pooled AUC is exact; beyond, scores s are counted in equal buckets
             of ``(1 + s / (1 + |s|)) / 2``, an increasing map of all numbers to (0, 1) that is finest near 0; a quarter
             of the buckets lies between the scores 0 and 1. One map for all, so that any two accumulators merge.
@@ -84,7 +84,7 @@ class RankingMetrics:
         self.reset()
 
     def reset(self) -> None:
-        """Forget every list."""
+        """Forgets every list."""
         self._counts = {
             "lists": 0,
             "items": 0,
@@ -111,17 +111,19 @@ class RankingMetrics:
         positions: Any = None,
         cut_labels: Any = None,
     ) -> None:
-        """Add lists.
+        """Adds lists.
 
         Args:
-            scores, labels, mask: ``[..., list]``, as in ``hf_rerank.metrics.ranking``. The pooled AUC compares scores
-                of different lists: give probabilities.
-            attraction: ``[..., list]``, the true probability of a click on an item that is looked at. Needs
+            scores: ``[..., list]``, higher is better. The pooled AUC compares scores of different lists: give
+                probabilities.
+            labels: ``[..., list]``, >= 0.
+            mask: bool ``[..., list]``, True at real items; None: all are.
+            attraction: ``[..., list]``, the true probability of a click on an item that is examined. Needs
                 ``examination``; in every update or in none.
             positions: integer ``[..., list]``, initial positions from 0 at the top. Needs ``attraction``; in every
                 update or in none.
             cut_labels: ``[..., cut items]``, the labels of items that were cut from the lists, below 0 at padding; see
-                ``RankedLists``. The AUCs and expected clicks speak of the other items.
+                ``RankedLists``. The AUCs and expected clicks are over the other items.
 
         Raises:
             InputError: as in ``hf_rerank.metrics.ranking``, or optional inputs that do not go together. Nothing
@@ -130,7 +132,7 @@ class RankingMetrics:
         ranked = RankedLists(scores, labels, mask, cut_labels=cut_labels, click_above=self.click_above or 0.0)
         expected = self._read_expected(ranked, scores, mask, attraction, positions)
         counted = slice(None) if self.no_click == "zero" else ranked.clicked > 0
-        sums = {name: float(values[counted].sum()) for name, values in self._at_each_k(ranked)}
+        sums = {name: float(values[counted].sum()) for name, values in self._compute_at_each_k(ranked)}
         gauc = ranked.auc()
         left_out = np.isnan(gauc)
 
@@ -152,7 +154,7 @@ class RankingMetrics:
         self._hold(ranked.scores[real].astype(np.float32), ranked.hits[real])
 
     def merge(self, other: RankingMetrics) -> None:
-        """Add the lists of another accumulator with the same settings; ``other`` stays as it is."""
+        """Adds the lists of another accumulator with the same settings; ``other`` stays as it is."""
         if self.settings() != other.settings():
             raise InputError(f"only equal settings can be merged; got {self.settings()} and {other.settings()}")
         if self._counts["lists"] and other._counts["lists"] and self._expected.keys() != other._expected.keys():
@@ -170,7 +172,7 @@ class RankingMetrics:
             self._hold(scores, clicked)
 
     def compute(self) -> dict[str, float]:
-        """Every metric over the lists so far; nan where none counts.
+        """Computes every metric over the lists so far; nan where no list counts.
 
         Returns:
             - ``auc`` (pooled), ``auc_error_bound`` (once the histogram is in use), ``gauc`` (each list with both
@@ -217,7 +219,7 @@ class RankingMetrics:
         return {**results, **counts}
 
     def settings(self) -> dict[str, Any]:
-        """The choices of definition, for a table or a model card; plain JSON values."""
+        """Returns the choices of definition, for a table or a model card; plain JSON values."""
         return {
             "ks": list(self.ks),
             "no_click": self.no_click,
@@ -232,7 +234,7 @@ class RankingMetrics:
             "examination": None if self.examination is None else self.examination.tolist(),
         }
 
-    def _at_each_k(self, ranked: RankedLists) -> Iterable[tuple[str, np.ndarray]]:
+    def _compute_at_each_k(self, ranked: RankedLists) -> Iterable[tuple[str, np.ndarray]]:
         for k in self.ks:
             yield f"ndcg@{k}", ranked.ndcg(k, self.gain)
             yield f"map@{k}", ranked.average_precision(k, self.ap_denominator)
@@ -244,7 +246,7 @@ class RankingMetrics:
     def _read_expected(
         self, ranked: RankedLists, scores: Any, mask: Any, attraction: Any, positions: Any
     ) -> dict[str, float]:
-        """Totals of expected clicks under the orders that are known: by the model, the best, the initial one."""
+        """Computes totals of expected clicks under the known orders: the model's, the oracle's, the initial one."""
         inputs = {"attraction": attraction, "positions": positions}
         given = {name: value for name, value in inputs.items() if value is not None}
         if given and (self.examination is None or attraction is None):
@@ -266,22 +268,22 @@ class RankingMetrics:
             order = orders["initial"] = rank_slots(-positions, mask)
             steps = np.diff(np.take_along_axis(positions, order, axis=-1), axis=-1)
             if ((steps == 0) & np.take_along_axis(mask, order, axis=-1)[:, 1:]).any():
-                raise InputError("positions of the real items of a list must differ; some list gives one place twice")
+                raise InputError("positions of the real items of a list must differ; some list has one position twice")
         assert self.examination is not None
         return {
-            name: float(clicks_expected_in_order(order, attraction, mask, self.examination).sum())
+            name: float(sum_expected_clicks(order, attraction, mask, self.examination).sum())
             for name, order in orders.items()
         }
 
     def _hold(self, scores: np.ndarray, clicked: np.ndarray) -> None:
-        """Keep pairs for the pooled AUC, or count them once they are too many to keep."""
+        """Keeps pairs for the pooled AUC, or counts them once they are too many to keep."""
         self._pairs.append((scores, clicked))
         self._pairs_held += len(scores)
         if self._histogram is not None or self._pairs_held > self.exact_auc_pairs:
             self._fold()
 
     def _fold(self) -> AUCHistogram:
-        """Move the pairs that are kept into the histogram, and return it."""
+        """Moves the kept pairs into the histogram, and returns it."""
         if self._histogram is None:
             self._histogram = AUCHistogram()
         for scores, clicked in self._pairs:

@@ -1,21 +1,15 @@
 """Ranking metrics as pure functions over padded lists.
 
-Conventions, the same in every function:
+Conventions of every function:
 
-- Arrays or torch tensors of one shape ``[..., list]``: the list is on the last axis, the leading axes are
-  free (a single list ``[list]`` too). The arithmetic is numpy in float64; torch is never imported.
-- ``mask`` (bool, same shape): True = a real item; None = all are. Padding is never looked at, whatever stands
-  there, never ranked above a real item and never counted.
-- Items are ranked by falling score. Ties keep slot order.
-- A click is a label > 0; only ``ndcg`` reads how large a label is. Labels are >= 0. Fractional labels (the scores of
-  a teacher, say) are no clicks: all metrics but ``ndcg`` refuse them; give ``labels > THRESHOLD`` instead.
-- ``k``: the metric looks at the first k ranks (from 1); None = the whole list.
-- ``reduction="mean"``: a float, the mean over lists (nan over no list). ``"none"``: one value a list, with the
-  shape of the leading axes.
-- ``no_click="zero"``: a list without a click counts as 0. ``"skip"``: it is left out (nan with
-  ``reduction="none"``). A list without a real item is a list without a click.
-- ``InputError``: shapes that differ, an unknown option, k < 1, or a score or label of a real item that is not
-  finite (the message names the list and the slot).
+- Inputs are arrays or torch tensors of one shape ``[..., list]``: the list is on the last axis, the leading axes are
+  free. The arithmetic is numpy in float64; torch is never imported.
+- ``mask`` (bool) is True at real items. Padding is never read, whatever its values.
+- Items are ranked by falling score, ties in slot order. Ranks count from 1, positions from 0.
+- A click is a label > 0. Only ``ndcg`` reads how large a label is; the others refuse fractional labels.
+- ``reduction="mean"`` is the mean over lists, ``"none"`` one value per list.
+- ``no_click="zero"`` counts a list without a click as 0, ``"skip"`` leaves it out.
+- Wrong input raises an ``InputError`` that names the list and the slot.
 """
 
 from __future__ import annotations
@@ -53,14 +47,30 @@ def ndcg(
     no_click: str = "zero",
     gain: str = "exponential",
 ) -> float | np.ndarray:
-    """Normalised discounted cumulative gain: ``sum_(r <= k) gain(y_r) / log2(r + 1)``, divided by its ideal.
+    """NDCG: ``DCG@k / idealDCG@k`` with ``DCG@k = sum_(r <= k) gain(y_r) / log2(r + 1)``.
 
-    The ideal takes the labels of the *whole* list, sorted, and is cut at k afterwards. Source: Järvelin and
-    Kekäläinen 2002; the exponential gain is that of Burges et al. 2005.
+    ``y_r`` is the label at rank r, from 1. The ideal is the DCG of the labels of the *whole* list, highest first, also
+    cut at k. Sources: Järvelin and Kekäläinen 2002; the exponential gain is that of Burges et al. 2005.
 
     Args:
-        scores, labels, mask, k, reduction, no_click: see the top of this module; labels may be graded.
-        gain: ``"exponential"``, ``2^y - 1``, or ``"linear"``, ``y``; neither overflows. They agree on labels 0 and 1.
+        scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
+        labels: [..., list], finite, >= 0; graded or fractional labels are allowed.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
+        k: Number of ranks that count, at least 1. None: the whole list.
+        reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
+        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+        gain: ``"exponential"``, ``2^y - 1``, or ``"linear"``, ``y``, which suits grades above about 10. They agree on
+            labels 0 and 1; neither overflows.
+
+    Returns:
+        A float, or float64 [...] with ``reduction="none"``, in [0, 1].
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
+            whose label is below 0.
+
+    >>> ndcg([0.9, 0.5, 0.1], [0, 1, 0], k=2) == 1 / math.log2(2 + 1)
+    True
     """
     ranked = RankedLists(scores, labels, mask)
     return ranked.reduce(ranked.ndcg(k, gain), no_click, reduction)
@@ -76,15 +86,30 @@ def average_precision(
     no_click: str = "zero",
     denominator: str = "clicks",
 ) -> float | np.ndarray:
-    """Average precision, MAP when averaged: ``precision@r`` summed over the ranks r <= k that hold a click, divided.
+    """Average precision, MAP when averaged: ``sum_(r <= k: click at r) precision@r``, divided by ``denominator``.
 
     Args:
-        scores, labels, mask, k, reduction, no_click: see the top of this module.
-        denominator: ``"clicks"`` divides by ``min(k, clicks in the list)``. ``"hits"`` divides by the clicks
-            inside the first k ranks (0 where there is none), as the public re-ranking toolkits do; it does not
-            punish a click that was left below k.
+        scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
+        k: Number of ranks that count, at least 1. None: the whole list.
+        reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
+        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+        denominator: ``"clicks"``: ``min(k, clicks in the list)``. ``"hits"``: the clicks in the first k ranks, as in
+            the public re-ranking toolkits; this does not penalize a click ranked below k.
+
+    Returns:
+        A float, or float64 [...] with ``reduction="none"``, in [0, 1].
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
+            whose label is below 0 or has a fraction.
+
+    >>> average_precision([0.9, 0.5, 0.1], [1, 0, 1]) == (1 / 1 + 2 / 3) / 2
+    True
     """
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     return ranked.reduce(ranked.average_precision(k, denominator), no_click, reduction)
 
 
@@ -101,12 +126,26 @@ def precision(
     """Precision: clicks in the first k ranks, divided by k.
 
     Args:
-        scores, labels, mask, k, reduction, no_click: see the top of this module; with k = None each list is
-            divided by its own length.
-        denominator: ``"k"``, also for lists shorter than k, or ``"length"``, which divides by
-            ``min(k, length)``.
+        scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
+        k: Number of ranks that count, at least 1. None: the whole list, divided by its length.
+        reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
+        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+        denominator: ``"k"``, also for lists shorter than k, or ``"length"``: ``min(k, length)``.
+
+    Returns:
+        A float, or float64 [...] with ``reduction="none"``, in [0, 1].
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
+            whose label is below 0 or has a fraction.
+
+    >>> precision([0.9, 0.5, 0.1], [0, 1, 0], k=2)
+    0.5
     """
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     return ranked.reduce(ranked.precision(k, denominator), no_click, reduction)
 
 
@@ -122,9 +161,25 @@ def recall(
     """Recall: clicks in the first k ranks, divided by the clicks of the list.
 
     Args:
-        scores, labels, mask, k, reduction, no_click: see the top of this module.
+        scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
+        k: Number of ranks that count, at least 1. None: the whole list.
+        reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
+        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+
+    Returns:
+        A float, or float64 [...] with ``reduction="none"``, in [0, 1].
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
+            whose label is below 0 or has a fraction.
+
+    >>> recall([0.9, 0.5, 0.1], [0, 1, 1], k=2)
+    0.5
     """
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     return ranked.reduce(ranked.recall(k), no_click, reduction)
 
 
@@ -137,12 +192,28 @@ def reciprocal_rank(
     reduction: str = "mean",
     no_click: str = "zero",
 ) -> float | np.ndarray:
-    """Reciprocal rank, MRR when averaged: one over the rank of the first click; 0 if it stands below rank k.
+    """Reciprocal rank, MRR when averaged: one over the rank, from 1, of the first click; 0 if that rank is above k.
 
     Args:
-        scores, labels, mask, k, reduction, no_click: see the top of this module.
+        scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
+        k: Number of ranks that count, at least 1. None: the whole list.
+        reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
+        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+
+    Returns:
+        A float, or float64 [...] with ``reduction="none"``, in [0, 1].
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
+            whose label is below 0 or has a fraction.
+
+    >>> reciprocal_rank([0.9, 0.5, 0.1], [0, 1, 1])
+    0.5
     """
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     return ranked.reduce(ranked.reciprocal_rank(k), no_click, reduction)
 
 
@@ -155,12 +226,28 @@ def clicks(
     reduction: str = "mean",
     no_click: str = "zero",
 ) -> float | np.ndarray:
-    """Clicks in the first k ranks: a count a list.
+    """Clicks in the first k ranks: one count per list.
 
     Args:
-        scores, labels, mask, k, reduction, no_click: see the top of this module.
+        scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
+        k: Number of ranks that count, at least 1. None: the whole list.
+        reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
+        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+
+    Returns:
+        A float, or float64 [...] with ``reduction="none"``, at least 0.
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
+            whose label is below 0 or has a fraction.
+
+    >>> clicks([0.9, 0.5, 0.1], [0, 1, 1], k=2)
+    1.0
     """
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     return ranked.reduce(ranked.clicks(k), no_click, reduction)
 
 
@@ -168,23 +255,32 @@ def clicks(
 
 
 def auc(scores: Any, labels: Any, *, mask: Any = None, exact_pairs: int = EXACT_AUC_PAIRS) -> float:
-    """Area under the ROC curve, pooled over all real (list, item) pairs.
+    """Area under the ROC curve, pooled over the real items of all lists.
 
-    The share of (clicked, not clicked) pairs, from the same or from different lists, in which the clicked one
-    has the higher score; an equal score counts one half. The level of a list's scores matters: give
-    probabilities, and say which. Losses that ignore a shift of the whole list leave that level free: read
-    ``grouped_auc`` for them.
+    The fraction of (clicked, not clicked) pairs, from the same or from different lists, in which the clicked item has
+    the higher score; equal scores count one half. Scores of different lists are compared: give probabilities. Under
+    losses that ignore a shift of a whole list these scores do not compare; use ``grouped_auc``.
 
     Args:
-        scores, labels, mask: see the top of this module.
-        exact_pairs: up to so many (list, item) pairs are sorted. Beyond, an ``AUCHistogram`` of equal buckets
-            over the range of the scores takes their place, with the error bound given there.
+        scores: [..., list], array or tensor with any leading axes; higher is better.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read.
+        exact_pairs: Up to this many real items they are sorted. Beyond, an ``AUCHistogram`` of equal buckets over the
+            range of the scores is used, whose error is at most half the fraction of pairs that share a bucket.
 
     Returns:
-        A float; nan if there is no click, or nothing else.
+        A float in [0, 1]; nan without a click, or without an item that is not clicked.
+
+    Raises:
+        InputError: Shapes that differ, or a real item with a score or label that is not finite, or a label below 0 or
+            with a fraction.
+
+    >>> auc([[0.9, 0.5], [0.7, 0.1]], [[1, 0], [0, 0]])
+    1.0
     """
     (scores, labels), mask, _ = read_lists(mask, scores=scores, labels=labels)
-    _refuse_fractions(fraction_among(labels))
+    _refuse_fractions(find_fraction(labels))
     scores, clicked = scores[mask], labels[mask] > 0
     if scores.size <= exact_pairs:
         return exact_auc(scores, clicked)
@@ -197,20 +293,33 @@ def auc(scores: Any, labels: Any, *, mask: Any = None, exact_pairs: int = EXACT_
 def grouped_auc(
     scores: Any, labels: Any, *, mask: Any = None, reduction: str = "mean", weighting: str = "lists"
 ) -> float | np.ndarray:
-    """GAUC: the AUC inside each list, averaged over the lists that hold both a click and an item without one.
+    """GAUC: the AUC within each list, averaged over the lists with both a click and an item without one.
 
-    Shifting or stretching the scores of a list changes nothing: the headline AUC for listwise losses. Source:
-    Zhou et al. 2018 (there grouped by user and weighted by impressions).
+    Shifting or scaling the scores of a list does not change it: the AUC to report for listwise losses. Source: Zhou et
+    al. 2018, who group by user and weight by impressions.
 
     Args:
-        scores, labels, mask: see the top of this module.
-        reduction: ``"mean"`` (nan if no list holds both classes), or ``"none"``: one value a list, nan for the
+        scores: [..., list], array or tensor with any leading axes; higher is better. Equal scores count one half.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
+            scores, give ``labels > THRESHOLD``.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read.
+        reduction: ``"mean"`` (nan if no list has both classes), or ``"none"``: one value per list, [...], nan for the
             lists left out.
-        weighting: ``"lists"``, each list counts the same, or ``"items"``, by its number of real items.
+        weighting: ``"lists"``: each list counts the same. ``"items"``: by its number of real items.
+
+    Returns:
+        A float in [0, 1], or float64 [...] with ``reduction="none"``.
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
+            a label below 0 or has a fraction.
+
+    >>> grouped_auc([[0.9, 0.5], [0.2, 0.4]], [[1, 0], [1, 0]])
+    0.5
     """
     check_option("weighting", weighting, ("lists", "items"))
     check_option("reduction", reduction, ("mean", "none"))
-    ranked = _ranked_clicks(scores, labels, mask)
+    ranked = _rank_clicks(scores, labels, mask)
     values = ranked.auc()
     if reduction == "none":
         return values.reshape(ranked.shape)
@@ -220,20 +329,27 @@ def grouped_auc(
 
 
 def slot_order_auc(labels: Any, *, mask: Any = None) -> float:
-    """Pooled AUC of the slot order alone: every real item scored by how early it stands in its list.
+    """Pooled AUC of the slot order alone: every real item scored by how early it is in its row.
 
-    Close to 1 where a file lists the clicked items first: then every tie, and every model that sees the slot,
-    leaks the labels.
+    A check of the data. Close to 1 where a file lists the clicked items first: then every tie, and every model that
+    sees the slot, leaks the labels.
 
     Args:
-        labels, mask: see the top of this module.
+        labels: [..., list], >= 0, whole numbers; a click is a label > 0.
+        mask: bool [..., list], True at real items; None: all are.
+
+    Returns:
+        A float in [0, 1]; nan without a click, or without an item that is not clicked.
+
+    Raises:
+        InputError: Shapes that differ, or a label that is not finite, below 0 or with a fraction.
     """
     (labels,), mask, _ = read_lists(mask, labels=labels)
     return auc(-np.cumsum(mask, axis=-1), labels, mask=mask)
 
 
 def exact_auc(scores: np.ndarray, clicked: np.ndarray) -> float:
-    """AUC of flat arrays by counting; equal scores count one half, which is what midranks do. nan for one class."""
+    """Computes the AUC of flat arrays by counting; equal scores count one half (midranks). nan for one class."""
     positives, negatives = np.sort(scores[clicked]), np.sort(scores[~clicked])
     if not positives.size or not negatives.size:
         return math.nan
@@ -256,24 +372,24 @@ class AUCHistogram:
         self.other = np.zeros(buckets, dtype=np.int64)
 
     def add(self, fractions: np.ndarray, clicked: np.ndarray) -> None:
-        """Count items. ``fractions`` (float, in [0, 1]) and ``clicked`` (bool) are flat arrays of one length."""
+        """Counts items. ``fractions`` (float, in [0, 1]) and ``clicked`` (bool) are flat arrays of one length."""
         buckets = len(self.clicked)
         bucket = np.minimum((fractions * buckets).astype(np.int64), buckets - 1)  # 1.0 belongs to the last bucket
         self.clicked += np.bincount(bucket[clicked], minlength=buckets)
         self.other += np.bincount(bucket[~clicked], minlength=buckets)
 
     def merge(self, other: AUCHistogram) -> None:
-        """Add the counts of another histogram with the same number of buckets."""
+        """Adds the counts of another histogram with the same number of buckets."""
         self.clicked += other.clicked
         self.other += other.other
 
     def auc(self) -> float:
-        """The AUC, exact to ``error_bound()``; nan for one class."""
+        """Computes the AUC, exact to ``error_bound()``; nan for one class."""
         others_below = np.cumsum(self.other) - self.other
         return self._share_of_pairs(others_below + 0.5 * self.other)
 
     def error_bound(self) -> float:
-        """Half of the share of (clicked, not clicked) pairs that share a bucket; nan for one class."""
+        """Computes half the fraction of (clicked, not clicked) pairs that share a bucket; nan for one class."""
         return self._share_of_pairs(0.5 * self.other)
 
     def _share_of_pairs(self, per_click: np.ndarray) -> float:
@@ -281,45 +397,75 @@ class AUCHistogram:
         return float(self.clicked @ per_click) / pairs if pairs else math.nan
 
 
-# ------------------------------------------------------------------------------------- clicks where the truth is known
+# ------------------------------------------------------------------------------------- clicks with known ground truth
 
 
 def expected_clicks(
     scores: Any, attraction: Any, examination: Any, *, mask: Any = None, reduction: str = "mean"
 ) -> float | np.ndarray:
-    """Expected clicks of a ranking: ``sum_p examination[p] * attraction[item at place p]``, for simulated lists.
+    """Expected clicks of a ranking of simulated lists: ``sum_p examination[p] * attraction[item at position p]``.
+
+    Positions p are counted from 0. The click model is position-based: an item is clicked if its position is examined
+    and the item attracts.
 
     Args:
-        scores, mask, reduction: see the top of this module.
-        attraction: ``[..., list]``, the probability of a click on an item that is looked at, in [0, 1].
-        examination: ``[places]``, the probability that a place is looked at, from the top down, in [0, 1]; at
-            least as long as the longest list.
+        scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
+        attraction: [..., list], in [0, 1]: the probability of a click on an item that is examined.
+        examination: [positions], in [0, 1]: the probability that each position is examined, from the top; at least as
+            long as the longest list.
+        mask: bool [..., list], True at real items; None: all are. Padding is never read.
+        reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
+
+    Returns:
+        A float, or float64 [...] with ``reduction="none"``; in clicks per list.
+
+    Raises:
+        InputError: Shapes that differ, an unknown option, a value out of range, or too few examination probabilities.
+
+    >>> expected_clicks([0.9, 0.5], [0.2, 0.4], [1.0, 0.5]) == 1.0 * 0.2 + 0.5 * 0.4
+    True
     """
     (scores, attraction), mask, shape = read_lists(mask, scores=scores, attraction=attraction)
-    values = clicks_expected_in_order(rank_slots(scores, mask), attraction, mask, read_examination(examination))
+    values = sum_expected_clicks(rank_slots(scores, mask), attraction, mask, read_examination(examination))
     return reduce_lists(values, reduction, shape)
 
 
 def best_expected_clicks(
     attraction: Any, examination: Any, *, mask: Any = None, reduction: str = "mean"
 ) -> float | np.ndarray:
-    """Expected clicks of the order by true attraction: the most there can be where examination falls by place.
+    """Expected clicks of the oracle order (by true attraction): the maximum if examination falls with position.
 
     Args:
-        attraction, examination, mask, reduction: as in ``expected_clicks``.
+        attraction: [..., list], in [0, 1]: the probability of a click on an item that is examined.
+        examination: [positions], in [0, 1]: the probability that each position is examined, from the top.
+        mask: bool [..., list], True at real items; None: all are.
+        reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
+
+    Returns:
+        A float, or float64 [...] with ``reduction="none"``; in clicks per list.
+
+    Raises:
+        InputError: As ``expected_clicks``.
     """
     return expected_clicks(attraction, attraction, examination, mask=mask, reduction=reduction)
 
 
-def clicks_expected_in_order(
+def sum_expected_clicks(
     order: np.ndarray, attraction: np.ndarray, mask: np.ndarray, examination: np.ndarray
 ) -> np.ndarray:
-    """Expected clicks, one value a list, of lists already read; ``order`` [lists, list]: the slot at each place."""
+    """Computes expected clicks, float64 [lists], of arrays that were read already.
+
+    Args:
+        order: int64 [lists, list], the slot at each position.
+        attraction: float64 [lists, list], by slot, 0 at padding.
+        mask: bool [lists, list].
+        examination: float64 [positions].
+    """
     longest = int(mask.sum(axis=-1).max(initial=0))
     if len(examination) < longest:
         raise InputError(
-            f"examination holds {len(examination)} places, but the longest list has {longest} items: "
-            "give one probability for every place"
+            f"examination holds {len(examination)} positions, but the longest list has {longest} items: "
+            "give one probability per position"
         )
     return np.take_along_axis(attraction, order, axis=-1)[:, :longest] @ examination[:longest]
 
@@ -328,13 +474,15 @@ def clicks_expected_in_order(
 
 
 class RankedLists:
-    """Lists in the order of their scores: what every metric above starts from, and the arithmetic of each.
+    """Lists sorted by score, with the arithmetic of every metric of this module.
 
-    Every method returns one float64 value a list, ``[lists]``; 0 for lists without a click (``auc``: nan for
-    lists without both classes). The functions above say what is computed.
+    Every metric method returns float64 [lists]; 0 for lists without a click (``auc``: nan for lists without both
+    classes). The functions of this module with the same names define them.
 
     Args:
-        scores, labels, mask: see the top of this module.
+        scores: [..., list], array or tensor; higher is better. Ties keep slot order.
+        labels: [..., list], finite, >= 0.
+        mask: bool [..., list], True at real items; None: all are.
         cut_labels: ``[..., cut items]``, the labels of items that were cut from the list before it was ranked, below 0
             at padding. They are ranked nowhere, and count among the labels and clicks of the whole list: in the ideal
             of NDCG, in the denominators of MAP and recall, and where it matters whether a list has a click.
@@ -343,7 +491,7 @@ class RankedLists:
     Attributes:
         shape: the leading axes of the input; their product is the number of lists.
         lengths: int64 [lists], the number of real items.
-        order: int64 [lists, list], the slot at each place, best first, padding last.
+        order: int64 [lists, list], the slot at each position, best first, padding last.
         scores, labels: float64 [lists, list], in that order; 0 at padding.
         cut_labels: float64 [lists, cut items]; 0 at padding.
         cut_lengths: int64 [lists], the number of items that were cut.
@@ -362,7 +510,7 @@ class RankedLists:
 
     @cached_property
     def hits(self) -> np.ndarray:
-        """bool [lists, list]: whether the item at each place was clicked."""
+        """bool [lists, list]: whether the item at each position was clicked."""
         return self.labels > self.click_above
 
     @cached_property
@@ -383,7 +531,7 @@ class RankedLists:
     @property
     def fraction(self) -> float | None:
         """A label that is no whole number; None if there is none."""
-        return fraction_among(self.labels)
+        return find_fraction(self.labels)
 
     def ndcg(self, k: int | None, gain: str) -> np.ndarray:
         k = check_k(k)
@@ -397,7 +545,7 @@ class RankedLists:
         else:
             gained, ideal = (y / np.where(highest > 0, highest, 1.0) for y in (gained, ideal))
         discount = 1.0 / np.log2(np.arange(ideal.shape[-1]) + 2.0)
-        return _ratio(gained @ discount[: gained.shape[-1]], ideal @ discount)
+        return _divide(gained @ discount[: gained.shape[-1]], ideal @ discount)
 
     def average_precision(self, k: int | None, denominator: str) -> np.ndarray:
         k = check_k(k)
@@ -406,20 +554,20 @@ class RankedLists:
         found = np.cumsum(hits, axis=-1)
         precision_at_hits = np.where(hits, found / np.arange(1, hits.shape[-1] + 1), 0.0)
         if denominator == "hits":
-            return _ratio(precision_at_hits.sum(axis=-1), hits.sum(axis=-1))
-        return _ratio(precision_at_hits.sum(axis=-1), self.clicked if k is None else np.minimum(k, self.clicked))
+            return _divide(precision_at_hits.sum(axis=-1), hits.sum(axis=-1))
+        return _divide(precision_at_hits.sum(axis=-1), self.clicked if k is None else np.minimum(k, self.clicked))
 
     def precision(self, k: int | None, denominator: str) -> np.ndarray:
         k = check_k(k)
         check_option("denominator", denominator, ("k", "length"))
         if k is None:
-            places = self.lengths
+            counted = self.lengths
         else:
-            places = np.minimum(k, self.lengths) if denominator == "length" else np.full_like(self.lengths, k)
-        return _ratio(self.clicks(k), places)
+            counted = np.minimum(k, self.lengths) if denominator == "length" else np.full_like(self.lengths, k)
+        return _divide(self.clicks(k), counted)
 
     def recall(self, k: int | None) -> np.ndarray:
-        return _ratio(self.clicks(k), self.clicked)
+        return _divide(self.clicks(k), self.clicked)
 
     def reciprocal_rank(self, k: int | None) -> np.ndarray:
         hits = self.hits[:, : check_k(k)]
@@ -430,7 +578,7 @@ class RankedLists:
 
     def auc(self) -> np.ndarray:
         place = np.arange(self.labels.shape[-1])
-        # A run of equal scores shares the mean of its first and its last place. Padding is no part of a run.
+        # A run of equal scores shares the mean of its first and its last position. Padding is no part of a run.
         ends = place[1:] == self.lengths[:, None]
         starts = np.ones(self.labels.shape, dtype=bool)
         starts[:, 1:] = (self.scores[:, 1:] != self.scores[:, :-1]) | ends
@@ -441,10 +589,10 @@ class RankedLists:
         midrank_from_below = self.lengths[:, None] - (first + last) / 2.0
         clicked = self.hits.sum(axis=-1)  # items that were cut have no score
         won = np.where(self.hits, midrank_from_below, 0.0).sum(axis=-1) - clicked * (clicked + 1) / 2.0
-        return _ratio(won, clicked * (self.lengths - clicked), otherwise=math.nan)
+        return _divide(won, clicked * (self.lengths - clicked), otherwise=math.nan)
 
     def reduce(self, values: np.ndarray, no_click: str, reduction: str) -> float | np.ndarray:
-        """Apply ``no_click`` and ``reduction`` to one value a list."""
+        """Applies ``no_click`` and ``reduction`` to one value per list."""
         check_option("no_click", no_click, ("zero", "skip"))
         check_option("reduction", reduction, ("mean", "none"))
         if no_click == "skip":
@@ -455,7 +603,7 @@ class RankedLists:
 
 
 def rank_slots(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The slot at each place, int64 [lists, list]: falling scores, ties in slot order, padding last."""
+    """Sorts slots by falling score, ties in slot order, padding last: the slot at each position, [lists, list]."""
     return np.argsort(np.where(mask, -scores, np.inf), axis=-1, kind="stable")
 
 
@@ -468,7 +616,7 @@ def reduce_lists(values: np.ndarray, reduction: str, shape: tuple[int, ...]) -> 
 
 
 def read_lists(mask: Any, **inputs: Any) -> tuple[list[np.ndarray], np.ndarray, tuple[int, ...]]:
-    """Bring named inputs of one shape ``[..., list]`` to checked float64 ``[lists, list]``, with 0 at padding.
+    """Brings named inputs of one shape ``[..., list]`` to checked float64 ``[lists, list]``, with 0 at padding.
 
     Args:
         mask: bool, the shape of the inputs, or None.
@@ -500,22 +648,22 @@ def read_lists(mask: Any, **inputs: Any) -> tuple[list[np.ndarray], np.ndarray, 
         if bad.any():
             raise InputError(
                 f"{name} of real items must be finite{f' and in [{low:g}, {high:g}]' if name in _BOUNDS else ''}; "
-                f"{_first(array, bad, leading)}. If padding stands there, pass mask, True at real items"
+                f"{_describe_first(array, bad, leading)}. If that is padding, pass mask, True at real items"
             )
         read.append(np.where(mask, array, 0.0))
     return read, mask, tuple(leading)
 
 
 def read_examination(examination: Any) -> np.ndarray:
-    """Examination probabilities by place, from the top down, as checked float64 [places]."""
+    """Checks the examination probabilities by position, from the top; float64 [positions]."""
     array = _read_array("examination", examination).astype(np.float64)
     if array.ndim != 1 or not ((array >= 0) & (array <= 1)).all():
-        raise InputError("examination must be one row of probabilities in [0, 1], one a place from the top down")
+        raise InputError("examination must be one row of probabilities in [0, 1], one per position, from 0")
     return array
 
 
 def check_k(k: int | None) -> int | None:
-    """k as an int >= 1, or None."""
+    """Checks k: an int >= 1, or None."""
     if k is None:
         return None
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
@@ -524,20 +672,20 @@ def check_k(k: int | None) -> int | None:
 
 
 def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse an option that is not one of ``known``."""
+    """Refuses an option that is not one of ``known``."""
     if value not in known:
         raise InputError(
             f"{name} must be one of {', '.join(map(repr, known))}; got {value!r}{suggestion(str(value), known)}"
         )
 
 
-def fraction_among(labels: np.ndarray) -> float | None:
-    """A label that is no whole number; None if there is none."""
+def find_fraction(labels: np.ndarray) -> float | None:
+    """Finds a label that is not a whole number; None without any."""
     fractional = labels != np.floor(labels)
     return float(labels[fractional][0]) if fractional.any() else None
 
 
-def _ranked_clicks(scores: Any, labels: Any, mask: Any) -> RankedLists:
+def _rank_clicks(scores: Any, labels: Any, mask: Any) -> RankedLists:
     ranked = RankedLists(scores, labels, mask)
     _refuse_fractions(ranked.fraction)
     return ranked
@@ -552,7 +700,7 @@ def _refuse_fractions(fraction: float | None) -> None:
 
 
 def _read_cut_labels(cut_labels: Any, leading: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of items that were cut, float64 [lists, cut items] with 0 at padding, and how many each list has."""
+    """Reads the labels of items that were cut, float64 [lists, cut items], 0 at padding, and their number per list."""
     if cut_labels is None:
         cut_labels = np.zeros((*leading, 0))
     array = _read_array("cut_labels", cut_labels).astype(np.float64)
@@ -580,16 +728,16 @@ def _read_array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _first(array: np.ndarray, bad: np.ndarray, leading: list[int]) -> str:
-    """``"found nan in list 3, slot 7"``: the first bad value, by the caller's own axes."""
+def _describe_first(array: np.ndarray, bad: np.ndarray, leading: list[int]) -> str:
+    """``"found nan in list 3, slot 7"``: the first bad value, by the caller's axes."""
     row, slot = (int(i) for i in np.argwhere(bad)[0])
     index = [int(i) for i in np.unravel_index(row, leading)] if leading else []
     place = f"list {index[0] if len(index) == 1 else tuple(index)}, " if index else ""
     return f"found {array[row, slot]} in {place}slot {slot}"
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
-    """numerator / denominator; ``otherwise`` where the denominator is 0."""
+def _divide(numerator: np.ndarray, denominator: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
+    """Divides; ``otherwise`` where the denominator is 0."""
     ratio = np.full(numerator.shape, otherwise)
     np.divide(numerator, denominator, out=ratio, where=denominator > 0)
     return ratio

@@ -1,4 +1,4 @@
-"""The one table of re-rankers, and loading by what a checkpoint says it is.
+"""The table of re-rankers, and loading by the model type of a checkpoint.
 
 A new re-ranker is its own file, one row here, and its test.
 """
@@ -36,12 +36,12 @@ RERANKERS: dict[str, tuple[type[RerankerConfig], type[PreTrainedReranker]]] = {
 
 
 def register_reranker(name: str, config: type[RerankerConfig], model: type[PreTrainedReranker]) -> None:
-    """Adds a re-ranker of one's own to the table, and to ``AutoConfig``, ``AutoModel``, ``AutoFeatureExtractor``.
+    """Adds your own re-ranker to the table, and to ``AutoConfig``, ``AutoModel``, ``AutoFeatureExtractor``.
 
     A checkpoint holds no code: whoever loads one imports the module that calls this first.
 
     Args:
-        name: Under which it is found; ``config.model_type`` is ``"rerank_"`` and the name.
+        name: Its key in the table; ``config.model_type`` is ``"rerank_"`` and the name.
         config: Its config class.
         model: Its model class.
 
@@ -57,17 +57,17 @@ def register_reranker(name: str, config: type[RerankerConfig], model: type[PreTr
     RERANKERS[name] = (config, model)
     # transformers reads it off the annotation of ``config``, which is text under postponed evaluation of annotations.
     model.config_class = config
-    _make_known(config, model)
+    _register(config, model)
 
 
-def _make_known(config: type[RerankerConfig], model: type[PreTrainedReranker]) -> None:
+def _register(config: type[RerankerConfig], model: type[PreTrainedReranker]) -> None:
     AutoConfig.register(config.model_type, config)
     AutoModel.register(config, model)
     AutoFeatureExtractor.register(config, ListProcessor)
 
 
 for _config, _model in RERANKERS.values():
-    _make_known(_config, _model)
+    _register(_config, _model)
 
 
 def reranker_classes(name: str) -> tuple[type[RerankerConfig], type[PreTrainedReranker]]:
@@ -88,7 +88,7 @@ class AutoReranker:
 
     @staticmethod
     def from_pretrained(source: str | Path, **options: Any) -> PreTrainedReranker:
-        """The model in a folder or Hub repository.
+        """Loads the model of a folder or Hub repository.
 
         Args:
             source: A folder that ``save_pretrained`` wrote, or the id of a Hub repository.
@@ -101,7 +101,7 @@ class AutoReranker:
         config_file = verified_folder(source, ["config.json"], **hub_options) / "config.json"
         plain = read_json(config_file, REMEDY)
         if "model_type" not in plain:
-            raise InputError(f"{config_file} is no config of a model: it says no model_type; {REMEDY}")
+            raise InputError(f"{config_file} is no config of a model: it has no model_type; {REMEDY}")
         model_type = plain["model_type"]
         name = str(model_type).removeprefix("rerank_")
         if name not in RERANKERS or not str(model_type).startswith("rerank_"):

@@ -2,7 +2,7 @@
 
 A model is three steps: ``embed`` turns features into a context that does not depend on the given order, ``score``
 gives ``R(X, P)`` for a position vector ``P``, ``task_loss`` compares scores with labels. ``forward`` runs them, and is
-the only thing that training code calls: DDP, FSDP, autocast and torch.compile act there and nowhere inside.
+the only method that training code calls: DDP, FSDP, autocast and torch.compile wrap it and nothing inside.
 """
 
 import logging
@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES, check_propensity_loss
 from hf_rerank.models.config import RerankerConfig
-from hf_rerank.models.embeddings import FeatureTables, calibrated_scores, resize_to_schema
+from hf_rerank.models.embeddings import FeatureTables, calibrate_scores, resize_to_schema
 from hf_rerank.models.layers import Context, SharedDropout, draw_dropout, position_vectors
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 from hf_rerank.schema import TENSORS, ListBatch, ListSchema
@@ -80,7 +80,7 @@ class PreTrainedReranker(PreTrainedModel):
     # Parameters that read features though their shape does not show it. Those whose shape shows it are found by it
     # where a model is adapted to other features.
     reads_features: ClassVar[tuple[str, ...]] = ()
-    # The module whose output are the scores; it begins at 0 where training starts from an earlier ranker's score.
+    # The module that outputs the scores; its weights start at 0 where training starts from an earlier ranker's score.
     scorer: nn.Module
     _supports_sdpa = True
 
@@ -137,8 +137,8 @@ class PreTrainedReranker(PreTrainedModel):
         strict: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
             if weights is not None:
-                cls._refuse_more_than(weights, options.get("config"))
-            with _without_load_report():
+                cls._refuse_larger_config(weights, options.get("config"))
+            with _silence_load_report():
                 loaded = super().from_pretrained(source, *args, **options, **strict)
         except InputError as error:
             raise InputError(f"config.json of {name}: {error}") from None
@@ -166,7 +166,7 @@ class PreTrainedReranker(PreTrainedModel):
         return model
 
     @classmethod
-    def _refuse_more_than(cls, weights: SavedWeights, config: Any) -> None:
+    def _refuse_larger_config(cls, weights: SavedWeights, config: Any) -> None:
         """Refuses a config that asks for a model larger than its weights, before memory is allocated for it.
 
         The model is made without memory (on torch's device ``meta``), until it has more numbers than the weight files
@@ -187,7 +187,7 @@ class PreTrainedReranker(PreTrainedModel):
                 return
             left -= max(1, parameter.numel())
             if left < 0:
-                raise _larger_than(weights)
+                raise _too_large_error(weights)
 
         counting = nn.modules.module.register_module_parameter_registration_hook(count)
         try:
@@ -196,7 +196,7 @@ class PreTrainedReranker(PreTrainedModel):
         except (RuntimeError, OverflowError, TypeError) as error:
             if "overflow" not in str(error).lower():
                 raise
-            raise _larger_than(weights) from error  # a size that not even a description can have
+            raise _too_large_error(weights) from error  # a size that not even a description can have
         finally:
             counting.remove()
 
@@ -249,20 +249,20 @@ class PreTrainedReranker(PreTrainedModel):
         """Scores lists; with labels also their loss.
 
         Args:
-            item_categorical: int64 [B, L, Fc].
+            item_categorical: int64 [B, L, Fc], rows of the embedding tables (0 padding, 1 unknown).
             item_dense: float [B, L, Fd].
             item_vectors: float [B, L, Fv].
             user_categorical: int64 [B, Uc].
             user_dense: float [B, Ud].
             history_categorical: int64 [B, H, Hc].
             history_dense: float [B, H, Hd].
-            history_mask: bool [B, H].
+            history_mask: bool [B, H], True at real items. None: all are real.
             mask: bool [B, L], True at real items. None: all are real.
             position_ids: int64 [B, L], the position of each slot's item in the given order, from 0. None: the order of
                 the slots.
             initial_scores: float [B, L], the earlier ranker's scores; read by models whose config says so.
-            labels: float [B, L], at least 0; values at padding are not read.
-            weights: float [B, L], of the labels.
+            labels: float [B, L], at least 0; values at padding are not read. None: no loss is computed.
+            weights: float [B, L], at least 0, of the items' terms of the loss. None: 1.
             propensities: float [B, L], in (0, 1], the probability that each item was examined when its click was
                 logged; the task loss corrects the clicks by it, see ``config.propensity_floor``.
             objective: ``(score, position_ids, labels, mask, task_loss) -> losses``, a dict with ``loss``.
@@ -272,6 +272,12 @@ class PreTrainedReranker(PreTrainedModel):
                 ``task_loss(output)`` takes an output of the B lists, ``task_loss(output, lists)`` one of these rows.
                 The output's scores are those of the first B position vectors that are scored. Without an objective the
                 loss is the task loss of the given order.
+
+        Returns:
+            ``logits`` [B, L] always; ``loss`` with labels; ``losses`` with an objective.
+
+        Raises:
+            InputError: A list has more slots than the model has positions, or features do not match the config.
         """
         if mask is None:
             mask = torch.ones(item_categorical.shape[:2], dtype=torch.bool, device=item_categorical.device)
@@ -303,7 +309,7 @@ class PreTrainedReranker(PreTrainedModel):
         context = self.embed(batch)
         if self.config.initial_score == "start":
             scale, offset = self.config.initial_score_scale, self.config.initial_score_offset
-            context["start"] = calibrated_scores(batch, scale, offset)
+            context["start"] = calibrate_scores(batch, scale, offset)
         if objective is None or labels is None:
             output = self._score_from_start(context, position_ids)
             if labels is not None:
@@ -313,7 +319,7 @@ class PreTrainedReranker(PreTrainedModel):
         first: list[RerankerOutput] = []
 
         def score(positions: Tensor, lists: Tensor | None = None, fresh_dropout: bool = False) -> RerankerOutput:
-            chosen = _rows(context, lists, positions.shape[0] // position_ids.shape[0])
+            chosen = _select_rows(context, lists, positions.shape[0] // position_ids.shape[0])
             if fresh_dropout:
                 chosen = {**chosen, **self.draw_dropout(chosen["mask"])}
             output = self._score_from_start(chosen, positions)
@@ -433,7 +439,7 @@ class PreTrainedReranker(PreTrainedModel):
         """Ranks lists.
 
         Args:
-            features: As of ``forward``.
+            features: The inputs of ``forward``, without labels, weights and objective.
 
         Returns:
             The slots of each list from best to worst, padding last, int64 [B, L]; and the scores by slot, [B, L].
@@ -466,7 +472,7 @@ def mask_logits(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 @contextmanager
-def _without_load_report() -> Iterator[None]:
+def _silence_load_report() -> Iterator[None]:
     """transformers prints a table of weights that do not fit; here one line names them, and loading ends."""
     logger = logging.getLogger("transformers.modeling_utils")
 
@@ -480,7 +486,7 @@ def _without_load_report() -> Iterator[None]:
         logger.removeFilter(is_other)
 
 
-def _larger_than(weights: SavedWeights) -> InputError:
+def _too_large_error(weights: SavedWeights) -> InputError:
     return InputError(
         f"it asks for a model of more than {weights.bytes:,} numbers, and its weight files have {weights.bytes:,} "
         "bytes: it is not the config of these weights; save or download the model again"
@@ -512,7 +518,7 @@ def _finish_loading(model: Any, name: str) -> None:
             weight.data = weight.data.clone()
 
 
-def _rows(context: Context, lists: Tensor | None, versions: int) -> Context:
+def _select_rows(context: Context, lists: Tensor | None, versions: int) -> Context:
     """The context of the lists in these rows [N]; without rows, of all lists, ``versions`` times one after another."""
     if lists is not None:
         return {name: value.index_select(0, lists) for name, value in context.items()}

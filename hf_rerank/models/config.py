@@ -1,4 +1,4 @@
-"""``RerankerConfig``: the options that every re-ranker has, filled in from the schema of the lists."""
+"""``RerankerConfig``: the options of every re-ranker, filled in from the schema of the lists."""
 
 from dataclasses import field, fields
 from typing import Any, ClassVar, Literal, get_args
@@ -57,7 +57,7 @@ class RerankerConfig(PreTrainedConfig):
             that the trainer evaluates on, at least 0.01, so that training meets as many as new lists hold.
         item_unknown_rates: Those fractions for the categorical item features, in [0, 1]; filled in by the trainer.
         user_unknown_rates: The same for user features.
-        relative_features: Whether each number of an item is also given relative to the list: its rank, and its
+        relative_features: Whether each numeric feature is also given relative to the list: its rank, and its
             differences to the list's mean and to its largest value, over the real items. They depend on the items and
             not on the given order.
         initial_score: How the model reads the earlier ranker's score of an item (``initial_score`` of the schema, or
@@ -65,8 +65,8 @@ class RerankerConfig(PreTrainedConfig):
             and as the score from which training starts: the model's own part begins at 0 and is added to it.
         initial_score_scale, initial_score_offset: Bring the score to the scale of the model's logits, ``scale * score
             + offset``; ``hf_rerank.training.calibrate_initial_score`` finds them.
-        initial_score_positions: What being given at each position adds to the start, ``max_list_length`` numbers,
-            found in the same way; empty: nothing.
+        initial_score_positions: The number that each position adds to the start, ``max_list_length`` of them, found
+            in the same way. Empty: 0.
         position_input: How the model reads the given order: ``embedding``, a learnable vector per position; ``none``,
             not at all.
         task_loss: A name in ``hf_rerank.losses.TASK_LOSSES``; ``binary_log_loss`` is the default of every model.
@@ -82,7 +82,7 @@ class RerankerConfig(PreTrainedConfig):
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "list_logits", "hidden_states", "attentions"]
     own_task_loss: ClassVar[str] = "binary_log_loss"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    # What the published models, and so all presets, do not have.
+    # Options of all presets: what the published models do not have is off.
     published: ClassVar[dict[str, Any]] = {"unknown_rate": 0.01}
 
     item_vocab_sizes: list[int] = field(default_factory=list)
@@ -127,7 +127,7 @@ class RerankerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_sizes(self) -> None:
-        """Checks what types cannot say."""
+        """Checks ranges and combinations of options, which types do not."""
         if min((*self.item_vocab_sizes, *self.user_vocab_sizes, *self.history_vocab_sizes, 3)) < 3:
             raise InputError("a table has fewer than 3 rows: expected padding, unknown and at least one value")
         if min(self.num_item_dense, self.item_vector_dim, self.num_user_dense, self.num_history_dense) < 0:
@@ -161,7 +161,7 @@ class RerankerConfig(PreTrainedConfig):
         if not self.initializer_range > 0:
             raise InputError(f"initializer_range is {self.initializer_range}: expected a number above 0")
         if len(self.history_shared_tables) != len(self.history_vocab_sizes):
-            raise InputError("history_shared_tables and history_vocab_sizes differ in length: one entry a feature")
+            raise InputError("history_shared_tables and history_vocab_sizes differ in length: one entry per feature")
         if any(not -1 <= table < len(self.item_vocab_sizes) for table in self.history_shared_tables):
             raise InputError(f"history_shared_tables is {self.history_shared_tables}: expected item features, or -1")
 

@@ -22,13 +22,13 @@ class DLCMConfig(RerankerConfig):
     Args:
         hidden_size: Width of the GRU.
         num_hidden_layers: Of the GRU.
-        input_size: Width to which an item's vector is brought by joining a two-layer ELU network of it; a vector that
-            is this wide already is read as it is. 0: no such network.
-        scoring: How an item is set against the list: ``multiply``, ``multi`` or ``add``; see the model.
+        input_size: Width of the GRU's input: an item's vector is extended to it by the output of a two-layer ELU
+            network. Vectors at least this wide are read as they are. 0: no such network.
+        scoring: How an item is scored against the list: ``multiply``, ``multi`` or ``add``; see the model.
         num_scoring_heads: Of ``multi`` and ``add``.
         hidden_dropout_prob: On the item's vector, in [0, 1).
-        position_input: ``sequence``: the GRU reads the items in the order shown. ``sequence+embedding``: and a
-            learnable vector of its place is added to each item's.
+        position_input: ``sequence``: the GRU reads the items in the given order. ``sequence+embedding``: and a
+            learnable vector per position is added to each item's input.
     """
 
     model_type: ClassVar[str] = "rerank_dlcm"
@@ -48,7 +48,7 @@ class DLCMConfig(RerankerConfig):
     position_input: Literal["sequence", "sequence+embedding"] = "sequence"  # type: ignore[assignment]
 
     def validate_network(self) -> None:
-        """Checks what types cannot say."""
+        """Checks ranges and combinations of options, which types do not."""
         check_sizes(
             self.hidden_dropout_prob,
             hidden_size=self.hidden_size,
@@ -60,10 +60,10 @@ class DLCMConfig(RerankerConfig):
 
 
 class DLCMForReranking(PreTrainedReranker):
-    """A GRU reads the list from its lowest place to its top; each item is then set against the last state.
+    """A GRU reads the list from the last position to the first; each item is then scored against the last state.
 
-    ``o_i, s = GRU(z_n, ..., z_1)``, ``z = [x ; ELU network of x]``; so ``s`` has just read the top item, which is the
-    direction of the paper (section 3.3) and of the authors' code. The score of an item is
+    ``o_i, s = GRU(z_n, ..., z_1)``, ``z = [x ; ELU network of x]``: ``s`` is the state after the top item, as in the
+    paper (section 3.3) and the authors' code. The score of an item is
 
     - ``multiply``: ``V . (o_i * tanh(W s + b))``, as LibRerank writes the paper's equation;
     - ``multi``: ``mean_h v_h (o_i . tanh(W_h s + b_h))``, the authors' example setting, three heads;
@@ -72,8 +72,12 @@ class DLCMForReranking(PreTrainedReranker):
     The paper's loss, ``task_loss="own"``, is the attention-rank loss. Under it, and every loss that ignores a shift of
     the list, the smallest score of the list's items is then subtracted, as in the authors' code; under the binary
     log-loss it is not, since the lowest item would be held at a probability of one half and get no gradient of its
-    own. LibRerank reads the list from the top and normalises over the batch: neither is followed. The GRU is torch's,
-    whose reset gate acts after the state's matrix; in TensorFlow's, which the authors used, it acts before.
+    own. LibRerank reads the list from the top and normalises over the batch; this model does neither. The GRU is
+    torch's, whose reset gate acts after the state's matrix; in TensorFlow's, which the authors used, it acts before.
+
+    When to choose it: if the given order is informative and lists are short. It is the only model here that needs an
+    order: it has no ``position_input="none"``. It reads items one after another; PRM and SetRank read all items at
+    once, which is faster on a GPU.
     """
 
     config: DLCMConfig
@@ -112,20 +116,21 @@ class DLCMForReranking(PreTrainedReranker):
         items, mask = context["items"], context["mask"]
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)
-        outputs, state = self.read(self.dropout(items, context), mask, position_ids)
-        scores = self.set_against(outputs, state)
+        outputs, state = self.run_gru(self.dropout(items, context), mask, position_ids)
+        scores = self.score_against_state(outputs, state)
         if self.config.task_loss_name != "binary_log_loss":
             lowest = scores.masked_fill(~mask, torch.finfo(scores.dtype).max).amin(-1, keepdim=True)
             scores = scores - torch.where(mask.any(-1, keepdim=True), lowest, 0.0)
         return RerankerOutput(logits=mask_logits(scores, mask))
 
-    def read(self, items: Tensor, mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs the GRU from the lowest place to the top, padding last.
+    def run_gru(self, items: Tensor, mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs the GRU from the last position to the first, padding last.
 
         Args:
             items: [B, L, width], by slot.
             mask: bool [B, L].
-            position_ids: Places or soft order; padding slots hold the places behind the items.
+            position_ids: int64 [B, L], or a soft order, float [B, L, L]; padding slots have the positions after the
+                items.
 
         Returns:
             The output for each slot's item [B, L, hidden_size], and the state when the top item was read
@@ -133,24 +138,24 @@ class DLCMForReranking(PreTrainedReranker):
         """
         steps = torch.arange(mask.shape[1], device=mask.device)
         count = mask.sum(-1, keepdim=True)
-        # Step 0 reads place n - 1, step n - 1 place 0. The map is its own inverse.
+        # Step 0 reads position n - 1, step n - 1 position 0. The map is its own inverse.
         turned = torch.where(steps < count, count - 1 - steps, steps)
         if position_ids.is_floating_point():
-            # Each place reads the items in the shares in which they stand there.
+            # Each position reads the mean of the items, weighted by their shares of that position.
             shares = position_ids.transpose(1, 2).to(items.dtype)
             total = shares.sum(-1, keepdim=True)
             by_place = shares @ items / torch.where(total > 0, total, 1.0)
-            outputs, _ = self.gru(_rows(by_place, turned))
-            by_slot = position_ids.to(items.dtype) @ _rows(outputs, turned)
+            outputs, _ = self.gru(_select_rows(by_place, turned))
+            by_slot = position_ids.to(items.dtype) @ _select_rows(outputs, turned)
         else:
             slots = order_from_positions(position_ids).gather(-1, turned)
-            outputs, _ = self.gru(_rows(items, slots))
-            by_slot = _rows(outputs, order_from_positions(slots))
-        last = _rows(outputs, (count - 1).clamp(min=0)).squeeze(1)
+            outputs, _ = self.gru(_select_rows(items, slots))
+            by_slot = _select_rows(outputs, order_from_positions(slots))
+        last = _select_rows(outputs, (count - 1).clamp(min=0)).squeeze(1)
         return by_slot, last
 
-    def set_against(self, outputs: Tensor, state: Tensor) -> Tensor:
-        """Scores [B, L] of items' outputs [B, L, hidden_size] against the list's state [B, hidden_size]."""
+    def score_against_state(self, outputs: Tensor, state: Tensor) -> Tensor:
+        """Scores items' outputs [B, L, hidden_size] against the list's state [B, hidden_size]; returns [B, L]."""
         of_state = self.of_state(state).unflatten(-1, (-1, self.config.hidden_size)).unsqueeze(1)  # [B, 1, heads, D]
         if self.of_item is not None:
             both = torch.tanh(self.of_item(outputs).unflatten(-1, (-1, self.config.hidden_size)) + of_state)
@@ -161,6 +166,6 @@ class DLCMForReranking(PreTrainedReranker):
         return self.scorer(products.sum(-1)).squeeze(-1) / self.config.num_scoring_heads
 
 
-def _rows(values: Tensor, rows: Tensor) -> Tensor:
+def _select_rows(values: Tensor, rows: Tensor) -> Tensor:
     """The rows [B, R] of each list of values [B, L, D]."""
     return values.gather(1, rows.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

@@ -1,4 +1,4 @@
-"""The pointwise DNN: a network over each item on its own, as initial rankers use it; the baseline of every table."""
+"""The pointwise DNN: a network over each item on its own, as initial rankers use it; the baseline of all tables."""
 
 from dataclasses import field
 from typing import Any, ClassVar
@@ -34,14 +34,20 @@ class DNNConfig(RerankerConfig):
     hidden_dropout_prob: float | int = 0.0
 
     def validate_network(self) -> None:
-        """Checks what types cannot say."""
+        """Checks ranges and combinations of options, which types do not."""
         check_sizes(self.hidden_dropout_prob, hidden_sizes=self.hidden_sizes)
 
 
 class DNNForReranking(PreTrainedReranker):
-    """Scores each item from its own features, the user's, and the position at which it is shown.
+    """Scores each item from its own features, the user's features and its position in the given order.
 
-    ``score_i = MLP([x_i] + position vector of P_i)``; it never looks at the other items.
+    ``score_i = MLP(x_i + PE[P_i])``, ``x_i`` the features of item and user, ``PE`` a learnable vector per position.
+    Its own loss, ``task_loss="own"``, is the binary log-loss.
+
+    When to choose it: as the baseline that a re-ranker has to beat. It never reads the other items of the list, so the
+    difference to ``MiDNNForReranking``, which compares each item with the list, and to the models with attention is
+    the value of context. With ``position_input="none"`` it is an ordinary pointwise ranker. Its last hidden layer
+    gives PRM's personalised vectors (``encode_items``).
     """
 
     config: DNNConfig
@@ -60,10 +66,10 @@ class DNNForReranking(PreTrainedReranker):
         return {"items": items, "mask": batch.mask, **self.draw_dropout(batch.mask)}
 
     def score(self, context: Context, position_ids: Tensor) -> RerankerOutput:
-        scores = self.scorer(self._last_hidden(context, position_ids)).squeeze(-1)
+        scores = self.scorer(self._encode_items(context, position_ids)).squeeze(-1)
         return RerankerOutput(logits=mask_logits(scores, context["mask"]))
 
-    def last_hidden(self, **features: Tensor) -> Tensor:
+    def encode_items(self, **features: Tensor) -> Tensor:
         """The activations of the last hidden layer, [B, L, D]: the personalized vector of an item in PRM's paper.
 
         Args:
@@ -73,9 +79,9 @@ class DNNForReranking(PreTrainedReranker):
         positions = batch.position_ids
         if positions is None:
             positions = torch.arange(batch.mask.shape[1], device=batch.mask.device).expand(batch.mask.shape)
-        return self._last_hidden(self.embed(batch), positions)
+        return self._encode_items(self.embed(batch), positions)
 
-    def _last_hidden(self, context: Context, position_ids: Tensor) -> Tensor:
+    def _encode_items(self, context: Context, position_ids: Tensor) -> Tensor:
         items = context["items"]
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)

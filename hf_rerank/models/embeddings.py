@@ -13,7 +13,7 @@ from hf_rerank.models.config import RerankerConfig
 from hf_rerank.processing.vocabularies import UNKNOWN
 from hf_rerank.schema import Categorical, ListBatch, ListSchema
 
-# Without a rate of its own: few enough to cost nothing, and the unknown value's row is trained.
+# The default: few enough to cost no accuracy, and the unknown value's row is trained.
 DEFAULT_UNKNOWN_RATE = 0.01
 
 
@@ -37,8 +37,8 @@ class ItemEmbedding(FeatureTables):
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
         self.config = config
-        self.item_tables = nn.ModuleList(_table(rows, config) for rows in config.item_vocab_sizes)
-        self.user_tables = nn.ModuleList(_table(rows, config) for rows in config.user_vocab_sizes)
+        self.item_tables = nn.ModuleList(_make_table(rows, config) for rows in config.item_vocab_sizes)
+        self.user_tables = nn.ModuleList(_make_table(rows, config) for rows in config.user_vocab_sizes)
         self.relative = config.relative_features
         self.reads_score = config.initial_score != "none"
         self.score_scale, self.score_offset = config.initial_score_scale, config.initial_score_offset
@@ -58,11 +58,11 @@ class ItemEmbedding(FeatureTables):
             )
         parts = self._look_up(self.item_tables, batch.item_categorical, self.config.item_unknown_rates)
         scores = (
-            [calibrated_scores(batch, self.score_scale, self.score_offset).unsqueeze(-1)] if self.reads_score else []
+            [calibrate_scores(batch, self.score_scale, self.score_offset).unsqueeze(-1)] if self.reads_score else []
         )
         numbers = scores + ([] if batch.item_dense is None else [batch.item_dense])
         if self.relative and numbers:
-            parts.append(relative_features(torch.cat(numbers, dim=-1), batch.mask))
+            parts.append(compute_relative_features(torch.cat(numbers, dim=-1), batch.mask))
         parts += numbers + ([] if batch.item_vectors is None else [batch.item_vectors])
         length = batch.item_categorical.shape[1]
         parts += [part.unsqueeze(1).expand(-1, length, -1) for part in self._user_parts(batch)]
@@ -76,8 +76,8 @@ class ItemEmbedding(FeatureTables):
             for number, rows in enumerate(sizes):
                 tables[number] = resize_table(tables[number], rows)
 
-    def user(self, batch: ListBatch) -> Tensor:
-        """The user's features alone, [B, user_width]; of a model whose user has features."""
+    def embed_user(self, batch: ListBatch) -> Tensor:
+        """Embeds the user's features alone, [B, user_width]; only for a config with user features."""
         return _concatenate(self._user_parts(batch), self.user_width, "a user's", "a user input")
 
     def _user_parts(self, batch: ListBatch) -> list[Tensor]:
@@ -87,7 +87,7 @@ class ItemEmbedding(FeatureTables):
 
     def _look_up(self, tables: nn.ModuleList, rows: Tensor, rates: list[float]) -> list[Tensor]:
         return _look_up(
-            list(tables), _replace_by_unknown(rows, rates or _rate(self.config)) if self.training else rows
+            list(tables), _replace_by_unknown(rows, rates or _get_unknown_rate(self.config)) if self.training else rows
         )
 
 
@@ -96,8 +96,8 @@ _COMPARISONS = 2**22
 RELATIVE_FORMS = ("rank", "to the mean", "to the largest")
 
 
-def relative_features(values: Tensor, mask: Tensor) -> Tensor:
-    """Each number of an item set against the same number of the list's other items, the forms one after another.
+def compute_relative_features(values: Tensor, mask: Tensor) -> Tensor:
+    """Computes each numeric feature relative to the list, in three forms one after another.
 
     - its rank: the share of the other items that are below it, minus the share above it; from -1 to 1;
     - its difference to the list's mean;
@@ -117,13 +117,13 @@ def relative_features(values: Tensor, mask: Tensor) -> Tensor:
     values = values.masked_fill(~real, 0.0)
     mean = values.sum(1, keepdim=True) / count
     largest = values.masked_fill(~real, torch.finfo(values.dtype).min).amax(1, keepdim=True)
-    rank = _signs_summed(values, mask) / (count - 1).clamp(min=1)
+    rank = _sum_signs(values, mask) / (count - 1).clamp(min=1)
     forms = torch.cat([rank, values - mean, values - largest], dim=-1)
     return forms.masked_fill(~real, 0.0)
 
 
-def _signs_summed(values: Tensor, mask: Tensor) -> Tensor:
-    """How many of the list's real items are below each item, less how many are above it, [B, L, F]."""
+def _sum_signs(values: Tensor, mask: Tensor) -> Tensor:
+    """Counts the list's real items below each item minus those above it, [B, L, F]."""
     lists, length, width = values.shape
     # An exported graph takes any size; otherwise so many features at once as keep the comparisons small.
     at_once = width if torch.compiler.is_compiling() else max(1, _COMPARISONS // max(1, lists * length * length))
@@ -134,8 +134,8 @@ def _signs_summed(values: Tensor, mask: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def calibrated_scores(batch: ListBatch, scale: float, offset: float) -> Tensor:
-    """The earlier ranker's scores on the scale of logits, float [B, L], 0 at padding.
+def calibrate_scores(batch: ListBatch, scale: float, offset: float) -> Tensor:
+    """Brings the earlier ranker's scores to the scale of logits, float [B, L], 0 at padding.
 
     Raises:
         InputError: The lists have none.
@@ -156,10 +156,10 @@ class HistoryEmbedding(FeatureTables):
 
     def __init__(self, config: RerankerConfig) -> None:
         super().__init__()
-        self.unknown_rate = _rate(config)
+        self.unknown_rate = _get_unknown_rate(config)
         self.shared = list(config.history_shared_tables)
         self.tables = nn.ModuleList(
-            _table(rows, config)
+            _make_table(rows, config)
             for rows, shared in zip(config.history_vocab_sizes, self.shared, strict=True)
             if shared < 0
         )
@@ -188,7 +188,7 @@ class HistoryEmbedding(FeatureTables):
 
 
 def resize_table(table: Any, rows: int) -> nn.Embedding:
-    """A table [N, D] with this many rows, those beyond N copies of the row of the unknown value."""
+    """Resizes a table [N, D] to this many rows; rows beyond N are copies of the unknown value's row."""
     old = table.weight
     if rows == old.shape[0]:
         return table
@@ -218,11 +218,11 @@ def resize_to_schema(model: Any, schema: ListSchema) -> None:
         setattr(config, name, getattr(grown, name))
 
 
-def _table(rows: int, config: RerankerConfig) -> nn.Embedding:
+def _make_table(rows: int, config: RerankerConfig) -> nn.Embedding:
     return nn.Embedding(rows, config.embedding_dim, padding_idx=0)
 
 
-def _rate(config: RerankerConfig) -> float:
+def _get_unknown_rate(config: RerankerConfig) -> float:
     return DEFAULT_UNKNOWN_RATE if config.unknown_rate is None else config.unknown_rate
 
 

@@ -145,7 +145,7 @@ class EncoderBlock(GradientCheckpointingLayer):
         context: Context,
         with_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """What follows the projections: attention of ``items`` [B, Lq, width], residual, norm, network, norm."""
+        """The block after its projections: attention of ``items`` [B, Lq, width], residual, norm, network, norm."""
         attended, weights = attend(query, key, value, attention_mask, self.num_heads, with_weights)
         items = self.attention_norm(items + self.attention_dropout(self.attention_output(attended), context))
         added = self.output(F.relu(self.intermediate(items)))

@@ -1,4 +1,4 @@
-"""MiDNN: a network over each item and its standing among the others (Zhuang et al., IJCAI 2018)."""
+"""MiDNN: a network over each item and its features relative to the list (Zhuang et al., IJCAI 2018)."""
 
 from dataclasses import field
 from typing import Any, ClassVar, Literal
@@ -23,7 +23,7 @@ class MiDNNConfig(RerankerConfig):
     Args:
         hidden_sizes: Widths of the hidden layers.
         hidden_dropout_prob: After each hidden layer, in [0, 1).
-        global_features: Which features of an item are also set against the others': ``all`` of them, embeddings and
+        global_features: Which features of an item are also given relative to the list: ``all`` of them, embeddings and
             position among them, or the ``dense`` ones (numbers and vectors) only, without the position.
     """
 
@@ -39,12 +39,12 @@ class MiDNNConfig(RerankerConfig):
     global_features: Literal["all", "dense"] = "all"
 
     def validate_network(self) -> None:
-        """Checks what types cannot say."""
+        """Checks ranges and combinations of options, which types do not."""
         check_sizes(self.hidden_dropout_prob, hidden_sizes=self.hidden_sizes)
 
 
 class MiDNNForReranking(PreTrainedReranker):
-    """Scores each item from its features and from where they lie between the smallest and the largest of the list.
+    """Scores each item from its features, absolute and relative to the list's smallest and largest values.
 
     ``score_i = MLP([x_i ; user ; g_i])`` with the global features ``g_i = (x_i - low) / (high - low)``, where low and
     high are the smallest and the largest value of a feature over the list's real items; a feature that all items share
@@ -52,7 +52,12 @@ class MiDNNForReranking(PreTrainedReranker):
     features are the same for all items, so they have no global form.
 
     LibRerank's code takes minimum and maximum over padding too, and normalises the network's input over the batch;
-    neither is followed. The paper's loss, ``task_loss="own"``, is the binary log-loss.
+    this model does neither. The paper's loss, ``task_loss="own"``, is the binary log-loss.
+
+    When to choose it: if numeric features are strong and what matters is how an item compares with the rest of the
+    list, such as the cheapest item. It is ``DNNForReranking`` with relative features: the cheapest model with context,
+    without attention. Other models get similar inputs with ``relative_features=True``. Attention (PRM, SetRank) can
+    also learn interactions between pairs of items.
     """
 
     config: MiDNNConfig
@@ -81,16 +86,16 @@ class MiDNNForReranking(PreTrainedReranker):
         if self.positions is not None:
             items = items + position_vectors(position_ids, self.positions.weight)
         compared = items if self.config.global_features == "all" else numbers
-        features = torch.cat([items, user, global_features(compared, mask)], dim=-1)
+        features = torch.cat([items, user, compute_global_features(compared, mask)], dim=-1)
         return RerankerOutput(logits=mask_logits(self.scorer(self.network(features, context)).squeeze(-1), mask))
 
 
-def global_features(items: Tensor, mask: Tensor) -> Tensor:
-    """Each feature's place between the list's smallest and largest value of it: 0 to 1, and 0 where all are equal.
+def compute_global_features(items: Tensor, mask: Tensor) -> Tensor:
+    """Scales each feature between the list's smallest and largest value of it: 0 to 1, and 0 where all are equal.
 
     Args:
         items: [B, L, F].
-        mask: bool [B, L]; padding is not looked at, and what stands there in the result has no meaning.
+        mask: bool [B, L]; padding is not read, and its entries of the result have no meaning.
     """
     real, finite = mask.unsqueeze(-1), torch.finfo(items.dtype)
     low = items.masked_fill(~real, finite.max).amin(1, keepdim=True)

@@ -59,23 +59,27 @@ class PEARConfig(RerankerConfig):
     list_loss_weight: float | int = 1.0
 
     def validate_encoder(self) -> None:
-        """Checks what types cannot say."""
+        """Checks ranges and combinations of options, which types do not."""
         check_encoder(self, feature_hidden_size=self.feature_hidden_size)
         if not 0 <= self.list_loss_weight < float("inf"):
             raise InputError(f"list_loss_weight is {self.list_loss_weight}: expected a finite number of at least 0")
 
 
 class PEARForReranking(PreTrainedReranker):
-    """Items attend to each other and to the user's history in one softmax.
+    """A Transformer whose items attend to each other and to the user's click history in one softmax.
 
     - Features: ``z = MLP([user ; item])``, for the list and for the history, each with its own network.
     - Unit l: ``H_l = SelfAttention(H_(l-1))`` over the history; the list's queries meet keys and values of ``H_l``
       and of the list side by side, projected separately, in one softmax (the paper's merged cross-attention).
-    - A learnable token stands at the end of the list. Its score, ``list_logits``, says whether any item is clicked.
+    - A learnable token is appended to the list. Its score, ``list_logits``, says whether any item is clicked.
 
     The position vector, which the principles need, is added to ``z``. A history that is empty, or a schema without
     one, leaves exactly the self-attention of the list; no dummy values are put in its place. Public ports drop
     history, user and mask, or use the history as the queries and the list as keys and values.
+
+    When to choose it: if lists come with a click history. Its list token also predicts whether a list gets any click,
+    a signal only where some lists have none. Without a history, and with ``list_loss_weight=0``, it is close to
+    ``PRMForReranking``; RAISE reads the history through one vector per list, which is cheaper for long histories.
 
     The paper's loss, ``task_loss="own"``, is the binary log-loss of the items and, with weight ``list_loss_weight``,
     that of the token; the latter is added to every other task loss too. Attention weights, on request, are
@@ -89,18 +93,20 @@ class PEARForReranking(PreTrainedReranker):
     def __init__(self, config: PEARConfig) -> None:
         super().__init__(config)
         self.item_embedding = ItemEmbedding(config)
-        self.item_network = _feature_network(self.item_embedding.width, config)
+        self.item_network = _make_feature_network(self.item_embedding.width, config)
         with_vectors = config.position_input == "embedding"
         self.positions = nn.Embedding(config.max_list_length, config.hidden_size) if with_vectors else None
         embedding = HistoryEmbedding(config)
         self.history_embedding = embedding if embedding.width else None
         if self.history_embedding is not None:
-            self.history_network = _feature_network(embedding.width + self.item_embedding.user_width, config)
-            self.history_blocks = nn.ModuleList(_block(EncoderBlock, config) for _ in range(config.num_hidden_layers))
+            self.history_network = _make_feature_network(embedding.width + self.item_embedding.user_width, config)
+            self.history_blocks = nn.ModuleList(
+                _make_block(EncoderBlock, config) for _ in range(config.num_hidden_layers)
+            )
             self.history_dropout = SharedDropout(config.hidden_dropout_prob, config.hidden_size)
         kind = MergedBlock if self.history_embedding is not None else EncoderBlock
         token = 1 if config.list_loss_weight else 0
-        self.blocks = nn.ModuleList(_block(kind, config, extra=token) for _ in range(config.num_hidden_layers))
+        self.blocks = nn.ModuleList(_make_block(kind, config, extra=token) for _ in range(config.num_hidden_layers))
         self.scorer = nn.Linear(config.hidden_size, 1)
         self.list_token, self.list_scorer = None, None
         if config.list_loss_weight:
@@ -121,7 +127,7 @@ class PEARForReranking(PreTrainedReranker):
             return context
         history = self.history_embedding(batch, self.item_embedding)
         if self.item_embedding.user_width:
-            user = self.item_embedding.user(batch)
+            user = self.item_embedding.embed_user(batch)
             history = torch.cat([history, user.unsqueeze(1).expand(-1, history.shape[1], -1)], dim=-1)
         history_mask = batch.history_mask
         if history_mask is None:
@@ -217,7 +223,7 @@ class MergedBlock(EncoderBlock):
         return self.attend_and_transform(items, query, key, value, attention_mask, context, with_weights)
 
 
-def _feature_network(width: int, config: PEARConfig) -> nn.Sequential:
+def _make_feature_network(width: int, config: PEARConfig) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, config.feature_hidden_size),
         nn.ReLU(),
@@ -225,7 +231,7 @@ def _feature_network(width: int, config: PEARConfig) -> nn.Sequential:
     )
 
 
-def _block(kind: type[EncoderBlock], config: PEARConfig, *, extra: int = 0) -> EncoderBlock:
+def _make_block(kind: type[EncoderBlock], config: PEARConfig, *, extra: int = 0) -> EncoderBlock:
     return kind(
         config.hidden_size,
         config.num_attention_heads,

@@ -53,7 +53,7 @@ class PRMConfig(RerankerConfig):
     hidden_dropout_prob: float | int = 0.1
 
     def validate_encoder(self) -> None:
-        """Checks what types cannot say."""
+        """Checks ranges and combinations of options, which types do not."""
         check_sizes(
             self.hidden_dropout_prob,
             hidden_size=self.hidden_size,
@@ -72,10 +72,14 @@ class PRMConfig(RerankerConfig):
 class PRMForReranking(PreTrainedReranker):
     """A Transformer encoder over the items of the list.
 
-    ``E = (X + PE[P]) W_E + b_E`` (equation 2 of the paper), encoder blocks, one score an item. ``X`` holds the item's
+    ``E = (X + PE[P]) W_E + b_E`` (equation 2 of the paper), encoder blocks, one score per item. ``X`` holds the item's
     features and the user's; the paper's personalised vectors join as a ``Vector`` column. The paper's loss,
     ``task_loss="own"``, is ``-sum_i y_i log softmax(score)_i`` over clicked items, labels not normalised; the paper
     prints the mean over a list, the authors' code takes this sum. User features as direct input follow that code.
+
+    When to choose it: first; it is a plain Transformer encoder, with a cost that grows with the square of the list's
+    length. SetRank is a similar encoder that offers inducing points for longer lists; PEAR adds attention to the
+    user's click history, RAISE projections that depend on the user.
     """
 
     config: PRMConfig

@@ -45,17 +45,17 @@ class RAISEConfig(RerankerConfig):
     hidden_dropout_prob: float | int = 0.1
 
     def validate_encoder(self) -> None:
-        """Checks what types cannot say."""
+        """Checks ranges and combinations of options, which types do not."""
         check_encoder(self, num_mixtures=self.num_mixtures)
 
     def validate_user(self) -> None:
-        """Refuses lists that say nothing of the user."""
+        """Refuses a schema without user and history features."""
         items = self.item_vocab_sizes or self.num_item_dense or self.item_vector_dim
         user = self.user_vocab_sizes or self.num_user_dense
         history = self.history_vocab_sizes or self.num_history_dense
         if items and not user and not history:
             raise InputError(
-                "RAISE finds the user's intention, and the schema has neither user nor history features: add some, "
+                "RAISE models the user's intention, and the schema has neither user nor history features: add some, "
                 "or take a model that reads items alone, such as PRM or SetRank"
             )
 
@@ -69,13 +69,17 @@ class RAISEForReranking(PreTrainedReranker):
     - Encoder: as PRM's, ``(X + PE[P]) W_E + b_E`` and blocks, but in each block and for each of query, key and value
       ``W = sum_t pi_t W^t`` (bias too), ``pi = softmax(MLP(intention))``, every projection with matrices of its own.
 
-    The paper finds the intention in review texts, by co-attention of a user's reviews and an item's, for each pair of
-    user and item. Lists hold no reviews: one intention a list from history, user and items is our adaptation. It does
-    not depend on the order shown, so it is found once for all passes. What a schema or a list lacks, history or user,
-    is left out of the user's side, never faked. A public port never calls the mixtures and uses the query's matrix
-    for key and value too.
+    The paper computes the intention from review texts, by co-attention of a user's reviews and an item's, for each
+    pair of user and item. Lists hold no reviews: one intention per list from history, user and items is our
+    adaptation. It does not depend on the given order, so it is computed once for all passes. What a schema or a list
+    lacks, history or user, is left out of the user's side; no dummy values are used. A public port never calls the
+    mixtures and uses the query's matrix for key and value too.
 
     The paper's loss, ``task_loss="own"``, is the binary log-loss.
+
+    When to choose it: if users differ in how they compare items, and the schema has user features or a history; it
+    needs one of them. With ``num_mixtures=1`` it is the encoder of ``PRMForReranking``. PEAR instead lets every item
+    attend to every history item.
     """
 
     config: RAISEConfig
@@ -101,7 +105,7 @@ class RAISEForReranking(PreTrainedReranker):
     def embed(self, batch: ListBatch) -> Context:
         items = self.item_embedding(batch)
         items = self.projection(items)
-        user = self.item_embedding.user(batch) if self.item_embedding.user_width else None
+        user = self.item_embedding.embed_user(batch) if self.item_embedding.user_width else None
         history = None
         if self.intention.history_embedding is not None:
             history = self.intention.history_embedding(batch, self.item_embedding)
@@ -128,7 +132,7 @@ class RAISEForReranking(PreTrainedReranker):
 
 
 class Intention(nn.Module):
-    """What the user wants of this list: co-attention of what is known of the user and of the list's items."""
+    """The user's intention for a list: co-attention of the user side (history, features) and the list's items."""
 
     def __init__(self, config: RAISEConfig, user_width: int) -> None:
         super().__init__()
@@ -164,7 +168,7 @@ class Intention(nn.Module):
         affinities = affinities.masked_fill(~both, 0.0)
         of_side = affinities.sum(2) / mask.sum(1, keepdim=True).clamp(min=1)
         of_items = affinities.sum(1) / side_mask.sum(1, keepdim=True).clamp(min=1)
-        return torch.cat([_pooled(side, of_side, side_mask), _pooled(items, of_items, mask)], dim=-1)
+        return torch.cat([_pool(side, of_side, side_mask), _pool(items, of_items, mask)], dim=-1)
 
 
 class DynamicBlock(EncoderBlock):
@@ -193,14 +197,14 @@ class DynamicBlock(EncoderBlock):
         width = items.shape[-1]
         weights = torch.stack([linear.get_parameter("weight") for linear in self.mixtures])
         biases = torch.stack([linear.get_parameter("bias") for linear in self.mixtures])
-        # [B, 3, out, in] and [B, 3, 1, out]: one matrix a list, cheaper than T products for lists longer than T.
+        # [B, 3, out, in] and [B, 3, 1, out]: one matrix per list, cheaper than T products for lists longer than T.
         weight = torch.einsum("bkt,tkoi->bkoi", mixture, weights.unflatten(1, (3, width)))
         bias = torch.einsum("bkt,tko->bko", mixture, biases.unflatten(1, (3, width))).unsqueeze(2)
         query, key, value = (items.unsqueeze(1) @ weight.transpose(-1, -2) + bias).unbind(1)
         return self.attend_and_transform(items, query, key, value, mask, context, with_weights)
 
 
-def _pooled(vectors: Tensor, affinity: Tensor, mask: Tensor) -> Tensor:
+def _pool(vectors: Tensor, affinity: Tensor, mask: Tensor) -> Tensor:
     """The sum of vectors [B, N, D] with weights softmax of their affinity [B, N] over the real ones; 0 without any."""
     # A finite number, not -inf: the softmax over nothing stays finite, and its weights are set to 0.
     weights = affinity.masked_fill(~mask, torch.finfo(affinity.dtype).min).softmax(-1)

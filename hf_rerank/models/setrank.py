@@ -31,7 +31,7 @@ class SetRankConfig(RerankerConfig):
         num_inducing_points: Inducing points M of each block: items attend to M vectors that have attended to them
             (IMSAB). 0: items attend to each other (MSAB).
         hidden_dropout_prob: In [0, 1).
-        position_input: ``ordinal``: a learnable vector of its place in the order shown is added to each item (the
+        position_input: ``ordinal``: a learnable vector of the item's position in the given order is added to it (the
             paper's ordinal embedding). ``none``: the model is permutation-equivariant.
     """
 
@@ -75,14 +75,14 @@ class SetRankConfig(RerankerConfig):
     position_input: Literal["ordinal", "none"] = "ordinal"  # type: ignore[assignment]
 
     def validate_encoder(self) -> None:
-        """Checks what types cannot say."""
+        """Checks ranges and combinations of options, which types do not."""
         check_encoder(self)
         if self.num_inducing_points < 0:
             raise InputError(f"num_inducing_points is {self.num_inducing_points}: expected at least 0")
 
 
 class SetRankForReranking(PreTrainedReranker):
-    """Blocks of multi-head self-attention over the items as a set, one score an item.
+    """Blocks of multi-head self-attention over the items as a set, one score per item.
 
     ``MAB(Q, K, V) = LN(B + FFN(B))``, ``B = LN(Q + Multihead(Q, K, V))``; ``MSAB(X) = MAB(X, X, X)``;
     ``IMSAB(X) = MAB(X, I', I')`` with ``I' = MAB(I, X, X)`` and learnable points ``I`` (equations 4 to 7 of the
@@ -91,8 +91,12 @@ class SetRankForReranking(PreTrainedReranker):
     instead of once. Items enter through one ReLU layer, as in that code without its Gaussian features. Without the
     ordinal embedding the scores of permuted items are the permuted scores.
 
-    The paper's loss, ``task_loss="own"``, is the attention-rank loss of the scores as they are; LibRerank squashes
-    them into (0, 1) before it, where its gradient nearly vanishes, and attends to padding.
+    The paper's loss, ``task_loss="own"``, is the attention-rank loss of the scores as they are; LibRerank applies a
+    sigmoid before it, where its gradient nearly vanishes, and attends to padding.
+
+    When to choose it: if the ranking should not depend on the given order (``position_input="none"``, which satisfies
+    both principles exactly), or for long lists: with M inducing points a block costs L times M instead of L squared.
+    With an order and short lists it is close to ``PRMForReranking``.
     """
 
     config: SetRankConfig
@@ -105,7 +109,7 @@ class SetRankForReranking(PreTrainedReranker):
         self.positions = nn.Embedding(config.max_list_length, config.hidden_size) if with_vectors else None
         self.projection = nn.Linear(self.item_embedding.width, config.hidden_size)
         self.blocks = nn.ModuleList(
-            InducedBlock(config) if config.num_inducing_points else _block(config)
+            InducedBlock(config) if config.num_inducing_points else _make_block(config)
             for _ in range(config.num_hidden_layers)
         )
         self.scorer = nn.Linear(config.hidden_size, 1)
@@ -148,7 +152,7 @@ class InducedBlock(GradientCheckpointingLayer):
     def __init__(self, config: SetRankConfig) -> None:
         super().__init__()
         self.points = nn.Parameter(torch.empty(config.num_inducing_points, config.hidden_size))
-        self.of_points, self.of_items = _block(config, length=config.num_inducing_points), _block(config)
+        self.of_points, self.of_items = _make_block(config, length=config.num_inducing_points), _make_block(config)
 
     def forward(
         self, items: Tensor, mask: Tensor, context: Context, with_weights: bool = False
@@ -171,7 +175,7 @@ def _attend_to(
     return block.attend_and_transform(queries, query, key, value, mask, context, with_weights)
 
 
-def _block(config: SetRankConfig, *, length: int | None = None) -> EncoderBlock:
+def _make_block(config: SetRankConfig, *, length: int | None = None) -> EncoderBlock:
     return EncoderBlock(
         config.hidden_size,
         config.num_attention_heads,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError
+from hf_rerank.list_tensors import upcast
 
 Reduction = Literal["sum", "mean", "weighted_mean"]
 REDUCTIONS = ("sum", "mean", "weighted_mean")
@@ -32,23 +33,32 @@ def consistency_loss(
     mask: Tensor | None = None,
     reduction: Reduction = "sum",
 ) -> Tensor:
-    """``L_CS``: how much the scores of the items that moved differ between two orders of the same list.
+    """Consistency loss ``L_CS(A, B) = sum_i |A_i - B_i| (R(X, A)_i - R(X, B)_i)^2`` between two orders of one list.
+
+    ``A`` and ``B`` are position vectors, ``R(X, A)`` the scores of the items ``X`` given ``A``: scores of items whose
+    position differs are pulled together. With ``B`` the model's own ranking it is the loss of convergence consistency
+    (P1), with ``B`` a slightly perturbed ``A`` that of adversarial consistency (P2). Source: arXiv 2504.04188.
 
     Args:
-        scores_a: [..., L], given the positions ``positions_a``; logits or probabilities.
-        scores_b: [..., L], given ``positions_b``.
-        positions_a: int64 [..., L]. None, with ``positions_b`` None: every item has the weight 1.
+        scores_a: float [..., L], given ``positions_a``; logits or probabilities.
+        scores_b: float [..., L], given ``positions_b``.
+        positions_a: int64 [..., L], from 0. None, with ``positions_b`` None: every item has the weight 1.
         positions_b: int64 [..., L], or None.
         mask: bool [..., L], True at real items. None: all are real.
-        reduction: Over a list's items: ``sum`` (the paper), ``mean`` over its real items, or ``weighted_mean``,
-            divided by the sum of the weights ``|A_i - B_i|`` (0 where nothing moved). Then always the mean over lists
-            with a real item.
+        reduction: Over a list's items: ``sum`` (the paper; grows with the length of the list), ``mean`` over its real
+            items, or ``weighted_mean``, divided by the sum of the weights ``|A_i - B_i|`` (0 if they are equal). Then
+            always the mean over lists with a real item.
 
     Returns:
         A scalar, float32 or wider.
 
     Raises:
         InputError: An unknown reduction, or shapes that differ.
+
+    >>> scores = torch.tensor([0.2, 0.9, 0.5])
+    >>> loss = consistency_loss(scores, scores + 1, torch.tensor([0, 1, 2]), torch.tensor([1, 0, 2]))
+    >>> loss.item()  # 1 * 1^2 + 1 * 1^2 + 0
+    2.0
     """
     others = {"scores_b": scores_b, "positions_a": positions_a, "positions_b": positions_b, "mask": mask}
     for name, value in others.items():
@@ -61,6 +71,7 @@ def consistency_loss(
         raise InputError("positions_a and positions_b: expected both or neither")
     if mask is None:
         mask = torch.ones_like(scores_a, dtype=torch.bool)
+    # At least float32: squares of small differences vanish in bf16.
     scores_a, scores_b = upcast(scores_a), upcast(scores_b)
     # Padding is replaced before the difference is squared: 0 times infinity would be NaN.
     difference = torch.where(mask, scores_a, 0.0) - torch.where(mask, scores_b, 0.0)
@@ -72,8 +83,3 @@ def consistency_loss(
     elif reduction == "weighted_mean":
         per_list = per_list / weights.sum(-1).clamp(min=1)
     return per_list.sum() / mask.any(-1).sum().clamp(min=1)
-
-
-def upcast(scores: Tensor) -> Tensor:
-    """At least float32: squares of small differences vanish in bf16."""
-    return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores

@@ -1,4 +1,4 @@
-"""How far a re-ranker obeys the two principles: measured on rankings, for any function from positions to scores."""
+"""Obedience of a re-ranker to both principles, measured on rankings, for any function from positions to scores."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError
-from hf_rerank.principled.consistency import upcast
+from hf_rerank.list_tensors import upcast
 from hf_rerank.principled.orders import (
-    keyed_draws,
-    keyed_perturb,
+    draw_by_key,
     order_from_positions,
+    perturb_by_key,
     positions_from_scores,
     step_keys,
     swap_adjacent,
@@ -21,7 +21,7 @@ from hf_rerank.principled.orders import (
 
 # Standard deviation of a list's scores under which they count as equal.
 COLLAPSED_SPREAD = 1e-3
-# So many swaps of adjacent items are tried in a list at most: of longer lists, as many are drawn.
+# Swaps of adjacent items tried per list, at most; in longer lists this many are drawn.
 MAX_SWAPS = 64
 # How often a model is fed its own output before a list counts as not converged.
 MAX_STEPS = 10
@@ -40,16 +40,17 @@ def obedience(
     list_keys: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
 ) -> dict[str, Any]:
-    """Obedience to convergence consistency (P1) and adversarial consistency (P2), and fixed points of the ranking.
+    """Measures obedience to convergence consistency (P1) and adversarial consistency (P2), and fixed points.
 
-    ``P'`` is the ranking by ``score(P)``. Lists with fewer than two real items are left out.
+    P1: fed its own ranking, a re-ranker gives the same ranking. P2: it is insensitive to swapping adjacent items
+    (arXiv 2504.04188). ``P'`` is the ranking by ``score(P)``. Lists with fewer than two real items are left out.
 
     Args:
         score: Positions int64 [B, L] -> scores [B, L], in evaluation mode and float32 (bf16 creates ties, which
             inflate obedience).
         positions: int64 [B, L], the given order P.
         mask: bool [B, L], True at real items. None: all are real.
-        k: Also measure the top k (one number or several; a shorter list counts whole).
+        k: Also measure the top k (one number or several; of a shorter list all items).
         swaps: ``all``: the mean over the n - 1 swaps of adjacent items of each list, or, in lists of more than 65
             items, over 64 of them, drawn without replacement; ``one``: a single seeded swap.
         max_steps: How often the model is fed its own output before a list counts as not converged; 0: not measured.
@@ -84,7 +85,7 @@ def obedience(
         mask = torch.ones_like(positions, dtype=torch.bool)
     counted = mask.sum(-1) >= 2
 
-    def checked(order: Tensor) -> Tensor:
+    def check_and_score(order: Tensor) -> Tensor:
         scores = score(order)
         if scores.shape != positions.shape:
             raise InputError(
@@ -92,18 +93,18 @@ def obedience(
             )
         # NaN is neither above nor below anything: such a ranking would never change, and obey both principles.
         if scores[mask].isnan().any():
-            raise InputError("score gave NaN for a real item: NaN ranks nothing, look at the model's weights")
+            raise InputError("score gave NaN for a real item: NaN ranks nothing, check the model's weights")
         return scores
 
-    scores = checked(positions)
+    scores = check_and_score(positions)
     own = positions_from_scores(scores, mask)
-    again = positions_from_scores(checked(own), mask)
-    measured = _agreement("p1", own, again, mask, cuts)
-    measured.update(_swap_agreement(checked, positions, own, mask, cuts, swaps, seed, list_keys))
+    again = positions_from_scores(check_and_score(own), mask)
+    measured = _measure_agreement("p1", own, again, mask, cuts)
+    measured.update(_measure_swap_agreement(check_and_score, positions, own, mask, cuts, swaps, seed, list_keys))
     if max_steps > 0:
         given = positions_from_scores(-positions, mask)
-        measured.update(_fixed_points(checked, [given, own, again], mask, max_steps))
-    measured["score_spread"] = _spread(scores, mask)
+        measured.update(_find_fixed_points(check_and_score, [given, own, again], mask, max_steps))
+    measured["score_spread"] = _compute_spread(scores, mask)
     measured["collapsed_share"] = (measured["score_spread"] < COLLAPSED_SPREAD).float()
 
     per_list = {name: torch.where(counted, value, torch.nan) for name, value in measured.items()}
@@ -115,14 +116,16 @@ def obedience(
     return means
 
 
-def _agreement(name: str, before: Tensor, after: Tensor, mask: Tensor, cuts: Sequence[int]) -> dict[str, Tensor]:
+def _measure_agreement(
+    name: str, before: Tensor, after: Tensor, mask: Tensor, cuts: Sequence[int]
+) -> dict[str, Tensor]:
     """Measures [B] of how far two rankings of the same lists agree."""
     same = (before == after) | ~mask
     count = mask.sum(-1).clamp(min=1)
     measures = {
         f"{name}_obedience": same.all(-1).float(),
         f"{name}_item_obedience": (same & mask).sum(-1) / count,
-        f"{name}_kendall_tau": _kendall_tau(before, after, mask),
+        f"{name}_kendall_tau": _compute_kendall_tau(before, after, mask),
     }
     for cut in cuts:
         top_before, top_after = (before < cut) & mask, (after < cut) & mask
@@ -131,7 +134,7 @@ def _agreement(name: str, before: Tensor, after: Tensor, mask: Tensor, cuts: Seq
     return measures
 
 
-def _swap_agreement(
+def _measure_swap_agreement(
     score: Callable[[Tensor], Tensor],
     positions: Tensor,
     own: Tensor,
@@ -145,25 +148,28 @@ def _swap_agreement(
     keys = step_keys(keys, seed=seed, step=0)
     pairs = (mask.sum(-1) - 1).clamp(min=0)
     if swaps == "one":
-        agreement = _agreement(
-            "p2", own, positions_from_scores(score(keyed_perturb(positions, mask, keys)), mask), mask, cuts
+        agreement = _measure_agreement(
+            "p2", own, positions_from_scores(score(perturb_by_key(positions, mask, keys)), mask), mask, cuts
         )
         return {**agreement, "p2_sampled_share": (pairs > 1).float()}
-    places, tried = _places_to_swap(pairs, keys, positions.shape[-1])
+    firsts, tried = _choose_swaps(pairs, keys, positions.shape[-1])
     sums: dict[str, Tensor] = {}
-    for number in range(places.shape[-1]):
-        swapped = swap_adjacent(positions, places[:, number], mask)
-        agreement = _agreement("p2", own, positions_from_scores(score(swapped), mask), mask, cuts)
+    for number in range(firsts.shape[-1]):
+        swapped = swap_adjacent(positions, firsts[:, number], mask)
+        agreement = _measure_agreement("p2", own, positions_from_scores(score(swapped), mask), mask, cuts)
         for name, value in agreement.items():
             sums[name] = sums.get(name, 0.0) + torch.where(number < tried, value, 0.0)
     if not sums:
-        sums = {name: torch.zeros(len(pairs), device=mask.device) for name in _agreement("p2", own, own, mask, cuts)}
+        sums = {
+            name: torch.zeros(len(pairs), device=mask.device)
+            for name in _measure_agreement("p2", own, own, mask, cuts)
+        }
     means = {name: value / tried.clamp(min=1) for name, value in sums.items()}
     return {**means, "p2_sampled_share": (tried < pairs).float()}
 
 
-def _places_to_swap(pairs: Tensor, keys: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The places of the swaps to try: all of a list, or ``MAX_SWAPS`` drawn ones.
+def _choose_swaps(pairs: Tensor, keys: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Chooses the positions p at which the items at p and p + 1 are swapped: all of a list, or ``MAX_SWAPS`` drawn.
 
     Args:
         pairs: int64 [B], how many adjacent pairs each list has.
@@ -174,23 +180,23 @@ def _places_to_swap(pairs: Tensor, keys: Tensor, length: int) -> tuple[Tensor, T
         int64 [B, the most swaps of a list], and how many of them count for each list [B].
     """
     most = int(pairs.max()) if pairs.numel() else 0
-    place = torch.arange(length, device=pairs.device)
+    position = torch.arange(length, device=pairs.device)
     if most <= MAX_SWAPS:
-        return place[:most].expand(len(pairs), most), pairs
-    # A long list takes the places with the smallest draws. Short lists, and what is no pair, keep their order.
-    draws = torch.where((pairs > MAX_SWAPS).unsqueeze(-1), keyed_draws(keys, length), 0)
-    draws = torch.where(place < pairs.unsqueeze(-1), draws, 1 << 33)
+        return position[:most].expand(len(pairs), most), pairs
+    # A long list takes the positions with the smallest draws. Short lists, and what is no pair, keep their order.
+    draws = torch.where((pairs > MAX_SWAPS).unsqueeze(-1), draw_by_key(keys, length), 0)
+    draws = torch.where(position < pairs.unsqueeze(-1), draws, 1 << 33)
     return draws.argsort(dim=-1, stable=True)[:, :MAX_SWAPS], pairs.clamp(max=MAX_SWAPS)
 
 
-def _fixed_points(
+def _find_fixed_points(
     score: Callable[[Tensor], Tensor], orders: list[Tensor], mask: Tensor, max_steps: int
 ) -> dict[str, Tensor]:
-    """Follows P(t+1) = ranking by score(P(t)) for t up to ``max_steps``; ``orders`` are P(0), P(1) and P(2)."""
+    """Iterates P(t+1) = ranking by score(P(t)) for t up to ``max_steps``; ``orders`` are P(0), P(1) and P(2)."""
     steps = torch.full(mask.shape[:1], torch.nan, device=mask.device)
     cycles = torch.zeros(mask.shape[:1], dtype=torch.bool, device=mask.device)
     for step in range(max_steps + 1):
-        # A list that has come back to an earlier order will come back for ever: it need not be followed.
+        # A list that has come back to an earlier order will repeat: it need not be followed.
         if not (steps.isnan() & ~cycles & mask.any(-1)).any():
             break
         if len(orders) < step + 2:
@@ -207,8 +213,8 @@ def _fixed_points(
     }
 
 
-def _kendall_tau(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
-    """Concordant minus discordant pairs over all pairs of real items, of two rankings without ties, [B]."""
+def _compute_kendall_tau(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
+    """Kendall's tau [B] of two rankings without ties: concordant minus discordant pairs, over all pairs."""
     tau = torch.ones(mask.shape[:1], device=mask.device)
     # Most lists of an obedient model keep their ranking: only the others are counted.
     changed = ((before != after) & mask).any(-1).nonzero().squeeze(-1)
@@ -220,7 +226,7 @@ def _kendall_tau(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
     return tau.index_copy(0, changed, 1 - 2 * discordant / pairs)
 
 
-def _spread(scores: Tensor, mask: Tensor) -> Tensor:
+def _compute_spread(scores: Tensor, mask: Tensor) -> Tensor:
     """Standard deviation (over n) of the real items' scores, [B]."""
     count = mask.sum(-1).clamp(min=1)
     values = torch.where(mask, upcast(scores), 0.0)

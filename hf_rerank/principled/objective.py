@@ -28,12 +28,13 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.losses import LOSSES_WITHOUT_PROBABILITIES, TASK_LOSSES, centred, probabilities
-from hf_rerank.principled.consistency import REDUCTIONS, Reduction, consistency_loss, upcast
+from hf_rerank.list_tensors import upcast
+from hf_rerank.losses import LOSSES_WITHOUT_PROBABILITIES, TASK_LOSSES, center_scores, probabilities
+from hf_rerank.principled.consistency import REDUCTIONS, Reduction, consistency_loss
 from hf_rerank.principled.orders import (
     check_perturbation,
-    keyed_draws,
-    keyed_perturb,
+    draw_by_key,
+    perturb_by_key,
     positions_from_scores,
     step_keys,
 )
@@ -65,10 +66,11 @@ class Perturbed:
     """An order with a small random change.
 
     Args:
-        kind: See ``hf_rerank.principled.perturb``.
+        kind: ``adjacent_swap``, ``random_swap``, ``window_shuffle``, ``reverse_window`` or ``score_noise``; see
+            ``hf_rerank.principled.perturb``.
         of: The order that is changed: ``given``, ``own``, ``Soft(...)`` or another ``Perturbed(...)``. To perturb the
             model's own order needs no pass on that order.
-        strength: See ``hf_rerank.principled.perturb``.
+        strength: Number of swaps, width of the window minus 1, or standard deviation of the noise.
     """
 
     kind: str = "adjacent_swap"
@@ -112,10 +114,10 @@ class Term:
         first: Name of a pass.
         second: Name of another pass.
         weight: At least 0.
-        space: As what scores are compared. ``probability``: sigmoid under ``binary_log_loss``, softmax over the list's
-            items under listwise losses. ``logit``: as they are, but centred per list under losses that ignore a shift
-            of the whole list, which would otherwise be penalized although neither loss nor ranking depends on it.
-            ``output``: as they are.
+        space: Scale on which scores are compared. ``probability``: sigmoid under ``binary_log_loss``, softmax over the
+            list's items under listwise losses. ``logit``: as they are, but centred per list under losses that ignore a
+            shift of the whole list, which would otherwise be penalized, although neither loss nor ranking depends on
+            it. ``output``: as they are.
         positions: Which positions ``|A_i - B_i|`` compares: those of the orders that the two passes were given
             (``input``), or of the rankings that they produced (``output``). None: every item has the weight 1.
         reduction: Over a list's items, see ``consistency_loss``.
@@ -164,8 +166,8 @@ class PrincipledObjective:
         seed: Of the perturbations and of the lists drawn.
 
     Raises:
-        InputError: A value out of range, two passes or terms of one name, a name that is no pass, a pass that nothing
-            uses, or a term that the task loss does not allow.
+        InputError: A value out of range, two passes or terms with one name, a name that is no pass, an unused
+            pass, or a term that the task loss does not allow.
     """
 
     passes: tuple[Pass, ...]
@@ -266,7 +268,8 @@ class PrincipledObjective:
         """All choices as plain values, for logs and results."""
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         plain["passes"] = [
-            {"name": entry.name, "order": _plain_order(entry.order), "dropout": entry.dropout} for entry in self.passes
+            {"name": entry.name, "order": _describe_order(entry.order), "dropout": entry.dropout}
+            for entry in self.passes
         ]
         return {**plain, "terms": [asdict(term) for term in self.terms], "task_loss_on": list(self.task_loss_on)}
 
@@ -325,24 +328,24 @@ class PrincipledObjective:
             losses["further_task_loss"] = torch.stack(further).sum()
             total = total + losses["further_task_loss"]
         for term in self.terms:
-            one, other = (self._comparable(run, name, term.space) for name in (term.first, term.second))
+            one, other = (self._convert_scores(run, name, term.space) for name in (term.first, term.second))
             if term.stop_gradient == "first":
                 one = one.detach()
             elif term.stop_gradient == "second":
                 other = other.detach()
-            places = [run.positions(name, term.positions) for name in (term.first, term.second)]
-            value = consistency_loss(one, other, *places, mask=run.real, reduction=term.reduction)
+            compared = [run.positions(name, term.positions) for name in (term.first, term.second)]
+            value = consistency_loss(one, other, *compared, mask=run.real, reduction=term.reduction)
             losses[f"{term.name}_loss"] = value
             total = total + ramp * term.weight * factors.get(term.name, 1.0) * value
         return {"loss": total, **losses}
 
-    def _comparable(self, run: _Run, name: str, space: str) -> Tensor:
+    def _convert_scores(self, run: _Run, name: str, space: str) -> Tensor:
         task_loss = self.task_loss or "binary_log_loss"
         if space == "probability":
             return probabilities(run.logits[name], task_loss, mask=run.real)
         if space == "output" or task_loss == "binary_log_loss":
             return upcast(run.logits[name])
-        return centred(run.logits[name], mask=run.real)
+        return center_scores(run.logits[name], mask=run.real)
 
 
 class _Run:
@@ -379,7 +382,7 @@ class _Run:
 
         # The first pass, and with it those that depend on no score.
         together = groups.pop((False, "shared"), [])
-        orders = self._orders(together)
+        orders = self._resolve_orders(together)
         rows = None
         if orders and self.lists is not None:
             everyone = torch.arange(size, device=self.lists.device)
@@ -392,31 +395,31 @@ class _Run:
         self._keep(together, outputs[1:])
 
         for (_, dropout), entries in sorted(groups.items()):
-            orders = self._orders(entries)
+            orders = self._resolve_orders(entries)
             rows = None if self.lists is None else self.lists.repeat(len(orders))
             options = {"fresh_dropout": True} if dropout == "fresh" else {}
             output = self.score(torch.cat(orders), rows, **options)
             self._keep(entries, output.split([many] * len(orders)))
 
     def positions(self, name: str, kind: str | None) -> Tensor | None:
-        """Those that a pass was given (``input``) or produced (``output``), [m, L]; None for no weights."""
+        """The positions that a pass was given (``input``) or its ranking (``output``), [m, L]; None for no weights."""
         if kind is None:
             return None
         if kind == "input":
             return self._input[name]
         if name not in self._output:
-            self._output[name] = self._ranking(name)
+            self._output[name] = self._rank(name)
         return self._output[name]
 
-    def _ranking(self, name: str) -> Tensor:
+    def _rank(self, name: str) -> Tensor:
         return positions_from_scores(self.logits[name].detach().float(), self.real)
 
     def _keep(self, entries: list[Pass], outputs: Any) -> None:
         for entry, output in zip(entries, outputs, strict=True):
             self.outputs[entry.name], self.logits[entry.name] = output, output.logits
 
-    def _orders(self, entries: list[Pass]) -> list[Tensor]:
-        """What each pass is given; all as soft orders if one is."""
+    def _resolve_orders(self, entries: list[Pass]) -> list[Tensor]:
+        """Resolves the orders of passes; all to soft orders if one is soft."""
         orders = []
         for entry in entries:
             self._input[entry.name], order = self._resolve(entry.order)
@@ -426,7 +429,7 @@ class _Run:
         return orders
 
     def _resolve(self, order: Order) -> tuple[Tensor, Tensor]:
-        """The positions [m, L] that an order means, and what the model is given: them, or a soft order [m, L, L]."""
+        """Resolves an order to its positions [m, L] and the input of the model: these, or a soft order [m, L, L]."""
         if order == "given":
             return self.given, self.given
         if isinstance(order, Perturbed):
@@ -434,11 +437,11 @@ class _Run:
             # Perturbed orders draw independently of each other; the first by the keys themselves.
             keys = self.keys ^ (self._perturbed * 0x2127599BF4325C37 % (1 << 63))
             self._perturbed += 1
-            moved = keyed_perturb(positions, self.real, keys, kind=order.kind, strength=order.strength)
+            moved = perturb_by_key(positions, self.real, keys, kind=order.kind, strength=order.strength)
             return moved, moved if base is positions else move_soft_order(base, positions, moved)
         first = self.objective.passes[0].name
         if self._own is None:
-            self._own = self._ranking(first)
+            self._own = self._rank(first)
         if not isinstance(order, Soft):
             return self._own, self._own
         return self._own, soft_order(
@@ -457,7 +460,7 @@ def _draw_lists(keys: Tensor, fraction: float) -> Tensor | None:
     if drawn >= len(keys):
         return None
     # A draw of its own, independent of those of the perturbations.
-    draws = keyed_draws(keys ^ 0x5DEECE66D, 1).squeeze(-1)
+    draws = draw_by_key(keys ^ 0x5DEECE66D, 1).squeeze(-1)
     return draws.topk(drawn, largest=False, sorted=False).indices
 
 
@@ -465,12 +468,12 @@ def _needs_scores(order: Order) -> bool:
     return _needs_scores(order.of) if isinstance(order, Perturbed) else order != "given"
 
 
-def _plain_order(order: Any) -> Any:
+def _describe_order(order: Any) -> Any:
     if not is_dataclass(order):
         return order
     plain = {entry.name: getattr(order, entry.name) for entry in fields(order)}
     if "of" in plain:
-        plain["of"] = _plain_order(plain["of"])
+        plain["of"] = _describe_order(plain["of"])
     return {type(order).__name__.lower(): plain}
 
 

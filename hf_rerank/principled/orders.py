@@ -24,13 +24,13 @@ COUNTED_LENGTH = 64  # lists up to so many slots are ranked by counting
 
 
 def positions_from_scores(scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Places by falling score: 0 for the largest; ties keep slot order; padding comes last, in slot order.
+    """Positions by falling score: 0 for the largest; ties keep slot order; padding comes last, in slot order.
 
-    Computed by counting, for each item, those that stand before it: exact, stable, exportable. Long lists are sorted,
+    Computed by counting, for each item, those ranked above it: exact, stable, exportable. Long lists are sorted,
     which takes less time than L^2 comparisons.
 
     Args:
-        scores: [..., L], NaN at no real item (it has no place); what stands at padding is not looked at.
+        scores: [..., L], without NaN at real items (it has no rank); values at padding are not read.
         mask: bool [..., L], True at real items. None: all are real.
 
     Returns:
@@ -38,7 +38,7 @@ def positions_from_scores(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     length = scores.shape[-1]
     if not torch.compiler.is_compiling() and length > COUNTED_LENGTH:
-        return _places_by_sorting(scores, mask)
+        return _sort_positions(scores, mask)
     slots = torch.arange(length, device=scores.device)
     earlier = slots[None, :] < slots[:, None]
     mine, other = scores.unsqueeze(-1), scores.unsqueeze(-2)
@@ -49,7 +49,7 @@ def positions_from_scores(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     return before.sum(-1)
 
 
-def _places_by_sorting(scores: Tensor, mask: Tensor | None) -> Tensor:
+def _sort_positions(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return order_from_positions((-scores).argsort(dim=-1, stable=True))
     number_type = torch.finfo if scores.is_floating_point() else torch.iinfo
@@ -61,7 +61,7 @@ def _places_by_sorting(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def order_from_positions(positions: Tensor) -> Tensor:
-    """The slots from the first place to the last: the inverse permutation.
+    """The order: the slots from the first position to the last; the inverse permutation of the positions.
 
     Args:
         positions: int64 [..., L], a permutation of 0..L-1.
@@ -81,20 +81,20 @@ def perturb(
     strength: float = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The positions after a random change that touches real items only; a list of one stays as it is.
+    """Perturbs positions at random; padding, and lists of one item, stay as they are.
 
     Args:
         positions: int64 [B, L].
         mask: bool [B, L], True at real items. None: all are real.
         kind: One of
 
-            - ``adjacent_swap``: two items at neighbouring places change places, uniform over the n_real - 1 pairs;
+            - ``adjacent_swap``: two items at adjacent positions are swapped, uniform over the n_real - 1 pairs;
               ``strength`` such swaps, one after another.
-            - ``random_swap``: two items at any two places change places; ``strength`` swaps.
-            - ``window_shuffle``: the items at ``strength + 1`` successive places, uniform over all such windows, are
-              put in a random order, uniform over all of them (a shorter list is one window).
-            - ``reverse_window``: the items of such a window are turned round; with strength 1 an adjacent swap.
-            - ``score_noise``: Gaussian noise with a standard deviation of ``strength`` places is added to each place,
+            - ``random_swap``: two items at any two positions are swapped; ``strength`` swaps.
+            - ``window_shuffle``: the items at ``strength + 1`` successive positions, uniform over all such windows,
+              are put in a random order, uniform over all of them (a shorter list is one window).
+            - ``reverse_window``: the items of such a window are reversed; with strength 1 an adjacent swap.
+            - ``score_noise``: Gaussian noise with a standard deviation of ``strength`` is added to each position,
               and items are ranked by the sum.
         strength: See ``kind``; a whole number of at least 1, for ``score_noise`` any number above 0.
         generator: Source of the draws. None: torch's own.
@@ -109,24 +109,27 @@ def perturb(
     device = positions.device if generator is None else generator.device
     size = (positions.shape[0], _draws_per_list(kind, strength, positions.shape[-1]))
     draws = torch.randint(0, 1 << BITS, size, generator=generator, device=device).to(positions.device)
-    return _perturbed(positions, mask, draws, kind, strength)
+    return _apply_perturbation(positions, mask, draws, kind, strength)
 
 
-def keyed_perturb(
+def perturb_by_key(
     positions: Tensor, mask: Tensor | None, keys: Tensor, *, kind: str = "adjacent_swap", strength: float = 1
 ) -> Tensor:
-    """``perturb`` with draws that are hashes of each list's key.
+    """Perturbs positions by draws that are hashes of each list's key, so that they do not depend on the batch.
 
     Args:
         positions: int64 [B, L].
         mask: bool [B, L].
         keys: int64 [B], of ``step_keys``: the same list at the same step is perturbed in the same way in a resumed
             run, in any batch and on any process.
-        kind: As of ``perturb``.
-        strength: As of ``perturb``.
+        kind: One of ``PERTURBATIONS``; see ``perturb``.
+        strength: A whole number of at least 1, for ``score_noise`` any number above 0; see ``perturb``.
+
+    Returns:
+        int64 [B, L].
     """
-    draws = keyed_draws(keys, _draws_per_list(kind, strength, positions.shape[-1]))
-    return _perturbed(positions, mask, draws, kind, strength)
+    draws = draw_by_key(keys, _draws_per_list(kind, strength, positions.shape[-1]))
+    return _apply_perturbation(positions, mask, draws, kind, strength)
 
 
 def check_perturbation(kind: str, strength: float) -> None:
@@ -141,21 +144,21 @@ def check_perturbation(kind: str, strength: float) -> None:
 
 
 def step_keys(list_keys: Tensor, *, seed: int, step: int) -> Tensor:
-    """What the draws of one training step are hashes of.
+    """Derives a key per list for the random draws of one training step.
 
     Args:
-        list_keys: int64 [B], one a list.
+        list_keys: int64 [B], one per list.
         seed: Of the run.
         step: Of training.
 
     Returns:
         int64 [B].
     """
-    return list_keys + _wrapped(seed * 0x632BE59BD9B4E019 + step * 0x2545F4914F6CDD1D)
+    return list_keys + _wrap_int64(seed * 0x632BE59BD9B4E019 + step * 0x2545F4914F6CDD1D)
 
 
-def keyed_draws(keys: Tensor, count: int) -> Tensor:
-    """``count`` random integers in [0, 2**32) for each key.
+def draw_by_key(keys: Tensor, count: int) -> Tensor:
+    """Draws ``count`` integers in [0, 2**32) per key, uniform and reproducible.
 
     Number i is the upper 32 bits of splitmix64's finaliser of ``key + i * 0x9E3779B97F4A7C15``.
 
@@ -166,20 +169,20 @@ def keyed_draws(keys: Tensor, count: int) -> Tensor:
     Returns:
         int64 [B, count].
     """
-    counters = torch.arange(count, device=keys.device) * _wrapped(0x9E3779B97F4A7C15)
+    counters = torch.arange(count, device=keys.device) * _wrap_int64(0x9E3779B97F4A7C15)
     mixed = _mix(keys.unsqueeze(-1) + counters)
     return (mixed >> (64 - BITS)) & ((1 << BITS) - 1)
 
 
-def swap_adjacent(positions: Tensor, place: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Exchanges the items at ``place`` and ``place + 1``; lists where either holds no item stay as they are.
+def swap_adjacent(positions: Tensor, first: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Swaps the items at positions ``first`` and ``first + 1``; lists where either holds no item stay as they are.
 
     Args:
         positions: int64 [B, L].
-        place: int64 [B] or a scalar tensor.
+        first: int64 [B] or a scalar tensor.
         mask: bool [B, L].
     """
-    return _swapped(positions, place, place + 1, _real_items(positions, mask))
+    return _swap(positions, first, first + 1, _count_real_items(positions, mask))
 
 
 def _draws_per_list(kind: str, strength: float, length: int) -> int:
@@ -188,61 +191,61 @@ def _draws_per_list(kind: str, strength: float, length: int) -> int:
     return {"window_shuffle": 1 + length, "reverse_window": 1, "score_noise": length}[kind]
 
 
-def _perturbed(positions: Tensor, mask: Tensor | None, draws: Tensor, kind: str, strength: float) -> Tensor:
-    """``perturb`` by the draws [B, draws per list]; slot i of a list uses the same draw however it is padded."""
-    count = _real_items(positions, mask)
+def _apply_perturbation(positions: Tensor, mask: Tensor | None, draws: Tensor, kind: str, strength: float) -> Tensor:
+    """Perturbs by the draws [B, draws per list]; slot i of a list uses the same draw however it is padded."""
+    count = _count_real_items(positions, mask)
     if kind == "adjacent_swap":
         for change in range(int(strength)):
-            place = _below(count - 1, draws[:, change])
-            positions = _swapped(positions, place, place + 1, count)
+            place = _draw_below(count - 1, draws[:, change])
+            positions = _swap(positions, place, place + 1, count)
         return positions
     if kind == "random_swap":
         for change in range(int(strength)):
-            one = _below(count, draws[:, 2 * change])
-            # The other is any but this one: 1 to n - 1 places further, round the end.
-            other = (one + 1 + _below(count - 1, draws[:, 2 * change + 1])) % count.clamp(min=1)
-            positions = _swapped(positions, one, other, count)
+            one = _draw_below(count, draws[:, 2 * change])
+            # The other is any but this one: 1 to n - 1 positions further, modulo n.
+            other = (one + 1 + _draw_below(count - 1, draws[:, 2 * change + 1])) % count.clamp(min=1)
+            positions = _swap(positions, one, other, count)
         return positions
     if kind == "score_noise":
         # Odd multiples of 2**-23 between -1 and 1, which float32 holds exactly: the quantile is finite.
         uniform = (2 * (draws >> (BITS - 23)) + 1 - (1 << 23)).float() / (1 << 23)
-        return _ranked(positions + torch.erfinv(uniform) * (math.sqrt(2.0) * strength), positions, mask)
+        return _rank_real_items(positions + torch.erfinv(uniform) * (math.sqrt(2.0) * strength), positions, mask)
     width = count.clamp(max=min(int(strength), positions.shape[-1]) + 1).unsqueeze(-1)
-    start = _below(count - width.squeeze(-1) + 1, draws[:, 0]).unsqueeze(-1)
+    start = _draw_below(count - width.squeeze(-1) + 1, draws[:, 0]).unsqueeze(-1)
     inside = (positions >= start) & (positions < start + width)
     if kind == "reverse_window":
         return torch.where(inside, 2 * start + width - 1 - positions, positions)
-    # In units of 2**-32 positions: within the window any place below its last, so no tie with the items around it.
+    # In units of 2**-32 positions: within the window any position below its last, so no tie with the items around it.
     shuffled = (start << BITS) + draws[:, 1:] * (width - 1)
-    return _ranked(torch.where(inside, shuffled, positions << BITS), positions, mask)
+    return _rank_real_items(torch.where(inside, shuffled, positions << BITS), positions, mask)
 
 
-def _ranked(places: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-    """Positions by these places, which may lie between whole ones; padding stays where it stood."""
-    ranked = positions_from_scores(-places, mask)
+def _rank_real_items(wanted: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+    """Ranks the real items by these positions, which may be fractional; padding keeps its positions."""
+    ranked = positions_from_scores(-wanted, mask)
     return ranked if mask is None else torch.where(mask, ranked, positions)
 
 
-def _swapped(positions: Tensor, one: Tensor, other: Tensor, count: Tensor) -> Tensor:
-    """Exchanges the items at places ``one`` and ``other``, [B] or scalar, where both hold an item."""
+def _swap(positions: Tensor, one: Tensor, other: Tensor, count: Tensor) -> Tensor:
+    """Swaps the items at positions ``one`` and ``other``, [B] or scalar, where both hold an item."""
     there = (torch.minimum(one, other) >= 0) & (torch.maximum(one, other) < count)
     one, other = torch.where(there, one, -1).unsqueeze(-1), torch.where(there, other, -1).unsqueeze(-1)
     return torch.where(positions == one, other, torch.where(positions == other, one, positions))
 
 
-def _real_items(positions: Tensor, mask: Tensor | None) -> Tensor:
+def _count_real_items(positions: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return torch.full(positions.shape[:-1], positions.shape[-1], device=positions.device)
     return mask.sum(-1)
 
 
-def _below(count: Tensor, draws: Tensor) -> Tensor:
-    """A whole number from 0 to count - 1 per draw; 0 where the count is 0."""
+def _draw_below(count: Tensor, draws: Tensor) -> Tensor:
+    """Maps each draw to an integer from 0 to count - 1; 0 where the count is 0."""
     return (draws * count.clamp(min=0)) >> BITS
 
 
-def _wrapped(number: int) -> int:
-    """The integer modulo 2**64, in the range of int64."""
+def _wrap_int64(number: int) -> int:
+    """Wraps an integer modulo 2**64 into the range of int64."""
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 

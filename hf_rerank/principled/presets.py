@@ -1,4 +1,17 @@
-"""The named objectives: presets of principled learning, and the controls of its experiments, each as a literal."""
+"""The named objectives: presets of principled learning, and the controls of its experiments, each as a literal.
+
+Which one to choose:
+
+- ``scaled`` (default): terms normalized per list, so that its weights suit lists of any length.
+- ``paper``: the formula as printed. Its P1 term grows with the square of the list's length: a strong pull to stable
+  rankings in long lists. To repeat the paper.
+- ``reference``: the authors' public code: the task loss on every pass, terms on raw outputs, and a third term between
+  the model's own order and its perturbation. To repeat the authors' results.
+- ``none``: the task loss of the given order alone; the baseline, and the choice where the order holds information that
+  the features lack.
+- ``r_drop``, ``augmentation``: controls that separate the principles from regularization by dropout, and from training
+  on more orders.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +76,7 @@ def preset_objective(
     seed: int = 0,
     **weights: float,
 ) -> PrincipledObjective:
-    """The objective of a preset, with a few of its numbers changed.
+    """Builds the objective of a preset, with some of its numbers changed.
 
     Args:
         name: A key of ``PRESETS``: ``scaled``, ``paper``, ``reference``, ``none``, ``r_drop``, ``augmentation``.
@@ -94,7 +107,7 @@ def preset_objective(
         term = next((term for term in objective.terms if f"{term.name}_weight" == key), None)
         if term is None:  # its pass was left out with another term
             continue
-        objective = _with_weight(objective, term, weight)
+        objective = _set_weight(objective, term, weight)
     if perturbation is not None:
         if not any(isinstance(entry.order, Perturbed) for entry in objective.passes):
             raise InputError(f"perturbation={perturbation!r}: principled={name!r} has no pass that is perturbed")
@@ -115,7 +128,7 @@ def preset_objective(
     return replace(objective, fraction=fraction, warmup=warmup, seed=seed)
 
 
-def _with_weight(objective: PrincipledObjective, term: Term, weight: float) -> PrincipledObjective:
+def _set_weight(objective: PrincipledObjective, term: Term, weight: float) -> PrincipledObjective:
     changed = replace(term, weight=weight)
     if weight:
         return replace(objective, terms=tuple(changed if other is term else other for other in objective.terms))

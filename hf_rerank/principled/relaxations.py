@@ -1,9 +1,9 @@
 """Soft orders: the ranking step with a gradient.
 
 ``positions_from_scores`` has a derivative of 0 almost everywhere. A relaxation replaces its 0/1 matrix by one that
-changes smoothly with the scores: ``M[p, i]``, for each place p a distribution over items. A *soft order*
-``S[i, p]`` is what a re-ranker reads: for each item a distribution over places, so that the item's position vector is
-``S @ E``. It is M with its columns made to sum to 1, transposed.
+changes smoothly with the scores: ``M[p, i]``, for each position p a distribution over items. A *soft order*
+``S[i, p]`` is what a re-ranker reads: for each item a distribution over positions, so that the item's position vector
+is ``S @ E``. It is M with its columns made to sum to 1, transposed.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.list_tensors import MIN_TEMPERATURE, neuralsort_matrix, normalized, sinkhorn_normalized
+from hf_rerank.list_tensors import MIN_TEMPERATURE, neuralsort_matrix, normalize_along, sinkhorn_normalize, upcast
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 
 RELAXATIONS = ("softsort", "neuralsort")
 
 
 def hard_order(positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Positions int64 [..., L] as a 0/1 matrix ``S[..., slot, place]``, [..., L, L]."""
-    places = torch.arange(positions.shape[-1], device=positions.device)
-    return (positions.unsqueeze(-1) == places).to(dtype)
+    """Writes positions int64 [..., L] as a 0/1 matrix ``S[..., slot, position]``, [..., L, L]."""
+    every = torch.arange(positions.shape[-1], device=positions.device)
+    return (positions.unsqueeze(-1) == every).to(dtype)
 
 
 def soft_order(
@@ -33,7 +33,7 @@ def soft_order(
     sinkhorn: int = 0,
     straight_through: bool = False,
 ) -> Tensor:
-    """A differentiable order by falling score.
+    """Relaxes the order by falling score to a matrix that has a gradient.
 
     ``softsort`` (Prillo and Eisenschlos 2020): ``M[p, i] = softmax_i(-|s_[p] - s_i| / t)``, ``s_[p]`` the p-th largest
     score. ``neuralsort`` (Grover et al. 2019): ``M[p, i] = softmax_i(((n - 1 - 2 p) s_i - sum_j |s_i - s_j|) / t)``,
@@ -45,26 +45,25 @@ def soft_order(
         relaxation: ``softsort`` or ``neuralsort``.
         temperature: t, at least 1e-6, in units of the scores.
         sinkhorn: How often columns and rows of M are normalised in turn before the columns are (Sinkhorn): with
-            enough of them the order is doubly stochastic, so that no place is held by more than one item in sum.
-        straight_through: The 0/1 order, with the gradient of the soft one.
+            enough steps the order is doubly stochastic: the shares of each position sum to 1 too.
+        straight_through: Return the 0/1 order, with the gradient of the soft one.
 
     Returns:
-        [..., L, L], ``S[..., slot, place]``; the sum over places is 1. Padding slots stand on padding places.
+        [..., L, L], ``S[..., slot, position]``; the sum over positions is 1. Padding slots keep the padding positions.
 
     Raises:
-        InputError: An unknown relaxation, a temperature below 1e-6, or a count that is none.
+        InputError: An unknown relaxation, a temperature below 1e-6, or a ``sinkhorn`` that is no count.
     """
     check_relaxation(relaxation, temperature, sinkhorn)
-    if scores.dtype in (torch.bfloat16, torch.float16):
-        scores = scores.float()
+    scores = upcast(scores)
     if mask is None:
         mask = torch.ones_like(scores, dtype=torch.bool)
     scores = torch.where(mask, scores, 0.0)
     positions = positions_from_scores(scores.detach(), mask)
     hard = hard_order(positions, scores.dtype)
     count = mask.sum(-1, keepdim=True)
-    places = torch.arange(scores.shape[-1], device=scores.device)
-    real = (places < count).unsqueeze(-1) & mask.unsqueeze(-2)
+    every = torch.arange(scores.shape[-1], device=scores.device)
+    real = (every < count).unsqueeze(-1) & mask.unsqueeze(-2)
     if relaxation == "softsort":
         ranked = scores.gather(-1, order_from_positions(positions))
         logits = -(ranked.unsqueeze(-1) - scores.unsqueeze(-2)).abs()
@@ -73,13 +72,13 @@ def soft_order(
         matrix = torch.where(real, (logits / temperature).masked_fill(~mask.unsqueeze(-2), lowest).softmax(-1), 0.0)
     else:
         matrix = neuralsort_matrix(scores, mask, temperature=temperature)
-    matrix = sinkhorn_normalized(matrix, sinkhorn)
-    soft = torch.where(real.transpose(-1, -2), normalized(matrix, -2).transpose(-1, -2), hard)
+    matrix = sinkhorn_normalize(matrix, sinkhorn)
+    soft = torch.where(real.transpose(-1, -2), normalize_along(matrix, -2).transpose(-1, -2), hard)
     return hard + (soft - soft.detach()) if straight_through else soft
 
 
 def move_soft_order(order: Tensor, positions: Tensor, moved: Tensor) -> Tensor:
-    """A soft order whose places are exchanged as those of the hard one are.
+    """Permutes the positions of a soft order as those of the hard one are permuted.
 
     Args:
         order: [..., L, L], a soft order around ``positions``.
@@ -89,8 +88,8 @@ def move_soft_order(order: Tensor, positions: Tensor, moved: Tensor) -> Tensor:
     Returns:
         [..., L, L]; the 0/1 matrix of ``positions`` becomes that of ``moved``.
     """
-    came_from = positions.gather(-1, order_from_positions(moved))
-    return order.gather(-1, came_from.unsqueeze(-2).expand_as(order))
+    previous = positions.gather(-1, order_from_positions(moved))
+    return order.gather(-1, previous.unsqueeze(-2).expand_as(order))
 
 
 def check_relaxation(relaxation: str, temperature: float, sinkhorn: int) -> None:

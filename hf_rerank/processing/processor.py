@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import save_file
 
-from hf_rerank.errors import InputError, shown, suggestion
+from hf_rerank.errors import InputError, show, suggestion
 from hf_rerank.processing.encoding_report import EncodingReport, TrainingCounts, drift
 from hf_rerank.processing.ragged import RaggedLists
 from hf_rerank.processing.rows import rows_in_columns
@@ -265,7 +265,7 @@ class ListProcessor:
         rows |= {name: values[keep] for name, values in lists.columns.items()}
         if lists.labels is not None and (truncate or lists.cut_labels is not None):
             kept = np.ones(len(lists.labels), dtype=bool) if isinstance(keep, slice) else keep
-            rows["cut_labels"], lengths["C"] = lists.labels_of_cut_items(kept)
+            rows["cut_labels"], lengths["C"] = lists.collect_cut_labels(kept)
         ragged = RaggedLists(lengths, rows)
         if self.trees is not None and "initial_scores" not in rows:
             rows["initial_scores"] = self.trees.scores(ragged, schema)
@@ -520,12 +520,12 @@ def _read_scale(plain: Any, name: str, path: Path) -> DenseScale:
     # A std of exactly 0 marks a constant column, which is not divided: it always becomes 0.
     if odd or not (plain["std"] == 0 or plain["std"] >= SMALLEST_STD):
         raise InputError(
-            f"{path} has the scale {shown(plain)} of {name!r}: expected numbers, and a std above 0, by which values "
+            f"{path} has the scale {show(plain)} of {name!r}: expected numbers, and a std above 0, by which values "
             "are divided, or 0 for a constant column; save the processor again"
         )
     if type(plain.get("constant_indicator", False)) is not bool:
         raise InputError(
-            f"{path} has the scale {shown(plain)} of {name!r}: expected true or false as constant_indicator; save the "
+            f"{path} has the scale {show(plain)} of {name!r}: expected true or false as constant_indicator; save the "
             "processor again"
         )
     if len(knots) != len(quantiles) or list(knots) != sorted(knots):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hf_rerank.errors import InputError, shown, suggestion
+from hf_rerank.errors import InputError, show, suggestion
 from hf_rerank.schema import ListSchema, Vector
 from hf_rerank.validation import is_deep
 
@@ -79,7 +79,7 @@ def _columns_of_entries(entries: Any, where: str) -> dict[str, list[Any]]:
         if odd is not None:
             has, lacks = (0, place) if odd in columns else (place, 0)
             raise InputError(
-                f"{where.format(lacks)} lacks {shown(odd)}, which {where.format(has)} has: give every item the same "
+                f"{where.format(lacks)} lacks {show(odd)}, which {where.format(has)} has: give every item the same "
                 f"keys, None where a value is missing{suggestion(odd, entries[lacks])}"
             )
         for name, values in columns.items():

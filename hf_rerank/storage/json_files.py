@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.errors import InputError, shown
+from hf_rerank.errors import InputError, show
 from hf_rerank.storage.atomic import write_file
 
 # What no file of this library comes near: bytes of a file, levels of objects and lists, size of an integer.
@@ -125,11 +125,11 @@ def _refuse_extremes(value: Any, where: str, remedy: str) -> None:
                 inner += entry
             elif isinstance(entry, str):
                 if not entry.isascii() and any("\ud800" <= letter <= "\udfff" for letter in entry):
-                    raise InputError(f"{where} holds {shown(entry)}: a lone surrogate is no text; {remedy}")
+                    raise InputError(f"{where} holds {show(entry)}: a lone surrogate is no text; {remedy}")
             elif isinstance(entry, float) and not math.isfinite(entry):
                 raise InputError(f"{where} holds {entry}: expected finite numbers; {remedy}")
             elif isinstance(entry, int) and not -LARGEST_INTEGER < entry < LARGEST_INTEGER:
-                raise InputError(f"{where} holds the integer {shown(entry)}: expected at most 64 bits; {remedy}")
+                raise InputError(f"{where} holds the integer {show(entry)}: expected at most 64 bits; {remedy}")
         if not inner:
             return
         level = inner

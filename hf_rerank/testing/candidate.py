@@ -117,7 +117,7 @@ def rows_of(lists: dict[str, Tensor], rows: Tensor, orders: Tensor) -> dict[str,
     return {column: values[rows] for column, values in lists.items()} | {"position_ids": orders}
 
 
-def scored(model: Any, lists: dict[str, Tensor], *given: tuple[Tensor, ...]) -> list[Tensor]:
+def score_in_one_forward(model: Any, lists: dict[str, Tensor], *given: tuple[Tensor, ...]) -> list[Tensor]:
     """The logits of each ``score(orders)`` or ``score(orders, lists)``, all inside one forward."""
     found: list[Tensor] = []
 
@@ -130,8 +130,8 @@ def scored(model: Any, lists: dict[str, Tensor], *given: tuple[Tensor, ...]) -> 
     return found
 
 
-def ranked_backwards(positions: Tensor, mask: Tensor) -> Tensor:
-    """The real items turned round: position p becomes n - 1 - p; padding stays."""
+def reverse_order(positions: Tensor, mask: Tensor) -> Tensor:
+    """Reverses the real items: position p becomes n - 1 - p; padding stays."""
     return torch.where(mask, mask.sum(-1, keepdim=True) - 1 - positions, positions)
 
 
@@ -158,7 +158,7 @@ def assert_near(found: float, expected: float, *, atol: float = ATOL, rtol: floa
 
 
 @contextmanager
-def refusing(pattern: str) -> Iterator[None]:
+def expect_refusal(pattern: str) -> Iterator[None]:
     """The block raises an ``InputError`` whose message matches the pattern."""
     message = None
     try:
@@ -169,6 +169,6 @@ def refusing(pattern: str) -> Iterator[None]:
     assert re.search(pattern, message), f"the message {message!r} does not match {pattern!r}"
 
 
-def close() -> dict[str, Any]:
+def tolerances() -> dict[str, Any]:
     """Tolerances of ``torch.testing.assert_close``."""
     return {"atol": ATOL, "rtol": ATOL}

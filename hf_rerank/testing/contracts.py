@@ -16,7 +16,7 @@ from hf_rerank.testing.candidate import Candidate
 Contract = Callable[[Candidate], None]
 
 
-def _contracts_of(module: ModuleType) -> dict[str, Contract]:
+def _find_contracts(module: ModuleType) -> dict[str, Contract]:
     """The checks that a module defines: functions of one ``Candidate``."""
     return {
         name: function
@@ -32,7 +32,7 @@ def _contracts_of(module: ModuleType) -> dict[str, Contract]:
 CONTRACTS: dict[str, Contract] = {
     name: contract
     for module in (saving, training, lists, soft_orders, numbers)
-    for name, contract in _contracts_of(module).items()
+    for name, contract in _find_contracts(module).items()
 }
 # These compile, and take several seconds each.
 SLOW_CONTRACTS = ("compiled_equals_eager_with_other_objectives", "generated_code_equals_eager")

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from hf_rerank.testing.candidate import OF_SLOTS, Candidate, assert_same_gradients, close, gradients, refusing
-from hf_rerank.testing.objectives import principled
+from hf_rerank.testing.candidate import (
+    OF_SLOTS,
+    Candidate,
+    assert_same_gradients,
+    expect_refusal,
+    gradients,
+    tolerances,
+)
+from hf_rerank.testing.objectives import at_one_step
 
 
 def padded_equals_unpadded(candidate: Candidate) -> None:
@@ -28,10 +35,12 @@ def padded_equals_unpadded(candidate: Candidate) -> None:
             continue
         extra = torch.full_like(narrow[column][:, :1], 0 if column == "history_mask" else 3)
         wide[column] = torch.cat([narrow[column], extra], dim=1)
-    for objective in (None, principled()):
+    for objective in (None, at_one_step()):
         expected, found = model(**narrow, objective=objective), model(**wide, objective=objective)
-        torch.testing.assert_close(found.logits[:, :6][narrow["mask"]], expected.logits[narrow["mask"]], **close())
-        torch.testing.assert_close(found.loss, expected.loss, **close())
+        torch.testing.assert_close(
+            found.logits[:, :6][narrow["mask"]], expected.logits[narrow["mask"]], **tolerances()
+        )
+        torch.testing.assert_close(found.loss, expected.loss, **tolerances())
         found.loss.backward()
         wide_gradients = gradients(model)
         expected.loss.backward()
@@ -44,7 +53,7 @@ def batch_of_one_equals_batch_of_many(candidate: Candidate) -> None:
     together = model(**lists).logits
     for row in range(4):
         alone = model(**{column: values[row : row + 1] for column, values in lists.items()}).logits
-        torch.testing.assert_close(alone[0], together[row], **close())
+        torch.testing.assert_close(alone[0], together[row], **tolerances())
 
 
 def slots_carry_no_meaning(candidate: Candidate) -> None:
@@ -54,14 +63,14 @@ def slots_carry_no_meaning(candidate: Candidate) -> None:
     slots = torch.stack([torch.randperm(6, generator=draw) for _ in range(4)])
     rows = torch.arange(4)[:, None]
     moved = {column: values[rows, slots] if column in OF_SLOTS else values for column, values in lists.items()}
-    for objective in (None, principled()):
+    for objective in (None, at_one_step()):
         expected, found = model(**lists, objective=objective), model(**moved, objective=objective)
-        torch.testing.assert_close(found.logits, expected.logits[rows, slots], **close())
-        torch.testing.assert_close(found.loss, expected.loss, **close())
+        torch.testing.assert_close(found.logits, expected.logits[rows, slots], **tolerances())
+        torch.testing.assert_close(found.loss, expected.loss, **tolerances())
 
 
 def position_input(candidate: Candidate) -> None:
-    """``none`` does not look at P; every other choice does."""
+    """``none`` does not read P; every other choice does."""
     lists = candidate.lists((6, 6, 6, 6))
     other = {**lists, "position_ids": lists["position_ids"].flip(1)}
     assert not torch.equal(lists["position_ids"], other["position_ids"])
@@ -94,7 +103,7 @@ def rank(candidate: Candidate) -> None:
         ranked = logits[slots][: mask.sum()].tolist()
         assert ranked == sorted(ranked, reverse=True)
     model.train()
-    with refusing(r"is in training mode: call model\.eval\(\) before ranking"):
+    with expect_refusal(r"is in training mode: call model\.eval\(\) before ranking"):
         model.rank(**lists)
     assert model.training
 
@@ -108,12 +117,12 @@ def states_and_attention_weights(candidate: Candidate) -> None:
     model.set_attn_implementation("eager")
     model.config.output_attentions = model.config.output_hidden_states = True
     found = model(**lists)
-    torch.testing.assert_close(found.logits, expected.logits, **close())
+    torch.testing.assert_close(found.logits, expected.logits, **tolerances())
     for state in found.hidden_states or ():
         assert state.shape[0] == 5
     some = lists["mask"].any(1)
     for weights in found.attentions or ():
-        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)), **close())
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)), **tolerances())
         if weights.shape[-1] != lists["mask"].shape[1]:  # attends to other things than the items
             continue
         on_padding = weights.sum((1, 2)).masked_fill(lists["mask"], 0.0)

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 
 from hf_rerank.principled import PRESETS
-from hf_rerank.testing.candidate import Candidate, close, gradients
-from hf_rerank.testing.objectives import SOFT, principled
+from hf_rerank.testing.candidate import Candidate, gradients, tolerances
+from hf_rerank.testing.objectives import SOFT, at_one_step
 
 
 def bf16_is_close(candidate: Candidate) -> None:
     """In bf16, cast or converted, scores stay close, and losses are float32."""
     lists = candidate.lists((6, 4, 1, 5, 0))
     model, narrow = candidate.model().train(), candidate.model().train().to(torch.bfloat16)
-    expected = model(**lists, objective=principled("scaled", 5))
+    expected = model(**lists, objective=at_one_step("scaled", 5))
     spread = expected.logits[lists["mask"]].std()
 
     with torch.autocast("cpu", torch.bfloat16):
-        cast = model(**lists, objective=principled("scaled", 5))
-    converted = narrow(**lists, objective=principled("scaled", 5))
+        cast = model(**lists, objective=at_one_step("scaled", 5))
+    converted = narrow(**lists, objective=at_one_step("scaled", 5))
     for output, trained in ((cast, model), (converted, narrow)):
         assert output.logits.dtype == torch.bfloat16
         assert output.loss.dtype == torch.float32
@@ -45,10 +45,10 @@ def bf16_soft_orders_are_close(candidate: Candidate) -> None:
 def _check_bf16(candidate: Candidate, kind: str) -> None:
     lists = candidate.lists((6, 4, 1, 5, 0))
     model, narrow = candidate.model(), candidate.model().to(torch.bfloat16)
-    expected = model(**lists, objective=principled(SOFT[kind], 5)).losses["task_loss"]
+    expected = model(**lists, objective=at_one_step(SOFT[kind], 5)).losses["task_loss"]
     with torch.autocast("cpu", torch.bfloat16):
-        cast = model(**lists, objective=principled(SOFT[kind], 5))
-    for output, trained in ((cast, model), (narrow(**lists, objective=principled(SOFT[kind], 5)), narrow)):
+        cast = model(**lists, objective=at_one_step(SOFT[kind], 5))
+    for output, trained in ((cast, model), (narrow(**lists, objective=at_one_step(SOFT[kind], 5)), narrow)):
         assert output.logits.dtype == torch.bfloat16
         assert output.loss.dtype == torch.float32
         assert abs(output.losses["task_loss"] - expected) < 0.02
@@ -88,9 +88,9 @@ def _check_compiled(candidate: Candidate, *kinds: str) -> None:
     known = {**PRESETS, "soft": replace(SOFT["softsort"], fraction=0.5)}
     compiled = torch.compile(model, backend="aot_eager")
     for kind in kinds:
-        expected, found = (call(**lists, objective=principled(known[kind])) for call in (model, compiled))
-        torch.testing.assert_close(found.logits, expected.logits, **close())
-        torch.testing.assert_close(found.loss, expected.loss, **close())
+        expected, found = (call(**lists, objective=at_one_step(known[kind])) for call in (model, compiled))
+        torch.testing.assert_close(found.logits, expected.logits, **tolerances())
+        torch.testing.assert_close(found.loss, expected.loss, **tolerances())
 
 
 def generated_code_equals_eager(candidate: Candidate) -> None:
@@ -99,4 +99,4 @@ def generated_code_equals_eager(candidate: Candidate) -> None:
     model = candidate.model()
     with torch.no_grad():
         found = torch.compile(model)(**lists).logits
-        torch.testing.assert_close(found, model(**lists).logits, **close())
+        torch.testing.assert_close(found, model(**lists).logits, **tolerances())

@@ -20,34 +20,34 @@ BY_HAND: dict[str, dict[str, Any]] = {
 }
 
 
-def with_soft_order(name: str, soft: Soft) -> PrincipledObjective:
+def use_soft_order(name: str, soft: Soft) -> PrincipledObjective:
     """The preset with this soft order in place of the model's own."""
 
-    def changed(order: Any) -> Any:
+    def replace_own(order: Any) -> Any:
         if isinstance(order, Perturbed):
-            return replace(order, of=changed(order.of))
+            return replace(order, of=replace_own(order.of))
         return soft if order == "own" else order
 
-    passes = tuple(replace(entry, order=changed(entry.order)) for entry in PRESETS[name].passes)
+    passes = tuple(replace(entry, order=replace_own(entry.order)) for entry in PRESETS[name].passes)
     return replace(PRESETS[name], passes=passes)
 
 
 SOFT = {
-    "softsort": with_soft_order("scaled", Soft()),
-    "neuralsort": with_soft_order("scaled", Soft("neuralsort", temperature=0.5)),
-    "sinkhorn": with_soft_order("reference", Soft(sinkhorn=3)),
-    "straight_through": with_soft_order("scaled", Soft("neuralsort", straight_through=True)),
-    "everything": with_soft_order("reference", Soft("neuralsort", sinkhorn=2, straight_through=True)),
+    "softsort": use_soft_order("scaled", Soft()),
+    "neuralsort": use_soft_order("scaled", Soft("neuralsort", temperature=0.5)),
+    "sinkhorn": use_soft_order("reference", Soft(sinkhorn=3)),
+    "straight_through": use_soft_order("scaled", Soft("neuralsort", straight_through=True)),
+    "everything": use_soft_order("reference", Soft("neuralsort", sinkhorn=2, straight_through=True)),
 }
 
 
-def principled(objective: str | PrincipledObjective = "scaled", lists: int = 4) -> Callable[..., Any]:
+def at_one_step(objective: str | PrincipledObjective = "scaled", lists: int = 4) -> Callable[..., Any]:
     """A preset, or another objective, at one step."""
     objective = PRESETS[objective] if isinstance(objective, str) else objective
     return objective.at(step=3, list_keys=torch.arange(10, 10 + lists))
 
 
-def spied(objective: Callable[..., Any], calls: list[tuple[torch.Tensor, Any]]) -> Any:
+def spy_on(objective: Callable[..., Any], calls: list[tuple[torch.Tensor, Any]]) -> Any:
     """The objective, noting the orders of each encoder call and the rows that they are of."""
 
     def noting(score, *rest):
@@ -60,7 +60,7 @@ def spied(objective: Callable[..., Any], calls: list[tuple[torch.Tensor, Any]]) 
     return noting
 
 
-def ranking(scores: np.ndarray) -> np.ndarray:
+def rank_by_hand(scores: np.ndarray) -> np.ndarray:
     """The position of each slot, best first, ties in slot order."""
     order = sorted(range(len(scores)), key=lambda slot: (-scores[slot], slot))
     return np.argsort(order)
@@ -75,7 +75,7 @@ def log_loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> 
     return sum(per_list) / len(per_list)
 
 
-def by_hand(
+def compute_by_hand(
     passes: Any, shown: Any, labels: torch.Tensor, mask: torch.Tensor, drawn: torch.Tensor, preset: dict[str, Any]
 ) -> dict[str, Any]:
     """The objective from the logits of three separate passes, list by list, under binary log-loss.
@@ -104,7 +104,7 @@ def by_hand(
                 continue
             one, other = compared[a][row][real], compared[b][row][real]
             if preset["output"]:
-                places, other_places = (torch.tensor(ranking(scores.detach().numpy())) for scores in (one, other))
+                places, other_places = (torch.tensor(rank_by_hand(scores.detach().numpy())) for scores in (one, other))
             else:
                 places, other_places = shown[a][row][real], shown[b][row][real]
             moved = (places - other_places).abs()

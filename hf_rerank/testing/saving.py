@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from hf_rerank.models import auto
-from hf_rerank.testing.candidate import Candidate, refusing
+from hf_rerank.testing.candidate import Candidate, expect_refusal
 
 
 def loaders(candidate: Candidate) -> list[Any]:
@@ -51,7 +51,7 @@ def weights_that_are_not_all_there(candidate: Candidate) -> None:
                 weights[first + "x" if change == "renamed" else first] = value[..., :-1].contiguous()
             save_file(weights, path, metadata={"format": "pt"})
             for loader in loaders(candidate):
-                with refusing(f"{message}.*{first}"):
+                with expect_refusal(f"{message}.*{first}"):
                     loader.from_pretrained(folder)
 
 
@@ -69,19 +69,19 @@ def input_of_another_processor(candidate: Candidate) -> None:
     lists, model, config = candidate.lists(), candidate.model(), candidate.config
     tables = len(config.item_vocab_sizes)
     if tables:
-        with refusing(f"{tables - 1} features.*{tables}"):
+        with expect_refusal(f"{tables - 1} features.*{tables}"):
             model(**{**lists, "item_categorical": lists["item_categorical"][..., : tables - 1]})
     if "item_dense" in lists:
-        with refusing("numbers wide"):
+        with expect_refusal("numbers wide"):
             model(**{**lists, "item_dense": lists["item_dense"][..., :-1]})
     for name, message in (("item_vectors", "vector"), ("user_categorical", "user"), ("user_dense", "user")):
         if name in lists:
-            with refusing(message):
+            with expect_refusal(message):
                 model(**{**lists, name: None})
 
 
 def longer_than_the_positions(candidate: Candidate) -> None:
     """A list with more slots than the model has positions is refused."""
     if candidate.reads_order:
-        with refusing(r"9 slots.*max_list_length=8"):
+        with expect_refusal(r"9 slots.*max_list_length=8"):
             candidate.model()(**candidate.lists((9, 2), width=9))

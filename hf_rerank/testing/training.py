@@ -12,14 +12,14 @@ from torch import nn
 
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.principled import PRESETS
-from hf_rerank.principled.orders import keyed_perturb, step_keys
+from hf_rerank.principled.orders import perturb_by_key, step_keys
 from hf_rerank.testing.candidate import ATOL, Candidate, assert_near, assert_same_gradients, gradients, rows_of
-from hf_rerank.testing.objectives import BY_HAND, SOFT, by_hand, principled, ranking, spied
+from hf_rerank.testing.objectives import BY_HAND, SOFT, at_one_step, compute_by_hand, rank_by_hand, spy_on
 
 
 def every_parameter_gets_a_gradient_and_moves(candidate: Candidate) -> None:
     """With every preset each parameter is trained, and the row of padding stays 0."""
-    for objective in (None, *map(principled, PRESETS)):
+    for objective in (None, *map(at_one_step, PRESETS)):
         model = candidate.model().train()
         before = {weight: value.clone() for weight, value in model.named_parameters()}
         model(**candidate.lists(), objective=objective).loss.backward()
@@ -52,7 +52,7 @@ def accumulated_equals_whole(candidate: Candidate) -> None:
     for dtype, atol, presets in ((torch.float64, 1e-12, PRESETS), (torch.float32, ATOL, ["scaled"])):
         model = candidate.model().to(dtype).train()
         for preset, parts in itertools.product(presets, (2, 4)):
-            model(**lists, objective=principled(preset, 8)).loss.backward()
+            model(**lists, objective=at_one_step(preset, 8)).loss.backward()
             expected = gradients(model)
             for part in range(parts):
                 share = {column: values.chunk(parts)[part] for column, values in lists.items()}
@@ -102,8 +102,8 @@ def _check_encoder_calls(candidate: Candidate, preset: str, fraction: float) -> 
     model, lists = candidate.model(**candidate.items_alone), candidate.lists((6, 4, 1, 5, 0, 3))
     mask, given = lists["mask"], lists["position_ids"]
     calls: list[tuple[torch.Tensor, Any]] = []
-    objective = principled(replace(PRESETS[preset], fraction=fraction), 6)
-    output = model(**lists, objective=spied(objective, calls))
+    objective = at_one_step(replace(PRESETS[preset], fraction=fraction), 6)
+    output = model(**lists, objective=spy_on(objective, calls))
     (first, first_rows), (second, second_rows) = calls
     later = 6 if fraction == 1 else 3
     if fraction == 1:
@@ -114,14 +114,16 @@ def _check_encoder_calls(candidate: Candidate, preset: str, fraction: float) -> 
         assert len(set(drawn.tolist())) == 3
         assert mask[drawn].any()
     if preset == "reference":
-        assert [len(first), len(second)] == [6, 2 * later], "both later orders ride together"
+        assert [len(first), len(second)] == [6, 2 * later], "both later orders are scored in one call"
         own, disturbed = second.chunk(2)
         before = own
         if fraction < 1:
             assert first_rows is None
             assert second_rows.tolist() == drawn.tolist() * 2
     else:
-        assert [len(first), len(second)] == [6 + later, later], "the given and the disturbed order ride together"
+        assert [len(first), len(second)] == [6 + later, later], (
+            "the given and the perturbed order are scored in one call"
+        )
         own, disturbed = second, first[6:]
         before = given[drawn]
         if fraction < 1:
@@ -129,18 +131,18 @@ def _check_encoder_calls(candidate: Candidate, preset: str, fraction: float) -> 
             assert second_rows.tolist() == drawn.tolist()
     assert torch.equal(first[:6], given)
     keys = step_keys(torch.arange(10, 16), seed=0, step=3)[drawn]
-    assert torch.equal(disturbed, keyed_perturb(before, mask[drawn], keys)), "each list by its own key"
+    assert torch.equal(disturbed, perturb_by_key(before, mask[drawn], keys)), "each list by its own key"
 
     passes = [model(**lists).logits]
     passes += [model(**rows_of(lists, drawn, order)).logits for order in (own, disturbed)]
     torch.testing.assert_close(output.logits, passes[0], atol=ATOL, rtol=0)
     for row, number in enumerate(drawn):
         real = mask[number].numpy()
-        assert (own[row].numpy()[real] == ranking(passes[0][number].detach().numpy()[real])).all()
+        assert (own[row].numpy()[real] == rank_by_hand(passes[0][number].detach().numpy()[real])).all()
         moved = (before[row] - disturbed[row]).abs()
         assert moved.tolist().count(1) == moved.sum() == (2 if real.sum() > 1 else 0)
     shown = (given[drawn], own, disturbed)
-    expected = by_hand(passes, shown, lists["labels"], mask, drawn, BY_HAND[preset])
+    expected = compute_by_hand(passes, shown, lists["labels"], mask, drawn, BY_HAND[preset])
     assert expected.keys() == {"loss", *output.losses}
     for term, value in {**output.losses, "loss": output.loss}.items():
         assert_near(value.item(), expected[term].item(), about=term)
@@ -156,24 +158,24 @@ def presets_embed_once_and_score_at_most_twice(candidate: Candidate) -> None:
     calls: list[str] = []
     for step in ("embed", "score"):
         real = getattr(model, step)
-        setattr(model, step, _noting(calls, step, real))
+        setattr(model, step, _record_calls(calls, step, real))
     for preset in PRESETS:
         calls.clear()
-        model(**lists, objective=principled(preset))
+        model(**lists, objective=at_one_step(preset))
         assert calls == ["embed", *["score"] * (1 if preset == "none" else 2)], preset
 
 
 def labels_at_padding_never_matter(candidate: Candidate) -> None:
     """Labels and weights at padding change neither loss nor gradients."""
     model, lists = candidate.model(), candidate.lists()
-    reference = model(**lists, weights=lists["mask"].float(), objective=principled())
+    reference = model(**lists, weights=lists["mask"].float(), objective=at_one_step())
     reference.loss.backward()
     expected = gradients(model)
     for filler in (0.0, 1.0, torch.nan, torch.inf):
         padding = ~lists["mask"]
         labels = lists["labels"].masked_fill(padding, filler)
         weights = lists["mask"].float().masked_fill(padding, filler)
-        output = model(**{**lists, "labels": labels}, weights=weights, objective=principled())
+        output = model(**{**lists, "labels": labels}, weights=weights, objective=at_one_step())
         output.loss.backward()
         assert torch.equal(output.loss, reference.loss)
         assert_same_gradients(gradients(model), expected)
@@ -191,12 +193,12 @@ def weights_multiply_the_items_terms(candidate: Candidate) -> None:
         log_loss = -(clicked * np.log(chance) + (1 - clicked) * np.log(1 - chance))
         per_list.append(np.mean(factors[row, real] * log_loss))
     assert_near(output.loss.item(), float(np.mean(per_list)))
-    losses = model(**lists, weights=weights, objective=principled()).losses
+    losses = model(**lists, weights=weights, objective=at_one_step()).losses
     assert_near(losses["task_loss"].item(), float(np.mean(per_list)))
     assert abs(output.loss.item() - model(**lists).loss.item()) > 1e-3
 
 
-def _noting(calls: list[str], step: str, function: Any) -> Any:
+def _record_calls(calls: list[str], step: str, function: Any) -> Any:
     def noting(*args: Any) -> Any:
         calls.append(step)
         return function(*args)

@@ -25,7 +25,7 @@ from hf_rerank.processing.vocabularies import UNKNOWN
 from hf_rerank.schema import Categorical, Dense, Feature, ListSchema
 
 PARTS = ("items", "user", "history")
-KEPT, LENGTHENED, REINITIALISED = "kept", "lengthened", "re-initialised"
+KEPT, EXTENDED, REINITIALIZED = "kept", "extended", "re-initialized"
 # What a schema says of a config; all other options are the model's own.
 _SIZES = (
     *("item_vocab_sizes", "num_item_dense", "item_vector_dim", "user_vocab_sizes", "num_user_dense"),
@@ -42,8 +42,8 @@ class AdaptReport:
     Attributes:
         differences: How the columns differ from those that the model was made for, one text each.
         vocabularies: Categorical column that stayed -> values ``added``, and ``rare`` ones, which are unknown.
-        parameters: Name of each parameter of the new model -> ``kept`` (equal to the bit), ``lengthened`` (its rows
-            are kept, new ones follow) or ``re-initialised`` (random).
+        parameters: Name of each parameter of the new model -> ``kept`` (equal to the bit), ``extended`` (its rows
+            are kept, new ones follow) or ``re-initialized`` (random).
         dropped: Parameters of the old model, by their name there, that the new one does not have.
     """
 
@@ -53,7 +53,7 @@ class AdaptReport:
     dropped: list[str]
 
     def names(self, what: str) -> list[str]:
-        """The parameters that are ``kept``, ``lengthened`` or ``re-initialised``."""
+        """Lists the parameters that are ``kept``, ``extended`` or ``re-initialized``."""
         return [name for name, found in self.parameters.items() if found == what]
 
     def __str__(self) -> str:
@@ -62,8 +62,8 @@ class AdaptReport:
             lines.append(f"{name}: {found['added']:,} new values, {found['rare']:,} too rare")
         lines.append(f"{KEPT}: {len(self.names(KEPT))} of {len(self.parameters)} parameters")
         for what, names in (
-            (LENGTHENED, self.names(LENGTHENED)),
-            (REINITIALISED, self.names(REINITIALISED)),
+            (EXTENDED, self.names(EXTENDED)),
+            (REINITIALIZED, self.names(REINITIALIZED)),
             ("dropped", self.dropped),
         ):
             if names:
@@ -74,15 +74,15 @@ class AdaptReport:
 def adapt(
     reranker: Reranker, lists: Any, schema: ListSchema | None = None, *, reinitialize: bool = False
 ) -> tuple[Reranker, AdaptReport]:
-    """A re-ranker for other lists, that begins as the given one, which stays as it is.
+    """Adapts a trained re-ranker to other lists; the given one stays unchanged.
 
     Columns that both have keep vocabulary, scale and the rows of their table; values that the vocabulary lacks get
     rows after those, each a copy of the unknown value's row, by which the value was scored so far. Where lists may be
-    longer than the model's, position tables get rows too, each a copy of the last place's; ``max_list_length`` and
+    longer than the model's, position tables get rows too, each a copy of the last position's; ``max_list_length`` and
     ``max_history_length`` never shrink. As long as the columns are the same, no score of a list changes.
 
     With other columns (one missing, new, or of another kind) the weights that read them mean nothing any more. With
-    ``reinitialize`` those are drawn anew (set torch's seed before), as are the tables of new columns; scales and
+    ``reinitialize`` those are re-initialized (set torch's seed before), as are the tables of new columns; scales and
     vocabularies of new columns are learned from ``lists``; all other weights are kept. Scores are then of no use until
     the model is trained.
 
@@ -105,35 +105,36 @@ def adapt(
         raise InputError(f"schema is a {type(schema).__name__}: expected a ListSchema, or None for the model's own")
     before = reranker.processor.schema
     after = before if schema is None else schema
-    differences = {part: _differences(before, after, part) for part in PARTS}
-    told = [text for part in PARTS for text in differences[part]]
-    if told and not reinitialize:
+    differences = {part: _find_differences(before, after, part) for part in PARTS}
+    found = [text for part in PARTS for text in differences[part]]
+    if found and not reinitialize:
         raise InputError(
-            f"the lists have other columns than the model was made for: {'; '.join(told)}; give lists with the "
-            "model's columns, or draw the weights that read them anew with reinitialize=True (--reinitialize)"
+            f"the lists have other columns than the model was made for: {'; '.join(found)}; give lists with the "
+            "model's columns, or re-initialize the weights that read them with reinitialize=True (--reinitialize)"
         )
     changed = [part for part in PARTS if differences[part]]
-    processor, vocabularies = _adapted_processor(reranker.processor, after, lists, changed)
-    model, parameters, dropped = _adapted_model(reranker, processor, changed)
-    return Reranker(processor, model), AdaptReport(told, vocabularies, parameters, dropped)
+    processor, vocabularies = _adapt_processor(reranker.processor, after, lists, changed)
+    model, parameters, dropped = _adapt_model(reranker, processor, changed)
+    return Reranker(processor, model), AdaptReport(found, vocabularies, parameters, dropped)
 
 
-def _kind(feature: Feature, schema: ListSchema) -> str:
-    """All that decides what the numbers of a column mean; sizes of tables may differ."""
+def _describe_kind(feature: Feature, schema: ListSchema) -> str:
+    """Describes everything that gives a column's values their meaning; sizes of tables may differ."""
     if isinstance(feature, Categorical):
         options = [f"hash_size={feature.hash_size}"] if feature.hash_size is not None else []
         if feature.shares is not None:
             table = next(item for item in schema.items if item.name == feature.shares)
-            options += [f"shares={feature.shares!r}: {_kind(table, schema)}"]
+            options += [f"shares={feature.shares!r}: {_describe_kind(table, schema)}"]
         return f"categorical({', '.join(options)})" if options else "categorical"
     if isinstance(feature, Dense):
         return f"dense(scale={feature.scale!r}, missing={feature.missing!r})"
     return f"vector(dim={feature.dim})"
 
 
-def _differences(before: ListSchema, after: ListSchema, part: str) -> list[str]:
+def _find_differences(before: ListSchema, after: ListSchema, part: str) -> list[str]:
     old, new = (
-        {feature.name: _kind(feature, schema) for feature in getattr(schema, part)} for schema in (before, after)
+        {feature.name: _describe_kind(feature, schema) for feature in getattr(schema, part)}
+        for schema in (before, after)
     )
     where = {"items": "item", "user": "user", "history": "history"}[part]
     texts = [f"{where} column {name!r} ({kind}) is missing" for name, kind in old.items() if name not in new]
@@ -145,20 +146,20 @@ def _differences(before: ListSchema, after: ListSchema, part: str) -> list[str]:
     ]
 
 
-def _shared(before: ListSchema, after: ListSchema, part: str) -> list[Feature]:
-    """Columns of both, as ``after`` has them, with at least the rows that the tables of ``before`` have."""
+def _find_shared(before: ListSchema, after: ListSchema, part: str) -> list[Feature]:
+    """Finds the columns of both schemas, as in ``after``, with at least the table rows of ``before``."""
     old = {feature.name: feature for feature in getattr(before, part)}
     found: list[Feature] = []
     for feature in getattr(after, part):
         known = old.get(feature.name)
-        if known is not None and _kind(known, before) == _kind(feature, after):
+        if known is not None and _describe_kind(known, before) == _describe_kind(feature, after):
             if isinstance(feature, Categorical) and isinstance(known, Categorical):
                 feature = dataclasses.replace(feature, size=known.size)
             found.append(feature)
     return found
 
 
-def _adapted_processor(
+def _adapt_processor(
     processor: ListProcessor, after: ListSchema, lists: Any, changed: list[str]
 ) -> tuple[ListProcessor, dict[str, dict[str, int]]]:
     before = processor.schema
@@ -168,9 +169,11 @@ def _adapted_processor(
         rows_before=(),
         **{name: max(getattr(before, name), getattr(after, name)) for name in _LENGTHS},
     )
-    shared = {part: _shared(before, after, part) for part in PARTS}
+    shared = {part: _find_shared(before, after, part) for part in PARTS}
     if not shared["items"]:
-        raise InputError("the lists share no item column with the model: there is nothing to go on from, train anew")
+        raise InputError(
+            "the lists share no item column with the model: there is nothing to continue from, train a new model"
+        )
     names = {feature.name for part in PARTS for feature in shared[part]}
     extended = ListProcessor(
         after.replace(**shared),
@@ -179,10 +182,10 @@ def _adapted_processor(
         processor.fit_report,
     )
     report = extended.extend(lists)
-    # Another order of the same columns is none: the weights know that of the model.
+    # The same columns in another order are no change: the model's order is kept.
     for part in PARTS:
         if part not in changed:
-            shared[part] = _in_order(shared[part], getattr(before, part))
+            shared[part] = _sort_features(shared[part], getattr(before, part))
     if changed and processor.trees is not None:
         raise InputError(
             f"the model starts from trees that read other columns of {', '.join(changed)} than the lists have: give "
@@ -191,7 +194,7 @@ def _adapted_processor(
     if changed:
         fitted = ListProcessor.from_lists(lists, schema=after)
         features = {
-            part: _with_sizes_of(shared[part], getattr(after, part)) if part in changed else shared[part]
+            part: _replace_shared(shared[part], getattr(after, part)) if part in changed else shared[part]
             for part in PARTS
         }
         after = after.replace(**features)
@@ -214,17 +217,17 @@ def _adapted_processor(
     return adapted, report
 
 
-def _with_sizes_of(shared: list[Feature], features: tuple[Feature, ...]) -> list[Feature]:
+def _replace_shared(shared: list[Feature], features: tuple[Feature, ...]) -> list[Feature]:
     known = {feature.name: feature for feature in shared}
     return [known.get(feature.name, feature) for feature in features]
 
 
-def _in_order(features: list[Feature], order: tuple[Feature, ...]) -> list[Feature]:
+def _sort_features(features: list[Feature], order: tuple[Feature, ...]) -> list[Feature]:
     by_name = {feature.name: feature for feature in features}
     return [by_name[feature.name] for feature in order]
 
 
-def _adapted_model(
+def _adapt_model(
     reranker: Reranker, processor: ListProcessor, changed: list[str]
 ) -> tuple[PreTrainedReranker, dict[str, str], list[str]]:
     model, before, after = reranker.model, reranker.processor.schema, processor.schema
@@ -237,20 +240,20 @@ def _adapted_model(
     adapted: Any = type(model)(config)
     adapted.to(device=model.device, dtype=model.dtype)
     old = model.state_dict()
-    old_tables, new_tables = dict(_tables(model, before)), dict(_tables(adapted, after))
+    old_tables, new_tables = dict(_iterate_tables(model, before)), dict(_iterate_tables(adapted, after))
     column_of = {name: column for column, name in new_tables.items()}
-    kept_columns = {(part, feature.name) for part in PARTS for feature in _shared(before, after, part)}
-    reads = _depends_on(model, config, *(_DENSE_OF[part] for part in changed))
-    if reads:  # nothing does where only a history changed that the model does not look at
+    kept_columns = {(part, feature.name) for part in PARTS for feature in _find_shared(before, after, part)}
+    reads = _find_dependent(model, config, *(_DENSE_OF[part] for part in changed))
+    if reads:  # nothing does where only a history changed that the model does not read
         reads |= set(model.reads_features)
-    places = _depends_on(model, config, "max_list_length")
+    places = _find_dependent(model, config, "max_list_length")
     parameters: dict[str, str] = {}
     for name, value in adapted.state_dict().items():
         column = column_of.get(name)
         if column is not None:
             source = old.get(old_tables.get(column, "")) if column[1:] in kept_columns else None
             new_row = UNKNOWN
-            in_use = None if source is None else _rows_in_use(reranker.processor, processor, column[-1])
+            in_use = None if source is None else _count_rows_in_use(reranker.processor, processor, column[-1])
         else:
             source, new_row, in_use = None if name in reads else old.get(name), -1, None
         may_grow = column is not None or name in places
@@ -265,37 +268,37 @@ def _adapted_model(
                     f"{list(value.shape)} for these lists: it cannot be adapted, train a new model"
                 )
             source = None
-        parameters[name] = _filled(value, source, new_row, in_use)
+        parameters[name] = _fill(value, source, new_row, in_use)
     gone = {name for column, name in old_tables.items() if column not in new_tables}
     gone |= old.keys() - old_tables.values() - parameters.keys()
     return adapted, parameters, [name for name in old if name in gone]
 
 
-def _rows_in_use(before: ListProcessor, after: ListProcessor, column: str) -> int | None:
-    """The rows of the values that a table had, if it gets more; a table may have been made longer than they need."""
+def _count_rows_in_use(before: ListProcessor, after: ListProcessor, column: str) -> int | None:
+    """Counts the rows that values used, if the table grows; it may have been made longer than they need."""
     rows = before.vocabularies[column].num_rows
     return rows if rows < after.vocabularies[column].num_rows else None
 
 
-def _filled(value: Tensor, source: Tensor | None, new_row: int, in_use: int | None) -> str:
+def _fill(value: Tensor, source: Tensor | None, new_row: int, in_use: int | None) -> str:
     """Fills ``value`` from the source's rows ``in_use`` (None: all), what is beyond with its row ``new_row``.
 
     Returns:
-        What became of it.
+        What was done: kept, extended or re-initialized.
     """
     if source is None:
-        return REINITIALISED
+        return REINITIALIZED
     if in_use is None and source.shape == value.shape:
         value.copy_(source)
         return KEPT
     rows = len(source) if in_use is None else in_use
     value[:rows] = source[:rows]
     value[rows:] = source[new_row]
-    return LENGTHENED
+    return EXTENDED
 
 
-def _tables(model: PreTrainedReranker, schema: ListSchema) -> Iterator[tuple[tuple[str, str, str], str]]:
-    """(Module, part, column) and the name of its embedding table, for each table of the model."""
+def _iterate_tables(model: PreTrainedReranker, schema: ListSchema) -> Iterator[tuple[tuple[str, str, str], str]]:
+    """Yields (module, part, column) and the name of its embedding table, for each table of the model."""
     for prefix, module in model.named_modules():
         held: tuple[tuple[str, str], ...]
         if isinstance(module, ItemEmbedding):
@@ -303,7 +306,9 @@ def _tables(model: PreTrainedReranker, schema: ListSchema) -> Iterator[tuple[tup
         elif isinstance(module, HistoryEmbedding):
             held = (("history", "tables"),)
         elif isinstance(module, FeatureTables):
-            raise InputError(f"{type(module).__name__} holds tables of columns that adapt does not know: train anew")
+            raise InputError(
+                f"{type(module).__name__} holds tables of columns that adapt does not know: train a new model"
+            )
         else:
             continue
         for part, tables in held:
@@ -312,8 +317,8 @@ def _tables(model: PreTrainedReranker, schema: ListSchema) -> Iterator[tuple[tup
                 yield (prefix, part, feature.name), f"{prefix}.{tables}.{number}.weight"
 
 
-def _depends_on(model: PreTrainedReranker, config: RerankerConfig, *sizes: str) -> set[str]:
-    """The parameters whose shape changes with one of these sizes of the config; made without memory, to look at."""
+def _find_dependent(model: PreTrainedReranker, config: RerankerConfig, *sizes: str) -> set[str]:
+    """Finds the parameters whose shape depends on one of these sizes of the config, with models on the meta device."""
 
     def shapes(**changes: int) -> dict[str, torch.Size]:
         other = copy.deepcopy(config)

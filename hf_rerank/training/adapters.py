@@ -18,9 +18,9 @@ def refuse_adapters(model: Any) -> None:
     Raises:
         InputError: It holds an adapter.
     """
-    if _of_peft(model):
+    if _is_from_peft(model):
         found = f"a {type(model).__name__} of peft"
-    elif any(map(_of_peft, model.modules() if hasattr(model, "modules") else ())):
+    elif any(map(_is_from_peft, model.modules() if hasattr(model, "modules") else ())):
         found = f"a {type(model).__name__} with layers of peft"
     else:
         return
@@ -30,5 +30,5 @@ def refuse_adapters(model: Any) -> None:
     )
 
 
-def _of_peft(module: Any) -> bool:
+def _is_from_peft(module: Any) -> bool:
     return any(kind.__module__.partition(".")[0] == "peft" for kind in type(module).__mro__)

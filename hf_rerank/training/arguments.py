@@ -15,7 +15,12 @@ from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.principled import PrincipledObjective, preset_objective
 from hf_rerank.training.best_metric import check_best_metric
-from hf_rerank.training.supported_options import check_values, errors_of_setup, note_untested, untested_options
+from hf_rerank.training.supported_options import (
+    check_values,
+    convert_setup_errors,
+    find_untested_options,
+    note_untested,
+)
 
 AUTO = "auto"
 DEFAULT_METRIC = "ndcg@10"
@@ -68,21 +73,21 @@ class RerankTrainingArguments(TrainingArguments):
     swaps: Literal["all", "one"] = field(
         default="all",
         metadata={
-            "help": "Obedience to P2 after training: on all swaps of neighbours (64 of them in lists above 65 items), "
+            "help": "Obedience to P2 after training: on all adjacent swaps (64 of them in lists above 65 items), "
             "or on one per list. During training it is always one."
         },
     )
     obedience_k: int = field(default=5, metadata={"help": "Cut-off of the obedience at the top of the list."})
     truncate_lists: bool = field(
         default=False,
-        metadata={"help": "Cut lists that are too long to their first places, instead of refusing them."},
+        metadata={"help": "Cut lists that are too long to their first positions, instead of refusing them."},
     )
 
     encoded_cache: str | None = field(
         default=None,
         metadata={
             "help": "Folder in which lists are kept encoded, about 3 KB each for 30 items with 24 features, so that "
-            "later passes and runs need not encode them; made anew when lists, vocabularies or options change. "
+            "later passes and runs need not encode them; made again when lists, vocabularies or options change. "
             "Not given: nothing is kept."
         },
     )
@@ -152,8 +157,8 @@ class RerankTrainingArguments(TrainingArguments):
             raise InputError("batch_eval_metrics=False would hold every score in memory: leave it on")
         if not self.metric_ks or min(self.metric_ks) < 1:
             raise InputError(f"metric_ks is {self.metric_ks}: expected cut-offs of at least 1")
-        _one_of("gain", self.gain, ("exponential", "linear"))
-        _one_of("swaps", self.swaps, ("all", "one"))
+        _check_choice("gain", self.gain, ("exponential", "linear"))
+        _check_choice("swaps", self.swaps, ("all", "one"))
         if self.click_above is not None and not 0 <= self.click_above < math.inf:
             raise InputError(f"click_above is {self.click_above}: expected a number of at least 0")
         check_values(self)
@@ -166,8 +171,8 @@ class RerankTrainingArguments(TrainingArguments):
             )
         if not self.dataloader_in_order:
             raise InputError(
-                "dataloader_in_order=False gives batches as workers happen to finish them, so that no run could go on "
-                "from a checkpoint: leave it on"
+                "dataloader_in_order=False gives batches as workers happen to finish them, so that no run could "
+                "resume from a checkpoint: leave it on"
             )
         losses = ("own", *TASK_LOSSES)
         if self.task_loss is not None and self.task_loss not in losses:
@@ -180,12 +185,12 @@ class RerankTrainingArguments(TrainingArguments):
         self.objective()
         # Pinned memory speeds copies to a device; without one it only warns.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
-        untested = untested_options(self)
+        untested = find_untested_options(self)
         self._choose_strategies()
         chooses = self.load_best_model_at_end or self.save_strategy == "best"
         if not chooses and self.metric_for_best_model == DEFAULT_METRIC:
             self.metric_for_best_model, self.greater_is_better = None, None
-        with errors_of_setup(untested):
+        with convert_setup_errors(untested):
             super().__post_init__()
         if self.process_index == 0:
             note_untested(untested)
@@ -213,13 +218,13 @@ class RerankTrainingArguments(TrainingArguments):
             )
         if self.load_best_model_at_end and self.save_strategy not in ("best", evaluates):
             raise InputError(
-                f"eval_strategy is {_plain(evaluates)} and save_strategy {_plain(self.save_strategy)}: the best "
-                "checkpoint can be loaded only if both happen together; leave save_strategy out, or set "
+                f"eval_strategy is {_plain_text(evaluates)} and save_strategy {_plain_text(self.save_strategy)}: the "
+                "best checkpoint can be loaded only if both happen together; leave save_strategy out, or set "
                 "load_best_model_at_end to false"
             )
 
     def objective(self) -> PrincipledObjective:
-        """The objective that ``principled`` and ``principled_kwargs`` describe.
+        """Builds the objective that ``principled`` and ``principled_kwargs`` describe.
 
         Raises:
             InputError: An unknown preset, option or value.
@@ -233,12 +238,12 @@ class RerankTrainingArguments(TrainingArguments):
         return preset_objective(self.principled, **{"seed": self.seed, **options})
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise InputError(f"{name} is {value!r}: expected one of {', '.join(known)}{suggestion(str(value), known)}")
 
 
-def _plain(strategy: Any) -> str:
+def _plain_text(strategy: Any) -> str:
     return str(getattr(strategy, "value", strategy))
 
 

@@ -1,4 +1,4 @@
-"""``BatchMetrics``: what the trainer gives to upstream as ``compute_metrics``, in bounded memory."""
+"""``BatchMetrics``: the trainer's ``compute_metrics``, batch by batch in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
-from hf_rerank.evaluation.evaluator import EvaluationSums
-from hf_rerank.schema import LABEL_PADDING, TENSORS
+from hf_rerank.evaluation.evaluator import SUMMED_TENSORS, EvaluationSums
+from hf_rerank.schema import LABEL_PADDING
 
 
 class BatchMetrics:
     """Adds up the metrics of evaluation batches, and calls the ``compute_metrics`` of the user beside them.
 
     Args:
-        new_sums: Makes the sums of an evaluation.
+        make_sums: Makes the sums of an evaluation.
         compute_metrics: As of ``transformers.Trainer``: a function of an ``EvalPrediction`` with the scores [N, L] and
             labels [N, L] (-100 at padding) of all lists, which are kept in memory for it; with an argument
             ``compute_result`` it is called batch by batch instead. Its metrics are added to the others.
@@ -28,10 +28,10 @@ class BatchMetrics:
 
     def __init__(
         self,
-        new_sums: Callable[[], EvaluationSums],
+        make_sums: Callable[[], EvaluationSums],
         compute_metrics: Callable[..., dict[str, float]] | None = None,
     ) -> None:
-        self._new_sums = new_sums
+        self._make_sums = make_sums
         self._compute_metrics = compute_metrics
         self._by_batch = (
             compute_metrics is not None and "compute_result" in inspect.signature(compute_metrics).parameters
@@ -41,8 +41,8 @@ class BatchMetrics:
         self.reset()
 
     def reset(self) -> None:
-        """Drops what an evaluation that failed may have left."""
-        self._sums = self._new_sums()
+        """Resets the sums, also after a failed evaluation."""
+        self._sums = self._make_sums()
         self._collected: list[tuple[np.ndarray, np.ndarray]] = []
 
     def pack(
@@ -58,8 +58,7 @@ class BatchMetrics:
         """
         self._measures = list(measures)
         tensors = {**features, **others}
-        roles = ("ground_truth", "propensity", "cut_label")
-        self._columns = [name for name, spec in TENSORS.items() if spec.role in roles and name in tensors]
+        self._columns = [name for name in SUMMED_TENSORS if name in tensors]
         predictions = (scores, torch.stack(list(measures.values()), dim=-1))
         return predictions, tuple(tensors[name] for name in ("labels", "position_ids", *self._columns))
 

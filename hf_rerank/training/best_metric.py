@@ -27,7 +27,7 @@ def check_best_metric(args: Any) -> None:
     Raises:
         InputError: ``metric_for_best_model`` is misspelled, or its cut-off is missing or not among those computed.
     """
-    best = _asked(args)
+    best = _requested_metric(args)
     name = best.partition("@")[0]
     if name in _MEASURES:
         _check_cut(args, best)
@@ -47,7 +47,7 @@ def check_best_metric_of_sets(args: Any, eval_dataset: Any, compute_metrics: Any
     Raises:
         InputError: As ``check_best_metric``; or it names no measure, or none of an evaluation set.
     """
-    best = _asked(args)
+    best = _requested_metric(args)
     if not best:
         return
     measure = best
@@ -75,13 +75,13 @@ def check_best_metric_of_sets(args: Any, eval_dataset: Any, compute_metrics: Any
     _check_cut(args, measure)
 
 
-def _asked(args: Any) -> str:
+def _requested_metric(args: Any) -> str:
     return (args.metric_for_best_model or "").removeprefix("eval_")
 
 
 def _check_cut(args: Any, measure: str) -> None:
     name, at, cut = measure.partition("@")
-    said = f"metric_for_best_model is {_asked(args)!r}"
+    said = f"metric_for_best_model is {_requested_metric(args)!r}"
     if args.prediction_loss_only and name != "loss":
         raise InputError(
             f"{said}, which is not computed with prediction_loss_only=True: leave that off, or choose the best by loss"

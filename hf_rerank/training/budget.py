@@ -1,4 +1,4 @@
-"""How long to train: batch size and epochs that follow the number of training lists."""
+"""The training budget: batch size and epochs chosen by the number of training lists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SMALLEST_BATCH, LARGEST_BATCH = 16, 256
 # Passes over many lists; and over few lists as many as it takes to make this number of steps, with an upper bound.
 EPOCHS, MOST_EPOCHS = 5, 40
 STEPS = 400
-# With fewer steps a network has hardly left its random start.
+# With fewer steps a network has hardly left its initialization.
 VERY_FEW_STEPS = 100
 
 

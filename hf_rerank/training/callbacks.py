@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: warnings, a figure, the results, and when to save, log and evaluate."""
+"""Callbacks: health warnings, a figure, the results, and when to save, log and evaluate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 
 from hf_rerank.errors import InputError
-from hf_rerank.evaluation.plots import require_matplotlib, training_figure
+from hf_rerank.evaluation.plots import plot_training, require_matplotlib
 from hf_rerank.principled import PrincipledObjective
 
 # Above this share of collapsed lists (see ``obedience``), or this multiple of the norm that gradients are clipped to.
@@ -19,7 +19,7 @@ EXPLODING_NORM = 100.0
 
 
 class HealthCallback(TrainerCallback):
-    """Warns once of each: scores that have become equal, and gradients that have become huge.
+    """Warns once each of collapsed scores (all equal) and of exploding gradients.
 
     Args:
         objective: Of the training; its weights are named in the warnings.
@@ -50,7 +50,7 @@ class HealthCallback(TrainerCallback):
             )
 
     def _remedy(self, logs: dict[str, float], otherwise: str) -> str:
-        """What to lower: the weight of the term that is largest in the loss."""
+        """Names what to lower: the weight of the term that is largest in the loss."""
         parts = {"learning_rate": logs.get("task_loss", 0.0) + logs.get("further_task_loss", 0.0)}
         weights = {f"{term.name}_weight": term.weight for term in self.objective.terms}
         for term in self.objective.terms:
@@ -71,13 +71,13 @@ class PlotCallback(TrainerCallback):
     """Redraws ``training.png`` at every evaluation and at the end of training, on the main process.
 
     Args:
-        folder: Where the picture goes. None: ``plots`` in the training's output folder.
+        folder: Where the figure is written. None: ``plots`` in the training's output folder.
 
     Raises:
         InputError: matplotlib is missing.
 
     Attributes:
-        drawn: Path of the picture; None until there is one.
+        drawn: Path of the figure; None until it is drawn.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -96,17 +96,17 @@ class PlotCallback(TrainerCallback):
             return
         path = Path(self.folder or Path(args.output_dir) / "plots") / "training.png"
         try:
-            training_figure(state.log_history, path)
+            plot_training(state.log_history, path)
         except InputError:  # the log holds nothing to draw yet
             return
-        except OSError as error:  # a picture is not worth a training
+        except OSError as error:  # a missing figure must not end a training
             warnings.warn(f"{path} could not be written: {error}", UserWarning, stacklevel=2)
             return
         self.drawn = path
 
 
 class ResultsCallback(TrainerCallback):
-    """Keeps all that is needed to repeat a training, and its outcome; saving a model writes it as ``results.json``.
+    """Records what is needed to repeat a training, and its outcome; saving a model writes it as ``results.json``.
 
     Attributes:
         values: What is known before the training, filled in by the trainer; ``training`` with seconds, steps, best
@@ -133,16 +133,16 @@ class ResultsCallback(TrainerCallback):
 class StreamPasses(TrainerCallback):
     """Logs, measures and saves at the end of each pass over a stream, where that is to be done each epoch.
 
-    For the Trainer the whole training on a stream is one epoch, so that its place is a number of batches.
+    For the Trainer the whole training on a stream is one epoch, so that its position is a number of batches.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         stream: Any = getattr(train_dataloader, "dataset", None)
         stream = getattr(stream, "dataset", stream)  # of several processes
-        if not getattr(stream, "lists_a_pass", 0) or state.global_step >= state.max_steps:
+        if not getattr(stream, "lists_per_pass", 0) or state.global_step >= state.max_steps:
             return
         lists = stream.step * args.gradient_accumulation_steps
-        taken, a_pass = state.global_step * lists, stream.lists_a_pass
+        taken, a_pass = state.global_step * lists, stream.lists_per_pass
         if taken // a_pass > (taken - lists) // a_pass:
             control.should_log |= args.logging_strategy == "epoch"
             control.should_evaluate |= args.eval_strategy == "epoch"
@@ -155,7 +155,7 @@ class CheckpointFlow(TrainerCallback):
     Attributes:
         signal: The signal that asked training to stop; None so far.
         best: The best checkpoint of a resumed run.
-        begun: Whether all is set up and the first step may come.
+        begun: Whether setup is complete and the first step may start.
     """
 
     def __init__(self) -> None:
@@ -167,7 +167,7 @@ class CheckpointFlow(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         self.begun = True
         if self.best is not None:
-            # Where it is now: the state names the folder in which it was written.
+            # Its current path: the state holds the path at which it was written.
             state.best_model_checkpoint = str(self.best)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
@@ -179,7 +179,7 @@ class CheckpointFlow(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         if self.signal is not None and not _ends_a_pass(state):
-            # The unbroken run would neither log nor evaluate here.
+            # An uninterrupted run would neither log nor evaluate here.
             control.should_log = control.should_evaluate = control.should_save = False
         elif self._save_at_the_end_of_the_pass:
             control.should_save = True

@@ -1,4 +1,4 @@
-"""``CheckpointingTrainer``: a ``Trainer`` that resumes as if it had never been interrupted."""
+"""``CheckpointingTrainer``: a ``Trainer`` that resumes exactly where it was interrupted."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from hf_rerank.training.checkpoints import (
     REMEDY,
     STATE,
     UNFINISHED,
-    clean,
-    newest_checkpoint,
-    owned,
+    clean_up,
+    find_newest_checkpoint,
+    lock_run,
     publish,
     rotate,
     verify_checkpoint,
 )
-from hf_rerank.training.supported_options import SETUP_ERRORS, setup_failure, untested_options
+from hf_rerank.training.supported_options import SETUP_ERRORS, describe_setup_failure, find_untested_options
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C or SIGTERM, after the step at hand and a checkpoint of it.
+    """Training was stopped by Ctrl-C or SIGTERM, after the current step and a checkpoint of it.
 
     Attributes:
         signal: The number of the signal.
@@ -47,7 +47,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 class CheckpointingTrainer(Trainer):
     """A ``Trainer`` whose checkpoints are complete, verified, and enough to resume with bitwise equal results.
 
-    It overrides one private method, ``_save_checkpoint``: upstream has no public place between choosing a checkpoint's
+    It overrides one private method, ``_save_checkpoint``: upstream has no public hook between choosing a checkpoint's
     folder and writing to it, and writes under the final name. A test fails if upstream renames it.
     """
 
@@ -73,16 +73,16 @@ class CheckpointingTrainer(Trainer):
             ignore_keys_for_eval: As of ``transformers.Trainer``.
 
         Raises:
-            InputError: The checkpoint is not whole, or not of this model; another process trains in the folder; or
+            InputError: The checkpoint is incomplete, or not of this model; another process trains in the folder; or
                 an option cannot be carried out, such as an optimizer that is not installed.
             OSError: A checkpoint could not be written; those before are untouched.
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint. A second one stops at once.
         """
         run, limit = Path(str(self.args.output_dir)), self.args.save_total_limit
-        with owned(run) if self.args.should_save else nullcontext():
+        with lock_run(run) if self.args.should_save else nullcontext():
             if self.args.should_save:
-                clean(run)
-            checkpoint = self._checkpoint(resume_from_checkpoint)
+                clean_up(run)
+            checkpoint = self._find_checkpoint(resume_from_checkpoint)
             self.flow.signal, self.flow.best, self.flow.begun, self.resumed_step = None, None, False, 0
             if checkpoint is not None:
                 self._verify(checkpoint)
@@ -90,7 +90,7 @@ class CheckpointingTrainer(Trainer):
             # Upstream deletes in place and unverified, so it keeps all, and rotate() deletes.
             self.checkpoints_kept, self.args.save_total_limit = limit, None
             try:
-                with _noticing_signals(self.flow):
+                with _catch_signals(self.flow):
                     output = super().train(
                         None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval
                     )
@@ -98,7 +98,7 @@ class CheckpointingTrainer(Trainer):
                 if self.flow.begun or isinstance(error, InputError | TrainingStopped):
                     raise
                 # Optimizer, schedule and wrapped model are made here, from the arguments.
-                raise InputError(setup_failure(error, untested_options(self.args))) from error
+                raise InputError(describe_setup_failure(error, find_untested_options(self.args))) from error
             finally:
                 self.args.save_total_limit = limit
                 self.is_in_train = False
@@ -111,17 +111,17 @@ class CheckpointingTrainer(Trainer):
         if self.flow.signal is not None:
             raise TrainingInterrupted(
                 f"stopped by {'Ctrl-C' if self.flow.signal == signal.SIGINT else 'SIGTERM'} after step "
-                f"{self.state.global_step}; newest checkpoint: {newest_checkpoint(run)}. The same command with "
+                f"{self.state.global_step}; newest checkpoint: {find_newest_checkpoint(run)}. The same command with "
                 "--resume-from-checkpoint last resumes from it",
                 self.flow.signal,
             )
         return output
 
     def prepare_state(self, checkpoint: Path | None) -> None:
-        """Called before a training begins: for what subclasses keep beside the Trainer's own state.
+        """Prepares the state that a subclass keeps beside the Trainer's own; called before training begins.
 
         Args:
-            checkpoint: A verified checkpoint to go on from. None: a fresh start.
+            checkpoint: A verified checkpoint to resume from. None: a fresh start.
         """
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
@@ -136,7 +136,7 @@ class CheckpointingTrainer(Trainer):
         staging, final = run / f"{UNFINISHED}{step}", run / f"checkpoint-{step}"
         written, done = staging / final.name, False
         try:
-            with naming_failures(final, self._bytes()):
+            with naming_failures(final, self._estimate_bytes()):
                 # Upstream writes to the folder checkpoint-N of this one.
                 self.args.output_dir = str(staging)
                 super()._save_checkpoint(model, trial)
@@ -155,13 +155,13 @@ class CheckpointingTrainer(Trainer):
                 shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-    def _checkpoint(self, wanted: str | bool | None) -> Path | None:
-        """The folder that ``resume_from_checkpoint`` means."""
+    def _find_checkpoint(self, wanted: str | bool | None) -> Path | None:
+        """Finds the checkpoint folder that ``resume_from_checkpoint`` names."""
         if not wanted:
             return None
         if wanted not in (True, "last", "auto"):
             return Path(str(wanted))
-        newest = newest_checkpoint(Path(str(self.args.output_dir)))
+        newest = find_newest_checkpoint(Path(str(self.args.output_dir)))
         if newest is None and wanted != "auto":
             raise InputError(
                 f"{self.args.output_dir} has no complete checkpoint to resume from: leave --resume-from-checkpoint "
@@ -170,7 +170,7 @@ class CheckpointingTrainer(Trainer):
         return newest
 
     def _verify(self, folder: Path) -> None:
-        """Refuses a checkpoint from which the run would not go on exactly; notes its step and best checkpoint."""
+        """Refuses a checkpoint from which the run would not resume exactly; records its step and best checkpoint."""
         processes = self.args.world_size
         states = [f"rng_state_{number}.pth" for number in range(processes)] if processes > 1 else ["rng_state.pth"]
         if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
@@ -200,8 +200,8 @@ class CheckpointingTrainer(Trainer):
             self.flow.best = best
         self.resumed_step = manifest["step"]
 
-    def _bytes(self) -> int:
-        """About how many bytes a checkpoint has: weights and optimizer."""
+    def _estimate_bytes(self) -> int:
+        """Estimates the bytes of a checkpoint: weights and optimizer."""
         assert self.model is not None
         tensors = [*self.model.parameters(), *self.model.buffers()]
         for state in () if self.optimizer is None else self.optimizer.state.values():
@@ -210,8 +210,8 @@ class CheckpointingTrainer(Trainer):
 
 
 @contextmanager
-def _noticing_signals(flow: CheckpointFlow) -> Iterator[None]:
-    """Notes the first Ctrl-C or SIGTERM in ``flow``; leaves alone what the caller handles in a way of his own."""
+def _catch_signals(flow: CheckpointFlow) -> Iterator[None]:
+    """Records the first Ctrl-C or SIGTERM in ``flow``; signals with a handler of the caller are left alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

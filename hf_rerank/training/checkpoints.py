@@ -1,6 +1,6 @@
-"""The checkpoints in the folder of a run: complete or not there at all.
+"""Checkpoints in the folder of a run: complete or absent.
 
-A checkpoint is written under another name, brought to the disk with a manifest of its files' digests, and only then
+A checkpoint is written under another name, synced to disk with a manifest of its files' digests, and only then
 named ``checkpoint-N``. Older ones are deleted after it has been verified. A run resumes from a checkpoint only if
 every file of it is the one that was saved.
 """
@@ -29,21 +29,21 @@ from hf_rerank.storage import (
 
 STATE = "trainer_state.json"
 LOCK = "training.lock"
-# What begins with these was never finished, or is no longer wanted: the next start removes it.
+# Prefixes of unfinished or obsolete folders: the next start removes them.
 UNFINISHED, REPLACED, DELETED = "tmp-checkpoint-", "tmp-replaced-", "tmp-deleted-"
-REMEDY = "go on from another checkpoint, or delete this one; a run never goes on with a part of its state made new"
-# Which files of a checkpoint the Trainer may read; others, such as notes, are nobody's business.
+REMEDY = "resume from another checkpoint, or delete this one; a run never resumes with part of its state missing"
+# Which files of a checkpoint the Trainer may read; other files, such as notes, are not checked.
 READ = (".bin", ".json", ".pt", ".pth", ".safetensors")
 
 
-def checkpoints_in(run: Path) -> list[Path]:
-    """The folders ``checkpoint-N`` of a run, by N; whether they are complete is not looked at."""
-    found = [(_step_of(path), path) for path in run.glob("checkpoint-*") if path.is_dir()]
+def list_checkpoints(run: Path) -> list[Path]:
+    """Lists the folders ``checkpoint-N`` of a run by N, complete or not."""
+    found = [(_parse_step(path), path) for path in run.glob("checkpoint-*") if path.is_dir()]
     return [path for step, path in sorted((step, path) for step, path in found if step is not None)]
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The complete checkpoint that was written last; None if there is none.
+def find_newest_checkpoint(run: Path) -> Path | None:
+    """Finds the complete checkpoint that was written last; None if there is none.
 
     That is not always the one of the highest step: a run may have gone back to an earlier one. Folders without a
     manifest were never finished, or written by something else; a warning names them.
@@ -52,7 +52,7 @@ def newest_checkpoint(run: Path) -> Path | None:
         InputError: A manifest is damaged.
     """
     complete, others = [], []
-    for folder in checkpoints_in(run):
+    for folder in list_checkpoints(run):
         manifest = read_manifest(folder)
         if manifest is None or "number" not in manifest:
             others.append(folder.name)
@@ -73,8 +73,8 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
 
     Args:
         folder: The checkpoint.
-        needs: Files without which a run could not go on as it was.
-        processes: How many processes will go on.
+        needs: Files without which a run could not resume exactly.
+        processes: How many processes will train.
 
     Returns:
         Its manifest.
@@ -83,16 +83,16 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
         InputError: There is no checkpoint; or a file is missing, cut, changed, or of another step.
     """
     if not folder.is_dir():
-        there = ", ".join(path.name for path in checkpoints_in(folder.parent)) or "no checkpoint"
+        there = ", ".join(path.name for path in list_checkpoints(folder.parent)) or "no checkpoint"
         raise InputError(f"there is no checkpoint {folder} ({folder.parent} holds {there})")
     manifest = verify(folder, lambda name: name.endswith(READ), REMEDY)
     if manifest is None or "number" not in manifest:
         raise InputError(
             f"{folder} has no {MANIFEST} of a checkpoint: it is unfinished or was not written by this library, so "
-            "nothing says whether it is whole; go on from another checkpoint, or load its weights with "
-            "from_pretrained and train anew"
+            "nothing says whether it is complete; resume from another checkpoint, or load its weights with "
+            "from_pretrained and start a new training"
         )
-    step = _step_of(folder)
+    step = _parse_step(folder)
     if step not in (None, manifest["step"]):
         raise InputError(f"{folder} holds the checkpoint of step {manifest['step']}: the folder was renamed; {REMEDY}")
     if manifest["processes"] != processes:
@@ -107,7 +107,7 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
 
 
 def write_part(path: Path, values: Any) -> None:
-    """Writes a JSON file of a folder that is brought to the disk, and gets its name, as a whole."""
+    """Writes a JSON file into a folder that is synced and renamed as a whole."""
     path.write_text(json_text(values), encoding="utf-8")
 
 
@@ -120,7 +120,7 @@ def publish(written: Path, final: Path, **facts: Any) -> None:
         facts: Of the manifest.
     """
     run = final.parent
-    numbers = [manifest.get("number", 0) for path in checkpoints_in(run) if (manifest := _manifest_or_none(path))]
+    numbers = [manifest.get("number", 0) for path in list_checkpoints(run) if (manifest := _try_read_manifest(path))]
     write_manifest(written, number=1 + max(numbers, default=0), **facts)
     replaced = run / f"{REPLACED}{final.name}"
     if final.exists():
@@ -142,8 +142,8 @@ def rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None
     """
     found = [
         (manifest["number"], path)
-        for path in checkpoints_in(run)
-        if (manifest := _manifest_or_none(path)) is not None and "number" in manifest
+        for path in list_checkpoints(run)
+        if (manifest := _try_read_manifest(path)) is not None and "number" in manifest
     ]
     if not limit or limit < 0 or len(found) <= limit:
         return
@@ -157,15 +157,15 @@ def rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None
 
 
 def delete(checkpoint: Path) -> None:
-    """Deletes a checkpoint under another name, so that half of one never bears the name of a whole one."""
+    """Deletes a checkpoint under another name, so that a partly deleted one never has the name of a complete one."""
     aside = checkpoint.with_name(f"{DELETED}{checkpoint.name}")
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(checkpoint, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def clean(run: Path) -> None:
-    """Removes what a killed run left unfinished, and puts back a checkpoint that was about to be replaced."""
+def clean_up(run: Path) -> None:
+    """Removes what a killed run left unfinished, and restores a checkpoint that was about to be replaced."""
     for replaced in run.glob(f"{REPLACED}*"):
         final = run / replaced.name.removeprefix(REPLACED)
         if not final.exists():
@@ -175,28 +175,28 @@ def clean(run: Path) -> None:
     remove_leftovers(run)
 
 
-def owned(run: Path) -> AbstractContextManager[None]:
-    """Holds the folder of a run, so that two trainings never write to it at once.
+def lock_run(run: Path) -> AbstractContextManager[None]:
+    """Locks the folder of a run, so that two trainings never write to it at once.
 
     Raises:
-        InputError: Another process trains there; it is named.
+        InputError: Another process, which the message names, trains there.
         OSError: Nothing can be written there.
     """
 
-    def busy(process: str) -> str:
+    def describe_busy(process: str) -> str:
         return f"{run} is being trained in by {process}: wait for it, or choose another folder"
 
-    return locked(run / LOCK, busy)
+    return locked(run / LOCK, describe_busy)
 
 
-def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder; None also if it is damaged: such a folder is left as it is."""
+def _try_read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Reads the manifest of a folder; None also if it is damaged: such a folder is left as it is."""
     try:
         return read_manifest(folder)
     except InputError:
         return None
 
 
-def _step_of(folder: Path) -> int | None:
+def _parse_step(folder: Path) -> int | None:
     match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
     return int(match.group(1)) if match else None

@@ -15,7 +15,7 @@ from hf_rerank.training.streams import EncodedStream
 def encode_lists(
     lists: Any, collator: RerankCollator, args: RerankTrainingArguments, *, train: bool, use_cache: bool
 ) -> Any:
-    """Raw lists as datasets of encoded lists.
+    """Wraps raw lists as datasets of encoded lists.
 
     Args:
         lists: A ``datasets`` Dataset or IterableDataset; to evaluate on, also a dict of them by name. What is encoded
@@ -67,7 +67,7 @@ def _encode_stream(
             "processes: leave them off"
         )
     if args.auto_find_batch_size:
-        raise InputError("auto_find_batch_size would lose the place in a stream: set the batch size yourself")
+        raise InputError("auto_find_batch_size would lose the position in a stream: set the batch size yourself")
     seed = args.seed if args.data_seed is None else args.data_seed
     shuffled = train and args.train_sampling_strategy != "sequential"
     return EncodedStream(

@@ -1,4 +1,4 @@
-"""Lists encoded once, and read as whole batches from memory-mapped files, so that training never waits for data.
+"""A cache of encoded lists: encoded once, read in batches from memory-mapped files.
 
 The cache is a folder with one folder below it for each combination of lists, processor and options. Such a folder has
 its name only when it is complete; it is found by a digest of everything that its bytes depend on, so changed lists,
@@ -25,7 +25,7 @@ from hf_rerank.validation import tables_of
 
 logger = logging.getLogger(__name__)
 
-# Raised when the same lists are encoded otherwise, so that no cache of an older version is read.
+# Increased when the encoding changes, so that no cache of an older version is read.
 CACHE_VERSION = 3
 ENCODING_BATCH = 2_048
 REMEDY = "remove that folder: it is made again"
@@ -96,7 +96,7 @@ def _map_file(path: Path, dtype: str, shape: list[int]) -> np.ndarray:
 
 
 def _find_or_make(cache: Path, made_from: dict[str, Any], lists: Any, collator: RerankCollator) -> Path:
-    """The folder that holds the lists encoded; made once, while other processes that want it wait."""
+    """Finds the folder of the encoded lists, or makes it while other processes that need it wait."""
     folder = cache / f"lists-{sha256_of_json(made_from)[:16]}"
     if folder.is_dir():  # complete; another user's may be read without the right to write there
         return folder
@@ -117,7 +117,7 @@ def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any
     number, needed = 0, None
     with contextlib.ExitStack() as opened, tqdm(total=len(lists), unit="list", delay=1, disable=None) as bar:
         for table in tables_of(lists, ENCODING_BATCH):
-            arrays = _arrays(collator.encode(table, number))
+            arrays = _collect_arrays(collator.encode(table, number))
             number += table.num_rows
             if needed is None:
                 needed = len(lists) * sum(array.nbytes for array in arrays.values()) // table.num_rows
@@ -133,8 +133,8 @@ def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any
         write_manifest(unfinished, made_from=made_from, arrays=arrays_written)
 
 
-def _arrays(lists: RaggedLists) -> dict[str, np.ndarray]:
-    """What is written of a batch, by the names of the files; integers in half their bytes, which suffice for rows."""
+def _collect_arrays(lists: RaggedLists) -> dict[str, np.ndarray]:
+    """Collects the arrays of a batch by file name; integers become int32, which suffices for table rows."""
     named = {f"lengths.{axis}": array for axis, array in lists.lengths.items()}
     named |= {f"rows.{name}": array for name, array in lists.rows.items()}
     return {name: array.astype(np.int32) if array.dtype == np.int64 else array for name, array in named.items()}

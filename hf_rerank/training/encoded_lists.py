@@ -72,12 +72,12 @@ class FilledLists(Dataset):
 
 
 def collate(batch: RaggedLists | list[RaggedLists]) -> dict[str, Tensor]:
-    """All tensors of a batch of encoded lists, padded to its longest list."""
+    """Collates encoded lists into tensors, padded to the longest list."""
     lists = batch if isinstance(batch, RaggedLists) else concatenate(batch)
     return {name: torch.from_numpy(array) for name, array in lists.padded().items()}
 
 
 def split_batch(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What a model's ``forward`` takes of a batch, and the rest: ids, ground truth."""
+    """Splits a batch into the inputs of a model's ``forward`` and the rest (ids, ground truth)."""
     features = {name: value for name, value in batch.items() if name in MODEL_TENSORS}
     return features, {name: value for name, value in batch.items() if name not in features}

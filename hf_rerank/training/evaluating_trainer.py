@@ -14,7 +14,7 @@ from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from hf_rerank.errors import InputError, TrainingStopped
-from hf_rerank.evaluation.evaluator import EvaluationSums, comparable_scores, measured
+from hf_rerank.evaluation.evaluator import EvaluationSums, make_comparable, measure_obedience
 from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
 from hf_rerank.principled import PRESETS
 from hf_rerank.principled.obedience import MAX_STEPS
@@ -25,8 +25,8 @@ from hf_rerank.training.best_metric import check_best_metric_of_sets
 from hf_rerank.training.checkpointing_trainer import CheckpointingTrainer
 from hf_rerank.training.datasets import encode_lists
 from hf_rerank.training.encoded_lists import split_batch
-from hf_rerank.training.finite import lists_with_broken_scores
-from hf_rerank.training.task_loss import with_custom_loss
+from hf_rerank.training.finite import find_broken_lists
+from hf_rerank.training.task_loss import replace_task_loss
 
 _log = logging.get_logger(__name__)
 
@@ -59,7 +59,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         self.list_collator = collator
         self._names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
 
-        def new_sums() -> EvaluationSums:
+        def make_sums() -> EvaluationSums:
             return EvaluationSums(
                 args.metric_ks,
                 no_click=args.no_click,
@@ -68,7 +68,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 examination=collator.processor.schema.examination,
             )
 
-        self.batch_metrics = BatchMetrics(new_sums, compute_metrics)
+        self.batch_metrics = BatchMetrics(make_sums, compute_metrics)
         super().__init__(
             args=args,
             eval_dataset=encode_lists(eval_dataset, collator, args, train=False, use_cache=True),
@@ -111,12 +111,12 @@ class EvaluatingTrainer(CheckpointingTrainer):
             raise TrainingStopped(
                 f"{chooser}, which chooses the best checkpoint, is {metrics[chooser]} at step "
                 f"{self.state.global_step}: no list of the evaluation set counts in it, or scores are broken; choose "
-                "another metric_for_best_model, or look at the lists"
+                "another metric_for_best_model, or check the lists"
             )
         return metrics
 
     def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
-        """Scores of raw lists with labels; ``Reranker.predict`` and ``rerank`` take lists without.
+        """Scores raw lists with labels; ``Reranker.predict`` and ``rerank`` need no labels.
 
         Returns:
             As upstream. ``predictions``: the scores [N, L] and the measures of each list; ``label_ids``: the labels
@@ -138,7 +138,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """Task loss, scores and obedience of one batch.
+        """Computes task loss, scores and obedience of one batch.
 
         During training obedience is measured on one swap per list and without fixed points; otherwise as
         ``args.swaps`` says. With ``args.prediction_loss_only`` it is not measured.
@@ -151,7 +151,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         run = model if self.is_fsdp_enabled or self.is_deepspeed_enabled else self._forward
 
         def forward(objective: Callable[..., Any], **tensors: Tensor) -> RerankerOutput:
-            return run(**tensors, objective=with_custom_loss(objective, self.compute_loss_func))
+            return run(**tensors, objective=replace_task_loss(objective, self.compute_loss_func))
 
         output: Any
         # Rankings are compared in float32: ties in bf16 would inflate obedience.
@@ -160,7 +160,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 output = forward(PRESETS["none"], **features)
                 output.losses = {}
             else:
-                output = measured(
+                output = measure_obedience(
                     forward,
                     features,
                     obedience_k=self.args.obedience_k,
@@ -168,14 +168,14 @@ class EvaluatingTrainer(CheckpointingTrainer):
                     max_steps=0 if self.is_in_train else MAX_STEPS,
                     list_keys=list_keys(others["list_id"]),
                 )
-        broken = lists_with_broken_scores(output.logits, features["mask"], others["list_id"])
+        broken = find_broken_lists(output.logits, features["mask"], others["list_id"])
         if broken:
             raise TrainingStopped(
                 f"scores are not finite in an evaluation (step {self.state.global_step}), those of lists "
-                f"{', '.join(broken[:5])}: such a model is never the best; look at these lists, or lower "
+                f"{', '.join(broken[:5])}: such a model is never the best; check these lists, or lower "
                 "learning_rate; checkpoints are unchanged"
             )
-        scores = comparable_scores(output.logits, self.model.config.task_loss_name, features["mask"])
+        scores = make_comparable(output.logits, self.model.config.task_loss_name, features["mask"])
         # A mean over the batch's lists: as a measure of each list, it weighs a short batch by its lists. A NaN among
         # measures would be left out.
         loss = _loss(output).nan_to_num(nan=math.inf).expand(len(scores))
@@ -183,7 +183,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return _loss(output), predictions, labels
 
     def _forward(self, **tensors: Any) -> RerankerOutput:
-        """The model's own ``forward``, past the autocast that the Trainer wraps around it."""
+        """Calls the model's own ``forward``, without the autocast that the Trainer wraps around it."""
         return type(self.model).forward(self.model, **tensors)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -191,16 +191,16 @@ class EvaluatingTrainer(CheckpointingTrainer):
         upstream's persistent workers keep the lists that were evaluated first."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             return self.get_test_dataloader(eval_dataset)
-        with self._without_drop_last():
+        with self._keep_last_batch():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """As upstream, but of all lists."""
-        with self._without_drop_last():
+        with self._keep_last_batch():
             return super().get_test_dataloader(test_dataset)
 
     @contextmanager
-    def _without_drop_last(self) -> Iterator[None]:
+    def _keep_last_batch(self) -> Iterator[None]:
         dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             yield

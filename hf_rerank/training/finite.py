@@ -1,4 +1,4 @@
-"""Notices losses and gradients that are not finite, without waiting for the device, and blocks every later update."""
+"""Detects losses and gradients that are not finite, without waiting for the device, and blocks later updates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FiniteGuard:
         self._batch: dict[str, Tensor] = {}
 
     def observe_loss(self, step: int, output: Any, mask: Tensor, list_id: Tensor | None) -> None:
-        """Looks at the loss of a batch.
+        """Checks the loss of a batch.
 
         Args:
             step: Number of the step, from 1, for the message.
@@ -65,7 +65,7 @@ class FiniteGuard:
             self._terms[name] = torch.where(first, value, self._terms.get(name, torch.zeros_like(value)))
 
     def observe_gradients(self, step: int, parameters: Iterable[Tensor]) -> None:
-        """Looks at the gradients of a step, after those of all its batches have been added up.
+        """Checks the gradients of a step, after those of all its batches have been added up.
 
         Args:
             step: Number of the step, from 1, for the message.
@@ -100,7 +100,7 @@ class FiniteGuard:
 
         Args:
             model: That is trained.
-            gather: Joins a tensor [1] of each process. None: this process alone is looked at.
+            gather: Joins a tensor [1] of each process. None: only this process is checked.
 
         Raises:
             TrainingStopped: It names the step, the terms and the lists.
@@ -112,14 +112,13 @@ class FiniteGuard:
             raise TrainingStopped(f"the loss or a gradient is not finite in another process; {REMEDY}")
         step = int(self._step)
         if not bool(self._loss_is_bad):
-            raise TrainingStopped(
-                f"the gradient is not finite at step {step}{self._broken_gradients(model)}; {self._lists()}; {REMEDY}"
-            )
+            which = self._list_broken_gradients(model)
+            raise TrainingStopped(f"the gradient is not finite at step {step}{which}; {self._list_ids()}; {REMEDY}")
         values = {name: float(value) for name, value in self._terms.items()}
         wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         raise TrainingStopped(
-            f"the loss is not finite at step {step}: {', '.join(wrong) or 'the sum'}; {self._lists()}; look at these "
-            f"lists, or {REMEDY}"
+            f"the loss is not finite at step {step}: {', '.join(wrong) or 'the sum'}; {self._list_ids()}; check "
+            f"these lists, or {REMEDY}"
         )
 
     def check_at_once(self, model: nn.Module) -> None:
@@ -127,7 +126,7 @@ class FiniteGuard:
         if self.at_every_step:
             self.check(model)
 
-    def _broken_gradients(self, model: nn.Module) -> str:
+    def _list_broken_gradients(self, model: nn.Module) -> str:
         if not self.at_every_step:  # by now the gradients are those of a later step
             return ""
         broken = [
@@ -157,7 +156,7 @@ class FiniteGuard:
             self._lists_are_bad.copy_(torch.where(first, bad_lists.any(), self._lists_are_bad))
         return first
 
-    def _lists(self) -> str:
+    def _list_ids(self) -> str:
         count = int(self._count)
         if not count:
             return "the lists have no ids"
@@ -167,8 +166,8 @@ class FiniteGuard:
         return f"lists {what}: {', '.join(shown)}{more}"
 
 
-def lists_with_broken_scores(logits: Tensor, mask: Tensor, list_id: Tensor) -> list[str]:
-    """The ids of the lists of a batch with scores of items that are not finite.
+def find_broken_lists(logits: Tensor, mask: Tensor, list_id: Tensor) -> list[str]:
+    """Finds the lists of a batch with scores of items that are not finite, by id.
 
     Args:
         logits: [B, L].

@@ -1,4 +1,4 @@
-"""Freezing: which parameters of a model a training leaves unchanged."""
+"""Freezing: parameters that training leaves unchanged."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def freeze(model: PreTrainedReranker, *what: str) -> list[str]:
 
 
 def _groups(model: PreTrainedReranker) -> dict[str, set[str]]:
-    """The parameters of each of ``GROUPS``; every parameter is in one."""
+    """Collects the parameters of each of ``GROUPS``; every parameter is in one."""
     groups: dict[str, set[str]] = {name: set() for name in GROUPS}
     for prefix, module in model.named_modules():
         if isinstance(module, FeatureTables):

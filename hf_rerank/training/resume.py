@@ -1,4 +1,4 @@
-"""Whether a run that goes on from a checkpoint would read the batches that the first one would have read."""
+"""Checks that a run that resumes from a checkpoint reads the batches that the first run would have read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REMEDY = "give the same, or start afresh from the checkpoint's weights with from
 def describe_run(
     args: Any, data: dict[str, Any], objective: dict[str, Any], frozen: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What a checkpoint must say of its run, as plain JSON values.
+    """Describes a run for its checkpoints, as plain JSON values.
 
     Args:
         args: Of the training.
@@ -59,26 +59,26 @@ def describe_run(
     }
 
 
-def write_run(folder: Path, run: dict[str, Any], lists_a_pass: int) -> None:
+def write_run(folder: Path, run: dict[str, Any], lists_per_pass: int) -> None:
     """Writes ``run.json`` into a checkpoint that is being written.
 
     Args:
         folder: Of the checkpoint.
         run: As ``describe_run`` gives it.
-        lists_a_pass: Of the stream that is trained on; 0 where it is not known, or there is none.
+        lists_per_pass: Of the stream that is trained on; 0 where it is not known, or there is none.
     """
-    write_part(folder / RUN_FILE, {**run, "lists_a_pass": lists_a_pass})
+    write_part(folder / RUN_FILE, {**run, "lists_per_pass": lists_per_pass})
 
 
 def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -> int:
-    """Refuses to go on with other lists, in another order, with options that would be ignored, or by another metric.
+    """Refuses to resume with other lists, in another order, with options that would be ignored, or another metric.
 
     Other options take effect from here on. Another objective, other evaluation lists and another number of steps are
     warned of.
 
     Args:
-        checkpoint: To go on from.
-        run: What would go on, as ``describe_run`` gives it.
+        checkpoint: To resume from.
+        run: The run that would resume, as ``describe_run`` gives it.
         stream: Whether it is trained on a stream.
 
     Returns:
@@ -92,12 +92,14 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
         raise InputError(f"{checkpoint} was saved without {RUN_FILE}, so nothing says which lists it was trained on")
     saved = json.loads(path.read_text(encoding="utf-8"))
     if not saved.keys() >= run.keys() or not saved["options"].keys() >= run["options"].keys():
-        raise InputError(f"{checkpoint} was saved by another version of hf-rerank: go on with that one; or {REMEDY}")
+        raise InputError(
+            f"{checkpoint} was saved by another version of hf-rerank: resume with that version; or {REMEDY}"
+        )
     if saved["frozen"] != run["frozen"]:
         raise InputError(
-            f"{checkpoint} was trained with {_shown(saved['frozen'])} frozen, this run has {_shown(run['frozen'])}: "
-            "the optimizer's state would go to other parameters; freeze the same (--freeze), or start afresh from the "
-            "checkpoint's weights with from_pretrained"
+            f"{checkpoint} was trained with {_list_names(saved['frozen'])} frozen, this run has "
+            f"{_list_names(run['frozen'])}: the optimizer's state would go to other parameters; freeze the same "
+            "(--freeze), or start afresh from the checkpoint's weights with from_pretrained"
         )
     effects = dict.fromkeys(run["options"], "batches would differ")
     effects |= dict.fromkeys(OPTIMIZER, "it would be ignored")
@@ -113,7 +115,7 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
         theirs = saved["data"].get(split)
         if theirs == identity:
             continue
-        message = f"{checkpoint} {_difference(split, theirs, identity)}"
+        message = f"{checkpoint} {_describe_difference(split, theirs, identity)}"
         if split == "train":
             raise InputError(f"{message}; {REMEDY}")
         warnings.warn(f"{message}: metrics do not compare, nor does the best checkpoint so far", stacklevel=2)
@@ -132,7 +134,7 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
                 "learning rate is that of a run of the new length",
                 stacklevel=2,
             )
-    return saved["lists_a_pass"]
+    return saved["lists_per_pass"]
 
 
 def refuse_different_lists(data: Sequence[dict[str, Any]]) -> None:
@@ -148,13 +150,13 @@ def refuse_different_lists(data: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _shown(names: Sequence[str]) -> str:
-    """The first few of many names."""
+def _list_names(names: Sequence[str]) -> str:
+    """Lists the first few of many names."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more if names else "nothing"
 
 
-def _difference(split: str, theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:
+def _describe_difference(split: str, theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:
     if theirs is None:
         return f"had no {split} lists, this run has some"
     for what in ("lists", "shards"):

@@ -1,4 +1,4 @@
-"""What a search may choose from: read from text, and suggested by a trial."""
+"""The search spaces of options: read from text, and sampled by a trial."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_spaces(
     fixed: Mapping[str, Any],
     training: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """What is searched: of the ``training``, of the ``model``, and weights of the ``principles``.
+    """Reads what is searched: options of ``training`` and ``model``, and weights of the ``principles``.
 
     Args:
         texts: KEY=SPACE, where SPACE is A,B,C, or LOW:HIGH, or LOW:HIGH:log. Without any: learning rate, sizes of the
@@ -60,11 +60,11 @@ def read_spaces(
             raise InputError(f"--search {text}: expected KEY=SPACE with an option as KEY{suggestion(key, known)}")
         if key in fixed or key in training:
             raise InputError(f"--search {key} and a fixed value of {key} exclude each other: leave out one of them")
-        spaces[part][key] = _space(text, space)
+        spaces[part][key] = _read_space(text, space)
     return spaces
 
 
-def _space(text: str, space: str) -> Any:
+def _read_space(text: str, space: str) -> Any:
     def value(part: str) -> Any:
         try:
             return json.loads(part)
@@ -92,7 +92,7 @@ def spaces_of_weights(objective: PrincipledObjective) -> dict[str, Any]:
 
 
 def suggest(trial: Any, spaces: Mapping[str, Any]) -> dict[str, Any]:
-    """One value of each space; whole numbers where both ends are."""
+    """Lets a trial choose one value of each space; whole numbers where both ends are."""
     found = {}
     for name, space in spaces.items():
         if isinstance(space, list):

@@ -1,4 +1,4 @@
-"""Where training starts: the earlier ranker's scores on the scale of logits, and how many values are unknown.
+"""The starting point of training: calibration of an earlier ranker's scores, and rates of unknown values.
 
 Both are numbers of the config that are found in lists before a model is made or trained.
 """
@@ -39,7 +39,7 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
     They minimize the task loss of ``scale * score + offset + number of the position`` alone, over training lists:
     under the log-loss this is Platt's calibration, with a bias of the position. A loss that ignores a shift of the
     list centres the scores. A loss that trains an order and no probabilities knows no scale; for these the softmax
-    loss stands in.
+    loss is used instead.
 
     Args:
         config: With the task loss of the training.
@@ -57,7 +57,7 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
         _check_without_order(config, processor)
     if not hasattr(lists, "select"):
         raise InputError("calibrating the earlier ranker's score needs training lists with a length: this is a stream")
-    chosen = _spread(lists)
+    chosen = _sample_evenly(lists)
     parts, start = [], 0
     for table in tables_of(chosen, BATCH):
         parts.append(processor.encode(Lists.from_arrow(table, processor.schema, with_labels=True, first=start))[0])
@@ -74,7 +74,7 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
         check_propensity_loss(name)
         loss = partial(loss, propensities=arrays["propensities"].clamp(min=config.propensity_floor))
     positions = 0 if config.position_input == "none" else config.max_list_length
-    found = calibration(arrays, loss, positions=positions)
+    found = fit_calibration(arrays, loss, positions=positions)
     config.initial_score_scale, config.initial_score_offset, config.initial_score_positions = found
 
 
@@ -87,17 +87,17 @@ def _check_without_order(config: RerankerConfig, processor: ListProcessor) -> No
     if processor.trees is None and processor.schema.position != NO_ORDER:
         warnings.warn(
             f"position_input='none' leaves the given order out, but initial_score={config.initial_score!r} reads "
-            f"column {processor.schema.initial_score!r}, and lists sorted by that score tell the order; a model "
+            f"column {processor.schema.initial_score!r}, and lists sorted by that score reveal the order; a model "
             "without the order has initial_score='none'",
             UserWarning,
             stacklevel=3,
         )
 
 
-def calibration(
+def fit_calibration(
     tensors: Mapping[str, Tensor], loss: Callable[..., Tensor], *, positions: int
 ) -> tuple[float, float, list[float]]:
-    """The scale, the offset and the numbers of the positions that minimize the loss of the scores alone.
+    """Fits the scale, the offset and one number per position that minimize the loss of the scores alone.
 
     Args:
         tensors: Of a batch of labelled lists, with ``initial_scores``.
@@ -125,7 +125,7 @@ def calibration(
         if positions:
             logits = logits + of_position[places.clamp(max=positions - 1)]
         value = loss(logits, labels, mask=mask, weights=tensors.get("weights"))
-        # A weak pull to 0, or positions and offset could move against each other, and rare positions anywhere.
+        # A weak L2 penalty: else positions and offset are not identified, and rare positions are unbounded.
         value = value + POSITION_PENALTY * of_position.square().sum()
         value.backward()
         return value
@@ -141,8 +141,8 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
     """Fills in ``item_unknown_rates`` and ``user_unknown_rates`` of a config by what is unknown in evaluation lists.
 
     A value that training has not met is scored by the unknown value's row. Where training replaces as many ids as new
-    lists have unknown ones, that row is trained on the cases it will meet, and the rows of the others cannot learn the
-    training lists by heart. A column of which more than half is unknown is named in a warning.
+    lists have unknown ones, that row is trained on the cases it will meet, and the rows of the others cannot memorize
+    the training lists. A column of which more than half is unknown is named in a warning.
 
     Args:
         config: Of a model that is about to be trained.
@@ -153,7 +153,7 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
         Categorical feature of items or users -> the share of its values that is unknown.
     """
     report = EncodingReport()
-    for table in tables_of(_spread(lists), BATCH):
+    for table in tables_of(_sample_evenly(lists), BATCH):
         report.add(processor.encode(Lists.from_arrow(table, processor.schema), truncate=True)[1])
     shares = report.unknown_share()
     found: dict[str, float] = {}
@@ -173,7 +173,7 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
     return found
 
 
-def _spread(lists: Any) -> Any:
-    """At most ``LISTS`` of these lists."""
+def _sample_evenly(lists: Any) -> Any:
+    """Selects at most ``LISTS`` of these lists, evenly spread."""
     count = len(lists)
     return lists if count <= LISTS else lists.select(np.arange(LISTS) * count // LISTS)

@@ -1,4 +1,4 @@
-"""Streams of raw lists in an order of our own, so that a position in it is nothing but a number of lists.
+"""Streams of raw lists in a reproducible order, so that a position in it is a number of lists.
 
 The order is a function of the seed, the pass and the shards. Each pass reads the shards in an order of its own, and
 shuffles the lists among those of a window. It depends neither on the data loader's workers nor on how many processes
@@ -31,9 +31,9 @@ _WHOLE = ("Take", "Skip", "Step", "Cycling", "Repeat", "HorizontallyConcatenated
 
 
 class StreamedList(NamedTuple):
-    """A place in a window; whole batches of them are encoded at once, by ``collate_stream``."""
+    """A list of a window, by its row; whole batches of them are encoded at once, by ``collate_stream``."""
 
-    window: _Window | None  # None: before the place where a run goes on
+    window: _Window | None  # None: before the list at which a run resumes
     row: int  # -1: fills up the last batch of several processes
 
 
@@ -66,28 +66,28 @@ class EncodedStream(IterableDataset):
         processes: int = 1,
     ) -> None:
         self.lists = lists.with_format("arrow")
-        self.shards = 1 if _must_be_whole(lists.state_dict()) else lists.num_shards
+        self.shards = 1 if _must_read_as_one(lists.state_dict()) else lists.num_shards
         self.seed, self.window, self.endless = seed, window if seed is not None else STREAM_BATCH, endless
         self.step, self.processes = batch_size * processes, processes
         self.skipped = 0
         self._collator = collator
         # Shared, since workers learn it.
-        self._lists_a_pass = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._lists_per_pass = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
-    def lists_a_pass(self) -> int:
+    def lists_per_pass(self) -> int:
         """How many lists the stream has; 0 until the lists at its end have been given."""
-        return int(self._lists_a_pass)
+        return int(self._lists_per_pass)
 
-    def go_on(self, skipped: int, lists_a_pass: int = 0) -> None:
-        """Gives placeholders for the first lists, up to a whole number of steps.
+    def skip_to(self, skipped: int, lists_per_pass: int = 0) -> None:
+        """Skips the first lists, a whole number of steps: placeholders are given instead.
 
         Args:
             skipped: How many lists.
-            lists_a_pass: How many the stream has, if it is known: whole passes are then not read.
+            lists_per_pass: How many the stream has, if it is known: whole passes are then not read.
         """
         self.skipped = skipped
-        self._lists_a_pass.fill_(lists_a_pass)
+        self._lists_per_pass.fill_(lists_per_pass)
 
     def __iter__(self) -> Iterator[StreamedList]:
         worker = get_worker_info()
@@ -95,7 +95,7 @@ class EncodedStream(IterableDataset):
         if worker is not None:
             _end_with_parent()
         taken = 0
-        for window, rows in self._in_order():
+        for window, rows in self._iterate_windows():
             for row in rows:
                 # Batches go round the workers, as the data loader asks for them.
                 if taken // self.step % workers == number:
@@ -106,16 +106,16 @@ class EncodedStream(IterableDataset):
                 yield StreamedList(window, -1)
             taken += 1
 
-    def _in_order(self) -> Iterator[tuple[_Window | None, Any]]:
-        """Windows, and their rows in the order to take them in."""
-        known = self.lists_a_pass
+    def _iterate_windows(self) -> Iterator[tuple[_Window | None, Any]]:
+        """Yields windows, and their rows in reading order."""
+        known = self.lists_per_pass
         begun = self.skipped // known if known else 0
         for _ in range(begun):
             yield None, range(known)
         while True:
             count = 0
             draw = None if self.seed is None else np.random.default_rng([self.seed, begun])
-            windows = self._windows(begun, draw)
+            windows = self._read_windows(begun, draw)
             window = next(windows, None)
             if window is None:
                 what = "train" if self.endless else "evaluate"
@@ -125,24 +125,24 @@ class EncodedStream(IterableDataset):
                 count += len(window)
                 if following is None:
                     # Before the last lists are given, so that whoever gets them knows that they are the last.
-                    self._note(count)
+                    self._record_length(count)
                 yield window, range(len(window)) if draw is None else draw.permutation(len(window)).tolist()
                 window = following
             begun += 1
             if not self.endless:
                 return
 
-    def _note(self, count: int) -> None:
-        known = self.lists_a_pass
+    def _record_length(self, count: int) -> None:
+        known = self.lists_per_pass
         if known not in (0, count):
             raise InputError(
                 f"the stream gave {count} lists in one pass and {known} in another: its files have changed, or it "
                 "draws lists at random; a pass must always give the same lists"
             )
-        self._lists_a_pass.fill_(count)
+        self._lists_per_pass.fill_(count)
 
-    def _windows(self, begun: int, draw: np.random.Generator | None) -> Iterator[_Window]:
-        """The lists of one pass in groups that are shuffled."""
+    def _read_windows(self, begun: int, draw: np.random.Generator | None) -> Iterator[_Window]:
+        """Reads the lists of one pass in windows, within which they are shuffled."""
         shards = list(range(self.shards))
         # A first window of another size in each pass: others meet.
         room = self.window
@@ -166,7 +166,7 @@ class EncodedStream(IterableDataset):
 
 
 class _Window:
-    """Lists that are shuffled among each other; encoded when the first of them is asked for."""
+    """Lists that are shuffled together; encoded when the first of them is read."""
 
     def __init__(self, collator: RerankCollator) -> None:
         self._collator = collator
@@ -178,12 +178,12 @@ class _Window:
         return self._count
 
     def add(self, shard: int, first: int, part: pa.Table) -> None:
-        """More lists: those from number ``first`` of a shard."""
+        """Adds lists: those from number ``first`` of a shard."""
         self._parts.append((shard, first, part))
         self._count += part.num_rows
 
     def take(self, rows: list[int]) -> RaggedLists:
-        """Some of the lists; those of row -1, at the end, have no items."""
+        """Takes some of the lists; those of row -1, at the end, have no items."""
         if self._encoded is None:
             self._encoded, self._parts = concatenate([self._encode(*part) for part in self._parts]), []
         lists = self._encoded.take([row for row in rows if row >= 0])
@@ -198,9 +198,9 @@ class _Window:
             raise InputError(f"{error} (shard {shard} of the stream)") from None
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def _end_with_parent() -> None:
-    """Ends this worker of a data loader when the process that trains is killed: a full queue may keep it for ever."""
+    """Ends this data-loader worker when the training process is killed: a full queue may block it indefinitely."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -211,15 +211,15 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _must_be_whole(state: Any) -> bool:
-    """Whether a stream, of which this is the state, is not the sum of its shards."""
+def _must_read_as_one(state: Any) -> bool:
+    """Whether the stream with this state differs from the union of its shards."""
     if isinstance(state, dict):
-        return any(word in str(state.get("type")) for word in _WHOLE) or any(map(_must_be_whole, state.values()))
-    return isinstance(state, list) and any(map(_must_be_whole, state))
+        return any(word in str(state.get("type")) for word in _WHOLE) or any(map(_must_read_as_one, state.values()))
+    return isinstance(state, list) and any(map(_must_read_as_one, state))
 
 
 def collate_stream(lists: RaggedLists | list[Any]) -> dict[str, Tensor]:
-    """The batch of lists of a stream, or of a map-style dataset; of placeholders, an empty dictionary."""
+    """Collates lists of a stream or a map-style dataset; placeholders give an empty dictionary."""
     if isinstance(lists, RaggedLists) or isinstance(lists[0], RaggedLists):
         return collate(lists)
     parts: list[tuple[_Window, list[int]]] = []

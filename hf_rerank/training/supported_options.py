@@ -1,7 +1,7 @@
 """Which options of ``transformers.TrainingArguments`` are supported for re-rankers, and which values make sense.
 
-Every option in ``SUPPORTED`` is trained with in the tests. The others are passed to transformers as they are, which a
-note says once. What upstream raises while a training is set up becomes an ``InputError`` of one line.
+Every option in ``SUPPORTED`` is trained with in the tests. The others are passed to transformers as they are, which is
+logged once. What upstream raises while a training is set up becomes an ``InputError`` of one line.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ REFUSED = {
     "neftune_noise_alpha": "adds noise to the embeddings of tokens, and a re-ranker has none: leave it out",
     "use_liger_kernel": "replaces layers of language models, and a re-ranker has none of these: leave it out",
     "debug": "cannot read the masks of lists: leave it out; training stops at the first value that is not finite",
-    "label_smoothing_factor": "has no part in the losses of lists: leave it at 0",
+    "label_smoothing_factor": "is not used by losses of lists: leave it at 0",
     "remove_unused_columns": "would drop the raw columns that the processor reads: leave it off",
     "push_to_hub": "would upload the run's folder, checkpoints and pickles included: call trainer.push_to_hub() after "
     "training, or hf-rerank push",
@@ -166,8 +166,8 @@ def check_values(args: Any) -> None:
         raise InputError(f"max_steps is {args.max_steps}: expected at least 1, or -1 to train by epochs")
 
 
-def untested_options(args: Any) -> dict[str, Any]:
-    """Options of transformers that were given and are not in ``SUPPORTED``, by their names.
+def find_untested_options(args: Any) -> dict[str, Any]:
+    """Finds the options of transformers that were given and are not in ``SUPPORTED``.
 
     Args:
         args: ``RerankTrainingArguments``, as they were given.
@@ -184,37 +184,37 @@ def untested_options(args: Any) -> dict[str, Any]:
 
 
 def note_untested(options: dict[str, Any]) -> None:
-    """Says, once for each set of them, that options are passed to transformers as they are."""
+    """Logs, once per set of options, that they are passed to transformers as they are."""
     if options:
         _log.warning_once(
-            f"{_shown(options)}: passed to transformers as given; not tested with re-rankers (see "
+            f"{_list_options(options)}: passed to transformers as given; not tested with re-rankers (see "
             "hf_rerank/training/README.md)"
         )
 
 
 @contextmanager
-def errors_of_setup(untested: dict[str, Any]) -> Iterator[None]:
+def convert_setup_errors(untested: dict[str, Any]) -> Iterator[None]:
     """Turns what upstream raises while arguments, trainer or optimizer are made into an ``InputError`` of one line.
 
     Args:
-        untested: As of ``untested_options``; the message names them.
+        untested: As of ``find_untested_options``; the message names them.
     """
     try:
         yield
     except (InputError, TrainingStopped):
         raise
     except SETUP_ERRORS as error:
-        raise InputError(setup_failure(error, untested)) from error
+        raise InputError(describe_setup_failure(error, untested)) from error
 
 
-def setup_failure(error: BaseException, untested: dict[str, Any]) -> str:
-    """One line that says why a training cannot be set up."""
+def describe_setup_failure(error: BaseException, untested: dict[str, Any]) -> str:
+    """Describes in one line why a training cannot be set up."""
     said = " ".join(str(error).split()) or type(error).__name__
     if len(said) > _LONGEST:
         said = f"{said[:_LONGEST]} ..."
-    passed = f" (options passed to transformers as given: {_shown(untested)})" if untested else ""
+    passed = f" (options passed to transformers as given: {_list_options(untested)})" if untested else ""
     return f"the training cannot be set up: {said}{passed}"
 
 
-def _shown(options: dict[str, Any]) -> str:
+def _list_options(options: dict[str, Any]) -> str:
     return ", ".join(f"{name}={getattr(value, 'value', value)}" for name, value in options.items())

@@ -11,10 +11,10 @@ from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.principled import PrincipledObjective
 
 
-def with_custom_loss(
+def replace_task_loss(
     objective: Callable[..., dict[str, Tensor]], function: Callable[..., Tensor] | None
 ) -> Callable[..., dict[str, Tensor]]:
-    """The objective whose task loss is ``function(outputs, labels, num_items_in_batch=None)``, in every pass.
+    """Replaces an objective's task loss by ``function(outputs, labels, num_items_in_batch=None)``, in every pass.
 
     Args:
         objective: As of ``PreTrainedReranker.forward``.
@@ -33,7 +33,7 @@ def with_custom_loss(
     return with_function
 
 
-def with_task_loss(
+def set_task_loss(
     objective: PrincipledObjective, model: PreTrainedReranker, task_loss: str | None, *, propensities: bool = False
 ) -> PrincipledObjective:
     """Gives model and objective one task loss: ``task_loss``, else the objective's, else the config's.

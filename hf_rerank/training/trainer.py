@@ -37,8 +37,8 @@ from hf_rerank.training.finite import FiniteGuard, OptimizerGuard, refuse_broken
 from hf_rerank.training.resume import describe_run, refuse_another_run, refuse_different_lists, write_run
 from hf_rerank.training.starting_point import match_unknown_values
 from hf_rerank.training.streams import EncodedStream, collate_stream
-from hf_rerank.training.supported_options import errors_of_setup, untested_options
-from hf_rerank.training.task_loss import with_custom_loss, with_task_loss
+from hf_rerank.training.supported_options import convert_setup_errors, find_untested_options
+from hf_rerank.training.task_loss import replace_task_loss, set_task_loss
 from hf_rerank.training.training_log import TrainingLog
 
 # What a resumed run needs beside the Trainer's own state: sums for the next log, and the factors of the terms.
@@ -119,7 +119,7 @@ class RerankTrainer(EvaluatingTrainer):
         if model is None:
             set_seed(args.seed)
             model = _call_with_trial(model_init, None)
-        self._make_ready(model, args)
+        self._prepare_model(model, args)
         bounded = model.config.task_loss_name == "binary_log_loss" and compute_loss_func is None
         collator = RerankCollator(
             processing_class,
@@ -128,10 +128,10 @@ class RerankTrainer(EvaluatingTrainer):
             all_tensors=True,
         )
         self._log = TrainingLog()
-        self._others: dict[str, Tensor] = {}  # what the model does not take of the batch at hand
+        self._others: dict[str, Tensor] = {}  # tensors of the current batch that the model does not take
         self._results = ResultsCallback()
         encoded = encode_lists(train_dataset, collator, args, train=True, use_cache=True)
-        with errors_of_setup(untested_options(args)):
+        with convert_setup_errors(find_untested_options(args)):
             super().__init__(
                 model=model,
                 args=args,
@@ -168,7 +168,7 @@ class RerankTrainer(EvaluatingTrainer):
         """Everything that is needed to repeat the run, and its outcome so far."""
         return self._results.values
 
-    def _make_ready(self, model: PreTrainedReranker, args: RerankTrainingArguments) -> None:
+    def _prepare_model(self, model: PreTrainedReranker, args: RerankTrainingArguments) -> None:
         """Checks a model and fills in what its config says of the lists and of the loss."""
         refuse_adapters(model)
         self.processor.check_fingerprint(model.config.schema_fingerprint, "the model")
@@ -185,12 +185,12 @@ class RerankTrainer(EvaluatingTrainer):
         given = self.given["objective"]
         chosen = args.objective() if given is None else given
         propensities = self.processor.schema.propensity is not None and self.given["compute_loss_func"] is None
-        self.principled_objective = with_task_loss(chosen, model, args.task_loss, propensities=propensities)
+        self.principled_objective = set_task_loss(chosen, model, args.task_loss, propensities=propensities)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedReranker:
-        """A new model of ``model_init``, for the lists and the loss of this training."""
+        """Makes a new model with ``model_init``, for the lists and the loss of this training."""
         model = _call_with_trial(self.model_init, trial)
-        self._make_ready(model, self.args)
+        self._prepare_model(model, self.args)
         return model
 
     def hyperparameter_search(  # type: ignore[override]
@@ -244,19 +244,19 @@ class RerankTrainer(EvaluatingTrainer):
         return search(self, hp_space, n_trials, **options)
 
     def prepare_state(self, checkpoint: Path | None) -> None:
-        """Resumes the sums for the next log, the factors of the terms, and the place in a stream."""
+        """Resumes the sums for the next log, the factors of the terms, and the position in a stream."""
         self._log = TrainingLog()
         self.guard.reset()
         stream = self.train_dataset if isinstance(self.train_dataset, EncodedStream) else None
         if stream is not None:
-            stream.go_on(0)
+            stream.skip_to(0)
         if self.args.world_size > 1:
             refuse_different_lists(gather_object([self.results["data"]]))
         if checkpoint is None:
             return
-        lists_a_pass = refuse_another_run(checkpoint, self._run(), stream=stream is not None)
+        lists_per_pass = refuse_another_run(checkpoint, self._describe_run(), stream=stream is not None)
         if stream is not None and not self.args.ignore_data_skip:
-            stream.go_on(self.resumed_step * self.args.gradient_accumulation_steps * stream.step, lists_a_pass)
+            stream.skip_to(self.resumed_step * self.args.gradient_accumulation_steps * stream.step, lists_per_pass)
         saved = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
         self._log.load(saved, self.args.device)
         for name, factor in saved["term_factors"].items():
@@ -279,7 +279,7 @@ class RerankTrainer(EvaluatingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The principled objective of one batch, in one call of the model's ``forward``."""
+        """Computes the principled objective of one batch, in one call of the model's ``forward``."""
         features, others = split_batch(inputs)
         list_id = (others or self._others).get("list_id")
         list_id = None if list_id is None else list_id.to(self.args.device)
@@ -289,7 +289,7 @@ class RerankTrainer(EvaluatingTrainer):
             list_keys=None if list_id is None else list_keys(list_id),
             factors=self.term_factors,
         )
-        output = model(**features, objective=with_custom_loss(objective, self.compute_loss_func))
+        output = model(**features, objective=replace_task_loss(objective, self.compute_loss_func))
         self._log.add(output, features["mask"])
         self.guard.observe_loss(self.state.global_step + 1, output, features["mask"], list_id)
         self.guard.check_at_once(self.model)
@@ -345,7 +345,7 @@ class RerankTrainer(EvaluatingTrainer):
             if _internal_call:
                 factors = {name: factor.item() for name, factor in self.term_factors.items()}
                 write_part(staging / STATE_FILE, {**self._log.state(), "term_factors": factors})
-                write_run(staging, self._run(), getattr(self.train_dataset, "lists_a_pass", 0))
+                write_run(staging, self._describe_run(), getattr(self.train_dataset, "lists_per_pass", 0))
 
     def push_to_hub(self, repo_id: str | None = None, **options: Any) -> Any:  # type: ignore[override]
         """Uploads the model, its processor, card with figures, and results in one commit, and nothing else.
@@ -388,14 +388,14 @@ class RerankTrainer(EvaluatingTrainer):
         refuse_broken_weights(self.model, self.state.global_step)
         self.guard.check(self.model, self.accelerator.gather if in_any_process else None)
 
-    def _run(self) -> dict[str, Any]:
-        """What decides which batches this run reads, and which parameters they train."""
+    def _describe_run(self) -> dict[str, Any]:
+        """Describes what decides which batches this run reads, and which parameters they train."""
         frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
         return describe_run(self.args, self.results["data"], self.results["objective"], frozen)
 
 
 def _call_with_trial(model_init: Any, trial: Any) -> PreTrainedReranker:
-    """``model_init()`` or ``model_init(trial)``, as many arguments as it takes."""
+    """Calls ``model_init()`` or ``model_init(trial)``, by the number of its arguments."""
     takes_trial = bool(inspect.signature(model_init).parameters)
     model = model_init(trial) if takes_trial else model_init()
     if not isinstance(model, PreTrainedReranker):

@@ -1,4 +1,4 @@
-"""``TrainingLog``: what the trainer's log says of the steps since the last one."""
+"""``TrainingLog``: means over the steps since the last log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_rerank.principled.obedience import COLLAPSED_SPREAD
 
 
 class TrainingLog:
-    """Means over batches of the loss, of each of its terms, and of how far the scores of a list lie apart.
+    """Means over batches of the loss, of each of its terms, and of the spread of a list's scores.
 
     The sums stay on the device, so that no step waits for them.
     """
@@ -28,13 +28,17 @@ class TrainingLog:
             output: With ``loss``, ``losses`` and ``logits`` [B, L].
             mask: bool [B, L].
         """
-        values = {"loss": output.loss, **(output.losses or {}), **_spread(output.logits.detach().float(), mask)}
+        values = {
+            "loss": output.loss,
+            **(output.losses or {}),
+            **_compute_spread(output.logits.detach().float(), mask),
+        }
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
         self._batches += 1
 
     def take_means(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The means since the last call; empty if there was no batch.
+        """Returns the means since the last call, and resets them; empty if there was no batch.
 
         Args:
             gather: Joins a tensor [1] of each process.
@@ -44,11 +48,11 @@ class TrainingLog:
         return means
 
     def state(self) -> dict[str, Any]:
-        """The sums as plain numbers, for a checkpoint."""
+        """Returns the sums as plain numbers, for a checkpoint."""
         return {"log_steps": self._batches, "log_sums": {name: total.item() for name, total in self._sums.items()}}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
-        """Takes up the sums of a checkpoint.
+        """Restores the sums of a checkpoint.
 
         In several processes these are the sums of the first: until the next log, the others take them for their own.
         """
@@ -56,8 +60,8 @@ class TrainingLog:
         self._sums = {name: torch.tensor(total, device=device) for name, total in state["log_sums"].items()}
 
 
-def _spread(logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """The mean over lists of two items or more of the standard deviation of their scores; the share without any."""
+def _compute_spread(logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Computes, over lists of at least two items, the mean standard deviation of scores and the collapsed share."""
     logits = torch.where(mask, logits, 0.0)
     count = mask.sum(-1).clamp(min=1)
     mean = (logits.sum(-1) / count).unsqueeze(-1)

@@ -23,7 +23,8 @@ STARTUP_TRIALS, WARMUP_EVALUATIONS = 5, 1
 
 
 def require_optuna() -> Any:
-    """
+    """Imports optuna.
+
     Raises:
         InputError: optuna is not installed.
     """
@@ -72,13 +73,13 @@ def search(
             return suggest(trial, LEARNING_RATE) | ({"principled_kwargs": chosen} if chosen else {})
 
     folder = Path(str(args.output_dir))
-    facts = {"metric": metric, "arguments": _identity(args), "lists": trainer.results["data"]}
+    facts = {"metric": metric, "arguments": _describe_options(args), "lists": trainer.results["data"]}
     facts |= dict(configuration or {})
 
-    def busy(process: str) -> str:
+    def describe_busy(process: str) -> str:
         return f"{process} searches in {folder}: wait until it ends, or give another folder"
 
-    with locked(folder / ".tune.lock", busy):
+    with locked(folder / ".tune.lock", describe_busy):
         study = optuna.create_study(
             study_name=_STUDY_NAME,
             storage=f"sqlite:///{(folder / STUDY).resolve()}",
@@ -90,7 +91,7 @@ def search(
         _requeue_interrupted(optuna, study)
         # A sampler of the same seed would suggest what it suggested before the interruption.
         study.sampler = sampler or optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
-        while (done := len(_finished(study))) < trials:
+        while (done := len(_find_finished(study))) < trials:
             _run_trial(optuna, study, trainer, hp_space, metric, f"[{done + 1}/{trials}]", say)
         complete = [entry for entry in study.trials if entry.state == optuna.trial.TrialState.COMPLETE]
         if not complete:
@@ -108,7 +109,7 @@ def _run_trial(
     state, value = optuna.trial.TrialState.FAIL, None
     remove(folder)
     try:
-        run = _trainer_of(optuna, trainer, trial, space, folder, metric)
+        run = _make_trainer(optuna, trainer, trial, space, folder, metric)
         run.train()
         value = run.evaluate()[f"eval_{metric}"]
         if _is_best(optuna, study, value):
@@ -128,11 +129,11 @@ def _run_trial(
         trial.set_user_attr(_FAILED, str(error))
     study.tell(trial, value, state=state)
     remove(folder)
-    options = ", ".join(f"{name} {_short(option)}" for name, option in trial.params.items())
+    options = ", ".join(f"{name} {_format(option)}" for name, option in trial.params.items())
     say(f"{prefix} {outcome} ({options})" if options else f"{prefix} {outcome}")
 
 
-def _trainer_of(optuna: Any, trainer: Any, trial: Any, space: Any, folder: Path, metric: str) -> Any:
+def _make_trainer(optuna: Any, trainer: Any, trial: Any, space: Any, folder: Path, metric: str) -> Any:
     chosen = space(trial)
     names = {entry.name for entry in dataclasses.fields(RerankTrainingArguments)}
     for name in chosen:
@@ -173,12 +174,12 @@ def _is_best(optuna: Any, study: Any, value: float) -> bool:
     return value > max(complete) if study.direction.name == "MAXIMIZE" else value < min(complete)
 
 
-def _finished(study: Any) -> list[Any]:
+def _find_finished(study: Any) -> list[Any]:
     """Trials that ended by themselves; one that an interruption ended has no reason of a failure."""
-    return [entry for entry in study.trials if entry.state.is_finished() and _ended_by_itself(entry)]
+    return [entry for entry in study.trials if entry.state.is_finished() and _has_ended(entry)]
 
 
-def _ended_by_itself(entry: Any) -> bool:
+def _has_ended(entry: Any) -> bool:
     return entry.state.name != "FAIL" or _FAILED in entry.user_attrs
 
 
@@ -201,13 +202,13 @@ def _claim(study: Any, configuration: str, folder: Path) -> None:
         )
 
 
-def _identity(args: Any) -> dict[str, Any]:
-    """The options that decide what a trial reaches."""
+def _describe_options(args: Any) -> dict[str, Any]:
+    """Describes the options that the result of a trial depends on."""
     plain = args.to_dict()
     for name in ("output_dir", "logging_dir", "run_name", "disable_tqdm", "encoded_cache"):
         plain.pop(name, None)
     return plain
 
 
-def _short(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -125,7 +125,7 @@ def main() -> None:
         f"# Polars and DuckDB, preparing Ad\n\n{where['cpu']}, {where['cpus']} processors, {versions}, "
         f"{where['date']}. {options.impressions:,} impressions of {options.users:,} users, random. Medians over "
         f"{options.rounds} rounds, in turn; memory: the largest. DuckDB's memory_limit: {options.memory_limit}.\n\n"
-        f"{table(rows)}\n\n{shown(rows)}\n"
+        f"{table(rows)}\n\n{show(rows)}\n"
     )
     options.output_dir.mkdir(parents=True, exist_ok=True)
     (options.output_dir / "engines.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -276,7 +276,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def shown(rows: list[dict[str, Any]]) -> str:
+def show(rows: list[dict[str, Any]]) -> str:
     """What the last row shows, in a sentence."""
     polars, duckdb = rows[-1]["polars"], rows[-1]["duckdb"]
     ratios = [duckdb[name] / polars[name] for name in ("seconds", "cpu_seconds", "peak_memory_mib")]

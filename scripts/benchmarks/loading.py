@@ -42,7 +42,7 @@ def main() -> None:
     import datasets
     import torch
 
-    from hf_rerank.evaluation.results import environment
+    from hf_rerank.evaluation.results import describe_environment
     from hf_rerank.storage import write_json
 
     torch.set_num_threads(1)
@@ -52,7 +52,7 @@ def main() -> None:
     settings = {name: value for name, value in vars(options).items() if name != "output_dir"}
     with tempfile.TemporaryDirectory() as folder:
         rows = measured(Path(folder), **settings)
-    results = {"settings": settings, "rows": rows, "environment": environment()}
+    results = {"settings": settings, "rows": rows, "environment": describe_environment()}
     options.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(options.output_dir / "loading.json", results)
     text = table(rows, settings)

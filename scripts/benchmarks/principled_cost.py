@@ -115,14 +115,14 @@ def three_calls(model: Callable[..., Any], batch: dict[str, Any], keys: Any, tas
     """The loss of ``scaled`` as a first implementation would write it: three calls of the whole model."""
     from hf_rerank.losses import probabilities
     from hf_rerank.principled import PRESETS, consistency_loss, positions_from_scores
-    from hf_rerank.principled.orders import keyed_perturb
+    from hf_rerank.principled.orders import perturb_by_key
 
     mask, given = batch["mask"], batch["position_ids"]
     weights = [term.weight for term in PRESETS["scaled"].terms]
     features = {name: value for name, value in batch.items() if name not in ("labels", "position_ids")}
     first = model(**batch)
     scores = probabilities(first.logits, task_loss, mask=mask)
-    own, perturbed = positions_from_scores(first.logits.detach().float(), mask), keyed_perturb(given, mask, keys)
+    own, perturbed = positions_from_scores(first.logits.detach().float(), mask), perturb_by_key(given, mask, keys)
     loss = first.loss
     for weight, order in zip(weights, (own, perturbed), strict=True):
         other = probabilities(model(**features, position_ids=order).logits, task_loss, mask=mask)
@@ -264,13 +264,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    from hf_rerank.evaluation.results import environment
+    from hf_rerank.evaluation.results import describe_environment
 
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cpu = names[0] if names else platform.processor() or platform.machine()
-    return {**environment(), "cpu": cpu, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    return {**describe_environment(), "cpu": cpu, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
 def count(text: str) -> int:

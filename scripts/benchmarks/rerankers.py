@@ -49,7 +49,7 @@ def main() -> None:
     options = _options()
     import torch
 
-    from hf_rerank.evaluation.results import environment
+    from hf_rerank.evaluation.results import describe_environment
     from hf_rerank.models.auto import RERANKERS, reranker_classes
     from hf_rerank.storage import write_json
 
@@ -67,7 +67,7 @@ def main() -> None:
         "rounds": options.rounds,
         "batches": {"training": TRAINING_BATCH, "ranking": RANKING_BATCH},
         "rows": rows,
-        "environment": environment(),
+        "environment": describe_environment(),
     }
     options.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(options.output_dir / "rerankers.json", results)

@@ -39,7 +39,7 @@ def main() -> None:
     options = _options()
     import torch
 
-    from hf_rerank.evaluation.results import environment
+    from hf_rerank.evaluation.results import describe_environment
     from hf_rerank.models.auto import RERANKERS
     from hf_rerank.storage import write_json
 
@@ -48,7 +48,7 @@ def main() -> None:
     measured = measure(options.models or list(RERANKERS), processor, rows, options.calls)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     results = {"threads": 1, "calls": options.calls, "items": LENGTH, "ids": IDS, "rows": measured}
-    write_json(options.output_dir / "serving.json", {**results, "environment": environment()})
+    write_json(options.output_dir / "serving.json", {**results, "environment": describe_environment()})
     (options.output_dir / "serving.md").write_text(as_markdown(measured))
     print(as_markdown(measured))
 

@@ -32,11 +32,15 @@ def main() -> None:
 
     import torch
 
-    from hf_rerank.evaluation.results import environment
+    from hf_rerank.evaluation.results import describe_environment
     from hf_rerank.storage import write_json
 
     torch.set_num_threads(options.threads)
-    results: dict[str, Any] = {"rounds": options.rounds, "threads": options.threads, "environment": environment()}
+    results: dict[str, Any] = {
+        "rounds": options.rounds,
+        "threads": options.threads,
+        "environment": describe_environment(),
+    }
     results["step"] = step_times(options.rounds)
     results["trainer"] = trainer_overhead(options.rounds)
     results["million_ids"] = million_ids(options.rounds)

@@ -218,15 +218,15 @@ def _relaxed(arm: Arm, seed: int) -> Any:
 def measure_lists(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:
     """Per list: NDCG@10 and expected clicks of the given order and of the model's, and obedience."""
     from hf_rerank import metrics
-    from hf_rerank.evaluation.evaluator import encoded_batches, measured
+    from hf_rerank.evaluation.evaluator import encode_batches, measure_obedience
     from hf_rerank.schema import MODEL_TENSORS
 
     found: dict[str, list[np.ndarray]] = {}
     examination = processor.schema.examination
     model.eval()
-    for batch in encoded_batches(lists, processor):
+    for batch in encode_batches(lists, processor):
         inputs = {name: batch[name] for name in MODEL_TENSORS if name in batch}
-        output = measured(model, inputs, obedience_k=5, swaps="one")
+        output = measure_obedience(model, inputs, obedience_k=5, swaps="one")
         mask = batch["mask"]
         for name, scores in (("", output.logits), ("initial_", -batch["position_ids"].float())):
             values = {

@@ -117,13 +117,13 @@ def over_users(difference: np.ndarray, users: Sequence[Any]) -> dict[str, Any]:
 def per_list(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:
     """NDCG@10 and, where the truth is known, expected clicks of each list."""
     from hf_rerank import metrics
-    from hf_rerank.evaluation.evaluator import encoded_batches
+    from hf_rerank.evaluation.evaluator import encode_batches
     from hf_rerank.schema import FEATURE_TENSORS
 
     found: dict[str, list[np.ndarray]] = {}
     examination = processor.schema.examination
     model.eval()
-    for batch in encoded_batches(lists, processor):
+    for batch in encode_batches(lists, processor):
         features = {name: batch[name] for name in FEATURE_TENSORS if name in batch}
         scores, mask = model.rank(**features)[1], batch["mask"]
         values = {"ndcg@10": metrics.ndcg(scores, batch["labels"], mask=mask, k=10, reduction="none")}

@@ -76,7 +76,7 @@ def has_order(log: Log) -> bool:
     return log.schema.position not in (None, NO_ORDER)
 
 
-def logged_scores(log: Log, split: str) -> np.ndarray:
+def score_logged_order(log: Log, split: str) -> np.ndarray:
     """Minus the position in the initial order."""
     if has_order(log):
         return -items(log, split, log.schema.position).astype(float)
@@ -175,7 +175,9 @@ def main() -> None:
         log, path = load(name, args.root), args.scores / f"{name}.npz"
         kept = dict(np.load(path)) if path.exists() else {}
         makers: dict[str, Callable[[], Any]] = {
-            "logged order": partial(_with_facts, lambda log=log: {each: logged_scores(log, each) for each in SPLITS}),
+            "logged order": partial(
+                _with_facts, lambda log=log: {each: score_logged_order(log, each) for each in SPLITS}
+            ),
             "logistic regression": partial(_with_facts, partial(logistic_scores, log)),
         }
         for objective, position in itertools.product(args.objective, (False, True)):

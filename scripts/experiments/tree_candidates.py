@@ -28,7 +28,7 @@ from hf_rerank.models.auto import reranker_classes
 from hf_rerank.processing import ListProcessor, RaggedLists
 from hf_rerank.schema import FEATURE_TENSORS, Categorical
 from hf_rerank.training.budget import fill_in_budget
-from hf_rerank.training.starting_point import calibration
+from hf_rerank.training.starting_point import fit_calibration
 from hf_rerank.validation import Lists
 
 # ``rate``: learning rate; ``bins``: numbers that each dense feature is split into, beside itself (piecewise linear
@@ -184,7 +184,7 @@ def config_of(options: dict[str, Any], processor: ListProcessor, encoded: dict[s
         arrays = {name: torch.from_numpy(array) for name, array in encoded["train"].padded().items()}
         names = ("initial_score_scale", "initial_score_offset", "initial_score_positions")
         loss = options["loss"] if options["loss"] in ("binary_log_loss", "softmax_loss") else "softmax_loss"
-        found = calibration(arrays, TASK_LOSSES[loss], positions=processor.schema.max_list_length)
+        found = fit_calibration(arrays, TASK_LOSSES[loss], positions=processor.schema.max_list_length)
         config |= dict(zip(names, found, strict=True))
     if "unknown_rate" not in config:
         rows = encoded["validation"].rows

@@ -125,13 +125,13 @@ class TestObedienceOfAnEvaluation:
         from hf_rerank.evaluation.tables import obedience_table
 
         assert obedience_table(MEASURED).splitlines() == [
-            "obedience                                    P1, own order  P2, one swap",
-            "------------------------------------------------------------------------",
-            "whole list, share of lists                          0.2500        0.5000",
-            "first 5 as an order, share of lists                 0.1250        0.7500",
-            "first 5 as a set, share of lists                    0.3750        0.8750",
-            "items that keep their place, share of items         0.6250        0.9375",
-            "Kendall tau                                        -0.5000        1.0000",
+            "obedience                                   P1, own order  P2, one swap",
+            "-----------------------------------------------------------------------",
+            "whole list, share of lists                         0.2500        0.5000",
+            "first 5 as an order, share of lists                0.1250        0.7500",
+            "first 5 as a set, share of lists                   0.3750        0.8750",
+            "items that keep their rank, share of items         0.6250        0.9375",
+            "Kendall tau                                       -0.5000        1.0000",
             "",
             "fixed points and scores",
             "--------------------------------------------------------------",
@@ -168,7 +168,7 @@ class TestObedienceOfAnEvaluation:
             ("whole list, share of lists", "obedience"),
             ("first 5 as an order, share of lists", "obedience@5"),
             ("first 5 as a set, share of lists", "set_obedience@5"),
-            ("items that keep their place, share of items", "item_obedience"),
+            ("items that keep their rank, share of items", "item_obedience"),
             ("Kendall tau", "kendall_tau"),
         ):
             values = rf"{row['p1_' + name]:.4f} +{row['p2_' + name]:.4f}"
@@ -266,9 +266,9 @@ class TestAddToResults:
         path = model / "results.json"
         assert said == [
             "test: added to ",
-            f"test: stands in {path} already, with the same numbers",
-            f"test: replaced in {path}, where other numbers stood",
-            f"test: replaced in {path}, where other numbers stood",
+            f"test: is in {path} already, with the same numbers",
+            f"test: replaced in {path}, which held other numbers",
+            f"test: replaced in {path}, which held other numbers",
         ]
         assert written[0] == written[1] == written[3] != written[2]
 
@@ -292,13 +292,13 @@ class TestPictures:
         """Two epochs: an evaluation after each, the end, and the evaluation that the command ends with."""
         from hf_rerank.training import callbacks
 
-        evaluations, real = [], callbacks.training_figure
+        evaluations, real = [], callbacks.plot_training
 
         def spy(log: list[dict[str, object]], path: Path) -> None:
             evaluations.append(sum("eval_p1_obedience" in entry for entry in log))
             real(log, path)
 
-        monkeypatch.setattr(callbacks, "training_figure", spy)
+        monkeypatch.setattr(callbacks, "plot_training", spy)
         run = tmp_path / "run"
         arguments = ["train", "--model", "dnn", "--data", str(folder / "lists"), "--output-dir", str(run), *TRAIN]
         capsys.readouterr()
@@ -306,7 +306,7 @@ class TestPictures:
         assert evaluations == [1, 2, 2, 2]
         picture = run / "plots" / "training.png"
         assert picture.read_bytes().startswith(b"\x89PNG")
-        assert capsys.readouterr().out.endswith(f"model in {run}\npicture in {picture}\n")
+        assert capsys.readouterr().out.endswith(f"model in {run}\nfigure in {picture}\n")
         assert [path.name for path in picture.parent.iterdir()] == ["training.png"]
 
     def test_training_that_logs_nothing(
@@ -318,7 +318,7 @@ class TestPictures:
         )
         capsys.readouterr()
         assert cli.main([*arguments, *TRAIN, *silent.split(), "--plots", "--set", "hidden_sizes=[8]"]) == 0
-        assert capsys.readouterr().out.endswith("no picture: the training logged nothing to draw\n")
+        assert capsys.readouterr().out.endswith("no figure: the training logged nothing to draw\n")
         assert not (tmp_path / "run" / "plots").exists()
 
     def test_evaluate_draws_the_model_and_its_training(
@@ -337,20 +337,20 @@ class TestPictures:
 
             monkeypatch.setattr(plots, name, draw)
 
-        spy("training_figure")
-        spy("obedience_figure")
+        spy("plot_training")
+        spy("plot_obedience")
         pictures, output = tmp_path / "new" / "pictures", tmp_path / "test.json"
         arguments = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "lists")]
         capsys.readouterr()
         assert cli.main([*arguments, "--plots", str(pictures), "--json", str(output)]) == 0
         paths = [pictures / "obedience.png", pictures / "training.png"]
-        assert capsys.readouterr().out.splitlines()[-2:] == [f"picture in {path}" for path in paths]
+        assert capsys.readouterr().out.splitlines()[-2:] == [f"figure in {path}" for path in paths]
         assert sorted(pictures.iterdir()) == paths
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
         results = json.loads((folder / "run" / "results.json").read_text())
-        assert drawn["training_figure"] == results["training"]["log"]
+        assert drawn["plot_training"] == results["training"]["log"]
         row = json.loads(output.read_text())["rows"]["model"]
-        assert drawn["obedience_figure"]["p1_item_obedience"] == row["p1_item_obedience"]
+        assert drawn["plot_obedience"]["p1_item_obedience"] == row["p1_item_obedience"]
 
     @pytest.mark.parametrize(
         ("results", "words"),
@@ -375,7 +375,7 @@ class TestPictures:
         arguments = ["evaluate", "--model", str(model), "--data", str(folder / "lists"), "--plots", str(pictures)]
         assert cli.main(arguments) == 0
         picture, line = capsys.readouterr().out.splitlines()[-2:]
-        assert picture == f"picture in {pictures / 'obedience.png'}"
+        assert picture == f"figure in {pictures / 'obedience.png'}"
         assert line.startswith(f"no {pictures / 'training.png'}: {words.format(model)}")
         assert [path.name for path in pictures.iterdir()] == ["obedience.png"]
 
@@ -411,7 +411,7 @@ class TestMistakesBeforeTheWork:
         for name in ("matplotlib", "matplotlib.figure"):
             monkeypatch.setitem(sys.modules, name, None)
         line = mistake(arguments.format(folder, tmp_path).split(), capsys)
-        assert line == "hf-rerank: pictures need matplotlib: pip install hf-rerank[plots]"
+        assert line == "hf-rerank: figures need matplotlib: pip install hf-rerank[plots]"
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_a_class_of_ones_own_takes_part(prepared, tmp_path, monkeypatch, capsys)
     [
         (["--models", "prn"], "did you mean 'prm'"),
         (["--seed", "3"], "--seed is decided by compare itself"),
-        (["--num_train_epoch", "3"], "did you mean '--num_train_epochs'"),
+        (["--num_train_epoch", "3"], "did you mean '--num-train-epochs'"),
         (["--scores", "ours"], "expected --scores NAME=FILE"),
         (["--scores", "ours=absent.jsonl"], "absent.jsonl is no file"),
         (["--principled", "none"], "name a preset"),
@@ -188,7 +188,7 @@ def test_evaluate_writes_a_trec_run_that_compare_reads(prepared, tmp_path, capsy
     assert main([*given, "--trec-run", str(path)]) == 0
     assert f"TREC run in {path}" in capsys.readouterr().out
     splits = load_lists(lists)
-    scores, unused = read_scores(path, NamedLists.of(splits["test"], splits.schema))
+    scores, unused = read_scores(path, NamedLists.from_dataset(splits["test"], splits.schema))
     expected = Reranker.from_pretrained(tmp_path / "run").predict(splits["test"].to_list())
     assert unused == 0
     np.testing.assert_allclose(scores, np.concatenate(expected), rtol=1e-6)

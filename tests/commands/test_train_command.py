@@ -19,7 +19,7 @@ import pytest
 
 from hf_rerank import Reranker, RerankTrainingArguments, cli
 from hf_rerank.commands import train as train_command
-from hf_rerank.commands.train_options import SHOWN, training_arguments, with_hyphens
+from hf_rerank.commands.training_options import SHOWN, parse_training_arguments, use_hyphens
 from hf_rerank.schema import Categorical, Dense, ListSchema
 from hf_rerank.training.supported_options import REFUSED
 
@@ -106,7 +106,7 @@ def test_both_spellings_give_the_same_arguments(tmp_path: Path) -> None:
     def arguments(*words: str) -> dict[str, Any]:
         line = ["train", "--model", "prm", "--data", "lists", "--output-dir", str(tmp_path / "run"), *words]
         known, known.others = cli._parser().parse_known_args(line)
-        return training_arguments(known).to_dict()
+        return parse_training_arguments(known).to_dict()
 
     hyphens = [
         "--use-cpu",
@@ -136,7 +136,7 @@ def test_messages_name_options_as_the_command_line_does() -> None:
         ("/runs/output_dir/x has 'eval_steps'", "/runs/output_dir/x has 'eval_steps'"),
         ("call trainer.push_to_hub() after", "call trainer.push_to_hub() after"),
     ):
-        assert with_hyphens(message) == expected
+        assert use_hyphens(message) == expected
 
 
 def test_warnings_name_options_so_too(
@@ -193,7 +193,7 @@ def test_an_earlier_run_is_not_overwritten(prepared: Path, tmp_path: Path, capsy
     assert train(prepared, run, "--max-steps", "4", "--seed", "3") == 2
     assert the_line(capsys) == (
         f"hf-rerank: {run} holds a finished model (config.json, model.safetensors, results.json): choose another "
-        "folder, remove it, or go on with --resume-from-checkpoint last"
+        "folder, remove it, or resume with --resume-from-checkpoint last"
     )
     assert (run / "model.safetensors").read_bytes() == weights
     assert sorted(path.name for path in run.iterdir()) == names
@@ -332,13 +332,13 @@ def test_interrupted_while_the_runtime_is_imported(tmp_path: Path) -> None:
         [sys.executable, "-c", INTERRUPTED], input="\n".join(commands), capture_output=True, text=True, cwd=tmp_path
     )
     assert ran.stdout.splitlines() == [f"{command.split()[0]} 130" for command in commands], ran.stderr
-    assert ran.stderr.splitlines() == ["hf-rerank: stopped by Ctrl-C; finished files are whole"] * len(commands)
+    assert ran.stderr.splitlines() == ["hf-rerank: stopped by Ctrl-C; finished files are complete"] * len(commands)
 
 
 def test_interrupted_while_the_commands_are_imported(tmp_path: Path) -> None:
     code = INTERRUPTED.replace('name.split(".")[0] in (', 'name.startswith("hf_rerank.commands") or name in (')
     ran = subprocess.run([sys.executable, "-c", code], input="train", capture_output=True, text=True, cwd=tmp_path)
-    assert (ran.stdout, ran.stderr) == ("train 130\n", "hf-rerank: stopped by Ctrl-C; finished files are whole\n")
+    assert (ran.stdout, ran.stderr) == ("train 130\n", "hf-rerank: stopped by Ctrl-C; finished files are complete\n")
 
 
 @pytest.mark.parametrize(

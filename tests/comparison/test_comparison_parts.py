@@ -8,10 +8,10 @@ from datasets import Dataset
 
 from hf_rerank import Categorical, ListProcessor, ListSchema
 from hf_rerank.comparison.arms import LOGGED, PRINCIPLED, WITH, WITHOUT, Arm, Model, Plan, find_models
-from hf_rerank.comparison.findings import find
-from hf_rerank.comparison.measuring import logged_scores, measure_scores, primary_measure
-from hf_rerank.comparison.progress import duration, remaining_seconds
-from hf_rerank.comparison.random_order import COLUMN, add_random_order, random_positions
+from hf_rerank.comparison.findings import summarize
+from hf_rerank.comparison.measuring import measure_scores, primary_measure, score_logged_order
+from hf_rerank.comparison.progress import format_duration, remaining_seconds
+from hf_rerank.comparison.random_order import COLUMN, add_random_order, draw_positions
 from hf_rerank.errors import InputError
 
 ROWS = [
@@ -23,12 +23,12 @@ SCHEMA = ListSchema(items=[Categorical("item", min_count=1)], position="place", 
 
 def test_random_orders_are_permutations_that_stay_and_that_depend_on_the_seed() -> None:
     lengths = np.array([5, 1, 7, 5])
-    found, again, other = (random_positions(lengths, seed) for seed in (0, 0, 1))
+    found, again, other = (draw_positions(lengths, seed) for seed in (0, 0, 1))
     assert [sorted(order.tolist()) for order in found] == [list(range(length)) for length in lengths]
     assert [a.tolist() for a in found] == [b.tolist() for b in again]
     assert [a.tolist() for a in found] != [b.tolist() for b in other]
     # Each of the 6 orders of 3 items about as often: 1,000 of 6,000, give or take 4 standard deviations of 29.
-    orders = [tuple(order) for order in random_positions(np.full(6000, 3), 0)]
+    orders = [tuple(order) for order in draw_positions(np.full(6000, 3), 0)]
     counts = [orders.count(order) for order in set(orders)]
     assert len(counts) == 6
     assert all(abs(count - 1000) < 116 for count in counts)
@@ -44,13 +44,13 @@ def test_the_time_that_remains_is_that_of_the_same_arm_or_of_all() -> None:
     assert remaining_seconds({}, ["a"]) is None
     # a takes 2 s on average; c was never run and takes (1 + 3 + 8) / 3 = 4 s.
     assert remaining_seconds({"a": [1.0, 3.0], "b": [8.0]}, ["a", "b", "c"]) == pytest.approx(2 + 8 + 4)
-    assert [duration(seconds) for seconds in (40, 720, 12_600)] == ["40 s", "12 min", "3.5 h"]
+    assert [format_duration(seconds) for seconds in (40, 720, 12_600)] == ["40 s", "12 min", "3.5 h"]
 
 
 def test_scores_are_measured_per_list() -> None:
     lists = Dataset.from_list(ROWS)
     processor = ListProcessor.from_lists(lists, schema=SCHEMA)
-    order = logged_scores(processor, lists)
+    order = score_logged_order(processor, lists)
     assert order.tolist() == [-2, 0, -1, 0, -1]
     found = measure_scores(order, processor, lists, ks=[10], no_click="skip")
     # The click on c stands at position 1, the second: 1 / log2(3). The second list has no click.
@@ -93,7 +93,7 @@ def test_the_best_on_validation_is_compared_with_every_simpler_alternative() -> 
         for arm, (test, validation) in values.items()
     }
     fixed = {LOGGED: outcome(0.2, 0.2), "ours": outcome(0.25, 0.2)}
-    found = find(runs, fixed, measure="ndcg@10", groups=list(range(40)), display_order=True)
+    found = summarize(runs, fixed, measure="ndcg@10", groups=list(range(40)), display_order=True)
     pairs = [(entry.name, entry.base) for entry in found.comparisons]
     assert pairs[:4] == [
         ("prm without order", LOGGED),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_rerank import Categorical, InputError, ListProcessor, ListSchema
 from hf_rerank.evaluation import EvaluationSums, evaluate, evaluate_orders
-from hf_rerank.evaluation.evaluator import comparable_scores, encoded_batches, measured
+from hf_rerank.evaluation.evaluator import encode_batches, make_comparable, measure_obedience
 from hf_rerank.metrics import ndcg
 from hf_rerank.models.auto import RERANKERS
 from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
@@ -270,12 +270,12 @@ def test_models_equal_passes_of_their_own(name: str, task_loss: str) -> None:
     processor = ListProcessor.from_lists(lists, schema=schema)
     config, model_class = RERANKERS[name]
     model = model_class(config.for_schema(processor.schema, task_loss=task_loss, initializer_range=0.5)).eval()
-    for seed, batch in enumerate(encoded_batches(lists, processor, batch_size=25)):
+    for seed, batch in enumerate(encode_batches(lists, processor, batch_size=25)):
         inputs = {column: values for column, values in batch.items() if column in MODEL_TENSORS}
         options: dict[str, Any] = {"swaps": "one" if seed else "all", "max_steps": 4}
         if seed:
             options["list_keys"] = torch.arange(100, 100 + len(batch["mask"]))
-        output = measured(model, inputs, obedience_k=2, **options)
+        output = measure_obedience(model, inputs, obedience_k=2, **options)
         assert not output.logits.requires_grad
         alone = model(**inputs)
         torch.testing.assert_close(output.logits, alone.logits, atol=1e-6, rtol=0)
@@ -300,9 +300,9 @@ def test_evaluation_of_a_model_sums_its_batches(processor: ListProcessor) -> Non
     found = evaluate(model, processor, lists, obedience_k=2, batch_size=7)
     assert model.training
     each: dict[str, list[Tensor]] = {}
-    for batch in encoded_batches(lists, processor):
+    for batch in encode_batches(lists, processor):
         inputs = {column: values for column, values in batch.items() if column in MODEL_TENSORS}
-        for name, values in measured(model.eval(), inputs, obedience_k=2).losses.items():
+        for name, values in measure_obedience(model.eval(), inputs, obedience_k=2).losses.items():
             each.setdefault(name, []).append(values)
     assert "collapsed_share" in each
     for name, values in each.items():
@@ -357,7 +357,9 @@ def test_measures_that_say_nothing_are_left_out() -> None:
     for scores, measure in (([[2.0, 1.0]], [0.5]), ([[2.0, 1.0]], [nan]), ([[1.0, 2.0]], [0.75])):
         labels, mask = torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool)
         measures = {"p1_obedience": torch.tensor(measure)}
-        sums.add(torch.tensor(scores), labels, mask, torch.tensor([[0, 1]]), torch.ones(1, 2), measures)
+        sums.add(
+            torch.tensor(scores), labels, mask, torch.tensor([[0, 1]]), attraction=torch.ones(1, 2), measures=measures
+        )
     found = sums.compute()
     assert found["p1_obedience"] == pytest.approx((0.5 + 0.75) / 2)
     assert found["obedience_lists"] == 2
@@ -379,7 +381,7 @@ def orders() -> Iterator[Tensor]:
 
 @pytest.mark.parametrize("task_loss", ["binary_log_loss", *LISTWISE])
 def test_comparable_scores_rank_as_logits(task_loss: str) -> None:
-    scores = comparable_scores(LOGITS, task_loss, MASK)
+    scores = make_comparable(LOGITS, task_loss, MASK)
     for row, mask, order in zip(scores, MASK, orders(), strict=True):
         assert row[mask].isfinite().all()
         assert row[mask].argsort(descending=True).equal(order)
@@ -387,8 +389,8 @@ def test_comparable_scores_rank_as_logits(task_loss: str) -> None:
 
 @pytest.mark.parametrize("task_loss", LISTWISE)
 def test_listwise_scores_ignore_a_shift_of_a_list(task_loss: str) -> None:
-    scores = comparable_scores(LOGITS, task_loss, MASK)
-    shifted = comparable_scores(LOGITS + torch.tensor([[100.0], [-3.0]]), task_loss, MASK)
+    scores = make_comparable(LOGITS, task_loss, MASK)
+    shifted = make_comparable(LOGITS + torch.tensor([[100.0], [-3.0]]), task_loss, MASK)
     assert torch.allclose(shifted[MASK], scores[MASK], atol=1e-4)
     # They compare as the probabilities do: e^2 / (e^2 + e^-1 + e^0.5) and e / (e + 1).
     first, second = np.exp(2) / (np.exp(2) + np.exp(-1) + np.exp(0.5)), np.e / (np.e + 1)
@@ -398,6 +400,6 @@ def test_listwise_scores_ignore_a_shift_of_a_list(task_loss: str) -> None:
 
 def test_log_loss_scores_are_the_logits() -> None:
     """Probabilities of 40 and 39 are both 1 in float32; their logits still differ."""
-    scores = comparable_scores(LOGITS.bfloat16(), "binary_log_loss", MASK)
+    scores = make_comparable(LOGITS.bfloat16(), "binary_log_loss", MASK)
     assert scores.dtype == torch.float32
     assert scores.equal(LOGITS)

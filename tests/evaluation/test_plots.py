@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from hf_rerank import InputError
-from hf_rerank.evaluation.plots import _obedience_figure, _training_figure, obedience_figure, training_figure
+from hf_rerank.evaluation.plots import _draw_obedience, _draw_training, plot_obedience, plot_training
 from hf_rerank.training import PlotCallback
 
 # Two training entries and two evaluations, as a trainer writes them, the closing summary, and a later evaluation.
@@ -131,7 +131,7 @@ def pixels_of(path: Path, colour: tuple[int, int, int]) -> int:
 
 
 def test_a_training_is_drawn_as_the_log_says() -> None:
-    losses, obedience, spread, norm = _training_figure(LOG).axes
+    losses, obedience, spread, norm = _draw_training(LOG).axes
     steps = [10, 20]
     assert lines(losses) == {
         "task": (steps, [0.7, 0.6]),
@@ -143,9 +143,9 @@ def test_a_training_is_drawn_as_the_log_says() -> None:
         "weighted sum": (steps, [0.9, 0.8]),
     }
     assert lines(obedience) == {
-        "P1, items in place": (steps, [0.4, 0.5]),
+        "P1, items at their rank": (steps, [0.4, 0.5]),
         "P1, same first 5": (steps, [0.1, 0.2]),
-        "P2, items in place": (steps, [0.8, 0.9]),
+        "P2, items at their rank": (steps, [0.8, 0.9]),
         "P2, same first 5": (steps, [0.6, 0.7]),
         "NDCG@10": (steps, [0.3, 0.35]),
     }
@@ -154,7 +154,7 @@ def test_a_training_is_drawn_as_the_log_says() -> None:
 
 
 def test_scales_and_names_of_the_panels() -> None:
-    figure = _training_figure(LOG)
+    figure = _draw_training(LOG)
     losses, obedience, spread, norm = figure.axes
     assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear", "linear", "log"]
     low, high = obedience.get_ylim()
@@ -174,7 +174,7 @@ def test_scales_and_names_of_the_panels() -> None:
 
 
 def test_a_principle_keeps_its_colour_and_no_two_lines_of_a_panel_look_alike() -> None:
-    figure = _training_figure(LOG)
+    figure = _draw_training(LOG)
     found: dict[str, set[str]] = {"P1": set(), "P2": set()}
     for axes in figure.axes:
         looks = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
@@ -202,7 +202,7 @@ def test_a_logarithmic_scale_ends_at_round_numbers(
 ) -> None:
     """Ticks at 1, 2, 3, ... of each decade, at 1, 2, 5 where that gives more than eight, else at powers of ten."""
     log = [{"step": step, "grad_norm": value} for step, value in enumerate(values)]
-    norm = _training_figure(log).axes[3]
+    norm = _draw_training(log).axes[3]
     assert norm.get_yscale() == "log"
     assert norm.get_ylim() == pytest.approx((bottom, top))
     assert norm.get_yticks().tolist() == pytest.approx(ticks)
@@ -211,23 +211,23 @@ def test_a_logarithmic_scale_ends_at_round_numbers(
 
 def test_a_term_of_zero_makes_the_scale_linear() -> None:
     log = [{"step": step, "task_loss": 0.7, "convergence_loss": value} for step, value in ((1, 0.0), (2, 0.1))]
-    losses = _training_figure(log).axes[0]
+    losses = _draw_training(log).axes[0]
     assert losses.get_yscale() == "linear"
     assert lines(losses)["convergence (P1)"] == ([1, 2], [0.0, 0.1])
 
 
 def test_without_further_terms_the_sum_is_not_drawn_twice() -> None:
     log = [{"step": step, "loss": 0.7, "task_loss": 0.7, "eval_loss": 0.8} for step in (1, 2)]
-    assert list(lines(_training_figure(log).axes[0])) == ["task", "task, evaluation"]
+    assert list(lines(_draw_training(log).axes[0])) == ["task", "task, evaluation"]
     only_loss = [{"step": 1, "loss": 0.7}]
-    assert lines(_training_figure(only_loss).axes[0]) == {"weighted sum": ([1], [0.7])}
+    assert lines(_draw_training(only_loss).axes[0]) == {"weighted sum": ([1], [0.7])}
 
 
 @pytest.mark.parametrize("broken", [None, math.nan, math.inf, "0.5", True])
 def test_what_is_no_finite_number_leaves_a_gap(broken: Any) -> None:
     """``results.json`` has null where a number was not finite."""
     log = [{"step": step, "grad_norm": value} for step, value in ((1, 2.0), (2, broken), (3, 1.0))]
-    steps, values = lines(_training_figure(log).axes[3])["gradient norm"]
+    steps, values = lines(_draw_training(log).axes[3])["gradient norm"]
     assert steps == [1, 2, 3]
     assert values[0] == 2.0
     assert math.isnan(values[1])
@@ -235,7 +235,7 @@ def test_what_is_no_finite_number_leaves_a_gap(broken: Any) -> None:
 
 
 def test_a_panel_without_entries_says_so() -> None:
-    figure = _training_figure([{"step": 5, "score_spread": 0.5}])
+    figure = _draw_training([{"step": 5, "score_spread": 0.5}])
     assert words(figure).count("not in the log") == 3
     assert lines(figure.axes[2]) == {"training": ([5], [0.5])}
     assert figure.axes[2].get_xlim() == (4, 6)
@@ -244,14 +244,14 @@ def test_a_panel_without_entries_says_so() -> None:
 def test_collapse_is_noted_where_it_was_worst() -> None:
     shares = {10: 0.0, 20: 0.125, 30: 0.375, 40: 0.25}
     log = [{"step": step, "score_spread": 0.5, "collapsed_share": share} for step, share in shares.items()]
-    assert "37.5% of the lists had equal scores at step 30" in words(_training_figure(log))
-    assert "equal scores" not in words(_training_figure(LOG))
+    assert "37.5% of the lists had equal scores at step 30" in words(_draw_training(log))
+    assert "equal scores" not in words(_draw_training(LOG))
 
 
 def test_a_long_line_has_no_markers() -> None:
     def marker(points: int) -> str:
         log = [{"step": step, "grad_norm": 1.0} for step in range(points)]
-        return str(_training_figure(log).axes[3].lines[0].get_marker())
+        return str(_draw_training(log).axes[3].lines[0].get_marker())
 
     assert (marker(40), marker(41)) == ("o", "None")
 
@@ -269,7 +269,7 @@ def test_a_long_line_has_no_markers() -> None:
 )
 def test_a_log_with_nothing_to_draw_is_refused(log: list[Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing to draw in the log: expected entries with a step"):
-        training_figure(log, tmp_path / "training.png")
+        plot_training(log, tmp_path / "training.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -289,21 +289,21 @@ def bars(axes: Axes) -> dict[str, dict[str, float]]:
 
 
 def test_bars_are_as_high_as_the_measures() -> None:
-    figure = _obedience_figure(MEASURES)
+    figure = _draw_obedience(MEASURES)
     left, right = figure.axes
     assert bars(left) == {
         "P1": {
             "whole list": 0.25,
             "first 5, as order": 0.6,
             "first 5, as set": 0.7,
-            "items in place": 0.75,
+            "items at their rank": 0.75,
             "Kendall tau": -0.25,
         },
         "P2": {
             "whole list": 0.5,
             "first 5, as order": 0.8,
             "first 5, as set": 0.9,
-            "items in place": 0.95,
+            "items at their rank": 0.95,
             "Kendall tau": 0.99,
         },
     }
@@ -320,20 +320,20 @@ def test_bars_are_as_high_as_the_measures() -> None:
 
 @pytest.mark.parametrize("steps", [None, math.nan])
 def test_no_steps_where_nothing_settles(steps: float | None) -> None:
-    figure = _obedience_figure({**MEASURES, "fixed_point_rate": 0.0, "fixed_point_steps": steps, "cycle_rate": 1.0})
+    figure = _draw_obedience({**MEASURES, "fixed_point_rate": 0.0, "fixed_point_steps": steps, "cycle_rate": 1.0})
     assert [bar.get_width() for bar in figure.axes[1].patches] == [0, 1, 0]
     assert "steps" not in words(figure)
 
 
 def test_fixed_points_that_were_not_measured() -> None:
     measures = {name: value for name, value in MEASURES.items() if not name.startswith(("fixed", "cycle"))}
-    figure = _obedience_figure(measures)
+    figure = _draw_obedience(measures)
     assert "not measured" in words(figure)
     assert not figure.axes[1].patches
 
 
 def test_equal_scores_are_named_beside_the_obedience() -> None:
-    written = words(_obedience_figure({**MEASURES, "collapsed_share": 0.5, "score_spread": 0.0004}))
+    written = words(_draw_obedience({**MEASURES, "collapsed_share": 0.5, "score_spread": 0.0004}))
     assert "Score spread 0.0004" in written
     assert "50.0% of the lists have equal scores" in written
 
@@ -341,11 +341,11 @@ def test_equal_scores_are_named_beside_the_obedience() -> None:
 def test_every_cut_off_has_its_bars_in_rising_order() -> None:
     more = {f"{name}@{cut}": cut / 100 for cut in (10, 3) for name in ("p1_obedience", "p2_obedience")}
     more |= {f"{name}@{cut}": cut / 100 for cut in (10, 3) for name in ("p1_set_obedience", "p2_set_obedience")}
-    left = _obedience_figure({**MEASURES, **more}).axes[0]
+    left = _draw_obedience({**MEASURES, **more}).axes[0]
     assert [label.get_text().split("\n")[0] for label in left.get_xticklabels()] == [
         "whole list",
         *("first 3, as order", "first 3, as set", "first 5, as order", "first 5, as set"),
-        *("first 10, as order", "first 10, as set", "items in place", "Kendall tau"),
+        *("first 10, as order", "first 10, as set", "items at their rank", "Kendall tau"),
     ]
     assert bars(left)["P2"]["first 10, as set"] == 0.1
 
@@ -353,7 +353,7 @@ def test_every_cut_off_has_its_bars_in_rising_order() -> None:
 @pytest.mark.parametrize("measures", [{}, {"auc": 0.7}, {"p1_obedience": math.nan, "p2_obedience": None}])
 def test_an_evaluation_without_obedience_is_refused(measures: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no obedience to draw: expected measures such as p1_obedience"):
-        obedience_figure(measures, tmp_path / "obedience.png")
+        plot_obedience(measures, tmp_path / "obedience.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -363,8 +363,8 @@ def test_an_evaluation_without_obedience_is_refused(measures: dict[str, Any], tm
 def test_files_are_pictures_of_what_was_drawn(tmp_path: Path) -> None:
     """12 by 7.6 and 12.5 by 4.4 inches of 150 dots; blue and vermillion of P1 and P2 are in both."""
     training, obedience = tmp_path / "new" / "training.png", tmp_path / "new" / "obedience.png"
-    training_figure(LOG, training)
-    obedience_figure(MEASURES, str(obedience))
+    plot_training(LOG, training)
+    plot_obedience(MEASURES, str(obedience))
     assert size(training) == (1800, 1140)
     assert size(obedience) == (1875, 660)
     for path in (training, obedience):
@@ -374,16 +374,16 @@ def test_files_are_pictures_of_what_was_drawn(tmp_path: Path) -> None:
 
 
 def test_a_log_read_back_from_json_gives_the_same_picture(tmp_path: Path) -> None:
-    training_figure(LOG, tmp_path / "a.png")
-    training_figure(json.loads(json.dumps(LOG)), tmp_path / "b.png")
+    plot_training(LOG, tmp_path / "a.png")
+    plot_training(json.loads(json.dumps(LOG)), tmp_path / "b.png")
     assert (imread(tmp_path / "a.png") == imread(tmp_path / "b.png")).all()
 
 
 def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
     """Nothing in the file but the picture: no version, no date, no path."""
     for name in ("a", "b"):
-        training_figure(LOG, tmp_path / name / "training.png")
-        obedience_figure(MEASURES, tmp_path / name / "obedience.png")
+        plot_training(LOG, tmp_path / name / "training.png")
+        plot_obedience(MEASURES, tmp_path / name / "obedience.png")
     for figure in ("training.png", "obedience.png"):
         content = (tmp_path / "a" / figure).read_bytes()
         assert (tmp_path / "b" / figure).read_bytes() == content
@@ -414,14 +414,14 @@ def test_a_failed_write_leaves_the_old_picture(fault: str, tmp_path: Path, monke
     else:
         monkeypatch.setattr("hf_rerank.storage.atomic.os.replace", fail)
     with pytest.raises(OSError, match="No space left"):
-        training_figure(LOG, path)
+        plot_training(LOG, path)
     assert happened == [fault]
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("training.png", b"old")]
 
 
 def test_only_png(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"training\.svg: expected a file that ends in \.png"):
-        training_figure(LOG, tmp_path / "training.svg")
+        plot_training(LOG, tmp_path / "training.svg")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -431,7 +431,7 @@ def test_drawing_touches_no_global_state(tmp_path: Path) -> None:
 import sys
 from hf_rerank.evaluation import plots
 assert "matplotlib" not in sys.modules
-plots.training_figure([{{"step": 1, "loss": 0.5}}], {str(tmp_path / "training.png")!r})
+plots.plot_training([{{"step": 1, "loss": 0.5}}], {str(tmp_path / "training.png")!r})
 import matplotlib
 assert not {{"matplotlib.pyplot", "torch", "transformers"}} & set(sys.modules)
 assert matplotlib.rcParams["backend"] == "svg"
@@ -450,11 +450,11 @@ def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_matplotlib")
 def test_missing_matplotlib_is_named_with_its_remedy(tmp_path: Path) -> None:
-    message = r"^pictures need matplotlib: pip install hf-rerank\[plots\]$"
+    message = r"^figures need matplotlib: pip install hf-rerank\[plots\]$"
     with pytest.raises(InputError, match=message):
-        training_figure(LOG, tmp_path / "training.png")
+        plot_training(LOG, tmp_path / "training.png")
     with pytest.raises(InputError, match=message):
-        obedience_figure(MEASURES, tmp_path / "obedience.png")
+        plot_obedience(MEASURES, tmp_path / "obedience.png")
     with pytest.raises(InputError, match=message):
         PlotCallback()
 

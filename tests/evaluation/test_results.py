@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hf_rerank import Categorical, ListProcessor, ListSchema
-from hf_rerank.evaluation.results import data_identity, environment
+from hf_rerank.evaluation.results import data_identity, describe_environment
 from hf_rerank.storage import write_json
 
 SCHEMA = ListSchema(items=[Categorical("item_id", min_count=1)], list_id="list_id")
@@ -67,7 +67,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_environment_names_what_ran() -> None:
-    found = environment()
+    found = describe_environment()
     assert found["versions"]["torch"] == metadata.version("torch")
     assert found["versions"]["transformers"] == metadata.version("transformers")
     assert found["threads"] == torch.get_num_threads()

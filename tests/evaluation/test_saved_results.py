@@ -11,7 +11,7 @@ import pytest
 
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation import saved_results
-from hf_rerank.evaluation.saved_results import add_evaluation, results_to_add_to
+from hf_rerank.evaluation.saved_results import add_evaluation, read_saved_results
 from hf_rerank.storage import MANIFEST, json_text, read_json, verify, write_manifest
 
 BEFORE: dict[str, Any] = {
@@ -116,14 +116,14 @@ def test_a_folder_without_a_manifest_gets_none(folder: Path) -> None:
 
 def test_what_cannot_be_added_to(folder: Path) -> None:
     with pytest.raises(InputError, match=r"no folder someone/prm whose results\.json could be added to.*hf download"):
-        results_to_add_to("someone/prm")
+        read_saved_results("someone/prm")
     path = folder / "results.json"
     path.write_text(path.read_text().replace("0.5", "0.6"))
     with pytest.raises(InputError, match=r"results\.json is damaged or changed"):
-        results_to_add_to(folder)
+        read_saved_results(folder)
     path.unlink()
     with pytest.raises(InputError, match=r"run has no results\.json to add to: expected a folder that the trainer"):
-        results_to_add_to(folder)
+        read_saved_results(folder)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_no_token_and_no_path(run: Path, results: dict[str, Any]) -> None:
         ("parameters", ["parameters"]),
         ("task_loss", ["Task loss"]),
         ("data", ["SHA-256"]),
-        ("training_arguments", ["Settings of the metrics", "seed", "Lists a batch"]),
+        ("training_arguments", ["Settings of the metrics", "seed", "Lists per batch"]),
         ("model", ["rerank_prm", "RecSys", "is read as"]),
     ],
 )

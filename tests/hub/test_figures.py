@@ -15,7 +15,7 @@ from hub_server import Hub
 from hf_rerank import Reranker
 from hf_rerank.cli import main
 from hf_rerank.hub import push_model
-from hf_rerank.hub.figures import drawn_figures
+from hf_rerank.hub.figures import draw_figures
 from hf_rerank.storage import MANIFEST, write_manifest
 
 KEY = "someone/prm"
@@ -28,7 +28,7 @@ RESULTS: dict[str, Any] = {
         "later": {"later_p1_item_obedience": 0.5},
     },
 }
-NO_MATPLOTLIB = "the card has no figures: pictures need matplotlib: pip install hf-rerank[plots]"
+NO_MATPLOTLIB = "the card has no figures: figures need matplotlib: pip install hf-rerank[plots]"
 
 
 @pytest.fixture
@@ -125,15 +125,15 @@ def test_without_matplotlib(hub: Hub, run: Path, capsys: pytest.CaptureFixture[s
     ],
 )
 def test_what_can_be_drawn(changes: dict[str, Any], drawn: set[str]) -> None:
-    assert drawn_figures({**RESULTS, **changes}).keys() == drawn
+    assert draw_figures({**RESULTS, **changes}).keys() == drawn
 
 
 def test_which_evaluation_is_drawn() -> None:
     """That of the test split, whatever else there is; without one the last."""
     later_evaluation = RESULTS["evaluations"]["later"]
-    both = drawn_figures(RESULTS)["obedience.png"]
-    test = drawn_figures({"evaluations": {"test": RESULTS["evaluations"]["test"]}})
-    later = drawn_figures({"evaluations": {"later": later_evaluation}})
+    both = draw_figures(RESULTS)["obedience.png"]
+    test = draw_figures({"evaluations": {"test": RESULTS["evaluations"]["test"]}})
+    later = draw_figures({"evaluations": {"later": later_evaluation}})
     assert both == test["obedience.png"] != later["obedience.png"]
     without = {"evaluations": {"first": {"first_p1_item_obedience": 0.1}, "later": later_evaluation}}
-    assert drawn_figures(without)["obedience.png"] == later["obedience.png"]
+    assert draw_figures(without)["obedience.png"] == later["obedience.png"]

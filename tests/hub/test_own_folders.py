@@ -10,7 +10,7 @@ import pytest
 from hub_server import Hub
 
 from hf_rerank.cli import main
-from hf_rerank.hub.own_folders import without_own_folders
+from hf_rerank.hub.own_folders import remove_own_folders
 
 
 @pytest.mark.parametrize(
@@ -35,12 +35,12 @@ from hf_rerank.hub.own_folders import without_own_folders
 )
 def test_a_value(value: Any, sent: Any) -> None:
     given = {"key": value, "deep": {"list": [value, {"key": value}]}}
-    assert without_own_folders(given) == {"key": sent, "deep": {"list": [sent, {"key": sent}]}}
+    assert remove_own_folders(given) == {"key": sent, "deep": {"list": [sent, {"key": sent}]}}
 
 
 def test_names_of_columns_stay() -> None:
     given = {"schema": {"items": [{"name": "/home/alice"}]}, "text_columns": ["~/x"]}
-    assert without_own_folders(given) == given
+    assert remove_own_folders(given) == given
 
 
 CANARY = "canary-alice"

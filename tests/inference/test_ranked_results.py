@@ -27,7 +27,7 @@ from hf_rerank import (
     Reranker,
 )
 from hf_rerank.inference.export import export_onnx
-from hf_rerank.inference.ranking import EncodedBatch, best_first
+from hf_rerank.inference.ranking import EncodedBatch, sort_slots
 from hf_rerank.inference.ranking import probabilities as as_probabilities
 from hf_rerank.losses import TASK_LOSSES, probabilities
 
@@ -330,7 +330,7 @@ def test_lists_of_items(backend: str, request: pytest.FixtureRequest) -> None:
 def test_ties_keep_slot_order_and_padding_is_last() -> None:
     scores = np.array([[0.5, 2.0, 0.5, 9.0], [1.0, 1.0, 3.0, 1.0]], dtype=np.float32)
     mask = np.array([[True, True, True, False], [True, True, True, True]])
-    assert best_first(scores, mask).tolist() == [[1, 0, 2, 3], [2, 0, 1, 3]]
+    assert sort_slots(scores, mask).tolist() == [[1, 0, 2, 3], [2, 0, 1, 3]]
 
 
 def test_equal_items_keep_their_order() -> None:

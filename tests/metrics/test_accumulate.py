@@ -207,7 +207,7 @@ def test_errors_of_inputs_that_do_not_go_together_add_nothing():
             metrics.update(**other)
         assert metrics.compute() == before
     twice = RankingMetrics(examination=EXAMINATION)
-    with pytest.raises(InputError, match="gives one place twice"):
+    with pytest.raises(InputError, match="has one position twice"):
         twice.update(**{**data, "positions": np.zeros_like(data["positions"])})
 
 

@@ -18,7 +18,7 @@ from hf_rerank.models.dnn import DNNConfig, DNNForReranking
 from hf_rerank.principled import PRESETS
 from hf_rerank.testing import CONTRACTS, SLOW_CONTRACTS, check_reranker
 from hf_rerank.testing.candidate import Candidate, assert_same_gradients, gradients
-from hf_rerank.testing.objectives import principled
+from hf_rerank.testing.objectives import at_one_step
 
 # Where the task loss has a term that is not of the items.
 ITEMS_ALONE: dict[str, dict[str, Any]] = {"pear": {"list_loss_weight": 0}}
@@ -129,7 +129,7 @@ def test_two_processes_equal_one(name, tiny, two_processes):
     """Gradients and losses, with every preset, in float64, of one run of two processes for all models."""
     model = tiny.model(name).double().train()
     for preset in PRESETS:
-        loss = model(**tiny.lists(), objective=principled(preset)).loss
+        loss = model(**tiny.lists(), objective=at_one_step(preset)).loss
         loss.backward()
         expected = gradients(model)
         ranks = [load_file(two_processes / name / f"{preset}-{rank}.safetensors") for rank in range(2)]

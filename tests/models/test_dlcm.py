@@ -135,7 +135,7 @@ def test_reading_equals_packing(tiny, num_hidden_layers):
     model = tiny.model("dlcm", num_hidden_layers=num_hidden_layers)
     lists = tiny.lists((6, 4, 1, 5, 2))
     items = torch.randn(5, 6, 26, generator=torch.Generator().manual_seed(4))
-    outputs, state = model.read(items, lists["mask"], lists["position_ids"])
+    outputs, state = model.run_gru(items, lists["mask"], lists["position_ids"])
     lengths = lists["mask"].sum(1)
     slots = [
         sorted(range(int(length)), key=lambda slot, row=row: -int(lists["position_ids"][row, slot]))
@@ -157,14 +157,14 @@ def test_the_top_item_is_read_last(tiny):
     model, lists = tiny.model("dlcm"), tiny.lists((6, 4, 1))
     mask, places = lists["mask"], lists["position_ids"]
     items = torch.randn(3, 6, 26, generator=torch.Generator().manual_seed(4))
-    outputs, state = model.read(items, mask, places)
+    outputs, state = model.run_gru(items, mask, places)
     for row, length in enumerate((6, 4, 1)):
         top = int((places[row] == 0).nonzero())
         assert torch.equal(state[row], outputs[row, top])
         for changed in range(length):
             other = items.clone()
             other[row, changed] += 1
-            found, _ = model.read(other, mask, places)
+            found, _ = model.run_gru(other, mask, places)
             for slot in range(length):
                 same = torch.equal(found[row, slot], outputs[row, slot])
                 assert same == bool(places[row, slot] > places[row, changed]), (row, changed, slot)
@@ -175,9 +175,9 @@ def test_the_state_does_not_see_padding(tiny):
     mask = lists["mask"]
     draw = torch.Generator().manual_seed(4)
     items = torch.randn(4, 6, 26, generator=draw)
-    outputs, state = model.read(items, mask, lists["position_ids"])
+    outputs, state = model.run_gru(items, mask, lists["position_ids"])
     filled = torch.where(mask.unsqueeze(-1), items, 1000 * torch.randn(4, 6, 26, generator=draw))
-    found, found_state = model.read(filled, mask, lists["position_ids"])
+    found, found_state = model.run_gru(filled, mask, lists["position_ids"])
     assert torch.equal(found[mask], outputs[mask])
     assert torch.equal(found_state[:3], state[:3])
 
@@ -185,12 +185,12 @@ def test_the_state_does_not_see_padding(tiny):
 def test_the_state_depends_on_the_order(tiny):
     model, lists = tiny.model("dlcm"), tiny.lists((6, 6))
     items = torch.randn(2, 6, 26, generator=torch.Generator().manual_seed(4))
-    _, state = model.read(items, lists["mask"], lists["position_ids"])
+    _, state = model.run_gru(items, lists["mask"], lists["position_ids"])
     for one in range(6):
         for other in range(one):
             swapped = lists["position_ids"].clone()
             swapped[:, [one, other]] = swapped[:, [other, one]]
-            assert not torch.isclose(model.read(items, lists["mask"], swapped)[1], state).all()
+            assert not torch.isclose(model.run_gru(items, lists["mask"], swapped)[1], state).all()
 
 
 def test_own_loss_by_hand(tiny):

@@ -26,7 +26,7 @@ class TestDLCM:
         """
         model, lists = tiny.model("dlcm"), tiny.lists((6, 4, 1))
         items = torch.randn(3, 6, 26, generator=torch.Generator().manual_seed(4))
-        outputs, _ = model.read(items, lists["mask"], lists["position_ids"])
+        outputs, _ = model.run_gru(items, lists["mask"], lists["position_ids"])
         for row, length in enumerate((6, 4, 1)):
             lowest = int((lists["position_ids"][row] == length - 1).nonzero())
             alone, _ = model.gru(items[row : row + 1, lowest : lowest + 1])
@@ -61,14 +61,14 @@ class TestDLCM:
         """
         model, lists = tiny.model("dlcm"), tiny.lists((6, 4))
         raw = []
-        against = model.set_against
+        against = model.score_against_state
 
         def kept(*args):
             raw.append(against(*args))
             raw[0].retain_grad()
             return raw[0]
 
-        model.set_against = kept
+        model.score_against_state = kept
         model(**lists).loss.backward()
         mask = lists["mask"]
         expected = (sigmoid(raw[0].detach().numpy()) - lists["labels"].numpy()) / mask.sum(1, keepdim=True).numpy() / 2

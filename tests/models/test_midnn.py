@@ -7,7 +7,7 @@ import pytest
 import torch
 from by_hand import Weights, item_vectors, linear, rows_of, stirred
 
-from hf_rerank.models.midnn import MiDNNConfig, global_features
+from hf_rerank.models.midnn import MiDNNConfig, compute_global_features
 
 ITEM = 2 * 4 + 2 + 3  # two tables four wide, two numbers, a vector of three
 NUMBERS = 2 + 3
@@ -53,7 +53,7 @@ def test_global_features_by_hand():
     """Three items and one padding; four features, the third of them the same for all, the fourth below 0."""
     items = torch.tensor([[1.0, 40.0, 7.0, -3.0], [3.0, 10.0, 7.0, -1.0], [2.0, 20.0, 7.0, -2.5], [9.0, -9.0, 9, 9.0]])
     mask = torch.tensor([[True, True, True, False]])
-    found = global_features(items[None], mask)[0, :3]
+    found = compute_global_features(items[None], mask)[0, :3]
     # (1 - 1) / (3 - 1), (40 - 10) / (40 - 10), constant, (-3 + 3) / (-1 + 3); and so on
     expected = torch.tensor([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 1.0], [0.5, 1 / 3, 0.0, 0.25]])
     torch.testing.assert_close(found, expected, atol=1e-7, rtol=0)
@@ -61,7 +61,7 @@ def test_global_features_by_hand():
 
 def test_a_list_of_one_item_has_only_zeros():
     items = torch.tensor([[[5.0, -2.0], [8.0, 1.0]], [[5.0, -2.0], [8.0, 1.0]]])
-    found = global_features(items, torch.tensor([[True, False], [False, False]]))
+    found = compute_global_features(items, torch.tensor([[True, False], [False, False]]))
     assert not found[0, 0].any()
     assert found.isfinite().all(), "a list of padding only"
 
@@ -72,8 +72,8 @@ def test_scale_and_shift_of_the_numbers_do_not_change_their_standing():
     items = torch.randn(2, 5, 4, generator=draw, dtype=torch.float64)
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     factors, shifts = torch.tensor([100.0, 0.01, 3.0, 1.0]), torch.tensor([0.0, 5.0, -7.0, 1e3])
-    found = global_features(items * factors + shifts, mask)
-    torch.testing.assert_close(found[mask], global_features(items, mask)[mask], atol=1e-9, rtol=0)
+    found = compute_global_features(items * factors + shifts, mask)
+    torch.testing.assert_close(found[mask], compute_global_features(items, mask)[mask], atol=1e-9, rtol=0)
     assert found[mask].min() == 0
     assert found[mask].max() == 1
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hf_rerank.models.auto import RERANKERS
-from hf_rerank.models.embeddings import relative_features
+from hf_rerank.models.embeddings import compute_relative_features
 from hf_rerank.processing import ListProcessor
 from hf_rerank.schema import Categorical, Dense, ListSchema
 
@@ -14,17 +14,17 @@ def test_each_form_by_hand():
     # 1, 4, 4, 7 (mean 4): ranks (below - above) / 3; the last slot is padding whose value is not read.
     values = torch.tensor([[[1.0], [4.0], [4.0], [7.0], [1e30]]])
     mask = torch.tensor([[True, True, True, True, False]])
-    found = relative_features(values, mask)
+    found = compute_relative_features(values, mask)
     assert found[0, :, 0].tolist() == pytest.approx([-1.0, 0.0, 0.0, 1.0, 0.0])
     assert found[0, :, 1].tolist() == [-3.0, 0.0, 0.0, 3.0, 0.0]
     assert found[0, :, 2].tolist() == [-6.0, -3.0, -3.0, 0.0, 0.0]
 
 
 def test_what_all_items_share_gives_zero_and_so_do_one_item_and_none():
-    shared = relative_features(torch.full((1, 3, 2), 5.0), torch.ones(1, 3, dtype=torch.bool))
+    shared = compute_relative_features(torch.full((1, 3, 2), 5.0), torch.ones(1, 3, dtype=torch.bool))
     assert shared.tolist() == torch.zeros(1, 3, 6).tolist()
     for mask in ([[True, False]], [[False, False]]):
-        found = relative_features(torch.tensor([[[3.0], [float("nan")]]]), torch.tensor(mask))
+        found = compute_relative_features(torch.tensor([[[3.0], [float("nan")]]]), torch.tensor(mask))
         assert found.tolist() == torch.zeros(1, 2, 3).tolist()
 
 
@@ -84,9 +84,9 @@ def test_the_width_of_an_item_grows_by_three_forms_of_each_number():
 
 def test_many_comparisons_are_made_in_parts(monkeypatch):
     values, mask = torch.randn(2, 5, 7), torch.arange(5) < torch.tensor([[5], [3]])
-    whole = relative_features(values, mask)
+    whole = compute_relative_features(values, mask)
     monkeypatch.setattr("hf_rerank.models.embeddings._COMPARISONS", 1)
-    assert torch.equal(relative_features(values, mask), whole)
+    assert torch.equal(compute_relative_features(values, mask), whole)
 
 
 @pytest.mark.parametrize("kind", list(RERANKERS))

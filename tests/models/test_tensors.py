@@ -271,7 +271,7 @@ def test_initial_scores_are_an_input_of_an_exported_graph_that_reads_them(reader
         ([1.0, 2.0], "ragged: column 'ranker_score' has 2 values"),
         ([1.0, float("inf"), 2.0], "'ranker_score' holds inf .*expected finite numbers"),
         (["1", "2", "3"], "'ranker_score' holds string: expected numbers"),
-        (1.0, "'ranker_score' holds one double a list: expected a sequence"),
+        (1.0, "'ranker_score' holds one double per list: expected a sequence"),
     ],
     ids=["missing", "null", "ragged", "infinite", "text", "one"],
 )

@@ -12,10 +12,10 @@ from scipy.stats import chisquare, norm
 from hf_rerank.errors import InputError
 from hf_rerank.principled.orders import (
     PERTURBATIONS,
-    keyed_draws,
-    keyed_perturb,
+    draw_by_key,
     order_from_positions,
     perturb,
+    perturb_by_key,
     positions_from_scores,
     step_keys,
     swap_adjacent,
@@ -131,7 +131,7 @@ def test_only_real_items_move(kind: str, strength: float, source: str) -> None:
             draws = torch.Generator().manual_seed(seed)
             after = perturb(positions, mask, kind=kind, strength=strength, generator=draws)
         else:
-            after = keyed_perturb(positions, mask, random_keys(seed, 90), kind=kind, strength=strength)
+            after = perturb_by_key(positions, mask, random_keys(seed, 90), kind=kind, strength=strength)
         assert after.dtype == torch.int64
         for was, now, real in zip(positions.tolist(), after.tolist(), mask.tolist(), strict=True):
             assert sorted(now) == list(range(8))
@@ -157,7 +157,7 @@ def test_no_mask_is_all_real() -> None:
         assert torch.equal(one, other)
         keys = random_keys(7, 90)
         assert torch.equal(
-            keyed_perturb(positions, None, keys, **options), keyed_perturb(positions, everything, keys, **options)
+            perturb_by_key(positions, None, keys, **options), perturb_by_key(positions, everything, keys, **options)
         )
 
 
@@ -228,7 +228,7 @@ def test_distribution(kind: str, items: int, strength: int, outcomes: int, sourc
     if source == "generator":
         after = perturb(before, mask, kind=kind, strength=strength, generator=generator)
     else:
-        after = keyed_perturb(before, mask, torch.arange(6000), kind=kind, strength=strength)
+        after = perturb_by_key(before, mask, torch.arange(6000), kind=kind, strength=strength)
     assert_distribution(changes(before, after, items), expected)
 
 
@@ -236,7 +236,7 @@ def test_reverse_window_by_hand() -> None:
     """Four items in the slots 1, 2, 4, 5 at the places 2, 0, 3, 1; windows of three start at place 0 or 1."""
     positions = torch.tensor([[4, 2, 0, 5, 3, 1]]).repeat(50, 1)
     mask = torch.tensor([[0, 1, 1, 0, 1, 1]]).bool().repeat(50, 1)
-    after = keyed_perturb(positions, mask, torch.arange(50), kind="reverse_window", strength=2)
+    after = perturb_by_key(positions, mask, torch.arange(50), kind="reverse_window", strength=2)
     # From place 0: 0 and 2 change places; from place 1: 1 and 3.
     assert set(map(tuple, after.tolist())) == {(4, 0, 2, 5, 3, 1), (4, 2, 0, 5, 1, 3)}
 
@@ -244,8 +244,8 @@ def test_reverse_window_by_hand() -> None:
 def test_reversed_pair_is_an_adjacent_swap() -> None:
     positions, mask = ragged(8)
     keys = random_keys(9, 90)
-    turned = keyed_perturb(positions, mask, keys, kind="reverse_window", strength=1)
-    assert torch.equal(turned, keyed_perturb(positions, mask, keys, kind="adjacent_swap", strength=1))
+    turned = perturb_by_key(positions, mask, keys, kind="reverse_window", strength=1)
+    assert torch.equal(turned, perturb_by_key(positions, mask, keys, kind="adjacent_swap", strength=1))
 
 
 @pytest.mark.parametrize("kind", ["adjacent_swap", "random_swap"])
@@ -312,16 +312,16 @@ def test_keyed_draws_are_splitmix64(seed: int, step: int) -> None:
     keys = [0, -1, -(2**63), 2**63 - 1, *(draw.randrange(-(2**63), 2**63) for _ in range(100))]
     given = step_keys(torch.tensor(keys), seed=seed, step=step)
     assert given.dtype == torch.int64
-    found = keyed_draws(given, 9)
+    found = draw_by_key(given, 9)
     assert found.dtype == torch.int64
     assert found.tolist() == [drawn(key, 9, seed=seed, step=step) for key in keys]
-    assert keyed_draws(given, 0).shape == (104, 0)
+    assert draw_by_key(given, 0).shape == (104, 0)
 
 
 def test_keyed_draws_have_published_values() -> None:
     """Of splitmix64 with the seed 1234567, whose first output is the finaliser of the seed plus one increment."""
     published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    found = keyed_draws(torch.tensor([1234567]), 5)[0, 1:].tolist()
+    found = draw_by_key(torch.tensor([1234567]), 5)[0, 1:].tolist()
     assert found == [number >> 32 for number in published]
 
 
@@ -330,7 +330,7 @@ def test_keyed_swap_is_the_documented_draw() -> None:
     keys = [draw.randrange(-(2**63), 2**63) for _ in range(200)]
     positions = torch.arange(9).repeat(200, 1)
     for seed, step in ((0, 0), (42, 7), (-3, 10**9), (2**70, 12)):
-        after = keyed_perturb(positions, None, step_keys(torch.tensor(keys), seed=seed, step=step))
+        after = perturb_by_key(positions, None, step_keys(torch.tensor(keys), seed=seed, step=step))
         assert upper_places(positions, after) == [8 * drawn(key, 1, seed=seed, step=step)[0] // 2**32 for key in keys]
 
 
@@ -339,7 +339,7 @@ def test_score_noise_against_scipy(strength: float) -> None:
     """Slot i's noise is the normal quantile of the upper 23 bits of draw i; half a step keeps it finite."""
     positions, mask = ragged(13)
     keys = random_keys(14, 90)
-    after = keyed_perturb(positions, mask, keys, kind="score_noise", strength=strength)
+    after = perturb_by_key(positions, mask, keys, kind="score_noise", strength=strength)
     for row, key in enumerate(keys.tolist()):
         noise = strength * norm.ppf([((draw >> 9) + 0.5) / 2**23 for draw in drawn(key, 8)])
         noisy = [-(place + error) for place, error in zip(positions[row].tolist(), noise, strict=True)]
@@ -362,8 +362,8 @@ def test_score_noise_is_in_places(strength: float) -> None:
 
 def test_smallest_draw_is_finite() -> None:
     """The key 0 draws 0 first: its quantile would be minus infinity."""
-    assert keyed_draws(torch.tensor([0]), 1).item() == 0
-    after = keyed_perturb(torch.tensor([[2, 0, 1]]), None, torch.tensor([0]), kind="score_noise", strength=1e-3)
+    assert draw_by_key(torch.tensor([0]), 1).item() == 0
+    after = perturb_by_key(torch.tensor([[2, 0, 1]]), None, torch.tensor([0]), kind="score_noise", strength=1e-3)
     # 2**-24 is 5.3 standard deviations below the mean: nothing moves by half a place.
     assert after.tolist() == [[2, 0, 1]]
 
@@ -375,7 +375,7 @@ def test_keyed_change_depends_on_nothing_else(kind: str, strength: float) -> Non
 
     def perturbed(rows: torch.Tensor, *, seed: int = 1, step: int = 2, shift: int = 0) -> torch.Tensor:
         given = step_keys(keys[rows] + shift, seed=seed, step=step)
-        return keyed_perturb(positions[rows], mask[rows], given, kind=kind, strength=strength)
+        return perturb_by_key(positions[rows], mask[rows], given, kind=kind, strength=strength)
 
     everything = torch.arange(90)
     whole = perturbed(everything)
@@ -391,10 +391,10 @@ def test_keyed_change_depends_on_nothing_else(kind: str, strength: float) -> Non
 def test_padding_further_changes_nothing(kind: str, strength: float) -> None:
     positions, mask = ragged(19)
     keys = random_keys(20, 90)
-    whole = keyed_perturb(positions, mask, keys, kind=kind, strength=strength)
+    whole = perturb_by_key(positions, mask, keys, kind=kind, strength=strength)
     padded = torch.cat([positions, torch.arange(8, 11).expand(90, 3)], -1)
     padded_mask = torch.cat([mask, torch.zeros(90, 3, dtype=torch.bool)], -1)
-    wider = keyed_perturb(padded, padded_mask, keys, kind=kind, strength=strength)
+    wider = perturb_by_key(padded, padded_mask, keys, kind=kind, strength=strength)
     assert torch.equal(wider[:, :8], whole)
     assert torch.equal(wider[:, 8:], padded[:, 8:])
 
@@ -413,12 +413,12 @@ def test_keyed_swap_is_uniform_over_pairs(varied: str) -> None:
     one = torch.arange(7)[None]
     if varied == "key":
         positions = one.repeat(6000, 1)
-        places = upper_places(positions, keyed_perturb(positions, None, torch.arange(6000)))
+        places = upper_places(positions, perturb_by_key(positions, None, torch.arange(6000)))
     else:
         options = [{"seed": 0, "step": 0, varied: number} for number in range(3000)]
         keys = torch.cat([step_keys(torch.tensor([17]), **chosen) for chosen in options])
         positions = one.repeat(3000, 1)
-        places = upper_places(positions, keyed_perturb(positions, None, keys))
+        places = upper_places(positions, perturb_by_key(positions, None, keys))
     assert chisquare([places.count(place) for place in range(6)]).pvalue > 0.001
     # Successive draws make no pattern: each of 36 pairs about equally often.
     successive = [6 * a + b for a, b in zip(places[::2], places[1::2], strict=True)]
@@ -427,7 +427,7 @@ def test_keyed_swap_is_uniform_over_pairs(varied: str) -> None:
 
 def test_draws_of_one_list_make_no_pattern() -> None:
     """The second draw is uniform whatever the first is: 36 cells over 6000 neighbouring keys."""
-    first, second = (keyed_draws(torch.arange(6000), 2) * 6 >> 32).unbind(-1)
+    first, second = (draw_by_key(torch.arange(6000), 2) * 6 >> 32).unbind(-1)
     cells = (6 * first + second).tolist()
     assert chisquare([cells.count(cell) for cell in range(36)]).pvalue > 0.001
 

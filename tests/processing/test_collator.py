@@ -157,7 +157,7 @@ IN_COLUMNS = [
         r"column 'price' of list 1 \(id second\) holds values of sev",
     ),
     ([small("first"), "second"], "list 1 is a str: expected a dictionary of columns"),
-    (small(), "expected a sequence of lists, one dictionary a list, got dict"),
+    (small(), "expected a sequence of lists, one dict per list, got dict"),
 ]
 IN_ITEMS = [
     ([small_items(), small_items(items=...)], "list 1 has no 'items', which other lists have: give all lists in the "),

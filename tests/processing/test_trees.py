@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hf_rerank.errors import InputError
-from hf_rerank.initial_rankers.lightgbm_trees import ensemble_of
+from hf_rerank.initial_rankers.lightgbm_trees import parse_ensemble
 from hf_rerank.processing.trees import TreeEnsemble
 
 lightgbm = pytest.importorskip("lightgbm")
@@ -46,7 +46,7 @@ def test_scores_are_those_of_lightgbm(use_missing, zero_as_missing, objective):
     options |= {"use_missing": use_missing, "zero_as_missing": zero_as_missing}
     data = lightgbm.Dataset(values, labels, group=[10] * 200, categorical_feature=[4, 5])
     booster = lightgbm.train(options, data, 40)
-    ensemble = ensemble_of(booster.model_to_string())
+    ensemble = parse_ensemble(booster.model_to_string())
     new = draw.normal(size=(1000, 6))
     new[draw.random(new.shape) < 0.3] = np.nan
     new[draw.random(new.shape) < 0.2] = 0.0
@@ -70,4 +70,4 @@ def test_trees_of_other_columns_are_refused():
 
 def test_averaged_trees_are_refused():
     with pytest.raises(InputError, match="boosting gbdt"):
-        ensemble_of("tree\nversion=v4\naverage_output\nTree=0\n")
+        parse_ensemble("tree\nversion=v4\naverage_output\nTree=0\n")

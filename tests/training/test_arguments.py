@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from hf_rerank import InputError, RerankTrainingArguments
 from hf_rerank import cli as command_line
-from hf_rerank.commands.train_options import training_arguments
+from hf_rerank.commands.training_options import parse_training_arguments
 from hf_rerank.principled import PRESETS, preset_objective
 
 
@@ -193,7 +193,7 @@ def test_task_loss(tmp_path: Path, options: dict[str, Any], of_the_objective: st
 def from_command_line(folder: Path, *options: str) -> RerankTrainingArguments:
     words = ["train", "--model", "prm", "--data", "lists", "--output-dir", str(folder / "run"), *options]
     known, known.others = command_line._parser().parse_known_args(words)
-    return training_arguments(known)
+    return parse_training_arguments(known)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,4 +1,4 @@
-"""Fine-tuning: what ``adapt`` keeps, lengthens and draws anew, for every model; what ``freeze`` freezes."""
+"""Fine-tuning: what ``adapt`` keeps, extends and re-initializes, for every model; what ``freeze`` freezes."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class TestTheSameColumns:
             "action": 0,
         }
         positions = {key for key in old if key == "positions.weight"}
-        assert set(report.names("lengthened")) == ITEM_TABLES | positions
+        assert set(report.names("extended")) == ITEM_TABLES | positions
         assert set(report.names("kept")) == set(old) - ITEM_TABLES - positions
         new = tuned.model.state_dict()
         for key in old:
@@ -136,7 +136,7 @@ class TestTheSameColumns:
         tuned, report = adapt(reranker, Dataset.from_list(LATER * 4))
         assert report.vocabularies["item_id"]["added"] == 2
         assert torch.equal(scores(tuned, LATER), expected)
-        assert set(report.names("lengthened")) == ITEM_TABLES
+        assert set(report.names("extended")) == ITEM_TABLES
         old, new = (
             model.state_dict()["item_embedding.item_tables.0.weight"] for model in (reranker.model, tuned.model)
         )
@@ -200,12 +200,12 @@ class TestOtherColumns:
             assert told in str(refused.value)
         assert "\n" not in str(refused.value)
 
-    def test_only_what_reads_them_is_drawn_anew(self, name: str, reranker: Reranker) -> None:
+    def test_only_what_reads_them_is_reinitialized(self, name: str, reranker: Reranker) -> None:
         old = {key: value.clone() for key, value in reranker.model.state_dict().items()}
         tuned, report = adapt(reranker, self.lists, self.swapped, reinitialize=True)
         expected = READS_ITEMS[name]
-        assert set(report.names("re-initialised")) == expected
-        assert set(report.names("lengthened")) == ITEM_TABLES
+        assert set(report.names("re-initialized")) == expected
+        assert set(report.names("extended")) == ITEM_TABLES
         assert set(report.names("kept")) == set(old) - expected - ITEM_TABLES
         new = tuned.model.state_dict()
         for key in report.names("kept"):
@@ -243,14 +243,14 @@ class TestOtherColumns:
             assert torch.equal(found[1], scores(reranker, first))
 
     def test_a_history_that_shares_a_table_which_changed(self) -> None:
-        """The table of item_id is another one, so what reads the history through it is drawn anew."""
+        """The table of item_id is another one, so what reads the history through it is re-initialized."""
         other = SCHEMA.replace(items=[Categorical("item_id", hash_size=9), *SCHEMA.items[1:]])
         tuned, report = adapt(made("pear"), Dataset.from_list(LATER), other, reinitialize=True)
         assert [text.split(" is ")[0] for text in report.differences] == [
             "item column 'item_id'",
             "history column 'seen'",
         ]
-        assert {"item_network.0.weight", "history_network.0.weight"} <= set(report.names("re-initialised"))
+        assert {"item_network.0.weight", "history_network.0.weight"} <= set(report.names("re-initialized"))
         assert torch.isfinite(scores(tuned, LATER)).all()
 
     def test_more_columns_of_every_part(self, reranker: Reranker) -> None:
@@ -267,7 +267,7 @@ class TestOtherColumns:
         tuned, report = adapt(reranker, lists, other, reinitialize=True)
         assert len(report.differences) == 3
         new = tuned.model.state_dict()
-        assert report.parameters["item_embedding.item_tables.0.weight"] == "re-initialised"
+        assert report.parameters["item_embedding.item_tables.0.weight"] == "re-initialized"
         for number in (0, 1):
             before = old[f"item_embedding.item_tables.{number}.weight"]
             assert torch.equal(new[f"item_embedding.item_tables.{number + 1}.weight"][: len(before)], before)
@@ -449,7 +449,7 @@ class TestCommand:
         printed = capsys.readouterr().out
         # Items 1000 to 1039, each in about 13 of 135 lists of four items.
         assert "item_id: 40 new values, 0 too rare" in printed
-        assert "lengthened: item_embedding.item_tables.0.weight\n" in printed
+        assert "extended: item_embedding.item_tables.0.weight\n" in printed
         assert "frozen: positions.weight\n" in printed
         assert "before" in printed
         assert "fine-tuned" in printed
@@ -471,7 +471,7 @@ class TestCommand:
         assert "item column 'price' (dense(scale='standard', missing='mean')) is missing; item column 'cost'" in told
         assert "--reinitialize" in told
         assert run("train", *arguments, "--reinitialize", *TRAIN) == 0
-        assert "re-initialised: positions.weight, network.layers.0.weight\n" in capsys.readouterr().out
+        assert "re-initialized: positions.weight, network.layers.0.weight\n" in capsys.readouterr().out
         assert first_is_clicked(tmp_path / "tuned", tmp_path / "other") > 0.9
 
     @pytest.mark.parametrize(

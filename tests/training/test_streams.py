@@ -57,7 +57,7 @@ def test_a_pass_gives_each_list_once_in_one_order(
         stream = stream_of(lists["train"], processor, shards, seed=seed, window=window, endless=True, batch_size=24)
         batches = batches_of(stream, 30)
         assert {len(batch) for batch in batches} == {24}
-        assert stream.lists_a_pass == 240
+        assert stream.lists_per_pass == 240
         return list(chain(*batches))
 
     first = order(0)
@@ -95,7 +95,7 @@ def test_cut_batches(make_lists: Any, processor: ListProcessor, window: int) -> 
     for cut in range(1, 67, 5):
         for known in (0, 250):
             stream = stream_of(lists, processor, 3, **options)
-            stream.go_on(8 * cut, known)
+            stream.skip_to(8 * cut, known)
             found = batches_of(stream, cut + 4)
             assert found == [[]] * cut + whole[cut : cut + 4], (cut, known)
 
@@ -108,7 +108,7 @@ def test_every_list_of_a_thousand_as_a_cut(make_lists: Any, processor: ListProce
 
     def pass_from(cut: int, window: int) -> list[str]:
         stream = stream_of(lists, processor, 3, seed=0, window=window, endless=True)
-        stream.go_on(cut)
+        stream.skip_to(cut)
         order: list[str] = []
         last, of_window = None, []
         for place, _ in zip(stream, range(1_000), strict=False):
@@ -144,7 +144,7 @@ def test_what_is_skipped_is_not_encoded(
 
     monkeypatch.setattr(processor, "encode", counting)
     stream = stream_of(make_lists(300, 6), processor, seed=0, window=50, endless=True, batch_size=10)
-    stream.go_on(200 + 600, 300)  # the third pass, 200 lists in
+    stream.skip_to(200 + 600, 300)  # the third pass, 200 lists in
     assert batches_of(stream, 82)[-2:] != [[], []]
     assert sum(encoded) <= 100
 
@@ -172,7 +172,7 @@ def test_a_stream_that_is_shuffled_already(lists: dict[str, Any], processor: Lis
     flat = list(chain(*whole))
     assert sorted(flat[:240]) == sorted(flat[240:480]) == sorted(lists["train"]["list_id"])
     stream = EncodedStream(shuffled, collator_of(processor), **options)
-    stream.go_on(24 * 13)
+    stream.skip_to(24 * 13)
     assert batches_of(stream, 25) == [[]] * 13 + whole[13:]
     # As it comes: in each pass as its own shuffle orders that pass.
     as_it_comes = list(
@@ -207,7 +207,7 @@ def test_a_stream_that_is_not_the_sum_of_its_shards(
 
 def test_a_stream_that_changes_is_noticed(make_lists: Any, processor: ListProcessor) -> None:
     stream = stream_of(make_lists(30, 1), processor, seed=0, endless=True, batch_size=10)
-    stream.go_on(60, 31)
+    stream.skip_to(60, 31)
     with pytest.raises(InputError, match="gave 30 lists in one pass and 31 in another"):
         batches_of(stream, 12)
     with pytest.raises(InputError, match="to evaluate on holds no list"):
@@ -250,7 +250,7 @@ def test_raw_text_and_parquet(raw_text: Path, tmp_path: Path) -> None:
         assert sorted(flat[:count]) == sorted(flat[count : 2 * count])
         for known in (0, count):
             again = stream()
-            again.go_on(10 * 17, known)
+            again.skip_to(10 * 17, known)
             assert batches_of(again, 30) == [[]] * 17 + whole[17:]
         found.append((lists["train"].num_shards, sorted(flat[:count])))
     assert found[0][0] > 3
@@ -266,7 +266,7 @@ def test_raw_text_in_spawned_workers(raw_text: Path) -> None:
     fresh = EncodedStream(lists["train"], collator_of(processor), seed=3, window=40, endless=True, batch_size=10)
     loader = DataLoader(fresh, 10, num_workers=1, collate_fn=collate_stream, multiprocessing_context="spawn")
     assert [ids_from_tensor(batch["list_id"]) for batch, _ in zip(loader, range(30), strict=False)] == expected
-    assert fresh.lists_a_pass == stream.lists_a_pass, "what a worker learns is known here"
+    assert fresh.lists_per_pass == stream.lists_per_pass, "what a worker learns is known here"
 
 
 def stream_until_killed(numbers: Path) -> None:

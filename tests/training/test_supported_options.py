@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from hf_rerank import InputError, RerankTrainer, RerankTrainingArguments
 from hf_rerank.training import supported_options
-from hf_rerank.training.supported_options import OPTIMIZERS, REFUSED, SUPPORTED, note_untested, untested_options
+from hf_rerank.training.supported_options import OPTIMIZERS, REFUSED, SUPPORTED, find_untested_options, note_untested
 
 # Each set of options is one training of a few steps. Together they name every supported option but those of ELSEWHERE.
 TRAININGS: list[dict[str, Any]] = [
@@ -117,7 +117,7 @@ def test_trains(make_trainer: Any, weights: Any, options: dict[str, Any]) -> Non
     finally:
         logging.set_verbosity(level)
     assert trainer.state.global_step == (options.get("max_steps") or 2)  # a fifth of the 7 whole batches of 32: 1.4
-    assert untested_options(trainer.args) == {}
+    assert find_untested_options(trainer.args) == {}
     assert any(not torch.equal(value, before[name]) for name, value in weights(trainer.model).items())
 
 

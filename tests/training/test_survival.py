@@ -33,7 +33,7 @@ from hf_rerank.errors import TrainingStopped
 from hf_rerank.storage import MANIFEST, verify
 from hf_rerank.training import checkpointing_trainer, checkpoints
 from hf_rerank.training.checkpointing_trainer import TrainingInterrupted
-from hf_rerank.training.checkpoints import checkpoints_in, newest_checkpoint, verify_checkpoint
+from hf_rerank.training.checkpoints import find_newest_checkpoint, list_checkpoints, verify_checkpoint
 from hf_rerank.training.datasets import encode_lists
 
 STATE_FILES = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
@@ -110,7 +110,7 @@ def test_going_on_at_any_step_and_again(unbroken: Path, tmp_path: Path, chain: t
         checkpoint = source / f"checkpoint-{step}"
         trainer.train(resume_from_checkpoint=str(checkpoint))
         if step == 10:  # nothing was left to do, and nothing was done
-            assert checkpoints_in(folder) == []
+            assert list_checkpoints(folder) == []
             assert kill_worker.digest(dict(trainer.model.state_dict())) == expected["model"]
             continue
         found = kill_worker.outcome(trainer)
@@ -199,7 +199,7 @@ def test_no_file_of_a_checkpoint_changes_unseen(copy: Path, resume: Callable[...
 def test_an_unfinished_checkpoint_is_passed_over_by_last_only(copy: Path, resume: Callable[..., Any]) -> None:
     (copy / "checkpoint-4" / MANIFEST).unlink()
     with pytest.warns(UserWarning, match="checkpoint-4 in .*passed over"):
-        assert newest_checkpoint(copy) == copy / "checkpoint-3"
+        assert find_newest_checkpoint(copy) == copy / "checkpoint-3"
     with pytest.raises(InputError, match=r"checkpoint-4 has no manifest\.json of a checkpoint: it is unfinished"):
         resume(str(copy / "checkpoint-4"))
     (copy / "checkpoint-3" / MANIFEST).unlink()
@@ -242,17 +242,17 @@ def test_the_best_checkpoint_moves_with_its_folder_and_must_be_whole(unbroken: P
     moved = tmp_path / "moved"
     shutil.copytree(unbroken, moved)
 
-    def go_on() -> RerankTrainer:
+    def skip_to() -> RerankTrainer:
         trainer = kill_worker.make_trainer(moved, **EVERY_STEP)
         trainer.train(resume_from_checkpoint=str(moved / f"checkpoint-{later}"))
         return trainer
 
-    trainer = go_on()
+    trainer = skip_to()
     assert trainer.state.best_model_checkpoint == str(moved / best)
     assert kill_worker.digest(dict(trainer.model.state_dict())) == expected["model"]
     flipped(moved / best / "model.safetensors")
     with pytest.raises(InputError, match=rf"{best}/model\.safetensors is damaged or changed"):
-        go_on()
+        skip_to()
 
 
 def test_the_best_checkpoint_that_is_gone_is_missed(unbroken: Path, tmp_path: Path) -> None:
@@ -273,14 +273,14 @@ def test_a_folder_with_the_checkpoints_of_an_earlier_run(tmp_path: Path) -> None
     """The newest is the one written last, not the one of the highest step; the best and the newest are kept."""
     folder = tmp_path / "run"
     kill_worker.train(folder, {})
-    steps = [path.name for path in checkpoints_in(folder)]
+    steps = [path.name for path in list_checkpoints(folder)]
     assert "checkpoint-10" in steps
     assert len(steps) == 2
     kill_worker.train(folder.with_name("other"), {})
     trainer = kill_worker.make_trainer(folder, max_steps=4, num_train_epochs=1)
     trainer.train()
-    assert newest_checkpoint(folder) == folder / "checkpoint-4"
-    for path in checkpoints_in(folder):
+    assert find_newest_checkpoint(folder) == folder / "checkpoint-4"
+    for path in list_checkpoints(folder):
         verify_checkpoint(path)
 
 
@@ -310,14 +310,14 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path, copy: Path) -> None:
     for name in ("tmp-checkpoint-5/checkpoint-5", "tmp-deleted-checkpoint-2"):
         (copy / name).mkdir(parents=True)
         (copy / name / "model.safetensors").write_bytes(b"half")
-    checkpoints.clean(copy)
+    checkpoints.clean_up(copy)
     assert {path.name for path in copy.iterdir()} == {"checkpoint-3", "checkpoint-4"}
     verify_checkpoint(copy / "checkpoint-4")
 
 
 def hold(folder: Path, held: Path) -> None:
     """Holds the folder of a run, says so, and waits to be killed."""
-    with checkpoints.owned(folder):
+    with checkpoints.lock_run(folder):
         held.touch()
         time.sleep(300)
 
@@ -382,7 +382,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert "\n" not in result
         assert ("are needed" in result) is (what == "run/checkpoint-12")
     assert before == after, "no new name, and nothing half-written"
-    for path in checkpoints_in(folder):
+    for path in list_checkpoints(folder):
         verify_checkpoint(path)
     trainer = kill_worker.make_trainer(folder, num_train_epochs=3, save_total_limit=None)
     trainer.train(resume_from_checkpoint="last")
@@ -434,7 +434,7 @@ def test_a_failed_save_leaves_the_older_files(tmp_path: Path, what: str, monkeyp
             assert now.keys() == old.keys() or what == "checkpoint"
         else:
             replaced += 1
-        for path in (folder, *checkpoints_in(folder)):
+        for path in (folder, *list_checkpoints(folder)):
             Reranker.from_pretrained(path)
             assert verify(path, lambda name: True, "") is not None
     # Each file and the folder are brought to the disk, then the folder that holds the new name.
@@ -509,8 +509,10 @@ def test_what_is_not_finite_is_never_saved(tmp_path: Path, what: str, message: s
         trainer.train()
     assert breaking.fired
     assert "\n" not in str(caught.value)
-    assert [path.name for path in checkpoints_in(tmp_path / "run")] == [f"checkpoint-{n}" for n in range(1, last + 1)]
-    for path in checkpoints_in(tmp_path / "run"):
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [
+        f"checkpoint-{n}" for n in range(1, last + 1)
+    ]
+    for path in list_checkpoints(tmp_path / "run"):
         weights = Reranker.from_pretrained(path).model.state_dict()
         assert all(value.isfinite().all() for value in weights.values())
     if what == "weight":
@@ -533,7 +535,7 @@ def test_a_metric_that_is_no_number_chooses_nothing(tmp_path: Path) -> None:
     trainer.eval_dataset = encoded(trainer, rows)
     with pytest.raises(TrainingStopped, match=r"eval_ndcg@10, which chooses the best checkpoint, is nan at step 2"):
         trainer.train()
-    assert checkpoints_in(tmp_path / "run") == []
+    assert list_checkpoints(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

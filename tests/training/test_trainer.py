@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_rerank import InputError, ListProcessor, Reranker, RerankTrainer
 from hf_rerank.evaluation import evaluate, evaluate_orders
-from hf_rerank.evaluation.evaluator import encoded_batches
+from hf_rerank.evaluation.evaluator import encode_batches
 from hf_rerank.metrics import auc, average_precision, expected_clicks, grouped_auc, ndcg, precision
 from hf_rerank.schema import FEATURE_TENSORS
 from hf_rerank.training import checkpointing_trainer, evaluating_trainer
@@ -41,7 +41,7 @@ def furthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-def measured(metrics: dict[str, float]) -> dict[str, float]:
+def only_measures(metrics: dict[str, float]) -> dict[str, float]:
     """Metrics without their prefix and without times."""
     plain = {name.removeprefix("eval_"): value for name, value in metrics.items()}
     return {name: value for name, value in plain.items() if name not in TIMES}
@@ -136,7 +136,7 @@ def test_score_spread_of_the_log(make_trainer: Make, processor: ListProcessor, m
 
 
 def test_metrics_equal_those_of_evaluate(trained: RerankTrainer, lists: dict[str, Any]) -> None:
-    metrics = measured(trained.evaluate())
+    metrics = only_measures(trained.evaluate())
     expected = evaluate(trained.model, trained.processor, lists["validation"])
     for name in ("unknown_share", "settings", "drift"):
         expected.pop(name)
@@ -146,7 +146,7 @@ def test_metrics_equal_those_of_evaluate(trained: RerankTrainer, lists: dict[str
 
     # The loss: the mean over lists of the binary log-loss, written out.
     per_list = []
-    for batch in encoded_batches(lists["validation"], trained.processor, batch_size=1):
+    for batch in encode_batches(lists["validation"], trained.processor, batch_size=1):
         features = {name: batch[name] for name in FEATURE_TENSORS if name in batch}
         scores, labels = trained.model.rank(**features)[1][0].double(), batch["labels"][0].double()
         per_list.append(float((torch.log1p(torch.exp(scores)) - labels * scores).mean()))
@@ -171,7 +171,7 @@ def test_metrics_equal_hand_called_functions(trained: RerankTrainer, lists: dict
         "precision@5": precision(scores, labels, mask=mask, k=5),
         "expected_clicks": expected_clicks(scores, attraction, trained.processor.schema.examination, mask=mask),
     }
-    metrics = measured(trained.evaluate())
+    metrics = only_measures(trained.evaluate())
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-6)
 
 
@@ -184,7 +184,7 @@ def test_evaluation_batch_size_does_not_matter(
     for size in (1, 7, 50, 512):
         trainer = make_trainer(trained.model, per_device_eval_batch_size=size)
         trainer.is_in_train = while_training
-        found.append(measured(trainer.evaluate()))
+        found.append(only_measures(trainer.evaluate()))
         assert found[-1]["lists"] == found[-1]["obedience_lists"] == 50
         assert ("fixed_point_rate" in found[-1]) is not while_training
     for other in found[1:]:
@@ -197,7 +197,7 @@ def test_scores_far_below_zero_are_no_padding(make_trainer: Make, make_model: An
     with torch.no_grad():
         model.scorer.bias.fill_(-100.0)
     trainer = make_trainer(model)
-    metrics = measured(trainer.evaluate())
+    metrics = only_measures(trainer.evaluate())
     assert metrics["items"] == sum(len(row) for row in lists["validation"]["item_id"])
     expected = evaluate(model, trainer.processor, lists["validation"])
     assert metrics["ndcg@5"] == pytest.approx(expected["ndcg@5"])
@@ -205,13 +205,13 @@ def test_scores_far_below_zero_are_no_padding(make_trainer: Make, make_model: An
 
 def test_an_evaluation_that_fails_leaves_nothing_behind(make_trainer: Make, lists: dict[str, Any]) -> None:
     trainer = make_trainer(per_device_eval_batch_size=10)
-    expected = measured(trainer.evaluate())
+    expected = only_measures(trainer.evaluate())
     rows = lists["validation"].to_list()
     rows[37]["price"][0] = None
     rows[37]["click"][0] = -1
     with pytest.raises(InputError, match=r"list-2-37.*at least 0"):
         trainer.evaluate(datasets.Dataset.from_list(rows))
-    assert measured(trainer.evaluate()) == pytest.approx(expected, rel=1e-6)
+    assert only_measures(trainer.evaluate()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_dictionaries_are_evaluated_one_by_one(make_trainer: Make, lists: dict[str, Any]) -> None:
@@ -427,7 +427,7 @@ def test_every_list_is_measured_whatever_training_drops(make_trainer: Make, list
     """50 lists in batches of 32: the last 18 count, too."""
     trainer = make_trainer(dataloader_drop_last=True)
     model = trainer.model
-    assert measured(trainer.evaluate()) == measured(make_trainer(model, folder="other").evaluate())
+    assert only_measures(trainer.evaluate()) == only_measures(make_trainer(model, folder="other").evaluate())
     assert len(trainer.predict(lists["validation"]).predictions[0]) == 50
     assert trainer.args.dataloader_drop_last
 
@@ -436,9 +436,9 @@ def test_persistent_workers_give_the_lists_that_are_asked_for(make_trainer: Make
     trainer = make_trainer(dataloader_num_workers=1, dataloader_persistent_workers=True)
     validation, other = trainer.evaluate(), trainer.evaluate(lists["train"])
     plain = make_trainer(trainer.model, folder="other")
-    assert measured(validation) == measured(plain.evaluate())
-    assert measured(other) == measured(plain.evaluate(lists["train"]))
-    assert measured(trainer.evaluate()) == measured(validation) != measured(other)
+    assert only_measures(validation) == only_measures(plain.evaluate())
+    assert only_measures(other) == only_measures(plain.evaluate(lists["train"]))
+    assert only_measures(trainer.evaluate()) == only_measures(validation) != only_measures(other)
 
 
 def test_only_public_methods_of_the_trainer() -> None:

@@ -152,5 +152,5 @@ def test_a_stream_needs_max_steps(make_trainer: Make, lists: dict[str, Any]) -> 
 
 def test_a_batch_size_that_changes_is_not_for_streams(make_trainer: Make, lists: dict[str, Any]) -> None:
     stream = lists["train"].to_iterable_dataset()
-    with pytest.raises(InputError, match="auto_find_batch_size would lose the place in a stream"):
+    with pytest.raises(InputError, match="auto_find_batch_size would lose the position in a stream"):
         make_trainer(train_dataset=stream, max_steps=1, auto_find_batch_size=True)

@@ -16,7 +16,7 @@ import torch
 from tiny_world import perturbed_by
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments
-from hf_rerank.principled.orders import PERTURBATIONS, keyed_perturb, step_keys
+from hf_rerank.principled.orders import PERTURBATIONS, perturb_by_key, step_keys
 from hf_rerank.processing.collator import ids_from_tensor, list_keys
 
 
@@ -31,7 +31,7 @@ class NotingTrainer(RerankTrainer):
         self.ids.append(ids)
         keys = step_keys(list_keys(inputs["list_id"]), seed=self.principled_objective.seed, step=step)
         for kind in PERTURBATIONS:
-            orders = keyed_perturb(inputs["position_ids"], inputs["mask"], keys, kind=kind, strength=2)
+            orders = perturb_by_key(inputs["position_ids"], inputs["mask"], keys, kind=kind, strength=2)
             for name, order, mask in zip(ids, orders, inputs["mask"], strict=True):
                 self.perturbed[f"{kind}, step {step}, {name}"] = order[mask].tolist()
         return super().training_step(model, inputs, *args, **kwargs)

@@ -45,7 +45,7 @@ def cut_lists(table: pa.Table, schema: ListSchema, report: PrepareReport) -> pa.
     report.count(CUT_ITEMS, int((~kept).sum()))
     report.count(CUT_CLICKS, int((clicked & ~kept).sum()))
     field = pa.field(schema.cut_label, CUT_LABELS)
-    labels = sequences(*lists.labels_of_cut_items(kept), CUT_LABELS)
+    labels = sequences(*lists.collect_cut_labels(kept), CUT_LABELS)
     if field.name in table.column_names:
         return table.set_column(table.column_names.index(field.name), field, labels)
     return table.append_column(field, labels)

@@ -227,7 +227,7 @@ CASES = {
         lambda _: load(every(price=["1", "2", "?"])), ["'price' holds string", "expected numbers", "convert it"]
     ),
     "one value for a sequence": Case(
-        lambda _: load(every(price=1.0)), ["'price' holds one double a list", "expected a sequence", "frame"]
+        lambda _: load(every(price=1.0)), ["'price' holds one double per list", "expected a sequence", "frame"]
     ),
     # ---------------------------------------------------------------------------------------------------------- values
     "ragged list": Case(
