@@ -63,12 +63,12 @@ class Categorical:
             raise InputError(f"{self.name!r} has size and hash_size: hash_size alone is the size of a hashed table")
         for what, rows in (("size", self.size), ("hash_size", self.hash_size)):
             if rows is not None:
-                _whole(f"{self.name!r} has {what}", rows)
+                _require_integer(f"{self.name!r} has {what}", rows)
             if rows is not None and rows < 3:
                 raise InputError(f"{self.name!r} has {what}={rows}: expected at least 3 (padding, unknown, one value)")
             if rows is not None and rows > MAX_ROWS:
                 raise InputError(f"{self.name!r} has {what}={rows}: expected at most {MAX_ROWS:,} rows of a table")
-        _whole(f"{self.name!r} has min_count", self.min_count)
+        _require_integer(f"{self.name!r} has min_count", self.min_count)
         if self.min_count < 1:
             raise InputError(f"{self.name!r} has min_count={self.min_count}: expected at least 1")
 
@@ -92,8 +92,8 @@ class Dense:
     missing: Literal["mean", "indicator", "error"] = "mean"
 
     def __post_init__(self) -> None:
-        _one_of(self.name, "scale", self.scale, ("standard", "log", "quantile", "none"))
-        _one_of(self.name, "missing", self.missing, ("mean", "indicator", "error"))
+        _require_one_of(self.name, "scale", self.scale, ("standard", "log", "quantile", "none"))
+        _require_one_of(self.name, "missing", self.missing, ("mean", "indicator", "error"))
 
     @property
     def width(self) -> int:
@@ -109,7 +109,7 @@ class Vector:
     dim: int
 
     def __post_init__(self) -> None:
-        _whole(f"{self.name!r} has dim", self.dim)
+        _require_integer(f"{self.name!r} has dim", self.dim)
         if self.dim < 1:
             raise InputError(f"{self.name!r} has dim={self.dim}: expected at least 1")
 
@@ -323,7 +323,7 @@ class ListSchema:
                         f"feature ({', '.join(tables) or 'there is none'}){suggestion(feature.shares, tables)}"
                     )
         for what in ("max_list_length", "max_history_length"):
-            _whole(f"the schema has {what}", getattr(self, what))
+            _require_integer(f"the schema has {what}", getattr(self, what))
             if getattr(self, what) < 1:
                 raise InputError(f"the schema has {what}={getattr(self, what)}: expected at least 1")
         if self.group in names:
@@ -422,7 +422,7 @@ class ListSchema:
             described = plain.get(part, ())
             if not isinstance(described, Sequence):
                 raise InputError(f"{part} of the schema is {described!r}: expected a list of features")
-            values[part] = [_feature(part, feature) for feature in described]
+            values[part] = [_read_feature(part, feature) for feature in described]
         try:
             return cls(**values)
         except TypeError as error:
@@ -451,12 +451,12 @@ class ListSchema:
         return cls.from_dict(parse_json_object(text, str(path), "write it as ListSchema.save does"))
 
 
-def _whole(what: str, value: Any) -> None:
+def _require_integer(what: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InputError(f"{what}={value!r}: expected a whole number")
 
 
-def _one_of(name: str, what: str, value: str, known: Iterable[str]) -> None:
+def _require_one_of(name: str, what: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         raise InputError(
             f"{name!r} has {what}={value!r}: expected one of {', '.join(known)}{suggestion(str(value), known)}"
@@ -468,7 +468,7 @@ def kind_of(feature: Feature) -> str:
     return next(kind for kind, cls in FEATURE_KINDS.items() if isinstance(feature, cls))
 
 
-def _feature(part: str, described: Mapping[str, Any]) -> Any:
+def _read_feature(part: str, described: Mapping[str, Any]) -> Any:
     if not isinstance(described, Mapping):
         raise InputError(f"a feature of {part} is {described!r}: expected an object with kind and name")
     fields = dict(described)

@@ -154,7 +154,7 @@ def _seen(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
     """By what a later call knows that it has the same raw files: their sizes, and the times of their last changes."""
     from hf_rerank.storage import InputFiles
 
-    return {"raw_dir": str(raw_dir.resolve()), "raw files (sizes, times, inodes)": InputFiles(files).states()}
+    return {"raw_dir": str(raw_dir.resolve()), "raw files (sizes, times, inodes)": InputFiles(files).read_states()}
 
 
 def _in_order(

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     reranker = _load(options.model, at)
     report, counts = EncodingReport(), dict[str, int]()
     bar = tqdm(unit="list", delay=1, disable=None)
-    with results_file(options.output) as write, bar, local_inputs(files).unchanged():
+    with results_file(options.output) as write, bar, local_inputs(files).require_unchanged():
         number = 0
         for rows in _batches(files, reranker.processor, reader_options(options), counts):
             ranked, met = _ranked_batch(reranker, rows, number, options)
@@ -91,9 +91,9 @@ def run(options: argparse.Namespace) -> None:
 def _load(source: str, at: dict[str, Any]) -> Any:
     from hf_rerank.inference.reranker import Reranker
     from hf_rerank.processing.processor import CONFIG_FILE
-    from hf_rerank.storage.hub_download import at_one_commit, holds_only_a_graph
+    from hf_rerank.storage.hub_download import holds_only_a_graph, pin_commit
 
-    at = at_one_commit(source, CONFIG_FILE, **at)
+    at = pin_commit(source, CONFIG_FILE, **at)
     if not holds_only_a_graph(source, **at):  # which ranks without transformers, and this imports it
         without_bars_of_a_moment()
     return Reranker.from_pretrained(source, **at)

@@ -69,7 +69,7 @@ def prm_public_folder(data_dir: Path, protocol: str, seed: int, max_list_length:
     files = prm_public.find_files(data_dir)
     raw = [*files, *(side for path in files if (side := prm_public.truth_file(path)).is_file())]
     key = {
-        "files": InputFiles(raw).states(),
+        "files": InputFiles(raw).read_states(),
         "folder": str(data_dir.resolve()),
         "protocol": protocol,
         "seed": seed if protocol == "public" else None,
@@ -96,7 +96,7 @@ def ad_folder(data_dir: Path, protocol: str, max_list_length: int | None) -> Pat
     length = ad.MAX_LIST_LENGTH if max_list_length is None else max_list_length
     raw = ad.find_ad_files(data_dir).there()
     key = {
-        "files": InputFiles(raw).states(),
+        "files": InputFiles(raw).read_states(),
         "folder": str(data_dir.resolve()),
         "protocol": protocol,
         "max_list_length": length,

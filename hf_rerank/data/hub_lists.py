@@ -12,8 +12,8 @@ from hf_rerank.data.prepared import SCHEMA_FILE, shards_of
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage import verify
-from hf_rerank.storage.hub_download import model_file, repair
-from hf_rerank.storage.hub_errors import named_faults
+from hf_rerank.storage.hub_download import describe_repair, find_model_file
+from hf_rerank.storage.hub_errors import report_hub_errors
 from hf_rerank.storage.hub_names import looks_local
 
 KIND = "dataset"
@@ -36,9 +36,9 @@ def fetched_folder(repo_id: str, revision: str | None, token: str | None) -> Pat
     from huggingface_hub import snapshot_download
 
     # The first file says by the commit it belongs to which the others are.
-    first = model_file(repo_id, SCHEMA_FILE, repo_type=KIND, revision=revision, token=token)
+    first = find_model_file(repo_id, SCHEMA_FILE, repo_type=KIND, revision=revision, token=token)
     commit = first.parent.name
-    with named_faults(f"the lists of {repo_id} could not be fetched", token=token):
+    with report_hub_errors(f"the lists of {repo_id} could not be fetched", token=token):
         folder = Path(
             snapshot_download(
                 repo_id,
@@ -49,7 +49,7 @@ def fetched_folder(repo_id: str, revision: str | None, token: str | None) -> Pat
             )
         )
     # Not by digests: reading all lists each time they are loaded would take longer than loading them.
-    verify(folder, lambda name: True, repair(repo_id, commit, KIND), digests=False)
+    verify(folder, lambda name: True, describe_repair(repo_id, commit, KIND), digests=False)
     return folder
 
 
@@ -63,13 +63,13 @@ def streamed(
     """
     from huggingface_hub import HfApi
 
-    schema = model_file(repo_id, SCHEMA_FILE, repo_type=KIND, revision=revision, token=token)
+    schema = find_model_file(repo_id, SCHEMA_FILE, repo_type=KIND, revision=revision, token=token)
     commit = schema.parent.name
-    with named_faults(f"the lists of {repo_id} could not be listed", token=token):
+    with report_hub_errors(f"the lists of {repo_id} could not be listed", token=token):
         names = HfApi(token=token).list_repo_files(repo_id, repo_type=KIND, revision=commit)
     shards = shards_of(repo_id, sorted(name for name in names if name.endswith(".parquet")))
     splits: dict[str, Any] = {}
-    with named_faults(f"the lists of {repo_id} could not be streamed", token=token):
+    with report_hub_errors(f"the lists of {repo_id} could not be streamed", token=token):
         for split, files in shards.items():
             splits[split] = datasets.IterableDataset.from_parquet(
                 [f"hf://datasets/{repo_id}@{commit}/{name}" for name in files],

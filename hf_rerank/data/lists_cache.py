@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from hf_rerank.storage import CannotWrite, locked, sha256_of_json
+from hf_rerank.storage import CannotWrite, hold_lock, sha256_of_json
 
 # The datasets that have a name.
 NAMED_SOURCES = ("simulated_prm", "prm_public", "ad")
@@ -26,7 +26,7 @@ def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> P
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_rerank"
     folder = cache / f"{name}-{digest[:16]}"
     try:
-        with locked(cache / f"{folder.name}.lock", str, wait=-1):
+        with hold_lock(cache / f"{folder.name}.lock", str, wait=-1):
             if not folder.is_dir():
                 make(folder)
     except CannotWrite as error:

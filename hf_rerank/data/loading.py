@@ -21,7 +21,7 @@ from hf_rerank.data.prepared import is_prepared, read_prepared, refuse_unfinishe
 from hf_rerank.data.time_split import time_column
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage.hub_errors import named_faults
+from hf_rerank.storage.hub_errors import report_hub_errors
 from hf_rerank.validation import Lists, refuse_repeated_ids, tables_of
 
 SAMPLE_LISTS = 1_000
@@ -156,7 +156,7 @@ def load_lists(
     if on_hub:
         if streaming:
             splits, own_schema = streamed(source, revision, token)
-            with named_faults(f"the lists of {source} could not be streamed", token=token):
+            with report_hub_errors(f"the lists of {source} could not be streamed", token=token):
                 lists = _checked(splits, own_schema if schema is None else schema)
         else:
             lists = _load_prepared(fetched_folder(source, revision, token), schema, streaming)

@@ -12,7 +12,7 @@ resuming, sharding, counting, the record of rejected lines, the card, is done by
             self.columns = pq.read_schema(path)
 
         def units(self, parts: Path) -> list[Unit]:
-            return [Unit(self.path.name, content_digest(self.path), size=1)]
+            return [Unit(self.path.name, digest_content(self.path), size=1)]
 
         def facts(self) -> None:
             return None

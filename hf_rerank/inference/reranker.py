@@ -20,8 +20,8 @@ from hf_rerank.inference.ranking import (
 from hf_rerank.processing.encoding_report import EncodingReport
 from hf_rerank.processing.processor import CONFIG_FILE, ListProcessor
 from hf_rerank.processing.rows import frame_of_results, is_frame, rows_of_frame
-from hf_rerank.storage import model_files, replacing
-from hf_rerank.storage.hub_download import HUB_OPTIONS, at_one_commit, holds_only_a_graph
+from hf_rerank.storage import note_model_files, save_files
+from hf_rerank.storage.hub_download import HUB_OPTIONS, holds_only_a_graph, pin_commit
 
 
 class Scorer(Protocol):
@@ -107,8 +107,8 @@ class Reranker:
                 installed.
         """
         hub_options = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        hub_options = at_one_commit(source, CONFIG_FILE, **hub_options)
-        with model_files(source).unchanged():
+        hub_options = pin_commit(source, CONFIG_FILE, **hub_options)
+        with note_model_files(source).require_unchanged():
             if holds_only_a_graph(source, **hub_options):
                 from hf_rerank.inference.onnx_scorer import OnnxScorer
 
@@ -128,7 +128,7 @@ class Reranker:
         Raises:
             OSError: Something could not be written; files saved there before are unchanged.
         """
-        with replacing(folder) as staging:
+        with save_files(folder) as staging:
             self.scorer.save_pretrained(staging)
             self.processor.save_pretrained(staging)
 

@@ -18,8 +18,8 @@ from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
 from hf_rerank.processing.trees import tree_inputs
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import read_arrays, replacing
-from hf_rerank.storage.hub_download import verified_folder
+from hf_rerank.storage import read_arrays, save_files
+from hf_rerank.storage.hub_download import fetch_verified_folder
 from hf_rerank.validation import Lists
 
 RANKER_FILE = "ranker.json"
@@ -122,7 +122,7 @@ class LambdaMARTRanker:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes trees (text), click-through rates, processor and settings, with a manifest: all of it or nothing."""
-        with replacing(folder) as staging:
+        with save_files(folder) as staging:
             self.processor.save_pretrained(staging)
             save_file(self.rates, staging / RATES_FILE)
             (staging / TREES_FILE).write_text(self.trees, encoding="utf-8")
@@ -137,7 +137,7 @@ class LambdaMARTRanker:
             InputError: LightGBM is missing; or a file is missing, damaged or not one that was saved.
         """
         names = (RANKER_FILE, TREES_FILE, RATES_FILE, CONFIG_FILE, VOCABULARIES_FILE)
-        path = verified_folder(folder, names)
+        path = fetch_verified_folder(folder, names)
         settings = read_settings(path, "lambdamart")
         trees = (path / TREES_FILE).read_text(encoding="utf-8")
         return cls(trees, ListProcessor.from_pretrained(path), read_arrays(path / RATES_FILE), settings)

@@ -35,7 +35,7 @@ from hf_rerank.processing.trees import TREES_FILE, TreeRanker
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary
 from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
 from hf_rerank.storage import read_arrays, read_json, write_json
-from hf_rerank.storage.hub_download import REMEDY, at_one_commit, verified_folder
+from hf_rerank.storage.hub_download import REMEDY, fetch_verified_folder, pin_commit
 from hf_rerank.storage.hub_upload import push_saved
 from hf_rerank.validation import Lists, tables_of
 
@@ -359,8 +359,8 @@ class ListProcessor:
             "force_download": force_download,
         }
         source = pretrained_model_name_or_path
-        hub_options = at_one_commit(source, CONFIG_FILE, **hub_options)
-        folder = verified_folder(source, (CONFIG_FILE, VOCABULARIES_FILE), **hub_options)
+        hub_options = pin_commit(source, CONFIG_FILE, **hub_options)
+        folder = fetch_verified_folder(source, (CONFIG_FILE, VOCABULARIES_FILE), **hub_options)
         config_path, vocabularies_path = folder / CONFIG_FILE, folder / VOCABULARIES_FILE
         plain = read_json(config_path, REMEDY)
         if plain.get("format_version") != FORMAT_VERSION:
@@ -389,7 +389,7 @@ class ListProcessor:
                 )
         trees = None
         if "trees" in plain:
-            trees = TreeRanker.load(verified_folder(source, (TREES_FILE,), **hub_options))
+            trees = TreeRanker.load(fetch_verified_folder(source, (TREES_FILE,), **hub_options))
         processor = cls(
             schema,
             _vocabularies(schema, arrays, vocabularies_path),

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_rerank.storage.disk_errors import naming_failures
+from hf_rerank.storage.disk_errors import name_failures
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
@@ -55,7 +55,7 @@ def remove(path: str | Path) -> None:
 
 
 @contextmanager
-def writing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
+def write_atomically(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Gives the temporary name under which to write a file or a folder.
 
     At the end of the block everything is brought to the disk and renamed to ``path``. An existing file is replaced; a
@@ -71,12 +71,12 @@ def writing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = temporary_path(path)
-    with naming_failures(path):
+    with name_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     try:
         yield temporary
-        with naming_failures(path):
+        with name_failures(path):
             if durable:
                 sync_tree(temporary)
             if temporary.is_dir() and path.is_dir():
@@ -93,7 +93,7 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     Raises:
         CannotWrite: The disk refuses; names path and space.
     """
-    with writing(path) as temporary, naming_failures(Path(path)):
+    with write_atomically(path) as temporary, name_failures(Path(path)):
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

@@ -17,7 +17,7 @@ class CannotWrite(OSError):
 
 
 @contextmanager
-def naming_failures(path: Path, needed: int | None = None) -> Iterator[None]:
+def name_failures(path: Path, needed: int | None = None) -> Iterator[None]:
     """Turns whatever a failed write raises (torch and safetensors have errors of their own) into ``CannotWrite``.
 
     Args:
@@ -30,9 +30,9 @@ def naming_failures(path: Path, needed: int | None = None) -> Iterator[None]:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
         there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        need = "" if needed is None else f"about {_megabytes(needed)} are needed, "
+        need = "" if needed is None else f"about {_format_megabytes(needed)} are needed, "
         failure = CannotWrite(
-            f"{path} could not be written: {need}{_megabytes(shutil.disk_usage(there).free)} are free there "
+            f"{path} could not be written: {need}{_format_megabytes(shutil.disk_usage(there).free)} are free there "
             f"({' '.join(str(error).split()) or type(error).__name__}); free space, or choose a folder that you may "
             "write to. No file is left half-written"
         )
@@ -54,9 +54,9 @@ def open_files(path: Path) -> Iterator[ExitStack]:
         if failed:
             with suppress(Exception):
                 opened.close()
-    with naming_failures(path):
+    with name_failures(path):
         opened.close()
 
 
-def _megabytes(count: int) -> str:
+def _format_megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"

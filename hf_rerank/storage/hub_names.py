@@ -45,7 +45,7 @@ def ask_once(repo_id: str, name: str, **hub_options: Any) -> None:
     Args:
         repo_id: ``someone/name``.
         name: Of the file.
-        hub_options: As of ``hf_rerank.storage.hub_download.model_file``.
+        hub_options: As of ``hf_rerank.storage.hub_download.find_model_file``.
 
     Raises:
         HfHubHTTPError: The Hub refuses; a fault of the Hub itself is left to the client, which tries again.

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_rerank.errors import InputError
 from hf_rerank.storage import MANIFEST, InputFiles, read_manifest
-from hf_rerank.storage.hub_errors import is_unknown_outcome, named_faults
+from hf_rerank.storage.hub_errors import is_unknown_outcome, report_hub_errors
 
 MAIN = "main"
 # What the Hub itself puts into a new repository, and what people write there by hand.
@@ -83,23 +83,25 @@ class Repository:
         options: dict[str, Any] = {"repo_type": self.kind, "create_pr": self.create_pr}
         if not self.create_pr:
             options["revision"] = self.branch
-        with named_faults(f"files could not be sent to the {where}", token=self.token, kept=_nothing_committed):
+        with report_hub_errors(
+            f"files could not be sent to the {where}", token=self.token, kept=_say_nothing_committed
+        ):
             api.preupload_lfs_files(self.repo_id, additions, free_memory=False, **options)
         if inputs is not None:
             inputs.refuse_changes()
-        with named_faults(f"the {where} got the files but no commit", token=self.token, kept=_what_became):
+        with report_hub_errors(f"the {where} got the files but no commit", token=self.token, kept=_describe_outcome):
             return api.create_commit(
                 self.repo_id, [*stale, *additions], commit_message=message, parent_commit=self.head, **options
             )
 
-    def manifest(self) -> dict[str, Any] | None:
+    def read_manifest(self) -> dict[str, Any] | None:
         """The manifest at the commit looked at; None without one."""
         if MANIFEST not in self.files:
             return None
         from huggingface_hub import hf_hub_download
 
         with tempfile.TemporaryDirectory() as folder:
-            with named_faults(f"{MANIFEST} of {self.repo_id} could not be read", token=self.token):
+            with report_hub_errors(f"{MANIFEST} of {self.repo_id} could not be read", token=self.token):
                 hf_hub_download(
                     self.repo_id,
                     MANIFEST,
@@ -142,7 +144,7 @@ def open_repository(
         raise InputError("repo_id is empty: expected 'someone/name', or a name of your own")
     api, branch = HfApi(token=token), revision or MAIN
     what = f"the {kind} repository {repo_id} could not be opened"
-    with named_faults(what, token=token):
+    with report_hub_errors(what, token=token):
         url = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
         whole = url.repo_id
         if url.repo_type != kind:
@@ -168,9 +170,9 @@ def open_repository(
     return Repository(whole, kind, branch, info.sha, names, token, create_pr)
 
 
-def _nothing_committed(error: BaseException) -> str:
+def _say_nothing_committed(error: BaseException) -> str:
     return NOTHING_COMMITTED
 
 
-def _what_became(error: BaseException) -> str:
+def _describe_outcome(error: BaseException) -> str:
     return UNKNOWN_COMMIT if is_unknown_outcome(error) else NOTHING_COMMITTED

@@ -13,7 +13,7 @@ from hf_rerank.errors import InputError
 _CHUNK = 1 << 20
 
 
-def content_digest(path: str | Path) -> str:
+def digest_content(path: str | Path) -> str:
     """A digest over the content of a file, ten times as fast as SHA-256; it detects changes, not tampering."""
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
@@ -33,7 +33,7 @@ class InputFiles:
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
         self.paths = [Path(path) for path in paths]
-        self._noted = {path: _state(path) for path in self.paths}
+        self._noted = {path: _read_state(path) for path in self.paths}
 
     def refuse_changes(self) -> None:
         """
@@ -41,11 +41,11 @@ class InputFiles:
             InputError: One of the files has changed since they were noted, or is gone.
         """
         for path, noted in self._noted.items():
-            if _state(path) != noted:
+            if _read_state(path) != noted:
                 raise InputError(f"{path} changed while it was read: run again when it is complete")
 
     @contextmanager
-    def unchanged(self) -> Iterator[None]:
+    def require_unchanged(self) -> Iterator[None]:
         """The files must stay as they are until the block ends; if it fails, a change of them is the reason given.
 
         Raises:
@@ -56,13 +56,13 @@ class InputFiles:
         finally:
             self.refuse_changes()
 
-    def states(self) -> dict[str, list[int]]:
+    def read_states(self) -> dict[str, list[int]]:
         """Name of each file -> size, times and inode, by which a later call knows it without reading it."""
         return {path.name: list(state or ()) for path, state in self._noted.items()}
 
-    def digests(self) -> dict[str, str]:
+    def digest_contents(self) -> dict[str, str]:
         """Name of each file -> digest of its content; all is read."""
-        return {path.name: content_digest(path) for path in self.paths}
+        return {path.name: digest_content(path) for path in self.paths}
 
 
 def refuse_output_over_input(output: str | Path, inputs: Iterable[str | Path]) -> None:
@@ -78,7 +78,7 @@ def refuse_output_over_input(output: str | Path, inputs: Iterable[str | Path]) -
             raise InputError(f"the output {output} overlaps the input {path}: choose another output")
 
 
-def _state(path: Path) -> tuple[int, ...] | None:
+def _read_state(path: Path) -> tuple[int, ...] | None:
     try:
         found = path.stat()
     except OSError:  # no such file, or a link in a circle: whoever reads it names the fault

@@ -22,20 +22,20 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
     Raises:
         CannotWrite: The disk refuses; names path and space.
     """
-    write_file(path, json_text(values))
+    write_file(path, format_json(values))
 
 
-def json_text(values: dict[str, Any]) -> str:
+def format_json(values: dict[str, Any]) -> str:
     """The text that ``write_json`` writes."""
-    return json.dumps(json_values(values), indent=2, allow_nan=False) + "\n"
+    return json.dumps(to_json_values(values), indent=2, allow_nan=False) + "\n"
 
 
-def json_values(value: Any) -> Any:
+def to_json_values(value: Any) -> Any:
     """A value as it is read back from JSON: lists for tuples, null for what is not finite, text for other types."""
     if isinstance(value, dict):
-        return {str(name): json_values(entry) for name, entry in value.items()}
+        return {str(name): to_json_values(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [json_values(entry) for entry in value]
+        return [to_json_values(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, bool | int | float | str):
@@ -92,7 +92,7 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
             program may be able to read: NaN, infinity, an integer of more than 64 bits, a lone surrogate.
     """
 
-    def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, value in pairs:
             if name in found:
@@ -101,7 +101,7 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
         return found
 
     try:
-        value = json.loads(text, object_pairs_hook=each_key_once)
+        value = json.loads(text, object_pairs_hook=refuse_duplicate_keys)
     except InputError:  # which is a ValueError, too
         raise
     except (ValueError, RecursionError) as error:

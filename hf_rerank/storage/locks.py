@@ -11,11 +11,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage.disk_errors import naming_failures
+from hf_rerank.storage.disk_errors import name_failures
 
 
 @contextmanager
-def locked(path: str | Path, busy: Callable[[str], str], *, wait: float = 0.0) -> Iterator[None]:
+def hold_lock(path: str | Path, busy: Callable[[str], str], *, wait: float = 0.0) -> Iterator[None]:
     """Holds the lock file ``path`` during the block; it holds the number of the process, and is removed at the end.
 
     Args:
@@ -30,7 +30,7 @@ def locked(path: str | Path, busy: Callable[[str], str], *, wait: float = 0.0) -
     path = Path(path)
     while True:
         lock = FileLock(path)
-        with naming_failures(path):
+        with name_failures(path):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
@@ -39,7 +39,7 @@ def locked(path: str | Path, busy: Callable[[str], str], *, wait: float = 0.0) -
             except FileNotFoundError:  # the holder before removed the file or its folder in between
                 continue
             except Timeout:
-                raise InputError(busy(_holder(path))) from None
+                raise InputError(busy(_read_holder(path))) from None
         # The holder before removes the file: a lock on a removed file excludes nobody.
         if path.exists() and path.stat().st_ino == before:
             break
@@ -57,7 +57,7 @@ def locked(path: str | Path, busy: Callable[[str], str], *, wait: float = 0.0) -
                 path.unlink(missing_ok=True)
 
 
-def _holder(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     with contextlib.suppress(OSError):
         if number := path.read_text().strip():
             return f"process {number}"

@@ -37,12 +37,12 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if name not in _NOT_LISTED:
-            files[name] = entry_of(path)
-    (folder / MANIFEST).write_text(manifest_of(files, **facts), encoding="utf-8")
+            files[name] = make_entry(path)
+    (folder / MANIFEST).write_text(format_manifest(files, **facts), encoding="utf-8")
     sync_tree(folder)
 
 
-def manifest_text(files: Mapping[str, Path | bytes], kept: Mapping[str, Any]) -> str:
+def make_manifest(files: Mapping[str, Path | bytes], kept: Mapping[str, Any]) -> str:
     """The content of ``manifest.json`` beside these files.
 
     Args:
@@ -53,8 +53,8 @@ def manifest_text(files: Mapping[str, Path | bytes], kept: Mapping[str, Any]) ->
     for name, content in files.items():
         if name in _NOT_LISTED:
             continue
-        entries[name] = entry_of(content)
-    return manifest_of(dict(sorted(entries.items())))
+        entries[name] = make_entry(content)
+    return format_manifest(dict(sorted(entries.items())))
 
 
 def read_manifest(folder: Path, remedy: str = "save or download it again") -> dict[str, Any] | None:
@@ -95,7 +95,7 @@ def read_manifest(folder: Path, remedy: str = "save or download it again") -> di
     return content
 
 
-def saved_files(folder: Path) -> list[Path]:
+def list_saved_files(folder: Path) -> list[Path]:
     """The files of a saved folder: those that its manifest lists, it and the card; without a manifest, all files."""
     manifest = read_manifest(folder)
     there = sorted(path for path in folder.iterdir() if path.is_file())
@@ -152,14 +152,14 @@ def _is_entry(name: str, entry: Any) -> bool:
     return type(size) is int and isinstance(digest, str) and (new is None or _is_entry(name, new))
 
 
-def entry_of(content: Path | bytes) -> dict[str, Any]:
+def make_entry(content: Path | bytes) -> dict[str, Any]:
     """The entry of a file, or of its content: size and SHA-256."""
     if isinstance(content, bytes):
         return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     return {"bytes": content.stat().st_size, "sha256": sha256_of_file(content)}
 
 
-def manifest_of(files: dict[str, Any], **facts: Any) -> str:
+def format_manifest(files: dict[str, Any], **facts: Any) -> str:
     """The text of a manifest with these entries and other values."""
     content = {"format_version": FORMAT_VERSION, **facts, "files": files}
     return json.dumps({**content, "sha256": sha256_of_json(content)}, indent=2) + "\n"

@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage.atomic import writing
-from hf_rerank.storage.disk_errors import naming_failures
-from hf_rerank.storage.locks import locked
+from hf_rerank.storage.atomic import write_atomically
+from hf_rerank.storage.disk_errors import name_failures
+from hf_rerank.storage.locks import hold_lock
 
 
-def with_a_name(output: str | Path) -> Path:
+def ensure_name(output: str | Path) -> Path:
     """The path, absolute if it has no name (``.``) beside which others could be."""
     output = Path(output)
     return output if output.name else output.resolve()
 
 
 @contextmanager
-def only_writer(output: str | Path, step: str = "") -> Iterator[None]:
+def lock_output(output: str | Path, step: str = "") -> Iterator[None]:
     """Keeps other processes from writing a file or folder during the block, by a lock file beside it.
 
     Args:
@@ -30,16 +30,16 @@ def only_writer(output: str | Path, step: str = "") -> Iterator[None]:
         InputError: Another process is writing it.
         CannotWrite: The lock file cannot be created.
     """
-    output = with_a_name(output)
+    output = ensure_name(output)
 
-    def busy(process: str) -> str:
+    def describe_writer(process: str) -> str:
         return f"{process} is writing {output}: wait for it, or choose another output"
 
-    with locked(output.with_name(f".{output.name}{step}.lock"), busy):
+    with hold_lock(output.with_name(f".{output.name}{step}.lock"), describe_writer):
         yield
 
 
-def refuse_filled(output: str | Path) -> None:
+def refuse_nonempty(output: str | Path) -> None:
     """
     Raises:
         InputError: ``output`` exists, and is not an empty folder.
@@ -50,16 +50,16 @@ def refuse_filled(output: str | Path) -> None:
 
 
 @contextmanager
-def new_folder(output: str | Path) -> Iterator[Path]:
+def create_folder(output: str | Path) -> Iterator[Path]:
     """Gives an empty folder to write in, which becomes ``output`` by one rename at the end of the block.
 
     Raises:
         InputError: ``output`` exists and is not an empty folder, or another process is writing it.
         CannotWrite: The disk refuses; names path and space, also for what fails in the block.
     """
-    output = with_a_name(output)
-    with only_writer(output):
-        refuse_filled(output)
-        with writing(output) as folder, naming_failures(output):
+    output = ensure_name(output)
+    with lock_output(output):
+        refuse_nonempty(output)
+        with write_atomically(output) as folder, name_failures(output):
             folder.mkdir()
             yield folder

@@ -18,7 +18,7 @@ NUMPY_FORMATS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "
 REMEDY = "save or download it again"
 
 
-def number_formats(path: Path) -> dict[str, str]:
+def read_number_formats(path: Path) -> dict[str, str]:
     """The tensors of a safetensors file, and the number format of each as the file names it (``F32``, ``I64``, ...).
 
     Raises:
@@ -50,12 +50,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, by name.
 
     Raises:
-        InputError: As ``number_formats``; the file is damaged, or holds numbers that numpy has no format for.
+        InputError: As ``read_number_formats``; the file is damaged, or holds numbers that numpy has no format for.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    for name, kind in number_formats(path).items():
+    for name, kind in read_number_formats(path).items():
         if kind not in NUMPY_FORMATS:
             raise InputError(f"{path} holds {name!r} as {kind}: expected one of {', '.join(NUMPY_FORMATS)}; {REMEDY}")
     try:

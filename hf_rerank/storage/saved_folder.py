@@ -10,10 +10,10 @@ from pathlib import Path
 
 from hf_rerank.errors import InputError
 from hf_rerank.storage.atomic import remove, remove_leftovers, sync, temporary_path, write_file
-from hf_rerank.storage.disk_errors import naming_failures
+from hf_rerank.storage.disk_errors import name_failures
 from hf_rerank.storage.inputs import InputFiles
-from hf_rerank.storage.locks import locked
-from hf_rerank.storage.manifest import MANIFEST, REPLACED_BY, entry_of, manifest_of, verify, write_manifest
+from hf_rerank.storage.locks import hold_lock
+from hf_rerank.storage.manifest import MANIFEST, REPLACED_BY, format_manifest, make_entry, verify, write_manifest
 
 LOCK = ".saving.lock"
 # No model is loaded from these files, which change when an evaluation is added.
@@ -23,7 +23,7 @@ WAIT_SECONDS = 60.0
 
 
 @contextmanager
-def replacing(folder: str | Path) -> Iterator[Path]:
+def save_files(folder: str | Path) -> Iterator[Path]:
     """Files written in the folder that this gives move into ``folder`` together, with a manifest, or not at all.
 
     All bytes are on the disk before the first file gets its name, so a full disk leaves the old files as they were.
@@ -40,7 +40,7 @@ def replacing(folder: str | Path) -> Iterator[Path]:
     existed = folder.exists()
     staging = temporary_path(folder / "save")
     try:
-        with _saving(folder), naming_failures(folder):
+        with _lock_folder(folder), name_failures(folder):
             staging.mkdir()
             yield staging
             write_manifest(staging)
@@ -79,7 +79,7 @@ def replace_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> N
         InputError: The file is not what was saved.
         CannotWrite: Something could not be written; the folder is complete.
     """
-    with _saving(folder):
+    with _lock_folder(folder):
         manifest = verify(folder, lambda other: other == name, "save it again")
         before = (folder / name).read_bytes()
         content = change(before)
@@ -88,16 +88,16 @@ def replace_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> N
                 write_file(folder / name, content)
             return
         facts = {key: value for key, value in manifest.items() if key not in ("format_version", "files")}
-        files, old, new = manifest["files"], entry_of(folder / name), entry_of(content)
+        files, old, new = manifest["files"], make_entry(folder / name), make_entry(content)
         if content != before:
-            write_file(folder / MANIFEST, manifest_of({**files, name: {**old, REPLACED_BY: new}}, **facts))
+            write_file(folder / MANIFEST, format_manifest({**files, name: {**old, REPLACED_BY: new}}, **facts))
             write_file(folder / name, content)
         elif files.get(name) == new:  # else an interrupted change left the entry that accepts both
             return
-        write_file(folder / MANIFEST, manifest_of({**files, name: new}, **facts))
+        write_file(folder / MANIFEST, format_manifest({**files, name: new}, **facts))
 
 
-def model_files(source: str | Path) -> InputFiles:
+def note_model_files(source: str | Path) -> InputFiles:
     """The files that a model and its processor are loaded from, as they are now; none, if ``source`` is no folder."""
     there = Path(source).iterdir() if Path(source).is_dir() else ()
     kinds = (".json", ".safetensors", ".onnx", ".data")
@@ -105,11 +105,11 @@ def model_files(source: str | Path) -> InputFiles:
 
 
 @contextmanager
-def _saving(folder: Path) -> Iterator[None]:
-    def busy(process: str) -> str:
+def _lock_folder(folder: Path) -> Iterator[None]:
+    def describe_writer(process: str) -> str:
         return f"{process} is saving into {folder}: wait for it, or choose another folder"
 
-    with locked(folder / LOCK, busy, wait=WAIT_SECONDS):
+    with hold_lock(folder / LOCK, describe_writer, wait=WAIT_SECONDS):
         remove_leftovers(folder)
         yield
 

@@ -19,7 +19,7 @@ from hf_rerank.cli import main
 from hf_rerank.data.push_lists import push_lists
 from hf_rerank.hub import push_model
 from hf_rerank.storage import MANIFEST
-from hf_rerank.storage.hub_errors import without_tokens
+from hf_rerank.storage.hub_errors import hide_tokens
 from hf_rerank.storage.hub_repository import open_repository
 
 KEY = "someone/prm"
@@ -210,8 +210,8 @@ def test_a_token_that_is_wrong(hub: Hub, run_folder: Path, monkeypatch: pytest.M
 def test_a_hub_that_repeats_the_token(hub: Hub, run_folder: Path) -> None:
     hub.faults = [Fault("repos/create", 500, message=f"what is {TOKEN}?")]
     assert "(the Hub says: what is ***?)" in refusal(lambda: push_model(run_folder, KEY))
-    assert without_tokens("a hf_abcdefghijklmnopqrstuvw b") == "a *** b"
-    assert without_tokens("another kind of token", "kind of") == "another *** token"
+    assert hide_tokens("a hf_abcdefghijklmnopqrstuvw b") == "a *** b"
+    assert hide_tokens("another kind of token", "kind of") == "another *** token"
 
 
 def test_a_name_of_somebody_else(hub: Hub, run_folder: Path) -> None:

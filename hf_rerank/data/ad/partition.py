@@ -31,7 +31,7 @@ from hf_rerank.data.ad.truth import read_truth
 from hf_rerank.data.prepared.buckets import BucketWriter, read_bucket
 from hf_rerank.data.prm_public.truth import truth_file
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.storage import content_digest, naming_failures
+from hf_rerank.storage import digest_content, name_failures
 
 # Ids of users below this are looked up in a table of 256 MB at most; in Ad they are below 1,141,730.
 TABLE_IDS = 2**26
@@ -85,7 +85,7 @@ class Partition:
                 digest = xxhash.xxh3_128()
                 whole = read_whole(path, table, digest=digest, on_reject=self.on_reject)
                 self.digests[path.name] = digest.hexdigest()
-                with naming_failures(self.folder / name):
+                with name_failures(self.folder / name):
                     whole.write_ipc(self.folder / name)
                 stage["rows"] += len(whole)
         impressions = self._writer("impressions")
@@ -97,7 +97,7 @@ class Partition:
         if self.attraction is not None:
             truth, path = self._writer("truth"), truth_file(files.raw_sample)
             with self._stage("read and cut the truth") as stage:
-                self.digests[path.name] = content_digest(path)
+                self.digests[path.name] = digest_content(path)
                 for rows in read_truth(path, self.attraction):
                     stage["rows"] += len(rows)
                     truth.add(rows)

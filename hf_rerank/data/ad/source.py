@@ -26,7 +26,7 @@ from hf_rerank.data.prm_public.truth import read_truth_header, truth_file
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.source import Rejects, Unit, tables_by_split
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.storage import InputFiles, content_digest, read_json, write_json
+from hf_rerank.storage import InputFiles, digest_content, read_json, write_json
 
 # Text of both logs per bucket, about: 4 million behaviours, of which a few hundred MB are kept.
 BUCKET_BYTES = 128 * 2**20
@@ -105,15 +105,15 @@ class AdSource:
             parts, self.size, self.protocol, attraction, self.block_bytes, self.run_bytes, bar, on_reject
         )
         cutter.of(self.files)
-        self._digests = cutter.digests
-        write_json(parts / DIGESTS_FILE, cutter.digests)
+        self._digests = cutter.digest_contents
+        write_json(parts / DIGESTS_FILE, cutter.digest_contents)
         return cutter.report
 
     def units(self, parts: Path) -> list[BucketUnit]:
         self.parts = parts
         if not self._digests:  # cut by an earlier call
             for path in self.inputs.paths:
-                if content_digest(path) != read_json(parts / DIGESTS_FILE).get(path.name):
+                if digest_content(path) != read_json(parts / DIGESTS_FILE).get(path.name):
                     raise InputError(
                         f"{path} has changed since {parts.parent} was begun: remove {parts.parent} to begin anew"
                     )

@@ -34,7 +34,7 @@ from hf_rerank.data.time_split import time_column
 from hf_rerank.data.truncating import cut_label_column
 from hf_rerank.errors import InputError
 from hf_rerank.storage import sha256_of_json
-from hf_rerank.storage.inputs import content_digest
+from hf_rerank.storage.inputs import digest_content
 
 # Rows of one list are brought together in parts of about so many bytes of the files.
 LONG_PART_BYTES = 2**28
@@ -237,4 +237,4 @@ class LongSource(CustomSource):
 
 
 def _digest(file: ListFile) -> str:
-    return str(file.fingerprint()) if file.is_url else content_digest(file.path)
+    return str(file.fingerprint()) if file.is_url else digest_content(file.path)

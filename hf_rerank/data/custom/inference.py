@@ -47,7 +47,7 @@ def infer_schema(
     if rows < 1:
         raise InputError(f"rows is {rows}: expected at least 1")
     files = find_list_files(source)
-    with local_inputs(files).unchanged():
+    with local_inputs(files).require_unchanged():
         frame, whole = _first_rows(files, options, rows)
     known = {"label": label, "list_id": list_id, "position": position, "group": group}
     for role, column in known.items():

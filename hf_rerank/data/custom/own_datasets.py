@@ -24,7 +24,7 @@ from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.data.time_split import split_by_time, times_of
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import naming_failures, open_files, read_json, write_json, writing
+from hf_rerank.storage import name_failures, open_files, read_json, write_atomically, write_json
 from hf_rerank.validation import tables_of
 
 TIMES_BATCH = 10_000
@@ -66,12 +66,12 @@ def read_files(
 
 def _write_tables(own: OwnFiles, splits: Sequence[str], folder: Path) -> None:
     """One Arrow file per split, and what was left out or read as something else; the folder appears when complete."""
-    with own.inputs.unchanged():
+    with own.inputs.require_unchanged():
         own.scan()
     counts: Counts = {EMPTY_FILES: own.empty_files} if own.empty_files else {}
-    with writing(folder) as partial, own.inputs.unchanged():
+    with write_atomically(folder) as partial, own.inputs.require_unchanged():
         with open_files(folder) as opened:
-            with naming_failures(folder):
+            with name_failures(folder):
                 partial.mkdir()
                 writers = {
                     split: opened.enter_context(
@@ -80,7 +80,7 @@ def _write_tables(own: OwnFiles, splits: Sequence[str], folder: Path) -> None:
                     for split in splits
                 }
             for split, table in tables_of_files(own, counts):
-                with naming_failures(folder, table.nbytes):
+                with name_failures(folder, table.nbytes):
                     writers[split or "train"].write_table(table)
         write_json(partial / COUNTS_FILE, dict(counts))
 

@@ -68,7 +68,7 @@ def prepare_own(
     sources = [source] if isinstance(source, str | Path) else source
     refuse_output_over_input(output_dir, [path for path in sources if Path(path).is_dir()])
     own = OwnFiles(files, schema, options)
-    with own.inputs.unchanged(), tqdm(unit="row", desc="Reading", delay=1, disable=not progress) as bar:
+    with own.inputs.require_unchanged(), tqdm(unit="row", desc="Reading", delay=1, disable=not progress) as bar:
         own.scan(bar.update)
     kind = LongSource if own.long else CustomSource
     lists = kind(own, split_by=split_by, ranker_train=ranker_train, cut=cut, progress=progress)

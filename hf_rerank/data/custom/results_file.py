@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from hf_rerank.data.custom.files import COMPRESSIONS
 from hf_rerank.errors import InputError
-from hf_rerank.storage import naming_failures, open_files, writing
+from hf_rerank.storage import name_failures, open_files, write_atomically
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")
 Write = Callable[[Sequence[Mapping[str, Any]]], None]
@@ -44,12 +44,12 @@ def results_file(path: Path) -> Iterator[Write]:
     in its list.
     """
     suffix, compression = format_of(path)
-    with writing(path) as temporary, open_files(path) as opened:
-        with naming_failures(path):
+    with write_atomically(path) as temporary, open_files(path) as opened:
+        with name_failures(path):
             append = _appending(opened, temporary, suffix, compression)
 
         def write(ranked: Sequence[Mapping[str, Any]]) -> None:
-            with naming_failures(path):
+            with name_failures(path):
                 append(ranked)
 
         yield write

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.storage import naming_failures
+from hf_rerank.storage import name_failures
 
 RUN_BYTES = 64 * 2**20
 MAX_BUCKETS = 4_096
@@ -66,7 +66,7 @@ class BucketWriter:
         path = self.folder / f"{self.name}-{len(self.paths):05d}.arrow"
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with (
-            naming_failures(path, table.nbytes),
+            name_failures(path, table.nbytes),
             pa.OSFile(str(path), "wb") as file,
             pa.ipc.new_file(file, table.schema, options=options) as writer,
         ):

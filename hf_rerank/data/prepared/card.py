@@ -12,7 +12,7 @@ from typing import Any
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import json_text, naming_failures, read_json
+from hf_rerank.storage import format_json, name_failures, read_json
 
 SCHEMA_FILE = "schema.json"
 REPORT_FILE = "report.json"
@@ -42,15 +42,15 @@ def write_description(
 ) -> None:
     """Writes ``schema.json``, ``report.json`` (with ``more`` beside the counts) and the card; the same lists give the
     same bytes."""
-    with naming_failures(folder):
+    with name_failures(folder):
         schema.save(folder / SCHEMA_FILE)
     counts = {name: value for name, value in report.to_dict().items() if name not in ("seconds", "stages")}
     described = counts | more
     licence = _licence_name(card)
     if licence is not None:
         described["licence"] = licence
-    with naming_failures(folder):
-        (folder / REPORT_FILE).write_text(json_text(described), encoding="utf-8")
+    with name_failures(folder):
+        (folder / REPORT_FILE).write_text(format_json(described), encoding="utf-8")
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 

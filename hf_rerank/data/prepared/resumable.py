@@ -24,16 +24,16 @@ from hf_rerank.data.source import Unit
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.errors import InputError
 from hf_rerank.storage import (
-    json_text,
-    naming_failures,
-    only_writer,
+    ensure_name,
+    format_json,
+    lock_output,
+    name_failures,
     read_json,
-    refuse_filled,
+    refuse_nonempty,
     remove,
     sha256_of_file,
-    with_a_name,
+    write_atomically,
     write_json,
-    writing,
 )
 
 PARTIAL_SUFFIX = ".partial"
@@ -71,8 +71,8 @@ def resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[Re
         InputError: ``output`` exists and is not empty, another process is writing it, it was begun with other options,
             or a complete shard is damaged.
     """
-    with only_writer(output):
-        folder = ResumableFolder(with_a_name(output), options)
+    with lock_output(output):
+        folder = ResumableFolder(ensure_name(output), options)
         try:
             yield folder
         finally:
@@ -99,7 +99,7 @@ class ResumableFolder:
             remove(self.partial)
         self.finished = begun.exists() and self._is_copy(REPORT_FILE)
         if not self.finished:
-            refuse_filled(output)
+            refuse_nonempty(output)
         if begun.exists():
             self._refuse_other_options(read_json(begun), options)
         else:
@@ -131,16 +131,16 @@ class ResumableFolder:
         At the end of the block both are brought to the disk and the group is complete.
         """
         record: dict[str, Any] = {}
-        with writing(self._group(len(self.groups))) as folder:
-            with naming_failures(folder):
+        with write_atomically(self._group(len(self.groups))) as folder:
+            with name_failures(folder):
                 folder.mkdir()
             yield folder, record
-            with naming_failures(folder):
+            with name_failures(folder):
                 digests = {
                     split: sha256_of_file(folder / f"{split}.parquet") for split in SPLITS if _has(folder, split)
                 }
                 record["shards"] = digests
-                (folder / GROUP_FILE).write_text(json_text(record), encoding="utf-8")
+                (folder / GROUP_FILE).write_text(format_json(record), encoding="utf-8")
         self.groups.append(record)
 
     def finish(self, columns: pa.Schema, describe: Callable[[Path], None]) -> None:
@@ -151,8 +151,8 @@ class ResumableFolder:
             describe: Writes what else belongs into the folder, ``report.json`` among it.
         """
         groups = [self._group(number) for number in range(len(self.groups))]
-        with writing(self.output) as lists:
-            with naming_failures(self.output):
+        with write_atomically(self.output) as lists:
+            with name_failures(self.output):
                 lists.mkdir()
                 for split in SPLITS:
                     shards = [group / f"{split}.parquet" for group in groups if _has(group, split)]

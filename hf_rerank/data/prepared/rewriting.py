@@ -23,13 +23,13 @@ from hf_rerank.data.splits import SPLITS
 from hf_rerank.errors import InputError
 from hf_rerank.storage import (
     InputFiles,
-    only_writer,
+    ensure_name,
+    lock_output,
     read_json,
-    refuse_filled,
+    refuse_nonempty,
     refuse_output_over_input,
     remove,
     remove_leftovers,
-    with_a_name,
     write_json,
 )
 
@@ -73,7 +73,7 @@ class PreparedSource:
         others = [split for split in self.prepared.files if split not in SPLITS]
         if others:
             raise InputError(f"{self.folder} has a split {others[0]!r}: expected only {', '.join(SPLITS)}")
-        self._digests = self.inputs.digests()
+        self._digests = self.inputs.digest_contents()
         self.options: dict[str, Any] = {**options, "source": self._digests}
         self.schema, self.columns = self.prepared.schema, self.prepared.columns
         self.size = sum(self.prepared.lists.values())
@@ -166,22 +166,22 @@ def in_two_steps(
         InputError: As ``prepare`` and ``change``; another process is doing this; or the folder in between is left
             from a call with other options.
     """
-    output = with_a_name(output_dir)
+    output = ensure_name(output_dir)
     between = output.with_name(f"{output.name}.{suffix}")
     begun, lists = between / BEGUN_FILE, between / "lists"
     described = json.loads(json.dumps(dict(options)))
-    with only_writer(output, f".{suffix}"):
+    with lock_output(output, f".{suffix}"):
         if begun.exists():
             _refuse_other_options(between, read_json(begun), described)
         else:
             remove_leftovers(between)
-            refuse_filled(between)
+            refuse_nonempty(between)
             remove(between)
-            refuse_filled(output)
+            refuse_nonempty(output)
             write_json(begun, described)
         try:
             if not is_prepared(lists):
-                refuse_filled(output)  # killed when all but the cleaning up was done
+                refuse_nonempty(output)  # killed when all but the cleaning up was done
                 prepare(lists)
             report = change(lists, output)
         finally:

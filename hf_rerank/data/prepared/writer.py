@@ -22,7 +22,14 @@ from hf_rerank.data.prepared.shards import ShardWriter
 from hf_rerank.data.report import PrepareReport, RejectedLine, RejectedLines
 from hf_rerank.data.source import ListSource, PartitionedSource, Rejects, Unit
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.storage import InputFiles, json_text, naming_failures, read_json, refuse_output_over_input, writing
+from hf_rerank.storage import (
+    InputFiles,
+    format_json,
+    name_failures,
+    read_json,
+    refuse_output_over_input,
+    write_atomically,
+)
 from hf_rerank.version import __version__
 
 # Of lists in memory, in all splits; on the disk a quarter of it. An interruption loses at most so much work.
@@ -86,7 +93,7 @@ def write_lists(
             folder.clean()
             return report
         if isinstance(source, PartitionedSource):
-            with inputs.unchanged():
+            with inputs.require_unchanged():
                 _partition(source, folder, on_error, bar)
         if on_error == "raise" and _report_of(folder).rejected:
             raise InputError(
@@ -101,7 +108,7 @@ def write_lists(
                 checking.update(unit.size)
         reading = of_units(total=source.size, initial=read_before, desc="Preparing")
         try:
-            with reading, inputs.unchanged():
+            with reading, inputs.require_unchanged():
                 facts = source.facts()
                 outcomes = _in_order(units, lambda unit: (unit, *source.read(unit, facts)), threads or _processors())
                 with contextlib.closing(outcomes):
@@ -113,7 +120,7 @@ def write_lists(
         report = _report_of(folder)
 
         def describe(lists: Path) -> None:
-            with inputs.unchanged():
+            with inputs.require_unchanged():
                 source.describe(lists, facts, report)
 
         folder.finish(source.columns, describe)
@@ -162,16 +169,18 @@ def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str
             raise RejectedLines(rejected, _ADVICE)
 
     # Buckets are large, are read once, and are made again after a power cut.
-    with writing(folder.parts, durable=False) as parts:
-        with naming_failures(parts):
+    with write_atomically(folder.parts, durable=False) as parts:
+        with name_failures(parts):
             parts.mkdir()
         report = source.partition(parts, bar, on_reject)
         for line in rejected:
             report.reject(line.kind)
-        with naming_failures(parts):
+        with name_failures(parts):
             _record(rejected, parts)
             sizes = {path.name: path.stat().st_size for path in parts.iterdir()}
-            (parts / PARTS_FILE).write_text(json_text({"report": report.to_dict(), "bytes": sizes}), encoding="utf-8")
+            (parts / PARTS_FILE).write_text(
+                format_json({"report": report.to_dict(), "bytes": sizes}), encoding="utf-8"
+            )
 
 
 def _count_rejected(rejects: Rejects, on_error: str, advice: str = "") -> None:
@@ -268,7 +277,7 @@ class _Group:
                 continue
             self.report.keep(split, lists, self.label)
             self.bytes += lists.nbytes
-            with naming_failures(self.path / f"{split}.parquet", lists.nbytes):
+            with name_failures(self.path / f"{split}.parquet", lists.nbytes):
                 if split not in self._files:
                     self._files[split] = ShardWriter(self.path / f"{split}.parquet", self.columns)
                 self._files[split].write(lists)
@@ -276,10 +285,10 @@ class _Group:
     def close(self) -> dict[str, Any]:
         """Finishes the shards; returns the record of the group."""
         for split in list(self._files):
-            with naming_failures(self.path / f"{split}.parquet"):
+            with name_failures(self.path / f"{split}.parquet"):
                 self._files[split].close()
             del self._files[split]
-        with naming_failures(self.path):
+        with name_failures(self.path):
             _record(self.rejected, self.path)
         rows = sum(self.report.lists.values())
         self.report.spend(STAGE, rows, time.monotonic() - self.started)

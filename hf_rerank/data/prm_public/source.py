@@ -28,7 +28,7 @@ from hf_rerank.data.source import Rejects, Unit, tables_by_split
 from hf_rerank.data.splits import SPLITS, split_of
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import InputFiles, content_digest
+from hf_rerank.storage import InputFiles, digest_content
 
 PROTOCOLS = ("ours", "public")
 PUBLIC_SHARE = 0.1
@@ -89,7 +89,7 @@ class PRMPublicSource:
             "seed": self.rules.seed,
             "piece_bytes": self.piece_bytes,
             "files": [path.name for path in self.files],
-            "truth": [content_digest(path) for path in (sides if self.truth.position else [])],
+            "truth": [digest_content(path) for path in (sides if self.truth.position else [])],
         }
 
     def units(self, parts: Path) -> Iterator[TextUnit]:

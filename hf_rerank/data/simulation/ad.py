@@ -13,7 +13,7 @@ from hf_rerank.data.simulation.ad_lists import blocks, draw_ads, number_of_users
 from hf_rerank.data.simulation.ad_world import LARGEST_USER, AdWorld
 from hf_rerank.data.simulation.click_process import check_counts, with_progress
 from hf_rerank.errors import InputError
-from hf_rerank.storage import new_folder
+from hf_rerank.storage import create_folder
 
 RAW_SAMPLE = "raw_sample.csv"
 
@@ -68,7 +68,7 @@ def simulate_ad(
         behaviours = round(world.behaviours_per_user * n_users)
     names = [name for name in CSV_HEADERS if name != "behavior_log.csv" or behaviours]
     schema = truth_schema(world, seed)
-    with new_folder(output_dir) as folder, ExitStack() as stack:
+    with create_folder(output_dir) as folder, ExitStack() as stack:
         truth = stack.enter_context(pq.ParquetWriter(folder / f"{RAW_SAMPLE}.truth.parquet", schema))
         files = stack.enter_context(CSVFiles({name: folder / name for name in names}))
         ads = draw_ads(world, seed)

@@ -12,7 +12,7 @@ from hf_rerank.data.simulation.prm_public_lists import blocks
 from hf_rerank.data.simulation.prm_public_text import raw_lines, truth_schema, truth_table
 from hf_rerank.data.simulation.prm_public_world import PRMWorld
 from hf_rerank.errors import InputError
-from hf_rerank.storage import naming_failures, only_writer, writing
+from hf_rerank.storage import lock_output, name_failures, write_atomically
 
 
 def simulate_prm(
@@ -57,14 +57,14 @@ def simulate_prm(
     text_path = Path(output_dir) / f"set1.train.txt.part{part}"
     truth_path = text_path.with_name(text_path.name + ".truth.parquet")
     schema = truth_schema(world, seed)
-    with only_writer(text_path):
+    with lock_output(text_path):
         for path in (text_path, text_path.with_name(f"{text_path.name}.gz"), truth_path):
             if path.exists() and not (path == truth_path and _is_of_this_call(path, schema, n_lists)):
                 raise InputError(f"{path} exists already; delete it, or choose another output_dir or part")
         with (
-            writing(text_path) as text_file,
-            writing(truth_path) as truth_file,  # renamed first: where the text is, its truth is
-            naming_failures(text_path),
+            write_atomically(text_path) as text_file,
+            write_atomically(truth_path) as truth_file,  # renamed first: where the text is, its truth is
+            name_failures(text_path),
             open(text_file, "w", encoding="ascii", newline="\n") as text,
             pq.ParquetWriter(truth_file, schema) as truth,
         ):

@@ -32,7 +32,7 @@ from hf_rerank.data.prepared import (
 from hf_rerank.data.report import PrepareReport, RejectedLine, RejectedLines
 from hf_rerank.data.source import Rejects, Unit
 from hf_rerank.data.splits import SPLITS
-from hf_rerank.storage import CannotWrite, InputFiles, content_digest, temporary_path
+from hf_rerank.storage import CannotWrite, InputFiles, digest_content, temporary_path
 
 posix = pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
 COLUMNS = pa.schema([("n", pa.int64()), ("item_id", pa.list_(pa.int64())), ("click", pa.list_(pa.int8()))])
@@ -56,7 +56,7 @@ class Numbers:
         return InputFiles(sorted(self.folder.iterdir()))
 
     def units(self, parts: Path) -> list[Unit]:
-        return [Unit(path.name, content_digest(path), path.read_text().count("\n")) for path in self.inputs.paths]
+        return [Unit(path.name, digest_content(path), path.read_text().count("\n")) for path in self.inputs.paths]
 
     def facts(self) -> int:
         return 100
