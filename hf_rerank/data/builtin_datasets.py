@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from hf_rerank.data.lists_cache import cached
+from hf_rerank.data.lists_cache import cache_folder
 from hf_rerank.data.prepared import partial_folder
 from hf_rerank.data.report import RejectedLines
 from hf_rerank.schema import ListSchema
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 SIMULATED_LISTS = 20_000
 
 
-def simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -> Path:
+def cache_simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -> Path:
     """The folder of prepared lists of a simulation."""
     from hf_rerank.data.prm_public import MAX_LIST_LENGTH, prepare_prm_public
     from hf_rerank.data.simulation import PRMWorld, simulate_prm
@@ -38,10 +38,10 @@ def simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -
             remove(raw)
 
     key = {"n_lists": n_lists, "seed": seed, "world": repr(PRMWorld()), "max_list_length": length}
-    return cached(f"simulated_prm-{n_lists}-{seed}", key, make)
+    return cache_folder(f"simulated_prm-{n_lists}-{seed}", key, make)
 
 
-def prm_public_stream(
+def stream_prm_public(
     data_dir: Path, protocol: str, seed: int, max_list_length: int | None
 ) -> tuple[dict[str, Any], ListSchema]:
     """Splits that read raw text, and their schema."""
@@ -61,7 +61,7 @@ def prm_public_stream(
     return dict(text.as_streaming_dataset()), schema
 
 
-def prm_public_folder(data_dir: Path, protocol: str, seed: int, max_list_length: int | None) -> Path:
+def cache_prm_public(data_dir: Path, protocol: str, seed: int, max_list_length: int | None) -> Path:
     """The folder of prepared lists of raw text."""
     from hf_rerank.data import prm_public
 
@@ -86,15 +86,15 @@ def prm_public_folder(data_dir: Path, protocol: str, seed: int, max_list_length:
             advice = "; fix the line, or load a folder made by `hf-rerank prepare --on-error skip`"
             raise RejectedLines(error.lines, advice) from None
 
-    return cached("prm_public", key, make)
+    return cache_folder("prm_public", key, make)
 
 
-def ad_folder(data_dir: Path, protocol: str, max_list_length: int | None) -> Path:
+def cache_ad(data_dir: Path, protocol: str, max_list_length: int | None) -> Path:
     """The folder of prepared lists of the raw files of Ad."""
     from hf_rerank.data import ad
 
     length = ad.MAX_LIST_LENGTH if max_list_length is None else max_list_length
-    raw = ad.find_ad_files(data_dir).there()
+    raw = ad.find_ad_files(data_dir).list_existing()
     key = {
         "files": InputFiles(raw).read_states(),
         "folder": str(data_dir.resolve()),
@@ -106,4 +106,4 @@ def ad_folder(data_dir: Path, protocol: str, max_list_length: int | None) -> Pat
         logger.warning("Preparing %s into %s, once; `hf-rerank prepare` chooses the place.", data_dir, folder)
         ad.prepare_ad(data_dir, folder, protocol=protocol, max_list_length=length)
 
-    return cached("ad", key, make)
+    return cache_folder("ad", key, make)

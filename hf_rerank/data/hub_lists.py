@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from hf_rerank.data.custom.files import is_list_file
-from hf_rerank.data.prepared import SCHEMA_FILE, shards_of
+from hf_rerank.data.prepared import SCHEMA_FILE, group_shards
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage import verify
@@ -26,7 +26,7 @@ def is_repository(source: str | Path) -> bool:
     )
 
 
-def fetched_folder(repo_id: str, revision: str | None, token: str | None) -> Path:
+def fetch_lists(repo_id: str, revision: str | None, token: str | None) -> Path:
     """The folder of the Hub's cache with the lists of a repository; what is there already is not fetched again.
 
     Raises:
@@ -53,13 +53,13 @@ def fetched_folder(repo_id: str, revision: str | None, token: str | None) -> Pat
     return folder
 
 
-def streamed(
+def stream_lists(
     repo_id: str, revision: str | None, token: str | None
 ) -> tuple[dict[str, datasets.IterableDataset], ListSchema]:
     """Splits that are read from the Hub as they are needed, and their schema, both of one commit.
 
     Raises:
-        InputError: As ``fetched_folder``.
+        InputError: As ``fetch_lists``.
     """
     from huggingface_hub import HfApi
 
@@ -67,7 +67,7 @@ def streamed(
     commit = schema.parent.name
     with report_hub_errors(f"the lists of {repo_id} could not be listed", token=token):
         names = HfApi(token=token).list_repo_files(repo_id, repo_type=KIND, revision=commit)
-    shards = shards_of(repo_id, sorted(name for name in names if name.endswith(".parquet")))
+    shards = group_shards(repo_id, sorted(name for name in names if name.endswith(".parquet")))
     splits: dict[str, Any] = {}
     with report_hub_errors(f"the lists of {repo_id} could not be streamed", token=token):
         for split, files in shards.items():

@@ -16,7 +16,7 @@ NAMED_SOURCES = ("simulated_prm", "prm_public", "ad")
 CACHE_VERSION = 2
 
 
-def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+def cache_folder(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
     """A folder of the cache, made once: whoever comes meanwhile waits; what fails leaves nothing.
 
     Raises:

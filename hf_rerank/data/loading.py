@@ -9,16 +9,16 @@ from typing import Any
 
 import datasets
 
-from hf_rerank.data.builtin_datasets import ad_folder, prm_public_folder, prm_public_stream, simulated_prm
-from hf_rerank.data.custom.data_checks import DataChecks, leak, telling_columns
+from hf_rerank.data.builtin_datasets import cache_ad, cache_prm_public, cache_simulated_prm, stream_prm_public
+from hf_rerank.data.custom.data_checks import DataChecks, find_leak, find_leaking_columns
 from hf_rerank.data.custom.files import find_list_files
 from hf_rerank.data.custom.options import ReadOptions
-from hf_rerank.data.custom.own_datasets import cut_by_time, given, is_paths, read_files, split_lists
-from hf_rerank.data.hub_lists import fetched_folder, is_repository, refuse_hub_options, streamed
+from hf_rerank.data.custom.own_datasets import is_paths, read_files, split_lists, split_lists_by_time, to_datasets
+from hf_rerank.data.hub_lists import fetch_lists, is_repository, refuse_hub_options, stream_lists
 from hf_rerank.data.lists_cache import NAMED_SOURCES
-from hf_rerank.data.parquet_datasets import datasets_of_parquet
+from hf_rerank.data.parquet_datasets import load_parquet
 from hf_rerank.data.prepared import is_prepared, read_prepared, refuse_unfinished
-from hf_rerank.data.time_split import time_column
+from hf_rerank.data.time_split import parse_split_by
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage.hub_errors import report_hub_errors
@@ -148,24 +148,24 @@ def load_lists(
     if named and schema is not None:
         raise InputError(f"{source!r} has a schema of its own: leave out schema=, or change .schema of what is loaded")
 
-    time = time_column(split_by)
+    time = parse_split_by(split_by)
     if named:
         lists = _load_named(source, data_dir, streaming, protocol, n_lists, seed, max_list_length)
-        return lists if time is None else _split_anew(lists, time)
+        return lists if time is None else _resplit_by_time(lists, time)
     splits: Any
     if on_hub:
         if streaming:
-            splits, own_schema = streamed(source, revision, token)
+            splits, own_schema = stream_lists(source, revision, token)
             with report_hub_errors(f"the lists of {source} could not be streamed", token=token):
-                lists = _checked(splits, own_schema if schema is None else schema)
+                lists = _check_splits(splits, own_schema if schema is None else schema)
         else:
-            lists = _load_prepared(fetched_folder(source, revision, token), schema, streaming)
-        return lists if time is None else _split_anew(lists, time)
+            lists = _load_prepared(fetch_lists(source, revision, token), schema, streaming)
+        return lists if time is None else _resplit_by_time(lists, time)
     if isinstance(source, (str, Path)):
         refuse_unfinished(source)
         if is_prepared(source):
             lists = _load_prepared(Path(source), schema, streaming)
-            return lists if time is None else _split_anew(lists, time)
+            return lists if time is None else _resplit_by_time(lists, time)
     if is_paths(source):
         find_list_files(source)  # what is wrong with the files is said first
     if schema is None:
@@ -176,23 +176,23 @@ def load_lists(
     if is_paths(source):
         splits = read_files(source, schema, read_options, streaming=streaming)
     else:
-        splits = given(source, streaming, schema)
+        splits = to_datasets(source, streaming, schema)
     if time is not None:
-        splits = cut_by_time(splits, time, ranker_train=ranker_train)
+        splits = split_lists_by_time(splits, time, ranker_train=ranker_train)
     elif not isinstance(splits, dict):
         splits = split_lists(splits, schema, ranker_train=ranker_train)
-    return _checked(splits, schema, own=True)
+    return _check_splits(splits, schema, own=True)
 
 
-def _split_anew(lists: Any, time: str) -> ListsDict | IterableListsDict:
+def _resplit_by_time(lists: Any, time: str) -> ListsDict | IterableListsDict:
     """Lists that came with splits, split by time."""
     if isinstance(lists, IterableListsDict):
-        return ListsDict(cut_by_time(lists, time, ranker_train=False), lists.schema)
+        return ListsDict(split_lists_by_time(lists, time, ranker_train=False), lists.schema)
     joined = datasets.concatenate_datasets([split for split in lists.values() if len(split)] or list(lists.values()))
     if "split" in joined.column_names:  # it says where the lists were
         joined = joined.remove_columns("split")
     held_out = len(lists.get("ranker_train", ())) > 0
-    return _checked(cut_by_time(joined, time, ranker_train=held_out), lists.schema)
+    return _check_splits(split_lists_by_time(joined, time, ranker_train=held_out), lists.schema)
 
 
 def _check_options(
@@ -241,7 +241,7 @@ def _load_named(
     max_list_length: int | None,
 ) -> ListsDict | IterableListsDict:
     if source == "simulated_prm":
-        return _load_prepared(simulated_prm(n_lists, seed, max_list_length), None, streaming)
+        return _load_prepared(cache_simulated_prm(n_lists, seed, max_list_length), None, streaming)
     assert data_dir is not None
     raw = Path(data_dir)
     refuse_unfinished(raw)
@@ -252,10 +252,10 @@ def _load_named(
             )
         return _load_prepared(raw, None, streaming)
     if source == "ad":
-        return _load_prepared(ad_folder(raw, protocol, max_list_length), None, streaming)
+        return _load_prepared(cache_ad(raw, protocol, max_list_length), None, streaming)
     if streaming:
-        return _checked(*prm_public_stream(raw, protocol, seed, max_list_length))
-    return _load_prepared(prm_public_folder(raw, protocol, seed, max_list_length), None, streaming)
+        return _check_splits(*stream_prm_public(raw, protocol, seed, max_list_length))
+    return _load_prepared(cache_prm_public(raw, protocol, seed, max_list_length), None, streaming)
 
 
 def _load_prepared(folder: Path, schema: ListSchema | None, streaming: bool) -> ListsDict | IterableListsDict:
@@ -263,13 +263,13 @@ def _load_prepared(folder: Path, schema: ListSchema | None, streaming: bool) -> 
     splits = {}
     for split, files in prepared.files.items():
         if prepared.lists[split] or streaming:
-            splits[split] = datasets_of_parquet(files, split, streaming=streaming)
+            splits[split] = load_parquet(files, split, streaming=streaming)
         else:  # Dataset.from_parquet refuses files without rows
             splits[split] = datasets.Dataset(prepared.columns.empty_table(), split=datasets.NamedSplit(split))
-    return _checked(splits, prepared.schema if schema is None else schema)
+    return _check_splits(splits, prepared.schema if schema is None else schema)
 
 
-def _checked(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -> ListsDict | IterableListsDict:
+def _check_splits(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -> ListsDict | IterableListsDict:
     """A sample of each split against the schema (of a stream: the first of train), and train for a leak.
 
     ``own``: also for what is legal, but most likely a mistake.
@@ -279,24 +279,24 @@ def _checked(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -
         if streaming and name != "train" and "train" in splits:
             continue
         try:
-            sample = _sample(split, schema)
+            sample = _take_sample(split, schema)
         except InputError as error:
             raise InputError(f"split {name!r}: {error}") from None
         if sample is None:
             continue
         if name == "train" and schema.position_column is None:
-            message = leak(sample)
+            message = find_leak(sample)
             if message is not None:
                 warnings.warn(message, stacklevel=3)
         if name == "train" and own:
             checks = DataChecks(schema)
             checks.add(sample, learned_from=False)
-            for message in [*checks.messages(), *telling_columns(sample)]:
+            for message in [*checks.list_messages(), *find_leaking_columns(sample)]:
                 warnings.warn(f"{message} (seen in a sample of train)", stacklevel=3)
     return IterableListsDict(splits, schema) if streaming else ListsDict(splits, schema)
 
 
-def _sample(split: Any, schema: ListSchema) -> Lists | None:
+def _take_sample(split: Any, schema: ListSchema) -> Lists | None:
     """At most ``SAMPLE_LISTS`` lists, checked: spread over a split, the first of a stream; None of none."""
     numbers = range(SAMPLE_LISTS)
     if isinstance(split, datasets.Dataset):

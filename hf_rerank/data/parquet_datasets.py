@@ -12,7 +12,7 @@ import datasets
 from hf_rerank.errors import InputError
 
 
-def datasets_of_parquet(files: Sequence[Path], split: str, *, streaming: bool) -> Any:
+def load_parquet(files: Sequence[Path], split: str, *, streaming: bool) -> Any:
     """One dataset over Parquet files of the same columns, by the reader of ``datasets`` that never uses the network.
 
     Raises:

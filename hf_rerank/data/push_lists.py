@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.data.prepared import NO_REDISTRIBUTION, licence_of, read_prepared, refuse_unfinished
+from hf_rerank.data.prepared import NO_REDISTRIBUTION, find_licence, read_prepared, refuse_unfinished
 from hf_rerank.errors import InputError
 from hf_rerank.storage import MANIFEST, InputFiles
 from hf_rerank.storage.hub_repository import open_repository
@@ -47,7 +47,7 @@ def push_lists(
     if not (folder / "schema.json").is_file():
         raise InputError(f"{folder} is no folder of prepared lists (it has no schema.json): see hf-rerank prepare")
     read_prepared(folder)
-    licence = licence_of(folder)
+    licence = find_licence(folder)
     if licence is None:
         raise InputError(
             f"{folder} does not say who may redistribute its lists (no licence in {CARD}): prepare the lists again, "

@@ -125,7 +125,7 @@ class PrepareReport:
         self.cut_lists += longer
         self.lost_clicks += lost_clicks
 
-    def spend(self, stage: str, rows: int, seconds: float) -> None:
+    def add_stage(self, stage: str, rows: int, seconds: float) -> None:
         """Adds rows and seconds to a stage."""
         found = self.stages.setdefault(stage, {"rows": 0, "seconds": 0.0})
         found["rows"] += rows
@@ -134,7 +134,7 @@ class PrepareReport:
     def add(self, other: PrepareReport) -> None:
         """Adds the counts of what was read afterwards."""
         for stage, spent in other.stages.items():
-            self.spend(stage, int(spent["rows"]), spent["seconds"])
+            self.add_stage(stage, int(spent["rows"]), spent["seconds"])
         for counts in dataclasses.fields(self):
             mine, more = getattr(self, counts.name), getattr(other, counts.name)
             if counts.name == "stages":

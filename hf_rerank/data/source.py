@@ -147,7 +147,7 @@ class PartitionedSource(Protocol):
         ...
 
 
-def tables_by_split(table: pa.Table, of_list: np.ndarray) -> dict[str, pa.Table]:
+def split_table(table: pa.Table, of_list: np.ndarray) -> dict[str, pa.Table]:
     """Cuts a table by the split of each list; without a copy where the lists of each split are together.
 
     Args:

@@ -14,7 +14,7 @@ UPPER_BOUNDS = {"ranker_train": 4_000, "train": 8_500, "validation": 9_000, "tes
 SPLITS = tuple(UPPER_BOUNDS)
 
 
-def split_of(group_ids: Iterable[Any], *, ranker_train: bool = True) -> np.ndarray:
+def assign_splits(group_ids: Iterable[Any], *, ranker_train: bool = True) -> np.ndarray:
     """The split of each group id.
 
     The bucket is the MD5 of the id as decimal text, its first 8 hex digits modulo 10,000. 40 % of the groups go to
@@ -29,12 +29,12 @@ def split_of(group_ids: Iterable[Any], *, ranker_train: bool = True) -> np.ndarr
         Array of N texts.
     """
     ids = list(group_ids)
-    split_of_id = {group: _split(group) for group in set(ids)}
+    split_of_id = {group: _assign_split(group) for group in set(ids)}
     if not ranker_train:
         split_of_id = {group: "train" if split == "ranker_train" else split for group, split in split_of_id.items()}
     return np.array([split_of_id[group] for group in ids], dtype=object)
 
 
-def _split(group: Any) -> str:
+def _assign_split(group: Any) -> str:
     bucket = int(hashlib.md5(str(group).encode(), usedforsecurity=False).hexdigest()[:8], 16) % BUCKETS
     return next(split for split, upper in UPPER_BOUNDS.items() if bucket < upper)

@@ -15,7 +15,7 @@ from hf_rerank.errors import InputError, suggestion
 PREFIX = "time:"
 
 
-def time_column(split_by: str) -> str | None:
+def parse_split_by(split_by: str) -> str | None:
     """The column of ``split_by="time:COLUMN"``; None of ``"group"``.
 
     Raises:
@@ -54,7 +54,7 @@ def split_by_time(times: np.ndarray, *, ranker_train: bool = True) -> np.ndarray
     return names[of_list]
 
 
-def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
+def read_times(tables: Iterable[pa.Table], column: str) -> np.ndarray:
     """One number per list: its time, or the latest of its items' times; int64, or float64 of columns of floats.
 
     Times are in nanoseconds since 1970, numbers as they are.
@@ -82,7 +82,7 @@ def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
         flat = series if lengths is None else series.explode()
         text = isinstance(flat.dtype, pl.String)
         if text:
-            flat, with_zone = _parsed(flat)
+            flat, with_zone = _parse(flat)
             zoned.add(with_zone)
         if not (flat.dtype.is_numeric() or flat.dtype.is_temporal()) or isinstance(flat.dtype, pl.Time | pl.Duration):
             raise InputError(
@@ -122,7 +122,7 @@ def _refuse_missing(missing: np.ndarray, column: str, first: int) -> None:
         )
 
 
-def _parsed(text: pl.Series) -> tuple[pl.Series, bool]:
+def _parse(text: pl.Series) -> tuple[pl.Series, bool]:
     """Nanoseconds since 1970, and whether the text has time zones."""
     parsed = parse_times(text)
     if parsed.nanoseconds is None:

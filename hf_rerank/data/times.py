@@ -48,7 +48,7 @@ def parse_times(text: pl.Series) -> ParsedTimes:
     if none.any():
         return ParsedTimes(None, example=text[int(none.arg_max() or 0)], why="it is no time")
     year_last = parts["last"].is_not_null()
-    day_first = _day_first(parts, year_last)
+    day_first = _find_day_first(parts, year_last)
     if isinstance(day_first, ParsedTimes):
         return ParsedTimes(None, example=text[int(year_last.arg_max() or 0)], why=day_first.why)
     zones = parts["zone"].filter(text.is_not_null())
@@ -86,7 +86,7 @@ def parse_times(text: pl.Series) -> ParsedTimes:
     return ParsedTimes((seconds * 1_000_000_000 + fractions).alias(text.name), zoned=zones.null_count() == 0)
 
 
-def _day_first(parts: pl.DataFrame, year_last: pl.Series) -> bool | ParsedTimes:
+def _find_day_first(parts: pl.DataFrame, year_last: pl.Series) -> bool | ParsedTimes:
     if not year_last.any():
         return True
     if not (year_last | (parts["y"].is_null() & parts["last"].is_null())).all():

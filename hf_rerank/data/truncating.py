@@ -16,7 +16,7 @@ def cut_label_column(label: str) -> str:
     return f"{label}_cut"
 
 
-def sequences(values: np.ndarray, lengths: np.ndarray, kind: pa.DataType) -> pa.ListArray:
+def make_sequences(values: np.ndarray, lengths: np.ndarray, kind: pa.DataType) -> pa.ListArray:
     """A column of sequences, such as of labels, from the values of all lists one after another.
 
     Args:
@@ -28,7 +28,7 @@ def sequences(values: np.ndarray, lengths: np.ndarray, kind: pa.DataType) -> pa.
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values).cast(kind.value_type))
 
 
-def first_items(
+def choose_first_items(
     lengths: np.ndarray, positions: np.ndarray, clicked: np.ndarray, longest: int, report: PrepareReport
 ) -> np.ndarray | None:
     """Which items stay; slots keep their order. What is cut is counted in the report.

@@ -132,7 +132,7 @@ class ClickModel:
         return cls(DNNForReranking.from_pretrained(path), ListProcessor.from_pretrained(path), settings)
 
     def _of_items(self, lists: Lists, compute: Any) -> np.ndarray:
-        arrays = self.processor.encode(lists)[0].padded()
+        arrays = self.processor.encode(lists)[0].pad()
         found = []
         for start in range(0, len(lists), BATCH_LISTS):
             inputs = {
@@ -198,7 +198,7 @@ def _train(
 
 
 def _loss(model: DNNForReranking, lists: EncodedLists, numbers: Any) -> Tensor:
-    return model(**lists.collator.tensors(lists.__getitems__([int(number) for number in numbers]))).loss
+    return model(**lists.collator.to_tensors(lists.__getitems__([int(number) for number in numbers]))).loss
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from hf_rerank.initial_rankers.qualities import quality_named
 from hf_rerank.initial_rankers.ranker_train import features_of, ranker_lists
 from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
-from hf_rerank.processing.trees import tree_inputs
+from hf_rerank.processing.trees import make_tree_inputs
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage import read_arrays, save_files
 from hf_rerank.storage.hub_download import fetch_verified_folder
@@ -118,7 +118,9 @@ class LambdaMARTRanker:
         """float64 [N], the scores of the items of all lists of a table, one list after another."""
         lists = Lists.from_arrow(features_of(table, self.processor.schema), self.processor.schema)
         flat, _ = self.processor.encode(lists)
-        return np.asarray(self._booster.predict(tree_inputs(flat, self.processor.schema, self.rates), num_threads=1))
+        return np.asarray(
+            self._booster.predict(make_tree_inputs(flat, self.processor.schema, self.rates), num_threads=1)
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes trees (text), click-through rates, processor and settings, with a manifest: all of it or nothing."""

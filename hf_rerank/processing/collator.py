@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_rerank.errors import InputError
 from hf_rerank.processing.processor import ListProcessor
 from hf_rerank.processing.ragged import RaggedLists
-from hf_rerank.processing.rows import rows_in_columns
+from hf_rerank.processing.rows import convert_to_columns
 from hf_rerank.schema import MODEL_TENSORS
 from hf_rerank.validation import Lists
 
@@ -63,7 +63,7 @@ class RerankCollator:
             lists: One dict per list (columns, or ``{"items": [{...}, ...], ...}``); or an arrow table, one row per
                 list.
         """
-        return self.tensors(self.encode(lists))
+        return self.to_tensors(self.encode(lists))
 
     def encode(
         self, lists: Sequence[Mapping[str, Any]] | pa.Table, first: int = 0, ids: Sequence[str] | None = None
@@ -80,7 +80,7 @@ class RerankCollator:
             checked = Lists.from_arrow(lists, schema, with_labels=self.with_labels, first=first)
             has_ids = schema.list_id in lists.schema.names
         else:
-            rows = rows_in_columns(lists, schema, first)
+            rows = convert_to_columns(lists, schema, first)
             checked = Lists.from_rows(rows, schema, with_labels=self.with_labels, first=first)
             has_ids = bool(rows) and schema.list_id in rows[0]
         if ids is not None and not has_ids:
@@ -90,9 +90,9 @@ class RerankCollator:
         ragged, _ = self.processor.encode(checked, truncate=self.truncate)
         return ragged.with_ids(checked.ids)
 
-    def tensors(self, ragged: RaggedLists) -> dict[str, Tensor]:
+    def to_tensors(self, ragged: RaggedLists) -> dict[str, Tensor]:
         """The tensors of encoded lists, padded; those that ``forward`` takes, or all of them."""
-        arrays = ragged.padded()
+        arrays = ragged.pad()
         names = arrays if self.all_tensors else [name for name in MODEL_TENSORS if name in arrays]
         return {name: torch.from_numpy(arrays[name]) for name in names}
 
@@ -107,18 +107,18 @@ class RerankCollator:
         )
 
 
-def ids_from_tensor(list_id: Tensor) -> list[str]:
+def decode_list_ids(list_id: Tensor) -> list[str]:
     """The ids in a tensor ``list_id``, uint8 [B, W]."""
     return [bytes(row).rstrip(b"\0").decode() for row in list_id.cpu().tolist()]
 
 
-def list_keys(list_id: Tensor) -> Tensor:
+def hash_list_ids(list_id: Tensor) -> Tensor:
     """int64 [B], a hash of each id in ``list_id`` uint8 [B, W]: the same in any batch, however padded."""
-    return (list_id.long() * _odd_powers(list_id.shape[1], list_id.device)).sum(-1)
+    return (list_id.long() * _compute_powers(list_id.shape[1], list_id.device)).sum(-1)
 
 
 @lru_cache(maxsize=64)
-def _odd_powers(count: int, device: torch.device) -> Tensor:
+def _compute_powers(count: int, device: torch.device) -> Tensor:
     """int64 [count], powers of the 64-bit FNV prime, on the device so that a step copies nothing there."""
     powers, power = [], 1
     for _ in range(count):

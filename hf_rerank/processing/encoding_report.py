@@ -32,7 +32,7 @@ class EncodingReport:
         missing: Feature -> nulls.
         varied: Dense feature that was constant in training -> values that differ from that constant; they become 0.
         drift: One sentence per column whose values are less known than in training; of ``Reranker.rerank``, see
-            ``ListProcessor.drift``.
+            ``ListProcessor.describe_drift``.
     """
 
     lists: int = 0
@@ -47,7 +47,7 @@ class EncodingReport:
     drift: list[str] = field(default_factory=list)
 
     def add(self, other: EncodingReport) -> None:
-        """Adds the counts of another report to this one; ``drift`` stays."""
+        """Adds the counts of another report to this one; ``describe_drift`` stays."""
         self.lists += other.lists
         self.cut_lists += other.cut_lists
         self.cut_items += other.cut_items
@@ -98,10 +98,10 @@ class TrainingCounts:
                 if isinstance(feature, Categorical) and feature.hash_size is None:
                     self._counts.setdefault(feature.name, ValueCounts()).add(column, feature.name)
 
-    def of_table(self, table: str) -> ValueCounts:
+    def merge_table(self, table: str) -> ValueCounts:
         """The values of a table: of the column of this name, and of those that share its table."""
         total = ValueCounts()
-        for feature in _categorical(self.schema):
+        for feature in _list_categorical(self.schema):
             if table in (feature.name, feature.shares):
                 total.add_counts(self._counts.get(feature.name, ValueCounts()), feature.name)
         return total
@@ -113,18 +113,18 @@ class TrainingCounts:
     def report(self, vocabularies: Mapping[str, TableVocabulary | HashVocabulary]) -> dict[str, dict[str, int]]:
         """``values``, ``unknown`` and ``missing`` by feature, as in ``EncodingReport``, as plain JSON values."""
         unknown = {}
-        for feature in _categorical(self.schema):
+        for feature in _list_categorical(self.schema):
             vocabulary = vocabularies[feature.shares or feature.name]
             if isinstance(vocabulary, HashVocabulary):
                 unknown[feature.name] = self._missing.get(feature.name, 0)
             else:
-                known = self._counts.get(feature.name, ValueCounts()).known(vocabulary, feature.name)
+                known = self._counts.get(feature.name, ValueCounts()).count_known(vocabulary, feature.name)
                 unknown[feature.name] = self._values.get(feature.name, 0) - known
         missing = {name: count for name, count in self._missing.items() if count}
         return {"values": dict(self._values), "unknown": unknown, "missing": missing}
 
 
-def drift(found: EncodingReport, training: Mapping[str, Mapping[str, int]]) -> list[str]:
+def describe_drift(found: EncodingReport, training: Mapping[str, Mapping[str, int]]) -> list[str]:
     """One sentence per column of which more is unknown or missing than in training, or which was constant there.
 
     More: at least three times the share in training, and at least 1 %, among at least 100 values.
@@ -155,6 +155,6 @@ def drift(found: EncodingReport, training: Mapping[str, Mapping[str, int]]) -> l
     return sentences
 
 
-def _categorical(schema: ListSchema) -> list[Categorical]:
+def _list_categorical(schema: ListSchema) -> list[Categorical]:
     features = (*schema.items, *schema.user, *schema.history)
     return [feature for feature in features if isinstance(feature, Categorical)]

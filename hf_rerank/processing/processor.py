@@ -19,17 +19,17 @@ import pyarrow as pa
 from safetensors.numpy import save_file
 
 from hf_rerank.errors import InputError, shown, suggestion
-from hf_rerank.processing.encoding_report import EncodingReport, TrainingCounts, drift
+from hf_rerank.processing.encoding_report import EncodingReport, TrainingCounts, describe_drift
 from hf_rerank.processing.ragged import RaggedLists
-from hf_rerank.processing.rows import rows_in_columns
+from hf_rerank.processing.rows import convert_to_columns
 from hf_rerank.processing.scaling import (
     DenseScale,
     Moments,
     QuantileSample,
-    learner,
-    numbers_of,
-    scaled,
-    varied_values,
+    count_varied,
+    make_learner,
+    scale_columns,
+    to_numbers,
 )
 from hf_rerank.processing.trees import TREES_FILE, TreeRanker
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary
@@ -71,8 +71,8 @@ class ListProcessor:
         schema: The schema with the sizes of all tables filled in and ``fitted`` set.
         fit_report: What fitting found: the number of ``lists``; under ``vocabularies`` per categorical feature the
             values that got a row, were too rare, or did not fit; under ``training`` how many ``values`` each column
-            has, and how many of these are ``unknown`` and ``missing``, with which ``drift`` compares later lists;
-            under ``constant`` the dense columns that hold one value only, and become 0.
+            has, and how many of these are ``unknown`` and ``missing``, with which ``describe_drift`` compares later
+            lists; under ``constant`` the dense columns that hold one value only, and become 0.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class ListProcessor:
         self.scales = dict(scales)
         self.fit_report = dict(fit_report or {})
         self.trees = trees
-        self.schema = _with_table_sizes(schema, self.vocabularies).replace(
+        self.schema = _fill_table_sizes(schema, self.vocabularies).replace(
             fitted=self._digest(), computes_initial_score=trees is not None
         )
 
@@ -109,24 +109,24 @@ class ListProcessor:
         """
         counts = TrainingCounts(schema)
         learners: dict[str, Moments | QuantileSample] = {}
-        dense = {feature.name: feature for feature in _features(schema) if isinstance(feature, Dense)}
+        dense = {feature.name: feature for feature in _list_features(schema) if isinstance(feature, Dense)}
         for table in tables_of(lists, batch_size):
             batch = Lists.from_arrow(table, schema, first=counts.lists)
             counts.add(batch)
             columns = {**batch.items, **batch.user, **batch.history}
             for name, number in dense.items():
                 if name not in learners:
-                    learners[name] = learner(number)
-                learners[name].add(numbers_of(number, columns[name])[0])
+                    learners[name] = make_learner(number)
+                learners[name].add(to_numbers(number, columns[name])[0])
         if not counts.lists:
             raise InputError("there is no list to learn from: expected at least one training list")
         vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
         report: dict[str, Any] = {"lists": counts.lists, "vocabularies": {}}
-        for feature in _own_tables(schema):
+        for feature in _list_own_tables(schema):
             if feature.hash_size is not None:
                 vocabularies[feature.name] = HashVocabulary(feature.hash_size)
                 continue
-            vocabulary, rare, left_out = counts.of_table(feature.name).vocabulary(
+            vocabulary, rare, left_out = counts.merge_table(feature.name).make_vocabulary(
                 min_count=feature.min_count, size=feature.size
             )
             vocabularies[feature.name] = vocabulary
@@ -135,7 +135,9 @@ class ListProcessor:
         scales = {}
         for name, number in dense.items():
             some_missing = 0 < counts.missing_share(number) < 1
-            scales[name] = learners[name].scale(constant_indicator=number.missing == "indicator" and not some_missing)
+            scales[name] = learners[name].make_scale(
+                constant_indicator=number.missing == "indicator" and not some_missing
+            )
         constant = [name for name, scale in scales.items() if scale.constant]
         if constant:
             report["constant"] = constant
@@ -171,17 +173,17 @@ class ListProcessor:
         if not counts.lists:
             raise InputError("there is no list to learn from: expected at least one")
         vocabularies, report = dict(self.vocabularies), {}
-        for feature in _own_tables(self.schema):
+        for feature in _list_own_tables(self.schema):
             known = vocabularies[feature.name]
             if isinstance(known, TableVocabulary):
-                found = counts.of_table(feature.name)
-                new, rare = found.new_values(known, feature.name, min_count=feature.min_count)
+                found = counts.merge_table(feature.name)
+                new, rare = found.find_new_values(known, feature.name, min_count=feature.min_count)
                 report[feature.name] = {"added": len(new), "rare": rare}
                 if len(new):
-                    vocabularies[feature.name] = known.extended(new)
+                    vocabularies[feature.name] = known.extend(new)
         if any(found["added"] for found in report.values()):
-            before, self.vocabularies = self.as_before(), vocabularies
-            self.schema = _with_table_sizes(self.schema, vocabularies).replace(fitted=self._digest(), **before)
+            before, self.vocabularies = self.describe_growth(), vocabularies
+            self.schema = _fill_table_sizes(self.schema, vocabularies).replace(fitted=self._digest(), **before)
             self.fit_report = {
                 **self.fit_report,
                 "extended": [*self.fit_report.get("extended", ()), {"lists": counts.lists, "vocabularies": report}],
@@ -190,7 +192,7 @@ class ListProcessor:
         self.fit_report = {**self.fit_report, "training": counts.report(self.vocabularies)}
         return report
 
-    def drift(self, report: EncodingReport) -> list[str]:
+    def describe_drift(self, report: EncodingReport) -> list[str]:
         """How values of later lists differ from those of the training lists: one sentence per column.
 
         A column is named if the share of its values that is unknown or missing is at least three times that in
@@ -199,14 +201,14 @@ class ListProcessor:
         Args:
             report: Of the later lists, or the sum of several. Processors saved without these shares name no column.
         """
-        return drift(report, self.fit_report.get("training", {}))
+        return describe_drift(report, self.fit_report.get("training", {}))
 
-    def as_before(self) -> dict[str, Any]:
+    def describe_growth(self) -> dict[str, Any]:
         """What a schema that grows from this one says of it: ``extends`` and ``rows_before``."""
         schema = self.schema
         # Processors that were saved by earlier versions do not say how many rows were in use.
         unsaid = [()] * (len(schema.extends) - len(schema.rows_before))
-        rows = tuple(self.vocabularies[feature.name].num_rows for feature in _own_tables(schema))
+        rows = tuple(self.vocabularies[feature.name].num_rows for feature in _list_own_tables(schema))
         return {
             "extends": (*schema.extends, schema.fingerprint),
             "rows_before": (*schema.rows_before, *unsaid, rows),
@@ -231,8 +233,8 @@ class ListProcessor:
         if isinstance(lists, pa.Table | pa.RecordBatch):
             lists = Lists.from_arrow(lists, self.schema, with_labels=with_labels)
         elif not isinstance(lists, Lists):
-            lists = Lists.from_rows(rows_in_columns(lists, self.schema), self.schema, with_labels=with_labels)
-        arrays = self.encode(lists, truncate=truncate)[0].padded()
+            lists = Lists.from_rows(convert_to_columns(lists, self.schema), self.schema, with_labels=with_labels)
+        arrays = self.encode(lists, truncate=truncate)[0].pad()
         arrays = {name: arrays[name] for name in MODEL_TENSORS if name in arrays}
         if return_tensors == "np":
             return arrays
@@ -241,7 +243,7 @@ class ListProcessor:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def encode(self, lists: Lists, *, truncate: bool = False) -> tuple[RaggedLists, EncodingReport]:
-        """The encoded lists before padding (``.padded()`` gives the arrays of a batch), and counts of what was found.
+        """The encoded lists before padding (``.pad()`` gives the arrays of a batch), and counts of what was found.
 
         Of a history longer than ``schema.max_history_length`` the newest items are kept; the report counts the others.
 
@@ -304,11 +306,11 @@ class ListProcessor:
             "feature_extractor_type": type(self).__name__,
             "format_version": FORMAT_VERSION,
             "schema": self.schema.to_dict(),
-            "scales": {name: _plain_scale(scale) for name, scale in self.scales.items()},
+            "scales": {name: _convert_scale(scale) for name, scale in self.scales.items()},
             "fit_report": self.fit_report,
             **({} if self.trees is None else {"trees": TREES_FILE}),
         }
-        save_file(self._vocabulary_arrays(), folder / VOCABULARIES_FILE)
+        save_file(self._make_vocabulary_arrays(), folder / VOCABULARIES_FILE)
         written = [CONFIG_FILE, VOCABULARIES_FILE]
         if self.trees is not None:
             self.trees.save(folder)
@@ -392,7 +394,7 @@ class ListProcessor:
             trees = TreeRanker.load(fetch_verified_folder(source, (TREES_FILE,), **hub_options))
         processor = cls(
             schema,
-            _vocabularies(schema, arrays, vocabularies_path),
+            _read_vocabularies(schema, arrays, vocabularies_path),
             scales,
             plain["fit_report"],
             trees,
@@ -453,13 +455,13 @@ class ListProcessor:
             if column.null_count:
                 report.missing[feature.name] = column.null_count
             if isinstance(feature, Categorical):
-                rows = self.vocabularies[feature.shares or feature.name].rows(column, feature.name)
+                rows = self.vocabularies[feature.shares or feature.name].look_up(column, feature.name)
                 categorical.append(rows)
                 report.unknown[feature.name] = int(np.count_nonzero(rows == UNKNOWN))
             else:
                 dense.append(feature)
                 if self.scales[feature.name].constant:
-                    varied = varied_values(feature, column, self.scales[feature.name])
+                    varied = count_varied(feature, column, self.scales[feature.name])
                     if varied:
                         report.varied[feature.name] = varied
         arrays = {}
@@ -467,13 +469,13 @@ class ListProcessor:
             arrays[f"{part}_categorical"] = np.stack(categorical, axis=-1)[keep]
         if dense:
             names = [feature.name for feature in dense]
-            numbers = scaled(dense, [columns[name] for name in names], [self.scales[name] for name in names])
+            numbers = scale_columns(dense, [columns[name] for name in names], [self.scales[name] for name in names])
             arrays[f"{part}_dense"] = numbers[keep]
         if vectors:
             arrays[f"{part}_vectors"] = np.concatenate(vectors, axis=-1)[keep]
         return arrays
 
-    def _vocabulary_arrays(self) -> dict[str, np.ndarray]:
+    def _make_vocabulary_arrays(self) -> dict[str, np.ndarray]:
         arrays = {}
         for name, vocabulary in self.vocabularies.items():
             if isinstance(vocabulary, HashVocabulary):
@@ -489,8 +491,8 @@ class ListProcessor:
     def _digest(self) -> str:
         digest = hashlib.sha256()
         for name, scale in sorted(self.scales.items()):
-            digest.update(json.dumps([name, *_plain_scale(scale).values()]).encode())
-        arrays = self._vocabulary_arrays()
+            digest.update(json.dumps([name, *_convert_scale(scale).values()]).encode())
+        arrays = self._make_vocabulary_arrays()
         if self.trees is not None:
             arrays |= {f"trees/{name}": array for name, array in self.trees.arrays().items()}
         for name, array in sorted(arrays.items()):
@@ -499,14 +501,14 @@ class ListProcessor:
         return digest.hexdigest()
 
 
-def _plain_scale(scale: DenseScale) -> dict[str, Any]:
+def _convert_scale(scale: DenseScale) -> dict[str, Any]:
     """A scale as JSON values; mean and deviation, and what it has beside them."""
     plain = asdict(scale)
     return {name: value for name, value in plain.items() if name in ("mean", "std") or value}
 
 
 def _read_scale(plain: Any, name: str, path: Path) -> DenseScale:
-    """The scale that ``_plain_scale`` described."""
+    """The scale that ``_convert_scale`` described."""
     optional = {"knots", "quantiles", "constant_indicator"}
     if not isinstance(plain, dict) or set(plain) - optional != {"mean", "std"}:
         raise InputError(
@@ -538,16 +540,18 @@ def _read_scale(plain: Any, name: str, path: Path) -> DenseScale:
     )
 
 
-def _features(schema: ListSchema) -> list[Feature]:
+def _list_features(schema: ListSchema) -> list[Feature]:
     return [*schema.items, *schema.user, *schema.history]
 
 
-def _own_tables(schema: ListSchema) -> list[Categorical]:
-    return [feature for feature in _features(schema) if isinstance(feature, Categorical) and feature.shares is None]
+def _list_own_tables(schema: ListSchema) -> list[Categorical]:
+    return [
+        feature for feature in _list_features(schema) if isinstance(feature, Categorical) and feature.shares is None
+    ]
 
 
-def _with_table_sizes(schema: ListSchema, vocabularies: Mapping[str, TableVocabulary | HashVocabulary]) -> ListSchema:
-    def sized(feature: Feature) -> Feature:
+def _fill_table_sizes(schema: ListSchema, vocabularies: Mapping[str, TableVocabulary | HashVocabulary]) -> ListSchema:
+    def fill_size(feature: Feature) -> Feature:
         if not isinstance(feature, Categorical) or feature.hash_size is not None:
             return feature
         tables = {table.name: table for table in schema.features("items", Categorical)}
@@ -558,15 +562,18 @@ def _with_table_sizes(schema: ListSchema, vocabularies: Mapping[str, TableVocabu
         return Categorical(feature.name, size=size, shares=feature.shares, min_count=feature.min_count)
 
     return schema.replace(
-        **{part: tuple(sized(feature) for feature in getattr(schema, part)) for part in ("items", "user", "history")}
+        **{
+            part: tuple(fill_size(feature) for feature in getattr(schema, part))
+            for part in ("items", "user", "history")
+        }
     )
 
 
-def _vocabularies(
+def _read_vocabularies(
     schema: ListSchema, arrays: Mapping[str, np.ndarray], path: Path
 ) -> dict[str, TableVocabulary | HashVocabulary]:
     vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
-    for feature in _own_tables(schema):
+    for feature in _list_own_tables(schema):
         if feature.hash_size is not None:
             vocabularies[feature.name] = HashVocabulary(feature.hash_size)
         elif f"integers/{feature.name}" in arrays:

@@ -31,13 +31,13 @@ class RaggedLists:
     def __len__(self) -> int:
         return len(self.lengths["L"])
 
-    def padded(self) -> dict[str, np.ndarray]:
+    def pad(self) -> dict[str, np.ndarray]:
         """The arrays of a batch, in the dtypes and with the padding of ``TENSORS``, masks included."""
-        real = {axis: _mask(lengths) for axis, lengths in self.lengths.items()}
+        real = {axis: _make_mask(lengths) for axis, lengths in self.lengths.items()}
         arrays = {_MASKS[axis]: mask for axis, mask in real.items() if axis in _MASKS}
         for name, rows in self.rows.items():
             spec = TENSORS[name]
-            arrays[name] = _padded(rows, real.get(spec.axes[1]), spec.fill, spec.dtype)
+            arrays[name] = _pad(rows, real.get(spec.axes[1]), spec.fill, spec.dtype)
         return arrays
 
     def take(self, lists: Sequence[int] | np.ndarray) -> RaggedLists:
@@ -59,7 +59,7 @@ class RaggedLists:
         joined = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()  # torch wants it writable
         return RaggedLists({**self.lengths, "W": lengths}, {**self.rows, "list_id": joined})
 
-    def empty(self, count: int) -> RaggedLists:
+    def make_empty(self, count: int) -> RaggedLists:
         """``count`` lists without items, with the user of the first list here; they fill up a batch."""
         rows = {name: values[:0] for name, values in self.rows.items()}
         rows |= {
@@ -101,11 +101,11 @@ class _Runs:
         return rows[np.repeat(self.starts[lists], lengths) + within]
 
 
-def _mask(lengths: np.ndarray) -> np.ndarray:
+def _make_mask(lengths: np.ndarray) -> np.ndarray:
     return np.arange(max(1, lengths.max(initial=0))) < lengths[:, None]
 
 
-def _padded(rows: np.ndarray, mask: np.ndarray | None, fill: float | str, dtype: str) -> np.ndarray:
+def _pad(rows: np.ndarray, mask: np.ndarray | None, fill: float | str, dtype: str) -> np.ndarray:
     if mask is None or len(rows) == mask.size:  # nothing to pad
         whole = rows if mask is None else rows.reshape(*mask.shape, *rows.shape[1:])
         array = np.ascontiguousarray(whole, dtype=dtype)

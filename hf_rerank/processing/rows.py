@@ -15,7 +15,7 @@ from hf_rerank.validation import is_deep
 ITEMS, HISTORY = "items", "history"
 
 
-def rows_in_columns(
+def convert_to_columns(
     lists: Sequence[Mapping[str, Any]], schema: ListSchema, first: int = 0
 ) -> Sequence[Mapping[str, Any]]:
     """Lists whose items are dicts, ``{"items": [{"price": 3}, ...], "gender": 1}``, as dicts of columns.
@@ -31,29 +31,29 @@ def rows_in_columns(
     Raises:
         InputError: A list has no items, an item is no dict, or lacks a key that other items have.
     """
-    if not isinstance(lists, Sequence) or not any(_is_of_items(row, schema) for row in lists[:1]):
+    if not isinstance(lists, Sequence) or not any(_holds_items(row, schema) for row in lists[:1]):
         return lists
-    return [_in_columns(row, number, schema) for number, row in enumerate(lists, start=first)]
+    return [_convert_list(row, number, schema) for number, row in enumerate(lists, start=first)]
 
 
-def _is_of_items(row: Any, schema: ListSchema) -> bool:
+def _holds_items(row: Any, schema: ListSchema) -> bool:
     """Whether a list is given as dicts of its items: it has the key, and that is no column of the schema."""
     if not isinstance(row, Mapping) or ITEMS not in row or schema.items[0].name in row:
         return False
     return ITEMS not in {feature.name for feature in (*schema.items, *schema.user, *schema.history)}
 
 
-def _in_columns(row: Mapping[str, Any], number: int, schema: ListSchema) -> dict[str, Any]:
+def _convert_list(row: Mapping[str, Any], number: int, schema: ListSchema) -> dict[str, Any]:
     if not isinstance(row, Mapping) or ITEMS not in row:
         raise InputError(f"list {number} has no {ITEMS!r}, which other lists have: give all lists in the same form")
     if isinstance(row[ITEMS], Sequence) and not row[ITEMS]:
         raise InputError(f"list {number} is empty: expected at least one item; leave it out")
     of_list = {name: value for name, value in row.items() if name not in (ITEMS, HISTORY)}
-    of_items = _columns_of_entries(row[ITEMS], f"item {{}} of list {number}")
+    of_items = _collect_columns(row[ITEMS], f"item {{}} of list {number}")
     history: dict[str, Any] = {}
     if HISTORY in row:
         history = {feature.name: [] for feature in schema.history}
-        history |= _columns_of_entries(row[HISTORY], f"history item {{}} of list {number}")
+        history |= _collect_columns(row[HISTORY], f"history item {{}} of list {number}")
     for one, first, other, second in (
         ("the list", of_list, "items", of_items),
         ("the list", of_list, "history", history),
@@ -66,7 +66,7 @@ def _in_columns(row: Mapping[str, Any], number: int, schema: ListSchema) -> dict
     return {**of_list, **of_items, **history}
 
 
-def _columns_of_entries(entries: Any, where: str) -> dict[str, list[Any]]:
+def _collect_columns(entries: Any, where: str) -> dict[str, list[Any]]:
     if isinstance(entries, str) or not isinstance(entries, Sequence):
         raise InputError(f"{where.format(0)} is in a {type(entries).__name__}: expected a list of dicts")
     if not entries:
@@ -92,7 +92,7 @@ def is_frame(lists: Any) -> bool:
     return type(lists).__name__ == "DataFrame" and type(lists).__module__.split(".")[0] in ("pandas", "polars")
 
 
-def rows_of_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
+def convert_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
     """The lists of a data frame, as one dict of columns per list.
 
     If the cells of the item columns are sequences, a row is a list. Otherwise a row is an item, and the rows with one
@@ -146,7 +146,7 @@ def rows_of_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
     return groups.agg(pl.col(name).first() if name in per_list else pl.col(name) for name in columns).to_dicts()
 
 
-def frame_of_results(results: Sequence[Mapping[str, Any]], frame: Any) -> Any:
+def make_results_frame(results: Sequence[Mapping[str, Any]], frame: Any) -> Any:
     """Ranked lists as a data frame of the same library as ``frame``: one row per ranked item, best first.
 
     Its columns are those of a result: ``list_id``, ``order``, ``scores``, ``ids``.

@@ -62,7 +62,7 @@ class Moments:
         self.mean += (mean - self.mean) * len(values) / total
         self.count = total
 
-    def scale(self, *, constant_indicator: bool = False) -> DenseScale:
+    def make_scale(self, *, constant_indicator: bool = False) -> DenseScale:
         std = float(np.sqrt(self.squares / self.count)) if self.count else 0.0
         # A constant column (up to rounding) carries nothing: it becomes 0, not a division by next to nothing.
         std = std if std > 1e-9 * max(1.0, abs(self.mean)) else 0.0
@@ -84,15 +84,15 @@ class QuantileSample:
     def add(self, values: np.ndarray) -> None:
         numbers = splitmix64(np.arange(self.count, self.count + len(values)))
         self.count += len(values)
-        keep = (numbers < self._below()) & ~np.isnan(values)
+        keep = (numbers < self._compute_bound()) & ~np.isnan(values)
         self._numbers = np.concatenate([self._numbers, numbers[keep]])
         self._values = np.concatenate([self._values, values[keep]])
         while len(self._values) > SAMPLE:
             self.share *= 2
-            keep = self._numbers < self._below()
+            keep = self._numbers < self._compute_bound()
             self._numbers, self._values = self._numbers[keep], self._values[keep]
 
-    def scale(self, *, constant_indicator: bool = False) -> DenseScale:
+    def make_scale(self, *, constant_indicator: bool = False) -> DenseScale:
         values = np.sort(self._values)
         if not len(values) or values[0] == values[-1]:
             only = float(f"{values[0] if len(values) else 0.0:.9g}")
@@ -107,16 +107,16 @@ class QuantileSample:
         at, ranked = (tuple(float(f"{value:.9g}") for value in part) for part in (knots, quantiles))
         return DenseScale(float(f"{mean:.9g}"), float(f"{std:.9g}") or 1.0, at, ranked, constant_indicator)
 
-    def _below(self) -> np.uint64:
+    def _compute_bound(self) -> np.uint64:
         return np.uint64((2**64 - 1) // self.share)
 
 
-def learner(feature: Dense) -> Moments | QuantileSample:
+def make_learner(feature: Dense) -> Moments | QuantileSample:
     """What learns the scale of a feature from its numbers."""
     return QuantileSample() if feature.scale == "quantile" else Moments()
 
 
-def numbers_of(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+def to_numbers(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """float64 values, NaN where missing, after the feature's log; and where they are missing, or None."""
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan), np.ones(len(column), dtype=bool)
@@ -127,12 +127,12 @@ def numbers_of(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray
     return values, missing
 
 
-def scaled(features: Sequence[Dense], columns: Sequence[pa.Array], scales: Sequence[DenseScale]) -> np.ndarray:
+def scale_columns(features: Sequence[Dense], columns: Sequence[pa.Array], scales: Sequence[DenseScale]) -> np.ndarray:
     """float32 [N, width] of columns of N values: a column a feature, and one more for the indicator of missing ones.
 
     All features at once: of a single list most of the time goes into the number of operations.
     """
-    numbers = [numbers_of(feature, column) for feature, column in zip(features, columns, strict=True)]
+    numbers = [to_numbers(feature, column) for feature, column in zip(features, columns, strict=True)]
     values = np.array([of_feature for of_feature, _ in numbers])
     for row, (feature, scale) in enumerate(zip(features, scales, strict=True)):
         if feature.scale == "quantile":
@@ -155,8 +155,8 @@ def scaled(features: Sequence[Dense], columns: Sequence[pa.Array], scales: Seque
     return result
 
 
-def varied_values(feature: Dense, column: pa.Array, scale: DenseScale) -> int:
+def count_varied(feature: Dense, column: pa.Array, scale: DenseScale) -> int:
     """How many values of a column that was constant in training differ from that constant; nulls do not."""
-    values, _ = numbers_of(feature, column)
+    values, _ = to_numbers(feature, column)
     only = scale.knots[0] if feature.scale == "quantile" else scale.mean
     return int(np.count_nonzero(np.abs(values - only) > 1e-6 * max(1.0, abs(only))))

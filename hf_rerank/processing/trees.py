@@ -154,7 +154,7 @@ class TreeRanker:
 
     def scores(self, ragged: RaggedLists, schema: ListSchema) -> np.ndarray:
         """float32 [N], the scores of the items of all lists, one list after another."""
-        values = tree_inputs(ragged, schema, self.rates, with_position=self.reads_position)
+        values = make_tree_inputs(ragged, schema, self.rates, with_position=self.reads_position)
         return self.ensemble.scores(values).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -189,7 +189,7 @@ class TreeRanker:
         return cls(ensemble, rates, reads_position=bool(arrays[_READS_POSITION].any()))
 
 
-def tables_in(schema: ListSchema) -> list[tuple[str, int, Categorical]]:
+def list_tables(schema: ListSchema) -> list[tuple[str, int, Categorical]]:
     """Each categorical feature of items and users: its part, its number there, and itself."""
     return [
         (part, number, feature)
@@ -198,14 +198,14 @@ def tables_in(schema: ListSchema) -> list[tuple[str, int, Categorical]]:
     ]
 
 
-def rows_of(ragged: RaggedLists, part: str, number: int) -> np.ndarray:
+def find_rows(ragged: RaggedLists, part: str, number: int) -> np.ndarray:
     """Table rows of a categorical feature, one per item."""
     if part == "items":
         return ragged.rows["item_categorical"][:, number]
     return np.repeat(ragged.rows["user_categorical"][:, number], ragged.lengths["L"])
 
 
-def tree_inputs(
+def make_tree_inputs(
     ragged: RaggedLists,
     schema: ListSchema,
     rates: Mapping[str, np.ndarray],
@@ -225,13 +225,13 @@ def tree_inputs(
     columns: list[Any] = [ragged.rows[name] for name in ("item_dense", "item_vectors") if name in ragged.rows]
     if "user_dense" in ragged.rows:
         columns.append(np.repeat(ragged.rows["user_dense"], ragged.lengths["L"], axis=0))
-    tables = tables_in(schema)
+    tables = list_tables(schema)
     for part, number, feature in tables:
         if feature.name not in rates:
-            columns.append(rows_of(ragged, part, number)[:, None])
+            columns.append(find_rows(ragged, part, number)[:, None])
     for part, number, feature in tables:
         if feature.name in rates:
-            table, rows = rates[feature.name], rows_of(ragged, part, number)
+            table, rows = rates[feature.name], find_rows(ragged, part, number)
             # A table that has grown since the trees were learned has rows without a rate.
             rows = np.where(rows < table.shape[-1], rows, UNKNOWN)
             columns.append((table[rows] if parts is None else table[parts, rows])[:, None])

@@ -53,7 +53,7 @@ class TableVocabulary:
         """Rows of the embedding table that the values need."""
         return len(self.values) + FIRST_VALUE
 
-    def rows(self, column: pa.Array, name: str) -> np.ndarray:
+    def look_up(self, column: pa.Array, name: str) -> np.ndarray:
         """int64 rows [N] of an arrow column of integers or text."""
         if pa.types.is_null(column.type) or not len(self):
             return np.full(len(column), UNKNOWN, dtype=np.int64)
@@ -64,8 +64,8 @@ class TableVocabulary:
                 f"{'text' if self.is_text else 'integers'}: give the same type as in training"
             )
         if holds_text:
-            return _through_dictionary(column, lambda text: self._row_of_text.get(text, UNKNOWN))
-        values, missing = _integers(column)
+            return _look_up_texts(column, lambda text: self._row_of_text.get(text, UNKNOWN))
+        values, missing = _to_integers(column)
         if self._direct is not None:
             # Read as unsigned, a negative value lies beyond the table too.
             places = np.minimum(values.view(np.uint64), np.uint64(len(self._direct) - 1))
@@ -77,7 +77,7 @@ class TableVocabulary:
             rows[missing] = UNKNOWN
         return rows
 
-    def extended(self, values: np.ndarray | list[str]) -> TableVocabulary:
+    def extend(self, values: np.ndarray | list[str]) -> TableVocabulary:
         """A vocabulary in which rows for new values follow those that are there."""
         if not len(self):
             return TableVocabulary(values)
@@ -96,14 +96,14 @@ class HashVocabulary:
     def num_rows(self) -> int:
         return self.hash_size
 
-    def rows(self, column: pa.Array, name: str) -> np.ndarray:
+    def look_up(self, column: pa.Array, name: str) -> np.ndarray:
         """int64 rows [N] of an arrow column of integers or text."""
         if pa.types.is_null(column.type):
             return np.full(len(column), UNKNOWN, dtype=np.int64)
         buckets = self.hash_size - FIRST_VALUE
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            return _through_dictionary(column, lambda text: FIRST_VALUE + blake2b_64(text) % buckets)
-        values, missing = _integers(column)
+            return _look_up_texts(column, lambda text: FIRST_VALUE + blake2b_64(text) % buckets)
+        values, missing = _to_integers(column)
         rows = FIRST_VALUE + (splitmix64(values) % np.uint64(buckets)).astype(np.int64)
         if missing is not None:
             rows[missing] = UNKNOWN
@@ -145,9 +145,9 @@ class ValueCounts:
             for entry in pc.value_counts(column).to_pylist():
                 self._texts[entry["values"]] = self._texts.get(entry["values"], 0) + entry["counts"]
             return
-        self._parts.append(np.unique(_integers(column)[0], return_counts=True))
+        self._parts.append(np.unique(_to_integers(column)[0], return_counts=True))
         if len(self._parts) >= 64:
-            self._parts = [self._merged()]
+            self._parts = [self._merge()]
 
     def add_counts(self, other: ValueCounts, name: str) -> None:
         """Adds what was counted of the column ``name``."""
@@ -155,35 +155,37 @@ class ValueCounts:
             return
         if self.is_text not in (None, other.is_text):
             raise InputError(
-                f"column {name!r} holds {_kind(other.is_text)}, other columns of its table hold "
-                f"{_kind(not other.is_text)}: expected one type"
+                f"column {name!r} holds {_name_kind(other.is_text)}, other columns of its table hold "
+                f"{_name_kind(not other.is_text)}: expected one type"
             )
         self.is_text = other.is_text
         for text, count in other._texts.items():
             self._texts[text] = self._texts.get(text, 0) + count
         self._parts = [*self._parts, *other._parts]
 
-    def known(self, vocabulary: TableVocabulary, name: str) -> int:
+    def count_known(self, vocabulary: TableVocabulary, name: str) -> int:
         """How often a value was counted that has a row in the vocabulary."""
         if self.is_text is None:
             return 0
-        values: Any = list(self._texts) if self.is_text else self._merged()[0]
-        counts = np.array(list(self._texts.values())) if self.is_text else self._merged()[1]
+        values: Any = list(self._texts) if self.is_text else self._merge()[0]
+        counts = np.array(list(self._texts.values())) if self.is_text else self._merge()[1]
         column = pa.array(values, pa.string() if self.is_text else pa.int64())
-        return int(counts[vocabulary.rows(column, name) != UNKNOWN].sum())
+        return int(counts[vocabulary.look_up(column, name) != UNKNOWN].sum())
 
-    def new_values(self, known: TableVocabulary, name: str, *, min_count: int) -> tuple[np.ndarray | list[str], int]:
+    def find_new_values(
+        self, known: TableVocabulary, name: str, *, min_count: int
+    ) -> tuple[np.ndarray | list[str], int]:
         """The values that a vocabulary lacks, in their own order, and how many more are too rare to be among them."""
         if self.is_text is None:
             return known.values[:0], 0
-        values: Any = sorted(self._texts) if self.is_text else self._merged()[0]
+        values: Any = sorted(self._texts) if self.is_text else self._merge()[0]
         column = pa.array(values, pa.string() if self.is_text else pa.int64())
-        lacking = known.rows(column, name) == UNKNOWN
-        counts = np.array([self._texts[text] for text in values]) if self.is_text else self._merged()[1]
+        lacking = known.look_up(column, name) == UNKNOWN
+        counts = np.array([self._texts[text] for text in values]) if self.is_text else self._merge()[1]
         new = np.flatnonzero(lacking & (counts >= min_count))
         return [values[index] for index in new] if self.is_text else values[new], int(lacking.sum()) - len(new)
 
-    def vocabulary(self, *, min_count: int, size: int | None) -> tuple[TableVocabulary, int, int]:
+    def make_vocabulary(self, *, min_count: int, size: int | None) -> tuple[TableVocabulary, int, int]:
         """The vocabulary, how many values were too rare for it, and how many more did not fit into ``size`` rows.
 
         Rows follow the values' own order; with ``size`` the most frequent values are kept, the smaller first.
@@ -192,7 +194,7 @@ class ValueCounts:
             names = sorted(self._texts)
             counts = np.array([self._texts[name] for name in names], dtype=np.int64)
         else:
-            integers, counts = self._merged()
+            integers, counts = self._merge()
         keep = np.flatnonzero(counts >= min_count)
         rare = len(counts) - len(keep)
         left_out = 0
@@ -204,7 +206,7 @@ class ValueCounts:
             return TableVocabulary([names[index] for index in keep]), rare, left_out
         return TableVocabulary(integers[keep]), rare, left_out
 
-    def _merged(self) -> tuple[np.ndarray, np.ndarray]:
+    def _merge(self) -> tuple[np.ndarray, np.ndarray]:
         if not self._parts:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         values, owner = np.unique(np.concatenate([part[0] for part in self._parts]), return_inverse=True)
@@ -212,11 +214,11 @@ class ValueCounts:
         return values, counts.astype(np.int64)
 
 
-def _kind(is_text: bool) -> str:
+def _name_kind(is_text: bool) -> str:
     return "text" if is_text else "integers"
 
 
-def _integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+def _to_integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """int64 values (0 at nulls), and a bool array that is True at nulls, or None where there are none."""
     if not column.null_count:
         return column.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), None
@@ -224,7 +226,7 @@ def _integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64), missing
 
 
-def _through_dictionary(column: pa.Array, row_of: Callable[[str], int]) -> np.ndarray:
+def _look_up_texts(column: pa.Array, row_of: Callable[[str], int]) -> np.ndarray:
     """Looks each distinct text up once."""
     encoded = column.dictionary_encode()
     rows = np.array([row_of(text) for text in encoded.dictionary.to_pylist()] + [UNKNOWN], dtype=np.int64)

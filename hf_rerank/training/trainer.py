@@ -23,7 +23,7 @@ from hf_rerank.evaluation.results import describe_training
 from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.principled import PrincipledObjective
 from hf_rerank.processing import ListProcessor
-from hf_rerank.processing.collator import RerankCollator, list_keys
+from hf_rerank.processing.collator import RerankCollator, hash_list_ids
 from hf_rerank.storage import save_files
 from hf_rerank.training.adapters import refuse_adapters
 from hf_rerank.training.arguments import RerankTrainingArguments
@@ -286,7 +286,7 @@ class RerankTrainer(EvaluatingTrainer):
         objective = self.principled_objective.at(
             step=self.state.global_step,
             steps=self.state.max_steps,
-            list_keys=None if list_id is None else list_keys(list_id),
+            list_keys=None if list_id is None else hash_list_ids(list_id),
             factors=self.term_factors,
         )
         output = model(**features, objective=with_custom_loss(objective, self.compute_loss_func))

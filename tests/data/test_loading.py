@@ -18,7 +18,7 @@ import pytest
 
 from hf_rerank.data import prm_public
 from hf_rerank.data.loading import IterableListsDict, ListsDict, load_lists
-from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.data.splits import SPLITS, assign_splits
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense, ListSchema
 from hf_rerank.validation import Lists
@@ -61,7 +61,7 @@ def rows_of(lists) -> dict[str, list[dict]]:
 
 def split_by(rows: list[dict], keys) -> dict[str, list[dict]]:
     """Of own lists: nothing is held out for rankers."""
-    of_row = split_of(keys, ranker_train=False)
+    of_row = assign_splits(keys, ranker_train=False)
     return {split: [row for row, of in zip(rows, of_row, strict=True) if of == split] for split in SPLITS[1:]}
 
 
@@ -108,7 +108,7 @@ def test_streaming_the_text_equals_the_prepared_lists(raw, tmp_path, monkeypatch
         assert sum(map(len, lists.values())) == 0
     else:
         assert [row["user_id"] for row in stream["test"]] == [
-            user for user in range(260) if split_of([user]) == "test"
+            user for user in range(260) if assign_splits([user]) == "test"
         ]
 
 

@@ -20,7 +20,7 @@ from samples import TOKEN
 from hf_rerank import InputError, load_lists
 from hf_rerank.cli import main
 from hf_rerank.data.ad import prepare_ad
-from hf_rerank.data.prepared import licence_of
+from hf_rerank.data.prepared import find_licence
 from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.push_lists import push_lists
@@ -248,7 +248,7 @@ def test_licences_are_known_to_machines(by_licence: dict[str, Path], own_lists: 
     add_earlier_clicks(by_licence["real_prm"], tmp_path / "lists", history_length=3, progress=False)
     for name, folder in {**by_licence, "own": own_lists, "real_with_history": tmp_path / "lists"}.items():
         licence = {"simulated": "simulated", "real": "no-redistribution", "own": "own"}[name.split("_")[0]]
-        assert licence_of(folder) == licence
+        assert find_licence(folder) == licence
         assert json.loads((folder / "report.json").read_text())["licence"] == licence
         assert DatasetCard.load(folder / "README.md").data.to_dict()["license_name"] == licence
 

@@ -120,7 +120,7 @@ def test_the_reports_of_batches_add_up(processor: ListProcessor) -> None:
     for start in (25, 50, 75):
         total.add(reranker.rerank(lists[start : start + 25], with_report=True)[1])
     _, whole = reranker.rerank(lists, with_report=True)
-    assert processor.drift(total) == whole.drift != []
+    assert processor.describe_drift(total) == whole.drift != []
 
 
 @pytest.mark.parametrize("scale", ["standard", "log", "quantile", "none"])

@@ -5,12 +5,12 @@ from __future__ import annotations
 from hf_rerank.data.ad.columns import AdFiles
 from hf_rerank.data.ad.history import MAX_MINUTES
 from hf_rerank.data.ad.sessions import MAX_SESSION_ITEMS, SESSION_SECONDS
-from hf_rerank.data.prepared import NO_REDISTRIBUTION, SIMULATED, Licence, dataset_card
+from hf_rerank.data.prepared import NO_REDISTRIBUTION, SIMULATED, Licence, make_dataset_card
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.schema import ListSchema
 
 
-def card_of(files: AdFiles, protocol: str, schema: ListSchema, report: PrepareReport) -> str:
+def make_card(files: AdFiles, protocol: str, schema: ListSchema, report: PrepareReport) -> str:
     """The text of the card; arguments as of ``prepare_ad``."""
     simulated = schema.position is not None
     rule = {
@@ -19,8 +19,9 @@ def card_of(files: AdFiles, protocol: str, schema: ListSchema, report: PrepareRe
         "other user the most recent session with a click is a list.",
     }[protocol]
     order = "their initial order (column `position`, 0 at the top)" if simulated else "order of time"
+    names = ", ".join(f"`{path.name}`" for path in files.list_existing())
     how = [
-        f"Source: {', '.join(f'`{path.name}`' for path in files.there())}; `list_id` is the user, and the time of the "
+        f"Source: {names}; `list_id` is the user, and the time of the "
         "newest impression of the session in Unix seconds.",
         f"A user's impressions are ordered by time, newest first; a session holds those at most {SESSION_SECONDS} "
         "seconds older than its newest; the next session begins with the newest that is in none yet. In a session the "
@@ -57,4 +58,4 @@ def card_of(files: AdFiles, protocol: str, schema: ListSchema, report: PrepareRe
             "which may not be redistributed: keep this folder to yourself, and do not push it to a public repository.",
         )
     title = "Ad, simulated" if simulated else "Ad"
-    return dataset_card(title, report, schema, how=how, caveats=caveats, licence=licence)
+    return make_dataset_card(title, report, schema, how=how, caveats=caveats, licence=licence)

@@ -28,7 +28,7 @@ class AdFiles:
     user_profile: Path
     behavior_log: Path | None = None
 
-    def there(self) -> list[Path]:
+    def list_existing(self) -> list[Path]:
         """The files, and the truth of simulated lists where it is there."""
         files = (self.raw_sample, self.ad_feature, self.user_profile, self.behavior_log, truth_file(self.raw_sample))
         return [path for path in files if path is not None and path.is_file()]

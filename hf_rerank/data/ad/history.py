@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.ad.sessions import rows_between, time_key
+from hf_rerank.data.ad.sessions import expand_ranges, time_key
 from hf_rerank.data.ad.tables import BTAGS
 
 HISTORY_COLUMNS = {
@@ -20,7 +20,7 @@ MAX_MINUTES = 30_000
 _LATEST = np.uint32(2**32 - 1)
 
 
-def histories(
+def find_histories(
     behaviours: pl.DataFrame, users: np.ndarray, times: np.ndarray, length: int
 ) -> tuple[dict[str, pa.Array], np.ndarray]:
     """The history of each list, newest first; behaviours of one second keep the order of the file.
@@ -40,7 +40,7 @@ def histories(
     keys = keyed["key"].to_numpy()
     starts = np.searchsorted(keys, time_key(users, _LATEST - times))
     ends = np.minimum(starts + length, np.searchsorted(keys, time_key(users, _LATEST), side="right"))
-    rows, number = rows_between(starts, ends)
+    rows, number = expand_ranges(starts, ends)
     found = keyed[rows]
     minutes = (times[number].astype(np.int64) - found["time_stamp"].to_numpy().astype(np.int64)) // 60
     columns = {

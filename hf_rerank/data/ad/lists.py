@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.ad.history import histories
-from hf_rerank.data.ad.sessions import MAX_SESSION_ITEMS, Sessions, choose_sessions, find_sessions, rows_between
+from hf_rerank.data.ad.history import find_histories
+from hf_rerank.data.ad.sessions import MAX_SESSION_ITEMS, Sessions, choose_sessions, expand_ranges, find_sessions
 from hf_rerank.data.ad.tables import AD_FEATURE, USER_PROFILE
 from hf_rerank.data.ad.truth import join_truth
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.splits import split_of
-from hf_rerank.data.truncating import sequences
+from hf_rerank.data.splits import assign_splits
+from hf_rerank.data.truncating import make_sequences
 
 AD_COLUMNS = ("cate_id", "campaign_id", "customer", "brand", "price")
 PROFILE_COLUMNS = tuple(name for name in USER_PROFILE.columns if name != USER_PROFILE.key)
@@ -34,7 +34,7 @@ class Bucket:
     sessions: Sessions
 
     @classmethod
-    def of(cls, impressions: pl.DataFrame) -> Bucket:
+    def from_impressions(cls, impressions: pl.DataFrame) -> Bucket:
         """The bucket of impressions in the order of the file; equal times keep it."""
         ordered = impressions.sort("user", "time_stamp", maintain_order=True)
         users, times, clicks = (ordered[name].to_numpy() for name in ("user", "time_stamp", "clk"))
@@ -81,7 +81,7 @@ class ListMaker:
         items = impressions[rows]
         per_item = {
             "adgroup_id": items["adgroup_id"].to_arrow(),
-            **_looked_up(self.ads, AD_FEATURE.key, AD_COLUMNS, items["adgroup_id"], "items of unknown ads", report),
+            **_look_up(self.ads, AD_FEATURE.key, AD_COLUMNS, items["adgroup_id"], "items of unknown ads", report),
             "time_stamp": items["time_stamp"].to_arrow(),
             "pid": items["pid"].to_arrow(),
             "click": items["clk"].to_arrow(),
@@ -94,15 +94,15 @@ class ListMaker:
         per_list = {
             "list_id": ids.to_arrow(),
             "user": pa.array(user),
-            **_looked_up(
+            **_look_up(
                 self.profiles, USER_PROFILE.key, PROFILE_COLUMNS, pl.Series(user), "lists without a profile", report
             ),
-            "split": pa.array(split_of(user.tolist()), pa.string()),
-            "click_cut": _clicks_cut(chosen, clicks, rows),
+            "split": pa.array(assign_splits(user.tolist()), pa.string()),
+            "click_cut": _collect_cut_clicks(chosen, clicks, rows),
         }
         sequences = {name: (offsets, values) for name, values in per_item.items()}
         if behaviours is not None:
-            values, lengths = histories(behaviours, user, times[chosen.starts], self.history_length)
+            values, lengths = find_histories(behaviours, user, times[chosen.starts], self.history_length)
             report.count("lists without a behaviour before", int((lengths == 0).sum()))
             history_offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
             sequences |= {name: (history_offsets, column) for name, column in values.items()}
@@ -124,7 +124,7 @@ class ListMaker:
             The impressions that stay, the list of each, and its place in the initial order of what stays.
         """
         ends = np.minimum(chosen.ends, chosen.starts + MAX_SESSION_ITEMS)
-        rows, of_list = rows_between(chosen.starts, ends)
+        rows, of_list = expand_ranges(chosen.starts, ends)
         places = rows - chosen.starts[of_list]  # the order of time
         if positions is not None:
             order = np.lexsort((positions[rows], of_list))
@@ -138,15 +138,15 @@ class ListMaker:
         return rows, of_list, places
 
 
-def _clicks_cut(chosen: Sessions, clicks: np.ndarray, kept: np.ndarray) -> pa.ListArray:
+def _collect_cut_clicks(chosen: Sessions, clicks: np.ndarray, kept: np.ndarray) -> pa.ListArray:
     """The clicks of the impressions of each session that are not among those that stay."""
-    rows, of_list = rows_between(chosen.starts, chosen.ends)
+    rows, of_list = expand_ranges(chosen.starts, chosen.ends)
     cut = ~np.isin(rows, kept)
     lengths = np.bincount(of_list[cut], minlength=len(chosen))
-    return sequences(clicks[rows[cut]].astype(np.int8), lengths, pa.list_(pa.int8()))
+    return make_sequences(clicks[rows[cut]].astype(np.int8), lengths, pa.list_(pa.int8()))
 
 
-def _looked_up(
+def _look_up(
     table: pl.DataFrame,
     key: str | None,
     names: tuple[str, ...],

@@ -113,7 +113,7 @@ def choose_sessions(
     return sessions[kept]
 
 
-def rows_between(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def expand_ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The numbers ``start .. end - 1`` of each range, one after the other, and the range that each belongs to."""
     lengths = ends - starts
     of_range = np.repeat(np.arange(len(starts)), lengths)

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.ad.card import card_of
+from hf_rerank.data.ad.card import make_card
 from hf_rerank.data.ad.columns import HISTORY_LENGTH, MAX_LIST_LENGTH, AdFiles, ad_columns, ad_schema, find_ad_files
 from hf_rerank.data.ad.lists import Bucket, ListMaker
 from hf_rerank.data.ad.partition import ADS_FILE, PROFILES_FILE, Partition
@@ -24,7 +24,7 @@ from hf_rerank.data.prepared import SHARD_BYTES, write_description, write_lists
 from hf_rerank.data.prepared.buckets import MAX_BUCKETS, RUN_BYTES, read_bucket
 from hf_rerank.data.prm_public.truth import read_truth_header, truth_file
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.source import Rejects, Unit, tables_by_split
+from hf_rerank.data.source import Rejects, Unit, split_table
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.storage import InputFiles, digest_content, read_json, write_json
 
@@ -73,7 +73,7 @@ class AdSource:
         files = find_ad_files(raw_dir)
         if not history_length:
             files = AdFiles(files.raw_sample, files.ad_feature, files.user_profile)
-        self.inputs = InputFiles(files.there())
+        self.inputs = InputFiles(files.list_existing())
         self.files, self.protocol, self.block_bytes, self.run_bytes = files, protocol, block_bytes, run_bytes
         self.max_list_length, self.history_length = max_list_length, history_length
         self.with_history = files.behavior_log is not None
@@ -87,7 +87,7 @@ class AdSource:
             examination=self.truth.examination,
             attraction=self.truth.attraction,
         )
-        text_bytes = sum(path.stat().st_size for path in files.there())
+        text_bytes = sum(path.stat().st_size for path in files.list_existing())
         self.size = min(MAX_BUCKETS, -(-text_bytes // bucket_bytes))
         self.parts: Path | None = None
         self._digests: dict[str, str] = {}
@@ -96,7 +96,7 @@ class AdSource:
             "max_list_length": max_list_length,
             "history_length": history_length,
             "bucket_bytes": bucket_bytes,
-            "files (bytes)": {path.name: path.stat().st_size for path in files.there()},
+            "files (bytes)": {path.name: path.stat().st_size for path in files.list_existing()},
         }
 
     def partition(self, parts: Path, bar: Callable[..., Any], on_reject: OnReject) -> PrepareReport:
@@ -104,7 +104,7 @@ class AdSource:
         cutter = Partition(
             parts, self.size, self.protocol, attraction, self.block_bytes, self.run_bytes, bar, on_reject
         )
-        cutter.of(self.files)
+        cutter.fill(self.files)
         self._digests = cutter.digest_contents
         write_json(parts / DIGESTS_FILE, cutter.digest_contents)
         return cutter.report
@@ -136,13 +136,15 @@ class AdSource:
         report = PrepareReport()
         behaviours = None
         if unit.behaviours is not None:
-            behaviours = read_bucket(unit.behaviours, unit.bucket) if unit.behaviours else _no_behaviours()
+            behaviours = read_bucket(unit.behaviours, unit.bucket) if unit.behaviours else _make_empty_behaviours()
         truth = read_bucket(unit.truth, unit.bucket) if unit.truth else None
-        lists = facts.make(Bucket.of(read_bucket(unit.impressions, unit.bucket)), behaviours, truth, report)
-        return tables_by_split(lists, lists.column("split").to_numpy()), Rejects(report)
+        lists = facts.make(
+            Bucket.from_impressions(read_bucket(unit.impressions, unit.bucket)), behaviours, truth, report
+        )
+        return split_table(lists, lists.column("split").to_numpy()), Rejects(report)
 
     def describe(self, folder: Path, facts: ListMaker, report: PrepareReport) -> None:
-        write_description(folder, self.schema, report, card_of(self.files, self.protocol, self.schema, report))
+        write_description(folder, self.schema, report, make_card(self.files, self.protocol, self.schema, report))
 
 
 def prepare_ad(
@@ -200,6 +202,6 @@ def prepare_ad(
     )
 
 
-def _no_behaviours() -> pl.DataFrame:
+def _make_empty_behaviours() -> pl.DataFrame:
     kinds = {name: column.kind for name, column in BEHAVIOR_LOG.columns.items()}
     return pl.DataFrame(schema={**kinds, "btag": pl.UInt8})

@@ -232,10 +232,10 @@ def _parse(
     path: Path, table: Table, text: bytes, first_line: int, on_reject: OnReject
 ) -> tuple[pl.DataFrame, np.ndarray]:
     """The rows of whole lines, of which ``first_line`` is the first, and their numbers."""
-    rows = _rows(table, text)
+    rows = _parse_rows(table, text)
     numbers = np.arange(first_line, first_line + text.count(b"\n"))
     if isinstance(rows, str):
-        damaged, whole = _damaged_lines(path, table, text, first_line)
+        damaged, whole = _find_damaged_lines(path, table, text, first_line)
         if not damaged:
             raise InputError(
                 f"{path} cannot be read between lines {first_line:,} and {numbers[-1]:,} ({rows}): {_FIX}"
@@ -244,30 +244,30 @@ def _parse(
             on_reject(rejected)
         text = b"".join(line for _, line in whole)
         numbers = np.array([number for number, _ in whole], dtype=numbers.dtype)
-        rows = _rows(table, text)
+        rows = _parse_rows(table, text)
         if isinstance(rows, str):
             raise InputError(f"{path} cannot be read after line {first_line:,} ({rows}): {_FIX}")
     kept = np.ones(len(rows), dtype=bool)
     meaningless = []
-    for kind, wrong, what in _wrong_values(rows):
+    for kind, wrong, what in _find_wrong_values(rows):
         for row in wrong.arg_true():
             if kept[row]:
                 named = rows.row(row, named=True)
                 line = ",".join("" if value is None else str(value) for value in named.values())
-                meaningless.append(_rejected(path, table, int(numbers[row]), (kind, what(named)), line))
+                meaningless.append(_make_rejected_line(path, table, int(numbers[row]), (kind, what(named)), line))
                 kept[row] = False
     for rejected in sorted(meaningless, key=lambda rejected: rejected.line):
         on_reject(rejected)
     return (rows, numbers) if kept.all() else (rows.filter(pl.Series(kept)), numbers[kept])
 
 
-def _rejected(path: Path, table: Table, number: int, damage: tuple[str, str], line: str) -> RejectedLine:
+def _make_rejected_line(path: Path, table: Table, number: int, damage: tuple[str, str], line: str) -> RejectedLine:
     kind, reason = damage
     column = None if kind == FIELDS else kind
     return RejectedLine(str(path), number, column, f"{table.file}, {kind}", reason, line[:80])
 
 
-def _rows(table: Table, text: bytes) -> pl.DataFrame | str:
+def _parse_rows(table: Table, text: bytes) -> pl.DataFrame | str:
     """The rows of whole lines, a row a line; or why Polars cannot read all of them."""
     codes = np.frombuffer(text, dtype=np.uint8)
     lines, commas = np.count_nonzero(codes == ord("\n")), np.count_nonzero(codes == ord(","))
@@ -291,7 +291,7 @@ def _rows(table: Table, text: bytes) -> pl.DataFrame | str:
     return rows
 
 
-def _wrong_values(rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series, Callable[[dict], str]]]:
+def _find_wrong_values(rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series, Callable[[dict], str]]]:
     """Columns, the rows whose values there Polars takes, but that mean nothing, and what to say of one."""
     if "time_stamp" in rows.columns:
         yield (
@@ -313,22 +313,22 @@ def _wrong_values(rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series, Callable
         )
 
 
-def _damaged_lines(
+def _find_damaged_lines(
     path: Path, table: Table, text: bytes, first_line: int
 ) -> tuple[list[RejectedLine], list[tuple[int, bytes]]]:
     """The damaged lines of a block that Polars does not read, or not whole; and the number and text of the others."""
     damaged, whole = [], []
     for number, raw in enumerate(text.removesuffix(b"\n").split(b"\n"), start=first_line):
         line = raw.removesuffix(b"\r").decode("utf-8", "backslashreplace")
-        found = _damage_of(table, line)
+        found = _find_damage(table, line)
         if found is None:
             whole.append((number, raw + b"\n"))
         else:
-            damaged.append(_rejected(path, table, number, found, line))
+            damaged.append(_make_rejected_line(path, table, number, found, line))
     return damaged, whole
 
 
-def _damage_of(table: Table, line: str) -> tuple[str, str] | None:
+def _find_damage(table: Table, line: str) -> tuple[str, str] | None:
     """What is wrong in a line: its kind, and what to say."""
     fields = line.split(",")
     if len(fields) != len(table.columns):

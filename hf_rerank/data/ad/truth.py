@@ -69,20 +69,24 @@ def join_truth(
     keys = keys[order]
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     if len(twice):
-        raise InputError(f"{path} has list {_list_id(keys[twice[0]])!r} twice: {_AGAIN}")
+        raise InputError(f"{path} has list {_format_list_id(keys[twice[0]])!r} twice: {_AGAIN}")
     lacking, odd = np.setdiff1d(wanted, keys), np.setdiff1d(keys, wanted)
     if len(lacking):
-        raise InputError(f"{path} has no row for list {_list_id(lacking[0])!r}, which raw_sample.csv holds: {_AGAIN}")
+        raise InputError(
+            f"{path} has no row for list {_format_list_id(lacking[0])!r}, which raw_sample.csv holds: {_AGAIN}"
+        )
     if len(odd):
-        raise InputError(f"raw_sample.csv holds no list {_list_id(odd[0])!r}, of which {path} has a row: {_AGAIN}")
+        raise InputError(
+            f"raw_sample.csv holds no list {_format_list_id(odd[0])!r}, of which {path} has a row: {_AGAIN}"
+        )
     rows, lengths = truth[order], sessions.ends - sessions.starts
     for name in truth.columns[2:]:
         found = rows[name].list.len().fill_null(0).to_numpy().astype(np.int64)
         wrong = np.flatnonzero(found != lengths)
         if len(wrong):
             raise InputError(
-                f"list {_list_id(wanted[wrong[0]])!r} has {lengths[wrong[0]]} impressions in raw_sample.csv, and "
-                f"{found[wrong[0]]} in the column {name} of {path}: {_AGAIN}"
+                f"list {_format_list_id(wanted[wrong[0]])!r} has {lengths[wrong[0]]} impressions in raw_sample.csv, "
+                f"and {found[wrong[0]]} in the column {name} of {path}: {_AGAIN}"
             )
     # Sessions hold all rows, in their order: the values of the lists, one after the other, are those of the rows.
     positions = rows["initial_position"].explode().fill_null(-1).to_numpy().astype(np.int64)
@@ -92,8 +96,8 @@ def join_truth(
     if len(wrong):
         start, end = sessions.starts[wrong[0]], sessions.ends[wrong[0]]
         raise InputError(
-            f"list {_list_id(wanted[wrong[0]])!r} of {path}: initial_position is {positions[start:end].tolist()}, "
-            f"expected each of 0..{end - start - 1} once: {_AGAIN}"
+            f"list {_format_list_id(wanted[wrong[0]])!r} of {path}: initial_position is "
+            f"{positions[start:end].tolist()}, expected each of 0..{end - start - 1} once: {_AGAIN}"
         )
     values = {"position": positions}
     if "attraction" in rows.columns:
@@ -102,11 +106,11 @@ def join_truth(
         if len(odd):
             start, end = sessions.starts[odd[0]], sessions.ends[odd[0]]
             raise InputError(
-                f"list {_list_id(wanted[odd[0]])!r} of {path}: attraction is "
+                f"list {_format_list_id(wanted[odd[0]])!r} of {path}: attraction is "
                 f"{values['attraction'][start:end].tolist()}, expected probabilities from 0 to 1: {_AGAIN}"
             )
     return values
 
 
-def _list_id(key: np.uint64) -> str:
+def _format_list_id(key: np.uint64) -> str:
     return f"{int(key) >> 32}-{int(key) & 0xFFFFFFFF}"

@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from hf_rerank.data.custom.cutting import cut_lists
 from hf_rerank.data.custom.data_checks import DataChecks
-from hf_rerank.data.custom.own_datasets import split_columns, splits_of_table
+from hf_rerank.data.custom.own_datasets import assign_splits_by_columns, choose_split_columns
 from hf_rerank.data.custom.own_files import EMPTY_FILES
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS
-from hf_rerank.data.time_split import split_by_time, times_of
+from hf_rerank.data.time_split import read_times, split_by_time
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists, refuse_repeated_ids
@@ -61,25 +61,25 @@ class ListChecker:
             raise InputError(f"the lists bring their splits ({where}): leave out split_by, or give them as one")
         self.by = ["split"] if "split" in offered and not self.given else []
         if not self.given and not self.by and source.time is None:
-            self.by = split_columns(source.schema, offered)
+            self.by = choose_split_columns(source.schema, offered)
         self.splits: list[np.ndarray] = []
         self.times: list[pa.Table] = []
         self.anonymous = 0
 
-    def checked(self, units: list[PartUnit]) -> SplitFacts:
+    def check(self, units: list[PartUnit]) -> SplitFacts:
         source, first, number = self.source, {}, 0
         total = sum(unit.size for unit in units)
         with tqdm(total=total, unit=source.size_unit, desc="Checking", delay=1, disable=not source.progress) as bar:
             for unit in units:
                 first[unit.name] = number
-                for split, table in source.tables(unit, {}):
+                for split, table in source.read_tables(unit, {}):
                     self._add(split, table, number)
                     number += table.num_rows
                 bar.update(unit.size)
         if not number:
             raise InputError(f"{source.own.files[0].path} holds no lists with items: expected at least one")
         if source.time is not None:
-            times = times_of(self.times, source.time)
+            times = read_times(self.times, source.time)
             of_list = split_by_time(times, ranker_train=source.ranker_train)
         else:
             of_list = np.concatenate(self.splits)
@@ -87,9 +87,9 @@ class ListChecker:
         codes = {split: code for code, split in enumerate(SPLITS)}
         numbers = np.array([codes[split] for split in of_list], dtype=np.uint8)
         given = self.given or self.by == ["split"]
-        warnings = self.checks.messages(np.array(SPLITS)[numbers], given=given)
+        warnings = self.checks.list_messages(np.array(SPLITS)[numbers], given=given)
         if not (numbers == codes["train"]).any():
-            warnings.append(_no_train(np.unique(of_list).tolist(), given))
+            warnings.append(_describe_missing_train(np.unique(of_list).tolist(), given))
         counts = {ANONYMOUS: self.anonymous, ONE_ITEM: self.checks.one_item, EMPTY_FILES: source.own.empty_files}
         return SplitFacts(numbers, first, warnings, counts)
 
@@ -109,13 +109,13 @@ class ListChecker:
         self.checks.add(batch, users, learned_from=split in (None, "train"))
         if self.source.time is not None:
             if self.source.time not in table.column_names:
-                times_of([table], self.source.time)
+                read_times([table], self.source.time)
             self.times.append(table.select([self.source.time]))
         elif split is not None:
             self.splits.append(np.full(len(batch), split, dtype=object))
         else:
             rows = table.select(self.by) if self.by else len(batch)
-            of_list = splits_of_table(rows, self.by, self.source.ranker_train, first)
+            of_list = assign_splits_by_columns(rows, self.by, self.source.ranker_train, first)
             for unknown in set(of_list) - set(SPLITS):
                 raise InputError(
                     f"column 'split' holds {unknown!r}: prepared lists have the splits {', '.join(SPLITS)}"
@@ -124,11 +124,11 @@ class ListChecker:
             self.splits.append(of_list)
 
     def _refuse_repeated_ids(self, units: list[PartUnit]) -> None:
-        if self.schema.list_id is None or not self.checks.ids_repeat():
+        if self.schema.list_id is None or not self.checks.has_repeated_ids():
             return
         ids: list[str] = []
         for unit in units:
-            for _, table in self.source.tables(unit, {}):
+            for _, table in self.source.read_tables(unit, {}):
                 ids += [str(value) for value in table.column(self.schema.list_id).to_pylist()]
         refuse_repeated_ids(ids, self.schema)
 
@@ -144,7 +144,7 @@ def _refuse_long_lists(batch: Lists, schema: ListSchema) -> None:
         )
 
 
-def _no_train(found: list[str], given: bool) -> str:
+def _describe_missing_train(found: list[str], given: bool) -> str:
     remedy = (
         "name files, or values of column 'split', train" if given else "give more lists, or leave out ranker_train"
     )

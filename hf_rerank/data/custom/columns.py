@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
 from hf_rerank.schema import Categorical, ListSchema
@@ -52,7 +53,7 @@ def item_columns_of(schema: ListSchema) -> set[str]:
     return names | {name for name in of_items if name is not None}
 
 
-def short(cell: Any) -> str:
+def shorten(cell: Any) -> str:
     """A value for messages."""
     text = str(cell)
     return repr(text if len(text) <= 40 else text[:37] + "...")
@@ -68,7 +69,12 @@ def is_list(kind: pa.DataType) -> bool:
     )
 
 
-def plain_values(flat: Any) -> Any:
+def find_inner_type(kind: Any) -> Any:
+    """The type of the values in a Polars type of lists, however deep; any other type as it is."""
+    return find_inner_type(kind.inner) if isinstance(kind, pl.List | pl.Array) else kind
+
+
+def simplify_values(flat: Any) -> Any:
     """The same values in ordinary types: dictionaries, views, decimals, UUIDs and bytes of text have none."""
     kind = flat.type
     if isinstance(kind, pa.BaseExtensionType):
@@ -76,10 +82,10 @@ def plain_values(flat: Any) -> Any:
         if isinstance(storage, pa.ChunkedArray):
             storage = pa.concat_arrays(storage.chunks) if storage.num_chunks else pa.array([], kind)
         if kind.extension_name == "arrow.uuid":
-            return _texts_of_uuids(storage.storage)
-        return plain_values(storage.storage)
+            return _format_uuids(storage.storage)
+        return simplify_values(storage.storage)
     if pa.types.is_dictionary(kind):
-        return plain_values(flat.cast(kind.value_type))
+        return simplify_values(flat.cast(kind.value_type))
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return flat.cast(pa.string())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
@@ -94,5 +100,5 @@ def plain_values(flat: Any) -> Any:
     return flat
 
 
-def _texts_of_uuids(storage: pa.Array) -> pa.Array:
+def _format_uuids(storage: pa.Array) -> pa.Array:
     return pa.array([None if v is None else str(uuid.UUID(bytes=v)) for v in storage.to_pylist()], pa.string())

@@ -23,14 +23,14 @@ from hf_rerank.data.custom.own_files import EMPTY_LISTS, OwnFiles
 from hf_rerank.data.prepared import (
     OWN,
     Licence,
-    dataset_card,
+    make_dataset_card,
     write_description,
 )
 from hf_rerank.data.prepared.buckets import MAX_BUCKETS, BucketWriter, read_bucket
 from hf_rerank.data.report import PrepareReport, RejectedLine
-from hf_rerank.data.source import Rejects, Unit, tables_by_split
+from hf_rerank.data.source import Rejects, Unit, split_table
 from hf_rerank.data.splits import SPLITS
-from hf_rerank.data.time_split import time_column
+from hf_rerank.data.time_split import parse_split_by
 from hf_rerank.data.truncating import cut_label_column
 from hf_rerank.errors import InputError
 from hf_rerank.storage import sha256_of_json
@@ -66,7 +66,7 @@ class CustomSource:
     def __init__(self, own: OwnFiles, *, split_by: str, ranker_train: bool, cut: bool, progress: bool) -> None:
         self.own, self.schema, self.cut, self.progress = own, own.schema, cut, progress
         self.inputs = own.inputs
-        self.time, self.ranker_train = time_column(split_by), ranker_train
+        self.time, self.ranker_train = parse_split_by(split_by), ranker_train
         self.columns = own.columns
         if cut:
             name = self.schema.cut_label or cut_label_column(self.schema.label)
@@ -91,7 +91,7 @@ class CustomSource:
     def units(self, parts: Path) -> list[PartUnit]:
         """One per part with rows."""
         del parts
-        digests = {file.path: _digest(file) for file in self.own.files}
+        digests = {file.path: _digest_file(file) for file in self.own.files}
         self.read_units = [
             PartUnit(
                 f"{part.path}" + (f", from {part.start}" if part.start or part.stop else ""),
@@ -110,7 +110,7 @@ class CustomSource:
         Raises:
             InputError: A list is wrong.
         """
-        return ListChecker(self).checked(self.read_units)
+        return ListChecker(self).check(self.read_units)
 
     def read(self, unit: PartUnit, facts: SplitFacts) -> tuple[dict[str, pa.Table], Rejects]:
         """The lists of a part, by split."""
@@ -118,7 +118,7 @@ class CustomSource:
         report = rejects.report
         tables = [
             cut_lists(table, self.schema, report).select(self.columns.names) if self.cut else table
-            for _, table in self.tables(unit, report.counts)
+            for _, table in self.read_tables(unit, report.counts)
         ]
         table = pa.concat_tables([self.columns.empty_table(), *tables]).combine_chunks()
         empty = report.counts.pop(EMPTY_LISTS, 0)
@@ -132,20 +132,20 @@ class CustomSource:
                 report.count(name, count)
         report.counts = {name: count for name, count in report.counts.items() if count}
         of_list = np.array(SPLITS, dtype=object)[facts.split[first : first + table.num_rows]]
-        return tables_by_split(table, of_list), rejects
+        return split_table(table, of_list), rejects
 
-    def tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
+    def read_tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
         """The lists of a part, uncut, and the split that the name of their file says."""
         assert isinstance(unit.part, ListFile)
-        for table in self.own.lists(unit.part, counts):
+        for table in self.own.read_lists(unit.part, counts):
             yield unit.part.split, table
 
     def describe(self, folder: Path, facts: SplitFacts, report: PrepareReport) -> None:
         """Writes schema, report and card."""
         del facts
-        write_description(folder, self.schema, report, self._card(report))
+        write_description(folder, self.schema, report, self._make_card(report))
 
-    def _card(self, report: PrepareReport) -> str:
+    def _make_card(self, report: PrepareReport) -> str:
         path = Path(self.own.files[0].path)
         title = path.stem if len(self.own.files) == 1 else (path.parent.name or path.stem)
         caveats = [
@@ -158,12 +158,15 @@ class CustomSource:
         names = ", ".join(f"`{Path(file.path).name}`" for file in self.own.files[:3])
         more = f" and {len(self.own.files) - 3:,} more files" if len(self.own.files) > 3 else ""
         changed = "longer lists were cut" if self.cut else "none was changed"
-        how = [f"Made by `hf-rerank prepare own` from {names}{more}; every list was checked, {changed}.", self._rule()]
-        return dataset_card(
+        how = [
+            f"Made by `hf-rerank prepare own` from {names}{more}; every list was checked, {changed}.",
+            self._describe_split(),
+        ]
+        return make_dataset_card(
             title, report, self.schema, how=how, caveats=caveats, licence=Licence(OWN, "Yours to say.")
         )
 
-    def _rule(self) -> str:
+    def _describe_split(self) -> str:
         if any(file.split for file in self.own.files):
             return "The splits are those of the files."
         held = "40 % `ranker_train`, 45 % `train`" if self.ranker_train else "85 % `train`"
@@ -201,7 +204,7 @@ class LongSource(CustomSource):
         writer = BucketWriter(parts, ITEMS, self.buckets, BUCKET_COLUMN)
         with bar(total=sum(self.own.rows.values()), desc="Partitioning", unit="item") as shown:
             for part in self.own.parts:
-                for table in self.own.items(part, report.counts):
+                for table in self.own.read_items(part, report.counts):
                     frame = pl.DataFrame(pl.from_arrow(table))
                     key = frame[str(self.schema.list_id)].hash(0).alias(BUCKET_COLUMN)
                     writer.add(frame.with_columns(key))
@@ -212,14 +215,14 @@ class LongSource(CustomSource):
     def units(self, parts: Path) -> list[PartUnit]:
         """One per bucket."""
         self.runs = sorted(parts.glob(f"{ITEMS}-*.arrow"))
-        digest = sha256_of_json([_digest(file) for file in self.own.files])
+        digest = sha256_of_json([_digest_file(file) for file in self.own.files])
         self.read_units = [
             PartUnit(f"bucket {number} of the lists", f"{digest}:{number}", 1, number)
             for number in range(self.buckets)
         ]
         return self.read_units
 
-    def tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
+    def read_tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
         """The lists of a bucket, in the order in which they first appear."""
         del counts
         assert isinstance(unit.part, int)
@@ -228,7 +231,7 @@ class LongSource(CustomSource):
             items = read_bucket(self.runs, unit.part).drop(BUCKET_COLUMN)
             if not len(items):
                 return
-            lists, parts = self.own.lists_of_items(items)
+            lists, parts = self.own.make_lists(items)
             self.last = unit.part, lists, parts
         splits = np.array([part.split for part in self.own.parts], dtype=object)[parts]
         changes = [0, *(np.flatnonzero(splits[1:] != splits[:-1]) + 1).tolist(), len(splits)]
@@ -236,5 +239,5 @@ class LongSource(CustomSource):
             yield splits[start], lists.slice(start, stop - start)
 
 
-def _digest(file: ListFile) -> str:
+def _digest_file(file: ListFile) -> str:
     return str(file.fingerprint()) if file.is_url else digest_content(file.path)

@@ -91,14 +91,14 @@ class ListFile:
         name = PurePosixPath(self.path)
         return (PurePosixPath(name.stem) if self.compression else name).suffix.lower()
 
-    def parts(self, size: int) -> list[ListFile]:
+    def divide(self, size: int) -> list[ListFile]:
         """The file in parts of about so many bytes, where its format can be read from the middle; else the file."""
         if self.is_url or self.compression is not None or os.path.getsize(self.path) <= size:
             return [self]
         if self.kind == "parquet":
-            bounds = _row_groups(self.path, size)
+            bounds = _find_row_group_bounds(self.path, size)
         elif self.suffix in (".jsonl", ".ndjson"):
-            bounds = _line_starts(self.path, size)
+            bounds = _find_line_bounds(self.path, size)
         else:
             return [self]
         return [replace(self, start=start, stop=stop) for start, stop in itertools.pairwise(bounds)]
@@ -106,7 +106,7 @@ class ListFile:
     def fingerprint(self) -> list[Any]:
         """Name, size, times and inode: by these a later run knows that it is the same file, without reading it."""
         if self.is_url:
-            system, path = _file_system(self.path)
+            system, path = _open_file_system(self.path)
             return [self.path, system.ukey(path)]
         found = os.stat(self.path)
         return [os.path.basename(self.path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
@@ -121,7 +121,7 @@ class ListFile:
         try:
             with contextlib.ExitStack() as opened:
                 if self.is_url:
-                    system, path = _file_system(self.path)
+                    system, path = _open_file_system(self.path)
                     source = pa.PythonFile(opened.enter_context(system.open(path, "rb")), mode="r")
                 else:
                     source = opened.enter_context(pa.OSFile(self.path))
@@ -142,7 +142,7 @@ class ListFile:
 Source = str | Path | Sequence[str | Path]
 
 
-def local_inputs(files: Iterable[ListFile]) -> InputFiles:
+def note_local_inputs(files: Iterable[ListFile]) -> InputFiles:
     """The files that are no URLs, noted as they are now, to be refused if they change while they are read."""
     return InputFiles(file.path for file in files if not file.is_url)
 
@@ -164,8 +164,8 @@ def find_list_files(source: Source) -> list[ListFile]:
     shown = str(sources[0]) if len(sources) == 1 else f"the list of {len(sources)} paths"
     files: list[ListFile] = []
     for entry in sources:
-        root, paths = _paths_of(str(entry))
-        files += [_list_file(path, root) for path in paths]
+        root, paths = _find_paths(str(entry))
+        files += [_make_list_file(path, root) for path in paths]
     twice = next((file.path for number, file in enumerate(files) if file in files[:number]), None)
     if twice is not None:
         raise InputError(f"{twice} is named twice: name each file once")
@@ -178,11 +178,11 @@ def find_list_files(source: Source) -> list[ListFile]:
         odd = next(file for file in files if not file.split)
         raise InputError(
             f"{odd.path} is named after no split, but other files are: name all of them after splits "
-            f"({', '.join(SPLITS)}), or none{_near_split(_words(odd.path))}"
+            f"({', '.join(SPLITS)}), or none{_suggest_split(_split_words(odd.path))}"
         )
     if not any(file.split for file in files):
         for file in files if len(files) > 1 else []:
-            near = _near_split(_words(os.path.basename(file.path)))
+            near = _suggest_split(_split_words(os.path.basename(file.path)))
             if near:
                 raise InputError(
                     f"{file.path} is named almost after a split{near} Rename it, so that lists of one split are not "
@@ -191,7 +191,7 @@ def find_list_files(source: Source) -> list[ListFile]:
     return files
 
 
-def _line_starts(path: str, size: int) -> list[int]:
+def _find_line_bounds(path: str, size: int) -> list[int]:
     """The first line that begins at each multiple of ``size`` or after it, and the end."""
     total, bounds = os.path.getsize(path), [0]
     with open(path, "rb") as file:
@@ -202,7 +202,7 @@ def _line_starts(path: str, size: int) -> list[int]:
     return [*(bound for bound in bounds if bound < total), total]
 
 
-def _row_groups(path: str, size: int) -> list[int]:
+def _find_row_group_bounds(path: str, size: int) -> list[int]:
     footer = read_footer(Path(path))
     bounds, held = [0], 0
     for number in range(footer.num_row_groups):
@@ -229,18 +229,18 @@ def refuse_prepared(source: Source, remedy: str) -> None:
 
 def is_list_file(path: str | Path) -> bool:
     """Whether the name of a file is that of lists."""
-    return _suffixes(str(path))[0] in KINDS
+    return _split_suffixes(str(path))[0] in KINDS
 
 
-def _paths_of(source: str) -> tuple[str, list[str]]:
+def _find_paths(source: str) -> tuple[str, list[str]]:
     """The folder that names of files are relative to, and the files, sorted."""
     if _is_url(source):
-        return _paths_of_url(source)
+        return _find_paths_of_url(source)
     if os.path.isdir(source):
         paths = sorted(
             str(path)
             for path in Path(source).rglob("*")
-            if path.is_file() and is_list_file(path) and not _passed_over(path.relative_to(source))
+            if path.is_file() and is_list_file(path) and not _is_ignored(path.relative_to(source))
         )
         if not paths:
             raise InputError(
@@ -262,8 +262,8 @@ def _paths_of(source: str) -> tuple[str, list[str]]:
     )
 
 
-def _paths_of_url(url: str) -> tuple[str, list[str]]:
-    system, path = _file_system(url)
+def _find_paths_of_url(url: str) -> tuple[str, list[str]]:
+    system, path = _open_file_system(url)
     try:
         if glob.has_magic(path):
             found = sorted(system.glob(path))
@@ -278,7 +278,7 @@ def _paths_of_url(url: str) -> tuple[str, list[str]]:
     return path if len(found) > 1 else os.path.dirname(path), [system.unstrip_protocol(name) for name in found]
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def _open_file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
@@ -291,36 +291,36 @@ def _is_url(source: str) -> bool:
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://|[a-z]+::", source) is not None
 
 
-def _passed_over(path: Path) -> bool:
+def _is_ignored(path: Path) -> bool:
     """Hidden files, what other programs leave (_SUCCESS), and descriptions."""
     return any(part.startswith((".", "_")) for part in path.parts) or path.name in DESCRIPTIONS
 
 
-def _suffixes(path: str) -> tuple[str, str | None]:
+def _split_suffixes(path: str) -> tuple[str, str | None]:
     """The suffix of the format and the compression."""
     name = PurePosixPath(path)
     compression = COMPRESSIONS.get(name.suffix.lower())
     return (PurePosixPath(name.stem) if compression else name).suffix.lower(), compression
 
 
-def _list_file(path: str, root: str) -> ListFile:
-    suffix, compression = _suffixes(path)
+def _make_list_file(path: str, root: str) -> ListFile:
+    suffix, compression = _split_suffixes(path)
     if suffix not in KINDS:
         raise InputError(f"{path} is no list file: expected {EXPECTED}")
     relative = path.removeprefix(root) if root else path
-    return ListFile(path, KINDS[suffix], compression, _split_of_name(path, relative))
+    return ListFile(path, KINDS[suffix], compression, _find_split(path, relative))
 
 
-def _words(name: str) -> list[str]:
+def _split_words(name: str) -> list[str]:
     """The words of a name, as ``datasets`` parts them: at anything of ``-._ 0-9`` and slashes."""
     return [word for word in re.split(r"[-._ 0-9/\\]+", name.lower()) if word]
 
 
-def _split_of_name(path: str, relative: str) -> str | None:
+def _find_split(path: str, relative: str) -> str | None:
     """The split that a file name, or else a folder of it, says."""
     folder, name = os.path.split(relative.replace("\\", "/"))
     for part in (name, folder):
-        words = _words(re.sub(r"ranker[-_ ]train", "", part.lower()))
+        words = _split_words(re.sub(r"ranker[-_ ]train", "", part.lower()))
         found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
         if re.search(r"(^|[-._ 0-9/])ranker[-_ ]train($|[-._ 0-9/])", part.lower()):
             found.add("ranker_train")
@@ -333,7 +333,7 @@ def _split_of_name(path: str, relative: str) -> str | None:
     return None
 
 
-def _near_split(words: Iterable[str]) -> str:
+def _suggest_split(words: Iterable[str]) -> str:
     """``"; did you mean 'test'?"`` where a word is almost that of a split."""
     for word in words:
         # trainset and test_set are clear to people and not to datasets.

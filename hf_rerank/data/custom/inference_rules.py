@@ -102,7 +102,7 @@ LIST_WORDS = {
 }
 
 
-def words_of(name: str) -> list[str]:
+def split_words(name: str) -> list[str]:
     """The words of a name: ``visitorHist_starRating2`` has visitor, hist, star, rating."""
     parted = re.sub(r"([a-z])([A-Z])", r"\1_\2", name)
     return [word.lower() for word in re.split(r"[^A-Za-z0-9]+|(?<=[A-Za-z])(?=[0-9]+$)", parted) if word]
@@ -128,15 +128,15 @@ class Column:
 
     @functools.cached_property
     def words(self) -> set[str]:
-        return set(words_of(self.name))
+        return set(split_words(self.name))
 
     @functools.cached_property
-    def there(self) -> pl.Series:
+    def present(self) -> pl.Series:
         return self.values.drop_nulls()
 
     @functools.cached_property
     def distinct(self) -> int:
-        return 0 if self.is_nested else self.there.n_unique()
+        return 0 if self.is_nested else self.present.n_unique()
 
     @property
     def is_nested(self) -> bool:
@@ -156,25 +156,25 @@ class Column:
 
     @property
     def is_flag(self) -> bool:
-        return self.values.dtype == pl.Boolean or (self.is_number and set(self.there.unique()) <= {0, 1})
+        return self.values.dtype == pl.Boolean or (self.is_number and set(self.present.unique()) <= {0, 1})
 
     @property
     def lowest(self) -> float:
-        return float(self.there.min() or 0)  # type: ignore[arg-type]
+        return float(self.present.min() or 0)  # type: ignore[arg-type]
 
     @property
     def highest(self) -> float:
-        return float(self.there.max() or 0)  # type: ignore[arg-type]
+        return float(self.present.max() or 0)  # type: ignore[arg-type]
 
     @property
     def mean_length(self) -> float:
         """Of text, in characters."""
-        return float(self.there.str.len_chars().mean() or 0)  # type: ignore[arg-type]
+        return float(self.present.str.len_chars().mean() or 0)  # type: ignore[arg-type]
 
     @functools.cached_property
     def is_whole(self) -> bool:
         """Floats that are all integers, as pandas makes of ids beside a missing one."""
-        return self.is_number and bool((self.there.cast(pl.Float64) % 1 == 0).all())
+        return self.is_number and bool((self.present.cast(pl.Float64) % 1 == 0).all())
 
     @functools.cached_property
     def repeats_across_lists(self) -> bool:
@@ -192,22 +192,22 @@ class Column:
         if self.values.dtype.is_temporal():
             return "times"
         if self.is_text:
-            return "times as text" if len(self.there) and parse_times(self.there).nanoseconds is not None else None
-        if not self.is_integer or not self.words & (TIME_WORDS | {"ms", "us", "ns"}) or not len(self.there):
+            return "times as text" if len(self.present) and parse_times(self.present).nanoseconds is not None else None
+        if not self.is_integer or not self.words & (TIME_WORDS | {"ms", "us", "ns"}) or not len(self.present):
             return None
         for unit, factor in EPOCHS.items():
             if FIRST_EPOCH * factor <= self.lowest and self.highest <= LAST_EPOCH * factor:
                 return f"{unit} since 1970"
-        dates = self.there.cast(pl.String).str.to_date("%Y%m%d", strict=False)
+        dates = self.present.cast(pl.String).str.to_date("%Y%m%d", strict=False)
         return "dates such as 20240531" if dates.null_count() == 0 and self.lowest >= 19_000_101 else None
 
     @functools.cached_property
     def unclear_time(self) -> str | None:
         """Why text that looks like a time is none."""
-        if not self.is_text or not len(self.there) or self.time_kind:
+        if not self.is_text or not len(self.present) or self.time_kind:
             return None
-        parsed = parse_times(self.there)
-        looks = self.there.str.contains(r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}").all()
+        parsed = parse_times(self.present)
+        looks = self.present.str.contains(r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}").all()
         return f"{parsed.example!r}: {parsed.why}" if looks else None
 
     @functools.cached_property
@@ -246,22 +246,22 @@ class Column:
             return "it is not 0 wherever the label is above 0, and nearly always 0 elsewhere"
         return None
 
-    def seen(self) -> str:
+    def describe(self) -> str:
         """Type, distinct values, range or examples, share missing."""
         parts = [str(self.values.dtype).lower()]
-        if not self.is_nested and len(self.there):
+        if not self.is_nested and len(self.present):
             parts.append(f"{self.distinct:,} distinct")
             if self.is_number:
-                parts.append(f"{shown(self.there.min())} to {shown(self.there.max())}")
+                parts.append(f"{format_value(self.present.min())} to {format_value(self.present.max())}")
             else:
-                examples = self.there.unique(maintain_order=True)[:3]
-                parts.append("such as " + ", ".join(shown(value) for value in examples))
+                examples = self.present.unique(maintain_order=True)[:3]
+                parts.append("such as " + ", ".join(format_value(value) for value in examples))
         if self.values.null_count():
             parts.append(f"{self.values.null_count() / len(self.values):.1%} missing")
         return ", ".join(parts)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value for comments."""
     if isinstance(value, float):
         return f"{value:.4g}"
@@ -288,17 +288,17 @@ class Rule:
     why: str | Callable[[Column], str]
     certain: bool = True
 
-    def reason(self, column: Column) -> str:
+    def explain(self, column: Column) -> str:
         return self.why if isinstance(self.why, str) else self.why(column)
 
 
-def _dims(column: Column) -> list[int]:
-    return list(column.there.list.len().unique())
+def _find_dims(column: Column) -> list[int]:
+    return list(column.present.list.len().unique())
 
 
 RULES = (
     # ---------------------------------------------------------------------- what must not be a feature, whatever it is
-    Rule(lambda c: not len(c.there), LEFT_OUT, "all of it is missing", certain=False),
+    Rule(lambda c: not len(c.present), LEFT_OUT, "all of it is missing", certain=False),
     Rule(lambda c: c.tells_the_label, LEFT_OUT, lambda c: f"an outcome: {c.tells_the_label}", certain=False),
     Rule(lambda c: c.is_named_outcome, LEFT_OUT, "named like an outcome, which would tell the labels", certain=False),
     Rule(
@@ -315,9 +315,11 @@ RULES = (
     ),
     # -------------------------------------------------------------------------------------------------------- by types
     Rule(
-        lambda c: c.is_nested and len(_dims(c)) == 1 and _dims(c)[0] and c.there.explode().dtype.is_numeric(),
+        lambda c: (
+            c.is_nested and len(_find_dims(c)) == 1 and _find_dims(c)[0] and c.present.explode().dtype.is_numeric()
+        ),
         VECTOR,
-        lambda c: f"{_dims(c)[0]} numbers per item",
+        lambda c: f"{_find_dims(c)[0]} numbers per item",
     ),
     Rule(lambda c: c.is_nested, LEFT_OUT, "sequences of several lengths", certain=False),
     Rule(
@@ -338,7 +340,7 @@ RULES = (
         certain=False,
     ),
     Rule(
-        lambda c: c.is_text and c.part == "items" and c.distinct == len(c.there) > FEW_VALUES,
+        lambda c: c.is_text and c.part == "items" and c.distinct == len(c.present) > FEW_VALUES,
         ITEM_ID,
         "text that is different in every row: a model could learn nothing of it",
         certain=False,
@@ -381,6 +383,6 @@ RULES = (
 )
 
 
-def rule_of(column: Column) -> Rule:
+def find_rule(column: Column) -> Rule:
     """The first rule that is for a column."""
     return next(rule for rule in RULES if rule.when(column))

@@ -43,26 +43,26 @@ def read_json(file: ListFile, numbers: frozenset[str]) -> Iterator[tuple[pa.Tabl
         first_line = 1
         if file.start:
             source.seek(file.start)
-        for block in _blocks(source, None if file.stop is None else file.stop - file.start):
+        for block in _read_blocks(source, None if file.stop is None else file.stop - file.start):
             if first_line == 1 and not file.start and block.lstrip().startswith(b"["):
-                yield reader.array(block + source.read())
+                yield reader.read_array(block + source.read())
                 return
-            yield from reader.lines(block, first_line)
+            yield from reader.read_lines(block, first_line)
             first_line += block.count(b"\n")
 
 
-def _blocks(source: Any, left: int | None) -> Iterator[bytes]:
+def _read_blocks(source: Any, left: int | None) -> Iterator[bytes]:
     """Whole lines of about ``BLOCK_BYTES``, of the next ``left`` bytes."""
 
-    def more() -> bytes:
+    def read_more() -> bytes:
         nonlocal left
         found = bytes(source.read(BLOCK_BYTES if left is None else min(left, BLOCK_BYTES)))
         left = None if left is None else left - len(found)
         return found
 
-    rest = more().removeprefix(codecs.BOM_UTF8)
+    rest = read_more().removeprefix(codecs.BOM_UTF8)
     while rest:
-        following = more()
+        following = read_more()
         end = rest.rfind(b"\n") + 1 if following else len(rest)
         if end:
             yield rest[:end]
@@ -76,65 +76,65 @@ class _Reader:
         self.path, self.numbers, self.start = path, numbers, start
         self.types = pa.schema([])
 
-    def lines(self, block: bytes, first_line: int) -> Iterator[tuple[pa.Table, Where]]:
+    def read_lines(self, block: bytes, first_line: int) -> Iterator[tuple[pa.Table, Where]]:
         def where(row: int) -> str:
             there = [number for number, line in enumerate(block.split(b"\n"), start=first_line) if line.strip()]
-            return f"{self.path}, line {there[row] + self._lines_before()}"
+            return f"{self.path}, line {there[row] + self._count_lines_before()}"
 
         if not self.types.names:
             head = b"\n".join(block.split(b"\n", FIRST_LINES)[:FIRST_LINES])
-            self._remember(self._parsed(head, first_line, where))
-        table = self._by_arrow(block)
+            self._remember(self._parse(head, first_line, where))
+        table = self._read_by_arrow(block)
         if table is None:
-            table = self._parsed(block, first_line, where)
+            table = self._parse(block, first_line, where)
             self._remember(table)
         if table.num_rows:
             yield table, where
 
-    def array(self, text: bytes) -> tuple[pa.Table, Where]:
+    def read_array(self, text: bytes) -> tuple[pa.Table, Where]:
         """A whole file that holds one array."""
 
         def where(row: int) -> str:
             return f"{self.path}, object {row}"
 
         try:
-            rows = _loaded(text)
+            rows = _load(text)
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
             raise InputError(
                 f"cannot read lists from {self.path}, line {line}: {error}; expected one JSON object per list"
             ) from None
-        return self._table(rows, where), where
+        return self._make_table(rows, where), where
 
-    def _by_arrow(self, block: bytes) -> pa.Table | None:
+    def _read_by_arrow(self, block: bytes) -> pa.Table | None:
         """The table of a block that is of the types met so far, else None."""
         try:
             return arrow_json.read_json(
                 pa.BufferReader(block),
                 read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1),
                 parse_options=arrow_json.ParseOptions(
-                    explicit_schema=pa.schema([(field.name, _without_nulls(field.type)) for field in self.types]),
+                    explicit_schema=pa.schema([(field.name, _replace_null_type(field.type)) for field in self.types]),
                     unexpected_field_behavior="error",
                 ),
             )
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return None
 
-    def _parsed(self, block: bytes, first_line: int, where: Where) -> pa.Table:
+    def _parse(self, block: bytes, first_line: int, where: Where) -> pa.Table:
         rows = []
         for number, line in enumerate(block.split(b"\n"), start=first_line):
             if not line.strip():
                 continue
             try:
-                rows.append(_loaded(line))
+                rows.append(_load(line))
             except (ValueError, RecursionError) as error:
-                number += self._lines_before()
+                number += self._count_lines_before()
                 raise InputError(
                     f"cannot read lists from {self.path}, line {number}: {error}; expected one JSON object per list"
                 ) from None
-        return self._table(rows, where)
+        return self._make_table(rows, where)
 
-    def _lines_before(self) -> int:
+    def _count_lines_before(self) -> int:
         """Lines before the part of the file that is read; counted only for messages."""
         with open(self.path, "rb") if self.start else contextlib.nullcontext() as file:
             left, lines = self.start, 0
@@ -143,20 +143,20 @@ class _Reader:
                 left, lines = left - len(block), lines + block.count(b"\n")
         return lines
 
-    def _table(self, rows: Sequence[Any], where: Where) -> pa.Table:
+    def _make_table(self, rows: Sequence[Any], where: Where) -> pa.Table:
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise InputError(f"{where(number)} holds {type(row).__name__}: expected one JSON object per list")
         names = list(dict.fromkeys([*self.types.names, *(name for row in rows for name in row)]))
-        return pa.table({name: self._column(name, [row.get(name) for row in rows], where) for name in names})
+        return pa.table({name: self._make_column(name, [row.get(name) for row in rows], where) for name in names})
 
-    def _column(self, name: str, values: list[Any], where: Where) -> pa.Array:
-        def converted(count: int) -> pa.Array | Exception:
+    def _make_column(self, name: str, values: list[Any], where: Where) -> pa.Array:
+        def convert(count: int) -> pa.Array | Exception:
             """The column of the first ``count`` rows, or why they do not make one."""
             try:
                 return pa.array(values[:count])
             except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-                depth = _depth(values[:count])
+                depth = _find_depth(values[:count])
                 for kind in (pa.uint64(), pa.float64()) if depth is not None else ():
                     if kind == pa.float64() and name not in self.numbers:
                         break
@@ -168,13 +168,11 @@ class _Reader:
                         continue
                 return error
 
-        column = converted(len(values))
+        column = convert(len(values))
         if not isinstance(column, Exception):
             return column
-        row = bisect.bisect_left(
-            range(1, len(values)), True, key=lambda count: isinstance(converted(count), Exception)
-        )
-        reason = str(converted(row + 1)).splitlines()[0]
+        row = bisect.bisect_left(range(1, len(values)), True, key=lambda count: isinstance(convert(count), Exception))
+        reason = str(convert(row + 1)).splitlines()[0]
         raise InputError(
             f"{where(row)}: column {name!r} holds values of several types, or an integer of more than 64 bits: "
             f"{reason}; expected one type in the whole column; write larger integers as text, in quotes"
@@ -192,13 +190,13 @@ class _Reader:
         self.types = pa.schema(joined.items())
 
 
-def _loaded(line: bytes) -> Any:
+def _load(line: bytes) -> Any:
     """A JSON value in UTF-8; ``json`` itself would also take UTF-16, and a lone surrogate, which no text is."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    value = json.loads(text, object_pairs_hook=_each_key_once)
+    value = json.loads(text, object_pairs_hook=_refuse_duplicate_keys)
     if "\\ud" in text.lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -209,7 +207,7 @@ def _loaded(line: bytes) -> Any:
     return value
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; Python's reader would take the last of equal keys without a word."""
     row = dict(pairs)
     if len(row) < len(pairs):
@@ -219,11 +217,11 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _depth(values: Sequence[Any]) -> int | None:
+def _find_depth(values: Sequence[Any]) -> int | None:
     """How deep numbers are nested in lists; None where the values are something else."""
     for value in values:
         if isinstance(value, list):
-            inner = _depth(value)
+            inner = _find_depth(value)
             if inner is not None:
                 return inner + 1
         elif value is not None:
@@ -231,8 +229,8 @@ def _depth(values: Sequence[Any]) -> int | None:
     return None
 
 
-def _without_nulls(kind: pa.DataType) -> pa.DataType:
+def _replace_null_type(kind: pa.DataType) -> pa.DataType:
     """Integers for values that were all missing so far: Arrow's reader makes invalid lists of them otherwise."""
     if pa.types.is_list(kind):
-        return pa.list_(_without_nulls(kind.value_type))
+        return pa.list_(_replace_null_type(kind.value_type))
     return pa.int64() if pa.types.is_null(kind) else kind

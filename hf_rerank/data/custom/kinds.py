@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.custom.columns import ID, NUMBER, POSITION, is_list, plain_values, roles_of
+from hf_rerank.data.custom.columns import ID, NUMBER, POSITION, is_list, roles_of, simplify_values
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
@@ -62,19 +62,19 @@ class Kinds:
     def add(self, table: pa.Table, where: str) -> None:
         """Looks at the values of a table; ``where`` names its file."""
         for name in table.column_names:
-            kind = self._kind(name, table.column(name), where)
-            self.found[name] = _joined(name, self.found.get(name), kind)
+            kind = self._find_kind(name, table.column(name), where)
+            self.found[name] = _join(name, self.found.get(name), kind)
 
     def merge(self, other: Mapping[str, Kind]) -> None:
         """Adds what was found elsewhere."""
         for name, kind in other.items():
-            self.found[name] = _joined(name, self.found.get(name), kind)
+            self.found[name] = _join(name, self.found.get(name), kind)
 
-    def _kind(self, name: str, column: pa.ChunkedArray, where: str) -> Kind:
+    def _find_kind(self, name: str, column: pa.ChunkedArray, where: str) -> Kind:
         depth, flat = 0, column
         while is_list(flat.type):
             depth, flat = depth + 1, pc.list_flatten(flat)
-        flat = plain_values(flat)
+        flat = simplify_values(flat)
         kind = Kind("null", depth, flat.type, from_text=self.from_text, where=where)
         if flat.null_count == len(flat):
             return kind
@@ -86,23 +86,23 @@ class Kinds:
         if pa.types.is_floating(flat.type):
             return replace(kind, values="number")
         if pa.types.is_string(flat.type):
-            return self._kind_of_text(kind, pl.Series(name, flat), self.roles.get(name))
+            return self._find_kind_of_text(kind, pl.Series(name, flat), self.roles.get(name))
         return replace(kind, values="time" if pa.types.is_temporal(flat.type) else "other")
 
-    def _kind_of_text(self, kind: Kind, text: pl.Series, role: str | None) -> Kind:
+    def _find_kind_of_text(self, kind: Kind, text: pl.Series, role: str | None) -> Kind:
         """Of CSV, what its cells look like; elsewhere text is text."""
         if not self.from_text:
             return replace(kind, values="text")
         if role in (NUMBER, POSITION):  # whatever it looks like; whoever converts it says what is not a number
             return replace(kind, values="number")
-        cells = without_nulls(text, self.options).drop_nulls().unique()
+        cells = replace_null_strings(text, self.options).drop_nulls().unique()
         if not len(cells):
             return kind
         if cells.str.contains(BOOLEAN).all():
             return replace(kind, values="boolean")
         integers = f"{INTEGER}|{WHOLE_NUMBER}" if role == ID else INTEGER
         if cells.str.contains(integers).all():
-            low, high = _bounds(cells.str.strip_suffix(".0"))
+            low, high = _find_bounds(cells.str.strip_suffix(".0"))
             if low >= -(2**63) and high < (2**64 if low >= 0 else 2**63):
                 return replace(kind, values="integer", low=low, high=high)
         if cells.str.strip_chars().cast(pl.Float64, strict=False).null_count() == 0:
@@ -115,7 +115,7 @@ class Kinds:
         return kind.values == "text" or (kind.from_text and kind.values == "number")
 
 
-def _bounds(integers: pl.Series) -> tuple[int, int]:
+def _find_bounds(integers: pl.Series) -> tuple[int, int]:
     # By length first: Polars has no integers that hold 20 digits in every version.
     lengths = integers.str.len_chars()
     longest = integers.filter(lengths >= 18).to_list()
@@ -124,7 +124,7 @@ def _bounds(integers: pl.Series) -> tuple[int, int]:
     return min(values), max(values)
 
 
-def _joined(name: str, first: Kind | None, second: Kind) -> Kind:
+def _join(name: str, first: Kind | None, second: Kind) -> Kind:
     """The kind of values of either kind.
 
     Raises:
@@ -157,15 +157,15 @@ def _joined(name: str, first: Kind | None, second: Kind) -> Kind:
     return replace(first, type=joined, low=bounds["low"], high=bounds["high"])
 
 
-def without_nulls(text: pl.Series, options: ReadOptions, *, numbers: bool = False) -> pl.Series:
+def replace_null_strings(text: pl.Series, options: ReadOptions, *, numbers: bool = False) -> pl.Series:
     """Cells without those that mean "missing": in columns that are all numbers otherwise, more strings do."""
     nulls = options.nulls_of_numbers
-    if numbers or _numbers_alone(text, nulls):
+    if numbers or _holds_only_numbers(text, nulls):
         return text.set(text.is_in([*nulls, ""]), None)
     return text
 
 
-def _numbers_alone(text: pl.Series, nulls: Iterable[str]) -> bool:
+def _holds_only_numbers(text: pl.Series, nulls: Iterable[str]) -> bool:
     rest = text.drop_nulls().unique()
     rest = rest.filter(~rest.is_in([*nulls, ""]))
     if not len(rest):

@@ -33,30 +33,30 @@ def read_letor(file: ListFile) -> Iterator[tuple[pa.Table, int]]:
             for number, line in enumerate(text, start=1):
                 lines.append(line)
                 if len(lines) == BATCH_LINES:
-                    yield _table(file.path, lines, first), first
+                    yield _parse_table(file.path, lines, first), first
                     first, lines = number + 1, []
         except UnicodeDecodeError as error:
             raise InputError(f"{file.path} is not UTF-8 ({error.reason}): save it as UTF-8") from None
         if lines:
-            yield _table(file.path, lines, first), first
+            yield _parse_table(file.path, lines, first), first
 
 
-def _table(path: str, lines: list[str], first: int) -> pa.Table:
+def _parse_table(path: str, lines: list[str], first: int) -> pa.Table:
     text = pl.Series(lines, dtype=pl.String).str.strip_chars()
     text = text.filter((text != "") & ~text.str.starts_with("#"))
     parts = text.str.splitn("#", 2).struct.unnest()
     cells = parts["field_0"].str.strip_chars().str.split(" ")
     lengths = cells.list.len().unique()
-    found = _even(cells, int(lengths[0])) if len(lengths) == 1 else None
+    found = _parse_even_lines(cells, int(lengths[0])) if len(lengths) == 1 else None
     if found is None:
-        found = _uneven(path, lines, first)
+        found = _parse_uneven_lines(path, lines, first)
     documents = parts["field_1"].str.extract(_DOCUMENT) if len(parts) else pl.Series([], dtype=pl.String)
     if documents.null_count() < len(documents):
         found[DOCUMENT] = documents
     return pl.DataFrame(found).to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
-def _even(cells: pl.Series, width: int) -> dict[str, Any] | None:
+def _parse_even_lines(cells: pl.Series, width: int) -> dict[str, Any] | None:
     """Lines that all name features 1, 2, ... in order, as published sets do; None of others."""
     columns = cells.list.to_struct(fields=[str(number) for number in range(width)]).struct.unnest()
     if width < 3:
@@ -77,7 +77,7 @@ def _even(cells: pl.Series, width: int) -> dict[str, Any] | None:
     return found
 
 
-def _uneven(path: str, lines: list[str], first: int) -> dict[str, Any]:
+def _parse_uneven_lines(path: str, lines: list[str], first: int) -> dict[str, Any]:
     """Lines that leave features out, which are 0; a wrong line is named."""
     labels: list[float] = []
     ids: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import polars as pl
 
@@ -13,7 +12,7 @@ from hf_rerank.schema import ListSchema, Vector
 from hf_rerank.validation import columns_of
 
 
-def grouped(frame: pl.DataFrame, schema: ListSchema, where: Where, *, labels: bool = True) -> pl.DataFrame:
+def group_items(frame: pl.DataFrame, schema: ListSchema, where: Where, *, labels: bool = True) -> pl.DataFrame:
     """One row per list, in the order in which the lists first appear; their rows need not stand together.
 
     Item columns, and columns that the schema does not name, become sequences: in the order of the position column,
@@ -92,8 +91,3 @@ def is_long(depths: Mapping[str, int], schema: ListSchema) -> bool:
     known = [schema.label, *(feature.name for feature in schema.items)]
     name = next((name for name in known if name in depths), None)
     return name is not None and depths[name] == (1 if name in vectors else 0)
-
-
-def polars_depth(kind: Any) -> int:
-    """How deep a Polars type is nested in lists."""
-    return polars_depth(kind.inner) + 1 if isinstance(kind, pl.List | pl.Array) else 0

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_rerank.data.custom.converting import Converter
-from hf_rerank.data.custom.files import ListFile, local_inputs
-from hf_rerank.data.custom.frames import plain_table
+from hf_rerank.data.custom.files import ListFile, note_local_inputs
+from hf_rerank.data.custom.frames import to_plain_table
 from hf_rerank.data.custom.kinds import Kinds
-from hf_rerank.data.custom.long_form import grouped, is_long, refuse_missing_columns
+from hf_rerank.data.custom.long_form import group_items, is_long, refuse_missing_columns
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.reading import TEXT_KINDS, Block, read_blocks
 from hf_rerank.errors import InputError
@@ -27,7 +27,7 @@ Counts = dict[str, int]
 
 
 class OwnFiles:
-    """Lists of files of one kind. ``scan`` looks at all values; then ``lists`` or ``items`` read parts.
+    """Lists of files of one kind. ``scan`` looks at all values; then ``read_lists`` or ``read_items`` read parts.
 
     Args:
         files: Of ``find_list_files``.
@@ -54,10 +54,10 @@ class OwnFiles:
         labels: bool = True,
         text_ids: Mapping[str, bool] | None = None,
     ) -> None:
-        self.inputs = local_inputs(files)
+        self.inputs = note_local_inputs(files)
         self.files, self.schema, self.options = list(files), schema, options or ReadOptions()
         self.labels, self.text_ids = labels, text_ids
-        self.parts = [part for file in self.files for part in file.parts(PART_BYTES)]
+        self.parts = [part for file in self.files for part in file.divide(PART_BYTES)]
         self.kinds = Kinds(schema, self.options, from_text=self.files[0].kind in TEXT_KINDS)
         self.rows: dict[ListFile, int] = {}
         self.long = False
@@ -91,7 +91,7 @@ class OwnFiles:
             first = first or (file.path, set(of_file.found))
             self.kinds.merge(of_file.found)
         if not any(self.rows.values()):
-            raise InputError(f"{_names(self.files)} holds no lists: remove it, or write it again")
+            raise InputError(f"{_format_names(self.files)} holds no lists: remove it, or write it again")
         self._settle()
 
     def scan_first_blocks(self) -> None:
@@ -105,42 +105,42 @@ class OwnFiles:
                 self.kinds.add(block.table, file.path)
                 break
         if first is None:
-            raise InputError(f"{_names(self.files)} holds no lists: remove it, or write it again")
+            raise InputError(f"{_format_names(self.files)} holds no lists: remove it, or write it again")
         self._settle()
 
-    def lists(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
+    def read_lists(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
         """Lists of a part of wide files, with ``columns``; those without items are left out.
 
         Args:
             part: One of ``parts``.
             counts: What was left out, or read as something else, is added to this.
         """
-        for block in self._blocks(part, counts):
-            kept = self._with_items(block.table, counts)
+        for block in self._convert_blocks(part, counts):
+            kept = self._drop_empty_lists(block.table, counts)
             if kept.num_rows:
                 yield kept
 
-    def items(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
+    def read_items(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
         """Items of a part of long files, with ``item_columns`` and their places (``PART_COLUMN``, ``ROW_COLUMN``)."""
         number, row = self.parts.index(part), 0
-        for block in self._blocks(part, counts):
+        for block in self._convert_blocks(part, counts):
             rows = np.arange(row, row + block.table.num_rows)
             row += len(rows)
             table = block.table.append_column(PART_COLUMN, pa.array(np.full(len(rows), number)))
             yield table.append_column(ROW_COLUMN, pa.array(rows))
 
-    def lists_of_items(self, frame: pl.DataFrame) -> tuple[pa.Table, np.ndarray]:
-        """The lists that all of their items (see ``items``) make, with ``columns``, and the number of each one's part.
+    def make_lists(self, frame: pl.DataFrame) -> tuple[pa.Table, np.ndarray]:
+        """The lists that their items (see ``read_items``) make, with ``columns``, and the number of the part of each.
 
         Raises:
             InputError: Items do not make a list, or one list has items in two files.
         """
         parts, rows = frame[PART_COLUMN].to_numpy(), frame[ROW_COLUMN].to_numpy()
         list_id = str(self.schema.list_id)
-        lists = grouped(
+        lists = group_items(
             frame.drop(PART_COLUMN, ROW_COLUMN),
             self.schema,
-            lambda row: self._where(int(parts[row]), int(rows[row])),
+            lambda row: self._locate(int(parts[row]), int(rows[row])),
             labels=self.labels,
         )
         in_lists = frame.group_by(list_id, maintain_order=True).agg(
@@ -153,14 +153,14 @@ class OwnFiles:
                     f"list {name} has rows in {paths[0]} and in {paths[1]}: expected all items of a list in one file; "
                     f"if each file numbers its lists anew, make {list_id!r} unique"
                 )
-        return plain_table(lists).cast(self.columns), in_lists["first"].to_numpy()
+        return to_plain_table(lists).cast(self.columns), in_lists["first"].to_numpy()
 
-    def _blocks(self, part: ListFile, counts: Counts) -> Iterator[Block]:
+    def _convert_blocks(self, part: ListFile, counts: Counts) -> Iterator[Block]:
         converter = Converter(self.schema, self.kinds, self.options, self.text_ids, counts)
         for block in read_blocks(part, self.schema, self.options):
-            yield Block(converter.convert(self._filled(block.table, part), block.where), block.where)
+            yield Block(converter.convert(self._fill_features(block.table, part), block.where), block.where)
 
-    def _where(self, part: int, row: int) -> str:
+    def _locate(self, part: int, row: int) -> str:
         """Reads the part again, for messages."""
         for block in read_blocks(self.parts[part], self.schema, self.options):
             if row < block.table.num_rows:
@@ -176,16 +176,16 @@ class OwnFiles:
         self.item_columns = self.columns = Converter(self.schema, self.kinds, self.options, self.text_ids).columns()
         if self.long:
             frame = pl.DataFrame(pl.from_arrow(self.item_columns.empty_table()))
-            self.columns = plain_table(grouped(frame, self.schema, str, labels=self.labels)).schema
+            self.columns = to_plain_table(group_items(frame, self.schema, str, labels=self.labels)).schema
 
-    def _filled(self, table: pa.Table, part: ListFile) -> pa.Table:
+    def _fill_features(self, table: pa.Table, part: ListFile) -> pa.Table:
         """LETOR leaves out features that are 0."""
         for name in self.kinds.found if part.kind == "letor" else ():
             if name not in table.column_names and name.startswith("feature_"):
                 table = table.append_column(name, pa.array(np.zeros(table.num_rows)))
         return table
 
-    def _with_items(self, table: pa.Table, counts: Counts) -> pa.Table:
+    def _drop_empty_lists(self, table: pa.Table, counts: Counts) -> pa.Table:
         """Without the lists all of whose item columns are empty; others are ragged, and refused by whoever checks."""
         empty = None
         for name in (self.schema.label, *(feature.name for feature in self.schema.items)):
@@ -208,6 +208,6 @@ def _refuse_other_columns(first: tuple[str, set[str]], second: tuple[str, set[st
         )
 
 
-def _names(files: Sequence[ListFile]) -> str:
+def _format_names(files: Sequence[ListFile]) -> str:
     shown = ", ".join(file.path for file in files[:3])
     return shown + (", ..." if len(files) > 3 else "")

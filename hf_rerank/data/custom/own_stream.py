@@ -35,7 +35,7 @@ class OwnStream(datasets.ArrowBasedBuilder):
     def _generate_tables(self, parts: Sequence[ListFile]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
         for shard, part in enumerate(parts):
             counts: dict[str, int] = {}
-            for number, table in enumerate(self.own.lists(part, counts)):
+            for number, table in enumerate(self.own.read_lists(part, counts)):
                 yield (shard, number), table
             for what, count in counts.items():
                 warnings.warn(f"{part.path}: {what}: {count:,}", stacklevel=2)

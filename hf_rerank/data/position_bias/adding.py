@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.position_bias.click_log import ROWS, SPLITS, display_positions, read_click_log
+from hf_rerank.data.position_bias.click_log import ROWS, SPLITS, read_click_log, read_display_positions
 from hf_rerank.data.position_bias.estimation import (
     Curve,
     estimate_by_em,
     estimate_by_harvesting,
     estimate_by_regression_em,
 )
-from hf_rerank.data.prepared import PreparedSource, dataset_card, read_card, read_report, write_description
+from hf_rerank.data.prepared import PreparedSource, make_dataset_card, read_card, read_report, write_description
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.errors import InputError, suggestion
 
@@ -111,7 +111,7 @@ class _WithPropensities(PreparedSource):
         log = read_click_log(
             self.prepared, self.folder, self.display_order, features=of_features, at_most=self.at_most
         )
-        position = self._shared(log.position)
+        position = self._share_positions(log.position)
         if log.item is None:
             curve = estimate_by_regression_em(position, log.click, log.features)
         else:
@@ -144,7 +144,7 @@ class _WithPropensities(PreparedSource):
         labels = lists.column(self.schema.label).combine_chunks()
         lengths = pc.list_value_length(labels).to_numpy(zero_copy_only=False).astype(np.int64)
         where = f"lists {first} to {first + len(lists) - 1} of {split}"
-        position = self._shared(display_positions(lists, self.display_order, lengths, where))
+        position = self._share_positions(read_display_positions(lists, self.display_order, lengths, where))
         curve = facts[0].propensities
         if len(position) and position.max() >= len(curve):
             raise InputError(
@@ -161,13 +161,13 @@ class _WithPropensities(PreparedSource):
         super().describe(folder, facts, report)
         counted = PrepareReport().to_dict().keys() | {"licence", "counts", "warnings", REPORT_KEY}
         earlier = {name: value for name, value in read_report(self.folder).items() if name not in counted}
-        card = self._card(report, facts[1])
+        card = self._make_card(report, facts[1])
         write_description(folder, self.schema, report, card, **earlier, **{REPORT_KEY: facts[1]})
 
-    def _shared(self, position: np.ndarray) -> np.ndarray:
+    def _share_positions(self, position: np.ndarray) -> np.ndarray:
         return position if self.same_from is None else np.minimum(position, self.same_from)
 
-    def _card(self, report: PrepareReport, about: Mapping[str, Any]) -> str:
+    def _make_card(self, report: PrepareReport, about: Mapping[str, Any]) -> str:
         card = read_card(self.folder)
         order = "the order of the rows" if self.display_order == ROWS else f"the column `{self.display_order}`"
         shared = "" if self.same_from is None else f" (positions from {self.same_from} on share theirs)"
@@ -177,4 +177,4 @@ class _WithPropensities(PreparedSource):
             f"examined, by `{self.method}` from {about['lists_learned_from']:,} lists of {' and '.join(SPLITS)}"
             f"{shared}; the largest is 1, and the curve is in `report.json`.",
         ]
-        return dataset_card(card.title, report, self.schema, how=how, caveats=card.caveats, licence=card.licence)
+        return make_dataset_card(card.title, report, self.schema, how=how, caveats=card.caveats, licence=card.licence)

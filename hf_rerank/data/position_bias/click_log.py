@@ -47,7 +47,7 @@ class ClickLog:
     without_id: int
 
 
-def id_column(schema: ListSchema, folder: Path) -> str:
+def find_id_column(schema: ListSchema, folder: Path) -> str:
     """The column of item ids.
 
     Raises:
@@ -63,7 +63,7 @@ def id_column(schema: ListSchema, folder: Path) -> str:
     )
 
 
-def display_positions(lists: pa.Table, column: str, lengths: np.ndarray, where: str) -> np.ndarray:
+def read_display_positions(lists: pa.Table, column: str, lengths: np.ndarray, where: str) -> np.ndarray:
     """int64 [N], the position at which each item was displayed, from 0.
 
     Args:
@@ -115,26 +115,26 @@ def read_click_log(
         InputError: No lists, no ids, or wrong lists.
     """
     schema = prepared.schema
-    name = None if features else id_column(schema, folder)
+    name = None if features else find_id_column(schema, folder)
     total = sum(prepared.lists.get(split, 0) for split in SPLITS)
     if not total:
         raise InputError(
             f"{folder} has no list in {' or '.join(SPLITS)}: propensities are estimated from these splits"
         )
     positions, clicks, ids, tables, count = [], [], [], [], 0
-    for where, lists in _chosen(prepared, total, at_most):
+    for where, lists in _read_lists(prepared, total, at_most):
         labels = lists.column(schema.label).combine_chunks()
         lengths = pc.list_value_length(labels).to_numpy(zero_copy_only=False).astype(np.int64)
-        positions.append(display_positions(lists, display_order, lengths, where))
+        positions.append(read_display_positions(lists, display_order, lengths, where))
         clicks.append(pc.greater(labels.flatten(), 0).to_numpy(zero_copy_only=False))
         count += len(lists)
         if name is None:
-            tables.append(_plain_items(lists, schema))
+            tables.append(_read_features(lists, schema))
         else:
             ids.append(lists.column(name).combine_chunks().flatten())
     position, click = np.concatenate(positions), np.concatenate(clicks)
     if name is None:
-        return ClickLog(position, click, None, _matrix(tables), count, 0)
+        return ClickLog(position, click, None, _make_matrix(tables), count, 0)
     codes = pa.chunked_array(ids).combine_chunks().dictionary_encode().indices
     there = codes.is_valid().to_numpy(zero_copy_only=False)
     item = pc.fill_null(codes, 0).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -143,7 +143,7 @@ def read_click_log(
     return ClickLog(position[there], click[there], item[there], None, count, int((~there).sum()))
 
 
-def _chosen(prepared: PreparedFolder, total: int, at_most: int | None) -> Iterator[tuple[str, pa.Table]]:
+def _read_lists(prepared: PreparedFolder, total: int, at_most: int | None) -> Iterator[tuple[str, pa.Table]]:
     """Batches of lists of the splits, each with what it is for messages."""
     number = 0
     for split in SPLITS:
@@ -160,7 +160,7 @@ def _chosen(prepared: PreparedFolder, total: int, at_most: int | None) -> Iterat
                         yield f"lists of {path}", lists
 
 
-def _plain_items(lists: pa.Table, schema: ListSchema) -> dict[str, Any]:
+def _read_features(lists: pa.Table, schema: ListSchema) -> dict[str, Any]:
     """The dense and categorical item features of lists but for the id: name -> flat arrow array."""
     features = [
         feature for feature in schema.items if isinstance(feature, Categorical | Dense) and feature.name != schema.id
@@ -173,7 +173,7 @@ def _plain_items(lists: pa.Table, schema: ListSchema) -> dict[str, Any]:
     return Lists.from_arrow(lists.select([feature.name for feature in features]), bare).items
 
 
-def _matrix(tables: Sequence[dict[str, Any]]) -> Any:
+def _make_matrix(tables: Sequence[dict[str, Any]]) -> Any:
     """Numbers in units of their standard deviation, missing ones at the mean; frequent values as 0 or 1."""
     from scipy import sparse
 

@@ -64,7 +64,7 @@ def estimate_by_em(position: np.ndarray, click: np.ndarray, item: np.ndarray) ->
     Raises:
         InputError: A position has no click.
     """
-    impressions, clicks = _by_position(position, click)
+    impressions, clicks = _count_by_position(position, click)
     cells = _Cells.count(position, click, item)
     theta = (clicks / impressions) / (clicks / impressions).max()
     items = int(item.max()) + 1
@@ -72,7 +72,7 @@ def estimate_by_em(position: np.ndarray, click: np.ndarray, item: np.ndarray) ->
     relevance = np.full(items, min(mean, 0.5))
     shown = cells.sum_by_item(cells.shown, items)
     for step in range(1, MOST_STEPS + 1):
-        examined, relevant = _posterior(theta[cells.position], relevance[cells.item])
+        examined, relevant = _compute_posterior(theta[cells.position], relevance[cells.item])
         skipped = cells.shown - cells.clicked
         new = cells.sum_by_position(cells.clicked + skipped * examined, len(theta)) / impressions
         mean = float(relevance @ shown) / shown.sum()
@@ -105,7 +105,7 @@ def estimate_by_regression_em(position: np.ndarray, click: np.ndarray, features:
     from scipy.linalg import cho_factor, cho_solve
     from scipy.special import expit
 
-    impressions, clicks = _by_position(position, click)
+    impressions, clicks = _count_by_position(position, click)
     theta = (clicks / impressions) / (clicks / impressions).max()
     inputs = sparse.hstack([features, np.ones((len(click), 1))], format="csr")
     penalty = np.append(np.full(features.shape[1], PENALTY), 0.0)
@@ -114,7 +114,7 @@ def estimate_by_regression_em(position: np.ndarray, click: np.ndarray, features:
     weights = np.append(np.zeros(features.shape[1]), np.log(mean / (1 - mean)))
     for step in range(1, MOST_STEPS + 1):
         relevance = expit(inputs @ weights)
-        examined, relevant = _posterior(theta[position], relevance)
+        examined, relevant = _compute_posterior(theta[position], relevance)
         slope = inputs.T @ (relevance - np.where(click, 1.0, relevant)) + penalty * weights
         weights = weights - cho_solve(curvature, slope)
         new = np.bincount(position, np.where(click, 1.0, examined)) / impressions
@@ -136,7 +136,7 @@ def estimate_by_harvesting(position: np.ndarray, click: np.ndarray, item: np.nda
     Raises:
         InputError: A position has no click of an item that was shown at others too, or positions share no items.
     """
-    impressions, clicks = _by_position(position, click)
+    impressions, clicks = _count_by_position(position, click)
     cells = _Cells.count(position, click, item)
     items = int(item.max()) + 1
     places = np.bincount(cells.item, minlength=items)
@@ -185,13 +185,13 @@ class _Cells:
         return np.bincount(self.position, values, positions)
 
 
-def _posterior(theta: np.ndarray, relevance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _compute_posterior(theta: np.ndarray, relevance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of an impression without a click: the probability that it was examined, and that it is relevant."""
     without = 1 - theta * relevance
     return theta * (1 - relevance) / without, relevance * (1 - theta) / without
 
 
-def _by_position(position: np.ndarray, click: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _count_by_position(position: np.ndarray, click: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Impressions and clicks, int64 [positions]."""
     impressions = np.bincount(position)
     clicks = np.bincount(position, click).astype(np.int64)

@@ -18,7 +18,7 @@ RUN_BYTES = 64 * 2**20
 MAX_BUCKETS = 4_096
 
 
-def bucket_of(keys: np.ndarray, buckets: int) -> np.ndarray:
+def assign_buckets(keys: np.ndarray, buckets: int) -> np.ndarray:
     """The bucket of each key, an integer: the high bits of a product (Knuth), as ids may all be even or in strides."""
     scattered = keys.astype(np.uint64) * 2_654_435_761 & 0xFFFFFFFF
     return (scattered * buckets >> 32).astype(np.uint16)
@@ -57,7 +57,7 @@ class BucketWriter:
     def _write_run(self) -> None:
         rows = pl.concat(self.waiting)
         self.waiting, self.waiting_bytes = [], 0
-        buckets = bucket_of(rows[self.key].to_numpy(), self.buckets)
+        buckets = assign_buckets(rows[self.key].to_numpy(), self.buckets)
         rows = rows[np.argsort(buckets, kind="stable")]
         ends = np.cumsum(np.bincount(buckets, minlength=self.buckets))
         # Plain text columns: the slices of newer kinds would carry the text of all the run.

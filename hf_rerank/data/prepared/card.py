@@ -46,7 +46,7 @@ def write_description(
         schema.save(folder / SCHEMA_FILE)
     counts = {name: value for name, value in report.to_dict().items() if name not in ("seconds", "stages")}
     described = counts | more
-    licence = _licence_name(card)
+    licence = _find_licence_name(card)
     if licence is not None:
         described["licence"] = licence
     with name_failures(folder):
@@ -54,7 +54,7 @@ def write_description(
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def dataset_card(
+def make_dataset_card(
     title: str,
     report: PrepareReport,
     schema: ListSchema,
@@ -94,8 +94,8 @@ def dataset_card(
     for split in SPLITS:
         lists, items, clicks = report.lists[split], report.items[split], report.clicks[split]
         table.append(
-            f"| {split} | {lists:,} | {items:,} | {_share(items, lists)} | {clicks:,} | {_share(clicks, lists)} "
-            f"| {_share(100 * clicks, items)} % |"
+            f"| {split} | {lists:,} | {items:,} | {_format_share(items, lists)} | {clicks:,} "
+            f"| {_format_share(clicks, lists)} | {_format_share(100 * clicks, items)} % |"
         )
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in report.dropped.items()) or "none"
     rejected = ", ".join(f"{kind} {count:,}" for kind, count in sorted(report.rejected.items())) or "none"
@@ -113,14 +113,23 @@ def dataset_card(
         counts.append("Counted: " + ", ".join(f"{name} {count:,}" for name, count in report.counts.items()) + ".")
     lines = [*header, "---", "", f"# {title}", "", "One row is one list. `schema.json` says which column is what."]
     lines += ["", "```python", "from hf_rerank import load_lists", "", 'lists = load_lists("path/to/this/folder")']
-    lines += ['lists["train"], lists.schema', "```", "", "## Statistics", "", *table, "", *_points(counts)]
-    lines += ["", f"## {HOW_SECTION}", "", *_points(how), "", f"## {CAVEATS_SECTION}", "", *_points(caveats)]
+    lines += ['lists["train"], lists.schema', "```", "", "## Statistics", "", *table, "", *_format_points(counts)]
+    lines += [
+        "",
+        f"## {HOW_SECTION}",
+        "",
+        *_format_points(how),
+        "",
+        f"## {CAVEATS_SECTION}",
+        "",
+        *_format_points(caveats),
+    ]
     return "\n".join([*lines, "", f"## {LICENCE_SECTION}", "", licence.text, ""])
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says beside its numbers; as of ``dataset_card``."""
+    """What a card says beside its numbers; as of ``make_dataset_card``."""
 
     title: str
     how: list[str]
@@ -142,14 +151,14 @@ def read_card(folder: Path) -> Card:
         else:
             sections.setdefault(heading, []).append(line)
 
-    def points(name: str) -> list[str]:
+    def find_points(name: str) -> list[str]:
         return [line.removeprefix("- ") for line in sections.get(name, []) if line.startswith("- ")]
 
-    licence = Licence(_licence_name(text), "\n".join(sections.get(LICENCE_SECTION, [])).strip())
-    return Card(title, points(HOW_SECTION), points(CAVEATS_SECTION), licence)
+    licence = Licence(_find_licence_name(text), "\n".join(sections.get(LICENCE_SECTION, [])).strip())
+    return Card(title, find_points(HOW_SECTION), find_points(CAVEATS_SECTION), licence)
 
 
-def licence_of(folder: Path) -> str | None:
+def find_licence(folder: Path) -> str | None:
     """Whether a folder of prepared lists may be redistributed, by card and report: the stricter of both counts.
 
     Returns:
@@ -162,7 +171,7 @@ def licence_of(folder: Path) -> str | None:
     return next((name for name in said if name in (SIMULATED, OWN)), OWN if card.text else None)
 
 
-def _licence_name(card: str) -> str | None:
+def _find_licence_name(card: str) -> str | None:
     """From the header of a card; of one that is older than the name, by its words."""
     header = card.partition("\n---\n")[0]
     named = re.search(r"^license_name: (\S+)$", header, re.MULTILINE)
@@ -183,9 +192,9 @@ def read_report(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _points(sentences: Sequence[str]) -> list[str]:
+def _format_points(sentences: Sequence[str]) -> list[str]:
     return [f"- {sentence}" for sentence in sentences]
 
 
-def _share(part: int, whole: int) -> str:
+def _format_share(part: int, whole: int) -> str:
     return f"{part / whole:.3f}" if whole else "-"

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_rerank.data.prepared.card import dataset_card, read_card, write_description
+from hf_rerank.data.prepared.card import make_dataset_card, read_card, write_description
 from hf_rerank.data.prepared.rewriting import PreparedSource
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.errors import InputError
@@ -56,7 +56,7 @@ class EarlierClicks:
         self._lists.append(of_list.to_numpy(zero_copy_only=False).astype(np.int64) + self._number)
         self._number += table.num_rows
 
-    def sorted(self) -> SortedClicks:
+    def sort(self) -> SortedClicks:
         """The clicks by user and list, once all lists were added."""
         users = pa.chunked_array(self._users).combine_chunks() if self._users else pa.array([], pa.int64())
         lists = np.concatenate([*self._lists, np.zeros(0, np.int64)])
@@ -81,7 +81,7 @@ class SortedClicks:
         # Numbers the lists with a click, user by user.
         self.clicked_list = np.cumsum(np.diff(self.keys, prepend=0) != 0)
 
-    def histories(self, table: pa.Table, first: int, longest: int) -> dict[str, pa.Array]:
+    def find_histories(self, table: pa.Table, first: int, longest: int) -> dict[str, pa.Array]:
         """Columns ``history_<column>`` and ``history_lists_ago`` for some lists.
 
         Args:
@@ -113,12 +113,12 @@ class SortedClicks:
         return {**found, f"history_{LISTS_AGO}": pa.ListArray.from_arrays(offsets, pa.array(ago))}
 
 
-def clicks_of(tables: Iterable[pa.Table], columns: Sequence[str], *, label: str, group: str) -> SortedClicks:
+def collect_clicks(tables: Iterable[pa.Table], columns: Sequence[str], *, label: str, group: str) -> SortedClicks:
     """The clicks of all lists, sorted."""
     clicks = EarlierClicks(columns, label=label, group=group)
     for table in tables:
         clicks.add(table)
-    return clicks.sorted()
+    return clicks.sort()
 
 
 def add_earlier_clicks(
@@ -177,9 +177,9 @@ class _WithEarlierClicks(PreparedSource):
     ) -> pa.Table:
         if split not in facts:
             facts.clear()
-            tables = _columns(self.prepared.files[split], [*self.clicked, self.schema.label, self.group])
-            facts[split] = clicks_of(tables, self.clicked, label=self.schema.label, group=self.group)
-        for name, history in facts[split].histories(lists, first, self.longest).items():
+            tables = _read_columns(self.prepared.files[split], [*self.clicked, self.schema.label, self.group])
+            facts[split] = collect_clicks(tables, self.clicked, label=self.schema.label, group=self.group)
+        for name, history in facts[split].find_histories(lists, first, self.longest).items():
             field = self.columns.field(name)
             lists = lists.append_column(field, history.cast(field.type))
         return lists
@@ -197,11 +197,11 @@ class _WithEarlierClicks(PreparedSource):
             "The file is not known to be in order of time: an earlier click may lie in the future of its list. Name "
             "this beside every result that uses the history.",
         ]
-        text = dataset_card(card.title, report, self.schema, how=how, caveats=caveats, licence=card.licence)
+        text = make_dataset_card(card.title, report, self.schema, how=how, caveats=caveats, licence=card.licence)
         write_description(folder, self.schema, report, text)
 
 
-def _columns(files: Iterable[Path], names: list[str]) -> Iterator[pa.Table]:
+def _read_columns(files: Iterable[Path], names: list[str]) -> Iterator[pa.Table]:
     for path in files:
         with pq.ParquetFile(path) as parquet:
             for batch in parquet.iter_batches(columns=names):

@@ -54,7 +54,7 @@ def read_prepared(folder: str | Path) -> PreparedFolder:
     schema = ListSchema.load(folder / SCHEMA_FILE)
     files = {
         split: [folder / name for name in names]
-        for split, names in shards_of(str(folder), sorted(path.name for path in folder.glob("*.parquet"))).items()
+        for split, names in group_shards(str(folder), sorted(path.name for path in folder.glob("*.parquet"))).items()
     }
     first = next(iter(files.values()))[0]
     columns: pa.Schema | None = None
@@ -71,7 +71,7 @@ def read_prepared(folder: str | Path) -> PreparedFolder:
     return PreparedFolder(schema, files, lists, columns)
 
 
-def shards_of(where: str, names: Sequence[str]) -> dict[str, list[str]]:
+def group_shards(where: str, names: Sequence[str]) -> dict[str, list[str]]:
     """Split -> its shards, in order.
 
     Args:

@@ -60,7 +60,7 @@ def refuse_unfinished(folder: str | Path) -> None:
 
 
 @contextmanager
-def resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[ResumableFolder]:
+def open_resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[ResumableFolder]:
     """The folder being written, for this process alone.
 
     Args:
@@ -81,7 +81,7 @@ def resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[Re
 
 
 class ResumableFolder:
-    """What ``resumable_folder`` gives.
+    """What ``open_resumable_folder`` gives.
 
     Attributes:
         partial: ``OUTPUT.partial``.
@@ -105,8 +105,8 @@ class ResumableFolder:
         else:
             write_json(begun, options)
         self.groups: list[dict[str, Any]] = []
-        while (self._group(len(self.groups)) / GROUP_FILE).exists():
-            self.groups.append(read_json(self._group(len(self.groups)) / GROUP_FILE))
+        while (self._find_group(len(self.groups)) / GROUP_FILE).exists():
+            self.groups.append(read_json(self._find_group(len(self.groups)) / GROUP_FILE))
         if not self.finished:
             self._verify_shards()
 
@@ -125,19 +125,21 @@ class ResumableFolder:
             yield unit
 
     @contextmanager
-    def new_group(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def add_group(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Gives a folder for the shards ``SPLIT.parquet`` of the next group, and its record, to be filled.
 
         At the end of the block both are brought to the disk and the group is complete.
         """
         record: dict[str, Any] = {}
-        with write_atomically(self._group(len(self.groups))) as folder:
+        with write_atomically(self._find_group(len(self.groups))) as folder:
             with name_failures(folder):
                 folder.mkdir()
             yield folder, record
             with name_failures(folder):
                 digests = {
-                    split: sha256_of_file(folder / f"{split}.parquet") for split in SPLITS if _has(folder, split)
+                    split: sha256_of_file(folder / f"{split}.parquet")
+                    for split in SPLITS
+                    if _holds_split(folder, split)
                 }
                 record["shards"] = digests
                 (folder / GROUP_FILE).write_text(format_json(record), encoding="utf-8")
@@ -150,12 +152,12 @@ class ResumableFolder:
             columns: Of the lists; a split without lists gets one empty shard.
             describe: Writes what else belongs into the folder, ``report.json`` among it.
         """
-        groups = [self._group(number) for number in range(len(self.groups))]
+        groups = [self._find_group(number) for number in range(len(self.groups))]
         with write_atomically(self.output) as lists:
             with name_failures(self.output):
                 lists.mkdir()
                 for split in SPLITS:
-                    shards = [group / f"{split}.parquet" for group in groups if _has(group, split)]
+                    shards = [group / f"{split}.parquet" for group in groups if _holds_split(group, split)]
                     for number, shard in enumerate(shards):
                         _link(shard, lists / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
                     if not shards:
@@ -175,7 +177,7 @@ class ResumableFolder:
         remove(self.partial / BEGUN_FILE)
         remove(self.partial)
 
-    def _group(self, number: int) -> Path:
+    def _find_group(self, number: int) -> Path:
         return self.partial / "groups" / f"{number:05d}"
 
     def _is_copy(self, name: str) -> bool:
@@ -194,14 +196,14 @@ class ResumableFolder:
     def _verify_shards(self) -> None:
         for number, group in enumerate(self.groups):
             for split, digest in group["shards"].items():
-                path = self._group(number) / f"{split}.parquet"
+                path = self._find_group(number) / f"{split}.parquet"
                 if not path.is_file() or sha256_of_file(path) != digest:
                     raise InputError(
                         f"{path} is missing or not as it was written: remove {self.partial} to begin anew"
                     )
 
 
-def _has(folder: Path, split: str) -> bool:
+def _holds_split(folder: Path, split: str) -> bool:
     return (folder / f"{split}.parquet").exists()
 
 

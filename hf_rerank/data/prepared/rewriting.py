@@ -67,7 +67,7 @@ class PreparedSource:
                 ``hf_rerank.data.splits``.
         """
         self.folder = Path(folder)
-        self.inputs = InputFiles(_files_of(self.folder))
+        self.inputs = InputFiles(_list_files(self.folder))
         refuse_unfinished(self.folder)
         self.prepared = read_prepared(self.folder)
         others = [split for split in self.prepared.files if split not in SPLITS]
@@ -118,7 +118,7 @@ class PreparedSource:
 
     def read(self, unit: ShardUnit, facts: Any) -> tuple[dict[str, pa.Table], Rejects]:
         is_first = unit.first == 0 and unit.split == next(iter(self.prepared.files))
-        report = self._counts_before() if is_first else PrepareReport()
+        report = self._read_counts() if is_first else PrepareReport()
         if not unit.lists.num_rows:
             return {}, Rejects(report)
         return {unit.split: self.change(unit.split, unit.first, unit.lists, facts, report)}, Rejects(report)
@@ -134,19 +134,19 @@ class PreparedSource:
         # One thread: rankers and click models are not called from several.
         return write_lists(self, output_dir, on_error="skip", threads=1, progress=progress)
 
-    def _counts_before(self) -> PrepareReport:
+    def _read_counts(self) -> PrepareReport:
         """What the folder says of the raw data; its lists are counted anew."""
         before = read_report(self.folder)
         names = ("read", "dropped", "rejected", "cut_lists", "lost_clicks", "counts", "warnings")
         return PrepareReport(**{name: before[name] for name in names if name in before})
 
 
-def _files_of(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     described = [folder / name for name in (SCHEMA_FILE, REPORT_FILE, CARD_FILE, REJECTS_FILE)]
     return [*(path for path in described if path.is_file()), *sorted(folder.glob("*.parquet"))]
 
 
-def in_two_steps(
+def prepare_in_two_steps(
     prepare: Callable[[Path], PrepareReport],
     options: Mapping[str, Any],
     change: Callable[[Path, Path], PrepareReport],

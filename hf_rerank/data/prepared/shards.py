@@ -24,7 +24,7 @@ class ShardWriter:
         self.columns = columns
         self._pending: list[pa.Table] = []
         self._parquet = pq.ParquetWriter(
-            path, columns, compression="zstd", compression_level=1, use_dictionary=_worth_a_dictionary(columns)
+            path, columns, compression="zstd", compression_level=1, use_dictionary=_choose_dictionary_columns(columns)
         )
 
     def write(self, lists: pa.Table) -> None:
@@ -50,7 +50,7 @@ class ShardWriter:
             self._parquet.close()
 
 
-def _worth_a_dictionary(columns: pa.Schema) -> list[str]:
+def _choose_dictionary_columns(columns: pa.Schema) -> list[str]:
     """Parquet paths of the columns that repeat values: floats do not, and take twice the time and space with one."""
     paths = []
     for column in columns:

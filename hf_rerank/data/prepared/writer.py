@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from hf_rerank.data.prepared.resumable import REJECTS_FILE, ResumableFolder, resumable_folder
+from hf_rerank.data.prepared.resumable import REJECTS_FILE, ResumableFolder, open_resumable_folder
 from hf_rerank.data.prepared.shards import ShardWriter
 from hf_rerank.data.report import PrepareReport, RejectedLine, RejectedLines
 from hf_rerank.data.source import ListSource, PartitionedSource, Rejects, Unit
@@ -85,17 +85,17 @@ def write_lists(
         raise InputError(f"shard_bytes is {shard_bytes}: expected at least 1")
     inputs = source.inputs
     refuse_output_over_input(output_dir, inputs.paths)
-    options = {**source.options, "shard_bytes": shard_bytes, "versions": _versions()}
+    options = {**source.options, "shard_bytes": shard_bytes, "versions": _list_versions()}
     bar = functools.partial(tqdm, delay=1, disable=not progress)
-    with resumable_folder(output_dir, json.loads(json.dumps(options))) as folder:
+    with open_resumable_folder(output_dir, json.loads(json.dumps(options))) as folder:
         if folder.finished:
-            report = _report_of(folder)
+            report = _sum_reports(folder)
             folder.clean()
             return report
         if isinstance(source, PartitionedSource):
             with inputs.require_unchanged():
                 _partition(source, folder, on_error, bar)
-        if on_error == "raise" and _report_of(folder).rejected:
+        if on_error == "raise" and _sum_reports(folder).rejected:
             raise InputError(
                 f"{folder.partial} was begun with on_error='skip', and has rejected lines: use it again, or remove "
                 f"{folder.partial} to begin anew"
@@ -110,14 +110,16 @@ def write_lists(
         try:
             with reading, inputs.require_unchanged():
                 facts = source.facts()
-                outcomes = _in_order(units, lambda unit: (unit, *source.read(unit, facts)), threads or _processors())
+                outcomes = _read_in_order(
+                    units, lambda unit: (unit, *source.read(unit, facts)), threads or _count_processors()
+                )
                 with contextlib.closing(outcomes):
                     _write_groups(source, outcomes, folder, inputs, on_error, shard_bytes, reading.update)
         except InputError:
             if isinstance(source, PartitionedSource):  # its parts come from a wrong input
                 folder.clean()
             raise
-        report = _report_of(folder)
+        report = _sum_reports(folder)
 
         def describe(lists: Path) -> None:
             with inputs.require_unchanged():
@@ -128,18 +130,18 @@ def write_lists(
     return report
 
 
-def _versions() -> dict[str, str]:
+def _list_versions() -> dict[str, str]:
     """Other versions may write other bytes."""
     packages = {name: metadata.version(name) for name in ("polars", "pyarrow")}
     return {"hf_rerank": __version__, **packages}
 
 
-def _processors() -> int:
+def _count_processors() -> int:
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_THREADS, found)
 
 
-def _report_of(folder: ResumableFolder) -> PrepareReport:
+def _sum_reports(folder: ResumableFolder) -> PrepareReport:
     """The sum over what is complete."""
     report = PrepareReport()
     if (folder.parts / PARTS_FILE).exists():
@@ -207,7 +209,7 @@ def _write_groups(
     """Writes what was read into groups of shards."""
     ahead = next(outcomes, None)
     while ahead is not None:
-        with folder.new_group() as (path, record):
+        with folder.add_group() as (path, record):
             group = _Group(path, source.columns, source.schema.label)
             try:
                 while ahead is not None and group.bytes < shard_bytes:
@@ -223,7 +225,7 @@ def _write_groups(
                 group.abandon()
 
 
-def _in_order(
+def _read_in_order(
     units: Iterable[Unit], read: Callable[[Unit], _Outcome], threads: int
 ) -> Generator[_Outcome, None, None]:
     """Reads units, several at a time, and gives the results in order; an error comes at the place of its unit.
@@ -291,7 +293,7 @@ class _Group:
         with name_failures(self.path):
             _record(self.rejected, self.path)
         rows = sum(self.report.lists.values())
-        self.report.spend(STAGE, rows, time.monotonic() - self.started)
+        self.report.add_stage(STAGE, rows, time.monotonic() - self.started)
         return {"units": self.units, "report": self.report.to_dict()}
 
     def abandon(self) -> None:

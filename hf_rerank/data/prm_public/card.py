@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_rerank.data.prepared import NO_REDISTRIBUTION, SIMULATED, Licence, dataset_card
+from hf_rerank.data.prepared import NO_REDISTRIBUTION, SIMULATED, Licence, make_dataset_card
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.schema import ListSchema
 
 
-def card_of(
+def make_card(
     files: Sequence[Path], protocol: str, share: float, seed: int, schema: ListSchema, report: PrepareReport
 ) -> str:
     """The text of the card; arguments as of ``prepare_prm_public``."""
@@ -53,4 +53,4 @@ def card_of(
             "redistributed: keep this folder to yourself, and do not push it to a public repository.",
         )
     title = "PRM Public, simulated" if simulated else "PRM Public"
-    return dataset_card(title, report, schema, how=how, caveats=caveats, licence=licence)
+    return make_dataset_card(title, report, schema, how=how, caveats=caveats, licence=licence)

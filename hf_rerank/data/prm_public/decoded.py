@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from hf_rerank.data.prm_public.truth import HISTORY_COLUMNS, Truth
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.truncating import first_items, sequences
+from hf_rerank.data.truncating import choose_first_items, make_sequences
 from hf_rerank.errors import InputError
 
 
@@ -80,16 +80,16 @@ class Decoded:
             starts = np.cumsum(self.lengths) - self.lengths
             positions = np.arange(self.lengths.sum()) - np.repeat(starts, self.lengths)
         clicked = self.per_item["click"].to_numpy() > 0
-        kept = first_items(self.lengths, positions, clicked, max_list_length, report)
+        kept = choose_first_items(self.lengths, positions, clicked, max_list_length, report)
         if kept is None:
             kept = np.ones(len(clicked), dtype=bool)
         of_list = np.repeat(np.arange(len(self.lengths)), self.lengths)
         cut = np.bincount(of_list[~kept], minlength=len(self.lengths))
-        self.per_list["click_cut"] = sequences(clicked[~kept].astype(np.int8), cut, pa.list_(pa.int8()))
+        self.per_list["click_cut"] = make_sequences(clicked[~kept].astype(np.int8), cut, pa.list_(pa.int8()))
         self.per_item = {name: column.filter(pa.array(kept)) for name, column in self.per_item.items()}
         self.lengths = np.minimum(self.lengths, max_list_length)
 
-    def table(self, columns: pa.Schema) -> pa.Table:
+    def to_table(self, columns: pa.Schema) -> pa.Table:
         offsets = pa.array(np.concatenate([[0], np.cumsum(self.lengths)]), type=pa.int32())
         arrays = []
         for field in columns:

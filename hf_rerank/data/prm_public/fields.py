@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_rerank.data.prm_public.decoded import Decoded
-from hf_rerank.data.prm_public.numbers import CACHED_BYTES, NotClean, made_line, read_numbers
+from hf_rerank.data.prm_public.numbers import CACHED_BYTES, NotClean, make_line, read_numbers
 from hf_rerank.data.report import RejectedLine
 
 FIELDS = ("user id", "user categorical", "item categorical", "item dense, basic", "item dense, optional", "labels")
@@ -105,11 +105,11 @@ class Fields:
             self._find_fields(text)
             self.numbers = first_line + np.arange(len(self.ends))
         except _Damaged:
-            lines = _lines(text)
+            lines = _split_lines(text)
             self.numbers = first_line + np.arange(len(lines))
             whole = []
             for row, line in enumerate(lines):
-                found = _damage_of_line(line)
+                found = _find_damage_of_line(line)
                 if found is None:
                     whole.append(row)
                 else:
@@ -140,12 +140,12 @@ class Fields:
         texts = texts.str.strip_chars(_MARKS)
         return pl.DataFrame([texts.gather_every(len(FIELDS), k).alias(str(k)) for k in range(len(FIELDS))])
 
-    def with_null(self) -> np.ndarray:
+    def find_nulls(self) -> np.ndarray:
         """Which rows hold a null."""
         holds = pl.any_horizontal(pl.all().str.contains("null", literal=True))
         return self.columns.select(holds).to_series().to_numpy()
 
-    def user_ids(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read_user_ids(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The users of some rows, so that splits are known before the rest is decoded.
 
         Returns:
@@ -159,7 +159,7 @@ class Fields:
         good = texts.str.contains(r"^-?[0-9]{1,18}$").to_numpy()
         if not good.all():
             if len(self._read_carefully(rows[~good])):
-                raise self._fault(rows)
+                raise self._make_error(rows)
             rows, texts = rows[good], texts.filter(good)
         return rows, texts.cast(pl.Int64).to_numpy()
 
@@ -168,7 +168,7 @@ class Fields:
         items = (self.text[: self.ends[0]].count(b"[") - 5) // len(ITEM_FIELDS) if wanted else 0
         if items > 0 and 2 * wanted > len(self.numbers) and not self.cut_off:
             with contextlib.suppress(NotClean):
-                self.clean = _Clean(items, *read_numbers(self.text, self.ends, made_line(_WIDTHS, items)))
+                self.clean = _Clean(items, *read_numbers(self.text, self.ends, make_line(_WIDTHS, items)))
 
     def decode(self, rows: np.ndarray) -> tuple[np.ndarray, Decoded]:
         """The lists of some rows.
@@ -190,14 +190,14 @@ class Fields:
         except (_Damaged, pl.exceptions.PolarsError):
             pass
         # Not as the fast reader knows it, but JSON all the same: written as it knows it.
-        texts = [[json.dumps(field) for field in _parsed(self._line(row))] for row in good]
+        texts = [[json.dumps(field) for field in _parse_line(self._cut_line(row))] for row in good]
         columns = pl.DataFrame({str(k): [text[k] for text in texts] for k in range(len(FIELDS))}, dict(_TEXTS))
         try:
             return good, self._decode(columns)
         except (_Damaged, pl.exceptions.PolarsError) as error:
-            raise self._fault(rows) from error
+            raise self._make_error(rows) from error
 
-    def _fault(self, rows: np.ndarray) -> RuntimeError:
+    def _make_error(self, rows: np.ndarray) -> RuntimeError:
         return RuntimeError(
             f"{self.path}, lines {self.numbers[rows[0]]} to {self.numbers[rows[-1]]}: the fast reader refuses what "
             "the careful reader accepts; this is a fault of hf_rerank, please report it"
@@ -232,38 +232,38 @@ class Fields:
 
         arrays = {k: decoded[str(k)].to_arrow() for k in kinds}
         lengths = pc.list_value_length(arrays[5]).to_numpy(zero_copy_only=False).astype(np.int64)
-        user, of_user = _inner(arrays[1])
-        labels, _ = _inner(arrays[5])
+        user, of_user = _unnest(arrays[1])
+        labels, _ = _unnest(arrays[5])
         if labels.null_count or (lengths < 1).any() or (of_user != len(USER_COLUMNS)).any():
             raise _Damaged
         if not np.isin(labels.to_numpy(), (0, 1)).all():
             raise _Damaged
-        per_list = _columns(*_numbers(user), USER_COLUMNS, pa.int64())
+        per_list = _split_columns(*_to_numbers(user), USER_COLUMNS, pa.int64())
         per_item: dict[str, pa.Array] = {}
         found = user.null_count
         for k, names in ITEM_FIELDS.items():
-            inner, of_items = _inner(arrays[k])
+            inner, of_items = _unnest(arrays[k])
             if inner.null_count:
                 raise _Damaged
-            values, widths = _inner(inner)
+            values, widths = _unnest(inner)
             if (of_items != lengths).any() or (widths != len(names)).any():
                 raise _Damaged
             found += values.null_count
-            per_item |= _columns(*_numbers(values), names, pa.int64() if k == 2 else pa.float32())
+            per_item |= _split_columns(*_to_numbers(values), names, pa.int64() if k == 2 else pa.float32())
         if found != nulls:
             raise _Damaged
         per_item["click"] = labels.cast(pa.int8())
         return Decoded(lengths, per_list, per_item)
 
-    def _line(self, row: int) -> bytes:
+    def _cut_line(self, row: int) -> bytes:
         return self.text[self.ends[row - 1] if row else 0 : self.ends[row]]
 
     def _read_carefully(self, rows: np.ndarray) -> np.ndarray:
         """Rejects the damaged of some rows, and returns the others."""
         good = []
         for row in rows:
-            line = self._line(row)
-            found = _damage(line)
+            line = self._cut_line(row)
+            found = _find_damage(line)
             if found is None:
                 good.append(row)
             else:
@@ -286,21 +286,21 @@ def find_letter(text: bytes, letter: str) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _lines(text: bytes) -> list[bytes]:
+def _split_lines(text: bytes) -> list[bytes]:
     """Lines with their ends. bytes.splitlines would also split at a lone carriage return."""
     lines = [line + b"\n" for line in text.split(b"\n")]
     lines[-1] = lines[-1][:-1]
     return lines if lines[-1] else lines[:-1]
 
 
-def _inner(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
+def _unnest(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """The values of an array of arrays, and how many each has. No array is null; values may be."""
     if array.null_count:
         raise _Damaged
     return array.flatten(), pc.list_value_length(array).to_numpy(zero_copy_only=False)
 
 
-def _numbers(values: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+def _to_numbers(values: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """Values, 0 for a null, and which are null; None where none is."""
     if not values.null_count:
         return values.to_numpy(), None
@@ -308,7 +308,7 @@ def _numbers(values: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     return values.fill_null(0).to_numpy(zero_copy_only=False), missing
 
 
-def _columns(
+def _split_columns(
     numbers: np.ndarray, missing: np.ndarray | None, names: Sequence[str], kind: pa.DataType
 ) -> dict[str, pa.Array]:
     """Splits rows of ``len(names)`` numbers each into columns."""
@@ -352,10 +352,10 @@ class _Clean:
         nulls = [missing[:, place] if missing[:, place].any() else None for place in places]
         if nulls[5] is not None or not ((fields[5] == 0) | (fields[5] == 1)).all():
             raise _Damaged
-        per_list = _columns(fields[1], nulls[1], USER_COLUMNS, pa.int64())
+        per_list = _split_columns(fields[1], nulls[1], USER_COLUMNS, pa.int64())
         per_item: dict[str, pa.Array] = {}
         for k, names in ITEM_FIELDS.items():
-            per_item |= _columns(fields[k], nulls[k], names, pa.int64() if k == 2 else pa.float32())
+            per_item |= _split_columns(fields[k], nulls[k], names, pa.int64() if k == 2 else pa.float32())
         per_item["click"] = pa.array(fields[5].ravel().astype(np.int8))
         return Decoded(np.full(len(rows), self.items), per_list, per_item)
 
@@ -366,10 +366,10 @@ class _Clean:
 _Damage = tuple[int | None, str, str, str]
 
 
-def _damage_of_line(line: bytes) -> tuple[str, str, str] | None:
+def _find_damage_of_line(line: bytes) -> tuple[str, str, str] | None:
     """Kind, reason and text where a line cannot be cut into fields; None where it can."""
     if len(line) > MAX_LINE_BYTES:
-        head = shortened(line[:30].decode("ascii", "backslashreplace")) + " ..."
+        head = shorten(line[:30].decode("ascii", "backslashreplace")) + " ..."
         return (
             "line too long",
             f"the line has more than {MAX_LINE_BYTES:,} bytes: expected one list of about 7,000",
@@ -389,38 +389,38 @@ def _damage_of_line(line: bytes) -> tuple[str, str, str] | None:
         return "empty line", "the line is empty: expected one list", ""
     fields = text.count("|") + 1
     if fields != len(FIELDS):
-        return "wrong number of fields", f"expected {len(FIELDS)} fields between |, got {fields}", shortened(text)
+        return "wrong number of fields", f"expected {len(FIELDS)} fields between |, got {fields}", shorten(text)
     return None
 
 
-def _damage(line: bytes) -> _Damage | None:
+def _find_damage(line: bytes) -> _Damage | None:
     """What is wrong with a line; None where nothing is."""
-    found = _damage_of_line(line)
+    found = _find_damage_of_line(line)
     if found is not None:
         return None, *found
     lengths: dict[int, int] = {}
     for field, text in enumerate(line.decode("ascii").split("|")):
-        damage = _damage_of_field(field, text.strip(_BLANKS), lengths)
+        damage = _find_damage_of_field(field, text.strip(_BLANKS), lengths)
         if damage is not None:
-            return field, *damage, shortened(text)
+            return field, *damage, shorten(text)
     return None
 
 
-def _parsed(line: bytes) -> list[Any]:
+def _parse_line(line: bytes) -> list[Any]:
     """The values of a line that is not damaged: ids without a point, and the dense ones with one."""
     values = [json.loads(text) for text in line.decode("ascii").split("|")]
-    values[1] = [_whole(value) for value in values[1]]
-    values[2] = [[_whole(value) for value in item] for item in values[2]]
+    values[1] = [_to_integer(value) for value in values[1]]
+    values[2] = [[_to_integer(value) for value in item] for item in values[2]]
     for k in (3, 4):
         values[k] = [[None if value is None else float(value) for value in item] for item in values[k]]
     return values
 
 
-def _whole(value: float | None) -> int | None:
+def _to_integer(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _damage_of_field(field: int, text: str, lengths: dict[int, int]) -> tuple[str, str] | None:
+def _find_damage_of_field(field: int, text: str, lengths: dict[int, int]) -> tuple[str, str] | None:
     """Kind and reason; notes the length of the list."""
     if "\0" in text:
         return "NUL byte", "holds a NUL byte: expected numbers only"
@@ -437,28 +437,28 @@ def _damage_of_field(field: int, text: str, lengths: dict[int, int]) -> tuple[st
     if not_finite:
         return "not finite", f"holds {not_finite[0]}: expected finite numbers; a missing value is written as null"
     if not isinstance(value, list):
-        return "null" if value is None else "no array", f"expected a JSON array, got {_kind_of(value)}"
+        return "null" if value is None else "no array", f"expected a JSON array, got {_name_kind(value)}"
     if field == 1:
         if len(value) != len(USER_COLUMNS):
             return "wrong number of values", f"expected {len(USER_COLUMNS)} values, got {len(value)}"
-        return _damage_of_numbers(value, "value", whole=True)
+        return _find_damage_of_numbers(value, "value", whole=True)
     if field in ITEM_FIELDS:
         for number, item in enumerate(value, start=1):
             if not isinstance(item, list):
                 kind = "null" if item is None else "no array"
                 expected = f"expected an array of {len(ITEM_FIELDS[field])} numbers"
-                return kind, f"item {number} is {_kind_of(item)}: {expected}"
+                return kind, f"item {number} is {_name_kind(item)}: {expected}"
             if len(item) != len(ITEM_FIELDS[field]):
                 expected = f"expected {len(ITEM_FIELDS[field])}"
                 return "wrong number of values", f"item {number} has {len(item)} values: {expected}"
-            damage = _damage_of_numbers(item, f"item {number}, value", whole=field == 2)
+            damage = _find_damage_of_numbers(item, f"item {number}, value", whole=field == 2)
             if damage is not None:
                 return damage
     else:
         for number, label in enumerate(value, start=1):
             if isinstance(label, bool) or not isinstance(label, (int, float)) or label not in (0, 1):
                 kind = "null" if label is None else "label"
-                return kind, f"the label of item {number} is {shortened(json.dumps(label))}: expected 0 or 1"
+                return kind, f"the label of item {number} is {shorten(json.dumps(label))}: expected 0 or 1"
     lengths[field] = len(value)
     if not value:
         return "no items", "the list is empty: expected at least one item"
@@ -469,30 +469,30 @@ def _damage_of_field(field: int, text: str, lengths: dict[int, int]) -> tuple[st
     return None
 
 
-def _damage_of_numbers(values: list[Any], name: str, *, whole: bool) -> tuple[str, str] | None:
+def _find_damage_of_numbers(values: list[Any], name: str, *, whole: bool) -> tuple[str, str] | None:
     for number, value in enumerate(values, start=1):
         where = f"{name} {number}"
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return "not a number", f"{where} is {_kind_of(value)}: expected a number or null"
+            return "not a number", f"{where} is {_name_kind(value)}: expected a number or null"
         if isinstance(value, float) and not math.isfinite(value):
             return "not finite", f"{where} is too large: expected a finite number"
         if whole and isinstance(value, float) and not (value.is_integer() and abs(value) <= MAX_EXACT_FLOAT):
             return "no whole number", f"{where} is {value}: expected a whole number"
         if whole and not -(2**63) <= value < 2**63:
-            return "no whole number", f"{where} is {shortened(str(value))}: expected a whole number of 64 bits"
+            return "no whole number", f"{where} is {shorten(str(value))}: expected a whole number of 64 bits"
         if not whole and abs(value) >= _FLOAT32_OVERFLOW:
-            return "not finite", f"{where} is {shortened(str(value))}: too large for a float of 32 bits"
+            return "not finite", f"{where} is {shorten(str(value))}: too large for a float of 32 bits"
     return None
 
 
-def _kind_of(value: Any) -> str:
+def _name_kind(value: Any) -> str:
     names = {type(None): "null", bool: "true or false", str: "text", dict: "an object", list: "an array"}
     return names.get(type(value), "a number")
 
 
-def shortened(text: str, length: int = 60) -> str:
+def shorten(text: str, length: int = 60) -> str:
     """The two ends of a text, fit for one line."""
     text = text.strip()
     text = text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"

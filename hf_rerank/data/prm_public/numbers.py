@@ -23,7 +23,7 @@ _NULL = np.frombuffer(b"null", dtype=np.uint8)
 CACHED_BYTES = 2**19
 
 
-def made_line(widths: Sequence[int], items: int) -> bytes:
+def make_line(widths: Sequence[int], items: int) -> bytes:
     """A line as clean lines look, of zeros: a user id, ``widths[0]`` values of the user, for each other width an array
     of that many values an item, and the labels."""
     of_items = [[[0] * width] * items for width in widths[1:]]
@@ -36,7 +36,7 @@ def read_numbers(text: bytes, ends: np.ndarray, made: bytes) -> tuple[np.ndarray
     Args:
         text: ASCII lines, each with its line end.
         ends: Where they end.
-        made: See ``made_line``.
+        made: See ``make_line``.
 
     Returns:
         Their values as ``float`` reads them, [lines, numbers a line], 0 for null, and which of them are null.
@@ -65,7 +65,7 @@ def _read(text: bytes, marks: np.ndarray, ends_number: np.ndarray, values: np.nd
     letters = np.frombuffer(text, dtype=np.uint8)
     is_mark = _is_mark(letters)
     places = np.flatnonzero(is_mark)
-    if len(places) != len(values) * len(marks) or not _written_as_json(letters, is_mark):
+    if len(places) != len(values) * len(marks) or not _is_written_as_json(letters, is_mark):
         raise NotClean
     # How many letters stand before each mark, [lines, marks a line].
     before = (np.diff(places, prepend=-1) - 1).reshape(-1, len(marks))
@@ -93,7 +93,7 @@ def _is_mark(letters: np.ndarray) -> np.ndarray:
     return (letters <= ord(",")) | (letters == ord("[")) | (letters == ord("]")) | (letters == ord("|"))
 
 
-def _written_as_json(letters: np.ndarray, is_mark: np.ndarray) -> bool:
+def _is_written_as_json(letters: np.ndarray, is_mark: np.ndarray) -> bool:
     """Whether no number is written as 01, .5 or 5., which JSON does not know, or as -0, which is 0 in JSON."""
     is_digit = letters - np.uint8(ord("0")) < 10  # what comes before 0 wraps around to above 200
     lone_dot = (letters[1:-1] == ord(".")) & ~(is_digit[:-2] & is_digit[2:])

@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from hf_rerank.data.prepared import SHARD_BYTES, write_description, write_lists
 from hf_rerank.data.prepared.writer import ON_ERROR
-from hf_rerank.data.prm_public.card import card_of
+from hf_rerank.data.prm_public.card import make_card
 from hf_rerank.data.prm_public.columns import MAX_LIST_LENGTH, find_files, prm_public_columns, prm_public_schema
-from hf_rerank.data.prm_public.fields import Fields, shortened
-from hf_rerank.data.prm_public.text import PIECE_BYTES, Piece, TextRange, cut_text, whole_file
+from hf_rerank.data.prm_public.fields import Fields, shorten
+from hf_rerank.data.prm_public.text import PIECE_BYTES, Piece, TextRange, cut_text, make_range
 from hf_rerank.data.prm_public.truth import Truth, TruthHeader, read_truth_header, truth_file
 from hf_rerank.data.report import PrepareReport, RejectedLine, RejectedLines
-from hf_rerank.data.source import Rejects, Unit, tables_by_split
-from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.data.source import Rejects, Unit, split_table
+from hf_rerank.data.splits import SPLITS, assign_splits
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
 from hf_rerank.storage import InputFiles, digest_content
@@ -79,8 +79,8 @@ class PRMPublicSource:
         sides = [side for path in self.files if (side := truth_file(path)).is_file()]
         self.inputs = InputFiles([*self.files, *sides])
         self.truth = read_truth_header(self.files)
-        self.columns = columns_of(self.truth)
-        self.schema = schema_of(self.truth, self.rules.max_list_length)
+        self.columns = make_columns(self.truth)
+        self.schema = make_schema(self.truth, self.rules.max_list_length)
         self.size = sum(path.stat().st_size for path in self.files)
         self.options: dict[str, Any] = {
             "protocol": self.rules.protocol,
@@ -93,18 +93,18 @@ class PRMPublicSource:
         }
 
     def units(self, parts: Path) -> Iterator[TextUnit]:
-        return units_of([whole_file(path) for path in self.files], self.truth, self.piece_bytes)
+        return make_units([make_range(path) for path in self.files], self.truth, self.piece_bytes)
 
     def facts(self) -> None:
         refuse_forked_process()
 
     def read(self, unit: TextUnit, facts: None) -> tuple[dict[str, pa.Table], Rejects]:
         table, _, rejects = read_unit(unit, self.rules, self.columns, by_split=True)
-        return tables_by_split(table, table.column("split").to_numpy()), rejects
+        return split_table(table, table.column("split").to_numpy()), rejects
 
     def describe(self, folder: Path, facts: None, report: PrepareReport) -> None:
         rules = self.rules
-        card = card_of(self.files, rules.protocol, rules.share, rules.seed, self.schema, report)
+        card = make_card(self.files, rules.protocol, rules.share, rules.seed, self.schema, report)
         write_description(folder, self.schema, report, card)
 
 
@@ -185,10 +185,10 @@ def iter_batches(
         raise InputError(f"unknown on_error {on_error!r}: expected raise or skip{suggestion(on_error, ON_ERROR)}")
     report = PrepareReport() if report is None else report
     rules = Rules(protocol, max_list_length, share, seed, frozenset(splits))
-    ranges = [source if isinstance(source, TextRange) else whole_file(source) for source in sources]
+    ranges = [source if isinstance(source, TextRange) else make_range(source) for source in sources]
     truth = read_truth_header([source.path for source in ranges]) if ranges else TruthHeader()
-    for unit in units_of(ranges, truth, piece_bytes):
-        table, lines, rejects = read_unit(unit, rules, columns_of(truth))
+    for unit in make_units(ranges, truth, piece_bytes):
+        table, lines, rejects = read_unit(unit, rules, make_columns(truth))
         stopped = rejects.lines if on_error == "raise" else []
         if stopped:
             table = table.slice(0, int(np.searchsorted(lines, stopped[0].line)))
@@ -205,12 +205,12 @@ def iter_batches(
             raise RejectedLines(stopped)
 
 
-def schema_of(truth: TruthHeader, max_list_length: int) -> ListSchema:
+def make_schema(truth: TruthHeader, max_list_length: int) -> ListSchema:
     """The schema of lists with what their side files offer."""
     return prm_public_schema(max_list_length, truth.position, truth.examination, truth.attraction, truth.history)
 
 
-def columns_of(truth: TruthHeader) -> pa.Schema:
+def make_columns(truth: TruthHeader) -> pa.Schema:
     """The columns of lists with what their side files offer."""
     return prm_public_columns(truth.position, truth.attraction, truth.history)
 
@@ -229,7 +229,7 @@ def refuse_forked_process() -> None:
         )
 
 
-def units_of(ranges: Iterable[TextRange], header: TruthHeader, piece_bytes: int) -> Iterator[TextUnit]:
+def make_units(ranges: Iterable[TextRange], header: TruthHeader, piece_bytes: int) -> Iterator[TextUnit]:
     """The units of some ranges of text, in order."""
     for source in ranges:
         truth = Truth(source.path) if header.position else None
@@ -237,7 +237,7 @@ def units_of(ranges: Iterable[TextRange], header: TruthHeader, piece_bytes: int)
         for piece in cut_text(source, piece_bytes):
             rows = None
             if truth is not None:
-                rows = truth, truth.lines(piece.first_line, list_ids(piece, range(piece.lines)))
+                rows = truth, truth.read_lines(piece.first_line, make_list_ids(piece, range(piece.lines)))
             name = f"{Path(source.path).name}, line {piece.first_line}"
             yield TextUnit(name, piece.digest, piece.on_disk, piece, rows)
         to_the_end = source.end is None or source.end == Path(source.path).stat().st_size
@@ -263,54 +263,54 @@ def read_unit(
     fields = Fields(piece.path, piece.first_line, piece.text)
     rows = np.arange(len(fields.numbers))
     if rules.protocol == "public":
-        nulls = fields.with_null()
+        nulls = fields.find_nulls()
         rows = rows[~nulls]
         counts.drop("holds a null", int(nulls.sum()))
-        ids = list_ids(piece, fields.numbers[rows] - piece.first_line)
-        drawn = np.array([_drawn(list_id, rules.share, rules.seed) for list_id in ids], dtype=bool)
+        ids = make_list_ids(piece, fields.numbers[rows] - piece.first_line)
+        drawn = np.array([_is_drawn(list_id, rules.share, rules.seed) for list_id in ids], dtype=bool)
         counts.drop(f"not in the drawn {100 * rules.share:g} %", int((~drawn).sum()))
         rows = rows[drawn]
-    rows, user_ids = fields.user_ids(rows)
-    of_split = split_of(user_ids.tolist())
+    rows, user_ids = fields.read_user_ids(rows)
+    of_split = assign_splits(user_ids.tolist())
     if len(rules.splits) < len(SPLITS) or by_split:
         chosen = np.concatenate([np.flatnonzero(of_split == split) for split in SPLITS if split in rules.splits])
         chosen = chosen if by_split else np.sort(chosen)
         rows, user_ids, of_split = rows[chosen], user_ids[chosen], of_split[chosen]
     if not len(rows):
-        return columns.empty_table(), rows, Rejects(counts, _rejected(fields, piece))
+        return columns.empty_table(), rows, Rejects(counts, _collect_rejected(fields, piece))
     fields.read_clean(len(rows))
     good, lists = fields.decode(rows)
     if len(good) < len(rows):
         kept = np.isin(rows, good)
         user_ids, of_split = user_ids[kept], of_split[kept]
     in_piece = fields.numbers[good] - piece.first_line
-    of_list = np.array(list_ids(piece, in_piece), dtype=object)
+    of_list = np.array(make_list_ids(piece, in_piece), dtype=object)
     if unit.truth is not None:
         truth, truth_rows = unit.truth
         lists.join_truth(truth_rows.take(pa.array(in_piece)), truth, of_list)
     lists.cut(rules.max_list_length, counts)
     lists.per_list |= {"list_id": of_list, "user_id": user_ids, "split": of_split}
 
-    return lists.table(columns), fields.numbers[good], Rejects(counts, _rejected(fields, piece))
+    return lists.to_table(columns), fields.numbers[good], Rejects(counts, _collect_rejected(fields, piece))
 
 
-def _rejected(fields: Fields, piece: Piece) -> list[RejectedLine]:
+def _collect_rejected(fields: Fields, piece: Piece) -> list[RejectedLine]:
     """The damaged lines of a piece, in order."""
     rejected = sorted(fields.rejects, key=lambda reject: reject.line)
     if piece.broken is not None:
         reason = f"the gzip file is damaged and ends inside this line ({piece.broken}): fetch it again"
-        tail = shortened(piece.tail.decode("ascii", "backslashreplace"))
+        tail = shorten(piece.tail.decode("ascii", "backslashreplace"))
         last = piece.first_line + piece.lines - 1
         rejected.append(RejectedLine(piece.path, last, None, "cut-off gzip", reason, tail))
     return rejected
 
 
-def list_ids(piece: Piece, lines: Iterable[int]) -> list[str]:
+def make_list_ids(piece: Piece, lines: Iterable[int]) -> list[str]:
     """The ids of some lines, which count from 0 in the piece: the part of the file, and the number of the line."""
     part = piece.path.removesuffix(".gz").rpartition(".")[2]
     return [f"{part}:{piece.first_line + line}" for line in lines]
 
 
-def _drawn(list_id: str, share: float, seed: int) -> bool:
+def _is_drawn(list_id: str, share: float, seed: int) -> bool:
     digest = hashlib.md5(f"{seed}:{list_id}".encode(), usedforsecurity=False).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32

@@ -68,7 +68,7 @@ def is_gzip(path: str | Path) -> bool:
     return str(path).endswith(".gz")
 
 
-def whole_file(path: str | Path) -> TextRange:
+def make_range(path: str | Path) -> TextRange:
     """The range of a whole file."""
     return TextRange(str(path), 0, None if is_gzip(path) else Path(path).stat().st_size, 1)
 
@@ -78,7 +78,7 @@ def find_ranges(files: Sequence[Path], range_bytes: int = RANGE_BYTES) -> list[T
     ranges = []
     for path in files:
         if is_gzip(path) or path.stat().st_size <= range_bytes:
-            ranges.append(whole_file(path))
+            ranges.append(make_range(path))
             continue
         size = path.stat().st_size
         start, first_line = 0, 1
@@ -130,7 +130,7 @@ def cut_text(source: TextRange, piece_bytes: int = PIECE_BYTES) -> Iterator[Piec
                 broken, tail, text = reader.broken, text[end:][:_LONG_LINE_BYTES], text[:end]
             elif not text:
                 break
-            lines = _line_ends(text) + (not text.endswith(b"\n") and bool(text)) + (broken is not None)
+            lines = _count_line_ends(text) + (not text.endswith(b"\n") and bool(text)) + (broken is not None)
             on_disk = reader.on_disk - (0 if reader.packed else len(waiting)) - before
             yield Piece(source.path, line, lines, text, digest.hexdigest(), on_disk, broken, tail)
             line += lines
@@ -140,7 +140,7 @@ def cut_text(source: TextRange, piece_bytes: int = PIECE_BYTES) -> Iterator[Piec
             raise InputError(f"{source.path} is empty: expected one list per line; fetch it again")
 
 
-def _line_ends(text: bytes) -> int:
+def _count_line_ends(text: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == ord("\n")))  # faster than bytes.count
 
 
@@ -185,7 +185,7 @@ class _Reader:
         """At most ``size`` bytes, fewer only at the end."""
         if self._left is not None:
             size = min(size, self._left)
-        block = self._unpacked(size) if self.packed else self._file.read(size)
+        block = self._unpack(size) if self.packed else self._file.read(size)
         if self._left is not None:
             if size and not block:
                 raise InputError(f"{self.path} became shorter while it was read: run again when it is complete")
@@ -193,7 +193,7 @@ class _Reader:
         self.ended = len(block) < size or self._left == 0
         return block
 
-    def _unpacked(self, size: int) -> bytes:
+    def _unpack(self, size: int) -> bytes:
         """Of a damaged gzip file all that can be unpacked, however much is asked for at a time."""
         parts, missing = [], size
         while missing:

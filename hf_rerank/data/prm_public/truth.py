@@ -47,7 +47,7 @@ def read_truth_header(files: Iterable[str | Path]) -> TruthHeader:
     Raises:
         InputError: They differ, or a column is missing.
     """
-    headers = {Path(path): _truth_header(truth_file(path)) for path in files}
+    headers = {Path(path): _read_header(truth_file(path)) for path in files}
     first_path, first = next(iter(headers.items()))
     for path, header in headers.items():
         if header != first:
@@ -58,7 +58,7 @@ def read_truth_header(files: Iterable[str | Path]) -> TruthHeader:
     return first
 
 
-def _truth_header(path: Path) -> TruthHeader:
+def _read_header(path: Path) -> TruthHeader:
     if not path.is_file():
         return TruthHeader()
     read_footer(path)
@@ -84,7 +84,7 @@ class Truth:
         # Batches end inside row groups: the last group is kept, so that each is read once.
         self._group = functools.lru_cache(maxsize=2)(self.parquet.read_row_group)
 
-    def lines(self, first_line: int, list_ids: list[str]) -> pa.Table:
+    def read_lines(self, first_line: int, list_ids: list[str]) -> pa.Table:
         """The rows of some lines that follow one another."""
         start, stop = first_line - 1, first_line - 1 + len(list_ids)
         if stop > self.rows:

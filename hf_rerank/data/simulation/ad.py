@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from hf_rerank.data.simulation.ad_behaviours import draw_behaviours
-from hf_rerank.data.simulation.ad_csv import CSV_HEADERS, CSVFiles, truth_schema, truth_table
-from hf_rerank.data.simulation.ad_lists import blocks, draw_ads, number_of_users
+from hf_rerank.data.simulation.ad_csv import CSV_HEADERS, CSVFiles, make_truth_schema, make_truth_table
+from hf_rerank.data.simulation.ad_lists import count_users, draw_ads, draw_blocks
 from hf_rerank.data.simulation.ad_world import LARGEST_USER, AdWorld
-from hf_rerank.data.simulation.click_process import check_counts, with_progress
+from hf_rerank.data.simulation.click_process import check_counts, show_progress
 from hf_rerank.errors import InputError
 from hf_rerank.storage import create_folder
 
@@ -58,7 +58,7 @@ def simulate_ad(
         CannotWrite: the disk is full, or refuses to be written.
     """
     check_counts("simulate_ad", lists=(lists, 1), seed=(seed, 0), behaviours=(behaviours or 0, 0))
-    n_users = number_of_users(world, lists)
+    n_users = count_users(world, lists)
     if n_users > LARGEST_USER:
         raise InputError(
             f"{lists:,} lists are of {n_users:,} users, and there are {LARGEST_USER:,} ids: raise "
@@ -67,16 +67,16 @@ def simulate_ad(
     if behaviours is None:
         behaviours = round(world.behaviours_per_user * n_users)
     names = [name for name in CSV_HEADERS if name != "behavior_log.csv" or behaviours]
-    schema = truth_schema(world, seed)
+    schema = make_truth_schema(world, seed)
     with create_folder(output_dir) as folder, ExitStack() as stack:
         truth = stack.enter_context(pq.ParquetWriter(folder / f"{RAW_SAMPLE}.truth.parquet", schema))
         files = stack.enter_context(CSVFiles({name: folder / name for name in names}))
         ads = draw_ads(world, seed)
         files.write_ads(ads)
-        for block in with_progress(blocks(world, ads, seed, lists), lists, progress):
+        for block in show_progress(draw_blocks(world, ads, seed, lists), lists, progress):
             files.write_users(block.users)
             files.write_impressions(ads, block)
-            truth.write_table(truth_table(block, schema))
+            truth.write_table(make_truth_table(block, schema))
             if behaviours:
                 files.write_behaviours(ads, block, draw_behaviours(world, ads, block, seed, behaviours, n_users))
     return Path(output_dir) / RAW_SAMPLE

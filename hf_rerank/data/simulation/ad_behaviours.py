@@ -15,10 +15,10 @@ from hf_rerank.data.simulation.ad_lists import (
     STRETCHES,
     AdBlock,
     Ads,
-    brand_liking,
+    compute_brand_liking,
 )
 from hf_rerank.data.simulation.ad_world import AdWorld
-from hf_rerank.data.simulation.click_process import generator
+from hf_rerank.data.simulation.click_process import make_generator
 
 BTAGS, BTAG_SHARES = ("pv", "cart", "fav", "buy"), (0.95, 0.02, 0.015, 0.015)
 LAST_SECOND = FIRST_IMPRESSION + STRETCHES * STRETCH_SECONDS - 1
@@ -43,13 +43,13 @@ def draw_behaviours(world: AdWorld, ads: Ads, block: AdBlock, seed: int, behavio
         behaviours: How many there are of all users.
         n_users: How many there are in all blocks.
     """
-    rng, here = generator(seed, 3, block.number), len(block.users.id)
+    rng, here = make_generator(seed, 3, block.number), len(block.users.id)
     stop = block.first_user + here
     n = behaviours * stop // n_users - behaviours * block.first_user // n_users
     # The activity of a user is exponential, which makes the number of its behaviours geometric.
     up_to = np.cumsum(rng.standard_exponential(here))
     user = np.searchsorted(up_to, rng.random(n) * up_to[-1], side="right")
-    item = _liked_ads(world, ads, block, rng, user)
+    item = _draw_liked_ads(world, ads, block, rng, user)
     time_stamp = rng.integers(FIRST_SECOND, LAST_SECOND + 1, n)
     btag = rng.choice(len(BTAGS), n, p=BTAG_SHARES)
 
@@ -63,7 +63,9 @@ def draw_behaviours(world: AdWorld, ads: Ads, block: AdBlock, seed: int, behavio
     return Behaviours(user, item, time_stamp, btag)
 
 
-def _liked_ads(world: AdWorld, ads: Ads, block: AdBlock, rng: np.random.Generator, user: np.ndarray) -> np.ndarray:
+def _draw_liked_ads(
+    world: AdWorld, ads: Ads, block: AdBlock, rng: np.random.Generator, user: np.ndarray
+) -> np.ndarray:
     """An ad for each entry of ``user``, of a category and a brand that the user likes."""
     users = block.users
     weight = np.exp(world.liking_strength * users.liking.astype(np.float64))
@@ -79,7 +81,7 @@ def _liked_ads(world: AdWorld, ads: Ads, block: AdBlock, rng: np.random.Generato
         part = slice(first, first + 65_536)
         size = ((world.n_ads - 1 - category[part]) // world.n_categories + 1)[:, None]
         seen = category[part, None] + world.n_categories * rng.integers(0, size, (len(size), ADS_LOOKED_AT))
-        liking = world.liking_strength * brand_liking(ads, users, user[part], seen)
+        liking = world.liking_strength * compute_brand_liking(ads, users, user[part], seen)
         chosen = np.argmax(liking + rng.gumbel(size=seen.shape), axis=1)
         items[part] = seen[np.arange(len(seen)), chosen]
     return items

@@ -53,13 +53,13 @@ class CSVFiles:
         self._stack.close()
 
     def write_ads(self, ads: Ads) -> None:
-        brand = _or_null(ads.brand_id, NO_BRAND)
+        brand = _replace_by_null(ads.brand_id, NO_BRAND)
         ids = (ads.id, ads.category_id, ads.campaign_id, ads.customer_id)
         self._write("ad_feature.csv", *ids, brand, ads.price, null="NULL")
 
     def write_users(self, users: AdUsers) -> None:
         rows = np.flatnonzero(users.has_profile)
-        levels = [_or_null(values[rows], MISSING_LEVEL) for values in users.profile.values()]
+        levels = [_replace_by_null(values[rows], MISSING_LEVEL) for values in users.profile.values()]
         self._write("user_profile.csv", users.id[rows], *levels, null="")
 
     def write_impressions(self, ads: Ads, block: AdBlock) -> None:
@@ -73,7 +73,7 @@ class CSVFiles:
     def write_behaviours(self, ads: Ads, block: AdBlock, behaviours: Behaviours) -> None:
         item = behaviours.item
         btag = pl.Series(BTAGS, dtype=pl.String).gather(behaviours.btag)
-        brand = _or_null(ads.brand_id[item], NO_BRAND)
+        brand = _replace_by_null(ads.brand_id[item], NO_BRAND)
         user, category = block.users.id[behaviours.user], ads.category_id[item]
         self._write("behavior_log.csv", user, behaviours.time_stamp, btag, category, brand, null="NULL")
 
@@ -82,11 +82,11 @@ class CSVFiles:
         table.write_csv(self._files[name], include_header=False, null_value=null)
 
 
-def _or_null(values: np.ndarray, missing: int) -> pl.Series:
+def _replace_by_null(values: np.ndarray, missing: int) -> pl.Series:
     return pl.Series(np.where(values == missing, 0, values)).set(pl.Series(values == missing), None)
 
 
-def truth_schema(world: AdWorld, seed: int) -> pa.Schema:
+def make_truth_schema(world: AdWorld, seed: int) -> pa.Schema:
     """Columns and metadata of the truth file."""
     metadata = {
         "examination": json.dumps(world.examination.tolist()),
@@ -101,7 +101,7 @@ def truth_schema(world: AdWorld, seed: int) -> pa.Schema:
     return pa.schema(columns, metadata=metadata)
 
 
-def truth_table(block: AdBlock, schema: pa.Schema) -> pa.Table:
+def make_truth_table(block: AdBlock, schema: pa.Schema) -> pa.Table:
     """The truth of the lists of a block, in order of user and time."""
     newest = block.time[np.arange(len(block.lengths)), block.lengths - 1]
     user = pa.array(block.users.id[block.user]).cast(pa.string())

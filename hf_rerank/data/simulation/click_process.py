@@ -45,7 +45,7 @@ def examination_curve(world: Any, places: int) -> np.ndarray:
     return world.looks_at_first_only * (place == 0) + goes_down * np.exp(-place / world.patience) + world.looks_at_all
 
 
-def attraction(
+def compute_attraction(
     world: Any,
     *,
     quality: np.ndarray,
@@ -74,7 +74,7 @@ def attraction(
     count = mask.sum(axis=1, keepdims=True)
     style = np.where(mask, style, 0.0)
     theme = style * ((style.sum(axis=1, keepdims=True) - style) / np.maximum(count - 1, 1))
-    gap = price_gap(world, price, mask)
+    gap = compute_price_gap(world, price, mask)
     same = (category[:, :, None] == category[:, None, :]) & mask[:, None, :]
     crowding = np.log(np.maximum(same.sum(axis=2), 1))
     context = (
@@ -87,7 +87,7 @@ def attraction(
     return np.where(mask, 0.5 * (1 + np.tanh(0.5 * logit)), 0.0)
 
 
-def price_gap(world: Any, price: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def compute_price_gap(world: Any, price: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """How far each price lies from the mean of its list, in units of ``price_spread``; [lists, items]."""
     mean = np.where(mask, price, 0.0).sum(axis=1, keepdims=True) / np.maximum(mask.sum(axis=1, keepdims=True), 1)
     return (price - mean) / world.price_spread
@@ -187,7 +187,7 @@ def order_expected_clicks(
     ).sum(axis=-1)
 
 
-def generator(seed: int, *key: int) -> np.random.Generator:
+def make_generator(seed: int, *key: int) -> np.random.Generator:
     """Random numbers that depend on the seed and the key alone."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
@@ -202,7 +202,7 @@ def check_counts(function: str, **counts: tuple[Any, int]) -> None:
             raise InputError(f"{function}: {name} must be an integer of at least {low}, got {value!r}")
 
 
-def with_progress(blocks: Iterator[_Block], n_lists: int, show: bool) -> Iterator[_Block]:
+def show_progress(blocks: Iterator[_Block], n_lists: int, show: bool) -> Iterator[_Block]:
     """The blocks, with a bar of their lists if it takes longer than a second."""
     from tqdm import tqdm
 

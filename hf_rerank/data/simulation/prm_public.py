@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_rerank.data.simulation.click_process import check_counts, with_progress
-from hf_rerank.data.simulation.prm_public_lists import blocks
-from hf_rerank.data.simulation.prm_public_text import raw_lines, truth_schema, truth_table
+from hf_rerank.data.simulation.click_process import check_counts, show_progress
+from hf_rerank.data.simulation.prm_public_lists import draw_blocks
+from hf_rerank.data.simulation.prm_public_text import format_lines, make_truth_schema, make_truth_table
 from hf_rerank.data.simulation.prm_public_world import PRMWorld
 from hf_rerank.errors import InputError
 from hf_rerank.storage import lock_output, name_failures, write_atomically
@@ -56,7 +56,7 @@ def simulate_prm(
     check_counts("simulate_prm", n_lists=(n_lists, 1), seed=(seed, 0), part=(part, 1))
     text_path = Path(output_dir) / f"set1.train.txt.part{part}"
     truth_path = text_path.with_name(text_path.name + ".truth.parquet")
-    schema = truth_schema(world, seed)
+    schema = make_truth_schema(world, seed)
     with lock_output(text_path):
         for path in (text_path, text_path.with_name(f"{text_path.name}.gz"), truth_path):
             if path.exists() and not (path == truth_path and _is_of_this_call(path, schema, n_lists)):
@@ -69,9 +69,9 @@ def simulate_prm(
             pq.ParquetWriter(truth_file, schema) as truth,
         ):
             first_line = 1
-            for lists in with_progress(blocks(world, seed, part, n_lists), n_lists, progress):
-                text.writelines(raw_lines(lists))
-                truth.write_table(truth_table(lists, schema, part, first_line))
+            for lists in show_progress(draw_blocks(world, seed, part, n_lists), n_lists, progress):
+                text.writelines(format_lines(lists))
+                truth.write_table(make_truth_table(lists, schema, part, first_line))
                 first_line += len(lists)
     return text_path
 

@@ -14,28 +14,28 @@ from hf_rerank.data.simulation.prm_public_lists import ShownLists
 from hf_rerank.data.simulation.prm_public_world import PRMWorld
 
 
-def raw_lines(lists: ShownLists) -> list[str]:
+def format_lines(lists: ShownLists) -> list[str]:
     """The raw lines. The work is done on whole columns: it is most of the simulator's time."""
     labels = pa.array(["0.0", "1.0"]).take(pa.array(lists.click.ravel().astype(np.int8)))
     columns = [
         pa.array(lists.user_id).cast(pa.string()),
-        _joined(_integers(lists.user_categorical), lists.user_categorical.shape),
-        _joined(_integers(lists.item_categorical), lists.item_categorical.shape),
-        _joined(_decimals(lists.basic), lists.basic.shape),
-        _joined(_decimals(lists.optional), lists.optional.shape),
-        _joined(labels, lists.click.shape),
+        _join(_format_integers(lists.user_categorical), lists.user_categorical.shape),
+        _join(_format_integers(lists.item_categorical), lists.item_categorical.shape),
+        _join(_format_decimals(lists.basic), lists.basic.shape),
+        _join(_format_decimals(lists.optional), lists.optional.shape),
+        _join(labels, lists.click.shape),
     ]
     lines = pc.binary_join_element_wise(*columns, "|")
     return pc.binary_join_element_wise(lines, "", "\n").to_pylist()
 
 
-def _integers(values: np.ndarray) -> pa.Array:
+def _format_integers(values: np.ndarray) -> pa.Array:
     """Integers as text, ``null`` for -1."""
     flat = values.ravel()
     return pc.fill_null(pa.array(flat, mask=flat == -1).cast(pa.string()), "null")
 
 
-def _decimals(values: np.ndarray) -> pa.Array:
+def _format_decimals(values: np.ndarray) -> pa.Array:
     """Floats as text with at most six decimals and at least one, never an exponent; ``null`` for NaN."""
     flat = np.round(values.ravel(), 6)
     text = pc.fill_null(pa.array(flat, mask=np.isnan(flat)).cast(pa.string()), "null")
@@ -47,7 +47,7 @@ def _decimals(values: np.ndarray) -> pa.Array:
     return text
 
 
-def _joined(text: pa.Array, shape: tuple[int, ...]) -> pa.Array:
+def _join(text: pa.Array, shape: tuple[int, ...]) -> pa.Array:
     """Numbers as text, flattened from ``shape``, to one JSON list for each entry of the first axis."""
     for size in reversed(shape[1:]):
         ends = pa.array(np.arange(0, len(text) + 1, size, dtype=np.int32))
@@ -56,7 +56,7 @@ def _joined(text: pa.Array, shape: tuple[int, ...]) -> pa.Array:
     return text
 
 
-def truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
+def make_truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
     """Columns and metadata of the truth file."""
     per_slot = [("attraction", pa.list_(pa.float32()))]
     metadata: dict[str, str] = {"mode": world.mode}
@@ -78,7 +78,7 @@ def truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
     return pa.schema(columns, metadata=metadata)
 
 
-def truth_table(lists: ShownLists, schema: pa.Schema, part: int, first_line: int) -> pa.Table:
+def make_truth_table(lists: ShownLists, schema: pa.Schema, part: int, first_line: int) -> pa.Table:
     """The truth of lists that begin at ``first_line`` of the raw file."""
     per_slot = {
         "attraction": lists.attraction,

@@ -13,7 +13,7 @@ import pytest
 from hf_rerank.data.prepared import read_prepared
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.data.splits import SPLITS, assign_splits
 from hf_rerank.errors import InputError
 from hf_rerank.validation import Lists
 
@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_report_and_shards(raw, tmp_path):
     report = prepare_prm_public(raw, tmp_path / "lists", progress=False, shard_bytes=30_000, piece_bytes=10_000)
-    of_user = split_of(range(400)).tolist()
+    of_user = assign_splits(range(400)).tolist()
     expected = {split: of_user.count(split) for split in SPLITS}
     assert report.lists == expected
     assert report.read == 400 == sum(expected.values())

@@ -20,7 +20,7 @@ import pytest
 from hf_rerank import Categorical, InputError, ListSchema
 from hf_rerank.data.prepared import (
     Licence,
-    dataset_card,
+    make_dataset_card,
     partial_folder,
     read_prepared,
     read_report,
@@ -79,7 +79,7 @@ class Numbers:
 
     def describe(self, folder: Path, facts: int, report: PrepareReport) -> None:
         assert facts == 100
-        card = dataset_card("Numbers", report, self.schema, how=[], caveats=[], licence=Licence(None, ""))
+        card = make_dataset_card("Numbers", report, self.schema, how=[], caveats=[], licence=Licence(None, ""))
         write_description(folder, self.schema, report, card)
 
 

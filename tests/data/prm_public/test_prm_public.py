@@ -30,7 +30,7 @@ from hf_rerank.data.prm_public.fields import (
     USER_COLUMNS,
 )
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.data.splits import SPLITS, assign_splits
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists
@@ -111,9 +111,9 @@ def test_md5_split_by_hand():
     # printf ID | md5sum | cut -c1-8, then modulo 10,000: 7 -> 8f14e45f -> 1071; 42 -> a1d0c6e8 -> 4184;
     # 2 -> c81e728d -> 8605; 1 -> c4ca4238 -> 9560; 0 -> cfcd2084 -> 6916
     ids, expected = [7, 42, 2, 1, 0, 7], ["ranker_train", "train", "validation", "test", "train", "ranker_train"]
-    assert split_of(ids).tolist() == expected
-    assert split_of(map(str, ids)).tolist() == expected
-    shares = {split: float(np.mean(split_of(range(20_000)) == split)) for split in SPLITS}
+    assert assign_splits(ids).tolist() == expected
+    assert assign_splits(map(str, ids)).tolist() == expected
+    shares = {split: float(np.mean(assign_splits(range(20_000)) == split)) for split in SPLITS}
     expected_shares = {"ranker_train": 0.40, "train": 0.45, "validation": 0.05, "test": 0.10}
     assert shares == pytest.approx(expected_shares, abs=0.015)  # more than four standard errors
 
@@ -141,7 +141,7 @@ def test_rows_equal_json_over_many_batches(tmp_path):
     rows = read(path, piece_bytes=20_000)
     assert [row["list_id"] for row in rows] == [f"part1:{number}" for number in range(1, 301)]
     assert all(same(row, parsed(line)) for row, line in zip(rows, lines, strict=True))
-    assert [row["split"] for row in rows] == split_of(range(300)).tolist()
+    assert [row["split"] for row in rows] == assign_splits(range(300)).tolist()
     assert next(iter_batches([path])).schema == prm_public_columns()
 
     # Ranges of lines, read apart, are the same lists under the same ids; so are single splits.
