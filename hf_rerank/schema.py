@@ -103,7 +103,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Vector:
-    """A vector of ``dim`` numbers an item (a text or image embedding), used as it comes."""
+    """A vector of ``dim`` numbers per item (a text or image embedding), used as it comes."""
 
     name: str
     dim: int
@@ -225,10 +225,10 @@ class ListSchema:
         initial_score: Item column with the score that the earlier ranker gave each item, any finite number; a model
             reads it only if its config says so. Larger is better. None: not known.
         weight: Item column of sample weights, at least 0; they multiply the terms of every task loss. None: all 1.
-        propensity: Item column of propensities, in (0, 1]: the probability that the item was looked at when its click
+        propensity: Item column of propensities, in (0, 1]: the probability that the item was examined when its click
             was logged; ``hf-rerank propensities`` estimates it. Training corrects the clicks by it
             (``hf_rerank.losses``, and ``propensity_floor`` of the config), and evaluation too
-            (``hf_rerank.metrics.propensity``); it is no feature.
+            (``hf_rerank.metrics.propensity``); it is not a feature.
         cut_label: Column with the labels of the items that were cut from a list that was too long, one sequence per
             list, empty where nothing was cut. Metrics count them; no model reads them. None: not known.
         id: Item column that ranking returns as ``ids``, a feature or not. None: the first item feature.
@@ -236,8 +236,8 @@ class ListSchema:
         group: Column to split by (the user); no feature.
         max_list_length: Longest list that a model is built for.
         max_history_length: Newest history items that are read.
-        attraction: Item column of the true probability of a click if looked at, on simulated lists; no feature.
-        examination: Probability that a place is looked at, top first, on simulated lists.
+        attraction: Item column of the true probability of a click if examined, on simulated lists; no feature.
+        examination: Probability that a position is examined, top first, on simulated lists.
         fitted: Digest of what a processor has learned from training lists; set by the processor.
         extends: Fingerprints of the fitted schemas that this one grew from, the first one first; set by the processor.
         computes_initial_score: Whether lists without the column ``initial_score`` get the scores of the processor's
@@ -283,7 +283,7 @@ class ListSchema:
             raise InputError("the schema has no item features: a re-ranker needs at least one")
         for feature in (*self.items, *self.user, *self.history):
             if not isinstance(feature, Feature):
-                raise InputError(f"{feature!r} is no feature: expected Categorical(...), Dense(...) or Vector(...)")
+                raise InputError(f"{feature!r} is not a feature: expected Categorical(...), Dense(...) or Vector(...)")
         names = [feature.name for feature in (*self.items, *self.user, *self.history)]
         special = self.item_columns()
         if self.label is None:
@@ -307,7 +307,7 @@ class ListSchema:
             if names.count(name) > 1:
                 raise InputError(f"the schema names the column {name!r} twice")
         if self.id in (*of_lists, *(feature.name for feature in (*self.user, *self.history))):
-            raise InputError(f"id of the schema is {self.id!r}, which is no column of the items: expected one of them")
+            raise InputError(f"id of the schema is {self.id!r}, which is not a column of the items: expected one of them")
         for part in ("user", "history"):
             for feature in getattr(self, part):
                 if isinstance(feature, Vector):
@@ -319,7 +319,7 @@ class ListSchema:
                     raise InputError(f"{feature.name!r} shares a table: only history features can")
                 if feature.shares not in tables:
                     raise InputError(
-                        f"{feature.name!r} shares the table of {feature.shares!r}, which is no categorical item "
+                        f"{feature.name!r} shares the table of {feature.shares!r}, which is not a categorical item "
                         f"feature ({', '.join(tables) or 'there is none'}){suggestion(feature.shares, tables)}"
                     )
         for what in ("max_list_length", "max_history_length"):

@@ -81,7 +81,7 @@ def lists_folder(source: str) -> Path:
     if is_repository(source):
         return fetch_lists(source, revision=None, token=None)
     raise InputError(
-        f"{source} is no folder of prepared lists (it has no schema.json): make one with hf-rerank prepare"
+        f"{source} is not a folder of prepared lists (it has no schema.json): make one with hf-rerank prepare"
     )
 
 

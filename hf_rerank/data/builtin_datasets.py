@@ -28,7 +28,7 @@ def cache_simulated_prm(n_lists: int | None, seed: int, max_list_length: int | N
     length = MAX_LIST_LENGTH if max_list_length is None else max_list_length
 
     def make(folder: Path) -> None:
-        logger.warning("Simulating %s lists (seed %d) into %s; their clicks are no real ones.", n_lists, seed, folder)
+        logger.warning("Simulating %s lists (seed %d) into %s; their clicks are not real.", n_lists, seed, folder)
         raw = folder.with_name(f"{folder.name}.raw")
         remove(raw)  # of a process that was killed
         try:

@@ -45,7 +45,7 @@ def push_lists(
     refuse_unfinished(folder)
     inputs = InputFiles(path for path in folder.glob("[!.]*") if path.is_file())
     if not (folder / "schema.json").is_file():
-        raise InputError(f"{folder} is no folder of prepared lists (it has no schema.json): see hf-rerank prepare")
+        raise InputError(f"{folder} is not a folder of prepared lists (it has no schema.json): see hf-rerank prepare")
     read_prepared(folder)
     licence = find_licence(folder)
     if licence is None:

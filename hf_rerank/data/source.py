@@ -128,7 +128,7 @@ class PartitionedSource(Protocol):
     """What a ``ListSource`` has in addition if the rows of one list are scattered over its input.
 
     ``hf_rerank.data.prepared.buckets`` cuts rows by a key into files, of which ``read`` then reads one bucket at a
-    time. It is done once: a call that is interrupted meanwhile begins anew.
+    time. It is done once: a call that is interrupted meanwhile starts again.
     """
 
     def partition(

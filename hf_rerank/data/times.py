@@ -46,7 +46,7 @@ def parse_times(text: pl.Series) -> ParsedTimes:
     parts.columns = ["y", "m", "d", "a", "b", "last", "h", "min", "s", "f", "half", "zone"]
     none = text.is_not_null() & parts["y"].is_null() & parts["last"].is_null()
     if none.any():
-        return ParsedTimes(None, example=text[int(none.arg_max() or 0)], why="it is no time")
+        return ParsedTimes(None, example=text[int(none.arg_max() or 0)], why="it is not a time")
     year_last = parts["last"].is_not_null()
     day_first = _find_day_first(parts, year_last)
     if isinstance(day_first, ParsedTimes):

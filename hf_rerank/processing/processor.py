@@ -376,7 +376,7 @@ class ListProcessor:
                 raise InputError(f"{config_path} has an unknown key {key!r}{suggestion(key, known)}")
         for key in ("schema", "scales", "fit_report"):
             if not isinstance(plain.get(key), dict):
-                raise InputError(f"{config_path} lacks {key!r}, or it is no object; save the processor again")
+                raise InputError(f"{config_path} lacks {key!r}, or it is not an object; save the processor again")
         schema = ListSchema.from_dict(plain["schema"])
         scales = {name: _read_scale(scale, name, config_path) for name, scale in plain["scales"].items()}
         arrays = read_arrays(vocabularies_path)
@@ -442,7 +442,7 @@ class ListProcessor:
     def _encode_part(
         self, part: str, features: Any, columns: Mapping[str, Any], keep: np.ndarray | slice, report: EncodingReport
     ) -> dict[str, np.ndarray]:
-        """The arrays of items, user or history: one row a value that is kept, one column a feature."""
+        """The arrays of items, user or history: one row per value that is kept, one column per feature."""
         categorical: list[np.ndarray] = []
         dense: list[Dense] = []
         vectors: list[np.ndarray] = []

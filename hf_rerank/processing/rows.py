@@ -110,7 +110,7 @@ def convert_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
 
     for name, column in () if isinstance(frame, pl.DataFrame) else frame.items():
         if column.dtype == object and is_deep(column):
-            raise InputError(f"column {name!r} of the data frame holds lists within lists: expected one list a cell")
+            raise InputError(f"column {name!r} of the data frame holds lists within lists: expected one list per cell")
     try:
         table = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
     except (pa.ArrowException, pl.exceptions.PolarsError, ValueError, TypeError, OverflowError) as error:

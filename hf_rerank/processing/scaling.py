@@ -128,7 +128,7 @@ def to_numbers(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray
 
 
 def scale_columns(features: Sequence[Dense], columns: Sequence[pa.Array], scales: Sequence[DenseScale]) -> np.ndarray:
-    """float32 [N, width] of columns of N values: a column a feature, and one more for the indicator of missing ones.
+    """float32 [N, width] of columns of N values: one column per feature, and one more for the indicator of missing ones.
 
     All features at once: of a single list most of the time goes into the number of operations.
     """

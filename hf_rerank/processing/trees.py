@@ -179,7 +179,7 @@ class TreeRanker:
         names = [entry.name for entry in fields(TreeEnsemble)]
         for name in (*names, _READS_POSITION):
             if name not in arrays:
-                raise InputError(f"{path} holds no {name!r}: it is no file of trees; save or download the model again")
+                raise InputError(f"{path} holds no {name!r}: it is not a file of trees; save or download the model again")
         ensemble = TreeEnsemble(**{name: arrays[name] for name in names})
         ensemble.check(path)
         for name, array in arrays.items():

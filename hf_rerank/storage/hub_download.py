@@ -81,7 +81,7 @@ def refuse_no_source(source: Any) -> None:
 def describe_repair(source: str | Path, commit: str, kind: str = "model") -> str:
     """The command that fetches a commit into the cache anew, whatever became of what is there."""
     of_kind = "" if kind == "model" else f" --repo-type {kind}"
-    return f"fetch it anew: hf download {source}{of_kind} --revision {commit} --force-download"
+    return f"fetch it again: hf download {source}{of_kind} --revision {commit} --force-download"
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _read_shards(index: Path) -> list[str]:
     shard_of = content.get("weight_map")
     if not isinstance(content.get("metadata"), dict) or not isinstance(shard_of, dict) or not shard_of:
         raise InputError(
-            f"{index} is no list of shards: expected an object metadata, and an object weight_map that says of each "
+            f"{index} is not a list of shards: expected an object metadata, and an object weight_map that says of each "
             f"tensor which file holds it; {REMEDY}"
         )
     names = list({str(name): name for name in shard_of.values()}.values())

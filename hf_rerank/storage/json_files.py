@@ -125,7 +125,7 @@ def _refuse_extremes(value: Any, where: str, remedy: str) -> None:
                 inner += entry
             elif isinstance(entry, str):
                 if not entry.isascii() and any("\ud800" <= letter <= "\udfff" for letter in entry):
-                    raise InputError(f"{where} holds {shown(entry)}: a lone surrogate is no text; {remedy}")
+                    raise InputError(f"{where} holds {shown(entry)}: a lone surrogate is not text; {remedy}")
             elif isinstance(entry, float) and not math.isfinite(entry):
                 raise InputError(f"{where} holds {entry}: expected finite numbers; {remedy}")
             elif isinstance(entry, int) and not -LARGEST_INTEGER < entry < LARGEST_INTEGER:
@@ -133,4 +133,4 @@ def _refuse_extremes(value: Any, where: str, remedy: str) -> None:
         if not inner:
             return
         level = inner
-    raise InputError(f"{where} is nested more than {DEEPEST} levels deep: it is no file of this library; {remedy}")
+    raise InputError(f"{where} is nested more than {DEEPEST} levels deep: it is not a file of this library; {remedy}")

@@ -395,7 +395,7 @@ def test_wrong_files(tmp_path):
     with pytest.raises(InputError, match=r"empty holds no lists: expected \.csv"):
         load(tmp_path / "empty")
     (tmp_path / "lists.xlsx").write_text("a,b\n")
-    with pytest.raises(InputError, match=r"lists\.xlsx is no list file"):
+    with pytest.raises(InputError, match=r"lists\.xlsx is not a file of lists"):
         load(tmp_path / "lists.xlsx")
     path = write_rows(tmp_path / "lists.parquet", own_rows())
     with pytest.raises(InputError, match="own lists need schema"):
@@ -404,7 +404,7 @@ def test_wrong_files(tmp_path):
     with pytest.raises(InputError, match="holds both Parquet and JSON files"):
         load(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"lists\.parquet is no whole Parquet file"):
+    with pytest.raises(InputError, match=r"lists\.parquet is not a complete Parquet file"):
         load(path)
     pa.parquet.write_table(pa.Table.from_pylist(own_rows()).slice(0, 0), path)
     with pytest.raises(InputError, match=r"lists\.parquet holds no lists"):

@@ -310,7 +310,7 @@ def test_offline_with_a_cache_that_was_cut(
     cached.resolve().write_bytes(content[: len(content) // 2])
     line = refusal(lambda: Reranker.from_pretrained(KEY))
     assert name in line
-    assert line.endswith(f"fetch it anew: hf download {KEY} --revision {commit} --force-download")
+    assert line.endswith(f"fetch it again: hf download {KEY} --revision {commit} --force-download")
 
 
 LOADING = [
@@ -394,7 +394,7 @@ def test_weights_that_are_not_finite(hub: Hub, run_folder: Path) -> None:
     ("arguments", "fault", "said"),
     [
         (["--model", str(KEPT)], Fault("repos/create", 403), FORBIDDEN),
-        (["--data", str(KEPT)], Fault("never", 500), "is no folder of prepared lists (it has no schema.json)"),
+        (["--data", str(KEPT)], Fault("never", 500), "is not a folder of prepared lists (it has no schema.json)"),
         ([], Fault("never", 500), "one of the arguments --model --data is required"),
         (["--model", "none"], Fault("never", 500), "there is no folder none"),
         (

@@ -99,7 +99,7 @@ def test_loaded_again_without_a_network(
             load_lists("someone/lists")
         assert name in str(caught.value)
         command = f"hf download someone/lists --repo-type dataset --revision {commit} --force-download"
-        assert str(caught.value).endswith(f"fetch it anew: {command}")
+        assert str(caught.value).endswith(f"fetch it again: {command}")
         cached.resolve().write_bytes(content)
     load_lists("someone/lists")
     (cached,) = (tmp_path / "cache").glob("**/snapshots/*/test-00000-of-00001.parquet")
@@ -297,7 +297,7 @@ def test_lists_of_which_nothing_is_known(hub: Hub, own_lists: Path, tmp_path: Pa
         shutil.copy(path, folder)
     with pytest.raises(InputError, match=r"does not say who may redistribute its lists.*'## Licence'"):
         push_lists(folder, "someone/lists")
-    with pytest.raises(InputError, match="is no folder of prepared lists"):
+    with pytest.raises(InputError, match="is not a folder of prepared lists"):
         push_lists(tmp_path, "someone/lists")
     (folder / "test-00000-of-00001.parquet").rename(folder / "test-00000-of-00002.parquet")
     with pytest.raises(InputError, match=r"lacks the shard test-00001-of-00002\.parquet"):

@@ -66,14 +66,14 @@ def ad_schema(
     examination: Sequence[float] | None = None,
     attraction: bool = False,
 ) -> ListSchema:
-    """The schema of Ad; ``user``, ``time_stamp`` and ``pid`` are no features.
+    """The schema of Ad; ``user``, ``time_stamp`` and ``pid`` are not features.
 
     Args:
-        max_list_length: Items a list at most.
-        history_length: Behaviours a list at most.
+        max_list_length: Items per list at most.
+        history_length: Behaviours per list at most.
         history: There are columns of what the user did before; they are features.
         position: There is a column ``position`` (simulated lists).
-        examination: Of simulated lists: probability that a place is looked at, top first.
+        examination: Of simulated lists: probability that a position is examined, top first.
         attraction: There is a column ``attraction`` (simulated lists).
     """
     behaviours: list[Categorical | Dense] = [

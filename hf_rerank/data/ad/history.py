@@ -29,7 +29,7 @@ def find_histories(
         behaviours: user, time_stamp, btag (number in ``BTAGS``), cate, brand, in the order of the file.
         users: Of each list.
         times: Unix seconds of the first impression of each list.
-        length: Behaviours a list at most.
+        length: Behaviours per list at most.
 
     Returns:
         The columns ``HISTORY_COLUMNS``, those of the lists one after the other, and how many each list has. Minutes

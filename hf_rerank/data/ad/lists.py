@@ -51,7 +51,7 @@ class ListMaker:
         columns: Of the lists, as ``hf_rerank.data.ad.ad_columns`` gives them.
         protocol: See ``choose_sessions``.
         max_list_length: Longer lists are cut.
-        history_length: Behaviours a list.
+        history_length: Behaviours per list.
         truth_path: The side file, for errors.
     """
 

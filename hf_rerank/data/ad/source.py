@@ -115,7 +115,7 @@ class AdSource:
             for path in self.inputs.paths:
                 if digest_content(path) != read_json(parts / DIGESTS_FILE).get(path.name):
                     raise InputError(
-                        f"{path} has changed since {parts.parent} was begun: remove {parts.parent} to begin anew"
+                        f"{path} has changed since {parts.parent} was begun: remove {parts.parent} to start again"
                     )
         runs = [sorted(parts.glob(f"{name}-*.arrow")) for name in ("impressions", "behaviours", "truth")]
         there = [True, self.with_history, self.truth.position]
@@ -166,7 +166,7 @@ def prepare_ad(
 
     A list holds a user's impressions within five minutes, in order of time; see ``hf_rerank.data.ad.sessions``. The
     buckets take about half the size of the logs on the disk meanwhile. If this is interrupted while the logs are read,
-    the next call begins anew; later, it resumes from the last complete group of shards.
+    the next call starts again; later, it resumes from the last complete group of shards.
 
     Args:
         raw_dir: Folder of the raw files; see ``find_ad_files``. The truth of simulated lists is joined.
@@ -175,7 +175,7 @@ def prepare_ad(
             impressions the most recent session with a click.
         max_list_length: 1 to 30. Longer lists are cut: simulated ones in their initial order, others in order of time.
         history_length: Behaviours per list, the newest. 0: behavior_log.csv is not read.
-        on_error, progress, shard_bytes, threads: See ``write_lists``. A key that is there twice, and a file that is
+        on_error, progress, shard_bytes, threads: See ``write_lists``. A key that occurs twice, and a file that is
             cut off, are errors always.
         block_bytes: Text that is parsed at a time.
         bucket_bytes: Text of the logs per bucket; memory is a small multiple of it, times ``threads``.

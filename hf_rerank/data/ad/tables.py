@@ -209,7 +209,7 @@ def read_whole(path: Path, table: Table, *, digest: Any = None, on_reject: OnRej
         digest, on_reject: As of ``read_blocks``.
 
     Raises:
-        InputError: A key that is there twice; or as ``read_blocks``.
+        InputError: A key that occurs twice; or as ``read_blocks``.
     """
     assert table.key is not None
     blocks = list(read_blocks(path, table, numbered=True, digest=digest, on_reject=on_reject))
@@ -221,8 +221,8 @@ def read_whole(path: Path, table: Table, *, digest: Any = None, on_reject: OnRej
     if len(again):
         first, second = rows["line"][again[0] - 1], rows["line"][again[0]]
         raise InputError(
-            f"{path}, line {second}: {table.key} {key[again[0]]} is there already in line {first}"
-            f"{f', and {len(again) - 1:,} more are there twice' if len(again) > 1 else ''}; expected one line each: "
+            f"{path}, line {second}: {table.key} {key[again[0]]} is already in line {first}"
+            f"{f', and {len(again) - 1:,} more occur twice' if len(again) > 1 else ''}; expected one line each: "
             "remove the others"
         )
     return rows.drop("line")
@@ -268,7 +268,7 @@ def _make_rejected_line(path: Path, table: Table, number: int, damage: tuple[str
 
 
 def _parse_rows(table: Table, text: bytes) -> pl.DataFrame | str:
-    """The rows of whole lines, a row a line; or why Polars cannot read all of them."""
+    """The rows of whole lines, one row per line; or why Polars cannot read all of them."""
     codes = np.frombuffer(text, dtype=np.uint8)
     lines, commas = np.count_nonzero(codes == ord("\n")), np.count_nonzero(codes == ord(","))
     schema = {name: column.kind for name, column in table.columns.items()}

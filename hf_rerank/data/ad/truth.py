@@ -1,4 +1,4 @@
-"""The truth of simulated Ad lists: the side file ``raw_sample.csv.truth.parquet``, a row a shown list."""
+"""The truth of simulated Ad lists: the side file ``raw_sample.csv.truth.parquet``, one row per shown list."""
 
 from __future__ import annotations
 

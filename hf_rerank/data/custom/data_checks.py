@@ -214,7 +214,7 @@ class DataChecks:
                 f"column {self._id_column!r} names items, and repeats some within "
                 f"{self._format_share(self._repeating)} lists (first in list {list_id}: {value!r}): "
                 "each item should stand in a list once; remove the "
-                "repeats, or put another column first in the schema if this one is no id"
+                "repeats, or put another column first in the schema if this one is not an id"
             )
         if 2 * self.one_item >= self.lists > 0:
             found.append(

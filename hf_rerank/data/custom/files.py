@@ -134,7 +134,7 @@ class ListFile:
             reason = str(error).splitlines()[0]
             if self.compression is not None:
                 raise InputError(
-                    f"{self.path} is no whole {self.compression} file: {reason}; make or copy it again"
+                    f"{self.path} is not a complete {self.compression} file: {reason}; make or copy it again"
                 ) from None
             raise InputError(f"cannot read {self.path}: {reason}") from None
 
@@ -306,7 +306,7 @@ def _split_suffixes(path: str) -> tuple[str, str | None]:
 def _make_list_file(path: str, root: str) -> ListFile:
     suffix, compression = _split_suffixes(path)
     if suffix not in KINDS:
-        raise InputError(f"{path} is no list file: expected {EXPECTED}")
+        raise InputError(f"{path} is not a file of lists: expected {EXPECTED}")
     relative = path.removeprefix(root) if root else path
     return ListFile(path, KINDS[suffix], compression, _find_split(path, relative))
 

@@ -271,12 +271,12 @@ class Guess:
         if self.known["position"] is None:
             del self.roles["position"]
             self.field_comments["position"] = (
-                f"{CHECK}{name} is named like one, but is no 0 to length - 1 in every list: the order of the rows is "
+                f"{CHECK}{name} is named like one, but is not 0 to length - 1 in every list: the order of the rows is "
                 "the initial order; sort the rows by it, or number the places of each list anew"
             )
             self.left_out[name] = f"{CHECK}looks like a position, see there"
         else:
-            self.field_comments["position"] += f"; {CHECK}it is no 0 to length - 1 in every list"
+            self.field_comments["position"] += f"; {CHECK}it is not 0 to length - 1 in every list"
 
     # ---------------------------------------------------------------------------------------------------- the features
 

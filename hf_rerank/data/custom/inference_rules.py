@@ -347,7 +347,7 @@ RULES = (
     ),
     Rule(lambda c: c.is_text, CATEGORICAL, "text"),
     Rule(lambda c: c.values.dtype == pl.Boolean, CATEGORICAL, "true or false"),
-    Rule(lambda c: not c.is_number, LEFT_OUT, "of a type that is no feature", certain=False),
+    Rule(lambda c: not c.is_number, LEFT_OUT, "of a type that is not a feature", certain=False),
     # --------------------------------------------------------------------------------------------------- then by names
     Rule(
         lambda c: c.is_integer and c.lowest < 0 and not c.words & NUMBER_WORDS,

@@ -36,7 +36,7 @@ def read_json(file: ListFile, numbers: frozenset[str]) -> Iterator[tuple[pa.Tabl
         numbers: Columns of numbers, in which integers of any size become floats.
 
     Raises:
-        InputError: Naming file, line and column: no JSON object, a key that is there twice, or several types.
+        InputError: Naming file, line and column: no JSON object, a key that occurs twice, or several types.
     """
     with file.open() as source:
         reader = _Reader(file.path, numbers, file.start)
@@ -201,7 +201,7 @@ def _load(line: bytes) -> Any:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"it holds a lone surrogate ({error.object[error.start]!r}), which is no text") from None
+            raise ValueError(f"it holds a lone surrogate ({error.object[error.start]!r}), which is not text") from None
     if is_deep([value], DEEPEST):
         raise ValueError(f"it is nested more than {DEEPEST} levels deep")
     return value
@@ -213,7 +213,7 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is there twice; keep one of them")
+        raise ValueError(f"the key {twice!r} occurs twice; keep one of them")
     return row
 
 

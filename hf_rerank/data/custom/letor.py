@@ -95,7 +95,7 @@ def _parse_uneven_lines(path: str, lines: list[str], first: int) -> dict[str, An
                 if not sign or not re.fullmatch(r"[0-9]+", name):
                     raise ValueError(f"expected NUMBER:VALUE, got {cell!r}")
                 if int(name) in values:
-                    raise ValueError(f"the feature {name} is there twice")
+                    raise ValueError(f"the feature {name} occurs twice")
                 values[int(name)] = float(value)
             labels.append(float(said[0]))
         except ValueError as error:

@@ -102,7 +102,7 @@ def _read_batches(file: ListFile) -> Iterator[pa.RecordBatch]:
                     yield batch.slice(start, BATCH_ROWS)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{file.path} is no whole {name} file: {reason}; make or copy it again") from None
+        raise InputError(f"{file.path} is not a complete {name} file: {reason}; make or copy it again") from None
 
 
 def _check_batch(batch: pa.RecordBatch) -> pa.RecordBatch:

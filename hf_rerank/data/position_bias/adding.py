@@ -45,7 +45,7 @@ def add_propensities(
     displayed; training and evaluation use it. Nothing is clipped here: training does that (``propensity_floor``). The
     curve, with counts, is in ``report.json`` under ``propensities``.
 
-    Impressions are held in memory, 17 bytes an item shown; under ``regression-em`` also their features.
+    Impressions are held in memory, 17 bytes per item shown; under ``regression-em`` also their features.
 
     Args:
         lists_dir: A folder of prepared lists.

@@ -1,7 +1,7 @@
 """Cutting rows by a key into buckets on the disk, so that one fits in memory: files larger than memory, read once.
 
 Rows come in any number; whenever enough of them wait, they become one file, a run: an Arrow file with one record
-batch a bucket. A bucket is read from all runs, one after the other, so that its rows keep their order.
+batch per bucket. A bucket is read from all runs, one after the other, so that its rows keep their order.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ def make_dataset_card(
         title: Name of the dataset.
         report: Counts.
         schema: Columns.
-        how: How raw data became lists: one sentence a point.
-        caveats: What a reader of results must know: one sentence a point.
+        how: How raw data became lists: one sentence per point.
+        caveats: What a reader of results must know: one sentence per point.
         licence: Who may do what.
     """
     # datasets refuses to load a split without rows, so the header leaves those out.
@@ -88,7 +88,7 @@ def make_dataset_card(
     if files:
         header += ["configs:", "  - config_name: default", "    data_files:", *files]
     table = [
-        "| split | lists | items | items a list | clicks | clicks a list | click-through rate |",
+        "| split | lists | items | items per list | clicks | clicks per list | click-through rate |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for split in SPLITS:

@@ -87,7 +87,7 @@ class SortedClicks:
         Args:
             table: Lists that follow one another, as they were added.
             first: Number of the first of them, from 0.
-            longest: Clicks a list at most, the newest; of one list's clicks, those of its last slots count as newer.
+            longest: Clicks per list at most, the newest; of one list's clicks, those of its last slots count as newer.
 
         Returns:
             Arrays of sequences, newest first. ``history_lists_ago``: 1 for the user's latest list with a click, 2 for
@@ -133,7 +133,7 @@ def add_earlier_clicks(
     Args:
         lists_dir: A folder of prepared lists, split by a group.
         output_dir: Folder to make; must be new or empty.
-        history_length: Clicks a list at most, the newest.
+        history_length: Clicks per list at most, the newest.
         progress: A bar of what takes longer than a second.
 
     Returns:

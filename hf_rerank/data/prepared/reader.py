@@ -49,7 +49,7 @@ def read_prepared(folder: str | Path) -> PreparedFolder:
     folder = Path(folder)
     if not is_prepared(folder):
         raise InputError(
-            f"{folder} is no folder of prepared lists (it has no {SCHEMA_FILE}): make one with hf-rerank prepare"
+            f"{folder} is not a folder of prepared lists (it has no {SCHEMA_FILE}): make one with hf-rerank prepare"
         )
     schema = ListSchema.load(folder / SCHEMA_FILE)
     files = {
@@ -90,7 +90,7 @@ def group_shards(where: str, names: Sequence[str]) -> dict[str, list[str]]:
         parts = _SHARD.fullmatch(name)
         if parts is None:
             raise InputError(
-                f"{where}/{name} has no name of a shard: expected one such as train-00000-of-00001.parquet"
+                f"{where}/{name} is not the name of a shard: expected one such as train-00000-of-00001.parquet"
             )
         files.setdefault(parts["split"], []).append(name)
         whole = [f"{parts['split']}-{number:05d}-of-{parts['count']}.parquet" for number in range(int(parts["count"]))]
@@ -114,4 +114,4 @@ def read_footer(path: Path) -> pq.FileMetaData:
     try:
         return pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is no whole Parquet file: {error}; make or copy it again") from None
+        raise InputError(f"{path} is not a complete Parquet file: {error}; make or copy it again") from None

@@ -120,7 +120,7 @@ class ResumableFolder:
             unit = next(units, None)
             if unit is None or (unit.name, unit.digest) != (name, digest):
                 raise InputError(
-                    f"{name} has changed since {self.partial} was begun: remove {self.partial} to begin anew"
+                    f"{name} has changed since {self.partial} was begun: remove {self.partial} to start again"
                 )
             yield unit
 
@@ -190,7 +190,7 @@ class ResumableFolder:
             if begun.get(name) != value:
                 raise InputError(
                     f"{self.partial} was begun with {name} {begun.get(name)!r}, now it is {value!r}: use the same, or "
-                    f"remove {self.partial} to begin anew"
+                    f"remove {self.partial} to start again"
                 )
 
     def _verify_shards(self) -> None:
@@ -199,7 +199,7 @@ class ResumableFolder:
                 path = self._find_group(number) / f"{split}.parquet"
                 if not path.is_file() or sha256_of_file(path) != digest:
                     raise InputError(
-                        f"{path} is missing or not as it was written: remove {self.partial} to begin anew"
+                        f"{path} is missing or not as it was written: remove {self.partial} to start again"
                     )
 
 

@@ -207,5 +207,5 @@ def _refuse_other_options(between: Path, begun: Mapping[str, Any], options: Mapp
     if others:
         raise InputError(
             f"{between} is left from a call with other {', '.join(others)}: use the same, or remove {between} to "
-            "begin anew"
+            "start again"
         )

@@ -98,7 +98,7 @@ def write_lists(
         if on_error == "raise" and _sum_reports(folder).rejected:
             raise InputError(
                 f"{folder.partial} was begun with on_error='skip', and has rejected lines: use it again, or remove "
-                f"{folder.partial} to begin anew"
+                f"{folder.partial} to start again"
             )
         units, read_before = iter(source.units(folder.parts)), 0
         of_units = functools.partial(bar, unit=source.size_unit, unit_scale=source.size_unit == "B")
@@ -161,7 +161,7 @@ def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str
         for name, size in read_json(folder.parts / PARTS_FILE)["bytes"].items():
             path = folder.parts / name
             if not path.is_file() or path.stat().st_size != size:
-                raise InputError(f"{path} is missing or not as it was written: remove {folder.partial} to begin anew")
+                raise InputError(f"{path} is missing or not as it was written: remove {folder.partial} to start again")
         return
     rejected: list[RejectedLine] = []
 

@@ -21,7 +21,7 @@ def find_files(data_dir: str | Path) -> list[Path]:
     """The raw files of a folder, ``set1.train.txt.part1`` and so on, or ``set1.train.txt.part1.gz``, in order.
 
     Raises:
-        InputError: There are none; says where they come from. Or a file is there twice, packed and unpacked.
+        InputError: There are none; says where they come from. Or a file occurs twice, packed and unpacked.
     """
     folder = Path(data_dir)
     there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -50,9 +50,9 @@ def prm_public_schema(
     """The schema of PRM Public.
 
     Args:
-        max_list_length: Items a list at most.
+        max_list_length: Items per list at most.
         position: There is a column ``position``, from an initial ranker or the simulator.
-        examination: Of simulated lists: probability that a place is looked at, top first.
+        examination: Of simulated lists: probability that a position is examined, top first.
         attraction: There is a column ``attraction`` (simulated lists).
         history: There are columns of what the user clicked before (simulated lists); they are features.
     """

@@ -40,7 +40,7 @@ class Decoded:
                 )
             self.per_item[name] = column.flatten().cast(kind)
             if self.per_item[name].null_count:
-                raise InputError(f"{truth.path}: the column {source} holds nulls: expected a number an item")
+                raise InputError(f"{truth.path}: the column {source} holds nulls: expected one number per item")
         starts = np.cumsum(self.lengths) - self.lengths
         positions = self.per_item["position"].to_numpy()
         of_list = np.repeat(np.arange(len(self.lengths)), self.lengths)
@@ -49,7 +49,7 @@ class Decoded:
         if wrong.any():
             row = int(of_list[int(np.argmax(wrong))])
             raise InputError(
-                f"{truth.path}: initial_position of list {list_ids[row]} is no permutation of "
+                f"{truth.path}: initial_position of list {list_ids[row]} is not a permutation of "
                 f"0..{self.lengths[row] - 1}"
             )
         history_lengths = None
@@ -58,7 +58,7 @@ class Decoded:
                 continue
             column = rows.column(name).combine_chunks()
             if column.null_count or column.flatten().null_count:
-                raise InputError(f"{truth.path}: the column {name} holds nulls: expected a sequence of numbers a list")
+                raise InputError(f"{truth.path}: the column {name} holds nulls: expected one sequence of numbers per list")
             lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
             history_lengths = lengths if history_lengths is None else history_lengths
             if (lengths != history_lengths).any():

@@ -44,10 +44,10 @@ KINDS = (
     "wrong number of values",
     "ragged",
     "no items",
-    "no JSON",
-    "no array",
+    "not JSON",
+    "not an array",
     "not a number",
-    "no whole number",
+    "not a whole number",
     "not finite",
     "null",
     "label",
@@ -383,7 +383,7 @@ def _find_damage_of_line(line: bytes) -> tuple[str, str, str] | None:
             kind = "not ASCII"
         except UnicodeDecodeError:
             kind = "not UTF-8"
-        return kind, f"byte {place + 1} is no ASCII character ({bad!r}): expected numbers only, in UTF-8", ""
+        return kind, f"byte {place + 1} is not an ASCII character ({bad!r}): expected numbers only, in UTF-8", ""
     text = line.decode("ascii").strip(_BLANKS)
     if not text:
         return "empty line", "the line is empty: expected one list", ""
@@ -433,11 +433,11 @@ def _find_damage_of_field(field: int, text: str, lengths: dict[int, int]) -> tup
     try:
         value = json.loads(text, parse_constant=not_finite.append)
     except (ValueError, RecursionError):
-        return "no JSON", "expected a JSON array, but this is no valid JSON"
+        return "not JSON", "expected a JSON array, but this is not valid JSON"
     if not_finite:
         return "not finite", f"holds {not_finite[0]}: expected finite numbers; a missing value is written as null"
     if not isinstance(value, list):
-        return "null" if value is None else "no array", f"expected a JSON array, got {_name_kind(value)}"
+        return "null" if value is None else "not an array", f"expected a JSON array, got {_name_kind(value)}"
     if field == 1:
         if len(value) != len(USER_COLUMNS):
             return "wrong number of values", f"expected {len(USER_COLUMNS)} values, got {len(value)}"
@@ -445,7 +445,7 @@ def _find_damage_of_field(field: int, text: str, lengths: dict[int, int]) -> tup
     if field in ITEM_FIELDS:
         for number, item in enumerate(value, start=1):
             if not isinstance(item, list):
-                kind = "null" if item is None else "no array"
+                kind = "null" if item is None else "not an array"
                 expected = f"expected an array of {len(ITEM_FIELDS[field])} numbers"
                 return kind, f"item {number} is {_name_kind(item)}: {expected}"
             if len(item) != len(ITEM_FIELDS[field]):
@@ -479,9 +479,9 @@ def _find_damage_of_numbers(values: list[Any], name: str, *, whole: bool) -> tup
         if isinstance(value, float) and not math.isfinite(value):
             return "not finite", f"{where} is too large: expected a finite number"
         if whole and isinstance(value, float) and not (value.is_integer() and abs(value) <= MAX_EXACT_FLOAT):
-            return "no whole number", f"{where} is {value}: expected a whole number"
+            return "not a whole number", f"{where} is {value}: expected a whole number"
         if whole and not -(2**63) <= value < 2**63:
-            return "no whole number", f"{where} is {shorten(str(value))}: expected a whole number of 64 bits"
+            return "not a whole number", f"{where} is {shorten(str(value))}: expected a whole number of 64 bits"
         if not whole and abs(value) >= _FLOAT32_OVERFLOW:
             return "not finite", f"{where} is {shorten(str(value))}: too large for a float of 32 bits"
     return None

@@ -25,7 +25,7 @@ CACHED_BYTES = 2**19
 
 def make_line(widths: Sequence[int], items: int) -> bytes:
     """A line as clean lines look, of zeros: a user id, ``widths[0]`` values of the user, for each other width an array
-    of that many values an item, and the labels."""
+    of that many values per item, and the labels."""
     of_items = [[[0] * width] * items for width in widths[1:]]
     return "|".join(["0", *map(json.dumps, ([0] * widths[0], *of_items, [0] * items))]).encode() + b"\n"
 
@@ -39,7 +39,7 @@ def read_numbers(text: bytes, ends: np.ndarray, made: bytes) -> tuple[np.ndarray
         made: See ``make_line``.
 
     Returns:
-        Their values as ``float`` reads them, [lines, numbers a line], 0 for null, and which of them are null.
+        Their values as ``float`` reads them, [lines, numbers per line], 0 for null, and which of them are null.
 
     Raises:
         NotClean: They are laid out in another way, or hold what is no finite number as JSON writes it.
@@ -67,7 +67,7 @@ def _read(text: bytes, marks: np.ndarray, ends_number: np.ndarray, values: np.nd
     places = np.flatnonzero(is_mark)
     if len(places) != len(values) * len(marks) or not _is_written_as_json(letters, is_mark):
         raise NotClean
-    # How many letters stand before each mark, [lines, marks a line].
+    # How many letters stand before each mark, [lines, marks per line].
     before = (np.diff(places, prepend=-1) - 1).reshape(-1, len(marks))
     if (letters[places].reshape(before.shape) != marks).any() or ((before > 0) != ends_number).any():
         raise NotClean

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PRMPublicText(datasets.ArrowBasedBuilder):
-    """One stream a split; ``as_streaming_dataset()`` makes them. The ranges of text are the shards.
+    """One stream per split; ``as_streaming_dataset()`` makes them. The ranges of text are the shards.
 
     Args:
         ranges: Of the raw files; see ``hf_rerank.data.prm_public.find_ranges``.

@@ -1,4 +1,4 @@
-"""The truth of simulated PRM Public lists: the side files ``<raw file>.truth.parquet``, a row a line."""
+"""The truth of simulated PRM Public lists: the side files ``<raw file>.truth.parquet``, one row per line."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ class Truth:
         if found != list_ids:
             row = next(row for row, (have, want) in enumerate(zip(found, list_ids, strict=True)) if have != want)
             raise InputError(
-                f"row {first_line + row} of {self.path} is list {found[row]!r}, expected {list_ids[row]!r}: one row a "
-                "line, in the order of the lines"
+                f"row {first_line + row} of {self.path} is list {found[row]!r}, expected {list_ids[row]!r}: one row "
+                "per line, in the order of the lines"
             )
         return table
 

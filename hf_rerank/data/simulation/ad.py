@@ -30,9 +30,9 @@ def simulate_ad(
     """Write ``raw_sample.csv``, ``ad_feature.csv``, ``user_profile.csv`` and ``behavior_log.csv`` in the raw format of
     Ad, and the truth of ``raw_sample.csv`` beside it.
 
-    The truth, ``raw_sample.csv.truth.parquet``, has one row a shown list, of every list, with or without a click:
+    The truth, ``raw_sample.csv.truth.parquet``, has one row per shown list, of every list, with or without a click:
     ``list_id`` (``{user}-{time_stamp of its newest impression}``), ``attraction`` (float32) and ``initial_position``
-    (from 0: where the simulator's own noisy initial ranker puts the ad; not the display order), both an entry an
+    (from 0: where the simulator's own noisy initial ranker puts the ad; not the display order), both one entry per
     impression in order of time, which is the display order. Its schema metadata hold ``examination`` (a JSON list, by
     place), ``world`` (all parameters, as JSON) and ``seed``.
 

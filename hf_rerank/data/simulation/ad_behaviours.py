@@ -28,7 +28,7 @@ ADS_LOOKED_AT = 8  # the ads of a category out of which one is chosen for its br
 
 @dataclass(frozen=True)
 class Behaviours:
-    """The behaviours of the users of a block, in random order, one entry a behaviour."""
+    """The behaviours of the users of a block, in random order, one entry per behaviour."""
 
     user: np.ndarray  # index into the users of the block
     item: np.ndarray  # index into the ads: one that has the category and the brand

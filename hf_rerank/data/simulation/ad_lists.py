@@ -38,7 +38,7 @@ LONGEST_STEP = 20  # seconds from one impression of a list to the next
 
 @dataclass(frozen=True)
 class Ads:
-    """The ads of the world, one entry an ad. Ad ``j`` is of category ``j % n_categories``."""
+    """The ads of the world, one entry per ad. Ad ``j`` is of category ``j % n_categories``."""
 
     id: np.ndarray
     category: np.ndarray
@@ -57,7 +57,7 @@ class Ads:
 
 @dataclass(frozen=True)
 class AdUsers:
-    """The users of one block, one entry a user."""
+    """The users of one block, one entry per user."""
 
     id: np.ndarray
     profile: dict[str, np.ndarray]  # column -> [users], MISSING_LEVEL where missing

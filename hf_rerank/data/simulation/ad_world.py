@@ -210,5 +210,5 @@ class AdWorld:
 
     @property
     def examination(self) -> np.ndarray:
-        """Probability that a place is looked at, [longest_list], from the top; 1 at the first place."""
+        """Probability that a position is examined, [longest_list], from the top; 1 at the first position."""
         return examination_curve(self, self.longest_list)

@@ -39,7 +39,7 @@ def check_parameters(world: Any, ranges: dict[str, tuple[float, float]], above_z
 
 
 def examination_curve(world: Any, places: int) -> np.ndarray:
-    """Probability that a place is looked at, [places], from the top, by a mixture of readers; 1 at the first place."""
+    """Probability that a position is examined, [places], from the top, by a mixture of readers; 1 at the first position."""
     place = np.arange(places)
     goes_down = 1 - world.looks_at_first_only - world.looks_at_all
     return world.looks_at_first_only * (place == 0) + goes_down * np.exp(-place / world.patience) + world.looks_at_all
@@ -113,7 +113,7 @@ def draw_cascade_clicks(rng: np.random.Generator, attraction: np.ndarray) -> np.
         attraction: [lists, items], slot i at place i.
 
     Returns:
-        bool, [lists, items]; at most one click a list.
+        bool, [lists, items]; at most one click per list.
     """
     attracted = rng.random(attraction.shape) < attraction
     return attracted & (np.cumsum(attracted, axis=1) == 1)
@@ -180,7 +180,7 @@ def order_expected_clicks(
     """Expected clicks of each list in ``mode="order"``: the sum of :func:`order_click_probabilities` over the places.
 
     Returns:
-        [...], one value a list.
+        [...], one value per list.
     """
     return order_click_probabilities(
         base_attraction, category, order, examination=examination, same_category_decay=same_category_decay

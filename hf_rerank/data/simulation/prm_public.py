@@ -26,7 +26,7 @@ def simulate_prm(
 ) -> Path:
     """Write ``set1.train.txt.part{part}`` in the raw format of PRM Public, and its truth beside it.
 
-    The truth, ``set1.train.txt.part{part}.truth.parquet``, has one row a line: ``list_id`` (``part{part}:{line}``,
+    The truth, ``set1.train.txt.part{part}.truth.parquet``, has one row per line: ``list_id`` (``part{part}:{line}``,
     lines counted from 1), ``attraction`` (per slot, float32; in ``mode="order"`` instead ``base_attraction`` and
     ``category``), and ``initial_position`` (per slot, from 0: where the simulator's own noisy initial ranker puts the
     item; not the display order). In a world with a history also its columns, each a sequence of the history's own

@@ -33,7 +33,7 @@ USER_IDS_PER_PART = 100_000_000  # user ids of part p start at (p - 1) times thi
 
 @dataclass(frozen=True)
 class _Items:
-    """The items of the world, one entry an item."""
+    """The items of the world, one entry per item."""
 
     id: np.ndarray
     categorical: np.ndarray  # [items, 4]: item_1..item_4
@@ -47,7 +47,7 @@ class _Items:
 
 @dataclass(frozen=True)
 class _Users:
-    """The users of one part, one entry a user."""
+    """The users of one part, one entry per user."""
 
     id: np.ndarray
     categorical: np.ndarray  # [users, 3]

@@ -42,7 +42,7 @@ A history
 ---------
 With ``history_length`` above 0 a user has a taste of its own, which the segment and ``user_1`` do not tell::
 
-    price_taste = user_1 - 2 + personal_taste * t                                          t: one a user
+    price_taste = user_1 - 2 + personal_taste * t                                          t: one per user
     match_i     = 0.6 * affinity[segment, category_i] + 0.8 * (
                       personal_taste * liking[user, category_i] + sqrt(1 - personal_taste^2) * noise_i )
 
@@ -64,7 +64,7 @@ What the defaults are fitted to
 -------------------------------
 The clicks per list and the clicks by place of the 1,000 labels that the authors of PRM publish (the script
 ``scripts/experiments/simulator_calibration.py`` measures the fit), for ``mode="set"`` (in
-``mode="order"`` the same parameters give about 1.76 clicks a list instead of 1.88). Everything else is invented.
+``mode="order"`` the same parameters give about 1.76 clicks per list instead of 1.88). Everything else is invented.
 
 The observed columns
 --------------------
@@ -195,5 +195,5 @@ class PRMWorld:
 
     @property
     def examination(self) -> np.ndarray:
-        """Probability that a place is looked at, [list_length], from the top; 1 at the first place."""
+        """Probability that a position is examined, [list_length], from the top; 1 at the first position."""
         return examination_curve(self, self.list_length)

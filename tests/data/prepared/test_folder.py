@@ -178,7 +178,7 @@ def test_missing_and_foreign_shards_are_named(raw, tmp_path):
     with pytest.raises(InputError, match="two sets of shards of train"):
         read_prepared(folder)
     (folder / "train-00000-of-00001.parquet").rename(folder / "more.parquet")
-    with pytest.raises(InputError, match=r"more\.parquet has no name of a shard"):
+    with pytest.raises(InputError, match=r"more\.parquet is not the name of a shard"):
         read_prepared(folder)
     for shard in folder.glob("*.parquet"):
         shard.unlink()

@@ -380,7 +380,7 @@ def test_what_has_changed_since_is_refused_by_name(source: Numbers, tmp_path: Pa
     partial = partial_folder(tmp_path / "lists")
     fault(source.folder, partial)
     source.options = {"limit": options.pop("limit", 2)}
-    with pytest.raises(InputError, match=rf"{message}.*remove {partial} to begin anew"):
+    with pytest.raises(InputError, match=rf"{message}.*remove {partial} to start again"):
         write(source, tmp_path / "lists", **options)
     for path in sorted(partial.rglob("*"), reverse=True):  # the remedy
         path.rmdir() if path.is_dir() else path.unlink()

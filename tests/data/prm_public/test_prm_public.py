@@ -196,7 +196,7 @@ DAMAGE = {
     "user short": (raw_line(user=[1, 2]), "field 2 (user categorical): expected 3 values, got 2: [1, 2]"),
     "user null": (raw_line(user="null"), "field 2 (user categorical): expected a JSON array, got null"),
     "user lone number": (raw_line(user="5"), "field 2 (user categorical): expected a JSON array, got a number"),
-    "user empty": (raw_line(user=""), "field 2 (user categorical): expected a JSON array, but this is no valid JSON"),
+    "user empty": (raw_line(user=""), "field 2 (user categorical): expected a JSON array, but this is not valid JSON"),
     "user text": (raw_line(user='[1, "2", 3]'), "field 2 (user categorical): value 2 is text"),
     "user true": (raw_line(user="[1, true, 3]"), "field 2 (user categorical): value 2 is true or false"),
     "json": (
@@ -233,7 +233,7 @@ DAMAGE = {
     "label true": (raw_line(labels=[False, True]), "field 6 (labels): the label of item 1 is false"),
     "labels short": (raw_line(labels=[1]), "field 6 (labels): the list is ragged: 1 items here, 2 in field 3"),
     "no items": (raw_line(clicks=()), "field 3 (item categorical): the list is empty"),
-    "not UTF-8": (raw_line().replace("2", "\udcff", 1), "byte 4 is no ASCII character (b'\\xff"),
+    "not UTF-8": (raw_line().replace("2", "\udcff", 1), "byte 4 is not an ASCII character (b'\\xff"),
     "NUL": (raw_line().replace("2", "\0", 1), "field 2 (user categorical): holds a NUL byte"),
     "endless": (raw_line() + " " * MAX_LINE_BYTES, "the line has more than 1,048,576 bytes"),
 }
@@ -363,7 +363,7 @@ def test_truth_is_joined_and_cuts_by_initial_position(tmp_path):
             "list part1:2 has 3 values of initial_position, but 2 items",
         ),
         ([truth_row(1, [0, 1], attraction=[0.5]), truth_row(2, [0, 1])], "list part1:1 has 1 values of attraction"),
-        ([truth_row(1, [0, 1]), truth_row(2, [1, 2])], "initial_position of list part1:2 is no permutation of 0..1"),
+        ([truth_row(1, [0, 1]), truth_row(2, [1, 2])], "initial_position of list part1:2 is not a permutation of 0..1"),
         ([truth_row(1, [0, 1], attraction=[0.5, None]), truth_row(2, [0, 1])], "attraction holds nulls"),
         ([{"list_id": "part1:1"}], "has no column 'initial_position'"),
     ],
@@ -382,7 +382,7 @@ def test_truth_must_be_there_for_all_files_or_none(tmp_path):
     with pytest.raises(InputError, match="differ"):
         read(first, second)
     truth_file(first).write_bytes(truth_file(first).read_bytes()[:-9])
-    with pytest.raises(InputError, match="is no whole Parquet file"):
+    with pytest.raises(InputError, match="is not a complete Parquet file"):
         read(first)
 
 

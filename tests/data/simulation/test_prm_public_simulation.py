@@ -347,7 +347,7 @@ class TestClickRule:
 
 @pytest.mark.slow
 class TestCalibration:
-    """Of 1,000 real lists: 1.885 clicks a list, CTR 6.28 %, clicks at places 1, 2, 3, 30: 196, 114, 82, 40."""
+    """Of 1,000 real lists: 1.885 clicks per list, CTR 6.28 %, clicks at places 1, 2, 3, 30: 196, 114, 82, 40."""
 
     def test_published_figures(self, clicks_of_20000):
         assert (clicks_of_20000.sum(axis=1) >= 1).all()
