@@ -11,7 +11,10 @@ ITEM = Categorical("item_id")
 WRONG_SCHEMAS = {
     "no items": (lambda: ListSchema(items=[]), "no item features"),
     "a bare feature": (lambda: ListSchema(items=ITEM), "expected a list of features"),
-    "a name for a feature": (lambda: ListSchema(items=["item_id"]), "'item_id' is not a feature: expected Categorical"),
+    "a name for a feature": (
+        lambda: ListSchema(items=["item_id"]),
+        "'item_id' is not a feature: expected Categorical",
+    ),
     "a column twice": (lambda: ListSchema(items=[ITEM], user=[Dense("item_id")]), "names the column 'item_id' twice"),
     "label as feature": (lambda: ListSchema(items=[ITEM, Dense("click")]), "'click' is a feature and also the label"),
     "vector of the user": (lambda: ListSchema(items=[ITEM], user=[Vector("v", dim=2)]), "'v' is a Vector in user"),

@@ -1,4 +1,4 @@
-"""Counts of unknown and missing values: of the training lists, of lists that are encoded, and how far they differ."""
+"""Counts of unknown and missing values in training lists and in encoded lists, and how they differ."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hf_rerank.processing.vocabularies import HashVocabulary, TableVocabulary, V
 from hf_rerank.schema import Categorical, Feature, ListSchema
 from hf_rerank.validation import Lists
 
-# A share of unknown or missing values is worth a warning from this multiple of its share in training on, if it is this
-# large, among this many values.
+# Drift is reported if the share of unknown or missing values is at least this multiple of that in training, at least
+# this large, and among at least this many values.
 DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES = 3, 0.01, 100
 
 
 @dataclass
 class EncodingReport:
-    """What encoding met: counts, so that reports of batches add up.
+    """Counts of what was encoded; reports of batches can be added.
 
     Attributes:
         lists: Lists encoded.
@@ -27,12 +27,13 @@ class EncodingReport:
         cut_items: Items that this removed.
         cut_histories: Histories longer than ``max_history_length``, of which the newest items were kept.
         cut_history_items: History items that this removed.
-        values: Feature -> values seen.
+        values: Feature -> values encoded.
         unknown: Categorical feature -> values without a row of their own (nulls included).
         missing: Feature -> nulls.
-        varied: Dense feature that was constant in training -> values that differ from that constant; they become 0.
-        drift: One sentence per column whose values are less known than in training; of ``Reranker.rerank``, see
-            ``ListProcessor.describe_drift``.
+        varied: Dense feature that was constant in training -> values that differ from that constant; they are encoded
+            as 0.
+        drift: One sentence per column with more unknown or missing values than in training; set by
+            ``Reranker.rerank``, see ``ListProcessor.describe_drift``.
     """
 
     lists: int = 0
@@ -72,7 +73,8 @@ class EncodingReport:
 
 
 class TrainingCounts:
-    """Values of the columns of training lists: what vocabularies are made of, and the shares that later lists have.
+    """Counts of the values of training lists: the source of vocabularies, and of the shares that drift is compared
+    with.
 
     Args:
         schema: Says which columns there are.
@@ -99,7 +101,8 @@ class TrainingCounts:
                     self._counts.setdefault(feature.name, ValueCounts()).add(column, feature.name)
 
     def merge_table(self, table: str) -> ValueCounts:
-        """The values of a table: of the column of this name, and of those that share its table."""
+        """Counts of the values of an embedding table: of the column of this name, and of those that share its
+        table."""
         total = ValueCounts()
         for feature in _list_categorical(self.schema):
             if table in (feature.name, feature.shares):
@@ -127,10 +130,10 @@ class TrainingCounts:
 def describe_drift(found: EncodingReport, training: Mapping[str, Mapping[str, int]]) -> list[str]:
     """One sentence per column of which more is unknown or missing than in training, or which was constant there.
 
-    More: at least three times the share in training, and at least 1 %, among at least 100 values.
+    "More" means at least three times the share in training and at least 1 %, among at least 100 values.
 
     Args:
-        found: Of later lists.
+        found: The counts of later lists.
         training: ``TrainingCounts.report``; empty if it is not known.
     """
     sentences = []
@@ -149,7 +152,7 @@ def describe_drift(found: EncodingReport, training: Mapping[str, Mapping[str, in
                     f"{count_then / then:.1%}"
                 )
     sentences += [
-        f"column {name!r} was constant in training and is not any more ({count:,} values): it stays 0 for the model"
+        f"column {name!r} was constant in training and no longer is ({count:,} values): the model reads 0 for all of them"
         for name, count in found.varied.items()
     ]
     return sentences

@@ -1,4 +1,4 @@
-"""``ListProcessor`` turns lists into arrays: it learns vocabularies and scales, and is saved beside the model.
+"""``ListProcessor`` encodes lists as arrays: it learns vocabularies and scales, and is saved with the model.
 
 Everything works on whole columns of a batch; nothing loops over lists. Neither torch nor transformers is imported.
 """
@@ -42,37 +42,45 @@ from hf_rerank.validation import Lists, tables_of
 CONFIG_FILE = "preprocessor_config.json"
 VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
-# A smaller one divides float32 numbers beyond their range.
+# Division by a smaller one would exceed the range of float32.
 SMALLEST_STD = 1e-30
-# What transformers hands to a processor beside its own options: how to load the model.
+# Options for loading the model, which transformers also passes to the processor.
 _MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype", "device_map", "attn_implementation")
 
 
 class ListProcessor:
     """Encodes lists as the tensors that re-rankers take; ``schema.TENSORS`` describes each of them.
 
-    Make one with ``from_lists`` from training lists, or load one with ``from_pretrained``. One list of two items, with
-    a text category, a price on a log scale and clicks, becomes::
+    Make one with ``from_lists`` from training lists, or load one with ``from_pretrained``. An example, in which
+    ``hats`` does not occur in training::
 
-        {"category": ["shoes", "unseen"], "price": [9.0, 99.0], "click": [0, 1]}
+        schema = ListSchema(items=[Categorical("category"), Dense("price", scale="log")], user=[Categorical("gender")])
+        train = pa.Table.from_pylist(
+            [{"category": ["shoes", "bags"], "price": [9.0, 99.0], "gender": "f", "click": [0, 1]}] * 2
+        )
+        processor = ListProcessor.from_lists(train, schema=schema)
+        new = {"category": ["shoes", "hats"], "price": [9.0, 99.0], "gender": "f", "click": [0, 1]}
+        processor([new], with_labels=True)
 
-        item_categorical  [[[2], [1]]]        2: the first value of the vocabulary, 1: the unknown value
-        item_dense        [[[-1.1], [1.1]]]   log(1 + price), minus its training mean, divided by its deviation
-        mask              [[True, True]]
-        position_ids      [[0, 1]]            the order of the row, since the schema names no position column
-        labels            [[0.0, 1.0]]
+    gives tensors of one list (B = 1) with two items (L = 2)::
 
-    With ``trees`` it also scores the items by these, as the earlier ranker (tensor ``initial_scores``), unless the
-    lists have the column that ``schema.initial_score`` names: lists that the trees have learned from bring scores of
-    other trees, which have not.
+        item_categorical  int64   [1, 2, 1]  [[[3], [1]]]       3: the second value (sorted); 1: the unknown value
+        item_dense        float32 [1, 2, 1]  [[[-1.0], [1.0]]]  log(1 + price), standardized over the training lists
+        user_categorical  int64   [1, 1]     [[2]]
+        mask              bool    [1, 2]     [[True, True]]
+        position_ids      int64   [1, 2]     [[0, 1]]           the order of the row: the schema names no position
+        labels            float32 [1, 2]     [[0.0, 1.0]]
+
+    With ``trees`` it also computes the scores of the earlier ranker (tensor ``initial_scores``), unless the lists have
+    the column that ``schema.initial_score`` names: lists that the trees were trained on come with cross-fitted scores.
 
     Attributes:
         trees: The earlier ranker, or None; see ``hf_rerank.initial_rankers.on_top``.
         schema: The schema with the sizes of all tables filled in and ``fitted`` set.
-        fit_report: What fitting found: the number of ``lists``; under ``vocabularies`` per categorical feature the
-            values that got a row, were too rare, or did not fit; under ``training`` how many ``values`` each column
-            has, and how many of these are ``unknown`` and ``missing``, with which ``describe_drift`` compares later
-            lists; under ``constant`` the dense columns that hold one value only, and become 0.
+        fit_report: Counts from fitting: the number of ``lists``; under ``vocabularies`` per categorical feature the
+            numbers of values that got a row, were too rare, or did not fit; under ``training`` per column the numbers
+            of ``values``, ``unknown`` and ``missing``, which ``describe_drift`` compares with later lists; under
+            ``constant`` the dense columns that hold one value only, and are encoded as 0.
     """
 
     def __init__(
@@ -84,9 +92,7 @@ class ListProcessor:
         trees: TreeRanker | None = None,
     ) -> None:
         if trees is not None and schema.initial_score is None:
-            raise InputError(
-                "the schema names no initial_score: name the column that the scores of the trees stand for"
-            )
+            raise InputError("the schema names no initial_score: name the column that the scores of the trees replace")
         self.vocabularies = dict(vocabularies)
         self.scales = dict(scales)
         self.fit_report = dict(fit_report or {})
@@ -97,12 +103,15 @@ class ListProcessor:
 
     @classmethod
     def from_lists(cls, lists: Any, *, schema: ListSchema, batch_size: int = 10_000) -> ListProcessor:
-        """Learns vocabularies and scales.
+        """Learns vocabularies and scales from training lists.
 
         Args:
-            lists: Training lists: a ``datasets`` Dataset or IterableDataset, or an arrow table.
-            schema: Says which column is what.
-            batch_size: Lists read at a time.
+            lists: Training lists: a ``datasets`` Dataset or IterableDataset, or an Arrow table.
+            schema: Describes the columns.
+            batch_size: Number of lists read at a time; the result does not depend on it.
+
+        Returns:
+            The fitted processor.
 
         Raises:
             InputError: A list is wrong (see ``Lists``), or there is none.
@@ -143,26 +152,26 @@ class ListProcessor:
             report["constant"] = constant
             warnings.warn(
                 f"constant in the training lists, so that nothing can be learned from them: "
-                f"{', '.join(map(repr, constant))}; whatever these columns hold later becomes 0",
+                f"{', '.join(map(repr, constant))}; all later values of these columns are encoded as 0",
                 UserWarning,
                 stacklevel=2,
             )
         return cls(schema, vocabularies, scales, report)
 
     def extend(self, lists: Any, *, batch_size: int = 10_000) -> dict[str, dict[str, int]]:
-        """Gives rows to values that later lists hold and the vocabularies lack: ids of new items, categories, brands.
+        """Adds rows for new values of later lists: ids of new items, categories, brands.
 
-        The rows that are there stay as they are, new ones follow them, and ``schema.fingerprint`` changes: give the
-        model ``model.resize_embeddings(processor.schema)`` before anything else. Scales of dense features are those of
-        the first training lists still; a ``size`` in the schema is no limit here; hashed tables have all their rows.
+        Existing rows do not change, new ones follow them, and ``schema.fingerprint`` changes: call
+        ``model.resize_embeddings(processor.schema)`` before anything else. The scales of dense features remain those
+        of the first training lists; a ``size`` in the schema does not limit the new rows; hashed tables do not grow.
 
         Args:
-            lists: Later training lists, as of ``from_lists``. A value seen in them less than the feature's
-                ``min_count`` times stays unknown.
-            batch_size: Lists read at a time.
+            lists: Later training lists, as for ``from_lists``. A value that occurs in them less often than the
+                feature's ``min_count`` stays unknown.
+            batch_size: Number of lists read at a time.
 
         Returns:
-            Categorical feature -> ``added`` values, and ``rare`` ones, which stay unknown.
+            Categorical feature -> the numbers of ``added`` values and of ``rare`` ones, which stay unknown.
 
         Raises:
             InputError: A list is wrong (see ``Lists``), there is none, or a column changed between integers and text.
@@ -188,23 +197,23 @@ class ListProcessor:
                 **self.fit_report,
                 "extended": [*self.fit_report.get("extended", ()), {"lists": counts.lists, "vocabularies": report}],
             }
-        # What later lists are compared with: those that the model is about to be trained on.
+        # Later lists are compared with those that the model is trained on next.
         self.fit_report = {**self.fit_report, "training": counts.report(self.vocabularies)}
         return report
 
     def describe_drift(self, report: EncodingReport) -> list[str]:
-        """How values of later lists differ from those of the training lists: one sentence per column.
+        """Describes how later lists differ from the training lists: one sentence per column.
 
         A column is named if the share of its values that is unknown or missing is at least three times that in
-        training and at least 1 %, among at least 100 values; or if it was constant in training and is not any more.
+        training and at least 1 %, among at least 100 values; or if it was constant in training and no longer is.
 
         Args:
-            report: Of the later lists, or the sum of several. Processors saved without these shares name no column.
+            report: The report of the later lists, or the sum of several.
         """
         return describe_drift(report, self.fit_report.get("training", {}))
 
     def describe_growth(self) -> dict[str, Any]:
-        """What a schema that grows from this one says of it: ``extends`` and ``rows_before``."""
+        """The fields ``extends`` and ``rows_before`` of a schema that extends this one."""
         schema = self.schema
         # Processors that were saved by earlier versions do not say how many rows were in use.
         unsaid = [()] * (len(schema.extends) - len(schema.rows_before))
@@ -220,9 +229,9 @@ class ListProcessor:
         """Encodes one batch of lists as keyword arguments of a model's ``forward``.
 
         Args:
-            lists: One dict per list, of columns or ``{"items": [{...}], ...}``; an arrow table; or ``Lists``.
+            lists: One dict per list, of columns or ``{"items": [{...}], ...}``; an Arrow table; or ``Lists``.
             truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
-            with_labels: Labels, positions and weights that the schema names must be there.
+            with_labels: Require the columns of labels, positions and weights that the schema names.
             return_tensors: ``"pt"`` (torch) or ``"np"`` (numpy).
 
         Returns:
@@ -243,13 +252,17 @@ class ListProcessor:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def encode(self, lists: Lists, *, truncate: bool = False) -> tuple[RaggedLists, EncodingReport]:
-        """The encoded lists before padding (``.pad()`` gives the arrays of a batch), and counts of what was found.
+        """Encodes lists without padding them.
 
-        Of a history longer than ``schema.max_history_length`` the newest items are kept; the report counts the others.
+        Histories longer than ``schema.max_history_length`` are cut to the newest items; the report counts the others.
 
         Args:
             lists: Checked lists.
             truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
+
+        Returns:
+            The encoded lists, of which ``pad()`` gives the arrays of a batch; and counts of unknown and missing
+            values.
 
         Raises:
             InputError: A list is longer than ``schema.max_list_length`` and ``truncate`` is off.
@@ -274,18 +287,18 @@ class ListProcessor:
         return ragged, report
 
     def with_trees(self, trees: TreeRanker) -> ListProcessor:
-        """The same processor with trees that score items; its fingerprint is another one."""
+        """A copy of this processor with trees that score items; its fingerprint differs."""
         return ListProcessor(self.schema, self.vocabularies, self.scales, self.fit_report, trees)
 
     def check_fingerprint(self, expected: str | None, what: str) -> None:
-        """Refuses a model that was made for other lists.
+        """Checks that a model belongs to this processor.
 
         Args:
             expected: ``schema_fingerprint`` of the model's config. None: not known, accepted.
             what: The model, for the message.
 
         Raises:
-            InputError: It is not the fingerprint of ``schema``.
+            InputError: ``expected`` is not the fingerprint of ``schema``.
         """
         if expected not in (None, self.schema.fingerprint):
             raise InputError(
@@ -321,12 +334,12 @@ class ListProcessor:
         return [str(folder / name) for name in written]
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> Any:
-        """Uploads the processor alone (``Reranker.push_to_hub``: also its model); other files of the repository stay.
+        """Uploads the processor alone (``Reranker.push_to_hub`` also uploads its model); other files stay.
 
         Args:
-            repo_id: ``"someone/name"``, or a name of your own.
-            commit_message: Of the commit.
-            options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``hf_rerank.hub.push_model``.
+            repo_id: ``"someone/name"``, or a name in your own namespace.
+            commit_message: Message of the commit.
+            options: ``private``, ``token``, ``revision``, ``create_pr``, as for ``hf_rerank.hub.push_model``.
         """
         return push_saved(self.save_pretrained, repo_id, commit_message=commit_message, **options)
 
@@ -344,7 +357,7 @@ class ListProcessor:
     ) -> ListProcessor:
         """Loads a processor from a folder or a Hub repository.
 
-        The digests of its files are checked where ``Reranker`` or the trainer saved them, with a ``manifest.json``.
+        The digests of its files are verified if there is a ``manifest.json``, as ``Reranker`` and the trainer write.
 
         Raises:
             InputError: A file is missing or damaged, of a newer format, or schema and vocabularies do not belong
@@ -413,7 +426,7 @@ class ListProcessor:
     def _choose_items(
         self, lists: Lists, truncate: bool, report: EncodingReport
     ) -> tuple[np.ndarray | slice, np.ndarray]:
-        """Which items stay (all, unless lists are cut to their first places) and the lengths that result."""
+        """Which items are kept (all, unless lists are cut to their first positions), and the resulting lengths."""
         longest = self.schema.max_list_length
         too_long = lists.lengths > longest
         if not too_long.any():
@@ -422,14 +435,15 @@ class ListProcessor:
             row = int(np.argmax(too_long))
             raise InputError(
                 f"list {lists.ids[row]} has {lists.lengths[row]} items, the schema allows max_list_length={longest}: "
-                "cut the list, pass truncate=True to keep its first places, or make the schema longer and train again"
+                "cut the list, pass truncate=True to keep its first positions, or raise max_list_length and train "
+                "again"
             )
         report.cut_lists = int(too_long.sum())
         report.cut_items = int((lists.lengths - longest)[too_long].sum())
         return lists.positions < longest, np.minimum(lists.lengths, longest)
 
     def _choose_history(self, lists: Lists, report: EncodingReport) -> tuple[np.ndarray | slice, np.ndarray]:
-        """Which history items stay, the newest, which come first, and the lengths that result."""
+        """Which history items are kept (the newest, which come first), and the resulting lengths."""
         longest, lengths = self.schema.max_history_length, lists.history_lengths
         too_long = lengths > longest
         if not too_long.any():
@@ -442,7 +456,7 @@ class ListProcessor:
     def _encode_part(
         self, part: str, features: Any, columns: Mapping[str, Any], keep: np.ndarray | slice, report: EncodingReport
     ) -> dict[str, np.ndarray]:
-        """The arrays of items, user or history: one row per value that is kept, one column per feature."""
+        """The arrays of items, user or history: one row per kept value, one column per feature."""
         categorical: list[np.ndarray] = []
         dense: list[Dense] = []
         vectors: list[np.ndarray] = []
@@ -502,13 +516,13 @@ class ListProcessor:
 
 
 def _convert_scale(scale: DenseScale) -> dict[str, Any]:
-    """A scale as JSON values; mean and deviation, and what it has beside them."""
+    """A scale as JSON values: mean and std, and the optional fields that it has."""
     plain = asdict(scale)
     return {name: value for name, value in plain.items() if name in ("mean", "std") or value}
 
 
 def _read_scale(plain: Any, name: str, path: Path) -> DenseScale:
-    """The scale that ``_convert_scale`` described."""
+    """The scale that ``_convert_scale`` converted to JSON values."""
     optional = {"knots", "quantiles", "constant_indicator"}
     if not isinstance(plain, dict) or set(plain) - optional != {"mean", "std"}:
         raise InputError(

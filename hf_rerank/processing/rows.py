@@ -1,4 +1,4 @@
-"""Lists as people have them in Python, dicts of items and data frames, as one dict of columns per list."""
+"""Converts Python lists of items and data frames to one dict of columns per list, and results to data frames."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ ITEMS, HISTORY = "items", "history"
 def convert_to_columns(
     lists: Sequence[Mapping[str, Any]], schema: ListSchema, first: int = 0
 ) -> Sequence[Mapping[str, Any]]:
-    """Lists whose items are dicts, ``{"items": [{"price": 3}, ...], "gender": 1}``, as dicts of columns.
+    """Converts lists of item dicts to dicts of columns.
 
-    ``{"price": [3, ...], "gender": 1}``. A history may be given in the same way, under ``"history"``. Lists that are
-    dicts of columns stay as they are.
+    ``{"items": [{"price": 3}, ...], "gender": 1}`` becomes ``{"price": [3, ...], "gender": 1}``. A history can be
+    given in the same way, under ``"history"``. Lists that are already dicts of columns are returned unchanged.
 
     Args:
         lists: One dict per list.
-        schema: Says which columns the items and the history have.
+        schema: Describes the columns of the items and the history.
         first: Number of the first list, for messages.
 
     Raises:
-        InputError: A list has no items, an item is no dict, or lacks a key that other items have.
+        InputError: A list has no items, an item is not a dict, or lacks a key that other items have.
     """
     if not isinstance(lists, Sequence) or not any(_holds_items(row, schema) for row in lists[:1]):
         return lists
@@ -37,7 +37,7 @@ def convert_to_columns(
 
 
 def _holds_items(row: Any, schema: ListSchema) -> bool:
-    """Whether a list is given as dicts of its items: it has the key, and that is no column of the schema."""
+    """Whether a list is given as item dicts: it has the key ``items``, which is not a column of the schema."""
     if not isinstance(row, Mapping) or ITEMS not in row or schema.items[0].name in row:
         return False
     return ITEMS not in {feature.name for feature in (*schema.items, *schema.user, *schema.history)}
@@ -96,12 +96,12 @@ def convert_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
     """The lists of a data frame, as one dict of columns per list.
 
     If the cells of the item columns are sequences, a row is a list. Otherwise a row is an item, and the rows with one
-    value of the schema's ``list_id`` make a list, in the order in which they stand; lists come in the order in which
-    they first appear.
+    value of the schema's ``list_id`` make a list, in the order of the rows; lists come in the order in which they
+    first appear.
 
     Args:
         frame: A pandas or Polars ``DataFrame``. In pandas, NaN is a missing value, and the index is not read.
-        schema: Says which columns are of the items and which of the list.
+        schema: Describes the columns of the items and of the list.
 
     Raises:
         InputError: A column is missing, a row per item has no ``list_id``, or a user column differs within a list.
@@ -114,7 +114,7 @@ def convert_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
     try:
         table = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
     except (pa.ArrowException, pl.exceptions.PolarsError, ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"the data frame has a column that is of no one type: {error}; convert it") from None
+        raise InputError(f"the data frame has a column of mixed types: {error}; convert it to one type") from None
     first = schema.items[0].name
     if first not in table.columns:
         raise InputError(
@@ -147,7 +147,7 @@ def convert_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
 
 
 def make_results_frame(results: Sequence[Mapping[str, Any]], frame: Any) -> Any:
-    """Ranked lists as a data frame of the same library as ``frame``: one row per ranked item, best first.
+    """Converts ranked lists to a data frame of the same library as ``frame``: one row per ranked item, best first.
 
     Its columns are those of a result: ``list_id``, ``order``, ``scores``, ``ids``.
     """

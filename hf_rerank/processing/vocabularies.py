@@ -1,7 +1,7 @@
-"""From the values of a categorical column to rows of its embedding table.
+"""Maps the values of a categorical column to rows of its embedding table.
 
-Row 0 is padding and row 1 the unknown value in every table. A ``TableVocabulary`` has learned its values; a
-``HashVocabulary`` needs none.
+In every table, row 0 is padding and row 1 the unknown value. A ``TableVocabulary`` is learned; a ``HashVocabulary`` is
+not.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 from hf_rerank.errors import InputError
 
 PADDING, UNKNOWN, FIRST_VALUE = 0, 1, 2
-# A direct table from value to row is used while it is at most this many times as long as the vocabulary.
+# A direct table from value to row is used if it is at most this many times as long as the vocabulary.
 _DIRECT_TABLE_FACTOR = 8
 
 
 class TableVocabulary:
-    """Learned values: the value number ``i`` has row ``i + 2``; everything else, null too, has row 1.
+    """Learned values: value ``i`` has row ``i + 2``; all others, and nulls, have row 1.
 
     Args:
         values: Distinct integers (int64 array) or texts (list), in the order of their rows.
@@ -38,7 +38,7 @@ class TableVocabulary:
         highest = int(values.max()) if len(values) else -1
         self._direct: np.ndarray | None = None
         if len(values) and int(values.min()) >= 0 and highest < _DIRECT_TABLE_FACTOR * len(values) + 1024:
-            # The last place is that of every value beyond the table.
+            # The last entry is used for all values beyond the table.
             self._direct = np.full(highest + 2, UNKNOWN, dtype=np.int32)
             self._direct[values] = rows
         else:
@@ -78,7 +78,7 @@ class TableVocabulary:
         return rows
 
     def extend(self, values: np.ndarray | list[str]) -> TableVocabulary:
-        """A vocabulary in which rows for new values follow those that are there."""
+        """A vocabulary with rows for new values after the existing ones."""
         if not len(self):
             return TableVocabulary(values)
         if isinstance(self.values, list):
@@ -87,7 +87,8 @@ class TableVocabulary:
 
 
 class HashVocabulary:
-    """Rows 2 to ``hash_size - 1`` by hash: splitmix64 of an integer, blake2b (64 bits) of UTF-8 text; null: row 1."""
+    """Rows 2 to ``hash_size - 1`` by hash: splitmix64 of integers, blake2b (64 bits) of UTF-8 text; nulls have row
+    1."""
 
     def __init__(self, hash_size: int) -> None:
         self.hash_size = hash_size
@@ -150,7 +151,7 @@ class ValueCounts:
             self._parts = [self._merge()]
 
     def add_counts(self, other: ValueCounts, name: str) -> None:
-        """Adds what was counted of the column ``name``."""
+        """Adds the counts of the column ``name``."""
         if other.is_text is None:
             return
         if self.is_text not in (None, other.is_text):
@@ -164,7 +165,7 @@ class ValueCounts:
         self._parts = [*self._parts, *other._parts]
 
     def count_known(self, vocabulary: TableVocabulary, name: str) -> int:
-        """How often a value was counted that has a row in the vocabulary."""
+        """The number of counted values that have a row in the vocabulary."""
         if self.is_text is None:
             return 0
         values: Any = list(self._texts) if self.is_text else self._merge()[0]
@@ -175,7 +176,7 @@ class ValueCounts:
     def find_new_values(
         self, known: TableVocabulary, name: str, *, min_count: int
     ) -> tuple[np.ndarray | list[str], int]:
-        """The values that a vocabulary lacks, in their own order, and how many more are too rare to be among them."""
+        """The values that a vocabulary lacks, sorted, and the number of further ones that are too rare."""
         if self.is_text is None:
             return known.values[:0], 0
         values: Any = sorted(self._texts) if self.is_text else self._merge()[0]
@@ -186,9 +187,10 @@ class ValueCounts:
         return [values[index] for index in new] if self.is_text else values[new], int(lacking.sum()) - len(new)
 
     def make_vocabulary(self, *, min_count: int, size: int | None) -> tuple[TableVocabulary, int, int]:
-        """The vocabulary, how many values were too rare for it, and how many more did not fit into ``size`` rows.
+        """The vocabulary, the number of values that were too rare, and of further ones that did not fit into ``size``
+        rows.
 
-        Rows follow the values' own order; with ``size`` the most frequent values are kept, the smaller first.
+        Rows are in the order of the sorted values; with ``size`` the most frequent values get a row, ties by value.
         """
         if self.is_text:
             names = sorted(self._texts)

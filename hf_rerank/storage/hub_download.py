@@ -1,4 +1,4 @@
-"""Finds the files of a saved model: in a folder, or in a repository on the Hub; and sees that they are whole."""
+"""Finds the files of a saved model, in a folder or in a repository on the Hub, and verifies that they are complete."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_down
 def fetch_verified_folder(
     source: str | Path, names: Sequence[str], *, reads: Callable[[str], bool] | None = None, **hub_options: Any
 ) -> Path:
-    """The folder with these files, fetched from the Hub if need be, and checked against its manifest if it has one.
+    """The folder with these files, fetched from the Hub if needed and verified against its manifest if it has one.
 
     Args:
         source: A folder, or the id of a Hub repository.
         names: Files that must be there; fixed by this library, never read from a checkpoint.
-        reads: Which other files of the folder will be read, by their names. None: none.
+        reads: ``name -> bool``, which other files of the folder will be read. None: no others.
         hub_options: As of ``find_model_file``.
 
     Raises:
-        InputError: As ``find_model_file``; or a file is cut, changed, or not one of those that were saved.
+        InputError: As ``find_model_file``; or a file is truncated, changed, or not one of those that were saved.
     """
     hub_options = pin_commit(source, names[0], **hub_options)
     folder = find_model_file(source, names[0], **hub_options).parent
@@ -54,10 +54,13 @@ def fetch_verified_folder(
 
 
 def pin_commit(source: str | Path, name: str, **hub_options: Any) -> dict[str, Any]:
-    """The options with the commit that a repository's revision is at now, so that all files come from the same one.
+    """Resolves the revision of a repository to its commit, so that all files come from the same one.
+
+    Returns:
+        The options with ``revision`` set to the commit.
 
     Args:
-        source: A folder, whose options stay as they are; or the id of a Hub repository.
+        source: A folder, for which the options are returned unchanged; or the id of a Hub repository.
         name: A file that must be there.
         hub_options: As of ``find_model_file``.
     """
@@ -79,19 +82,19 @@ def refuse_no_source(source: Any) -> None:
 
 
 def describe_repair(source: str | Path, commit: str, kind: str = "model") -> str:
-    """The command that fetches a commit into the cache anew, whatever became of what is there."""
+    """The command that fetches a commit into the cache again, replacing what is there."""
     of_kind = "" if kind == "model" else f" --repo-type {kind}"
     return f"fetch it again: hf download {source}{of_kind} --revision {commit} --force-download"
 
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """Weights that lie in a folder.
+    """The weights in a folder.
 
     Attributes:
         folder: With ``config.json``.
         bytes: Of all weight files.
-        formats: Each tensor, and its number format as safetensors names it (``F32``, ``BF16``, ``I64``, ...).
+        formats: Tensor -> its number format as safetensors names it (``F32``, ``BF16``, ``I64``, ...).
     """
 
     folder: Path
@@ -109,7 +112,7 @@ def find_saved_weights(source: str | Path, *, variant: str | None = None, **hub_
 
     Raises:
         InputError: As ``fetch_verified_folder``; the list of shards names a file outside the folder; a tensor has two
-            entries; or the folder holds an adapter, which would name another model to load.
+            entries; or the folder holds an adapter, which names another model to load.
     """
     suffix = f".{variant}.safetensors" if variant else ".safetensors"
     weights, index = f"model{suffix}", f"model{suffix}.index.json"
@@ -173,13 +176,13 @@ def _lists_a_graph(folder: Path) -> bool:
 
 
 def _read_shards(index: Path) -> list[str]:
-    """The files that the list of shards names: each lies beside it."""
+    """The files that the list of shards names, all in its own folder."""
     content = read_json(index, REMEDY)
     shard_of = content.get("weight_map")
     if not isinstance(content.get("metadata"), dict) or not isinstance(shard_of, dict) or not shard_of:
         raise InputError(
-            f"{index} is not a list of shards: expected an object metadata, and an object weight_map that says of each "
-            f"tensor which file holds it; {REMEDY}"
+            f"{index} is not a list of shards: expected an object metadata, and an object weight_map from each tensor "
+            f"to its file; {REMEDY}"
         )
     names = list({str(name): name for name in shard_of.values()}.values())
     for name in names:
@@ -266,15 +269,15 @@ def find_model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
 
 
 def _describe_failed_fetch(source: str | Path, name: str, error: BaseException, token: Any) -> str:
-    """Of a file that is there, and does not arrive."""
+    """The message for a file that exists, but cannot be fetched."""
     line = f"{name} of the repository {source} cannot be fetched: {explain_error(error, token)}"
     return hide_tokens(line, token)
 
 
 def _describe_unreachable(source: str | Path, name: str, error: BaseException, token: Any) -> str:
-    """Of a file that is not in the cache, while the Hub does not give it."""
+    """The message for a file that is neither in the cache nor reachable on the Hub."""
     if error.__cause__ is None:
-        why = "only the cache was to be looked at (local_files_only); leave that out to fetch it"
+        why = "only the cache was searched (local_files_only); leave that out to fetch it"
     else:
         why = explain_error(error.__cause__, token)
     return hide_tokens(

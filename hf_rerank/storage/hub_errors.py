@@ -1,4 +1,4 @@
-"""What goes wrong on the way to the Hub and back, said in one line: what, where, and what to do about it."""
+"""Failures of the Hub as one line: what failed, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 def report_hub_errors(
     what: str, *, token: str | None = None, kept: Callable[[BaseException], str] | None = None
 ) -> Iterator[None]:
-    """Turns whatever the Hub's client raises into one ``InputError`` line, in which no token stands.
+    """Turns any error of the Hub's client into an ``InputError`` of one line, which contains no token.
 
     Args:
         what: What could not be done, such as ``"someone/prm could not be created"``.
         token: The token given by the caller, if any.
-        kept: Says of an error what is as it was; the end of the line.
+        kept: ``error -> text``: what is unchanged after it; appended to the line.
     """
     from huggingface_hub.errors import HTTPError
 
@@ -49,7 +49,7 @@ def explain_error(error: BaseException, token: str | None = None) -> str:
     if isinstance(error, RuntimeError | LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so that nothing is asked of the Hub; unset it to use the network"
+        return "HF_HUB_OFFLINE is set, so that no request is sent to the Hub; unset it to use the network"
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no token; {LOG_IN}"
     if isinstance(error, HfHubHTTPError):
@@ -62,7 +62,7 @@ def explain_error(error: BaseException, token: str | None = None) -> str:
 
 
 def hide_tokens(text: str, token: str | None = None) -> str:
-    """The text with every token, that in use and whatever looks like one, turned into ``***``."""
+    """The text with every token (the one in use, and anything that looks like one) replaced by ``***``."""
     from huggingface_hub import get_token
 
     for secret in (token, get_token()):
@@ -90,22 +90,22 @@ def _explain_status(error: object, token: str | None) -> str:
     if status == 429:
         return f"too many requests (429); {_describe_wait(response.headers)}, then run it again"
     known = {
-        402: "the Hub asks for payment (402); look at the plan and the storage of the owner",
+        402: "the Hub asks for payment (402); check the plan and the storage of the owner",
         403: "the token may not do that there (403); use one that may, or a name of your own",
         404: "there is no such repository or revision that the token may see (404); check the name, or the token",
-        409: "something else of that name is there (409); choose another name",
-        412: "somebody else committed there meanwhile (412); look at it, and run it again",
+        409: "something else of that name exists (409); choose another name",
+        412: "somebody else committed there meanwhile (412); check that commit, and run it again",
         413: "a file is too large for the Hub (413); save smaller shards",
     }
     if status in known:
         return known[status]
     if status >= 500:
-        return f"the Hub has a fault ({status}); run it again later"
+        return f"the Hub has an internal error ({status}); run it again later"
     return f"the Hub refuses ({status})"
 
 
 def _describe_wait(headers: object) -> str:
-    """What a refusal says about when to come back."""
+    """How long to wait, from the headers of the response."""
     given = headers.get("Retry-After", "") or re.search(r"t\s*=\s*(\d+)", headers.get("ratelimit", ""))  # type: ignore[attr-defined]
     seconds = given if isinstance(given, str) or given is None else given[1]
     return f"wait {seconds} seconds" if seconds and seconds.isdigit() else "wait some minutes"

@@ -1,4 +1,4 @@
-"""A repository on the Hub that is pushed to: created if need be, looked at, changed by one commit or not at all."""
+"""A repository on the Hub to push to: created if needed, inspected, changed by one commit or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_rerank.storage import MANIFEST, InputFiles, read_manifest
 from hf_rerank.storage.hub_errors import is_unknown_outcome, report_hub_errors
 
 MAIN = "main"
-# What the Hub itself puts into a new repository, and what people write there by hand.
+# What the Hub puts into a new repository, and what people write there by hand.
 _OF_ANYBODY = (".gitattributes", "README.md", "LICENSE")
 NOTHING_COMMITTED = "Nothing was committed: the repository is as it was; large files that arrived are not sent again"
 UNKNOWN_COMMIT = "Whether the commit arrived is not known: run the same command again, which commits nothing if it did"
@@ -22,14 +22,14 @@ UNKNOWN_COMMIT = "Whether the commit arrived is not known: run the same command 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository as it was looked at.
+    """A repository as it was when it was opened.
 
     Attributes:
         repo_id: ``"someone/name"``.
         kind: ``model`` or ``dataset``.
         branch: To commit to.
-        head: The commit that was looked at.
-        files: Their names in it.
+        head: The commit of the branch at that time.
+        files: The names of its files.
         token: None: the one the user logged in with.
         create_pr: Commit to a new pull request instead.
     """
@@ -50,9 +50,9 @@ class Repository:
         message: str,
         inputs: InputFiles | None = None,
     ) -> Any:
-        """Uploads files as one commit, in which those of an earlier push that are not among them go.
+        """Uploads files as one commit, which also deletes the files of an earlier push that are not among them.
 
-        Not ``HfApi.upload_folder``: with hf_xet that makes several commits of a large folder.
+        Not by ``HfApi.upload_folder``, which with hf_xet makes several commits of a large folder.
 
         Args:
             files: Name in the repository -> a file, or its content.
@@ -95,7 +95,7 @@ class Repository:
             )
 
     def read_manifest(self) -> dict[str, Any] | None:
-        """The manifest at the commit looked at; None without one."""
+        """The manifest at the commit ``head``; None without one."""
         if MANIFEST not in self.files:
             return None
         from huggingface_hub import hf_hub_download
@@ -122,12 +122,12 @@ def open_repository(
     create_pr: bool = False,
     token: str | None = None,
 ) -> Repository:
-    """Creates a repository, and a branch, if there is none, and looks at what is there.
+    """Creates a repository and a branch if there are none, and lists the files that it holds.
 
     Args:
         repo_id: ``"someone/name"``, or a name of your own.
         kind: ``model`` or ``dataset``.
-        private: A repository that this creates is private; one that is there must be.
+        private: Create the repository as private, or require that an existing one is.
         revision: Branch to commit to. None: main.
         create_pr: Commit to a new pull request instead, for which one need not be allowed to write there.
         token: None: the one the user logged in with.
@@ -154,8 +154,7 @@ def open_repository(
         info: Any = api.repo_info(whole, repo_type=kind, revision=branch)
     if private and info.private is False:
         raise InputError(
-            f"{whole} is there already, and public: make it private in its settings, or choose another name. Nothing "
-            "was sent"
+            f"{whole} exists and is public: make it private in its settings, or choose another name. Nothing was sent"
         )
     names = sorted(sibling.rfilename for sibling in info.siblings or [])
     if ".gitignore" in names:

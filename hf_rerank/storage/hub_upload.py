@@ -25,7 +25,7 @@ def push_saved(save: Callable[[Path], object], repo_id: str, *, commit_message: 
     A repository without a card gets one that says how to load a re-ranker.
 
     Args:
-        save: Writes into the empty folder that it is given.
+        save: ``folder -> None``: writes into the empty folder.
         repo_id: ``"someone/name"``, or a name of your own.
         commit_message: Of the commit.
         options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``open_repository``.
@@ -49,7 +49,7 @@ def push_saved(save: Callable[[Path], object], repo_id: str, *, commit_message: 
 
 
 def choose_files(folder: Path, patterns: Sequence[str]) -> dict[str, Path | bytes]:
-    """The files of a folder whose names match a pattern, without the manifest, which is made anew."""
+    """The files of a folder whose names match a pattern, without the manifest, which is written again."""
     return {
         path.name: path
         for path in sorted(folder.iterdir())

@@ -1,4 +1,4 @@
-"""JSON files: written whole, and read with errors that name the file."""
+"""JSON files: written atomically, and read with errors that name the file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from hf_rerank.errors import InputError, shown
 from hf_rerank.storage.atomic import write_file
 
-# What no file of this library comes near: bytes of a file, levels of objects and lists, size of an integer.
+# Far above any file of this library: bytes of a file, levels of objects and lists, size of an integer.
 LARGEST_FILE = 2**26
 DEEPEST = 50
 LARGEST_INTEGER = 2**64
 
 
 def write_json(path: str | Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file that appears whole or not at all; numbers that are not finite become null.
+    """Writes a JSON file that appears complete or not at all; numbers that are not finite become null.
 
     Raises:
         CannotWrite: The disk refuses; names path and space.
@@ -31,7 +31,7 @@ def format_json(values: dict[str, Any]) -> str:
 
 
 def to_json_values(value: Any) -> Any:
-    """A value as it is read back from JSON: lists for tuples, null for what is not finite, text for other types."""
+    """A value as it would be read back from JSON: tuples become lists, non-finite numbers null, other types text."""
     if isinstance(value, dict):
         return {str(name): to_json_values(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -48,12 +48,12 @@ def read_json(path: str | Path, remedy: str = "fix or remove it") -> dict[str, A
 
     Args:
         path: The file.
-        remedy: What to do if it is no such file, at the end of messages.
+        remedy: What the user can do about a wrong file; the end of messages.
 
     Raises:
-        InputError: It is no regular file (a pipe or a device would be read for ever), larger than ``LARGEST_FILE``, or
-            as of ``parse_json_object``.
-        OSError: There is none, or it cannot be read.
+        InputError: It is not a regular file (reading a pipe or a device might never end), it is larger than
+            ``LARGEST_FILE``, or as ``parse_json_object``.
+        OSError: It does not exist, or cannot be read.
     """
     path = Path(path)
     refuse_special_file(path, remedy)
@@ -71,8 +71,8 @@ def read_json(path: str | Path, remedy: str = "fix or remove it") -> dict[str, A
 def refuse_special_file(path: Path, remedy: str) -> None:
     """
     Raises:
-        InputError: The path is a folder, a pipe, a device, or a link that leads nowhere; a path that does not exist is
-            left to whoever opens it.
+        InputError: The path is a folder, a pipe, a device, or a link that leads nowhere; a path that does not
+            exist is accepted, and fails when it is opened.
     """
     if not path.is_file() and (path.exists() or path.is_symlink()):
         what = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "a link that leads nowhere"
@@ -84,12 +84,12 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
 
     Args:
         text: One JSON value.
-        where: Where the text comes from, at the beginning of messages.
-        remedy: What to do, at the end of messages.
+        where: Where the text comes from; the beginning of messages.
+        remedy: What the user can do about it; the end of messages.
 
     Raises:
-        InputError: It is no JSON object, names a key twice, is nested deeper than ``DEEPEST``, or holds what no other
-            program may be able to read: NaN, infinity, an integer of more than 64 bits, a lone surrogate.
+        InputError: It is not a JSON object, names a key twice, is nested deeper than ``DEEPEST``, or holds what other
+            programs may be unable to read: NaN, infinity, an integer of more than 64 bits, a lone surrogate.
     """
 
     def refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
 
 
 def _refuse_extremes(value: Any, where: str, remedy: str) -> None:
-    """Level by level, since a recursion would fail at what is to be found here."""
+    """Refuses what other programs may be unable to read. Level by level: recursion would fail at deep nesting."""
     level = [value]
     for _ in range(DEEPEST):
         inner: list[Any] = []

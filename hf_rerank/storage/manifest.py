@@ -22,16 +22,16 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 # In the entry of a file that is being replaced: size and digest of its new content, which are accepted as well.
 REPLACED_BY = "replaced_by"
-# People edit it, and nothing is loaded from it.
+# The card is edited by people, and nothing is loaded from it.
 _NOT_LISTED = (MANIFEST, "README.md")
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Writes ``manifest.json`` for all files below a folder, and brings everything to the disk.
+    """Writes ``manifest.json`` for all files below a folder, and syncs everything to the disk.
 
     Args:
-        folder: With the finished files.
-        facts: What else the manifest holds, as JSON values.
+        folder: Holds the finished files.
+        facts: Further entries of the manifest, JSON values.
     """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -43,11 +43,11 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 
 
 def make_manifest(files: Mapping[str, Path | bytes], kept: Mapping[str, Any]) -> str:
-    """The content of ``manifest.json`` beside these files.
+    """The content of a ``manifest.json`` for these files.
 
     Args:
         files: Name -> a file, or its content.
-        kept: Entries of an earlier manifest, of files that stay.
+        kept: Entries of an earlier manifest, for files that stay.
     """
     entries = dict(kept)
     for name, content in files.items():
@@ -62,7 +62,7 @@ def read_manifest(folder: Path, remedy: str = "save or download it again") -> di
 
     Args:
         folder: A saved folder.
-        remedy: What to do if it is damaged, at the end of the message.
+        remedy: What the user can do if it is damaged; the end of the message.
 
     Raises:
         InputError: It is damaged, or of a newer format.
@@ -107,15 +107,15 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
 
     Args:
         folder: A saved folder.
-        reads: Which of its files, by their names.
-        remedy: What to do, at the end of every message.
+        reads: ``name -> bool``, which of its files will be read.
+        remedy: What the user can do about it; the end of every message.
         digests: Also compare the SHA-256, for which every byte is read; otherwise names and sizes only.
 
     Returns:
         The manifest; None without one: then nothing was checked.
 
     Raises:
-        InputError: A file is missing, cut or changed, or lies there without being listed.
+        InputError: A file is missing, truncated or changed, or is not listed.
     """
     manifest = read_manifest(folder, remedy)
     if manifest is None:
@@ -135,7 +135,7 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
         accepted = [entry for entry in (saved, saved.get(REPLACED_BY)) if entry is not None]
         if size not in [entry["bytes"] for entry in accepted]:
             raise InputError(
-                f"{path} has {size:,} bytes, {saved['bytes']:,} were saved: it is cut or changed; {remedy}"
+                f"{path} has {size:,} bytes, {saved['bytes']:,} were saved: it is truncated or changed; {remedy}"
             )
         if digests and sha256_of_file(path) not in [entry["sha256"] for entry in accepted]:
             raise InputError(f"{path} is damaged or changed: its SHA-256 is not that of the file saved; {remedy}")

@@ -1,4 +1,4 @@
-"""A new output that one process makes at a time; a folder of it appears whole."""
+"""New outputs, each made by one process at a time; a folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_rerank.storage.locks import hold_lock
 
 
 def ensure_name(output: str | Path) -> Path:
-    """The path, absolute if it has no name (``.``) beside which others could be."""
+    """The path, made absolute if it has no name (``.``), since locks and temporaries are named after it."""
     output = Path(output)
     return output if output.name else output.resolve()
 
@@ -24,7 +24,7 @@ def lock_output(output: str | Path, step: str = "") -> Iterator[None]:
 
     Args:
         output: The file or folder.
-        step: Of a lock within the block of another lock of the same output: a name of its own.
+        step: A name that distinguishes a lock inside the block of another lock of the same output.
 
     Raises:
         InputError: Another process is writing it.
@@ -51,11 +51,11 @@ def refuse_nonempty(output: str | Path) -> None:
 
 @contextmanager
 def create_folder(output: str | Path) -> Iterator[Path]:
-    """Gives an empty folder to write in, which becomes ``output`` by one rename at the end of the block.
+    """Yields an empty folder to write in, which is renamed to ``output`` at the end of the block.
 
     Raises:
         InputError: ``output`` exists and is not an empty folder, or another process is writing it.
-        CannotWrite: The disk refuses; names path and space, also for what fails in the block.
+        CannotWrite: The disk refuses; names path and space. Also for writes in the block.
     """
     output = ensure_name(output)
     with lock_output(output):

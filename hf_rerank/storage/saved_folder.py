@@ -1,4 +1,4 @@
-"""Replacing the files of a saved folder, all of them or one, so that an interruption is never read as a mixture."""
+"""Replacing all files of a saved folder, or one, so that an interruption never leaves a readable mixture."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from hf_rerank.storage.manifest import MANIFEST, REPLACED_BY, format_manifest, m
 LOCK = ".saving.lock"
 # No model is loaded from these files, which change when an evaluation is added.
 _NOT_LOADED = (MANIFEST, "results.json", "training_args.json")
-# Longer than a save takes, unless its disk is far too slow.
+# Longer than any save takes, except on a very slow disk.
 WAIT_SECONDS = 60.0
 
 
 @contextmanager
 def save_files(folder: str | Path) -> Iterator[Path]:
-    """Files written in the folder that this gives move into ``folder`` together, with a manifest, or not at all.
+    """Yields a folder; the files written there move into ``folder`` together, with a manifest, or not at all.
 
-    All bytes are on the disk before the first file gets its name, so a full disk leaves the old files as they were.
-    The new manifest comes first: until the last file is in place, the folder is refused rather than read half new.
-    Of two saves into one folder, the second waits for the first.
+    All bytes are on the disk before the first file is renamed, so a full disk leaves the old files unchanged. The new
+    manifest is renamed first: until the last file has followed, loading refuses the folder. Of two saves into one
+    folder, the second waits for the first.
 
     Raises:
         InputError: ``folder`` is a file, or another process has been saving there for more than a minute.
@@ -65,15 +65,13 @@ def save_files(folder: str | Path) -> Iterator[Path]:
 def replace_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
     """Replaces one file of a saved folder, and its entry in the manifest if there is one.
 
-    No other process replaces it meanwhile, so of two changes none is lost.
-
-    An interruption at any moment leaves a folder whose files all agree with its manifest: the manifest is replaced
-    twice, and in between it accepts the old file and the new one.
+    The folder is locked, so concurrent changes are not lost. After an interruption at any moment, all files agree with
+    the manifest: it is replaced twice, and in between it accepts both the old file and the new one.
 
     Args:
         folder: A saved folder.
         name: A file in it.
-        change: Gives the new content for the content that is there; if they are equal, nothing is written.
+        change: ``content -> new content``; if they are equal, nothing is written.
 
     Raises:
         InputError: The file is not what was saved.
@@ -98,7 +96,7 @@ def replace_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> N
 
 
 def note_model_files(source: str | Path) -> InputFiles:
-    """The files that a model and its processor are loaded from, as they are now; none, if ``source`` is no folder."""
+    """Records the files that a model and its processor are loaded from; none if ``source`` is not a folder."""
     there = Path(source).iterdir() if Path(source).is_dir() else ()
     kinds = (".json", ".safetensors", ".onnx", ".data")
     return InputFiles(sorted(path for path in there if path.suffix in kinds and path.name not in _NOT_LOADED))

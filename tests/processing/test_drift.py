@@ -80,7 +80,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"items": [1, 2], "stars": None}, ["column 'stars': 100.0% of its values are missing, in training 0.0%"]),
     (
         {"items": [1, 2], "stars": 4.0},
-        ["column 'stars' was constant in training and is not any more (200 values): it stays 0 for the model"],
+        ["column 'stars' was constant in training and no longer is (200 values): the model reads 0 for all of them"],
     ),
 ]
 

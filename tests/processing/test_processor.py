@@ -430,11 +430,11 @@ DAMAGE = {
     "vocabularies without their end": (cut(TABLES, -1), r"vocabularies\.safetensors is damaged.*save or download"),
     "cut vocabularies": (
         cut(TABLES, 150),
-        r"header of .*vocabularies\.safetensors is damaged: it is said to have .*save or download",
+        r"header of .*vocabularies\.safetensors is damaged: it claims to have .*save or download",
     ),
     "empty vocabularies": (
         cut(TABLES, 0),
-        r"header of .*vocabularies\.safetensors is damaged: it is said to have .*save or download",
+        r"header of .*vocabularies\.safetensors is damaged: it claims to have .*save or download",
     ),
     "config is a list": (lambda folder: (folder / CONFIG).write_text("[]"), "holds a list: expected a JSON object"),
     "newer format": (config_with(format_version=2), r"format_version 2, this library reads 1: install a newer"),

@@ -290,8 +290,8 @@ def header(text: str) -> bytes:
         ),
         (header('{"w":{"dtype":"U8","dtype":"F32"}}'), r"header of .*w.safetensors names 'dtype' twice"),
         (header('{"w": 1'), r"header of .*w.safetensors is not valid JSON"),
-        (b"", r"header of .*w.safetensors is damaged: it is said to have 0 bytes"),
-        (b"\xff" * 20, r"header of .*w.safetensors is damaged: it is said to have 18,446,744"),
+        (b"", r"header of .*w.safetensors is damaged: it claims to have 0 bytes"),
+        (b"\xff" * 20, r"header of .*w.safetensors is damaged: it claims to have 18,446,744"),
     ],
 )
 def test_headers_of_safetensors(tmp_path: Path, content: bytes, message: str) -> None:

@@ -105,8 +105,8 @@ class AdSource:
             parts, self.size, self.protocol, attraction, self.block_bytes, self.run_bytes, bar, on_reject
         )
         cutter.fill(self.files)
-        self._digests = cutter.digest_contents
-        write_json(parts / DIGESTS_FILE, cutter.digest_contents)
+        self._digests = cutter.digests
+        write_json(parts / DIGESTS_FILE, cutter.digests)
         return cutter.report
 
     def units(self, parts: Path) -> list[BucketUnit]:

@@ -58,7 +58,9 @@ class Decoded:
                 continue
             column = rows.column(name).combine_chunks()
             if column.null_count or column.flatten().null_count:
-                raise InputError(f"{truth.path}: the column {name} holds nulls: expected one sequence of numbers per list")
+                raise InputError(
+                    f"{truth.path}: the column {name} holds nulls: expected one sequence of numbers per list"
+                )
             lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
             history_lengths = lengths if history_lengths is None else history_lengths
             if (lengths != history_lengths).any():

@@ -39,7 +39,8 @@ def check_parameters(world: Any, ranges: dict[str, tuple[float, float]], above_z
 
 
 def examination_curve(world: Any, places: int) -> np.ndarray:
-    """Probability that a position is examined, [places], from the top, by a mixture of readers; 1 at the first position."""
+    """Probability that a position is examined, [places], from the top, by a mixture of readers; 1 at the first
+    position."""
     place = np.arange(places)
     goes_down = 1 - world.looks_at_first_only - world.looks_at_all
     return world.looks_at_first_only * (place == 0) + goes_down * np.exp(-place / world.patience) + world.looks_at_all

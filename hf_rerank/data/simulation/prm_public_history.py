@@ -1,8 +1,8 @@
 """The history of simulated lists: what a user clicked before, one click for each of some earlier lists.
 
-Nothing here knows the world: the caller shows the earlier lists. How many clicks per list's history holds is drawn from
-the geometric distribution on 0, 1, 2, ...: some users have none, some many. Each is the click of an earlier list that
-got one: an item of it, drawn with a chance proportional to ``examination * attraction``. Items of the list whose
+Nothing here knows the world: the caller shows the earlier lists. How many clicks per list's history holds is drawn
+from the geometric distribution on 0, 1, 2, ...: some users have none, some many. Each is the click of an earlier list
+that got one: an item of it, drawn with a chance proportional to ``examination * attraction``. Items of the list whose
 history it is are left out, so that an earlier click never points at an item to be ranked. Between one click and the
 next lie exponential times of ``MINUTES_BETWEEN`` on average.
 """

@@ -392,7 +392,9 @@ CASES = {
     "empty CSV": Case(lambda folder: written(folder, "a.csv", b""), ["a.csv holds no lists", "write it again"]),
     "Parquet cut off": Case(truncated_parquet, ["lists.parquet is not a complete Parquet file", "copy it again"]),
     "broken JSON line": Case(broken_line, ["lists.jsonl, line 5", "one JSON object per list"]),
-    "file of no kind": Case(lambda folder: written(folder, "a.xlsx", b"PK"), ["a.xlsx is not a file of lists", ".csv"]),
+    "file of no kind": Case(
+        lambda folder: written(folder, "a.xlsx", b"PK"), ["a.xlsx is not a file of lists", ".csv"]
+    ),
     "lazy frame": Case(lambda _: load_lists(frame().lazy(), schema=SCHEMA), ["LazyFrame", "collect()"]),
     "frame as a stream": Case(lambda _: load_lists(frame(), schema=SCHEMA, streaming=True), ["streaming=False"]),
     "empty frame": Case(

@@ -363,7 +363,10 @@ def test_truth_is_joined_and_cuts_by_initial_position(tmp_path):
             "list part1:2 has 3 values of initial_position, but 2 items",
         ),
         ([truth_row(1, [0, 1], attraction=[0.5]), truth_row(2, [0, 1])], "list part1:1 has 1 values of attraction"),
-        ([truth_row(1, [0, 1]), truth_row(2, [1, 2])], "initial_position of list part1:2 is not a permutation of 0..1"),
+        (
+            [truth_row(1, [0, 1]), truth_row(2, [1, 2])],
+            "initial_position of list part1:2 is not a permutation of 0..1",
+        ),
         ([truth_row(1, [0, 1], attraction=[0.5, None]), truth_row(2, [0, 1])], "attraction holds nulls"),
         ([{"list_id": "part1:1"}], "has no column 'initial_position'"),
     ],
