@@ -1,4 +1,4 @@
-"""The datasets that have a name: simulated or prepared once into the cache of ``datasets``, and read from there."""
+"""The built-in datasets: simulated or prepared once in the cache of ``datasets``, and read from there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIMULATED_LISTS = 20_000
 
 
 def cache_simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -> Path:
-    """The folder of prepared lists of a simulation."""
+    """The cached folder of prepared lists of a simulation, created if needed."""
     from hf_rerank.data.prm_public import MAX_LIST_LENGTH, prepare_prm_public
     from hf_rerank.data.simulation import PRMWorld, simulate_prm
 
@@ -30,7 +30,7 @@ def cache_simulated_prm(n_lists: int | None, seed: int, max_list_length: int | N
     def make(folder: Path) -> None:
         logger.warning("Simulating %s lists (seed %d) into %s; their clicks are not real.", n_lists, seed, folder)
         raw = folder.with_name(f"{folder.name}.raw")
-        remove(raw)  # of a process that was killed
+        remove(raw)  # left by a process that was killed
         try:
             simulate_prm(raw, n_lists, seed=seed, progress=True)
             prepare_prm_public(raw, folder, max_list_length=length)
@@ -44,7 +44,7 @@ def cache_simulated_prm(n_lists: int | None, seed: int, max_list_length: int | N
 def stream_prm_public(
     data_dir: Path, protocol: str, seed: int, max_list_length: int | None
 ) -> tuple[dict[str, Any], ListSchema]:
-    """Splits that read raw text, and their schema."""
+    """Splits that stream raw text, and their schema."""
     from hf_rerank.data import prm_public
     from hf_rerank.data.prm_public.stream import PRMPublicText
 
@@ -62,7 +62,7 @@ def stream_prm_public(
 
 
 def cache_prm_public(data_dir: Path, protocol: str, seed: int, max_list_length: int | None) -> Path:
-    """The folder of prepared lists of raw text."""
+    """The cached folder of prepared lists of raw text, created if needed."""
     from hf_rerank.data import prm_public
 
     length = prm_public.MAX_LIST_LENGTH if max_list_length is None else max_list_length
@@ -77,11 +77,13 @@ def cache_prm_public(data_dir: Path, protocol: str, seed: int, max_list_length: 
     }
 
     def make(folder: Path) -> None:
-        logger.warning("Preparing %s into %s, once; `hf-rerank prepare` chooses the place.", data_dir, folder)
+        logger.warning(
+            "Preparing %s into %s, once; `hf-rerank prepare` writes to a folder of your choice.", data_dir, folder
+        )
         try:
             prm_public.prepare_prm_public(data_dir, folder, protocol=protocol, max_list_length=length, seed=seed)
         except RejectedLines as error:
-            # Fixed files are other files, and get a folder of their own.
+            # After a fix the files differ, and get another folder.
             remove(partial_folder(folder))
             advice = "; fix the line, or load a folder made by `hf-rerank prepare --on-error skip`"
             raise RejectedLines(error.lines, advice) from None
@@ -90,7 +92,7 @@ def cache_prm_public(data_dir: Path, protocol: str, seed: int, max_list_length: 
 
 
 def cache_ad(data_dir: Path, protocol: str, max_list_length: int | None) -> Path:
-    """The folder of prepared lists of the raw files of Ad."""
+    """The cached folder of prepared lists of the raw files of Ad, created if needed."""
     from hf_rerank.data import ad
 
     length = ad.MAX_LIST_LENGTH if max_list_length is None else max_list_length
@@ -103,7 +105,9 @@ def cache_ad(data_dir: Path, protocol: str, max_list_length: int | None) -> Path
     }
 
     def make(folder: Path) -> None:
-        logger.warning("Preparing %s into %s, once; `hf-rerank prepare` chooses the place.", data_dir, folder)
+        logger.warning(
+            "Preparing %s into %s, once; `hf-rerank prepare` writes to a folder of your choice.", data_dir, folder
+        )
         ad.prepare_ad(data_dir, folder, protocol=protocol, max_list_length=length)
 
     return cache_folder("ad", key, make)

@@ -1,4 +1,4 @@
-"""Prepared lists from a dataset repository on the Hub: fetched once into its cache, or streamed."""
+"""Prepared lists from a dataset repository on the Hub: fetched once into the Hub's cache, or streamed."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ KIND = "dataset"
 
 
 def is_repository(source: str | Path) -> bool:
-    """Whether a source that is no folder here may be the id of a repository, such as ``"someone/lists"``."""
+    """Whether a source that is not a local folder may be the id of a repository, such as ``"someone/lists"``."""
     return (
         isinstance(source, str) and not looks_local(source) and not is_list_file(source) and not Path(source).exists()
     )
 
 
 def fetch_lists(repo_id: str, revision: str | None, token: str | None) -> Path:
-    """The folder of the Hub's cache with the lists of a repository; what is there already is not fetched again.
+    """The folder of the Hub's cache with the lists of a repository; cached files are not fetched again.
 
     Raises:
         InputError: There is no such repository or revision, it holds no prepared lists, it cannot be reached, or a
-            file in the cache has not the size of the one that was pushed.
+            file in the cache does not have the size of the one that was pushed.
     """
     from huggingface_hub import snapshot_download
 
-    # The first file says by the commit it belongs to which the others are.
+    # The commit of the first file, so that all files come from the same one.
     first = find_model_file(repo_id, SCHEMA_FILE, repo_type=KIND, revision=revision, token=token)
     commit = first.parent.name
     with report_hub_errors(f"the lists of {repo_id} could not be fetched", token=token):
@@ -56,7 +56,7 @@ def fetch_lists(repo_id: str, revision: str | None, token: str | None) -> Path:
 def stream_lists(
     repo_id: str, revision: str | None, token: str | None
 ) -> tuple[dict[str, datasets.IterableDataset], ListSchema]:
-    """Splits that are read from the Hub as they are needed, and their schema, both of one commit.
+    """Splits that are streamed from the Hub, and their schema, both of one commit.
 
     Raises:
         InputError: As ``fetch_lists``.
@@ -80,7 +80,7 @@ def stream_lists(
 
 
 def refuse_hub_options(shown: str, revision: str | None, token: str | None) -> None:
-    """Refuses options of a repository for what is none."""
+    """Refuses the options ``revision`` and ``token`` if the source is not a repository."""
     for option, value in (("revision", revision), ("token", token)):
         if value is not None:
-            raise InputError(f"{option}= belongs to a repository on the Hub, and {shown} is none: leave it out")
+            raise InputError(f"{option}= belongs to a repository on the Hub, but {shown} is not one: leave it out")

@@ -28,7 +28,7 @@ SAMPLE_LISTS = 1_000
 
 
 class _CarriesSchema:
-    """Splits that know their schema."""
+    """Splits with a schema, kept by the methods below."""
 
     schema: ListSchema
 
@@ -52,7 +52,7 @@ class _CarriesSchema:
 class ListsDict(_CarriesSchema, datasets.DatasetDict):
     """Split -> ``datasets.Dataset``, with the ``schema`` of their columns.
 
-    The schema stays through indexing, copying, pickling, ``map``, ``filter``, ``shuffle`` and ``with_format``; other
+    The schema is kept by indexing, copying, pickling, ``map``, ``filter``, ``shuffle`` and ``with_format``; other
     methods of ``DatasetDict`` (``cast``, ``rename_column``, ``load_from_disk``, ...) return a plain ``DatasetDict``.
     """
 
@@ -82,9 +82,10 @@ def load_lists(
     Args:
         source: One of
 
-            - ``"simulated_prm"``: simulated once into the cache of ``datasets``, and read from there. The default
-              world; of another, such as one whose lists have a history, ``simulate_prm`` writes the raw text, which
-              ``"prm_public"`` reads.
+            - ``"simulated_prm"``: lists of the default ``PRMWorld``, simulated once into the cache of ``datasets``.
+            For
+              another world, such as one with histories, write the raw text with ``simulate_prm`` and load it with
+              ``"prm_public"``.
             - ``"prm_public"``: the raw text in ``data_dir``, prepared once into the cache; with ``streaming=True``
               straight from the text (workers of a data loader must then be spawned, not forked). Or ``data_dir`` is a
               folder that is prepared already.
@@ -92,8 +93,8 @@ def load_lists(
               that is prepared already.
             - A folder of prepared lists (it holds ``schema.json``).
             - The id of a dataset repository on the Hub, such as ``"someone/lists"``, filled by
-              ``hf_rerank.data.push_lists``: fetched once into the Hub's cache, or with ``streaming=True`` read as
-              it is needed.
+              ``hf_rerank.data.push_lists``: fetched once into the Hub's cache, or streamed with
+              ``streaming=True``.
             - Files, with ``schema``: a path, a folder, a pattern such as ``"logs/*.parquet"``, an fsspec URL, or a
               list of these. CSV, TSV, JSON Lines, JSON, Parquet, Arrow and LETOR files, also as ``.gz`` or ``.zst``,
               and folders of ``save_to_disk``. One row is one list where labels are sequences; else one row is one
@@ -101,33 +102,33 @@ def load_lists(
             - A pandas or Polars frame or an Arrow table, with ``schema``, in either form.
             - A ``Dataset``, ``DatasetDict`` or their iterable kinds, or a dictionary of frames or datasets, with
               ``schema``.
-        data_dir: For ``"prm_public"`` and ``"ad"``.
-        schema: Says which column is what, as an object or a path to its JSON. For a prepared folder: instead of the
-            schema in it.
-        streaming: Iterable datasets, in bounded memory. Needed where the source is one. ``RerankTrainer`` shuffles
-            them itself; if you do, with ``.shuffle``, give it a seed. Without ``schema.group`` and
+        data_dir: The folder of ``"prm_public"`` or ``"ad"``.
+        schema: Describes the columns, as an object or the path of its JSON file. For a prepared folder it replaces the
+            folder's schema.
+        streaming: Return iterable datasets, in bounded memory; required for an iterable source. ``RerankTrainer``
+            shuffles them itself; if you call ``.shuffle``, pass a seed. Without ``schema.group`` and
             ``schema.list_id`` a stream of several shards cannot be split.
         protocol: For raw ``"prm_public"`` and ``"ad"``: ``ours`` or ``public``, see
             ``hf_rerank.data.prm_public.iter_batches`` and ``hf_rerank.data.ad.prepare_ad``.
         n_lists: For ``"simulated_prm"``; default 20,000.
-        seed: For ``"simulated_prm"`` the simulation; for ``protocol="public"`` the draw of lists.
+        seed: Seed of the simulation of ``"simulated_prm"``, or of the draw of lists of ``protocol="public"``.
         max_list_length: For the named sources: longer lists are cut, in the initial order. Default 30, of
             ``"ad"`` 10.
         split_by: ``"group"``, or ``"time:COLUMN"``: the oldest 40 % of the lists are ``ranker_train``, the next 45 %
-            ``train``, then 5 % and 10 %; lists of one time stay together, in the earlier split. The column holds one
-            time a list, or one an item, whose latest counts: numbers, dates, datetimes or their ISO 8601 text. Unlike
-            the split by group, users of the test split are in train too. Not for streams; a prepared folder is split
-            anew.
-        ranker_train: Of own data: hold out 40 % of the users (by time: the oldest 40 %) as ``ranker_train``.
-        read_options: Of own files: separators, names of columns, strings that mean "missing".
-        revision: Of a repository: branch, tag or commit.
-        token: Of a repository. None: the one you logged in with.
+            ``train``, then 5 % and 10 %; lists of equal time are in the same, earlier split. The column holds one
+            time per list, or one per item, of which the latest counts: numbers, dates, datetimes or their ISO 8601
+            text. Unlike the split by group, users of the test split are in train too. Not for streams; the splits of a
+            prepared folder are replaced.
+        ranker_train: For own data: hold out 40 % of the users (by time: the oldest 40 %) as ``ranker_train``.
+        read_options: For own files: separators, names of columns, strings that mean "missing".
+        revision: Branch, tag or commit of a repository. None: main.
+        token: Access token of a repository. None: the one you logged in with.
 
     Returns:
         Splits ``ranker_train`` (for initial rankers, click models and personalised vectors only), ``train``,
         ``validation`` and ``test``; some may be empty.
 
-        Own data keep the splits they come with: a dictionary of datasets or frames, files whose names say splits to
+        Own data keep their splits: a dictionary of datasets or frames, files whose names say splits to
         ``datasets`` (``train.parquet``, ``my_test_lists.csv``), or a column ``split``. Otherwise lists are split by
         the MD5 of ``schema.group`` (a list without a user by its own), without a group by that of ``schema.list_id``,
         without that by the number of the row: 85 % ``train``, 5 % ``validation``, 10 % ``test``.
@@ -167,10 +168,10 @@ def load_lists(
             lists = _load_prepared(Path(source), schema, streaming)
             return lists if time is None else _resplit_by_time(lists, time)
     if is_paths(source):
-        find_list_files(source)  # what is wrong with the files is said first
+        find_list_files(source)  # errors of the files are reported first
     if schema is None:
         raise InputError(
-            "own lists need schema=ListSchema(...), or the path of its JSON file: which column is what? "
+            "own lists need schema=ListSchema(...), or the path of its JSON file, which describes the columns "
             "(`hf-rerank schema infer FILE` writes one to correct; a folder of prepared lists holds it as schema.json)"
         )
     if is_paths(source):
@@ -185,11 +186,11 @@ def load_lists(
 
 
 def _resplit_by_time(lists: Any, time: str) -> ListsDict | IterableListsDict:
-    """Lists that came with splits, split by time."""
+    """Replaces the splits of lists by splits by time."""
     if isinstance(lists, IterableListsDict):
         return ListsDict(split_lists_by_time(lists, time, ranker_train=False), lists.schema)
     joined = datasets.concatenate_datasets([split for split in lists.values() if len(split)] or list(lists.values()))
-    if "split" in joined.column_names:  # it says where the lists were
+    if "split" in joined.column_names:  # the old splits
         joined = joined.remove_columns("split")
     held_out = len(lists.get("ranker_train", ())) > 0
     return _check_splits(split_lists_by_time(joined, time, ranker_train=held_out), lists.schema)
@@ -203,7 +204,7 @@ def _check_options(
     n_lists: int | None,
     max_list_length: int | None,
 ) -> None:
-    """Refuses options that would be ignored."""
+    """Refuses options that do not apply to the source."""
     shown = repr(source) if isinstance(source, (str, Path)) else f"a {type(source).__name__}"
     if named and source == "prm_public" and data_dir is None:
         raise InputError(
@@ -270,9 +271,9 @@ def _load_prepared(folder: Path, schema: ListSchema | None, streaming: bool) -> 
 
 
 def _check_splits(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -> ListsDict | IterableListsDict:
-    """A sample of each split against the schema (of a stream: the first of train), and train for a leak.
+    """Checks a sample of each split against the schema (of a stream: the first lists of train), and train for leaks.
 
-    ``own``: also for what is legal, but most likely a mistake.
+    ``own``: also warns of valid data that is most likely a mistake.
     """
     streaming = any(isinstance(split, datasets.IterableDataset) for split in splits.values())
     for name, split in splits.items():
@@ -297,7 +298,7 @@ def _check_splits(splits: dict[str, Any], schema: ListSchema, *, own: bool = Fal
 
 
 def _take_sample(split: Any, schema: ListSchema) -> Lists | None:
-    """At most ``SAMPLE_LISTS`` lists, checked: spread over a split, the first of a stream; None of none."""
+    """At most ``SAMPLE_LISTS`` checked lists, spread over a split, or the first of a stream; None if it is empty."""
     numbers = range(SAMPLE_LISTS)
     if isinstance(split, datasets.Dataset):
         numbers = range(0, len(split), len(split) // SAMPLE_LISTS + 1)
@@ -308,7 +309,7 @@ def _take_sample(split: Any, schema: ListSchema) -> Lists | None:
     try:
         sample = Lists.from_arrow(table, schema, with_labels=True)
     except InputError:
-        # A message counts lists of the sample: the lists one by one give the number in the split.
+        # The message counts lists of the sample; checking them one by one gives the number in the split.
         for row, number in enumerate(numbers[: table.num_rows]):
             Lists.from_arrow(table.slice(row, 1), schema, with_labels=True, first=number)
         raise

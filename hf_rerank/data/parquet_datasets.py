@@ -13,7 +13,7 @@ from hf_rerank.errors import InputError
 
 
 def load_parquet(files: Sequence[Path], split: str, *, streaming: bool) -> Any:
-    """One dataset over Parquet files of the same columns, by the reader of ``datasets`` that never uses the network.
+    """Loads Parquet files with the same columns as one dataset, without network access.
 
     Raises:
         InputError: A file is missing or damaged.

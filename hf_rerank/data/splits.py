@@ -1,4 +1,4 @@
-"""The split of every dataset: by an MD5 of the group (the user), the same in any engine, and never changed."""
+"""Splits by an MD5 of the group (the user), the same for all datasets and engines. Must never change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 BUCKETS = 10_000
-# Split -> the bucket after its last one.
+# Split -> the first bucket after its own.
 UPPER_BOUNDS = {"ranker_train": 4_000, "train": 8_500, "validation": 9_000, "test": BUCKETS}
 SPLITS = tuple(UPPER_BOUNDS)
 
@@ -23,7 +23,7 @@ def assign_splits(group_ids: Iterable[Any], *, ranker_train: bool = True) -> np.
 
     Args:
         group_ids: N integers or texts; 17 and "17" share a bucket.
-        ranker_train: False: the groups of ``ranker_train`` go to ``train``, too.
+        ranker_train: False: the groups of ``ranker_train`` go to ``train``. Default True.
 
     Returns:
         Array of N texts.

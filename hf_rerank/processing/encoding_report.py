@@ -152,7 +152,8 @@ def describe_drift(found: EncodingReport, training: Mapping[str, Mapping[str, in
                     f"{count_then / then:.1%}"
                 )
     sentences += [
-        f"column {name!r} was constant in training and no longer is ({count:,} values): the model reads 0 for all of them"
+        f"column {name!r} was constant in training and no longer is ({count:,} values): the model reads 0 for all of "
+        "them"
         for name, count in found.varied.items()
     ]
     return sentences

@@ -18,10 +18,10 @@ DEFAULT_LABEL = "click"
 
 
 def parse_cells(table: pa.Table, schema: ListSchema | None, options: ReadOptions, where: Where) -> pa.Table:
-    """The same table with columns of lists where the cells of a column hold lists.
+    """Parses cells that hold lists: the same table, with columns of lists.
 
-    With ``list_separator`` these are the columns that the schema says hold one value per item or per history item;
-    without a schema, those in which it occurs. Without ``list_separator``, cells in brackets are read as JSON: of the
+    With ``list_separator`` these are the schema's columns with one value per item or history item; without a schema,
+    the columns in which the separator occurs. Without ``list_separator``, cells in brackets are read as JSON: of the
     history, of vectors, and of the items where a row is a list.
 
     Raises:
@@ -66,12 +66,12 @@ def _split_cells(table: pa.Table, schema: ListSchema | None, options: ReadOption
 
 
 def _are_times(text: pl.Series) -> bool:
-    """A time may hold a space, too, which separates no values."""
+    """Whether cells are times, in which a space does not separate values."""
     return parse_times(text.drop_nulls().head(1_000)).nanoseconds is not None
 
 
 def _take_labels(columns: dict[str, Any], schema: ListSchema | None, sign: str, where: Where) -> None:
-    """Parts ``N1-1`` into the item N1 and its label 1; lists without labels, such as new ones, stay as they are."""
+    """Splits ``N1-1`` into the item N1 and its label 1; lists without labels, such as new ones, are not changed."""
     label = DEFAULT_LABEL if schema is None else schema.label
     if label in columns:
         return
@@ -103,7 +103,8 @@ def _escape(text: str) -> str:
 
 
 def parse_json_lists(text: pl.Series, where: Where, *, as_numbers: bool, refuse: bool) -> pl.Series | None:
-    """Cells such as ``[1, 2, 3]``; each distinct text is read once. None, or an error, where one is no list."""
+    """Parses cells such as ``[1, 2, 3]``, each distinct text once. If one is not a list: None, or an error with
+    ``refuse``."""
     read: dict[str | None, Any] = {None: None}
     for row, cell in enumerate(text.to_list()):
         if cell in read:

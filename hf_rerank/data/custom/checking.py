@@ -1,12 +1,13 @@
-"""Reads all lists once before anything is written: every list is checked, and gets its split.
+"""Checks every list before anything is written, and assigns it to a split.
 
-Memory holds a few numbers per list: its split, a hash of its id, its time.
+All lists are read once; a few numbers per list are kept in memory: its split, a hash of its id, its time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from hf_rerank.data.custom.cutting import cut_lists
 from hf_rerank.data.custom.data_checks import DataChecks
 from hf_rerank.data.custom.own_datasets import assign_splits_by_columns, choose_split_columns
-from hf_rerank.data.custom.own_files import EMPTY_FILES
+from hf_rerank.data.custom.own_files import EMPTY_FILES, OwnFiles, PartUnit
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.time_split import read_times, split_by_time
@@ -23,23 +24,19 @@ from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists, refuse_repeated_ids
 
-if TYPE_CHECKING:
-    from hf_rerank.data.custom.custom_source import CustomSource, PartUnit
-
-
 ONE_ITEM = "lists of one item"
 ANONYMOUS = "lists without a user, each a group of its own"
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What is known once all lists have been checked.
+    """The result of checking all lists.
 
     Attributes:
-        split: uint8 [N], the number of the split of each list, in the order of the units.
-        first: Name of a unit -> number of its first list.
-        warnings: What is valid, but most likely a mistake.
-        counts: What is counted over all lists, by name.
+        split: uint8 [N], index into ``SPLITS`` of the split of each list, in the order of the units.
+        first: Name of a unit -> index of its first list.
+        warnings: Valid data that is most likely a mistake, one sentence each.
+        counts: Counts over all lists, by name.
     """
 
     split: np.ndarray
@@ -48,17 +45,48 @@ class SplitFacts:
     counts: dict[str, int]
 
 
-class ListChecker:
-    """Reads all lists once."""
+class CheckedSource(Protocol):
+    """What ``ListChecker`` needs of a source; ``custom_source`` implements it.
 
-    def __init__(self, source: CustomSource) -> None:
+    Attributes:
+        own: The files, after ``scan``.
+        schema: Describes the columns.
+        time: Column to split by; None: split by group.
+        ranker_train, cut, progress: As for ``prepare_own``.
+        size_unit: Unit of ``PartUnit.size``, for the progress bar.
+    """
+
+    own: OwnFiles
+    schema: ListSchema
+    time: str | None
+    ranker_train: bool
+    cut: bool
+    progress: bool
+    size_unit: str
+
+    def read_tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
+        """The lists of a unit, uncut, each table with the split that the name of its file gives, or None."""
+        ...
+
+
+class ListChecker:
+    """Checks every list of a source, and assigns it to a split.
+
+    Args:
+        source: The lists.
+
+    Raises:
+        InputError: The lists come with splits, although the source is to be split by time.
+    """
+
+    def __init__(self, source: CheckedSource) -> None:
         self.source, self.schema = source, source.schema
         self.checks = DataChecks(source.schema)
         self.given = any(file.split for file in source.own.files)
         offered = source.own.columns.names
         if source.time is not None and (self.given or "split" in offered):
             where = "files named after splits" if self.given else "column 'split'"
-            raise InputError(f"the lists bring their splits ({where}): leave out split_by, or give them as one")
+            raise InputError(f"the lists already have splits ({where}): leave out split_by, or give them as one")
         self.by = ["split"] if "split" in offered and not self.given else []
         if not self.given and not self.by and source.time is None:
             self.by = choose_split_columns(source.schema, offered)
@@ -67,6 +95,11 @@ class ListChecker:
         self.anonymous = 0
 
     def check(self, units: list[PartUnit]) -> SplitFacts:
+        """Reads the units once, in order.
+
+        Raises:
+            InputError: A list is wrong, or there is none.
+        """
         source, first, number = self.source, {}, 0
         total = sum(unit.size for unit in units)
         with tqdm(total=total, unit=source.size_unit, desc="Checking", delay=1, disable=not source.progress) as bar:

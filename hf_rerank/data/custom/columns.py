@@ -1,4 +1,4 @@
-"""The columns of a user's lists: what the schema says of them, and their values in ordinary Arrow types."""
+"""The columns of a user's lists: their roles in the schema, and their values in ordinary Arrow types."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from hf_rerank.schema import Categorical, ListSchema
 
-# Where a row (from 0) of a table comes from, for messages.
+# Index of a row in a table -> its location in the input, for messages.
 Where = Callable[[int], str]
 
 NUMBER, POSITION, ID, OTHER = "number", "position", "id", "other"
@@ -54,7 +54,7 @@ def item_columns_of(schema: ListSchema) -> set[str]:
 
 
 def shorten(cell: Any) -> str:
-    """A value for messages."""
+    """A value as it is shown in messages: quoted, at most 40 characters."""
     text = str(cell)
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
@@ -75,7 +75,7 @@ def find_inner_type(kind: Any) -> Any:
 
 
 def simplify_values(flat: Any) -> Any:
-    """The same values in ordinary types: dictionaries, views, decimals, UUIDs and bytes of text have none."""
+    """The same values in ordinary types, without dictionaries, views, decimals, UUIDs and bytes of text."""
     kind = flat.type
     if isinstance(kind, pa.BaseExtensionType):
         storage = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat

@@ -1,4 +1,4 @@
-"""Columns of any format in the types that lists have: numbers, positions from 0, ids as integers or text."""
+"""Converts columns of any format to the types of lists: numbers, positions from 0, ids as integers or text."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ LARGEST_EXACT = 2**53
 
 
 class Converter:
-    """Gives columns the types that they have in all files.
+    """Converts columns to the types that they have over all files.
 
     Args:
-        schema: Says which column holds numbers, positions or ids. None: values alone decide.
-        kinds: Of all files.
-        options: Of the readers.
-        text_ids: Columns whose ids a model knows as text (True) or integers (False), whatever they look like.
-        counts: What was read as something else is added to this, by name.
+        schema: Which columns hold numbers, positions or ids. None: the values alone decide.
+        kinds: The kinds of values over all files.
+        options: Options of the readers.
+        text_ids: Column -> whether a model has its ids as text (True) or integers (False), whatever they look like.
+        counts: The numbers of converted values, such as ids 12.0 read as 12, are added here by name.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Converter:
         self.counts = {} if counts is None else counts
 
     def convert(self, table: pa.Table, where: Where) -> pa.Table:
-        """The columns that any file has, in their types; a column that this table lacks is refused or null.
+        """Converts a table to the columns of all files; a column that it lacks becomes null.
 
         Raises:
-            InputError: A value is not what the schema says of its column.
+            InputError: A value does not fit the role of its column in the schema.
         """
         columns = {}
         for name, kind in self.kinds.found.items():
@@ -182,7 +182,7 @@ class Converter:
             raise InputError(f"{where(0)}: column {name!r} holds {flat.type}: {reason}; convert it") from None
 
     def _check_whole(self, name: str, flat: pa.Array, where: Where, rows: np.ndarray) -> pa.Array:
-        """Ids that were made floats beside a missing one, as pandas does."""
+        """Checks ids that pandas stored as floats because some are missing; NaN becomes null."""
         missing = flat.is_null(nan_is_null=True)
         values = pc.if_else(missing, pa.scalar(None, flat.type), flat)
         numbers = values.fill_null(0).to_numpy(zero_copy_only=False)
@@ -206,7 +206,7 @@ class Converter:
 
 
 def unify_tables(tables: Sequence[pa.Table], options: ReadOptions, *, from_text: bool) -> pa.Table:
-    """Tables of one file as one, of types that their values alone say, where no schema is known."""
+    """Concatenates the tables of one file, with types from their values alone, without a schema."""
     kinds = Kinds(None, options, from_text=from_text)
     for number, table in enumerate(tables):
         kinds.add(table, f"block {number}")

@@ -1,4 +1,4 @@
-"""CSV and TSV files as columns of text, nothing guessed: what each column means is for the schema to say."""
+"""Reads CSV and TSV files as columns of text, without guessing types: the schema decides them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ csv.field_size_limit(2**31 - 1)
 
 
 def read_csv(file: ListFile, options: ReadOptions) -> Iterator[pa.Table]:
-    """Tables of text columns; an empty cell is a null, a quoted empty one the empty text.
+    """Yields tables of text columns; an empty cell is a null, a quoted empty one the empty text.
 
-    A file without rows gives no table.
+    A file without rows yields no table.
 
     Raises:
         InputError: Another separator, a header that names a column twice or not at all, a row with too many or too
@@ -61,7 +61,7 @@ def read_csv(file: ListFile, options: ReadOptions) -> Iterator[pa.Table]:
 
 
 def find_separator(file: ListFile, options: ReadOptions) -> str:
-    """What stands between cells."""
+    """The separator of cells: that of the options, a tab in ``.tsv`` files, else a comma."""
     return options.separator or ("\t" if file.suffix == ".tsv" else ",")
 
 
@@ -107,7 +107,7 @@ def _read_header(file: ListFile, separator: str) -> list[str]:
 
 
 def _find_damage(file: ListFile, columns: int, separator: str) -> str | None:
-    """Names the first row that has not as many cells as the header, or the first bytes that are not UTF-8."""
+    """Describes the first row whose number of cells differs from the header, or the first bytes that are not UTF-8."""
     try:
         with file.open() as source, io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True, delimiter=separator)

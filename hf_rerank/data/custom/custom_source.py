@@ -1,14 +1,13 @@
 """A user's files as a source of prepared lists.
 
-Wide files (one row per list) are read part by part; the rows of long ones (one row per item) are first partitioned by
-their list.
+Wide files (one row per list) are read part by part; the rows of long files (one row per item) are first partitioned by
+list.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pyarrow as pa
 from hf_rerank.data.custom.checking import ONE_ITEM, ListChecker, SplitFacts
 from hf_rerank.data.custom.cutting import CUT_LABELS, cut_lists
 from hf_rerank.data.custom.files import ListFile
-from hf_rerank.data.custom.own_files import EMPTY_LISTS, OwnFiles
+from hf_rerank.data.custom.own_files import EMPTY_LISTS, OwnFiles, PartUnit
 from hf_rerank.data.prepared import (
     OWN,
     Licence,
@@ -28,7 +27,7 @@ from hf_rerank.data.prepared import (
 )
 from hf_rerank.data.prepared.buckets import MAX_BUCKETS, BucketWriter, read_bucket
 from hf_rerank.data.report import PrepareReport, RejectedLine
-from hf_rerank.data.source import Rejects, Unit, split_table
+from hf_rerank.data.source import Rejects, split_table
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.data.time_split import parse_split_by
 from hf_rerank.data.truncating import cut_label_column
@@ -36,29 +35,18 @@ from hf_rerank.errors import InputError
 from hf_rerank.storage import sha256_of_json
 from hf_rerank.storage.inputs import digest_content
 
-# Rows of one list are brought together in parts of about so many bytes of the files.
+# Rows of long files are partitioned into buckets of lists, each of about this many bytes of the files.
 LONG_PART_BYTES = 2**28
 ITEMS, BUCKET_COLUMN = "items", "hash of the list"
-
-
-@dataclass(frozen=True)
-class PartUnit(Unit):
-    """A part of a file.
-
-    Attributes:
-        part: Of ``OwnFiles.parts``; of long files, the number of the part of the partition.
-    """
-
-    part: ListFile | int = 0
 
 
 class CustomSource:
     """Wide files as a ``ListSource``.
 
     Args:
-        own: After ``scan``.
-        split_by, ranker_train, cut: Of ``prepare_own``.
-        progress: Show a bar while lists are checked.
+        own: The files, after ``scan``.
+        split_by, ranker_train, cut: As for ``prepare_own``.
+        progress: Show a progress bar while lists are checked.
     """
 
     size_unit = "row"
@@ -72,8 +60,8 @@ class CustomSource:
             name = self.schema.cut_label or cut_label_column(self.schema.label)
             if name in self.columns.names and self.schema.cut_label is None:
                 raise InputError(
-                    f"the lists have a column {name!r}, which is that of cut labels: rename it, or name it as "
-                    "cut_label in the schema"
+                    f"the lists have a column {name!r}, the name of the column of cut labels: rename it, or name it "
+                    "as cut_label in the schema"
                 )
             others = [field for field in self.columns if field.name != name]
             self.columns = pa.schema([*others, pa.field(name, CUT_LABELS)])
@@ -105,7 +93,7 @@ class CustomSource:
         return self.read_units
 
     def facts(self) -> SplitFacts:
-        """Checks every list, and decides on its split.
+        """Checks every list, and assigns it to a split.
 
         Raises:
             InputError: A list is wrong.
@@ -135,7 +123,7 @@ class CustomSource:
         return split_table(table, of_list), rejects
 
     def read_tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
-        """The lists of a part, uncut, and the split that the name of their file says."""
+        """The lists of a part, uncut, and the split that the name of their file gives."""
         assert isinstance(unit.part, ListFile)
         for table in self.own.read_lists(unit.part, counts):
             yield unit.part.split, table
@@ -183,7 +171,7 @@ class CustomSource:
 
 
 class LongSource(CustomSource):
-    """Long files as a ``PartitionedSource``; as many buckets of lists as it takes for one to fit in memory."""
+    """Long files as a ``PartitionedSource``, with enough buckets of lists that one fits in memory."""
 
     size_unit = "bucket"
 
@@ -192,13 +180,13 @@ class LongSource(CustomSource):
         total = sum(Path(file.path).stat().st_size for file in own.files if not file.is_url)
         self.size = self.buckets = min(MAX_BUCKETS, max(1, -(-total // LONG_PART_BYTES)))
         self.runs: list[Path] = []
-        # The bucket that was read last: often there is but one, which is checked and then written.
+        # The last bucket read: often there is only one, which is first checked and then written.
         self.last: tuple[int, Any, Any] = (-1, None, None)
 
     def partition(
         self, parts: Path, bar: Callable[..., Any], on_reject: Callable[[RejectedLine], object]
     ) -> PrepareReport:
-        """Brings the items of each list together, in buckets on the disk."""
+        """Writes the items of each list into one of several buckets on the disk."""
         del on_reject
         report = PrepareReport()
         writer = BucketWriter(parts, ITEMS, self.buckets, BUCKET_COLUMN)

@@ -15,12 +15,12 @@ CUT_LABELS = pa.list_(pa.float64())
 
 
 def cut_lists(table: pa.Table, schema: ListSchema, report: PrepareReport) -> pa.Table:
-    """Lists of at most ``schema.max_list_length`` items: those that stand first in the initial order.
+    """Cuts lists to ``schema.max_list_length`` items, the first of the initial order.
 
     Args:
-        table: Lists with labels. Columns that are as long as the items of their list are cut with them.
-        schema: Says which column is what; it names a ``cut_label``.
-        report: What is cut is counted there.
+        table: Lists with labels. Item columns that the schema does not name are cut too.
+        schema: Describes the columns; it names a ``cut_label``.
+        report: Counts the cut lists, items and clicks.
 
     Returns:
         The lists with the column ``schema.cut_label``: one list of labels per list, empty where nothing was cut.

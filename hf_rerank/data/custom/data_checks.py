@@ -1,4 +1,4 @@
-"""What is valid in lists and yet most likely a mistake: repeats, leaks, splits that share users or lists."""
+"""Warnings for valid lists that are most likely a mistake: repeats, leaks, splits that share users or lists."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import pyarrow as pa
 from hf_rerank.schema import Categorical, Dense, ListSchema
 from hf_rerank.validation import Lists
 
-# A column of this name says which item it is; categories repeat within a list, items should not.
+# Names of categories, which may repeat within a list, and of item ids, which should not.
 CATEGORY_NAME = re.compile(
     r"(?i:cat|brand|shop|seller|store|vendor|merchant|genre|type|city|country|colou?r|size|campaign|customer|user)"
 )
 ID_NAME = re.compile(
     r"(?i:(^|[_\W])(id|ids|sku|asin|isbn|ean|uuid|guid)$|^(item|product|doc|document)s?$)|[a-z]I[dD]$"
 )
-# Of a column of another name: so many values, and at least every second one another, are items too.
+# A column of another name holds item ids if it has this many distinct values, at least half as many as items.
 MANY_ITEMS = 100
 LEAK_AUC = 0.9
-# No honest feature tells clicked items from the others this well; fewer lists than these may be told by chance.
+# A feature with a larger AUC within lists leaks the labels; with fewer lists than these it may be chance.
 TELLING_AUC, TELLING_LISTS = 0.98, 30
-# Nor do some values of it stand on clicked items nearly alone: on so many, and on this share of all of them.
+# So does a feature with values that occur almost only on clicked items: precision, clicks, share of all clicks.
 TELLING_PRECISION, TELLING_CLICKS, TELLING_SHARE = 0.98, 30, 0.1
 LEARNED_FROM = ("ranker_train", "train")
 
 
 def find_leak(lists: Lists) -> str | None:
-    """Says that the order of the rows gives the labels away, where it does."""
+    """A warning if the order of the slots leaks the labels, else None."""
     from hf_rerank.metrics import slot_order_auc
 
     mask = np.arange(lists.lengths.max()) < lists.lengths[:, None]
@@ -48,15 +48,16 @@ def find_leak(lists: Lists) -> str | None:
 
 
 def find_leaking_columns(lists: Lists) -> list[str]:
-    """Names features of items that give the labels away, such as a second outcome: one sentence each."""
+    """Warnings about item features that leak the labels, such as a second outcome: one sentence each."""
     clicked, label = _find_clicked(lists), lists.schema.label
     found = []
     for feature in (*lists.schema.features("items", Dense), *lists.schema.features("items", Categorical)):
         evidence = _find_evidence(feature, lists.items[feature.name], clicked, lists)
         if evidence is not None:
             found.append(
-                f"column {feature.name!r} alone tells items with {label!r} from the others ({evidence}): it seems to "
-                "be written after the outcome, and is not known when lists are ranked; leave it out of the schema"
+                f"column {feature.name!r} alone separates items with {label!r} from the others ({evidence}): it "
+                "seems to be written after the outcome, and is not known when lists are ranked; leave it out of the "
+                "schema"
             )
     return found
 
@@ -69,7 +70,7 @@ def _find_clicked(lists: Lists) -> np.ndarray:
 
 
 def _find_evidence(feature: Dense | Categorical, column: pa.Array, clicked: np.ndarray, lists: Lists) -> str | None:
-    """What shows that a column gives the labels away: its order within lists, or values of clicked items alone."""
+    """The evidence that a column leaks the labels: its order within lists, or values of clicked items alone."""
     from hf_rerank.metrics import grouped_auc
 
     if pa.types.is_null(column.type) or not clicked.any() or clicked.all():
@@ -119,7 +120,7 @@ def _estimate_click_rates(column: pa.Array, clicked: np.ndarray, fold: np.ndarra
 def _list_groups(
     feature: Dense | Categorical, column: pa.Array, values: np.ndarray, clicked: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Items that may be clicked ones alone: what they have in common, and which they are, bool [N]."""
+    """Groups of items that may all be clicked: a description, and which items they are, bool [N]."""
     if isinstance(feature, Categorical):
         yield "have some of its values", values >= TELLING_PRECISION
         return
@@ -134,11 +135,11 @@ def _list_groups(
 
 
 class DataChecks:
-    """Counts over many batches; ``list_messages`` says what they come to.
+    """Collects counts over batches; ``list_messages`` turns them into warnings.
 
     Attributes:
-        lists: Lists seen.
-        one_item: Lists of one item.
+        lists: Number of lists.
+        one_item: Number of lists with one item.
     """
 
     def __init__(self, schema: ListSchema) -> None:
@@ -157,13 +158,12 @@ class DataChecks:
         self._id_column = None if first is None or named_category else first.name
 
     def add(self, lists: Lists, users: Any = None, *, learned_from: bool = True) -> None:
-        """Looks at a batch.
+        """Adds a batch.
 
         Args:
             lists: The batch.
-            users: The users of the lists, null where there is none.
-            learned_from: Models may learn from them; of the first such batch it is checked whether a column, or the
-                order, gives the labels away.
+            users: The users of the lists, null for anonymous lists.
+            learned_from: Whether models may learn from the lists; the first such batch is checked for leaks.
         """
         if not len(lists):
             return
@@ -187,15 +187,15 @@ class DataChecks:
             self._contents.append(_hash_content(lists))
 
     def has_repeated_ids(self) -> bool:
-        """Whether two lists seem to have one id: two of their hashes are equal."""
+        """Whether two lists seem to have the same id: the hashes of two ids are equal."""
         return bool(self._ids) and len(np.unique(np.concatenate(self._ids))) < self.lists
 
     def list_messages(self, splits: np.ndarray | None = None, *, given: bool = False) -> list[str]:
-        """One sentence per suspicion, naming column, first list and how many.
+        """One sentence per likely mistake, with column, first list and count.
 
         Args:
-            splits: The split of each list, where they are known.
-            given: The splits are the user's own.
+            splits: The split of each list, if known.
+            given: Whether the splits are the user's own.
         """
         found = [*self._check_lists(), *self._leaks]
         if splits is None:
@@ -213,7 +213,7 @@ class DataChecks:
             found.append(
                 f"column {self._id_column!r} names items, and repeats some within "
                 f"{self._format_share(self._repeating)} lists (first in list {list_id}: {value!r}): "
-                "each item should stand in a list once; remove the "
+                "each item should be in a list once; remove the "
                 "repeats, or put another column first in the schema if this one is not an id"
             )
         if 2 * self.one_item >= self.lists > 0:
@@ -244,7 +244,7 @@ class DataChecks:
             if both:
                 found.append(
                     f"{both:,} of {len(of_split):,} users (column {self.schema.group!r}) of {split} are also in train "
-                    "or ranker_train: what is learned of them there makes results look better than for new users; "
+                    "or ranker_train: what models learn about them makes results look better than for new users; "
                     "leave the splits out, and lists are split by user"
                 )
         return found

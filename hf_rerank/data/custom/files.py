@@ -41,9 +41,9 @@ EXPECTED = (
     ".csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .feather, or .txt and .libsvm in the LETOR format, packed "
     "as .gz or .zst or not"
 )
-# What stands beside lists: a schema, and what save_to_disk writes beside its Arrow files.
+# Files that are not lists: a schema, and the descriptions that save_to_disk writes.
 DESCRIPTIONS = (SCHEMA_FILE, "dataset_dict.json", "dataset_info.json", "state.json")
-# The words that ``datasets`` takes for splits, the file names of LETOR (vali), and the split that it does not know.
+# The words that ``datasets`` recognizes as splits, that of LETOR files (vali), and ``ranker_train``.
 SPLIT_WORDS = {
     "ranker_train": "ranker_train",
     "train": "train",
@@ -69,9 +69,8 @@ class ListFile:
         path: Local, or an fsspec URL.
         kind: A value of ``KINDS``.
         compression: ``gzip``, ``zstd``, ``bz2`` or None.
-        split: The split that its name says, None where it says none.
-        start, stop: The part of the file that is meant: bytes of whole lines of JSON Lines, row groups of Parquet. 0
-            and None: all of it.
+        split: The split that its name gives; None: none.
+        start, stop: A part of the file: bytes of whole lines of JSON Lines, row groups of Parquet. 0 and None: all.
     """
 
     path: str
@@ -92,7 +91,7 @@ class ListFile:
         return (PurePosixPath(name.stem) if self.compression else name).suffix.lower()
 
     def divide(self, size: int) -> list[ListFile]:
-        """The file in parts of about so many bytes, where its format can be read from the middle; else the file."""
+        """The file in parts of about ``size`` bytes if its format can be read from the middle; else the whole file."""
         if self.is_url or self.compression is not None or os.path.getsize(self.path) <= size:
             return [self]
         if self.kind == "parquet":
@@ -104,7 +103,7 @@ class ListFile:
         return [replace(self, start=start, stop=stop) for start, stop in itertools.pairwise(bounds)]
 
     def fingerprint(self) -> list[Any]:
-        """Name, size, times and inode: by these a later run knows that it is the same file, without reading it."""
+        """Name, size, times and inode, by which a later run recognizes the file without reading it."""
         if self.is_url:
             system, path = _open_file_system(self.path)
             return [self.path, system.ukey(path)]
@@ -116,7 +115,7 @@ class ListFile:
         """The bytes of the file, unpacked, as an Arrow input file.
 
         Raises:
-            InputError: It cannot be read, or its packing is damaged.
+            InputError: It cannot be read, or its compression is damaged.
         """
         try:
             with contextlib.ExitStack() as opened:
@@ -143,7 +142,7 @@ Source = str | Path | Sequence[str | Path]
 
 
 def note_local_inputs(files: Iterable[ListFile]) -> InputFiles:
-    """The files that are no URLs, noted as they are now, to be refused if they change while they are read."""
+    """Records the local files, to refuse them if they change while they are read."""
     return InputFiles(file.path for file in files if not file.is_url)
 
 
@@ -192,7 +191,7 @@ def find_list_files(source: Source) -> list[ListFile]:
 
 
 def _find_line_bounds(path: str, size: int) -> list[int]:
-    """The first line that begins at each multiple of ``size`` or after it, and the end."""
+    """The bounds of parts of whole lines of about ``size`` bytes."""
     total, bounds = os.path.getsize(path), [0]
     with open(path, "rb") as file:
         while bounds[-1] + size < total:
@@ -228,12 +227,12 @@ def refuse_prepared(source: Source, remedy: str) -> None:
 
 
 def is_list_file(path: str | Path) -> bool:
-    """Whether the name of a file is that of lists."""
+    """Whether a file has the suffix of a supported format."""
     return _split_suffixes(str(path))[0] in KINDS
 
 
 def _find_paths(source: str) -> tuple[str, list[str]]:
-    """The folder that names of files are relative to, and the files, sorted."""
+    """The folder that file names are relative to, and the files, sorted."""
     if _is_url(source):
         return _find_paths_of_url(source)
     if os.path.isdir(source):
@@ -292,7 +291,7 @@ def _is_url(source: str) -> bool:
 
 
 def _is_ignored(path: Path) -> bool:
-    """Hidden files, what other programs leave (_SUCCESS), and descriptions."""
+    """Whether a file is hidden, left by another program (_SUCCESS), or a description."""
     return any(part.startswith((".", "_")) for part in path.parts) or path.name in DESCRIPTIONS
 
 
@@ -312,12 +311,12 @@ def _make_list_file(path: str, root: str) -> ListFile:
 
 
 def _split_words(name: str) -> list[str]:
-    """The words of a name, as ``datasets`` parts them: at anything of ``-._ 0-9`` and slashes."""
+    """The words of a name, split as ``datasets`` does: at ``-._ 0-9`` and slashes."""
     return [word for word in re.split(r"[-._ 0-9/\\]+", name.lower()) if word]
 
 
 def _find_split(path: str, relative: str) -> str | None:
-    """The split that a file name, or else a folder of it, says."""
+    """The split that a file name, or else its folder, gives."""
     folder, name = os.path.split(relative.replace("\\", "/"))
     for part in (name, folder):
         words = _split_words(re.sub(r"ranker[-_ ]train", "", part.lower()))

@@ -29,14 +29,14 @@ def is_frame(source: Any) -> bool:
 def load_frame(frame: Any, schema: ListSchema, split: str) -> datasets.Dataset:
     """The lists of a frame or an Arrow table, in memory.
 
-    Labels that are sequences: one row is one list. Plain labels: one row is one item, see ``long_form.group_items``.
+    If labels are sequences, one row is one list; otherwise one row is one item, see ``long_form.group_items``.
     In a pandas frame NaN is a missing value, as everywhere in pandas; its index is not read.
 
     Raises:
         InputError: A lazy frame, one without rows, a column of several types, or a long one that makes no lists.
     """
     if isinstance(frame, pl.LazyFrame):
-        raise InputError("the source is a LazyFrame: give load_lists frame.collect(), it holds lists in memory anyway")
+        raise InputError("the source is a LazyFrame: pass frame.collect(), as lists are held in memory anyway")
     if isinstance(frame, pa.Table | pa.RecordBatch):
         table = frame if isinstance(frame, pa.Table) else pa.Table.from_batches([frame])
     else:
@@ -68,7 +68,7 @@ def make_dataset(table: pa.Table, split: str) -> datasets.Dataset:
 
 
 def simplify_frame(frame: pl.DataFrame) -> pl.DataFrame:
-    """The same values without the types that only Polars has: categories become text, decimals numbers.
+    """Converts the types that only Polars has: categories become text, decimals numbers.
 
     Raises:
         InputError: A column of Python objects, or of integers of 128 bits.
@@ -82,7 +82,7 @@ def simplify_frame(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def simplify_columns(table: pa.Table) -> pa.Table:
-    """The same values in list and string columns of the ordinary kinds, without metadata."""
+    """Converts list and string columns to their ordinary Arrow types, without metadata."""
     return table.cast(pa.schema([(entry.name, _simplify_arrow_type(entry.type)) for entry in table.schema]))
 
 

@@ -1,4 +1,4 @@
-"""The guess of one table of rows: which column has which role, and which are features of which kind."""
+"""Guesses the schema of one table: the role of each column, and the kind of each feature."""
 
 from __future__ import annotations
 
@@ -39,7 +39,13 @@ ID_WORDS = {"id", "ids", "no", "number", "key", "hash", "idx"}
 
 
 class Guess:
-    """The guess of one frame, a step at a time."""
+    """Guesses the schema of one frame, step by step.
+
+    Args:
+        frame: The rows.
+        known: ``label``, ``list_id``, ``position``, ``group`` -> the column that the caller named, or None.
+        whole: Whether the frame holds all rows of the files.
+    """
 
     def __init__(self, frame: pl.DataFrame, known: dict[str, str | None], whole: bool) -> None:
         self.frame, self.known, self.whole = frame, known, whole
@@ -60,7 +66,7 @@ class Guess:
         return named in nested if named is not None else bool(nested)
 
     def guess_long(self) -> InferredSchema:
-        """One row is one item."""
+        """The schema, if one row is one item."""
         frame = self.frame
         plain = [name for name in frame.columns if not _is_nested(frame[name])]
         list_id = self._choose_list_id(plain, unique=False)
@@ -72,7 +78,7 @@ class Guess:
         if not self.whole and frame[list_id].n_unique() > 1:
             frame = self.frame = frame.filter(pl.col(list_id).ne_missing(frame[list_id][-1]))  # its end was not read
         owners = frame.select(pl.col(list_id).rle_id()).to_series().to_numpy().astype(np.int64)
-        if len(frame[list_id].unique()) != owners.max(initial=-1) + 1:  # rows of a list do not stand together
+        if len(frame[list_id].unique()) != owners.max(initial=-1) + 1:  # the rows of a list are not contiguous
             owners = frame.select(pl.col(list_id).rank("dense")).to_series().fill_null(0).to_numpy().astype(np.int64)
         in_lists = frame.group_by(list_id, maintain_order=True)
         several = in_lists.len()["len"].max() or 1
@@ -99,7 +105,7 @@ class Guess:
         )
 
     def guess_wide(self) -> InferredSchema:
-        """One row is one list."""
+        """The schema, if one row is one list."""
         frame = self.frame
         sequences = [name for name in frame.columns if _is_nested(frame[name])]
         values = [name for name in frame.columns if name not in sequences]
@@ -149,7 +155,7 @@ class Guess:
         self.field_comments[role] = f"{why}{more}"
 
     def _choose_list_id(self, columns: list[str], *, unique: bool) -> str | None:
-        """The finest of the columns named like an id of lists; in the wide form it must be unique."""
+        """The column named like a list id that has most distinct values; in the wide form it must be unique."""
         if self._use_named_column("list_id"):
             return self.roles["list_id"]
         fits = self._find_list_ids(columns)
@@ -170,7 +176,7 @@ class Guess:
         return fits[0]
 
     def _find_list_ids(self, columns: Sequence[str]) -> list[str]:
-        """The columns whose names say that they are ids of lists."""
+        """The columns named like an id of lists."""
         return [
             name
             for name in columns
@@ -181,7 +187,7 @@ class Guess:
         ]
 
     def _choose(self, items: dict[str, pl.Series], of_lists: list[str], owners: np.ndarray) -> None:
-        """Label, position and initial score among the columns of the items, group among those of the list."""
+        """Chooses label, position and initial score among item columns, and group among list columns."""
         numbers = [name for name, c in items.items() if c.dtype.is_numeric() or c.dtype == pl.Boolean]
         zero_one = [n for n in numbers if set(items[n].drop_nulls().cast(pl.Float64).unique()) == {0.0, 1.0}]
         if not self._use_named_column("label"):
@@ -262,7 +268,7 @@ class Guess:
                     self.field_comments["position"] = (
                         f"the order of the rows, which {name} (from 1) repeats in every list that was read"
                     )
-                    self.left_out[name] = "the position, from 1: the rows stand in this order"
+                    self.left_out[name] = "the position, from 1: the rows are in this order"
                 else:
                     self.field_comments["position"] += (
                         f"; {CHECK}{name} starts at 1: subtract 1 in the data, 0 is the top"
@@ -272,7 +278,7 @@ class Guess:
             del self.roles["position"]
             self.field_comments["position"] = (
                 f"{CHECK}{name} is named like one, but is not 0 to length - 1 in every list: the order of the rows is "
-                "the initial order; sort the rows by it, or number the places of each list anew"
+                "the initial order; sort the rows by it, or number the positions of each list from 0"
             )
             self.left_out[name] = f"{CHECK}looks like a position, see there"
         else:
@@ -328,7 +334,7 @@ class Guess:
         return InferredSchema(schema, self.comments, self.field_comments, self.left_out)
 
     def _guess_feature(self, column: Column) -> Feature | None:
-        """The feature of one column, None where it is none; says why."""
+        """The feature of one column, or None if it is not a feature; records why."""
         rule = find_rule(column)
         said = "; ".join(part for part in (column.describe(), rule.explain(column)) if part)
         if not rule.certain:
@@ -386,7 +392,8 @@ class Guess:
         return feature if isinstance(feature, Categorical | Dense) else None
 
     def _find_shared_table(self, column: Column, tables: dict[str, pl.Series]) -> str | None:
-        """The item column whose values a history holds: the one of its name, else the most alike."""
+        """The item column whose values a history holds: one of a similar name, else the one with most values in
+        common."""
         if not (column.is_integer or column.is_text) or column.words & NUMBER_WORDS:
             return None
         mine = set(column.values)
@@ -405,13 +412,13 @@ class Guess:
 
 
 def _is_named(name: str, names: set[str]) -> bool:
-    """Whether a column is called one of the names, or is_click, click_bool, num_clicks and the like."""
+    """Whether a column has one of the names, also as in is_click, click_bool or num_clicks."""
     words = set(split_words(name))
     return bool(words & names) and words - names <= {"is", "bool", "flag", "num", "has", "was"} & OF_OUTCOMES
 
 
 def _find_start(values: pl.Series, owners: np.ndarray) -> int | None:
-    """0 or 1 if the values of each list are that number and all that follow, each once."""
+    """0 or 1 if the values of each list are consecutive integers from that number, each once; else None."""
     if values.null_count() or not len(values):
         return None
     frame = pl.DataFrame({"value": values.cast(pl.Int64, strict=False), "list": owners})
@@ -429,7 +436,7 @@ def _find_start(values: pl.Series, owners: np.ndarray) -> int | None:
 
 
 def _to_number(value: Any) -> float:
-    """A minimum, maximum or mean; of nothing, 0."""
+    """A minimum, maximum or mean as a float; 0 for None."""
     return float(value or 0)
 
 

@@ -1,4 +1,4 @@
-"""A first schema of unknown files, from names, types and values of their first rows: a draft to correct."""
+"""Infers a draft of the schema of unknown files from names, types and values of their first rows."""
 
 from __future__ import annotations
 
@@ -34,14 +34,17 @@ def infer_schema(
     """Guesses the schema of files from their first rows.
 
     Args:
-        source: As ``load_lists`` takes files.
-        label, list_id, position, group: Columns that the caller knows; of the others names and values decide.
-        rows: How many are read.
-        options: Of the readers.
+        source: Files, as for ``load_lists``.
+        label, list_id, position, group: Known columns; the others are guessed from names and values.
+        rows: Maximum number of rows to read. Default 100,000.
+        options: Options of the readers. None: the defaults.
+
+    Returns:
+        The draft, with a comment per column.
 
     Raises:
-        InputError: No such files, a named column that is not there, no column that may be the label or, of the long
-            form, the list id.
+        InputError: No such files, a missing column, or no column that can be the label or, in the long form, the list
+            id.
     """
     options = options or ReadOptions()
     refuse_prepared(source, f"{SCHEMA_FILE} in it is its schema")
@@ -77,7 +80,7 @@ def infer_schema(
 
 
 def _read_first_rows(files: Sequence[Any], options: ReadOptions, rows: int) -> tuple[pl.DataFrame, bool]:
-    """Rows of the first files, and whether they are all."""
+    """At most ``rows`` rows of the files, and whether these are all rows."""
     tables: list[pa.Table] = []
     left = rows + 1
     for file in files:

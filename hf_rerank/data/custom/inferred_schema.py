@@ -1,4 +1,4 @@
-"""A schema that was guessed, as JSON with comments: what was seen of each column, and why it was guessed."""
+"""A guessed schema as JSON with comments: the values of each column, and the reason for each guess."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FIELDS = (
 
 @dataclass
 class InferredSchema:
-    """A draft.
+    """A draft of a schema.
 
     Attributes:
         schema: The guess.
-        comments: Feature -> what was seen of its column, and why it was guessed.
-        field_comments: The same of other fields of the schema; columns may have their names.
+        comments: Feature -> the values of its column, and the reason for the guess.
+        field_comments: Other field of the schema -> the same.
         left_out: Column -> why it is not a feature.
-        header: What was read.
+        header: Lines at the top: what was read, and what to do next.
     """
 
     schema: ListSchema
@@ -52,18 +52,18 @@ class InferredSchema:
         return "\n".join(lines) + "\n"
 
     def list_uncertain(self) -> list[str]:
-        """One line per guess that is not certain: the column or field, and the reason."""
+        """One line per uncertain guess: the column or field, and the reason."""
         said = [*self.field_comments.items(), *self.comments.items(), *self.left_out.items()]
         return [f"{name}: {' '.join(why.partition(CHECK)[2].split())}" for name, why in said if CHECK in why]
 
 
 def _format_comment(text: str) -> str:
-    """On one line, whatever the names of columns hold."""
+    """A comment on one line, even if the name of a column contains line breaks."""
     return "// " + " ".join(text.split())
 
 
 def _format_feature(feature: Feature) -> str:
-    """The fields of a feature that one may want to change, on one line."""
+    """The fields of a feature that a user may want to change, on one line."""
     left_out = {"shares"} if getattr(feature, "shares", None) is None else {"size", "hash_size", "min_count"}
     fields = {name: value for name, value in dataclasses.asdict(feature).items() if name not in left_out}
     return json.dumps({"kind": kind_of(feature), **fields})

@@ -1,8 +1,7 @@
-"""JSON Lines and JSON arrays as Arrow tables, without guessing: text stays text, whatever it looks like.
+"""Reads JSON Lines and JSON arrays as Arrow tables; text remains text, whatever it looks like.
 
-Arrow's reader is fast, but infers types by itself, block by block, and takes text such as 2024-01-01 for times. Here
-the types come from the values as Python reads them, first from the first lines, and again from each block that Arrow
-finds to be of other types.
+Arrow's reader is fast, but infers types per block, and reads text such as 2024-01-01 as times. Here the types come
+from the values as Python reads them: from the first lines, and again from each block that does not match these types.
 """
 
 from __future__ import annotations
@@ -29,14 +28,15 @@ Where = Callable[[int], str]
 
 
 def read_json(file: ListFile, numbers: frozenset[str]) -> Iterator[tuple[pa.Table, Where]]:
-    """Tables of one block each, and where a row of it stands; blank lines are skipped.
+    """Yields one table per block, and the function that locates its rows; blank lines are skipped.
 
     Args:
         file: One JSON object per line, or one array of objects.
-        numbers: Columns of numbers, in which integers of any size become floats.
+        numbers: Numeric columns, in which integers of any size become floats.
 
     Raises:
-        InputError: Naming file, line and column: no JSON object, a key that occurs twice, or several types.
+        InputError: Not a JSON object, a key that occurs twice, or several types in a column; names file, line and
+            column.
     """
     with file.open() as source:
         reader = _Reader(file.path, numbers, file.start)
@@ -52,7 +52,7 @@ def read_json(file: ListFile, numbers: frozenset[str]) -> Iterator[tuple[pa.Tabl
 
 
 def _read_blocks(source: Any, left: int | None) -> Iterator[bytes]:
-    """Whole lines of about ``BLOCK_BYTES``, of the next ``left`` bytes."""
+    """Yields blocks of whole lines of about ``BLOCK_BYTES``, from the next ``left`` bytes."""
 
     def read_more() -> bytes:
         nonlocal left
@@ -70,7 +70,7 @@ def _read_blocks(source: Any, left: int | None) -> Iterator[bytes]:
 
 
 class _Reader:
-    """Remembers the types met so far."""
+    """Converts blocks, and remembers the types of their columns."""
 
     def __init__(self, path: str, numbers: frozenset[str], start: int) -> None:
         self.path, self.numbers, self.start = path, numbers, start
@@ -92,7 +92,7 @@ class _Reader:
             yield table, where
 
     def read_array(self, text: bytes) -> tuple[pa.Table, Where]:
-        """A whole file that holds one array."""
+        """Reads a whole file that holds one array."""
 
         def where(row: int) -> str:
             return f"{self.path}, object {row}"
@@ -107,7 +107,7 @@ class _Reader:
         return self._make_table(rows, where), where
 
     def _read_by_arrow(self, block: bytes) -> pa.Table | None:
-        """The table of a block that is of the types met so far, else None."""
+        """The table of a block, or None if it does not have the types of earlier blocks."""
         try:
             return arrow_json.read_json(
                 pa.BufferReader(block),
@@ -135,7 +135,7 @@ class _Reader:
         return self._make_table(rows, where)
 
     def _count_lines_before(self) -> int:
-        """Lines before the part of the file that is read; counted only for messages."""
+        """The number of lines before this part of the file; counted only for messages."""
         with open(self.path, "rb") if self.start else contextlib.nullcontext() as file:
             left, lines = self.start, 0
             while left and file is not None:
@@ -185,13 +185,13 @@ class _Reader:
             try:
                 both = [pa.schema([("", known)]), pa.schema([("", field.type)])]
                 joined[field.name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
-            except (pa.ArrowInvalid, pa.ArrowTypeError):  # whoever joins the types of all blocks says what is wrong
+            except (pa.ArrowInvalid, pa.ArrowTypeError):  # reported when the types of all blocks are joined
                 joined[field.name] = field.type
         self.types = pa.schema(joined.items())
 
 
 def _load(line: bytes) -> Any:
-    """A JSON value in UTF-8; ``json`` itself would also take UTF-16, and a lone surrogate, which no text is."""
+    """Parses JSON in UTF-8; ``json`` itself would also accept UTF-16, and a lone surrogate, which no text is."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -208,7 +208,7 @@ def _load(line: bytes) -> Any:
 
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; Python's reader would take the last of equal keys without a word."""
+    """An object; Python's reader would silently use the last of equal keys."""
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -218,7 +218,7 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _find_depth(values: Sequence[Any]) -> int | None:
-    """How deep numbers are nested in lists; None where the values are something else."""
+    """How deep numbers are nested in lists; None if the values are not numbers."""
     for value in values:
         if isinstance(value, list):
             inner = _find_depth(value)
@@ -230,7 +230,7 @@ def _find_depth(values: Sequence[Any]) -> int | None:
 
 
 def _replace_null_type(kind: pa.DataType) -> pa.DataType:
-    """Integers for values that were all missing so far: Arrow's reader makes invalid lists of them otherwise."""
+    """Replaces the type of columns without values so far by integers: Arrow's reader makes invalid lists otherwise."""
     if pa.types.is_list(kind):
         return pa.list_(_replace_null_type(kind.value_type))
     return pa.int64() if pa.types.is_null(kind) else kind

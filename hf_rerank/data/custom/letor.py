@@ -1,4 +1,4 @@
-"""LETOR and LibSVM text (``2 qid:10 1:0.03 2:1.5 # docid = G7``) as a table with one row per item."""
+"""Reads LETOR and LibSVM text (``2 qid:10 1:0.03 2:1.5 # docid = G7``) as tables with one row per item."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _DOCUMENT = r"docid\s*=\s*(\S+)"
 
 
 def read_letor(file: ListFile) -> Iterator[tuple[pa.Table, int]]:
-    """Tables of ``label``, ``qid``, ``feature_1``, ... (0 where a line names none) and, from comments, ``docid``.
+    """Yields tables of ``label``, ``qid``, ``feature_1``, ... (0 if a line lacks it) and, from comments, ``docid``;
+    and the number of the first line of each.
 
     Raises:
-        InputError: Naming file, line and what is wrong with it.
+        InputError: A line is not in the format; names file and line.
     """
     with file.open() as source, io.TextIOWrapper(source, encoding="utf-8-sig", errors="strict") as text:
         first, lines = 1, []
@@ -57,7 +58,7 @@ def _parse_table(path: str, lines: list[str], first: int) -> pa.Table:
 
 
 def _parse_even_lines(cells: pl.Series, width: int) -> dict[str, Any] | None:
-    """Lines that all name features 1, 2, ... in order, as published sets do; None of others."""
+    """Parses lines that all name features 1, 2, ... in order, as published datasets do; None for others."""
     columns = cells.list.to_struct(fields=[str(number) for number in range(width)]).struct.unnest()
     if width < 3:
         return None
@@ -78,7 +79,7 @@ def _parse_even_lines(cells: pl.Series, width: int) -> dict[str, Any] | None:
 
 
 def _parse_uneven_lines(path: str, lines: list[str], first: int) -> dict[str, Any]:
-    """Lines that leave features out, which are 0; a wrong line is named."""
+    """Parses lines that omit features, which are 0; reports the first wrong line."""
     labels: list[float] = []
     ids: list[str] = []
     rows: list[dict[int, float]] = []

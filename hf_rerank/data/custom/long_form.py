@@ -1,4 +1,4 @@
-"""The long form, one row per item, as lists: the rows of one list id become one row. All in memory."""
+"""Converts the long form, one row per item, to lists: the rows of one list id become one row. All in memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from hf_rerank.validation import columns_of
 
 
 def group_items(frame: pl.DataFrame, schema: ListSchema, where: Where, *, labels: bool = True) -> pl.DataFrame:
-    """One row per list, in the order in which the lists first appear; their rows need not stand together.
+    """Groups items into one row per list, in the order in which the lists first appear; rows need not be contiguous.
 
-    Item columns, and columns that the schema does not name, become sequences: in the order of the position column,
-    where the schema has one, else in the order of the rows. Columns of the list must hold one value per list. New
-    lists have no ``labels``.
+    Item columns, and columns that the schema does not name, become sequences, sorted by the position column if the
+    schema has one, else in the order of the rows. Columns of the list must hold one value per list.
+
+    Args:
+        frame: One row per item.
+        schema: Describes the columns.
+        where: Locates a row, for messages.
+        labels: Require the columns that new lists lack, such as labels.
 
     Raises:
         InputError: No list id, or a column of the list that differs within a list.
@@ -58,10 +63,10 @@ def group_items(frame: pl.DataFrame, schema: ListSchema, where: Where, *, labels
 def refuse_missing_columns(offered: list[str], schema: ListSchema, where: str, *, labels: bool = True) -> None:
     """
     Args:
-        offered: The columns that are there.
-        schema: Names those that must be.
-        where: For messages.
-        labels: Columns that new lists lack must be there, too.
+        offered: The existing columns.
+        schema: Names the required columns.
+        where: The location, for messages.
+        labels: Also require the columns that new lists lack.
 
     Raises:
         InputError: Columns of the schema are missing, or it has no list id.
@@ -85,7 +90,7 @@ def is_long(depths: Mapping[str, int], schema: ListSchema) -> bool:
 
     Args:
         depths: Column -> how deep its values are nested in lists.
-        schema: Says which column is what.
+        schema: Describes the columns.
     """
     vectors = {feature.name for feature in schema.features("items", Vector)}
     known = [schema.label, *(feature.name for feature in schema.items)]

@@ -36,8 +36,8 @@ def read_files(
 ) -> datasets.Dataset | datasets.IterableDataset | dict[str, Any]:
     """A dataset from a user's files, or a dictionary of them where the files are named after splits.
 
-    The files are read once into the cache of ``datasets``, from which memory maps them; streams read them anew each
-    time, and take their types from the first rows.
+    The files are read once into the cache of ``datasets``, which is memory-mapped; streams read them again each time,
+    and take their types from the first rows.
 
     Raises:
         InputError: As ``find_list_files`` and ``OwnFiles``; or a stream of a table with one row per item.
@@ -65,7 +65,8 @@ def read_files(
 
 
 def _write_tables(own: OwnFiles, splits: Sequence[str], folder: Path) -> None:
-    """One Arrow file per split, and what was left out or read as something else; the folder appears when complete."""
+    """Writes one Arrow file per split, and the counts of omissions and conversions; the folder appears when
+    complete."""
     with own.inputs.require_unchanged():
         own.scan()
     counts: Counts = {EMPTY_FILES: own.empty_files} if own.empty_files else {}
@@ -86,7 +87,8 @@ def _write_tables(own: OwnFiles, splits: Sequence[str], folder: Path) -> None:
 
 
 def read_tables(own: OwnFiles, counts: Counts) -> Iterator[tuple[str | None, pa.Table]]:
-    """Tables of lists with the split that the name of their file says; ``counts`` as of ``OwnFiles.read_lists``."""
+    """Yields tables of lists with the split that the name of their file gives; ``counts`` as for
+    ``OwnFiles.read_lists``."""
     if not own.long:
         for part in own.parts:
             for table in own.read_lists(part, counts):
@@ -103,7 +105,7 @@ def _make_streams(own: OwnFiles, splits: Sequence[str]) -> Any:
     own.scan_first_blocks()
     if own.long:
         raise InputError(
-            f"{own.files[0].path} has one row per item, which is read as a whole, since items of a list may stand "
+            f"{own.files[0].path} has one row per item, which is read as a whole, since items of a list may be "
             "anywhere in it: use streaming=False, or turn it into Parquet once with `hf-rerank prepare own` and "
             "stream that"
         )
@@ -116,7 +118,7 @@ def _make_streams(own: OwnFiles, splits: Sequence[str]) -> Any:
 
 @contextlib.contextmanager
 def _hide_progress_bars() -> Iterator[None]:
-    """No progress bars of ``datasets`` for what takes less than about a second."""
+    """Hides the progress bars of ``datasets`` for operations of less than about a second."""
     if datasets.utils.are_progress_bars_disabled():
         yield
         return
@@ -135,7 +137,7 @@ def is_paths(source: Any) -> bool:
 
 
 def to_datasets(source: Any, streaming: bool, schema: ListSchema | None, split: str = "train") -> Any:
-    """A datasets object as it is, or made iterable; frames as datasets; a dictionary of either as given splits."""
+    """Converts a source in memory to datasets: frames, datasets objects, or a dictionary of either as its splits."""
     if isinstance(source, (datasets.IterableDataset, datasets.IterableDatasetDict)) and not streaming:
         raise InputError(f"the source is an {type(source).__name__}: use streaming=True")
     if isinstance(source, Mapping):
@@ -166,10 +168,10 @@ def to_datasets(source: Any, streaming: bool, schema: ListSchema | None, split: 
 
 
 def split_lists_by_time(lists: Any, column: str, *, ranker_train: bool) -> dict[str, Any]:
-    """Splits one dataset by time, see ``time_split``; ``ranker_train``: the oldest 40 % are that split.
+    """Splits one dataset by time, see ``time_split``; with ``ranker_train`` the oldest 40 % are that split.
 
     Raises:
-        InputError: A stream, lists that bring their splits, or no times in the column.
+        InputError: A stream, lists that already have splits, or no times in the column.
     """
     if isinstance(lists, (dict, datasets.IterableDataset)):
         stream = isinstance(lists, datasets.IterableDataset) or any(
@@ -179,11 +181,11 @@ def split_lists_by_time(lists: Any, column: str, *, ranker_train: bool) -> dict[
             "a stream cannot be split by time, which must be known of all lists first: use streaming=False, or "
             f"`hf-rerank prepare own --split-by time:{column}` once and stream what it writes"
             if stream
-            else "the lists bring their splits (files or a dictionary named after them): leave out split_by, or give "
+            else "the lists already have splits (files or a dictionary named after them): leave out split_by, or give "
             "them as one"
         )
     if "split" in lists.column_names:
-        raise InputError("the lists bring their splits, in column 'split': leave out split_by, or the column")
+        raise InputError("the lists already have splits, in column 'split': leave out split_by, or the column")
     wanted = lists.select_columns([column]) if column in lists.column_names else lists
     of_list = split_by_time(read_times(tables_of(wanted, TIMES_BATCH), column), ranker_train=ranker_train)
     with _hide_progress_bars():
@@ -201,11 +203,11 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
 
     Args:
         lists: A Dataset or IterableDataset.
-        schema: Says which column is what.
+        schema: Describes the columns.
         ranker_train: Also hold out 40 % of the groups as ``ranker_train``.
 
     Raises:
-        InputError: No such column, or values that are no ids or names of splits.
+        InputError: A missing column, or values that are not ids or names of splits.
     """
     streaming = isinstance(lists, datasets.IterableDataset)
     offered = lists.column_names or list(next(iter(lists), {}))
@@ -255,10 +257,10 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
 
 
 def choose_split_columns(schema: ListSchema, offered: Sequence[str]) -> list[str]:
-    """The columns to split by: of the group, and of the list's id, which replaces a missing group.
+    """The columns to split by: the group, and the list id, which replaces a missing group.
 
     Raises:
-        InputError: They are not there.
+        InputError: The first of them is missing.
     """
     named = [name for name in (schema.group, schema.list_id) if name is not None]
     for name in named[:1]:
@@ -276,13 +278,13 @@ def assign_splits_by_columns(
     """The split of each list, as an array of texts.
 
     Args:
-        table: Holds the columns; without any, the number of lists.
-        by: ``["split"]``, or of ``choose_split_columns``.
+        table: Holds the columns ``by``; if there are none, the number of lists.
+        by: ``["split"]``, or the result of ``choose_split_columns``.
         ranker_train: See ``split_lists``.
         first: Number of the first list.
 
     Raises:
-        InputError: A value is no id, or no name of a split.
+        InputError: A value is not an id, or not the name of a split.
     """
     if isinstance(table, int):
         return assign_splits(range(first, first + table), ranker_train=ranker_train)
@@ -304,7 +306,7 @@ def assign_splits_by_columns(
 
 
 def _is_in_split(split: str, by: Sequence[str], ranker_train: bool, *values_and_indices: Sequence[Any]) -> list[bool]:
-    """Which lists of a batch belong to a split; of a stream only the standard splits are known."""
+    """Which lists of a batch of a stream belong to a split; streams have only the standard splits."""
     *values, indices = values_and_indices
     table = pa.table({name: list(column) for name, column in zip(by, values, strict=True)}) if by else len(indices)
     of_list = assign_splits_by_columns(table, by, ranker_train, indices[0] if indices else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -16,31 +17,43 @@ from hf_rerank.data.custom.kinds import Kinds
 from hf_rerank.data.custom.long_form import group_items, is_long, refuse_missing_columns
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.reading import TEXT_KINDS, Block, read_blocks
+from hf_rerank.data.source import Unit
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 
-# A part is what one thread holds in memory, unless the format can only be read as a whole.
+# Size of a part, which a thread holds in memory, unless the format can only be read as a whole.
 PART_BYTES = 2**26
 EMPTY_FILES, EMPTY_LISTS = "empty files", "empty lists"
 PART_COLUMN, ROW_COLUMN = "part of the input", "row of the part"
 Counts = dict[str, int]
 
 
-class OwnFiles:
-    """Lists of files of one kind. ``scan`` looks at all values; then ``read_lists`` or ``read_items`` read parts.
-
-    Args:
-        files: Of ``find_list_files``.
-        schema: Says which column is what.
-        options: Of the readers.
-        labels: Columns that new lists lack (labels, weights) must be there.
-        text_ids: Of ``Converter``.
+@dataclass(frozen=True)
+class PartUnit(Unit):
+    """A part of the files as a unit of a source.
 
     Attributes:
-        inputs: The local files, noted before they are read.
-        parts: Of all files, in order.
-        rows: Rows of each part; set by ``scan``.
-        long: One row is one item; set by ``scan``.
+        part: One of ``OwnFiles.parts``; for files with one row per item, the number of a bucket of lists.
+    """
+
+    part: ListFile | int = 0
+
+
+class OwnFiles:
+    """The lists in files of one format. ``scan`` reads all values; then ``read_lists`` or ``read_items`` read parts.
+
+    Args:
+        files: The result of ``find_list_files``.
+        schema: Describes the columns.
+        options: Options of the readers. None: the defaults.
+        labels: Require the columns that new lists lack (labels, weights).
+        text_ids: As for ``Converter``.
+
+    Attributes:
+        inputs: The local files, recorded before they are read.
+        parts: The parts of all files, in order.
+        rows: Number of rows of each part; set by ``scan``.
+        long: Whether one row is one item; set by ``scan``.
         item_columns: Columns of the rows of the files; set by ``scan``.
         columns: Columns of the lists; set by ``scan``.
     """
@@ -65,12 +78,12 @@ class OwnFiles:
 
     @property
     def empty_files(self) -> int:
-        """Files without rows."""
+        """Number of files without rows."""
         there = {part.path for part, rows in self.rows.items() if rows}
         return sum(file.path not in there for file in self.files)
 
     def scan(self, on_rows: Callable[[int], object] = lambda rows: None) -> None:
-        """Looks at the values of all files.
+        """Reads the kinds of values of all files, and decides the columns.
 
         Raises:
             InputError: Files are damaged, differ in their columns or types, or hold no list at all.
@@ -95,7 +108,7 @@ class OwnFiles:
         self._settle()
 
     def scan_first_blocks(self) -> None:
-        """As ``scan``, for streams: by the first rows of each file."""
+        """Like ``scan``, from the first rows of each file only, for streams."""
         first: tuple[str, set[str]] | None = None
         for file in self.files:
             for block in read_blocks(file, self.schema, self.options):
@@ -109,11 +122,11 @@ class OwnFiles:
         self._settle()
 
     def read_lists(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
-        """Lists of a part of wide files, with ``columns``; those without items are left out.
+        """Yields the lists of a part of wide files, with ``columns``, without lists that have no items.
 
         Args:
             part: One of ``parts``.
-            counts: What was left out, or read as something else, is added to this.
+            counts: The numbers of omissions and conversions are added here by name.
         """
         for block in self._convert_blocks(part, counts):
             kept = self._drop_empty_lists(block.table, counts)
@@ -121,7 +134,8 @@ class OwnFiles:
                 yield kept
 
     def read_items(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
-        """Items of a part of long files, with ``item_columns`` and their places (``PART_COLUMN``, ``ROW_COLUMN``)."""
+        """Yields the items of a part of long files, with ``item_columns`` and locations (``PART_COLUMN``,
+        ``ROW_COLUMN``)."""
         number, row = self.parts.index(part), 0
         for block in self._convert_blocks(part, counts):
             rows = np.arange(row, row + block.table.num_rows)
@@ -130,7 +144,8 @@ class OwnFiles:
             yield table.append_column(ROW_COLUMN, pa.array(rows))
 
     def make_lists(self, frame: pl.DataFrame) -> tuple[pa.Table, np.ndarray]:
-        """The lists that their items (see ``read_items``) make, with ``columns``, and the number of the part of each.
+        """Groups items (see ``read_items``) into lists with ``columns``; also gives the index of the part of each
+        list.
 
         Raises:
             InputError: Items do not make a list, or one list has items in two files.
@@ -151,7 +166,7 @@ class OwnFiles:
             if paths[0] != paths[1]:
                 raise InputError(
                     f"list {name} has rows in {paths[0]} and in {paths[1]}: expected all items of a list in one file; "
-                    f"if each file numbers its lists anew, make {list_id!r} unique"
+                    f"if the ids start again in each file, make {list_id!r} unique"
                 )
         return to_plain_table(lists).cast(self.columns), in_lists["first"].to_numpy()
 
@@ -161,7 +176,7 @@ class OwnFiles:
             yield Block(converter.convert(self._fill_features(block.table, part), block.where), block.where)
 
     def _locate(self, part: int, row: int) -> str:
-        """Reads the part again, for messages."""
+        """The location of a row, for messages; reads the part again."""
         for block in read_blocks(self.parts[part], self.schema, self.options):
             if row < block.table.num_rows:
                 return block.where(row)
@@ -179,14 +194,15 @@ class OwnFiles:
             self.columns = to_plain_table(group_items(frame, self.schema, str, labels=self.labels)).schema
 
     def _fill_features(self, table: pa.Table, part: ListFile) -> pa.Table:
-        """LETOR leaves out features that are 0."""
+        """Adds the features that a LETOR file lacks, as 0."""
         for name in self.kinds.found if part.kind == "letor" else ():
             if name not in table.column_names and name.startswith("feature_"):
                 table = table.append_column(name, pa.array(np.zeros(table.num_rows)))
         return table
 
     def _drop_empty_lists(self, table: pa.Table, counts: Counts) -> pa.Table:
-        """Without the lists all of whose item columns are empty; others are ragged, and refused by whoever checks."""
+        """Drops lists whose item columns are all empty; if only some are empty, the list is ragged, and refused
+        later."""
         empty = None
         for name in (self.schema.label, *(feature.name for feature in self.schema.items)):
             if name in table.column_names and pa.types.is_list(table.schema.field(name).type):

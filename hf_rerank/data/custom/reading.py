@@ -1,4 +1,4 @@
-"""Reads one file of any kind as tables, a block at a time, with the place of each row for messages."""
+"""Reads one file of any format as tables, block by block, with the location of each row for messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 
 BATCH_ROWS = 4_096
-# Formats whose values are all text, and whose types are those of what the text looks like.
+# Formats whose values are all text, so that types depend on what the text looks like.
 TEXT_KINDS = ("csv",)
 
 
@@ -28,8 +28,8 @@ class Block:
     """Rows of a file.
 
     Attributes:
-        table: As the file has them, except that cells that hold lists are lists.
-        where: Says where a row of it stands.
+        table: The rows; cells that hold lists are parsed.
+        where: ``row -> location``, for messages.
     """
 
     table: pa.Table
@@ -37,10 +37,10 @@ class Block:
 
 
 def read_blocks(file: ListFile, schema: ListSchema | None, options: ReadOptions) -> Iterator[Block]:
-    """The blocks of a file; none of an empty one.
+    """Yields the blocks of a file; none for an empty file.
 
     Raises:
-        InputError: The file is damaged, or not of the format that its name says.
+        InputError: The file is damaged, or not in the format of its suffix.
     """
     if file.kind == "csv":
         first = 0
@@ -106,7 +106,7 @@ def _read_batches(file: ListFile) -> Iterator[pa.RecordBatch]:
 
 
 def _check_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch, once all of it is known to be readable: Arrow ends the process at offsets beyond the values.
+    """Checks that a batch is valid, and returns it: with offsets beyond the values, Arrow would crash the process.
 
     Raises:
         pa.ArrowInvalid: Offsets, lengths or texts are wrong.

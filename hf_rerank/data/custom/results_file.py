@@ -1,4 +1,4 @@
-"""Writes ranked lists, in the format and packing that the name of the file says."""
+"""Writes ranked lists in the format and compression of the file's suffix."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Write = Callable[[Sequence[Mapping[str, Any]]], None]
 
 
 def parse_format(path: Path) -> tuple[str, str | None]:
-    """Suffix of the format, and compression.
+    """The suffix of the format, and the compression or None.
 
     Raises:
-        InputError: The name says neither.
+        InputError: The suffix is not supported.
     """
     compression = COMPRESSIONS.get(path.suffix.lower())
     suffix = (Path(path.stem) if compression else path).suffix.lower()
@@ -38,10 +38,10 @@ def parse_format(path: Path) -> tuple[str, str | None]:
 
 @contextlib.contextmanager
 def open_results_file(path: Path) -> Iterator[Write]:
-    """Gives the function that appends results; the file appears when all of them are written.
+    """Yields the function that appends results; the file appears when all of them are written.
 
-    In CSV one row is one ranked item, best first, with the column ``rank`` from 0; ``order`` is the slot of the item
-    in its list.
+    In CSV one row is one ranked item, best first, with the column ``rank`` from 0; ``order`` is the index of the
+    item in its list.
     """
     suffix, compression = parse_format(path)
     with write_atomically(path) as temporary, open_files(path) as opened:
@@ -79,7 +79,7 @@ def _append_tables(
     new: Callable[[pa.Schema], Any],
     table_of: Callable[[Sequence[Mapping[str, Any]]], pa.Table],
 ) -> Write:
-    """Appends tables to a writer, which the first of them opens."""
+    """The function that appends tables to a writer, which the first table opens."""
     writer: Any = None
     columns: Any = None
 
@@ -99,7 +99,7 @@ def _make_list_table(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def _make_item_table(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """One row per item: values of the list are repeated, those of items in their rank."""
+    """One row per item, in the order of rank; values of the list are repeated."""
     names = list(ranked[0])
     columns: dict[str, list[Any]] = {name: [] for name in names}
     ranks: list[int] = []
@@ -116,7 +116,7 @@ def _make_item_table(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def _to_array(values: list[Any]) -> pa.Array:
-    """Ids from 2**63 on need a type that is named."""
+    """An Arrow array; ids of at least 2**63 need an explicit type."""
     try:
         return pa.array(values)
     except OverflowError:

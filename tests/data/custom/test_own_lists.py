@@ -265,7 +265,7 @@ def test_lists_split_by_time(tmp_path: Path) -> None:
     again = load_lists(tmp_path / "by_user", split_by="time:day")
     assert by_id(again) == by_id(loaded) == by_id(load_lists(tmp_path / "by_day"))
     assert by_id(again) != by_id(load_lists(tmp_path / "by_user"))
-    with pytest.raises(InputError, match="bring their splits"):
+    with pytest.raises(InputError, match="already have splits"):
         load_lists({"train": pl.DataFrame(rows)}, schema=SCHEMA, split_by="time:day")
     with pytest.raises(InputError, match="a stream cannot be split by time"):
         load_lists(tmp_path / "by_user", streaming=True, split_by="time:day")
