@@ -1,4 +1,4 @@
-"""Cutting the logs of Ad by user into buckets on the disk, and keeping only behaviours that may be in a history."""
+"""Partitions the logs of Ad by user into buckets on the disk, keeping only behaviours that may be in a history."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class Partition:
     """Reads the raw files once, and fills a folder with buckets and lookup tables.
 
     Args:
-        folder: To fill.
-        buckets: How many.
-        protocol: Behaviours are kept of users with a list by this protocol only.
-        attraction: The truth has attractions; None: there is no truth.
-        block_bytes: Text that is parsed at a time.
-        run_bytes: Rows in memory that are written at a time.
+        folder: The folder to fill.
+        buckets: Number of buckets.
+        protocol: Only behaviours of users who have a list under this protocol are kept.
+        attraction: Whether the ground truth has attractions; None: there is no ground truth.
+        block_bytes: Bytes of text that are parsed at a time.
+        run_bytes: Bytes of rows in memory that are written at a time.
         bar: Makes a progress bar.
         on_reject: Called with each damaged line.
 
     Attributes:
-        report: Rows and seconds of each stage, and what was counted.
+        report: Rows and seconds of each stage, and counts.
         digests: Name of each file read -> digest of its content.
     """
 
@@ -78,7 +78,7 @@ class Partition:
         raw.append((files.user_profile, USER_PROFILE))
         if files.behavior_log is not None:
             raw.append((files.behavior_log, BEHAVIOR_LOG))
-        for path, table in raw:  # what is wrong at either end is found before much time is spent on another
+        for path, table in raw:  # errors at either end of a file are found before the others are read
             check_file(path, table)
         with self._time_stage("ads and profiles") as stage:
             for (path, table), name in zip(raw[1:3], (ADS_FILE, PROFILES_FILE), strict=True):
@@ -137,21 +137,21 @@ class Partition:
         self.digests[path.name] = digest.hexdigest()
 
     def _find_latest_lists(self, runs: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-        """The users that have a list, ordered, and the time of the first impression of the newest list of each."""
+        """The users that have a list, sorted, and the time of the first impression of the newest list of each."""
         users, times = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
         for number in range(self.buckets):
             bucket = Bucket.from_impressions(read_bucket(runs, number))
             of_row, time_of_row = (bucket.impressions[name].to_numpy() for name in ("user", "time_stamp"))
             chosen = choose_sessions(bucket.sessions, of_row, self.protocol, lambda *_: None, lambda *_: None)
             of_list = of_row[chosen.starts]
-            newest = np.append(of_list[1:] != of_list[:-1], True)[: len(of_list)]  # lists stand in order of time
+            newest = np.append(of_list[1:] != of_list[:-1], True)[: len(of_list)]  # lists are in order of time
             users.append(of_list[newest])
             times.append(time_of_row[chosen.starts[newest]])
         order = np.argsort(np.concatenate(users))
         return np.concatenate(users)[order], np.concatenate(times)[order]
 
     def _select_behaviours(self, rows: pl.DataFrame, latest_of: Callable[[np.ndarray], np.ndarray]) -> pl.DataFrame:
-        """The behaviours that may be in a history."""
+        """Selects the behaviours that may be in a history."""
         latest = latest_of(rows["user"].to_numpy())
         has_list = latest > 0
         early = has_list & (rows["time_stamp"].to_numpy() <= latest)
@@ -162,7 +162,7 @@ class Partition:
 
 
 def _make_lookup(users: np.ndarray, times: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Users -> their times, 0 for others; ``users`` are ordered."""
+    """A function from users to their times, 0 for others; ``users`` are sorted."""
     if len(users) and users[-1] < TABLE_IDS:  # a table is ten times as fast as a search
         table = np.zeros(int(users[-1]) + 2, dtype=times.dtype)
         table[users] = times

@@ -1,7 +1,7 @@
 """Ad (Alibaba, "Ad Display/Click Data on Taobao.com"): from the raw files to lists.
 
-The logs are larger than memory: they are read once and cut by user into buckets on the disk (``partition``), and then
-each bucket becomes lists (``lists``). The rule by which impressions become lists is in ``sessions``.
+The logs are larger than memory: they are read once and partitioned by user into buckets on the disk (``partition``);
+then the lists of each bucket are made (``lists``). ``sessions`` defines which impressions form a list.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from hf_rerank.data.source import Rejects, Unit, split_table
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.storage import InputFiles, digest_content, read_json, write_json
 
-# Text of both logs per bucket, about: 4 million behaviours, of which a few hundred MB are kept.
+# Bytes of both logs per bucket: about 4 million behaviours, of which a few hundred MB are kept.
 BUCKET_BYTES = 128 * 2**20
 DIGESTS_FILE = "digests.json"
 
 
 @dataclass(frozen=True)
 class BucketUnit(Unit):
-    """The rows of some users, of each log; ``truth``: None without a truth, like ``behaviours`` without a log."""
+    """The rows of some users in each log; ``truth`` and ``behaviours`` are None if there is no such file."""
 
     impressions: list[Path]
     behaviours: list[Path] | None
@@ -44,7 +44,7 @@ class BucketUnit(Unit):
 
 
 class AdSource:
-    """The raw files of a folder as a ``ListSource`` that is partitioned by user; arguments as of ``prepare_ad``."""
+    """The raw files of a folder as a ``ListSource`` that is partitioned by user; arguments as for ``prepare_ad``."""
 
     size_unit = "bucket"
 
@@ -111,7 +111,7 @@ class AdSource:
 
     def units(self, parts: Path) -> list[BucketUnit]:
         self.parts = parts
-        if not self._digests:  # cut by an earlier call
+        if not self._digests:  # partitioned by an earlier call
             for path in self.inputs.paths:
                 if digest_content(path) != read_json(parts / DIGESTS_FILE).get(path.name):
                     raise InputError(
@@ -162,27 +162,28 @@ def prepare_ad(
     run_bytes: int = RUN_BYTES,
     threads: int | None = 1,
 ) -> PrepareReport:
-    """Raw files -> a folder of prepared lists (see ``hf_rerank.data.prepared``), in bounded memory.
+    """Writes the lists of the raw files into a folder of prepared lists, in bounded memory.
 
-    A list holds a user's impressions within five minutes, in order of time; see ``hf_rerank.data.ad.sessions``. The
-    buckets take about half the size of the logs on the disk meanwhile. If this is interrupted while the logs are read,
+    A list holds a user's impressions within five minutes, in order of time; see ``hf_rerank.data.ad.sessions``.
+    Temporary buckets on the disk take about half the size of the logs. After an interruption while the logs are read,
     the next call starts again; later, it resumes from the last complete group of shards.
 
     Args:
-        raw_dir: Folder of the raw files; see ``find_ad_files``. The truth of simulated lists is joined.
-        output_dir: Folder to make; must be new or empty. It appears when it is complete.
-        protocol: ``ours``: every session with at least two items and a click. ``public``: of users with at least three
-            impressions the most recent session with a click.
-        max_list_length: 1 to 30. Longer lists are cut: simulated ones in their initial order, others in order of time.
-        history_length: Behaviours per list, the newest. 0: behavior_log.csv is not read.
+        raw_dir: Folder of the raw files; see ``find_ad_files``. The ground truth of simulated lists is joined.
+        output_dir: Folder to create; must be new or empty. It appears when it is complete.
+        protocol: ``ours`` (default): every session with at least two items and a click. ``public``: the most recent
+            session with a click, of users with at least three impressions.
+        max_list_length: Maximum number of items per list, 1 to 30, default 10. Longer lists are cut: simulated ones in
+            their initial order, others in order of time.
+        history_length: Maximum number of behaviours per list, the newest; default 50. 0: behavior_log.csv is not read.
         on_error, progress, shard_bytes, threads: See ``write_lists``. A key that occurs twice, and a file that is
             cut off, are errors always.
-        block_bytes: Text that is parsed at a time.
-        bucket_bytes: Text of the logs per bucket; memory is a small multiple of it, times ``threads``.
-        run_bytes: Rows in memory that are written at a time while the logs are cut.
+        block_bytes: Bytes of text that are parsed at a time.
+        bucket_bytes: Bytes of the logs per bucket; memory is a small multiple of it, times ``threads``.
+        run_bytes: Bytes of rows in memory that are written at a time while the logs are partitioned.
 
     Returns:
-        What became of the sessions (``read``: sessions found), what else was counted, rows and seconds of each stage.
+        Counts of sessions (``read``: sessions found) and others, rows and seconds of each stage.
 
     Raises:
         RejectedLines: A damaged line.

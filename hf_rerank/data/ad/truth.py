@@ -1,4 +1,4 @@
-"""The truth of simulated Ad lists: the side file ``raw_sample.csv.truth.parquet``, one row per shown list."""
+"""The ground truth of simulated Ad lists: the file ``raw_sample.csv.truth.parquet``, one row per shown list."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hf_rerank.data.ad.sessions import Sessions, time_key
 from hf_rerank.errors import InputError
 
 _ROWS = 100_000
-_AGAIN = "raw_sample.csv and its truth belong to different simulations, or one was changed: simulate them again"
+_AGAIN = "raw_sample.csv and its ground truth belong to different simulations, or one was changed: simulate them again"
 
 
 def read_truth(path: Path, attraction: bool) -> Iterator[pl.DataFrame]:
-    """The rows of the side file in batches: user, newest (time of the newest impression), initial_position, and
+    """Reads the rows of the file in batches: user, newest (time of the newest impression), initial_position, and
     attraction where it has one.
 
     Raises:
@@ -47,20 +47,21 @@ def read_truth(path: Path, attraction: bool) -> Iterator[pl.DataFrame]:
 def join_truth(
     sessions: Sessions, users: np.ndarray, times: np.ndarray, truth: pl.DataFrame, path: Path
 ) -> dict[str, np.ndarray]:
-    """Initial positions and attractions of all impressions of some users.
+    """Joins the ground truth: initial positions and attractions of all impressions of some users.
 
     Args:
         sessions: All sessions of the users.
-        users: Of each impression, ordered; with ``times`` as in ``find_sessions``.
-        times: Unix seconds.
-        truth: The rows of the same users.
-        path: The side file, for errors.
+        users: [N], the user of each impression, sorted; with ``times`` as in ``find_sessions``.
+        times: [N], Unix seconds.
+        truth: The ground truth of the same users.
+        path: Its file, for errors.
 
     Returns:
-        ``position``, int64, and ``attraction``, float32, where the truth has one.
+        ``position``, int64 [N], and ``attraction``, float32 [N], if the ground truth has it.
 
     Raises:
-        InputError: A session without truth, truth without a session, or of another length; positions that are none.
+        InputError: A session without ground truth, ground truth without a session or of another length, or positions
+            that are not a permutation.
     """
     last = sessions.ends - 1
     wanted = time_key(users[last], times[last])
@@ -88,7 +89,7 @@ def join_truth(
                 f"list {_format_list_id(wanted[wrong[0]])!r} has {lengths[wrong[0]]} impressions in raw_sample.csv, "
                 f"and {found[wrong[0]]} in the column {name} of {path}: {_AGAIN}"
             )
-    # Sessions hold all rows, in their order: the values of the lists, one after the other, are those of the rows.
+    # Sessions hold all rows, in their order, so the concatenated values of the lists are those of the rows.
     positions = rows["initial_position"].explode().fill_null(-1).to_numpy().astype(np.int64)
     of_session = np.repeat(np.arange(len(sessions)), lengths)
     ranked = positions[np.lexsort((positions, of_session))]

@@ -1,7 +1,7 @@
 """A user's files as a stream of ``datasets``: whole Arrow tables.
 
-Alone in its module, with few imports: for streaming, ``datasets`` replaces ``open``, ``Path``, ``os`` and ``pyarrow``
-in the module of a builder, for every name that it finds there.
+In its own module, with few imports: for streaming, ``datasets`` replaces the names ``open``, ``Path``, ``os`` and
+``pyarrow`` in the module of a builder.
 """
 
 from __future__ import annotations

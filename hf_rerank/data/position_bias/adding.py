@@ -24,7 +24,7 @@ from hf_rerank.errors import InputError, suggestion
 COLUMN = "propensity"
 REPORT_KEY = "propensities"
 METHODS = ("em", "regression-em", "harvest")
-# What the card said of propensities before: this sentence is replaced.
+# Beginning of the sentence about propensities in the card, which is replaced.
 _OLD = "Propensities:"
 
 
@@ -38,26 +38,26 @@ def add_propensities(
     at_most: int | None = None,
     progress: bool = True,
 ) -> PrepareReport:
-    """Estimates how probable it is that each position was examined, and writes the lists with that as a column.
+    """Estimates the probability that each position was examined, and adds it to lists as a column.
 
-    The clicks of ``train`` and ``ranker_train`` are looked at. Every list gets the item column that the schema names
-    as ``propensity`` (a new one: ``propensity``), with the probability of the position at which each item was
-    displayed; training and evaluation use it. Nothing is clipped here: training does that (``propensity_floor``). The
-    curve, with counts, is in ``report.json`` under ``propensities``.
+    It is estimated from the clicks of ``train`` and ``ranker_train``. Every list gets the item column that the schema
+    names as ``propensity`` (by default a new column ``propensity``), with the probability of the position at which
+    each item was displayed; training and evaluation use it. Values are not clipped; training does that
+    (``propensity_floor``). The curve, with counts, is in ``report.json`` under ``propensities``.
 
-    Impressions are held in memory, 17 bytes per item shown; under ``regression-em`` also their features.
+    Impressions are held in memory, 17 bytes per displayed item; with ``regression-em`` also their features.
 
     Args:
         lists_dir: A folder of prepared lists.
-        output_dir: Folder to make; must be new or empty.
-        method: ``em``: a position-based click model with one relevance per item id. ``regression-em``: with a logistic
-            regression of the item features, where ids are missing or rare. ``harvest``: the same items at different
-            positions are compared and nothing else; needs orders that vary.
-        display_order: Item column of the positions at which items were displayed when the clicks were logged, from 0;
-            ``rows``: items stand in that order. None: the schema's position, or the rows where it names none.
-        same_from: Positions from this one on, from 0, share one probability. None: each has its own.
-        at_most: Lists to look at, at most, spread evenly. None: all.
-        progress: A bar of what takes longer than a second.
+        output_dir: Folder to create; must be new or empty.
+        method: ``em`` (default): a position-based click model with one relevance per item id. ``regression-em``: with
+            a logistic regression of the item features, if ids are missing or rare. ``harvest``: compares only the
+            clicks of the same items at different positions; needs orders that vary.
+        display_order: Item column with the position, from 0, at which each item was displayed when the clicks were
+            logged; ``rows``: items are in display order. None: the schema's position column, or ``rows`` without one.
+        same_from: Positions from this one on share one probability. None: each has its own.
+        at_most: Maximum number of lists to estimate from, spread evenly. None: all.
+        progress: Show a progress bar if it takes longer than a second.
 
     Returns:
         The counts of the new folder.
@@ -105,7 +105,7 @@ class _WithPropensities(PreparedSource):
         self.columns = self.columns.append(field) if number < 0 else self.columns.set(number, field)
 
     def facts(self) -> tuple[Curve, dict[str, Any]]:
-        """The curve, and what the report says of it."""
+        """The curve, and its entry in the report."""
         super().facts()
         of_features = self.method == "regression-em"
         log = read_click_log(
@@ -127,13 +127,13 @@ class _WithPropensities(PreparedSource):
             "converged": curve.converged,
             "curve": [
                 {
-                    "position": place,
-                    "propensity": float(curve.propensities[place]),
-                    "impressions": int(curve.impressions[place]),
-                    "clicks": int(curve.clicks[place]),
-                    "compared": int(curve.compared[place]),
+                    "position": number,
+                    "propensity": float(curve.propensities[number]),
+                    "impressions": int(curve.impressions[number]),
+                    "clicks": int(curve.clicks[number]),
+                    "compared": int(curve.compared[number]),
                 }
-                for place in range(len(curve.propensities))
+                for number in range(len(curve.propensities))
             ],
         }
         return curve, about

@@ -1,4 +1,4 @@
-"""Prepared lists as arrays of impressions: where each item was displayed, whether it was clicked, and what it is."""
+"""Reads prepared lists as arrays of impressions: display position, click, and item id or features."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import Categorical, Dense, ListSchema
 from hf_rerank.validation import Lists
 
-# What the display order may be called where it is that of the rows.
+# The value of ``display_order`` for items in display order.
 ROWS = "rows"
-# The splits whose clicks are looked at; those of validation and test are not.
+# The splits from whose clicks propensities are estimated.
 SPLITS = ("ranker_train", "train")
 BATCH_LISTS = 4_096
-# Values of a categorical feature, the most frequent ones, that are a feature of the regression of their own.
+# Number of most frequent values of a categorical feature that get a weight of their own in the regression.
 MOST_VALUES = 100
 
 
@@ -31,12 +31,12 @@ class ClickLog:
     """Impressions, one entry each.
 
     Attributes:
-        position: int64 [N], where the item was displayed, from 0.
+        position: int64 [N], the position at which the item was displayed, from 0.
         click: bool [N].
-        item: int64 [N], codes of item ids from 0, of the reader for ids; else None.
-        features: float [N, features], scipy sparse, of the reader for features; else None.
-        lists: How many lists there are.
-        without_id: Impressions without an id, which are left out.
+        item: int64 [N], codes of item ids from 0; None if features are read.
+        features: float [N, features], scipy sparse; None if ids are read.
+        lists: Number of lists.
+        without_id: Number of impressions without an id, which are left out.
     """
 
     position: np.ndarray
@@ -68,9 +68,9 @@ def read_display_positions(lists: pa.Table, column: str, lengths: np.ndarray, wh
 
     Args:
         lists: A table of lists.
-        column: Its column of display positions; ``ROWS``: items stand in the order in which they were displayed.
-        lengths: int64 [B], items of each list.
-        where: Of what the lists are, for messages.
+        column: Its column of display positions; ``ROWS``: items are in display order.
+        lengths: int64 [B], the number of items of each list.
+        where: Where the lists are, for messages.
 
     Raises:
         InputError: The column is missing, holds no whole numbers from 0, or is ragged.
@@ -109,7 +109,7 @@ def read_click_log(
         folder: Its path.
         display_order: A column, or ``ROWS``.
         features: Read features of the items instead of their ids.
-        at_most: Lists, at most; they are spread evenly over all.
+        at_most: Maximum number of lists, spread evenly over all. None: all.
 
     Raises:
         InputError: No lists, no ids, or wrong lists.
@@ -144,7 +144,7 @@ def read_click_log(
 
 
 def _read_lists(prepared: PreparedFolder, total: int, at_most: int | None) -> Iterator[tuple[str, pa.Table]]:
-    """Batches of lists of the splits, each with what it is for messages."""
+    """Yields batches of lists of the splits, each with its location for messages."""
     number = 0
     for split in SPLITS:
         for path in prepared.files.get(split, []):
@@ -152,7 +152,7 @@ def _read_lists(prepared: PreparedFolder, total: int, at_most: int | None) -> It
                 for batch in parquet.iter_batches(BATCH_LISTS):
                     lists = pa.Table.from_batches([batch])
                     if at_most is not None and at_most < total:
-                        # The lists whose number is the first of its share.
+                        # Keep the lists at which the scaled index increases.
                         share = (np.arange(number - 1, number + len(lists)) * at_most) // total
                         lists = lists.filter(pa.array(np.diff(share) > 0))
                     number += batch.num_rows
@@ -161,7 +161,7 @@ def _read_lists(prepared: PreparedFolder, total: int, at_most: int | None) -> It
 
 
 def _read_features(lists: pa.Table, schema: ListSchema) -> dict[str, Any]:
-    """The dense and categorical item features of lists but for the id: name -> flat arrow array."""
+    """The dense and categorical item features of lists, without the id: name -> flat Arrow array."""
     features = [
         feature for feature in schema.items if isinstance(feature, Categorical | Dense) and feature.name != schema.id
     ]
@@ -174,7 +174,7 @@ def _read_features(lists: pa.Table, schema: ListSchema) -> dict[str, Any]:
 
 
 def _make_matrix(tables: Sequence[dict[str, Any]]) -> Any:
-    """Numbers in units of their standard deviation, missing ones at the mean; frequent values as 0 or 1."""
+    """A sparse matrix of features: standardized numbers, missing ones at the mean; frequent values one-hot."""
     from scipy import sparse
 
     columns = []

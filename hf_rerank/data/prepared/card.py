@@ -26,11 +26,11 @@ _NO_REDISTRIBUTION_TEXT, _SIMULATED_TEXT = "may not be redistributed", "Simulate
 
 @dataclass(frozen=True)
 class Licence:
-    """Who may do what with prepared lists.
+    """The licence of prepared lists.
 
     Attributes:
-        name: ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None where nothing says it.
-        text: In words.
+        name: ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None if not known.
+        text: The text of the section in the card.
     """
 
     name: str | None
@@ -40,8 +40,8 @@ class Licence:
 def write_description(
     folder: Path, schema: ListSchema, report: PrepareReport, card: str, **more: dict[str, Any]
 ) -> None:
-    """Writes ``schema.json``, ``report.json`` (with ``more`` beside the counts) and the card; the same lists give the
-    same bytes."""
+    """Writes ``schema.json``, ``report.json`` (the counts and ``more``) and the card; the same lists give the same
+    bytes."""
     with name_failures(folder):
         schema.save(folder / SCHEMA_FILE)
     counts = {name: value for name, value in report.to_dict().items() if name not in ("seconds", "stages")}
@@ -67,11 +67,11 @@ def make_dataset_card(
 
     Args:
         title: Name of the dataset.
-        report: Counts.
-        schema: Columns.
-        how: How raw data became lists: one sentence per point.
-        caveats: What a reader of results must know: one sentence per point.
-        licence: Who may do what.
+        report: The counts.
+        schema: The schema of the lists.
+        how: How the lists were made from raw data, one sentence per point.
+        caveats: What readers of results must know, one sentence per point.
+        licence: The licence.
     """
     # datasets refuses to load a split without rows, so the header leaves those out.
     files = [
@@ -80,7 +80,7 @@ def make_dataset_card(
         if report.lists[split]
         for line in (f"      - split: {split}", f'        path: "{split}-*.parquet"')
     ]
-    # A text in JSON is one in YAML too; as it is, a title such as "2024: spring" is none.
+    # A JSON string is valid YAML, unlike an unquoted title such as "2024: spring".
     header = ["---", f"pretty_name: {json.dumps(title, ensure_ascii=False)}", "license: other"]
     if licence.name is not None:
         header.append(f"license_name: {licence.name}")
@@ -129,7 +129,7 @@ def make_dataset_card(
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says beside its numbers; as of ``make_dataset_card``."""
+    """The texts of a card; fields as the arguments of ``make_dataset_card``."""
 
     title: str
     how: list[str]
@@ -138,7 +138,7 @@ class Card:
 
 
 def read_card(folder: Path) -> Card:
-    """The words of the card of a folder of prepared lists; empty where it has no such section, or there is no card."""
+    """Reads the texts of the card of a folder of prepared lists; empty for missing sections, or without a card."""
     path = folder / CARD_FILE
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     sections: dict[str, list[str]] = {}
@@ -159,10 +159,10 @@ def read_card(folder: Path) -> Card:
 
 
 def find_licence(folder: Path) -> str | None:
-    """Whether a folder of prepared lists may be redistributed, by card and report: the stricter of both counts.
+    """Whether a folder of prepared lists may be redistributed: the stricter of its card and its report.
 
     Returns:
-        ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None where neither says anything.
+        ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None if neither contains a licence.
     """
     card = read_card(folder).licence
     said = (read_report(folder).get("licence"), card.name)
@@ -172,7 +172,7 @@ def find_licence(folder: Path) -> str | None:
 
 
 def _find_licence_name(card: str) -> str | None:
-    """From the header of a card; of one that is older than the name, by its words."""
+    """The name of the licence in the header of a card, or, in older cards, from its text."""
     header = card.partition("\n---\n")[0]
     named = re.search(r"^license_name: (\S+)$", header, re.MULTILINE)
     if named is not None:
@@ -186,7 +186,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     """The ``report.json`` of a folder of prepared lists; empty without one.
 
     Raises:
-        InputError: It is no JSON object.
+        InputError: It is not a JSON object.
     """
     path = folder / REPORT_FILE
     return read_json(path) if path.is_file() else {}

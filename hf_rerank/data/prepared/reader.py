@@ -20,12 +20,12 @@ _SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parq
 
 @dataclass(frozen=True)
 class PreparedFolder:
-    """What a folder of prepared lists holds.
+    """The contents of a folder of prepared lists.
 
     Attributes:
         schema: From ``schema.json``.
         files: Split -> its shards.
-        lists: Split -> its lists.
+        lists: Split -> number of its lists.
         columns: Columns of the shards.
     """
 
@@ -36,15 +36,15 @@ class PreparedFolder:
 
 
 def is_prepared(folder: str | Path) -> bool:
-    """Whether ``folder`` calls itself a folder of prepared lists."""
+    """Whether ``folder`` has the ``schema.json`` of a folder of prepared lists."""
     return (Path(folder) / SCHEMA_FILE).is_file()
 
 
 def read_prepared(folder: str | Path) -> PreparedFolder:
-    """Looks at a folder of prepared lists, reading the footers of its shards only.
+    """Reads the contents of a folder of prepared lists; of the shards only their footers.
 
     Raises:
-        InputError: No ``schema.json``, no shards, a shard that is missing, cut off, or has other columns.
+        InputError: No ``schema.json``, no shards, or a shard that is missing, truncated, or has other columns.
     """
     folder = Path(folder)
     if not is_prepared(folder):
@@ -72,14 +72,14 @@ def read_prepared(folder: str | Path) -> PreparedFolder:
 
 
 def group_shards(where: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """Split -> its shards, in order.
+    """Groups shards by split, in order.
 
     Args:
         where: The folder or repository, for messages.
-        names: Of the Parquet files in it, sorted.
+        names: The names of its Parquet files, sorted.
 
     Raises:
-        InputError: There are none, a shard is missing, or a name is that of no shard.
+        InputError: There are none, a shard is missing, or a name is not that of a shard.
     """
     if not names:
         raise InputError(
@@ -96,7 +96,7 @@ def group_shards(where: str, names: Sequence[str]) -> dict[str, list[str]]:
         whole = [f"{parts['split']}-{number:05d}-of-{parts['count']}.parquet" for number in range(int(parts["count"]))]
         missing = [shard for shard in whole if shard not in names]
         if missing or name not in whole:
-            wrong = f"lacks the shard {missing[0]}" if missing else f"holds {name}, which belongs to no whole set"
+            wrong = f"lacks the shard {missing[0]}" if missing else f"holds {name}, which belongs to no complete set"
             raise InputError(f"{where} {wrong}: prepare the lists again, or copy all of the folder")
     for split, shards in files.items():
         if len({shard[-len("00001.parquet") :] for shard in shards}) > 1:
@@ -109,7 +109,7 @@ def read_footer(path: Path) -> pq.FileMetaData:
     """The metadata of a Parquet file.
 
     Raises:
-        InputError: It is no Parquet file, or was cut off.
+        InputError: It is not a Parquet file, or is truncated.
     """
     try:
         return pq.read_metadata(path)

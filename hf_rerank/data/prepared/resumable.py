@@ -1,9 +1,9 @@
-"""A folder of prepared lists that is being written, and that survives being killed.
+"""A folder of prepared lists that is being written, and can be resumed after a kill.
 
 ``OUTPUT.partial`` holds ``begun.json`` (the options of the call), ``parts`` (of sources whose rows are partitioned
-first) and ``groups``. A group is a folder with one shard for each split that has lists, made from successive units; it
-appears by one rename when it is complete. When all groups are there, their shards become ``OUTPUT``, again by one
-rename. A later call with the same options keeps complete groups, and ends with the same bytes as an uninterrupted one.
+first) and ``groups``. A group is a folder with one shard for each split that has lists, made from successive units,
+and is renamed into place when it is complete. When all groups are complete, their shards become ``OUTPUT``, again by a
+rename. A later call with the same options keeps complete groups, and gives the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ REJECTS_FILE = "rejects.jsonl"
 
 
 def partial_folder(folder: str | Path) -> Path:
-    """Where the folder ``folder`` is made."""
+    """The folder in which ``folder`` is prepared."""
     return Path(folder).with_name(Path(folder).name + PARTIAL_SUFFIX)
 
 
@@ -61,11 +61,11 @@ def refuse_unfinished(folder: str | Path) -> None:
 
 @contextmanager
 def open_resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[ResumableFolder]:
-    """The folder being written, for this process alone.
+    """Opens the folder being written, exclusively for this process.
 
     Args:
-        output: The folder to make.
-        options: Whatever the lists depend on beside the content of the units; JSON values.
+        output: The folder to create.
+        options: Everything that the lists depend on apart from the content of the units; JSON values.
 
     Raises:
         InputError: ``output`` exists and is not empty, another process is writing it, it was begun with other options,
@@ -81,14 +81,14 @@ def open_resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterat
 
 
 class ResumableFolder:
-    """What ``open_resumable_folder`` gives.
+    """The folder that ``open_resumable_folder`` yields.
 
     Attributes:
         partial: ``OUTPUT.partial``.
-        parts: Where a source keeps partitioned rows.
+        parts: The folder of a source's partitioned rows.
         groups: The records of the complete groups, in order: ``units`` (name and digest of each), ``shards``
             (split -> SHA-256), ``report``.
-        finished: ``OUTPUT`` is complete already, and only the cleaning up was missing.
+        finished: Whether ``OUTPUT`` is complete, and only the cleanup was interrupted.
     """
 
     def __init__(self, output: Path, options: dict[str, Any]) -> None:
@@ -111,10 +111,10 @@ class ResumableFolder:
             self._verify_shards()
 
     def skip_units(self, units: Iterator[Unit]) -> Iterator[Unit]:
-        """Takes the units of the complete groups from the front of ``units``, and gives them.
+        """Takes the units of the complete groups from the front of ``units``, and yields them.
 
         Raises:
-            InputError: They are other units, or of other content.
+            InputError: They are other units, or have other content.
         """
         for name, digest in [unit for group in self.groups for unit in group["units"]]:
             unit = next(units, None)
@@ -126,9 +126,9 @@ class ResumableFolder:
 
     @contextmanager
     def add_group(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Gives a folder for the shards ``SPLIT.parquet`` of the next group, and its record, to be filled.
+        """Yields a folder for the shards ``SPLIT.parquet`` of the next group, and its record, to be filled.
 
-        At the end of the block both are brought to the disk and the group is complete.
+        At the end of the block both are synced to the disk and the group is complete.
         """
         record: dict[str, Any] = {}
         with write_atomically(self._find_group(len(self.groups))) as folder:
@@ -146,11 +146,11 @@ class ResumableFolder:
         self.groups.append(record)
 
     def finish(self, columns: pa.Schema, describe: Callable[[Path], None]) -> None:
-        """Makes ``OUTPUT`` of the groups.
+        """Makes ``OUTPUT`` from the groups.
 
         Args:
-            columns: Of the lists; a split without lists gets one empty shard.
-            describe: Writes what else belongs into the folder, ``report.json`` among it.
+            columns: The columns of the lists; a split without lists gets one empty shard.
+            describe: ``folder -> None``: writes the other files, including ``report.json``.
         """
         groups = [self._find_group(number) for number in range(len(self.groups))]
         with write_atomically(self.output) as lists:
@@ -208,7 +208,7 @@ def _holds_split(folder: Path, split: str) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name; where the disk has no such thing, copies it."""
+    """Links a file to a second name; copies it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""The one writer: turns any ``ListSource`` into a folder of prepared lists."""
+"""Writes the lists of any ``ListSource`` into a folder of prepared lists."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from hf_rerank.storage import (
 )
 from hf_rerank.version import __version__
 
-# Of lists in memory, in all splits; on the disk a quarter of it. An interruption loses at most so much work.
+# Bytes of lists in memory, in all splits, per group of shards; a quarter of it on the disk. An interruption loses at
+# most this much work.
 SHARD_BYTES = 2**30
 ON_ERROR = ("raise", "skip")
 MAX_THREADS = 4
@@ -54,27 +55,27 @@ def write_lists(
 ) -> PrepareReport:
     """Writes the lists of a source into a new folder of prepared lists, in bounded memory.
 
-    The folder appears when it is complete; until then it is ``OUTPUT.partial``. If this is interrupted, by a damaged
+    The folder appears when it is complete; until then it is ``OUTPUT.partial``. After an interruption, by a damaged
     line, a full disk, Ctrl-C or a kill, the next call with the same options and input resumes from the last complete
     group of shards, and the folder has the same bytes as if it had never been interrupted.
 
     Args:
-        source: Where the lists come from.
-        output_dir: Folder to make; must be new or empty.
-        on_error: What rejected lines do. ``raise``: they are an error, which names them. ``skip``: they are left out,
-            counted by kind in the report, and recorded in ``rejects.jsonl`` in the folder.
-        threads: Units read at a time. None: one for each processor, at most 4. The bytes do not depend on it.
-        progress: Show bars of what takes longer than a second.
-        shard_bytes: Bytes of lists in memory after which the shards of all splits are cut, at the end of a unit.
+        source: The source of the lists.
+        output_dir: Folder to create; must be new or empty.
+        on_error: How rejected lines are treated. ``raise`` (default): as an error that names them. ``skip``: they are
+            left out, counted by kind in the report, and recorded in ``rejects.jsonl`` in the folder.
+        threads: Number of units read at a time. None: one per processor, at most 4. The bytes do not depend on it.
+        progress: Show progress bars for steps that take longer than a second.
+        shard_bytes: Bytes of lists in memory after which new shards start, at the end of a unit. Default 1 GiB.
 
     Returns:
-        What became of the input.
+        The counts of lists kept and dropped, and of lines rejected.
 
     Raises:
         RejectedLines: ``on_error`` is ``raise``, and lines are rejected.
         InputError: Another process is writing the folder; it is not empty, or overlaps the input; it was begun with
             other options or input; the input changes while it is read.
-        CannotWrite: The disk is full, or refuses to be written.
+        CannotWrite: The disk is full or not writable.
     """
     started = time.monotonic()
     if on_error not in ON_ERROR:
@@ -131,7 +132,7 @@ def write_lists(
 
 
 def _list_versions() -> dict[str, str]:
-    """Other versions may write other bytes."""
+    """The versions of packages on which the written bytes depend."""
     packages = {name: metadata.version(name) for name in ("polars", "pyarrow")}
     return {"hf_rerank": __version__, **packages}
 
@@ -142,7 +143,7 @@ def _count_processors() -> int:
 
 
 def _sum_reports(folder: ResumableFolder) -> PrepareReport:
-    """The sum over what is complete."""
+    """The sum of the reports of all complete groups."""
     report = PrepareReport()
     if (folder.parts / PARTS_FILE).exists():
         report.add(PrepareReport(**read_json(folder.parts / PARTS_FILE)["report"]))
@@ -152,7 +153,7 @@ def _sum_reports(folder: ResumableFolder) -> PrepareReport:
 
 
 def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str, bar: Callable[..., Any]) -> None:
-    """Lets a source cut its rows into parts, unless an earlier call has finished that.
+    """Lets a source partition its rows, unless an earlier call has finished that.
 
     Raises:
         InputError: A part that an earlier call wrote is missing, or has another size.
@@ -170,7 +171,7 @@ def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str
         if on_error == "raise":
             raise RejectedLines(rejected, _ADVICE)
 
-    # Buckets are large, are read once, and are made again after a power cut.
+    # Not durable: buckets are large, are read once, and can be made again after a power cut.
     with write_atomically(folder.parts, durable=False) as parts:
         with name_failures(parts):
             parts.mkdir()
@@ -206,7 +207,7 @@ def _write_groups(
     shard_bytes: int,
     on_size: Callable[[int], object],
 ) -> None:
-    """Writes what was read into groups of shards."""
+    """Writes the lists of the units into groups of shards."""
     ahead = next(outcomes, None)
     while ahead is not None:
         with folder.add_group() as (path, record):
@@ -228,10 +229,10 @@ def _write_groups(
 def _read_in_order(
     units: Iterable[Unit], read: Callable[[Unit], _Outcome], threads: int
 ) -> Generator[_Outcome, None, None]:
-    """Reads units, several at a time, and gives the results in order; an error comes at the place of its unit.
+    """Reads several units at a time, and yields the results in order; an error is raised in the order of its unit.
 
-    Threads, not processes: what takes time is code of Polars, Arrow and numpy, which runs in parallel in threads, and
-    a script need not guard its main module, as multiprocessing demands.
+    Threads, not processes: most of the time is spent in Polars, Arrow and numpy, which run in parallel in threads, and
+    scripts need not guard their main module, as multiprocessing requires.
     """
     if threads == 1:
         yield from map(read, units)
@@ -260,7 +261,7 @@ def _read_in_order(
 
 
 class _Group:
-    """The shards that are being written, one for each split that has lists."""
+    """The shards of one group while they are written, one per split that has lists."""
 
     def __init__(self, path: Path, columns: pa.Schema, label: str) -> None:
         self.path, self.columns, self.label = path, columns, label

@@ -13,7 +13,7 @@ from hf_rerank.schema import ListSchema
 def make_card(
     files: Sequence[Path], protocol: str, share: float, seed: int, schema: ListSchema, report: PrepareReport
 ) -> str:
-    """The text of the card; arguments as of ``prepare_prm_public``."""
+    """The text of the card; arguments as for ``prepare_prm_public``."""
     simulated = schema.position is not None
     rule = {
         "ours": "Protocol `ours`: every line is kept; a `null` is a missing value.",
@@ -26,7 +26,7 @@ def make_card(
         "Split by `user_id`: md5 of its decimal text, first 8 hex digits modulo 10,000; 40 % `ranker_train`, 45 % "
         "`train`, 5 % `validation`, 10 % `test`.",
         "`ranker_train` is for initial rankers, click models and personalised vectors, and for nothing else.",
-        "Initial order: the column `position`, 0 at the top; slots stand in the order in which they were displayed."
+        "Initial order: the column `position`, 0 at the top; slots are in the order in which they were displayed."
         if simulated
         else "Initial order: the order of the row.",
         f"Lists are cut to {schema.max_list_length} items in the initial order.",

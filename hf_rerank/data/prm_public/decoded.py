@@ -1,4 +1,4 @@
-"""Decoded lists of PRM Public as flat columns: joined with the truth of simulated ones, cut, and made a table."""
+"""Decoded lists of PRM Public as flat columns: joined with ground truth, cut, and converted to a table."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ from hf_rerank.errors import InputError
 
 @dataclass
 class Decoded:
-    """Lists as flat columns: the items of all lists one after another."""
+    """Lists as flat columns.
+
+    Attributes:
+        lengths: int64 [B], the number of items of each list.
+        per_list: Column -> B values.
+        per_item: Column -> the values of all items, concatenated over the lists.
+    """
 
     lengths: np.ndarray
     per_list: dict[str, Any]
     per_item: dict[str, pa.Array]
 
     def join_truth(self, rows: pa.Table, truth: Truth | None, list_ids: np.ndarray) -> None:
-        """Adds ``position``, ``attraction`` and the history from the side file."""
+        """Adds ``position``, ``attraction`` and the history from the file of ground truth."""
         assert truth is not None
         named = {"position": ("initial_position", pa.int64()), "attraction": ("attraction", pa.float32())}
         for name, (source, kind) in named.items():
@@ -72,7 +78,7 @@ class Decoded:
             self.per_list[name] = column
 
     def cut(self, max_list_length: int, report: PrepareReport) -> None:
-        """Keeps the items at the first positions of the initial order, and the labels of the others.
+        """Cuts lists to the first positions of the initial order, and keeps the labels of the other items.
 
         Slots keep their order.
         """
@@ -92,6 +98,7 @@ class Decoded:
         self.lengths = np.minimum(self.lengths, max_list_length)
 
     def to_table(self, columns: pa.Schema) -> pa.Table:
+        """The lists as a table with these columns."""
         offsets = pa.array(np.concatenate([[0], np.cumsum(self.lengths)]), type=pa.int32())
         arrays = []
         for field in columns:

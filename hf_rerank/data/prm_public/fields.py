@@ -1,8 +1,8 @@
-"""PRM Public's text: fields are found in place and decoded; damaged lines are named.
+"""Finds and decodes the fields of PRM Public's text, and reports damaged lines.
 
 One line is one list: six fields between ``|``, each but the first a JSON array; see ``FIELDS``. A piece of clean lines
-of one length is read number by number (``numbers``), any other is decoded column by column. If that fails it is read
-again carefully, line by line, which names every damaged line, its field and what it holds; then the rest is decoded.
+of one length is read by ``numbers``, any other is decoded column by column. If that fails, it is checked line by line,
+which reports every damaged line, its field and its content; then the rest is decoded.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_LINE_BYTES = 2**20
 MAX_EXACT_FLOAT = 2**53
 # From here on a number is rounded to 2**128 - 2**103 in 64 bits, and to infinity in 32.
 _FLOAT32_OVERFLOW = 2**128 - 2**103 - 2**74
-# What can be wrong with a line; the counts of a report are by these.
+# The kinds of damage of a line, by which a report counts.
 KINDS = (
     "wrong number of fields",
     "wrong number of values",
@@ -60,7 +60,7 @@ KINDS = (
     "empty line",
 )
 
-# In 64 bits, as the careful reader reads: in 32 a label of 1e-50 would be 0.
+# In 64 bits, like the line-by-line check: in 32 bits a label of 1e-50 would be 0.
 _DECODED = {
     1: pl.List(pl.Int64),
     2: pl.List(pl.List(pl.Int64)),
@@ -70,18 +70,18 @@ _DECODED = {
 }
 _TEXTS = {str(k): pl.String() for k in range(len(FIELDS))}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # as some editors write it at the beginning of a file
-# What JSON allows around a value, and the mark behind a field.
+# White space that JSON allows around a value, and the separator after a field.
 _BLANKS = " \t\r\n"
 _MARKS = f"|{_BLANKS}"
 _WHOLE_NUMBERS = {1: pl.List(pl.Float64), 2: pl.List(pl.List(pl.Float64))}  # where ids are written as 17.0
 
 
 class _Damaged(Exception):
-    """A batch holds a line that is not as the format says; the careful reader finds which."""
+    """A batch holds a line that violates the format; the line-by-line check finds which."""
 
 
 class Fields:
-    """The fields of a batch of lines, as texts that are not decoded yet.
+    """The fields of a batch of lines, found but not decoded yet.
 
     Args:
         path: The raw file.
@@ -89,9 +89,9 @@ class Fields:
         text: Whole lines; only the last line of a file may lack its line end.
 
     Attributes:
-        numbers: Of each row the number of its line. Damaged lines are no rows.
+        numbers: The line number of each row. Damaged lines have no row.
         rejects: The damaged lines found so far.
-        clean: The numbers of all lines, once ``read_clean`` has found them clean.
+        clean: The numbers of all lines, if ``read_clean`` has found them clean.
     """
 
     def __init__(self, path: str, first_line: int, text: bytes) -> None:
@@ -128,25 +128,25 @@ class Fields:
         bars_a_line = np.diff(np.searchsorted(bars, bounds))
         if not text.isascii() or (bars_a_line != len(FIELDS) - 1).any() or (np.diff(bounds) > MAX_LINE_BYTES).any():
             raise _Damaged
-        # Where fields begin, and the last one ends.
+        # The starts of the fields, and the end of the last one.
         self.bounds = np.sort(np.concatenate([[0], bars + 1, self.ends])).astype(np.int64)
 
     @functools.cached_property
     def columns(self) -> pl.DataFrame:
-        """The fields, a column each."""
-        # One array of all fields over the text as it is, each with the mark behind it.
+        """The fields, one column each."""
+        # One array of all fields over the unchanged text, each with the separator after it.
         count, offsets = len(self.bounds) - 1, pa.py_buffer(self.bounds)
         texts = pl.Series(pa.LargeStringArray.from_buffers(count, offsets, pa.py_buffer(self.text)))
         texts = texts.str.strip_chars(_MARKS)
         return pl.DataFrame([texts.gather_every(len(FIELDS), k).alias(str(k)) for k in range(len(FIELDS))])
 
     def find_nulls(self) -> np.ndarray:
-        """Which rows hold a null."""
+        """bool [rows], whether each row holds a null."""
         holds = pl.any_horizontal(pl.all().str.contains("null", literal=True))
         return self.columns.select(holds).to_series().to_numpy()
 
     def read_user_ids(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The users of some rows, so that splits are known before the rest is decoded.
+        """Reads the users of some rows, so that splits are known before the rest is decoded.
 
         Returns:
             The rows without those whose user id is damaged, and their user ids.
@@ -164,14 +164,14 @@ class Fields:
         return rows, texts.cast(pl.Int64).to_numpy()
 
     def read_clean(self, wanted: int) -> None:
-        """Reads the numbers of all lines, if they are clean ones of one length, and most of them wanted."""
+        """Reads the numbers of all lines, if they are clean, of one length, and most of them are wanted."""
         items = (self.text[: self.ends[0]].count(b"[") - 5) // len(ITEM_FIELDS) if wanted else 0
         if items > 0 and 2 * wanted > len(self.numbers) and not self.cut_off:
             with contextlib.suppress(NotClean):
                 self.clean = _Clean(items, *read_numbers(self.text, self.ends, make_line(_WIDTHS, items)))
 
     def decode(self, rows: np.ndarray) -> tuple[np.ndarray, Decoded]:
-        """The lists of some rows.
+        """Decodes the lists of some rows.
 
         Returns:
             The rows without those that are damaged, and their lists.
@@ -189,7 +189,7 @@ class Fields:
             return good, self._decode(self.columns[good])
         except (_Damaged, pl.exceptions.PolarsError):
             pass
-        # Not as the fast reader knows it, but JSON all the same: written as it knows it.
+        # Valid JSON in a form that the fast reader does not accept: rewritten in the form that it accepts.
         texts = [[json.dumps(field) for field in _parse_line(self._cut_line(row))] for row in good]
         columns = pl.DataFrame({str(k): [text[k] for text in texts] for k in range(len(FIELDS))}, dict(_TEXTS))
         try:
@@ -200,7 +200,7 @@ class Fields:
     def _make_error(self, rows: np.ndarray) -> RuntimeError:
         return RuntimeError(
             f"{self.path}, lines {self.numbers[rows[0]]} to {self.numbers[rows[-1]]}: the fast reader refuses what "
-            "the careful reader accepts; this is a fault of hf_rerank, please report it"
+            "the line-by-line check accepts; this is a bug of hf_rerank, please report it"
         )
 
     def _decode(self, texts: pl.DataFrame) -> Decoded:
@@ -259,7 +259,7 @@ class Fields:
         return self.text[self.ends[row - 1] if row else 0 : self.ends[row]]
 
     def _read_carefully(self, rows: np.ndarray) -> np.ndarray:
-        """Rejects the damaged of some rows, and returns the others."""
+        """Rejects the damaged lines among some rows, and returns the other rows."""
         good = []
         for row in rows:
             line = self._cut_line(row)
@@ -279,7 +279,7 @@ class Fields:
 
 
 def find_letter(text: bytes, letter: str) -> np.ndarray:
-    """Where a letter stands, in order; several times as fast as ``bytes.count``, let alone ``bytes.find``."""
+    """The offsets of a letter, ascending; several times as fast as ``bytes.count`` or ``bytes.find``."""
     letters, found = np.frombuffer(text, dtype=np.uint8), [np.empty(0, dtype=np.int64)]
     for start in range(0, len(letters), CACHED_BYTES):
         found.append(start + np.flatnonzero(letters[start : start + CACHED_BYTES] == ord(letter)))
@@ -294,14 +294,14 @@ def _split_lines(text: bytes) -> list[bytes]:
 
 
 def _unnest(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """The values of an array of arrays, and how many each has. No array is null; values may be."""
+    """The values of an array of arrays, and the length of each. Arrays must not be null; values may be."""
     if array.null_count:
         raise _Damaged
     return array.flatten(), pc.list_value_length(array).to_numpy(zero_copy_only=False)
 
 
 def _to_numbers(values: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values, 0 for a null, and which are null; None where none is."""
+    """Values, 0 for a null, and which are null; None if none is."""
     if not values.null_count:
         return values.to_numpy(), None
     missing = values.is_null().to_numpy(zero_copy_only=False)
@@ -360,14 +360,14 @@ class _Clean:
         return Decoded(np.full(len(rows), self.items), per_list, per_item)
 
 
-# ----------------------------------------------------------------------- the careful reader: what is wrong with a line
+# ----------------------------------------------------------------------- the line-by-line check: the damage of a line
 
-# Field (from 0), kind, what was expected and what came, the text.
+# Field (from 0), kind, reason (expected and received), the text.
 _Damage = tuple[int | None, str, str, str]
 
 
 def _find_damage_of_line(line: bytes) -> tuple[str, str, str] | None:
-    """Kind, reason and text where a line cannot be cut into fields; None where it can."""
+    """Kind, reason and text if a line cannot be divided into fields; None if it can."""
     if len(line) > MAX_LINE_BYTES:
         head = shorten(line[:30].decode("ascii", "backslashreplace")) + " ..."
         return (
@@ -394,7 +394,7 @@ def _find_damage_of_line(line: bytes) -> tuple[str, str, str] | None:
 
 
 def _find_damage(line: bytes) -> _Damage | None:
-    """What is wrong with a line; None where nothing is."""
+    """The damage of a line; None if there is none."""
     found = _find_damage_of_line(line)
     if found is not None:
         return None, *found
@@ -407,7 +407,7 @@ def _find_damage(line: bytes) -> _Damage | None:
 
 
 def _parse_line(line: bytes) -> list[Any]:
-    """The values of a line that is not damaged: ids without a point, and the dense ones with one."""
+    """Parses a line that is not damaged: ids as integers, dense values as floats."""
     values = [json.loads(text) for text in line.decode("ascii").split("|")]
     values[1] = [_to_integer(value) for value in values[1]]
     values[2] = [[_to_integer(value) for value in item] for item in values[2]]
@@ -421,7 +421,7 @@ def _to_integer(value: float | None) -> int | None:
 
 
 def _find_damage_of_field(field: int, text: str, lengths: dict[int, int]) -> tuple[str, str] | None:
-    """Kind and reason; notes the length of the list."""
+    """Kind and reason of the damage; records the length of the list in ``lengths``."""
     if "\0" in text:
         return "NUL byte", "holds a NUL byte: expected numbers only"
     if field == 0:
@@ -493,7 +493,7 @@ def _name_kind(value: Any) -> str:
 
 
 def shorten(text: str, length: int = 60) -> str:
-    """The two ends of a text, fit for one line."""
+    """A text shortened to its two ends, on one line."""
     text = text.strip()
     text = text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
     return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -36,7 +36,7 @@ PUBLIC_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Rules:
-    """How lines become lists; see ``iter_batches``."""
+    """The options of ``iter_batches`` that decide which lists a line gives."""
 
     protocol: str = "ours"
     max_list_length: int = MAX_LIST_LENGTH
@@ -59,7 +59,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class TextUnit(Unit):
-    """A piece of text, and the rows of the side file for its lines, if there is one."""
+    """A piece of text, and the ground truth of its lines, if there is any."""
 
     piece: Piece
     truth: tuple[Truth, pa.Table] | None
@@ -67,7 +67,7 @@ class TextUnit(Unit):
 
 @dataclass
 class PRMPublicSource:
-    """The raw files of a folder as a ``ListSource``; arguments as of ``prepare_prm_public``."""
+    """The raw files of a folder as a ``ListSource``; arguments as for ``prepare_prm_public``."""
 
     raw_dir: str | Path
     rules: Rules
@@ -122,16 +122,16 @@ def prepare_prm_public(
     piece_bytes: int = PIECE_BYTES,
     threads: int | None = None,
 ) -> PrepareReport:
-    """Raw text -> a folder of prepared lists (see ``hf_rerank.data.prepared``), in bounded memory.
+    """Writes the lists of raw text into a folder of prepared lists, in bounded memory.
 
     Args:
         raw_dir: Folder of ``set1.train.txt.part*``, plain or ``.gz``; see ``find_files``.
-        output_dir: Folder to make; must be new or empty. It appears when it is complete.
+        output_dir: Folder to create; must be new or empty. It appears when it is complete.
         protocol, max_list_length, share, seed, piece_bytes: See ``iter_batches``.
         on_error, progress, shard_bytes, threads: See ``write_lists``.
 
     Returns:
-        What became of the lines.
+        The counts of lines and lists.
 
     Raises:
         RejectedLines: Damaged lines.
@@ -156,25 +156,26 @@ def iter_batches(
     on_reject: Callable[[RejectedLine], object] | None = None,
     report: PrepareReport | None = None,
 ) -> Iterator[pa.Table]:
-    """Lists straight from the raw text, in the order of the lines, in bounded memory.
+    """Yields lists directly from the raw text, in the order of the lines, in bounded memory.
 
     Args:
-        sources: Raw files, or ranges of them (``find_ranges``). The side files of simulated lists are joined.
-        protocol: ``ours``: every line; a null is a missing value. ``public``: lines with a null are dropped, and of
-            the others the share ``share`` is drawn, by a hash of seed and list id. A line that is dropped is not
-            examined any further.
-        max_list_length: Longer lists are cut to their first items in the initial order.
-        splits: Splits wanted; lines of the others are not decoded.
-        share: Of the public protocol, between 0 and 1.
-        seed: Of the public protocol.
-        piece_bytes: Text that is decoded at a time; memory is a small multiple of it.
-        on_error: What a damaged line does. ``raise``: the lists before it, then an error that names it and all other
-            damaged lines of its piece. ``skip``: it is left out, and counted by kind in ``report.rejected``.
+        sources: Raw files, or ranges of them (``find_ranges``). The ground truth of simulated lists is joined.
+        protocol: ``ours`` (default): every line; a null is a missing value. ``public``: lines with a null are dropped,
+            and of the others the share ``share`` is drawn, by a hash of seed and list id. Dropped lines are not
+            checked any further.
+        max_list_length: Longer lists are cut to their first items in the initial order. Default 30.
+        splits: The splits to yield; lines of other splits are not decoded.
+        share: Share of lines under the public protocol, above 0 and at most 1. Default 0.1.
+        seed: Seed of the draw under the public protocol.
+        piece_bytes: Bytes of text that are decoded at a time; memory is a small multiple of it.
+        on_error: How damaged lines are treated. ``raise`` (default): yield the lists before the first one, then raise
+            an error that names it and all other damaged lines of its piece. ``skip``: leave them out, and count them
+            by kind in ``report.rejected``.
         on_reject: With ``skip``: called with each damaged line, in order.
-        report: Where lines are counted (``read``, ``dropped``, ``rejected``, ``cut_lists``, ``lost_clicks``).
+        report: Receives the counts (``read``, ``dropped``, ``rejected``, ``cut_lists``, ``lost_clicks``).
 
     Yields:
-        Tables with the columns ``prm_public_columns``, of at least one list.
+        Tables with the columns ``prm_public_columns`` and at least one list.
 
     Raises:
         RejectedLines: Damaged lines: names file, line, field and text.
@@ -206,12 +207,12 @@ def iter_batches(
 
 
 def make_schema(truth: TruthHeader, max_list_length: int) -> ListSchema:
-    """The schema of lists with what their side files offer."""
+    """The schema of lists with this ground truth."""
     return prm_public_schema(max_list_length, truth.position, truth.examination, truth.attraction, truth.history)
 
 
 def make_columns(truth: TruthHeader) -> pa.Schema:
-    """The columns of lists with what their side files offer."""
+    """The columns of lists with this ground truth."""
     return prm_public_columns(truth.position, truth.attraction, truth.history)
 
 
@@ -219,7 +220,8 @@ _process_of_polars: int | None = None
 
 
 def refuse_forked_process() -> None:
-    """The threads of Polars do not survive a fork: without this, a forked data-loader worker would wait forever."""
+    """Refuses a forked process: the threads of Polars do not survive a fork, and a data-loader worker would wait
+    forever."""
     global _process_of_polars
     _process_of_polars = os.getpid() if _process_of_polars is None else _process_of_polars
     if _process_of_polars != os.getpid():
@@ -230,7 +232,7 @@ def refuse_forked_process() -> None:
 
 
 def make_units(ranges: Iterable[TextRange], header: TruthHeader, piece_bytes: int) -> Iterator[TextUnit]:
-    """The units of some ranges of text, in order."""
+    """Yields the units of some ranges of text, in order."""
     for source in ranges:
         truth = Truth(source.path) if header.position else None
         piece: Piece | None = None
@@ -248,16 +250,16 @@ def make_units(ranges: Iterable[TextRange], header: TruthHeader, piece_bytes: in
 def read_unit(
     unit: TextUnit, rules: Rules, columns: pa.Schema, *, by_split: bool = False
 ) -> tuple[pa.Table, np.ndarray, Rejects]:
-    """The lists of a piece of text.
+    """Reads the lists of a piece of text.
 
     Args:
         unit: The piece.
-        rules: How lines become lists.
-        columns: Of the lists.
-        by_split: The lists of each split stand together; otherwise lists are in the order of the lines.
+        rules: The options.
+        columns: The columns of the lists.
+        by_split: Sort the lists by split; False: lists are in the order of the lines.
 
     Returns:
-        The lists, the number of the line of each, and what was rejected.
+        The lists, the line number of each, and the rejected lines.
     """
     piece, counts = unit.piece, PrepareReport(read=unit.piece.lines)
     fields = Fields(piece.path, piece.first_line, piece.text)
@@ -306,7 +308,7 @@ def _collect_rejected(fields: Fields, piece: Piece) -> list[RejectedLine]:
 
 
 def make_list_ids(piece: Piece, lines: Iterable[int]) -> list[str]:
-    """The ids of some lines, which count from 0 in the piece: the part of the file, and the number of the line."""
+    """The list ids of some lines, given by their index in the piece: the part of the file, and the line number."""
     part = piece.path.removesuffix(".gz").rpartition(".")[2]
     return [f"{part}:{piece.first_line + line}" for line in lines]
 

@@ -1,4 +1,4 @@
-"""The truth of simulated PRM Public lists: the side files ``<raw file>.truth.parquet``, one row per line."""
+"""The ground truth of simulated PRM Public lists: the files ``<raw file>.truth.parquet``, one row per line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from hf_rerank.data.prepared import read_footer
 from hf_rerank.errors import InputError
 
-# What the user clicked before, newest first; of simulated lists only, from their side file.
+# The user's earlier clicks, newest first, in the ground truth of simulated lists.
 HISTORY_COLUMNS = {
     "history_item_id": pa.int64(),
     "history_item_1": pa.int64(),
@@ -28,7 +28,7 @@ HISTORY_COLUMNS = {
 
 @dataclass(frozen=True)
 class TruthHeader:
-    """What the side files ``<raw file>.truth.parquet`` offer. ``position=False``: there are none."""
+    """The contents of the files ``<raw file>.truth.parquet``. ``position=False``: there are none."""
 
     position: bool = False
     attraction: bool = False
@@ -37,12 +37,12 @@ class TruthHeader:
 
 
 def truth_file(raw_file: str | Path) -> Path:
-    """The name of the side file; that of a packed raw file is named as if it was not packed."""
+    """The path of the ground truth of a raw file; the suffix ``.gz`` of the raw file is dropped."""
     return Path(f"{str(raw_file).removesuffix('.gz')}.truth.parquet")
 
 
 def read_truth_header(files: Iterable[str | Path]) -> TruthHeader:
-    """What the side files of all raw files offer.
+    """Reads the contents of the ground truth of all raw files.
 
     Raises:
         InputError: They differ, or a column is missing.
@@ -73,7 +73,7 @@ def _read_header(path: Path) -> TruthHeader:
 
 
 class Truth:
-    """The side file of one raw file; its rows are the lines, in order."""
+    """The ground truth of one raw file; its rows are the lines, in order."""
 
     def __init__(self, raw_file: str) -> None:
         self.path = truth_file(raw_file)
@@ -81,11 +81,11 @@ class Truth:
         groups = [self.parquet.metadata.row_group(number).num_rows for number in range(self.parquet.num_row_groups)]
         self.ends = np.cumsum(groups)
         self.rows = int(self.ends[-1]) if groups else 0
-        # Batches end inside row groups: the last group is kept, so that each is read once.
+        # Pieces end inside row groups: the last group is cached, so that each is read once.
         self._group = functools.lru_cache(maxsize=2)(self.parquet.read_row_group)
 
     def read_lines(self, first_line: int, list_ids: list[str]) -> pa.Table:
-        """The rows of some lines that follow one another."""
+        """The rows of consecutive lines."""
         start, stop = first_line - 1, first_line - 1 + len(list_ids)
         if stop > self.rows:
             raise InputError(
@@ -105,6 +105,7 @@ class Truth:
         return table
 
     def check_end(self, lines: int) -> None:
+        """Checks that there are as many rows as lines."""
         if lines != self.rows:
             raise InputError(
                 f"{self.path} has {self.rows:,} rows, but the raw file only {lines:,} lines: it was cut off"

@@ -412,7 +412,7 @@ def test_a_run_stopped_while_logs_are_read_begins_anew(tmp_path: Path, monkeypat
     parts = partial / ".parts.00000000-1-00000000.tmp"
     prepare_ad(raw, tmp_path / "whole", **SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr("hf_rerank.data.ad.partition.Partition._latest_lists", interrupted)
+        patch.setattr("hf_rerank.data.ad.partition.Partition._find_latest_lists", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_ad(raw, tmp_path / "lists", **SMALL)
     assert not partial.exists()
