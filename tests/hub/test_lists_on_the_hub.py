@@ -71,7 +71,7 @@ def test_loaded_whole_and_by_revision(hub: Hub, own_lists: Path, tmp_path: Path,
     two_shards(changed)
     push_lists(changed, "someone/lists", revision="next")
     push_lists(changed, "someone/lists")
-    # The one shard that the two replaced is gone: beside them it would belong to no whole set.
+    # The one shard that the two replaced is gone: beside them it would belong to no complete set.
     assert hub.files(KEY).keys() == FILES | SHARDS - {"train-00000-of-00001.parquet"} | {
         "train-00000-of-00002.parquet",
         "train-00001-of-00002.parquet",

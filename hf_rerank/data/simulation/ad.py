@@ -28,34 +28,34 @@ def simulate_ad(
     progress: bool = False,
 ) -> Path:
     """Write ``raw_sample.csv``, ``ad_feature.csv``, ``user_profile.csv`` and ``behavior_log.csv`` in the raw format of
-    Ad, and the truth of ``raw_sample.csv`` beside it.
+    Ad, and the ground truth of ``raw_sample.csv`` beside it.
 
-    The truth, ``raw_sample.csv.truth.parquet``, has one row per shown list, of every list, with or without a click:
+    The ground truth, ``raw_sample.csv.truth.parquet``, has one row per shown list, with or without a click:
     ``list_id`` (``{user}-{time_stamp of its newest impression}``), ``attraction`` (float32) and ``initial_position``
-    (from 0: where the simulator's own noisy initial ranker puts the ad; not the display order), both one entry per
-    impression in order of time, which is the display order. Its schema metadata hold ``examination`` (a JSON list, by
-    place), ``world`` (all parameters, as JSON) and ``seed``.
+    (from 0: where the simulator's own noisy initial ranker puts the ad; not the display order), both with one entry
+    per impression in order of time, which is the display order. Its schema metadata hold ``examination`` (a JSON list,
+    by position), ``world`` (all parameters, as JSON) and ``seed``.
 
-    The rows of a user are scattered: impressions over those of 32,768 users, behaviours alike.
+    The impressions of a user are scattered over those of 32,768 users, and so are the behaviours.
 
     The same arguments give the same bytes. The folder appears when all files are complete.
 
     Args:
-        output_dir: made if missing, else empty.
-        lists: lists to show, at least 1; those without a click and single impressions count too.
-        seed: not negative.
-        world: the parameters.
-        behaviours: rows of ``behavior_log.csv``; default ``behaviours_per_user`` for each user. 0: there is no such
+        output_dir: Created if missing; must be empty.
+        lists: Number of lists to show, at least 1, including those without a click and single impressions.
+        seed: Seed, not negative.
+        world: The parameters of the world.
+        behaviours: Number of rows of ``behavior_log.csv``. None: ``behaviours_per_user`` for each user. 0: no such
             file.
-        progress: show a progress bar.
+        progress: Show a progress bar.
 
     Returns:
         The path of ``raw_sample.csv``.
 
     Raises:
-        InputError: an argument out of range, a folder that is not empty, more users than ids; another process is
-            writing the folder.
-        CannotWrite: the disk is full, or refuses to be written.
+        InputError: An argument out of range, a folder that is not empty, more users than ids, or another process that
+            is writing the folder.
+        CannotWrite: The disk is full or not writable.
     """
     check_counts("simulate_ad", lists=(lists, 1), seed=(seed, 0), behaviours=(behaviours or 0, 0))
     n_users = count_users(world, lists)

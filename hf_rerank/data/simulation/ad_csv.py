@@ -1,4 +1,4 @@
-"""How simulated lists of Ad are written: the four CSV files, header for header, and the truth file."""
+"""Writes simulated lists of Ad: the four CSV files with the original headers, and the file of ground truth."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CSVFiles:
     """Some of the four files, open for writing, each with its header.
 
     Args:
-        paths: Name as in ``CSV_HEADERS`` -> where to write it.
+        paths: Name as in ``CSV_HEADERS`` -> path of the file.
     """
 
     def __init__(self, paths: dict[str, Path]) -> None:
@@ -63,12 +63,12 @@ class CSVFiles:
         self._write("user_profile.csv", users.id[rows], *levels, null="")
 
     def write_impressions(self, ads: Ads, block: AdBlock) -> None:
-        row, place = np.nonzero(block.mask)
-        row, place = row[block.file_order], place[block.file_order]
-        click = block.click[row, place].astype(np.int8)
+        row, slot = np.nonzero(block.mask)
+        row, slot = row[block.file_order], slot[block.file_order]
+        click = block.click[row, slot].astype(np.int8)
         pid = pl.Series(PIDS, dtype=pl.String).gather(block.pid[row])
-        user, ad = block.users.id[block.user[row]], ads.id[block.item[row, place]]
-        self._write("raw_sample.csv", user, block.time[row, place], ad, pid, 1 - click, click)
+        user, ad = block.users.id[block.user[row]], ads.id[block.item[row, slot]]
+        self._write("raw_sample.csv", user, block.time[row, slot], ad, pid, 1 - click, click)
 
     def write_behaviours(self, ads: Ads, block: AdBlock, behaviours: Behaviours) -> None:
         item = behaviours.item
@@ -87,7 +87,7 @@ def _replace_by_null(values: np.ndarray, missing: int) -> pl.Series:
 
 
 def make_truth_schema(world: AdWorld, seed: int) -> pa.Schema:
-    """Columns and metadata of the truth file."""
+    """Columns and metadata of the file of ground truth."""
     metadata = {
         "examination": json.dumps(world.examination.tolist()),
         "world": json.dumps(asdict(world)),
@@ -102,7 +102,7 @@ def make_truth_schema(world: AdWorld, seed: int) -> pa.Schema:
 
 
 def make_truth_table(block: AdBlock, schema: pa.Schema) -> pa.Table:
-    """The truth of the lists of a block, in order of user and time."""
+    """The ground truth of the lists of a block, in order of user and time."""
     newest = block.time[np.arange(len(block.lengths)), block.lengths - 1]
     user = pa.array(block.users.id[block.user]).cast(pa.string())
     list_id = pc.binary_join_element_wise(user, pa.array(newest).cast(pa.string()), "-")

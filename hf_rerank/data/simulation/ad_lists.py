@@ -1,7 +1,7 @@
 """The draws of the simulator of Ad: ads, users, the lists that are shown, and their clicks.
 
-The formulas are in the description of :mod:`hf_rerank.data.simulation.ad_world`. Users, ads and categories are indices
-from 0 here; ``id`` arrays hold what the files say. Lists of unequal length are padded at the end.
+The docstring of :mod:`hf_rerank.data.simulation.ad_world` has the formulas. Users, ads and categories are indices from
+0 here; ``id`` arrays hold the ids in the files. Lists of unequal length are padded at the end.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class AdUsers:
 
 @dataclass(frozen=True)
 class AdBlock:
-    """The users of a block, and the lists that they saw: those of one user together, in order of time."""
+    """The users of a block, and the lists shown to them, sorted by user, then by time."""
 
     number: int
     first_user: int  # users of earlier blocks
@@ -81,12 +81,12 @@ class AdBlock:
     lengths: np.ndarray  # [lists]
     mask: np.ndarray  # [lists, items], True where there is an ad
     item: np.ndarray  # [lists, items], index into the ads, in display order
-    time: np.ndarray  # [lists, items], Unix seconds, not falling along a list
+    time: np.ndarray  # [lists, items], Unix seconds, not decreasing along a list
     click: np.ndarray
     attraction: np.ndarray
     initial_position: np.ndarray
     pid: np.ndarray  # [lists], 0 or 1: where the list was shown
-    file_order: np.ndarray  # [impressions], of those in mask, row by row: which comes first, second, ... in the file
+    file_order: np.ndarray  # [impressions], the order in the file of the impressions in mask, row by row
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -137,7 +137,7 @@ def draw_users(world: AdWorld, rng: np.random.Generator, ids: np.ndarray) -> AdU
     propensity, price_taste = rng.normal(size=n), rng.normal(size=n)
 
     def draw_level(value: np.ndarray, noise: float, bounds: list[float]) -> np.ndarray:
-        """1, 2, ...: where a standard normal value, seen with noise, lies between its quantiles."""
+        """1, 2, ...: the quantile bin of a standard normal value that is observed with noise."""
         seen = (value + noise * rng.normal(size=n)) / (1 + noise**2) ** 0.5
         return 1 + np.searchsorted(bounds, seen)
 
@@ -175,7 +175,7 @@ def compute_brand_liking(ads: Ads, users: AdUsers, user: np.ndarray, item: np.nd
 
 
 def draw_blocks(world: AdWorld, ads: Ads, seed: int, n_lists: int) -> Iterator[AdBlock]:
-    """Users in blocks, each user with at least one list, ``n_lists`` in all."""
+    """Draws users in blocks, each user with at least one list, ``n_lists`` in all."""
     n_users = count_users(world, n_lists)
     ids = 1 + make_generator(seed, 1).choice(LARGEST_USER, n_users, replace=False)
     for number, start in enumerate(range(0, n_users, USERS_PER_BLOCK)):
@@ -196,11 +196,11 @@ def draw_blocks(world: AdWorld, ads: Ads, seed: int, n_lists: int) -> Iterator[A
 def _draw_list_lengths(
     world: AdWorld, rng: np.random.Generator, n_users: int, n_lists: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whose each list is, those of a user together, and how long: [lists] each."""
+    """The user of each list, sorted, and its length: [lists] each."""
     users = rng.permutation(n_users)
     short = np.zeros(n_users, bool)
     short[users[: int(world.short_user_rate * n_users)]] = True
-    # Each user has one list; the others go to users who are not short of them.
+    # Each user has one list; the others go to users who may have several.
     more = rng.choice(np.flatnonzero(~short), n_lists - n_users)
     user = np.repeat(np.arange(n_users), 1 + np.bincount(more, minlength=n_users))
     lengths = rng.integers(world.shortest_list, world.longest_list + 1, n_lists)
@@ -209,7 +209,7 @@ def _draw_list_lengths(
 
 
 def _draw_list_starts(rng: np.random.Generator, user: np.ndarray) -> np.ndarray:
-    """When each list begins, [lists], in order of time for a user: in the first 300 s of a stretch of its own."""
+    """The start of each list, [lists], ascending for each user: in the first 300 s of a stretch of its own."""
     of_user = np.bincount(user)
     before = np.arange(len(user)) - np.repeat(np.cumsum(of_user) - of_user, of_user)
     # Sorted draws from fewer stretches, plus the number of lists before, are distinct.
@@ -220,10 +220,10 @@ def _draw_list_starts(rng: np.random.Generator, user: np.ndarray) -> np.ndarray:
 
 def _draw_file_order(rng: np.random.Generator, mask: np.ndarray, time: np.ndarray) -> np.ndarray:
     """A random order of all impressions, in which those of one list and second keep their order."""
-    row, place = np.nonzero(mask)
-    same = (np.diff(row) == 0) & (np.diff(time[row, place]) == 0)
+    row, slot = np.nonzero(mask)
+    same = (np.diff(row) == 0) & (np.diff(time[row, slot]) == 0)
     second = np.concatenate([[0], np.cumsum(~same)])
-    # Sorting by second and draw leaves all draws of a second where they were, now rising.
+    # Sorting by second and draw keeps the positions of each second's draws, which are now ascending.
     return np.argsort(np.sort(second + rng.random(len(row))) - second)
 
 
@@ -246,7 +246,7 @@ def _show(
     worth = ads.quality[item] + match
 
     def rank_slots(noise: float) -> np.ndarray:
-        """The slots as a ranker with noise orders them, padding last."""
+        """The order of the slots by a ranker with noise, padding last."""
         return np.argsort(np.where(mask, -(worth + noise * rng.normal(size=worth.shape)), np.inf), axis=1)
 
     display = rank_slots(world.display_noise)
@@ -279,9 +279,9 @@ def _show(
 def _retrieve(world: AdWorld, ads: Ads, users: AdUsers, rng: np.random.Generator, user: np.ndarray) -> np.ndarray:
     """Draw ``longest_list`` ads for each list, [lists, items], without a repetition inside a list.
 
-    The pool of a list is a stretch of ads, of random beginning, of each of its categories; of the pool, the list takes
-    popular ads of its theme and of the categories that it favours (weighted draws without replacement, by exponential
-    clocks).
+    The pool of a list consists of consecutive ads, from a random start, of each of its categories; from the pool, the
+    list gets popular ads of its theme and of the categories that it favours (weighted draws without replacement, by
+    exponential clocks).
     """
     n = len(user)
     slots = _draw_distinct(rng, n, world.categories_per_user, world.categories_per_list)

@@ -1,7 +1,7 @@
-"""The draws of the simulator: items, users, the lists that are shown, and what is seen of them.
+"""The draws of the simulator of PRM Public: items, users, the lists that are shown, and their observed features.
 
-The formulas are in the description of :mod:`hf_rerank.data.simulation.prm_public_world`. All arrays of lists are
-[lists, items] in display order; ``rng`` is the only source of chance.
+The docstring of :mod:`hf_rerank.data.simulation.prm_public_world` has the formulas. All arrays of lists are
+[lists, items] in display order; ``rng`` is the only source of randomness.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Users:
 
 @dataclass(frozen=True)
 class ShownLists:
-    """Some lists as they stand in the file."""
+    """Some lists as they are in the file."""
 
     user_id: np.ndarray  # [lists]
     user_categorical: np.ndarray  # [lists, 3], -1 where null
@@ -142,7 +142,7 @@ def _draw_clicked(
 
 
 def _show(world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-    """Draw ``n`` lists, show them in display order, and draw their clicks: nothing is selected here."""
+    """Draw ``n`` lists in display order and their clicks, without selection."""
     lists = _draw_lists(world, items, users, rng, rng.integers(0, len(users.id), n))
     shown = _compute_shown_attraction(world, items, lists)
     if world.click_model == "cascade":
@@ -201,7 +201,7 @@ def _add_history(
     shown: dict[str, np.ndarray],
     lists: ShownLists,
 ) -> ShownLists:
-    """Draw what the users of lists clicked before, and what is seen of it."""
+    """Draw the histories of lists, and their observed features."""
 
     def show(user: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         earlier = _draw_lists(world, items, users, rng, user)
@@ -231,7 +231,7 @@ def _add_history(
 def _retrieve(world: PRMWorld, items: _Items, rng: np.random.Generator, n: int) -> np.ndarray:
     """Draw the items of ``n`` lists, [lists, items], without a repetition inside a list.
 
-    A pool of items is drawn at random for each list; of the pool, the list takes popular items near its price level,
+    A pool of items is drawn at random for each list; from the pool, the list gets popular items near its price level,
     of its theme and of the categories that it favours (weighted draws without replacement, by exponential clocks).
     """
     # start + step * k (mod n_items) runs through distinct items when step and n_items have no common divisor.
@@ -256,7 +256,7 @@ def _retrieve(world: PRMWorld, items: _Items, rng: np.random.Generator, n: int) 
 def _observe(
     world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, shown: dict[str, np.ndarray]
 ) -> ShownLists:
-    """Draw what is seen of lists that have been shown: the features with their noise and nulls, the initial order."""
+    """Draw the observed features of shown lists, with noise and nulls, and the initial order."""
     user, item, match = shown["user"], shown["item"], shown["match"]
     quality, style, price = items.quality[item], items.style[item], items.price[item]
 

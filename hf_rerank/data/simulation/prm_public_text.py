@@ -1,4 +1,4 @@
-"""How simulated lists are written: PRM Public's raw text, number for number, and the truth file beside it."""
+"""Formats simulated lists as PRM Public's raw text, and their ground truth as a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_rerank.data.simulation.prm_public_world import PRMWorld
 
 
 def format_lines(lists: ShownLists) -> list[str]:
-    """The raw lines. The work is done on whole columns: it is most of the simulator's time."""
+    """The raw lines, formatted by whole columns, since this takes most of the simulator's time."""
     labels = pa.array(["0.0", "1.0"]).take(pa.array(lists.click.ravel().astype(np.int8)))
     columns = [
         pa.array(lists.user_id).cast(pa.string()),
@@ -57,17 +57,18 @@ def _join(text: pa.Array, shape: tuple[int, ...]) -> pa.Array:
 
 
 def make_truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
-    """Columns and metadata of the truth file."""
+    """Columns and metadata of the file of ground truth."""
     per_slot = [("attraction", pa.list_(pa.float32()))]
     metadata: dict[str, str] = {"mode": world.mode}
-    if world.click_model == "position":  # else no curve by place says what is looked at
+    if world.click_model == "position":  # other click models have no examination curve by position
         metadata["examination"] = json.dumps(world.examination.tolist())
     if world.mode == "order":
         per_slot = [("base_attraction", pa.list_(pa.float32())), ("category", pa.list_(pa.int32()))]
         metadata["same_category_decay"] = json.dumps(world.same_category_decay)
     parameters, history = asdict(world), HISTORY_COLUMNS
     if not world.history_length:
-        # What counts with a history only is left out, so that worlds without one are written as ever.
+        # Parameters that matter only with a history are left out, so that the bytes of worlds without one do not
+        # change.
         history = {}
         del parameters["history_length"], parameters["personal_taste"]
     if world.click_model == "position":
@@ -79,7 +80,7 @@ def make_truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
 
 
 def make_truth_table(lists: ShownLists, schema: pa.Schema, part: int, first_line: int) -> pa.Table:
-    """The truth of lists that begin at ``first_line`` of the raw file."""
+    """The ground truth of lists that begin at ``first_line`` of the raw file."""
     per_slot = {
         "attraction": lists.attraction,
         "base_attraction": lists.attraction,

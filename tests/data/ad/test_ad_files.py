@@ -406,7 +406,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert ours == theirs
 
 
-def test_a_run_stopped_while_logs_are_read_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_while_logs_are_read_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 12)
     partial = tmp_path / "lists.partial"
     parts = partial / ".parts.00000000-1-00000000.tmp"
@@ -435,7 +435,7 @@ def test_buckets_that_are_not_as_they_were_are_refused(tmp_path: Path, monkeypat
         prepare_ad(raw, output, **SMALL)
     content = (raw / "raw_sample.csv").read_bytes().replace(b"1,1494000000,1,p,1,0\n", b"")
     (raw / "raw_sample.csv").write_bytes(content[:-2] + (b"1" if content[-2:-1] == b"0" else b"0") + b"\n")
-    with pytest.raises(InputError, match=r"raw_sample.csv has changed since .*partial was begun: remove .* to begin"):
+    with pytest.raises(InputError, match=r"raw_sample.csv has changed since .*partial was begun: remove .* to start"):
         prepare_ad(raw, output, **SMALL)
     (raw / "raw_sample.csv").write_bytes(content)
     shutil.rmtree(tmp_path / "lists.partial")
