@@ -32,7 +32,8 @@ def simulate_prm(
     initial ranker puts the item; not the display order). In a world with a history it also has the columns of the
     history, each a sequence of the history's own length. Its schema metadata hold ``examination`` (a JSON list, by
     position), ``mode``, ``world`` (all parameters, as JSON), ``seed``, and in ``mode="order"``
-    ``same_category_decay``; no ``examination`` under a ``click_model`` other than ``position``, which has no such curve.
+    ``same_category_decay``; no ``examination`` under a ``click_model`` other than ``position``, which has no such
+    curve.
 
     The same arguments give the same bytes. Both files appear under their names only when they are complete, the ground
     truth first. Lists without a click are redrawn, so every list has one, as in PRM Public.

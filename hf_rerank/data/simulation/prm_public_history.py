@@ -2,9 +2,9 @@
 
 This module does not depend on the world: the caller draws the earlier lists. The number of clicks in the history of a
 list has the geometric distribution on 0, 1, 2, ...: some users have none, some many. Each is the click of an earlier
-list: an item of it, drawn with a probability proportional to ``examination * attraction``. Items of the list itself are
-left out, so that an earlier click is never on an item to be ranked. The times between clicks are exponential, with the
-mean ``MINUTES_BETWEEN``.
+list: an item of it, drawn with a probability proportional to ``examination * attraction``. Items of the list itself
+are left out, so that an earlier click is never on an item to be ranked. The times between clicks are exponential, with
+the mean ``MINUTES_BETWEEN``.
 """
 
 from __future__ import annotations
