@@ -48,7 +48,7 @@ def make_card(files: AdFiles, protocol: str, schema: ListSchema, report: Prepare
         "Under a split by user every user of `test` is unknown in training: `user` is for grouping, no feature.",
     ]
     if simulated:
-        caveats.append("These lists are simulated. `attraction` and `examination` are the truth, and no features.")
+        caveats.append("These lists are simulated. `attraction` and `examination` are ground truth, not features.")
         licence = Licence(SIMULATED, "Simulated lists: no line of the original dataset is in them.")
     else:
         caveats.append("The initial order is the order of time, not that of an initial ranker.")

@@ -44,7 +44,7 @@ def make_card(
     else:
         caveats.append("The file is not known to be in order of time: nothing here is a user's history.")
     if simulated:
-        caveats.append("These lists are simulated. `attraction` and `examination` are the truth, and no features.")
+        caveats.append("These lists are simulated. `attraction` and `examination` are ground truth, not features.")
         licence = Licence(SIMULATED, "Simulated lists: no line of the original dataset is in them.")
     else:
         licence = Licence(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from hf_rerank.data.prm_public.fields import BASIC_COLUMNS, CATEGORICAL_COLUMNS, OPTIONAL_COLUMNS, USER_COLUMNS
+from hf_rerank.data.prm_public.line_format import BASIC_COLUMNS, CATEGORICAL_COLUMNS, OPTIONAL_COLUMNS, USER_COLUMNS
 from hf_rerank.data.prm_public.truth import HISTORY_COLUMNS
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense, ListSchema

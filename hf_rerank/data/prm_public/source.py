@@ -20,7 +20,8 @@ from hf_rerank.data.prepared import SHARD_BYTES, write_description, write_lists
 from hf_rerank.data.prepared.writer import ON_ERROR
 from hf_rerank.data.prm_public.card import make_card
 from hf_rerank.data.prm_public.columns import MAX_LIST_LENGTH, find_files, prm_public_columns, prm_public_schema
-from hf_rerank.data.prm_public.fields import Fields, shorten
+from hf_rerank.data.prm_public.fields import Fields
+from hf_rerank.data.prm_public.line_format import shorten
 from hf_rerank.data.prm_public.text import PIECE_BYTES, Piece, TextRange, cut_text, make_range
 from hf_rerank.data.prm_public.truth import Truth, TruthHeader, read_truth_header, truth_file
 from hf_rerank.data.report import PrepareReport, RejectedLine, RejectedLines

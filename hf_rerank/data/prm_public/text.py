@@ -1,6 +1,6 @@
 """PRM Public's raw files as pieces of whole lines, in bounded memory: plain or gzip, with a digest of each piece.
 
-This module handles bytes only; the format of a line is in ``hf_rerank.data.prm_public.fields``.
+This module handles bytes only; the format of a line is in ``hf_rerank.data.prm_public.line_format``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from hf_rerank.data.prm_public.fields import MAX_LINE_BYTES
+from hf_rerank.data.prm_public.line_format import MAX_LINE_BYTES
 from hf_rerank.errors import InputError
 
 RANGE_BYTES = 256 * 2**20

@@ -21,7 +21,7 @@ import pytest
 from hf_rerank import cli
 from hf_rerank.data.prepared import read_prepared
 from hf_rerank.data.prm_public import find_files, iter_batches, prepare_prm_public, truth_file
-from hf_rerank.data.prm_public.fields import FIELDS, KINDS, MAX_LINE_BYTES
+from hf_rerank.data.prm_public.line_format import FIELDS, KINDS, MAX_LINE_BYTES
 from hf_rerank.data.prm_public.text import TextRange, cut_text
 from hf_rerank.data.report import MAX_NAMED_LINES, PrepareReport, RejectedLines
 from hf_rerank.errors import InputError

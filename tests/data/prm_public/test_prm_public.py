@@ -22,7 +22,7 @@ from hf_rerank.data.prm_public import (
     prm_public_schema,
     truth_file,
 )
-from hf_rerank.data.prm_public.fields import (
+from hf_rerank.data.prm_public.line_format import (
     BASIC_COLUMNS,
     CATEGORICAL_COLUMNS,
     MAX_LINE_BYTES,
