@@ -9,7 +9,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,15 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import save_file
 
-from hf_rerank.errors import InputError, shown, suggestion
+from hf_rerank.errors import InputError, suggestion
 from hf_rerank.processing.encoding_report import EncodingReport, TrainingCounts, describe_drift
+from hf_rerank.processing.processor_files import (
+    convert_scale,
+    list_own_tables,
+    make_vocabulary_arrays,
+    read_scale,
+    read_vocabularies,
+)
 from hf_rerank.processing.ragged import RaggedLists
 from hf_rerank.processing.rows import convert_to_columns
 from hf_rerank.processing.scaling import (
@@ -42,8 +48,6 @@ from hf_rerank.validation import Lists, tables_of
 CONFIG_FILE = "preprocessor_config.json"
 VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
-# Division by a smaller one would exceed the range of float32.
-SMALLEST_STD = 1e-30
 # Options for loading the model, which transformers also passes to the processor.
 _MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype", "device_map", "attn_implementation")
 
@@ -131,7 +135,7 @@ class ListProcessor:
             raise InputError("there is no list to learn from: expected at least one training list")
         vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
         report: dict[str, Any] = {"lists": counts.lists, "vocabularies": {}}
-        for feature in _list_own_tables(schema):
+        for feature in list_own_tables(schema):
             if feature.hash_size is not None:
                 vocabularies[feature.name] = HashVocabulary(feature.hash_size)
                 continue
@@ -182,7 +186,7 @@ class ListProcessor:
         if not counts.lists:
             raise InputError("there is no list to learn from: expected at least one")
         vocabularies, report = dict(self.vocabularies), {}
-        for feature in _list_own_tables(self.schema):
+        for feature in list_own_tables(self.schema):
             known = vocabularies[feature.name]
             if isinstance(known, TableVocabulary):
                 found = counts.merge_table(feature.name)
@@ -217,7 +221,7 @@ class ListProcessor:
         schema = self.schema
         # Processors that were saved by earlier versions do not say how many rows were in use.
         unsaid = [()] * (len(schema.extends) - len(schema.rows_before))
-        rows = tuple(self.vocabularies[feature.name].num_rows for feature in _list_own_tables(schema))
+        rows = tuple(self.vocabularies[feature.name].num_rows for feature in list_own_tables(schema))
         return {
             "extends": (*schema.extends, schema.fingerprint),
             "rows_before": (*schema.rows_before, *unsaid, rows),
@@ -319,11 +323,11 @@ class ListProcessor:
             "feature_extractor_type": type(self).__name__,
             "format_version": FORMAT_VERSION,
             "schema": self.schema.to_dict(),
-            "scales": {name: _convert_scale(scale) for name, scale in self.scales.items()},
+            "scales": {name: convert_scale(scale) for name, scale in self.scales.items()},
             "fit_report": self.fit_report,
             **({} if self.trees is None else {"trees": TREES_FILE}),
         }
-        save_file(self._make_vocabulary_arrays(), folder / VOCABULARIES_FILE)
+        save_file(make_vocabulary_arrays(self.vocabularies), folder / VOCABULARIES_FILE)
         written = [CONFIG_FILE, VOCABULARIES_FILE]
         if self.trees is not None:
             self.trees.save(folder)
@@ -391,7 +395,7 @@ class ListProcessor:
             if not isinstance(plain.get(key), dict):
                 raise InputError(f"{config_path} lacks {key!r}, or it is not an object; save the processor again")
         schema = ListSchema.from_dict(plain["schema"])
-        scales = {name: _read_scale(scale, name, config_path) for name, scale in plain["scales"].items()}
+        scales = {name: read_scale(scale, name, config_path) for name, scale in plain["scales"].items()}
         arrays = read_arrays(vocabularies_path)
         for feature in (*schema.items, *schema.user, *schema.history):
             quantile = isinstance(feature, Dense) and feature.scale == "quantile"
@@ -407,7 +411,7 @@ class ListProcessor:
             trees = TreeRanker.load(fetch_verified_folder(source, (TREES_FILE,), **hub_options))
         processor = cls(
             schema,
-            _read_vocabularies(schema, arrays, vocabularies_path),
+            read_vocabularies(schema, arrays, vocabularies_path),
             scales,
             plain["fit_report"],
             trees,
@@ -489,24 +493,11 @@ class ListProcessor:
             arrays[f"{part}_vectors"] = np.concatenate(vectors, axis=-1)[keep]
         return arrays
 
-    def _make_vocabulary_arrays(self) -> dict[str, np.ndarray]:
-        arrays = {}
-        for name, vocabulary in self.vocabularies.items():
-            if isinstance(vocabulary, HashVocabulary):
-                continue
-            if isinstance(vocabulary.values, list):
-                encoded = [value.encode() for value in vocabulary.values]
-                arrays[f"text/{name}"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-                arrays[f"text_lengths/{name}"] = np.array([len(value) for value in encoded], dtype=np.int64)
-            else:
-                arrays[f"integers/{name}"] = vocabulary.values
-        return arrays
-
     def _digest(self) -> str:
         digest = hashlib.sha256()
         for name, scale in sorted(self.scales.items()):
-            digest.update(json.dumps([name, *_convert_scale(scale).values()]).encode())
-        arrays = self._make_vocabulary_arrays()
+            digest.update(json.dumps([name, *convert_scale(scale).values()]).encode())
+        arrays = make_vocabulary_arrays(self.vocabularies)
         if self.trees is not None:
             arrays |= {f"trees/{name}": array for name, array in self.trees.arrays().items()}
         for name, array in sorted(arrays.items()):
@@ -515,53 +506,8 @@ class ListProcessor:
         return digest.hexdigest()
 
 
-def _convert_scale(scale: DenseScale) -> dict[str, Any]:
-    """A scale as JSON values: mean and std, and the optional fields that it has."""
-    plain = asdict(scale)
-    return {name: value for name, value in plain.items() if name in ("mean", "std") or value}
-
-
-def _read_scale(plain: Any, name: str, path: Path) -> DenseScale:
-    """The scale that ``_convert_scale`` converted to JSON values."""
-    optional = {"knots", "quantiles", "constant_indicator"}
-    if not isinstance(plain, dict) or set(plain) - optional != {"mean", "std"}:
-        raise InputError(
-            f"{path} has the scale {plain!r} of {name!r}: expected mean and std, and of a quantile scale its knots "
-            "and quantiles; save the processor again"
-        )
-    knots, quantiles = plain.get("knots", ()), plain.get("quantiles", ())
-    if not all(isinstance(part, list | tuple) for part in (knots, quantiles)):
-        raise InputError(f"{path} has the quantile scale of {name!r} without lists of knots; save the processor again")
-    odd = [value for value in (plain["mean"], plain["std"], *knots, *quantiles) if type(value) not in (int, float)]
-    # A std of exactly 0 marks a constant column, which is not divided: it always becomes 0.
-    if odd or not (plain["std"] == 0 or plain["std"] >= SMALLEST_STD):
-        raise InputError(
-            f"{path} has the scale {shown(plain)} of {name!r}: expected numbers, and a std above 0, by which values "
-            "are divided, or 0 for a constant column; save the processor again"
-        )
-    if type(plain.get("constant_indicator", False)) is not bool:
-        raise InputError(
-            f"{path} has the scale {shown(plain)} of {name!r}: expected true or false as constant_indicator; save the "
-            "processor again"
-        )
-    if len(knots) != len(quantiles) or list(knots) != sorted(knots):
-        raise InputError(
-            f"{path} has the quantile scale of {name!r} with {len(knots)} knots and {len(quantiles)} quantiles: "
-            "expected as many, knots ascending; save the processor again"
-        )
-    return DenseScale(
-        plain["mean"], plain["std"], tuple(knots), tuple(quantiles), plain.get("constant_indicator", False)
-    )
-
-
 def _list_features(schema: ListSchema) -> list[Feature]:
     return [*schema.items, *schema.user, *schema.history]
-
-
-def _list_own_tables(schema: ListSchema) -> list[Categorical]:
-    return [
-        feature for feature in _list_features(schema) if isinstance(feature, Categorical) and feature.shares is None
-    ]
 
 
 def _fill_table_sizes(schema: ListSchema, vocabularies: Mapping[str, TableVocabulary | HashVocabulary]) -> ListSchema:
@@ -581,41 +527,3 @@ def _fill_table_sizes(schema: ListSchema, vocabularies: Mapping[str, TableVocabu
             for part in ("items", "user", "history")
         }
     )
-
-
-def _read_vocabularies(
-    schema: ListSchema, arrays: Mapping[str, np.ndarray], path: Path
-) -> dict[str, TableVocabulary | HashVocabulary]:
-    vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
-    for feature in _list_own_tables(schema):
-        if feature.hash_size is not None:
-            vocabularies[feature.name] = HashVocabulary(feature.hash_size)
-        elif f"integers/{feature.name}" in arrays:
-            integers = arrays[f"integers/{feature.name}"]
-            if integers.dtype != np.int64 or integers.ndim != 1:
-                raise InputError(
-                    f"{path} holds {integers.dtype} {list(integers.shape)} as the vocabulary of {feature.name!r}: "
-                    "expected int64 [values]; the file was changed, save or download the processor again"
-                )
-            vocabularies[feature.name] = TableVocabulary(integers)
-        elif f"text/{feature.name}" in arrays and f"text_lengths/{feature.name}" in arrays:
-            joined = arrays[f"text/{feature.name}"].tobytes()
-            lengths = arrays[f"text_lengths/{feature.name}"]
-            if lengths.dtype != np.int64 or lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != len(joined):
-                raise InputError(
-                    f"{path} holds a damaged vocabulary of {feature.name!r}: the lengths of its texts do not add up "
-                    f"to {len(joined):,} bytes; save or download the processor again"
-                )
-            ends = np.cumsum(lengths)
-            starts = ends - lengths
-            try:
-                texts = [joined[start:end].decode() for start, end in zip(starts, ends, strict=True)]
-            except (TypeError, UnicodeDecodeError) as error:
-                raise InputError(
-                    f"{path} holds a damaged vocabulary of {feature.name!r}: {error}; save or download the processor "
-                    "again"
-                ) from None
-            vocabularies[feature.name] = TableVocabulary(texts)
-        else:
-            raise InputError(f"{path} holds no vocabulary of {feature.name!r}: the file belongs to another processor")
-    return vocabularies
