@@ -77,7 +77,7 @@ class TrainingCounts:
     with.
 
     Args:
-        schema: Says which columns there are.
+        schema: Describes the columns.
     """
 
     def __init__(self, schema: ListSchema) -> None:

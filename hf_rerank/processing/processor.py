@@ -454,8 +454,8 @@ class ListProcessor:
             return slice(None), lengths
         report.cut_histories = int(too_long.sum())
         report.cut_history_items = int((lengths - longest)[too_long].sum())
-        place = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return place < longest, np.minimum(lengths, longest)
+        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return within < longest, np.minimum(lengths, longest)
 
     def _encode_part(
         self, part: str, features: Any, columns: Mapping[str, Any], keep: np.ndarray | slice, report: EncodingReport

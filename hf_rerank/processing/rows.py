@@ -72,12 +72,12 @@ def _collect_columns(entries: Any, where: str) -> dict[str, list[Any]]:
     if not entries:
         return {}
     columns: dict[str, list[Any]] = {name: [] for name in entries[0]} if isinstance(entries[0], Mapping) else {}
-    for place, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
-            raise InputError(f"{where.format(place)} is a {type(entry).__name__}: expected a dict")
+            raise InputError(f"{where.format(index)} is a {type(entry).__name__}: expected a dict")
         odd = next((name for name in (*columns, *entry) if name not in columns or name not in entry), None)
         if odd is not None:
-            has, lacks = (0, place) if odd in columns else (place, 0)
+            has, lacks = (0, index) if odd in columns else (index, 0)
             raise InputError(
                 f"{where.format(lacks)} lacks {shown(odd)}, which {where.format(has)} has: give every item the same "
                 f"keys, None where a value is missing{suggestion(odd, entries[lacks])}"

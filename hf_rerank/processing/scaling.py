@@ -148,12 +148,12 @@ def scale_columns(features: Sequence[Dense], columns: Sequence[pa.Array], scales
         [[1.0 if plain else scale.std or 1.0] for plain, scale in zip(as_it_comes, scales, strict=True)]
     )
     values[[scale.constant for scale in scales]] = 0.0
-    places = np.cumsum([0, *(feature.width for feature in features)])
-    result = np.zeros((values.shape[1], places[-1]), dtype=np.float32)
-    result[:, places[:-1]] = values.T
-    for feature, place, scale, (_, missing) in zip(features, places, scales, numbers, strict=False):
+    starts = np.cumsum([0, *(feature.width for feature in features)])
+    result = np.zeros((values.shape[1], starts[-1]), dtype=np.float32)
+    result[:, starts[:-1]] = values.T
+    for feature, start, scale, (_, missing) in zip(features, starts, scales, numbers, strict=False):
         if feature.missing == "indicator" and missing is not None and not scale.constant_indicator:
-            result[:, place + 1] = missing
+            result[:, start + 1] = missing
     return result
 
 

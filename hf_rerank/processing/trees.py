@@ -83,17 +83,17 @@ class TreeEnsemble:
     def _scores(self, values: np.ndarray) -> np.ndarray:
         count, width = values.shape
         flat = values.reshape(-1)
-        place = np.tile(self.roots, count)
+        child = np.tile(self.roots, count)
         row_start = np.repeat(np.arange(count, dtype=np.int64) * width, len(self.roots))
-        moving = np.flatnonzero(place >= 0)
+        moving = np.flatnonzero(child >= 0)
         while len(moving):
-            node = place[moving]
+            node = child[moving]
             went = np.where(
                 self._goes_left(node, flat[row_start[moving] + self.feature[node]]), self.left[node], self.right[node]
             )
-            place[moving] = went
+            child[moving] = went
             moving = moving[went >= 0]
-        return self.leaves[-1 - place].reshape(count, -1).sum(1)
+        return self.leaves[-1 - child].reshape(count, -1).sum(1)
 
     def _goes_left(self, node: np.ndarray, value: np.ndarray) -> np.ndarray:
         missing = np.isnan(value)

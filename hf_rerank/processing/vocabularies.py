@@ -68,11 +68,11 @@ class TableVocabulary:
         values, missing = _to_integers(column)
         if self._direct is not None:
             # Read as unsigned, a negative value lies beyond the table too.
-            places = np.minimum(values.view(np.uint64), np.uint64(len(self._direct) - 1))
-            rows = self._direct[places].astype(np.int64)
+            indices = np.minimum(values.view(np.uint64), np.uint64(len(self._direct) - 1))
+            rows = self._direct[indices].astype(np.int64)
         else:
-            place = np.searchsorted(self._sorted, values).clip(max=len(self) - 1)
-            rows = np.where(self._sorted[place] == values, self._sorted_rows[place], UNKNOWN)
+            index = np.searchsorted(self._sorted, values).clip(max=len(self) - 1)
+            rows = np.where(self._sorted[index] == values, self._sorted_rows[index], UNKNOWN)
         if missing is not None:
             rows[missing] = UNKNOWN
         return rows

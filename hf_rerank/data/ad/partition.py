@@ -169,8 +169,8 @@ def _make_lookup(users: np.ndarray, times: np.ndarray) -> Callable[[np.ndarray],
         return lambda wanted: table[np.minimum(wanted, len(table) - 1)]
 
     def search(wanted: np.ndarray) -> np.ndarray:
-        place = np.searchsorted(users, wanted)
-        found = np.append(users, 0)[place] == wanted
-        return np.where(found, np.append(times, 0).astype(times.dtype)[place], 0)
+        index = np.searchsorted(users, wanted)
+        found = np.append(users, 0)[index] == wanted
+        return np.where(found, np.append(times, 0).astype(times.dtype)[index], 0)
 
     return search

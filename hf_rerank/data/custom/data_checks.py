@@ -286,8 +286,8 @@ class DataChecks:
 
 def _hash_content(lists: Lists) -> np.ndarray:
     """uint64 [B], a hash of features and labels of each list; equal lists have equal hashes."""
-    place = np.arange(int(lists.lengths.sum())) - np.repeat(np.cumsum(lists.lengths) - lists.lengths, lists.lengths)
-    of_item = (place + 1).astype(np.uint64)
+    within = np.arange(int(lists.lengths.sum())) - np.repeat(np.cumsum(lists.lengths) - lists.lengths, lists.lengths)
+    of_item = (within + 1).astype(np.uint64)
     columns = [pl.Series(column) for column in lists.items.values() if isinstance(column, pa.Array)]
     for column in [*columns, *([] if lists.labels is None else [pl.Series(lists.labels)])]:
         values = column.cast(pl.Int64) if column.dtype == pl.Null else column

@@ -119,4 +119,4 @@ def _parse_uneven_lines(path: str, lines: list[str], first: int) -> dict[str, An
         for feature, found_value in of_row.items():
             matrix[row, feature - numbers[0]] = found_value
     found: dict[str, Any] = {LABEL: labels, LIST_ID: ids}
-    return found | {f"{FEATURE}{name}": matrix[:, place] for place, name in enumerate(numbers)}
+    return found | {f"{FEATURE}{name}": matrix[:, column] for column, name in enumerate(numbers)}

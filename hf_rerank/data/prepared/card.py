@@ -111,7 +111,7 @@ def make_dataset_card(
     ]
     if report.counts:
         counts.append("Counted: " + ", ".join(f"{name} {count:,}" for name, count in report.counts.items()) + ".")
-    lines = [*header, "---", "", f"# {title}", "", "One row is one list. `schema.json` says which column is what."]
+    lines = [*header, "---", "", f"# {title}", "", "One row is one list. `schema.json` describes the columns."]
     lines += ["", "```python", "from hf_rerank import load_lists", "", 'lists = load_lists("path/to/this/folder")']
     lines += ['lists["train"], lists.schema', "```", "", "## Statistics", "", *table, "", *_format_points(counts)]
     lines += [

@@ -21,7 +21,8 @@ def find_files(data_dir: str | Path) -> list[Path]:
     """The raw files of a folder, ``set1.train.txt.part1`` and so on, or ``set1.train.txt.part1.gz``, in order.
 
     Raises:
-        InputError: There are none; the message says where to get them. Or a file occurs twice, packed and unpacked.
+        InputError: There are none; the message says where to get them. Or a file exists both compressed and
+            uncompressed.
     """
     folder = Path(data_dir)
     there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []

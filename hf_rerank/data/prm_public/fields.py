@@ -318,10 +318,10 @@ class _Clean:
             _Damaged: A number is not as its field must be, or may not be; the lines may be good all the same.
         """
         sizes = [1, _WIDTHS[0], *(self.items * width for width in _WIDTHS[1:]), self.items]
-        places = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
+        slices = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
         values, missing = self.values[rows], self.missing[rows]
-        fields = [values[:, place] for place in places]
-        nulls = [missing[:, place] if missing[:, place].any() else None for place in places]
+        fields = [values[:, part] for part in slices]
+        nulls = [missing[:, part] if missing[:, part].any() else None for part in slices]
         if nulls[5] is not None or not ((fields[5] == 0) | (fields[5] == 1)).all():
             raise _Damaged
         per_list = _split_columns(fields[1], nulls[1], USER_COLUMNS, pa.int64())

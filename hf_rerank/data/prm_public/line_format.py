@@ -60,14 +60,14 @@ def find_damage_of_line(line: bytes) -> tuple[str, str, str] | None:
             head,
         )
     if not line.isascii():
-        place = next(place for place, byte in enumerate(line) if byte > 127)
-        bad = line[place : place + 8]
+        index = next(index for index, byte in enumerate(line) if byte > 127)
+        bad = line[index : index + 8]
         try:
             line.decode("utf-8")
             kind = "not ASCII"
         except UnicodeDecodeError:
             kind = "not UTF-8"
-        return kind, f"byte {place + 1} is not an ASCII character ({bad!r}): expected numbers only, in UTF-8", ""
+        return kind, f"byte {index + 1} is not an ASCII character ({bad!r}): expected numbers only, in UTF-8", ""
     text = line.decode("ascii").strip(BLANKS)
     if not text:
         return "empty line", "the line is empty: expected one list", ""

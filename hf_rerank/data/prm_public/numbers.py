@@ -64,12 +64,12 @@ def _read(text: bytes, marks: np.ndarray, ends_number: np.ndarray, values: np.nd
     """Reads some lines into ``values`` and ``missing``."""
     letters = np.frombuffer(text, dtype=np.uint8)
     is_mark = _is_mark(letters)
-    places = np.flatnonzero(is_mark)
-    if len(places) != len(values) * len(marks) or not _is_written_as_json(letters, is_mark):
+    offsets_of_marks = np.flatnonzero(is_mark)
+    if len(offsets_of_marks) != len(values) * len(marks) or not _is_written_as_json(letters, is_mark):
         raise NotClean
     # The number of letters before each separator, [lines, marks per line].
-    before = (np.diff(places, prepend=-1) - 1).reshape(-1, len(marks))
-    if (letters[places].reshape(before.shape) != marks).any() or ((before > 0) != ends_number).any():
+    before = (np.diff(offsets_of_marks, prepend=-1) - 1).reshape(-1, len(marks))
+    if (letters[offsets_of_marks].reshape(before.shape) != marks).any() or ((before > 0) != ends_number).any():
         raise NotClean
     lengths = before[:, np.flatnonzero(ends_number)].ravel()
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
