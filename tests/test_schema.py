@@ -69,7 +69,10 @@ WRONG_SCHEMAS = {
         lambda: ListSchema(items=[ITEM], list_id="list_id", id="list_id"),
         "id of the schema is 'list_id', which is not a column of the items",
     ),
-    "an id of users": (lambda: ListSchema(items=[ITEM], group="user", id="user"), "'user', which is no column of the"),
+    "an id of users": (
+        lambda: ListSchema(items=[ITEM], group="user", id="user"),
+        "'user', which is not a column of the",
+    ),
     "an id of the user's": (
         lambda: ListSchema(items=[ITEM], user=[Categorical("city")], id="city"),
         "id of the schema is 'city', which is not a column of the items",

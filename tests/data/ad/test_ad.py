@@ -193,7 +193,7 @@ def test_the_public_protocol_by_hand(tmp_path: Path) -> None:
     assert report.counts["users"] == 4
     # Without behavior_log.csv lists have no history, and the card says so.
     assert not any(name.startswith("history") for name in lists[f"4-{START + 1_000}"])
-    assert "`behavior_log.csv` was not there" in (tmp_path / "lists" / "README.md").read_text()
+    assert "`behavior_log.csv` was missing" in (tmp_path / "lists" / "README.md").read_text()
 
 
 def test_long_windows_are_cut_to_the_earliest(tmp_path: Path) -> None:
