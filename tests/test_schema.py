@@ -71,7 +71,7 @@ WRONG_SCHEMAS = {
     ),
     "an id of users": (
         lambda: ListSchema(items=[ITEM], group="user", id="user"),
-        "'user', which is not a column of the",
+        "'user', which is not a column of",
     ),
     "an id of the user's": (
         lambda: ListSchema(items=[ITEM], user=[Categorical("city")], id="city"),

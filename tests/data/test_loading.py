@@ -441,7 +441,7 @@ def test_labels_of_one_class_and_fractions_are_no_leak(label):
         load_lists(datasets.Dataset.from_list(rows), schema=SCHEMA)
     said = " ".join(str(warning.message) for warning in caught)
     assert "order of the slots" not in said
-    assert "alone tells" not in said
+    assert "alone separates" not in said
     assert ("every item counts as clicked in all metrics but NDCG" in said) == (label[0] == 0.25)
 
 
@@ -492,14 +492,14 @@ def test_a_feature_that_tells_the_label_is_warned_of(column, told, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load_lists(data, schema=schema)
-    said = [str(warning.message) for warning in caught if "alone tells" in str(warning.message)]
+    said = [str(warning.message) for warning in caught if "alone separates" in str(warning.message)]
     assert [text.split("'")[1] for text in said] == ([column] if column else [])
     data.to_parquet(tmp_path / "lists.parquet")
     schema.save(tmp_path / "schema.json")
     report = prepare_own(
         tmp_path / "lists.parquet", tmp_path / "lists", schema=tmp_path / "schema.json", progress=False
     )
-    assert any("alone tells" in text for text in report.warnings) == (column is not None)
+    assert any("alone separates" in text for text in report.warnings) == (column is not None)
     if column:
         assert "AUC within lists" in said[0] or "clicked, in lists of train" in said[0]
         assert "leave it out of the schema" in said[0]

@@ -38,7 +38,7 @@ def lists_of(items: list[int], *, price: float | None = 1.0, stars: float | None
 
 @pytest.fixture(scope="module")
 def processor() -> ListProcessor:
-    with pytest.warns(UserWarning, match="constant in the training lists.*: 'stars'; whatever"):
+    with pytest.warns(UserWarning, match="constant in the training lists.*: 'stars'; all later values"):
         return ListProcessor.from_lists(lists_of([1, 2], price=None), schema=SCHEMA)
 
 
