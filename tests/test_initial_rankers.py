@@ -505,7 +505,7 @@ class TestCommands:
             (["initial-rank", "--data", "LISTS", "--output-dir", "OUT", "--max-list-length", "0"], "at least 1"),
             (
                 ["initial-rank", "--data", "OUT", "--output-dir", "OUT2", "--ranker", "dnn"],
-                "no folder of prepared lists",
+                "not a folder of prepared lists",
             ),
             (
                 ["initial-rank", "--data", "LISTS", "--output-dir", "LISTS", "--ranker", "dnn"],

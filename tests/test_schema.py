@@ -28,7 +28,7 @@ WRONG_SCHEMAS = {
     ),
     "shares a number": (
         lambda: ListSchema(items=[Dense("price")], history=[Categorical("seen", shares="price")]),
-        "no categorical item feature",
+        "not a categorical item feature",
     ),
     "an item feature shares": (
         lambda: ListSchema(items=[ITEM, Categorical("seen", shares="item_id")]),
