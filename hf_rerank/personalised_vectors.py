@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hf_rerank.data.prepared import PreparedSource, dataset_card, read_card, read_report, write_description
+from hf_rerank.data.prepared import PreparedSource, make_dataset_card, read_card, read_report, write_description
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.click_model import ClickModel
@@ -191,4 +191,4 @@ def _make_card(source: Path, schema: ListSchema, report: PrepareReport, facts: M
         *card.caveats,
         "`ranker_train` is left empty: the click model has seen its labels.",
     ]
-    return dataset_card(card.title, report, schema, how=how, caveats=caveats, licence=card.licence)
+    return make_dataset_card(card.title, report, schema, how=how, caveats=caveats, licence=card.licence)

@@ -1,8 +1,8 @@
 """The schema of lists, and the table of tensors that lists become.
 
-``ListSchema`` says what each column is. One row is one list. A column of the list (a user feature) holds one value per
+``ListSchema`` describes each column. One row is one list. A column of the list (a user feature) holds one value per
 row; an item column holds a sequence, and all item columns of a row have the same length; a history column holds a
-sequence with a length of its own.
+sequence of any length.
 
 ``ListBatch`` is the table of tensors: each of its fields is one tensor of a batch, with its axes, dtype, padding value
 and role. Padding, collating, gathering across processes, ONNX inputs and validation all read it.
@@ -27,25 +27,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_COUNT = 2
-# Of the field ``position``: the order of the row means nothing.
+# The value of ``position`` for lists without an initial order.
 NO_ORDER = "none"
-# Row numbers are kept in 32 bits.
+# Row numbers are stored in 32 bits.
 MAX_ROWS = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """A value out of many (an id, a category): integers or text, looked up in an embedding table.
+    """A categorical feature (an id, a category): integers or text, looked up in an embedding table.
 
     Row 0 of the table is padding, row 1 the unknown value, then come the values.
 
     Args:
         name: The column.
-        size: Rows of the table (at least 3). None: as many as the training lists need. With more values than
-            rows the most frequent are kept and the others become unknown; the processor reports how many.
-        hash_size: Rows of a table without a vocabulary: values are hashed into rows 2 to ``hash_size - 1``.
+        size: Number of rows of the table, at least 3. None: as many as the training lists need. If there are more
+            values than rows, the most frequent values get a row and the others become unknown; the processor reports
+            how many.
+        hash_size: Number of rows of a table without a vocabulary: values are hashed into rows 2 to ``hash_size - 1``.
         shares: For a history feature: the item feature whose table and vocabulary it uses.
-        min_count: Values seen less often in training become the unknown value, so that its row is trained.
+        min_count: Values that occur less often in training become the unknown value, so that its row is trained.
+            Default 2.
     """
 
     name: str
@@ -63,28 +65,28 @@ class Categorical:
             raise InputError(f"{self.name!r} has size and hash_size: hash_size alone is the size of a hashed table")
         for what, rows in (("size", self.size), ("hash_size", self.hash_size)):
             if rows is not None:
-                _whole(f"{self.name!r} has {what}", rows)
+                _require_integer(f"{self.name!r} has {what}", rows)
             if rows is not None and rows < 3:
                 raise InputError(f"{self.name!r} has {what}={rows}: expected at least 3 (padding, unknown, one value)")
             if rows is not None and rows > MAX_ROWS:
                 raise InputError(f"{self.name!r} has {what}={rows}: expected at most {MAX_ROWS:,} rows of a table")
-        _whole(f"{self.name!r} has min_count", self.min_count)
+        _require_integer(f"{self.name!r} has min_count", self.min_count)
         if self.min_count < 1:
             raise InputError(f"{self.name!r} has min_count={self.min_count}: expected at least 1")
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A number.
+    """A numeric feature.
 
     Args:
         name: The column.
-        scale: ``standard``: minus the mean, divided by the standard deviation of the training lists; ``log``: the
-            same after sign(x) * log(1 + abs(x)), for prices and counts; ``quantile``: the standard normal quantile of
-            the value's rank among those of the training lists, which needs no such choice and bounds outliers;
-            ``none``: as it comes.
-        missing: What a null becomes. ``mean``: the training mean. ``indicator``: the mean, and a second number that
-            is 1 where the value was missing. ``error``: refused.
+        scale: ``standard`` (default): subtract the mean of the training lists and divide by their standard deviation;
+            ``log``: the same after sign(x) * log(1 + abs(x)), for prices and counts; ``quantile``: the standard
+            normal quantile of the value's rank among those of the training lists, which needs no such choice and
+            bounds outliers; ``none``: unchanged.
+        missing: How a null is encoded. ``mean`` (default): as the training mean. ``indicator``: as the mean, with a
+            second number that is 1 where the value was missing. ``error``: an error.
     """
 
     name: str
@@ -92,24 +94,29 @@ class Dense:
     missing: Literal["mean", "indicator", "error"] = "mean"
 
     def __post_init__(self) -> None:
-        _one_of(self.name, "scale", self.scale, ("standard", "log", "quantile", "none"))
-        _one_of(self.name, "missing", self.missing, ("mean", "indicator", "error"))
+        _require_one_of(self.name, "scale", self.scale, ("standard", "log", "quantile", "none"))
+        _require_one_of(self.name, "missing", self.missing, ("mean", "indicator", "error"))
 
     @property
     def width(self) -> int:
-        """How many numbers the feature becomes."""
+        """The number of dense inputs that the feature becomes: 2 with an indicator, else 1."""
         return 2 if self.missing == "indicator" else 1
 
 
 @dataclass(frozen=True)
 class Vector:
-    """A vector of ``dim`` numbers an item (a text or image embedding), used as it comes."""
+    """A vector of ``dim`` numbers per item (a text or image embedding), used unchanged.
+
+    Args:
+        name: The column, of sequences of vectors.
+        dim: Length of each vector, at least 1.
+    """
 
     name: str
     dim: int
 
     def __post_init__(self) -> None:
-        _whole(f"{self.name!r} has dim", self.dim)
+        _require_integer(f"{self.name!r} has dim", self.dim)
         if self.dim < 1:
             raise InputError(f"{self.name!r} has dim={self.dim}: expected at least 1")
 
@@ -129,10 +136,10 @@ class TensorSpec:
 
     Attributes:
         axes: ``B`` lists, ``L`` items, ``H`` history items, ``C`` items that were cut from the list, ``W`` bytes of an
-            id; then how many features: ``Fc``, ``Fd``, ``Fv`` of items (categorical, dense, vector numbers), ``Uc``,
-            ``Ud`` of users, ``Hc``, ``Hd`` of history items.
+            id; then the numbers of features: ``Fc``, ``Fd``, ``Fv`` of items (categorical, dense, vector numbers),
+            ``Uc``, ``Ud`` of users, ``Hc``, ``Hd`` of history items.
         dtype: As numpy and torch name it.
-        fill: Value at padding. ``AFTER_THE_ITEMS``: the next free numbers of the list.
+        fill: Value at padding. ``AFTER_THE_ITEMS``: positions that follow those of the items.
         role: What the tensor is for.
         required: Whether every batch has it.
         column: The field of ``ListSchema`` that names its item column, for tensors with the axes ``B L``.
@@ -157,8 +164,8 @@ class ListBatch(Mapping[str, Any]):
     """The tensors of a batch, and at the same time the one table that describes them (``TENSORS``).
 
     A tensor that the lists do not have is None, and is left out of the mapping: ``dict(batch)`` holds the others.
-    Models read attributes, ``batch.item_dense``. A new kind of tensor is one more field here, and is read by the model
-    that wants it.
+    Models read attributes, such as ``batch.item_dense``. To add a kind of tensor, add a field here and read it in the
+    models that use it.
     """
 
     item_categorical: Tensor = _tensor("B L Fc", "int64", 0, "feature", required=True)
@@ -195,9 +202,9 @@ class ListBatch(Mapping[str, Any]):
 TENSORS: dict[str, TensorSpec] = {entry.name: entry.metadata["spec"] for entry in dataclasses.fields(ListBatch)}
 # The keyword arguments of a model's ``forward``, in its order.
 MODEL_TENSORS = tuple(name for name, spec in TENSORS.items() if spec.role in MODEL_ROLES)
-# What a model scores by: the same without labels and weights.
+# The inputs of a model's scores: the same without labels and weights.
 FEATURE_TENSORS = tuple(name for name, spec in TENSORS.items() if spec.role in ("feature", "mask", "position"))
-# The tensors that are one item column each, by the field of the schema that names it.
+# Field of the schema that names an item column -> the tensor of that column.
 COLUMN_TENSORS = {spec.column: name for name, spec in TENSORS.items() if spec.column is not None}
 
 
@@ -213,37 +220,38 @@ FEATURE_KINDS: dict[str, type[Categorical] | type[Dense] | type[Vector]] = {
 
 @dataclass(frozen=True)
 class ListSchema:
-    """Says which column is what.
+    """Describes the columns of lists.
 
     Args:
         items: Features of the items: columns of sequences.
         user: Features of the list (the user, the request): columns of single values; no vectors.
-        history: Features of what the user did before, newest first; no vectors.
+        history: Features of the user's earlier behaviour, newest first; no vectors.
         label: Item column of labels (a click is 1), at least 0.
-        position: Item column of positions in the initial order, 0 at the top. None: the order of the row. ``"none"``:
-            there is no initial order, and the order of the row means nothing; models then read no order.
-        initial_score: Item column with the score that the earlier ranker gave each item, any finite number; a model
-            reads it only if its config says so. Larger is better. None: not known.
-        weight: Item column of sample weights, at least 0; they multiply the terms of every task loss. None: all 1.
-        propensity: Item column of propensities, in (0, 1]: the probability that the item was looked at when its click
+        position: Item column with the position of each item in the initial order, 0 at the top. None: the items of a
+            row are in the initial order. ``"none"``: there is no initial order; models then read no positions.
+        initial_score: Item column with the score that the earlier ranker gave each item, any finite number, larger is
+            better; a model reads it only if its config says so. None: not known.
+        weight: Item column of sample weights, at least 0, which multiply the terms of every task loss. None: all 1.
+        propensity: Item column of propensities, in (0, 1]: the probability that the item was examined when its click
             was logged; ``hf-rerank propensities`` estimates it. Training corrects the clicks by it
             (``hf_rerank.losses``, and ``propensity_floor`` of the config), and evaluation too
-            (``hf_rerank.metrics.propensity``); it is no feature.
-        cut_label: Column with the labels of the items that were cut from a list that was too long, one sequence per
-            list, empty where nothing was cut. Metrics count them; no model reads them. None: not known.
-        id: Item column that ranking returns as ``ids``, a feature or not. None: the first item feature.
-        list_id: Column that names the list. None: its number.
-        group: Column to split by (the user); no feature.
-        max_list_length: Longest list that a model is built for.
-        max_history_length: Newest history items that are read.
-        attraction: Item column of the true probability of a click if looked at, on simulated lists; no feature.
-        examination: Probability that a place is looked at, top first, on simulated lists.
+            (``hf_rerank.metrics.propensity``); it is not a feature.
+        cut_label: Column with the labels of the items that were cut from lists longer than ``max_list_length``, one
+            sequence per list, empty where nothing was cut. Metrics count them; no model reads them. None: not known.
+        id: Item column that ranking returns as ``ids``; it need not be a feature. None: the first item feature.
+        list_id: Column with the id of the list. None: lists are numbered.
+        group: Column to split by (the user); not a feature.
+        max_list_length: Maximum number of items per list. Default 30.
+        max_history_length: Maximum number of history items that models read, the newest. Default 50.
+        attraction: Item column of the true probability of a click on an examined item, on simulated lists; not a
+            feature.
+        examination: Probability that each position is examined, from position 0, on simulated lists.
         fitted: Digest of what a processor has learned from training lists; set by the processor.
-        extends: Fingerprints of the fitted schemas that this one grew from, the first one first; set by the processor.
+        extends: Fingerprints of the fitted schemas that this one extends, oldest first; set by the processor.
         computes_initial_score: Whether lists without the column ``initial_score`` get the scores of the processor's
             trees; set by the processor.
-        rows_before: For each of those, how many rows each table that is not shared had in use (``size`` may be more),
-            in the order of the columns; set by the processor.
+        rows_before: For each schema in ``extends``, the number of rows that each table of its own had in use (``size``
+            may be larger), in the order of the columns; set by the processor.
     """
 
     items: Sequence[Feature]
@@ -283,7 +291,7 @@ class ListSchema:
             raise InputError("the schema has no item features: a re-ranker needs at least one")
         for feature in (*self.items, *self.user, *self.history):
             if not isinstance(feature, Feature):
-                raise InputError(f"{feature!r} is no feature: expected Categorical(...), Dense(...) or Vector(...)")
+                raise InputError(f"{feature!r} is not a feature: expected Categorical(...), Dense(...) or Vector(...)")
         names = [feature.name for feature in (*self.items, *self.user, *self.history)]
         special = self.item_columns()
         if self.label is None:
@@ -307,7 +315,9 @@ class ListSchema:
             if names.count(name) > 1:
                 raise InputError(f"the schema names the column {name!r} twice")
         if self.id in (*of_lists, *(feature.name for feature in (*self.user, *self.history))):
-            raise InputError(f"id of the schema is {self.id!r}, which is no column of the items: expected one of them")
+            raise InputError(
+                f"id of the schema is {self.id!r}, which is not a column of the items: expected one of them"
+            )
         for part in ("user", "history"):
             for feature in getattr(self, part):
                 if isinstance(feature, Vector):
@@ -319,16 +329,16 @@ class ListSchema:
                     raise InputError(f"{feature.name!r} shares a table: only history features can")
                 if feature.shares not in tables:
                     raise InputError(
-                        f"{feature.name!r} shares the table of {feature.shares!r}, which is no categorical item "
+                        f"{feature.name!r} shares the table of {feature.shares!r}, which is not a categorical item "
                         f"feature ({', '.join(tables) or 'there is none'}){suggestion(feature.shares, tables)}"
                     )
         for what in ("max_list_length", "max_history_length"):
-            _whole(f"the schema has {what}", getattr(self, what))
+            _require_integer(f"the schema has {what}", getattr(self, what))
             if getattr(self, what) < 1:
                 raise InputError(f"the schema has {what}={getattr(self, what)}: expected at least 1")
         if self.group in names:
             warnings.warn(
-                f"{self.group!r} is the column to split by and also a feature: in the test split every value of it "
+                f"{self.group!r} is the column to split by and also a feature: in the test split all of its values "
                 "will be unknown",
                 stacklevel=3,
             )
@@ -340,12 +350,12 @@ class ListSchema:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits over all that decides what the tensors mean: features, tables, what was fitted."""
+        """Sixteen hex digits that identify the meaning of the tensors: features, tables and fitted values."""
         parts = {name: self.to_dict()[name] for name in ("items", "user", "history", "fitted")}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def item_columns(self) -> dict[str, str]:
-        """The item columns that are a tensor of their own: field of the schema -> column, without those that are None.
+        """The item columns that have their own tensor: field of the schema -> column, without those that are None.
 
         The fields are those of ``COLUMN_TENSORS``: ``label``, ``position``, ``initial_score``, ``weight``,
         ``propensity``, ``attraction``.
@@ -367,7 +377,7 @@ class ListSchema:
         return sizes
 
     def feature_tensors(self) -> list[str]:
-        """The names of the tensors that a model scores these lists by, in the order of ``forward``."""
+        """The names of the tensors that the scores of these lists depend on, in the order of ``forward``."""
         sizes = {**self.axis_sizes(), "B": 1, "L": 1, "H": len(self.history)}
         return [
             name
@@ -422,14 +432,14 @@ class ListSchema:
             described = plain.get(part, ())
             if not isinstance(described, Sequence):
                 raise InputError(f"{part} of the schema is {described!r}: expected a list of features")
-            values[part] = [_feature(part, feature) for feature in described]
+            values[part] = [_read_feature(part, feature) for feature in described]
         try:
             return cls(**values)
         except TypeError as error:
             raise InputError(f"the schema has a value of the wrong type: {error}") from None
 
     def save(self, path: str | Path) -> None:
-        """Writes the schema as JSON; the file appears whole or not at all."""
+        """Writes the schema as JSON; the file appears complete or not at all."""
         write_json(path, self.to_dict())
 
     @classmethod
@@ -437,13 +447,14 @@ class ListSchema:
         """Reads the schema from JSON, in which lines that begin with ``//`` are comments.
 
         Raises:
-            InputError: No such file, or it is no schema.
+            InputError: The file does not exist, or holds no valid schema.
         """
         path = Path(path)
         if not path.is_file():
             raise InputError(f"no schema at {path}: expected a JSON file as ListSchema.save writes it")
         try:
-            # No JSON string holds a line break, so no such line is inside one; emptied, errors keep their lines.
+            # No JSON string contains a line break, so a comment line is never inside one. Emptied, not removed: line
+            # numbers in errors stay right.
             lines = path.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not valid JSON: {error}; save it as UTF-8") from None
@@ -451,12 +462,12 @@ class ListSchema:
         return cls.from_dict(parse_json_object(text, str(path), "write it as ListSchema.save does"))
 
 
-def _whole(what: str, value: Any) -> None:
+def _require_integer(what: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InputError(f"{what}={value!r}: expected a whole number")
 
 
-def _one_of(name: str, what: str, value: str, known: Iterable[str]) -> None:
+def _require_one_of(name: str, what: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         raise InputError(
             f"{name!r} has {what}={value!r}: expected one of {', '.join(known)}{suggestion(str(value), known)}"
@@ -468,7 +479,7 @@ def kind_of(feature: Feature) -> str:
     return next(kind for kind, cls in FEATURE_KINDS.items() if isinstance(feature, cls))
 
 
-def _feature(part: str, described: Mapping[str, Any]) -> Any:
+def _read_feature(part: str, described: Mapping[str, Any]) -> Any:
     if not isinstance(described, Mapping):
         raise InputError(f"a feature of {part} is {described!r}: expected an object with kind and name")
     fields = dict(described)

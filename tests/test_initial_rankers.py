@@ -84,7 +84,7 @@ class TestClickThroughRates:
         processor = ListProcessor.from_lists(chosen.train, schema=chosen.schema)
         encoded = encode(processor, chosen.train, "ranker_train")
         outside = count_clicks(encoded, processor.schema, chosen.train_parts)["item"].compute_out_of_fold()
-        rows = processor.vocabularies["item"].rows(pa.array(chosen.train["user"][:]), "item")
+        rows = processor.vocabularies["item"].look_up(pa.array(chosen.train["user"][:]), "item")
         own = outside[chosen.train_parts, rows]
         clicked = np.array([user % 2 for user in chosen.train["user"][:]], dtype=bool)
         for part in range(1, 10):
@@ -505,7 +505,7 @@ class TestCommands:
             (["initial-rank", "--data", "LISTS", "--output-dir", "OUT", "--max-list-length", "0"], "at least 1"),
             (
                 ["initial-rank", "--data", "OUT", "--output-dir", "OUT2", "--ranker", "dnn"],
-                "no folder of prepared lists",
+                "not a folder of prepared lists",
             ),
             (
                 ["initial-rank", "--data", "LISTS", "--output-dir", "LISTS", "--ranker", "dnn"],

@@ -11,7 +11,10 @@ ITEM = Categorical("item_id")
 WRONG_SCHEMAS = {
     "no items": (lambda: ListSchema(items=[]), "no item features"),
     "a bare feature": (lambda: ListSchema(items=ITEM), "expected a list of features"),
-    "a name for a feature": (lambda: ListSchema(items=["item_id"]), "'item_id' is no feature: expected Categorical"),
+    "a name for a feature": (
+        lambda: ListSchema(items=["item_id"]),
+        "'item_id' is not a feature: expected Categorical",
+    ),
     "a column twice": (lambda: ListSchema(items=[ITEM], user=[Dense("item_id")]), "names the column 'item_id' twice"),
     "label as feature": (lambda: ListSchema(items=[ITEM, Dense("click")]), "'click' is a feature and also the label"),
     "vector of the user": (lambda: ListSchema(items=[ITEM], user=[Vector("v", dim=2)]), "'v' is a Vector in user"),
@@ -25,7 +28,7 @@ WRONG_SCHEMAS = {
     ),
     "shares a number": (
         lambda: ListSchema(items=[Dense("price")], history=[Categorical("seen", shares="price")]),
-        "no categorical item feature",
+        "not a categorical item feature",
     ),
     "an item feature shares": (
         lambda: ListSchema(items=[ITEM, Categorical("seen", shares="item_id")]),
@@ -64,12 +67,15 @@ WRONG_SCHEMAS = {
     "a score without a name": (lambda: ListSchema(items=[ITEM], initial_score=""), "names the column '': expected"),
     "an id of lists": (
         lambda: ListSchema(items=[ITEM], list_id="list_id", id="list_id"),
-        "id of the schema is 'list_id', which is no column of the items",
+        "id of the schema is 'list_id', which is not a column of the items",
     ),
-    "an id of users": (lambda: ListSchema(items=[ITEM], group="user", id="user"), "'user', which is no column of the"),
+    "an id of users": (
+        lambda: ListSchema(items=[ITEM], group="user", id="user"),
+        "'user', which is not a column of",
+    ),
     "an id of the user's": (
         lambda: ListSchema(items=[ITEM], user=[Categorical("city")], id="city"),
-        "id of the schema is 'city', which is no column of the items",
+        "id of the schema is 'city', which is not a column of the items",
     ),
     "an id without a name": (lambda: ListSchema(items=[ITEM], id=""), "names the column '': expected a text"),
     "examination above 1": (lambda: ListSchema(items=[ITEM], examination=[1, 1.5]), "examination .* holds 1.5"),

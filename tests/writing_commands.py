@@ -17,7 +17,7 @@ import torch
 from hf_rerank import Categorical, Dense, DNNConfig, DNNForReranking, ListProcessor, ListSchema, Reranker, cli
 from hf_rerank.data.loading import load_lists
 from hf_rerank.errors import InputError
-from hf_rerank.storage import replacing
+from hf_rerank.storage import save_files
 
 SCHEMA = ListSchema(items=[Categorical("item_id"), Dense("price")], list_id="list_id", label="click")
 
@@ -87,7 +87,7 @@ def make_inputs(folder: Path) -> None:
     for seed in (0, 1):
         torch.manual_seed(seed)
         model = DNNForReranking(DNNConfig.for_schema(processor.schema, hidden_sizes=[4], embedding_dim=2))
-        with replacing(folder / f"model{seed}") as staging:
+        with save_files(folder / f"model{seed}") as staging:
             model.save_pretrained(staging)
             processor.save_pretrained(staging)
             (staging / "results.json").write_text("{}\n")

@@ -86,8 +86,8 @@ def run(options: argparse.Namespace) -> None:
     from hf_rerank.evaluation.saved_results import read_saved_results
     from hf_rerank.evaluation.tables import obedience_table, results_table
     from hf_rerank.inference.reranker import Reranker
-    from hf_rerank.storage import InputFiles, model_files, write_json
-    from hf_rerank.storage.hub_download import folder_with_weights
+    from hf_rerank.storage import InputFiles, note_model_files, write_json
+    from hf_rerank.storage.hub_download import find_weights_folder
 
     if options.max_steps < 0:
         raise InputError(f"--max-steps is {options.max_steps}: expected at least 0")
@@ -105,10 +105,12 @@ def run(options: argparse.Namespace) -> None:
         log = _read_training_log(options.model)
     if options.add_to_results:
         read_saved_results(options.model)
-    folder_with_weights(options.model, **at)  # refuses an exported graph
+    find_weights_folder(options.model, **at)  # refuses an exported graph
     disable_short_progress_bars()
     folder = lists_folder(options.data)
-    inputs = InputFiles([*model_files(options.model).paths, *(path for path in folder.iterdir() if path.is_file())])
+    inputs = InputFiles(
+        [*note_model_files(options.model).paths, *(path for path in folder.iterdir() if path.is_file())]
+    )
     reranker = Reranker.from_pretrained(options.model, **at)
     splits = load_lists(folder)
     if options.split not in splits:
@@ -126,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
         cut_label=splits.schema.cut_label,
     )
     obedience = {"obedience_k": options.obedience_k, "swaps": options.swaps, "max_steps": options.max_steps}
-    with inputs.unchanged(), tqdm(total=len(lists), unit="list", delay=1, disable=None) as bar:
+    with inputs.require_unchanged(), tqdm(total=len(lists), unit="list", delay=1, disable=None) as bar:
         rows: dict[str, Any] = evaluate_orders(reranker.processor, lists, **choices)
         rows["model"] = evaluate(
             reranker.model, reranker.processor, lists, progress=bar.update, **choices, **obedience
@@ -173,10 +175,10 @@ def _select_rows(lists: Any, start: int, count: int) -> list[dict[str, Any]]:
 
 def _refuse_over_input(output: Path, model: str, lists: str) -> None:
     """Refuses an output that is a file of the model, or lies among the lists."""
-    from hf_rerank.storage import refuse_output_over_input, saved_files
+    from hf_rerank.storage import list_saved_files, refuse_output_over_input
 
     for folder in filter(Path.is_dir, (Path(model), Path(lists))):
-        refuse_output_over_input(output, [folder] if folder == Path(lists) else saved_files(folder))
+        refuse_output_over_input(output, [folder] if folder == Path(lists) else list_saved_files(folder))
 
 
 def _read_training_log(model: str) -> list[Any]:

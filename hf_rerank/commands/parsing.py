@@ -72,16 +72,16 @@ def lists_folder(source: str) -> Path:
     Raises:
         InputError: It is neither, or is not finished; or the repository cannot be read.
     """
-    from hf_rerank.data.hub_lists import fetched_folder, is_repository
+    from hf_rerank.data.hub_lists import fetch_lists, is_repository
     from hf_rerank.data.prepared import is_prepared, refuse_unfinished
 
     refuse_unfinished(source)
     if is_prepared(source):
         return Path(source)
     if is_repository(source):
-        return fetched_folder(source, revision=None, token=None)
+        return fetch_lists(source, revision=None, token=None)
     raise InputError(
-        f"{source} is no folder of prepared lists (it has no schema.json): make one with hf-rerank prepare"
+        f"{source} is not a folder of prepared lists (it has no schema.json): make one with hf-rerank prepare"
     )
 
 

@@ -126,7 +126,7 @@ def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare_prm_public(options: argparse.Namespace) -> None:
-    from hf_rerank.data.prepared import in_two_steps
+    from hf_rerank.data.prepared import prepare_in_two_steps
     from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks
     from hf_rerank.data.prm_public import MAX_LIST_LENGTH, find_files, prepare_prm_public, truth_file
 
@@ -144,7 +144,9 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
         if not options.history_length:
             return whole(folder)
         add = functools.partial(add_earlier_clicks, history_length=options.history_length)
-        return in_two_steps(whole, {**about, "max_list_length": max_list_length}, add, folder, "without_history")
+        return prepare_in_two_steps(
+            whole, {**about, "max_list_length": max_list_length}, add, folder, "without_history"
+        )
 
     about = {**about, "history_length": options.history_length}
     _run(lambda: _prepare_sorted(prepare, about, options, MAX_LIST_LENGTH), options, "lines")
@@ -154,7 +156,7 @@ def _identify_files(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
     """Identifies raw files, so that a later call knows that they are the same: sizes and modification times."""
     from hf_rerank.storage import InputFiles
 
-    return {"raw_dir": str(raw_dir.resolve()), "raw files (sizes, times, inodes)": InputFiles(files).states()}
+    return {"raw_dir": str(raw_dir.resolve()), "raw files (sizes, times, inodes)": InputFiles(files).read_states()}
 
 
 def _prepare_sorted(
@@ -222,7 +224,7 @@ def _prepare_ad(options: argparse.Namespace) -> None:
     def prepare(folder: Path, max_list_length: int) -> Any:
         return prepare_ad(options.raw_dir, folder, max_list_length=min(max_list_length, MAX_SESSION_ITEMS), **how)
 
-    about = {"format": "ad", **_identify_files(options.raw_dir, find_ad_files(options.raw_dir).there()), **how}
+    about = {"format": "ad", **_identify_files(options.raw_dir, find_ad_files(options.raw_dir).list_existing()), **how}
     again = "starts over, or resumes from the last complete group of shards if the logs were read"
     _run(lambda: _prepare_sorted(prepare, about, options, options.max_list_length), options, "sessions", again)
     if not options.json and options.history_length and find_ad_files(options.raw_dir).behavior_log is None:

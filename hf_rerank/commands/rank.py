@@ -45,11 +45,11 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Ranks."""
-    from hf_rerank.data.custom.files import find_list_files, local_inputs
-    from hf_rerank.data.custom.results_file import format_of, results_file
+    from hf_rerank.data.custom.files import find_list_files, note_local_inputs
+    from hf_rerank.data.custom.results_file import open_results_file, parse_format
     from hf_rerank.storage.inputs import refuse_output_over_input
 
-    format_of(options.output)
+    parse_format(options.output)
     files = find_list_files(options.input)
     folders = [path for path in options.input if Path(path).is_dir()]  # an output in it would be an input of a rerun
     refuse_output_over_input(options.output, [*(file.path for file in files if not file.is_url), *folders])
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     reranker = _load(options.model, at)
     report, counts = EncodingReport(), dict[str, int]()
     bar = tqdm(unit="list", delay=1, disable=None)
-    with results_file(options.output) as write, bar, local_inputs(files).unchanged():
+    with open_results_file(options.output) as write, bar, note_local_inputs(files).require_unchanged():
         number = 0
         for rows in _read_batches(files, reranker.processor, reader_options(options), counts):
             ranked, met = _rank_batch(reranker, rows, number, options)
@@ -86,16 +86,16 @@ def run(options: argparse.Namespace) -> None:
             print(f"{share:.2%} of {name} unknown")
     for name, count in report.missing.items():
         print(f"{count:,} values of {name} missing")
-    for sentence in reranker.processor.drift(report):
+    for sentence in reranker.processor.describe_drift(report):
         print(f"warning: {sentence}", file=sys.stderr)
 
 
 def _load(source: str, at: dict[str, Any]) -> Any:
     from hf_rerank.inference.reranker import Reranker
     from hf_rerank.processing.processor import CONFIG_FILE
-    from hf_rerank.storage.hub_download import at_one_commit, holds_only_a_graph
+    from hf_rerank.storage.hub_download import holds_only_a_graph, pin_commit
 
-    at = at_one_commit(source, CONFIG_FILE, **at)
+    at = pin_commit(source, CONFIG_FILE, **at)
     if not holds_only_a_graph(source, **at):  # which ranks without transformers, and this imports it
         disable_short_progress_bars()
     return Reranker.from_pretrained(source, **at)
@@ -112,7 +112,7 @@ def _read_batches(
     files: list[Any], processor: Any, options: Any, counts: dict[str, int]
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of files, a batch at a time, with ids of the types that the processor was fitted on."""
-    from hf_rerank.data.custom.own_datasets import tables_of_files
+    from hf_rerank.data.custom.own_datasets import read_tables
     from hf_rerank.data.custom.own_files import OwnFiles
     from hf_rerank.processing.vocabularies import TableVocabulary
 
@@ -125,7 +125,7 @@ def _read_batches(
     own.scan()
     needed = {feature.name for feature in (*schema.items, *schema.user, *schema.history)}
     needed |= {schema.position_column, schema.initial_score, schema.list_id, schema.id}
-    for _, table in tables_of_files(own, counts):
+    for _, table in read_tables(own, counts):
         chosen = table.select([name for name in table.column_names if name in needed])
         for batch in chosen.to_batches(max_chunksize=RANK_BATCH):
             yield batch.to_pylist()

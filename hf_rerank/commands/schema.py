@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
         rows=SAMPLE_ROWS if options.rows is None else options.rows,
         options=reader_options(options),
     )
-    text = inferred.text()
+    text = inferred.to_text()
     if options.output is None:
         print(text, end="")
         return
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         f"{len(schema.items)} features of items, {len(schema.user)} of the user, {len(schema.history)} of the "
         f"history, in {options.output}"
     )
-    to_review = inferred.to_review()
+    to_review = inferred.list_uncertain()
     print(f"{len(to_review)} guesses to review" + (":" if to_review else ""))
     for line in to_review:
         print(f"  {line}")

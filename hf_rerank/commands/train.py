@@ -293,11 +293,11 @@ def _describe_trees(settings: dict[str, Any]) -> str:
 def _fine_tune(options: argparse.Namespace, train: Any, schema: Any) -> tuple[Any, Any, str]:
     """Adapts a trained model to these lists; returns it, its processor and a report."""
     from hf_rerank.inference.reranker import Reranker
-    from hf_rerank.storage.hub_download import folder_with_weights
+    from hf_rerank.storage.hub_download import find_weights_folder
     from hf_rerank.training import adapt, freeze
 
     at = model_options(options.source, options.revision)
-    folder_with_weights(options.source, **at)  # refuses an exported graph
+    find_weights_folder(options.source, **at)  # refuses an exported graph
     saved = Reranker.from_pretrained(options.source, **at)
     reranker, report = adapt(saved, train, schema, reinitialize=options.reinitialize)
     lines = [f"from {options.source}:", str(report)]

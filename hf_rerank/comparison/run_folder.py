@@ -12,7 +12,7 @@ from hf_rerank.comparison.arms import Arm, Plan
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation.results import data_identity
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import json_values, locked, read_json, write_json
+from hf_rerank.storage import hold_lock, read_json, to_json_values, write_json
 
 CONFIGURATION, RUNS, WORK = "compare.json", "runs", "work"
 FORMAT_VERSION = 1
@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 
 def describe(splits: Mapping[str, Any], schema: ListSchema, plan: Plan) -> dict[str, Any]:
     """Describes everything that the outcome of a run depends on. Models and seeds may be added later."""
-    return json_values(
+    return to_json_values(
         {
             "format_version": FORMAT_VERSION,
             "lists": {split: data_identity(splits[split], schema) for split in ("train", "validation", "test")},
@@ -54,7 +54,7 @@ class RunFolder:
         def describe_busy(process: str) -> str:
             return f"{process} is comparing in {self.path}: wait until it ends, or give another folder"
 
-        with locked(self.path / ".compare.lock", describe_busy):
+        with hold_lock(self.path / ".compare.lock", describe_busy):
             self._claim(configuration)
             self._claim_own_models(plan)
             yield self

@@ -1,4 +1,4 @@
-"""The datasets that have a name: simulated or prepared once into the cache of ``datasets``, and read from there."""
+"""The built-in datasets: simulated or prepared once in the cache of ``datasets``, and read from there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from hf_rerank.data.lists_cache import cached
+from hf_rerank.data.lists_cache import cache_folder
 from hf_rerank.data.prepared import partial_folder
 from hf_rerank.data.report import RejectedLines
 from hf_rerank.schema import ListSchema
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 SIMULATED_LISTS = 20_000
 
 
-def simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -> Path:
-    """The folder of prepared lists of a simulation."""
+def cache_simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -> Path:
+    """The cached folder of prepared lists of a simulation, created if needed."""
     from hf_rerank.data.prm_public import MAX_LIST_LENGTH, prepare_prm_public
     from hf_rerank.data.simulation import PRMWorld, simulate_prm
 
@@ -28,9 +28,9 @@ def simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -
     length = MAX_LIST_LENGTH if max_list_length is None else max_list_length
 
     def make(folder: Path) -> None:
-        logger.warning("Simulating %s lists (seed %d) into %s; their clicks are no real ones.", n_lists, seed, folder)
+        logger.warning("Simulating %s lists (seed %d) into %s; their clicks are not real.", n_lists, seed, folder)
         raw = folder.with_name(f"{folder.name}.raw")
-        remove(raw)  # of a process that was killed
+        remove(raw)  # left by a process that was killed
         try:
             simulate_prm(raw, n_lists, seed=seed, progress=True)
             prepare_prm_public(raw, folder, max_list_length=length)
@@ -38,13 +38,13 @@ def simulated_prm(n_lists: int | None, seed: int, max_list_length: int | None) -
             remove(raw)
 
     key = {"n_lists": n_lists, "seed": seed, "world": repr(PRMWorld()), "max_list_length": length}
-    return cached(f"simulated_prm-{n_lists}-{seed}", key, make)
+    return cache_folder(f"simulated_prm-{n_lists}-{seed}", key, make)
 
 
-def prm_public_stream(
+def stream_prm_public(
     data_dir: Path, protocol: str, seed: int, max_list_length: int | None
 ) -> tuple[dict[str, Any], ListSchema]:
-    """Splits that read raw text, and their schema."""
+    """Splits that stream raw text, and their schema."""
     from hf_rerank.data import prm_public
     from hf_rerank.data.prm_public.stream import PRMPublicText
 
@@ -61,15 +61,15 @@ def prm_public_stream(
     return dict(text.as_streaming_dataset()), schema
 
 
-def prm_public_folder(data_dir: Path, protocol: str, seed: int, max_list_length: int | None) -> Path:
-    """The folder of prepared lists of raw text."""
+def cache_prm_public(data_dir: Path, protocol: str, seed: int, max_list_length: int | None) -> Path:
+    """The cached folder of prepared lists of raw text, created if needed."""
     from hf_rerank.data import prm_public
 
     length = prm_public.MAX_LIST_LENGTH if max_list_length is None else max_list_length
     files = prm_public.find_files(data_dir)
     raw = [*files, *(side for path in files if (side := prm_public.truth_file(path)).is_file())]
     key = {
-        "files": InputFiles(raw).states(),
+        "files": InputFiles(raw).read_states(),
         "folder": str(data_dir.resolve()),
         "protocol": protocol,
         "seed": seed if protocol == "public" else None,
@@ -77,33 +77,37 @@ def prm_public_folder(data_dir: Path, protocol: str, seed: int, max_list_length:
     }
 
     def make(folder: Path) -> None:
-        logger.warning("Preparing %s into %s, once; `hf-rerank prepare` chooses the place.", data_dir, folder)
+        logger.warning(
+            "Preparing %s into %s, once; `hf-rerank prepare` writes to a folder of your choice.", data_dir, folder
+        )
         try:
             prm_public.prepare_prm_public(data_dir, folder, protocol=protocol, max_list_length=length, seed=seed)
         except RejectedLines as error:
-            # Fixed files are other files, and get a folder of their own.
+            # After a fix the files differ, and get another folder.
             remove(partial_folder(folder))
             advice = "; fix the line, or load a folder made by `hf-rerank prepare --on-error skip`"
             raise RejectedLines(error.lines, advice) from None
 
-    return cached("prm_public", key, make)
+    return cache_folder("prm_public", key, make)
 
 
-def ad_folder(data_dir: Path, protocol: str, max_list_length: int | None) -> Path:
-    """The folder of prepared lists of the raw files of Ad."""
+def cache_ad(data_dir: Path, protocol: str, max_list_length: int | None) -> Path:
+    """The cached folder of prepared lists of the raw files of Ad, created if needed."""
     from hf_rerank.data import ad
 
     length = ad.MAX_LIST_LENGTH if max_list_length is None else max_list_length
-    raw = ad.find_ad_files(data_dir).there()
+    raw = ad.find_ad_files(data_dir).list_existing()
     key = {
-        "files": InputFiles(raw).states(),
+        "files": InputFiles(raw).read_states(),
         "folder": str(data_dir.resolve()),
         "protocol": protocol,
         "max_list_length": length,
     }
 
     def make(folder: Path) -> None:
-        logger.warning("Preparing %s into %s, once; `hf-rerank prepare` chooses the place.", data_dir, folder)
+        logger.warning(
+            "Preparing %s into %s, once; `hf-rerank prepare` writes to a folder of your choice.", data_dir, folder
+        )
         ad.prepare_ad(data_dir, folder, protocol=protocol, max_list_length=length)
 
-    return cached("ad", key, make)
+    return cache_folder("ad", key, make)

@@ -1,4 +1,4 @@
-"""Folders of prepared lists in the cache of ``datasets``, each made once."""
+"""Folders of prepared lists in the cache of ``datasets``, each created once."""
 
 from __future__ import annotations
 
@@ -8,25 +8,31 @@ from typing import Any
 
 import datasets
 
-from hf_rerank.storage import CannotWrite, locked, sha256_of_json
+from hf_rerank.storage import CannotWrite, hold_lock, sha256_of_json
 
-# The datasets that have a name.
+# The built-in datasets.
 NAMED_SOURCES = ("simulated_prm", "prm_public", "ad")
-# Raised when prepared lists come out differently, so that no cache of an older version is read.
+# Increased when the contents of prepared lists change, so that no cache of an older version is read.
 CACHE_VERSION = 2
 
 
-def cached(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-    """A folder of the cache, made once: whoever comes meanwhile waits; what fails leaves nothing.
+def cache_folder(name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+    """A folder of the cache, created by ``make`` if it does not exist; concurrent processes wait, and a failure leaves
+    nothing.
+
+    Args:
+        name: Beginning of the folder's name.
+        key: JSON values that the content depends on.
+        make: ``folder -> None``: creates the folder.
 
     Raises:
-        CannotWrite: The disk is full, or refuses to be written; says how to choose another.
+        CannotWrite: The disk is full or not writable; the message says how to choose another folder.
     """
     digest = sha256_of_json({"version": CACHE_VERSION, **key})
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "hf_rerank"
     folder = cache / f"{name}-{digest[:16]}"
     try:
-        with locked(cache / f"{folder.name}.lock", str, wait=-1):
+        with hold_lock(cache / f"{folder.name}.lock", str, wait=-1):
             if not folder.is_dir():
                 make(folder)
     except CannotWrite as error:

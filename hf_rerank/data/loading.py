@@ -9,26 +9,26 @@ from typing import Any
 
 import datasets
 
-from hf_rerank.data.builtin_datasets import ad_folder, prm_public_folder, prm_public_stream, simulated_prm
-from hf_rerank.data.custom.data_checks import DataChecks, leak, telling_columns
+from hf_rerank.data.builtin_datasets import cache_ad, cache_prm_public, cache_simulated_prm, stream_prm_public
+from hf_rerank.data.custom.data_checks import DataChecks, find_leak, find_leaking_columns
 from hf_rerank.data.custom.files import find_list_files
 from hf_rerank.data.custom.options import ReadOptions
-from hf_rerank.data.custom.own_datasets import cut_by_time, given, is_paths, read_files, split_lists
-from hf_rerank.data.hub_lists import fetched_folder, is_repository, refuse_hub_options, streamed
+from hf_rerank.data.custom.own_datasets import is_paths, read_files, split_lists, split_lists_by_time, to_datasets
+from hf_rerank.data.hub_lists import fetch_lists, is_repository, refuse_hub_options, stream_lists
 from hf_rerank.data.lists_cache import NAMED_SOURCES
-from hf_rerank.data.parquet_datasets import datasets_of_parquet
+from hf_rerank.data.parquet_datasets import load_parquet
 from hf_rerank.data.prepared import is_prepared, read_prepared, refuse_unfinished
-from hf_rerank.data.time_split import time_column
+from hf_rerank.data.time_split import parse_split_by
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage.hub_errors import named_faults
+from hf_rerank.storage.hub_errors import report_hub_errors
 from hf_rerank.validation import Lists, refuse_repeated_ids, tables_of
 
 SAMPLE_LISTS = 1_000
 
 
 class _CarriesSchema:
-    """Splits that know their schema."""
+    """Splits with a schema, kept by the methods below."""
 
     schema: ListSchema
 
@@ -52,7 +52,7 @@ class _CarriesSchema:
 class ListsDict(_CarriesSchema, datasets.DatasetDict):
     """Split -> ``datasets.Dataset``, with the ``schema`` of their columns.
 
-    The schema stays through indexing, copying, pickling, ``map``, ``filter``, ``shuffle`` and ``with_format``; other
+    The schema is kept by indexing, copying, pickling, ``map``, ``filter``, ``shuffle`` and ``with_format``; other
     methods of ``DatasetDict`` (``cast``, ``rename_column``, ``load_from_disk``, ...) return a plain ``DatasetDict``.
     """
 
@@ -82,9 +82,10 @@ def load_lists(
     Args:
         source: One of
 
-            - ``"simulated_prm"``: simulated once into the cache of ``datasets``, and read from there. The default
-              world; of another, such as one whose lists have a history, ``simulate_prm`` writes the raw text, which
-              ``"prm_public"`` reads.
+            - ``"simulated_prm"``: lists of the default ``PRMWorld``, simulated once into the cache of ``datasets``.
+            For
+              another world, such as one with histories, write the raw text with ``simulate_prm`` and load it with
+              ``"prm_public"``.
             - ``"prm_public"``: the raw text in ``data_dir``, prepared once into the cache; with ``streaming=True``
               straight from the text (workers of a data loader must then be spawned, not forked). Or ``data_dir`` is a
               folder that is prepared already.
@@ -92,8 +93,8 @@ def load_lists(
               that is prepared already.
             - A folder of prepared lists (it holds ``schema.json``).
             - The id of a dataset repository on the Hub, such as ``"someone/lists"``, filled by
-              ``hf_rerank.data.push_lists``: fetched once into the Hub's cache, or with ``streaming=True`` read as
-              it is needed.
+              ``hf_rerank.data.push_lists``: fetched once into the Hub's cache, or streamed with
+              ``streaming=True``.
             - Files, with ``schema``: a path, a folder, a pattern such as ``"logs/*.parquet"``, an fsspec URL, or a
               list of these. CSV, TSV, JSON Lines, JSON, Parquet, Arrow and LETOR files, also as ``.gz`` or ``.zst``,
               and folders of ``save_to_disk``. One row is one list where labels are sequences; else one row is one
@@ -101,33 +102,33 @@ def load_lists(
             - A pandas or Polars frame or an Arrow table, with ``schema``, in either form.
             - A ``Dataset``, ``DatasetDict`` or their iterable kinds, or a dictionary of frames or datasets, with
               ``schema``.
-        data_dir: For ``"prm_public"`` and ``"ad"``.
-        schema: Says which column is what, as an object or a path to its JSON. For a prepared folder: instead of the
-            schema in it.
-        streaming: Iterable datasets, in bounded memory. Needed where the source is one. ``RerankTrainer`` shuffles
-            them itself; if you do, with ``.shuffle``, give it a seed. Without ``schema.group`` and
+        data_dir: The folder of ``"prm_public"`` or ``"ad"``.
+        schema: Describes the columns, as an object or the path of its JSON file. For a prepared folder it replaces the
+            folder's schema.
+        streaming: Return iterable datasets, in bounded memory; required for an iterable source. ``RerankTrainer``
+            shuffles them itself; if you call ``.shuffle``, pass a seed. Without ``schema.group`` and
             ``schema.list_id`` a stream of several shards cannot be split.
         protocol: For raw ``"prm_public"`` and ``"ad"``: ``ours`` or ``public``, see
             ``hf_rerank.data.prm_public.iter_batches`` and ``hf_rerank.data.ad.prepare_ad``.
         n_lists: For ``"simulated_prm"``; default 20,000.
-        seed: For ``"simulated_prm"`` the simulation; for ``protocol="public"`` the draw of lists.
+        seed: Seed of the simulation of ``"simulated_prm"``, or of the draw of lists of ``protocol="public"``.
         max_list_length: For the named sources: longer lists are cut, in the initial order. Default 30, of
             ``"ad"`` 10.
         split_by: ``"group"``, or ``"time:COLUMN"``: the oldest 40 % of the lists are ``ranker_train``, the next 45 %
-            ``train``, then 5 % and 10 %; lists of one time stay together, in the earlier split. The column holds one
-            time a list, or one an item, whose latest counts: numbers, dates, datetimes or their ISO 8601 text. Unlike
-            the split by group, users of the test split are in train too. Not for streams; a prepared folder is split
-            anew.
-        ranker_train: Of own data: hold out 40 % of the users (by time: the oldest 40 %) as ``ranker_train``.
-        read_options: Of own files: separators, names of columns, strings that mean "missing".
-        revision: Of a repository: branch, tag or commit.
-        token: Of a repository. None: the one you logged in with.
+            ``train``, then 5 % and 10 %; lists of equal time are in the same, earlier split. The column holds one
+            time per list, or one per item, of which the latest counts: numbers, dates, datetimes or their ISO 8601
+            text. Unlike the split by group, users of the test split are in train too. Not for streams; the splits of a
+            prepared folder are replaced.
+        ranker_train: For own data: hold out 40 % of the users (by time: the oldest 40 %) as ``ranker_train``.
+        read_options: For own files: separators, names of columns, strings that mean "missing".
+        revision: Branch, tag or commit of a repository. None: main.
+        token: Access token of a repository. None: the one you logged in with.
 
     Returns:
         Splits ``ranker_train`` (for initial rankers, click models and personalised vectors only), ``train``,
         ``validation`` and ``test``; some may be empty.
 
-        Own data keep the splits they come with: a dictionary of datasets or frames, files whose names say splits to
+        Own data keep their splits: a dictionary of datasets or frames, files whose names say splits to
         ``datasets`` (``train.parquet``, ``my_test_lists.csv``), or a column ``split``. Otherwise lists are split by
         the MD5 of ``schema.group`` (a list without a user by its own), without a group by that of ``schema.list_id``,
         without that by the number of the row: 85 % ``train``, 5 % ``validation``, 10 % ``test``.
@@ -148,51 +149,51 @@ def load_lists(
     if named and schema is not None:
         raise InputError(f"{source!r} has a schema of its own: leave out schema=, or change .schema of what is loaded")
 
-    time = time_column(split_by)
+    time = parse_split_by(split_by)
     if named:
         lists = _load_named(source, data_dir, streaming, protocol, n_lists, seed, max_list_length)
-        return lists if time is None else _split_anew(lists, time)
+        return lists if time is None else _resplit_by_time(lists, time)
     splits: Any
     if on_hub:
         if streaming:
-            splits, own_schema = streamed(source, revision, token)
-            with named_faults(f"the lists of {source} could not be streamed", token=token):
-                lists = _checked(splits, own_schema if schema is None else schema)
+            splits, own_schema = stream_lists(source, revision, token)
+            with report_hub_errors(f"the lists of {source} could not be streamed", token=token):
+                lists = _check_splits(splits, own_schema if schema is None else schema)
         else:
-            lists = _load_prepared(fetched_folder(source, revision, token), schema, streaming)
-        return lists if time is None else _split_anew(lists, time)
+            lists = _load_prepared(fetch_lists(source, revision, token), schema, streaming)
+        return lists if time is None else _resplit_by_time(lists, time)
     if isinstance(source, (str, Path)):
         refuse_unfinished(source)
         if is_prepared(source):
             lists = _load_prepared(Path(source), schema, streaming)
-            return lists if time is None else _split_anew(lists, time)
+            return lists if time is None else _resplit_by_time(lists, time)
     if is_paths(source):
-        find_list_files(source)  # what is wrong with the files is said first
+        find_list_files(source)  # errors of the files are reported first
     if schema is None:
         raise InputError(
-            "own lists need schema=ListSchema(...), or the path of its JSON file: which column is what? "
+            "own lists need schema=ListSchema(...), or the path of its JSON file, which describes the columns "
             "(`hf-rerank schema infer FILE` writes one to correct; a folder of prepared lists holds it as schema.json)"
         )
     if is_paths(source):
         splits = read_files(source, schema, read_options, streaming=streaming)
     else:
-        splits = given(source, streaming, schema)
+        splits = to_datasets(source, streaming, schema)
     if time is not None:
-        splits = cut_by_time(splits, time, ranker_train=ranker_train)
+        splits = split_lists_by_time(splits, time, ranker_train=ranker_train)
     elif not isinstance(splits, dict):
         splits = split_lists(splits, schema, ranker_train=ranker_train)
-    return _checked(splits, schema, own=True)
+    return _check_splits(splits, schema, own=True)
 
 
-def _split_anew(lists: Any, time: str) -> ListsDict | IterableListsDict:
-    """Lists that came with splits, split by time."""
+def _resplit_by_time(lists: Any, time: str) -> ListsDict | IterableListsDict:
+    """Replaces the splits of lists by splits by time."""
     if isinstance(lists, IterableListsDict):
-        return ListsDict(cut_by_time(lists, time, ranker_train=False), lists.schema)
+        return ListsDict(split_lists_by_time(lists, time, ranker_train=False), lists.schema)
     joined = datasets.concatenate_datasets([split for split in lists.values() if len(split)] or list(lists.values()))
-    if "split" in joined.column_names:  # it says where the lists were
+    if "split" in joined.column_names:  # the old splits
         joined = joined.remove_columns("split")
     held_out = len(lists.get("ranker_train", ())) > 0
-    return _checked(cut_by_time(joined, time, ranker_train=held_out), lists.schema)
+    return _check_splits(split_lists_by_time(joined, time, ranker_train=held_out), lists.schema)
 
 
 def _check_options(
@@ -203,7 +204,7 @@ def _check_options(
     n_lists: int | None,
     max_list_length: int | None,
 ) -> None:
-    """Refuses options that would be ignored."""
+    """Refuses options that do not apply to the source."""
     shown = repr(source) if isinstance(source, (str, Path)) else f"a {type(source).__name__}"
     if named and source == "prm_public" and data_dir is None:
         raise InputError(
@@ -241,7 +242,7 @@ def _load_named(
     max_list_length: int | None,
 ) -> ListsDict | IterableListsDict:
     if source == "simulated_prm":
-        return _load_prepared(simulated_prm(n_lists, seed, max_list_length), None, streaming)
+        return _load_prepared(cache_simulated_prm(n_lists, seed, max_list_length), None, streaming)
     assert data_dir is not None
     raw = Path(data_dir)
     refuse_unfinished(raw)
@@ -252,10 +253,10 @@ def _load_named(
             )
         return _load_prepared(raw, None, streaming)
     if source == "ad":
-        return _load_prepared(ad_folder(raw, protocol, max_list_length), None, streaming)
+        return _load_prepared(cache_ad(raw, protocol, max_list_length), None, streaming)
     if streaming:
-        return _checked(*prm_public_stream(raw, protocol, seed, max_list_length))
-    return _load_prepared(prm_public_folder(raw, protocol, seed, max_list_length), None, streaming)
+        return _check_splits(*stream_prm_public(raw, protocol, seed, max_list_length))
+    return _load_prepared(cache_prm_public(raw, protocol, seed, max_list_length), None, streaming)
 
 
 def _load_prepared(folder: Path, schema: ListSchema | None, streaming: bool) -> ListsDict | IterableListsDict:
@@ -263,41 +264,41 @@ def _load_prepared(folder: Path, schema: ListSchema | None, streaming: bool) -> 
     splits = {}
     for split, files in prepared.files.items():
         if prepared.lists[split] or streaming:
-            splits[split] = datasets_of_parquet(files, split, streaming=streaming)
+            splits[split] = load_parquet(files, split, streaming=streaming)
         else:  # Dataset.from_parquet refuses files without rows
             splits[split] = datasets.Dataset(prepared.columns.empty_table(), split=datasets.NamedSplit(split))
-    return _checked(splits, prepared.schema if schema is None else schema)
+    return _check_splits(splits, prepared.schema if schema is None else schema)
 
 
-def _checked(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -> ListsDict | IterableListsDict:
-    """A sample of each split against the schema (of a stream: the first of train), and train for a leak.
+def _check_splits(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -> ListsDict | IterableListsDict:
+    """Checks a sample of each split against the schema (of a stream: the first lists of train), and train for leaks.
 
-    ``own``: also for what is legal, but most likely a mistake.
+    ``own``: also warns of valid data that is most likely a mistake.
     """
     streaming = any(isinstance(split, datasets.IterableDataset) for split in splits.values())
     for name, split in splits.items():
         if streaming and name != "train" and "train" in splits:
             continue
         try:
-            sample = _sample(split, schema)
+            sample = _take_sample(split, schema)
         except InputError as error:
             raise InputError(f"split {name!r}: {error}") from None
         if sample is None:
             continue
         if name == "train" and schema.position_column is None:
-            message = leak(sample)
+            message = find_leak(sample)
             if message is not None:
                 warnings.warn(message, stacklevel=3)
         if name == "train" and own:
             checks = DataChecks(schema)
             checks.add(sample, learned_from=False)
-            for message in [*checks.messages(), *telling_columns(sample)]:
+            for message in [*checks.list_messages(), *find_leaking_columns(sample)]:
                 warnings.warn(f"{message} (seen in a sample of train)", stacklevel=3)
     return IterableListsDict(splits, schema) if streaming else ListsDict(splits, schema)
 
 
-def _sample(split: Any, schema: ListSchema) -> Lists | None:
-    """At most ``SAMPLE_LISTS`` lists, checked: spread over a split, the first of a stream; None of none."""
+def _take_sample(split: Any, schema: ListSchema) -> Lists | None:
+    """At most ``SAMPLE_LISTS`` checked lists, spread over a split, or the first of a stream; None if it is empty."""
     numbers = range(SAMPLE_LISTS)
     if isinstance(split, datasets.Dataset):
         numbers = range(0, len(split), len(split) // SAMPLE_LISTS + 1)
@@ -308,7 +309,7 @@ def _sample(split: Any, schema: ListSchema) -> Lists | None:
     try:
         sample = Lists.from_arrow(table, schema, with_labels=True)
     except InputError:
-        # A message counts lists of the sample: the lists one by one give the number in the split.
+        # The message counts lists of the sample; checking them one by one gives the number in the split.
         for row, number in enumerate(numbers[: table.num_rows]):
             Lists.from_arrow(table.slice(row, 1), schema, with_labels=True, first=number)
         raise

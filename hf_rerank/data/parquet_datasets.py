@@ -12,8 +12,8 @@ import datasets
 from hf_rerank.errors import InputError
 
 
-def datasets_of_parquet(files: Sequence[Path], split: str, *, streaming: bool) -> Any:
-    """One dataset over Parquet files of the same columns, by the reader of ``datasets`` that never uses the network.
+def load_parquet(files: Sequence[Path], split: str, *, streaming: bool) -> Any:
+    """Loads Parquet files with the same columns as one dataset, without network access.
 
     Raises:
         InputError: A file is missing or damaged.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_rerank.data.prepared import NO_REDISTRIBUTION, licence_of, read_prepared, refuse_unfinished
+from hf_rerank.data.prepared import NO_REDISTRIBUTION, find_licence, read_prepared, refuse_unfinished
 from hf_rerank.errors import InputError
 from hf_rerank.storage import MANIFEST, InputFiles
 from hf_rerank.storage.hub_repository import open_repository
@@ -30,24 +30,25 @@ def push_lists(
     """Uploads prepared lists as a dataset: shards, schema, report and card; ``load_lists(repo_id)`` reads them.
 
     Args:
-        folder: Of prepared lists.
-        repo_id: As of ``push_model``, like those that follow.
-        have_the_right_to_redistribute: You have the owner's leave to pass on lists whose card says that they may not
-            be redistributed. A private repository is no way around: the lists leave your machine all the same.
+        folder: A folder of prepared lists.
+        repo_id, commit_message, private, token, revision, create_pr: As for ``push_model``.
+        have_the_right_to_redistribute: You have the owner's permission to redistribute lists whose card says that they
+            may not be. A private repository also needs it, as the lists leave your machine all the same.
 
     Returns:
         The ``CommitInfo``.
 
     Raises:
-        InputError: The folder holds no whole prepared lists, they may not be redistributed, or as ``push_model``.
+        InputError: The folder holds no complete prepared lists, they may not be redistributed, or as for
+            ``push_model``.
     """
     folder = Path(folder)
     refuse_unfinished(folder)
     inputs = InputFiles(path for path in folder.glob("[!.]*") if path.is_file())
     if not (folder / "schema.json").is_file():
-        raise InputError(f"{folder} is no folder of prepared lists (it has no schema.json): see hf-rerank prepare")
+        raise InputError(f"{folder} is not a folder of prepared lists (it has no schema.json): see hf-rerank prepare")
     read_prepared(folder)
-    licence = licence_of(folder)
+    licence = find_licence(folder)
     if licence is None:
         raise InputError(
             f"{folder} does not say who may redistribute its lists (no licence in {CARD}): prepare the lists again, "
@@ -56,8 +57,8 @@ def push_lists(
     if licence == NO_REDISTRIBUTION and not have_the_right_to_redistribute:
         raise InputError(
             f"the lists in {folder} may not be redistributed (see Licence in {CARD}), and a push, also a private one, "
-            "would breach that. Push simulated lists, or the model only; if the owner of the data gave you leave, say "
-            "so: have_the_right_to_redistribute=True (--i-have-the-right-to-redistribute)"
+            "would breach that. Push simulated lists, or the model only; if the owner of the data permits it, confirm "
+            "this: have_the_right_to_redistribute=True (--i-have-the-right-to-redistribute)"
         )
     repository = open_repository(
         repo_id, "dataset", private=private, revision=revision, create_pr=create_pr, token=token

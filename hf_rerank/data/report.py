@@ -1,4 +1,4 @@
-"""What became of raw data: lists kept, dropped and cut, lines rejected, values missing."""
+"""Counts of prepared data: lists kept, dropped and cut, lines rejected, values missing."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class RejectedLine:
     """A line of a raw file that cannot be read.
 
     Attributes:
-        file: The file, with the folder that the caller named.
+        file: The file, with its folder.
         line: Its number, from 1.
         column: The column or field that is wrong; None where the line as a whole is.
-        kind: What is wrong, in a few words; the report counts by it.
+        kind: The kind of damage, in a few words; the report counts by it.
         reason: What was expected, and what was received.
-        text: The column, or the line; shortened.
+        text: The content of the column, or of the line; shortened.
     """
 
     file: str
@@ -74,22 +74,22 @@ class RejectedLines(InputError):
 
 @dataclass
 class PrepareReport:
-    """Every line read is a list kept, a list dropped, or a line rejected.
+    """Counts of prepared data: every line read is a list kept, a list dropped, or a line rejected.
 
     Attributes:
         read: Lines (Ad: sessions; custom data: lists) read.
-        lists: Split -> lists kept.
-        items: Split -> items in them.
-        clicks: Split -> labels above 0 in them.
+        lists: Split -> number of lists kept.
+        items: Split -> number of their items.
+        clicks: Split -> number of their labels above 0.
         without_click: Kept lists without a click.
         dropped: Reason -> lists dropped by the rules of a protocol.
         rejected: Kind of damage -> lines rejected.
         cut_lists: Kept lists that were longer than the maximum, and cut.
         lost_clicks: Of those, lists that had clicks, and none after the cut.
         nulls: Column -> missing values in kept lists (columns without any are left out).
-        counts: What else was counted, by name.
-        warnings: What is valid, but most likely a mistake: one sentence each.
-        seconds: How long it took.
+        counts: Other counts, by name.
+        warnings: Valid data that is most likely a mistake, one sentence each.
+        seconds: Duration.
         stages: Stage of preparing -> its rows and seconds.
     """
 
@@ -113,7 +113,7 @@ class PrepareReport:
         self.counts[name] = self.counts.get(name, 0) + number
 
     def drop(self, reason: str, lists: int) -> None:
-        """Counts dropped lists; a reason that dropped none is kept, which shows that it was checked."""
+        """Counts dropped lists; a reason with count 0 is kept, which shows that it was checked."""
         self.dropped[reason] = self.dropped.get(reason, 0) + lists
 
     def reject(self, kind: str) -> None:
@@ -125,28 +125,34 @@ class PrepareReport:
         self.cut_lists += longer
         self.lost_clicks += lost_clicks
 
-    def spend(self, stage: str, rows: int, seconds: float) -> None:
+    def add_stage(self, stage: str, rows: int, seconds: float) -> None:
         """Adds rows and seconds to a stage."""
         found = self.stages.setdefault(stage, {"rows": 0, "seconds": 0.0})
         found["rows"] += rows
         found["seconds"] = round(found["seconds"] + seconds, 3)
 
     def add(self, other: PrepareReport) -> None:
-        """Adds the counts of what was read afterwards."""
-        for stage, spent in other.stages.items():
-            self.spend(stage, int(spent["rows"]), spent["seconds"])
-        for counts in dataclasses.fields(self):
-            mine, more = getattr(self, counts.name), getattr(other, counts.name)
-            if counts.name == "stages":
+        """Adds the counts of another report."""
+        for stage, counts in other.stages.items():
+            self.add_stage(stage, int(counts["rows"]), counts["seconds"])
+        for entry in dataclasses.fields(self):
+            mine, more = getattr(self, entry.name), getattr(other, entry.name)
+            if entry.name == "stages":
                 continue
             if isinstance(mine, dict):
                 for name, count in more.items():
                     mine[name] = mine.get(name, 0) + count
             else:
-                setattr(self, counts.name, mine + more)
+                setattr(self, entry.name, mine + more)
 
     def keep(self, split: str, table: pa.Table, label: str) -> None:
-        """Counts the lists of ``table``."""
+        """Counts kept lists.
+
+        Args:
+            split: Their split.
+            table: The lists.
+            label: The column of labels.
+        """
         labels = table.column(label).combine_chunks()
         clicked = pc.greater(labels.flatten(), 0)
         lists_with_click = pc.count_distinct(labels.value_parent_indices().filter(clicked)).as_py()

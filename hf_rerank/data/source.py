@@ -1,8 +1,8 @@
-"""The protocol of everything that lists come from: PRM Public, Ad, custom data, prepared folders being rewritten.
+"""The protocol of sources of lists: PRM Public, Ad, custom data, prepared folders being rewritten.
 
-A source says what it is made of (``units``) and reads one unit into lists (``read``). Everything else, which is
-resuming, sharding, counting, the record of rejected lines, the card, is done by the one writer,
-``hf_rerank.data.prepared.write_lists``. A source with one unit, in full::
+A source divides its input into units (``units``) and reads one unit into lists (``read``). The writer,
+``hf_rerank.data.prepared.write_lists``, does everything else: resuming, sharding, counting, recording rejected lines.
+A complete source with one unit::
 
     class OneFile:
         options, size, size_unit = {}, 1, "file"
@@ -12,7 +12,7 @@ resuming, sharding, counting, the record of rejected lines, the card, is done by
             self.columns = pq.read_schema(path)
 
         def units(self, parts: Path) -> list[Unit]:
-            return [Unit(self.path.name, content_digest(self.path), size=1)]
+            return [Unit(self.path.name, digest_content(self.path), size=1)]
 
         def facts(self) -> None:
             return None
@@ -46,12 +46,12 @@ from hf_rerank.storage import InputFiles
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of a source that is read on its own; sources add what they need to find it.
+    """A part of a source that is read on its own; subclasses add what is needed to find it.
 
     Attributes:
         name: For messages, such as ``set1.train.txt.part1, lines 1 to 1200``; unique within the source.
-        digest: Of the content that it is read from. A stopped call resumes only if what was read has the same digest.
-        size: Share of the work, for the progress bar, in ``ListSource.size_unit``.
+        digest: Digest of the content of the unit. An interrupted call resumes only if the digests are the same.
+        size: Amount of work in ``ListSource.size_unit``, for the progress bar.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Unit:
 
 @dataclass
 class Rejects:
-    """What of a unit did not become lists, and why.
+    """The part of a unit that did not become lists, and why.
 
     Attributes:
         report: Counts ``read``, ``dropped``, ``cut_lists``, ``lost_clicks``, ``counts``. The lists kept, and the
@@ -74,17 +74,17 @@ class Rejects:
 
 
 class ListSource(Protocol):
-    """Where lists come from; an example is in the description of the module.
+    """A source of lists; the documentation of the package ``hf_rerank.data`` explains how to write one.
 
     Attributes:
-        schema: Of the lists.
-        columns: Of the tables that ``read`` returns, in order.
-        options: Whatever the lists depend on beside the content of the units: JSON values. A stopped call resumes only
-            with the same options.
+        schema: The schema of the lists.
+        columns: The columns of the tables that ``read`` returns, in order.
+        options: Everything that the lists depend on apart from the content of the units: JSON values. An interrupted
+            call resumes only with the same options.
         size: The sum of ``Unit.size`` over all units, for the progress bar.
         size_unit: Its unit, such as ``"B"`` or ``"list"``.
-        inputs: The files that are read, noted before anything of them is; if one of them changes before the writer is
-            done, that is an error.
+        inputs: The files that are read, recorded before any of them is; it is an error if one changes before the
+            writer has finished.
     """
 
     schema: ListSchema
@@ -97,38 +97,38 @@ class ListSource(Protocol):
     def size(self) -> int: ...
 
     def units(self, parts: Path) -> Iterable[Unit]:
-        """The units, in the order of the lists: the same for the same input. They may carry what they are read from.
+        """The units, in the order of the lists; the same for the same input. They may contain their data.
 
         Args:
-            parts: Folder that ``partition`` filled; of a source without it there is no such folder.
+            parts: The folder that ``partition`` filled; without ``partition`` it does not exist.
         """
         ...
 
     def facts(self) -> Any:
-        """What ``read`` needs, and no unit knows: lookup tables, a trained ranker. Called once, before ``read``."""
+        """Data that ``read`` needs for all units: lookup tables, a trained ranker. Called once, before ``read``."""
         ...
 
     def read(self, unit: Any, facts: Any) -> tuple[dict[str, pa.Table], Rejects]:
-        """The lists of a unit, by split. It depends on nothing but its arguments, and is called in several threads."""
+        """The lists of a unit, by split. Must depend only on its arguments; called in several threads."""
         ...
 
     def describe(self, folder: Path, facts: Any, report: PrepareReport) -> None:
-        """Writes schema, report, card (``write_description``) and what else belongs into the finished folder.
+        """Writes schema, report and card (``write_description``), and other files, into the finished folder.
 
         Args:
-            folder: With the shards under their final names.
-            facts: As of ``facts``.
-            report: Of all units.
+            folder: Holds the shards under their final names.
+            facts: The result of ``facts``.
+            report: The counts of all units.
         """
         ...
 
 
 @runtime_checkable
 class PartitionedSource(Protocol):
-    """What a ``ListSource`` has in addition if the rows of one list are scattered over its input.
+    """The additional method of a ``ListSource`` if the rows of one list are scattered over its input.
 
-    ``hf_rerank.data.prepared.buckets`` cuts rows by a key into files, of which ``read`` then reads one bucket at a
-    time. It is done once: a call that is interrupted meanwhile begins anew.
+    ``hf_rerank.data.prepared.buckets`` divides rows by a key into buckets on the disk, which ``read`` then reads one
+    by one. This is done once; if it is interrupted, it starts again.
     """
 
     def partition(
@@ -139,20 +139,23 @@ class PartitionedSource(Protocol):
         Args:
             parts: The folder.
             bar: Makes a progress bar, as ``tqdm`` does.
-            on_reject: Called with each line that cannot be read; it raises if rejected lines are errors.
+            on_reject: Called with each line that cannot be read; raises if rejected lines are errors.
 
         Returns:
-            What was counted.
+            The counts.
         """
         ...
 
 
-def tables_by_split(table: pa.Table, of_list: np.ndarray) -> dict[str, pa.Table]:
-    """Cuts a table by the split of each list; without a copy where the lists of each split are together.
+def split_table(table: pa.Table, of_list: np.ndarray) -> dict[str, pa.Table]:
+    """Divides a table by the split of each list, without a copy if the lists of a split are contiguous.
 
     Args:
         table: N lists.
-        of_list: N names of splits.
+        of_list: The split of each list, array of N texts.
+
+    Returns:
+        Split -> its lists; splits without lists are left out.
     """
     tables = {}
     for split in SPLITS:

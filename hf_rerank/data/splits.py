@@ -1,4 +1,4 @@
-"""The split of every dataset: by an MD5 of the group (the user), the same in any engine, and never changed."""
+"""Splits by an MD5 of the group (the user), the same for all datasets and engines. Must never change."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 BUCKETS = 10_000
-# Split -> the bucket after its last one.
+# Split -> the first bucket after its own.
 UPPER_BOUNDS = {"ranker_train": 4_000, "train": 8_500, "validation": 9_000, "test": BUCKETS}
 SPLITS = tuple(UPPER_BOUNDS)
 
 
-def split_of(group_ids: Iterable[Any], *, ranker_train: bool = True) -> np.ndarray:
+def assign_splits(group_ids: Iterable[Any], *, ranker_train: bool = True) -> np.ndarray:
     """The split of each group id.
 
     The bucket is the MD5 of the id as decimal text, its first 8 hex digits modulo 10,000. 40 % of the groups go to
@@ -23,18 +23,18 @@ def split_of(group_ids: Iterable[Any], *, ranker_train: bool = True) -> np.ndarr
 
     Args:
         group_ids: N integers or texts; 17 and "17" share a bucket.
-        ranker_train: False: the groups of ``ranker_train`` go to ``train``, too.
+        ranker_train: False: the groups of ``ranker_train`` go to ``train``. Default True.
 
     Returns:
         Array of N texts.
     """
     ids = list(group_ids)
-    split_of_id = {group: _split(group) for group in set(ids)}
+    split_of_id = {group: _assign_split(group) for group in set(ids)}
     if not ranker_train:
         split_of_id = {group: "train" if split == "ranker_train" else split for group, split in split_of_id.items()}
     return np.array([split_of_id[group] for group in ids], dtype=object)
 
 
-def _split(group: Any) -> str:
+def _assign_split(group: Any) -> str:
     bucket = int(hashlib.md5(str(group).encode(), usedforsecurity=False).hexdigest()[:8], 16) % BUCKETS
     return next(split for split, upper in UPPER_BOUNDS.items() if bucket < upper)

@@ -1,4 +1,4 @@
-"""Splits by time: the oldest lists first, equal times together."""
+"""Splits by time: the oldest lists first; lists of equal time are in the same split."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hf_rerank.errors import InputError, suggestion
 PREFIX = "time:"
 
 
-def time_column(split_by: str) -> str | None:
-    """The column of ``split_by="time:COLUMN"``; None of ``"group"``.
+def parse_split_by(split_by: str) -> str | None:
+    """The column of ``split_by="time:COLUMN"``; None for ``"group"``.
 
     Raises:
-        InputError: It is neither.
+        InputError: ``split_by`` is neither.
     """
     if split_by == "group":
         return None
@@ -31,14 +31,14 @@ def time_column(split_by: str) -> str | None:
 
 
 def split_by_time(times: np.ndarray, *, ranker_train: bool = True) -> np.ndarray:
-    """The split of each list, by the shares of ``splits.UPPER_BOUNDS`` in the order of time.
+    """The split of each list, by the shares of ``splits.UPPER_BOUNDS``, in order of time.
 
-    Of n lists the first ``n * 4,000 // 10,000`` go to ``ranker_train``, and so on. A cut that would fall between lists
-    of one time moves behind them: equal times are in the earlier split.
+    Of n lists the first ``n * 4,000 // 10,000`` go to ``ranker_train``, and so on. Lists of equal time are all in the
+    earlier split.
 
     Args:
-        times: N numbers.
-        ranker_train: False: the lists of ``ranker_train`` are in ``train``, too.
+        times: The time of each list, N numbers.
+        ranker_train: False: the lists of ``ranker_train`` go to ``train``. Default True.
 
     Returns:
         Array of N texts.
@@ -54,17 +54,17 @@ def split_by_time(times: np.ndarray, *, ranker_train: bool = True) -> np.ndarray
     return names[of_list]
 
 
-def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
-    """One number per list: its time, or the latest of its items' times; int64, or float64 of columns of floats.
+def read_times(tables: Iterable[pa.Table], column: str) -> np.ndarray:
+    """Reads one number per list: its time, or the latest time of its items; int64, or float64 for columns of floats.
 
-    Times are in nanoseconds since 1970, numbers as they are.
+    Times are in nanoseconds since 1970, numbers are unchanged.
 
     Args:
-        tables: Lists, one batch after another.
+        tables: Batches of lists.
         column: Holds numbers, dates, datetimes or their text (see ``times``), one per list or one per item.
 
     Raises:
-        InputError: No such column, a list without a time, or something that is no time.
+        InputError: The column is missing, lacks a value, or holds something that is not a time.
     """
     parts = []
     first = 0
@@ -82,7 +82,7 @@ def times_of(tables: Iterable[pa.Table], column: str) -> np.ndarray:
         flat = series if lengths is None else series.explode()
         text = isinstance(flat.dtype, pl.String)
         if text:
-            flat, with_zone = _parsed(flat)
+            flat, with_zone = _parse(flat)
             zoned.add(with_zone)
         if not (flat.dtype.is_numeric() or flat.dtype.is_temporal()) or isinstance(flat.dtype, pl.Time | pl.Duration):
             raise InputError(
@@ -122,7 +122,7 @@ def _refuse_missing(missing: np.ndarray, column: str, first: int) -> None:
         )
 
 
-def _parsed(text: pl.Series) -> tuple[pl.Series, bool]:
+def _parse(text: pl.Series) -> tuple[pl.Series, bool]:
     """Nanoseconds since 1970, and whether the text has time zones."""
     parsed = parse_times(text)
     if parsed.nanoseconds is None:

@@ -1,4 +1,4 @@
-"""Text as times, if all of it is: ISO 8601, day or month first, 12-hour clocks, fractions of seconds, time zones."""
+"""Parses a column of times as text: ISO 8601, day or month first, 12-hour clocks, fractions of seconds, time zones."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ FIRST_YEAR, LAST_YEAR = 1678, 2261
 
 @dataclass(frozen=True)
 class ParsedTimes:
-    """What a column of text says.
+    """The result of parsing a column of text.
 
     Attributes:
         nanoseconds: int64 since 1970, null where the text is; None where the text is not clear.
-        zoned: All have a time zone, and are compared as instants.
+        zoned: Whether all have a time zone, and are compared as instants.
         example: A text that is no time, or not clear; else None.
-        why: What is wrong with it.
+        why: The reason.
     """
 
     nanoseconds: pl.Series | None
@@ -34,7 +34,7 @@ class ParsedTimes:
 
 
 def parse_times(text: pl.Series) -> ParsedTimes:
-    """Times of all texts, or why they are none.
+    """Parses all texts of a column as times, or says why this is not possible.
 
     05/01/2024 may be the 5th of January or the 1st of May: which one is known if some other date of the column has a
     number above 12.
@@ -46,9 +46,9 @@ def parse_times(text: pl.Series) -> ParsedTimes:
     parts.columns = ["y", "m", "d", "a", "b", "last", "h", "min", "s", "f", "half", "zone"]
     none = text.is_not_null() & parts["y"].is_null() & parts["last"].is_null()
     if none.any():
-        return ParsedTimes(None, example=text[int(none.arg_max() or 0)], why="it is no time")
+        return ParsedTimes(None, example=text[int(none.arg_max() or 0)], why="it is not a time")
     year_last = parts["last"].is_not_null()
-    day_first = _day_first(parts, year_last)
+    day_first = _find_day_first(parts, year_last)
     if isinstance(day_first, ParsedTimes):
         return ParsedTimes(None, example=text[int(year_last.arg_max() or 0)], why=day_first.why)
     zones = parts["zone"].filter(text.is_not_null())
@@ -86,7 +86,7 @@ def parse_times(text: pl.Series) -> ParsedTimes:
     return ParsedTimes((seconds * 1_000_000_000 + fractions).alias(text.name), zoned=zones.null_count() == 0)
 
 
-def _day_first(parts: pl.DataFrame, year_last: pl.Series) -> bool | ParsedTimes:
+def _find_day_first(parts: pl.DataFrame, year_last: pl.Series) -> bool | ParsedTimes:
     if not year_last.any():
         return True
     if not (year_last | (parts["y"].is_null() & parts["last"].is_null())).all():

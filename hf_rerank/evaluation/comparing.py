@@ -241,7 +241,7 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> Non
         InputError: matplotlib is missing, or there is nothing to draw.
     """
     from hf_rerank.evaluation.plots import require_matplotlib
-    from hf_rerank.storage import naming_failures, writing
+    from hf_rerank.storage import name_failures, write_atomically
 
     require_matplotlib()
     if not comparisons:
@@ -266,5 +266,5 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> Non
     axis.set_yticks(range(len(comparisons)), [f"{entry.name} - {entry.base}" for entry in reversed(comparisons)])
     axis.set_xlabel(f"difference in {comparisons[0].measure}\n95 % intervals: over groups blue, over seeds grey")
     axis.spines[["top", "right"]].set_visible(False)
-    with writing(path) as temporary, naming_failures(Path(path)):
+    with write_atomically(path) as temporary, name_failures(Path(path)):
         figure.savefig(temporary, format="png", dpi=150)

@@ -20,7 +20,7 @@ from hf_rerank.metrics.accumulate import RankingMetrics
 from hf_rerank.metrics.propensity import PropensityMetrics
 from hf_rerank.principled.obedience import MAX_STEPS, obedience
 from hf_rerank.processing import EncodingReport, ListProcessor
-from hf_rerank.processing.collator import list_keys
+from hf_rerank.processing.collator import hash_list_ids
 from hf_rerank.processing.vocabularies import splitmix64
 from hf_rerank.schema import MODEL_TENSORS, TENSORS
 from hf_rerank.validation import Lists, tables_of
@@ -138,7 +138,7 @@ def encode_batches(
         ragged, found = processor.encode(batch)
         if report is not None:
             report.add(found)
-        arrays = ragged.with_ids(batch.ids).padded()
+        arrays = ragged.with_ids(batch.ids).pad()
         yield {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -175,8 +175,8 @@ def evaluate(
 
     Returns:
         Metrics and measures by name, ``unknown_share`` of each categorical feature, ``drift`` (one sentence per column
-        of which more is unknown or missing than in training, see ``ListProcessor.drift``; each is a warning too), and
-        ``settings``.
+        of which more is unknown or missing than in training, see ``ListProcessor.describe_drift``; each is a warning
+        too), and ``settings``.
     """
     examination = processor.schema.examination
     sums = EvaluationSums(ks, no_click=no_click, gain=gain, click_above=click_above, examination=examination)
@@ -192,7 +192,7 @@ def evaluate(
         model.train(training)
     if not report.lists:
         raise InputError("there is no list to evaluate: expected at least one")
-    drift = processor.drift(report)
+    drift = processor.describe_drift(report)
     for sentence in drift:
         warnings.warn(sentence, UserWarning, stacklevel=2)
     about = {"unknown_share": report.unknown_share(), "drift": drift, "settings": sums.metrics.settings()}
@@ -251,7 +251,7 @@ def add_batch(
     """Scores one encoded batch and adds its metrics and obedience to ``sums``."""
     device = next(model.parameters()).device
     inputs = {name: batch[name].to(device) for name in MODEL_TENSORS if name in batch}
-    keys = list_keys(batch["list_id"].to(device))
+    keys = hash_list_ids(batch["list_id"].to(device))
     output = measure_obedience(
         model, inputs, obedience_k=obedience_k, swaps=swaps, max_steps=max_steps, list_keys=keys
     )

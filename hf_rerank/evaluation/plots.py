@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage import naming_failures, writing
+from hf_rerank.storage import name_failures, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def _write(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".png":
         raise InputError(f"{path}: expected a file that ends in .png")
-    with writing(path) as temporary, naming_failures(path):
+    with write_atomically(path) as temporary, name_failures(path):
         # Without the version of matplotlib, so that the same numbers give the same bytes.
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 

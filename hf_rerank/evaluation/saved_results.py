@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage import json_text, json_values, parse_json_object, read_json, replace_file, verify
+from hf_rerank.storage import format_json, parse_json_object, read_json, replace_file, to_json_values, verify
 
 RESULTS = "results.json"
 
@@ -80,12 +80,12 @@ def add_evaluation(
         before = parse_json_object(content.decode(), str(Path(model) / RESULTS))
         after = {
             **before,
-            **{part: {**before.get(part, {}), split: json_values(values)} for part, values in parts.items()},
+            **{part: {**before.get(part, {}), split: to_json_values(values)} for part, values in parts.items()},
         }
         if after == before:
             return content
         became = "replaced" if split in before.get("evaluations", {}) else "added"
-        return json_text(after).encode()
+        return format_json(after).encode()
 
     replace_file(Path(model), RESULTS, add)
     return became

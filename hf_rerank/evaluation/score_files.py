@@ -19,7 +19,7 @@ import numpy as np
 
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import parse_json_object, writing
+from hf_rerank.storage import parse_json_object, write_atomically
 from hf_rerank.validation import tables_of
 
 _BATCH = 10_000
@@ -103,7 +103,7 @@ def write_trec_run(
         InputError: An id holds white space, or an item appears twice in a list.
     """
     _refuse_repeated(named.lists, "list", "a TREC run cannot tell them apart")
-    with writing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for list_id, items, order, of_slots in zip(named.lists, named.items, orders, scores, strict=True):
             _refuse_repeated(
                 items,

@@ -15,9 +15,16 @@ from hf_rerank.hub.figures import FIGURES, draw_figures
 from hf_rerank.hub.own_folders import remove_own_folders
 from hf_rerank.models.auto import AutoReranker
 from hf_rerank.processing import ListProcessor
-from hf_rerank.storage import MANIFEST, InputFiles, json_text, read_json, verify
+from hf_rerank.storage import MANIFEST, InputFiles, format_json, read_json, verify
 from hf_rerank.storage.hub_repository import open_repository
-from hf_rerank.storage.hub_upload import CARD, MODEL_FILES, PROCESSOR_FILES, choose_files, commit_files, plain_card
+from hf_rerank.storage.hub_upload import (
+    CARD,
+    MODEL_FILES,
+    PROCESSOR_FILES,
+    choose_files,
+    commit_files,
+    make_plain_card,
+)
 
 RESULTS, ARGUMENTS = "results.json", "training_args.json"
 # All that a model repository of ours may hold; anything else in the folder would be a mistake.
@@ -96,7 +103,7 @@ def _model_files(folder: Path) -> dict[str, Path | bytes]:
 
 
 def _clean(path: Path) -> bytes:
-    return json_text(remove_own_folders(read_json(path))).encode()
+    return format_json(remove_own_folders(read_json(path))).encode()
 
 
 def _refuse_unfit(folder: Path) -> None:
@@ -115,7 +122,7 @@ def _card_and_figures(folder: Path, repo_id: str, tell: Callable[[str], object])
     """Makes a card, from ``results.json`` if there is one, and the figures that it shows."""
     path = folder / RESULTS
     if not path.is_file():
-        return {CARD: plain_card(repo_id).encode()}
+        return {CARD: make_plain_card(repo_id).encode()}
     results = remove_own_folders(read_json(path))
     figures: dict[str, Path | bytes] = {}
     try:

@@ -24,8 +24,8 @@ from hf_rerank.inference.onnx_scorer import SCORES, require_onnx
 from hf_rerank.inference.reranker import Reranker
 from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.schema import TENSORS, ListSchema
-from hf_rerank.storage import new_folder, only_writer, refuse_filled, write_manifest
-from hf_rerank.storage.hub_download import GRAPH_FILE, folder_with_weights
+from hf_rerank.storage import create_folder, lock_output, refuse_nonempty, write_manifest
+from hf_rerank.storage.hub_download import GRAPH_FILE, find_weights_folder
 
 # Scores of the graph against those of the model: rounding of float32, over what the model's scores span.
 TOLERANCE = 1e-4
@@ -52,14 +52,14 @@ def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revisi
     """
     require_onnx("onnx", "onnxscript", "onnxruntime")
     output_dir = Path(output_dir)
-    with only_writer(output_dir):  # before the work; and again at its end
-        refuse_filled(output_dir)
+    with lock_output(output_dir):  # before the work; and again at its end
+        refuse_nonempty(output_dir)
     if isinstance(source, Reranker):
         if revision is not None:
             raise InputError("revision= belongs to a repository on the Hub, and a Reranker is none: leave it out")
         reranker = source
     else:
-        folder_with_weights(source, revision=revision)  # refuses an exported graph
+        find_weights_folder(source, revision=revision)  # refuses an exported graph
         reranker = Reranker.from_pretrained(source, revision=revision)
     # float32 on the CPU, where the model may be elsewhere and narrower; a copy, so that the caller's stays.
     model = copy.deepcopy(reranker.model).cpu().float().eval()
@@ -68,7 +68,7 @@ def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revisi
     # The folder is read without the model classes, which know what "own" means.
     config = copy.deepcopy(model.config)
     config.task_loss = config.task_loss_name
-    with new_folder(output_dir) as folder:
+    with create_folder(output_dir) as folder:
         program.save(folder / GRAPH_FILE)
         config.save_pretrained(folder)
         reranker.processor.save_pretrained(folder)

@@ -14,7 +14,7 @@ from hf_rerank.errors import InputError, show, suggestion
 from hf_rerank.inference.ranking import check_at_least_one
 from hf_rerank.schema import FEATURE_TENSORS, TENSORS
 from hf_rerank.storage import MANIFEST, read_json
-from hf_rerank.storage.hub_download import GRAPH_FILE, HUB_OPTIONS, REMEDY, verified_folder
+from hf_rerank.storage.hub_download import GRAPH_FILE, HUB_OPTIONS, REMEDY, fetch_verified_folder
 
 SCORES = "logits"
 EXPORT_AGAIN = "export the model again"
@@ -65,7 +65,7 @@ class OnnxScorer:
                 raise InputError(
                     f"there is no option {name!r} of loading an exported graph{suggestion(name, HUB_OPTIONS)}"
                 )
-        folder = verified_folder(
+        folder = fetch_verified_folder(
             source,
             (GRAPH_FILE, "config.json", MANIFEST),
             # Weights beyond 2 GB lie in files beside the graph.

@@ -12,7 +12,7 @@ import numpy as np
 from hf_rerank.errors import InputError, show, suggestion
 from hf_rerank.processing.encoding_report import EncodingReport
 from hf_rerank.processing.processor import ListProcessor
-from hf_rerank.processing.rows import rows_in_columns
+from hf_rerank.processing.rows import convert_to_columns
 from hf_rerank.schema import FEATURE_TENSORS, TENSORS
 from hf_rerank.validation import Lists
 
@@ -55,10 +55,10 @@ class EncodedBatch:
         Raises:
             InputError: A list is wrong or too long.
         """
-        rows = rows_in_columns(rows, processor.schema, first)
+        rows = convert_to_columns(rows, processor.schema, first)
         lists = Lists.from_rows(rows, processor.schema, first=first)
         ragged, report = processor.encode(lists, truncate=truncate)
-        arrays = ragged.padded()
+        arrays = ragged.pad()
         features = {name: arrays[name] for name in FEATURE_TENSORS if name in arrays}
         return cls(rows, lists, features, report, first)
 

@@ -19,9 +19,9 @@ from hf_rerank.inference.ranking import (
 )
 from hf_rerank.processing.encoding_report import EncodingReport
 from hf_rerank.processing.processor import CONFIG_FILE, ListProcessor
-from hf_rerank.processing.rows import frame_of_results, is_frame, rows_of_frame
-from hf_rerank.storage import model_files, replacing
-from hf_rerank.storage.hub_download import HUB_OPTIONS, at_one_commit, holds_only_a_graph
+from hf_rerank.processing.rows import convert_frame, is_frame, make_results_frame
+from hf_rerank.storage import note_model_files, save_files
+from hf_rerank.storage.hub_download import HUB_OPTIONS, holds_only_a_graph, pin_commit
 
 
 class Scorer(Protocol):
@@ -107,8 +107,8 @@ class Reranker:
                 installed.
         """
         hub_options = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        hub_options = at_one_commit(source, CONFIG_FILE, **hub_options)
-        with model_files(source).unchanged():
+        hub_options = pin_commit(source, CONFIG_FILE, **hub_options)
+        with note_model_files(source).require_unchanged():
             if holds_only_a_graph(source, **hub_options):
                 from hf_rerank.inference.onnx_scorer import OnnxScorer
 
@@ -128,7 +128,7 @@ class Reranker:
         Raises:
             OSError: Something could not be written; files saved there before are unchanged.
         """
-        with replacing(folder) as staging:
+        with save_files(folder) as staging:
             self.scorer.save_pretrained(staging)
             self.processor.save_pretrained(staging)
 
@@ -182,15 +182,15 @@ class Reranker:
             InputError: A list is wrong, too long, or gets scores that are not finite; or ``top_k`` is below 1.
         """
         check_at_least_one("top_k", top_k, or_none=True)
-        rows = rows_of_frame(lists, self.processor.schema) if is_frame(lists) else lists
+        rows = convert_frame(lists, self.processor.schema) if is_frame(lists) else lists
         report = EncodingReport()
         ranked: Any = []
         for batch in encode_batches(rows, self.processor, truncate=truncate, batch_size=batch_size):
             ranked += batch.results(self.scorer.scores(batch.features), top_k)
             report.add(batch.report)
-        report.drift = self.processor.drift(report)
+        report.drift = self.processor.describe_drift(report)
         if is_frame(lists):
-            ranked = frame_of_results(ranked, lists)
+            ranked = make_results_frame(ranked, lists)
         return (ranked, report) if with_report else ranked
 
     def predict(
@@ -213,7 +213,7 @@ class Reranker:
             InputError: A list is wrong, too long, or gets scores that are not finite.
         """
         check_is_bool("probabilities", probabilities)
-        rows = rows_of_frame(lists, self.processor.schema) if is_frame(lists) else lists
+        rows = convert_frame(lists, self.processor.schema) if is_frame(lists) else lists
         found: list[np.ndarray] = []
         for batch in encode_batches(rows, self.processor, truncate=truncate, batch_size=batch_size):
             found += self._predict_batch(batch, probabilities)

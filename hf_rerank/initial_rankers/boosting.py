@@ -11,7 +11,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.click_through import ClickThroughCounts
 from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.ragged import RaggedLists, concatenate
-from hf_rerank.processing.trees import rows_of, tables_in, tree_inputs
+from hf_rerank.processing.trees import find_rows, list_tables, make_tree_inputs
 from hf_rerank.schema import Dense, ListSchema, Vector
 from hf_rerank.validation import Lists, tables_of
 
@@ -88,12 +88,12 @@ def count_clicks(ragged: RaggedLists, schema: ListSchema, parts: np.ndarray) -> 
     """
     counts = {}
     of_item = np.repeat(parts, ragged.lengths["L"])
-    for part, number, feature in tables_in(schema):
+    for part, number, feature in list_tables(schema):
         rows = feature.hash_size or feature.size
         assert rows is not None  # of a fitted schema
         if rows > MAX_CATEGORIES:
             counts[feature.name] = ClickThroughCounts(rows)
-            counts[feature.name].add(rows_of(ragged, part, number), ragged.rows["labels"] > 0, of_item)
+            counts[feature.name].add(find_rows(ragged, part, number), ragged.rows["labels"] > 0, of_item)
     return counts
 
 
@@ -119,7 +119,7 @@ def make_dataset(
         reference: The training data that these lists are held out from.
     """
     of_item = None if parts is None else np.repeat(parts, ragged.lengths["L"])
-    values = tree_inputs(ragged, schema, rates, of_item, with_position=with_position)
+    values = make_tree_inputs(ragged, schema, rates, of_item, with_position=with_position)
     numbers = sum(feature.width for part in ("items", "user") for feature in schema.features(part, Dense))
     numbers += sum(feature.dim for feature in schema.features("items", Vector))
     return lightgbm.Dataset(
@@ -127,7 +127,7 @@ def make_dataset(
         ragged.rows["labels"],
         group=ragged.lengths["L"],
         weight=ragged.rows.get("weights"),
-        categorical_feature=list(range(numbers, numbers + len(tables_in(schema)) - len(rates))),
+        categorical_feature=list(range(numbers, numbers + len(list_tables(schema)) - len(rates))),
         reference=reference,
         params={"verbose": -1},
     )

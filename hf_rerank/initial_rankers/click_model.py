@@ -27,8 +27,8 @@ from hf_rerank.models.dnn import DNNConfig, DNNForReranking
 from hf_rerank.processing import ListProcessor, RerankCollator
 from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
 from hf_rerank.schema import FEATURE_TENSORS, ListSchema
-from hf_rerank.storage import replacing
-from hf_rerank.storage.hub_download import verified_folder
+from hf_rerank.storage import save_files
+from hf_rerank.storage.hub_download import fetch_verified_folder
 from hf_rerank.training.encoded_lists import EncodedLists
 from hf_rerank.validation import Lists
 
@@ -114,7 +114,7 @@ class ClickModel:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes weights, processor and settings, with a manifest: all of it or nothing."""
-        with replacing(folder) as staging:
+        with save_files(folder) as staging:
             self.model.save_pretrained(staging)
             self.processor.save_pretrained(staging)
             plain = {"format_version": FORMAT_VERSION, **self.settings}
@@ -127,12 +127,12 @@ class ClickModel:
         Raises:
             InputError: A file is missing, damaged or not one that was saved.
         """
-        path = verified_folder(folder, (RANKER_FILE, CONFIG_FILE, VOCABULARIES_FILE))
+        path = fetch_verified_folder(folder, (RANKER_FILE, CONFIG_FILE, VOCABULARIES_FILE))
         settings = read_settings(path, "dnn")
         return cls(DNNForReranking.from_pretrained(path), ListProcessor.from_pretrained(path), settings)
 
     def _run_on_items(self, lists: Lists, compute: Any) -> np.ndarray:
-        arrays = self.processor.encode(lists)[0].padded()
+        arrays = self.processor.encode(lists)[0].pad()
         found = []
         for start in range(0, len(lists), BATCH_LISTS):
             inputs = {
@@ -198,7 +198,7 @@ def _train(
 
 
 def _loss(model: DNNForReranking, lists: EncodedLists, numbers: Any) -> Tensor:
-    return model(**lists.collator.tensors(lists.__getitems__([int(number) for number in numbers]))).loss
+    return model(**lists.collator.to_tensors(lists.__getitems__([int(number) for number in numbers]))).loss
 
 
 @torch.no_grad()

@@ -16,10 +16,10 @@ from hf_rerank.initial_rankers.qualities import find_quality
 from hf_rerank.initial_rankers.ranker_train import choose_ranker_lists, select_features
 from hf_rerank.processing import ListProcessor
 from hf_rerank.processing.processor import CONFIG_FILE, VOCABULARIES_FILE
-from hf_rerank.processing.trees import tree_inputs
+from hf_rerank.processing.trees import make_tree_inputs
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import read_arrays, replacing
-from hf_rerank.storage.hub_download import verified_folder
+from hf_rerank.storage import read_arrays, save_files
+from hf_rerank.storage.hub_download import fetch_verified_folder
 from hf_rerank.validation import Lists
 
 RANKER_FILE = "ranker.json"
@@ -118,11 +118,13 @@ class LambdaMARTRanker:
         """Scores the items of all lists of a table, float64 [N], one list after another."""
         lists = Lists.from_arrow(select_features(table, self.processor.schema), self.processor.schema)
         flat, _ = self.processor.encode(lists)
-        return np.asarray(self._booster.predict(tree_inputs(flat, self.processor.schema, self.rates), num_threads=1))
+        return np.asarray(
+            self._booster.predict(make_tree_inputs(flat, self.processor.schema, self.rates), num_threads=1)
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes trees (text), click-through rates, processor and settings, with a manifest: all of it or nothing."""
-        with replacing(folder) as staging:
+        with save_files(folder) as staging:
             self.processor.save_pretrained(staging)
             save_file(self.rates, staging / RATES_FILE)
             (staging / TREES_FILE).write_text(self.trees, encoding="utf-8")
@@ -137,7 +139,7 @@ class LambdaMARTRanker:
             InputError: LightGBM is missing; or a file is missing, damaged or not one that was saved.
         """
         names = (RANKER_FILE, TREES_FILE, RATES_FILE, CONFIG_FILE, VOCABULARIES_FILE)
-        path = verified_folder(folder, names)
+        path = fetch_verified_folder(folder, names)
         settings = read_settings(path, "lambdamart")
         trees = (path / TREES_FILE).read_text(encoding="utf-8")
         return cls(trees, ListProcessor.from_pretrained(path), read_arrays(path / RATES_FILE), settings)

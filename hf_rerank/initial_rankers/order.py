@@ -11,18 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_rerank.data.parquet_datasets import datasets_of_parquet
+from hf_rerank.data.parquet_datasets import load_parquet
 from hf_rerank.data.prepared import (
     PreparedFolder,
     PreparedSource,
-    dataset_card,
-    in_two_steps,
+    make_dataset_card,
+    prepare_in_two_steps,
     read_card,
     read_report,
     write_description,
 )
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.truncating import cut_label_column, first_items, sequences
+from hf_rerank.data.truncating import choose_first_items, cut_label_column, make_sequences
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.evaluation import evaluate_orders
 from hf_rerank.initial_rankers.boosting import require_lightgbm
@@ -162,7 +162,7 @@ def prepare_in_order(
             unsorted, sorted_dir, ranker=ranker, quality=quality, max_list_length=max_list_length, seed=seed
         )
 
-    return in_two_steps(lambda folder: prepare(folder, ANY_LENGTH), options, sort, output_dir, "unsorted")
+    return prepare_in_two_steps(lambda folder: prepare(folder, ANY_LENGTH), options, sort, output_dir, "unsorted")
 
 
 class _InInitialOrder(PreparedSource):
@@ -241,7 +241,7 @@ class _InInitialOrder(PreparedSource):
             return fit(read_ranker_train(self.prepared, self.folder))
         if not self.prepared.lists.get("train"):
             raise InputError(f"{self.folder} has no train lists: cross-fitting trains rankers on them")
-        lists = datasets_of_parquet(self.prepared.files["train"], "train", streaming=False)
+        lists = load_parquet(self.prepared.files["train"], "train", streaming=False)
         return CrossFittedRanker.fit(fit, lists, self.old_schema, folds=self.cross_fit, seed=self.seed)
 
     def _score(self, split: str, first: int, table: pa.Table, lists: Lists, ranker: Ranker) -> np.ndarray | None:
@@ -273,12 +273,12 @@ class _InInitialOrder(PreparedSource):
     def _cut(self, table: pa.Table, lists: Lists, positions: np.ndarray, report: PrepareReport) -> pa.Table:
         """Keeps the items at the first positions, in the order of their slots, and the labels of the others."""
         assert lists.labels is not None
-        kept = first_items(lists.lengths, positions, lists.labels > 0, self.longest, report)
+        kept = choose_first_items(lists.lengths, positions, lists.labels > 0, self.longest, report)
         name = self.schema.cut_label
         if name is not None:
             every = np.ones(len(positions), dtype=bool)
             field = self.columns.field(name)
-            column = sequences(*lists.collect_cut_labels(every if kept is None else kept), field.type)
+            column = make_sequences(*lists.collect_cut_labels(every if kept is None else kept), field.type)
             if name in table.column_names:
                 table = table.set_column(table.column_names.index(name), field, column)
             else:
@@ -315,7 +315,7 @@ class _InInitialOrder(PreparedSource):
         of_lists = ("position", "attraction", "examination", "max_list_length", "cut_label")
         of_schema = {name: getattr(self.schema, name) for name in of_lists}
         processor = ListProcessor(learned.schema.replace(**of_schema), learned.vocabularies, learned.scales)
-        lists = datasets_of_parquet(files, split, streaming=True)
+        lists = load_parquet(files, split, streaming=True)
         return evaluate_orders(processor, lists, ks=KS)["initial"]
 
     def _make_card(self, report: PrepareReport, facts: Mapping[str, Any]) -> str:
@@ -347,7 +347,7 @@ class _InInitialOrder(PreparedSource):
             ),
             f"Metrics of the initial order, after the cut: {measured or 'none'}.",
         ]
-        return dataset_card(card.title, report, schema, how=how, caveats=caveats, licence=card.licence)
+        return make_dataset_card(card.title, report, schema, how=how, caveats=caveats, licence=card.licence)
 
 
 def positions_by_score(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:

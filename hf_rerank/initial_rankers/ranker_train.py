@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.parquet_datasets import datasets_of_parquet
+from hf_rerank.data.parquet_datasets import load_parquet
 from hf_rerank.data.prepared import PreparedFolder
 from hf_rerank.errors import InputError
 from hf_rerank.processing.vocabularies import blake2b_64
@@ -81,7 +81,7 @@ def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
             "only; prepare the lists with --ranker-train, or sort them with initial-rank --cross-fit 5, which needs "
             "none"
         )
-    return datasets_of_parquet(prepared.files["ranker_train"], "ranker_train", streaming=False)
+    return load_parquet(prepared.files["ranker_train"], "ranker_train", streaming=False)
 
 
 def choose_ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> RankerLists:

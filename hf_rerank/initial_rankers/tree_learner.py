@@ -114,7 +114,7 @@ class TreeLearner:
 
 def pad_with_scores(ragged: RaggedLists, scores: np.ndarray) -> dict[str, np.ndarray]:
     """Pads lists whose items have these ``initial_scores`` [N]."""
-    return RaggedLists(ragged.lengths, {**ragged.rows, "initial_scores": scores}).padded()
+    return RaggedLists(ragged.lengths, {**ragged.rows, "initial_scores": scores}).pad()
 
 
 def mean_ndcg(scores: np.ndarray, ragged: RaggedLists) -> float:

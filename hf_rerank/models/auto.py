@@ -21,7 +21,7 @@ from hf_rerank.models.raise_ import RAISEConfig, RAISEForReranking
 from hf_rerank.models.setrank import SetRankConfig, SetRankForReranking
 from hf_rerank.processing import ListProcessor
 from hf_rerank.storage import read_json
-from hf_rerank.storage.hub_download import HUB_OPTIONS, REMEDY, verified_folder
+from hf_rerank.storage.hub_download import HUB_OPTIONS, REMEDY, fetch_verified_folder
 
 # name -> (config, model); the model type of a checkpoint is "rerank_" and the name.
 RERANKERS: dict[str, tuple[type[RerankerConfig], type[PreTrainedReranker]]] = {
@@ -98,7 +98,7 @@ class AutoReranker:
             InputError: There is no such checkpoint, or it holds no re-ranker of this library.
         """
         hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
-        config_file = verified_folder(source, ["config.json"], **hub_options) / "config.json"
+        config_file = fetch_verified_folder(source, ["config.json"], **hub_options) / "config.json"
         plain = read_json(config_file, REMEDY)
         if "model_type" not in plain:
             raise InputError(f"{config_file} is no config of a model: it has no model_type; {REMEDY}")

@@ -28,7 +28,7 @@ from hf_rerank.models.embeddings import FeatureTables, calibrate_scores, resize_
 from hf_rerank.models.layers import Context, SharedDropout, draw_dropout, position_vectors
 from hf_rerank.principled.orders import order_from_positions, positions_from_scores
 from hf_rerank.schema import TENSORS, ListBatch, ListSchema
-from hf_rerank.storage.hub_download import HUB_OPTIONS, SavedWeights, saved_weights
+from hf_rerank.storage.hub_download import HUB_OPTIONS, SavedWeights, find_saved_weights
 from hf_rerank.storage.hub_upload import push_saved
 
 # Features that are float32 in every batch, and become the dtype of the weights.
@@ -127,7 +127,7 @@ class PreTrainedReranker(PreTrainedModel):
                 source = Path(source) / subfolder
             elif subfolder:
                 hub_options["subfolder"] = subfolder
-            weights = saved_weights(source, variant=options.get("variant"), **hub_options)
+            weights = find_saved_weights(source, variant=options.get("variant"), **hub_options)
             source = weights.folder
             options = {**options, "use_safetensors": True, "local_files_only": True}
         if options.get("output_loading_info") or options.get("ignore_mismatched_sizes"):

@@ -1,4 +1,4 @@
-"""``RerankCollator``: lists in, a batch of tensors out, for any ``Trainer`` or data loader."""
+"""``RerankCollator``: turns lists into a batch of tensors, for any ``Trainer`` or data loader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_rerank.errors import InputError
 from hf_rerank.processing.processor import ListProcessor
 from hf_rerank.processing.ragged import RaggedLists
-from hf_rerank.processing.rows import rows_in_columns
+from hf_rerank.processing.rows import convert_to_columns
 from hf_rerank.schema import MODEL_TENSORS
 from hf_rerank.validation import Lists
 
@@ -22,23 +22,32 @@ from hf_rerank.validation import Lists
 class RerankCollator:
     """Encodes lists and pads them to the longest of the batch.
 
-    With it a plain ``transformers.Trainer`` trains and evaluates these models on lists as they are (set
-    ``remove_unused_columns=False``). Two lists become, for example::
+    With it a plain ``transformers.Trainer`` trains and evaluates these models on unencoded lists (set
+    ``remove_unused_columns=False``). With the processor of the example of ``ListProcessor``, the two lists ::
 
-        [{"category": ["shoes", "bags"], "click": [0, 1]}, {"category": ["bags"], "click": [1]}]
+        RerankCollator(processor)([
+            {"category": ["shoes", "bags"], "price": [9.0, 99.0], "gender": "f", "click": [0, 1]},
+            {"category": ["bags"], "price": [99.0], "gender": None, "click": [1]},
+        ])
 
-        item_categorical  int64   [[[3], [2]], [[2], [0]]]      0 at padding
-        mask              bool    [[True, True], [True, False]]
-        position_ids      int64   [[0, 1], [0, 1]]
-        labels            float32 [[0.0, 1.0], [1.0, -100.0]]   -100 at padding
+    become the batch ::
+
+        item_categorical  int64   [2, 2, 1]  [[[3], [2]], [[2], [0]]]         0 at padding
+        item_dense        float32 [2, 2, 1]  [[[-1.0], [1.0]], [[1.0], [0.0]]]
+        user_categorical  int64   [2, 1]     [[2], [1]]                       1: the unknown value, for a null
+        mask              bool    [2, 2]     [[True, True], [True, False]]
+        position_ids      int64   [2, 2]     [[0, 1], [0, 1]]                 padding follows the items
+        labels            float32 [2, 2]     [[0.0, 1.0], [1.0, -100.0]]      -100 at padding
 
     Args:
         processor: Encodes the lists.
-        with_labels: Labels, positions, weights and propensities that the schema names must be there. Otherwise they
-            are read where they are.
-        highest_label: Labels above are refused; give 1 under log-losses.
-        truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
-        all_tensors: Also return the tensors that ``forward`` does not take: ``list_id``, ``attraction``.
+        with_labels: Require the columns of labels, positions, weights and propensities that the schema names. False:
+            read those that the lists have. Default True.
+        highest_label: Larger labels are refused; use 1 with log-losses. Default: no limit.
+        truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions. False (default):
+            they are an error.
+        all_tensors: Also return the tensors that ``forward`` does not take: ``list_id``, ``cut_labels``,
+            ``attraction``. Default False.
 
     Raises:
         InputError: A list is wrong; the message names the list and the column.
@@ -57,30 +66,33 @@ class RerankCollator:
         self.highest_label, self.truncate, self.all_tensors = highest_label, truncate, all_tensors
 
     def __call__(self, lists: Sequence[Mapping[str, Any]] | pa.Table) -> dict[str, Tensor]:
-        """The tensors of a batch, by name.
+        """Encodes and pads a batch.
 
         Args:
-            lists: One dict per list (columns, or ``{"items": [{...}, ...], ...}``); or an arrow table, one row per
+            lists: One dict per list (of columns, or ``{"items": [{...}, ...], ...}``); or an Arrow table, one row per
                 list.
+
+        Returns:
+            Tensors by name, with the axes and dtypes of ``hf_rerank.schema.TENSORS``.
         """
-        return self.tensors(self.encode(lists))
+        return self.to_tensors(self.encode(lists))
 
     def encode(
         self, lists: Sequence[Mapping[str, Any]] | pa.Table, first: int = 0, ids: Sequence[str] | None = None
     ) -> RaggedLists:
-        """The encoded lists before padding, with ids.
+        """Encodes lists without padding them, and adds their ids.
 
         Args:
             lists: As of ``__call__``.
             first: Number of the first list, for messages.
-            ids: Of the lists where they have no ``list_id`` column. None: their numbers.
+            ids: The ids of lists without a ``list_id`` column. None: lists are numbered.
         """
         schema = self.processor.schema
         if isinstance(lists, pa.Table | pa.RecordBatch):
             checked = Lists.from_arrow(lists, schema, with_labels=self.with_labels, first=first)
             has_ids = schema.list_id in lists.schema.names
         else:
-            rows = rows_in_columns(lists, schema, first)
+            rows = convert_to_columns(lists, schema, first)
             checked = Lists.from_rows(rows, schema, with_labels=self.with_labels, first=first)
             has_ids = bool(rows) and schema.list_id in rows[0]
         if ids is not None and not has_ids:
@@ -90,9 +102,9 @@ class RerankCollator:
         ragged, _ = self.processor.encode(checked, truncate=self.truncate)
         return ragged.with_ids(checked.ids)
 
-    def tensors(self, ragged: RaggedLists) -> dict[str, Tensor]:
-        """The tensors of encoded lists, padded; those that ``forward`` takes, or all of them."""
-        arrays = ragged.padded()
+    def to_tensors(self, ragged: RaggedLists) -> dict[str, Tensor]:
+        """Pads encoded lists; gives the tensors that ``forward`` takes, or all of them with ``all_tensors``."""
+        arrays = ragged.pad()
         names = arrays if self.all_tensors else [name for name in MODEL_TENSORS if name in arrays]
         return {name: torch.from_numpy(arrays[name]) for name in names}
 
@@ -107,19 +119,19 @@ class RerankCollator:
         )
 
 
-def ids_from_tensor(list_id: Tensor) -> list[str]:
-    """The ids in a tensor ``list_id``, uint8 [B, W]."""
+def decode_list_ids(list_id: Tensor) -> list[str]:
+    """The ids in the tensor ``list_id``, uint8 [B, W], as B texts."""
     return [bytes(row).rstrip(b"\0").decode() for row in list_id.cpu().tolist()]
 
 
-def list_keys(list_id: Tensor) -> Tensor:
-    """int64 [B], a hash of each id in ``list_id`` uint8 [B, W]: the same in any batch, however padded."""
-    return (list_id.long() * _odd_powers(list_id.shape[1], list_id.device)).sum(-1)
+def hash_list_ids(list_id: Tensor) -> Tensor:
+    """int64 [B], a hash of each id in ``list_id``, uint8 [B, W]; it does not depend on the batch or its padding."""
+    return (list_id.long() * _compute_powers(list_id.shape[1], list_id.device)).sum(-1)
 
 
 @lru_cache(maxsize=64)
-def _odd_powers(count: int, device: torch.device) -> Tensor:
-    """int64 [count], powers of the 64-bit FNV prime, on the device so that a step copies nothing there."""
+def _compute_powers(count: int, device: torch.device) -> Tensor:
+    """int64 [count], powers of the 64-bit FNV prime; kept on the device, so that a step copies nothing to it."""
     powers, power = [], 1
     for _ in range(count):
         power = (power * 0x100000001B3) % (1 << 64)

@@ -1,4 +1,4 @@
-"""Counts of unknown and missing values: of the training lists, of lists that are encoded, and how far they differ."""
+"""Counts of unknown and missing values in training lists and in encoded lists, and how they differ."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hf_rerank.processing.vocabularies import HashVocabulary, TableVocabulary, V
 from hf_rerank.schema import Categorical, Feature, ListSchema
 from hf_rerank.validation import Lists
 
-# A share of unknown or missing values is worth a warning from this multiple of its share in training on, if it is this
-# large, among this many values.
+# Drift is reported if the share of unknown or missing values is at least this multiple of that in training, at least
+# this large, and among at least this many values.
 DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES = 3, 0.01, 100
 
 
 @dataclass
 class EncodingReport:
-    """What encoding met: counts, so that reports of batches add up.
+    """Counts of what was encoded; reports of batches can be added.
 
     Attributes:
         lists: Lists encoded.
@@ -27,12 +27,13 @@ class EncodingReport:
         cut_items: Items that this removed.
         cut_histories: Histories longer than ``max_history_length``, of which the newest items were kept.
         cut_history_items: History items that this removed.
-        values: Feature -> values seen.
+        values: Feature -> values encoded.
         unknown: Categorical feature -> values without a row of their own (nulls included).
         missing: Feature -> nulls.
-        varied: Dense feature that was constant in training -> values that differ from that constant; they become 0.
-        drift: One sentence per column whose values are less known than in training; of ``Reranker.rerank``, see
-            ``ListProcessor.drift``.
+        varied: Dense feature that was constant in training -> values that differ from that constant; they are encoded
+            as 0.
+        drift: One sentence per column with more unknown or missing values than in training; set by
+            ``Reranker.rerank``, see ``ListProcessor.describe_drift``.
     """
 
     lists: int = 0
@@ -47,7 +48,7 @@ class EncodingReport:
     drift: list[str] = field(default_factory=list)
 
     def add(self, other: EncodingReport) -> None:
-        """Adds the counts of another report to this one; ``drift`` stays."""
+        """Adds the counts of another report to this one; ``describe_drift`` stays."""
         self.lists += other.lists
         self.cut_lists += other.cut_lists
         self.cut_items += other.cut_items
@@ -72,10 +73,11 @@ class EncodingReport:
 
 
 class TrainingCounts:
-    """Values of the columns of training lists: what vocabularies are made of, and the shares that later lists have.
+    """Counts of the values of training lists: the source of vocabularies, and of the shares that drift is compared
+    with.
 
     Args:
-        schema: Says which columns there are.
+        schema: Describes the columns.
     """
 
     def __init__(self, schema: ListSchema) -> None:
@@ -98,10 +100,11 @@ class TrainingCounts:
                 if isinstance(feature, Categorical) and feature.hash_size is None:
                     self._counts.setdefault(feature.name, ValueCounts()).add(column, feature.name)
 
-    def of_table(self, table: str) -> ValueCounts:
-        """The values of a table: of the column of this name, and of those that share its table."""
+    def merge_table(self, table: str) -> ValueCounts:
+        """Counts of the values of an embedding table: of the column of this name, and of those that share its
+        table."""
         total = ValueCounts()
-        for feature in _categorical(self.schema):
+        for feature in _list_categorical(self.schema):
             if table in (feature.name, feature.shares):
                 total.add_counts(self._counts.get(feature.name, ValueCounts()), feature.name)
         return total
@@ -113,24 +116,24 @@ class TrainingCounts:
     def report(self, vocabularies: Mapping[str, TableVocabulary | HashVocabulary]) -> dict[str, dict[str, int]]:
         """``values``, ``unknown`` and ``missing`` by feature, as in ``EncodingReport``, as plain JSON values."""
         unknown = {}
-        for feature in _categorical(self.schema):
+        for feature in _list_categorical(self.schema):
             vocabulary = vocabularies[feature.shares or feature.name]
             if isinstance(vocabulary, HashVocabulary):
                 unknown[feature.name] = self._missing.get(feature.name, 0)
             else:
-                known = self._counts.get(feature.name, ValueCounts()).known(vocabulary, feature.name)
+                known = self._counts.get(feature.name, ValueCounts()).count_known(vocabulary, feature.name)
                 unknown[feature.name] = self._values.get(feature.name, 0) - known
         missing = {name: count for name, count in self._missing.items() if count}
         return {"values": dict(self._values), "unknown": unknown, "missing": missing}
 
 
-def drift(found: EncodingReport, training: Mapping[str, Mapping[str, int]]) -> list[str]:
+def describe_drift(found: EncodingReport, training: Mapping[str, Mapping[str, int]]) -> list[str]:
     """One sentence per column of which more is unknown or missing than in training, or which was constant there.
 
-    More: at least three times the share in training, and at least 1 %, among at least 100 values.
+    "More" means at least three times the share in training and at least 1 %, among at least 100 values.
 
     Args:
-        found: Of later lists.
+        found: The counts of later lists.
         training: ``TrainingCounts.report``; empty if it is not known.
     """
     sentences = []
@@ -149,12 +152,13 @@ def drift(found: EncodingReport, training: Mapping[str, Mapping[str, int]]) -> l
                     f"{count_then / then:.1%}"
                 )
     sentences += [
-        f"column {name!r} was constant in training and is not any more ({count:,} values): it stays 0 for the model"
+        f"column {name!r} was constant in training and no longer is ({count:,} values): the model reads 0 for all of "
+        "them"
         for name, count in found.varied.items()
     ]
     return sentences
 
 
-def _categorical(schema: ListSchema) -> list[Categorical]:
+def _list_categorical(schema: ListSchema) -> list[Categorical]:
     features = (*schema.items, *schema.user, *schema.history)
     return [feature for feature in features if isinstance(feature, Categorical)]

@@ -1,4 +1,4 @@
-"""``ListProcessor`` turns lists into arrays: it learns vocabularies and scales, and is saved beside the model.
+"""``ListProcessor`` encodes lists as arrays: it learns vocabularies and scales, and is saved with the model.
 
 Everything works on whole columns of a batch; nothing loops over lists. Neither torch nor transformers is imported.
 """
@@ -9,7 +9,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,61 +17,74 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import save_file
 
-from hf_rerank.errors import InputError, show, suggestion
-from hf_rerank.processing.encoding_report import EncodingReport, TrainingCounts, drift
+from hf_rerank.errors import InputError, suggestion
+from hf_rerank.processing.encoding_report import EncodingReport, TrainingCounts, describe_drift
+from hf_rerank.processing.processor_files import (
+    convert_scale,
+    list_own_tables,
+    make_vocabulary_arrays,
+    read_scale,
+    read_vocabularies,
+)
 from hf_rerank.processing.ragged import RaggedLists
-from hf_rerank.processing.rows import rows_in_columns
+from hf_rerank.processing.rows import convert_to_columns
 from hf_rerank.processing.scaling import (
     DenseScale,
     Moments,
     QuantileSample,
-    learner,
-    numbers_of,
-    scaled,
-    varied_values,
+    count_varied,
+    make_learner,
+    scale_columns,
+    to_numbers,
 )
 from hf_rerank.processing.trees import TREES_FILE, TreeRanker
 from hf_rerank.processing.vocabularies import FIRST_VALUE, UNKNOWN, HashVocabulary, TableVocabulary
 from hf_rerank.schema import MODEL_TENSORS, Categorical, Dense, Feature, ListSchema, Vector
 from hf_rerank.storage import read_arrays, read_json, write_json
-from hf_rerank.storage.hub_download import REMEDY, at_one_commit, verified_folder
+from hf_rerank.storage.hub_download import REMEDY, fetch_verified_folder, pin_commit
 from hf_rerank.storage.hub_upload import push_saved
 from hf_rerank.validation import Lists, tables_of
 
 CONFIG_FILE = "preprocessor_config.json"
 VOCABULARIES_FILE = "vocabularies.safetensors"
 FORMAT_VERSION = 1
-# A smaller one divides float32 numbers beyond their range.
-SMALLEST_STD = 1e-30
-# What transformers hands to a processor beside its own options: how to load the model.
+# Options for loading the model, which transformers also passes to the processor.
 _MODEL_OPTIONS = ("trust_remote_code", "code_revision", "dtype", "device_map", "attn_implementation")
 
 
 class ListProcessor:
     """Encodes lists as the tensors that re-rankers take; ``schema.TENSORS`` describes each of them.
 
-    Make one with ``from_lists`` from training lists, or load one with ``from_pretrained``. One list of two items, with
-    a text category, a price on a log scale and clicks, becomes::
+    Make one with ``from_lists`` from training lists, or load one with ``from_pretrained``. An example, in which
+    ``hats`` does not occur in training::
 
-        {"category": ["shoes", "unseen"], "price": [9.0, 99.0], "click": [0, 1]}
+        schema = ListSchema(items=[Categorical("category"), Dense("price", scale="log")], user=[Categorical("gender")])
+        train = pa.Table.from_pylist(
+            [{"category": ["shoes", "bags"], "price": [9.0, 99.0], "gender": "f", "click": [0, 1]}] * 2
+        )
+        processor = ListProcessor.from_lists(train, schema=schema)
+        new = {"category": ["shoes", "hats"], "price": [9.0, 99.0], "gender": "f", "click": [0, 1]}
+        processor([new], with_labels=True)
 
-        item_categorical  [[[2], [1]]]        2: the first value of the vocabulary, 1: the unknown value
-        item_dense        [[[-1.1], [1.1]]]   log(1 + price), minus its training mean, divided by its deviation
-        mask              [[True, True]]
-        position_ids      [[0, 1]]            the order of the row, since the schema names no position column
-        labels            [[0.0, 1.0]]
+    gives tensors of one list (B = 1) with two items (L = 2)::
 
-    With ``trees`` it also scores the items by these, as the earlier ranker (tensor ``initial_scores``), unless the
-    lists have the column that ``schema.initial_score`` names: lists that the trees have learned from bring scores of
-    other trees, which have not.
+        item_categorical  int64   [1, 2, 1]  [[[3], [1]]]       3: the second value (sorted); 1: the unknown value
+        item_dense        float32 [1, 2, 1]  [[[-1.0], [1.0]]]  log(1 + price), standardized over the training lists
+        user_categorical  int64   [1, 1]     [[2]]
+        mask              bool    [1, 2]     [[True, True]]
+        position_ids      int64   [1, 2]     [[0, 1]]           the order of the row: the schema names no position
+        labels            float32 [1, 2]     [[0.0, 1.0]]
+
+    With ``trees`` it also computes the scores of the earlier ranker (tensor ``initial_scores``), unless the lists have
+    the column that ``schema.initial_score`` names: lists that the trees were trained on come with cross-fitted scores.
 
     Attributes:
         trees: The earlier ranker, or None; see ``hf_rerank.initial_rankers.on_top``.
         schema: The schema with the sizes of all tables filled in and ``fitted`` set.
-        fit_report: What fitting found: the number of ``lists``; under ``vocabularies`` per categorical feature the
-            values that got a row, were too rare, or did not fit; under ``training`` how many ``values`` each column
-            has, and how many of these are ``unknown`` and ``missing``, with which ``drift`` compares later lists;
-            under ``constant`` the dense columns that hold one value only, and become 0.
+        fit_report: Counts from fitting: the number of ``lists``; under ``vocabularies`` per categorical feature the
+            numbers of values that got a row, were too rare, or did not fit; under ``training`` per column the numbers
+            of ``values``, ``unknown`` and ``missing``, which ``describe_drift`` compares with later lists; under
+            ``constant`` the dense columns that hold one value only, and are encoded as 0.
     """
 
     def __init__(
@@ -84,49 +96,50 @@ class ListProcessor:
         trees: TreeRanker | None = None,
     ) -> None:
         if trees is not None and schema.initial_score is None:
-            raise InputError(
-                "the schema names no initial_score: name the column that the scores of the trees stand for"
-            )
+            raise InputError("the schema names no initial_score: name the column that the scores of the trees replace")
         self.vocabularies = dict(vocabularies)
         self.scales = dict(scales)
         self.fit_report = dict(fit_report or {})
         self.trees = trees
-        self.schema = _with_table_sizes(schema, self.vocabularies).replace(
+        self.schema = _fill_table_sizes(schema, self.vocabularies).replace(
             fitted=self._digest(), computes_initial_score=trees is not None
         )
 
     @classmethod
     def from_lists(cls, lists: Any, *, schema: ListSchema, batch_size: int = 10_000) -> ListProcessor:
-        """Learns vocabularies and scales.
+        """Learns vocabularies and scales from training lists.
 
         Args:
-            lists: Training lists: a ``datasets`` Dataset or IterableDataset, or an arrow table.
-            schema: Says which column is what.
-            batch_size: Lists read at a time.
+            lists: Training lists: a ``datasets`` Dataset or IterableDataset, or an Arrow table.
+            schema: Describes the columns.
+            batch_size: Number of lists read at a time; the result does not depend on it.
+
+        Returns:
+            The fitted processor.
 
         Raises:
             InputError: A list is wrong (see ``Lists``), or there is none.
         """
         counts = TrainingCounts(schema)
         learners: dict[str, Moments | QuantileSample] = {}
-        dense = {feature.name: feature for feature in _features(schema) if isinstance(feature, Dense)}
+        dense = {feature.name: feature for feature in _list_features(schema) if isinstance(feature, Dense)}
         for table in tables_of(lists, batch_size):
             batch = Lists.from_arrow(table, schema, first=counts.lists)
             counts.add(batch)
             columns = {**batch.items, **batch.user, **batch.history}
             for name, number in dense.items():
                 if name not in learners:
-                    learners[name] = learner(number)
-                learners[name].add(numbers_of(number, columns[name])[0])
+                    learners[name] = make_learner(number)
+                learners[name].add(to_numbers(number, columns[name])[0])
         if not counts.lists:
             raise InputError("there is no list to learn from: expected at least one training list")
         vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
         report: dict[str, Any] = {"lists": counts.lists, "vocabularies": {}}
-        for feature in _own_tables(schema):
+        for feature in list_own_tables(schema):
             if feature.hash_size is not None:
                 vocabularies[feature.name] = HashVocabulary(feature.hash_size)
                 continue
-            vocabulary, rare, left_out = counts.of_table(feature.name).vocabulary(
+            vocabulary, rare, left_out = counts.merge_table(feature.name).make_vocabulary(
                 min_count=feature.min_count, size=feature.size
             )
             vocabularies[feature.name] = vocabulary
@@ -135,32 +148,34 @@ class ListProcessor:
         scales = {}
         for name, number in dense.items():
             some_missing = 0 < counts.missing_share(number) < 1
-            scales[name] = learners[name].scale(constant_indicator=number.missing == "indicator" and not some_missing)
+            scales[name] = learners[name].make_scale(
+                constant_indicator=number.missing == "indicator" and not some_missing
+            )
         constant = [name for name, scale in scales.items() if scale.constant]
         if constant:
             report["constant"] = constant
             warnings.warn(
                 f"constant in the training lists, so that nothing can be learned from them: "
-                f"{', '.join(map(repr, constant))}; whatever these columns hold later becomes 0",
+                f"{', '.join(map(repr, constant))}; all later values of these columns are encoded as 0",
                 UserWarning,
                 stacklevel=2,
             )
         return cls(schema, vocabularies, scales, report)
 
     def extend(self, lists: Any, *, batch_size: int = 10_000) -> dict[str, dict[str, int]]:
-        """Gives rows to values that later lists hold and the vocabularies lack: ids of new items, categories, brands.
+        """Adds rows for new values of later lists: ids of new items, categories, brands.
 
-        The rows that are there stay as they are, new ones follow them, and ``schema.fingerprint`` changes: give the
-        model ``model.resize_embeddings(processor.schema)`` before anything else. Scales of dense features are those of
-        the first training lists still; a ``size`` in the schema is no limit here; hashed tables have all their rows.
+        Existing rows do not change, new ones follow them, and ``schema.fingerprint`` changes: call
+        ``model.resize_embeddings(processor.schema)`` before anything else. The scales of dense features remain those
+        of the first training lists; a ``size`` in the schema does not limit the new rows; hashed tables do not grow.
 
         Args:
-            lists: Later training lists, as of ``from_lists``. A value seen in them less than the feature's
-                ``min_count`` times stays unknown.
-            batch_size: Lists read at a time.
+            lists: Later training lists, as for ``from_lists``. A value that occurs in them less often than the
+                feature's ``min_count`` stays unknown.
+            batch_size: Number of lists read at a time.
 
         Returns:
-            Categorical feature -> ``added`` values, and ``rare`` ones, which stay unknown.
+            Categorical feature -> the numbers of ``added`` values and of ``rare`` ones, which stay unknown.
 
         Raises:
             InputError: A list is wrong (see ``Lists``), there is none, or a column changed between integers and text.
@@ -171,42 +186,42 @@ class ListProcessor:
         if not counts.lists:
             raise InputError("there is no list to learn from: expected at least one")
         vocabularies, report = dict(self.vocabularies), {}
-        for feature in _own_tables(self.schema):
+        for feature in list_own_tables(self.schema):
             known = vocabularies[feature.name]
             if isinstance(known, TableVocabulary):
-                found = counts.of_table(feature.name)
-                new, rare = found.new_values(known, feature.name, min_count=feature.min_count)
+                found = counts.merge_table(feature.name)
+                new, rare = found.find_new_values(known, feature.name, min_count=feature.min_count)
                 report[feature.name] = {"added": len(new), "rare": rare}
                 if len(new):
-                    vocabularies[feature.name] = known.extended(new)
+                    vocabularies[feature.name] = known.extend(new)
         if any(found["added"] for found in report.values()):
-            before, self.vocabularies = self.as_before(), vocabularies
-            self.schema = _with_table_sizes(self.schema, vocabularies).replace(fitted=self._digest(), **before)
+            before, self.vocabularies = self.describe_growth(), vocabularies
+            self.schema = _fill_table_sizes(self.schema, vocabularies).replace(fitted=self._digest(), **before)
             self.fit_report = {
                 **self.fit_report,
                 "extended": [*self.fit_report.get("extended", ()), {"lists": counts.lists, "vocabularies": report}],
             }
-        # What later lists are compared with: those that the model is about to be trained on.
+        # Later lists are compared with those that the model is trained on next.
         self.fit_report = {**self.fit_report, "training": counts.report(self.vocabularies)}
         return report
 
-    def drift(self, report: EncodingReport) -> list[str]:
-        """How values of later lists differ from those of the training lists: one sentence per column.
+    def describe_drift(self, report: EncodingReport) -> list[str]:
+        """Describes how later lists differ from the training lists: one sentence per column.
 
         A column is named if the share of its values that is unknown or missing is at least three times that in
-        training and at least 1 %, among at least 100 values; or if it was constant in training and is not any more.
+        training and at least 1 %, among at least 100 values; or if it was constant in training and no longer is.
 
         Args:
-            report: Of the later lists, or the sum of several. Processors saved without these shares name no column.
+            report: The report of the later lists, or the sum of several.
         """
-        return drift(report, self.fit_report.get("training", {}))
+        return describe_drift(report, self.fit_report.get("training", {}))
 
-    def as_before(self) -> dict[str, Any]:
-        """What a schema that grows from this one says of it: ``extends`` and ``rows_before``."""
+    def describe_growth(self) -> dict[str, Any]:
+        """The fields ``extends`` and ``rows_before`` of a schema that extends this one."""
         schema = self.schema
         # Processors that were saved by earlier versions do not say how many rows were in use.
         unsaid = [()] * (len(schema.extends) - len(schema.rows_before))
-        rows = tuple(self.vocabularies[feature.name].num_rows for feature in _own_tables(schema))
+        rows = tuple(self.vocabularies[feature.name].num_rows for feature in list_own_tables(schema))
         return {
             "extends": (*schema.extends, schema.fingerprint),
             "rows_before": (*schema.rows_before, *unsaid, rows),
@@ -218,9 +233,9 @@ class ListProcessor:
         """Encodes one batch of lists as keyword arguments of a model's ``forward``.
 
         Args:
-            lists: One dict per list, of columns or ``{"items": [{...}], ...}``; an arrow table; or ``Lists``.
+            lists: One dict per list, of columns or ``{"items": [{...}], ...}``; an Arrow table; or ``Lists``.
             truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
-            with_labels: Labels, positions and weights that the schema names must be there.
+            with_labels: Require the columns of labels, positions and weights that the schema names.
             return_tensors: ``"pt"`` (torch) or ``"np"`` (numpy).
 
         Returns:
@@ -231,8 +246,8 @@ class ListProcessor:
         if isinstance(lists, pa.Table | pa.RecordBatch):
             lists = Lists.from_arrow(lists, self.schema, with_labels=with_labels)
         elif not isinstance(lists, Lists):
-            lists = Lists.from_rows(rows_in_columns(lists, self.schema), self.schema, with_labels=with_labels)
-        arrays = self.encode(lists, truncate=truncate)[0].padded()
+            lists = Lists.from_rows(convert_to_columns(lists, self.schema), self.schema, with_labels=with_labels)
+        arrays = self.encode(lists, truncate=truncate)[0].pad()
         arrays = {name: arrays[name] for name in MODEL_TENSORS if name in arrays}
         if return_tensors == "np":
             return arrays
@@ -241,13 +256,17 @@ class ListProcessor:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def encode(self, lists: Lists, *, truncate: bool = False) -> tuple[RaggedLists, EncodingReport]:
-        """The encoded lists before padding (``.padded()`` gives the arrays of a batch), and counts of what was found.
+        """Encodes lists without padding them.
 
-        Of a history longer than ``schema.max_history_length`` the newest items are kept; the report counts the others.
+        Histories longer than ``schema.max_history_length`` are cut to the newest items; the report counts the others.
 
         Args:
             lists: Checked lists.
             truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
+
+        Returns:
+            The encoded lists, of which ``pad()`` gives the arrays of a batch; and counts of unknown and missing
+            values.
 
         Raises:
             InputError: A list is longer than ``schema.max_list_length`` and ``truncate`` is off.
@@ -272,18 +291,18 @@ class ListProcessor:
         return ragged, report
 
     def with_trees(self, trees: TreeRanker) -> ListProcessor:
-        """The same processor with trees that score items; its fingerprint is another one."""
+        """A copy of this processor with trees that score items; its fingerprint differs."""
         return ListProcessor(self.schema, self.vocabularies, self.scales, self.fit_report, trees)
 
     def check_fingerprint(self, expected: str | None, what: str) -> None:
-        """Refuses a model that was made for other lists.
+        """Checks that a model belongs to this processor.
 
         Args:
             expected: ``schema_fingerprint`` of the model's config. None: not known, accepted.
             what: The model, for the message.
 
         Raises:
-            InputError: It is not the fingerprint of ``schema``.
+            InputError: ``expected`` is not the fingerprint of ``schema``.
         """
         if expected not in (None, self.schema.fingerprint):
             raise InputError(
@@ -304,11 +323,11 @@ class ListProcessor:
             "feature_extractor_type": type(self).__name__,
             "format_version": FORMAT_VERSION,
             "schema": self.schema.to_dict(),
-            "scales": {name: _plain_scale(scale) for name, scale in self.scales.items()},
+            "scales": {name: convert_scale(scale) for name, scale in self.scales.items()},
             "fit_report": self.fit_report,
             **({} if self.trees is None else {"trees": TREES_FILE}),
         }
-        save_file(self._vocabulary_arrays(), folder / VOCABULARIES_FILE)
+        save_file(make_vocabulary_arrays(self.vocabularies), folder / VOCABULARIES_FILE)
         written = [CONFIG_FILE, VOCABULARIES_FILE]
         if self.trees is not None:
             self.trees.save(folder)
@@ -319,12 +338,12 @@ class ListProcessor:
         return [str(folder / name) for name in written]
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload processor", **options: Any) -> Any:
-        """Uploads the processor alone (``Reranker.push_to_hub``: also its model); other files of the repository stay.
+        """Uploads the processor alone (``Reranker.push_to_hub`` also uploads its model); other files stay.
 
         Args:
-            repo_id: ``"someone/name"``, or a name of your own.
-            commit_message: Of the commit.
-            options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``hf_rerank.hub.push_model``.
+            repo_id: ``"someone/name"``, or a name in your own namespace.
+            commit_message: Message of the commit.
+            options: ``private``, ``token``, ``revision``, ``create_pr``, as for ``hf_rerank.hub.push_model``.
         """
         return push_saved(self.save_pretrained, repo_id, commit_message=commit_message, **options)
 
@@ -342,7 +361,7 @@ class ListProcessor:
     ) -> ListProcessor:
         """Loads a processor from a folder or a Hub repository.
 
-        The digests of its files are checked where ``Reranker`` or the trainer saved them, with a ``manifest.json``.
+        The digests of its files are verified if there is a ``manifest.json``, as ``Reranker`` and the trainer write.
 
         Raises:
             InputError: A file is missing or damaged, of a newer format, or schema and vocabularies do not belong
@@ -359,8 +378,8 @@ class ListProcessor:
             "force_download": force_download,
         }
         source = pretrained_model_name_or_path
-        hub_options = at_one_commit(source, CONFIG_FILE, **hub_options)
-        folder = verified_folder(source, (CONFIG_FILE, VOCABULARIES_FILE), **hub_options)
+        hub_options = pin_commit(source, CONFIG_FILE, **hub_options)
+        folder = fetch_verified_folder(source, (CONFIG_FILE, VOCABULARIES_FILE), **hub_options)
         config_path, vocabularies_path = folder / CONFIG_FILE, folder / VOCABULARIES_FILE
         plain = read_json(config_path, REMEDY)
         if plain.get("format_version") != FORMAT_VERSION:
@@ -374,9 +393,9 @@ class ListProcessor:
                 raise InputError(f"{config_path} has an unknown key {key!r}{suggestion(key, known)}")
         for key in ("schema", "scales", "fit_report"):
             if not isinstance(plain.get(key), dict):
-                raise InputError(f"{config_path} lacks {key!r}, or it is no object; save the processor again")
+                raise InputError(f"{config_path} lacks {key!r}, or it is not an object; save the processor again")
         schema = ListSchema.from_dict(plain["schema"])
-        scales = {name: _read_scale(scale, name, config_path) for name, scale in plain["scales"].items()}
+        scales = {name: read_scale(scale, name, config_path) for name, scale in plain["scales"].items()}
         arrays = read_arrays(vocabularies_path)
         for feature in (*schema.items, *schema.user, *schema.history):
             quantile = isinstance(feature, Dense) and feature.scale == "quantile"
@@ -389,10 +408,10 @@ class ListProcessor:
                 )
         trees = None
         if "trees" in plain:
-            trees = TreeRanker.load(verified_folder(source, (TREES_FILE,), **hub_options))
+            trees = TreeRanker.load(fetch_verified_folder(source, (TREES_FILE,), **hub_options))
         processor = cls(
             schema,
-            _vocabularies(schema, arrays, vocabularies_path),
+            read_vocabularies(schema, arrays, vocabularies_path),
             scales,
             plain["fit_report"],
             trees,
@@ -411,7 +430,7 @@ class ListProcessor:
     def _choose_items(
         self, lists: Lists, truncate: bool, report: EncodingReport
     ) -> tuple[np.ndarray | slice, np.ndarray]:
-        """Which items stay (all, unless lists are cut to their first places) and the lengths that result."""
+        """Which items are kept (all, unless lists are cut to their first positions), and the resulting lengths."""
         longest = self.schema.max_list_length
         too_long = lists.lengths > longest
         if not too_long.any():
@@ -420,27 +439,28 @@ class ListProcessor:
             row = int(np.argmax(too_long))
             raise InputError(
                 f"list {lists.ids[row]} has {lists.lengths[row]} items, the schema allows max_list_length={longest}: "
-                "cut the list, pass truncate=True to keep its first places, or make the schema longer and train again"
+                "cut the list, pass truncate=True to keep its first positions, or raise max_list_length and train "
+                "again"
             )
         report.cut_lists = int(too_long.sum())
         report.cut_items = int((lists.lengths - longest)[too_long].sum())
         return lists.positions < longest, np.minimum(lists.lengths, longest)
 
     def _choose_history(self, lists: Lists, report: EncodingReport) -> tuple[np.ndarray | slice, np.ndarray]:
-        """Which history items stay, the newest, which come first, and the lengths that result."""
+        """Which history items are kept (the newest, which come first), and the resulting lengths."""
         longest, lengths = self.schema.max_history_length, lists.history_lengths
         too_long = lengths > longest
         if not too_long.any():
             return slice(None), lengths
         report.cut_histories = int(too_long.sum())
         report.cut_history_items = int((lengths - longest)[too_long].sum())
-        place = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return place < longest, np.minimum(lengths, longest)
+        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return within < longest, np.minimum(lengths, longest)
 
     def _encode_part(
         self, part: str, features: Any, columns: Mapping[str, Any], keep: np.ndarray | slice, report: EncodingReport
     ) -> dict[str, np.ndarray]:
-        """The arrays of items, user or history: one row a value that is kept, one column a feature."""
+        """The arrays of items, user or history: one row per kept value, one column per feature."""
         categorical: list[np.ndarray] = []
         dense: list[Dense] = []
         vectors: list[np.ndarray] = []
@@ -453,13 +473,13 @@ class ListProcessor:
             if column.null_count:
                 report.missing[feature.name] = column.null_count
             if isinstance(feature, Categorical):
-                rows = self.vocabularies[feature.shares or feature.name].rows(column, feature.name)
+                rows = self.vocabularies[feature.shares or feature.name].look_up(column, feature.name)
                 categorical.append(rows)
                 report.unknown[feature.name] = int(np.count_nonzero(rows == UNKNOWN))
             else:
                 dense.append(feature)
                 if self.scales[feature.name].constant:
-                    varied = varied_values(feature, column, self.scales[feature.name])
+                    varied = count_varied(feature, column, self.scales[feature.name])
                     if varied:
                         report.varied[feature.name] = varied
         arrays = {}
@@ -467,30 +487,17 @@ class ListProcessor:
             arrays[f"{part}_categorical"] = np.stack(categorical, axis=-1)[keep]
         if dense:
             names = [feature.name for feature in dense]
-            numbers = scaled(dense, [columns[name] for name in names], [self.scales[name] for name in names])
+            numbers = scale_columns(dense, [columns[name] for name in names], [self.scales[name] for name in names])
             arrays[f"{part}_dense"] = numbers[keep]
         if vectors:
             arrays[f"{part}_vectors"] = np.concatenate(vectors, axis=-1)[keep]
         return arrays
 
-    def _vocabulary_arrays(self) -> dict[str, np.ndarray]:
-        arrays = {}
-        for name, vocabulary in self.vocabularies.items():
-            if isinstance(vocabulary, HashVocabulary):
-                continue
-            if isinstance(vocabulary.values, list):
-                encoded = [value.encode() for value in vocabulary.values]
-                arrays[f"text/{name}"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-                arrays[f"text_lengths/{name}"] = np.array([len(value) for value in encoded], dtype=np.int64)
-            else:
-                arrays[f"integers/{name}"] = vocabulary.values
-        return arrays
-
     def _digest(self) -> str:
         digest = hashlib.sha256()
         for name, scale in sorted(self.scales.items()):
-            digest.update(json.dumps([name, *_plain_scale(scale).values()]).encode())
-        arrays = self._vocabulary_arrays()
+            digest.update(json.dumps([name, *convert_scale(scale).values()]).encode())
+        arrays = make_vocabulary_arrays(self.vocabularies)
         if self.trees is not None:
             arrays |= {f"trees/{name}": array for name, array in self.trees.arrays().items()}
         for name, array in sorted(arrays.items()):
@@ -499,55 +506,12 @@ class ListProcessor:
         return digest.hexdigest()
 
 
-def _plain_scale(scale: DenseScale) -> dict[str, Any]:
-    """A scale as JSON values; mean and deviation, and what it has beside them."""
-    plain = asdict(scale)
-    return {name: value for name, value in plain.items() if name in ("mean", "std") or value}
-
-
-def _read_scale(plain: Any, name: str, path: Path) -> DenseScale:
-    """The scale that ``_plain_scale`` described."""
-    optional = {"knots", "quantiles", "constant_indicator"}
-    if not isinstance(plain, dict) or set(plain) - optional != {"mean", "std"}:
-        raise InputError(
-            f"{path} has the scale {plain!r} of {name!r}: expected mean and std, and of a quantile scale its knots "
-            "and quantiles; save the processor again"
-        )
-    knots, quantiles = plain.get("knots", ()), plain.get("quantiles", ())
-    if not all(isinstance(part, list | tuple) for part in (knots, quantiles)):
-        raise InputError(f"{path} has the quantile scale of {name!r} without lists of knots; save the processor again")
-    odd = [value for value in (plain["mean"], plain["std"], *knots, *quantiles) if type(value) not in (int, float)]
-    # A std of exactly 0 marks a constant column, which is not divided: it always becomes 0.
-    if odd or not (plain["std"] == 0 or plain["std"] >= SMALLEST_STD):
-        raise InputError(
-            f"{path} has the scale {show(plain)} of {name!r}: expected numbers, and a std above 0, by which values "
-            "are divided, or 0 for a constant column; save the processor again"
-        )
-    if type(plain.get("constant_indicator", False)) is not bool:
-        raise InputError(
-            f"{path} has the scale {show(plain)} of {name!r}: expected true or false as constant_indicator; save the "
-            "processor again"
-        )
-    if len(knots) != len(quantiles) or list(knots) != sorted(knots):
-        raise InputError(
-            f"{path} has the quantile scale of {name!r} with {len(knots)} knots and {len(quantiles)} quantiles: "
-            "expected as many, knots ascending; save the processor again"
-        )
-    return DenseScale(
-        plain["mean"], plain["std"], tuple(knots), tuple(quantiles), plain.get("constant_indicator", False)
-    )
-
-
-def _features(schema: ListSchema) -> list[Feature]:
+def _list_features(schema: ListSchema) -> list[Feature]:
     return [*schema.items, *schema.user, *schema.history]
 
 
-def _own_tables(schema: ListSchema) -> list[Categorical]:
-    return [feature for feature in _features(schema) if isinstance(feature, Categorical) and feature.shares is None]
-
-
-def _with_table_sizes(schema: ListSchema, vocabularies: Mapping[str, TableVocabulary | HashVocabulary]) -> ListSchema:
-    def sized(feature: Feature) -> Feature:
+def _fill_table_sizes(schema: ListSchema, vocabularies: Mapping[str, TableVocabulary | HashVocabulary]) -> ListSchema:
+    def fill_size(feature: Feature) -> Feature:
         if not isinstance(feature, Categorical) or feature.hash_size is not None:
             return feature
         tables = {table.name: table for table in schema.features("items", Categorical)}
@@ -558,43 +522,8 @@ def _with_table_sizes(schema: ListSchema, vocabularies: Mapping[str, TableVocabu
         return Categorical(feature.name, size=size, shares=feature.shares, min_count=feature.min_count)
 
     return schema.replace(
-        **{part: tuple(sized(feature) for feature in getattr(schema, part)) for part in ("items", "user", "history")}
+        **{
+            part: tuple(fill_size(feature) for feature in getattr(schema, part))
+            for part in ("items", "user", "history")
+        }
     )
-
-
-def _vocabularies(
-    schema: ListSchema, arrays: Mapping[str, np.ndarray], path: Path
-) -> dict[str, TableVocabulary | HashVocabulary]:
-    vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
-    for feature in _own_tables(schema):
-        if feature.hash_size is not None:
-            vocabularies[feature.name] = HashVocabulary(feature.hash_size)
-        elif f"integers/{feature.name}" in arrays:
-            integers = arrays[f"integers/{feature.name}"]
-            if integers.dtype != np.int64 or integers.ndim != 1:
-                raise InputError(
-                    f"{path} holds {integers.dtype} {list(integers.shape)} as the vocabulary of {feature.name!r}: "
-                    "expected int64 [values]; the file was changed, save or download the processor again"
-                )
-            vocabularies[feature.name] = TableVocabulary(integers)
-        elif f"text/{feature.name}" in arrays and f"text_lengths/{feature.name}" in arrays:
-            joined = arrays[f"text/{feature.name}"].tobytes()
-            lengths = arrays[f"text_lengths/{feature.name}"]
-            if lengths.dtype != np.int64 or lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != len(joined):
-                raise InputError(
-                    f"{path} holds a damaged vocabulary of {feature.name!r}: the lengths of its texts do not add up "
-                    f"to {len(joined):,} bytes; save or download the processor again"
-                )
-            ends = np.cumsum(lengths)
-            starts = ends - lengths
-            try:
-                texts = [joined[start:end].decode() for start, end in zip(starts, ends, strict=True)]
-            except (TypeError, UnicodeDecodeError) as error:
-                raise InputError(
-                    f"{path} holds a damaged vocabulary of {feature.name!r}: {error}; save or download the processor "
-                    "again"
-                ) from None
-            vocabularies[feature.name] = TableVocabulary(texts)
-        else:
-            raise InputError(f"{path} holds no vocabulary of {feature.name!r}: the file belongs to another processor")
-    return vocabularies

@@ -10,7 +10,7 @@ import numpy as np
 
 from hf_rerank.schema import AFTER_THE_ITEMS, TENSORS
 
-# The tensor that is True at the real entries of an axis. The bytes of an id end with a zero instead.
+# Axis -> the tensor that is True at its real entries. The bytes of an id end with a zero instead.
 _MASKS = {spec.axes[1]: name for name, spec in TENSORS.items() if spec.role == "mask"}
 
 
@@ -19,10 +19,10 @@ class RaggedLists:
     """Encoded lists before padding.
 
     Attributes:
-        lengths: Axis -> int64 [B], how many rows each list has on it: ``L`` items, ``H`` history items (where the
+        lengths: Axis -> int64 [B], the number of rows of each list: ``L`` items, ``H`` history items (where the
             schema has a history), ``C`` items that were cut (where their labels are known), ``W`` bytes of the id.
-        rows: Name of a tensor -> its rows, those of all lists one after another: [N, ...] where the tensor has such an
-            axis, [B, ...] where it has one row per list. Integers may be narrower than the tensor.
+        rows: Name of a tensor -> its rows, concatenated over the lists: [N, ...] for a tensor with such an axis,
+            [B, ...] for a tensor with one row per list. Integers may be narrower than the tensor.
     """
 
     lengths: dict[str, np.ndarray]
@@ -31,13 +31,13 @@ class RaggedLists:
     def __len__(self) -> int:
         return len(self.lengths["L"])
 
-    def padded(self) -> dict[str, np.ndarray]:
-        """The arrays of a batch, in the dtypes and with the padding of ``TENSORS``, masks included."""
-        real = {axis: _mask(lengths) for axis, lengths in self.lengths.items()}
+    def pad(self) -> dict[str, np.ndarray]:
+        """Pads the lists: arrays by name, masks included, with the dtypes and padding values of ``TENSORS``."""
+        real = {axis: _make_mask(lengths) for axis, lengths in self.lengths.items()}
         arrays = {_MASKS[axis]: mask for axis, mask in real.items() if axis in _MASKS}
         for name, rows in self.rows.items():
             spec = TENSORS[name]
-            arrays[name] = _padded(rows, real.get(spec.axes[1]), spec.fill, spec.dtype)
+            arrays[name] = _pad(rows, real.get(spec.axes[1]), spec.fill, spec.dtype)
         return arrays
 
     def take(self, lists: Sequence[int] | np.ndarray) -> RaggedLists:
@@ -52,15 +52,15 @@ class RaggedLists:
     def with_ids(self, ids: Sequence[str]) -> RaggedLists:
         """The same lists with the tensor ``list_id``, the UTF-8 bytes of these ids.
 
-        Ids travel as bytes because processes exchange tensors and not texts.
+        As bytes, because processes exchange tensors only.
         """
         encoded = [text.encode() for text in ids]
         lengths = np.array([len(text) for text in encoded], dtype=np.int64)
         joined = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()  # torch wants it writable
         return RaggedLists({**self.lengths, "W": lengths}, {**self.rows, "list_id": joined})
 
-    def empty(self, count: int) -> RaggedLists:
-        """``count`` lists without items, with the user of the first list here; they fill up a batch."""
+    def make_empty(self, count: int) -> RaggedLists:
+        """``count`` lists without items, with the user features of the first list; they fill up a batch."""
         rows = {name: values[:0] for name, values in self.rows.items()}
         rows |= {
             name: np.repeat(values[:1], count, axis=0)
@@ -75,7 +75,7 @@ class RaggedLists:
 
 
 def concatenate(parts: Sequence[RaggedLists]) -> RaggedLists:
-    """The lists of several parts, one part after another; all have the same tensors."""
+    """Concatenates parts that have the same tensors."""
     first = parts[0]
     return RaggedLists(
         {axis: np.concatenate([part.lengths[axis] for part in parts]) for axis in first.lengths},
@@ -101,11 +101,11 @@ class _Runs:
         return rows[np.repeat(self.starts[lists], lengths) + within]
 
 
-def _mask(lengths: np.ndarray) -> np.ndarray:
+def _make_mask(lengths: np.ndarray) -> np.ndarray:
     return np.arange(max(1, lengths.max(initial=0))) < lengths[:, None]
 
 
-def _padded(rows: np.ndarray, mask: np.ndarray | None, fill: float | str, dtype: str) -> np.ndarray:
+def _pad(rows: np.ndarray, mask: np.ndarray | None, fill: float | str, dtype: str) -> np.ndarray:
     if mask is None or len(rows) == mask.size:  # nothing to pad
         whole = rows if mask is None else rows.reshape(*mask.shape, *rows.shape[1:])
         array = np.ascontiguousarray(whole, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Lists as people have them in Python, dicts of items and data frames, as one dict of columns per list."""
+"""Converts Python lists of items and data frames to one dict of columns per list, and results to data frames."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from hf_rerank.validation import is_deep
 ITEMS, HISTORY = "items", "history"
 
 
-def rows_in_columns(
+def convert_to_columns(
     lists: Sequence[Mapping[str, Any]], schema: ListSchema, first: int = 0
 ) -> Sequence[Mapping[str, Any]]:
-    """Lists whose items are dicts, ``{"items": [{"price": 3}, ...], "gender": 1}``, as dicts of columns.
+    """Converts lists of item dicts to dicts of columns.
 
-    ``{"price": [3, ...], "gender": 1}``. A history may be given in the same way, under ``"history"``. Lists that are
-    dicts of columns stay as they are.
+    ``{"items": [{"price": 3}, ...], "gender": 1}`` becomes ``{"price": [3, ...], "gender": 1}``. A history can be
+    given in the same way, under ``"history"``. Lists that are already dicts of columns are returned unchanged.
 
     Args:
         lists: One dict per list.
-        schema: Says which columns the items and the history have.
+        schema: Describes the columns of the items and the history.
         first: Number of the first list, for messages.
 
     Raises:
-        InputError: A list has no items, an item is no dict, or lacks a key that other items have.
+        InputError: A list has no items, an item is not a dict, or lacks a key that other items have.
     """
-    if not isinstance(lists, Sequence) or not any(_is_of_items(row, schema) for row in lists[:1]):
+    if not isinstance(lists, Sequence) or not any(_holds_items(row, schema) for row in lists[:1]):
         return lists
-    return [_in_columns(row, number, schema) for number, row in enumerate(lists, start=first)]
+    return [_convert_list(row, number, schema) for number, row in enumerate(lists, start=first)]
 
 
-def _is_of_items(row: Any, schema: ListSchema) -> bool:
-    """Whether a list is given as dicts of its items: it has the key, and that is no column of the schema."""
+def _holds_items(row: Any, schema: ListSchema) -> bool:
+    """Whether a list is given as item dicts: it has the key ``items``, which is not a column of the schema."""
     if not isinstance(row, Mapping) or ITEMS not in row or schema.items[0].name in row:
         return False
     return ITEMS not in {feature.name for feature in (*schema.items, *schema.user, *schema.history)}
 
 
-def _in_columns(row: Mapping[str, Any], number: int, schema: ListSchema) -> dict[str, Any]:
+def _convert_list(row: Mapping[str, Any], number: int, schema: ListSchema) -> dict[str, Any]:
     if not isinstance(row, Mapping) or ITEMS not in row:
         raise InputError(f"list {number} has no {ITEMS!r}, which other lists have: give all lists in the same form")
     if isinstance(row[ITEMS], Sequence) and not row[ITEMS]:
         raise InputError(f"list {number} is empty: expected at least one item; leave it out")
     of_list = {name: value for name, value in row.items() if name not in (ITEMS, HISTORY)}
-    of_items = _columns_of_entries(row[ITEMS], f"item {{}} of list {number}")
+    of_items = _collect_columns(row[ITEMS], f"item {{}} of list {number}")
     history: dict[str, Any] = {}
     if HISTORY in row:
         history = {feature.name: [] for feature in schema.history}
-        history |= _columns_of_entries(row[HISTORY], f"history item {{}} of list {number}")
+        history |= _collect_columns(row[HISTORY], f"history item {{}} of list {number}")
     for one, first, other, second in (
         ("the list", of_list, "items", of_items),
         ("the list", of_list, "history", history),
@@ -66,18 +66,18 @@ def _in_columns(row: Mapping[str, Any], number: int, schema: ListSchema) -> dict
     return {**of_list, **of_items, **history}
 
 
-def _columns_of_entries(entries: Any, where: str) -> dict[str, list[Any]]:
+def _collect_columns(entries: Any, where: str) -> dict[str, list[Any]]:
     if isinstance(entries, str) or not isinstance(entries, Sequence):
         raise InputError(f"{where.format(0)} is in a {type(entries).__name__}: expected a list of dicts")
     if not entries:
         return {}
     columns: dict[str, list[Any]] = {name: [] for name in entries[0]} if isinstance(entries[0], Mapping) else {}
-    for place, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         if not isinstance(entry, Mapping):
-            raise InputError(f"{where.format(place)} is a {type(entry).__name__}: expected a dict")
+            raise InputError(f"{where.format(index)} is a {type(entry).__name__}: expected a dict")
         odd = next((name for name in (*columns, *entry) if name not in columns or name not in entry), None)
         if odd is not None:
-            has, lacks = (0, place) if odd in columns else (place, 0)
+            has, lacks = (0, index) if odd in columns else (index, 0)
             raise InputError(
                 f"{where.format(lacks)} lacks {show(odd)}, which {where.format(has)} has: give every item the same "
                 f"keys, None where a value is missing{suggestion(odd, entries[lacks])}"
@@ -92,16 +92,16 @@ def is_frame(lists: Any) -> bool:
     return type(lists).__name__ == "DataFrame" and type(lists).__module__.split(".")[0] in ("pandas", "polars")
 
 
-def rows_of_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
+def convert_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
     """The lists of a data frame, as one dict of columns per list.
 
     If the cells of the item columns are sequences, a row is a list. Otherwise a row is an item, and the rows with one
-    value of the schema's ``list_id`` make a list, in the order in which they stand; lists come in the order in which
-    they first appear.
+    value of the schema's ``list_id`` make a list, in the order of the rows; lists come in the order in which they
+    first appear.
 
     Args:
         frame: A pandas or Polars ``DataFrame``. In pandas, NaN is a missing value, and the index is not read.
-        schema: Says which columns are of the items and which of the list.
+        schema: Describes the columns of the items and of the list.
 
     Raises:
         InputError: A column is missing, a row per item has no ``list_id``, or a user column differs within a list.
@@ -110,11 +110,11 @@ def rows_of_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
 
     for name, column in () if isinstance(frame, pl.DataFrame) else frame.items():
         if column.dtype == object and is_deep(column):
-            raise InputError(f"column {name!r} of the data frame holds lists within lists: expected one list a cell")
+            raise InputError(f"column {name!r} of the data frame holds lists within lists: expected one list per cell")
     try:
         table = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame)
     except (pa.ArrowException, pl.exceptions.PolarsError, ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"the data frame has a column that is of no one type: {error}; convert it") from None
+        raise InputError(f"the data frame has a column of mixed types: {error}; convert it to one type") from None
     first = schema.items[0].name
     if first not in table.columns:
         raise InputError(
@@ -146,8 +146,8 @@ def rows_of_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
     return groups.agg(pl.col(name).first() if name in per_list else pl.col(name) for name in columns).to_dicts()
 
 
-def frame_of_results(results: Sequence[Mapping[str, Any]], frame: Any) -> Any:
-    """Ranked lists as a data frame of the same library as ``frame``: one row per ranked item, best first.
+def make_results_frame(results: Sequence[Mapping[str, Any]], frame: Any) -> Any:
+    """Converts ranked lists to a data frame of the same library as ``frame``: one row per ranked item, best first.
 
     Its columns are those of a result: ``list_id``, ``order``, ``scores``, ``ids``.
     """

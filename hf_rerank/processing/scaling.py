@@ -1,4 +1,4 @@
-"""Dense features: what is learned of a column, and what its numbers become."""
+"""Scales of dense features: learned from a column, and applied to its numbers."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from hf_rerank.schema import Dense
 
 # Knots of the ``quantile`` scale: about as many as a network can tell apart.
 KNOTS = 101
-# Values of a column that are kept to learn its quantiles from.
+# Maximum number of values that the quantiles of a column are learned from.
 SAMPLE = 200_000
 
 
 @dataclass(frozen=True)
 class DenseScale:
-    """What was learned of a dense feature.
+    """The learned scale of a dense feature.
 
     Attributes:
-        mean: After the feature's ``log`` where it has one. Under ``quantile``: of the quantiles.
-        std: The same; 0 if the column was constant in training, or had no values: then it always becomes 0, since
-            no weight that reads it was trained on anything else.
+        mean: Training mean, after the logarithm under ``log``; under ``quantile`` the mean of the quantiles.
+        std: Standard deviation, likewise; 0 if the column was constant in training or had no values: then it is always
+            encoded as 0, since the weights that read it were trained on nothing else.
         knots: Under ``quantile``: values at which the quantile is known, ascending; empty under the other scales.
-        quantiles: Standard normal quantiles of the knots' ranks. In between they are interpolated; beyond the first
-            and the last knot they stay the same.
+        quantiles: Standard normal quantiles of the knots' ranks, interpolated linearly between knots and constant
+            beyond the first and the last knot.
         constant_indicator: In training no value was missing, or all were: the indicator of missing values is always 0.
     """
 
@@ -45,7 +45,7 @@ class DenseScale:
 
 
 class Moments:
-    """Mean and variance over batches (Chan, Golub, LeVeque 1979), missing values left out."""
+    """Learns mean and standard deviation over batches (Chan, Golub, LeVeque 1979), without missing values."""
 
     def __init__(self) -> None:
         self.count, self.mean, self.squares = 0, 0.0, 0.0
@@ -62,19 +62,20 @@ class Moments:
         self.mean += (mean - self.mean) * len(values) / total
         self.count = total
 
-    def scale(self, *, constant_indicator: bool = False) -> DenseScale:
+    def make_scale(self, *, constant_indicator: bool = False) -> DenseScale:
         std = float(np.sqrt(self.squares / self.count)) if self.count else 0.0
-        # A constant column (up to rounding) carries nothing: it becomes 0, not a division by next to nothing.
+        # A constant column (up to rounding) carries no information: it is encoded as 0, not divided by rounding
+        # errors.
         std = std if std > 1e-9 * max(1.0, abs(self.mean)) else 0.0
-        # Nine digits: how many lists were read at a time changes the last ones, and must not change the fingerprint.
+        # Nine digits: the batch size changes the last ones, and must not change the fingerprint.
         mean, std = float(f"{self.mean:.9g}"), float(f"{std:.9g}")
         return DenseScale(mean, std, constant_indicator=constant_indicator)
 
 
 class QuantileSample:
-    """Learns the ``quantile`` scale of a column from a sample of bounded size, missing values left out.
+    """Learns the ``quantile`` scale of a column from a sample of bounded size, without missing values.
 
-    Which values stay depends on their numbers in the column alone, not on how many lists are read at a time.
+    The sample depends on the indices of the values in the column alone, not on the batch size.
     """
 
     def __init__(self) -> None:
@@ -84,21 +85,21 @@ class QuantileSample:
     def add(self, values: np.ndarray) -> None:
         numbers = splitmix64(np.arange(self.count, self.count + len(values)))
         self.count += len(values)
-        keep = (numbers < self._below()) & ~np.isnan(values)
+        keep = (numbers < self._compute_bound()) & ~np.isnan(values)
         self._numbers = np.concatenate([self._numbers, numbers[keep]])
         self._values = np.concatenate([self._values, values[keep]])
         while len(self._values) > SAMPLE:
             self.share *= 2
-            keep = self._numbers < self._below()
+            keep = self._numbers < self._compute_bound()
             self._numbers, self._values = self._numbers[keep], self._values[keep]
 
-    def scale(self, *, constant_indicator: bool = False) -> DenseScale:
+    def make_scale(self, *, constant_indicator: bool = False) -> DenseScale:
         values = np.sort(self._values)
         if not len(values) or values[0] == values[-1]:
             only = float(f"{values[0] if len(values) else 0.0:.9g}")
             return DenseScale(0.0, 0.0, (only,), (0.0,), constant_indicator)
         knots = np.unique(np.quantile(values, np.linspace(0.0, 1.0, KNOTS), method="nearest"))
-        # The rank in the middle of equal values: a value that half of the items share lies in the middle of that half.
+        # Ties get their middle rank: a value that half of the items share is in the middle of that half.
         ranks = (np.searchsorted(values, knots, "left") + np.searchsorted(values, knots, "right")) / (2 * len(values))
         normal = NormalDist()
         quantiles = np.array([normal.inv_cdf(float(rank)) for rank in ranks])
@@ -107,17 +108,17 @@ class QuantileSample:
         at, ranked = (tuple(float(f"{value:.9g}") for value in part) for part in (knots, quantiles))
         return DenseScale(float(f"{mean:.9g}"), float(f"{std:.9g}") or 1.0, at, ranked, constant_indicator)
 
-    def _below(self) -> np.uint64:
+    def _compute_bound(self) -> np.uint64:
         return np.uint64((2**64 - 1) // self.share)
 
 
-def learner(feature: Dense) -> Moments | QuantileSample:
-    """What learns the scale of a feature from its numbers."""
+def make_learner(feature: Dense) -> Moments | QuantileSample:
+    """The object that learns the scale of a feature from its numbers."""
     return QuantileSample() if feature.scale == "quantile" else Moments()
 
 
-def numbers_of(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
-    """float64 values, NaN where missing, after the feature's log; and where they are missing, or None."""
+def to_numbers(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+    """float64 [N], NaN where missing, after the feature's logarithm; and bool [N], where they are missing, or None."""
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan), np.ones(len(column), dtype=bool)
     missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
@@ -127,12 +128,13 @@ def numbers_of(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray
     return values, missing
 
 
-def scaled(features: Sequence[Dense], columns: Sequence[pa.Array], scales: Sequence[DenseScale]) -> np.ndarray:
-    """float32 [N, width] of columns of N values: a column a feature, and one more for the indicator of missing ones.
+def scale_columns(features: Sequence[Dense], columns: Sequence[pa.Array], scales: Sequence[DenseScale]) -> np.ndarray:
+    """float32 [N, width] of columns of N values: one column per feature, and one more for the indicator of missing
+    ones.
 
-    All features at once: of a single list most of the time goes into the number of operations.
+    All features at once, since for a single list the number of numpy operations dominates the time.
     """
-    numbers = [numbers_of(feature, column) for feature, column in zip(features, columns, strict=True)]
+    numbers = [to_numbers(feature, column) for feature, column in zip(features, columns, strict=True)]
     values = np.array([of_feature for of_feature, _ in numbers])
     for row, (feature, scale) in enumerate(zip(features, scales, strict=True)):
         if feature.scale == "quantile":
@@ -146,17 +148,17 @@ def scaled(features: Sequence[Dense], columns: Sequence[pa.Array], scales: Seque
         [[1.0 if plain else scale.std or 1.0] for plain, scale in zip(as_it_comes, scales, strict=True)]
     )
     values[[scale.constant for scale in scales]] = 0.0
-    places = np.cumsum([0, *(feature.width for feature in features)])
-    result = np.zeros((values.shape[1], places[-1]), dtype=np.float32)
-    result[:, places[:-1]] = values.T
-    for feature, place, scale, (_, missing) in zip(features, places, scales, numbers, strict=False):
+    starts = np.cumsum([0, *(feature.width for feature in features)])
+    result = np.zeros((values.shape[1], starts[-1]), dtype=np.float32)
+    result[:, starts[:-1]] = values.T
+    for feature, start, scale, (_, missing) in zip(features, starts, scales, numbers, strict=False):
         if feature.missing == "indicator" and missing is not None and not scale.constant_indicator:
-            result[:, place + 1] = missing
+            result[:, start + 1] = missing
     return result
 
 
-def varied_values(feature: Dense, column: pa.Array, scale: DenseScale) -> int:
-    """How many values of a column that was constant in training differ from that constant; nulls do not."""
-    values, _ = numbers_of(feature, column)
+def count_varied(feature: Dense, column: pa.Array, scale: DenseScale) -> int:
+    """The number of values that differ from the constant of a column that was constant in training; nulls do not."""
+    values, _ = to_numbers(feature, column)
     only = scale.knots[0] if feature.scale == "quantile" else scale.mean
     return int(np.count_nonzero(np.abs(values - only) > 1e-6 * max(1.0, abs(only))))

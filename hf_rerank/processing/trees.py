@@ -20,14 +20,14 @@ from hf_rerank.schema import Categorical, ListSchema
 from hf_rerank.storage import read_arrays
 
 TREES_FILE = "trees.safetensors"
-# What stands before the name of a feature in the file, for its click-through rates.
+# Prefix of the name of a feature in the file, for its click-through rates.
 _RATES = "rates/"
 _READS_POSITION = "reads_position"
 # How a split treats a missing number: as 0, or a zero as missing too, or NaN alone.
 MISSING_IS_ZERO, ZERO_IS_MISSING, NAN_IS_MISSING = 0, 1, 2
-# What LightGBM takes for zero.
+# LightGBM treats smaller absolute values as zero.
 _ZERO = 1e-35
-# Pairs of an item and a tree that are followed at once.
+# Pairs of an item and a tree that are evaluated at once.
 _PAIRS = 2**16
 _DTYPES = {
     **dict.fromkeys(("roots", "feature", "left", "right", "category_set"), "int32"),
@@ -40,8 +40,8 @@ _DTYPES = {
 class TreeEnsemble:
     """The sum of regression trees.
 
-    The nodes of all trees lie one after another, and so do the leaves. A child that is at least 0 is a node, a
-    negative one is the leaf ``-1 - child``. At a numerical node an item goes left if its value is at most the
+    The nodes of all trees are concatenated, and so are the leaves. A child of at least 0 is a node, a negative one is
+    the leaf ``-1 - child``. At a numerical node an item goes left if its value is at most the
     threshold; at a categorical one if its value is among the node's.
 
     Attributes:
@@ -50,7 +50,8 @@ class TreeEnsemble:
         threshold: float64 [nodes].
         left, right: int32 [nodes], children.
         default_left: uint8 [nodes], 1 where a missing value goes left.
-        missing: uint8 [nodes], one of the three ways above.
+        missing: uint8 [nodes], how a node treats missing numbers: 0 as zero, 1 zero counts as missing too, 2 only NaN
+            is missing.
         category_set: int32 [nodes], the row of ``categories`` of a categorical node; -1 of a numerical one.
         categories: uint8 [sets, values], 1 at the values that go left.
         leaves: float64 [leaves], what a leaf adds.
@@ -82,17 +83,17 @@ class TreeEnsemble:
     def _scores(self, values: np.ndarray) -> np.ndarray:
         count, width = values.shape
         flat = values.reshape(-1)
-        place = np.tile(self.roots, count)
+        child = np.tile(self.roots, count)
         row_start = np.repeat(np.arange(count, dtype=np.int64) * width, len(self.roots))
-        moving = np.flatnonzero(place >= 0)
+        moving = np.flatnonzero(child >= 0)
         while len(moving):
-            node = place[moving]
+            node = child[moving]
             went = np.where(
                 self._goes_left(node, flat[row_start[moving] + self.feature[node]]), self.left[node], self.right[node]
             )
-            place[moving] = went
+            child[moving] = went
             moving = moving[went >= 0]
-        return self.leaves[-1 - place].reshape(count, -1).sum(1)
+        return self.leaves[-1 - child].reshape(count, -1).sum(1)
 
     def _goes_left(self, node: np.ndarray, value: np.ndarray) -> np.ndarray:
         missing = np.isnan(value)
@@ -138,15 +139,15 @@ class TreeEnsemble:
 
 
 class TreeRanker:
-    """Trees over the encoded features of items and users: they score items one by one.
+    """Trees over the encoded features of items and users, which score each item on its own.
 
     They read numbers and vectors as the processor encodes them, and categorical features as categories, or as
-    click-through rates where a feature has some.
+    click-through rates (target encoding) for the features in ``rates``.
 
     Args:
         ensemble: The trees.
         rates: Categorical feature -> float32 [rows], the click-through rate of each row of its table.
-        reads_position: Whether the trees also read at which position an item is given.
+        reads_position: Whether the trees also read the position of an item in the initial order.
     """
 
     def __init__(self, ensemble: TreeEnsemble, rates: Mapping[str, np.ndarray], *, reads_position: bool) -> None:
@@ -154,11 +155,11 @@ class TreeRanker:
 
     def scores(self, ragged: RaggedLists, schema: ListSchema) -> np.ndarray:
         """float32 [N], the scores of the items of all lists, one list after another."""
-        values = tree_inputs(ragged, schema, self.rates, with_position=self.reads_position)
+        values = make_tree_inputs(ragged, schema, self.rates, with_position=self.reads_position)
         return self.ensemble.scores(values).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that ``from_arrays`` needs, by name."""
+        """All arrays that ``save`` writes, by name."""
         plain = {entry.name: getattr(self.ensemble, entry.name) for entry in fields(TreeEnsemble)}
         plain[_READS_POSITION] = np.array([self.reads_position], dtype=np.uint8)
         return {**plain, **{f"{_RATES}{name}": rates for name, rates in self.rates.items()}}
@@ -179,7 +180,9 @@ class TreeRanker:
         names = [entry.name for entry in fields(TreeEnsemble)]
         for name in (*names, _READS_POSITION):
             if name not in arrays:
-                raise InputError(f"{path} holds no {name!r}: it is no file of trees; save or download the model again")
+                raise InputError(
+                    f"{path} holds no {name!r}: it is not a file of trees; save or download the model again"
+                )
         ensemble = TreeEnsemble(**{name: arrays[name] for name in names})
         ensemble.check(path)
         for name, array in arrays.items():
@@ -189,8 +192,8 @@ class TreeRanker:
         return cls(ensemble, rates, reads_position=bool(arrays[_READS_POSITION].any()))
 
 
-def tables_in(schema: ListSchema) -> list[tuple[str, int, Categorical]]:
-    """Each categorical feature of items and users: its part, its number there, and itself."""
+def list_tables(schema: ListSchema) -> list[tuple[str, int, Categorical]]:
+    """The categorical features of items and users: part, index in it, and feature."""
     return [
         (part, number, feature)
         for part in ("items", "user")
@@ -198,14 +201,14 @@ def tables_in(schema: ListSchema) -> list[tuple[str, int, Categorical]]:
     ]
 
 
-def rows_of(ragged: RaggedLists, part: str, number: int) -> np.ndarray:
+def find_rows(ragged: RaggedLists, part: str, number: int) -> np.ndarray:
     """Table rows of a categorical feature, one per item."""
     if part == "items":
         return ragged.rows["item_categorical"][:, number]
     return np.repeat(ragged.rows["user_categorical"][:, number], ragged.lengths["L"])
 
 
-def tree_inputs(
+def make_tree_inputs(
     ragged: RaggedLists,
     schema: ListSchema,
     rates: Mapping[str, np.ndarray],
@@ -213,25 +216,26 @@ def tree_inputs(
     *,
     with_position: bool = False,
 ) -> np.ndarray:
-    """float32 [N, columns] as trees read items: numbers, vectors, the user's numbers, categories, click-through rates.
+    """float32 [N, columns], the inputs of the trees: numbers, vectors, the user's numbers, categories, click-through
+    rates.
 
     Args:
         ragged: Encoded lists.
-        schema: Of the lists, fitted.
+        schema: The fitted schema of the lists.
         rates: Categorical feature -> rates by row of its table, [rows]; with ``parts`` [parts, rows].
-        parts: int64 [N], which rates an item gets. None: all get the same.
-        with_position: Append the position at which an item is given.
+        parts: int64 [N], the row of ``rates`` for each item. None: ``rates`` has one row.
+        with_position: Append the position of an item in the initial order.
     """
     columns: list[Any] = [ragged.rows[name] for name in ("item_dense", "item_vectors") if name in ragged.rows]
     if "user_dense" in ragged.rows:
         columns.append(np.repeat(ragged.rows["user_dense"], ragged.lengths["L"], axis=0))
-    tables = tables_in(schema)
+    tables = list_tables(schema)
     for part, number, feature in tables:
         if feature.name not in rates:
-            columns.append(rows_of(ragged, part, number)[:, None])
+            columns.append(find_rows(ragged, part, number)[:, None])
     for part, number, feature in tables:
         if feature.name in rates:
-            table, rows = rates[feature.name], rows_of(ragged, part, number)
+            table, rows = rates[feature.name], find_rows(ragged, part, number)
             # A table that has grown since the trees were learned has rows without a rate.
             rows = np.where(rows < table.shape[-1], rows, UNKNOWN)
             columns.append((table[rows] if parts is None else table[parts, rows])[:, None])

@@ -1,7 +1,7 @@
-"""From the values of a categorical column to rows of its embedding table.
+"""Maps the values of a categorical column to rows of its embedding table.
 
-Row 0 is padding and row 1 the unknown value in every table. A ``TableVocabulary`` has learned its values; a
-``HashVocabulary`` needs none.
+In every table, row 0 is padding and row 1 the unknown value. A ``TableVocabulary`` is learned; a ``HashVocabulary`` is
+not.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 from hf_rerank.errors import InputError
 
 PADDING, UNKNOWN, FIRST_VALUE = 0, 1, 2
-# A direct table from value to row is used while it is at most this many times as long as the vocabulary.
+# A direct table from value to row is used if it is at most this many times as long as the vocabulary.
 _DIRECT_TABLE_FACTOR = 8
 
 
 class TableVocabulary:
-    """Learned values: the value number ``i`` has row ``i + 2``; everything else, null too, has row 1.
+    """Learned values: value ``i`` has row ``i + 2``; all others, and nulls, have row 1.
 
     Args:
         values: Distinct integers (int64 array) or texts (list), in the order of their rows.
@@ -38,7 +38,7 @@ class TableVocabulary:
         highest = int(values.max()) if len(values) else -1
         self._direct: np.ndarray | None = None
         if len(values) and int(values.min()) >= 0 and highest < _DIRECT_TABLE_FACTOR * len(values) + 1024:
-            # The last place is that of every value beyond the table.
+            # The last entry is used for all values beyond the table.
             self._direct = np.full(highest + 2, UNKNOWN, dtype=np.int32)
             self._direct[values] = rows
         else:
@@ -53,7 +53,7 @@ class TableVocabulary:
         """Rows of the embedding table that the values need."""
         return len(self.values) + FIRST_VALUE
 
-    def rows(self, column: pa.Array, name: str) -> np.ndarray:
+    def look_up(self, column: pa.Array, name: str) -> np.ndarray:
         """int64 rows [N] of an arrow column of integers or text."""
         if pa.types.is_null(column.type) or not len(self):
             return np.full(len(column), UNKNOWN, dtype=np.int64)
@@ -64,21 +64,21 @@ class TableVocabulary:
                 f"{'text' if self.is_text else 'integers'}: give the same type as in training"
             )
         if holds_text:
-            return _through_dictionary(column, lambda text: self._row_of_text.get(text, UNKNOWN))
-        values, missing = _integers(column)
+            return _look_up_texts(column, lambda text: self._row_of_text.get(text, UNKNOWN))
+        values, missing = _to_integers(column)
         if self._direct is not None:
             # Read as unsigned, a negative value lies beyond the table too.
-            places = np.minimum(values.view(np.uint64), np.uint64(len(self._direct) - 1))
-            rows = self._direct[places].astype(np.int64)
+            indices = np.minimum(values.view(np.uint64), np.uint64(len(self._direct) - 1))
+            rows = self._direct[indices].astype(np.int64)
         else:
-            place = np.searchsorted(self._sorted, values).clip(max=len(self) - 1)
-            rows = np.where(self._sorted[place] == values, self._sorted_rows[place], UNKNOWN)
+            index = np.searchsorted(self._sorted, values).clip(max=len(self) - 1)
+            rows = np.where(self._sorted[index] == values, self._sorted_rows[index], UNKNOWN)
         if missing is not None:
             rows[missing] = UNKNOWN
         return rows
 
-    def extended(self, values: np.ndarray | list[str]) -> TableVocabulary:
-        """A vocabulary in which rows for new values follow those that are there."""
+    def extend(self, values: np.ndarray | list[str]) -> TableVocabulary:
+        """A vocabulary with rows for new values after the existing ones."""
         if not len(self):
             return TableVocabulary(values)
         if isinstance(self.values, list):
@@ -87,7 +87,8 @@ class TableVocabulary:
 
 
 class HashVocabulary:
-    """Rows 2 to ``hash_size - 1`` by hash: splitmix64 of an integer, blake2b (64 bits) of UTF-8 text; null: row 1."""
+    """Rows 2 to ``hash_size - 1`` by hash: splitmix64 of integers, blake2b (64 bits) of UTF-8 text; nulls have row
+    1."""
 
     def __init__(self, hash_size: int) -> None:
         self.hash_size = hash_size
@@ -96,14 +97,14 @@ class HashVocabulary:
     def num_rows(self) -> int:
         return self.hash_size
 
-    def rows(self, column: pa.Array, name: str) -> np.ndarray:
+    def look_up(self, column: pa.Array, name: str) -> np.ndarray:
         """int64 rows [N] of an arrow column of integers or text."""
         if pa.types.is_null(column.type):
             return np.full(len(column), UNKNOWN, dtype=np.int64)
         buckets = self.hash_size - FIRST_VALUE
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            return _through_dictionary(column, lambda text: FIRST_VALUE + blake2b_64(text) % buckets)
-        values, missing = _integers(column)
+            return _look_up_texts(column, lambda text: FIRST_VALUE + blake2b_64(text) % buckets)
+        values, missing = _to_integers(column)
         rows = FIRST_VALUE + (splitmix64(values) % np.uint64(buckets)).astype(np.int64)
         if missing is not None:
             rows[missing] = UNKNOWN
@@ -145,54 +146,57 @@ class ValueCounts:
             for entry in pc.value_counts(column).to_pylist():
                 self._texts[entry["values"]] = self._texts.get(entry["values"], 0) + entry["counts"]
             return
-        self._parts.append(np.unique(_integers(column)[0], return_counts=True))
+        self._parts.append(np.unique(_to_integers(column)[0], return_counts=True))
         if len(self._parts) >= 64:
-            self._parts = [self._merged()]
+            self._parts = [self._merge()]
 
     def add_counts(self, other: ValueCounts, name: str) -> None:
-        """Adds what was counted of the column ``name``."""
+        """Adds the counts of the column ``name``."""
         if other.is_text is None:
             return
         if self.is_text not in (None, other.is_text):
             raise InputError(
-                f"column {name!r} holds {_kind(other.is_text)}, other columns of its table hold "
-                f"{_kind(not other.is_text)}: expected one type"
+                f"column {name!r} holds {_name_kind(other.is_text)}, other columns of its table hold "
+                f"{_name_kind(not other.is_text)}: expected one type"
             )
         self.is_text = other.is_text
         for text, count in other._texts.items():
             self._texts[text] = self._texts.get(text, 0) + count
         self._parts = [*self._parts, *other._parts]
 
-    def known(self, vocabulary: TableVocabulary, name: str) -> int:
-        """How often a value was counted that has a row in the vocabulary."""
+    def count_known(self, vocabulary: TableVocabulary, name: str) -> int:
+        """The number of counted values that have a row in the vocabulary."""
         if self.is_text is None:
             return 0
-        values: Any = list(self._texts) if self.is_text else self._merged()[0]
-        counts = np.array(list(self._texts.values())) if self.is_text else self._merged()[1]
+        values: Any = list(self._texts) if self.is_text else self._merge()[0]
+        counts = np.array(list(self._texts.values())) if self.is_text else self._merge()[1]
         column = pa.array(values, pa.string() if self.is_text else pa.int64())
-        return int(counts[vocabulary.rows(column, name) != UNKNOWN].sum())
+        return int(counts[vocabulary.look_up(column, name) != UNKNOWN].sum())
 
-    def new_values(self, known: TableVocabulary, name: str, *, min_count: int) -> tuple[np.ndarray | list[str], int]:
-        """The values that a vocabulary lacks, in their own order, and how many more are too rare to be among them."""
+    def find_new_values(
+        self, known: TableVocabulary, name: str, *, min_count: int
+    ) -> tuple[np.ndarray | list[str], int]:
+        """The values that a vocabulary lacks, sorted, and the number of further ones that are too rare."""
         if self.is_text is None:
             return known.values[:0], 0
-        values: Any = sorted(self._texts) if self.is_text else self._merged()[0]
+        values: Any = sorted(self._texts) if self.is_text else self._merge()[0]
         column = pa.array(values, pa.string() if self.is_text else pa.int64())
-        lacking = known.rows(column, name) == UNKNOWN
-        counts = np.array([self._texts[text] for text in values]) if self.is_text else self._merged()[1]
+        lacking = known.look_up(column, name) == UNKNOWN
+        counts = np.array([self._texts[text] for text in values]) if self.is_text else self._merge()[1]
         new = np.flatnonzero(lacking & (counts >= min_count))
         return [values[index] for index in new] if self.is_text else values[new], int(lacking.sum()) - len(new)
 
-    def vocabulary(self, *, min_count: int, size: int | None) -> tuple[TableVocabulary, int, int]:
-        """The vocabulary, how many values were too rare for it, and how many more did not fit into ``size`` rows.
+    def make_vocabulary(self, *, min_count: int, size: int | None) -> tuple[TableVocabulary, int, int]:
+        """The vocabulary, the number of values that were too rare, and of further ones that did not fit into ``size``
+        rows.
 
-        Rows follow the values' own order; with ``size`` the most frequent values are kept, the smaller first.
+        Rows are in the order of the sorted values; with ``size`` the most frequent values get a row, ties by value.
         """
         if self.is_text:
             names = sorted(self._texts)
             counts = np.array([self._texts[name] for name in names], dtype=np.int64)
         else:
-            integers, counts = self._merged()
+            integers, counts = self._merge()
         keep = np.flatnonzero(counts >= min_count)
         rare = len(counts) - len(keep)
         left_out = 0
@@ -204,7 +208,7 @@ class ValueCounts:
             return TableVocabulary([names[index] for index in keep]), rare, left_out
         return TableVocabulary(integers[keep]), rare, left_out
 
-    def _merged(self) -> tuple[np.ndarray, np.ndarray]:
+    def _merge(self) -> tuple[np.ndarray, np.ndarray]:
         if not self._parts:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         values, owner = np.unique(np.concatenate([part[0] for part in self._parts]), return_inverse=True)
@@ -212,11 +216,11 @@ class ValueCounts:
         return values, counts.astype(np.int64)
 
 
-def _kind(is_text: bool) -> str:
+def _name_kind(is_text: bool) -> str:
     return "text" if is_text else "integers"
 
 
-def _integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+def _to_integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """int64 values (0 at nulls), and a bool array that is True at nulls, or None where there are none."""
     if not column.null_count:
         return column.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), None
@@ -224,7 +228,7 @@ def _integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64), missing
 
 
-def _through_dictionary(column: pa.Array, row_of: Callable[[str], int]) -> np.ndarray:
+def _look_up_texts(column: pa.Array, row_of: Callable[[str], int]) -> np.ndarray:
     """Looks each distinct text up once."""
     encoded = column.dictionary_encode()
     rows = np.array([row_of(text) for text in encoded.dictionary.to_pylist()] + [UNKNOWN], dtype=np.int64)

@@ -6,54 +6,54 @@ from hf_rerank.storage.atomic import (
     sync,
     sync_tree,
     temporary_path,
+    write_atomically,
     write_file,
-    writing,
 )
 from hf_rerank.storage.digests import sha256_of_file, sha256_of_json
-from hf_rerank.storage.disk_errors import CannotWrite, naming_failures, open_files
-from hf_rerank.storage.inputs import InputFiles, content_digest, refuse_output_over_input
-from hf_rerank.storage.json_files import json_text, json_values, parse_json_object, read_json, write_json
-from hf_rerank.storage.locks import locked
-from hf_rerank.storage.manifest import MANIFEST, manifest_text, read_manifest, saved_files, verify, write_manifest
-from hf_rerank.storage.output_folder import new_folder, only_writer, refuse_filled, with_a_name
-from hf_rerank.storage.safetensors_files import number_formats, read_arrays
-from hf_rerank.storage.saved_folder import model_files, replace_file, replacing
+from hf_rerank.storage.disk_errors import CannotWrite, name_failures, open_files
+from hf_rerank.storage.inputs import InputFiles, digest_content, refuse_output_over_input
+from hf_rerank.storage.json_files import format_json, parse_json_object, read_json, to_json_values, write_json
+from hf_rerank.storage.locks import hold_lock
+from hf_rerank.storage.manifest import MANIFEST, list_saved_files, make_manifest, read_manifest, verify, write_manifest
+from hf_rerank.storage.output_folder import create_folder, ensure_name, lock_output, refuse_nonempty
+from hf_rerank.storage.safetensors_files import read_arrays, read_number_formats
+from hf_rerank.storage.saved_folder import note_model_files, replace_file, save_files
 
 __all__ = [
     "MANIFEST",
     "CannotWrite",
     "InputFiles",
-    "content_digest",
-    "json_text",
-    "json_values",
-    "locked",
-    "manifest_text",
-    "model_files",
-    "naming_failures",
-    "new_folder",
-    "number_formats",
-    "only_writer",
+    "create_folder",
+    "digest_content",
+    "ensure_name",
+    "format_json",
+    "hold_lock",
+    "list_saved_files",
+    "lock_output",
+    "make_manifest",
+    "name_failures",
+    "note_model_files",
     "open_files",
     "parse_json_object",
     "read_arrays",
     "read_json",
     "read_manifest",
-    "refuse_filled",
+    "read_number_formats",
+    "refuse_nonempty",
     "refuse_output_over_input",
     "remove",
     "remove_leftovers",
     "replace_file",
-    "replacing",
-    "saved_files",
+    "save_files",
     "sha256_of_file",
     "sha256_of_json",
     "sync",
     "sync_tree",
     "temporary_path",
+    "to_json_values",
     "verify",
-    "with_a_name",
+    "write_atomically",
     "write_file",
     "write_json",
     "write_manifest",
-    "writing",
 ]

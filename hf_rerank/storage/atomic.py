@@ -1,6 +1,6 @@
-"""Files and folders that appear whole or not at all: written under a temporary name, synced, then renamed.
+"""Files and folders that appear complete or not at all: written under a temporary name, synced, then renamed.
 
-There is one scheme of temporary names: ``.NAME.HOST-PID-RANDOM.tmp``, beside the target. Two writers never share one.
+All temporary names have the form ``.NAME.HOST-PID-RANDOM.tmp``, beside the target. Two writers never share one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hf_rerank.storage.disk_errors import naming_failures
+from hf_rerank.storage.disk_errors import name_failures
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
@@ -45,7 +45,7 @@ def remove_leftovers(folder: str | Path, name: str | None = None) -> None:
 
 
 def remove(path: str | Path) -> None:
-    """Removes a file or a folder with all that is in it; nothing happens if it is not there, or cannot be removed."""
+    """Removes a file or a folder with its content; does nothing if it does not exist or cannot be removed."""
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -55,28 +55,29 @@ def remove(path: str | Path) -> None:
 
 
 @contextmanager
-def writing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
-    """Gives the temporary name under which to write a file or a folder.
+def write_atomically(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yields the temporary path under which to write a file or a folder.
 
-    At the end of the block everything is brought to the disk and renamed to ``path``. An existing file is replaced; a
+    At the end of the block everything is synced to the disk and renamed to ``path``. An existing file is replaced; a
     folder replaces nothing but an empty folder. If the block raises, the temporary is removed and ``path`` stays as it
     was. Parent folders are created.
 
     Args:
         path: The file or folder.
-        durable: Wait until the disk holds it. False: a kill leaves it whole or not there, but a power cut may not.
+        durable: Sync to the disk before the rename. False: complete or absent after a kill, but perhaps not after a
+            power cut.
 
     Raises:
         CannotWrite: The disk refuses; names path and space. Errors of the block itself pass as they are.
     """
     path = Path(path)
     temporary = temporary_path(path)
-    with naming_failures(path):
+    with name_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     try:
         yield temporary
-        with naming_failures(path):
+        with name_failures(path):
             if durable:
                 sync_tree(temporary)
             if temporary.is_dir() and path.is_dir():
@@ -88,17 +89,17 @@ def writing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write_file(path: str | Path, content: bytes | str) -> None:
-    """Writes a whole file, text as UTF-8.
+    """Writes a file in one step, text as UTF-8.
 
     Raises:
         CannotWrite: The disk refuses; names path and space.
     """
-    with writing(path) as temporary, naming_failures(Path(path)):
+    with write_atomically(path) as temporary, name_failures(Path(path)):
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk, so that a power cut loses nothing."""
+    """Syncs a file, or the names in a folder, to the disk, so that a power cut loses nothing."""
     if os.name != "posix" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
@@ -109,7 +110,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """``sync`` of a file; of a folder with all that is below it, files before the folders that name them."""
+    """Syncs a file, or a folder with everything below it; files before the folders that name them."""
     if path.is_dir():
         for entry in sorted(path.iterdir()):
             sync_tree(entry)

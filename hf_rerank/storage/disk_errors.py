@@ -1,4 +1,4 @@
-"""One error for everything that can go wrong when the disk is written to."""
+"""The one error for every failure to write to the disk."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from hf_rerank.errors import InputError, TrainingStopped
 
 
 class CannotWrite(OSError):
-    """The disk is full, or refuses to be written. The message names the path, the free space and the cause."""
+    """The disk is full or not writable. The message names the path, the free space and the cause."""
 
 
 @contextmanager
-def naming_failures(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turns whatever a failed write raises (torch and safetensors have errors of their own) into ``CannotWrite``.
+def name_failures(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turns any error of a failed write (torch and safetensors have their own) into ``CannotWrite``.
 
     Args:
         path: What is being written.
-        needed: About how many bytes.
+        needed: Approximate size in bytes, for the message. None: not known.
     """
     try:
         yield
@@ -30,9 +30,9 @@ def naming_failures(path: Path, needed: int | None = None) -> Iterator[None]:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
         there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        need = "" if needed is None else f"about {_megabytes(needed)} are needed, "
+        need = "" if needed is None else f"about {_format_megabytes(needed)} are needed, "
         failure = CannotWrite(
-            f"{path} could not be written: {need}{_megabytes(shutil.disk_usage(there).free)} are free there "
+            f"{path} could not be written: {need}{_format_megabytes(shutil.disk_usage(there).free)} are free there "
             f"({' '.join(str(error).split()) or type(error).__name__}); free space, or choose a folder that you may "
             "write to. No file is left half-written"
         )
@@ -42,9 +42,10 @@ def naming_failures(path: Path, needed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def open_files(path: Path) -> Iterator[ExitStack]:
-    """Gives a stack of open files that are written for ``path``, and closes them.
+    """Yields a stack of open files that are written for ``path``, and closes them at the end of the block.
 
-    What fails at that is named, too; after another failure, which is the one to tell, it is passed over.
+    A failure to close them becomes ``CannotWrite`` too, unless the block has failed already: then that error is
+    raised.
     """
     opened, failed = ExitStack(), True
     try:
@@ -54,9 +55,9 @@ def open_files(path: Path) -> Iterator[ExitStack]:
         if failed:
             with suppress(Exception):
                 opened.close()
-    with naming_failures(path):
+    with name_failures(path):
         opened.close()
 
 
-def _megabytes(count: int) -> str:
+def _format_megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"

@@ -1,4 +1,4 @@
-"""Finds the files of a saved model: in a folder, or in a repository on the Hub; and sees that they are whole."""
+"""Finds the files of a saved model, in a folder or in a repository on the Hub, and verifies that they are complete."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage import MANIFEST, number_formats, read_json, read_manifest, verify
-from hf_rerank.storage.hub_errors import LOG_IN, reason, without_tokens
+from hf_rerank.storage import MANIFEST, read_json, read_manifest, read_number_formats, verify
+from hf_rerank.storage.hub_errors import LOG_IN, explain_error, hide_tokens
 from hf_rerank.storage.hub_names import ask_once, refuse_local_path
 
 REMEDY = "save or download it again"
@@ -19,53 +19,56 @@ WEIGHTS_FILE, GRAPH_FILE = "model.safetensors", "model.onnx"
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
-def verified_folder(
+def fetch_verified_folder(
     source: str | Path, names: Sequence[str], *, reads: Callable[[str], bool] | None = None, **hub_options: Any
 ) -> Path:
-    """The folder with these files, fetched from the Hub if need be, and checked against its manifest if it has one.
+    """The folder with these files, fetched from the Hub if needed and verified against its manifest if it has one.
 
     Args:
         source: A folder, or the id of a Hub repository.
         names: Files that must be there; fixed by this library, never read from a checkpoint.
-        reads: Which other files of the folder will be read, by their names. None: none.
-        hub_options: As of ``model_file``.
+        reads: ``name -> bool``, which other files of the folder will be read. None: no others.
+        hub_options: As of ``find_model_file``.
 
     Raises:
-        InputError: As ``model_file``; or a file is cut, changed, or not one of those that were saved.
+        InputError: As ``find_model_file``; or a file is truncated, changed, or not one of those that were saved.
     """
-    hub_options = at_one_commit(source, names[0], **hub_options)
-    folder = model_file(source, names[0], **hub_options).parent
+    hub_options = pin_commit(source, names[0], **hub_options)
+    folder = find_model_file(source, names[0], **hub_options).parent
     remote = not Path(source).is_dir()
     if remote:
-        _fetched_if_there(source, MANIFEST, **hub_options)
+        _fetch_if_present(source, MANIFEST, **hub_options)
     for name in names[1:]:
-        model_file(source, name, **hub_options)
+        find_model_file(source, name, **hub_options)
 
-    def wanted(name: str) -> bool:
+    def is_read(name: str) -> bool:
         return name in names or (reads is not None and reads(name))
 
-    remedy = repair(source, folder.name) if remote else REMEDY
+    remedy = describe_repair(source, folder.name) if remote else REMEDY
     if remote and (manifest := read_manifest(folder, remedy)) is not None:
         for name in manifest["files"]:
-            if wanted(name):
-                model_file(source, name, **hub_options)
-    verify(folder, wanted, remedy)
+            if is_read(name):
+                find_model_file(source, name, **hub_options)
+    verify(folder, is_read, remedy)
     return folder
 
 
-def at_one_commit(source: str | Path, name: str, **hub_options: Any) -> dict[str, Any]:
-    """The options with the commit that a repository's revision is at now, so that all files come from the same one.
+def pin_commit(source: str | Path, name: str, **hub_options: Any) -> dict[str, Any]:
+    """Resolves the revision of a repository to its commit, so that all files come from the same one.
+
+    Returns:
+        The options with ``revision`` set to the commit.
 
     Args:
-        source: A folder, whose options stay as they are; or the id of a Hub repository.
+        source: A folder, for which the options are returned unchanged; or the id of a Hub repository.
         name: A file that must be there.
-        hub_options: As of ``model_file``.
+        hub_options: As of ``find_model_file``.
     """
     refuse_no_source(source)
     if Path(source).is_dir():
         return hub_options
     # The Hub's cache keeps the files of a commit in a folder of its name.
-    return {**hub_options, "revision": model_file(source, name, **hub_options).parent.name}
+    return {**hub_options, "revision": find_model_file(source, name, **hub_options).parent.name}
 
 
 def refuse_no_source(source: Any) -> None:
@@ -78,20 +81,20 @@ def refuse_no_source(source: Any) -> None:
         raise InputError(f"{source} is a file: expected the folder that holds it")
 
 
-def repair(source: str | Path, commit: str, kind: str = "model") -> str:
-    """The command that fetches a commit into the cache anew, whatever became of what is there."""
+def describe_repair(source: str | Path, commit: str, kind: str = "model") -> str:
+    """The command that fetches a commit into the cache again, replacing what is there."""
     of_kind = "" if kind == "model" else f" --repo-type {kind}"
-    return f"fetch it anew: hf download {source}{of_kind} --revision {commit} --force-download"
+    return f"fetch it again: hf download {source}{of_kind} --revision {commit} --force-download"
 
 
 @dataclass(frozen=True)
 class SavedWeights:
-    """Weights that lie in a folder.
+    """The weights in a folder.
 
     Attributes:
         folder: With ``config.json``.
         bytes: Of all weight files.
-        formats: Each tensor, and its number format as safetensors names it (``F32``, ``BF16``, ``I64``, ...).
+        formats: Tensor -> its number format as safetensors names it (``F32``, ``BF16``, ``I64``, ...).
     """
 
     folder: Path
@@ -99,33 +102,33 @@ class SavedWeights:
     formats: dict[str, str]
 
 
-def folder_with_weights(source: str | Path, *, variant: str | None = None, **hub_options: Any) -> Path:
-    """The folder of ``saved_weights``."""
-    return saved_weights(source, variant=variant, **hub_options).folder
+def find_weights_folder(source: str | Path, *, variant: str | None = None, **hub_options: Any) -> Path:
+    """The folder of ``find_saved_weights``."""
+    return find_saved_weights(source, variant=variant, **hub_options).folder
 
 
-def saved_weights(source: str | Path, *, variant: str | None = None, **hub_options: Any) -> SavedWeights:
-    """The folder with a model's config and weights, as ``verified_folder``; weights are read from nowhere else.
+def find_saved_weights(source: str | Path, *, variant: str | None = None, **hub_options: Any) -> SavedWeights:
+    """The folder with a model's config and weights, as ``fetch_verified_folder``; weights are read from nowhere else.
 
     Raises:
-        InputError: As ``verified_folder``; the list of shards names a file outside the folder; a tensor has two
-            entries; or the folder holds an adapter, which would name another model to load.
+        InputError: As ``fetch_verified_folder``; the list of shards names a file outside the folder; a tensor has two
+            entries; or the folder holds an adapter, which names another model to load.
     """
     suffix = f".{variant}.safetensors" if variant else ".safetensors"
     weights, index = f"model{suffix}", f"model{suffix}.index.json"
-    folder = verified_folder(source, ["config.json"], reads=_holds_weights, **hub_options)
+    folder = fetch_verified_folder(source, ["config.json"], reads=_holds_weights, **hub_options)
     remote = not Path(source).is_dir()
     if remote:
         hub_options = {**hub_options, "revision": folder.name}
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder / 'adapter_config.json'} names another model: expected a re-ranker of its own")
     read_json(folder / "config.json", REMEDY)  # transformers reads it again, with none of these checks
-    if remote and _fetched_if_there(source, weights, **hub_options) is None:
-        _fetched_if_there(source, index, **hub_options)
+    if remote and _fetch_if_present(source, weights, **hub_options) is None:
+        _fetch_if_present(source, index, **hub_options)
     if (folder / weights).is_file():
         shards = [weights]
     elif (folder / index).is_file():
-        shards = _shards(folder / index)
+        shards = _read_shards(folder / index)
     else:
         if weights == WEIGHTS_FILE and _lists_a_graph(folder):
             raise InputError(
@@ -135,9 +138,9 @@ def saved_weights(source: str | Path, *, variant: str | None = None, **hub_optio
         raise InputError(f"{folder} has no {weights}: weights are read from safetensors files only")
     size, formats = 0, dict[str, str]()
     for name in shards:
-        path = model_file(source, name, **hub_options)
+        path = find_model_file(source, name, **hub_options)
         size += path.stat().st_size
-        of_file = number_formats(path)
+        of_file = read_number_formats(path)
         if twice := formats.keys() & of_file.keys():
             raise InputError(f"{path} holds {min(twice)!r}, which another shard holds too; {REMEDY}")
         formats |= of_file
@@ -149,7 +152,7 @@ def holds_only_a_graph(source: str | Path, **hub_options: Any) -> bool:
 
     Args:
         source: A folder, or the id of a Hub repository, of which the weights, or else the graph, are then fetched.
-        hub_options: As of ``model_file``, with the commit of ``at_one_commit``.
+        hub_options: As of ``find_model_file``, with the commit of ``pin_commit``.
 
     Raises:
         InputError: The repository cannot be reached.
@@ -157,9 +160,9 @@ def holds_only_a_graph(source: str | Path, **hub_options: Any) -> bool:
     weights = (WEIGHTS_FILE, f"{WEIGHTS_FILE}.index.json")
     if Path(source).is_dir():
         return not any((Path(source) / name).is_file() for name in weights) and _lists_a_graph(Path(source))
-    if any(_fetched_if_there(source, name, **hub_options) is not None for name in weights):
+    if any(_fetch_if_present(source, name, **hub_options) is not None for name in weights):
         return False
-    return _fetched_if_there(source, GRAPH_FILE, **hub_options) is not None
+    return _fetch_if_present(source, GRAPH_FILE, **hub_options) is not None
 
 
 def _holds_weights(name: str) -> bool:
@@ -172,14 +175,14 @@ def _lists_a_graph(folder: Path) -> bool:
     return (folder / GRAPH_FILE).is_file() or (manifest is not None and GRAPH_FILE in manifest["files"])
 
 
-def _shards(index: Path) -> list[str]:
-    """The files that the list of shards names: each lies beside it."""
+def _read_shards(index: Path) -> list[str]:
+    """The files that the list of shards names, all in its own folder."""
     content = read_json(index, REMEDY)
     shard_of = content.get("weight_map")
     if not isinstance(content.get("metadata"), dict) or not isinstance(shard_of, dict) or not shard_of:
         raise InputError(
-            f"{index} is no list of shards: expected an object metadata, and an object weight_map that says of each "
-            f"tensor which file holds it; {REMEDY}"
+            f"{index} is not a list of shards: expected an object metadata, and an object weight_map from each tensor "
+            f"to its file; {REMEDY}"
         )
     names = list({str(name): name for name in shard_of.values()}.values())
     for name in names:
@@ -188,7 +191,7 @@ def _shards(index: Path) -> list[str]:
     return names
 
 
-def _fetched_if_there(source: str | Path, name: str, **hub_options: Any) -> Path | None:
+def _fetch_if_present(source: str | Path, name: str, **hub_options: Any) -> Path | None:
     """The file ``name`` of a Hub repository; None if the repository, or the cache while offline, has none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -206,12 +209,12 @@ def _fetched_if_there(source: str | Path, name: str, **hub_options: Any) -> Path
         if error.__cause__ is None or isinstance(error.__cause__, OfflineModeIsEnabled):
             return None
         # Nobody knows whether there is one: a model is not loaded unchecked because the network failed.
-        raise InputError(_unreachable(source, name, error, hub_options.get("token"))) from None
+        raise InputError(_describe_unreachable(source, name, error, hub_options.get("token"))) from None
     except (HTTPError, OSError) as error:
-        raise InputError(_cut_off(source, name, error, hub_options.get("token"))) from None
+        raise InputError(_describe_failed_fetch(source, name, error, hub_options.get("token"))) from None
 
 
-def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
+def find_model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
     """The path of the file ``name`` in ``source``.
 
     Args:
@@ -249,7 +252,7 @@ def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
     except RemoteEntryNotFoundError:
         raise InputError(f"the repository {source} has no {name}: expected what push_to_hub uploads") from None
     except LocalEntryNotFoundError as error:
-        raise InputError(_unreachable(source, name, error, hub_options.get("token"))) from None
+        raise InputError(_describe_unreachable(source, name, error, hub_options.get("token"))) from None
     except RevisionNotFoundError:
         raise InputError(f"the repository {source} has no revision {hub_options['revision']!r}") from None
     except RepositoryNotFoundError:
@@ -262,22 +265,22 @@ def model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{source} is neither a folder here nor a repository: {said}") from None
     except (HTTPError, OSError) as error:
-        raise InputError(_cut_off(source, name, error, hub_options.get("token"))) from None
+        raise InputError(_describe_failed_fetch(source, name, error, hub_options.get("token"))) from None
 
 
-def _cut_off(source: str | Path, name: str, error: BaseException, token: Any) -> str:
-    """Of a file that is there, and does not arrive."""
-    line = f"{name} of the repository {source} cannot be fetched: {reason(error, token)}"
-    return without_tokens(line, token)
+def _describe_failed_fetch(source: str | Path, name: str, error: BaseException, token: Any) -> str:
+    """The message for a file that exists, but cannot be fetched."""
+    line = f"{name} of the repository {source} cannot be fetched: {explain_error(error, token)}"
+    return hide_tokens(line, token)
 
 
-def _unreachable(source: str | Path, name: str, error: BaseException, token: Any) -> str:
-    """Of a file that is not in the cache, while the Hub does not give it."""
+def _describe_unreachable(source: str | Path, name: str, error: BaseException, token: Any) -> str:
+    """The message for a file that is neither in the cache nor reachable on the Hub."""
     if error.__cause__ is None:
-        why = "only the cache was to be looked at (local_files_only); leave that out to fetch it"
+        why = "only the cache was searched (local_files_only); leave that out to fetch it"
     else:
-        why = reason(error.__cause__, token)
-    return without_tokens(
+        why = explain_error(error.__cause__, token)
+    return hide_tokens(
         f"there is no folder {source}, and {name} of a repository of that name is not in the cache and cannot be "
         f"fetched: {why}",
         token,

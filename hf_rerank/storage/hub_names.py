@@ -1,4 +1,4 @@
-"""What may be the id of a repository on the Hub, and what is a path that is not there; and one quick question."""
+"""What can be the id of a repository on the Hub and what is a misspelled path; and one quick request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN = 5
 
 
 def looks_local(source: str | Path) -> bool:
-    """Whether a source that is no file or folder here is a misspelled path, and not the id of a repository.
+    """Whether a source that is not an existing file or folder is a misspelled path rather than the id of a repository.
 
     The id of a repository is ``someone/name``; it is taken for a path if there is a folder ``someone`` here.
     """
@@ -21,7 +21,7 @@ def looks_local(source: str | Path) -> bool:
 
 
 def refuse_local_path(source: str | Path) -> None:
-    """Raises an ``InputError`` for a path that is not there, which is not asked of the Hub."""
+    """Raises an ``InputError`` for a path that does not exist, without a request to the Hub."""
     if not looks_local(source):
         return
     parent = Path(source).expanduser().parent
@@ -38,17 +38,17 @@ def refuse_local_path(source: str | Path) -> None:
 
 
 def ask_once(repo_id: str, name: str, **hub_options: Any) -> None:
-    """Asks for a file of a repository of which nothing is in the cache yet, without the client's retries.
+    """Requests a file of a repository that is not in the cache yet, without the client's retries.
 
-    Without it a wrong name would take half a minute where the Hub cannot be reached.
+    Otherwise a wrong name would take half a minute where the Hub cannot be reached.
 
     Args:
         repo_id: ``someone/name``.
         name: Of the file.
-        hub_options: As of ``hf_rerank.storage.hub_download.model_file``.
+        hub_options: As of ``hf_rerank.storage.hub_download.find_model_file``.
 
     Raises:
-        HfHubHTTPError: The Hub refuses; a fault of the Hub itself is left to the client, which tries again.
+        HfHubHTTPError: The Hub refuses; an internal error of the Hub is left to the client, which retries.
         LocalEntryNotFoundError: The Hub cannot be reached.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url

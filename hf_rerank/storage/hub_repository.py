@@ -1,4 +1,4 @@
-"""A repository on the Hub that is pushed to: created if need be, looked at, changed by one commit or not at all."""
+"""A repository on the Hub to push to: created if needed, inspected, changed by one commit or not at all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from hf_rerank.errors import InputError
 from hf_rerank.storage import MANIFEST, InputFiles, read_manifest
-from hf_rerank.storage.hub_errors import is_unknown_outcome, named_faults
+from hf_rerank.storage.hub_errors import is_unknown_outcome, report_hub_errors
 
 MAIN = "main"
-# What the Hub itself puts into a new repository, and what people write there by hand.
+# What the Hub puts into a new repository, and what people write there by hand.
 _OF_ANYBODY = (".gitattributes", "README.md", "LICENSE")
 NOTHING_COMMITTED = "Nothing was committed: the repository is as it was; large files that arrived are not sent again"
 UNKNOWN_COMMIT = "Whether the commit arrived is not known: run the same command again, which commits nothing if it did"
@@ -22,14 +22,14 @@ UNKNOWN_COMMIT = "Whether the commit arrived is not known: run the same command 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository as it was looked at.
+    """A repository as it was when it was opened.
 
     Attributes:
         repo_id: ``"someone/name"``.
         kind: ``model`` or ``dataset``.
         branch: To commit to.
-        head: The commit that was looked at.
-        files: Their names in it.
+        head: The commit of the branch at that time.
+        files: The names of its files.
         token: None: the one the user logged in with.
         create_pr: Commit to a new pull request instead.
     """
@@ -50,9 +50,9 @@ class Repository:
         message: str,
         inputs: InputFiles | None = None,
     ) -> Any:
-        """Uploads files as one commit, in which those of an earlier push that are not among them go.
+        """Uploads files as one commit, which also deletes the files of an earlier push that are not among them.
 
-        Not ``HfApi.upload_folder``: with hf_xet that makes several commits of a large folder.
+        Not by ``HfApi.upload_folder``, which with hf_xet makes several commits of a large folder.
 
         Args:
             files: Name in the repository -> a file, or its content.
@@ -83,23 +83,25 @@ class Repository:
         options: dict[str, Any] = {"repo_type": self.kind, "create_pr": self.create_pr}
         if not self.create_pr:
             options["revision"] = self.branch
-        with named_faults(f"files could not be sent to the {where}", token=self.token, kept=_nothing_committed):
+        with report_hub_errors(
+            f"files could not be sent to the {where}", token=self.token, kept=_say_nothing_committed
+        ):
             api.preupload_lfs_files(self.repo_id, additions, free_memory=False, **options)
         if inputs is not None:
             inputs.refuse_changes()
-        with named_faults(f"the {where} got the files but no commit", token=self.token, kept=_what_became):
+        with report_hub_errors(f"the {where} got the files but no commit", token=self.token, kept=_describe_outcome):
             return api.create_commit(
                 self.repo_id, [*stale, *additions], commit_message=message, parent_commit=self.head, **options
             )
 
-    def manifest(self) -> dict[str, Any] | None:
-        """The manifest at the commit looked at; None without one."""
+    def read_manifest(self) -> dict[str, Any] | None:
+        """The manifest at the commit ``head``; None without one."""
         if MANIFEST not in self.files:
             return None
         from huggingface_hub import hf_hub_download
 
         with tempfile.TemporaryDirectory() as folder:
-            with named_faults(f"{MANIFEST} of {self.repo_id} could not be read", token=self.token):
+            with report_hub_errors(f"{MANIFEST} of {self.repo_id} could not be read", token=self.token):
                 hf_hub_download(
                     self.repo_id,
                     MANIFEST,
@@ -120,12 +122,12 @@ def open_repository(
     create_pr: bool = False,
     token: str | None = None,
 ) -> Repository:
-    """Creates a repository, and a branch, if there is none, and looks at what is there.
+    """Creates a repository and a branch if there are none, and lists the files that it holds.
 
     Args:
         repo_id: ``"someone/name"``, or a name of your own.
         kind: ``model`` or ``dataset``.
-        private: A repository that this creates is private; one that is there must be.
+        private: Create the repository as private, or require that an existing one is.
         revision: Branch to commit to. None: main.
         create_pr: Commit to a new pull request instead, for which one need not be allowed to write there.
         token: None: the one the user logged in with.
@@ -142,7 +144,7 @@ def open_repository(
         raise InputError("repo_id is empty: expected 'someone/name', or a name of your own")
     api, branch = HfApi(token=token), revision or MAIN
     what = f"the {kind} repository {repo_id} could not be opened"
-    with named_faults(what, token=token):
+    with report_hub_errors(what, token=token):
         url = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
         whole = url.repo_id
         if url.repo_type != kind:
@@ -152,8 +154,7 @@ def open_repository(
         info: Any = api.repo_info(whole, repo_type=kind, revision=branch)
     if private and info.private is False:
         raise InputError(
-            f"{whole} is there already, and public: make it private in its settings, or choose another name. Nothing "
-            "was sent"
+            f"{whole} exists and is public: make it private in its settings, or choose another name. Nothing was sent"
         )
     names = sorted(sibling.rfilename for sibling in info.siblings or [])
     if ".gitignore" in names:
@@ -168,9 +169,9 @@ def open_repository(
     return Repository(whole, kind, branch, info.sha, names, token, create_pr)
 
 
-def _nothing_committed(error: BaseException) -> str:
+def _say_nothing_committed(error: BaseException) -> str:
     return NOTHING_COMMITTED
 
 
-def _what_became(error: BaseException) -> str:
+def _describe_outcome(error: BaseException) -> str:
     return UNKNOWN_COMMIT if is_unknown_outcome(error) else NOTHING_COMMITTED

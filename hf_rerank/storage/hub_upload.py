@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_rerank.storage.hub_repository import Repository, open_repository
 from hf_rerank.storage.inputs import InputFiles
-from hf_rerank.storage.manifest import MANIFEST, manifest_text
+from hf_rerank.storage.manifest import MANIFEST, make_manifest
 
 CARD = "README.md"
 TAGS = ("re-ranking", "recommender-system")
@@ -25,7 +25,7 @@ def push_saved(save: Callable[[Path], object], repo_id: str, *, commit_message: 
     A repository without a card gets one that says how to load a re-ranker.
 
     Args:
-        save: Writes into the empty folder that it is given.
+        save: ``folder -> None``: writes into the empty folder.
         repo_id: ``"someone/name"``, or a name of your own.
         commit_message: Of the commit.
         options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``open_repository``.
@@ -44,12 +44,12 @@ def push_saved(save: Callable[[Path], object], repo_id: str, *, commit_message: 
         files = choose_files(folder, (*MODEL_FILES, *PROCESSOR_FILES))
         owned = (*files, *MODEL_FILES) if "config.json" in files else tuple(files)
         if CARD not in repository.files:
-            files[CARD] = plain_card(repository.repo_id).encode()
+            files[CARD] = make_plain_card(repository.repo_id).encode()
         return commit_files(repository, files, owned=owned, message=commit_message)
 
 
 def choose_files(folder: Path, patterns: Sequence[str]) -> dict[str, Path | bytes]:
-    """The files of a folder whose names match a pattern, without the manifest, which is made anew."""
+    """The files of a folder whose names match a pattern, without the manifest, which is written again."""
     return {
         path.name: path
         for path in sorted(folder.iterdir())
@@ -76,19 +76,19 @@ def commit_files(
     """
     inputs = inputs or InputFiles([])
     kept = {}
-    earlier = repository.manifest()
+    earlier = repository.read_manifest()
     if earlier is not None:
         kept = {
             name: about
             for name, about in earlier["files"].items()
             if not any(fnmatch.fnmatch(name, pattern) for pattern in owned)
         }
-    with inputs.unchanged():
-        sent = {**files, MANIFEST: manifest_text(files, kept).encode()}
+    with inputs.require_unchanged():
+        sent = {**files, MANIFEST: make_manifest(files, kept).encode()}
     return repository.commit(sent, owned=owned, message=message, inputs=inputs)
 
 
-def plain_card(name: str) -> str:
+def make_plain_card(name: str) -> str:
     """The text of README.md of a repository whose results are not known."""
     tags = "\n".join(f"- {tag}" for tag in TAGS)
     code = f'from hf_rerank import Reranker\n\nreranker = Reranker.from_pretrained("{name}")'

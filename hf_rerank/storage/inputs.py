@@ -1,4 +1,4 @@
-"""Input files: what identifies their content, and whether they change while they are read."""
+"""Input files: digests of their content, and checks that they do not change while they are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_rerank.errors import InputError
 _CHUNK = 1 << 20
 
 
-def content_digest(path: str | Path) -> str:
+def digest_content(path: str | Path) -> str:
     """A digest over the content of a file, ten times as fast as SHA-256; it detects changes, not tampering."""
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
@@ -23,30 +23,32 @@ def content_digest(path: str | Path) -> str:
 
 
 class InputFiles:
-    """Files that are read for a while, and must stay as they are meanwhile.
+    """Files that must not change while they are read.
 
     Args:
-        paths: The files. Their size, inode and times are noted now, before anything is read: a file that is written
-            or replaced afterwards has others, even if its time of modification is set back (on Windows, where no time
-            of change exists, that is not noticed).
+        paths: The files. Their size, inode and times are recorded now, before anything is read: they differ for a
+            file that is written or replaced afterwards, even if its modification time is set back (except on Windows,
+            which has no change time).
     """
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
         self.paths = [Path(path) for path in paths]
-        self._noted = {path: _state(path) for path in self.paths}
+        self._noted = {path: _read_state(path) for path in self.paths}
 
     def refuse_changes(self) -> None:
         """
         Raises:
-            InputError: One of the files has changed since they were noted, or is gone.
+            InputError: One of the files has changed since it was recorded, or is gone.
         """
         for path, noted in self._noted.items():
-            if _state(path) != noted:
+            if _read_state(path) != noted:
                 raise InputError(f"{path} changed while it was read: run again when it is complete")
 
     @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """The files must stay as they are until the block ends; if it fails, a change of them is the reason given.
+    def require_unchanged(self) -> Iterator[None]:
+        """Checks at the end of the block that the files have not changed, also if the block fails.
+
+        If both happened, the change is reported, as it may have caused the failure.
 
         Raises:
             InputError: As ``refuse_changes``.
@@ -56,20 +58,20 @@ class InputFiles:
         finally:
             self.refuse_changes()
 
-    def states(self) -> dict[str, list[int]]:
-        """Name of each file -> size, times and inode, by which a later call knows it without reading it."""
+    def read_states(self) -> dict[str, list[int]]:
+        """Name of each file -> size, times and inode, by which a later call recognizes it without reading it."""
         return {path.name: list(state or ()) for path, state in self._noted.items()}
 
-    def digests(self) -> dict[str, str]:
-        """Name of each file -> digest of its content; all is read."""
-        return {path.name: content_digest(path) for path in self.paths}
+    def digest_contents(self) -> dict[str, str]:
+        """Name of each file -> digest of its content; reads every file."""
+        return {path.name: digest_content(path) for path in self.paths}
 
 
 def refuse_output_over_input(output: str | Path, inputs: Iterable[str | Path]) -> None:
-    """Refuses an output that is an input, lies in an input folder (such as that of a model), or holds an input.
+    """Refuses an output that is an input, is inside an input folder (such as that of a model), or contains an input.
 
     Raises:
-        InputError: It is so.
+        InputError: They overlap.
     """
     there = Path(output).resolve()
     for path in inputs:
@@ -78,9 +80,9 @@ def refuse_output_over_input(output: str | Path, inputs: Iterable[str | Path]) -
             raise InputError(f"the output {output} overlaps the input {path}: choose another output")
 
 
-def _state(path: Path) -> tuple[int, ...] | None:
+def _read_state(path: Path) -> tuple[int, ...] | None:
     try:
         found = path.stat()
-    except OSError:  # no such file, or a link in a circle: whoever reads it names the fault
+    except OSError:  # no such file, or a link in a circle: the reader reports it
         return None
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino

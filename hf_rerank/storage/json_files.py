@@ -1,4 +1,4 @@
-"""JSON files: written whole, and read with errors that name the file."""
+"""JSON files: written atomically, and read with errors that name the file."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Any
 from hf_rerank.errors import InputError, show
 from hf_rerank.storage.atomic import write_file
 
-# What no file of this library comes near: bytes of a file, levels of objects and lists, size of an integer.
+# Far above any file of this library: bytes of a file, levels of objects and lists, size of an integer.
 LARGEST_FILE = 2**26
 DEEPEST = 50
 LARGEST_INTEGER = 2**64
 
 
 def write_json(path: str | Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file that appears whole or not at all; numbers that are not finite become null.
+    """Writes a JSON file that appears complete or not at all; numbers that are not finite become null.
 
     Raises:
         CannotWrite: The disk refuses; names path and space.
     """
-    write_file(path, json_text(values))
+    write_file(path, format_json(values))
 
 
-def json_text(values: dict[str, Any]) -> str:
+def format_json(values: dict[str, Any]) -> str:
     """The text that ``write_json`` writes."""
-    return json.dumps(json_values(values), indent=2, allow_nan=False) + "\n"
+    return json.dumps(to_json_values(values), indent=2, allow_nan=False) + "\n"
 
 
-def json_values(value: Any) -> Any:
-    """A value as it is read back from JSON: lists for tuples, null for what is not finite, text for other types."""
+def to_json_values(value: Any) -> Any:
+    """A value as it would be read back from JSON: tuples become lists, non-finite numbers null, other types text."""
     if isinstance(value, dict):
-        return {str(name): json_values(entry) for name, entry in value.items()}
+        return {str(name): to_json_values(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [json_values(entry) for entry in value]
+        return [to_json_values(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, bool | int | float | str):
@@ -48,12 +48,12 @@ def read_json(path: str | Path, remedy: str = "fix or remove it") -> dict[str, A
 
     Args:
         path: The file.
-        remedy: What to do if it is no such file, at the end of messages.
+        remedy: What the user can do about a wrong file; the end of messages.
 
     Raises:
-        InputError: It is no regular file (a pipe or a device would be read for ever), larger than ``LARGEST_FILE``, or
-            as of ``parse_json_object``.
-        OSError: There is none, or it cannot be read.
+        InputError: It is not a regular file (reading a pipe or a device might never end), it is larger than
+            ``LARGEST_FILE``, or as ``parse_json_object``.
+        OSError: It does not exist, or cannot be read.
     """
     path = Path(path)
     refuse_special_file(path, remedy)
@@ -71,8 +71,8 @@ def read_json(path: str | Path, remedy: str = "fix or remove it") -> dict[str, A
 def refuse_special_file(path: Path, remedy: str) -> None:
     """
     Raises:
-        InputError: The path is a folder, a pipe, a device, or a link that leads nowhere; a path that does not exist is
-            left to whoever opens it.
+        InputError: The path is a folder, a pipe, a device, or a link that leads nowhere; a path that does not
+            exist is accepted, and fails when it is opened.
     """
     if not path.is_file() and (path.exists() or path.is_symlink()):
         what = "a folder" if path.is_dir() else "a pipe or a device" if path.exists() else "a link that leads nowhere"
@@ -84,15 +84,15 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
 
     Args:
         text: One JSON value.
-        where: Where the text comes from, at the beginning of messages.
-        remedy: What to do, at the end of messages.
+        where: Where the text comes from; the beginning of messages.
+        remedy: What the user can do about it; the end of messages.
 
     Raises:
-        InputError: It is no JSON object, names a key twice, is nested deeper than ``DEEPEST``, or holds what no other
-            program may be able to read: NaN, infinity, an integer of more than 64 bits, a lone surrogate.
+        InputError: It is not a JSON object, names a key twice, is nested deeper than ``DEEPEST``, or holds what other
+            programs may be unable to read: NaN, infinity, an integer of more than 64 bits, a lone surrogate.
     """
 
-    def each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, value in pairs:
             if name in found:
@@ -101,7 +101,7 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
         return found
 
     try:
-        value = json.loads(text, object_pairs_hook=each_key_once)
+        value = json.loads(text, object_pairs_hook=refuse_duplicate_keys)
     except InputError:  # which is a ValueError, too
         raise
     except (ValueError, RecursionError) as error:
@@ -113,7 +113,7 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
 
 
 def _refuse_extremes(value: Any, where: str, remedy: str) -> None:
-    """Level by level, since a recursion would fail at what is to be found here."""
+    """Refuses what other programs may be unable to read. Level by level: recursion would fail at deep nesting."""
     level = [value]
     for _ in range(DEEPEST):
         inner: list[Any] = []
@@ -125,7 +125,7 @@ def _refuse_extremes(value: Any, where: str, remedy: str) -> None:
                 inner += entry
             elif isinstance(entry, str):
                 if not entry.isascii() and any("\ud800" <= letter <= "\udfff" for letter in entry):
-                    raise InputError(f"{where} holds {show(entry)}: a lone surrogate is no text; {remedy}")
+                    raise InputError(f"{where} holds {show(entry)}: a lone surrogate is not text; {remedy}")
             elif isinstance(entry, float) and not math.isfinite(entry):
                 raise InputError(f"{where} holds {entry}: expected finite numbers; {remedy}")
             elif isinstance(entry, int) and not -LARGEST_INTEGER < entry < LARGEST_INTEGER:
@@ -133,4 +133,4 @@ def _refuse_extremes(value: Any, where: str, remedy: str) -> None:
         if not inner:
             return
         level = inner
-    raise InputError(f"{where} is nested more than {DEEPEST} levels deep: it is no file of this library; {remedy}")
+    raise InputError(f"{where} is nested more than {DEEPEST} levels deep: it is not a file of this library; {remedy}")

@@ -1,4 +1,4 @@
-"""Exclusive locks between processes, by one kind of lock file; a lock ends with its process, however that ends."""
+"""Exclusive locks between processes, by lock files; a lock ends with its process, however that ends."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage.disk_errors import naming_failures
+from hf_rerank.storage.disk_errors import name_failures
 
 
 @contextmanager
-def locked(path: str | Path, busy: Callable[[str], str], *, wait: float = 0.0) -> Iterator[None]:
-    """Holds the lock file ``path`` during the block; it holds the number of the process, and is removed at the end.
+def hold_lock(path: str | Path, busy: Callable[[str], str], *, wait: float = 0.0) -> Iterator[None]:
+    """Holds the lock file ``path`` during the block. The file contains the process id, and is removed at the end.
 
     Args:
         path: The lock file. Its folder is created.
-        busy: ``process -> message``, if another process holds the lock; ``process`` is such as "process 17".
+        busy: ``holder -> message`` if another process holds the lock; ``holder`` is a text such as "process 17".
         wait: Seconds to wait for the other process; negative: as long as it takes.
 
     Raises:
@@ -30,17 +30,17 @@ def locked(path: str | Path, busy: Callable[[str], str], *, wait: float = 0.0) -
     path = Path(path)
     while True:
         lock = FileLock(path)
-        with naming_failures(path):
+        with name_failures(path):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
                 before = path.stat().st_ino
                 lock.acquire(timeout=wait)
-            except FileNotFoundError:  # the holder before removed the file or its folder in between
+            except FileNotFoundError:  # the previous holder removed the file or its folder in between
                 continue
             except Timeout:
-                raise InputError(busy(_holder(path))) from None
-        # The holder before removes the file: a lock on a removed file excludes nobody.
+                raise InputError(busy(_read_holder(path))) from None
+        # The previous holder removes the file: a lock on a removed file excludes nobody.
         if path.exists() and path.stat().st_ino == before:
             break
         lock.release()
@@ -57,7 +57,7 @@ def locked(path: str | Path, busy: Callable[[str], str], *, wait: float = 0.0) -
                 path.unlink(missing_ok=True)
 
 
-def _holder(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     with contextlib.suppress(OSError):
         if number := path.read_text().strip():
             return f"process {number}"

@@ -22,39 +22,39 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 # In the entry of a file that is being replaced: size and digest of its new content, which are accepted as well.
 REPLACED_BY = "replaced_by"
-# People edit it, and nothing is loaded from it.
+# The card is edited by people, and nothing is loaded from it.
 _NOT_LISTED = (MANIFEST, "README.md")
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Writes ``manifest.json`` for all files below a folder, and brings everything to the disk.
+    """Writes ``manifest.json`` for all files below a folder, and syncs everything to the disk.
 
     Args:
-        folder: With the finished files.
-        facts: What else the manifest holds, as JSON values.
+        folder: Holds the finished files.
+        facts: Further entries of the manifest, JSON values.
     """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if name not in _NOT_LISTED:
-            files[name] = entry_of(path)
-    (folder / MANIFEST).write_text(manifest_of(files, **facts), encoding="utf-8")
+            files[name] = make_entry(path)
+    (folder / MANIFEST).write_text(format_manifest(files, **facts), encoding="utf-8")
     sync_tree(folder)
 
 
-def manifest_text(files: Mapping[str, Path | bytes], kept: Mapping[str, Any]) -> str:
-    """The content of ``manifest.json`` beside these files.
+def make_manifest(files: Mapping[str, Path | bytes], kept: Mapping[str, Any]) -> str:
+    """The content of a ``manifest.json`` for these files.
 
     Args:
         files: Name -> a file, or its content.
-        kept: Entries of an earlier manifest, of files that stay.
+        kept: Entries of an earlier manifest, for files that stay.
     """
     entries = dict(kept)
     for name, content in files.items():
         if name in _NOT_LISTED:
             continue
-        entries[name] = entry_of(content)
-    return manifest_of(dict(sorted(entries.items())))
+        entries[name] = make_entry(content)
+    return format_manifest(dict(sorted(entries.items())))
 
 
 def read_manifest(folder: Path, remedy: str = "save or download it again") -> dict[str, Any] | None:
@@ -62,7 +62,7 @@ def read_manifest(folder: Path, remedy: str = "save or download it again") -> di
 
     Args:
         folder: A saved folder.
-        remedy: What to do if it is damaged, at the end of the message.
+        remedy: What the user can do if it is damaged; the end of the message.
 
     Raises:
         InputError: It is damaged, or of a newer format.
@@ -95,7 +95,7 @@ def read_manifest(folder: Path, remedy: str = "save or download it again") -> di
     return content
 
 
-def saved_files(folder: Path) -> list[Path]:
+def list_saved_files(folder: Path) -> list[Path]:
     """The files of a saved folder: those that its manifest lists, it and the card; without a manifest, all files."""
     manifest = read_manifest(folder)
     there = sorted(path for path in folder.iterdir() if path.is_file())
@@ -107,15 +107,15 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
 
     Args:
         folder: A saved folder.
-        reads: Which of its files, by their names.
-        remedy: What to do, at the end of every message.
+        reads: ``name -> bool``, which of its files will be read.
+        remedy: What the user can do about it; the end of every message.
         digests: Also compare the SHA-256, for which every byte is read; otherwise names and sizes only.
 
     Returns:
         The manifest; None without one: then nothing was checked.
 
     Raises:
-        InputError: A file is missing, cut or changed, or lies there without being listed.
+        InputError: A file is missing, truncated or changed, or is not listed.
     """
     manifest = read_manifest(folder, remedy)
     if manifest is None:
@@ -135,7 +135,7 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
         accepted = [entry for entry in (saved, saved.get(REPLACED_BY)) if entry is not None]
         if size not in [entry["bytes"] for entry in accepted]:
             raise InputError(
-                f"{path} has {size:,} bytes, {saved['bytes']:,} were saved: it is cut or changed; {remedy}"
+                f"{path} has {size:,} bytes, {saved['bytes']:,} were saved: it is truncated or changed; {remedy}"
             )
         if digests and sha256_of_file(path) not in [entry["sha256"] for entry in accepted]:
             raise InputError(f"{path} is damaged or changed: its SHA-256 is not that of the file saved; {remedy}")
@@ -152,14 +152,14 @@ def _is_entry(name: str, entry: Any) -> bool:
     return type(size) is int and isinstance(digest, str) and (new is None or _is_entry(name, new))
 
 
-def entry_of(content: Path | bytes) -> dict[str, Any]:
+def make_entry(content: Path | bytes) -> dict[str, Any]:
     """The entry of a file, or of its content: size and SHA-256."""
     if isinstance(content, bytes):
         return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     return {"bytes": content.stat().st_size, "sha256": sha256_of_file(content)}
 
 
-def manifest_of(files: dict[str, Any], **facts: Any) -> str:
+def format_manifest(files: dict[str, Any], **facts: Any) -> str:
     """The text of a manifest with these entries and other values."""
     content = {"format_version": FORMAT_VERSION, **facts, "files": files}
     return json.dumps({**content, "sha256": sha256_of_json(content)}, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""A new output that one process makes at a time; a folder of it appears whole."""
+"""New outputs, each made by one process at a time; a folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -7,39 +7,39 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_rerank.errors import InputError
-from hf_rerank.storage.atomic import writing
-from hf_rerank.storage.disk_errors import naming_failures
-from hf_rerank.storage.locks import locked
+from hf_rerank.storage.atomic import write_atomically
+from hf_rerank.storage.disk_errors import name_failures
+from hf_rerank.storage.locks import hold_lock
 
 
-def with_a_name(output: str | Path) -> Path:
-    """The path, absolute if it has no name (``.``) beside which others could be."""
+def ensure_name(output: str | Path) -> Path:
+    """The path, made absolute if it has no name (``.``), since locks and temporaries are named after it."""
     output = Path(output)
     return output if output.name else output.resolve()
 
 
 @contextmanager
-def only_writer(output: str | Path, step: str = "") -> Iterator[None]:
+def lock_output(output: str | Path, step: str = "") -> Iterator[None]:
     """Keeps other processes from writing a file or folder during the block, by a lock file beside it.
 
     Args:
         output: The file or folder.
-        step: Of a lock within the block of another lock of the same output: a name of its own.
+        step: A name that distinguishes a lock inside the block of another lock of the same output.
 
     Raises:
         InputError: Another process is writing it.
         CannotWrite: The lock file cannot be created.
     """
-    output = with_a_name(output)
+    output = ensure_name(output)
 
-    def busy(process: str) -> str:
+    def describe_writer(process: str) -> str:
         return f"{process} is writing {output}: wait for it, or choose another output"
 
-    with locked(output.with_name(f".{output.name}{step}.lock"), busy):
+    with hold_lock(output.with_name(f".{output.name}{step}.lock"), describe_writer):
         yield
 
 
-def refuse_filled(output: str | Path) -> None:
+def refuse_nonempty(output: str | Path) -> None:
     """
     Raises:
         InputError: ``output`` exists, and is not an empty folder.
@@ -50,16 +50,16 @@ def refuse_filled(output: str | Path) -> None:
 
 
 @contextmanager
-def new_folder(output: str | Path) -> Iterator[Path]:
-    """Gives an empty folder to write in, which becomes ``output`` by one rename at the end of the block.
+def create_folder(output: str | Path) -> Iterator[Path]:
+    """Yields an empty folder to write in, which is renamed to ``output`` at the end of the block.
 
     Raises:
         InputError: ``output`` exists and is not an empty folder, or another process is writing it.
-        CannotWrite: The disk refuses; names path and space, also for what fails in the block.
+        CannotWrite: The disk refuses; names path and space. Also for writes in the block.
     """
-    output = with_a_name(output)
-    with only_writer(output):
-        refuse_filled(output)
-        with writing(output) as folder, naming_failures(output):
+    output = ensure_name(output)
+    with lock_output(output):
+        refuse_nonempty(output)
+        with write_atomically(output) as folder, name_failures(output):
             folder.mkdir()
             yield folder

@@ -1,4 +1,4 @@
-"""Safetensors files, with checks that their reader does not make, and its errors as one line."""
+"""Safetensors files, with checks that the safetensors reader lacks and one-line errors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 # About 100,000 tensors.
 LARGEST_HEADER = 2**24
-# Those that numpy has too.
+# The formats that numpy has too.
 NUMPY_FORMATS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "F32", "F64")
 REMEDY = "save or download it again"
 
 
-def number_formats(path: Path) -> dict[str, str]:
-    """The tensors of a safetensors file, and the number format of each as the file names it (``F32``, ``I64``, ...).
+def read_number_formats(path: Path) -> dict[str, str]:
+    """Tensor -> number format, as a safetensors file names it (``F32``, ``I64``, ...).
 
     Raises:
         InputError: A tensor is named twice (the reader of safetensors silently takes the last one), or the header is
@@ -30,7 +30,7 @@ def number_formats(path: Path) -> dict[str, str]:
         size = int.from_bytes(file.read(8), "little")
         if not 0 < size <= min(LARGEST_HEADER, path.stat().st_size - 8):
             raise InputError(
-                f"the header of {path} is damaged: it is said to have {size:,} bytes, the file has "
+                f"the header of {path} is damaged: it claims to have {size:,} bytes, the file has "
                 f"{path.stat().st_size:,}; expected at most {LARGEST_HEADER:,}, inside the file; {REMEDY}"
             )
         header = file.read(size)
@@ -50,12 +50,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, by name.
 
     Raises:
-        InputError: As ``number_formats``; the file is damaged, or holds numbers that numpy has no format for.
+        InputError: As ``read_number_formats``; the file is damaged, or holds numbers that numpy has no format for.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    for name, kind in number_formats(path).items():
+    for name, kind in read_number_formats(path).items():
         if kind not in NUMPY_FORMATS:
             raise InputError(f"{path} holds {name!r} as {kind}: expected one of {', '.join(NUMPY_FORMATS)}; {REMEDY}")
     try:

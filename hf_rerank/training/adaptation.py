@@ -213,7 +213,7 @@ def _adapt_processor(
     if adapted.schema.fingerprint == before.fingerprint:
         adapted.schema = adapted.schema.replace(extends=before.extends, rows_before=before.rows_before)
     else:
-        adapted.schema = adapted.schema.replace(**processor.as_before())
+        adapted.schema = adapted.schema.replace(**processor.describe_growth())
     return adapted, report
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig, Trainer, TrainerState
 
 from hf_rerank.errors import InputError, TrainingStopped
-from hf_rerank.storage import naming_failures, verify
+from hf_rerank.storage import name_failures, verify
 from hf_rerank.training.callbacks import CheckpointFlow
 from hf_rerank.training.checkpoints import (
     READ,
@@ -136,7 +136,7 @@ class CheckpointingTrainer(Trainer):
         staging, final = run / f"{UNFINISHED}{step}", run / f"checkpoint-{step}"
         written, done = staging / final.name, False
         try:
-            with naming_failures(final, self._estimate_bytes()):
+            with name_failures(final, self._estimate_bytes()):
                 # Upstream writes to the folder checkpoint-N of this one.
                 self.args.output_dir = str(staging)
                 super()._save_checkpoint(model, trial)

@@ -18,8 +18,8 @@ from typing import Any
 from hf_rerank.errors import InputError
 from hf_rerank.storage import (
     MANIFEST,
-    json_text,
-    locked,
+    format_json,
+    hold_lock,
     read_manifest,
     remove_leftovers,
     sync,
@@ -108,7 +108,7 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
 
 def write_part(path: Path, values: Any) -> None:
     """Writes a JSON file into a folder that is synced and renamed as a whole."""
-    path.write_text(json_text(values), encoding="utf-8")
+    path.write_text(format_json(values), encoding="utf-8")
 
 
 def publish(written: Path, final: Path, **facts: Any) -> None:
@@ -186,7 +186,7 @@ def lock_run(run: Path) -> AbstractContextManager[None]:
     def describe_busy(process: str) -> str:
         return f"{run} is being trained in by {process}: wait for it, or choose another folder"
 
-    return locked(run / LOCK, describe_busy)
+    return hold_lock(run / LOCK, describe_busy)
 
 
 def _try_read_manifest(folder: Path) -> dict[str, Any] | None:

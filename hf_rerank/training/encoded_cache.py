@@ -20,7 +20,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.evaluation.results import data_identity
 from hf_rerank.processing.collator import RerankCollator
 from hf_rerank.processing.ragged import RaggedLists
-from hf_rerank.storage import locked, naming_failures, sha256_of_json, verify, write_manifest, writing
+from hf_rerank.storage import hold_lock, name_failures, sha256_of_json, verify, write_atomically, write_manifest
 from hf_rerank.validation import tables_of
 
 logger = logging.getLogger(__name__)
@@ -102,10 +102,10 @@ def _find_or_make(cache: Path, made_from: dict[str, Any], lists: Any, collator: 
         return folder
     if cache.exists() and not cache.is_dir():
         raise InputError(f"encoded_cache {cache} is a file: expected a folder, which is made if it is not there")
-    with locked(cache / f"{folder.name}.lock", str, wait=-1):
+    with hold_lock(cache / f"{folder.name}.lock", str, wait=-1):
         if not folder.is_dir():
             logger.warning("Encoding %s lists into %s, once.", f"{len(lists):,}", folder)
-            with writing(folder) as unfinished:
+            with write_atomically(folder) as unfinished:
                 _write(unfinished, folder, made_from, lists, collator)
     return folder
 
@@ -121,14 +121,14 @@ def _write(unfinished: Path, folder: Path, made_from: dict[str, Any], lists: Any
             number += table.num_rows
             if needed is None:
                 needed = len(lists) * sum(array.nbytes for array in arrays.values()) // table.num_rows
-            with naming_failures(folder, needed):
+            with name_failures(folder, needed):
                 unfinished.mkdir(exist_ok=True)
                 for name, array in arrays.items():
                     if name not in files:
                         files[name] = opened.enter_context(_ArrayFile(unfinished / f"{name}.raw"))
                     files[name].write(array)
             bar.update(table.num_rows)
-    with naming_failures(folder, needed):
+    with name_failures(folder, needed):
         arrays_written = {name: [file.dtype, file.shape] for name, file in files.items()}
         write_manifest(unfinished, made_from=made_from, arrays=arrays_written)
 

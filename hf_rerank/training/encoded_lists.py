@@ -64,7 +64,7 @@ class FilledLists(Dataset):
         """The lists with these numbers, which ascend."""
         real = [index for index in indices if index < len(self.lists)]
         found = self.lists.__getitems__(real or [0])
-        filling = found.empty(len(indices) - len(real))
+        filling = found.make_empty(len(indices) - len(real))
         return concatenate([found, filling]) if real else filling
 
     def __getitem__(self, index: int) -> RaggedLists:
@@ -74,7 +74,7 @@ class FilledLists(Dataset):
 def collate(batch: RaggedLists | list[RaggedLists]) -> dict[str, Tensor]:
     """Collates encoded lists into tensors, padded to the longest list."""
     lists = batch if isinstance(batch, RaggedLists) else concatenate(batch)
-    return {name: torch.from_numpy(array) for name, array in lists.padded().items()}
+    return {name: torch.from_numpy(array) for name, array in lists.pad().items()}
 
 
 def split_batch(batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from hf_rerank.evaluation.evaluator import EvaluationSums, make_comparable, meas
 from hf_rerank.models.base import PreTrainedReranker, RerankerOutput
 from hf_rerank.principled import PRESETS
 from hf_rerank.principled.obedience import MAX_STEPS
-from hf_rerank.processing.collator import RerankCollator, list_keys
+from hf_rerank.processing.collator import RerankCollator, hash_list_ids
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.batch_metrics import BatchMetrics
 from hf_rerank.training.best_metric import check_best_metric_of_sets
@@ -166,7 +166,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
                     obedience_k=self.args.obedience_k,
                     swaps="one" if self.is_in_train else self.args.swaps,
                     max_steps=0 if self.is_in_train else MAX_STEPS,
-                    list_keys=list_keys(others["list_id"]),
+                    list_keys=hash_list_ids(others["list_id"]),
                 )
         broken = find_broken_lists(output.logits, features["mask"], others["list_id"])
         if broken:

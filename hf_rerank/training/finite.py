@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from hf_rerank.errors import InputError, TrainingStopped
 from hf_rerank.models.base import PreTrainedReranker
-from hf_rerank.processing.collator import ids_from_tensor
+from hf_rerank.processing.collator import decode_list_ids
 
 IDS_IN_A_MESSAGE = 5
 ID_BYTES = 64
@@ -160,7 +160,7 @@ class FiniteGuard:
         count = int(self._count)
         if not count:
             return "the lists have no ids"
-        shown = ids_from_tensor(self._ids[: min(count, IDS_IN_A_MESSAGE)])
+        shown = decode_list_ids(self._ids[: min(count, IDS_IN_A_MESSAGE)])
         more = f" and {count - len(shown)} more" if count > len(shown) else ""
         what = "with scores that are not finite" if bool(self._lists_are_bad) else "of the batch"
         return f"lists {what}: {', '.join(shown)}{more}"
@@ -174,7 +174,7 @@ def find_broken_lists(logits: Tensor, mask: Tensor, list_id: Tensor) -> list[str
         mask: bool [B, L].
         list_id: uint8 [B, W].
     """
-    return ids_from_tensor(list_id[(~torch.isfinite(logits) & mask).any(-1)])
+    return decode_list_ids(list_id[(~torch.isfinite(logits) & mask).any(-1)])
 
 
 def refuse_broken_weights(model: PreTrainedReranker, step: int) -> None:

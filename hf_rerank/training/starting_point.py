@@ -67,7 +67,7 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
             "the training lists have no scores of an earlier ranker: name their column as initial_score in the "
             "schema, or train with --on-top-of lambdamart"
         )
-    arrays = {name: torch.from_numpy(array) for name, array in concatenate(parts).padded().items()}
+    arrays = {name: torch.from_numpy(array) for name, array in concatenate(parts).pad().items()}
     name = config.task_loss_name
     loss: Callable[..., Tensor] = TASK_LOSSES["softmax_loss" if name in LOSSES_WITHOUT_PROBABILITIES else name]
     if "propensities" in arrays and config.propensity_floor < 1:

@@ -188,7 +188,7 @@ class _Window:
             self._encoded, self._parts = concatenate([self._encode(*part) for part in self._parts]), []
         lists = self._encoded.take([row for row in rows if row >= 0])
         filling = sum(row < 0 for row in rows)
-        return concatenate([lists, self._encoded.empty(filling)]) if filling else lists
+        return concatenate([lists, self._encoded.make_empty(filling)]) if filling else lists
 
     def _encode(self, shard: int, first: int, part: pa.Table) -> RaggedLists:
         ids = [f"{shard}-{number}" for number in range(first, first + part.num_rows)]

@@ -23,8 +23,8 @@ from hf_rerank.evaluation.results import describe_training
 from hf_rerank.models.base import PreTrainedReranker
 from hf_rerank.principled import PrincipledObjective
 from hf_rerank.processing import ListProcessor
-from hf_rerank.processing.collator import RerankCollator, list_keys
-from hf_rerank.storage import replacing
+from hf_rerank.processing.collator import RerankCollator, hash_list_ids
+from hf_rerank.storage import save_files
 from hf_rerank.training.adapters import refuse_adapters
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.budget import fill_in_budget
@@ -286,7 +286,7 @@ class RerankTrainer(EvaluatingTrainer):
         objective = self.principled_objective.at(
             step=self.state.global_step,
             steps=self.state.max_steps,
-            list_keys=None if list_id is None else list_keys(list_id),
+            list_keys=None if list_id is None else hash_list_ids(list_id),
             factors=self.term_factors,
         )
         output = model(**features, objective=replace_task_loss(objective, self.compute_loss_func))
@@ -335,7 +335,7 @@ class RerankTrainer(EvaluatingTrainer):
         # Called by the user it may be called on one process, which must not wait for the others.
         self._refuse_broken(in_any_process=_internal_call)
         folder = Path(str(output_dir or self.args.output_dir))
-        whole = replacing(folder) if self.args.should_save and not _internal_call else nullcontext(folder)
+        whole = save_files(folder) if self.args.should_save and not _internal_call else nullcontext(folder)
         with whole as staging:
             super().save_model(str(staging), _internal_call)
             if not self.args.should_save:

@@ -11,7 +11,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import BestRun
 
 from hf_rerank.errors import InputError, TrainingStopped, suggestion
-from hf_rerank.storage import json_text, json_values, locked, remove
+from hf_rerank.storage import format_json, hold_lock, remove, to_json_values
 from hf_rerank.training.arguments import RerankTrainingArguments
 from hf_rerank.training.checkpointing_trainer import TrainingInterrupted
 from hf_rerank.training.search_spaces import LEARNING_RATE, spaces_of_weights, suggest
@@ -79,7 +79,7 @@ def search(
     def describe_busy(process: str) -> str:
         return f"{process} searches in {folder}: wait until it ends, or give another folder"
 
-    with locked(folder / ".tune.lock", describe_busy):
+    with hold_lock(folder / ".tune.lock", describe_busy):
         study = optuna.create_study(
             study_name=_STUDY_NAME,
             storage=f"sqlite:///{(folder / STUDY).resolve()}",
@@ -87,7 +87,7 @@ def search(
             direction="maximize" if args.greater_is_better else "minimize",
             pruner=pruner or optuna.pruners.MedianPruner(STARTUP_TRIALS, WARMUP_EVALUATIONS),
         )
-        _claim(study, json_text(facts), folder)
+        _claim(study, format_json(facts), folder)
         _requeue_interrupted(optuna, study)
         # A sampler of the same seed would suggest what it suggested before the interruption.
         study.sampler = sampler or optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
@@ -113,7 +113,7 @@ def _run_trial(
         run.train()
         value = run.evaluate()[f"eval_{metric}"]
         if _is_best(optuna, study, value):
-            run.results["tuning"] = {"trial": trial.number, "options": json_values(trial.params), metric: value}
+            run.results["tuning"] = {"trial": trial.number, "options": to_json_values(trial.params), metric: value}
             run.save_model(str(parent / BEST))
         state = optuna.trial.TrialState.COMPLETE
         outcome = f"{metric} {value:.4f}"

@@ -128,7 +128,7 @@ class Clock:
         self.parts = (
             ("check", Lists, "from_rows"),
             ("encode", reranker.processor, "encode"),
-            ("encode", RaggedLists, "padded"),
+            ("encode", RaggedLists, "pad"),
             ("model", reranker.scorer, "scores"),
         )
         self.seconds: dict[str, list[float]] = {part: [] for part in ("total", "cpu", *PARTS)}

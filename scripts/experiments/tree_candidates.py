@@ -160,7 +160,7 @@ def piecewise(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def batch_of(ragged: RaggedLists, lists: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    arrays = ragged.take(lists).padded()
+    arrays = ragged.take(lists).pad()
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return {name: tensors[name] for name in FEATURE_TENSORS if name in tensors}, tensors["labels"]
 
@@ -181,7 +181,7 @@ def config_of(options: dict[str, Any], processor: ListProcessor, encoded: dict[s
     if options["bins"]:
         config["item_vector_dim"] = encoded["train"].rows["item_vectors"].shape[1]
     if config.get("initial_score", "none") != "none":
-        arrays = {name: torch.from_numpy(array) for name, array in encoded["train"].padded().items()}
+        arrays = {name: torch.from_numpy(array) for name, array in encoded["train"].pad().items()}
         names = ("initial_score_scale", "initial_score_offset", "initial_score_positions")
         loss = options["loss"] if options["loss"] in ("binary_log_loss", "softmax_loss") else "softmax_loss"
         found = fit_calibration(arrays, TASK_LOSSES[loss], positions=processor.schema.max_list_length)

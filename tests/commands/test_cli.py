@@ -478,7 +478,7 @@ class TestMistakes:
                 "raw has no config.json .*: expected a folder that save_pret",
             ),
             ("evaluate --model {0}/run --data {0}/lists --split tset", "did you mean 'test'"),
-            ("evaluate --model {0}/run --data {0}/raw", "raw is no folder of prepared lists"),
+            ("evaluate --model {0}/run --data {0}/raw", "raw is not a folder of prepared lists"),
             ("rank --model {0}/run --input {0}/lists.xlsx --output {0}/o.jsonl", "lists.xlsx"),
             ("rank --model {0}/run --input {0}/raw --output {0}/o.xlsx", r"expected a file that ends in \.csv"),
             ("rank --model {0}/run --input {0}/absent.jsonl --output {0}/o.jsonl", "absent.jsonl"),

@@ -174,7 +174,7 @@ def test_warnings_name_options_so_too(
         ("--train-on all --eval-steps 3", "--eval-steps is of evaluations during training"),
         ("--optim adamw_bnb_8bit", "the training cannot be set up: You need to install `bitsandbytes`"),
         ("--report-to wandb", "the training cannot be set up: .*wandb to be installed"),
-        ("--data {0}/../none", "none is no folder of prepared lists"),
+        ("--data {0}/../none", "none is not a folder of prepared lists"),
     ],
 )
 def test_one_line_and_exit_code_2(

@@ -18,7 +18,7 @@ import pytest
 
 from hf_rerank.data import prm_public
 from hf_rerank.data.loading import IterableListsDict, ListsDict, load_lists
-from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.data.splits import SPLITS, assign_splits
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense, ListSchema
 from hf_rerank.validation import Lists
@@ -61,7 +61,7 @@ def rows_of(lists) -> dict[str, list[dict]]:
 
 def split_by(rows: list[dict], keys) -> dict[str, list[dict]]:
     """Of own lists: nothing is held out for rankers."""
-    of_row = split_of(keys, ranker_train=False)
+    of_row = assign_splits(keys, ranker_train=False)
     return {split: [row for row, of in zip(rows, of_row, strict=True) if of == split] for split in SPLITS[1:]}
 
 
@@ -108,7 +108,7 @@ def test_streaming_the_text_equals_the_prepared_lists(raw, tmp_path, monkeypatch
         assert sum(map(len, lists.values())) == 0
     else:
         assert [row["user_id"] for row in stream["test"]] == [
-            user for user in range(260) if split_of([user]) == "test"
+            user for user in range(260) if assign_splits([user]) == "test"
         ]
 
 
@@ -395,7 +395,7 @@ def test_wrong_files(tmp_path):
     with pytest.raises(InputError, match=r"empty holds no lists: expected \.csv"):
         load(tmp_path / "empty")
     (tmp_path / "lists.xlsx").write_text("a,b\n")
-    with pytest.raises(InputError, match=r"lists\.xlsx is no list file"):
+    with pytest.raises(InputError, match=r"lists\.xlsx is not a file of lists"):
         load(tmp_path / "lists.xlsx")
     path = write_rows(tmp_path / "lists.parquet", own_rows())
     with pytest.raises(InputError, match="own lists need schema"):
@@ -404,7 +404,7 @@ def test_wrong_files(tmp_path):
     with pytest.raises(InputError, match="holds both Parquet and JSON files"):
         load(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"lists\.parquet is no whole Parquet file"):
+    with pytest.raises(InputError, match=r"lists\.parquet is not a complete Parquet file"):
         load(path)
     pa.parquet.write_table(pa.Table.from_pylist(own_rows()).slice(0, 0), path)
     with pytest.raises(InputError, match=r"lists\.parquet holds no lists"):
@@ -441,7 +441,7 @@ def test_labels_of_one_class_and_fractions_are_no_leak(label):
         load_lists(datasets.Dataset.from_list(rows), schema=SCHEMA)
     said = " ".join(str(warning.message) for warning in caught)
     assert "order of the slots" not in said
-    assert "alone tells" not in said
+    assert "alone separates" not in said
     assert ("every item counts as clicked in all metrics but NDCG" in said) == (label[0] == 0.25)
 
 
@@ -492,14 +492,14 @@ def test_a_feature_that_tells_the_label_is_warned_of(column, told, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load_lists(data, schema=schema)
-    said = [str(warning.message) for warning in caught if "alone tells" in str(warning.message)]
+    said = [str(warning.message) for warning in caught if "alone separates" in str(warning.message)]
     assert [text.split("'")[1] for text in said] == ([column] if column else [])
     data.to_parquet(tmp_path / "lists.parquet")
     schema.save(tmp_path / "schema.json")
     report = prepare_own(
         tmp_path / "lists.parquet", tmp_path / "lists", schema=tmp_path / "schema.json", progress=False
     )
-    assert any("alone tells" in text for text in report.warnings) == (column is not None)
+    assert any("alone separates" in text for text in report.warnings) == (column is not None)
     if column:
         assert "AUC within lists" in said[0] or "clicked, in lists of train" in said[0]
         assert "leave it out of the schema" in said[0]

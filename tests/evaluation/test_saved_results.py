@@ -12,7 +12,7 @@ import pytest
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation import saved_results
 from hf_rerank.evaluation.saved_results import add_evaluation, read_saved_results
-from hf_rerank.storage import MANIFEST, json_text, read_json, verify, write_manifest
+from hf_rerank.storage import MANIFEST, format_json, read_json, verify, write_manifest
 
 BEFORE: dict[str, Any] = {
     "parameters": 7,
@@ -48,7 +48,7 @@ AFTER: dict[str, Any] = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "results.json").write_text(json_text(BEFORE))
+    (tmp_path / "run" / "results.json").write_text(format_json(BEFORE))
     (tmp_path / "run" / "config.json").write_text("{}")
     write_manifest(tmp_path / "run")
     return tmp_path / "run"
@@ -77,10 +77,10 @@ def test_of_two_evaluations_at_once_none_is_lost(folder: Path, monkeypatch: pyte
         while others:
             others[0].start()
             started.append(others.pop())
-        return json_text(values)
+        return format_json(values)
 
     started: list[threading.Thread] = []
-    monkeypatch.setattr(saved_results, "json_text", text)
+    monkeypatch.setattr(saved_results, "format_json", text)
     add_evaluation(folder, "test", **ADDED)
     for thread in started:
         thread.join()

@@ -28,7 +28,7 @@ from hf_rerank import (
 )
 from hf_rerank.hub.card import card_from_summary, markdown_text, model_card
 from hf_rerank.principled import preset_objective
-from hf_rerank.storage.hub_upload import plain_card
+from hf_rerank.storage.hub_upload import make_plain_card
 
 # Column -> (part, kind, size): 20 and 50 rows as asked for, 3 texts and 2 integers with padding and the unknown value.
 COLUMNS = {
@@ -276,7 +276,7 @@ def test_a_value_that_is_no_number_is_left_out(results: dict[str, Any]) -> None:
 
 
 def test_plain() -> None:
-    card = ModelCard(plain_card("someone/prm"))
+    card = ModelCard(make_plain_card("someone/prm"))
     assert card.data.library_name == "hf_rerank"
     assert 'Reranker.from_pretrained("someone/prm")' in snippet(card.text)
 

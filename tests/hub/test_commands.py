@@ -271,10 +271,10 @@ DATA_COMMANDS = [
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ("lists", "^hf-rerank: lists is no folder of prepared lists .it has no schema.json.: make one with"),
-        ("./some/lists", "^hf-rerank: ./some/lists is no folder of prepared lists"),
-        ("some/lists.parquet", "^hf-rerank: some/lists.parquet is no folder of prepared lists"),
-        ("empty/folder", "^hf-rerank: empty/folder is no folder of prepared lists"),
+        ("lists", "^hf-rerank: lists is not a folder of prepared lists .it has no schema.json.: make one with"),
+        ("./some/lists", "^hf-rerank: ./some/lists is not a folder of prepared lists"),
+        ("some/lists.parquet", "^hf-rerank: some/lists.parquet is not a folder of prepared lists"),
+        ("empty/folder", "^hf-rerank: empty/folder is not a folder of prepared lists"),
         ("someone/none", "neither a folder someone/none nor a dataset repository of that name that you may read"),
         ("someone/dnn", "neither a folder someone/dnn nor a dataset repository of that name that you may read"),
         ("someone/photos", "the repository someone/photos has no schema.json"),
@@ -321,7 +321,7 @@ def test_misspelled_folders_are_not_asked_of_the_hub(
     monkeypatch.chdir(tmp_path)
     near = r"runs/frist is neither a folder here nor a repository of the Hub \(/.*/runs holds first\): check the name"
     for arguments, words in (
-        ("train --model prm --data runs/lists --output-dir out", "runs/lists is no folder of prepared lists"),
+        ("train --model prm --data runs/lists --output-dir out", "runs/lists is not a folder of prepared lists"),
         ("evaluate --model runs/frist --data runs/lists", near),
         (
             "export --model /runs/none/such --output-dir out",

@@ -19,7 +19,7 @@ from hf_rerank.cli import main
 from hf_rerank.data.push_lists import push_lists
 from hf_rerank.hub import push_model
 from hf_rerank.storage import MANIFEST
-from hf_rerank.storage.hub_errors import without_tokens
+from hf_rerank.storage.hub_errors import hide_tokens
 from hf_rerank.storage.hub_repository import open_repository
 
 KEY = "someone/prm"
@@ -64,7 +64,7 @@ SEND_LINE = f"files could not be sent to the {WHERE}: "
 COMMIT_LINE = f"the {WHERE} got the files but no commit: "
 SAYS = " (the Hub says: a fault of this Hub)"
 BUSY = "too many requests (429); wait 7 seconds, then run it again"
-BROKEN = "the Hub has a fault (500); run it again later"
+BROKEN = "the Hub has an internal error (500); run it again later"
 FORBIDDEN = "the token may not do that there (403); use one that may, or a name of your own"
 
 # fault -> start of the line, its end, how often the client tried.
@@ -186,7 +186,9 @@ def test_another_commit_between_looking_and_committing(hub: Hub) -> None:
     repository = open_repository(KEY, "model")
     hub.commit(KEY, "main", [{"key": "header", "value": {"summary": "theirs"}}])
     line = refusal(lambda: repository.commit({"results.json": b"{}"}, owned=(), message="ours"))
-    assert line.startswith(f"{COMMIT_LINE}somebody else committed there meanwhile (412); look at it, and run it again")
+    assert line.startswith(
+        f"{COMMIT_LINE}somebody else committed there meanwhile (412); check that commit, and run it again"
+    )
     assert line.endswith(NOTHING)
     assert [commit["message"] for commit in hub.repositories[KEY]] == ["theirs"]
 
@@ -210,8 +212,8 @@ def test_a_token_that_is_wrong(hub: Hub, run_folder: Path, monkeypatch: pytest.M
 def test_a_hub_that_repeats_the_token(hub: Hub, run_folder: Path) -> None:
     hub.faults = [Fault("repos/create", 500, message=f"what is {TOKEN}?")]
     assert "(the Hub says: what is ***?)" in refusal(lambda: push_model(run_folder, KEY))
-    assert without_tokens("a hf_abcdefghijklmnopqrstuvw b") == "a *** b"
-    assert without_tokens("another kind of token", "kind of") == "another *** token"
+    assert hide_tokens("a hf_abcdefghijklmnopqrstuvw b") == "a *** b"
+    assert hide_tokens("another kind of token", "kind of") == "another *** token"
 
 
 def test_a_name_of_somebody_else(hub: Hub, run_folder: Path) -> None:
@@ -259,8 +261,7 @@ def test_saving_and_pushing_at_once(hub: Hub, run_folder: Path, tmp_path: Path) 
 def test_private_is_never_public(hub: Hub, run_folder: Path) -> None:
     hub.repositories["someone/open"] = []
     assert refusal(lambda: push_model(run_folder, "someone/open", private=True)) == (
-        "someone/open is there already, and public: make it private in its settings, or choose another name. Nothing "
-        "was sent"
+        "someone/open exists and is public: make it private in its settings, or choose another name. Nothing was sent"
     )
     assert hub.repositories["someone/open"] == []
 
@@ -290,7 +291,7 @@ def test_no_network(hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_offline(hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    remedy = "HF_HUB_OFFLINE is set, so that nothing is asked of the Hub; unset it to use the network"
+    remedy = "HF_HUB_OFFLINE is set, so that no request is sent to the Hub; unset it to use the network"
     assert refusal(lambda: push_model(run_folder, KEY)) == f"{CREATE_LINE}{remedy}"
     assert refusal(lambda: Reranker.from_pretrained(KEY)).endswith(f"cannot be fetched: {remedy}")
     assert hub.requests == []
@@ -310,17 +311,17 @@ def test_offline_with_a_cache_that_was_cut(
     cached.resolve().write_bytes(content[: len(content) // 2])
     line = refusal(lambda: Reranker.from_pretrained(KEY))
     assert name in line
-    assert line.endswith(f"fetch it anew: hf download {KEY} --revision {commit} --force-download")
+    assert line.endswith(f"fetch it again: hf download {KEY} --revision {commit} --force-download")
 
 
 LOADING = [
-    (Fault("resolve", 500), "the Hub has a fault (500); run it again later"),
+    (Fault("resolve", 500), "the Hub has an internal error (500); run it again later"),
     (Fault("resolve", 429, {"Retry-After": "7"}), BUSY),
     (Fault("resolve", 403), FORBIDDEN),
     (Fault("resolve", 404, {"X-Error-Code": "RepoNotFound"}), "nor a model repository of that name that you may read"),
     (Fault("resolve", 404, {"X-Error-Code": "RevisionNotFound"}), "has no revision 'main'"),
     (Fault("resolve"), "the connection failed ("),
-    (Fault("GET .*model.safetensors", 500), "the Hub has a fault (500); run it again later"),
+    (Fault("GET .*model.safetensors", 500), "the Hub has an internal error (500); run it again later"),
     (Fault("GET .*model.safetensors"), "the connection failed ("),
 ]
 
@@ -394,7 +395,7 @@ def test_weights_that_are_not_finite(hub: Hub, run_folder: Path) -> None:
     ("arguments", "fault", "said"),
     [
         (["--model", str(KEPT)], Fault("repos/create", 403), FORBIDDEN),
-        (["--data", str(KEPT)], Fault("never", 500), "is no folder of prepared lists (it has no schema.json)"),
+        (["--data", str(KEPT)], Fault("never", 500), "is not a folder of prepared lists (it has no schema.json)"),
         ([], Fault("never", 500), "one of the arguments --model --data is required"),
         (["--model", "none"], Fault("never", 500), "there is no folder none"),
         (

@@ -13,7 +13,7 @@ import pytest
 from samples import KEPT
 
 from hf_rerank import InputError, Reranker
-from hf_rerank.storage import MANIFEST, manifest_text
+from hf_rerank.storage import MANIFEST, make_manifest
 
 
 def test_the_scores_are_those_of_the_day_it_was_saved() -> None:
@@ -42,7 +42,7 @@ def change(folder: Path, name: str, edit: Callable[[dict[str, Any]], object]) ->
         return
     (folder / name).write_text(json.dumps(content))
     files = {path.name: path for path in folder.iterdir() if path.name != MANIFEST}
-    (folder / MANIFEST).write_text(manifest_text(files, {}))
+    (folder / MANIFEST).write_text(make_manifest(files, {}))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from samples import TOKEN
 from hf_rerank import InputError, load_lists
 from hf_rerank.cli import main
 from hf_rerank.data.ad import prepare_ad
-from hf_rerank.data.prepared import licence_of
+from hf_rerank.data.prepared import find_licence
 from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.push_lists import push_lists
@@ -71,7 +71,7 @@ def test_loaded_whole_and_by_revision(hub: Hub, own_lists: Path, tmp_path: Path,
     two_shards(changed)
     push_lists(changed, "someone/lists", revision="next")
     push_lists(changed, "someone/lists")
-    # The one shard that the two replaced is gone: beside them it would belong to no whole set.
+    # The one shard that the two replaced is gone: beside them it would belong to no complete set.
     assert hub.files(KEY).keys() == FILES | SHARDS - {"train-00000-of-00001.parquet"} | {
         "train-00000-of-00002.parquet",
         "train-00001-of-00002.parquet",
@@ -99,7 +99,7 @@ def test_loaded_again_without_a_network(
             load_lists("someone/lists")
         assert name in str(caught.value)
         command = f"hf download someone/lists --repo-type dataset --revision {commit} --force-download"
-        assert str(caught.value).endswith(f"fetch it anew: {command}")
+        assert str(caught.value).endswith(f"fetch it again: {command}")
         cached.resolve().write_bytes(content)
     load_lists("someone/lists")
     (cached,) = (tmp_path / "cache").glob("**/snapshots/*/test-00000-of-00001.parquet")
@@ -248,7 +248,7 @@ def test_licences_are_known_to_machines(by_licence: dict[str, Path], own_lists: 
     add_earlier_clicks(by_licence["real_prm"], tmp_path / "lists", history_length=3, progress=False)
     for name, folder in {**by_licence, "own": own_lists, "real_with_history": tmp_path / "lists"}.items():
         licence = {"simulated": "simulated", "real": "no-redistribution", "own": "own"}[name.split("_")[0]]
-        assert licence_of(folder) == licence
+        assert find_licence(folder) == licence
         assert json.loads((folder / "report.json").read_text())["licence"] == licence
         assert DatasetCard.load(folder / "README.md").data.to_dict()["license_name"] == licence
 
@@ -297,7 +297,7 @@ def test_lists_of_which_nothing_is_known(hub: Hub, own_lists: Path, tmp_path: Pa
         shutil.copy(path, folder)
     with pytest.raises(InputError, match=r"does not say who may redistribute its lists.*'## Licence'"):
         push_lists(folder, "someone/lists")
-    with pytest.raises(InputError, match="is no folder of prepared lists"):
+    with pytest.raises(InputError, match="is not a folder of prepared lists"):
         push_lists(tmp_path, "someone/lists")
     (folder / "test-00000-of-00001.parquet").rename(folder / "test-00000-of-00002.parquet")
     with pytest.raises(InputError, match=r"lacks the shard test-00001-of-00002\.parquet"):

@@ -21,7 +21,7 @@ from hf_rerank import InputError, ListProcessor, Reranker
 from hf_rerank.hub.card import model_card
 from hf_rerank.hub.push import PUSHED
 from hf_rerank.principled import PRESETS
-from hf_rerank.storage.hub_download import model_file
+from hf_rerank.storage.hub_download import find_model_file
 
 TOKEN = "hf_canaryCanaryCanary"
 FILES = {
@@ -300,13 +300,13 @@ def test_card_text() -> None:
 
 def test_model_file_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert model_file(tmp_path, "config.json") == tmp_path / "config.json"
-    assert model_file(str(tmp_path), "config.json").read_text() == "{}"
+    assert find_model_file(tmp_path, "config.json") == tmp_path / "config.json"
+    assert find_model_file(str(tmp_path), "config.json").read_text() == "{}"
     with pytest.raises(InputError, match=r"has no model\.safetensors \(it holds config\.json\)"):
-        model_file(tmp_path, "model.safetensors")
+        find_model_file(tmp_path, "model.safetensors")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="it holds nothing"):
-        model_file(tmp_path / "empty", "config.json")
+        find_model_file(tmp_path / "empty", "config.json")
     for load in (ListProcessor.from_pretrained, Reranker.from_pretrained):
         with pytest.raises(InputError, match="empty has no"):
             load(tmp_path / "empty")

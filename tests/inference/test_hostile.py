@@ -135,7 +135,7 @@ GOOD = b"".join(json.dumps(row).encode() + b"\n" for row in PLAIN_ROWS)
         ("x.json", json.dumps(PLAIN_ROWS, ensure_ascii=False).encode("utf-16-le"), "it is not UTF-8"),
         ("x.csv", "item_id,price,name,list_id\n1,1,ü,1\n".encode("latin-1"), "not UTF-8"),
         ("x.jsonl", gzip.compress(GOOD), "line 1: it is not UTF-8"),
-        ("x.jsonl.gz", GOOD, "is no whole gzip file"),
+        ("x.jsonl.gz", GOOD, "is not a complete gzip file"),
         (
             "x.jsonl",
             GOOD + b'{"price": ' + b"[" * 300 + b"]" * 300 + b"}",
@@ -255,7 +255,7 @@ def test_a_list_of_shards_without_metadata_or_shards(folder: Path, content: dict
     (folder / WEIGHTS).unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
     seal(folder)
-    assert "model.safetensors.index.json is no list of shards" in refused(folder)
+    assert "model.safetensors.index.json is not a list of shards" in refused(folder)
 
 
 def test_a_tensor_in_two_shards(folder: Path) -> None:

@@ -239,7 +239,7 @@ def test_ranks_in_a_process_without_torch(exported: Callable[[str], SimpleNamesp
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: _cut(folder / "model.onnx"), r"model\.onnx has .* bytes, .* were saved: it is cut"),
+        (lambda folder: _cut(folder / "model.onnx"), r"model\.onnx has .* bytes, .* were saved: it is truncated"),
         (lambda folder: _flip(folder / "model.onnx"), r"model\.onnx is damaged or changed"),
         (lambda folder: _flip(folder / "config.json"), r"config\.json is damaged or changed"),
         (lambda folder: _flip(folder / "vocabularies.safetensors"), r"vocabularies\.safetensors is damaged"),

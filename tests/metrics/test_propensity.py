@@ -11,7 +11,7 @@ import torch
 
 from hf_rerank import DNNConfig, DNNForReranking
 from hf_rerank.data.simulation import PRMWorld, draw_clicks
-from hf_rerank.data.simulation.prm_public_lists import blocks
+from hf_rerank.data.simulation.prm_public_lists import draw_blocks
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation import evaluate, evaluate_orders
 from hf_rerank.metrics import PropensityMetrics, expected_clicks, propensity_clicks
@@ -83,7 +83,7 @@ class TestByHand:
 class TestAgainstTheTruth:
     """Simulated lists shown in display order; their clicks are drawn anew, without the selection of clicked lists."""
 
-    lists = next(blocks(PRMWorld(), 0, 1, 2000))
+    lists = next(draw_blocks(PRMWorld(), 0, 1, 2000))
     examination = PRMWorld().examination
     propensities = np.broadcast_to(examination, lists.attraction.shape)
     # Another order than the one shown: by a noisy view of the truth.

@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema, RerankCollator
-from hf_rerank.processing.collator import ids_from_tensor, list_keys
+from hf_rerank.processing.collator import decode_list_ids, hash_list_ids
 from hf_rerank.schema import MODEL_TENSORS, TENSORS
 
 ROWS = made_rows(12, seed=4, outcome=True)
@@ -99,24 +99,24 @@ def test_a_data_loader_takes_it(processor: ListProcessor) -> None:
 def test_ids_are_those_of_the_column_or_numbers(processor: ListProcessor) -> None:
     collator = RerankCollator(processor, all_tensors=True)
     rows = [{**row, "list_id": name} for row, name in zip(ROWS, ("a", "商品 7", "", "a longer one"), strict=False)]
-    assert ids_from_tensor(collator(rows)["list_id"]) == ["a", "商品 7", "", "a longer one"]
+    assert decode_list_ids(collator(rows)["list_id"]) == ["a", "商品 7", "", "a longer one"]
     unnamed = [{name: value for name, value in row.items() if name != "list_id"} for row in ROWS[:3]]
-    assert ids_from_tensor(collator(unnamed)["list_id"]) == ["0", "1", "2"]
-    given = collator.tensors(collator.encode(unnamed, first=10))
-    assert ids_from_tensor(given["list_id"]) == ["10", "11", "12"]
-    named = collator.tensors(collator.encode(unnamed, ids=["x", "y", "z"]))
-    assert ids_from_tensor(named["list_id"]) == ["x", "y", "z"]
-    assert ids_from_tensor(collator.tensors(collator.encode(rows[:1], ids=["x"]))["list_id"]) == ["a"]
+    assert decode_list_ids(collator(unnamed)["list_id"]) == ["0", "1", "2"]
+    given = collator.to_tensors(collator.encode(unnamed, first=10))
+    assert decode_list_ids(given["list_id"]) == ["10", "11", "12"]
+    named = collator.to_tensors(collator.encode(unnamed, ids=["x", "y", "z"]))
+    assert decode_list_ids(named["list_id"]) == ["x", "y", "z"]
+    assert decode_list_ids(collator.to_tensors(collator.encode(rows[:1], ids=["x"]))["list_id"]) == ["a"]
 
 
 def test_the_key_of_a_list_is_the_same_in_any_batch(processor: ListProcessor) -> None:
     """However long the ids beside it are; and other ids have other keys."""
     collator = RerankCollator(processor, all_tensors=True)
-    keys = list_keys(collator(ROWS)["list_id"])
+    keys = hash_list_ids(collator(ROWS)["list_id"])
     assert keys.dtype == torch.int64
     assert len(set(keys.tolist())) == len(ROWS)
     beside = collator([ROWS[3], {**ROWS[0], "list_id": "a" * 100}])["list_id"]
-    assert list_keys(beside)[0] == keys[3]
+    assert hash_list_ids(beside)[0] == keys[3]
 
 
 def test_truncating_keeps_the_first_positions(processor: ListProcessor) -> None:

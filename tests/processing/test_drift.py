@@ -38,7 +38,7 @@ def lists_of(items: list[int], *, price: float | None = 1.0, stars: float | None
 
 @pytest.fixture(scope="module")
 def processor() -> ListProcessor:
-    with pytest.warns(UserWarning, match="constant in the training lists.*: 'stars'; whatever"):
+    with pytest.warns(UserWarning, match="constant in the training lists.*: 'stars'; all later values"):
         return ListProcessor.from_lists(lists_of([1, 2], price=None), schema=SCHEMA)
 
 
@@ -80,7 +80,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"items": [1, 2], "stars": None}, ["column 'stars': 100.0% of its values are missing, in training 0.0%"]),
     (
         {"items": [1, 2], "stars": 4.0},
-        ["column 'stars' was constant in training and is not any more (200 values): it stays 0 for the model"],
+        ["column 'stars' was constant in training and no longer is (200 values): the model reads 0 for all of them"],
     ),
 ]
 
@@ -120,7 +120,7 @@ def test_the_reports_of_batches_add_up(processor: ListProcessor) -> None:
     for start in (25, 50, 75):
         total.add(reranker.rerank(lists[start : start + 25], with_report=True)[1])
     _, whole = reranker.rerank(lists, with_report=True)
-    assert processor.drift(total) == whole.drift != []
+    assert processor.describe_drift(total) == whole.drift != []
 
 
 @pytest.mark.parametrize("scale", ["standard", "log", "quantile", "none"])

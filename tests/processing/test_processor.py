@@ -182,7 +182,7 @@ def test_only_what_the_schema_has() -> None:
     assert encoded["item_dense"].tolist() == [[[1.0], [-1.0]], [[0.0], [0.0]]]
     with_truth = [{"price": [3.0], "truth": [0.25]}]
     assert "attraction" not in fitted(with_truth)  # a model takes all that a call gives
-    assert fitted.encode(Lists.from_rows(with_truth, schema))[0].padded()["attraction"].tolist() == [[0.25]]
+    assert fitted.encode(Lists.from_rows(with_truth, schema))[0].pad()["attraction"].tolist() == [[0.25]]
     with pytest.raises(InputError, match="no column 'click'"):
         fitted([{"price": [3.0]}], with_labels=True)
 
@@ -249,7 +249,7 @@ def test_cutting_keeps_the_first_places() -> None:
     schema = ListSchema(items=[Categorical("id", min_count=1)], position="place", list_id="list_id", max_list_length=2)
     fitted = ListProcessor.from_lists(pa.Table.from_pylist(LONG), schema=schema)
     ragged, report = fitted.encode(Lists.from_rows(LONG, fitted.schema), truncate=True)
-    encoded = ragged.padded()
+    encoded = ragged.pad()
     assert encoded["item_categorical"].tolist() == [[[3], [5]], [[6], [0]]]  # 11 and 13, in the order of their slots
     assert encoded["position_ids"].tolist() == [[0, 1], [0, 1]]
     assert encoded["labels"].tolist() == [[0, 1], [1, -100]]
@@ -264,7 +264,7 @@ def test_cut_histories_keep_the_newest(processor: ListProcessor) -> None:
     histories = [[70, 90, 50, 11, 90], [90, 70], [50, 70, 90, 70]]
     rows = [{**ROWS[1], "seen": seen, "minutes": [float(i) for i in range(len(seen))]} for seen in histories]
     ragged, report = processor.encode(Lists.from_rows(rows, processor.schema))
-    arrays = ragged.padded()
+    arrays = ragged.pad()
     # Rows of the table: 50 -> 2, 70 -> 3, 90 -> 4
     assert arrays["history_categorical"][..., 0].tolist() == [[3, 4, 2], [4, 3, 0], [2, 3, 4]]
     assert arrays["history_dense"][..., 0].tolist() == [[0, 1, 2], [0, 1, 0], [0, 1, 2]]
@@ -430,11 +430,11 @@ DAMAGE = {
     "vocabularies without their end": (cut(TABLES, -1), r"vocabularies\.safetensors is damaged.*save or download"),
     "cut vocabularies": (
         cut(TABLES, 150),
-        r"header of .*vocabularies\.safetensors is damaged: it is said to have .*save or download",
+        r"header of .*vocabularies\.safetensors is damaged: it claims to have .*save or download",
     ),
     "empty vocabularies": (
         cut(TABLES, 0),
-        r"header of .*vocabularies\.safetensors is damaged: it is said to have .*save or download",
+        r"header of .*vocabularies\.safetensors is damaged: it claims to have .*save or download",
     ),
     "config is a list": (lambda folder: (folder / CONFIG).write_text("[]"), "holds a list: expected a JSON object"),
     "newer format": (config_with(format_version=2), r"format_version 2, this library reads 1: install a newer"),

@@ -24,7 +24,7 @@ def collator() -> RerankCollator:
 
 
 def assert_same(found: RaggedLists, expected: RaggedLists) -> None:
-    first, second = found.padded(), expected.padded()
+    first, second = found.pad(), expected.pad()
     assert first.keys() == second.keys() == set(TENSORS)
     for name, array in first.items():
         assert array.dtype == second[name].dtype == TENSORS[name].dtype
@@ -48,9 +48,9 @@ def test_parts_make_the_whole(rows: list[dict], collator: RerankCollator) -> Non
 
 def test_lists_that_fill_up_a_batch_hold_nothing(collator: RerankCollator) -> None:
     whole = collator.encode(ROWS[:3])
-    filled = concatenate([whole, whole.empty(2)])
+    filled = concatenate([whole, whole.make_empty(2)])
     assert len(filled) == 5
-    arrays, before = filled.padded(), whole.padded()
+    arrays, before = filled.pad(), whole.pad()
     for name, array in arrays.items():
         np.testing.assert_array_equal(array[:3], before[name], err_msg=name)
         spec = TENSORS[name]
@@ -60,7 +60,7 @@ def test_lists_that_fill_up_a_batch_hold_nothing(collator: RerankCollator) -> No
             assert (array[3:] == np.arange(array.shape[1])).all()
         else:
             assert (array[3:] == spec.fill).all(), name
-    alone = whole.empty(2).padded()
+    alone = whole.make_empty(2).pad()
     assert alone["mask"].tolist() == [[False], [False]]  # an axis of no length is met by no model
     assert alone["item_categorical"].shape == (2, 1, 2)
 
@@ -71,7 +71,7 @@ def test_an_array_of_a_batch_is_its_own(collator: RerankCollator) -> None:
     table = pa.Table.from_pylist(EVEN)
     kept = table.to_pylist()
     for lists in ([{**EVEN[0], "price": prices}], table):
-        for array in collator.encode(lists).padded().values():
+        for array in collator.encode(lists).pad().values():
             assert array.flags.writeable
             array[...] = 0
     assert prices.tolist() == [1.0, 2.0, 3.0]
@@ -80,6 +80,6 @@ def test_an_array_of_a_batch_is_its_own(collator: RerankCollator) -> None:
 
 def test_ids_of_another_length_make_another_tensor(collator: RerankCollator) -> None:
     whole = collator.encode(ROWS[:3])
-    ids = whole.with_ids(["", "ü", "abc"]).padded()["list_id"]
+    ids = whole.with_ids(["", "ü", "abc"]).pad()["list_id"]
     assert ids.tolist() == [[0, 0, 0], [0xC3, 0xBC, 0], [97, 98, 99]]
     assert whole.with_ids(["a", "b", "c"]).rows["labels"] is whole.rows["labels"]

@@ -56,7 +56,7 @@ def test_what_is_learned_does_not_depend_on_how_many_lists_are_read_at_a_time(mo
     whole.add(values)
     for start in range(0, 1000, 7):
         parts.add(values[start : start + 7])
-    assert whole.scale() == parts.scale()
+    assert whole.make_scale() == parts.make_scale()
     assert whole.share > 1
 
 

@@ -76,15 +76,15 @@ def test_hash_vocabulary() -> None:
     vocabulary = HashVocabulary(7)  # 5 rows for values
     integers = [3, -3, None, 2**40, 3]
     expected = [1 if value is None else 2 + splitmix64_of_one(value) % 5 for value in integers]
-    assert vocabulary.rows(pa.array(integers), "x").tolist() == expected
+    assert vocabulary.look_up(pa.array(integers), "x").tolist() == expected
     texts = ["abc", "商品", None, "", "abc"]
     digests = {text: hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts if text is not None}
     expected = [1 if text is None else 2 + int.from_bytes(digests[text], "big") % 5 for text in texts]
-    assert vocabulary.rows(pa.array(texts), "x").tolist() == expected
-    assert vocabulary.rows(pa.array(texts, type=pa.large_string()), "x").tolist() == expected
-    assert vocabulary.rows(pa.nulls(2), "x").tolist() == [1, 1]
+    assert vocabulary.look_up(pa.array(texts), "x").tolist() == expected
+    assert vocabulary.look_up(pa.array(texts, type=pa.large_string()), "x").tolist() == expected
+    assert vocabulary.look_up(pa.nulls(2), "x").tolist() == [1, 1]
     assert vocabulary.num_rows == 7
-    many = vocabulary.rows(pa.array(range(1000)), "x")
+    many = vocabulary.look_up(pa.array(range(1000)), "x")
     assert sorted(set(many.tolist())) == [2, 3, 4, 5, 6]
 
 
@@ -101,12 +101,12 @@ def test_table_vocabulary(values, column: list) -> None:
     vocabulary = TableVocabulary(values)
     known = {value: row for row, value in enumerate(list(values), start=2)}
     expected = [known.get(value, 1) for value in column]
-    assert vocabulary.rows(pa.array(column), "x").tolist() == expected
-    assert vocabulary.rows(pa.array([column[0], *column]).slice(1), "x").tolist() == expected
+    assert vocabulary.look_up(pa.array(column), "x").tolist() == expected
+    assert vocabulary.look_up(pa.array([column[0], *column]).slice(1), "x").tolist() == expected
     assert len(vocabulary) == len(values)
     assert vocabulary.num_rows == len(values) + 2
-    assert vocabulary.rows(pa.nulls(3), "x").tolist() == [1, 1, 1]
-    assert vocabulary.rows(pa.array(column).slice(0, 0), "x").tolist() == []
+    assert vocabulary.look_up(pa.nulls(3), "x").tolist() == [1, 1, 1]
+    assert vocabulary.look_up(pa.array(column).slice(0, 0), "x").tolist() == []
 
 
 def test_both_ways_to_look_up_agree() -> None:
@@ -117,21 +117,26 @@ def test_both_ways_to_look_up_agree() -> None:
     direct, sorted_ = TableVocabulary(values), TableVocabulary(np.append(values, 2**50))
     assert direct._direct is not None
     assert sorted_._direct is None
-    rows = direct.rows(column, "x")
-    np.testing.assert_array_equal(rows, sorted_.rows(column, "x"))
+    rows = direct.look_up(column, "x")
+    np.testing.assert_array_equal(rows, sorted_.look_up(column, "x"))
     row_of = {value: row for row, value in enumerate(values.tolist(), start=2)}
     assert rows.tolist() == [row_of.get(value, 1) for value in column.to_pylist()]
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.int32(), pa.uint64()])
 def test_narrow_and_unsigned_integers(kind: pa.DataType) -> None:
-    assert TableVocabulary(np.array([3, 7])).rows(pa.array([7, None, 5, 3], type=kind), "x").tolist() == [3, 1, 1, 2]
+    assert TableVocabulary(np.array([3, 7])).look_up(pa.array([7, None, 5, 3], type=kind), "x").tolist() == [
+        3,
+        1,
+        1,
+        2,
+    ]
 
 
 def test_an_empty_vocabulary_knows_nothing() -> None:
     for empty in (TableVocabulary([]), TableVocabulary(np.zeros(0, dtype=np.int64))):
         for column in (pa.array([1, None]), pa.array(["a", None]), pa.nulls(2)):
-            assert empty.rows(column, "x").tolist() == [1, 1]
+            assert empty.look_up(column, "x").tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_an_empty_vocabulary_knows_nothing() -> None:
 )
 def test_another_type_than_in_training(values, column: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        TableVocabulary(values).rows(pa.array(column), "brand")
+        TableVocabulary(values).look_up(pa.array(column), "brand")
 
 
 def test_counting_over_batches() -> None:
@@ -152,7 +157,7 @@ def test_counting_over_batches() -> None:
         batches = [[draw.choice(values) for _ in range(draw.randrange(1, 30))] for _ in range(150)]
         truth = collections.Counter(value for batch in batches for value in batch if value is not None)
         for min_count in (1, 300):
-            vocabulary, rare, left_out = counted(*batches).vocabulary(min_count=min_count, size=None)
+            vocabulary, rare, left_out = counted(*batches).make_vocabulary(min_count=min_count, size=None)
             kept = sorted(value for value, count in truth.items() if count >= min_count)
             assert list(vocabulary.values) == kept
             assert (rare, left_out) == (len(truth) - len(kept), 0)
@@ -174,13 +179,13 @@ def test_min_count_and_size() -> None:
             (1, 6, [1, 2, 5, 8], 0, 1),  # of 1 and 9, the smaller
             (1, 7, [1, 2, 5, 8, 9], 0, 0),
         ):
-            vocabulary, *counted_out = counts.vocabulary(min_count=min_count, size=size)
+            vocabulary, *counted_out = counts.make_vocabulary(min_count=min_count, size=size)
             assert list(vocabulary.values) == [to_value(value) for value in kept]
             assert counted_out == [rare, left_out]
 
 
 def test_only_nulls() -> None:
-    vocabulary, rare, left_out = counted([None, None]).vocabulary(min_count=1, size=None)
+    vocabulary, rare, left_out = counted([None, None]).make_vocabulary(min_count=1, size=None)
     assert (len(vocabulary), rare, left_out) == (0, 0, 0)
 
 

@@ -17,19 +17,19 @@ import pytest
 from hf_rerank.errors import InputError
 from hf_rerank.storage import (
     CannotWrite,
-    json_text,
-    locked,
-    naming_failures,
+    format_json,
+    hold_lock,
+    name_failures,
     read_json,
     remove_leftovers,
-    replacing,
+    save_files,
     sha256_of_file,
     sha256_of_json,
     temporary_path,
     verify,
+    write_atomically,
     write_file,
     write_json,
-    writing,
 )
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -49,11 +49,11 @@ def test_temporary_names_are_beside_the_target_and_never_the_same(tmp_path: Path
 
 def test_a_file_is_replaced_at_the_end_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
-    with writing(path) as temporary:
+    with write_atomically(path) as temporary:
         temporary.write_text("old")
         assert not path.exists()
     assert path.read_text() == "old"
-    with pytest.raises(TypeError), writing(path) as temporary:
+    with pytest.raises(TypeError), write_atomically(path) as temporary:
         temporary.write_text("half", 3)  # type: ignore[arg-type]
     assert path.read_text() == "old"
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
@@ -64,7 +64,7 @@ def test_a_folder_replaces_nothing_but_an_empty_one(tmp_path: Path) -> None:
     folder.mkdir()
     for content in ("first", "second"):
         try:
-            with writing(folder) as temporary:
+            with write_atomically(folder) as temporary:
                 temporary.mkdir()
                 (temporary / "file").write_text(content)
         except CannotWrite:
@@ -122,7 +122,7 @@ def test_a_full_disk_names_path_and_space(tmp_path: Path, monkeypatch: pytest.Mo
             write_file(tmp_path / "file", "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
     # A named failure is not named again.
-    with pytest.raises(CannotWrite, match=r"^inner$"), naming_failures(tmp_path):
+    with pytest.raises(CannotWrite, match=r"^inner$"), name_failures(tmp_path):
         raise CannotWrite("inner")
 
 
@@ -135,7 +135,7 @@ def test_digests(tmp_path: Path) -> None:
 def test_json_files(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "values.json"
     write_json(path, {"a": (1, 2.5, float("nan")), 3: tmp_path, "b": {"c": None, "d": True}})
-    assert path.read_text() == json_text(read_json(path))
+    assert path.read_text() == format_json(read_json(path))
     assert read_json(path) == {"a": [1, 2.5, None], "3": str(tmp_path), "b": {"c": None, "d": True}}
     for text, message in (
         ('{"a": 1, "b": {"c": 1, "c": 2}}', r"values\.json names 'c' twice in one object; fix or remove it"),
@@ -149,7 +149,7 @@ def test_json_files(tmp_path: Path) -> None:
     path.write_bytes(b'{"a": "\xff"}')
     with pytest.raises(InputError, match=r"values\.json is not UTF-8 text"):
         read_json(path)
-    assert json.loads(json_text({"x": 1})) == {"x": 1}
+    assert json.loads(format_json({"x": 1})) == {"x": 1}
 
 
 # --------------------------------------------------------------------------------------------------------- two writers
@@ -189,7 +189,7 @@ def test_two_saves_into_one_folder_leave_one_of_them(tmp_path: Path) -> None:
     def save(number: int) -> None:
         for _ in range(10):
             try:
-                with replacing(tmp_path / "model") as staging:
+                with save_files(tmp_path / "model") as staging:
                     for name in ("a.json", "b.safetensors"):
                         (staging / name).write_text(str(number))
                     if number == 3:
@@ -205,7 +205,7 @@ def test_two_saves_into_one_folder_leave_one_of_them(tmp_path: Path) -> None:
 
 
 def test_a_save_that_fails_leaves_no_new_folder(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), replacing(tmp_path / "model") as staging:
+    with pytest.raises(KeyError), save_files(tmp_path / "model") as staging:
         raise KeyError(staging)
     assert not list(tmp_path.iterdir())
 
@@ -214,20 +214,20 @@ def test_a_save_that_fails_leaves_no_new_folder(tmp_path: Path) -> None:
 def test_a_lock_excludes_others_and_ends_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "x.lock"
     script = (
-        "import sys, time; from hf_rerank.storage import locked\n"
-        "with locked(sys.argv[1], str): print(flush=True); time.sleep(60)"
+        "import sys, time; from hf_rerank.storage import hold_lock\n"
+        "with hold_lock(sys.argv[1], str): print(flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
     with (
         pytest.raises(InputError, match=f"^process {process.pid} is writing$"),
-        locked(path, lambda who: f"{who} is writing"),
+        hold_lock(path, lambda who: f"{who} is writing"),
     ):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with locked(path, str):
+    with hold_lock(path, str):
         assert path.read_text() == f"{os.getpid()}\n"
     assert not path.exists()
 
@@ -239,7 +239,7 @@ def test_a_lock_is_held_by_one_at_a_time_although_its_file_is_removed(tmp_path: 
 
     def count(number: int) -> None:
         for _ in range(25):
-            with locked(tmp_path / "x.lock", str, wait=60):
+            with hold_lock(tmp_path / "x.lock", str, wait=60):
                 before = int(counter.read_text())
                 time.sleep(0.0005)
                 counter.write_text(str(before + 1))

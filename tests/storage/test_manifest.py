@@ -12,11 +12,11 @@ import pytest
 from hf_rerank.errors import InputError
 from hf_rerank.storage import (
     MANIFEST,
-    naming_failures,
-    number_formats,
+    name_failures,
     read_manifest,
+    read_number_formats,
     replace_file,
-    replacing,
+    save_files,
     verify,
 )
 from hf_rerank.storage import write_manifest as write
@@ -123,7 +123,7 @@ def test_replacing_takes_old_weights_away(tmp_path: Path) -> None:
         ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "x.json"],
         ["model.safetensors"],
     ):
-        with replacing(folder) as staging:
+        with save_files(folder) as staging:
             assert staging.parent == folder
             for name in names:
                 (staging / name).write_text("content")
@@ -152,7 +152,7 @@ def test_an_interrupted_replacement_is_refused_not_read_half_new(
 
             monkeypatch.setattr(os, "replace", counting)
             try:
-                with replacing(folder) as staging:
+                with save_files(folder) as staging:
                     for name in ("a.json", "b.safetensors", "c.json"):
                         (staging / name).write_text(version)
             except KeyboardInterrupt:
@@ -270,10 +270,10 @@ def test_a_full_disk_leaves_the_file_that_was_there(folder: Path, monkeypatch: p
 def test_whatever_a_failed_write_raises_names_the_folder_and_the_need(tmp_path: Path, error: Exception) -> None:
     with (
         pytest.raises(OSError, match=r"deep/folder could not be written: about 12\.5 MB are needed, .* MB are free"),
-        naming_failures(tmp_path / "deep" / "folder", 12_500_000),
+        name_failures(tmp_path / "deep" / "folder", 12_500_000),
     ):
         raise error
-    with pytest.raises(ZeroDivisionError), naming_failures(tmp_path):
+    with pytest.raises(ZeroDivisionError), name_failures(tmp_path):
         _ = 1 / 0
 
 
@@ -290,12 +290,12 @@ def header(text: str) -> bytes:
         ),
         (header('{"w":{"dtype":"U8","dtype":"F32"}}'), r"header of .*w.safetensors names 'dtype' twice"),
         (header('{"w": 1'), r"header of .*w.safetensors is not valid JSON"),
-        (b"", r"header of .*w.safetensors is damaged: it is said to have 0 bytes"),
-        (b"\xff" * 20, r"header of .*w.safetensors is damaged: it is said to have 18,446,744"),
+        (b"", r"header of .*w.safetensors is damaged: it claims to have 0 bytes"),
+        (b"\xff" * 20, r"header of .*w.safetensors is damaged: it claims to have 18,446,744"),
     ],
 )
 def test_headers_of_safetensors(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
-        number_formats(tmp_path / "w.safetensors")
+        read_number_formats(tmp_path / "w.safetensors")
     assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ import torch
 from tiny_world import collator_of
 
 from hf_rerank import Categorical, InputError, ListProcessor, ListSchema
-from hf_rerank.processing.collator import ids_from_tensor, list_keys
+from hf_rerank.processing.collator import decode_list_ids, hash_list_ids
 from hf_rerank.processing.ragged import RaggedLists
 from hf_rerank.training.encoded_lists import EncodedLists, collate
 
@@ -21,25 +21,25 @@ IDS = ["a", "list-17", "ü€", "list-1"]
 
 def coded_ids(ids: list[str]) -> torch.Tensor:
     lists = RaggedLists({"L": np.zeros(len(ids), dtype=np.int64)}, {})
-    return torch.from_numpy(lists.with_ids(ids).padded()["list_id"])
+    return torch.from_numpy(lists.with_ids(ids).pad()["list_id"])
 
 
 def test_ids_survive_as_bytes() -> None:
     coded = coded_ids(IDS)
     assert coded.dtype == torch.uint8
-    assert ids_from_tensor(coded) == IDS
-    assert ids_from_tensor(coded_ids(["", ""])) == ["", ""]
+    assert decode_list_ids(coded) == IDS
+    assert decode_list_ids(coded_ids(["", ""])) == ["", ""]
 
 
 def test_keys_do_not_depend_on_the_batch() -> None:
     """A batch with longer ids pads these with zeros; the keys stay, and differ from list to list."""
     coded = coded_ids(IDS)
-    keys = list_keys(coded)
+    keys = hash_list_ids(coded)
     assert keys.dtype == torch.int64
     assert len(set(keys.tolist())) == len(IDS)
     for number, text in enumerate(IDS):
-        assert list_keys(coded_ids([text])) == keys[number]
-    assert list_keys(torch.nn.functional.pad(coded, (0, 9))).equal(keys)
+        assert hash_list_ids(coded_ids([text])) == keys[number]
+    assert hash_list_ids(torch.nn.functional.pad(coded, (0, 9))).equal(keys)
     # The key by its definition: sum of byte i times the (i + 1)-th power of the FNV prime, modulo 2**64.
     expected = sum(byte * 0x100000001B3 ** (place + 1) for place, byte in enumerate(b"list-17"))
     assert (int(keys[1]) - expected) % 2**64 == 0
@@ -49,7 +49,7 @@ def test_a_batch_is_what_the_processor_gives(lists: dict[str, Any], processor: L
     indices = [5, 0, 11]
     batch = collate(EncodedLists(lists["train"], collator_of(processor)).__getitems__(indices))
     expected = processor([lists["train"][index] for index in indices], with_labels=True)
-    assert ids_from_tensor(batch.pop("list_id")) == [lists["train"][index]["list_id"] for index in indices]
+    assert decode_list_ids(batch.pop("list_id")) == [lists["train"][index]["list_id"] for index in indices]
     for number, index in enumerate(indices):  # the truth is for metrics, and no input of a model
         true = lists["train"][index]["attraction"]
         assert batch["attraction"][number, : len(true)].tolist() == pytest.approx(true)
@@ -117,7 +117,7 @@ def test_errors_name_the_list_of_the_dataset(
 def test_without_ids_the_number_is_the_id(lists: dict[str, Any], processor: ListProcessor) -> None:
     """So that a list has one key wherever it stands in a batch."""
     encoded = EncodedLists(lists["train"].remove_columns("list_id"), collator_of(processor))
-    assert ids_from_tensor(collate(encoded.__getitems__([7, 3]))["list_id"]) == ["7", "3"]
+    assert decode_list_ids(collate(encoded.__getitems__([7, 3]))["list_id"]) == ["7", "3"]
 
 
 def test_too_long_lists(make_lists: Callable[..., datasets.Dataset], processor: ListProcessor) -> None:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from hf_rerank import RerankTrainer
 from hf_rerank.errors import TrainingStopped
-from hf_rerank.processing.collator import ids_from_tensor
+from hf_rerank.processing.collator import decode_list_ids
 
 Make = Callable[..., RerankTrainer]
 BAD = 4
@@ -141,7 +141,7 @@ def test_the_lists_of_the_bad_batch_are_named_however_many_steps_follow(make_tra
 
     class Noting(Breaking):
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
-            seen.append(ids_from_tensor(inputs["list_id"]))
+            seen.append(decode_list_ids(inputs["list_id"]))
             return super().training_step(model, inputs, *args, **options)
 
     trainer = make_trainer(trainer_class=Noting, max_steps=8, per_device_train_batch_size=16, **NEVER)

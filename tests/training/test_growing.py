@@ -63,7 +63,7 @@ def processor() -> ListProcessor:
 def rows_of(processor: ListProcessor, feature: str, values: list[Any]) -> list[int]:
     import pyarrow as pa
 
-    return processor.vocabularies[feature].rows(pa.array(values), feature).tolist()
+    return processor.vocabularies[feature].look_up(pa.array(values), feature).tolist()
 
 
 class TestProcessor:

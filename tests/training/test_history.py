@@ -27,7 +27,7 @@ from hf_rerank import (
 )
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.simulation import PRMWorld, simulate_prm
-from hf_rerank.processing.collator import ids_from_tensor
+from hf_rerank.processing.collator import decode_list_ids
 from hf_rerank.schema import FEATURE_TENSORS
 from hf_rerank.training import streams
 from hf_rerank.training.encoded_lists import EncodedLists, collate
@@ -149,7 +149,7 @@ def test_other_histories_in_the_batch_do_not_matter(trained: Any, world: Any, mo
     stream = EncodedStream(world.lists["test"].to_iterable_dataset(), collator_of(world.processor))
     of_list = {row["list_id"]: result for row, result in zip(rows, together, strict=True)}
     for batch in DataLoader(stream, batch_size=5, collate_fn=collate_stream):
-        names = ids_from_tensor(batch.pop("list_id"))
+        names = decode_list_ids(batch.pop("list_id"))
         features = {name: batch[name] for name in FEATURE_TENSORS if name in batch}
         _, by_slot = trained.reranker.model.rank(**features)
         for name, found in zip(names, by_slot.tolist(), strict=True):

@@ -23,7 +23,7 @@ from hf_rerank import InputError, ListProcessor, Reranker, RerankTrainer
 from hf_rerank.data import prm_public
 from hf_rerank.data.loading import load_lists
 from hf_rerank.data.simulation import simulate_prm
-from hf_rerank.processing.collator import ids_from_tensor
+from hf_rerank.processing.collator import decode_list_ids
 from hf_rerank.storage import write_file
 from hf_rerank.training.encoded_lists import EncodedLists, collate
 from hf_rerank.training.streams import EncodedStream, collate_stream
@@ -39,7 +39,7 @@ def batches_of(stream: EncodedStream, count: int | None = None, workers: int = 0
     """The ids of the first batches; of a placeholder, none."""
     batches: list[list[str]] = []
     for batch in DataLoader(stream, stream.step, num_workers=workers, collate_fn=collate_stream):
-        batches.append(ids_from_tensor(batch["list_id"]) if batch else [])
+        batches.append(decode_list_ids(batch["list_id"]) if batch else [])
         if len(batches) == count:
             break
     return batches
@@ -155,7 +155,7 @@ def test_batches_of_a_stream_are_those_of_the_lists(lists: dict[str, Any], proce
     stream = stream_of(lists["train"], processor, 3, seed=1, window=17, endless=True, batch_size=16)
     encoded = EncodedLists(lists["train"], collator_of(processor))
     for batch, _ in zip(DataLoader(stream, 16, collate_fn=collate_stream), range(20), strict=False):
-        expected = collate(encoded.__getitems__([number[name] for name in ids_from_tensor(batch["list_id"])]))
+        expected = collate(encoded.__getitems__([number[name] for name in decode_list_ids(batch["list_id"])]))
         assert batch.keys() == expected.keys()
         for name, tensor in expected.items():
             assert batch[name].dtype == tensor.dtype
@@ -265,7 +265,7 @@ def test_raw_text_in_spawned_workers(raw_text: Path) -> None:
     expected = batches_of(stream, 30)
     fresh = EncodedStream(lists["train"], collator_of(processor), seed=3, window=40, endless=True, batch_size=10)
     loader = DataLoader(fresh, 10, num_workers=1, collate_fn=collate_stream, multiprocessing_context="spawn")
-    assert [ids_from_tensor(batch["list_id"]) for batch, _ in zip(loader, range(30), strict=False)] == expected
+    assert [decode_list_ids(batch["list_id"]) for batch, _ in zip(loader, range(30), strict=False)] == expected
     assert fresh.lists_per_pass == stream.lists_per_pass, "what a worker learns is known here"
 
 
@@ -308,7 +308,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     original = RerankTrainer.training_step
 
     def noting(trainer: RerankTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        seen.append(ids_from_tensor(inputs["list_id"]))
+        seen.append(decode_list_ids(inputs["list_id"]))
         return original(trainer, model, inputs, *args, **kwargs)
 
     monkeypatch.setattr(RerankTrainer, "training_step", noting)

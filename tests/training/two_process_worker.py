@@ -17,7 +17,7 @@ from tiny_world import perturbed_by
 
 from hf_rerank import Reranker, RerankTrainer, RerankTrainingArguments
 from hf_rerank.principled.orders import PERTURBATIONS, perturb_by_key, step_keys
-from hf_rerank.processing.collator import ids_from_tensor, list_keys
+from hf_rerank.processing.collator import decode_list_ids, hash_list_ids
 
 
 class NotingTrainer(RerankTrainer):
@@ -27,9 +27,9 @@ class NotingTrainer(RerankTrainer):
     perturbed: dict[str, list[int]]
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        ids, step = ids_from_tensor(inputs["list_id"]), self.state.global_step
+        ids, step = decode_list_ids(inputs["list_id"]), self.state.global_step
         self.ids.append(ids)
-        keys = step_keys(list_keys(inputs["list_id"]), seed=self.principled_objective.seed, step=step)
+        keys = step_keys(hash_list_ids(inputs["list_id"]), seed=self.principled_objective.seed, step=step)
         for kind in PERTURBATIONS:
             orders = perturb_by_key(inputs["position_ids"], inputs["mask"], keys, kind=kind, strength=2)
             for name, order, mask in zip(ids, orders, inputs["mask"], strict=True):

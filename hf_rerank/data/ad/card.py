@@ -5,26 +5,27 @@ from __future__ import annotations
 from hf_rerank.data.ad.columns import AdFiles
 from hf_rerank.data.ad.history import MAX_MINUTES
 from hf_rerank.data.ad.sessions import MAX_SESSION_ITEMS, SESSION_SECONDS
-from hf_rerank.data.prepared import NO_REDISTRIBUTION, SIMULATED, Licence, dataset_card
+from hf_rerank.data.prepared import NO_REDISTRIBUTION, SIMULATED, Licence, make_dataset_card
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.schema import ListSchema
 
 
-def card_of(files: AdFiles, protocol: str, schema: ListSchema, report: PrepareReport) -> str:
-    """The text of the card; arguments as of ``prepare_ad``."""
+def make_card(files: AdFiles, protocol: str, schema: ListSchema, report: PrepareReport) -> str:
+    """The text of the card; arguments as for ``prepare_ad``."""
     simulated = schema.position is not None
     rule = {
         "ours": "Protocol `ours`: every session with at least 2 items and a click is a list.",
-        "public": "Protocol `public`: users with fewer than 3 impressions, or without a click, are dropped; of each "
+        "public": "Protocol `public`: users with fewer than 3 impressions, or without a click, are dropped; for each "
         "other user the most recent session with a click is a list.",
     }[protocol]
     order = "their initial order (column `position`, 0 at the top)" if simulated else "order of time"
+    names = ", ".join(f"`{path.name}`" for path in files.list_existing())
     how = [
-        f"Source: {', '.join(f'`{path.name}`' for path in files.there())}; `list_id` is the user, and the time of the "
+        f"Source: {names}; `list_id` is the user, and the time of the "
         "newest impression of the session in Unix seconds.",
         f"A user's impressions are ordered by time, newest first; a session holds those at most {SESSION_SECONDS} "
         "seconds older than its newest; the next session begins with the newest that is in none yet. In a session the "
-        "items stand in order of time, oldest first; equal times keep the order of the file.",
+        "items are in order of time, oldest first; equal times keep the order of the file.",
         rule,
         f"Of longer sessions the earliest {MAX_SESSION_ITEMS} items are kept; then lists are cut to the first "
         f"{schema.max_list_length} in {order}.",
@@ -41,20 +42,20 @@ def card_of(files: AdFiles, protocol: str, schema: ListSchema, report: PrepareRe
             f"{MAX_MINUTES:,}."
         )
     else:
-        how.append("There are no columns of history: `behavior_log.csv` was not there, or was left out.")
+        how.append("There are no columns of history: `behavior_log.csv` was missing, or was left out.")
     caveats = [
         "Sessions are chosen by having a click, which is a selection: metrics are conditional on a click.",
         "Under a split by user every user of `test` is unknown in training: `user` is for grouping, no feature.",
     ]
     if simulated:
-        caveats.append("These lists are simulated. `attraction` and `examination` are the truth, and no features.")
+        caveats.append("These lists are simulated. `attraction` and `examination` are ground truth, not features.")
         licence = Licence(SIMULATED, "Simulated lists: no line of the original dataset is in them.")
     else:
-        caveats.append("The order of time is no order of an initial ranker: it is what `position` falls back to.")
+        caveats.append("The initial order is the order of time, not that of an initial ranker.")
         licence = Licence(
             NO_REDISTRIBUTION,
             "The lists come from the dataset 'Ad Display/Click Data on Taobao.com' (Alibaba, Tianchi data set 56), "
             "which may not be redistributed: keep this folder to yourself, and do not push it to a public repository.",
         )
     title = "Ad, simulated" if simulated else "Ad"
-    return dataset_card(title, report, schema, how=how, caveats=caveats, licence=licence)
+    return make_dataset_card(title, report, schema, how=how, caveats=caveats, licence=licence)

@@ -21,15 +21,15 @@ HISTORY_LENGTH = 50
 
 @dataclass(frozen=True)
 class AdFiles:
-    """The raw files. ``behavior_log``: None where there is none, and lists have no history."""
+    """The raw files. ``behavior_log`` is None if there is none; lists then have no history."""
 
     raw_sample: Path
     ad_feature: Path
     user_profile: Path
     behavior_log: Path | None = None
 
-    def there(self) -> list[Path]:
-        """The files, and the truth of simulated lists where it is there."""
+    def list_existing(self) -> list[Path]:
+        """The existing files, and the ground truth of simulated lists if it exists."""
         files = (self.raw_sample, self.ad_feature, self.user_profile, self.behavior_log, truth_file(self.raw_sample))
         return [path for path in files if path is not None and path.is_file()]
 
@@ -38,7 +38,8 @@ def find_ad_files(data_dir: str | Path) -> AdFiles:
     """The raw files of a folder.
 
     Raises:
-        InputError: One of raw_sample.csv, ad_feature.csv and user_profile.csv is not there; says where they come from.
+        InputError: One of raw_sample.csv, ad_feature.csv and user_profile.csv is missing; the message says where to
+            get them.
     """
     folder = Path(data_dir)
     raw = (RAW_SAMPLE, AD_FEATURE, USER_PROFILE, BEHAVIOR_LOG)
@@ -66,15 +67,15 @@ def ad_schema(
     examination: Sequence[float] | None = None,
     attraction: bool = False,
 ) -> ListSchema:
-    """The schema of Ad; ``user``, ``time_stamp`` and ``pid`` are no features.
+    """The schema of Ad; ``user``, ``time_stamp`` and ``pid`` are not features.
 
     Args:
-        max_list_length: Items a list at most.
-        history_length: Behaviours a list at most.
-        history: There are columns of what the user did before; they are features.
-        position: There is a column ``position`` (simulated lists).
-        examination: Of simulated lists: probability that a place is looked at, top first.
-        attraction: There is a column ``attraction`` (simulated lists).
+        max_list_length: Maximum number of items per list.
+        history_length: Maximum number of behaviours per list.
+        history: Add the columns of earlier behaviours, as features.
+        position: Add the column ``position`` (simulated lists).
+        examination: Probability that each position is examined, from position 0 (simulated lists).
+        attraction: Add the column ``attraction`` (simulated lists).
     """
     behaviours: list[Categorical | Dense] = [
         Categorical("history_btag"),
@@ -102,7 +103,7 @@ def ad_schema(
 
 
 def ad_columns(history: bool = False, position: bool = False, attraction: bool = False) -> pa.Schema:
-    """The arrow columns of the lists, in order."""
+    """The Arrow columns of the lists, in order."""
     fields = [("list_id", pa.string()), ("user", pa.int64()), *((name, pa.int64()) for name in PROFILE_COLUMNS)]
     integers = ("adgroup_id", "cate_id", "campaign_id", "customer", "brand")
     fields += [(name, pa.list_(pa.int64())) for name in integers]

@@ -1,4 +1,4 @@
-"""What a user did before a list: the newest behaviours that are not later than its first impression."""
+"""The history of a list: the user's newest behaviours that are not later than its first impression."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.ad.sessions import rows_between, time_key
+from hf_rerank.data.ad.sessions import expand_ranges, time_key
 from hf_rerank.data.ad.tables import BTAGS
 
 HISTORY_COLUMNS = {
@@ -16,31 +16,31 @@ HISTORY_COLUMNS = {
     "history_minutes_ago": pa.int64(),
 }
 MAX_MINUTES = 30_000
-# Times are below 2^32; counted back from here, the newest come first.
+# Times are below 2^32; subtracted from this, they sort newest first.
 _LATEST = np.uint32(2**32 - 1)
 
 
-def histories(
+def find_histories(
     behaviours: pl.DataFrame, users: np.ndarray, times: np.ndarray, length: int
 ) -> tuple[dict[str, pa.Array], np.ndarray]:
-    """The history of each list, newest first; behaviours of one second keep the order of the file.
+    """Finds the history of each list, newest first; behaviours of the same second keep the order of the file.
 
     Args:
         behaviours: user, time_stamp, btag (number in ``BTAGS``), cate, brand, in the order of the file.
-        users: Of each list.
+        users: The user of each list.
         times: Unix seconds of the first impression of each list.
-        length: Behaviours a list at most.
+        length: Maximum number of behaviours per list.
 
     Returns:
-        The columns ``HISTORY_COLUMNS``, those of the lists one after the other, and how many each list has. Minutes
-        are whole ones, rounded down, 30,000 at most.
+        The columns ``HISTORY_COLUMNS``, concatenated over the lists, and the number of behaviours of each list.
+        Minutes are rounded down, and at most 30,000.
     """
     user, time = behaviours["user"].to_numpy(), behaviours["time_stamp"].to_numpy()
     keyed = behaviours.with_columns(pl.Series("key", time_key(user, _LATEST - time))).sort("key", maintain_order=True)
     keys = keyed["key"].to_numpy()
     starts = np.searchsorted(keys, time_key(users, _LATEST - times))
     ends = np.minimum(starts + length, np.searchsorted(keys, time_key(users, _LATEST), side="right"))
-    rows, number = rows_between(starts, ends)
+    rows, number = expand_ranges(starts, ends)
     found = keyed[rows]
     minutes = (times[number].astype(np.int64) - found["time_stamp"].to_numpy().astype(np.int64)) // 60
     columns = {

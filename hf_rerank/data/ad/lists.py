@@ -1,4 +1,4 @@
-"""A bucket of users -> their lists: sessions, the columns of ads and profiles, history, truth."""
+"""Makes the lists of a bucket of users: sessions, the columns of ads and profiles, history, ground truth."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.ad.history import histories
-from hf_rerank.data.ad.sessions import MAX_SESSION_ITEMS, Sessions, choose_sessions, find_sessions, rows_between
+from hf_rerank.data.ad.history import find_histories
+from hf_rerank.data.ad.sessions import MAX_SESSION_ITEMS, Sessions, choose_sessions, expand_ranges, find_sessions
 from hf_rerank.data.ad.tables import AD_FEATURE, USER_PROFILE
 from hf_rerank.data.ad.truth import join_truth
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.splits import split_of
-from hf_rerank.data.truncating import sequences
+from hf_rerank.data.splits import assign_splits
+from hf_rerank.data.truncating import make_sequences
 
 AD_COLUMNS = ("cate_id", "campaign_id", "customer", "brand", "price")
 PROFILE_COLUMNS = tuple(name for name in USER_PROFILE.columns if name != USER_PROFILE.key)
@@ -26,16 +26,16 @@ class Bucket:
     """The rows of some users.
 
     Attributes:
-        impressions: Of raw_sample.csv, ordered by user and time.
-        sessions: All sessions over them.
+        impressions: Rows of raw_sample.csv, sorted by user and time.
+        sessions: All sessions of these rows.
     """
 
     impressions: pl.DataFrame
     sessions: Sessions
 
     @classmethod
-    def of(cls, impressions: pl.DataFrame) -> Bucket:
-        """The bucket of impressions in the order of the file; equal times keep it."""
+    def from_impressions(cls, impressions: pl.DataFrame) -> Bucket:
+        """The bucket of impressions, given in the order of the file, which equal times keep."""
         ordered = impressions.sort("user", "time_stamp", maintain_order=True)
         users, times, clicks = (ordered[name].to_numpy() for name in ("user", "time_stamp", "clk"))
         return cls(ordered, find_sessions(users, times, clicks))
@@ -43,16 +43,16 @@ class Bucket:
 
 @dataclass(frozen=True)
 class ListMaker:
-    """What lists are made with.
+    """Makes lists from buckets.
 
     Attributes:
         ads: The rows of ad_feature.csv, ordered by ``adgroup_id``.
         profiles: The rows of user_profile.csv, ordered by ``userid``.
-        columns: Of the lists, as ``hf_rerank.data.ad.ad_columns`` gives them.
+        columns: The columns of the lists, from ``hf_rerank.data.ad.ad_columns``.
         protocol: See ``choose_sessions``.
-        max_list_length: Longer lists are cut.
-        history_length: Behaviours a list.
-        truth_path: The side file, for errors.
+        max_list_length: Maximum number of items per list; longer lists are cut.
+        history_length: Maximum number of behaviours per list.
+        truth_path: The file of ground truth, for errors.
     """
 
     ads: pl.DataFrame
@@ -66,7 +66,7 @@ class ListMaker:
     def make(
         self, bucket: Bucket, behaviours: pl.DataFrame | None, truth: pl.DataFrame | None, report: PrepareReport
     ) -> pa.Table:
-        """The lists of a bucket, by user and time; what becomes of its sessions is counted in ``report``."""
+        """The lists of a bucket, by user and time; sessions kept and dropped are counted in ``report``."""
         impressions, sessions = bucket.impressions, bucket.sessions
         users, times, clicks = (impressions[name].to_numpy() for name in ("user", "time_stamp", "clk"))
         extra = {} if truth is None else join_truth(sessions, users, times, truth, self.truth_path)
@@ -81,7 +81,7 @@ class ListMaker:
         items = impressions[rows]
         per_item = {
             "adgroup_id": items["adgroup_id"].to_arrow(),
-            **_looked_up(self.ads, AD_FEATURE.key, AD_COLUMNS, items["adgroup_id"], "items of unknown ads", report),
+            **_look_up(self.ads, AD_FEATURE.key, AD_COLUMNS, items["adgroup_id"], "items of unknown ads", report),
             "time_stamp": items["time_stamp"].to_arrow(),
             "pid": items["pid"].to_arrow(),
             "click": items["clk"].to_arrow(),
@@ -94,15 +94,15 @@ class ListMaker:
         per_list = {
             "list_id": ids.to_arrow(),
             "user": pa.array(user),
-            **_looked_up(
+            **_look_up(
                 self.profiles, USER_PROFILE.key, PROFILE_COLUMNS, pl.Series(user), "lists without a profile", report
             ),
-            "split": pa.array(split_of(user.tolist()), pa.string()),
-            "click_cut": _clicks_cut(chosen, clicks, rows),
+            "split": pa.array(assign_splits(user.tolist()), pa.string()),
+            "click_cut": _collect_cut_clicks(chosen, clicks, rows),
         }
         sequences = {name: (offsets, values) for name, values in per_item.items()}
         if behaviours is not None:
-            values, lengths = histories(behaviours, user, times[chosen.starts], self.history_length)
+            values, lengths = find_histories(behaviours, user, times[chosen.starts], self.history_length)
             report.count("lists without a behaviour before", int((lengths == 0).sum()))
             history_offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
             sequences |= {name: (history_offsets, column) for name, column in values.items()}
@@ -116,37 +116,37 @@ class ListMaker:
         return pa.Table.from_arrays(arrays, schema=self.columns)
 
     def _cut(
-        self, chosen: Sessions, clicks: np.ndarray, positions: np.ndarray | None, report: PrepareReport
+        self, chosen: Sessions, clicks: np.ndarray, initial: np.ndarray | None, report: PrepareReport
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Cuts lists to the earliest 30 items, then to the first ``max_list_length`` of the initial order.
 
         Returns:
-            The impressions that stay, the list of each, and its place in the initial order of what stays.
+            The impressions that are kept, the list of each, and its position in the initial order of its list.
         """
         ends = np.minimum(chosen.ends, chosen.starts + MAX_SESSION_ITEMS)
-        rows, of_list = rows_between(chosen.starts, ends)
-        places = rows - chosen.starts[of_list]  # the order of time
-        if positions is not None:
-            order = np.lexsort((positions[rows], of_list))
-            places[order] = places.copy()  # the k-th of the initial order gets place k
-        kept = places < self.max_list_length
-        rows, of_list, places = rows[kept], of_list[kept], places[kept]
+        rows, of_list = expand_ranges(chosen.starts, ends)
+        positions = rows - chosen.starts[of_list]  # the order of time
+        if initial is not None:
+            order = np.lexsort((initial[rows], of_list))
+            positions[order] = positions.copy()  # item k of the initial order gets position k
+        kept = positions < self.max_list_length
+        rows, of_list, positions = rows[kept], of_list[kept], positions[kept]
         lengths = np.bincount(of_list, minlength=len(chosen))
         clicks_left = np.bincount(of_list, weights=clicks[rows], minlength=len(chosen))
         report.cut_lists += int((lengths < chosen.ends - chosen.starts).sum())
         report.lost_clicks += int(((chosen.clicks > 0) & (clicks_left == 0)).sum())
-        return rows, of_list, places
+        return rows, of_list, positions
 
 
-def _clicks_cut(chosen: Sessions, clicks: np.ndarray, kept: np.ndarray) -> pa.ListArray:
-    """The clicks of the impressions of each session that are not among those that stay."""
-    rows, of_list = rows_between(chosen.starts, chosen.ends)
+def _collect_cut_clicks(chosen: Sessions, clicks: np.ndarray, kept: np.ndarray) -> pa.ListArray:
+    """The clicks of the impressions of each session that are not kept."""
+    rows, of_list = expand_ranges(chosen.starts, chosen.ends)
     cut = ~np.isin(rows, kept)
     lengths = np.bincount(of_list[cut], minlength=len(chosen))
-    return sequences(clicks[rows[cut]].astype(np.int8), lengths, pa.list_(pa.int8()))
+    return make_sequences(clicks[rows[cut]].astype(np.int8), lengths, pa.list_(pa.int8()))
 
 
-def _looked_up(
+def _look_up(
     table: pl.DataFrame,
     key: str | None,
     names: tuple[str, ...],
@@ -154,7 +154,7 @@ def _looked_up(
     unknown: str,
     report: PrepareReport,
 ) -> dict[str, pa.Array]:
-    """Columns of the rows of ``table`` with the keys ``wanted``; nulls for keys that it lacks, which are counted."""
+    """Looks up the rows of ``table`` with the keys ``wanted``; nulls for missing keys, which are counted."""
     assert key is not None
     keys, values = table[key].to_numpy(), wanted.to_numpy()
     found = np.minimum(np.searchsorted(keys, values), len(keys) - 1)

@@ -1,8 +1,8 @@
-"""Impressions -> lists, by the session rule of Ad: what a user was shown within five minutes is one list.
+"""Sessions, which become lists: the ads that a user was shown within five minutes.
 
-A user's impressions are ordered by time, newest first. A session holds the impressions at most 300 seconds older than
-its newest one; the next session begins with the newest impression that is in no session yet. Inside a session items
-stand in order of time, oldest first; equal times keep the order of the file.
+A user's impressions are sorted by time, newest first. A session holds the impressions at most 300 seconds older than
+its newest one; the next session begins with the newest impression that is in no session yet. Inside a session, items
+are in order of time, oldest first; equal times keep the order of the file.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ FEW_ITEMS = 2  # ours: sessions with fewer are dropped
 
 
 def time_key(users: np.ndarray, times: np.ndarray | np.uint32) -> np.ndarray:
-    """User and time (both below 2^32) as one number, which orders by user, then by time."""
+    """User and time (both below 2^32) as one number, which sorts by user, then by time."""
     return (users.astype(np.uint64) << np.uint64(32)) | times.astype(np.uint64)
 
 
 @dataclass(frozen=True)
 class Sessions:
-    """Sessions over W rows of impressions that are ordered by user, then by time.
+    """Sessions over rows of impressions that are sorted by user, then by time.
 
     Attributes:
-        starts: First row of each.
-        ends: The row after its last.
-        clicks: Clicks in it.
+        starts: int64 [sessions], the first row of each.
+        ends: int64 [sessions], the row after its last.
+        clicks: int64 [sessions], its number of clicks.
     """
 
     starts: np.ndarray
@@ -46,18 +46,18 @@ class Sessions:
 
 
 def find_sessions(users: np.ndarray, times: np.ndarray, clicks: np.ndarray) -> Sessions:
-    """All sessions, in the order of their rows.
+    """Finds all sessions, in the order of their rows.
 
     Args:
-        users: Of each impression; ordered.
-        times: Unix seconds; ordered within a user.
-        clicks: 1 where there was a click.
+        users: [N], the user of each impression; sorted.
+        times: [N], Unix seconds; sorted within a user.
+        clicks: [N], 1 for a click, else 0.
     """
     keys = time_key(users, times)
     _, oldest, impressions = np.unique(users, return_index=True, return_counts=True)
     newest = oldest + impressions - 1
     starts, ends = [newest[:0]], [newest[:0]]
-    # All users at once, a session each round: those that have impressions left go on with the newest of them.
+    # All users at once, one session per round: those with impressions left continue with the newest of these.
     while len(newest):
         begins = np.searchsorted(keys, keys[newest] - np.uint64(SESSION_SECONDS))
         starts.append(begins)
@@ -77,15 +77,15 @@ def choose_sessions(
     on_drop: Callable[[str, int], object],
     on_drop_user: Callable[[str, int], object],
 ) -> Sessions:
-    """The sessions that become lists.
+    """Chooses the sessions that become lists.
 
     Args:
         sessions: All sessions of the users.
-        users: Of each impression.
+        users: [N], the user of each impression.
         protocol: ``ours``: at least two items and a click. ``public``: the most recent session with a click, of users
             with at least three impressions.
-        on_drop: Called with each reason, and how many sessions are dropped for it.
-        on_drop_user: The same of users that are left without any list.
+        on_drop: Called with each reason and the number of sessions that it drops.
+        on_drop_user: Called with each reason and the number of users that it leaves without a list.
     """
     of_user = users[sessions.starts] if len(sessions) else users[:0]
     _, number, counts = np.unique(of_user, return_inverse=True, return_counts=True)
@@ -100,7 +100,7 @@ def choose_sessions(
     items = np.bincount(number, weights=sessions.ends - sessions.starts, minlength=len(counts))
     few = items < FEW_IMPRESSIONS
     without = ~few & (np.bincount(number, weights=clicked, minlength=len(counts)) == 0)
-    # Sessions of a user stand in order of time: the last one with a click is the one that nothing overwrites.
+    # Sessions of a user are in order of time: the last one with a click is the one that is not overwritten.
     latest = np.full(len(counts), -1)
     latest[number[clicked]] = np.flatnonzero(clicked)
     kept = np.zeros(len(sessions), dtype=bool)
@@ -113,8 +113,8 @@ def choose_sessions(
     return sessions[kept]
 
 
-def rows_between(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers ``start .. end - 1`` of each range, one after the other, and the range that each belongs to."""
+def expand_ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers ``start .. end - 1`` of all ranges, concatenated, and the index of the range of each."""
     lengths = ends - starts
     of_range = np.repeat(np.arange(len(starts)), lengths)
     within = np.arange(len(of_range)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -1,7 +1,7 @@
 """Ad (Alibaba, "Ad Display/Click Data on Taobao.com"): from the raw files to lists.
 
-The logs are larger than memory: they are read once and cut by user into buckets on the disk (``partition``), and then
-each bucket becomes lists (``lists``). The rule by which impressions become lists is in ``sessions``.
+The logs are larger than memory: they are read once and partitioned by user into buckets on the disk (``partition``);
+then the lists of each bucket are made (``lists``). ``sessions`` defines which impressions form a list.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.ad.card import card_of
+from hf_rerank.data.ad.card import make_card
 from hf_rerank.data.ad.columns import HISTORY_LENGTH, MAX_LIST_LENGTH, AdFiles, ad_columns, ad_schema, find_ad_files
 from hf_rerank.data.ad.lists import Bucket, ListMaker
 from hf_rerank.data.ad.partition import ADS_FILE, PROFILES_FILE, Partition
@@ -24,18 +24,18 @@ from hf_rerank.data.prepared import SHARD_BYTES, write_description, write_lists
 from hf_rerank.data.prepared.buckets import MAX_BUCKETS, RUN_BYTES, read_bucket
 from hf_rerank.data.prm_public.truth import read_truth_header, truth_file
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.source import Rejects, Unit, tables_by_split
+from hf_rerank.data.source import Rejects, Unit, split_table
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.storage import InputFiles, content_digest, read_json, write_json
+from hf_rerank.storage import InputFiles, digest_content, read_json, write_json
 
-# Text of both logs per bucket, about: 4 million behaviours, of which a few hundred MB are kept.
+# Bytes of both logs per bucket: about 4 million behaviours, of which a few hundred MB are kept.
 BUCKET_BYTES = 128 * 2**20
 DIGESTS_FILE = "digests.json"
 
 
 @dataclass(frozen=True)
 class BucketUnit(Unit):
-    """The rows of some users, of each log; ``truth``: None without a truth, like ``behaviours`` without a log."""
+    """The rows of some users in each log; ``truth`` and ``behaviours`` are None if there is no such file."""
 
     impressions: list[Path]
     behaviours: list[Path] | None
@@ -44,7 +44,7 @@ class BucketUnit(Unit):
 
 
 class AdSource:
-    """The raw files of a folder as a ``ListSource`` that is partitioned by user; arguments as of ``prepare_ad``."""
+    """The raw files of a folder as a ``ListSource`` that is partitioned by user; arguments as for ``prepare_ad``."""
 
     size_unit = "bucket"
 
@@ -73,7 +73,7 @@ class AdSource:
         files = find_ad_files(raw_dir)
         if not history_length:
             files = AdFiles(files.raw_sample, files.ad_feature, files.user_profile)
-        self.inputs = InputFiles(files.there())
+        self.inputs = InputFiles(files.list_existing())
         self.files, self.protocol, self.block_bytes, self.run_bytes = files, protocol, block_bytes, run_bytes
         self.max_list_length, self.history_length = max_list_length, history_length
         self.with_history = files.behavior_log is not None
@@ -87,7 +87,7 @@ class AdSource:
             examination=self.truth.examination,
             attraction=self.truth.attraction,
         )
-        text_bytes = sum(path.stat().st_size for path in files.there())
+        text_bytes = sum(path.stat().st_size for path in files.list_existing())
         self.size = min(MAX_BUCKETS, -(-text_bytes // bucket_bytes))
         self.parts: Path | None = None
         self._digests: dict[str, str] = {}
@@ -96,7 +96,7 @@ class AdSource:
             "max_list_length": max_list_length,
             "history_length": history_length,
             "bucket_bytes": bucket_bytes,
-            "files (bytes)": {path.name: path.stat().st_size for path in files.there()},
+            "files (bytes)": {path.name: path.stat().st_size for path in files.list_existing()},
         }
 
     def partition(self, parts: Path, bar: Callable[..., Any], on_reject: OnReject) -> PrepareReport:
@@ -104,18 +104,18 @@ class AdSource:
         cutter = Partition(
             parts, self.size, self.protocol, attraction, self.block_bytes, self.run_bytes, bar, on_reject
         )
-        cutter.of(self.files)
+        cutter.fill(self.files)
         self._digests = cutter.digests
         write_json(parts / DIGESTS_FILE, cutter.digests)
         return cutter.report
 
     def units(self, parts: Path) -> list[BucketUnit]:
         self.parts = parts
-        if not self._digests:  # cut by an earlier call
+        if not self._digests:  # partitioned by an earlier call
             for path in self.inputs.paths:
-                if content_digest(path) != read_json(parts / DIGESTS_FILE).get(path.name):
+                if digest_content(path) != read_json(parts / DIGESTS_FILE).get(path.name):
                     raise InputError(
-                        f"{path} has changed since {parts.parent} was begun: remove {parts.parent} to begin anew"
+                        f"{path} has changed since {parts.parent} was begun: remove {parts.parent} to start again"
                     )
         runs = [sorted(parts.glob(f"{name}-*.arrow")) for name in ("impressions", "behaviours", "truth")]
         there = [True, self.with_history, self.truth.position]
@@ -136,13 +136,15 @@ class AdSource:
         report = PrepareReport()
         behaviours = None
         if unit.behaviours is not None:
-            behaviours = read_bucket(unit.behaviours, unit.bucket) if unit.behaviours else _no_behaviours()
+            behaviours = read_bucket(unit.behaviours, unit.bucket) if unit.behaviours else _make_empty_behaviours()
         truth = read_bucket(unit.truth, unit.bucket) if unit.truth else None
-        lists = facts.make(Bucket.of(read_bucket(unit.impressions, unit.bucket)), behaviours, truth, report)
-        return tables_by_split(lists, lists.column("split").to_numpy()), Rejects(report)
+        lists = facts.make(
+            Bucket.from_impressions(read_bucket(unit.impressions, unit.bucket)), behaviours, truth, report
+        )
+        return split_table(lists, lists.column("split").to_numpy()), Rejects(report)
 
     def describe(self, folder: Path, facts: ListMaker, report: PrepareReport) -> None:
-        write_description(folder, self.schema, report, card_of(self.files, self.protocol, self.schema, report))
+        write_description(folder, self.schema, report, make_card(self.files, self.protocol, self.schema, report))
 
 
 def prepare_ad(
@@ -160,27 +162,28 @@ def prepare_ad(
     run_bytes: int = RUN_BYTES,
     threads: int | None = 1,
 ) -> PrepareReport:
-    """Raw files -> a folder of prepared lists (see ``hf_rerank.data.prepared``), in bounded memory.
+    """Writes the lists of the raw files into a folder of prepared lists, in bounded memory.
 
-    A list holds a user's impressions within five minutes, in order of time; see ``hf_rerank.data.ad.sessions``. The
-    buckets take about half the size of the logs on the disk meanwhile. If this is interrupted while the logs are read,
-    the next call begins anew; later, it resumes from the last complete group of shards.
+    A list holds a user's impressions within five minutes, in order of time; see ``hf_rerank.data.ad.sessions``.
+    Temporary buckets on the disk take about half the size of the logs. After an interruption while the logs are read,
+    the next call starts again; later, it resumes from the last complete group of shards.
 
     Args:
-        raw_dir: Folder of the raw files; see ``find_ad_files``. The truth of simulated lists is joined.
-        output_dir: Folder to make; must be new or empty. It appears when it is complete.
-        protocol: ``ours``: every session with at least two items and a click. ``public``: of users with at least three
-            impressions the most recent session with a click.
-        max_list_length: 1 to 30. Longer lists are cut: simulated ones in their initial order, others in order of time.
-        history_length: Behaviours per list, the newest. 0: behavior_log.csv is not read.
-        on_error, progress, shard_bytes, threads: See ``write_lists``. A key that is there twice, and a file that is
+        raw_dir: Folder of the raw files; see ``find_ad_files``. The ground truth of simulated lists is joined.
+        output_dir: Folder to create; must be new or empty. It appears when it is complete.
+        protocol: ``ours`` (default): every session with at least two items and a click. ``public``: the most recent
+            session with a click, of users with at least three impressions.
+        max_list_length: Maximum number of items per list, 1 to 30, default 10. Longer lists are cut: simulated ones in
+            their initial order, others in order of time.
+        history_length: Maximum number of behaviours per list, the newest; default 50. 0: behavior_log.csv is not read.
+        on_error, progress, shard_bytes, threads: See ``write_lists``. A key that occurs twice, and a file that is
             cut off, are errors always.
-        block_bytes: Text that is parsed at a time.
-        bucket_bytes: Text of the logs per bucket; memory is a small multiple of it, times ``threads``.
-        run_bytes: Rows in memory that are written at a time while the logs are cut.
+        block_bytes: Bytes of text that are parsed at a time.
+        bucket_bytes: Bytes of the logs per bucket; memory is a small multiple of it, times ``threads``.
+        run_bytes: Bytes of rows in memory that are written at a time while the logs are partitioned.
 
     Returns:
-        What became of the sessions (``read``: sessions found), what else was counted, rows and seconds of each stage.
+        Counts of sessions (``read``: sessions found) and others, rows and seconds of each stage.
 
     Raises:
         RejectedLines: A damaged line.
@@ -200,6 +203,6 @@ def prepare_ad(
     )
 
 
-def _no_behaviours() -> pl.DataFrame:
+def _make_empty_behaviours() -> pl.DataFrame:
     kinds = {name: column.kind for name, column in BEHAVIOR_LOG.columns.items()}
     return pl.DataFrame(schema={**kinds, "btag": pl.UInt8})

@@ -1,8 +1,8 @@
-"""The raw files of Ad, and reading them: CSV in blocks of bytes, by Polars, with every line checked.
+"""Reads the raw files of Ad: CSV in blocks of bytes, by Polars, with every line checked.
 
-Polars fills the fields that a short line lacks with nulls and says where in a file a value is wrong by its byte. So a
-block is parsed by Polars and then counted and checked as a whole; where something is wrong, its lines are looked at
-one by one, so that each wrong one can be named.
+Polars fills missing fields of short lines with nulls, and locates wrong values by byte. So a block is parsed by Polars
+and then counted and checked as a whole; if something is wrong, its lines are checked one by one, to report each wrong
+one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hf_rerank.errors import InputError, suggestion
 
 BLOCK_BYTES = 16 * 2**20
 BTAGS = ("pv", "cart", "fav", "buy")
-FIRST_SECOND = 1_000_000_000  # September 2001; what lies before is no time in Unix seconds, but days or minutes
+FIRST_SECOND = 1_000_000_000  # September 2001; smaller numbers are not Unix seconds, but days or minutes
 LAST_ID = 2**32 - 1
 # The kind of a line with too few or too many fields.
 FIELDS = "fields"
@@ -32,8 +32,8 @@ _FIX = "fix it, or fetch the file again"
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a raw file: how Polars holds it, what an error says that it should hold, whether it may be missing
-    (empty or ``NULL``)."""
+    """A column of a raw file: its Polars type, the expected values for errors, and whether they may be missing (empty
+    or ``NULL``)."""
 
     kind: pl.DataType | type[pl.DataType]
     expected: str
@@ -112,7 +112,7 @@ BEHAVIOR_LOG = Table(
 
 
 def check_file(path: Path, table: Table) -> None:
-    """Looks at the header and the end of a raw file.
+    """Checks the header and the end of a raw file.
 
     Raises:
         InputError: It is empty, has another header, no rows, or no end of its last line.
@@ -136,7 +136,7 @@ def check_file(path: Path, table: Table) -> None:
 
 def _check_header(path: Path, header: bytes, table: Table) -> None:
     expected = list(table.columns)
-    # The last header of user_profile.csv carries a trailing blank.
+    # The last name in the header of user_profile.csv has a trailing blank.
     found = [name.strip() for name in header.decode("utf-8-sig", "backslashreplace").rstrip("\r\n").split(",")]
     if found == expected:
         return
@@ -165,15 +165,15 @@ def read_blocks(
     digest: Any = None,
     on_reject: OnReject,
 ) -> Iterator[pl.DataFrame]:
-    """The rows of a raw file, in order, a block of bytes at a time.
+    """Yields the rows of a raw file, in order, one block of bytes at a time.
 
     Args:
-        path: The file; ``check_file`` comes first.
-        table: What it holds.
+        path: The file; call ``check_file`` first.
+        table: Its columns.
         block_bytes: Bytes of text at a time; memory is a small multiple of it.
-        numbered: With a column ``line``, the number of the line.
+        numbered: Add a column ``line`` with the number of the line.
         on_bytes: Called with the number of bytes read.
-        digest: Updated with all bytes that are read, as of ``hashlib``.
+        digest: A ``hashlib`` object, updated with all bytes that are read.
         on_reject: Called with each damaged line, which is then left out.
 
     Raises:
@@ -201,15 +201,15 @@ def read_blocks(
 
 
 def read_whole(path: Path, table: Table, *, digest: Any = None, on_reject: OnReject) -> pl.DataFrame:
-    """A raw file that fits in memory, ordered by its key.
+    """Reads a raw file that fits in memory, sorted by its key.
 
     Args:
         path: The file.
-        table: What it holds.
-        digest, on_reject: As of ``read_blocks``.
+        table: Its columns.
+        digest, on_reject: As for ``read_blocks``.
 
     Raises:
-        InputError: A key that is there twice; or as ``read_blocks``.
+        InputError: A key that occurs twice; or as ``read_blocks``.
     """
     assert table.key is not None
     blocks = list(read_blocks(path, table, numbered=True, digest=digest, on_reject=on_reject))
@@ -221,8 +221,8 @@ def read_whole(path: Path, table: Table, *, digest: Any = None, on_reject: OnRej
     if len(again):
         first, second = rows["line"][again[0] - 1], rows["line"][again[0]]
         raise InputError(
-            f"{path}, line {second}: {table.key} {key[again[0]]} is there already in line {first}"
-            f"{f', and {len(again) - 1:,} more are there twice' if len(again) > 1 else ''}; expected one line each: "
+            f"{path}, line {second}: {table.key} {key[again[0]]} is already in line {first}"
+            f"{f', and {len(again) - 1:,} more occur twice' if len(again) > 1 else ''}; expected one line each: "
             "remove the others"
         )
     return rows.drop("line")
@@ -231,11 +231,11 @@ def read_whole(path: Path, table: Table, *, digest: Any = None, on_reject: OnRej
 def _parse(
     path: Path, table: Table, text: bytes, first_line: int, on_reject: OnReject
 ) -> tuple[pl.DataFrame, np.ndarray]:
-    """The rows of whole lines, of which ``first_line`` is the first, and their numbers."""
-    rows = _rows(table, text)
+    """Parses whole lines, of which the first has the number ``first_line``: the rows, and their line numbers."""
+    rows = _parse_rows(table, text)
     numbers = np.arange(first_line, first_line + text.count(b"\n"))
     if isinstance(rows, str):
-        damaged, whole = _damaged_lines(path, table, text, first_line)
+        damaged, whole = _find_damaged_lines(path, table, text, first_line)
         if not damaged:
             raise InputError(
                 f"{path} cannot be read between lines {first_line:,} and {numbers[-1]:,} ({rows}): {_FIX}"
@@ -244,31 +244,31 @@ def _parse(
             on_reject(rejected)
         text = b"".join(line for _, line in whole)
         numbers = np.array([number for number, _ in whole], dtype=numbers.dtype)
-        rows = _rows(table, text)
+        rows = _parse_rows(table, text)
         if isinstance(rows, str):
             raise InputError(f"{path} cannot be read after line {first_line:,} ({rows}): {_FIX}")
     kept = np.ones(len(rows), dtype=bool)
     meaningless = []
-    for kind, wrong, what in _wrong_values(rows):
+    for kind, wrong, what in _find_wrong_values(rows):
         for row in wrong.arg_true():
             if kept[row]:
                 named = rows.row(row, named=True)
                 line = ",".join("" if value is None else str(value) for value in named.values())
-                meaningless.append(_rejected(path, table, int(numbers[row]), (kind, what(named)), line))
+                meaningless.append(_make_rejected_line(path, table, int(numbers[row]), (kind, what(named)), line))
                 kept[row] = False
     for rejected in sorted(meaningless, key=lambda rejected: rejected.line):
         on_reject(rejected)
     return (rows, numbers) if kept.all() else (rows.filter(pl.Series(kept)), numbers[kept])
 
 
-def _rejected(path: Path, table: Table, number: int, damage: tuple[str, str], line: str) -> RejectedLine:
+def _make_rejected_line(path: Path, table: Table, number: int, damage: tuple[str, str], line: str) -> RejectedLine:
     kind, reason = damage
     column = None if kind == FIELDS else kind
     return RejectedLine(str(path), number, column, f"{table.file}, {kind}", reason, line[:80])
 
 
-def _rows(table: Table, text: bytes) -> pl.DataFrame | str:
-    """The rows of whole lines, a row a line; or why Polars cannot read all of them."""
+def _parse_rows(table: Table, text: bytes) -> pl.DataFrame | str:
+    """The rows of whole lines, one row per line; or the reason why Polars cannot read all of them."""
     codes = np.frombuffer(text, dtype=np.uint8)
     lines, commas = np.count_nonzero(codes == ord("\n")), np.count_nonzero(codes == ord(","))
     schema = {name: column.kind for name, column in table.columns.items()}
@@ -291,8 +291,8 @@ def _rows(table: Table, text: bytes) -> pl.DataFrame | str:
     return rows
 
 
-def _wrong_values(rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series, Callable[[dict], str]]]:
-    """Columns, the rows whose values there Polars takes, but that mean nothing, and what to say of one."""
+def _find_wrong_values(rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series, Callable[[dict], str]]]:
+    """Yields columns, the rows with values that Polars accepts but that are invalid, and the message for a row."""
     if "time_stamp" in rows.columns:
         yield (
             "time_stamp",
@@ -313,23 +313,23 @@ def _wrong_values(rows: pl.DataFrame) -> Iterator[tuple[str, pl.Series, Callable
         )
 
 
-def _damaged_lines(
+def _find_damaged_lines(
     path: Path, table: Table, text: bytes, first_line: int
 ) -> tuple[list[RejectedLine], list[tuple[int, bytes]]]:
-    """The damaged lines of a block that Polars does not read, or not whole; and the number and text of the others."""
+    """The damaged lines of a block that Polars cannot read completely, and the number and text of the others."""
     damaged, whole = [], []
     for number, raw in enumerate(text.removesuffix(b"\n").split(b"\n"), start=first_line):
         line = raw.removesuffix(b"\r").decode("utf-8", "backslashreplace")
-        found = _damage_of(table, line)
+        found = _find_damage(table, line)
         if found is None:
             whole.append((number, raw + b"\n"))
         else:
-            damaged.append(_rejected(path, table, number, found, line))
+            damaged.append(_make_rejected_line(path, table, number, found, line))
     return damaged, whole
 
 
-def _damage_of(table: Table, line: str) -> tuple[str, str] | None:
-    """What is wrong in a line: its kind, and what to say."""
+def _find_damage(table: Table, line: str) -> tuple[str, str] | None:
+    """The damage of a line: its kind, and the reason."""
     fields = line.split(",")
     if len(fields) != len(table.columns):
         found = len(fields) if line else "no"

@@ -1,4 +1,4 @@
-"""The truth of simulated Ad lists: the side file ``raw_sample.csv.truth.parquet``, a row a shown list."""
+"""The ground truth of simulated Ad lists: the file ``raw_sample.csv.truth.parquet``, one row per shown list."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hf_rerank.data.ad.sessions import Sessions, time_key
 from hf_rerank.errors import InputError
 
 _ROWS = 100_000
-_AGAIN = "raw_sample.csv and its truth belong to different simulations, or one was changed: simulate them again"
+_AGAIN = "raw_sample.csv and its ground truth belong to different simulations, or one was changed: simulate them again"
 
 
 def read_truth(path: Path, attraction: bool) -> Iterator[pl.DataFrame]:
-    """The rows of the side file in batches: user, newest (time of the newest impression), initial_position, and
+    """Reads the rows of the file in batches: user, newest (time of the newest impression), initial_position, and
     attraction where it has one.
 
     Raises:
@@ -47,20 +47,21 @@ def read_truth(path: Path, attraction: bool) -> Iterator[pl.DataFrame]:
 def join_truth(
     sessions: Sessions, users: np.ndarray, times: np.ndarray, truth: pl.DataFrame, path: Path
 ) -> dict[str, np.ndarray]:
-    """Initial positions and attractions of all impressions of some users.
+    """Joins the ground truth: initial positions and attractions of all impressions of some users.
 
     Args:
         sessions: All sessions of the users.
-        users: Of each impression, ordered; with ``times`` as in ``find_sessions``.
-        times: Unix seconds.
-        truth: The rows of the same users.
-        path: The side file, for errors.
+        users: [N], the user of each impression, sorted; with ``times`` as in ``find_sessions``.
+        times: [N], Unix seconds.
+        truth: The ground truth of the same users.
+        path: Its file, for errors.
 
     Returns:
-        ``position``, int64, and ``attraction``, float32, where the truth has one.
+        ``position``, int64 [N], and ``attraction``, float32 [N], if the ground truth has it.
 
     Raises:
-        InputError: A session without truth, truth without a session, or of another length; positions that are none.
+        InputError: A session without ground truth, ground truth without a session or of another length, or positions
+            that are not a permutation.
     """
     last = sessions.ends - 1
     wanted = time_key(users[last], times[last])
@@ -69,22 +70,26 @@ def join_truth(
     keys = keys[order]
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     if len(twice):
-        raise InputError(f"{path} has list {_list_id(keys[twice[0]])!r} twice: {_AGAIN}")
+        raise InputError(f"{path} has list {_format_list_id(keys[twice[0]])!r} twice: {_AGAIN}")
     lacking, odd = np.setdiff1d(wanted, keys), np.setdiff1d(keys, wanted)
     if len(lacking):
-        raise InputError(f"{path} has no row for list {_list_id(lacking[0])!r}, which raw_sample.csv holds: {_AGAIN}")
+        raise InputError(
+            f"{path} has no row for list {_format_list_id(lacking[0])!r}, which raw_sample.csv holds: {_AGAIN}"
+        )
     if len(odd):
-        raise InputError(f"raw_sample.csv holds no list {_list_id(odd[0])!r}, of which {path} has a row: {_AGAIN}")
+        raise InputError(
+            f"raw_sample.csv holds no list {_format_list_id(odd[0])!r}, of which {path} has a row: {_AGAIN}"
+        )
     rows, lengths = truth[order], sessions.ends - sessions.starts
     for name in truth.columns[2:]:
         found = rows[name].list.len().fill_null(0).to_numpy().astype(np.int64)
         wrong = np.flatnonzero(found != lengths)
         if len(wrong):
             raise InputError(
-                f"list {_list_id(wanted[wrong[0]])!r} has {lengths[wrong[0]]} impressions in raw_sample.csv, and "
-                f"{found[wrong[0]]} in the column {name} of {path}: {_AGAIN}"
+                f"list {_format_list_id(wanted[wrong[0]])!r} has {lengths[wrong[0]]} impressions in raw_sample.csv, "
+                f"and {found[wrong[0]]} in the column {name} of {path}: {_AGAIN}"
             )
-    # Sessions hold all rows, in their order: the values of the lists, one after the other, are those of the rows.
+    # Sessions hold all rows, in their order, so the concatenated values of the lists are those of the rows.
     positions = rows["initial_position"].explode().fill_null(-1).to_numpy().astype(np.int64)
     of_session = np.repeat(np.arange(len(sessions)), lengths)
     ranked = positions[np.lexsort((positions, of_session))]
@@ -92,8 +97,8 @@ def join_truth(
     if len(wrong):
         start, end = sessions.starts[wrong[0]], sessions.ends[wrong[0]]
         raise InputError(
-            f"list {_list_id(wanted[wrong[0]])!r} of {path}: initial_position is {positions[start:end].tolist()}, "
-            f"expected each of 0..{end - start - 1} once: {_AGAIN}"
+            f"list {_format_list_id(wanted[wrong[0]])!r} of {path}: initial_position is "
+            f"{positions[start:end].tolist()}, expected each of 0..{end - start - 1} once: {_AGAIN}"
         )
     values = {"position": positions}
     if "attraction" in rows.columns:
@@ -102,11 +107,11 @@ def join_truth(
         if len(odd):
             start, end = sessions.starts[odd[0]], sessions.ends[odd[0]]
             raise InputError(
-                f"list {_list_id(wanted[odd[0]])!r} of {path}: attraction is "
+                f"list {_format_list_id(wanted[odd[0]])!r} of {path}: attraction is "
                 f"{values['attraction'][start:end].tolist()}, expected probabilities from 0 to 1: {_AGAIN}"
             )
     return values
 
 
-def _list_id(key: np.uint64) -> str:
+def _format_list_id(key: np.uint64) -> str:
     return f"{int(key) >> 32}-{int(key) & 0xFFFFFFFF}"

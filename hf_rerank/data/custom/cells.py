@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.custom.columns import Where, item_columns_of, short
+from hf_rerank.data.custom.columns import Where, item_columns_of, shorten
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.times import parse_times
 from hf_rerank.errors import InputError
@@ -17,38 +17,38 @@ from hf_rerank.schema import Categorical, ListSchema, Vector
 DEFAULT_LABEL = "click"
 
 
-def lists_of_cells(table: pa.Table, schema: ListSchema | None, options: ReadOptions, where: Where) -> pa.Table:
-    """The same table with columns of lists where the cells of a column hold lists.
+def parse_cells(table: pa.Table, schema: ListSchema | None, options: ReadOptions, where: Where) -> pa.Table:
+    """Parses cells that hold lists: the same table, with columns of lists.
 
-    With ``list_separator`` these are the columns that the schema says hold one value per item or per history item;
-    without a schema, those in which it occurs. Without ``list_separator``, cells in brackets are read as JSON: of the
+    With ``list_separator`` these are the schema's columns with one value per item or history item; without a schema,
+    the columns in which the separator occurs. Without ``list_separator``, cells in brackets are read as JSON: of the
     history, of vectors, and of the items where a row is a list.
 
     Raises:
         InputError: Naming line, column and cell.
     """
     if options.list_separator is not None:
-        return _separated(table, schema, options, where)
+        return _split_cells(table, schema, options, where)
     columns = {}
     for name in table.column_names:
         text = pl.Series(name, table.column(name))
         bracketed = text.str.contains(r"^\s*\[").fill_null(True).all() and text.null_count() < len(text)
-        feature = None if schema is None else next((f for f in _features(schema) if f.name == name), None)
+        feature = None if schema is None else next((f for f in _list_features(schema) if f.name == name), None)
         always = feature is not None and (isinstance(feature, Vector) or feature in schema.history)  # type: ignore[union-attr]
         if always or (bracketed and (schema is None or name in item_columns_of(schema))):
             as_numbers = schema is not None and not isinstance(feature, Categorical)
-            lists = json_lists(text, where, as_numbers=as_numbers, refuse=schema is not None)
-            columns[name] = table.column(name) if lists is None else _arrow(lists)
+            lists = parse_json_lists(text, where, as_numbers=as_numbers, refuse=schema is not None)
+            columns[name] = table.column(name) if lists is None else _to_arrow(lists)
         else:
             columns[name] = table.column(name)
     return pa.table(columns)
 
 
-def _features(schema: ListSchema) -> list[Any]:
+def _list_features(schema: ListSchema) -> list[Any]:
     return [*schema.items, *schema.user, *schema.history]
 
 
-def _separated(table: pa.Table, schema: ListSchema | None, options: ReadOptions, where: Where) -> pa.Table:
+def _split_cells(table: pa.Table, schema: ListSchema | None, options: ReadOptions, where: Where) -> pa.Table:
     separator = str(options.list_separator)
     columns: dict[str, Any] = {}
     for name in table.column_names:
@@ -62,16 +62,16 @@ def _separated(table: pa.Table, schema: ListSchema | None, options: ReadOptions,
         columns[name] = cells.str.split(separator).list.eval(pl.element().filter(pl.element() != ""))
     if options.label_separator is not None:
         _take_labels(columns, schema, options.label_separator, where)
-    return pa.table({name: _arrow(c) if isinstance(c, pl.Series) else c for name, c in columns.items()})
+    return pa.table({name: _to_arrow(c) if isinstance(c, pl.Series) else c for name, c in columns.items()})
 
 
 def _are_times(text: pl.Series) -> bool:
-    """A time may hold a space, too, which separates no values."""
+    """Whether cells are times, in which a space does not separate values."""
     return parse_times(text.drop_nulls().head(1_000)).nanoseconds is not None
 
 
 def _take_labels(columns: dict[str, Any], schema: ListSchema | None, sign: str, where: Where) -> None:
-    """Parts ``N1-1`` into the item N1 and its label 1; lists without labels, such as new ones, stay as they are."""
+    """Splits ``N1-1`` into the item N1 and its label 1; lists without labels, such as new ones, are not changed."""
     label = DEFAULT_LABEL if schema is None else schema.label
     if label in columns:
         return
@@ -80,30 +80,31 @@ def _take_labels(columns: dict[str, Any], schema: ListSchema | None, sign: str, 
         candidates = [feature.name for feature in schema.features("items", Categorical) if feature.name in candidates]
     for name in candidates:
         flat = columns[name].explode().drop_nulls()
-        labelled = flat.str.contains(f"{_literal(sign)}[0-9.]+$")
+        labelled = flat.str.contains(f"{_escape(sign)}[0-9.]+$")
         if not len(flat) or not labelled.any():
             continue
         if not labelled.all():
             if schema is None:
                 continue
-            without = pl.element().str.contains(f"{_literal(sign)}[0-9.]+$").not_()
+            without = pl.element().str.contains(f"{_escape(sign)}[0-9.]+$").not_()
             row = int(columns[name].list.eval(without).list.any().arg_max() or 0)
             raise InputError(
                 f"{where(row)}: column {name!r} holds items with labels and items without: expected "
                 f"ITEM{sign}LABEL in all of them"
             )
-        inner = pl.element().str.extract_groups(f"^(.*){_literal(sign)}([0-9.]+)$")
+        inner = pl.element().str.extract_groups(f"^(.*){_escape(sign)}([0-9.]+)$")
         columns[label] = columns[name].list.eval(inner.struct.field("2")).alias(label)
         columns[name] = columns[name].list.eval(inner.struct.field("1"))
         return
 
 
-def _literal(text: str) -> str:
+def _escape(text: str) -> str:
     return "".join(f"\\{sign}" if not sign.isalnum() and not sign.isspace() else sign for sign in text)
 
 
-def json_lists(text: pl.Series, where: Where, *, as_numbers: bool, refuse: bool) -> pl.Series | None:
-    """Cells such as ``[1, 2, 3]``; each distinct text is read once. None, or an error, where one is no list."""
+def parse_json_lists(text: pl.Series, where: Where, *, as_numbers: bool, refuse: bool) -> pl.Series | None:
+    """Parses cells such as ``[1, 2, 3]``, each distinct text once. If one is not a list: None, or an error with
+    ``refuse``."""
     read: dict[str | None, Any] = {None: None}
     for row, cell in enumerate(text.to_list()):
         if cell in read:
@@ -116,7 +117,7 @@ def json_lists(text: pl.Series, where: Where, *, as_numbers: bool, refuse: bool)
             if not refuse:
                 return None
             raise InputError(
-                f"{where(row)}: column {text.name!r} holds {short(cell)}: expected a JSON list such as [1, 2, 3] "
+                f"{where(row)}: column {text.name!r} holds {shorten(cell)}: expected a JSON list such as [1, 2, 3] "
                 "(history and vectors in CSV), or cells such as 1|2|3 with list_separator (--list-separator)"
             )
         huge = next((v for v in values if isinstance(v, int) and not -(2**63) <= v < 2**64), None)
@@ -143,5 +144,5 @@ def json_lists(text: pl.Series, where: Where, *, as_numbers: bool, refuse: bool)
     return pl.Series(text.name, found, dtype=pl.List(inner), strict=False)
 
 
-def _arrow(series: pl.Series) -> pa.Array:
+def _to_arrow(series: pl.Series) -> pa.Array:
     return series.to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -1,12 +1,13 @@
-"""Reads all lists once before anything is written: every list is checked, and gets its split.
+"""Checks every list before anything is written, and assigns it to a split.
 
-Memory holds a few numbers per list: its split, a hash of its id, its time.
+All lists are read once; a few numbers per list are kept in memory: its split, a hash of its id, its time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,18 +15,14 @@ from tqdm import tqdm
 
 from hf_rerank.data.custom.cutting import cut_lists
 from hf_rerank.data.custom.data_checks import DataChecks
-from hf_rerank.data.custom.own_datasets import split_columns, splits_of_table
-from hf_rerank.data.custom.own_files import EMPTY_FILES
+from hf_rerank.data.custom.own_datasets import assign_splits_by_columns, choose_split_columns
+from hf_rerank.data.custom.own_files import EMPTY_FILES, OwnFiles, PartUnit
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS
-from hf_rerank.data.time_split import split_by_time, times_of
+from hf_rerank.data.time_split import read_times, split_by_time
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists, refuse_repeated_ids
-
-if TYPE_CHECKING:
-    from hf_rerank.data.custom.custom_source import CustomSource, PartUnit
-
 
 ONE_ITEM = "lists of one item"
 ANONYMOUS = "lists without a user, each a group of its own"
@@ -33,13 +30,13 @@ ANONYMOUS = "lists without a user, each a group of its own"
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What is known once all lists have been checked.
+    """The result of checking all lists.
 
     Attributes:
-        split: uint8 [N], the number of the split of each list, in the order of the units.
-        first: Name of a unit -> number of its first list.
-        warnings: What is valid, but most likely a mistake.
-        counts: What is counted over all lists, by name.
+        split: uint8 [N], index into ``SPLITS`` of the split of each list, in the order of the units.
+        first: Name of a unit -> index of its first list.
+        warnings: Valid data that is most likely a mistake, one sentence each.
+        counts: Counts over all lists, by name.
     """
 
     split: np.ndarray
@@ -48,38 +45,74 @@ class SplitFacts:
     counts: dict[str, int]
 
 
-class ListChecker:
-    """Reads all lists once."""
+class CheckedSource(Protocol):
+    """What ``ListChecker`` needs of a source; ``custom_source`` implements it.
 
-    def __init__(self, source: CustomSource) -> None:
+    Attributes:
+        own: The files, after ``scan``.
+        schema: Describes the columns.
+        time: Column to split by; None: split by group.
+        ranker_train, cut, progress: As for ``prepare_own``.
+        size_unit: Unit of ``PartUnit.size``, for the progress bar.
+    """
+
+    own: OwnFiles
+    schema: ListSchema
+    time: str | None
+    ranker_train: bool
+    cut: bool
+    progress: bool
+    size_unit: str
+
+    def read_tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
+        """The lists of a unit, uncut, each table with the split that the name of its file gives, or None."""
+        ...
+
+
+class ListChecker:
+    """Checks every list of a source, and assigns it to a split.
+
+    Args:
+        source: The lists.
+
+    Raises:
+        InputError: The lists come with splits, although the source is to be split by time.
+    """
+
+    def __init__(self, source: CheckedSource) -> None:
         self.source, self.schema = source, source.schema
         self.checks = DataChecks(source.schema)
         self.given = any(file.split for file in source.own.files)
         offered = source.own.columns.names
         if source.time is not None and (self.given or "split" in offered):
             where = "files named after splits" if self.given else "column 'split'"
-            raise InputError(f"the lists bring their splits ({where}): leave out split_by, or give them as one")
+            raise InputError(f"the lists already have splits ({where}): leave out split_by, or give them as one")
         self.by = ["split"] if "split" in offered and not self.given else []
         if not self.given and not self.by and source.time is None:
-            self.by = split_columns(source.schema, offered)
+            self.by = choose_split_columns(source.schema, offered)
         self.splits: list[np.ndarray] = []
         self.times: list[pa.Table] = []
         self.anonymous = 0
 
-    def checked(self, units: list[PartUnit]) -> SplitFacts:
+    def check(self, units: list[PartUnit]) -> SplitFacts:
+        """Reads the units once, in order.
+
+        Raises:
+            InputError: A list is wrong, or there is none.
+        """
         source, first, number = self.source, {}, 0
         total = sum(unit.size for unit in units)
         with tqdm(total=total, unit=source.size_unit, desc="Checking", delay=1, disable=not source.progress) as bar:
             for unit in units:
                 first[unit.name] = number
-                for split, table in source.tables(unit, {}):
+                for split, table in source.read_tables(unit, {}):
                     self._add(split, table, number)
                     number += table.num_rows
                 bar.update(unit.size)
         if not number:
             raise InputError(f"{source.own.files[0].path} holds no lists with items: expected at least one")
         if source.time is not None:
-            times = times_of(self.times, source.time)
+            times = read_times(self.times, source.time)
             of_list = split_by_time(times, ranker_train=source.ranker_train)
         else:
             of_list = np.concatenate(self.splits)
@@ -87,9 +120,9 @@ class ListChecker:
         codes = {split: code for code, split in enumerate(SPLITS)}
         numbers = np.array([codes[split] for split in of_list], dtype=np.uint8)
         given = self.given or self.by == ["split"]
-        warnings = self.checks.messages(np.array(SPLITS)[numbers], given=given)
+        warnings = self.checks.list_messages(np.array(SPLITS)[numbers], given=given)
         if not (numbers == codes["train"]).any():
-            warnings.append(_no_train(np.unique(of_list).tolist(), given))
+            warnings.append(_describe_missing_train(np.unique(of_list).tolist(), given))
         counts = {ANONYMOUS: self.anonymous, ONE_ITEM: self.checks.one_item, EMPTY_FILES: source.own.empty_files}
         return SplitFacts(numbers, first, warnings, counts)
 
@@ -109,13 +142,13 @@ class ListChecker:
         self.checks.add(batch, users, learned_from=split in (None, "train"))
         if self.source.time is not None:
             if self.source.time not in table.column_names:
-                times_of([table], self.source.time)
+                read_times([table], self.source.time)
             self.times.append(table.select([self.source.time]))
         elif split is not None:
             self.splits.append(np.full(len(batch), split, dtype=object))
         else:
             rows = table.select(self.by) if self.by else len(batch)
-            of_list = splits_of_table(rows, self.by, self.source.ranker_train, first)
+            of_list = assign_splits_by_columns(rows, self.by, self.source.ranker_train, first)
             for unknown in set(of_list) - set(SPLITS):
                 raise InputError(
                     f"column 'split' holds {unknown!r}: prepared lists have the splits {', '.join(SPLITS)}"
@@ -124,11 +157,11 @@ class ListChecker:
             self.splits.append(of_list)
 
     def _refuse_repeated_ids(self, units: list[PartUnit]) -> None:
-        if self.schema.list_id is None or not self.checks.ids_repeat():
+        if self.schema.list_id is None or not self.checks.has_repeated_ids():
             return
         ids: list[str] = []
         for unit in units:
-            for _, table in self.source.tables(unit, {}):
+            for _, table in self.source.read_tables(unit, {}):
                 ids += [str(value) for value in table.column(self.schema.list_id).to_pylist()]
         refuse_repeated_ids(ids, self.schema)
 
@@ -144,7 +177,7 @@ def _refuse_long_lists(batch: Lists, schema: ListSchema) -> None:
         )
 
 
-def _no_train(found: list[str], given: bool) -> str:
+def _describe_missing_train(found: list[str], given: bool) -> str:
     remedy = (
         "name files, or values of column 'split', train" if given else "give more lists, or leave out ranker_train"
     )

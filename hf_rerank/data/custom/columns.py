@@ -1,4 +1,4 @@
-"""The columns of a user's lists: what the schema says of them, and their values in ordinary Arrow types."""
+"""The columns of a user's lists: their roles in the schema, and their values in ordinary Arrow types."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
 from hf_rerank.schema import Categorical, ListSchema
 
-# Where a row (from 0) of a table comes from, for messages.
+# Index of a row in a table -> its location in the input, for messages.
 Where = Callable[[int], str]
 
 NUMBER, POSITION, ID, OTHER = "number", "position", "id", "other"
@@ -52,8 +53,8 @@ def item_columns_of(schema: ListSchema) -> set[str]:
     return names | {name for name in of_items if name is not None}
 
 
-def short(cell: Any) -> str:
-    """A value for messages."""
+def shorten(cell: Any) -> str:
+    """A value as it is shown in messages: quoted, at most 40 characters."""
     text = str(cell)
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
@@ -68,18 +69,23 @@ def is_list(kind: pa.DataType) -> bool:
     )
 
 
-def plain_values(flat: Any) -> Any:
-    """The same values in ordinary types: dictionaries, views, decimals, UUIDs and bytes of text have none."""
+def find_inner_type(kind: Any) -> Any:
+    """The type of the values in a Polars type of lists, however deep; any other type as it is."""
+    return find_inner_type(kind.inner) if isinstance(kind, pl.List | pl.Array) else kind
+
+
+def simplify_values(flat: Any) -> Any:
+    """The same values in ordinary types, without dictionaries, views, decimals, UUIDs and bytes of text."""
     kind = flat.type
     if isinstance(kind, pa.BaseExtensionType):
         storage = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
         if isinstance(storage, pa.ChunkedArray):
             storage = pa.concat_arrays(storage.chunks) if storage.num_chunks else pa.array([], kind)
         if kind.extension_name == "arrow.uuid":
-            return _texts_of_uuids(storage.storage)
-        return plain_values(storage.storage)
+            return _format_uuids(storage.storage)
+        return simplify_values(storage.storage)
     if pa.types.is_dictionary(kind):
-        return plain_values(flat.cast(kind.value_type))
+        return simplify_values(flat.cast(kind.value_type))
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return flat.cast(pa.string())
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
@@ -94,5 +100,5 @@ def plain_values(flat: Any) -> Any:
     return flat
 
 
-def _texts_of_uuids(storage: pa.Array) -> pa.Array:
+def _format_uuids(storage: pa.Array) -> pa.Array:
     return pa.array([None if v is None else str(uuid.UUID(bytes=v)) for v in storage.to_pylist()], pa.string())

@@ -1,4 +1,4 @@
-"""CSV and TSV files as columns of text, nothing guessed: what each column means is for the schema to say."""
+"""Reads CSV and TSV files as columns of text, without guessing types: the schema decides them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ csv.field_size_limit(2**31 - 1)
 
 
 def read_csv(file: ListFile, options: ReadOptions) -> Iterator[pa.Table]:
-    """Tables of text columns; an empty cell is a null, a quoted empty one the empty text.
+    """Yields tables of text columns; an empty cell is a null, a quoted empty one the empty text.
 
-    A file without rows gives no table.
+    A file without rows yields no table.
 
     Raises:
         InputError: Another separator, a header that names a column twice or not at all, a row with too many or too
             few cells, an open quote, bytes that are not UTF-8.
     """
-    separator = separator_of(file, options)
-    names = list(options.column_names or ()) or _header(file, separator)
+    separator = find_separator(file, options)
+    names = list(options.column_names or ()) or _read_header(file, separator)
     if not names:
         return
     try:
@@ -57,19 +57,19 @@ def read_csv(file: ListFile, options: ReadOptions) -> Iterator[pa.Table]:
         if "Empty CSV file" in str(error):
             return
         reason = str(error).splitlines()[0]
-        raise InputError(_damage(file, len(names), separator) or f"cannot read {file.path}: {reason}") from None
+        raise InputError(_find_damage(file, len(names), separator) or f"cannot read {file.path}: {reason}") from None
 
 
-def separator_of(file: ListFile, options: ReadOptions) -> str:
-    """What stands between cells."""
+def find_separator(file: ListFile, options: ReadOptions) -> str:
+    """The separator of cells: that of the options, a tab in ``.tsv`` files, else a comma."""
     return options.separator or ("\t" if file.suffix == ".tsv" else ",")
 
 
-def line_of(file: ListFile, row: int, options: ReadOptions) -> int:
+def find_line(file: ListFile, row: int, options: ReadOptions) -> int:
     """The line of the file on which a row ends; ``row`` counts from 0, the header excluded."""
     seen = -1 if options.column_names is None else 0
     with file.open() as source, io.TextIOWrapper(source, encoding="utf-8-sig", errors="replace", newline="") as text:
-        reader = csv.reader(text, delimiter=separator_of(file, options))
+        reader = csv.reader(text, delimiter=find_separator(file, options))
         for cells in reader:
             seen += bool(cells)
             if seen == row + 1:
@@ -77,12 +77,12 @@ def line_of(file: ListFile, row: int, options: ReadOptions) -> int:
     raise IndexError(f"{file.path} has no row {row}")
 
 
-def _header(file: ListFile, separator: str) -> list[str]:
+def _read_header(file: ListFile, separator: str) -> list[str]:
     try:
         with file.open() as source, io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as text:
             names: list[str] = next(filter(None, csv.reader(text, delimiter=separator)), [])
     except UnicodeDecodeError as error:
-        raise InputError(_not_utf8(file, error)) from None
+        raise InputError(_describe_not_utf8(file, error)) from None
     if len(names) == 1:
         found = next((sign for sign in OTHER_SEPARATORS if sign in names[0]), None)
         if found is not None:
@@ -106,8 +106,8 @@ def _header(file: ListFile, separator: str) -> list[str]:
     return names
 
 
-def _damage(file: ListFile, columns: int, separator: str) -> str | None:
-    """Names the first row that has not as many cells as the header, or the first bytes that are not UTF-8."""
+def _find_damage(file: ListFile, columns: int, separator: str) -> str | None:
+    """Describes the first row whose number of cells differs from the header, or the first bytes that are not UTF-8."""
     try:
         with file.open() as source, io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True, delimiter=separator)
@@ -121,9 +121,9 @@ def _damage(file: ListFile, columns: int, separator: str) -> str | None:
             except csv.Error as error:
                 return f"cannot read {file.path}, line {reader.line_num}: {error}; a quote is not closed, or stray"
     except UnicodeDecodeError as error:
-        return _not_utf8(file, error)
+        return _describe_not_utf8(file, error)
     return None
 
 
-def _not_utf8(file: ListFile, error: UnicodeDecodeError) -> str:
+def _describe_not_utf8(file: ListFile, error: UnicodeDecodeError) -> str:
     return f"{file.path} is not UTF-8 ({error.reason}): save it as UTF-8"

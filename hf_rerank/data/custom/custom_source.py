@@ -1,14 +1,13 @@
 """A user's files as a source of prepared lists.
 
-Wide files (one row per list) are read part by part; the rows of long ones (one row per item) are first partitioned by
-their list.
+Wide files (one row per list) are read part by part; the rows of long files (one row per item) are first partitioned by
+list.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +18,35 @@ import pyarrow as pa
 from hf_rerank.data.custom.checking import ONE_ITEM, ListChecker, SplitFacts
 from hf_rerank.data.custom.cutting import CUT_LABELS, cut_lists
 from hf_rerank.data.custom.files import ListFile
-from hf_rerank.data.custom.own_files import EMPTY_LISTS, OwnFiles
+from hf_rerank.data.custom.own_files import EMPTY_LISTS, OwnFiles, PartUnit
 from hf_rerank.data.prepared import (
     OWN,
     Licence,
-    dataset_card,
+    make_dataset_card,
     write_description,
 )
 from hf_rerank.data.prepared.buckets import MAX_BUCKETS, BucketWriter, read_bucket
 from hf_rerank.data.report import PrepareReport, RejectedLine
-from hf_rerank.data.source import Rejects, Unit, tables_by_split
+from hf_rerank.data.source import Rejects, split_table
 from hf_rerank.data.splits import SPLITS
-from hf_rerank.data.time_split import time_column
+from hf_rerank.data.time_split import parse_split_by
 from hf_rerank.data.truncating import cut_label_column
 from hf_rerank.errors import InputError
 from hf_rerank.storage import sha256_of_json
-from hf_rerank.storage.inputs import content_digest
+from hf_rerank.storage.inputs import digest_content
 
-# Rows of one list are brought together in parts of about so many bytes of the files.
+# Rows of long files are partitioned into buckets of lists, each of about this many bytes of the files.
 LONG_PART_BYTES = 2**28
 ITEMS, BUCKET_COLUMN = "items", "hash of the list"
-
-
-@dataclass(frozen=True)
-class PartUnit(Unit):
-    """A part of a file.
-
-    Attributes:
-        part: Of ``OwnFiles.parts``; of long files, the number of the part of the partition.
-    """
-
-    part: ListFile | int = 0
 
 
 class CustomSource:
     """Wide files as a ``ListSource``.
 
     Args:
-        own: After ``scan``.
-        split_by, ranker_train, cut: Of ``prepare_own``.
-        progress: Show a bar while lists are checked.
+        own: The files, after ``scan``.
+        split_by, ranker_train, cut: As for ``prepare_own``.
+        progress: Show a progress bar while lists are checked.
     """
 
     size_unit = "row"
@@ -66,14 +54,14 @@ class CustomSource:
     def __init__(self, own: OwnFiles, *, split_by: str, ranker_train: bool, cut: bool, progress: bool) -> None:
         self.own, self.schema, self.cut, self.progress = own, own.schema, cut, progress
         self.inputs = own.inputs
-        self.time, self.ranker_train = time_column(split_by), ranker_train
+        self.time, self.ranker_train = parse_split_by(split_by), ranker_train
         self.columns = own.columns
         if cut:
             name = self.schema.cut_label or cut_label_column(self.schema.label)
             if name in self.columns.names and self.schema.cut_label is None:
                 raise InputError(
-                    f"the lists have a column {name!r}, which is that of cut labels: rename it, or name it as "
-                    "cut_label in the schema"
+                    f"the lists have a column {name!r}, the name of the column of cut labels: rename it, or name it "
+                    "as cut_label in the schema"
                 )
             others = [field for field in self.columns if field.name != name]
             self.columns = pa.schema([*others, pa.field(name, CUT_LABELS)])
@@ -91,7 +79,7 @@ class CustomSource:
     def units(self, parts: Path) -> list[PartUnit]:
         """One per part with rows."""
         del parts
-        digests = {file.path: _digest(file) for file in self.own.files}
+        digests = {file.path: _digest_file(file) for file in self.own.files}
         self.read_units = [
             PartUnit(
                 f"{part.path}" + (f", from {part.start}" if part.start or part.stop else ""),
@@ -105,12 +93,12 @@ class CustomSource:
         return self.read_units
 
     def facts(self) -> SplitFacts:
-        """Checks every list, and decides on its split.
+        """Checks every list, and assigns it to a split.
 
         Raises:
             InputError: A list is wrong.
         """
-        return ListChecker(self).checked(self.read_units)
+        return ListChecker(self).check(self.read_units)
 
     def read(self, unit: PartUnit, facts: SplitFacts) -> tuple[dict[str, pa.Table], Rejects]:
         """The lists of a part, by split."""
@@ -118,7 +106,7 @@ class CustomSource:
         report = rejects.report
         tables = [
             cut_lists(table, self.schema, report).select(self.columns.names) if self.cut else table
-            for _, table in self.tables(unit, report.counts)
+            for _, table in self.read_tables(unit, report.counts)
         ]
         table = pa.concat_tables([self.columns.empty_table(), *tables]).combine_chunks()
         empty = report.counts.pop(EMPTY_LISTS, 0)
@@ -132,20 +120,20 @@ class CustomSource:
                 report.count(name, count)
         report.counts = {name: count for name, count in report.counts.items() if count}
         of_list = np.array(SPLITS, dtype=object)[facts.split[first : first + table.num_rows]]
-        return tables_by_split(table, of_list), rejects
+        return split_table(table, of_list), rejects
 
-    def tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
-        """The lists of a part, uncut, and the split that the name of their file says."""
+    def read_tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
+        """The lists of a part, uncut, and the split that the name of their file gives."""
         assert isinstance(unit.part, ListFile)
-        for table in self.own.lists(unit.part, counts):
+        for table in self.own.read_lists(unit.part, counts):
             yield unit.part.split, table
 
     def describe(self, folder: Path, facts: SplitFacts, report: PrepareReport) -> None:
         """Writes schema, report and card."""
         del facts
-        write_description(folder, self.schema, report, self._card(report))
+        write_description(folder, self.schema, report, self._make_card(report))
 
-    def _card(self, report: PrepareReport) -> str:
+    def _make_card(self, report: PrepareReport) -> str:
         path = Path(self.own.files[0].path)
         title = path.stem if len(self.own.files) == 1 else (path.parent.name or path.stem)
         caveats = [
@@ -158,12 +146,15 @@ class CustomSource:
         names = ", ".join(f"`{Path(file.path).name}`" for file in self.own.files[:3])
         more = f" and {len(self.own.files) - 3:,} more files" if len(self.own.files) > 3 else ""
         changed = "longer lists were cut" if self.cut else "none was changed"
-        how = [f"Made by `hf-rerank prepare own` from {names}{more}; every list was checked, {changed}.", self._rule()]
-        return dataset_card(
+        how = [
+            f"Made by `hf-rerank prepare own` from {names}{more}; every list was checked, {changed}.",
+            self._describe_split(),
+        ]
+        return make_dataset_card(
             title, report, self.schema, how=how, caveats=caveats, licence=Licence(OWN, "Yours to say.")
         )
 
-    def _rule(self) -> str:
+    def _describe_split(self) -> str:
         if any(file.split for file in self.own.files):
             return "The splits are those of the files."
         held = "40 % `ranker_train`, 45 % `train`" if self.ranker_train else "85 % `train`"
@@ -180,7 +171,7 @@ class CustomSource:
 
 
 class LongSource(CustomSource):
-    """Long files as a ``PartitionedSource``; as many buckets of lists as it takes for one to fit in memory."""
+    """Long files as a ``PartitionedSource``, with enough buckets of lists that one fits in memory."""
 
     size_unit = "bucket"
 
@@ -189,19 +180,19 @@ class LongSource(CustomSource):
         total = sum(Path(file.path).stat().st_size for file in own.files if not file.is_url)
         self.size = self.buckets = min(MAX_BUCKETS, max(1, -(-total // LONG_PART_BYTES)))
         self.runs: list[Path] = []
-        # The bucket that was read last: often there is but one, which is checked and then written.
+        # The last bucket read: often there is only one, which is first checked and then written.
         self.last: tuple[int, Any, Any] = (-1, None, None)
 
     def partition(
         self, parts: Path, bar: Callable[..., Any], on_reject: Callable[[RejectedLine], object]
     ) -> PrepareReport:
-        """Brings the items of each list together, in buckets on the disk."""
+        """Writes the items of each list into one of several buckets on the disk."""
         del on_reject
         report = PrepareReport()
         writer = BucketWriter(parts, ITEMS, self.buckets, BUCKET_COLUMN)
         with bar(total=sum(self.own.rows.values()), desc="Partitioning", unit="item") as shown:
             for part in self.own.parts:
-                for table in self.own.items(part, report.counts):
+                for table in self.own.read_items(part, report.counts):
                     frame = pl.DataFrame(pl.from_arrow(table))
                     key = frame[str(self.schema.list_id)].hash(0).alias(BUCKET_COLUMN)
                     writer.add(frame.with_columns(key))
@@ -212,14 +203,14 @@ class LongSource(CustomSource):
     def units(self, parts: Path) -> list[PartUnit]:
         """One per bucket."""
         self.runs = sorted(parts.glob(f"{ITEMS}-*.arrow"))
-        digest = sha256_of_json([_digest(file) for file in self.own.files])
+        digest = sha256_of_json([_digest_file(file) for file in self.own.files])
         self.read_units = [
             PartUnit(f"bucket {number} of the lists", f"{digest}:{number}", 1, number)
             for number in range(self.buckets)
         ]
         return self.read_units
 
-    def tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
+    def read_tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
         """The lists of a bucket, in the order in which they first appear."""
         del counts
         assert isinstance(unit.part, int)
@@ -228,7 +219,7 @@ class LongSource(CustomSource):
             items = read_bucket(self.runs, unit.part).drop(BUCKET_COLUMN)
             if not len(items):
                 return
-            lists, parts = self.own.lists_of_items(items)
+            lists, parts = self.own.make_lists(items)
             self.last = unit.part, lists, parts
         splits = np.array([part.split for part in self.own.parts], dtype=object)[parts]
         changes = [0, *(np.flatnonzero(splits[1:] != splits[:-1]) + 1).tolist(), len(splits)]
@@ -236,5 +227,5 @@ class LongSource(CustomSource):
             yield splits[start], lists.slice(start, stop - start)
 
 
-def _digest(file: ListFile) -> str:
-    return str(file.fingerprint()) if file.is_url else content_digest(file.path)
+def _digest_file(file: ListFile) -> str:
+    return str(file.fingerprint()) if file.is_url else digest_content(file.path)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.truncating import first_items, sequences
+from hf_rerank.data.truncating import choose_first_items, make_sequences
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists
 
@@ -15,19 +15,19 @@ CUT_LABELS = pa.list_(pa.float64())
 
 
 def cut_lists(table: pa.Table, schema: ListSchema, report: PrepareReport) -> pa.Table:
-    """Lists of at most ``schema.max_list_length`` items: those that stand first in the initial order.
+    """Cuts lists to ``schema.max_list_length`` items, the first of the initial order.
 
     Args:
-        table: Lists with labels. Columns that are as long as the items of their list are cut with them.
-        schema: Says which column is what; it names a ``cut_label``.
-        report: What is cut is counted there.
+        table: Lists with labels. Item columns that the schema does not name are cut too.
+        schema: Describes the columns; it names a ``cut_label``.
+        report: Counts the cut lists, items and clicks.
 
     Returns:
         The lists with the column ``schema.cut_label``: one list of labels per list, empty where nothing was cut.
     """
     lists = Lists.from_arrow(table, schema, with_labels=True)
     lengths, clicked = lists.lengths, lists.columns["labels"] > 0
-    kept = first_items(lengths, lists.positions, clicked, schema.max_list_length, report)
+    kept = choose_first_items(lengths, lists.positions, clicked, schema.max_list_length, report)
     if kept is None:
         kept = np.ones(len(clicked), dtype=bool)
     of_list = np.repeat(np.arange(len(lists)), lengths)
@@ -45,7 +45,7 @@ def cut_lists(table: pa.Table, schema: ListSchema, report: PrepareReport) -> pa.
     report.count(CUT_ITEMS, int((~kept).sum()))
     report.count(CUT_CLICKS, int((clicked & ~kept).sum()))
     field = pa.field(schema.cut_label, CUT_LABELS)
-    labels = sequences(*lists.collect_cut_labels(kept), CUT_LABELS)
+    labels = make_sequences(*lists.collect_cut_labels(kept), CUT_LABELS)
     if field.name in table.column_names:
         return table.set_column(table.column_names.index(field.name), field, labels)
     return table.append_column(field, labels)

@@ -1,4 +1,4 @@
-"""What is valid in lists and yet most likely a mistake: repeats, leaks, splits that share users or lists."""
+"""Warnings for valid lists that are most likely a mistake: repeats, leaks, splits that share users or lists."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ import pyarrow as pa
 from hf_rerank.schema import Categorical, Dense, ListSchema
 from hf_rerank.validation import Lists
 
-# A column of this name says which item it is; categories repeat within a list, items should not.
+# Names of categories, which may repeat within a list, and of item ids, which should not.
 CATEGORY_NAME = re.compile(
     r"(?i:cat|brand|shop|seller|store|vendor|merchant|genre|type|city|country|colou?r|size|campaign|customer|user)"
 )
 ID_NAME = re.compile(
     r"(?i:(^|[_\W])(id|ids|sku|asin|isbn|ean|uuid|guid)$|^(item|product|doc|document)s?$)|[a-z]I[dD]$"
 )
-# Of a column of another name: so many values, and at least every second one another, are items too.
+# A column of another name holds item ids if it has this many distinct values, at least half as many as items.
 MANY_ITEMS = 100
 LEAK_AUC = 0.9
-# No honest feature tells clicked items from the others this well; fewer lists than these may be told by chance.
+# A feature with a larger AUC within lists leaks the labels; with fewer lists than these it may be chance.
 TELLING_AUC, TELLING_LISTS = 0.98, 30
-# Nor do some values of it stand on clicked items nearly alone: on so many, and on this share of all of them.
+# So does a feature with values that occur almost only on clicked items: precision, clicks, share of all clicks.
 TELLING_PRECISION, TELLING_CLICKS, TELLING_SHARE = 0.98, 30, 0.1
 LEARNED_FROM = ("ranker_train", "train")
 
 
-def leak(lists: Lists) -> str | None:
-    """Says that the order of the rows gives the labels away, where it does."""
+def find_leak(lists: Lists) -> str | None:
+    """A warning if the order of the slots leaks the labels, else None."""
     from hf_rerank.metrics import slot_order_auc
 
     mask = np.arange(lists.lengths.max()) < lists.lengths[:, None]
     labels = np.zeros(mask.shape, dtype=bool)
-    labels[mask] = _clicked(lists)
+    labels[mask] = _find_clicked(lists)
     auc = slot_order_auc(labels, mask=mask)
     if not auc > LEAK_AUC:  # nan: all labels are alike
         return None
@@ -47,35 +47,36 @@ def leak(lists: Lists) -> str | None:
     )
 
 
-def telling_columns(lists: Lists) -> list[str]:
-    """Names features of items that give the labels away, such as a second outcome: one sentence each."""
-    clicked, label = _clicked(lists), lists.schema.label
+def find_leaking_columns(lists: Lists) -> list[str]:
+    """Warnings about item features that leak the labels, such as a second outcome: one sentence each."""
+    clicked, label = _find_clicked(lists), lists.schema.label
     found = []
     for feature in (*lists.schema.features("items", Dense), *lists.schema.features("items", Categorical)):
-        evidence = _evidence(feature, lists.items[feature.name], clicked, lists)
+        evidence = _find_evidence(feature, lists.items[feature.name], clicked, lists)
         if evidence is not None:
             found.append(
-                f"column {feature.name!r} alone tells items with {label!r} from the others ({evidence}): it seems to "
-                "be written after the outcome, and is not known when lists are ranked; leave it out of the schema"
+                f"column {feature.name!r} alone separates items with {label!r} from the others ({evidence}): it "
+                "seems to be written after the outcome, and is not known when lists are ranked; leave it out of the "
+                "schema"
             )
     return found
 
 
-def _clicked(lists: Lists) -> np.ndarray:
+def _find_clicked(lists: Lists) -> np.ndarray:
     """bool [N]: the label is above 0; of labels that all are, such as the scores of a teacher, above their median."""
     assert lists.labels is not None
     lowest = 0.0 if not len(lists.labels) or lists.labels.min() <= 0 else float(np.median(lists.labels))
     return lists.labels > lowest
 
 
-def _evidence(feature: Dense | Categorical, column: pa.Array, clicked: np.ndarray, lists: Lists) -> str | None:
-    """What shows that a column gives the labels away: its order within lists, or values of clicked items alone."""
+def _find_evidence(feature: Dense | Categorical, column: pa.Array, clicked: np.ndarray, lists: Lists) -> str | None:
+    """The evidence that a column leaks the labels: its order within lists, or values of clicked items alone."""
     from hf_rerank.metrics import grouped_auc
 
     if pa.types.is_null(column.type) or not clicked.any() or clicked.all():
         return None
     fold = np.repeat(np.arange(len(lists)) % 2, lists.lengths)
-    values = _numbers(column) if isinstance(feature, Dense) else _click_rates(column, clicked, fold)
+    values = _to_numbers(column) if isinstance(feature, Dense) else _estimate_click_rates(column, clicked, fold)
     mask = np.arange(lists.lengths.max()) < lists.lengths[:, None]
     scores, labels = np.zeros(mask.shape), np.zeros(mask.shape, dtype=bool)
     scores[mask], labels[mask] = values, clicked
@@ -83,7 +84,7 @@ def _evidence(feature: Dense | Categorical, column: pa.Array, clicked: np.ndarra
     aucs = aucs[~np.isnan(aucs)]
     if len(aucs) >= TELLING_LISTS and (auc := max(aucs.mean(), 1 - aucs.mean())) > TELLING_AUC:
         return f"AUC within lists {auc:.3f} in {len(aucs):,} lists of train"
-    for what, chosen in _groups(feature, column, values, clicked):
+    for what, chosen in _list_groups(feature, column, values, clicked):
         clicks = int((clicked & chosen).sum())
         enough = clicks >= max(TELLING_CLICKS, TELLING_SHARE * clicked.sum())
         if enough and clicks >= TELLING_PRECISION * chosen.sum() and clicked.mean() < 0.5:
@@ -91,11 +92,11 @@ def _evidence(feature: Dense | Categorical, column: pa.Array, clicked: np.ndarra
     return None
 
 
-def _numbers(column: pa.Array) -> np.ndarray:
+def _to_numbers(column: pa.Array) -> np.ndarray:
     return column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64)
 
 
-def _click_rates(column: pa.Array, clicked: np.ndarray, fold: np.ndarray) -> np.ndarray:
+def _estimate_click_rates(column: pa.Array, clicked: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """For each item, the share of clicks of its value among the lists of the other fold.
 
     Values that the other fold lacks, such as ids of orders, count as one: they take the share of clicks among the
@@ -116,10 +117,10 @@ def _click_rates(column: pa.Array, clicked: np.ndarray, fold: np.ndarray) -> np.
     return rates
 
 
-def _groups(
+def _list_groups(
     feature: Dense | Categorical, column: pa.Array, values: np.ndarray, clicked: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Items that may be clicked ones alone: what they have in common, and which they are, bool [N]."""
+    """Groups of items that may all be clicked: a description, and which items they are, bool [N]."""
     if isinstance(feature, Categorical):
         yield "have some of its values", values >= TELLING_PRECISION
         return
@@ -134,11 +135,11 @@ def _groups(
 
 
 class DataChecks:
-    """Counts over many batches; ``messages`` says what they come to.
+    """Collects counts over batches; ``list_messages`` turns them into warnings.
 
     Attributes:
-        lists: Lists seen.
-        one_item: Lists of one item.
+        lists: Number of lists.
+        one_item: Number of lists with one item.
     """
 
     def __init__(self, schema: ListSchema) -> None:
@@ -157,19 +158,18 @@ class DataChecks:
         self._id_column = None if first is None or named_category else first.name
 
     def add(self, lists: Lists, users: Any = None, *, learned_from: bool = True) -> None:
-        """Looks at a batch.
+        """Adds a batch.
 
         Args:
             lists: The batch.
-            users: The users of the lists, null where there is none.
-            learned_from: Models may learn from them; of the first such batch it is checked whether a column, or the
-                order, gives the labels away.
+            users: The users of the lists, null for anonymous lists.
+            learned_from: Whether models may learn from the lists; the first such batch is checked for leaks.
         """
         if not len(lists):
             return
         if learned_from and not self.lists:
-            self._leaks = telling_columns(lists)
-            if self.schema.position_column is None and (message := leak(lists)) is not None:
+            self._leaks = find_leaking_columns(lists)
+            if self.schema.position_column is None and (message := find_leak(lists)) is not None:
                 self._leaks.append(message)
         self.lists += len(lists)
         self.one_item += int((lists.lengths == 1).sum())
@@ -184,41 +184,42 @@ class DataChecks:
         if self.schema.list_id is not None:
             self._ids.append(pl.Series(lists.ids).hash(0).to_numpy())
         else:
-            self._contents.append(_content(lists))
+            self._contents.append(_hash_content(lists))
 
-    def ids_repeat(self) -> bool:
-        """Whether two lists seem to have one id: two of their hashes are equal."""
+    def has_repeated_ids(self) -> bool:
+        """Whether two lists seem to have the same id: the hashes of two ids are equal."""
         return bool(self._ids) and len(np.unique(np.concatenate(self._ids))) < self.lists
 
-    def messages(self, splits: np.ndarray | None = None, *, given: bool = False) -> list[str]:
-        """One sentence per suspicion, naming column, first list and how many.
+    def list_messages(self, splits: np.ndarray | None = None, *, given: bool = False) -> list[str]:
+        """One sentence per likely mistake, with column, first list and count.
 
         Args:
-            splits: The split of each list, where they are known.
-            given: The splits are the user's own.
+            splits: The split of each list, if known.
+            given: Whether the splits are the user's own.
         """
-        found = [*self._of_lists(), *self._leaks]
+        found = [*self._check_lists(), *self._leaks]
         if splits is None:
             return found
         if given and self._users:
-            found += self._shared_users(splits)
+            found += self._find_shared_users(splits)
         if given and self._contents:
-            found += self._shared_lists(splits)
+            found += self._find_shared_lists(splits)
         return found
 
-    def _of_lists(self) -> list[str]:
+    def _check_lists(self) -> list[str]:
         found = []
         if self._first_repeat is not None:
             list_id, value = self._first_repeat
             found.append(
-                f"column {self._id_column!r} names items, and repeats some within {self._share(self._repeating)} "
-                f"lists (first in list {list_id}: {value!r}): each item should stand in a list once; remove the "
-                "repeats, or put another column first in the schema if this one is no id"
+                f"column {self._id_column!r} names items, and repeats some within "
+                f"{self._format_share(self._repeating)} lists (first in list {list_id}: {value!r}): "
+                "each item should be in a list once; remove the "
+                "repeats, or put another column first in the schema if this one is not an id"
             )
         if 2 * self.one_item >= self.lists > 0:
             found.append(
-                f"{self._share(self.one_item)} lists have one item: there is nothing to re-rank in them; leave them "
-                "out, or check whether list_id names each item instead of each list"
+                f"{self._format_share(self.one_item)} lists have one item: there is nothing to re-rank in them; leave "
+                "them out, or check whether list_id names each item instead of each list"
             )
         if self.lists > 0 and self._lowest_label == self._highest_label:
             found.append(
@@ -233,7 +234,7 @@ class DataChecks:
             )
         return found
 
-    def _shared_users(self, splits: np.ndarray) -> list[str]:
+    def _find_shared_users(self, splits: np.ndarray) -> list[str]:
         users = np.concatenate(self._users)
         learned = np.isin(splits, LEARNED_FROM) & (users != 0)
         found = []
@@ -243,12 +244,12 @@ class DataChecks:
             if both:
                 found.append(
                     f"{both:,} of {len(of_split):,} users (column {self.schema.group!r}) of {split} are also in train "
-                    "or ranker_train: what is learned of them there makes results look better than for new users; "
+                    "or ranker_train: what models learn about them makes results look better than for new users; "
                     "leave the splits out, and lists are split by user"
                 )
         return found
 
-    def _shared_lists(self, splits: np.ndarray) -> list[str]:
+    def _find_shared_lists(self, splits: np.ndarray) -> list[str]:
         contents = np.concatenate(self._contents)
         learned = contents[np.isin(splits, LEARNED_FROM)]
         found = []
@@ -279,14 +280,14 @@ class DataChecks:
             value = encoded.dictionary[int(repeated[0] % (distinct + 1))].as_py()
             self._first_repeat = (lists.ids[int(rows[0])], value)
 
-    def _share(self, count: int) -> str:
+    def _format_share(self, count: int) -> str:
         return f"{count:,} of {self.lists:,}"
 
 
-def _content(lists: Lists) -> np.ndarray:
+def _hash_content(lists: Lists) -> np.ndarray:
     """uint64 [B], a hash of features and labels of each list; equal lists have equal hashes."""
-    place = np.arange(int(lists.lengths.sum())) - np.repeat(np.cumsum(lists.lengths) - lists.lengths, lists.lengths)
-    of_item = (place + 1).astype(np.uint64)
+    within = np.arange(int(lists.lengths.sum())) - np.repeat(np.cumsum(lists.lengths) - lists.lengths, lists.lengths)
+    of_item = (within + 1).astype(np.uint64)
     columns = [pl.Series(column) for column in lists.items.values() if isinstance(column, pa.Array)]
     for column in [*columns, *([] if lists.labels is None else [pl.Series(lists.labels)])]:
         values = column.cast(pl.Int64) if column.dtype == pl.Null else column

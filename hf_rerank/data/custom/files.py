@@ -41,9 +41,9 @@ EXPECTED = (
     ".csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .feather, or .txt and .libsvm in the LETOR format, packed "
     "as .gz or .zst or not"
 )
-# What stands beside lists: a schema, and what save_to_disk writes beside its Arrow files.
+# Files that are not lists: a schema, and the descriptions that save_to_disk writes.
 DESCRIPTIONS = (SCHEMA_FILE, "dataset_dict.json", "dataset_info.json", "state.json")
-# The words that ``datasets`` takes for splits, the file names of LETOR (vali), and the split that it does not know.
+# The words that ``datasets`` recognizes as splits, that of LETOR files (vali), and ``ranker_train``.
 SPLIT_WORDS = {
     "ranker_train": "ranker_train",
     "train": "train",
@@ -69,9 +69,8 @@ class ListFile:
         path: Local, or an fsspec URL.
         kind: A value of ``KINDS``.
         compression: ``gzip``, ``zstd``, ``bz2`` or None.
-        split: The split that its name says, None where it says none.
-        start, stop: The part of the file that is meant: bytes of whole lines of JSON Lines, row groups of Parquet. 0
-            and None: all of it.
+        split: The split that its name gives; None: none.
+        start, stop: A part of the file: bytes of whole lines of JSON Lines, row groups of Parquet. 0 and None: all.
     """
 
     path: str
@@ -91,22 +90,22 @@ class ListFile:
         name = PurePosixPath(self.path)
         return (PurePosixPath(name.stem) if self.compression else name).suffix.lower()
 
-    def parts(self, size: int) -> list[ListFile]:
-        """The file in parts of about so many bytes, where its format can be read from the middle; else the file."""
+    def divide(self, size: int) -> list[ListFile]:
+        """The file in parts of about ``size`` bytes if its format can be read from the middle; else the whole file."""
         if self.is_url or self.compression is not None or os.path.getsize(self.path) <= size:
             return [self]
         if self.kind == "parquet":
-            bounds = _row_groups(self.path, size)
+            bounds = _find_row_group_bounds(self.path, size)
         elif self.suffix in (".jsonl", ".ndjson"):
-            bounds = _line_starts(self.path, size)
+            bounds = _find_line_bounds(self.path, size)
         else:
             return [self]
         return [replace(self, start=start, stop=stop) for start, stop in itertools.pairwise(bounds)]
 
     def fingerprint(self) -> list[Any]:
-        """Name, size, times and inode: by these a later run knows that it is the same file, without reading it."""
+        """Name, size, times and inode, by which a later run recognizes the file without reading it."""
         if self.is_url:
-            system, path = _file_system(self.path)
+            system, path = _open_file_system(self.path)
             return [self.path, system.ukey(path)]
         found = os.stat(self.path)
         return [os.path.basename(self.path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
@@ -116,12 +115,12 @@ class ListFile:
         """The bytes of the file, unpacked, as an Arrow input file.
 
         Raises:
-            InputError: It cannot be read, or its packing is damaged.
+            InputError: It cannot be read, or its compression is damaged.
         """
         try:
             with contextlib.ExitStack() as opened:
                 if self.is_url:
-                    system, path = _file_system(self.path)
+                    system, path = _open_file_system(self.path)
                     source = pa.PythonFile(opened.enter_context(system.open(path, "rb")), mode="r")
                 else:
                     source = opened.enter_context(pa.OSFile(self.path))
@@ -134,7 +133,7 @@ class ListFile:
             reason = str(error).splitlines()[0]
             if self.compression is not None:
                 raise InputError(
-                    f"{self.path} is no whole {self.compression} file: {reason}; make or copy it again"
+                    f"{self.path} is not a complete {self.compression} file: {reason}; make or copy it again"
                 ) from None
             raise InputError(f"cannot read {self.path}: {reason}") from None
 
@@ -142,8 +141,8 @@ class ListFile:
 Source = str | Path | Sequence[str | Path]
 
 
-def local_inputs(files: Iterable[ListFile]) -> InputFiles:
-    """The files that are no URLs, noted as they are now, to be refused if they change while they are read."""
+def note_local_inputs(files: Iterable[ListFile]) -> InputFiles:
+    """Records the local files, to refuse them if they change while they are read."""
     return InputFiles(file.path for file in files if not file.is_url)
 
 
@@ -164,8 +163,8 @@ def find_list_files(source: Source) -> list[ListFile]:
     shown = str(sources[0]) if len(sources) == 1 else f"the list of {len(sources)} paths"
     files: list[ListFile] = []
     for entry in sources:
-        root, paths = _paths_of(str(entry))
-        files += [_list_file(path, root) for path in paths]
+        root, paths = _find_paths(str(entry))
+        files += [_make_list_file(path, root) for path in paths]
     twice = next((file.path for number, file in enumerate(files) if file in files[:number]), None)
     if twice is not None:
         raise InputError(f"{twice} is named twice: name each file once")
@@ -178,11 +177,11 @@ def find_list_files(source: Source) -> list[ListFile]:
         odd = next(file for file in files if not file.split)
         raise InputError(
             f"{odd.path} is named after no split, but other files are: name all of them after splits "
-            f"({', '.join(SPLITS)}), or none{_near_split(_words(odd.path))}"
+            f"({', '.join(SPLITS)}), or none{_suggest_split(_split_words(odd.path))}"
         )
     if not any(file.split for file in files):
         for file in files if len(files) > 1 else []:
-            near = _near_split(_words(os.path.basename(file.path)))
+            near = _suggest_split(_split_words(os.path.basename(file.path)))
             if near:
                 raise InputError(
                     f"{file.path} is named almost after a split{near} Rename it, so that lists of one split are not "
@@ -191,8 +190,8 @@ def find_list_files(source: Source) -> list[ListFile]:
     return files
 
 
-def _line_starts(path: str, size: int) -> list[int]:
-    """The first line that begins at each multiple of ``size`` or after it, and the end."""
+def _find_line_bounds(path: str, size: int) -> list[int]:
+    """The bounds of parts of whole lines of about ``size`` bytes."""
     total, bounds = os.path.getsize(path), [0]
     with open(path, "rb") as file:
         while bounds[-1] + size < total:
@@ -202,7 +201,7 @@ def _line_starts(path: str, size: int) -> list[int]:
     return [*(bound for bound in bounds if bound < total), total]
 
 
-def _row_groups(path: str, size: int) -> list[int]:
+def _find_row_group_bounds(path: str, size: int) -> list[int]:
     footer = read_footer(Path(path))
     bounds, held = [0], 0
     for number in range(footer.num_row_groups):
@@ -228,19 +227,19 @@ def refuse_prepared(source: Source, remedy: str) -> None:
 
 
 def is_list_file(path: str | Path) -> bool:
-    """Whether the name of a file is that of lists."""
-    return _suffixes(str(path))[0] in KINDS
+    """Whether a file has the suffix of a supported format."""
+    return _split_suffixes(str(path))[0] in KINDS
 
 
-def _paths_of(source: str) -> tuple[str, list[str]]:
-    """The folder that names of files are relative to, and the files, sorted."""
+def _find_paths(source: str) -> tuple[str, list[str]]:
+    """The folder that file names are relative to, and the files, sorted."""
     if _is_url(source):
-        return _paths_of_url(source)
+        return _find_paths_of_url(source)
     if os.path.isdir(source):
         paths = sorted(
             str(path)
             for path in Path(source).rglob("*")
-            if path.is_file() and is_list_file(path) and not _passed_over(path.relative_to(source))
+            if path.is_file() and is_list_file(path) and not _is_ignored(path.relative_to(source))
         )
         if not paths:
             raise InputError(
@@ -262,8 +261,8 @@ def _paths_of(source: str) -> tuple[str, list[str]]:
     )
 
 
-def _paths_of_url(url: str) -> tuple[str, list[str]]:
-    system, path = _file_system(url)
+def _find_paths_of_url(url: str) -> tuple[str, list[str]]:
+    system, path = _open_file_system(url)
     try:
         if glob.has_magic(path):
             found = sorted(system.glob(path))
@@ -278,7 +277,7 @@ def _paths_of_url(url: str) -> tuple[str, list[str]]:
     return path if len(found) > 1 else os.path.dirname(path), [system.unstrip_protocol(name) for name in found]
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def _open_file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
@@ -291,36 +290,36 @@ def _is_url(source: str) -> bool:
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://|[a-z]+::", source) is not None
 
 
-def _passed_over(path: Path) -> bool:
-    """Hidden files, what other programs leave (_SUCCESS), and descriptions."""
+def _is_ignored(path: Path) -> bool:
+    """Whether a file is hidden, left by another program (_SUCCESS), or a description."""
     return any(part.startswith((".", "_")) for part in path.parts) or path.name in DESCRIPTIONS
 
 
-def _suffixes(path: str) -> tuple[str, str | None]:
+def _split_suffixes(path: str) -> tuple[str, str | None]:
     """The suffix of the format and the compression."""
     name = PurePosixPath(path)
     compression = COMPRESSIONS.get(name.suffix.lower())
     return (PurePosixPath(name.stem) if compression else name).suffix.lower(), compression
 
 
-def _list_file(path: str, root: str) -> ListFile:
-    suffix, compression = _suffixes(path)
+def _make_list_file(path: str, root: str) -> ListFile:
+    suffix, compression = _split_suffixes(path)
     if suffix not in KINDS:
-        raise InputError(f"{path} is no list file: expected {EXPECTED}")
+        raise InputError(f"{path} is not a file of lists: expected {EXPECTED}")
     relative = path.removeprefix(root) if root else path
-    return ListFile(path, KINDS[suffix], compression, _split_of_name(path, relative))
+    return ListFile(path, KINDS[suffix], compression, _find_split(path, relative))
 
 
-def _words(name: str) -> list[str]:
-    """The words of a name, as ``datasets`` parts them: at anything of ``-._ 0-9`` and slashes."""
+def _split_words(name: str) -> list[str]:
+    """The words of a name, split as ``datasets`` does: at ``-._ 0-9`` and slashes."""
     return [word for word in re.split(r"[-._ 0-9/\\]+", name.lower()) if word]
 
 
-def _split_of_name(path: str, relative: str) -> str | None:
-    """The split that a file name, or else a folder of it, says."""
+def _find_split(path: str, relative: str) -> str | None:
+    """The split that a file name, or else its folder, gives."""
     folder, name = os.path.split(relative.replace("\\", "/"))
     for part in (name, folder):
-        words = _words(re.sub(r"ranker[-_ ]train", "", part.lower()))
+        words = _split_words(re.sub(r"ranker[-_ ]train", "", part.lower()))
         found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
         if re.search(r"(^|[-._ 0-9/])ranker[-_ ]train($|[-._ 0-9/])", part.lower()):
             found.add("ranker_train")
@@ -333,7 +332,7 @@ def _split_of_name(path: str, relative: str) -> str | None:
     return None
 
 
-def _near_split(words: Iterable[str]) -> str:
+def _suggest_split(words: Iterable[str]) -> str:
     """``"; did you mean 'test'?"`` where a word is almost that of a split."""
     for word in words:
         # trainset and test_set are clear to people and not to datasets.

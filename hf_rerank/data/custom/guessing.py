@@ -1,4 +1,4 @@
-"""The guess of one table of rows: which column has which role, and which are features of which kind."""
+"""Guesses the schema of one table: the role of each column, and the kind of each feature."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from hf_rerank.data.custom.inference_rules import (
     USER_WORDS,
     VECTOR,
     Column,
-    rule_of,
-    shown,
-    words_of,
+    find_rule,
+    format_value,
+    split_words,
 )
 from hf_rerank.data.custom.inferred_schema import CHECK, InferredSchema
 from hf_rerank.errors import InputError
@@ -39,7 +39,13 @@ ID_WORDS = {"id", "ids", "no", "number", "key", "hash", "idx"}
 
 
 class Guess:
-    """The guess of one frame, a step at a time."""
+    """Guesses the schema of one frame, step by step.
+
+    Args:
+        frame: The rows.
+        known: ``label``, ``list_id``, ``position``, ``group`` -> the column that the caller named, or None.
+        whole: Whether the frame holds all rows of the files.
+    """
 
     def __init__(self, frame: pl.DataFrame, known: dict[str, str | None], whole: bool) -> None:
         self.frame, self.known, self.whole = frame, known, whole
@@ -51,19 +57,19 @@ class Guess:
 
     def is_wide(self) -> bool:
         """Whether one row is one list: its labels, or most of its columns of numbers, are sequences."""
-        nested = [name for name in self.frame.columns if _nested(self.frame[name])]
+        nested = [name for name in self.frame.columns if _is_nested(self.frame[name])]
         label = self.known["label"]
         if label is not None:
-            return label in nested or (bool(nested) and not self._lists_named(self.frame.columns))
+            return label in nested or (bool(nested) and not self._find_list_ids(self.frame.columns))
         flat = [name for name in self.frame.columns if name not in nested and self.frame[name].dtype.is_numeric()]
         named = next((name for names in LABEL_NAMES for name in [*nested, *flat] if _is_named(name, names)), None)
         return named in nested if named is not None else bool(nested)
 
-    def long(self) -> InferredSchema:
-        """One row is one item."""
+    def guess_long(self) -> InferredSchema:
+        """The schema, if one row is one item."""
         frame = self.frame
-        plain = [name for name in frame.columns if not _nested(frame[name])]
-        list_id = self._list_id(plain, unique=False)
+        plain = [name for name in frame.columns if not _is_nested(frame[name])]
+        list_id = self._choose_list_id(plain, unique=False)
         if list_id is None:
             raise InputError(
                 "no column looks like the id of the list (such as list_id, request_id, session_id, qid), and no "
@@ -72,7 +78,7 @@ class Guess:
         if not self.whole and frame[list_id].n_unique() > 1:
             frame = self.frame = frame.filter(pl.col(list_id).ne_missing(frame[list_id][-1]))  # its end was not read
         owners = frame.select(pl.col(list_id).rle_id()).to_series().to_numpy().astype(np.int64)
-        if len(frame[list_id].unique()) != owners.max(initial=-1) + 1:  # rows of a list do not stand together
+        if len(frame[list_id].unique()) != owners.max(initial=-1) + 1:  # the rows of a list are not contiguous
             owners = frame.select(pl.col(list_id).rank("dense")).to_series().fill_null(0).to_numpy().astype(np.int64)
         in_lists = frame.group_by(list_id, maintain_order=True)
         several = in_lists.len()["len"].max() or 1
@@ -85,25 +91,25 @@ class Guess:
         items = [name for name in of_items if name not in self.roles.values()]
         # A JSON list per row that is the same in the whole list is history; one that differs is a vector.
         taken = set(self.roles.values())
-        user = [n for n in others if n in constant and n not in taken and not _nested(frame[n])]
-        history = [n for n in others if n in constant and n not in taken and _nested(frame[n])]
+        user = [n for n in others if n in constant and n not in taken and not _is_nested(frame[n])]
+        history = [n for n in others if n in constant and n not in taken and _is_nested(frame[n])]
         once = in_lists.agg(pl.col([*user, *history]).first()) if user or history else frame
         if self.roles.get("position"):
             self._check_positions(in_lists.agg(pl.col(self.roles["position"]))[self.roles["position"]])
-        return self._inferred(
+        return self._make_schema(
             {name: frame[name] for name in items},
             {name: once[name] for name in user},
             {name: once[name] for name in history},
             owners,
-            int(_number(in_lists.len()["len"].max())),
+            int(_to_number(in_lists.len()["len"].max())),
         )
 
-    def wide(self) -> InferredSchema:
-        """One row is one list."""
+    def guess_wide(self) -> InferredSchema:
+        """The schema, if one row is one list."""
         frame = self.frame
-        sequences = [name for name in frame.columns if _nested(frame[name])]
+        sequences = [name for name in frame.columns if _is_nested(frame[name])]
         values = [name for name in frame.columns if name not in sequences]
-        self._list_id(values, unique=True)
+        self._choose_list_id(values, unique=True)
         first = self.known["label"] or next(
             (name for names in LABEL_NAMES for name in sequences if _is_named(name, names)), sequences[0]
         )
@@ -116,7 +122,7 @@ class Guess:
         of_items = [
             name
             for name in sequences
-            if (frame[name].list.len().fill_null(0) == lengths).all() and not set(words_of(name)) & HISTORY_WORDS
+            if (frame[name].list.len().fill_null(0) == lengths).all() and not set(split_words(name)) & HISTORY_WORDS
         ]
         history = [name for name in sequences if name not in of_items]
         full = frame.filter(lengths > 0)
@@ -126,17 +132,17 @@ class Guess:
         if self.roles.get("position"):
             self._check_positions(full[self.roles["position"]])
         taken = set(self.roles.values())
-        return self._inferred(
+        return self._make_schema(
             {name: flat[name] for name in of_items if name not in taken},
             {name: frame[name] for name in values if name not in taken},
             {name: frame[name] for name in history if name not in taken},
             owners,
-            int(_number(lengths.max())),
+            int(_to_number(lengths.max())),
         )
 
     # ------------------------------------------------------------------------------------------------------- the roles
 
-    def _named_by_caller(self, role: str) -> bool:
+    def _use_named_column(self, role: str) -> bool:
         if self.known[role] is None:
             return False
         self.roles[role] = str(self.known[role])
@@ -148,11 +154,11 @@ class Guess:
         more = f"; {CHECK}it might also be {', '.join(fits[1:])}" if len(fits) > 1 else ""
         self.field_comments[role] = f"{why}{more}"
 
-    def _list_id(self, columns: list[str], *, unique: bool) -> str | None:
-        """The finest of the columns named like an id of lists; in the wide form it must be unique."""
-        if self._named_by_caller("list_id"):
+    def _choose_list_id(self, columns: list[str], *, unique: bool) -> str | None:
+        """The column named like a list id that has most distinct values; in the wide form it must be unique."""
+        if self._use_named_column("list_id"):
             return self.roles["list_id"]
-        fits = self._lists_named(columns)
+        fits = self._find_list_ids(columns)
         counts = {name: self.frame[name].n_unique() for name in fits}
         if unique:
             repeated = [name for name in fits if counts[name] < len(self.frame)]
@@ -165,26 +171,26 @@ class Guess:
             fits = [name for name in fits if counts[name] < len(self.frame)] or fits
         if not fits:
             return None
-        fits.sort(key=lambda name: (-counts[name], not set(words_of(name)) & ID_WORDS, columns.index(name)))
+        fits.sort(key=lambda name: (-counts[name], not set(split_words(name)) & ID_WORDS, columns.index(name)))
         self._take("list_id", fits)
         return fits[0]
 
-    def _lists_named(self, columns: Sequence[str]) -> list[str]:
-        """The columns whose names say that they are ids of lists."""
+    def _find_list_ids(self, columns: Sequence[str]) -> list[str]:
+        """The columns named like an id of lists."""
         return [
             name
             for name in columns
-            if not _nested(self.frame[name])
-            and (words := set(words_of(name))) & LIST_WORDS
+            if not _is_nested(self.frame[name])
+            and (words := set(split_words(name))) & LIST_WORDS
             and words <= LIST_WORDS | ID_WORDS
             and (words & (ID_WORDS | {"qid"}) or not self.frame[name].dtype.is_float())
         ]
 
     def _choose(self, items: dict[str, pl.Series], of_lists: list[str], owners: np.ndarray) -> None:
-        """Label, position and initial score among the columns of the items, group among those of the list."""
+        """Chooses label, position and initial score among item columns, and group among list columns."""
         numbers = [name for name, c in items.items() if c.dtype.is_numeric() or c.dtype == pl.Boolean]
         zero_one = [n for n in numbers if set(items[n].drop_nulls().cast(pl.Float64).unique()) == {0.0, 1.0}]
-        if not self._named_by_caller("label"):
+        if not self._use_named_column("label"):
             in_order = [*zero_one, *(name for name in numbers if name not in zero_one)]
             fits = list(dict.fromkeys(n for names in LABEL_NAMES for n in in_order if _is_named(n, names)))
             if fits:
@@ -201,21 +207,25 @@ class Guess:
             labels = items[label].cast(pl.Float64)
             self.labels = labels.fill_null(0).to_numpy()
             there = labels.drop_nulls()
-            values = "0 and 1" if label in zero_one else f"{shown(there.min())} to {shown(there.max())}"
+            values = "0 and 1" if label in zero_one else f"{format_value(there.min())} to {format_value(there.max())}"
             graded = (
                 ""
-                if _number(there.max()) <= 1
+                if _to_number(there.max()) <= 1
                 else f"; {CHECK}above 1: train with --task-loss lambda_loss, or another "
                 "loss of lists; log-losses take 0 to 1"
             )
-            self.field_comments["label"] += f"; holds {values}, mean {shown(there.mean())}{graded}"
+            self.field_comments["label"] += f"; holds {values}, mean {format_value(there.mean())}{graded}"
         self._choose_position(items, owners)
-        scores = [n for n in numbers if n != label and "score" in (words := set(words_of(n))) and words & RANKER_WORDS]
+        scores = [
+            n for n in numbers if n != label and "score" in (words := set(split_words(n))) and words & RANKER_WORDS
+        ]
         if scores:
             self._take("initial_score", scores, f"{CHECK}named like the score of an earlier ranker")
-        if not self._named_by_caller("group"):
-            fits = [n for n in of_lists if (words := set(words_of(n))) & USER_WORDS and words <= USER_WORDS | ID_WORDS]
-            sessions = [n for n in of_lists if "session" in words_of(n) and n != self.roles.get("list_id")]
+        if not self._use_named_column("group"):
+            fits = [
+                n for n in of_lists if (words := set(split_words(n))) & USER_WORDS and words <= USER_WORDS | ID_WORDS
+            ]
+            sessions = [n for n in of_lists if "session" in split_words(n) and n != self.roles.get("list_id")]
             if fits:
                 self._take("group", fits)
             elif sessions:
@@ -225,15 +235,15 @@ class Guess:
         self.field_comments.setdefault("list_id", "none found: lists are named by their numbers")
 
     def _choose_position(self, items: dict[str, pl.Series], owners: np.ndarray) -> None:
-        if self._named_by_caller("position"):
+        if self._use_named_column("position"):
             return
         integers = [n for n, c in items.items() if c.dtype.is_integer() and n not in self.roles.values()]
-        named = [name for name in integers if set(words_of(name)) & POSITION_WORDS]
-        named.sort(key=lambda name: not set(words_of(name)) <= OF_POSITIONS)
-        of_lists = {name: _start_of_positions(items[name], owners) for name in integers}
+        named = [name for name in integers if set(split_words(name)) & POSITION_WORDS]
+        named.sort(key=lambda name: not set(split_words(name)) <= OF_POSITIONS)
+        of_lists = {name: _find_start(items[name], owners) for name in integers}
         good = [name for name in named if of_lists[name] is not None]
         unnamed = [name for name in integers if name not in named and of_lists[name] is not None]
-        exact = [name for name in named if set(words_of(name)) <= OF_POSITIONS]
+        exact = [name for name in named if set(split_words(name)) <= OF_POSITIONS]
         if good or exact:
             self._take("position", list(dict.fromkeys([*good, *exact])))
             for name in [name for name in good if name != self.roles["position"]]:
@@ -258,7 +268,7 @@ class Guess:
                     self.field_comments["position"] = (
                         f"the order of the rows, which {name} (from 1) repeats in every list that was read"
                     )
-                    self.left_out[name] = "the position, from 1: the rows stand in this order"
+                    self.left_out[name] = "the position, from 1: the rows are in this order"
                 else:
                     self.field_comments["position"] += (
                         f"; {CHECK}{name} starts at 1: subtract 1 in the data, 0 is the top"
@@ -267,16 +277,16 @@ class Guess:
         if self.known["position"] is None:
             del self.roles["position"]
             self.field_comments["position"] = (
-                f"{CHECK}{name} is named like one, but is no 0 to length - 1 in every list: the order of the rows is "
-                "the initial order; sort the rows by it, or number the places of each list anew"
+                f"{CHECK}{name} is named like one, but is not 0 to length - 1 in every list: the order of the rows is "
+                "the initial order; sort the rows by it, or number the positions of each list from 0"
             )
             self.left_out[name] = f"{CHECK}looks like a position, see there"
         else:
-            self.field_comments["position"] += f"; {CHECK}it is no 0 to length - 1 in every list"
+            self.field_comments["position"] += f"; {CHECK}it is not 0 to length - 1 in every list"
 
     # ---------------------------------------------------------------------------------------------------- the features
 
-    def _inferred(
+    def _make_schema(
         self,
         items: dict[str, pl.Series],
         user: dict[str, pl.Series],
@@ -288,15 +298,17 @@ class Guess:
         item_features = [
             f
             for name, c in items.items()
-            if name not in self.left_out and (f := self._feature(Column(name, "items", c, owners, self.labels)))
+            if name not in self.left_out and (f := self._guess_feature(Column(name, "items", c, owners, self.labels)))
         ]
         user_features = [
-            f for name, c in user.items() if name != "split" and (f := self._feature(Column(name, "user", c, once)))
+            f
+            for name, c in user.items()
+            if name != "split" and (f := self._guess_feature(Column(name, "user", c, once)))
         ]
         if "split" in user:
             self.left_out["split"] = "the split of each list, kept as it is"
         tables = {f.name: items[f.name] for f in item_features if isinstance(f, Categorical)}
-        history_features = [f for column in history.values() if (f := self._history(column, tables))]
+        history_features = [f for column in history.values() if (f := self._guess_history(column, tables))]
         if not item_features:
             raise InputError(
                 f"no column of the items can be a feature ({', '.join(items) or 'there is none but the label'}): a "
@@ -304,7 +316,7 @@ class Guess:
             )
         in_all = "" if self.whole else f"; {CHECK}in the rows that were read"
         self.field_comments["max_list_length"] = f"the longest list{in_all}"
-        newest = max([int(_number(column.list.len().max())) for column in history.values()], default=0)
+        newest = max([int(_to_number(column.list.len().max())) for column in history.values()], default=0)
         if newest:
             self.field_comments["max_history_length"] = f"the newest that are read; the longest history has {newest}"
         schema = ListSchema(
@@ -321,65 +333,67 @@ class Guess:
         )
         return InferredSchema(schema, self.comments, self.field_comments, self.left_out)
 
-    def _feature(self, column: Column) -> Feature | None:
-        """The feature of one column, None where it is none; says why."""
-        rule = rule_of(column)
-        said = "; ".join(part for part in (column.seen(), rule.reason(column)) if part)
+    def _guess_feature(self, column: Column) -> Feature | None:
+        """The feature of one column, or None if it is not a feature; records why."""
+        rule = find_rule(column)
+        said = "; ".join(part for part in (column.describe(), rule.explain(column)) if part)
         if not rule.certain:
-            said = f"{column.seen()}; {CHECK}{rule.reason(column)}"
+            said = f"{column.describe()}; {CHECK}{rule.explain(column)}"
         if rule.kind == CATEGORICAL:
             many = f"; many values: hash_size {2**18} bounds the table" if column.distinct > MANY_VALUES else ""
-            return self._kept(Categorical(column.name), said + many)
+            return self._keep(Categorical(column.name), said + many)
         if rule.kind == DENSE:
-            return self._dense(column, said)
+            return self._guess_dense(column, said)
         if rule.kind == VECTOR:
             if column.part == "items":
-                return self._kept(Vector(column.name, dim=int(column.there.list.len()[0])), said)
+                return self._keep(Vector(column.name, dim=int(column.present.list.len()[0])), said)
             self.left_out[column.name] = (
-                f"{CHECK}{column.seen()}; a vector of the list: only items have vectors; write one column per number"
+                f"{CHECK}{column.describe()}; a vector of the list: only items have vectors; write one column per "
+                "number"
             )
             return None
         if (
             rule.kind == ITEM_ID
             and "id" not in self.roles
-            and set(words_of(column.name)) & (ID_WORDS | {"docid", "sku"})
+            and set(split_words(column.name)) & (ID_WORDS | {"docid", "sku"})
         ):
             self.roles["id"] = column.name
             self.field_comments["id"] = said
             return None
-        self.left_out[column.name] = said if rule.certain else f"{CHECK}{column.seen()}; {rule.reason(column)}"
+        self.left_out[column.name] = said if rule.certain else f"{CHECK}{column.describe()}; {rule.explain(column)}"
         return None
 
-    def _dense(self, column: Column, said: str) -> Dense:
-        numbers = column.there.cast(pl.Float64)
+    def _guess_dense(self, column: Column, said: str) -> Dense:
+        numbers = column.present.cast(pl.Float64)
         numbers = numbers.filter(numbers.is_finite())
         missing: Any = "indicator" if column.values.null_count() else "mean"
         scale: Any = "standard"
-        if len(numbers) and _number(numbers.min()) >= 0:
-            middle = _number(numbers.median())
-            if column.words & SKEWED_WORDS and _number(numbers.max()) > 1:
+        if len(numbers) and _to_number(numbers.min()) >= 0:
+            middle = _to_number(numbers.median())
+            if column.words & SKEWED_WORDS and _to_number(numbers.max()) > 1:
                 scale, said = "log", f"{said}; log, being named like a price or a count"
-            elif middle > 0 and _number(numbers.max()) > LONG_TAIL * middle:
+            elif middle > 0 and _to_number(numbers.max()) > LONG_TAIL * middle:
                 scale, said = "log", f"{said}; log, the largest being over {LONG_TAIL} times the median"
-        return self._kept(Dense(column.name, scale=scale, missing=missing), said)
+        return self._keep(Dense(column.name, scale=scale, missing=missing), said)
 
-    def _history(self, column: pl.Series, tables: dict[str, pl.Series]) -> Categorical | Dense | None:
+    def _guess_history(self, column: pl.Series, tables: dict[str, pl.Series]) -> Categorical | Dense | None:
         flat = column.explode().drop_nulls()
         if not len(flat):
             self.left_out[column.name] = f"{CHECK}a history that is empty in all rows read"
             return None
         seen = Column(column.name, "history", flat.alias(column.name), np.zeros(len(flat), dtype=np.int64))
-        shared = self._shared_table(seen, tables)
+        shared = self._find_shared_table(seen, tables)
         if shared is not None:
             why = f"{CHECK}history, most of its values are also in {shared}, whose table it shares"
-            return self._kept(Categorical(column.name, shares=shared), f"{seen.seen()}; {why}")
-        feature = self._feature(seen)
+            return self._keep(Categorical(column.name, shares=shared), f"{seen.describe()}; {why}")
+        feature = self._guess_feature(seen)
         if isinstance(feature, Categorical):
             self.comments[column.name] += f"; {CHECK}history, no item column holds its values"
         return feature if isinstance(feature, Categorical | Dense) else None
 
-    def _shared_table(self, column: Column, tables: dict[str, pl.Series]) -> str | None:
-        """The item column whose values a history holds: the one of its name, else the most alike."""
+    def _find_shared_table(self, column: Column, tables: dict[str, pl.Series]) -> str | None:
+        """The item column whose values a history holds: one of a similar name, else the one with most values in
+        common."""
         if not (column.is_integer or column.is_text) or column.words & NUMBER_WORDS:
             return None
         mine = set(column.values)
@@ -392,19 +406,19 @@ class Guess:
                     alike[name] = (same_name, len(mine & theirs) / len(mine | theirs))
         return max(alike, key=lambda name: alike[name], default=None)
 
-    def _kept(self, feature: Any, comment: str) -> Any:
+    def _keep(self, feature: Any, comment: str) -> Any:
         self.comments[feature.name] = comment
         return feature
 
 
 def _is_named(name: str, names: set[str]) -> bool:
-    """Whether a column is called one of the names, or is_click, click_bool, num_clicks and the like."""
-    words = set(words_of(name))
+    """Whether a column has one of the names, also as in is_click, click_bool or num_clicks."""
+    words = set(split_words(name))
     return bool(words & names) and words - names <= {"is", "bool", "flag", "num", "has", "was"} & OF_OUTCOMES
 
 
-def _start_of_positions(values: pl.Series, owners: np.ndarray) -> int | None:
-    """0 or 1 if the values of each list are that number and all that follow, each once."""
+def _find_start(values: pl.Series, owners: np.ndarray) -> int | None:
+    """0 or 1 if the values of each list are consecutive integers from that number, each once; else None."""
     if values.null_count() or not len(values):
         return None
     frame = pl.DataFrame({"value": values.cast(pl.Int64, strict=False), "list": owners})
@@ -421,10 +435,10 @@ def _start_of_positions(values: pl.Series, owners: np.ndarray) -> int | None:
     return None
 
 
-def _number(value: Any) -> float:
-    """A minimum, maximum or mean; of nothing, 0."""
+def _to_number(value: Any) -> float:
+    """A minimum, maximum or mean as a float; 0 for None."""
     return float(value or 0)
 
 
-def _nested(column: pl.Series) -> bool:
+def _is_nested(column: pl.Series) -> bool:
     return isinstance(column.dtype, pl.List | pl.Array)

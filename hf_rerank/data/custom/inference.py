@@ -1,4 +1,4 @@
-"""A first schema of unknown files, from names, types and values of their first rows: a draft to correct."""
+"""Infers a draft of the schema of unknown files from names, types and values of their first rows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.data.custom.converting import natural_table
-from hf_rerank.data.custom.files import Source, find_list_files, local_inputs, refuse_prepared
+from hf_rerank.data.custom.columns import find_inner_type
+from hf_rerank.data.custom.converting import unify_tables
+from hf_rerank.data.custom.files import Source, find_list_files, note_local_inputs, refuse_prepared
 from hf_rerank.data.custom.guessing import Guess
 from hf_rerank.data.custom.inferred_schema import InferredSchema
 from hf_rerank.data.custom.options import ReadOptions
@@ -33,22 +34,25 @@ def infer_schema(
     """Guesses the schema of files from their first rows.
 
     Args:
-        source: As ``load_lists`` takes files.
-        label, list_id, position, group: Columns that the caller knows; of the others names and values decide.
-        rows: How many are read.
-        options: Of the readers.
+        source: Files, as for ``load_lists``.
+        label, list_id, position, group: Known columns; the others are guessed from names and values.
+        rows: Maximum number of rows to read. Default 100,000.
+        options: Options of the readers. None: the defaults.
+
+    Returns:
+        The draft, with a comment per column.
 
     Raises:
-        InputError: No such files, a named column that is not there, no column that may be the label or, of the long
-            form, the list id.
+        InputError: No such files, a missing column, or no column that can be the label or, in the long form, the list
+            id.
     """
     options = options or ReadOptions()
     refuse_prepared(source, f"{SCHEMA_FILE} in it is its schema")
     if rows < 1:
         raise InputError(f"rows is {rows}: expected at least 1")
     files = find_list_files(source)
-    with local_inputs(files).unchanged():
-        frame, whole = _first_rows(files, options, rows)
+    with note_local_inputs(files).require_unchanged():
+        frame, whole = _read_first_rows(files, options, rows)
     known = {"label": label, "list_id": list_id, "position": position, "group": group}
     for role, column in known.items():
         if column is not None and column not in frame.columns:
@@ -57,7 +61,7 @@ def infer_schema(
                 f"{suggestion(column, frame.columns)}"
             )
     guess = Guess(frame, known, whole)
-    inferred = guess.wide() if guess.is_wide() else guess.long()
+    inferred = guess.guess_wide() if guess.is_wide() else guess.guess_long()
     read = f"all {len(frame):,} rows" if whole else f"the first {len(frame):,} rows only"
     name = files[0].path if len(files) == 1 else f"{len(files)} files"
     nulls = ", ".join(options.nulls_of_text) or "none"
@@ -75,8 +79,8 @@ def infer_schema(
     return inferred
 
 
-def _first_rows(files: Sequence[Any], options: ReadOptions, rows: int) -> tuple[pl.DataFrame, bool]:
-    """Rows of the first files, and whether they are all."""
+def _read_first_rows(files: Sequence[Any], options: ReadOptions, rows: int) -> tuple[pl.DataFrame, bool]:
+    """At most ``rows`` rows of the files, and whether these are all rows."""
     tables: list[pa.Table] = []
     left = rows + 1
     for file in files:
@@ -88,18 +92,14 @@ def _first_rows(files: Sequence[Any], options: ReadOptions, rows: int) -> tuple[
     if not tables:
         raise InputError(f"{files[0].path} holds no lists: remove it, or write it again")
     try:
-        table = natural_table(tables, options, from_text=files[0].kind in TEXT_KINDS)
+        table = unify_tables(tables, options, from_text=files[0].kind in TEXT_KINDS)
     except InputError as error:
         raise InputError(f"{files[0].path}: {error}") from None
     frame = pl.DataFrame(pl.from_arrow(table))
-    struct = next((name for name, kind in frame.schema.items() if isinstance(_innermost(kind), pl.Struct)), None)
+    struct = next((name for name, kind in frame.schema.items() if isinstance(find_inner_type(kind), pl.Struct)), None)
     if struct is not None:
         raise InputError(
             f"{files[0].path}: column {struct!r} holds objects: expected plain values; write each field of them as a "
             "column of its own, one value per item"
         )
     return frame.head(rows), len(frame) <= rows
-
-
-def _innermost(kind: Any) -> Any:
-    return _innermost(kind.inner) if isinstance(kind, pl.List | pl.Array) else kind

@@ -1,4 +1,4 @@
-"""What a column of unknown files most likely is: a table of rules, types before names, and names by whole words."""
+"""A table of rules that guess the kind of a column: by type first, then by the whole words of its name."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import polars as pl
 
 from hf_rerank.data.times import parse_times
 
-# An integer column of unknown name with at most so many values is taken for a category.
+# An integer column of unknown name with at most this many distinct values is taken as a category.
 FEW_VALUES = 50
 LONG_TEXT = 60
-# The largest value is so many times the median: the logarithm says more.
+# If the largest value is this many times the median, the log scale is used.
 LONG_TAIL = 20
-# Ids are taken for such if each value is seen so often, and at most this share of lists holds one twice.
+# Integers are taken as ids if each value occurs this often, and at most this share of lists holds one twice.
 REPEATED, WITH_DUPLICATES = 1.5, 0.02
-# So many items with a label must agree before a column is taken for an outcome because of its values.
+# A column is taken as an outcome because of its values only with at least this many clicked items.
 OUTCOMES = 20
 EPOCHS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 FIRST_EPOCH, LAST_EPOCH = 631_152_000, 2_208_988_800  # the years 1990 to 2039, in seconds
@@ -69,7 +69,7 @@ OUTCOME_WORDS = {
     *{"comment", "forward", "hate", "dislike", "dwell", "watch", "watched", "play", "stay", "attribution", "gmv"},
     *{"order", "orders", "reward", "feedback"},
 }
-# Such words before or behind make an outcome one of the past, which is known when a list is ranked.
+# Words that mark an outcome as one of the past, which is known when a list is ranked.
 PAST_WORDS = {
     *{
         "hist",
@@ -88,7 +88,7 @@ PAST_WORDS = {
     *{"ratio", "ctr", "cvr", "7d", "14d", "30d", "daily", "weekly", "monthly", "recent", "since", "ago", "elsewhere"},
     *{"smoothed", "debiased", "last", "total", "lifetime"},
 }
-# Words beside that of the outcome that leave it one: is_click, click_bool, num_clicks, gross_bookings_usd.
+# Words that may accompany an outcome: is_click, click_bool, num_clicks, gross_bookings_usd.
 OF_OUTCOMES = {"is", "has", "bool", "flag", "num", "n", "nb", "count", "usd", "gross", "time", "ms", "s", "add", "to"}
 OF_OUTCOMES |= {"id", "timestamp", "long", "view", "amount", "value", "seconds", "pos", "was", "effective", "profile"}
 POSITION_WORDS = {"position", "positions", "pos", "rank", "place", "slot"}
@@ -102,7 +102,7 @@ LIST_WORDS = {
 }
 
 
-def words_of(name: str) -> list[str]:
+def split_words(name: str) -> list[str]:
     """The words of a name: ``visitorHist_starRating2`` has visitor, hist, star, rating."""
     parted = re.sub(r"([a-z])([A-Z])", r"\1_\2", name)
     return [word.lower() for word in re.split(r"[^A-Za-z0-9]+|(?<=[A-Za-z])(?=[0-9]+$)", parted) if word]
@@ -110,14 +110,14 @@ def words_of(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the rows that were read.
+    """One column of a table, and what the rules ask about it.
 
     Attributes:
         name: Of the column.
         part: ``items``, ``user`` or ``history``.
         values: One per item, list or history item.
-        owners: int64, the number of the list that each value is of.
-        labels: The labels of the items; None for other parts, or while the label is not known.
+        owners: int64 [N], the index of the list of each value.
+        labels: The labels of the items; None for other parts, or if the label is not known yet.
     """
 
     name: str
@@ -128,15 +128,15 @@ class Column:
 
     @functools.cached_property
     def words(self) -> set[str]:
-        return set(words_of(self.name))
+        return set(split_words(self.name))
 
     @functools.cached_property
-    def there(self) -> pl.Series:
+    def present(self) -> pl.Series:
         return self.values.drop_nulls()
 
     @functools.cached_property
     def distinct(self) -> int:
-        return 0 if self.is_nested else self.there.n_unique()
+        return 0 if self.is_nested else self.present.n_unique()
 
     @property
     def is_nested(self) -> bool:
@@ -156,29 +156,30 @@ class Column:
 
     @property
     def is_flag(self) -> bool:
-        return self.values.dtype == pl.Boolean or (self.is_number and set(self.there.unique()) <= {0, 1})
+        return self.values.dtype == pl.Boolean or (self.is_number and set(self.present.unique()) <= {0, 1})
 
     @property
     def lowest(self) -> float:
-        return float(self.there.min() or 0)  # type: ignore[arg-type]
+        return float(self.present.min() or 0)  # type: ignore[arg-type]
 
     @property
     def highest(self) -> float:
-        return float(self.there.max() or 0)  # type: ignore[arg-type]
+        return float(self.present.max() or 0)  # type: ignore[arg-type]
 
     @property
     def mean_length(self) -> float:
-        """Of text, in characters."""
-        return float(self.there.str.len_chars().mean() or 0)  # type: ignore[arg-type]
+        """Mean length of texts, in characters."""
+        return float(self.present.str.len_chars().mean() or 0)  # type: ignore[arg-type]
 
     @functools.cached_property
     def is_whole(self) -> bool:
-        """Floats that are all integers, as pandas makes of ids beside a missing one."""
-        return self.is_number and bool((self.there.cast(pl.Float64) % 1 == 0).all())
+        """Whether all numbers are integers, such as the floats that pandas makes of ids with missing ones."""
+        return self.is_number and bool((self.present.cast(pl.Float64) % 1 == 0).all())
 
     @functools.cached_property
     def repeats_across_lists(self) -> bool:
-        """Values come back in other lists, and a list does not hold one twice: as ids do, and amounts do not."""
+        """Whether values occur again in other lists, but rarely twice in one, as is typical of ids and not of
+        amounts."""
         there = ~self.values.is_null().to_numpy()
         frame = pl.DataFrame({"value": self.values.filter(pl.Series(there)), "list": self.owners[there]})
         pairs = frame.n_unique()
@@ -188,31 +189,31 @@ class Column:
 
     @functools.cached_property
     def time_kind(self) -> str | None:
-        """How the values are times, if they are: their type, the form of their text, or a unit since 1970."""
+        """How the values are times (a type, text, or a unit since 1970), or None if they are not."""
         if self.values.dtype.is_temporal():
             return "times"
         if self.is_text:
-            return "times as text" if len(self.there) and parse_times(self.there).nanoseconds is not None else None
-        if not self.is_integer or not self.words & (TIME_WORDS | {"ms", "us", "ns"}) or not len(self.there):
+            return "times as text" if len(self.present) and parse_times(self.present).nanoseconds is not None else None
+        if not self.is_integer or not self.words & (TIME_WORDS | {"ms", "us", "ns"}) or not len(self.present):
             return None
         for unit, factor in EPOCHS.items():
             if FIRST_EPOCH * factor <= self.lowest and self.highest <= LAST_EPOCH * factor:
                 return f"{unit} since 1970"
-        dates = self.there.cast(pl.String).str.to_date("%Y%m%d", strict=False)
+        dates = self.present.cast(pl.String).str.to_date("%Y%m%d", strict=False)
         return "dates such as 20240531" if dates.null_count() == 0 and self.lowest >= 19_000_101 else None
 
     @functools.cached_property
     def unclear_time(self) -> str | None:
-        """Why text that looks like a time is none."""
-        if not self.is_text or not len(self.there) or self.time_kind:
+        """Why text that looks like a time cannot be parsed as one, or None."""
+        if not self.is_text or not len(self.present) or self.time_kind:
             return None
-        parsed = parse_times(self.there)
-        looks = self.there.str.contains(r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}").all()
+        parsed = parse_times(self.present)
+        looks = self.present.str.contains(r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}").all()
         return f"{parsed.example!r}: {parsed.why}" if looks else None
 
     @functools.cached_property
     def is_named_outcome(self) -> bool:
-        """Its name says that something happened after the list was shown, and not that it happened before."""
+        """Whether its name refers to something that happens after the list is shown, rather than before."""
         outcome = self.words & OUTCOME_WORDS
         if not outcome or self.words & PAST_WORDS:
             return False
@@ -222,7 +223,7 @@ class Column:
 
     @functools.cached_property
     def tells_the_label(self) -> str | None:
-        """How the values follow from the labels, if they do: as those of a second outcome."""
+        """How the values reveal the labels, like a second outcome, or None if they do not."""
         if self.labels is None or not (self.is_number or self.values.dtype == pl.Boolean):
             return None
         clicked = self.labels > 0
@@ -246,23 +247,23 @@ class Column:
             return "it is not 0 wherever the label is above 0, and nearly always 0 elsewhere"
         return None
 
-    def seen(self) -> str:
+    def describe(self) -> str:
         """Type, distinct values, range or examples, share missing."""
         parts = [str(self.values.dtype).lower()]
-        if not self.is_nested and len(self.there):
+        if not self.is_nested and len(self.present):
             parts.append(f"{self.distinct:,} distinct")
             if self.is_number:
-                parts.append(f"{shown(self.there.min())} to {shown(self.there.max())}")
+                parts.append(f"{format_value(self.present.min())} to {format_value(self.present.max())}")
             else:
-                examples = self.there.unique(maintain_order=True)[:3]
-                parts.append("such as " + ", ".join(shown(value) for value in examples))
+                examples = self.present.unique(maintain_order=True)[:3]
+                parts.append("such as " + ", ".join(format_value(value) for value in examples))
         if self.values.null_count():
             parts.append(f"{self.values.null_count() / len(self.values):.1%} missing")
         return ", ".join(parts)
 
 
-def shown(value: Any) -> str:
-    """A value for comments."""
+def format_value(value: Any) -> str:
+    """A value as it is shown in comments."""
     if isinstance(value, float):
         return f"{value:.4g}"
     text = str(value) if not isinstance(value, str) else json.dumps(value, ensure_ascii=True)
@@ -277,10 +278,10 @@ class Rule:
     """The first rule whose ``when`` is true decides.
 
     Attributes:
-        when: Whether it is for a column.
-        kind: What the column is then.
-        why: Said in a comment; may depend on the column.
-        certain: False: the comment says CHECK.
+        when: Whether the rule matches a column.
+        kind: The kind of the column if it does.
+        why: The reason in the comment; may depend on the column.
+        certain: False: the comment is marked CHECK.
     """
 
     when: Callable[[Column], Any]
@@ -288,19 +289,19 @@ class Rule:
     why: str | Callable[[Column], str]
     certain: bool = True
 
-    def reason(self, column: Column) -> str:
+    def explain(self, column: Column) -> str:
         return self.why if isinstance(self.why, str) else self.why(column)
 
 
-def _dims(column: Column) -> list[int]:
-    return list(column.there.list.len().unique())
+def _find_dims(column: Column) -> list[int]:
+    return list(column.present.list.len().unique())
 
 
 RULES = (
     # ---------------------------------------------------------------------- what must not be a feature, whatever it is
-    Rule(lambda c: not len(c.there), LEFT_OUT, "all of it is missing", certain=False),
+    Rule(lambda c: not len(c.present), LEFT_OUT, "all of it is missing", certain=False),
     Rule(lambda c: c.tells_the_label, LEFT_OUT, lambda c: f"an outcome: {c.tells_the_label}", certain=False),
-    Rule(lambda c: c.is_named_outcome, LEFT_OUT, "named like an outcome, which would tell the labels", certain=False),
+    Rule(lambda c: c.is_named_outcome, LEFT_OUT, "named like an outcome, which would leak the labels", certain=False),
     Rule(
         lambda c: c.is_number and c.words & PROPENSITY_WORDS,
         LEFT_OUT,
@@ -315,9 +316,11 @@ RULES = (
     ),
     # -------------------------------------------------------------------------------------------------------- by types
     Rule(
-        lambda c: c.is_nested and len(_dims(c)) == 1 and _dims(c)[0] and c.there.explode().dtype.is_numeric(),
+        lambda c: (
+            c.is_nested and len(_find_dims(c)) == 1 and _find_dims(c)[0] and c.present.explode().dtype.is_numeric()
+        ),
         VECTOR,
-        lambda c: f"{_dims(c)[0]} numbers per item",
+        lambda c: f"{_find_dims(c)[0]} numbers per item",
     ),
     Rule(lambda c: c.is_nested, LEFT_OUT, "sequences of several lengths", certain=False),
     Rule(
@@ -334,18 +337,18 @@ RULES = (
     Rule(
         lambda c: c.is_text and c.mean_length > LONG_TEXT,
         LEFT_OUT,
-        "long text: embed it, and give the vectors",
+        "long text: embed it, and add the vectors as a column",
         certain=False,
     ),
     Rule(
-        lambda c: c.is_text and c.part == "items" and c.distinct == len(c.there) > FEW_VALUES,
+        lambda c: c.is_text and c.part == "items" and c.distinct == len(c.present) > FEW_VALUES,
         ITEM_ID,
-        "text that is different in every row: a model could learn nothing of it",
+        "text that differs in every row: a model could not learn from it",
         certain=False,
     ),
     Rule(lambda c: c.is_text, CATEGORICAL, "text"),
     Rule(lambda c: c.values.dtype == pl.Boolean, CATEGORICAL, "true or false"),
-    Rule(lambda c: not c.is_number, LEFT_OUT, "of a type that is no feature", certain=False),
+    Rule(lambda c: not c.is_number, LEFT_OUT, "of a type that is not a feature", certain=False),
     # --------------------------------------------------------------------------------------------------- then by names
     Rule(
         lambda c: c.is_integer and c.lowest < 0 and not c.words & NUMBER_WORDS,
@@ -374,13 +377,13 @@ RULES = (
     Rule(
         lambda c: c.repeats_across_lists,
         CATEGORICAL,
-        "integers that come back in other lists, as ids do; make it dense if it is an amount",
+        "integers that occur again in other lists, as ids do; make it dense if it is an amount",
         certain=False,
     ),
     Rule(lambda c: True, DENSE, "integers, many of them: if they are ids, make it categorical", certain=False),
 )
 
 
-def rule_of(column: Column) -> Rule:
-    """The first rule that is for a column."""
+def find_rule(column: Column) -> Rule:
+    """The first rule that matches a column."""
     return next(rule for rule in RULES if rule.when(column))

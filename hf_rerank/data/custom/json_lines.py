@@ -1,8 +1,7 @@
-"""JSON Lines and JSON arrays as Arrow tables, without guessing: text stays text, whatever it looks like.
+"""Reads JSON Lines and JSON arrays as Arrow tables; text remains text, whatever it looks like.
 
-Arrow's reader is fast, but infers types by itself, block by block, and takes text such as 2024-01-01 for times. Here
-the types come from the values as Python reads them, first from the first lines, and again from each block that Arrow
-finds to be of other types.
+Arrow's reader is fast, but infers types per block, and reads text such as 2024-01-01 as times. Here the types come
+from the values as Python reads them: from the first lines, and again from each block that does not match these types.
 """
 
 from __future__ import annotations
@@ -29,40 +28,41 @@ Where = Callable[[int], str]
 
 
 def read_json(file: ListFile, numbers: frozenset[str]) -> Iterator[tuple[pa.Table, Where]]:
-    """Tables of one block each, and where a row of it stands; blank lines are skipped.
+    """Yields one table per block, and the function that locates its rows; blank lines are skipped.
 
     Args:
         file: One JSON object per line, or one array of objects.
-        numbers: Columns of numbers, in which integers of any size become floats.
+        numbers: Numeric columns, in which integers of any size become floats.
 
     Raises:
-        InputError: Naming file, line and column: no JSON object, a key that is there twice, or several types.
+        InputError: Not a JSON object, a key that occurs twice, or several types in a column; names file, line and
+            column.
     """
     with file.open() as source:
         reader = _Reader(file.path, numbers, file.start)
         first_line = 1
         if file.start:
             source.seek(file.start)
-        for block in _blocks(source, None if file.stop is None else file.stop - file.start):
+        for block in _read_blocks(source, None if file.stop is None else file.stop - file.start):
             if first_line == 1 and not file.start and block.lstrip().startswith(b"["):
-                yield reader.array(block + source.read())
+                yield reader.read_array(block + source.read())
                 return
-            yield from reader.lines(block, first_line)
+            yield from reader.read_lines(block, first_line)
             first_line += block.count(b"\n")
 
 
-def _blocks(source: Any, left: int | None) -> Iterator[bytes]:
-    """Whole lines of about ``BLOCK_BYTES``, of the next ``left`` bytes."""
+def _read_blocks(source: Any, left: int | None) -> Iterator[bytes]:
+    """Yields blocks of whole lines of about ``BLOCK_BYTES``, from the next ``left`` bytes."""
 
-    def more() -> bytes:
+    def read_more() -> bytes:
         nonlocal left
         found = bytes(source.read(BLOCK_BYTES if left is None else min(left, BLOCK_BYTES)))
         left = None if left is None else left - len(found)
         return found
 
-    rest = more().removeprefix(codecs.BOM_UTF8)
+    rest = read_more().removeprefix(codecs.BOM_UTF8)
     while rest:
-        following = more()
+        following = read_more()
         end = rest.rfind(b"\n") + 1 if following else len(rest)
         if end:
             yield rest[:end]
@@ -70,72 +70,72 @@ def _blocks(source: Any, left: int | None) -> Iterator[bytes]:
 
 
 class _Reader:
-    """Remembers the types met so far."""
+    """Converts blocks, and remembers the types of their columns."""
 
     def __init__(self, path: str, numbers: frozenset[str], start: int) -> None:
         self.path, self.numbers, self.start = path, numbers, start
         self.types = pa.schema([])
 
-    def lines(self, block: bytes, first_line: int) -> Iterator[tuple[pa.Table, Where]]:
+    def read_lines(self, block: bytes, first_line: int) -> Iterator[tuple[pa.Table, Where]]:
         def where(row: int) -> str:
             there = [number for number, line in enumerate(block.split(b"\n"), start=first_line) if line.strip()]
-            return f"{self.path}, line {there[row] + self._lines_before()}"
+            return f"{self.path}, line {there[row] + self._count_lines_before()}"
 
         if not self.types.names:
             head = b"\n".join(block.split(b"\n", FIRST_LINES)[:FIRST_LINES])
-            self._remember(self._parsed(head, first_line, where))
-        table = self._by_arrow(block)
+            self._remember(self._parse(head, first_line, where))
+        table = self._read_by_arrow(block)
         if table is None:
-            table = self._parsed(block, first_line, where)
+            table = self._parse(block, first_line, where)
             self._remember(table)
         if table.num_rows:
             yield table, where
 
-    def array(self, text: bytes) -> tuple[pa.Table, Where]:
-        """A whole file that holds one array."""
+    def read_array(self, text: bytes) -> tuple[pa.Table, Where]:
+        """Reads a whole file that holds one array."""
 
         def where(row: int) -> str:
             return f"{self.path}, object {row}"
 
         try:
-            rows = _loaded(text)
+            rows = _load(text)
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
             raise InputError(
                 f"cannot read lists from {self.path}, line {line}: {error}; expected one JSON object per list"
             ) from None
-        return self._table(rows, where), where
+        return self._make_table(rows, where), where
 
-    def _by_arrow(self, block: bytes) -> pa.Table | None:
-        """The table of a block that is of the types met so far, else None."""
+    def _read_by_arrow(self, block: bytes) -> pa.Table | None:
+        """The table of a block, or None if it does not have the types of earlier blocks."""
         try:
             return arrow_json.read_json(
                 pa.BufferReader(block),
                 read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1),
                 parse_options=arrow_json.ParseOptions(
-                    explicit_schema=pa.schema([(field.name, _without_nulls(field.type)) for field in self.types]),
+                    explicit_schema=pa.schema([(field.name, _replace_null_type(field.type)) for field in self.types]),
                     unexpected_field_behavior="error",
                 ),
             )
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return None
 
-    def _parsed(self, block: bytes, first_line: int, where: Where) -> pa.Table:
+    def _parse(self, block: bytes, first_line: int, where: Where) -> pa.Table:
         rows = []
         for number, line in enumerate(block.split(b"\n"), start=first_line):
             if not line.strip():
                 continue
             try:
-                rows.append(_loaded(line))
+                rows.append(_load(line))
             except (ValueError, RecursionError) as error:
-                number += self._lines_before()
+                number += self._count_lines_before()
                 raise InputError(
                     f"cannot read lists from {self.path}, line {number}: {error}; expected one JSON object per list"
                 ) from None
-        return self._table(rows, where)
+        return self._make_table(rows, where)
 
-    def _lines_before(self) -> int:
-        """Lines before the part of the file that is read; counted only for messages."""
+    def _count_lines_before(self) -> int:
+        """The number of lines before this part of the file; counted only for messages."""
         with open(self.path, "rb") if self.start else contextlib.nullcontext() as file:
             left, lines = self.start, 0
             while left and file is not None:
@@ -143,20 +143,20 @@ class _Reader:
                 left, lines = left - len(block), lines + block.count(b"\n")
         return lines
 
-    def _table(self, rows: Sequence[Any], where: Where) -> pa.Table:
+    def _make_table(self, rows: Sequence[Any], where: Where) -> pa.Table:
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise InputError(f"{where(number)} holds {type(row).__name__}: expected one JSON object per list")
         names = list(dict.fromkeys([*self.types.names, *(name for row in rows for name in row)]))
-        return pa.table({name: self._column(name, [row.get(name) for row in rows], where) for name in names})
+        return pa.table({name: self._make_column(name, [row.get(name) for row in rows], where) for name in names})
 
-    def _column(self, name: str, values: list[Any], where: Where) -> pa.Array:
-        def converted(count: int) -> pa.Array | Exception:
+    def _make_column(self, name: str, values: list[Any], where: Where) -> pa.Array:
+        def convert(count: int) -> pa.Array | Exception:
             """The column of the first ``count`` rows, or why they do not make one."""
             try:
                 return pa.array(values[:count])
             except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-                depth = _depth(values[:count])
+                depth = _find_depth(values[:count])
                 for kind in (pa.uint64(), pa.float64()) if depth is not None else ():
                     if kind == pa.float64() and name not in self.numbers:
                         break
@@ -168,13 +168,11 @@ class _Reader:
                         continue
                 return error
 
-        column = converted(len(values))
+        column = convert(len(values))
         if not isinstance(column, Exception):
             return column
-        row = bisect.bisect_left(
-            range(1, len(values)), True, key=lambda count: isinstance(converted(count), Exception)
-        )
-        reason = str(converted(row + 1)).splitlines()[0]
+        row = bisect.bisect_left(range(1, len(values)), True, key=lambda count: isinstance(convert(count), Exception))
+        reason = str(convert(row + 1)).splitlines()[0]
         raise InputError(
             f"{where(row)}: column {name!r} holds values of several types, or an integer of more than 64 bits: "
             f"{reason}; expected one type in the whole column; write larger integers as text, in quotes"
@@ -187,43 +185,43 @@ class _Reader:
             try:
                 both = [pa.schema([("", known)]), pa.schema([("", field.type)])]
                 joined[field.name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
-            except (pa.ArrowInvalid, pa.ArrowTypeError):  # whoever joins the types of all blocks says what is wrong
+            except (pa.ArrowInvalid, pa.ArrowTypeError):  # reported when the types of all blocks are joined
                 joined[field.name] = field.type
         self.types = pa.schema(joined.items())
 
 
-def _loaded(line: bytes) -> Any:
-    """A JSON value in UTF-8; ``json`` itself would also take UTF-16, and a lone surrogate, which no text is."""
+def _load(line: bytes) -> Any:
+    """Parses JSON in UTF-8; ``json`` itself would also accept UTF-16, and a lone surrogate, which no text is."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    value = json.loads(text, object_pairs_hook=_each_key_once)
+    value = json.loads(text, object_pairs_hook=_refuse_duplicate_keys)
     if "\\ud" in text.lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"it holds a lone surrogate ({error.object[error.start]!r}), which is no text") from None
+            raise ValueError(f"it holds a lone surrogate ({error.object[error.start]!r}), which is not text") from None
     if is_deep([value], DEEPEST):
         raise ValueError(f"it is nested more than {DEEPEST} levels deep")
     return value
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; Python's reader would take the last of equal keys without a word."""
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; Python's reader would silently use the last of equal keys."""
     row = dict(pairs)
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is there twice; keep one of them")
+        raise ValueError(f"the key {twice!r} occurs twice; keep one of them")
     return row
 
 
-def _depth(values: Sequence[Any]) -> int | None:
-    """How deep numbers are nested in lists; None where the values are something else."""
+def _find_depth(values: Sequence[Any]) -> int | None:
+    """How deep numbers are nested in lists; None if the values are not numbers."""
     for value in values:
         if isinstance(value, list):
-            inner = _depth(value)
+            inner = _find_depth(value)
             if inner is not None:
                 return inner + 1
         elif value is not None:
@@ -231,8 +229,8 @@ def _depth(values: Sequence[Any]) -> int | None:
     return None
 
 
-def _without_nulls(kind: pa.DataType) -> pa.DataType:
-    """Integers for values that were all missing so far: Arrow's reader makes invalid lists of them otherwise."""
+def _replace_null_type(kind: pa.DataType) -> pa.DataType:
+    """Replaces the type of columns without values so far by integers: Arrow's reader makes invalid lists otherwise."""
     if pa.types.is_list(kind):
-        return pa.list_(_without_nulls(kind.value_type))
+        return pa.list_(_replace_null_type(kind.value_type))
     return pa.int64() if pa.types.is_null(kind) else kind

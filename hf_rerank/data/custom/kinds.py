@@ -1,6 +1,7 @@
-"""What the values of each column are, over all files: only then is one type chosen, so that an id has one everywhere.
+"""The kind of values of each column over all files, from which one type is chosen, so that an id is the same
+everywhere.
 
-007 in one file makes text of 7 in every other.
+007 in one file makes 7 text in all others.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.custom.columns import ID, NUMBER, POSITION, is_list, plain_values, roles_of
+from hf_rerank.data.custom.columns import ID, NUMBER, POSITION, is_list, roles_of, simplify_values
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 
-# Integers as Python writes them, since 007 and 7 are different ids. Of 12 beside a missing id pandas makes 12.0.
+# Integers as Python writes them, since 007 and 7 are different ids. pandas writes 12 as 12.0 if some ids are missing.
 INTEGER = r"^(0|-?[1-9][0-9]{0,19})$"
 WHOLE_NUMBER = r"^(0|-?[1-9][0-9]{0,19})\.0$"
 BOOLEAN = r"^([tT]rue|TRUE|[fF]alse|FALSE)$"
@@ -25,14 +26,14 @@ BOOLEAN = r"^([tT]rue|TRUE|[fF]alse|FALSE)$"
 
 @dataclass(frozen=True)
 class Kind:
-    """What the values of one column are, whatever holds them.
+    """The kind of values of one column, independent of the file format.
 
     Attributes:
         values: ``null``, ``boolean``, ``integer``, ``number``, ``text``, ``time`` or ``other``.
         depth: How deep they are nested in lists.
-        low, high: Of integers.
-        from_text: They were read from a format that holds only text (CSV).
-        where: A place that holds such values.
+        low, high: The range of integers.
+        from_text: Whether they were read from a format that holds only text (CSV).
+        where: A file that holds such values, for messages.
         type: Their Arrow type.
     """
 
@@ -49,9 +50,9 @@ class Kinds:
     """The kinds of all columns over all tables of all files.
 
     Args:
-        schema: Says which columns hold numbers. None: nothing is known (inference).
-        options: Of the readers.
-        from_text: The format holds only text.
+        schema: Which columns hold numbers. None: not known (inference).
+        options: Options of the readers.
+        from_text: Whether the format holds only text.
     """
 
     def __init__(self, schema: ListSchema | None, options: ReadOptions, *, from_text: bool) -> None:
@@ -60,21 +61,21 @@ class Kinds:
         self.found: dict[str, Kind] = {}
 
     def add(self, table: pa.Table, where: str) -> None:
-        """Looks at the values of a table; ``where`` names its file."""
+        """Adds the values of a table; ``where`` names its file."""
         for name in table.column_names:
-            kind = self._kind(name, table.column(name), where)
-            self.found[name] = _joined(name, self.found.get(name), kind)
+            kind = self._find_kind(name, table.column(name), where)
+            self.found[name] = _join(name, self.found.get(name), kind)
 
     def merge(self, other: Mapping[str, Kind]) -> None:
-        """Adds what was found elsewhere."""
+        """Adds the kinds of another file."""
         for name, kind in other.items():
-            self.found[name] = _joined(name, self.found.get(name), kind)
+            self.found[name] = _join(name, self.found.get(name), kind)
 
-    def _kind(self, name: str, column: pa.ChunkedArray, where: str) -> Kind:
+    def _find_kind(self, name: str, column: pa.ChunkedArray, where: str) -> Kind:
         depth, flat = 0, column
         while is_list(flat.type):
             depth, flat = depth + 1, pc.list_flatten(flat)
-        flat = plain_values(flat)
+        flat = simplify_values(flat)
         kind = Kind("null", depth, flat.type, from_text=self.from_text, where=where)
         if flat.null_count == len(flat):
             return kind
@@ -86,23 +87,23 @@ class Kinds:
         if pa.types.is_floating(flat.type):
             return replace(kind, values="number")
         if pa.types.is_string(flat.type):
-            return self._kind_of_text(kind, pl.Series(name, flat), self.roles.get(name))
+            return self._find_kind_of_text(kind, pl.Series(name, flat), self.roles.get(name))
         return replace(kind, values="time" if pa.types.is_temporal(flat.type) else "other")
 
-    def _kind_of_text(self, kind: Kind, text: pl.Series, role: str | None) -> Kind:
-        """Of CSV, what its cells look like; elsewhere text is text."""
+    def _find_kind_of_text(self, kind: Kind, text: pl.Series, role: str | None) -> Kind:
+        """The kind of text: what the cells of CSV look like; in other formats text is text."""
         if not self.from_text:
             return replace(kind, values="text")
-        if role in (NUMBER, POSITION):  # whatever it looks like; whoever converts it says what is not a number
+        if role in (NUMBER, POSITION):  # whatever it looks like; conversion reports what is not a number
             return replace(kind, values="number")
-        cells = without_nulls(text, self.options).drop_nulls().unique()
+        cells = replace_null_strings(text, self.options).drop_nulls().unique()
         if not len(cells):
             return kind
         if cells.str.contains(BOOLEAN).all():
             return replace(kind, values="boolean")
         integers = f"{INTEGER}|{WHOLE_NUMBER}" if role == ID else INTEGER
         if cells.str.contains(integers).all():
-            low, high = _bounds(cells.str.strip_suffix(".0"))
+            low, high = _find_bounds(cells.str.strip_suffix(".0"))
             if low >= -(2**63) and high < (2**64 if low >= 0 else 2**63):
                 return replace(kind, values="integer", low=low, high=high)
         if cells.str.strip_chars().cast(pl.Float64, strict=False).null_count() == 0:
@@ -115,7 +116,7 @@ class Kinds:
         return kind.values == "text" or (kind.from_text and kind.values == "number")
 
 
-def _bounds(integers: pl.Series) -> tuple[int, int]:
+def _find_bounds(integers: pl.Series) -> tuple[int, int]:
     # By length first: Polars has no integers that hold 20 digits in every version.
     lengths = integers.str.len_chars()
     longest = integers.filter(lengths >= 18).to_list()
@@ -124,8 +125,8 @@ def _bounds(integers: pl.Series) -> tuple[int, int]:
     return min(values), max(values)
 
 
-def _joined(name: str, first: Kind | None, second: Kind) -> Kind:
-    """The kind of values of either kind.
+def _join(name: str, first: Kind | None, second: Kind) -> Kind:
+    """The common kind of two kinds of values.
 
     Raises:
         InputError: Text here and numbers there, or lists here and single values there.
@@ -157,15 +158,15 @@ def _joined(name: str, first: Kind | None, second: Kind) -> Kind:
     return replace(first, type=joined, low=bounds["low"], high=bounds["high"])
 
 
-def without_nulls(text: pl.Series, options: ReadOptions, *, numbers: bool = False) -> pl.Series:
-    """Cells without those that mean "missing": in columns that are all numbers otherwise, more strings do."""
+def replace_null_strings(text: pl.Series, options: ReadOptions, *, numbers: bool = False) -> pl.Series:
+    """Replaces strings that mean "missing" by nulls; more of them in columns whose other values are all numbers."""
     nulls = options.nulls_of_numbers
-    if numbers or _numbers_alone(text, nulls):
+    if numbers or _holds_only_numbers(text, nulls):
         return text.set(text.is_in([*nulls, ""]), None)
     return text
 
 
-def _numbers_alone(text: pl.Series, nulls: Iterable[str]) -> bool:
+def _holds_only_numbers(text: pl.Series, nulls: Iterable[str]) -> bool:
     rest = text.drop_nulls().unique()
     rest = rest.filter(~rest.is_in([*nulls, ""]))
     if not len(rest):

@@ -1,4 +1,4 @@
-"""LETOR and LibSVM text (``2 qid:10 1:0.03 2:1.5 # docid = G7``) as a table with one row per item."""
+"""Reads LETOR and LibSVM text (``2 qid:10 1:0.03 2:1.5 # docid = G7``) as tables with one row per item."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _DOCUMENT = r"docid\s*=\s*(\S+)"
 
 
 def read_letor(file: ListFile) -> Iterator[tuple[pa.Table, int]]:
-    """Tables of ``label``, ``qid``, ``feature_1``, ... (0 where a line names none) and, from comments, ``docid``.
+    """Yields tables of ``label``, ``qid``, ``feature_1``, ... (0 if a line lacks it) and, from comments, ``docid``;
+    and the number of the first line of each.
 
     Raises:
-        InputError: Naming file, line and what is wrong with it.
+        InputError: A line is not in the format; names file and line.
     """
     with file.open() as source, io.TextIOWrapper(source, encoding="utf-8-sig", errors="strict") as text:
         first, lines = 1, []
@@ -33,31 +34,31 @@ def read_letor(file: ListFile) -> Iterator[tuple[pa.Table, int]]:
             for number, line in enumerate(text, start=1):
                 lines.append(line)
                 if len(lines) == BATCH_LINES:
-                    yield _table(file.path, lines, first), first
+                    yield _parse_table(file.path, lines, first), first
                     first, lines = number + 1, []
         except UnicodeDecodeError as error:
             raise InputError(f"{file.path} is not UTF-8 ({error.reason}): save it as UTF-8") from None
         if lines:
-            yield _table(file.path, lines, first), first
+            yield _parse_table(file.path, lines, first), first
 
 
-def _table(path: str, lines: list[str], first: int) -> pa.Table:
+def _parse_table(path: str, lines: list[str], first: int) -> pa.Table:
     text = pl.Series(lines, dtype=pl.String).str.strip_chars()
     text = text.filter((text != "") & ~text.str.starts_with("#"))
     parts = text.str.splitn("#", 2).struct.unnest()
     cells = parts["field_0"].str.strip_chars().str.split(" ")
     lengths = cells.list.len().unique()
-    found = _even(cells, int(lengths[0])) if len(lengths) == 1 else None
+    found = _parse_even_lines(cells, int(lengths[0])) if len(lengths) == 1 else None
     if found is None:
-        found = _uneven(path, lines, first)
+        found = _parse_uneven_lines(path, lines, first)
     documents = parts["field_1"].str.extract(_DOCUMENT) if len(parts) else pl.Series([], dtype=pl.String)
     if documents.null_count() < len(documents):
         found[DOCUMENT] = documents
     return pl.DataFrame(found).to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
-def _even(cells: pl.Series, width: int) -> dict[str, Any] | None:
-    """Lines that all name features 1, 2, ... in order, as published sets do; None of others."""
+def _parse_even_lines(cells: pl.Series, width: int) -> dict[str, Any] | None:
+    """Parses lines that all name features 1, 2, ... in order, as published datasets do; None for others."""
     columns = cells.list.to_struct(fields=[str(number) for number in range(width)]).struct.unnest()
     if width < 3:
         return None
@@ -77,8 +78,8 @@ def _even(cells: pl.Series, width: int) -> dict[str, Any] | None:
     return found
 
 
-def _uneven(path: str, lines: list[str], first: int) -> dict[str, Any]:
-    """Lines that leave features out, which are 0; a wrong line is named."""
+def _parse_uneven_lines(path: str, lines: list[str], first: int) -> dict[str, Any]:
+    """Parses lines that omit features, which are 0; reports the first wrong line."""
     labels: list[float] = []
     ids: list[str] = []
     rows: list[dict[int, float]] = []
@@ -95,7 +96,7 @@ def _uneven(path: str, lines: list[str], first: int) -> dict[str, Any]:
                 if not sign or not re.fullmatch(r"[0-9]+", name):
                     raise ValueError(f"expected NUMBER:VALUE, got {cell!r}")
                 if int(name) in values:
-                    raise ValueError(f"the feature {name} is there twice")
+                    raise ValueError(f"the feature {name} occurs twice")
                 values[int(name)] = float(value)
             labels.append(float(said[0]))
         except ValueError as error:
@@ -118,4 +119,4 @@ def _uneven(path: str, lines: list[str], first: int) -> dict[str, Any]:
         for feature, found_value in of_row.items():
             matrix[row, feature - numbers[0]] = found_value
     found: dict[str, Any] = {LABEL: labels, LIST_ID: ids}
-    return found | {f"{FEATURE}{name}": matrix[:, place] for place, name in enumerate(numbers)}
+    return found | {f"{FEATURE}{name}": matrix[:, column] for column, name in enumerate(numbers)}

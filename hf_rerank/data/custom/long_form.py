@@ -1,9 +1,8 @@
-"""The long form, one row per item, as lists: the rows of one list id become one row. All in memory."""
+"""Converts the long form, one row per item, to lists: the rows of one list id become one row. All in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import polars as pl
 
@@ -13,12 +12,17 @@ from hf_rerank.schema import ListSchema, Vector
 from hf_rerank.validation import columns_of
 
 
-def grouped(frame: pl.DataFrame, schema: ListSchema, where: Where, *, labels: bool = True) -> pl.DataFrame:
-    """One row per list, in the order in which the lists first appear; their rows need not stand together.
+def group_items(frame: pl.DataFrame, schema: ListSchema, where: Where, *, labels: bool = True) -> pl.DataFrame:
+    """Groups items into one row per list, in the order in which the lists first appear; rows need not be contiguous.
 
-    Item columns, and columns that the schema does not name, become sequences: in the order of the position column,
-    where the schema has one, else in the order of the rows. Columns of the list must hold one value per list. New
-    lists have no ``labels``.
+    Item columns, and columns that the schema does not name, become sequences, sorted by the position column if the
+    schema has one, else in the order of the rows. Columns of the list must hold one value per list.
+
+    Args:
+        frame: One row per item.
+        schema: Describes the columns.
+        where: Locates a row, for messages.
+        labels: Require the columns that new lists lack, such as labels.
 
     Raises:
         InputError: No list id, or a column of the list that differs within a list.
@@ -59,10 +63,10 @@ def grouped(frame: pl.DataFrame, schema: ListSchema, where: Where, *, labels: bo
 def refuse_missing_columns(offered: list[str], schema: ListSchema, where: str, *, labels: bool = True) -> None:
     """
     Args:
-        offered: The columns that are there.
-        schema: Names those that must be.
-        where: For messages.
-        labels: Columns that new lists lack must be there, too.
+        offered: The existing columns.
+        schema: Names the required columns.
+        where: The location, for messages.
+        labels: Also require the columns that new lists lack.
 
     Raises:
         InputError: Columns of the schema are missing, or it has no list id.
@@ -86,14 +90,9 @@ def is_long(depths: Mapping[str, int], schema: ListSchema) -> bool:
 
     Args:
         depths: Column -> how deep its values are nested in lists.
-        schema: Says which column is what.
+        schema: Describes the columns.
     """
     vectors = {feature.name for feature in schema.features("items", Vector)}
     known = [schema.label, *(feature.name for feature in schema.items)]
     name = next((name for name in known if name in depths), None)
     return name is not None and depths[name] == (1 if name in vectors else 0)
-
-
-def polars_depth(kind: Any) -> int:
-    """How deep a Polars type is nested in lists."""
-    return polars_depth(kind.inner) + 1 if isinstance(kind, pl.List | pl.Array) else 0

@@ -1,4 +1,4 @@
-"""How files are read: what the format itself does not say."""
+"""Options for reading files: what the format itself does not specify."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_rerank.errors import InputError
 
-# Unquoted cells of CSV that mean "missing" in every column: exports of databases write them, and no one else.
+# Unquoted cells of CSV that mean "missing" in every column; only exports of databases write them.
 NULL_STRINGS = ("NULL", "\\N")
 # In a column of numbers these cannot be anything else either; in a column of text, NA may be Namibia.
 NULL_NUMBERS = (*NULL_STRINGS, "NA", "N/A", "n/a", "null", "None", "<NA>")
@@ -43,7 +43,7 @@ class ReadOptions:
                 raise InputError(f"{name} is empty: expected at least one character, or leave it out")
         if self.label_separator is not None and self.list_separator is None:
             raise InputError(
-                "label_separator needs list_separator, which stands between one labelled item and the next; name both"
+                "label_separator needs list_separator, which separates one labelled item from the next; name both"
             )
         for name in ("column_names", "null_strings"):
             if getattr(self, name) is not None:
@@ -51,12 +51,12 @@ class ReadOptions:
 
     @property
     def nulls_of_text(self) -> tuple[str, ...]:
-        """What means "missing" in a column of text."""
+        """The strings that mean "missing" in a column of text."""
         return NULL_STRINGS if self.null_strings is None else self.null_strings
 
     @property
     def nulls_of_numbers(self) -> tuple[str, ...]:
-        """What means "missing" in a column of numbers."""
+        """The strings that mean "missing" in a column of numbers."""
         return NULL_NUMBERS if self.null_strings is None else self.null_strings
 
     def to_dict(self) -> Mapping[str, Any]:

@@ -15,16 +15,16 @@ import polars as pl
 import pyarrow as pa
 
 from hf_rerank.data.custom.files import Source, find_list_files
-from hf_rerank.data.custom.frames import dataset_of_frame, is_frame
+from hf_rerank.data.custom.frames import is_frame, load_frame
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.own_files import EMPTY_FILES, Counts, OwnFiles
 from hf_rerank.data.custom.own_stream import OwnStream
-from hf_rerank.data.lists_cache import NAMED_SOURCES, cached
-from hf_rerank.data.splits import SPLITS, split_of
-from hf_rerank.data.time_split import split_by_time, times_of
+from hf_rerank.data.lists_cache import NAMED_SOURCES, cache_folder
+from hf_rerank.data.splits import SPLITS, assign_splits
+from hf_rerank.data.time_split import read_times, split_by_time
 from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import naming_failures, open_files, read_json, write_json, writing
+from hf_rerank.storage import name_failures, open_files, read_json, write_atomically, write_json
 from hf_rerank.validation import tables_of
 
 TIMES_BATCH = 10_000
@@ -36,8 +36,8 @@ def read_files(
 ) -> datasets.Dataset | datasets.IterableDataset | dict[str, Any]:
     """A dataset from a user's files, or a dictionary of them where the files are named after splits.
 
-    The files are read once into the cache of ``datasets``, from which memory maps them; streams read them anew each
-    time, and take their types from the first rows.
+    The files are read once into the cache of ``datasets``, which is memory-mapped; streams read them again each time,
+    and take their types from the first rows.
 
     Raises:
         InputError: As ``find_list_files`` and ``OwnFiles``; or a stream of a table with one row per item.
@@ -46,13 +46,13 @@ def read_files(
     own = OwnFiles(files, schema, options)
     splits = [split for split in SPLITS if any(file.split == split for file in files)]
     if streaming:
-        return _streams(own, splits)
+        return _make_streams(own, splits)
     key = {
         "files": [[file.path, *map(str, file.fingerprint())] for file in files],
         "schema": schema.to_dict(),
         "options": own.options.to_dict(),
     }
-    folder = cached("own", key, functools.partial(_write_tables, own, splits or ["train"]))
+    folder = cache_folder("own", key, functools.partial(_write_tables, own, splits or ["train"]))
     for what, number in read_json(folder / COUNTS_FILE).items():
         warnings.warn(f"{files[0].path}: {what}: {number:,}", stacklevel=3)
     read = {
@@ -65,13 +65,14 @@ def read_files(
 
 
 def _write_tables(own: OwnFiles, splits: Sequence[str], folder: Path) -> None:
-    """One Arrow file per split, and what was left out or read as something else; the folder appears when complete."""
-    with own.inputs.unchanged():
+    """Writes one Arrow file per split, and the counts of omissions and conversions; the folder appears when
+    complete."""
+    with own.inputs.require_unchanged():
         own.scan()
     counts: Counts = {EMPTY_FILES: own.empty_files} if own.empty_files else {}
-    with writing(folder) as partial, own.inputs.unchanged():
+    with write_atomically(folder) as partial, own.inputs.require_unchanged():
         with open_files(folder) as opened:
-            with naming_failures(folder):
+            with name_failures(folder):
                 partial.mkdir()
                 writers = {
                     split: opened.enter_context(
@@ -79,31 +80,32 @@ def _write_tables(own: OwnFiles, splits: Sequence[str], folder: Path) -> None:
                     )
                     for split in splits
                 }
-            for split, table in tables_of_files(own, counts):
-                with naming_failures(folder, table.nbytes):
+            for split, table in read_tables(own, counts):
+                with name_failures(folder, table.nbytes):
                     writers[split or "train"].write_table(table)
         write_json(partial / COUNTS_FILE, dict(counts))
 
 
-def tables_of_files(own: OwnFiles, counts: Counts) -> Iterator[tuple[str | None, pa.Table]]:
-    """Tables of lists with the split that the name of their file says; ``counts`` as of ``OwnFiles.lists``."""
+def read_tables(own: OwnFiles, counts: Counts) -> Iterator[tuple[str | None, pa.Table]]:
+    """Yields tables of lists with the split that the name of their file gives; ``counts`` as for
+    ``OwnFiles.read_lists``."""
     if not own.long:
         for part in own.parts:
-            for table in own.lists(part, counts):
+            for table in own.read_lists(part, counts):
                 yield part.split, table
         return
-    items = [table for part in own.parts for table in own.items(part, counts)]
-    lists, parts = own.lists_of_items(pl.DataFrame(pl.from_arrow(pa.concat_tables(items))))
+    items = [table for part in own.parts for table in own.read_items(part, counts)]
+    lists, parts = own.make_lists(pl.DataFrame(pl.from_arrow(pa.concat_tables(items))))
     splits = np.array([part.split for part in own.parts], dtype=object)[parts]
     for split in dict.fromkeys(splits):
         yield split, lists.filter(pa.array(splits == split))
 
 
-def _streams(own: OwnFiles, splits: Sequence[str]) -> Any:
+def _make_streams(own: OwnFiles, splits: Sequence[str]) -> Any:
     own.scan_first_blocks()
     if own.long:
         raise InputError(
-            f"{own.files[0].path} has one row per item, which is read as a whole, since items of a list may stand "
+            f"{own.files[0].path} has one row per item, which is read as a whole, since items of a list may be "
             "anywhere in it: use streaming=False, or turn it into Parquet once with `hf-rerank prepare own` and "
             "stream that"
         )
@@ -115,8 +117,8 @@ def _streams(own: OwnFiles, splits: Sequence[str]) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of ``datasets`` for what takes less than about a second."""
+def _hide_progress_bars() -> Iterator[None]:
+    """Hides the progress bars of ``datasets`` for operations of less than about a second."""
     if datasets.utils.are_progress_bars_disabled():
         yield
         return
@@ -134,8 +136,8 @@ def is_paths(source: Any) -> bool:
     return isinstance(source, list | tuple) and len(source) > 0 and all(isinstance(p, str | Path) for p in source)
 
 
-def given(source: Any, streaming: bool, schema: ListSchema | None, split: str = "train") -> Any:
-    """A datasets object as it is, or made iterable; frames as datasets; a dictionary of either as given splits."""
+def to_datasets(source: Any, streaming: bool, schema: ListSchema | None, split: str = "train") -> Any:
+    """Converts a source in memory to datasets: frames, datasets objects, or a dictionary of either as its splits."""
     if isinstance(source, (datasets.IterableDataset, datasets.IterableDatasetDict)) and not streaming:
         raise InputError(f"the source is an {type(source).__name__}: use streaming=True")
     if isinstance(source, Mapping):
@@ -146,13 +148,13 @@ def given(source: Any, streaming: bool, schema: ListSchema | None, split: str = 
                         f"{split!r} is the name of no split: expected {', '.join(SPLITS)}"
                         f"{suggestion(str(split), SPLITS)}"
                     )
-        return {split: given(dataset, streaming, schema, split) for split, dataset in source.items()}
+        return {split: to_datasets(dataset, streaming, schema, split) for split, dataset in source.items()}
     if is_frame(source):
         if streaming:
             raise InputError(
                 f"the source is a {type(source).__name__}, which is in memory already: use streaming=False"
             )
-        return None if schema is None else dataset_of_frame(source, schema, split)
+        return None if schema is None else load_frame(source, schema, split)
     if isinstance(source, datasets.Dataset):
         if streaming and not len(source):
             raise InputError("a dataset without lists cannot be streamed: leave it out, or use streaming=False")
@@ -165,11 +167,11 @@ def given(source: Any, streaming: bool, schema: ListSchema | None, split: str = 
     )
 
 
-def cut_by_time(lists: Any, column: str, *, ranker_train: bool) -> dict[str, Any]:
-    """Splits one dataset by time, see ``time_split``; ``ranker_train``: the oldest 40 % are that split.
+def split_lists_by_time(lists: Any, column: str, *, ranker_train: bool) -> dict[str, Any]:
+    """Splits one dataset by time, see ``time_split``; with ``ranker_train`` the oldest 40 % are that split.
 
     Raises:
-        InputError: A stream, lists that bring their splits, or no times in the column.
+        InputError: A stream, lists that already have splits, or no times in the column.
     """
     if isinstance(lists, (dict, datasets.IterableDataset)):
         stream = isinstance(lists, datasets.IterableDataset) or any(
@@ -179,14 +181,14 @@ def cut_by_time(lists: Any, column: str, *, ranker_train: bool) -> dict[str, Any
             "a stream cannot be split by time, which must be known of all lists first: use streaming=False, or "
             f"`hf-rerank prepare own --split-by time:{column}` once and stream what it writes"
             if stream
-            else "the lists bring their splits (files or a dictionary named after them): leave out split_by, or give "
+            else "the lists already have splits (files or a dictionary named after them): leave out split_by, or give "
             "them as one"
         )
     if "split" in lists.column_names:
-        raise InputError("the lists bring their splits, in column 'split': leave out split_by, or the column")
+        raise InputError("the lists already have splits, in column 'split': leave out split_by, or the column")
     wanted = lists.select_columns([column]) if column in lists.column_names else lists
-    of_list = split_by_time(times_of(tables_of(wanted, TIMES_BATCH), column), ranker_train=ranker_train)
-    with _quiet():
+    of_list = split_by_time(read_times(tables_of(wanted, TIMES_BATCH), column), ranker_train=ranker_train)
+    with _hide_progress_bars():
         return {
             split: lists.select(np.flatnonzero(of_list == split))
             for split in SPLITS
@@ -201,15 +203,15 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
 
     Args:
         lists: A Dataset or IterableDataset.
-        schema: Says which column is what.
+        schema: Describes the columns.
         ranker_train: Also hold out 40 % of the groups as ``ranker_train``.
 
     Raises:
-        InputError: No such column, or values that are no ids or names of splits.
+        InputError: A missing column, or values that are not ids or names of splits.
     """
     streaming = isinstance(lists, datasets.IterableDataset)
     offered = lists.column_names or list(next(iter(lists), {}))
-    by = ["split"] if "split" in offered else split_columns(schema, offered)
+    by = ["split"] if "split" in offered else choose_split_columns(schema, offered)
     kinds = lists.features.arrow_schema if by and set(by) <= set(lists.features or {}) else None
     odd = next((name for name in by if kinds and isinstance(kinds.field(name).type, pa.BaseExtensionType)), None)
     if odd is not None:
@@ -226,7 +228,7 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
             )
         return {
             split: lists.filter(
-                functools.partial(_in_split, split, by, ranker_train),
+                functools.partial(_is_in_split, split, by, ranker_train),
                 with_indices=True,
                 input_columns=by,
                 batched=True,
@@ -237,7 +239,7 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
     anonymous = table.column(schema.group).null_count if schema.group in by else 0
     if anonymous:
         warnings.warn(f"{anonymous:,} lists without a user, each a group of its own", stacklevel=3)
-    of_list = splits_of_table(table, by, ranker_train)
+    of_list = assign_splits_by_columns(table, by, ranker_train)
     found = set(of_list)
     for split in sorted(found - set(SPLITS)):
         if suggestion(split, SPLITS):
@@ -246,7 +248,7 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
                 f"{suggestion(split, SPLITS)}"
             )
     order = [*SPLITS, *sorted(found - set(SPLITS))] if by == ["split"] else names
-    with _quiet():
+    with _hide_progress_bars():
         return {
             split: lists.select(np.flatnonzero(of_list == split))
             for split in order
@@ -254,11 +256,11 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
         }
 
 
-def split_columns(schema: ListSchema, offered: Sequence[str]) -> list[str]:
-    """The columns to split by: of the group, and of the list's id, which replaces a missing group.
+def choose_split_columns(schema: ListSchema, offered: Sequence[str]) -> list[str]:
+    """The columns to split by: the group, and the list id, which replaces a missing group.
 
     Raises:
-        InputError: They are not there.
+        InputError: The first of them is missing.
     """
     named = [name for name in (schema.group, schema.list_id) if name is not None]
     for name in named[:1]:
@@ -270,20 +272,22 @@ def split_columns(schema: ListSchema, offered: Sequence[str]) -> list[str]:
     return [name for name in named if name in offered]
 
 
-def splits_of_table(table: pa.Table | int, by: Sequence[str], ranker_train: bool, first: int = 0) -> np.ndarray:
+def assign_splits_by_columns(
+    table: pa.Table | int, by: Sequence[str], ranker_train: bool, first: int = 0
+) -> np.ndarray:
     """The split of each list, as an array of texts.
 
     Args:
-        table: Holds the columns; without any, the number of lists.
-        by: ``["split"]``, or of ``split_columns``.
+        table: Holds the columns ``by``; if there are none, the number of lists.
+        by: ``["split"]``, or the result of ``choose_split_columns``.
         ranker_train: See ``split_lists``.
         first: Number of the first list.
 
     Raises:
-        InputError: A value is no id, or no name of a split.
+        InputError: A value is not an id, or not the name of a split.
     """
     if isinstance(table, int):
-        return split_of(range(first, first + table), ranker_train=ranker_train)
+        return assign_splits(range(first, first + table), ranker_train=ranker_train)
     columns = [table.column(name).to_pylist() for name in by]
     for name, values in zip(by, columns, strict=True):
         wanted = str if name == "split" else (str, int)
@@ -298,14 +302,14 @@ def splits_of_table(table: pa.Table | int, by: Sequence[str], ranker_train: bool
         if value is None:
             others = (other[row] for other in columns[1:] if other[row] is not None)
             keys[row] = f"anonymous list {next(others, first + row)}"
-    return split_of(keys, ranker_train=ranker_train)
+    return assign_splits(keys, ranker_train=ranker_train)
 
 
-def _in_split(split: str, by: Sequence[str], ranker_train: bool, *values_and_indices: Sequence[Any]) -> list[bool]:
-    """Which lists of a batch belong to a split; of a stream only the standard splits are known."""
+def _is_in_split(split: str, by: Sequence[str], ranker_train: bool, *values_and_indices: Sequence[Any]) -> list[bool]:
+    """Which lists of a batch of a stream belong to a split; streams have only the standard splits."""
     *values, indices = values_and_indices
     table = pa.table({name: list(column) for name, column in zip(by, values, strict=True)}) if by else len(indices)
-    of_list = splits_of_table(table, by, ranker_train, indices[0] if indices else 0)
+    of_list = assign_splits_by_columns(table, by, ranker_train, indices[0] if indices else 0)
     unknown = sorted(set(of_list) - set(SPLITS))
     if unknown:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -10,37 +11,49 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_rerank.data.custom.converting import Converter
-from hf_rerank.data.custom.files import ListFile, local_inputs
-from hf_rerank.data.custom.frames import plain_table
+from hf_rerank.data.custom.files import ListFile, note_local_inputs
+from hf_rerank.data.custom.frames import to_plain_table
 from hf_rerank.data.custom.kinds import Kinds
-from hf_rerank.data.custom.long_form import grouped, is_long, refuse_missing_columns
+from hf_rerank.data.custom.long_form import group_items, is_long, refuse_missing_columns
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.reading import TEXT_KINDS, Block, read_blocks
+from hf_rerank.data.source import Unit
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 
-# A part is what one thread holds in memory, unless the format can only be read as a whole.
+# Size of a part, which a thread holds in memory, unless the format can only be read as a whole.
 PART_BYTES = 2**26
 EMPTY_FILES, EMPTY_LISTS = "empty files", "empty lists"
 PART_COLUMN, ROW_COLUMN = "part of the input", "row of the part"
 Counts = dict[str, int]
 
 
-class OwnFiles:
-    """Lists of files of one kind. ``scan`` looks at all values; then ``lists`` or ``items`` read parts.
-
-    Args:
-        files: Of ``find_list_files``.
-        schema: Says which column is what.
-        options: Of the readers.
-        labels: Columns that new lists lack (labels, weights) must be there.
-        text_ids: Of ``Converter``.
+@dataclass(frozen=True)
+class PartUnit(Unit):
+    """A part of the files as a unit of a source.
 
     Attributes:
-        inputs: The local files, noted before they are read.
-        parts: Of all files, in order.
-        rows: Rows of each part; set by ``scan``.
-        long: One row is one item; set by ``scan``.
+        part: One of ``OwnFiles.parts``; for files with one row per item, the number of a bucket of lists.
+    """
+
+    part: ListFile | int = 0
+
+
+class OwnFiles:
+    """The lists in files of one format. ``scan`` reads all values; then ``read_lists`` or ``read_items`` read parts.
+
+    Args:
+        files: The result of ``find_list_files``.
+        schema: Describes the columns.
+        options: Options of the readers. None: the defaults.
+        labels: Require the columns that new lists lack (labels, weights).
+        text_ids: As for ``Converter``.
+
+    Attributes:
+        inputs: The local files, recorded before they are read.
+        parts: The parts of all files, in order.
+        rows: Number of rows of each part; set by ``scan``.
+        long: Whether one row is one item; set by ``scan``.
         item_columns: Columns of the rows of the files; set by ``scan``.
         columns: Columns of the lists; set by ``scan``.
     """
@@ -54,10 +67,10 @@ class OwnFiles:
         labels: bool = True,
         text_ids: Mapping[str, bool] | None = None,
     ) -> None:
-        self.inputs = local_inputs(files)
+        self.inputs = note_local_inputs(files)
         self.files, self.schema, self.options = list(files), schema, options or ReadOptions()
         self.labels, self.text_ids = labels, text_ids
-        self.parts = [part for file in self.files for part in file.parts(PART_BYTES)]
+        self.parts = [part for file in self.files for part in file.divide(PART_BYTES)]
         self.kinds = Kinds(schema, self.options, from_text=self.files[0].kind in TEXT_KINDS)
         self.rows: dict[ListFile, int] = {}
         self.long = False
@@ -65,12 +78,12 @@ class OwnFiles:
 
     @property
     def empty_files(self) -> int:
-        """Files without rows."""
+        """Number of files without rows."""
         there = {part.path for part, rows in self.rows.items() if rows}
         return sum(file.path not in there for file in self.files)
 
     def scan(self, on_rows: Callable[[int], object] = lambda rows: None) -> None:
-        """Looks at the values of all files.
+        """Reads the kinds of values of all files, and decides the columns.
 
         Raises:
             InputError: Files are damaged, differ in their columns or types, or hold no list at all.
@@ -91,11 +104,11 @@ class OwnFiles:
             first = first or (file.path, set(of_file.found))
             self.kinds.merge(of_file.found)
         if not any(self.rows.values()):
-            raise InputError(f"{_names(self.files)} holds no lists: remove it, or write it again")
+            raise InputError(f"{_format_names(self.files)} holds no lists: remove it, or write it again")
         self._settle()
 
     def scan_first_blocks(self) -> None:
-        """As ``scan``, for streams: by the first rows of each file."""
+        """Like ``scan``, from the first rows of each file only, for streams."""
         first: tuple[str, set[str]] | None = None
         for file in self.files:
             for block in read_blocks(file, self.schema, self.options):
@@ -105,42 +118,44 @@ class OwnFiles:
                 self.kinds.add(block.table, file.path)
                 break
         if first is None:
-            raise InputError(f"{_names(self.files)} holds no lists: remove it, or write it again")
+            raise InputError(f"{_format_names(self.files)} holds no lists: remove it, or write it again")
         self._settle()
 
-    def lists(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
-        """Lists of a part of wide files, with ``columns``; those without items are left out.
+    def read_lists(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
+        """Yields the lists of a part of wide files, with ``columns``, without lists that have no items.
 
         Args:
             part: One of ``parts``.
-            counts: What was left out, or read as something else, is added to this.
+            counts: The numbers of omissions and conversions are added here by name.
         """
-        for block in self._blocks(part, counts):
-            kept = self._with_items(block.table, counts)
+        for block in self._convert_blocks(part, counts):
+            kept = self._drop_empty_lists(block.table, counts)
             if kept.num_rows:
                 yield kept
 
-    def items(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
-        """Items of a part of long files, with ``item_columns`` and their places (``PART_COLUMN``, ``ROW_COLUMN``)."""
+    def read_items(self, part: ListFile, counts: Counts) -> Iterator[pa.Table]:
+        """Yields the items of a part of long files, with ``item_columns`` and locations (``PART_COLUMN``,
+        ``ROW_COLUMN``)."""
         number, row = self.parts.index(part), 0
-        for block in self._blocks(part, counts):
+        for block in self._convert_blocks(part, counts):
             rows = np.arange(row, row + block.table.num_rows)
             row += len(rows)
             table = block.table.append_column(PART_COLUMN, pa.array(np.full(len(rows), number)))
             yield table.append_column(ROW_COLUMN, pa.array(rows))
 
-    def lists_of_items(self, frame: pl.DataFrame) -> tuple[pa.Table, np.ndarray]:
-        """The lists that all of their items (see ``items``) make, with ``columns``, and the number of each one's part.
+    def make_lists(self, frame: pl.DataFrame) -> tuple[pa.Table, np.ndarray]:
+        """Groups items (see ``read_items``) into lists with ``columns``; also gives the index of the part of each
+        list.
 
         Raises:
             InputError: Items do not make a list, or one list has items in two files.
         """
         parts, rows = frame[PART_COLUMN].to_numpy(), frame[ROW_COLUMN].to_numpy()
         list_id = str(self.schema.list_id)
-        lists = grouped(
+        lists = group_items(
             frame.drop(PART_COLUMN, ROW_COLUMN),
             self.schema,
-            lambda row: self._where(int(parts[row]), int(rows[row])),
+            lambda row: self._locate(int(parts[row]), int(rows[row])),
             labels=self.labels,
         )
         in_lists = frame.group_by(list_id, maintain_order=True).agg(
@@ -151,17 +166,17 @@ class OwnFiles:
             if paths[0] != paths[1]:
                 raise InputError(
                     f"list {name} has rows in {paths[0]} and in {paths[1]}: expected all items of a list in one file; "
-                    f"if each file numbers its lists anew, make {list_id!r} unique"
+                    f"if the ids start again in each file, make {list_id!r} unique"
                 )
-        return plain_table(lists).cast(self.columns), in_lists["first"].to_numpy()
+        return to_plain_table(lists).cast(self.columns), in_lists["first"].to_numpy()
 
-    def _blocks(self, part: ListFile, counts: Counts) -> Iterator[Block]:
+    def _convert_blocks(self, part: ListFile, counts: Counts) -> Iterator[Block]:
         converter = Converter(self.schema, self.kinds, self.options, self.text_ids, counts)
         for block in read_blocks(part, self.schema, self.options):
-            yield Block(converter.convert(self._filled(block.table, part), block.where), block.where)
+            yield Block(converter.convert(self._fill_features(block.table, part), block.where), block.where)
 
-    def _where(self, part: int, row: int) -> str:
-        """Reads the part again, for messages."""
+    def _locate(self, part: int, row: int) -> str:
+        """The location of a row, for messages; reads the part again."""
         for block in read_blocks(self.parts[part], self.schema, self.options):
             if row < block.table.num_rows:
                 return block.where(row)
@@ -176,17 +191,18 @@ class OwnFiles:
         self.item_columns = self.columns = Converter(self.schema, self.kinds, self.options, self.text_ids).columns()
         if self.long:
             frame = pl.DataFrame(pl.from_arrow(self.item_columns.empty_table()))
-            self.columns = plain_table(grouped(frame, self.schema, str, labels=self.labels)).schema
+            self.columns = to_plain_table(group_items(frame, self.schema, str, labels=self.labels)).schema
 
-    def _filled(self, table: pa.Table, part: ListFile) -> pa.Table:
-        """LETOR leaves out features that are 0."""
+    def _fill_features(self, table: pa.Table, part: ListFile) -> pa.Table:
+        """Adds the features that a LETOR file lacks, as 0."""
         for name in self.kinds.found if part.kind == "letor" else ():
             if name not in table.column_names and name.startswith("feature_"):
                 table = table.append_column(name, pa.array(np.zeros(table.num_rows)))
         return table
 
-    def _with_items(self, table: pa.Table, counts: Counts) -> pa.Table:
-        """Without the lists all of whose item columns are empty; others are ragged, and refused by whoever checks."""
+    def _drop_empty_lists(self, table: pa.Table, counts: Counts) -> pa.Table:
+        """Drops lists whose item columns are all empty; if only some are empty, the list is ragged, and refused
+        later."""
         empty = None
         for name in (self.schema.label, *(feature.name for feature in self.schema.items)):
             if name in table.column_names and pa.types.is_list(table.schema.field(name).type):
@@ -208,6 +224,6 @@ def _refuse_other_columns(first: tuple[str, set[str]], second: tuple[str, set[st
         )
 
 
-def _names(files: Sequence[ListFile]) -> str:
+def _format_names(files: Sequence[ListFile]) -> str:
     shown = ", ".join(file.path for file in files[:3])
     return shown + (", ..." if len(files) > 3 else "")

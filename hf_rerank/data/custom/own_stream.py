@@ -1,7 +1,7 @@
 """A user's files as a stream of ``datasets``: whole Arrow tables.
 
-Alone in its module, with few imports: for streaming, ``datasets`` replaces ``open``, ``Path``, ``os`` and ``pyarrow``
-in the module of a builder, for every name that it finds there.
+In its own module, with few imports: for streaming, ``datasets`` replaces the names ``open``, ``Path``, ``os`` and
+``pyarrow`` in the module of a builder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class OwnStream(datasets.ArrowBasedBuilder):
     def _generate_tables(self, parts: Sequence[ListFile]) -> Iterator[tuple[tuple[int, int], pa.Table]]:
         for shard, part in enumerate(parts):
             counts: dict[str, int] = {}
-            for number, table in enumerate(self.own.lists(part, counts)):
+            for number, table in enumerate(self.own.read_lists(part, counts)):
                 yield (shard, number), table
             for what, count in counts.items():
                 warnings.warn(f"{part.path}: {what}: {count:,}", stacklevel=2)

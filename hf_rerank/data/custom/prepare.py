@@ -1,4 +1,4 @@
-"""A user's own lists, all of them checked -> a folder of prepared lists."""
+"""Writes a user's own lists into a folder of prepared lists, after checking every list."""
 
 from __future__ import annotations
 
@@ -34,22 +34,25 @@ def prepare_own(
     progress: bool = True,
     shard_bytes: int = SHARD_BYTES,
 ) -> PrepareReport:
-    """Own files -> a folder of prepared lists (see ``hf_rerank.data.prepared``).
+    """Writes a user's own files into a folder of prepared lists (see ``hf_rerank.data.prepared``).
 
-    If this is interrupted, the next call with the same options resumes.
+    After an interruption, the next call with the same options resumes.
 
     Args:
-        source: Files, as ``load_lists`` takes them.
-        output_dir: Folder to make; must be new or empty. It appears when it is complete.
-        schema: Says which column is what, as an object or a path to its JSON.
+        source: Files, as for ``load_lists``.
+        output_dir: Folder to create; must be new or empty. It appears when it is complete.
+        schema: Describes the columns, as an object or the path of its JSON file.
         split_by: ``"group"`` or ``"time:COLUMN"``, see ``load_lists``.
         ranker_train: Hold out 40 % of the users (by time: the oldest 40 %) for training an initial ranker.
-        max_list_length: Longest list. None: that of the schema.
-        cut: Cut longer lists to the items that stand first, instead of refusing them. The labels of the items that
-            were cut are kept in the column ``LABEL_cut``, so that metrics can cover all logged clicks.
-        options: Of the readers.
-        progress: Bars of the rows read, checked and written, if they take longer than a second.
-        shard_bytes: Of lists in memory after which the shards of all splits are cut.
+        max_list_length: Maximum number of items per list. None: that of the schema.
+        cut: Cut longer lists to the first items of the initial order; False: longer lists are errors. The labels of
+            the items that were cut are kept in the column ``LABEL_cut``, so that metrics can cover all logged clicks.
+        options: Options of the readers. None: the defaults.
+        progress: Show progress bars for steps that take longer than a second.
+        shard_bytes: Bytes of lists in memory after which a new shard starts. Default 1 GiB.
+
+    Returns:
+        The counts of lists, items and clicks, and the warnings.
 
     Raises:
         InputError: A list is wrong, or too long without ``cut``; two lists have one id; an output folder that is not
@@ -68,7 +71,7 @@ def prepare_own(
     sources = [source] if isinstance(source, str | Path) else source
     refuse_output_over_input(output_dir, [path for path in sources if Path(path).is_dir()])
     own = OwnFiles(files, schema, options)
-    with own.inputs.unchanged(), tqdm(unit="row", desc="Reading", delay=1, disable=not progress) as bar:
+    with own.inputs.require_unchanged(), tqdm(unit="row", desc="Reading", delay=1, disable=not progress) as bar:
         own.scan(bar.update)
     kind = LongSource if own.long else CustomSource
     lists = kind(own, split_by=split_by, ranker_train=ranker_train, cut=cut, progress=progress)

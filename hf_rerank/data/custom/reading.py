@@ -1,4 +1,4 @@
-"""Reads one file of any kind as tables, a block at a time, with the place of each row for messages."""
+"""Reads one file of any format as tables, block by block, with the location of each row for messages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_rerank.data.custom.cells import lists_of_cells
+from hf_rerank.data.custom.cells import parse_cells
 from hf_rerank.data.custom.columns import Where, numbers_of
-from hf_rerank.data.custom.csv_text import line_of, read_csv
+from hf_rerank.data.custom.csv_text import find_line, read_csv
 from hf_rerank.data.custom.files import ListFile
 from hf_rerank.data.custom.json_lines import read_json
 from hf_rerank.data.custom.letor import read_letor
@@ -19,7 +19,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 
 BATCH_ROWS = 4_096
-# Formats whose values are all text, and whose types are those of what the text looks like.
+# Formats whose values are all text, so that types depend on what the text looks like.
 TEXT_KINDS = ("csv",)
 
 
@@ -28,8 +28,8 @@ class Block:
     """Rows of a file.
 
     Attributes:
-        table: As the file has them, except that cells that hold lists are lists.
-        where: Says where a row of it stands.
+        table: The rows; cells that hold lists are parsed.
+        where: ``row -> location``, for messages.
     """
 
     table: pa.Table
@@ -37,19 +37,19 @@ class Block:
 
 
 def read_blocks(file: ListFile, schema: ListSchema | None, options: ReadOptions) -> Iterator[Block]:
-    """The blocks of a file; none of an empty one.
+    """Yields the blocks of a file; none for an empty file.
 
     Raises:
-        InputError: The file is damaged, or not of the format that its name says.
+        InputError: The file is damaged, or not in the format of its suffix.
     """
     if file.kind == "csv":
         first = 0
         for table in read_csv(file, options):
             # Bound now: blocks are read one after another.
             def where(row: int, first: int = first) -> str:
-                return f"{file.path}, line {line_of(file, first + row, options)}"
+                return f"{file.path}, line {find_line(file, first + row, options)}"
 
-            yield Block(lists_of_cells(table, schema, options, where), where)
+            yield Block(parse_cells(table, schema, options, where), where)
             first += table.num_rows
     elif file.kind == "json":
         numbers = frozenset() if schema is None else numbers_of(schema)
@@ -57,26 +57,26 @@ def read_blocks(file: ListFile, schema: ListSchema | None, options: ReadOptions)
             yield Block(table, where_of_line)
     elif file.kind == "letor":
         for table, first_line in read_letor(file):
-            yield Block(table, _rows_of(f"{file.path}, line", first_line))
+            yield Block(table, _make_where(f"{file.path}, line", first_line))
     else:
-        first = _rows_before(file)
-        for batch in _batches(file):
-            yield Block(pa.Table.from_batches([batch]), _rows_of(f"{file.path}, row", first))
+        first = _count_rows_before(file)
+        for batch in _read_batches(file):
+            yield Block(pa.Table.from_batches([batch]), _make_where(f"{file.path}, row", first))
             first += batch.num_rows
 
 
-def _rows_of(what: str, first: int) -> Where:
+def _make_where(what: str, first: int) -> Where:
     return lambda row: f"{what} {first + row}"
 
 
-def _rows_before(file: ListFile) -> int:
+def _count_rows_before(file: ListFile) -> int:
     if not file.start:
         return 0
     footer = pq.read_metadata(file.path)
     return sum(footer.row_group(number).num_rows for number in range(file.start))
 
 
-def _batches(file: ListFile) -> Iterator[pa.RecordBatch]:
+def _read_batches(file: ListFile) -> Iterator[pa.RecordBatch]:
     name = "Parquet" if file.kind == "parquet" else "Arrow"
     try:
         with file.open() as source:
@@ -88,7 +88,7 @@ def _batches(file: ListFile) -> Iterator[pa.RecordBatch]:
                 with pq.ParquetFile(source) as parquet:
                     stop = parquet.num_row_groups if file.stop is None else file.stop
                     for batch in parquet.iter_batches(BATCH_ROWS, row_groups=range(file.start, stop)):
-                        yield _checked(batch)
+                        yield _check_batch(batch)
                 return
             try:
                 reader = pa.ipc.open_file(source)
@@ -97,16 +97,16 @@ def _batches(file: ListFile) -> Iterator[pa.RecordBatch]:
                 source.seek(0)
                 batches = iter(pa.ipc.open_stream(source))
             for batch in batches:
-                _checked(batch)
+                _check_batch(batch)
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     yield batch.slice(start, BATCH_ROWS)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{file.path} is no whole {name} file: {reason}; make or copy it again") from None
+        raise InputError(f"{file.path} is not a complete {name} file: {reason}; make or copy it again") from None
 
 
-def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch, once all of it is known to be readable: Arrow ends the process at offsets beyond the values.
+def _check_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Checks that a batch is valid, and returns it: with offsets beyond the values, Arrow would crash the process.
 
     Raises:
         pa.ArrowInvalid: Offsets, lengths or texts are wrong.

@@ -1,4 +1,4 @@
-"""Writes ranked lists, in the format and packing that the name of the file says."""
+"""Writes ranked lists in the format and compression of the file's suffix."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 
 from hf_rerank.data.custom.files import COMPRESSIONS
 from hf_rerank.errors import InputError
-from hf_rerank.storage import naming_failures, open_files, writing
+from hf_rerank.storage import name_failures, open_files, write_atomically
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")
 Write = Callable[[Sequence[Mapping[str, Any]]], None]
 
 
-def format_of(path: Path) -> tuple[str, str | None]:
-    """Suffix of the format, and compression.
+def parse_format(path: Path) -> tuple[str, str | None]:
+    """The suffix of the format, and the compression or None.
 
     Raises:
-        InputError: The name says neither.
+        InputError: The suffix is not supported.
     """
     compression = COMPRESSIONS.get(path.suffix.lower())
     suffix = (Path(path.stem) if compression else path).suffix.lower()
@@ -37,30 +37,30 @@ def format_of(path: Path) -> tuple[str, str | None]:
 
 
 @contextlib.contextmanager
-def results_file(path: Path) -> Iterator[Write]:
-    """Gives the function that appends results; the file appears when all of them are written.
+def open_results_file(path: Path) -> Iterator[Write]:
+    """Yields the function that appends results; the file appears when all of them are written.
 
-    In CSV one row is one ranked item, best first, with the column ``rank`` from 0; ``order`` is the slot of the item
-    in its list.
+    In CSV one row is one ranked item, best first, with the column ``rank`` from 0; ``order`` is the index of the
+    item in its list.
     """
-    suffix, compression = format_of(path)
-    with writing(path) as temporary, open_files(path) as opened:
-        with naming_failures(path):
-            append = _appending(opened, temporary, suffix, compression)
+    suffix, compression = parse_format(path)
+    with write_atomically(path) as temporary, open_files(path) as opened:
+        with name_failures(path):
+            append = _make_append(opened, temporary, suffix, compression)
 
         def write(ranked: Sequence[Mapping[str, Any]]) -> None:
-            with naming_failures(path):
+            with name_failures(path):
                 append(ranked)
 
         yield write
 
 
-def _appending(opened: contextlib.ExitStack, path: Path, suffix: str, compression: str | None) -> Write:
+def _make_append(opened: contextlib.ExitStack, path: Path, suffix: str, compression: str | None) -> Write:
     """The function that appends results to a file; ``opened`` closes it."""
     if suffix == ".parquet":
-        return _tables(opened, lambda schema: pq.ParquetWriter(path, schema), _lists)
+        return _append_tables(opened, lambda schema: pq.ParquetWriter(path, schema), _make_list_table)
     if suffix in (".arrow", ".feather"):
-        return _tables(opened, lambda schema: pa.ipc.new_file(str(path), schema), _lists)
+        return _append_tables(opened, lambda schema: pa.ipc.new_file(str(path), schema), _make_list_table)
     sink: Any = opened.enter_context(pa.OSFile(str(path), "wb"))
     if compression is not None:
         sink = opened.enter_context(pa.CompressedOutputStream(sink, compression))
@@ -69,15 +69,17 @@ def _appending(opened: contextlib.ExitStack, path: Path, suffix: str, compressio
             "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ranked).encode()
         )
     options = arrow_csv.WriteOptions(delimiter="," if suffix == ".csv" else "\t")
-    return _tables(opened, lambda schema: arrow_csv.CSVWriter(sink, schema, write_options=options), _items)
+    return _append_tables(
+        opened, lambda schema: arrow_csv.CSVWriter(sink, schema, write_options=options), _make_item_table
+    )
 
 
-def _tables(
+def _append_tables(
     opened: contextlib.ExitStack,
     new: Callable[[pa.Schema], Any],
     table_of: Callable[[Sequence[Mapping[str, Any]]], pa.Table],
 ) -> Write:
-    """Appends tables to a writer, which the first of them opens."""
+    """The function that appends tables to a writer, which the first table opens."""
     writer: Any = None
     columns: Any = None
 
@@ -91,13 +93,13 @@ def _tables(
     return write
 
 
-def _lists(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
+def _make_list_table(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
     """One row per list."""
-    return pa.table({name: _array([row[name] for row in ranked]) for name in ranked[0]})
+    return pa.table({name: _to_array([row[name] for row in ranked]) for name in ranked[0]})
 
 
-def _items(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """One row per item: values of the list are repeated, those of items in their rank."""
+def _make_item_table(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """One row per item, in the order of rank; values of the list are repeated."""
     names = list(ranked[0])
     columns: dict[str, list[Any]] = {name: [] for name in names}
     ranks: list[int] = []
@@ -108,13 +110,13 @@ def _items(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
             value = result[name]
             columns[name] += value if isinstance(value, list) else [value] * length
     of_lists = [name for name in names if not isinstance(ranked[0][name], list)]
-    table = pa.table({name: _array(columns[name]) for name in names})
+    table = pa.table({name: _to_array(columns[name]) for name in names})
     table = table.select([*of_lists, *(name for name in names if name not in of_lists)])
     return table.add_column(len(of_lists), "rank", pa.array(ranks, pa.int64()))
 
 
-def _array(values: list[Any]) -> pa.Array:
-    """Ids from 2**63 on need a type that is named."""
+def _to_array(values: list[Any]) -> pa.Array:
+    """An Arrow array; ids of at least 2**63 need an explicit type."""
     try:
         return pa.array(values)
     except OverflowError:

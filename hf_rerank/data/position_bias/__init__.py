@@ -1,4 +1,4 @@
-"""Position bias of logged clicks: how probable it is that each position was examined, estimated from the clicks."""
+"""Position bias of logged clicks: the probability that each position was examined, estimated from the clicks."""
 
 from hf_rerank.data.position_bias.adding import METHODS, REPORT_KEY, add_propensities
 from hf_rerank.data.position_bias.estimation import (

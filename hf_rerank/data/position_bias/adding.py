@@ -10,21 +10,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_rerank.data.position_bias.click_log import ROWS, SPLITS, display_positions, read_click_log
+from hf_rerank.data.position_bias.click_log import ROWS, SPLITS, read_click_log, read_display_positions
 from hf_rerank.data.position_bias.estimation import (
     Curve,
     estimate_by_em,
     estimate_by_harvesting,
     estimate_by_regression_em,
 )
-from hf_rerank.data.prepared import PreparedSource, dataset_card, read_card, read_report, write_description
+from hf_rerank.data.prepared import PreparedSource, make_dataset_card, read_card, read_report, write_description
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.errors import InputError, suggestion
 
 COLUMN = "propensity"
 REPORT_KEY = "propensities"
 METHODS = ("em", "regression-em", "harvest")
-# What the card said of propensities before: this sentence is replaced.
+# Beginning of the sentence about propensities in the card, which is replaced.
 _OLD = "Propensities:"
 
 
@@ -38,26 +38,26 @@ def add_propensities(
     at_most: int | None = None,
     progress: bool = True,
 ) -> PrepareReport:
-    """Estimates how probable it is that each position was examined, and writes the lists with that as a column.
+    """Estimates the probability that each position was examined, and adds it to lists as a column.
 
-    The clicks of ``train`` and ``ranker_train`` are looked at. Every list gets the item column that the schema names
-    as ``propensity`` (a new one: ``propensity``), with the probability of the position at which each item was
-    displayed; training and evaluation use it. Nothing is clipped here: training does that (``propensity_floor``). The
-    curve, with counts, is in ``report.json`` under ``propensities``.
+    It is estimated from the clicks of ``train`` and ``ranker_train``. Every list gets the item column that the schema
+    names as ``propensity`` (by default a new column ``propensity``), with the probability of the position at which
+    each item was displayed; training and evaluation use it. Values are not clipped; training does that
+    (``propensity_floor``). The curve, with counts, is in ``report.json`` under ``propensities``.
 
-    Impressions are held in memory, 17 bytes an item shown; under ``regression-em`` also their features.
+    Impressions are held in memory, 17 bytes per displayed item; with ``regression-em`` also their features.
 
     Args:
         lists_dir: A folder of prepared lists.
-        output_dir: Folder to make; must be new or empty.
-        method: ``em``: a position-based click model with one relevance per item id. ``regression-em``: with a logistic
-            regression of the item features, where ids are missing or rare. ``harvest``: the same items at different
-            positions are compared and nothing else; needs orders that vary.
-        display_order: Item column of the positions at which items were displayed when the clicks were logged, from 0;
-            ``rows``: items stand in that order. None: the schema's position, or the rows where it names none.
-        same_from: Positions from this one on, from 0, share one probability. None: each has its own.
-        at_most: Lists to look at, at most, spread evenly. None: all.
-        progress: A bar of what takes longer than a second.
+        output_dir: Folder to create; must be new or empty.
+        method: ``em`` (default): a position-based click model with one relevance per item id. ``regression-em``: with
+            a logistic regression of the item features, if ids are missing or rare. ``harvest``: compares only the
+            clicks of the same items at different positions; needs orders that vary.
+        display_order: Item column with the position, from 0, at which each item was displayed when the clicks were
+            logged; ``rows``: items are in display order. None: the schema's position column, or ``rows`` without one.
+        same_from: Positions from this one on share one probability. None: each has its own.
+        at_most: Maximum number of lists to estimate from, spread evenly. None: all.
+        progress: Show a progress bar if it takes longer than a second.
 
     Returns:
         The counts of the new folder.
@@ -105,13 +105,13 @@ class _WithPropensities(PreparedSource):
         self.columns = self.columns.append(field) if number < 0 else self.columns.set(number, field)
 
     def facts(self) -> tuple[Curve, dict[str, Any]]:
-        """The curve, and what the report says of it."""
+        """The curve, and its entry in the report."""
         super().facts()
         of_features = self.method == "regression-em"
         log = read_click_log(
             self.prepared, self.folder, self.display_order, features=of_features, at_most=self.at_most
         )
-        position = self._shared(log.position)
+        position = self._share_positions(log.position)
         if log.item is None:
             curve = estimate_by_regression_em(position, log.click, log.features)
         else:
@@ -127,13 +127,13 @@ class _WithPropensities(PreparedSource):
             "converged": curve.converged,
             "curve": [
                 {
-                    "position": place,
-                    "propensity": float(curve.propensities[place]),
-                    "impressions": int(curve.impressions[place]),
-                    "clicks": int(curve.clicks[place]),
-                    "compared": int(curve.compared[place]),
+                    "position": number,
+                    "propensity": float(curve.propensities[number]),
+                    "impressions": int(curve.impressions[number]),
+                    "clicks": int(curve.clicks[number]),
+                    "compared": int(curve.compared[number]),
                 }
-                for place in range(len(curve.propensities))
+                for number in range(len(curve.propensities))
             ],
         }
         return curve, about
@@ -144,7 +144,7 @@ class _WithPropensities(PreparedSource):
         labels = lists.column(self.schema.label).combine_chunks()
         lengths = pc.list_value_length(labels).to_numpy(zero_copy_only=False).astype(np.int64)
         where = f"lists {first} to {first + len(lists) - 1} of {split}"
-        position = self._shared(display_positions(lists, self.display_order, lengths, where))
+        position = self._share_positions(read_display_positions(lists, self.display_order, lengths, where))
         curve = facts[0].propensities
         if len(position) and position.max() >= len(curve):
             raise InputError(
@@ -161,13 +161,13 @@ class _WithPropensities(PreparedSource):
         super().describe(folder, facts, report)
         counted = PrepareReport().to_dict().keys() | {"licence", "counts", "warnings", REPORT_KEY}
         earlier = {name: value for name, value in read_report(self.folder).items() if name not in counted}
-        card = self._card(report, facts[1])
+        card = self._make_card(report, facts[1])
         write_description(folder, self.schema, report, card, **earlier, **{REPORT_KEY: facts[1]})
 
-    def _shared(self, position: np.ndarray) -> np.ndarray:
+    def _share_positions(self, position: np.ndarray) -> np.ndarray:
         return position if self.same_from is None else np.minimum(position, self.same_from)
 
-    def _card(self, report: PrepareReport, about: Mapping[str, Any]) -> str:
+    def _make_card(self, report: PrepareReport, about: Mapping[str, Any]) -> str:
         card = read_card(self.folder)
         order = "the order of the rows" if self.display_order == ROWS else f"the column `{self.display_order}`"
         shared = "" if self.same_from is None else f" (positions from {self.same_from} on share theirs)"
@@ -177,4 +177,4 @@ class _WithPropensities(PreparedSource):
             f"examined, by `{self.method}` from {about['lists_learned_from']:,} lists of {' and '.join(SPLITS)}"
             f"{shared}; the largest is 1, and the curve is in `report.json`.",
         ]
-        return dataset_card(card.title, report, self.schema, how=how, caveats=card.caveats, licence=card.licence)
+        return make_dataset_card(card.title, report, self.schema, how=how, caveats=card.caveats, licence=card.licence)

@@ -1,4 +1,4 @@
-"""Prepared lists as arrays of impressions: where each item was displayed, whether it was clicked, and what it is."""
+"""Reads prepared lists as arrays of impressions: display position, click, and item id or features."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hf_rerank.errors import InputError, suggestion
 from hf_rerank.schema import Categorical, Dense, ListSchema
 from hf_rerank.validation import Lists
 
-# What the display order may be called where it is that of the rows.
+# The value of ``display_order`` for items in display order.
 ROWS = "rows"
-# The splits whose clicks are looked at; those of validation and test are not.
+# The splits from whose clicks propensities are estimated.
 SPLITS = ("ranker_train", "train")
 BATCH_LISTS = 4_096
-# Values of a categorical feature, the most frequent ones, that are a feature of the regression of their own.
+# Number of most frequent values of a categorical feature that get a weight of their own in the regression.
 MOST_VALUES = 100
 
 
@@ -31,12 +31,12 @@ class ClickLog:
     """Impressions, one entry each.
 
     Attributes:
-        position: int64 [N], where the item was displayed, from 0.
+        position: int64 [N], the position at which the item was displayed, from 0.
         click: bool [N].
-        item: int64 [N], codes of item ids from 0, of the reader for ids; else None.
-        features: float [N, features], scipy sparse, of the reader for features; else None.
-        lists: How many lists there are.
-        without_id: Impressions without an id, which are left out.
+        item: int64 [N], codes of item ids from 0; None if features are read.
+        features: float [N, features], scipy sparse; None if ids are read.
+        lists: Number of lists.
+        without_id: Number of impressions without an id, which are left out.
     """
 
     position: np.ndarray
@@ -47,7 +47,7 @@ class ClickLog:
     without_id: int
 
 
-def id_column(schema: ListSchema, folder: Path) -> str:
+def find_id_column(schema: ListSchema, folder: Path) -> str:
     """The column of item ids.
 
     Raises:
@@ -63,14 +63,14 @@ def id_column(schema: ListSchema, folder: Path) -> str:
     )
 
 
-def display_positions(lists: pa.Table, column: str, lengths: np.ndarray, where: str) -> np.ndarray:
+def read_display_positions(lists: pa.Table, column: str, lengths: np.ndarray, where: str) -> np.ndarray:
     """int64 [N], the position at which each item was displayed, from 0.
 
     Args:
         lists: A table of lists.
-        column: Its column of display positions; ``ROWS``: items stand in the order in which they were displayed.
-        lengths: int64 [B], items of each list.
-        where: Of what the lists are, for messages.
+        column: Its column of display positions; ``ROWS``: items are in display order.
+        lengths: int64 [B], the number of items of each list.
+        where: Where the lists are, for messages.
 
     Raises:
         InputError: The column is missing, holds no whole numbers from 0, or is ragged.
@@ -109,32 +109,32 @@ def read_click_log(
         folder: Its path.
         display_order: A column, or ``ROWS``.
         features: Read features of the items instead of their ids.
-        at_most: Lists, at most; they are spread evenly over all.
+        at_most: Maximum number of lists, spread evenly over all. None: all.
 
     Raises:
         InputError: No lists, no ids, or wrong lists.
     """
     schema = prepared.schema
-    name = None if features else id_column(schema, folder)
+    name = None if features else find_id_column(schema, folder)
     total = sum(prepared.lists.get(split, 0) for split in SPLITS)
     if not total:
         raise InputError(
             f"{folder} has no list in {' or '.join(SPLITS)}: propensities are estimated from these splits"
         )
     positions, clicks, ids, tables, count = [], [], [], [], 0
-    for where, lists in _chosen(prepared, total, at_most):
+    for where, lists in _read_lists(prepared, total, at_most):
         labels = lists.column(schema.label).combine_chunks()
         lengths = pc.list_value_length(labels).to_numpy(zero_copy_only=False).astype(np.int64)
-        positions.append(display_positions(lists, display_order, lengths, where))
+        positions.append(read_display_positions(lists, display_order, lengths, where))
         clicks.append(pc.greater(labels.flatten(), 0).to_numpy(zero_copy_only=False))
         count += len(lists)
         if name is None:
-            tables.append(_plain_items(lists, schema))
+            tables.append(_read_features(lists, schema))
         else:
             ids.append(lists.column(name).combine_chunks().flatten())
     position, click = np.concatenate(positions), np.concatenate(clicks)
     if name is None:
-        return ClickLog(position, click, None, _matrix(tables), count, 0)
+        return ClickLog(position, click, None, _make_matrix(tables), count, 0)
     codes = pa.chunked_array(ids).combine_chunks().dictionary_encode().indices
     there = codes.is_valid().to_numpy(zero_copy_only=False)
     item = pc.fill_null(codes, 0).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -143,8 +143,8 @@ def read_click_log(
     return ClickLog(position[there], click[there], item[there], None, count, int((~there).sum()))
 
 
-def _chosen(prepared: PreparedFolder, total: int, at_most: int | None) -> Iterator[tuple[str, pa.Table]]:
-    """Batches of lists of the splits, each with what it is for messages."""
+def _read_lists(prepared: PreparedFolder, total: int, at_most: int | None) -> Iterator[tuple[str, pa.Table]]:
+    """Yields batches of lists of the splits, each with its location for messages."""
     number = 0
     for split in SPLITS:
         for path in prepared.files.get(split, []):
@@ -152,7 +152,7 @@ def _chosen(prepared: PreparedFolder, total: int, at_most: int | None) -> Iterat
                 for batch in parquet.iter_batches(BATCH_LISTS):
                     lists = pa.Table.from_batches([batch])
                     if at_most is not None and at_most < total:
-                        # The lists whose number is the first of its share.
+                        # Keep the lists at which the scaled index increases.
                         share = (np.arange(number - 1, number + len(lists)) * at_most) // total
                         lists = lists.filter(pa.array(np.diff(share) > 0))
                     number += batch.num_rows
@@ -160,8 +160,8 @@ def _chosen(prepared: PreparedFolder, total: int, at_most: int | None) -> Iterat
                         yield f"lists of {path}", lists
 
 
-def _plain_items(lists: pa.Table, schema: ListSchema) -> dict[str, Any]:
-    """The dense and categorical item features of lists but for the id: name -> flat arrow array."""
+def _read_features(lists: pa.Table, schema: ListSchema) -> dict[str, Any]:
+    """The dense and categorical item features of lists, without the id: name -> flat Arrow array."""
     features = [
         feature for feature in schema.items if isinstance(feature, Categorical | Dense) and feature.name != schema.id
     ]
@@ -173,8 +173,8 @@ def _plain_items(lists: pa.Table, schema: ListSchema) -> dict[str, Any]:
     return Lists.from_arrow(lists.select([feature.name for feature in features]), bare).items
 
 
-def _matrix(tables: Sequence[dict[str, Any]]) -> Any:
-    """Numbers in units of their standard deviation, missing ones at the mean; frequent values as 0 or 1."""
+def _make_matrix(tables: Sequence[dict[str, Any]]) -> Any:
+    """A sparse matrix of features: standardized numbers, missing ones at the mean; frequent values one-hot."""
     from scipy import sparse
 
     columns = []

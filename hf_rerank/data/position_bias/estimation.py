@@ -1,12 +1,12 @@
 """Three estimates of examination probabilities by position, from arrays of impressions.
 
 All assume the position-based model (Richardson et al. 2007): an impression at position k of an item with relevance r
-is clicked with probability ``theta_k * r``. Only ratios of the theta can be known, so the largest is set to 1.
+is clicked with probability ``theta_k * r``. Only ratios of the thetas are identifiable, so the largest is set to 1.
 
 - ``estimate_by_em``: maximum likelihood by EM, with one relevance per item id (Chuklin et al. 2015, section 3.2).
 - ``estimate_by_regression_em``: the same with the relevance as a logistic regression of features (Wang et al. 2018).
-- ``estimate_by_harvesting``: clicks of the same item at different positions are compared, and nothing else (the idea
-  of Agarwal et al. 2019). Items are fixed effects of a Poisson regression, ``mean clicks = impressions * theta_k *
+- ``estimate_by_harvesting``: compares only the clicks of the same item at different positions (the idea of Agarwal
+  et al. 2019). Items are fixed effects of a Poisson regression, ``mean clicks = impressions * theta_k *
   r_i``, whose estimate of theta is consistent however few impressions an item has (Hausman et al. 1984).
 """
 
@@ -19,12 +19,12 @@ import numpy as np
 
 from hf_rerank.errors import InputError
 
-# Estimation ends when no theta moves by more, or after so many steps.
-# The first steps are always made: at the start the theta may stand still while relevances begin to move.
+# Estimation ends when no theta changes by more, or after the maximum number of steps. A minimum is always made: at the
+# start the thetas may be constant while the relevances change.
 TOLERANCE, FEWEST_STEPS, MOST_STEPS = 1e-6, 5, 5_000
-# Impressions of average relevance that each item is taken to have beside its own, so that rare items are not certain.
+# Prior: additional impressions of average relevance per item, so that rare items are not extreme.
 PRIOR_IMPRESSIONS = 10.0
-# Of the squared weights of the regression.
+# L2 penalty of the weights of the regression.
 PENALTY = 1.0
 
 
@@ -36,10 +36,10 @@ class Curve:
         propensities: float64 [positions], in (0, 1], the largest 1.
         impressions: int64 [positions], of all items.
         clicks: int64 [positions].
-        compared: int64 [positions], impressions that the estimate rests on: under harvesting those of clicked items
-            seen at more than one position, else all.
-        steps: How many steps were made.
-        converged: Whether they ended because nothing moved.
+        compared: int64 [positions], impressions that the estimate uses: for harvesting those of clicked items
+            displayed at more than one position, else all.
+        steps: Number of steps.
+        converged: Whether the last step changed no theta by more than ``TOLERANCE``.
     """
 
     propensities: np.ndarray
@@ -53,8 +53,9 @@ class Curve:
 def estimate_by_em(position: np.ndarray, click: np.ndarray, item: np.ndarray) -> Curve:
     """Maximizes the likelihood of the position-based model, with a relevance per item, by EM.
 
-    An item's relevance is drawn to the mean of all as by ``PRIOR_IMPRESSIONS`` more impressions. Items seen once say
-    almost nothing: where most are, the curve is that of the click-through rates.
+    An item's relevance is shrunk to the mean by a prior of ``PRIOR_IMPRESSIONS`` impressions. Items with one
+    impression carry almost no information: if most items are of this kind, the curve is that of the click-through
+        rates.
 
     Args:
         position: int [N], from 0.
@@ -64,7 +65,7 @@ def estimate_by_em(position: np.ndarray, click: np.ndarray, item: np.ndarray) ->
     Raises:
         InputError: A position has no click.
     """
-    impressions, clicks = _by_position(position, click)
+    impressions, clicks = _count_by_position(position, click)
     cells = _Cells.count(position, click, item)
     theta = (clicks / impressions) / (clicks / impressions).max()
     items = int(item.max()) + 1
@@ -72,13 +73,13 @@ def estimate_by_em(position: np.ndarray, click: np.ndarray, item: np.ndarray) ->
     relevance = np.full(items, min(mean, 0.5))
     shown = cells.sum_by_item(cells.shown, items)
     for step in range(1, MOST_STEPS + 1):
-        examined, relevant = _posterior(theta[cells.position], relevance[cells.item])
+        examined, relevant = _compute_posterior(theta[cells.position], relevance[cells.item])
         skipped = cells.shown - cells.clicked
         new = cells.sum_by_position(cells.clicked + skipped * examined, len(theta)) / impressions
         mean = float(relevance @ shown) / shown.sum()
         found = cells.sum_by_item(cells.clicked + skipped * relevant, items) + PRIOR_IMPRESSIONS * mean
         relevance = found / (shown + PRIOR_IMPRESSIONS)
-        # The largest theta is 1: what is taken from it is given to the relevance, so that the products stay.
+        # Scale the largest theta to 1, and the relevances inversely, so that the products do not change.
         relevance = relevance * new.max()
         new = new / new.max()
         moved, theta = float(np.abs(new - theta).max()), new
@@ -90,7 +91,7 @@ def estimate_by_em(position: np.ndarray, click: np.ndarray, item: np.ndarray) ->
 def estimate_by_regression_em(position: np.ndarray, click: np.ndarray, features: Any) -> Curve:
     """As ``estimate_by_em``, with the relevance as a logistic regression of features.
 
-    Each M-step moves the regression once, by Newton's method with the bound of its curvature by Boehning and Lindsay
+    Each M-step updates the regression once, by Newton's method with the bound of its curvature by Boehning and Lindsay
     (1988), which never lowers the likelihood.
 
     Args:
@@ -105,7 +106,7 @@ def estimate_by_regression_em(position: np.ndarray, click: np.ndarray, features:
     from scipy.linalg import cho_factor, cho_solve
     from scipy.special import expit
 
-    impressions, clicks = _by_position(position, click)
+    impressions, clicks = _count_by_position(position, click)
     theta = (clicks / impressions) / (clicks / impressions).max()
     inputs = sparse.hstack([features, np.ones((len(click), 1))], format="csr")
     penalty = np.append(np.full(features.shape[1], PENALTY), 0.0)
@@ -114,7 +115,7 @@ def estimate_by_regression_em(position: np.ndarray, click: np.ndarray, features:
     weights = np.append(np.zeros(features.shape[1]), np.log(mean / (1 - mean)))
     for step in range(1, MOST_STEPS + 1):
         relevance = expit(inputs @ weights)
-        examined, relevant = _posterior(theta[position], relevance)
+        examined, relevant = _compute_posterior(theta[position], relevance)
         slope = inputs.T @ (relevance - np.where(click, 1.0, relevant)) + penalty * weights
         weights = weights - cho_solve(curvature, slope)
         new = np.bincount(position, np.where(click, 1.0, examined)) / impressions
@@ -126,7 +127,7 @@ def estimate_by_regression_em(position: np.ndarray, click: np.ndarray, features:
 
 
 def estimate_by_harvesting(position: np.ndarray, click: np.ndarray, item: np.ndarray) -> Curve:
-    """Compares the clicks of each item at the positions at which it was shown.
+    """Compares the clicks of each item at the positions at which it was displayed.
 
     Args:
         position: int [N], from 0.
@@ -134,18 +135,18 @@ def estimate_by_harvesting(position: np.ndarray, click: np.ndarray, item: np.nda
         item: int [N], codes from 0.
 
     Raises:
-        InputError: A position has no click of an item that was shown at others too, or positions share no items.
+        InputError: A position has no click of an item that was also displayed at others, or positions share no items.
     """
-    impressions, clicks = _by_position(position, click)
+    impressions, clicks = _count_by_position(position, click)
     cells = _Cells.count(position, click, item)
     items = int(item.max()) + 1
-    places = np.bincount(cells.item, minlength=items)
+    positions = np.bincount(cells.item, minlength=items)
     clicked = cells.sum_by_item(cells.clicked, items)
-    # Items at one position, or never clicked, say nothing of the ratios.
-    cells = cells.select((places[cells.item] > 1) & (clicked[cells.item] > 0))
+    # Items at one position only, or never clicked, carry no information about the ratios.
+    cells = cells.select((positions[cells.item] > 1) & (clicked[cells.item] > 0))
     compared = cells.sum_by_position(cells.shown, len(impressions))
     there = cells.sum_by_position(cells.clicked, len(impressions))
-    _refuse_without_clicks(there, compared, "of items that were shown at other positions too")
+    _refuse_without_clicks(there, compared, "of items that were also displayed at other positions")
     _refuse_parts(cells, len(impressions), items)
     theta = np.ones(len(impressions))
     clicked = cells.sum_by_item(cells.clicked, items)
@@ -162,7 +163,7 @@ def estimate_by_harvesting(position: np.ndarray, click: np.ndarray, item: np.nda
 
 @dataclass(frozen=True)
 class _Cells:
-    """Impressions and clicks of each item at each position at which it was shown; one entry each."""
+    """Impressions and clicks per pair of item and position, one entry each."""
 
     item: np.ndarray
     position: np.ndarray
@@ -185,13 +186,13 @@ class _Cells:
         return np.bincount(self.position, values, positions)
 
 
-def _posterior(theta: np.ndarray, relevance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of an impression without a click: the probability that it was examined, and that it is relevant."""
+def _compute_posterior(theta: np.ndarray, relevance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For an impression without a click: the probability that it was examined, and that it is relevant."""
     without = 1 - theta * relevance
     return theta * (1 - relevance) / without, relevance * (1 - theta) / without
 
 
-def _by_position(position: np.ndarray, click: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _count_by_position(position: np.ndarray, click: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Impressions and clicks, int64 [positions]."""
     impressions = np.bincount(position)
     clicks = np.bincount(position, click).astype(np.int64)
@@ -202,15 +203,15 @@ def _by_position(position: np.ndarray, click: np.ndarray) -> tuple[np.ndarray, n
 def _refuse_without_clicks(clicks: np.ndarray, impressions: np.ndarray, which: str) -> None:
     if clicks.all():
         return
-    place = int(np.argmin(clicks > 0))
+    number = int(np.argmin(clicks > 0))
     raise InputError(
-        f"position {place} has {int(impressions[place]):,} impressions and no click {which}: no probability can be "
+        f"position {number} has {int(impressions[number]):,} impressions and no click {which}: no probability can be "
         "estimated there; let positions from one on share theirs (--same-from), or give more lists"
     )
 
 
 def _refuse_parts(cells: _Cells, positions: int, items: int) -> None:
-    """Ratios are known only between positions that items connect."""
+    """Refuses positions that no items connect, as their ratio is not identifiable."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -7,15 +7,15 @@ from hf_rerank.data.prepared.card import (
     SIMULATED,
     Card,
     Licence,
-    dataset_card,
-    licence_of,
+    find_licence,
+    make_dataset_card,
     read_card,
     read_report,
     write_description,
 )
-from hf_rerank.data.prepared.reader import PreparedFolder, is_prepared, read_footer, read_prepared, shards_of
+from hf_rerank.data.prepared.reader import PreparedFolder, group_shards, is_prepared, read_footer, read_prepared
 from hf_rerank.data.prepared.resumable import REJECTS_FILE, partial_folder, refuse_unfinished
-from hf_rerank.data.prepared.rewriting import PreparedSource, in_two_steps
+from hf_rerank.data.prepared.rewriting import PreparedSource, prepare_in_two_steps
 from hf_rerank.data.prepared.writer import ON_ERROR, SHARD_BYTES, write_lists
 
 __all__ = [
@@ -30,17 +30,17 @@ __all__ = [
     "Licence",
     "PreparedFolder",
     "PreparedSource",
-    "dataset_card",
-    "in_two_steps",
+    "find_licence",
+    "group_shards",
     "is_prepared",
-    "licence_of",
+    "make_dataset_card",
     "partial_folder",
+    "prepare_in_two_steps",
     "read_card",
     "read_footer",
     "read_prepared",
     "read_report",
     "refuse_unfinished",
-    "shards_of",
     "write_description",
     "write_lists",
 ]

@@ -1,7 +1,8 @@
-"""Cutting rows by a key into buckets on the disk, so that one fits in memory: files larger than memory, read once.
+"""Partitions rows by a key into buckets on the disk that fit in memory, for files larger than memory that are read
+once.
 
-Rows come in any number; whenever enough of them wait, they become one file, a run: an Arrow file with one record
-batch a bucket. A bucket is read from all runs, one after the other, so that its rows keep their order.
+Whenever enough rows are in memory, they are written as one file, a run: an Arrow file with one record batch per
+bucket. A bucket is read from all runs in order, so that its rows keep their order.
 """
 
 from __future__ import annotations
@@ -12,25 +13,32 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from hf_rerank.storage import naming_failures
+from hf_rerank.storage import name_failures
 
 RUN_BYTES = 64 * 2**20
 MAX_BUCKETS = 4_096
 
 
-def bucket_of(keys: np.ndarray, buckets: int) -> np.ndarray:
-    """The bucket of each key, an integer: the high bits of a product (Knuth), as ids may all be even or in strides."""
+def assign_buckets(keys: np.ndarray, buckets: int) -> np.ndarray:
+    """The bucket of each key, an integer: the high bits of a product (Knuth), as ids may all be even or in strides.
+
+    Args:
+        keys: Unsigned integers [N].
+        buckets: Number of buckets.
+
+    Returns:
+        uint16 [N]."""
     scattered = keys.astype(np.uint64) * 2_654_435_761 & 0xFFFFFFFF
     return (scattered * buckets >> 32).astype(np.uint16)
 
 
 class BucketWriter:
-    """Rows -> runs ``NAME-00000.arrow``, ``NAME-00001.arrow``, ...
+    """Writes rows into runs ``NAME-00000.arrow``, ``NAME-00001.arrow``, ...
 
     Args:
-        folder: Where they are written.
-        name: Of the runs.
-        buckets: How many.
+        folder: Folder of the runs.
+        name: Beginning of their names.
+        buckets: Number of buckets.
         key: Column of unsigned integers; rows of one key are in one bucket.
         run_bytes: Bytes in memory after which a run is written.
     """
@@ -49,7 +57,7 @@ class BucketWriter:
             self._write_run()
 
     def close(self) -> list[Path]:
-        """Writes what waits; returns the runs."""
+        """Writes the remaining rows; returns the runs."""
         if self.waiting:
             self._write_run()
         return self.paths
@@ -57,16 +65,16 @@ class BucketWriter:
     def _write_run(self) -> None:
         rows = pl.concat(self.waiting)
         self.waiting, self.waiting_bytes = [], 0
-        buckets = bucket_of(rows[self.key].to_numpy(), self.buckets)
+        buckets = assign_buckets(rows[self.key].to_numpy(), self.buckets)
         rows = rows[np.argsort(buckets, kind="stable")]
         ends = np.cumsum(np.bincount(buckets, minlength=self.buckets))
-        # Plain text columns: the slices of newer kinds would carry the text of all the run.
+        # Ordinary text columns: slices of newer string types would hold the text of the whole run.
         table = rows.to_arrow(compat_level=pl.CompatLevel.oldest()).combine_chunks()
         columns = [column.chunk(0) for column in table.columns]
         path = self.folder / f"{self.name}-{len(self.paths):05d}.arrow"
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         with (
-            naming_failures(path, table.nbytes),
+            name_failures(path, table.nbytes),
             pa.OSFile(str(path), "wb") as file,
             pa.ipc.new_file(file, table.schema, options=options) as writer,
         ):

@@ -12,7 +12,7 @@ from typing import Any
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.schema import ListSchema
-from hf_rerank.storage import json_text, naming_failures, read_json
+from hf_rerank.storage import format_json, name_failures, read_json
 
 SCHEMA_FILE = "schema.json"
 REPORT_FILE = "report.json"
@@ -26,11 +26,11 @@ _NO_REDISTRIBUTION_TEXT, _SIMULATED_TEXT = "may not be redistributed", "Simulate
 
 @dataclass(frozen=True)
 class Licence:
-    """Who may do what with prepared lists.
+    """The licence of prepared lists.
 
     Attributes:
-        name: ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None where nothing says it.
-        text: In words.
+        name: ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None if not known.
+        text: The text of the section in the card.
     """
 
     name: str | None
@@ -40,21 +40,21 @@ class Licence:
 def write_description(
     folder: Path, schema: ListSchema, report: PrepareReport, card: str, **more: dict[str, Any]
 ) -> None:
-    """Writes ``schema.json``, ``report.json`` (with ``more`` beside the counts) and the card; the same lists give the
-    same bytes."""
-    with naming_failures(folder):
+    """Writes ``schema.json``, ``report.json`` (the counts and ``more``) and the card; the same lists give the same
+    bytes."""
+    with name_failures(folder):
         schema.save(folder / SCHEMA_FILE)
     counts = {name: value for name, value in report.to_dict().items() if name not in ("seconds", "stages")}
     described = counts | more
-    licence = _licence_name(card)
+    licence = _find_licence_name(card)
     if licence is not None:
         described["licence"] = licence
-    with naming_failures(folder):
-        (folder / REPORT_FILE).write_text(json_text(described), encoding="utf-8")
+    with name_failures(folder):
+        (folder / REPORT_FILE).write_text(format_json(described), encoding="utf-8")
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def dataset_card(
+def make_dataset_card(
     title: str,
     report: PrepareReport,
     schema: ListSchema,
@@ -67,11 +67,11 @@ def dataset_card(
 
     Args:
         title: Name of the dataset.
-        report: Counts.
-        schema: Columns.
-        how: How raw data became lists: one sentence a point.
-        caveats: What a reader of results must know: one sentence a point.
-        licence: Who may do what.
+        report: The counts.
+        schema: The schema of the lists.
+        how: How the lists were made from raw data, one sentence per point.
+        caveats: What readers of results must know, one sentence per point.
+        licence: The licence.
     """
     # datasets refuses to load a split without rows, so the header leaves those out.
     files = [
@@ -80,7 +80,7 @@ def dataset_card(
         if report.lists[split]
         for line in (f"      - split: {split}", f'        path: "{split}-*.parquet"')
     ]
-    # A text in JSON is one in YAML too; as it is, a title such as "2024: spring" is none.
+    # A JSON string is valid YAML, unlike an unquoted title such as "2024: spring".
     header = ["---", f"pretty_name: {json.dumps(title, ensure_ascii=False)}", "license: other"]
     if licence.name is not None:
         header.append(f"license_name: {licence.name}")
@@ -88,14 +88,14 @@ def dataset_card(
     if files:
         header += ["configs:", "  - config_name: default", "    data_files:", *files]
     table = [
-        "| split | lists | items | items a list | clicks | clicks a list | click-through rate |",
+        "| split | lists | items | items per list | clicks | clicks per list | click-through rate |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for split in SPLITS:
         lists, items, clicks = report.lists[split], report.items[split], report.clicks[split]
         table.append(
-            f"| {split} | {lists:,} | {items:,} | {_share(items, lists)} | {clicks:,} | {_share(clicks, lists)} "
-            f"| {_share(100 * clicks, items)} % |"
+            f"| {split} | {lists:,} | {items:,} | {_format_share(items, lists)} | {clicks:,} "
+            f"| {_format_share(clicks, lists)} | {_format_share(100 * clicks, items)} % |"
         )
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in report.dropped.items()) or "none"
     rejected = ", ".join(f"{kind} {count:,}" for kind, count in sorted(report.rejected.items())) or "none"
@@ -111,16 +111,25 @@ def dataset_card(
     ]
     if report.counts:
         counts.append("Counted: " + ", ".join(f"{name} {count:,}" for name, count in report.counts.items()) + ".")
-    lines = [*header, "---", "", f"# {title}", "", "One row is one list. `schema.json` says which column is what."]
+    lines = [*header, "---", "", f"# {title}", "", "One row is one list. `schema.json` describes the columns."]
     lines += ["", "```python", "from hf_rerank import load_lists", "", 'lists = load_lists("path/to/this/folder")']
-    lines += ['lists["train"], lists.schema', "```", "", "## Statistics", "", *table, "", *_points(counts)]
-    lines += ["", f"## {HOW_SECTION}", "", *_points(how), "", f"## {CAVEATS_SECTION}", "", *_points(caveats)]
+    lines += ['lists["train"], lists.schema', "```", "", "## Statistics", "", *table, "", *_format_points(counts)]
+    lines += [
+        "",
+        f"## {HOW_SECTION}",
+        "",
+        *_format_points(how),
+        "",
+        f"## {CAVEATS_SECTION}",
+        "",
+        *_format_points(caveats),
+    ]
     return "\n".join([*lines, "", f"## {LICENCE_SECTION}", "", licence.text, ""])
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says beside its numbers; as of ``dataset_card``."""
+    """The texts of a card; fields as the arguments of ``make_dataset_card``."""
 
     title: str
     how: list[str]
@@ -129,7 +138,7 @@ class Card:
 
 
 def read_card(folder: Path) -> Card:
-    """The words of the card of a folder of prepared lists; empty where it has no such section, or there is no card."""
+    """Reads the texts of the card of a folder of prepared lists; empty for missing sections, or without a card."""
     path = folder / CARD_FILE
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     sections: dict[str, list[str]] = {}
@@ -142,18 +151,18 @@ def read_card(folder: Path) -> Card:
         else:
             sections.setdefault(heading, []).append(line)
 
-    def points(name: str) -> list[str]:
+    def find_points(name: str) -> list[str]:
         return [line.removeprefix("- ") for line in sections.get(name, []) if line.startswith("- ")]
 
-    licence = Licence(_licence_name(text), "\n".join(sections.get(LICENCE_SECTION, [])).strip())
-    return Card(title, points(HOW_SECTION), points(CAVEATS_SECTION), licence)
+    licence = Licence(_find_licence_name(text), "\n".join(sections.get(LICENCE_SECTION, [])).strip())
+    return Card(title, find_points(HOW_SECTION), find_points(CAVEATS_SECTION), licence)
 
 
-def licence_of(folder: Path) -> str | None:
-    """Whether a folder of prepared lists may be redistributed, by card and report: the stricter of both counts.
+def find_licence(folder: Path) -> str | None:
+    """Whether a folder of prepared lists may be redistributed: the stricter of its card and its report.
 
     Returns:
-        ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None where neither says anything.
+        ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None if neither contains a licence.
     """
     card = read_card(folder).licence
     said = (read_report(folder).get("licence"), card.name)
@@ -162,8 +171,8 @@ def licence_of(folder: Path) -> str | None:
     return next((name for name in said if name in (SIMULATED, OWN)), OWN if card.text else None)
 
 
-def _licence_name(card: str) -> str | None:
-    """From the header of a card; of one that is older than the name, by its words."""
+def _find_licence_name(card: str) -> str | None:
+    """The name of the licence in the header of a card, or, in older cards, from its text."""
     header = card.partition("\n---\n")[0]
     named = re.search(r"^license_name: (\S+)$", header, re.MULTILINE)
     if named is not None:
@@ -177,15 +186,15 @@ def read_report(folder: Path) -> dict[str, Any]:
     """The ``report.json`` of a folder of prepared lists; empty without one.
 
     Raises:
-        InputError: It is no JSON object.
+        InputError: It is not a JSON object.
     """
     path = folder / REPORT_FILE
     return read_json(path) if path.is_file() else {}
 
 
-def _points(sentences: Sequence[str]) -> list[str]:
+def _format_points(sentences: Sequence[str]) -> list[str]:
     return [f"- {sentence}" for sentence in sentences]
 
 
-def _share(part: int, whole: int) -> str:
+def _format_share(part: int, whole: int) -> str:
     return f"{part / whole:.3f}" if whole else "-"

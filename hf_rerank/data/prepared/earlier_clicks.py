@@ -1,8 +1,7 @@
-"""A history made of the lists themselves: what the same user clicked in earlier lists, newest first.
+"""Adds histories made of the lists themselves: the user's clicks in earlier lists, newest first.
 
-"Earlier" is the order in which lists are given. Where a file is not known to be in order of time, as PRM Public's is
-not, an "earlier" click may lie in the future of the list: such a history is an option to be named beside results,
-never a default.
+"Earlier" refers to the order of the lists. If a file is not known to be in order of time, as that of PRM Public, an
+"earlier" click may be in the future of the list: such a history is never a default, and must be stated with results.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_rerank.data.prepared.card import dataset_card, read_card, write_description
+from hf_rerank.data.prepared.card import make_dataset_card, read_card, write_description
 from hf_rerank.data.prepared.rewriting import PreparedSource
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.errors import InputError
@@ -23,17 +22,17 @@ from hf_rerank.schema import Categorical, Dense
 
 LISTS_AGO = "lists_ago"
 HISTORY_LENGTH = 50
-# What a card said of the lists before.
+# Beginning of a sentence in the card of lists without a history.
 _NO_HISTORY = "The file is not known to be in order of time"
 
 
 class EarlierClicks:
-    """Collects the clicks of lists, in the order of the lists, and gives each list those before it.
+    """Collects the clicks of lists, in the order of the lists.
 
-    Memory: for each click its values, and 16 bytes.
+    Memory: 16 bytes per click, and its values.
 
     Args:
-        columns: Item columns of a clicked item to remember.
+        columns: Item columns whose values are stored for each click.
         label: Item column; a click is a label above 0.
         group: Column of users.
     """
@@ -46,7 +45,7 @@ class EarlierClicks:
         self._number = 0
 
     def add(self, table: pa.Table) -> None:
-        """Collects the clicks of lists that follow those before."""
+        """Adds the clicks of the next lists."""
         labels = table.column(self.label).combine_chunks()
         clicked = pc.greater(labels.flatten(), 0)
         of_list = labels.value_parent_indices().filter(clicked)
@@ -56,8 +55,8 @@ class EarlierClicks:
         self._lists.append(of_list.to_numpy(zero_copy_only=False).astype(np.int64) + self._number)
         self._number += table.num_rows
 
-    def sorted(self) -> SortedClicks:
-        """The clicks by user and list, once all lists were added."""
+    def sort(self) -> SortedClicks:
+        """The clicks sorted by user and list, after all lists were added."""
         users = pa.chunked_array(self._users).combine_chunks() if self._users else pa.array([], pa.int64())
         lists = np.concatenate([*self._lists, np.zeros(0, np.int64)])
         values = {name: pa.chunked_array(parts).combine_chunks() for name, parts in self._values.items() if parts}
@@ -72,27 +71,28 @@ class SortedClicks:
     ) -> None:
         encoded = users.dictionary_encode()
         self.known, self.group, self.stride = encoded.dictionary, group, number_of_lists + 1
-        # Clicks of nobody known (a null) come before those of all users, and are in no history.
+        # Clicks of anonymous users (null) sort before all others, and are in no history.
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         keys = codes * self.stride + lists
-        # Stable: the clicks of one list stay in the order of its slots.
+        # Stable: the clicks of one list keep the order of its slots.
         self.order = np.argsort(keys, kind="stable")
         self.keys, self.values = keys[self.order], values
         # Numbers the lists with a click, user by user.
         self.clicked_list = np.cumsum(np.diff(self.keys, prepend=0) != 0)
 
-    def histories(self, table: pa.Table, first: int, longest: int) -> dict[str, pa.Array]:
+    def find_histories(self, table: pa.Table, first: int, longest: int) -> dict[str, pa.Array]:
         """Columns ``history_<column>`` and ``history_lists_ago`` for some lists.
 
         Args:
-            table: Lists that follow one another, as they were added.
-            first: Number of the first of them, from 0.
-            longest: Clicks a list at most, the newest; of one list's clicks, those of its last slots count as newer.
+            table: Consecutive lists, as they were added.
+            first: Index of the first of them.
+            longest: Maximum number of clicks per list, the newest; within one list, clicks at later slots count as
+                newer.
 
         Returns:
             Arrays of sequences, newest first. ``history_lists_ago``: 1 for the user's latest list with a click, 2 for
-            the one before it, and so on. Lists of others are not counted: they are fewer in a small split, and the
-            same history would say other numbers in training than in the test.
+            the one before it, and so on. Lists of other users are not counted, as their number depends on the size of
+            the split.
         """
         users = pc.index_in(table.column(self.group).combine_chunks(), value_set=self.known)
         codes = users.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -100,9 +100,9 @@ class SortedClicks:
         start = np.searchsorted(self.keys, codes * self.stride)
         end = np.searchsorted(self.keys, codes * self.stride + numbers)
         lengths = np.where(codes < 0, 0, np.minimum(end - start, longest))
-        # The history of a list lies before ``end``, the newest last.
-        place = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        rows = np.repeat(end, lengths) - 1 - place
+        # The history of a list ends before ``end``, the newest click last.
+        within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        rows = np.repeat(end, lengths) - 1 - within
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
         taken = pa.array(self.order[rows])
         found = {
@@ -113,12 +113,12 @@ class SortedClicks:
         return {**found, f"history_{LISTS_AGO}": pa.ListArray.from_arrays(offsets, pa.array(ago))}
 
 
-def clicks_of(tables: Iterable[pa.Table], columns: Sequence[str], *, label: str, group: str) -> SortedClicks:
-    """The clicks of all lists, sorted."""
+def collect_clicks(tables: Iterable[pa.Table], columns: Sequence[str], *, label: str, group: str) -> SortedClicks:
+    """Collects the clicks of all lists, and sorts them."""
     clicks = EarlierClicks(columns, label=label, group=group)
     for table in tables:
         clicks.add(table)
-    return clicks.sorted()
+    return clicks.sort()
 
 
 def add_earlier_clicks(
@@ -132,9 +132,9 @@ def add_earlier_clicks(
 
     Args:
         lists_dir: A folder of prepared lists, split by a group.
-        output_dir: Folder to make; must be new or empty.
-        history_length: Clicks a list at most, the newest.
-        progress: A bar of what takes longer than a second.
+        output_dir: Folder to create; must be new or empty.
+        history_length: Maximum number of clicks per list, the newest. Default 50.
+        progress: Show a progress bar if it takes longer than a second.
 
     Returns:
         The counts of the new folder.
@@ -168,7 +168,7 @@ class _WithEarlierClicks(PreparedSource):
         self.schema = old.replace(history=history, max_history_length=history_length)
 
     def facts(self) -> dict[str, SortedClicks]:
-        """The clicks of the split at hand: one split is in memory at a time."""
+        """An empty cache for the clicks of the current split: one split is in memory at a time."""
         super().facts()
         return {}
 
@@ -177,9 +177,9 @@ class _WithEarlierClicks(PreparedSource):
     ) -> pa.Table:
         if split not in facts:
             facts.clear()
-            tables = _columns(self.prepared.files[split], [*self.clicked, self.schema.label, self.group])
-            facts[split] = clicks_of(tables, self.clicked, label=self.schema.label, group=self.group)
-        for name, history in facts[split].histories(lists, first, self.longest).items():
+            tables = _read_columns(self.prepared.files[split], [*self.clicked, self.schema.label, self.group])
+            facts[split] = collect_clicks(tables, self.clicked, label=self.schema.label, group=self.group)
+        for name, history in facts[split].find_histories(lists, first, self.longest).items():
             field = self.columns.field(name)
             lists = lists.append_column(field, history.cast(field.type))
         return lists
@@ -197,11 +197,11 @@ class _WithEarlierClicks(PreparedSource):
             "The file is not known to be in order of time: an earlier click may lie in the future of its list. Name "
             "this beside every result that uses the history.",
         ]
-        text = dataset_card(card.title, report, self.schema, how=how, caveats=caveats, licence=card.licence)
+        text = make_dataset_card(card.title, report, self.schema, how=how, caveats=caveats, licence=card.licence)
         write_description(folder, self.schema, report, text)
 
 
-def _columns(files: Iterable[Path], names: list[str]) -> Iterator[pa.Table]:
+def _read_columns(files: Iterable[Path], names: list[str]) -> Iterator[pa.Table]:
     for path in files:
         with pq.ParquetFile(path) as parquet:
             for batch in parquet.iter_batches(columns=names):

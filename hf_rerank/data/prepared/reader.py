@@ -20,12 +20,12 @@ _SHARD = re.compile(r"(?P<split>\w+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parq
 
 @dataclass(frozen=True)
 class PreparedFolder:
-    """What a folder of prepared lists holds.
+    """The contents of a folder of prepared lists.
 
     Attributes:
         schema: From ``schema.json``.
         files: Split -> its shards.
-        lists: Split -> its lists.
+        lists: Split -> number of its lists.
         columns: Columns of the shards.
     """
 
@@ -36,25 +36,25 @@ class PreparedFolder:
 
 
 def is_prepared(folder: str | Path) -> bool:
-    """Whether ``folder`` calls itself a folder of prepared lists."""
+    """Whether ``folder`` has the ``schema.json`` of a folder of prepared lists."""
     return (Path(folder) / SCHEMA_FILE).is_file()
 
 
 def read_prepared(folder: str | Path) -> PreparedFolder:
-    """Looks at a folder of prepared lists, reading the footers of its shards only.
+    """Reads the contents of a folder of prepared lists; of the shards only their footers.
 
     Raises:
-        InputError: No ``schema.json``, no shards, a shard that is missing, cut off, or has other columns.
+        InputError: No ``schema.json``, no shards, or a shard that is missing, truncated, or has other columns.
     """
     folder = Path(folder)
     if not is_prepared(folder):
         raise InputError(
-            f"{folder} is no folder of prepared lists (it has no {SCHEMA_FILE}): make one with hf-rerank prepare"
+            f"{folder} is not a folder of prepared lists (it has no {SCHEMA_FILE}): make one with hf-rerank prepare"
         )
     schema = ListSchema.load(folder / SCHEMA_FILE)
     files = {
         split: [folder / name for name in names]
-        for split, names in shards_of(str(folder), sorted(path.name for path in folder.glob("*.parquet"))).items()
+        for split, names in group_shards(str(folder), sorted(path.name for path in folder.glob("*.parquet"))).items()
     }
     first = next(iter(files.values()))[0]
     columns: pa.Schema | None = None
@@ -71,15 +71,15 @@ def read_prepared(folder: str | Path) -> PreparedFolder:
     return PreparedFolder(schema, files, lists, columns)
 
 
-def shards_of(where: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """Split -> its shards, in order.
+def group_shards(where: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """Groups shards by split, in order.
 
     Args:
         where: The folder or repository, for messages.
-        names: Of the Parquet files in it, sorted.
+        names: The names of its Parquet files, sorted.
 
     Raises:
-        InputError: There are none, a shard is missing, or a name is that of no shard.
+        InputError: There are none, a shard is missing, or a name is not that of a shard.
     """
     if not names:
         raise InputError(
@@ -90,13 +90,13 @@ def shards_of(where: str, names: Sequence[str]) -> dict[str, list[str]]:
         parts = _SHARD.fullmatch(name)
         if parts is None:
             raise InputError(
-                f"{where}/{name} has no name of a shard: expected one such as train-00000-of-00001.parquet"
+                f"{where}/{name} is not the name of a shard: expected one such as train-00000-of-00001.parquet"
             )
         files.setdefault(parts["split"], []).append(name)
         whole = [f"{parts['split']}-{number:05d}-of-{parts['count']}.parquet" for number in range(int(parts["count"]))]
         missing = [shard for shard in whole if shard not in names]
         if missing or name not in whole:
-            wrong = f"lacks the shard {missing[0]}" if missing else f"holds {name}, which belongs to no whole set"
+            wrong = f"lacks the shard {missing[0]}" if missing else f"holds {name}, which belongs to no complete set"
             raise InputError(f"{where} {wrong}: prepare the lists again, or copy all of the folder")
     for split, shards in files.items():
         if len({shard[-len("00001.parquet") :] for shard in shards}) > 1:
@@ -109,9 +109,9 @@ def read_footer(path: Path) -> pq.FileMetaData:
     """The metadata of a Parquet file.
 
     Raises:
-        InputError: It is no Parquet file, or was cut off.
+        InputError: It is not a Parquet file, or is truncated.
     """
     try:
         return pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is no whole Parquet file: {error}; make or copy it again") from None
+        raise InputError(f"{path} is not a complete Parquet file: {error}; make or copy it again") from None

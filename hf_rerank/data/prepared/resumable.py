@@ -1,9 +1,9 @@
-"""A folder of prepared lists that is being written, and that survives being killed.
+"""A folder of prepared lists that is being written, and can be resumed after a kill.
 
 ``OUTPUT.partial`` holds ``begun.json`` (the options of the call), ``parts`` (of sources whose rows are partitioned
-first) and ``groups``. A group is a folder with one shard for each split that has lists, made from successive units; it
-appears by one rename when it is complete. When all groups are there, their shards become ``OUTPUT``, again by one
-rename. A later call with the same options keeps complete groups, and ends with the same bytes as an uninterrupted one.
+first) and ``groups``. A group is a folder with one shard for each split that has lists, made from successive units,
+and is renamed into place when it is complete. When all groups are complete, their shards become ``OUTPUT``, again by a
+rename. A later call with the same options keeps complete groups, and gives the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from hf_rerank.data.source import Unit
 from hf_rerank.data.splits import SPLITS
 from hf_rerank.errors import InputError
 from hf_rerank.storage import (
-    json_text,
-    naming_failures,
-    only_writer,
+    ensure_name,
+    format_json,
+    lock_output,
+    name_failures,
     read_json,
-    refuse_filled,
+    refuse_nonempty,
     remove,
     sha256_of_file,
-    with_a_name,
+    write_atomically,
     write_json,
-    writing,
 )
 
 PARTIAL_SUFFIX = ".partial"
@@ -42,7 +42,7 @@ REJECTS_FILE = "rejects.jsonl"
 
 
 def partial_folder(folder: str | Path) -> Path:
-    """Where the folder ``folder`` is made."""
+    """The folder in which ``folder`` is prepared."""
     return Path(folder).with_name(Path(folder).name + PARTIAL_SUFFIX)
 
 
@@ -60,19 +60,19 @@ def refuse_unfinished(folder: str | Path) -> None:
 
 
 @contextmanager
-def resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[ResumableFolder]:
-    """The folder being written, for this process alone.
+def open_resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[ResumableFolder]:
+    """Opens the folder being written, exclusively for this process.
 
     Args:
-        output: The folder to make.
-        options: Whatever the lists depend on beside the content of the units; JSON values.
+        output: The folder to create.
+        options: Everything that the lists depend on apart from the content of the units; JSON values.
 
     Raises:
         InputError: ``output`` exists and is not empty, another process is writing it, it was begun with other options,
             or a complete shard is damaged.
     """
-    with only_writer(output):
-        folder = ResumableFolder(with_a_name(output), options)
+    with lock_output(output):
+        folder = ResumableFolder(ensure_name(output), options)
         try:
             yield folder
         finally:
@@ -81,14 +81,14 @@ def resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterator[Re
 
 
 class ResumableFolder:
-    """What ``resumable_folder`` gives.
+    """The folder that ``open_resumable_folder`` yields.
 
     Attributes:
         partial: ``OUTPUT.partial``.
-        parts: Where a source keeps partitioned rows.
+        parts: The folder of a source's partitioned rows.
         groups: The records of the complete groups, in order: ``units`` (name and digest of each), ``shards``
             (split -> SHA-256), ``report``.
-        finished: ``OUTPUT`` is complete already, and only the cleaning up was missing.
+        finished: Whether ``OUTPUT`` is complete, and only the cleanup was interrupted.
     """
 
     def __init__(self, output: Path, options: dict[str, Any]) -> None:
@@ -99,63 +99,65 @@ class ResumableFolder:
             remove(self.partial)
         self.finished = begun.exists() and self._is_copy(REPORT_FILE)
         if not self.finished:
-            refuse_filled(output)
+            refuse_nonempty(output)
         if begun.exists():
             self._refuse_other_options(read_json(begun), options)
         else:
             write_json(begun, options)
         self.groups: list[dict[str, Any]] = []
-        while (self._group(len(self.groups)) / GROUP_FILE).exists():
-            self.groups.append(read_json(self._group(len(self.groups)) / GROUP_FILE))
+        while (self._find_group(len(self.groups)) / GROUP_FILE).exists():
+            self.groups.append(read_json(self._find_group(len(self.groups)) / GROUP_FILE))
         if not self.finished:
             self._verify_shards()
 
     def skip_units(self, units: Iterator[Unit]) -> Iterator[Unit]:
-        """Takes the units of the complete groups from the front of ``units``, and gives them.
+        """Takes the units of the complete groups from the front of ``units``, and yields them.
 
         Raises:
-            InputError: They are other units, or of other content.
+            InputError: They are other units, or have other content.
         """
         for name, digest in [unit for group in self.groups for unit in group["units"]]:
             unit = next(units, None)
             if unit is None or (unit.name, unit.digest) != (name, digest):
                 raise InputError(
-                    f"{name} has changed since {self.partial} was begun: remove {self.partial} to begin anew"
+                    f"{name} has changed since {self.partial} was begun: remove {self.partial} to start again"
                 )
             yield unit
 
     @contextmanager
-    def new_group(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Gives a folder for the shards ``SPLIT.parquet`` of the next group, and its record, to be filled.
+    def add_group(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yields a folder for the shards ``SPLIT.parquet`` of the next group, and its record, to be filled.
 
-        At the end of the block both are brought to the disk and the group is complete.
+        At the end of the block both are synced to the disk and the group is complete.
         """
         record: dict[str, Any] = {}
-        with writing(self._group(len(self.groups))) as folder:
-            with naming_failures(folder):
+        with write_atomically(self._find_group(len(self.groups))) as folder:
+            with name_failures(folder):
                 folder.mkdir()
             yield folder, record
-            with naming_failures(folder):
+            with name_failures(folder):
                 digests = {
-                    split: sha256_of_file(folder / f"{split}.parquet") for split in SPLITS if _has(folder, split)
+                    split: sha256_of_file(folder / f"{split}.parquet")
+                    for split in SPLITS
+                    if _holds_split(folder, split)
                 }
                 record["shards"] = digests
-                (folder / GROUP_FILE).write_text(json_text(record), encoding="utf-8")
+                (folder / GROUP_FILE).write_text(format_json(record), encoding="utf-8")
         self.groups.append(record)
 
     def finish(self, columns: pa.Schema, describe: Callable[[Path], None]) -> None:
-        """Makes ``OUTPUT`` of the groups.
+        """Makes ``OUTPUT`` from the groups.
 
         Args:
-            columns: Of the lists; a split without lists gets one empty shard.
-            describe: Writes what else belongs into the folder, ``report.json`` among it.
+            columns: The columns of the lists; a split without lists gets one empty shard.
+            describe: ``folder -> None``: writes the other files, including ``report.json``.
         """
-        groups = [self._group(number) for number in range(len(self.groups))]
-        with writing(self.output) as lists:
-            with naming_failures(self.output):
+        groups = [self._find_group(number) for number in range(len(self.groups))]
+        with write_atomically(self.output) as lists:
+            with name_failures(self.output):
                 lists.mkdir()
                 for split in SPLITS:
-                    shards = [group / f"{split}.parquet" for group in groups if _has(group, split)]
+                    shards = [group / f"{split}.parquet" for group in groups if _holds_split(group, split)]
                     for number, shard in enumerate(shards):
                         _link(shard, lists / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
                     if not shards:
@@ -175,7 +177,7 @@ class ResumableFolder:
         remove(self.partial / BEGUN_FILE)
         remove(self.partial)
 
-    def _group(self, number: int) -> Path:
+    def _find_group(self, number: int) -> Path:
         return self.partial / "groups" / f"{number:05d}"
 
     def _is_copy(self, name: str) -> bool:
@@ -188,25 +190,25 @@ class ResumableFolder:
             if begun.get(name) != value:
                 raise InputError(
                     f"{self.partial} was begun with {name} {begun.get(name)!r}, now it is {value!r}: use the same, or "
-                    f"remove {self.partial} to begin anew"
+                    f"remove {self.partial} to start again"
                 )
 
     def _verify_shards(self) -> None:
         for number, group in enumerate(self.groups):
             for split, digest in group["shards"].items():
-                path = self._group(number) / f"{split}.parquet"
+                path = self._find_group(number) / f"{split}.parquet"
                 if not path.is_file() or sha256_of_file(path) != digest:
                     raise InputError(
-                        f"{path} is missing or not as it was written: remove {self.partial} to begin anew"
+                        f"{path} is missing or not as it was written: remove {self.partial} to start again"
                     )
 
 
-def _has(folder: Path, split: str) -> bool:
+def _holds_split(folder: Path, split: str) -> bool:
     return (folder / f"{split}.parquet").exists()
 
 
 def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name; where the disk has no such thing, copies it."""
+    """Links a file to a second name; copies it if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

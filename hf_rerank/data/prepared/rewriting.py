@@ -23,20 +23,20 @@ from hf_rerank.data.splits import SPLITS
 from hf_rerank.errors import InputError
 from hf_rerank.storage import (
     InputFiles,
-    only_writer,
+    ensure_name,
+    lock_output,
     read_json,
-    refuse_filled,
+    refuse_nonempty,
     refuse_output_over_input,
     remove,
     remove_leftovers,
-    with_a_name,
     write_json,
 )
 
 
 @dataclass(frozen=True)
 class ShardUnit(Unit):
-    """Successive lists of a shard; ``first`` is the number of the first of them in its split."""
+    """Consecutive lists of a shard; ``first`` is the index of the first of them in its split."""
 
     split: str
     first: int
@@ -44,13 +44,13 @@ class ShardUnit(Unit):
 
 
 class PreparedSource:
-    """A folder of prepared lists as a ``ListSource``. Subclasses say how lists change.
+    """A folder of prepared lists as a ``ListSource``. Subclasses implement ``change``.
 
     Attributes:
         folder: The folder.
-        prepared: What it holds.
-        schema, columns: Of the new lists; those of the folder, until a subclass sets them.
-        options: Whatever the new lists depend on: the content of the folder, and what the subclass adds.
+        prepared: Its contents.
+        schema, columns: Those of the new lists; initially those of the folder, until a subclass sets them.
+        options: Everything that the new lists depend on: the content of the folder, and what the subclass adds.
         inputs: The files of the folder that are read.
     """
 
@@ -60,45 +60,48 @@ class PreparedSource:
         """
         Args:
             folder: A folder of prepared lists.
-            options: Whatever the new lists depend on beside the folder; JSON values.
+            options: Everything that the new lists depend on apart from the folder; JSON values.
 
         Raises:
-            InputError: It is none, is not finished, or has a split of another name than those of
+            InputError: It is not a folder of prepared lists, is not finished, or has a split that is not in
                 ``hf_rerank.data.splits``.
         """
         self.folder = Path(folder)
-        self.inputs = InputFiles(_files_of(self.folder))
+        self.inputs = InputFiles(_list_files(self.folder))
         refuse_unfinished(self.folder)
         self.prepared = read_prepared(self.folder)
         others = [split for split in self.prepared.files if split not in SPLITS]
         if others:
             raise InputError(f"{self.folder} has a split {others[0]!r}: expected only {', '.join(SPLITS)}")
-        self._digests = self.inputs.digests()
+        self._digests = self.inputs.digest_contents()
         self.options: dict[str, Any] = {**options, "source": self._digests}
         self.schema, self.columns = self.prepared.schema, self.prepared.columns
         self.size = sum(self.prepared.lists.values())
 
     def facts(self) -> Any:
-        """What ``change`` needs beside the lists; the folder is unchanged since it was opened.
+        """Data that ``change`` needs for all lists; checks that the folder has not changed since it was opened.
 
         Subclasses call this first.
         """
         self.inputs.refuse_changes()
 
     def change(self, split: str, first: int, lists: pa.Table, facts: Any, report: PrepareReport) -> pa.Table:
-        """The new lists.
+        """Makes new lists from lists of the folder.
 
         Args:
-            split: Theirs.
-            first: The number of the first of them in the split.
-            lists: Successive lists of a split.
-            facts: As of ``facts``.
-            report: Where lists that are cut are counted.
+            split: The split of the lists.
+            first: Index of the first of them in the split.
+            lists: Consecutive lists of a split.
+            facts: The result of ``facts``.
+            report: Receives the counts of cut lists.
+
+        Returns:
+            The new lists, with ``columns``.
         """
         raise NotImplementedError
 
     def describe(self, folder: Path, facts: Any, report: PrepareReport) -> None:
-        """Writes schema, report, card and what else belongs into the folder. Subclasses call this first."""
+        """Writes schema, report, card and other files into the folder. Subclasses call this first."""
         if (self.folder / REJECTS_FILE).is_file():
             shutil.copyfile(self.folder / REJECTS_FILE, folder / REJECTS_FILE)
 
@@ -107,7 +110,7 @@ class PreparedSource:
             first = 0
             for path in paths:
                 with pq.ParquetFile(path) as parquet:
-                    # A shard without lists is a unit, too, so that there is one.
+                    # A shard without lists is a unit too, so that there is at least one.
                     for batch in parquet.iter_batches(GROUP_LISTS) if parquet.metadata.num_rows else [None]:
                         columns = self.prepared.columns
                         lists = columns.empty_table() if batch is None else pa.Table.from_batches([batch])
@@ -118,7 +121,7 @@ class PreparedSource:
 
     def read(self, unit: ShardUnit, facts: Any) -> tuple[dict[str, pa.Table], Rejects]:
         is_first = unit.first == 0 and unit.split == next(iter(self.prepared.files))
-        report = self._counts_before() if is_first else PrepareReport()
+        report = self._read_counts() if is_first else PrepareReport()
         if not unit.lists.num_rows:
             return {}, Rejects(report)
         return {unit.split: self.change(unit.split, unit.first, unit.lists, facts, report)}, Rejects(report)
@@ -127,61 +130,65 @@ class PreparedSource:
         """Writes the new lists; see ``write_lists``.
 
         Returns:
-            The counts of the new folder. Lines read, dropped and rejected, and what else was counted of the raw data,
-            are those of this folder.
+            The counts of the new folder. Those of the raw data (lines read, dropped and rejected, and others) are
+            copied from this folder.
         """
         refuse_output_over_input(output_dir, [self.folder])
         # One thread: rankers and click models are not called from several.
         return write_lists(self, output_dir, on_error="skip", threads=1, progress=progress)
 
-    def _counts_before(self) -> PrepareReport:
-        """What the folder says of the raw data; its lists are counted anew."""
+    def _read_counts(self) -> PrepareReport:
+        """The folder's counts of the raw data; lists are counted again."""
         before = read_report(self.folder)
         names = ("read", "dropped", "rejected", "cut_lists", "lost_clicks", "counts", "warnings")
         return PrepareReport(**{name: before[name] for name in names if name in before})
 
 
-def _files_of(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     described = [folder / name for name in (SCHEMA_FILE, REPORT_FILE, CARD_FILE, REJECTS_FILE)]
     return [*(path for path in described if path.is_file()), *sorted(folder.glob("*.parquet"))]
 
 
-def in_two_steps(
+def prepare_in_two_steps(
     prepare: Callable[[Path], PrepareReport],
     options: Mapping[str, Any],
     change: Callable[[Path, Path], PrepareReport],
     output_dir: str | Path,
     suffix: str,
 ) -> PrepareReport:
-    """Prepares raw data into ``OUTPUT.suffix/lists``, and makes ``OUTPUT`` of it. Interrupted, the same call resumes.
+    """Prepares raw data into ``OUTPUT.suffix/lists``, and makes ``OUTPUT`` from it; after an interruption, the same
+    call resumes.
 
     Args:
-        prepare: ``(folder) -> report`` makes a folder of prepared lists from raw data.
-        options: Whatever ``prepare`` depends on, as JSON values; those of a call that is resumed must be the same.
-        change: ``(source, output) -> report``, such as of ``PreparedSource.write``.
-        output_dir: Folder to make; must be new or empty.
-        suffix: Of the folder in between, which is removed at the end.
+        prepare: ``folder -> report``: makes a folder of prepared lists from raw data.
+        options: Everything that ``prepare`` depends on, as JSON values; must be the same when a call is resumed.
+        change: ``(source, output) -> report``, such as ``PreparedSource.write``.
+        output_dir: Folder to create; must be new or empty.
+        suffix: Suffix of the intermediate folder, which is removed at the end.
+
+    Returns:
+        The report of ``change``.
 
     Raises:
-        InputError: As ``prepare`` and ``change``; another process is doing this; or the folder in between is left
-            from a call with other options.
+        InputError: As for ``prepare`` and ``change``; another process is doing this; or the intermediate folder is
+            left from a call with other options.
     """
-    output = with_a_name(output_dir)
+    output = ensure_name(output_dir)
     between = output.with_name(f"{output.name}.{suffix}")
     begun, lists = between / BEGUN_FILE, between / "lists"
     described = json.loads(json.dumps(dict(options)))
-    with only_writer(output, f".{suffix}"):
+    with lock_output(output, f".{suffix}"):
         if begun.exists():
             _refuse_other_options(between, read_json(begun), described)
         else:
             remove_leftovers(between)
-            refuse_filled(between)
+            refuse_nonempty(between)
             remove(between)
-            refuse_filled(output)
+            refuse_nonempty(output)
             write_json(begun, described)
         try:
             if not is_prepared(lists):
-                refuse_filled(output)  # killed when all but the cleaning up was done
+                refuse_nonempty(output)  # not empty if a kill left only the cleanup
                 prepare(lists)
             report = change(lists, output)
         finally:
@@ -192,8 +199,8 @@ def in_two_steps(
 
 
 def _remove_between(between: Path) -> None:
-    """Removes the folder in between; the schema of its lists first, since what is removed in part is not prepared, and
-    ``begun.json`` last, by which a later call knows the folder."""
+    """Removes the intermediate folder: first the schema of its lists, so that a partly removed folder is not taken as
+    prepared, and last ``begun.json``, by which a later call recognizes the folder."""
     remove(between / "lists" / SCHEMA_FILE)
     for path in between.iterdir():
         if path.name != BEGUN_FILE:
@@ -207,5 +214,5 @@ def _refuse_other_options(between: Path, begun: Mapping[str, Any], options: Mapp
     if others:
         raise InputError(
             f"{between} is left from a call with other {', '.join(others)}: use the same, or remove {between} to "
-            "begin anew"
+            "start again"
         )

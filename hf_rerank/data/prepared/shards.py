@@ -1,4 +1,4 @@
-"""Parquet shards: the lists of one split after another, in row groups of equal size."""
+"""Writes Parquet shards: lists in row groups of equal size."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# A row group is what a reader holds in memory.
+# Lists per row group, which a reader holds in memory.
 GROUP_LISTS = 4_096
 
 
 class ShardWriter:
-    """Writes one Parquet file; lists wait until they fill a row group.
+    """Writes one Parquet file; lists are held in memory until they fill a row group.
 
     Args:
         path: The file.
-        columns: Of the lists.
+        columns: The columns of the lists.
     """
 
     def __init__(self, path: Path, columns: pa.Schema) -> None:
         self.columns = columns
         self._pending: list[pa.Table] = []
         self._parquet = pq.ParquetWriter(
-            path, columns, compression="zstd", compression_level=1, use_dictionary=_worth_a_dictionary(columns)
+            path, columns, compression="zstd", compression_level=1, use_dictionary=_choose_dictionary_columns(columns)
         )
 
     def write(self, lists: pa.Table) -> None:
@@ -50,8 +50,9 @@ class ShardWriter:
             self._parquet.close()
 
 
-def _worth_a_dictionary(columns: pa.Schema) -> list[str]:
-    """Parquet paths of the columns that repeat values: floats do not, and take twice the time and space with one."""
+def _choose_dictionary_columns(columns: pa.Schema) -> list[str]:
+    """Parquet paths of the columns to dictionary-encode: all but floats, which rarely repeat, and would take twice the
+    time and space."""
     paths = []
     for column in columns:
         is_list = pa.types.is_list(column.type)

@@ -1,4 +1,4 @@
-"""The one writer: turns any ``ListSource`` into a folder of prepared lists."""
+"""Writes the lists of any ``ListSource`` into a folder of prepared lists."""
 
 from __future__ import annotations
 
@@ -17,15 +17,23 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from hf_rerank.data.prepared.resumable import REJECTS_FILE, ResumableFolder, resumable_folder
+from hf_rerank.data.prepared.resumable import REJECTS_FILE, ResumableFolder, open_resumable_folder
 from hf_rerank.data.prepared.shards import ShardWriter
 from hf_rerank.data.report import PrepareReport, RejectedLine, RejectedLines
 from hf_rerank.data.source import ListSource, PartitionedSource, Rejects, Unit
 from hf_rerank.errors import InputError, suggestion
-from hf_rerank.storage import InputFiles, json_text, naming_failures, read_json, refuse_output_over_input, writing
+from hf_rerank.storage import (
+    InputFiles,
+    format_json,
+    name_failures,
+    read_json,
+    refuse_output_over_input,
+    write_atomically,
+)
 from hf_rerank.version import __version__
 
-# Of lists in memory, in all splits; on the disk a quarter of it. An interruption loses at most so much work.
+# Bytes of lists in memory, in all splits, per group of shards; a quarter of it on the disk. An interruption loses at
+# most this much work.
 SHARD_BYTES = 2**30
 ON_ERROR = ("raise", "skip")
 MAX_THREADS = 4
@@ -47,27 +55,27 @@ def write_lists(
 ) -> PrepareReport:
     """Writes the lists of a source into a new folder of prepared lists, in bounded memory.
 
-    The folder appears when it is complete; until then it is ``OUTPUT.partial``. If this is interrupted, by a damaged
+    The folder appears when it is complete; until then it is ``OUTPUT.partial``. After an interruption, by a damaged
     line, a full disk, Ctrl-C or a kill, the next call with the same options and input resumes from the last complete
     group of shards, and the folder has the same bytes as if it had never been interrupted.
 
     Args:
-        source: Where the lists come from.
-        output_dir: Folder to make; must be new or empty.
-        on_error: What rejected lines do. ``raise``: they are an error, which names them. ``skip``: they are left out,
-            counted by kind in the report, and recorded in ``rejects.jsonl`` in the folder.
-        threads: Units read at a time. None: one for each processor, at most 4. The bytes do not depend on it.
-        progress: Show bars of what takes longer than a second.
-        shard_bytes: Bytes of lists in memory after which the shards of all splits are cut, at the end of a unit.
+        source: The source of the lists.
+        output_dir: Folder to create; must be new or empty.
+        on_error: How rejected lines are treated. ``raise`` (default): as an error that names them. ``skip``: they are
+            left out, counted by kind in the report, and recorded in ``rejects.jsonl`` in the folder.
+        threads: Number of units read at a time. None: one per processor, at most 4. The bytes do not depend on it.
+        progress: Show progress bars for steps that take longer than a second.
+        shard_bytes: Bytes of lists in memory after which new shards start, at the end of a unit. Default 1 GiB.
 
     Returns:
-        What became of the input.
+        The counts of lists kept and dropped, and of lines rejected.
 
     Raises:
         RejectedLines: ``on_error`` is ``raise``, and lines are rejected.
         InputError: Another process is writing the folder; it is not empty, or overlaps the input; it was begun with
             other options or input; the input changes while it is read.
-        CannotWrite: The disk is full, or refuses to be written.
+        CannotWrite: The disk is full or not writable.
     """
     started = time.monotonic()
     if on_error not in ON_ERROR:
@@ -78,20 +86,20 @@ def write_lists(
         raise InputError(f"shard_bytes is {shard_bytes}: expected at least 1")
     inputs = source.inputs
     refuse_output_over_input(output_dir, inputs.paths)
-    options = {**source.options, "shard_bytes": shard_bytes, "versions": _versions()}
+    options = {**source.options, "shard_bytes": shard_bytes, "versions": _list_versions()}
     bar = functools.partial(tqdm, delay=1, disable=not progress)
-    with resumable_folder(output_dir, json.loads(json.dumps(options))) as folder:
+    with open_resumable_folder(output_dir, json.loads(json.dumps(options))) as folder:
         if folder.finished:
-            report = _report_of(folder)
+            report = _sum_reports(folder)
             folder.clean()
             return report
         if isinstance(source, PartitionedSource):
-            with inputs.unchanged():
+            with inputs.require_unchanged():
                 _partition(source, folder, on_error, bar)
-        if on_error == "raise" and _report_of(folder).rejected:
+        if on_error == "raise" and _sum_reports(folder).rejected:
             raise InputError(
                 f"{folder.partial} was begun with on_error='skip', and has rejected lines: use it again, or remove "
-                f"{folder.partial} to begin anew"
+                f"{folder.partial} to start again"
             )
         units, read_before = iter(source.units(folder.parts)), 0
         of_units = functools.partial(bar, unit=source.size_unit, unit_scale=source.size_unit == "B")
@@ -101,19 +109,21 @@ def write_lists(
                 checking.update(unit.size)
         reading = of_units(total=source.size, initial=read_before, desc="Preparing")
         try:
-            with reading, inputs.unchanged():
+            with reading, inputs.require_unchanged():
                 facts = source.facts()
-                outcomes = _in_order(units, lambda unit: (unit, *source.read(unit, facts)), threads or _processors())
+                outcomes = _read_in_order(
+                    units, lambda unit: (unit, *source.read(unit, facts)), threads or _count_processors()
+                )
                 with contextlib.closing(outcomes):
                     _write_groups(source, outcomes, folder, inputs, on_error, shard_bytes, reading.update)
         except InputError:
             if isinstance(source, PartitionedSource):  # its parts come from a wrong input
                 folder.clean()
             raise
-        report = _report_of(folder)
+        report = _sum_reports(folder)
 
         def describe(lists: Path) -> None:
-            with inputs.unchanged():
+            with inputs.require_unchanged():
                 source.describe(lists, facts, report)
 
         folder.finish(source.columns, describe)
@@ -121,19 +131,19 @@ def write_lists(
     return report
 
 
-def _versions() -> dict[str, str]:
-    """Other versions may write other bytes."""
+def _list_versions() -> dict[str, str]:
+    """The versions of packages on which the written bytes depend."""
     packages = {name: metadata.version(name) for name in ("polars", "pyarrow")}
     return {"hf_rerank": __version__, **packages}
 
 
-def _processors() -> int:
+def _count_processors() -> int:
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_THREADS, found)
 
 
-def _report_of(folder: ResumableFolder) -> PrepareReport:
-    """The sum over what is complete."""
+def _sum_reports(folder: ResumableFolder) -> PrepareReport:
+    """The sum of the reports of all complete groups."""
     report = PrepareReport()
     if (folder.parts / PARTS_FILE).exists():
         report.add(PrepareReport(**read_json(folder.parts / PARTS_FILE)["report"]))
@@ -143,7 +153,7 @@ def _report_of(folder: ResumableFolder) -> PrepareReport:
 
 
 def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str, bar: Callable[..., Any]) -> None:
-    """Lets a source cut its rows into parts, unless an earlier call has finished that.
+    """Lets a source partition its rows, unless an earlier call has finished that.
 
     Raises:
         InputError: A part that an earlier call wrote is missing, or has another size.
@@ -152,7 +162,7 @@ def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str
         for name, size in read_json(folder.parts / PARTS_FILE)["bytes"].items():
             path = folder.parts / name
             if not path.is_file() or path.stat().st_size != size:
-                raise InputError(f"{path} is missing or not as it was written: remove {folder.partial} to begin anew")
+                raise InputError(f"{path} is missing or not as it was written: remove {folder.partial} to start again")
         return
     rejected: list[RejectedLine] = []
 
@@ -161,17 +171,19 @@ def _partition(source: PartitionedSource, folder: ResumableFolder, on_error: str
         if on_error == "raise":
             raise RejectedLines(rejected, _ADVICE)
 
-    # Buckets are large, are read once, and are made again after a power cut.
-    with writing(folder.parts, durable=False) as parts:
-        with naming_failures(parts):
+    # Not durable: buckets are large, are read once, and can be made again after a power cut.
+    with write_atomically(folder.parts, durable=False) as parts:
+        with name_failures(parts):
             parts.mkdir()
         report = source.partition(parts, bar, on_reject)
         for line in rejected:
             report.reject(line.kind)
-        with naming_failures(parts):
+        with name_failures(parts):
             _record(rejected, parts)
             sizes = {path.name: path.stat().st_size for path in parts.iterdir()}
-            (parts / PARTS_FILE).write_text(json_text({"report": report.to_dict(), "bytes": sizes}), encoding="utf-8")
+            (parts / PARTS_FILE).write_text(
+                format_json({"report": report.to_dict(), "bytes": sizes}), encoding="utf-8"
+            )
 
 
 def _count_rejected(rejects: Rejects, on_error: str, advice: str = "") -> None:
@@ -195,10 +207,10 @@ def _write_groups(
     shard_bytes: int,
     on_size: Callable[[int], object],
 ) -> None:
-    """Writes what was read into groups of shards."""
+    """Writes the lists of the units into groups of shards."""
     ahead = next(outcomes, None)
     while ahead is not None:
-        with folder.new_group() as (path, record):
+        with folder.add_group() as (path, record):
             group = _Group(path, source.columns, source.schema.label)
             try:
                 while ahead is not None and group.bytes < shard_bytes:
@@ -214,13 +226,13 @@ def _write_groups(
                 group.abandon()
 
 
-def _in_order(
+def _read_in_order(
     units: Iterable[Unit], read: Callable[[Unit], _Outcome], threads: int
 ) -> Generator[_Outcome, None, None]:
-    """Reads units, several at a time, and gives the results in order; an error comes at the place of its unit.
+    """Reads several units at a time, and yields the results in order; an error is raised in the order of its unit.
 
-    Threads, not processes: what takes time is code of Polars, Arrow and numpy, which runs in parallel in threads, and
-    a script need not guard its main module, as multiprocessing demands.
+    Threads, not processes: most of the time is spent in Polars, Arrow and numpy, which run in parallel in threads, and
+    scripts need not guard their main module, as multiprocessing requires.
     """
     if threads == 1:
         yield from map(read, units)
@@ -249,7 +261,7 @@ def _in_order(
 
 
 class _Group:
-    """The shards that are being written, one for each split that has lists."""
+    """The shards of one group while they are written, one per split that has lists."""
 
     def __init__(self, path: Path, columns: pa.Schema, label: str) -> None:
         self.path, self.columns, self.label = path, columns, label
@@ -268,7 +280,7 @@ class _Group:
                 continue
             self.report.keep(split, lists, self.label)
             self.bytes += lists.nbytes
-            with naming_failures(self.path / f"{split}.parquet", lists.nbytes):
+            with name_failures(self.path / f"{split}.parquet", lists.nbytes):
                 if split not in self._files:
                     self._files[split] = ShardWriter(self.path / f"{split}.parquet", self.columns)
                 self._files[split].write(lists)
@@ -276,13 +288,13 @@ class _Group:
     def close(self) -> dict[str, Any]:
         """Finishes the shards; returns the record of the group."""
         for split in list(self._files):
-            with naming_failures(self.path / f"{split}.parquet"):
+            with name_failures(self.path / f"{split}.parquet"):
                 self._files[split].close()
             del self._files[split]
-        with naming_failures(self.path):
+        with name_failures(self.path):
             _record(self.rejected, self.path)
         rows = sum(self.report.lists.values())
-        self.report.spend(STAGE, rows, time.monotonic() - self.started)
+        self.report.add_stage(STAGE, rows, time.monotonic() - self.started)
         return {"units": self.units, "report": self.report.to_dict()}
 
     def abandon(self) -> None:

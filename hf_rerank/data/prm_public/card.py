@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_rerank.data.prepared import NO_REDISTRIBUTION, SIMULATED, Licence, dataset_card
+from hf_rerank.data.prepared import NO_REDISTRIBUTION, SIMULATED, Licence, make_dataset_card
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.schema import ListSchema
 
 
-def card_of(
+def make_card(
     files: Sequence[Path], protocol: str, share: float, seed: int, schema: ListSchema, report: PrepareReport
 ) -> str:
-    """The text of the card; arguments as of ``prepare_prm_public``."""
+    """The text of the card; arguments as for ``prepare_prm_public``."""
     simulated = schema.position is not None
     rule = {
         "ours": "Protocol `ours`: every line is kept; a `null` is a missing value.",
@@ -26,7 +26,7 @@ def card_of(
         "Split by `user_id`: md5 of its decimal text, first 8 hex digits modulo 10,000; 40 % `ranker_train`, 45 % "
         "`train`, 5 % `validation`, 10 % `test`.",
         "`ranker_train` is for initial rankers, click models and personalised vectors, and for nothing else.",
-        "Initial order: the column `position`, 0 at the top; slots stand in the order in which they were displayed."
+        "Initial order: the column `position`, 0 at the top; slots are in the order in which they were displayed."
         if simulated
         else "Initial order: the order of the row.",
         f"Lists are cut to {schema.max_list_length} items in the initial order.",
@@ -44,7 +44,7 @@ def card_of(
     else:
         caveats.append("The file is not known to be in order of time: nothing here is a user's history.")
     if simulated:
-        caveats.append("These lists are simulated. `attraction` and `examination` are the truth, and no features.")
+        caveats.append("These lists are simulated. `attraction` and `examination` are ground truth, not features.")
         licence = Licence(SIMULATED, "Simulated lists: no line of the original dataset is in them.")
     else:
         licence = Licence(
@@ -53,4 +53,4 @@ def card_of(
             "redistributed: keep this folder to yourself, and do not push it to a public repository.",
         )
     title = "PRM Public, simulated" if simulated else "PRM Public"
-    return dataset_card(title, report, schema, how=how, caveats=caveats, licence=licence)
+    return make_dataset_card(title, report, schema, how=how, caveats=caveats, licence=licence)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from hf_rerank.data.prm_public.fields import BASIC_COLUMNS, CATEGORICAL_COLUMNS, OPTIONAL_COLUMNS, USER_COLUMNS
+from hf_rerank.data.prm_public.line_format import BASIC_COLUMNS, CATEGORICAL_COLUMNS, OPTIONAL_COLUMNS, USER_COLUMNS
 from hf_rerank.data.prm_public.truth import HISTORY_COLUMNS
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense, ListSchema
@@ -21,7 +21,8 @@ def find_files(data_dir: str | Path) -> list[Path]:
     """The raw files of a folder, ``set1.train.txt.part1`` and so on, or ``set1.train.txt.part1.gz``, in order.
 
     Raises:
-        InputError: There are none; says where they come from. Or a file is there twice, packed and unpacked.
+        InputError: There are none; the message says where to get them. Or a file exists both compressed and
+            uncompressed.
     """
     folder = Path(data_dir)
     there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -50,11 +51,11 @@ def prm_public_schema(
     """The schema of PRM Public.
 
     Args:
-        max_list_length: Items a list at most.
-        position: There is a column ``position``, from an initial ranker or the simulator.
-        examination: Of simulated lists: probability that a place is looked at, top first.
-        attraction: There is a column ``attraction`` (simulated lists).
-        history: There are columns of what the user clicked before (simulated lists); they are features.
+        max_list_length: Maximum number of items per list.
+        position: Add the column ``position``, from an initial ranker or the simulator.
+        examination: Probability that each position is examined, from position 0 (simulated lists).
+        attraction: Add the column ``attraction`` (simulated lists).
+        history: Add the columns of the user's earlier clicks (simulated lists), as features.
     """
     earlier_clicks: list[Categorical | Dense] = [
         *(Categorical(f"history_{name}", shares=name) for name in ("item_id", "item_1", "item_3")),
@@ -81,7 +82,7 @@ def prm_public_schema(
 
 
 def prm_public_columns(position: bool = False, attraction: bool = False, history: bool = False) -> pa.Schema:
-    """The arrow columns of the lists, in order."""
+    """The Arrow columns of the lists, in order."""
     fields = [("list_id", pa.string()), ("user_id", pa.int64()), *((name, pa.int64()) for name in USER_COLUMNS)]
     fields += [(name, pa.list_(pa.int64())) for name in CATEGORICAL_COLUMNS]
     fields += [(name, pa.list_(pa.float32())) for name in (*BASIC_COLUMNS, *OPTIONAL_COLUMNS)]

@@ -1,4 +1,4 @@
-"""Decoded lists of PRM Public as flat columns: joined with the truth of simulated ones, cut, and made a table."""
+"""Decoded lists of PRM Public as flat columns: joined with ground truth, cut, and converted to a table."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ import pyarrow.compute as pc
 
 from hf_rerank.data.prm_public.truth import HISTORY_COLUMNS, Truth
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.truncating import first_items, sequences
+from hf_rerank.data.truncating import choose_first_items, make_sequences
 from hf_rerank.errors import InputError
 
 
 @dataclass
 class Decoded:
-    """Lists as flat columns: the items of all lists one after another."""
+    """Lists as flat columns.
+
+    Attributes:
+        lengths: int64 [B], the number of items of each list.
+        per_list: Column -> B values.
+        per_item: Column -> the values of all items, concatenated over the lists.
+    """
 
     lengths: np.ndarray
     per_list: dict[str, Any]
     per_item: dict[str, pa.Array]
 
     def join_truth(self, rows: pa.Table, truth: Truth | None, list_ids: np.ndarray) -> None:
-        """Adds ``position``, ``attraction`` and the history from the side file."""
+        """Adds ``position``, ``attraction`` and the history from the file of ground truth."""
         assert truth is not None
         named = {"position": ("initial_position", pa.int64()), "attraction": ("attraction", pa.float32())}
         for name, (source, kind) in named.items():
@@ -40,7 +46,7 @@ class Decoded:
                 )
             self.per_item[name] = column.flatten().cast(kind)
             if self.per_item[name].null_count:
-                raise InputError(f"{truth.path}: the column {source} holds nulls: expected a number an item")
+                raise InputError(f"{truth.path}: the column {source} holds nulls: expected one number per item")
         starts = np.cumsum(self.lengths) - self.lengths
         positions = self.per_item["position"].to_numpy()
         of_list = np.repeat(np.arange(len(self.lengths)), self.lengths)
@@ -49,7 +55,7 @@ class Decoded:
         if wrong.any():
             row = int(of_list[int(np.argmax(wrong))])
             raise InputError(
-                f"{truth.path}: initial_position of list {list_ids[row]} is no permutation of "
+                f"{truth.path}: initial_position of list {list_ids[row]} is not a permutation of "
                 f"0..{self.lengths[row] - 1}"
             )
         history_lengths = None
@@ -58,7 +64,9 @@ class Decoded:
                 continue
             column = rows.column(name).combine_chunks()
             if column.null_count or column.flatten().null_count:
-                raise InputError(f"{truth.path}: the column {name} holds nulls: expected a sequence of numbers a list")
+                raise InputError(
+                    f"{truth.path}: the column {name} holds nulls: expected one sequence of numbers per list"
+                )
             lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
             history_lengths = lengths if history_lengths is None else history_lengths
             if (lengths != history_lengths).any():
@@ -70,7 +78,7 @@ class Decoded:
             self.per_list[name] = column
 
     def cut(self, max_list_length: int, report: PrepareReport) -> None:
-        """Keeps the items at the first positions of the initial order, and the labels of the others.
+        """Cuts lists to the first positions of the initial order, and keeps the labels of the other items.
 
         Slots keep their order.
         """
@@ -80,16 +88,17 @@ class Decoded:
             starts = np.cumsum(self.lengths) - self.lengths
             positions = np.arange(self.lengths.sum()) - np.repeat(starts, self.lengths)
         clicked = self.per_item["click"].to_numpy() > 0
-        kept = first_items(self.lengths, positions, clicked, max_list_length, report)
+        kept = choose_first_items(self.lengths, positions, clicked, max_list_length, report)
         if kept is None:
             kept = np.ones(len(clicked), dtype=bool)
         of_list = np.repeat(np.arange(len(self.lengths)), self.lengths)
         cut = np.bincount(of_list[~kept], minlength=len(self.lengths))
-        self.per_list["click_cut"] = sequences(clicked[~kept].astype(np.int8), cut, pa.list_(pa.int8()))
+        self.per_list["click_cut"] = make_sequences(clicked[~kept].astype(np.int8), cut, pa.list_(pa.int8()))
         self.per_item = {name: column.filter(pa.array(kept)) for name, column in self.per_item.items()}
         self.lengths = np.minimum(self.lengths, max_list_length)
 
-    def table(self, columns: pa.Schema) -> pa.Table:
+    def to_table(self, columns: pa.Schema) -> pa.Table:
+        """The lists as a table with these columns."""
         offsets = pa.array(np.concatenate([[0], np.cumsum(self.lengths)]), type=pa.int32())
         arrays = []
         for field in columns:

@@ -1,8 +1,8 @@
-"""PRM Public's text: fields are found in place and decoded; damaged lines are named.
+"""Finds and decodes the fields of PRM Public's text, and reports damaged lines.
 
-One line is one list: six fields between ``|``, each but the first a JSON array; see ``FIELDS``. A piece of clean lines
-of one length is read number by number (``numbers``), any other is decoded column by column. If that fails it is read
-again carefully, line by line, which names every damaged line, its field and what it holds; then the rest is decoded.
+A piece of clean lines of one length is read by ``numbers``, any other is decoded column by column. If that fails, it
+is checked line by line (``line_format``), which reports every damaged line, its field and its content; then the rest
+is decoded.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,45 +19,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_rerank.data.prm_public.decoded import Decoded
-from hf_rerank.data.prm_public.numbers import CACHED_BYTES, NotClean, made_line, read_numbers
+from hf_rerank.data.prm_public.line_format import (
+    BLANKS,
+    FIELDS,
+    ITEM_FIELDS,
+    MAX_EXACT_FLOAT,
+    MAX_LINE_BYTES,
+    USER_COLUMNS,
+    find_damage,
+    find_damage_of_line,
+    parse_line,
+)
+from hf_rerank.data.prm_public.numbers import CACHED_BYTES, NotClean, make_line, read_numbers
 from hf_rerank.data.report import RejectedLine
 
-FIELDS = ("user id", "user categorical", "item categorical", "item dense, basic", "item dense, optional", "labels")
-USER_COLUMNS = ("user_0", "user_1", "user_2")
-CATEGORICAL_COLUMNS = ("item_id", "item_1", "item_2", "item_3", "item_4")
-BASIC_COLUMNS = tuple(f"basic_{number}" for number in range(7))
-OPTIONAL_COLUMNS = tuple(f"optional_{number}" for number in range(12))
-# Field -> the columns that its inner arrays become.
-ITEM_FIELDS = {2: CATEGORICAL_COLUMNS, 3: BASIC_COLUMNS, 4: OPTIONAL_COLUMNS}
 _WIDTHS = (len(USER_COLUMNS), *map(len, ITEM_FIELDS.values()))
-# A line of 30 items has about 7,000 bytes; without a limit a file without line ends would be read whole.
-MAX_LINE_BYTES = 2**20
-MAX_EXACT_FLOAT = 2**53
-# From here on a number is rounded to 2**128 - 2**103 in 64 bits, and to infinity in 32.
-_FLOAT32_OVERFLOW = 2**128 - 2**103 - 2**74
-# What can be wrong with a line; the counts of a report are by these.
-KINDS = (
-    "wrong number of fields",
-    "wrong number of values",
-    "ragged",
-    "no items",
-    "no JSON",
-    "no array",
-    "not a number",
-    "no whole number",
-    "not finite",
-    "null",
-    "label",
-    "cut-off last line",
-    "cut-off gzip",
-    "not UTF-8",
-    "not ASCII",
-    "NUL byte",
-    "line too long",
-    "empty line",
-)
-
-# In 64 bits, as the careful reader reads: in 32 a label of 1e-50 would be 0.
+# In 64 bits, like the line-by-line check: in 32 bits a label of 1e-50 would be 0.
 _DECODED = {
     1: pl.List(pl.Int64),
     2: pl.List(pl.List(pl.Int64)),
@@ -70,18 +44,16 @@ _DECODED = {
 }
 _TEXTS = {str(k): pl.String() for k in range(len(FIELDS))}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # as some editors write it at the beginning of a file
-# What JSON allows around a value, and the mark behind a field.
-_BLANKS = " \t\r\n"
-_MARKS = f"|{_BLANKS}"
+_MARKS = f"|{BLANKS}"  # the separator after a field, and white space
 _WHOLE_NUMBERS = {1: pl.List(pl.Float64), 2: pl.List(pl.List(pl.Float64))}  # where ids are written as 17.0
 
 
 class _Damaged(Exception):
-    """A batch holds a line that is not as the format says; the careful reader finds which."""
+    """A batch holds a line that violates the format; the line-by-line check finds which."""
 
 
 class Fields:
-    """The fields of a batch of lines, as texts that are not decoded yet.
+    """The fields of a batch of lines, found but not decoded yet.
 
     Args:
         path: The raw file.
@@ -89,9 +61,9 @@ class Fields:
         text: Whole lines; only the last line of a file may lack its line end.
 
     Attributes:
-        numbers: Of each row the number of its line. Damaged lines are no rows.
+        numbers: The line number of each row. Damaged lines have no row.
         rejects: The damaged lines found so far.
-        clean: The numbers of all lines, once ``read_clean`` has found them clean.
+        clean: The numbers of all lines, if ``read_clean`` has found them clean.
     """
 
     def __init__(self, path: str, first_line: int, text: bytes) -> None:
@@ -105,11 +77,11 @@ class Fields:
             self._find_fields(text)
             self.numbers = first_line + np.arange(len(self.ends))
         except _Damaged:
-            lines = _lines(text)
+            lines = _split_lines(text)
             self.numbers = first_line + np.arange(len(lines))
             whole = []
             for row, line in enumerate(lines):
-                found = _damage_of_line(line)
+                found = find_damage_of_line(line)
                 if found is None:
                     whole.append(row)
                 else:
@@ -128,25 +100,25 @@ class Fields:
         bars_a_line = np.diff(np.searchsorted(bars, bounds))
         if not text.isascii() or (bars_a_line != len(FIELDS) - 1).any() or (np.diff(bounds) > MAX_LINE_BYTES).any():
             raise _Damaged
-        # Where fields begin, and the last one ends.
+        # The starts of the fields, and the end of the last one.
         self.bounds = np.sort(np.concatenate([[0], bars + 1, self.ends])).astype(np.int64)
 
     @functools.cached_property
     def columns(self) -> pl.DataFrame:
-        """The fields, a column each."""
-        # One array of all fields over the text as it is, each with the mark behind it.
+        """The fields, one column each."""
+        # One array of all fields over the unchanged text, each with the separator after it.
         count, offsets = len(self.bounds) - 1, pa.py_buffer(self.bounds)
         texts = pl.Series(pa.LargeStringArray.from_buffers(count, offsets, pa.py_buffer(self.text)))
         texts = texts.str.strip_chars(_MARKS)
         return pl.DataFrame([texts.gather_every(len(FIELDS), k).alias(str(k)) for k in range(len(FIELDS))])
 
-    def with_null(self) -> np.ndarray:
-        """Which rows hold a null."""
+    def find_nulls(self) -> np.ndarray:
+        """bool [rows], whether each row holds a null."""
         holds = pl.any_horizontal(pl.all().str.contains("null", literal=True))
         return self.columns.select(holds).to_series().to_numpy()
 
-    def user_ids(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The users of some rows, so that splits are known before the rest is decoded.
+    def read_user_ids(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reads the users of some rows, so that splits are known before the rest is decoded.
 
         Returns:
             The rows without those whose user id is damaged, and their user ids.
@@ -159,19 +131,19 @@ class Fields:
         good = texts.str.contains(r"^-?[0-9]{1,18}$").to_numpy()
         if not good.all():
             if len(self._read_carefully(rows[~good])):
-                raise self._fault(rows)
+                raise self._make_error(rows)
             rows, texts = rows[good], texts.filter(good)
         return rows, texts.cast(pl.Int64).to_numpy()
 
     def read_clean(self, wanted: int) -> None:
-        """Reads the numbers of all lines, if they are clean ones of one length, and most of them wanted."""
+        """Reads the numbers of all lines, if they are clean, of one length, and most of them are wanted."""
         items = (self.text[: self.ends[0]].count(b"[") - 5) // len(ITEM_FIELDS) if wanted else 0
         if items > 0 and 2 * wanted > len(self.numbers) and not self.cut_off:
             with contextlib.suppress(NotClean):
-                self.clean = _Clean(items, *read_numbers(self.text, self.ends, made_line(_WIDTHS, items)))
+                self.clean = _Clean(items, *read_numbers(self.text, self.ends, make_line(_WIDTHS, items)))
 
     def decode(self, rows: np.ndarray) -> tuple[np.ndarray, Decoded]:
-        """The lists of some rows.
+        """Decodes the lists of some rows.
 
         Returns:
             The rows without those that are damaged, and their lists.
@@ -189,18 +161,18 @@ class Fields:
             return good, self._decode(self.columns[good])
         except (_Damaged, pl.exceptions.PolarsError):
             pass
-        # Not as the fast reader knows it, but JSON all the same: written as it knows it.
-        texts = [[json.dumps(field) for field in _parsed(self._line(row))] for row in good]
+        # Valid JSON in a form that the fast reader does not accept: rewritten in the form that it accepts.
+        texts = [[json.dumps(field) for field in parse_line(self._cut_line(row))] for row in good]
         columns = pl.DataFrame({str(k): [text[k] for text in texts] for k in range(len(FIELDS))}, dict(_TEXTS))
         try:
             return good, self._decode(columns)
         except (_Damaged, pl.exceptions.PolarsError) as error:
-            raise self._fault(rows) from error
+            raise self._make_error(rows) from error
 
-    def _fault(self, rows: np.ndarray) -> RuntimeError:
+    def _make_error(self, rows: np.ndarray) -> RuntimeError:
         return RuntimeError(
             f"{self.path}, lines {self.numbers[rows[0]]} to {self.numbers[rows[-1]]}: the fast reader refuses what "
-            "the careful reader accepts; this is a fault of hf_rerank, please report it"
+            "the line-by-line check accepts; this is a bug of hf_rerank, please report it"
         )
 
     def _decode(self, texts: pl.DataFrame) -> Decoded:
@@ -232,38 +204,38 @@ class Fields:
 
         arrays = {k: decoded[str(k)].to_arrow() for k in kinds}
         lengths = pc.list_value_length(arrays[5]).to_numpy(zero_copy_only=False).astype(np.int64)
-        user, of_user = _inner(arrays[1])
-        labels, _ = _inner(arrays[5])
+        user, of_user = _unnest(arrays[1])
+        labels, _ = _unnest(arrays[5])
         if labels.null_count or (lengths < 1).any() or (of_user != len(USER_COLUMNS)).any():
             raise _Damaged
         if not np.isin(labels.to_numpy(), (0, 1)).all():
             raise _Damaged
-        per_list = _columns(*_numbers(user), USER_COLUMNS, pa.int64())
+        per_list = _split_columns(*_to_numbers(user), USER_COLUMNS, pa.int64())
         per_item: dict[str, pa.Array] = {}
         found = user.null_count
         for k, names in ITEM_FIELDS.items():
-            inner, of_items = _inner(arrays[k])
+            inner, of_items = _unnest(arrays[k])
             if inner.null_count:
                 raise _Damaged
-            values, widths = _inner(inner)
+            values, widths = _unnest(inner)
             if (of_items != lengths).any() or (widths != len(names)).any():
                 raise _Damaged
             found += values.null_count
-            per_item |= _columns(*_numbers(values), names, pa.int64() if k == 2 else pa.float32())
+            per_item |= _split_columns(*_to_numbers(values), names, pa.int64() if k == 2 else pa.float32())
         if found != nulls:
             raise _Damaged
         per_item["click"] = labels.cast(pa.int8())
         return Decoded(lengths, per_list, per_item)
 
-    def _line(self, row: int) -> bytes:
+    def _cut_line(self, row: int) -> bytes:
         return self.text[self.ends[row - 1] if row else 0 : self.ends[row]]
 
     def _read_carefully(self, rows: np.ndarray) -> np.ndarray:
-        """Rejects the damaged of some rows, and returns the others."""
+        """Rejects the damaged lines among some rows, and returns the other rows."""
         good = []
         for row in rows:
-            line = self._line(row)
-            found = _damage(line)
+            line = self._cut_line(row)
+            found = find_damage(line)
             if found is None:
                 good.append(row)
             else:
@@ -279,36 +251,36 @@ class Fields:
 
 
 def find_letter(text: bytes, letter: str) -> np.ndarray:
-    """Where a letter stands, in order; several times as fast as ``bytes.count``, let alone ``bytes.find``."""
+    """The offsets of a letter, ascending; several times as fast as ``bytes.count`` or ``bytes.find``."""
     letters, found = np.frombuffer(text, dtype=np.uint8), [np.empty(0, dtype=np.int64)]
     for start in range(0, len(letters), CACHED_BYTES):
         found.append(start + np.flatnonzero(letters[start : start + CACHED_BYTES] == ord(letter)))
     return np.concatenate(found)
 
 
-def _lines(text: bytes) -> list[bytes]:
+def _split_lines(text: bytes) -> list[bytes]:
     """Lines with their ends. bytes.splitlines would also split at a lone carriage return."""
     lines = [line + b"\n" for line in text.split(b"\n")]
     lines[-1] = lines[-1][:-1]
     return lines if lines[-1] else lines[:-1]
 
 
-def _inner(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """The values of an array of arrays, and how many each has. No array is null; values may be."""
+def _unnest(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The values of an array of arrays, and the length of each. Arrays must not be null; values may be."""
     if array.null_count:
         raise _Damaged
     return array.flatten(), pc.list_value_length(array).to_numpy(zero_copy_only=False)
 
 
-def _numbers(values: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values, 0 for a null, and which are null; None where none is."""
+def _to_numbers(values: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values, 0 for a null, and which are null; None if none is."""
     if not values.null_count:
         return values.to_numpy(), None
     missing = values.is_null().to_numpy(zero_copy_only=False)
     return values.fill_null(0).to_numpy(zero_copy_only=False), missing
 
 
-def _columns(
+def _split_columns(
     numbers: np.ndarray, missing: np.ndarray | None, names: Sequence[str], kind: pa.DataType
 ) -> dict[str, pa.Array]:
     """Splits rows of ``len(names)`` numbers each into columns."""
@@ -346,154 +318,15 @@ class _Clean:
             _Damaged: A number is not as its field must be, or may not be; the lines may be good all the same.
         """
         sizes = [1, _WIDTHS[0], *(self.items * width for width in _WIDTHS[1:]), self.items]
-        places = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
+        slices = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
         values, missing = self.values[rows], self.missing[rows]
-        fields = [values[:, place] for place in places]
-        nulls = [missing[:, place] if missing[:, place].any() else None for place in places]
+        fields = [values[:, part] for part in slices]
+        nulls = [missing[:, part] if missing[:, part].any() else None for part in slices]
         if nulls[5] is not None or not ((fields[5] == 0) | (fields[5] == 1)).all():
             raise _Damaged
-        per_list = _columns(fields[1], nulls[1], USER_COLUMNS, pa.int64())
+        per_list = _split_columns(fields[1], nulls[1], USER_COLUMNS, pa.int64())
         per_item: dict[str, pa.Array] = {}
         for k, names in ITEM_FIELDS.items():
-            per_item |= _columns(fields[k], nulls[k], names, pa.int64() if k == 2 else pa.float32())
+            per_item |= _split_columns(fields[k], nulls[k], names, pa.int64() if k == 2 else pa.float32())
         per_item["click"] = pa.array(fields[5].ravel().astype(np.int8))
         return Decoded(np.full(len(rows), self.items), per_list, per_item)
-
-
-# ----------------------------------------------------------------------- the careful reader: what is wrong with a line
-
-# Field (from 0), kind, what was expected and what came, the text.
-_Damage = tuple[int | None, str, str, str]
-
-
-def _damage_of_line(line: bytes) -> tuple[str, str, str] | None:
-    """Kind, reason and text where a line cannot be cut into fields; None where it can."""
-    if len(line) > MAX_LINE_BYTES:
-        head = shortened(line[:30].decode("ascii", "backslashreplace")) + " ..."
-        return (
-            "line too long",
-            f"the line has more than {MAX_LINE_BYTES:,} bytes: expected one list of about 7,000",
-            head,
-        )
-    if not line.isascii():
-        place = next(place for place, byte in enumerate(line) if byte > 127)
-        bad = line[place : place + 8]
-        try:
-            line.decode("utf-8")
-            kind = "not ASCII"
-        except UnicodeDecodeError:
-            kind = "not UTF-8"
-        return kind, f"byte {place + 1} is no ASCII character ({bad!r}): expected numbers only, in UTF-8", ""
-    text = line.decode("ascii").strip(_BLANKS)
-    if not text:
-        return "empty line", "the line is empty: expected one list", ""
-    fields = text.count("|") + 1
-    if fields != len(FIELDS):
-        return "wrong number of fields", f"expected {len(FIELDS)} fields between |, got {fields}", shortened(text)
-    return None
-
-
-def _damage(line: bytes) -> _Damage | None:
-    """What is wrong with a line; None where nothing is."""
-    found = _damage_of_line(line)
-    if found is not None:
-        return None, *found
-    lengths: dict[int, int] = {}
-    for field, text in enumerate(line.decode("ascii").split("|")):
-        damage = _damage_of_field(field, text.strip(_BLANKS), lengths)
-        if damage is not None:
-            return field, *damage, shortened(text)
-    return None
-
-
-def _parsed(line: bytes) -> list[Any]:
-    """The values of a line that is not damaged: ids without a point, and the dense ones with one."""
-    values = [json.loads(text) for text in line.decode("ascii").split("|")]
-    values[1] = [_whole(value) for value in values[1]]
-    values[2] = [[_whole(value) for value in item] for item in values[2]]
-    for k in (3, 4):
-        values[k] = [[None if value is None else float(value) for value in item] for item in values[k]]
-    return values
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
-
-
-def _damage_of_field(field: int, text: str, lengths: dict[int, int]) -> tuple[str, str] | None:
-    """Kind and reason; notes the length of the list."""
-    if "\0" in text:
-        return "NUL byte", "holds a NUL byte: expected numbers only"
-    if field == 0:
-        if re.fullmatch(r"-?[0-9]{1,18}", text):
-            return None
-        kind = "null" if text == "null" else "not a number"
-        return kind, "expected a whole number of at most 18 digits"
-    not_finite: list[str] = []
-    try:
-        value = json.loads(text, parse_constant=not_finite.append)
-    except (ValueError, RecursionError):
-        return "no JSON", "expected a JSON array, but this is no valid JSON"
-    if not_finite:
-        return "not finite", f"holds {not_finite[0]}: expected finite numbers; a missing value is written as null"
-    if not isinstance(value, list):
-        return "null" if value is None else "no array", f"expected a JSON array, got {_kind_of(value)}"
-    if field == 1:
-        if len(value) != len(USER_COLUMNS):
-            return "wrong number of values", f"expected {len(USER_COLUMNS)} values, got {len(value)}"
-        return _damage_of_numbers(value, "value", whole=True)
-    if field in ITEM_FIELDS:
-        for number, item in enumerate(value, start=1):
-            if not isinstance(item, list):
-                kind = "null" if item is None else "no array"
-                expected = f"expected an array of {len(ITEM_FIELDS[field])} numbers"
-                return kind, f"item {number} is {_kind_of(item)}: {expected}"
-            if len(item) != len(ITEM_FIELDS[field]):
-                expected = f"expected {len(ITEM_FIELDS[field])}"
-                return "wrong number of values", f"item {number} has {len(item)} values: {expected}"
-            damage = _damage_of_numbers(item, f"item {number}, value", whole=field == 2)
-            if damage is not None:
-                return damage
-    else:
-        for number, label in enumerate(value, start=1):
-            if isinstance(label, bool) or not isinstance(label, (int, float)) or label not in (0, 1):
-                kind = "null" if label is None else "label"
-                return kind, f"the label of item {number} is {shortened(json.dumps(label))}: expected 0 or 1"
-    lengths[field] = len(value)
-    if not value:
-        return "no items", "the list is empty: expected at least one item"
-    other = min(lengths)
-    if lengths[other] != len(value):
-        there = f"{lengths[other]} in field {other + 1} ({FIELDS[other]})"
-        return "ragged", f"the list is ragged: {len(value)} items here, {there}"
-    return None
-
-
-def _damage_of_numbers(values: list[Any], name: str, *, whole: bool) -> tuple[str, str] | None:
-    for number, value in enumerate(values, start=1):
-        where = f"{name} {number}"
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return "not a number", f"{where} is {_kind_of(value)}: expected a number or null"
-        if isinstance(value, float) and not math.isfinite(value):
-            return "not finite", f"{where} is too large: expected a finite number"
-        if whole and isinstance(value, float) and not (value.is_integer() and abs(value) <= MAX_EXACT_FLOAT):
-            return "no whole number", f"{where} is {value}: expected a whole number"
-        if whole and not -(2**63) <= value < 2**63:
-            return "no whole number", f"{where} is {shortened(str(value))}: expected a whole number of 64 bits"
-        if not whole and abs(value) >= _FLOAT32_OVERFLOW:
-            return "not finite", f"{where} is {shortened(str(value))}: too large for a float of 32 bits"
-    return None
-
-
-def _kind_of(value: Any) -> str:
-    names = {type(None): "null", bool: "true or false", str: "text", dict: "an object", list: "an array"}
-    return names.get(type(value), "a number")
-
-
-def shortened(text: str, length: int = 60) -> str:
-    """The two ends of a text, fit for one line."""
-    text = text.strip()
-    text = text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
-    return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -1,8 +1,8 @@
-"""The numbers of clean lines, all at once, in two thirds of the time of Polars' JSON decoder.
+"""Reads the numbers of clean lines all at once, in two thirds of the time of Polars' JSON decoder.
 
-Clean lines of one length differ in nothing but their numbers: the marks between them are the same in every line. So
-the marks are compared with those of a made line, and what lies between is read as numbers. Whatever is not exactly
-so, in layout or in a single number, is left to the JSON decoder.
+Clean lines of one length differ only in their numbers: the separators between them are the same in every line. So the
+separators are compared with those of a template line, and the text between them is read as numbers. Lines with any
+other layout or number format are left to the JSON decoder.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ import pyarrow as pa
 
 
 class NotClean(Exception):
-    """The lines are not clean; they may be good all the same."""
+    """The lines are not clean; they may still be valid."""
 
 
 _NULL = np.frombuffer(b"null", dtype=np.uint8)
-# Text that is looked at at a time: more falls out of the processor's cache, and takes twice the time.
+# Bytes of text processed at a time: more exceeds the processor's cache, and takes twice the time.
 CACHED_BYTES = 2**19
 
 
-def made_line(widths: Sequence[int], items: int) -> bytes:
-    """A line as clean lines look, of zeros: a user id, ``widths[0]`` values of the user, for each other width an array
-    of that many values an item, and the labels."""
+def make_line(widths: Sequence[int], items: int) -> bytes:
+    """A template line of zeros with the layout of clean lines: a user id, ``widths[0]`` values of the user, for each
+    other width an array of that many values per item, and the labels."""
     of_items = [[[0] * width] * items for width in widths[1:]]
     return "|".join(["0", *map(json.dumps, ([0] * widths[0], *of_items, [0] * items))]).encode() + b"\n"
 
 
 def read_numbers(text: bytes, ends: np.ndarray, made: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of lines that are laid out as one made line is.
+    """Reads the numbers of lines with the layout of a template line.
 
     Args:
         text: ASCII lines, each with its line end.
-        ends: Where they end.
-        made: See ``made_line``.
+        ends: The offsets of their ends.
+        made: The template line, from ``make_line``.
 
     Returns:
-        Their values as ``float`` reads them, [lines, numbers a line], 0 for null, and which of them are null.
+        Their values as ``float`` reads them, [lines, numbers per line], 0 for null, and which of them are null.
 
     Raises:
-        NotClean: They are laid out in another way, or hold what is no finite number as JSON writes it.
+        NotClean: They have another layout, or hold something other than finite numbers as JSON writes them.
     """
     letters = np.frombuffer(made, dtype=np.uint8)
     marks = np.flatnonzero(_is_mark(letters))
-    # What stands at each mark, and whether a number ends there.
+    # The letter of each separator, and whether a number ends there.
     layout = letters[marks], np.diff(marks, prepend=-1) > 1
     values = np.empty((len(ends), int(layout[1].sum())))
     missing = np.empty(values.shape, dtype=bool)
@@ -64,12 +64,12 @@ def _read(text: bytes, marks: np.ndarray, ends_number: np.ndarray, values: np.nd
     """Reads some lines into ``values`` and ``missing``."""
     letters = np.frombuffer(text, dtype=np.uint8)
     is_mark = _is_mark(letters)
-    places = np.flatnonzero(is_mark)
-    if len(places) != len(values) * len(marks) or not _written_as_json(letters, is_mark):
+    offsets_of_marks = np.flatnonzero(is_mark)
+    if len(offsets_of_marks) != len(values) * len(marks) or not _is_written_as_json(letters, is_mark):
         raise NotClean
-    # How many letters stand before each mark, [lines, marks a line].
-    before = (np.diff(places, prepend=-1) - 1).reshape(-1, len(marks))
-    if (letters[places].reshape(before.shape) != marks).any() or ((before > 0) != ends_number).any():
+    # The number of letters before each separator, [lines, marks per line].
+    before = (np.diff(offsets_of_marks, prepend=-1) - 1).reshape(-1, len(marks))
+    if (letters[offsets_of_marks].reshape(before.shape) != marks).any() or ((before > 0) != ends_number).any():
         raise NotClean
     lengths = before[:, np.flatnonzero(ends_number)].ravel()
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
@@ -88,12 +88,12 @@ def _read(text: bytes, marks: np.ndarray, ends_number: np.ndarray, values: np.nd
 
 
 def _is_mark(letters: np.ndarray) -> np.ndarray:
-    """Which letters stand between numbers: ``,[]|`` and blanks. With them whatever comes before the comma in ASCII,
-    which is found in no clean line."""
+    """Which letters are separators: ``,[]|`` and blanks; also all that precede the comma in ASCII, which occur in no
+    clean line."""
     return (letters <= ord(",")) | (letters == ord("[")) | (letters == ord("]")) | (letters == ord("|"))
 
 
-def _written_as_json(letters: np.ndarray, is_mark: np.ndarray) -> bool:
+def _is_written_as_json(letters: np.ndarray, is_mark: np.ndarray) -> bool:
     """Whether no number is written as 01, .5 or 5., which JSON does not know, or as -0, which is 0 in JSON."""
     is_digit = letters - np.uint8(ord("0")) < 10  # what comes before 0 wraps around to above 200
     lone_dot = (letters[1:-1] == ord(".")) & ~(is_digit[:-2] & is_digit[2:])

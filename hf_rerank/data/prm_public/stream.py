@@ -1,7 +1,7 @@
-"""PRM Public as a stream of ``datasets``: whole arrow batches straight from the raw text.
+"""PRM Public as a stream of ``datasets``: whole Arrow batches directly from the raw text.
 
-Alone in its module, with few imports: for streaming, ``datasets`` replaces ``open``, ``Path``, ``os`` and ``pyarrow``
-in the module of a builder, for every name that it finds there.
+In its own module, with few imports: for streaming, ``datasets`` replaces the names ``open``, ``Path``, ``os`` and
+``pyarrow`` in the module of a builder.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class PRMPublicText(datasets.ArrowBasedBuilder):
-    """One stream a split; ``as_streaming_dataset()`` makes them. The ranges of text are the shards.
+    """One stream per split; ``as_streaming_dataset()`` makes them. The ranges of text are the shards.
 
     Args:
-        ranges: Of the raw files; see ``hf_rerank.data.prm_public.find_ranges``.
+        ranges: Ranges of the raw files, from ``hf_rerank.data.prm_public.find_ranges``.
         columns: Columns of the lists.
-        options: Of ``hf_rerank.data.prm_public.iter_batches``.
-        kwargs: Of the builder: ``cache_dir``.
+        options: Options of ``hf_rerank.data.prm_public.iter_batches``.
+        kwargs: Options of the builder: ``cache_dir``.
     """
 
     def __init__(

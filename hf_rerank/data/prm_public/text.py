@@ -1,6 +1,6 @@
 """PRM Public's raw files as pieces of whole lines, in bounded memory: plain or gzip, with a digest of each piece.
 
-Only bytes here: what a line must look like is known by ``hf_rerank.data.prm_public.fields``.
+This module handles bytes only; the format of a line is in ``hf_rerank.data.prm_public.line_format``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from hf_rerank.data.prm_public.fields import MAX_LINE_BYTES
+from hf_rerank.data.prm_public.line_format import MAX_LINE_BYTES
 from hf_rerank.errors import InputError
 
 RANGE_BYTES = 256 * 2**20
-# Larger pieces fall out of the processor's cache: 32 MiB were a quarter slower.
+# Larger pieces exceed the processor's cache: 32 MiB were a quarter slower.
 PIECE_BYTES = 8 * 2**20
-# With a byte-order mark, a line of this length is too long, too.
+# A line of this length is too long, even with a byte-order mark.
 _LONG_LINE_BYTES = MAX_LINE_BYTES + 4
 
 
@@ -46,12 +46,12 @@ class Piece:
     Attributes:
         path: The raw file.
         first_line: Number of the first line, from 1.
-        lines: How many.
-        text: The lines. Of a line that is far too long only the beginning, with a line end.
-        digest: Of all their bytes.
-        on_disk: Bytes of the file that they take.
-        broken: Why a damaged gzip file cannot be read any further; its last line is ``tail``.
-        tail: The beginning of the line in which a damaged gzip file ends. It counts in ``lines``, even if it is empty.
+        lines: Number of lines.
+        text: The lines. If a line is far too long, only its beginning, with a line end.
+        digest: Digest of all their bytes.
+        on_disk: Number of bytes that they take in the file.
+        broken: Why a damaged gzip file cannot be read any further; None if it is not damaged.
+        tail: The beginning of the line in which a damaged gzip file ends. Included in ``lines``, even if it is empty.
     """
 
     path: str
@@ -68,17 +68,18 @@ def is_gzip(path: str | Path) -> bool:
     return str(path).endswith(".gz")
 
 
-def whole_file(path: str | Path) -> TextRange:
+def make_range(path: str | Path) -> TextRange:
     """The range of a whole file."""
     return TextRange(str(path), 0, None if is_gzip(path) else Path(path).stat().st_size, 1)
 
 
 def find_ranges(files: Sequence[Path], range_bytes: int = RANGE_BYTES) -> list[TextRange]:
-    """Cuts files into ranges of whole lines, for several readers; a file of several ranges is read through once."""
+    """Divides files into ranges of whole lines, for several readers; a file of several ranges is read once for
+    this."""
     ranges = []
     for path in files:
         if is_gzip(path) or path.stat().st_size <= range_bytes:
-            ranges.append(whole_file(path))
+            ranges.append(make_range(path))
             continue
         size = path.stat().st_size
         start, first_line = 0, 1
@@ -89,7 +90,9 @@ def find_ranges(files: Sequence[Path], range_bytes: int = RANGE_BYTES) -> list[T
                     block = file.read(min(range_bytes - (end - start), 2**24))
                     end, lines = end + len(block), lines + block.count(b"\n")
                 rest = b""
-                while end < size and not rest.endswith(b"\n"):  # to the end of the line, which may exceed the memory
+                while end < size and not rest.endswith(
+                    b"\n"
+                ):  # to the end of the line, which may be larger than memory
                     rest = file.readline(2**24)
                     end, lines = end + len(rest), lines + rest.count(b"\n")
                 ranges.append(TextRange(str(path), start, end, first_line))
@@ -98,14 +101,14 @@ def find_ranges(files: Sequence[Path], range_bytes: int = RANGE_BYTES) -> list[T
 
 
 def cut_text(source: TextRange, piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
-    """Reads a range once, piece by piece.
+    """Yields the pieces of a range, reading it once.
 
     Args:
         source: What to read.
         piece_bytes: Bytes of text at a time; a piece holds at least one line.
 
     Raises:
-        InputError: The range is empty, or the file became shorter than the range meanwhile.
+        InputError: The range is empty, or the file became shorter than the range.
     """
     with contextlib.closing(_Reader(source)) as reader:
         line, waiting = source.first_line, b""
@@ -130,7 +133,7 @@ def cut_text(source: TextRange, piece_bytes: int = PIECE_BYTES) -> Iterator[Piec
                 broken, tail, text = reader.broken, text[end:][:_LONG_LINE_BYTES], text[:end]
             elif not text:
                 break
-            lines = _line_ends(text) + (not text.endswith(b"\n") and bool(text)) + (broken is not None)
+            lines = _count_line_ends(text) + (not text.endswith(b"\n") and bool(text)) + (broken is not None)
             on_disk = reader.on_disk - (0 if reader.packed else len(waiting)) - before
             yield Piece(source.path, line, lines, text, digest.hexdigest(), on_disk, broken, tail)
             line += lines
@@ -140,12 +143,12 @@ def cut_text(source: TextRange, piece_bytes: int = PIECE_BYTES) -> Iterator[Piec
             raise InputError(f"{source.path} is empty: expected one list per line; fetch it again")
 
 
-def _line_ends(text: bytes) -> int:
+def _count_line_ends(text: bytes) -> int:
     return int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == ord("\n")))  # faster than bytes.count
 
 
 def _skip_to_line_end(reader: _Reader, piece_bytes: int, digest: Any) -> bytes:
-    """Reads to the end of a line; returns what was read behind it."""
+    """Reads to the end of a line; returns the bytes read after it."""
     while not reader.ended:
         block = reader.read(piece_bytes)
         end = block.find(b"\n") + 1
@@ -159,9 +162,9 @@ class _Reader:
     """The bytes of a range.
 
     Attributes:
-        packed: The file is a gzip file.
-        ended: There are no more.
-        broken: Why a damaged gzip file cannot be read any further; empty where it is not damaged.
+        packed: Whether the file is a gzip file.
+        ended: Whether all bytes have been read.
+        broken: Why a damaged gzip file cannot be read any further; empty if it is not damaged.
     """
 
     def __init__(self, source: TextRange) -> None:
@@ -185,7 +188,7 @@ class _Reader:
         """At most ``size`` bytes, fewer only at the end."""
         if self._left is not None:
             size = min(size, self._left)
-        block = self._unpacked(size) if self.packed else self._file.read(size)
+        block = self._unpack(size) if self.packed else self._file.read(size)
         if self._left is not None:
             if size and not block:
                 raise InputError(f"{self.path} became shorter while it was read: run again when it is complete")
@@ -193,8 +196,8 @@ class _Reader:
         self.ended = len(block) < size or self._left == 0
         return block
 
-    def _unpacked(self, size: int) -> bytes:
-        """Of a damaged gzip file all that can be unpacked, however much is asked for at a time."""
+    def _unpack(self, size: int) -> bytes:
+        """At most ``size`` unpacked bytes; from a damaged gzip file, all that can be unpacked."""
         parts, missing = [], size
         while missing:
             try:

@@ -1,4 +1,4 @@
-"""The truth of simulated PRM Public lists: the side files ``<raw file>.truth.parquet``, a row a line."""
+"""The ground truth of simulated PRM Public lists: the files ``<raw file>.truth.parquet``, one row per line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from hf_rerank.data.prepared import read_footer
 from hf_rerank.errors import InputError
 
-# What the user clicked before, newest first; of simulated lists only, from their side file.
+# The user's earlier clicks, newest first, in the ground truth of simulated lists.
 HISTORY_COLUMNS = {
     "history_item_id": pa.int64(),
     "history_item_1": pa.int64(),
@@ -28,7 +28,7 @@ HISTORY_COLUMNS = {
 
 @dataclass(frozen=True)
 class TruthHeader:
-    """What the side files ``<raw file>.truth.parquet`` offer. ``position=False``: there are none."""
+    """The contents of the files ``<raw file>.truth.parquet``. ``position=False``: there are none."""
 
     position: bool = False
     attraction: bool = False
@@ -37,17 +37,17 @@ class TruthHeader:
 
 
 def truth_file(raw_file: str | Path) -> Path:
-    """The name of the side file; that of a packed raw file is named as if it was not packed."""
+    """The path of the ground truth of a raw file; the suffix ``.gz`` of the raw file is dropped."""
     return Path(f"{str(raw_file).removesuffix('.gz')}.truth.parquet")
 
 
 def read_truth_header(files: Iterable[str | Path]) -> TruthHeader:
-    """What the side files of all raw files offer.
+    """Reads the contents of the ground truth of all raw files.
 
     Raises:
         InputError: They differ, or a column is missing.
     """
-    headers = {Path(path): _truth_header(truth_file(path)) for path in files}
+    headers = {Path(path): _read_header(truth_file(path)) for path in files}
     first_path, first = next(iter(headers.items()))
     for path, header in headers.items():
         if header != first:
@@ -58,7 +58,7 @@ def read_truth_header(files: Iterable[str | Path]) -> TruthHeader:
     return first
 
 
-def _truth_header(path: Path) -> TruthHeader:
+def _read_header(path: Path) -> TruthHeader:
     if not path.is_file():
         return TruthHeader()
     read_footer(path)
@@ -73,7 +73,7 @@ def _truth_header(path: Path) -> TruthHeader:
 
 
 class Truth:
-    """The side file of one raw file; its rows are the lines, in order."""
+    """The ground truth of one raw file; its rows are the lines, in order."""
 
     def __init__(self, raw_file: str) -> None:
         self.path = truth_file(raw_file)
@@ -81,11 +81,11 @@ class Truth:
         groups = [self.parquet.metadata.row_group(number).num_rows for number in range(self.parquet.num_row_groups)]
         self.ends = np.cumsum(groups)
         self.rows = int(self.ends[-1]) if groups else 0
-        # Batches end inside row groups: the last group is kept, so that each is read once.
+        # Pieces end inside row groups: the last group is cached, so that each is read once.
         self._group = functools.lru_cache(maxsize=2)(self.parquet.read_row_group)
 
-    def lines(self, first_line: int, list_ids: list[str]) -> pa.Table:
-        """The rows of some lines that follow one another."""
+    def read_lines(self, first_line: int, list_ids: list[str]) -> pa.Table:
+        """The rows of consecutive lines."""
         start, stop = first_line - 1, first_line - 1 + len(list_ids)
         if stop > self.rows:
             raise InputError(
@@ -99,12 +99,13 @@ class Truth:
         if found != list_ids:
             row = next(row for row, (have, want) in enumerate(zip(found, list_ids, strict=True)) if have != want)
             raise InputError(
-                f"row {first_line + row} of {self.path} is list {found[row]!r}, expected {list_ids[row]!r}: one row a "
-                "line, in the order of the lines"
+                f"row {first_line + row} of {self.path} is list {found[row]!r}, expected {list_ids[row]!r}: one row "
+                "per line, in the order of the lines"
             )
         return table
 
     def check_end(self, lines: int) -> None:
+        """Checks that there are as many rows as lines."""
         if lines != self.rows:
             raise InputError(
                 f"{self.path} has {self.rows:,} rows, but the raw file only {lines:,} lines: it was cut off"

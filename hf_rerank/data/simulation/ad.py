@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from hf_rerank.data.simulation.ad_behaviours import draw_behaviours
-from hf_rerank.data.simulation.ad_csv import CSV_HEADERS, CSVFiles, truth_schema, truth_table
-from hf_rerank.data.simulation.ad_lists import blocks, draw_ads, number_of_users
+from hf_rerank.data.simulation.ad_csv import CSV_HEADERS, CSVFiles, make_truth_schema, make_truth_table
+from hf_rerank.data.simulation.ad_lists import count_users, draw_ads, draw_blocks
 from hf_rerank.data.simulation.ad_world import LARGEST_USER, AdWorld
-from hf_rerank.data.simulation.click_process import check_counts, with_progress
+from hf_rerank.data.simulation.click_process import check_counts, show_progress
 from hf_rerank.errors import InputError
-from hf_rerank.storage import new_folder
+from hf_rerank.storage import create_folder
 
 RAW_SAMPLE = "raw_sample.csv"
 
@@ -28,37 +28,37 @@ def simulate_ad(
     progress: bool = False,
 ) -> Path:
     """Write ``raw_sample.csv``, ``ad_feature.csv``, ``user_profile.csv`` and ``behavior_log.csv`` in the raw format of
-    Ad, and the truth of ``raw_sample.csv`` beside it.
+    Ad, and the ground truth of ``raw_sample.csv`` beside it.
 
-    The truth, ``raw_sample.csv.truth.parquet``, has one row a shown list, of every list, with or without a click:
+    The ground truth, ``raw_sample.csv.truth.parquet``, has one row per shown list, with or without a click:
     ``list_id`` (``{user}-{time_stamp of its newest impression}``), ``attraction`` (float32) and ``initial_position``
-    (from 0: where the simulator's own noisy initial ranker puts the ad; not the display order), both an entry an
-    impression in order of time, which is the display order. Its schema metadata hold ``examination`` (a JSON list, by
-    place), ``world`` (all parameters, as JSON) and ``seed``.
+    (from 0: where the simulator's own noisy initial ranker puts the ad; not the display order), both with one entry
+    per impression in order of time, which is the display order. Its schema metadata hold ``examination`` (a JSON list,
+    by position), ``world`` (all parameters, as JSON) and ``seed``.
 
-    The rows of a user are scattered: impressions over those of 32,768 users, behaviours alike.
+    The impressions of a user are scattered over those of 32,768 users, and so are the behaviours.
 
     The same arguments give the same bytes. The folder appears when all files are complete.
 
     Args:
-        output_dir: made if missing, else empty.
-        lists: lists to show, at least 1; those without a click and single impressions count too.
-        seed: not negative.
-        world: the parameters.
-        behaviours: rows of ``behavior_log.csv``; default ``behaviours_per_user`` for each user. 0: there is no such
+        output_dir: Created if missing; must be empty.
+        lists: Number of lists to show, at least 1, including those without a click and single impressions.
+        seed: Seed, not negative.
+        world: The parameters of the world.
+        behaviours: Number of rows of ``behavior_log.csv``. None: ``behaviours_per_user`` for each user. 0: no such
             file.
-        progress: show a progress bar.
+        progress: Show a progress bar.
 
     Returns:
         The path of ``raw_sample.csv``.
 
     Raises:
-        InputError: an argument out of range, a folder that is not empty, more users than ids; another process is
-            writing the folder.
-        CannotWrite: the disk is full, or refuses to be written.
+        InputError: An argument out of range, a folder that is not empty, more users than ids, or another process that
+            is writing the folder.
+        CannotWrite: The disk is full or not writable.
     """
     check_counts("simulate_ad", lists=(lists, 1), seed=(seed, 0), behaviours=(behaviours or 0, 0))
-    n_users = number_of_users(world, lists)
+    n_users = count_users(world, lists)
     if n_users > LARGEST_USER:
         raise InputError(
             f"{lists:,} lists are of {n_users:,} users, and there are {LARGEST_USER:,} ids: raise "
@@ -67,16 +67,16 @@ def simulate_ad(
     if behaviours is None:
         behaviours = round(world.behaviours_per_user * n_users)
     names = [name for name in CSV_HEADERS if name != "behavior_log.csv" or behaviours]
-    schema = truth_schema(world, seed)
-    with new_folder(output_dir) as folder, ExitStack() as stack:
+    schema = make_truth_schema(world, seed)
+    with create_folder(output_dir) as folder, ExitStack() as stack:
         truth = stack.enter_context(pq.ParquetWriter(folder / f"{RAW_SAMPLE}.truth.parquet", schema))
         files = stack.enter_context(CSVFiles({name: folder / name for name in names}))
         ads = draw_ads(world, seed)
         files.write_ads(ads)
-        for block in with_progress(blocks(world, ads, seed, lists), lists, progress):
+        for block in show_progress(draw_blocks(world, ads, seed, lists), lists, progress):
             files.write_users(block.users)
             files.write_impressions(ads, block)
-            truth.write_table(truth_table(block, schema))
+            truth.write_table(make_truth_table(block, schema))
             if behaviours:
                 files.write_behaviours(ads, block, draw_behaviours(world, ads, block, seed, behaviours, n_users))
     return Path(output_dir) / RAW_SAMPLE

@@ -1,4 +1,4 @@
-"""How simulated lists of Ad are written: the four CSV files, header for header, and the truth file."""
+"""Writes simulated lists of Ad: the four CSV files with the original headers, and the file of ground truth."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CSVFiles:
     """Some of the four files, open for writing, each with its header.
 
     Args:
-        paths: Name as in ``CSV_HEADERS`` -> where to write it.
+        paths: Name as in ``CSV_HEADERS`` -> path of the file.
     """
 
     def __init__(self, paths: dict[str, Path]) -> None:
@@ -53,27 +53,27 @@ class CSVFiles:
         self._stack.close()
 
     def write_ads(self, ads: Ads) -> None:
-        brand = _or_null(ads.brand_id, NO_BRAND)
+        brand = _replace_by_null(ads.brand_id, NO_BRAND)
         ids = (ads.id, ads.category_id, ads.campaign_id, ads.customer_id)
         self._write("ad_feature.csv", *ids, brand, ads.price, null="NULL")
 
     def write_users(self, users: AdUsers) -> None:
         rows = np.flatnonzero(users.has_profile)
-        levels = [_or_null(values[rows], MISSING_LEVEL) for values in users.profile.values()]
+        levels = [_replace_by_null(values[rows], MISSING_LEVEL) for values in users.profile.values()]
         self._write("user_profile.csv", users.id[rows], *levels, null="")
 
     def write_impressions(self, ads: Ads, block: AdBlock) -> None:
-        row, place = np.nonzero(block.mask)
-        row, place = row[block.file_order], place[block.file_order]
-        click = block.click[row, place].astype(np.int8)
+        row, slot = np.nonzero(block.mask)
+        row, slot = row[block.file_order], slot[block.file_order]
+        click = block.click[row, slot].astype(np.int8)
         pid = pl.Series(PIDS, dtype=pl.String).gather(block.pid[row])
-        user, ad = block.users.id[block.user[row]], ads.id[block.item[row, place]]
-        self._write("raw_sample.csv", user, block.time[row, place], ad, pid, 1 - click, click)
+        user, ad = block.users.id[block.user[row]], ads.id[block.item[row, slot]]
+        self._write("raw_sample.csv", user, block.time[row, slot], ad, pid, 1 - click, click)
 
     def write_behaviours(self, ads: Ads, block: AdBlock, behaviours: Behaviours) -> None:
         item = behaviours.item
         btag = pl.Series(BTAGS, dtype=pl.String).gather(behaviours.btag)
-        brand = _or_null(ads.brand_id[item], NO_BRAND)
+        brand = _replace_by_null(ads.brand_id[item], NO_BRAND)
         user, category = block.users.id[behaviours.user], ads.category_id[item]
         self._write("behavior_log.csv", user, behaviours.time_stamp, btag, category, brand, null="NULL")
 
@@ -82,12 +82,12 @@ class CSVFiles:
         table.write_csv(self._files[name], include_header=False, null_value=null)
 
 
-def _or_null(values: np.ndarray, missing: int) -> pl.Series:
+def _replace_by_null(values: np.ndarray, missing: int) -> pl.Series:
     return pl.Series(np.where(values == missing, 0, values)).set(pl.Series(values == missing), None)
 
 
-def truth_schema(world: AdWorld, seed: int) -> pa.Schema:
-    """Columns and metadata of the truth file."""
+def make_truth_schema(world: AdWorld, seed: int) -> pa.Schema:
+    """Columns and metadata of the file of ground truth."""
     metadata = {
         "examination": json.dumps(world.examination.tolist()),
         "world": json.dumps(asdict(world)),
@@ -101,8 +101,8 @@ def truth_schema(world: AdWorld, seed: int) -> pa.Schema:
     return pa.schema(columns, metadata=metadata)
 
 
-def truth_table(block: AdBlock, schema: pa.Schema) -> pa.Table:
-    """The truth of the lists of a block, in order of user and time."""
+def make_truth_table(block: AdBlock, schema: pa.Schema) -> pa.Table:
+    """The ground truth of the lists of a block, in order of user and time."""
     newest = block.time[np.arange(len(block.lengths)), block.lengths - 1]
     user = pa.array(block.users.id[block.user]).cast(pa.string())
     list_id = pc.binary_join_element_wise(user, pa.array(newest).cast(pa.string()), "-")

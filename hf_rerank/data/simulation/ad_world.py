@@ -1,12 +1,12 @@
-"""A simulator of Ad (Taobao): the same four CSV files, and beside them the truth that no log can show.
+"""A simulator of Ad (Taobao): the same four CSV files, and the ground truth that no log contains.
 
 The world
 ---------
-A list is what a retrieval stage might return for one user: ads of a few categories that this user visits, more of
-one style than of its opposite (the theme of the list), shown in the **display order**, which a noisy ranker makes. One
-rule makes the clicks::
+A list resembles the result of a retrieval stage for one user: ads of a few categories that this user visits, more of
+one style than of its opposite (the theme of the list), shown in the **display order**, which a noisy ranker makes.
+Clicks are drawn by one rule::
 
-    click_i ~ Bernoulli(examination[place_i] * attraction_i)
+    click_i ~ Bernoulli(examination[position_i] * attraction_i)
 
     attraction_i = sigmoid( bias + propensity                                  of the user and of the list
                             + quality_weight * quality_i                       of the ad
@@ -19,15 +19,15 @@ rule makes the clicks::
 
 So attraction depends on the *set* of ads in the list, never on their order, and a model that scores ads one by one can
 only guess the three context terms. A list of one ad has no others: its ``m_i`` is 0. The examination curve is that of
-``PRMWorld``: some readers look at the first place only, some go down the list and leave it with a constant chance at
-each place, some look at everything.
+``PRMWorld``: some readers examine the first position only, some go down the list and leave it with a constant
+probability at each position, some examine everything.
 
-Where the parts come from, and what shows them
-----------------------------------------------
+The parts, and the features that reveal them
+---------------------------------------------
 All parts below are standard normal, unless said otherwise.
 
 quality
-    ``(of its campaign + of its customer + of its own) / sqrt(3)``: the ids show it. A campaign is of one customer.
+    ``(of its campaign + of its customer + of its own) / sqrt(3)``: the ids reveal it. A campaign is of one customer.
 style
     ``sqrt(.5) * of its brand + sqrt(.3) * of its customer + sqrt(.2) * of its own``; an ad without a brand (a share
     ``brandless_rate``; ``NULL``) has a part of its own in place of the brand's. 70 % of the other ads have the brand
@@ -38,15 +38,15 @@ match
     ``0.6 * affinity[segment, category] + 0.8 * (personal_taste * personal + sqrt(1 - personal_taste^2) * noise)``.
     The segment is ``cms_group_id``; ``personal = (liking[user, category] + brand_liking[user, brand]) / sqrt(2)``,
     where ``brand_liking`` is the inner product of two vectors of 4 numbers, halved, and 0 without a brand. Only the
-    behaviours of a user show the personal part.
+    behaviours of a user reveal the personal part.
 price taste
-    Of the user. Seen with noise of standard deviation 0.5 and cut into thirds it is ``pvalue_level`` (1..3), with
-    noise 1 ``shopping_level`` (1..3). ``new_user_class_level`` (1..4) is the propensity of the user, with noise 1, cut
-    into quarters.
+    Of the user. Observed with noise of standard deviation 0.5 and divided into thirds it is ``pvalue_level`` (1..3),
+    with noise 1 ``shopping_level`` (1..3). ``new_user_class_level`` (1..4) is the propensity of the user, with noise
+    1, divided into quarters.
 
 Of the profile, ``final_gender_code`` and ``age_level`` follow from ``cms_group_id`` (gender 2 has the groups 1..6,
-gender 1 the groups 7..12, group 0 is age level 0 and either); ``cms_segid`` and ``occupation`` mean nothing. A share
-``missing_level_rate`` of the users has no ``pvalue_level``, as many no ``new_user_class_level``, and a share
+gender 1 the groups 7..12, group 0 is age level 0 and either); ``cms_segid`` and ``occupation`` carry no information. A
+share ``missing_level_rate`` of the users has no ``pvalue_level``, as many no ``new_user_class_level``, and a share
 ``no_profile_rate`` has no row at all: at random, independent of everything else.
 
 Behaviours
@@ -56,18 +56,18 @@ chance proportional to ``exp(liking_strength * liking[user, c])``, and of the ad
 drawn with chances proportional to ``exp(liking_strength * brand_liking)``: its category and brand are written. 95 %
 are ``pv``. How many a user has is geometric; they lie anywhere in 22 days, of which the last 8 are those of the lists:
 many are later than the impressions. A share ``click_caused_rate`` of all follows a click, 1 to 60 seconds later, with
-the category and the brand of the clicked ad: whoever reads the behaviours inside a list reads its labels.
+the category and the brand of the clicked ad: behaviours during a list leak its labels.
 
 The log
 -------
 A list is shown within 300 seconds, and lists of one user lie more than 300 seconds apart: the 5-minute session of the
 public rule is one shown list. Half of the impressions, but the first, have the same second as the one before; their
 order in the file is the display order. Lists without a click stay in the log, and so do single impressions (a share
-``single_rate`` of the lists) and users who saw one list only, of one or two ads (a share ``short_user_rate``): the
-rule that makes lists drops them, which is a selection. With the defaults a tenth of the impressions is clicked, and
-about 45 % of the lists are kept.
+``single_rate`` of the lists) and users with one list only, of one or two ads (a share ``short_user_rate``): the
+protocols drop them, which is a selection. With the defaults a tenth of the impressions is clicked, and about 45 % of
+the lists are kept.
 
-Everything is invented: nothing is fitted to the real log.
+All values are invented: nothing is fitted to the real log.
 """
 
 from __future__ import annotations
@@ -88,13 +88,16 @@ SESSION_SECONDS = 300
 
 @dataclass(frozen=True)
 class AdWorld:
-    """The parameters of the simulated world; the formulas are in the description of the module.
+    """The parameters of the simulated world of Ad.
+
+    Clicks are drawn with probability ``examination[position] * attraction``; attraction is the sigmoid of the terms
+    that the parameters below weight. The docstring of ``hf_rerank.data.simulation.ad_world`` has the formulas.
 
     Args:
         n_ads, n_categories, n_campaigns, n_customers, n_brands: how many there are, at most as in the real files.
         categories_per_user: categories that a user visits, at most ``n_categories``.
         categories_per_list: categories of a list, at most ``categories_per_user``.
-        pool_size: ads that the retrieval stage looks at for one list, the same number of each of its categories (the
+        pool_size: number of ads from which a list is retrieved, the same number of each of its categories (the
             remainder is left out): at least ``longest_list``, and not more of a category than it has.
         shortest_list, longest_list: lengths of a list, in [2, 100]; all in between are equally frequent.
         lists_per_user: mean number of lists of a user, in [1, 200].
@@ -103,23 +106,23 @@ class AdWorld:
         no_profile_rate: share of the users without a row in ``user_profile.csv``, in [0, 1].
         missing_level_rate: share of the users without ``pvalue_level``, or ``new_user_class_level``, in [0, 1].
         brandless_rate: share of the ads without a brand, in [0, 1].
-        behaviours_per_user: mean number of behaviours, where ``simulate_ad`` is not told how many in all.
+        behaviours_per_user: mean number of behaviours per user, unless ``simulate_ad`` is given the total.
         click_caused_rate: share of the behaviours that follow a click, in [0, 1].
         bias: level of the attraction, in logits.
         propensity_sd: standard deviation of the propensity, in logits, half of its variance from the user and half
             from the list.
-        quality_weight, match_weight: strength of what an ad is worth by itself.
-        context_strength: factor on all three context terms; 0 is a world where pointwise models are right.
-        theme_weight, price_weight, crowding_weight: strength of the single context terms.
+        quality_weight, match_weight: weights of the terms of the ad itself.
+        context_strength: factor on all three context terms; with 0 pointwise models are correct.
+        theme_weight, price_weight, crowding_weight: weights of the context terms.
         theme_sd: standard deviation, over lists, of the pull of the theme on the mean style (styles have 1).
         price_spread: the unit of price gaps, in logarithms of the price.
-        personal_taste: how much of the match only the behaviours show, in [0, 1].
-        liking_strength: how closely the behaviours follow the likings; 0: not at all.
+        personal_taste: share of the match that only the behaviours reveal, in [0, 1].
+        liking_strength: how strongly the behaviours depend on the likings; 0: not at all.
         initial_noise: standard deviation of the noise of the initial ranker, which sorts by quality + match + noise.
         display_noise: the same for the ranker that made the display order.
         looks_at_first_only, looks_at_all: shares of the readers; the remaining readers go down the list.
-        patience: mean number of places that the readers who go down the list pass; they look at place ``p`` (from 0)
-            with probability ``exp(-p / patience)``.
+        patience: mean number of positions that the readers who go down the list examine; they examine position ``p``
+            (from 0) with probability ``exp(-p / patience)``.
     """
 
     n_ads: int = 2000
@@ -205,10 +208,10 @@ class AdWorld:
 
     @property
     def pool_per_category(self) -> int:
-        """Ads of one category that the retrieval stage looks at for one list."""
+        """Number of ads of one category from which a list is retrieved."""
         return self.pool_size // self.categories_per_list
 
     @property
     def examination(self) -> np.ndarray:
-        """Probability that a place is looked at, [longest_list], from the top; 1 at the first place."""
+        """Probability that each position is examined, [longest_list]; 1 at the first position."""
         return examination_curve(self, self.longest_list)

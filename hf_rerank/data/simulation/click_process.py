@@ -1,7 +1,8 @@
-"""How both simulated worlds make clicks: one examination curve, one formula of attraction, one rule.
+"""The click process of both simulated worlds: the examination curve, the formula of attraction, and drawing clicks.
 
-A world has these parameters: ``bias``, ``quality_weight``, ``match_weight``, ``context_strength``, ``theme_weight``,
-``price_weight``, ``crowding_weight``, ``price_spread``, ``looks_at_first_only``, ``looks_at_all``, ``patience``.
+It reads these parameters of a world: ``bias``, ``quality_weight``, ``match_weight``, ``context_strength``,
+``theme_weight``, ``price_weight``, ``crowding_weight``, ``price_spread``, ``looks_at_first_only``, ``looks_at_all``,
+``patience``.
 """
 
 from __future__ import annotations
@@ -38,14 +39,20 @@ def check_parameters(world: Any, ranges: dict[str, tuple[float, float]], above_z
         )
 
 
-def examination_curve(world: Any, places: int) -> np.ndarray:
-    """Probability that a place is looked at, [places], from the top, by a mixture of readers; 1 at the first place."""
-    place = np.arange(places)
+def examination_curve(world: Any, positions: int) -> np.ndarray:
+    """Probability that each position is examined, [positions], for a mixture of readers; 1 at the first position.
+
+    Args:
+        world: The parameters.
+        positions: Number of positions.
+    """
+    position = np.arange(positions)
     goes_down = 1 - world.looks_at_first_only - world.looks_at_all
-    return world.looks_at_first_only * (place == 0) + goes_down * np.exp(-place / world.patience) + world.looks_at_all
+    go_down = goes_down * np.exp(-position / world.patience)
+    return world.looks_at_first_only * (position == 0) + go_down + world.looks_at_all
 
 
-def attraction(
+def compute_attraction(
     world: Any,
     *,
     quality: np.ndarray,
@@ -57,12 +64,13 @@ def attraction(
     propensity: np.ndarray,
     mask: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Probability of a click on each item if it is looked at, given the set of items in the list.
+    """Probability of a click on each item if it is examined, given the set of items in the list.
 
-    The formula is in the description of :mod:`hf_rerank.data.simulation.prm_public_world`.
+    The docstring of :mod:`hf_rerank.data.simulation.prm_public_world` has the formula.
 
     Args:
-        quality, match, style, price: [lists, items]; of Ad, the logarithm of the price.
+        world: The parameters.
+        quality, match, style, price: [lists, items]; for Ad, the logarithm of the price.
         category: [lists, items], any integers.
         price_taste, propensity: [lists].
         mask: bool, [lists, items]; False at padding. None: there is none.
@@ -74,7 +82,7 @@ def attraction(
     count = mask.sum(axis=1, keepdims=True)
     style = np.where(mask, style, 0.0)
     theme = style * ((style.sum(axis=1, keepdims=True) - style) / np.maximum(count - 1, 1))
-    gap = price_gap(world, price, mask)
+    gap = compute_price_gap(world, price, mask)
     same = (category[:, :, None] == category[:, None, :]) & mask[:, None, :]
     crowding = np.log(np.maximum(same.sum(axis=2), 1))
     context = (
@@ -87,18 +95,19 @@ def attraction(
     return np.where(mask, 0.5 * (1 + np.tanh(0.5 * logit)), 0.0)
 
 
-def price_gap(world: Any, price: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """How far each price lies from the mean of its list, in units of ``price_spread``; [lists, items]."""
+def compute_price_gap(world: Any, price: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The difference of each price from the mean of its list, in units of ``price_spread``; [lists, items]."""
     mean = np.where(mask, price, 0.0).sum(axis=1, keepdims=True) / np.maximum(mask.sum(axis=1, keepdims=True), 1)
     return (price - mean) / world.price_spread
 
 
 def draw_clicks(rng: np.random.Generator, examination: np.ndarray, attraction: np.ndarray) -> np.ndarray:
-    """Clicks of one showing, before any selection: ``click_i ~ Bernoulli(examination[i] * attraction_i)``.
+    """Draws clicks of the position-based model: ``click_i ~ Bernoulli(examination[i] * attraction_i)``.
 
     Args:
-        examination: [items], by place.
-        attraction: [lists, items], slot i at place i.
+        rng: Source of randomness.
+        examination: [items], by position.
+        attraction: [lists, items], slot i at position i.
 
     Returns:
         bool, [lists, items].
@@ -107,36 +116,39 @@ def draw_clicks(rng: np.random.Generator, examination: np.ndarray, attraction: n
 
 
 def draw_cascade_clicks(rng: np.random.Generator, attraction: np.ndarray) -> np.ndarray:
-    """Clicks of the cascade model (Craswell et al. 2008): the reader goes down to the first click, and leaves.
+    """Draws clicks of the cascade model (Craswell et al. 2008): the reader goes down to the first click, and leaves.
 
     Args:
-        attraction: [lists, items], slot i at place i.
+        rng: Source of randomness.
+        attraction: [lists, items], slot i at position i.
 
     Returns:
-        bool, [lists, items]; at most one click a list.
+        bool, [lists, items]; at most one click per list.
     """
     attracted = rng.random(attraction.shape) < attraction
     return attracted & (np.cumsum(attracted, axis=1) == 1)
 
 
 def draw_user_browsing_clicks(rng: np.random.Generator, examination: np.ndarray, attraction: np.ndarray) -> np.ndarray:
-    """Clicks of a user browsing model (Dupret and Piwowarski 2008): each click makes the reader go on below it.
+    """Draws clicks of a user browsing model (Dupret and Piwowarski 2008): readers continue below each click.
 
-    A place is looked at with a probability that depends on its distance from the last click above it, or from the top
-    where there is none: ``examination[place]`` before the first click, ``examination[place - last - 1]`` after it.
+    A position is examined with a probability that depends on its distance from the last click above it, or from the
+    top if there is none: ``examination[position]`` before the first click, ``examination[position - last - 1]`` after
+        it.
 
     Args:
-        examination: [items], by the number of places since the last click.
-        attraction: [lists, items], slot i at place i.
+        rng: Source of randomness.
+        examination: [items], by the number of positions since the last click.
+        attraction: [lists, items], slot i at position i.
 
     Returns:
         bool, [lists, items].
     """
     click = np.zeros(attraction.shape, bool)
     since = np.zeros(len(attraction), np.int64)
-    for place, chance in enumerate(rng.random(attraction.shape).T):
-        click[:, place] = chance < examination[since] * attraction[:, place]
-        since = np.where(click[:, place], 0, since + 1)
+    for position, chance in enumerate(rng.random(attraction.shape).T):
+        click[:, position] = chance < examination[since] * attraction[:, position]
+        since = np.where(click[:, position], 0, since + 1)
     return click
 
 
@@ -148,19 +160,19 @@ def order_click_probabilities(
     examination: np.ndarray,
     same_category_decay: float,
 ) -> np.ndarray:
-    """Click probabilities by place, in ``mode="order"``, of lists shown in a given order.
+    """Click probabilities by position, in ``mode="order"``, of lists shown in a given order.
 
     ``examination[p] * base_attraction[item] * same_category_decay ** r``, where ``item = order[p]`` and ``r`` counts
-    the items at the places above ``p`` that have the category of ``item`` and at least its base attraction.
+    the items at positions above ``p`` that have the category of ``item`` and at least its base attraction.
 
     Args:
-        base_attraction, category: [..., items], by slot (columns of the truth file).
+        base_attraction, category: [..., items], by slot (columns of the file of ground truth).
         order: [..., items], the slots from the top of the list to its end; a permutation of 0..items-1.
-        examination: [items], by place (metadata ``examination`` of the truth file).
-        same_category_decay: metadata ``same_category_decay`` of the truth file.
+        examination: [items], by position (metadata ``examination`` of the file of ground truth).
+        same_category_decay: Metadata ``same_category_decay`` of the file of ground truth.
 
     Returns:
-        [..., items], by **place**.
+        [..., items], by **position**.
     """
     base = np.take_along_axis(np.asarray(base_attraction, np.float64), np.asarray(order), axis=-1)
     kind = np.take_along_axis(np.asarray(category), np.asarray(order), axis=-1)
@@ -177,33 +189,35 @@ def order_expected_clicks(
     examination: np.ndarray,
     same_category_decay: float,
 ) -> np.ndarray:
-    """Expected clicks of each list in ``mode="order"``: the sum of :func:`order_click_probabilities` over the places.
+    """Expected clicks of each list in ``mode="order"``: the sum of :func:`order_click_probabilities`.
+
+    Arguments as for :func:`order_click_probabilities`.
 
     Returns:
-        [...], one value a list.
+        [...], one value per list.
     """
     return order_click_probabilities(
         base_attraction, category, order, examination=examination, same_category_decay=same_category_decay
     ).sum(axis=-1)
 
 
-def generator(seed: int, *key: int) -> np.random.Generator:
-    """Random numbers that depend on the seed and the key alone."""
+def make_generator(seed: int, *key: int) -> np.random.Generator:
+    """A generator that depends on the seed and the key alone."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def check_counts(function: str, **counts: tuple[Any, int]) -> None:
     """
     Raises:
-        InputError: One of the counts, each given with the least that is allowed, is no integer or too small.
+        InputError: One of the counts, each given with its minimum, is not an integer or too small.
     """
     for name, (value, low) in counts.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
             raise InputError(f"{function}: {name} must be an integer of at least {low}, got {value!r}")
 
 
-def with_progress(blocks: Iterator[_Block], n_lists: int, show: bool) -> Iterator[_Block]:
-    """The blocks, with a bar of their lists if it takes longer than a second."""
+def show_progress(blocks: Iterator[_Block], n_lists: int, show: bool) -> Iterator[_Block]:
+    """Yields the blocks, with a progress bar of their lists if it takes longer than a second."""
     from tqdm import tqdm
 
     with tqdm(total=n_lists, unit=" lists", desc="Simulating", delay=1, disable=not show) as bar:

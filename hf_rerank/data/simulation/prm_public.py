@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_rerank.data.simulation.click_process import check_counts, with_progress
-from hf_rerank.data.simulation.prm_public_lists import blocks
-from hf_rerank.data.simulation.prm_public_text import raw_lines, truth_schema, truth_table
+from hf_rerank.data.simulation.click_process import check_counts, show_progress
+from hf_rerank.data.simulation.prm_public_lists import draw_blocks
+from hf_rerank.data.simulation.prm_public_text import format_lines, make_truth_schema, make_truth_table
 from hf_rerank.data.simulation.prm_public_world import PRMWorld
 from hf_rerank.errors import InputError
-from hf_rerank.storage import naming_failures, only_writer, writing
+from hf_rerank.storage import lock_output, name_failures, write_atomically
 
 
 def simulate_prm(
@@ -24,60 +24,61 @@ def simulate_prm(
     part: int = 1,
     progress: bool = False,
 ) -> Path:
-    """Write ``set1.train.txt.part{part}`` in the raw format of PRM Public, and its truth beside it.
+    """Write ``set1.train.txt.part{part}`` in the raw format of PRM Public, and its ground truth beside it.
 
-    The truth, ``set1.train.txt.part{part}.truth.parquet``, has one row a line: ``list_id`` (``part{part}:{line}``,
-    lines counted from 1), ``attraction`` (per slot, float32; in ``mode="order"`` instead ``base_attraction`` and
-    ``category``), and ``initial_position`` (per slot, from 0: where the simulator's own noisy initial ranker puts the
-    item; not the display order). In a world with a history also its columns, each a sequence of the history's own
-    length. Its schema metadata hold ``examination`` (a JSON list, by place), ``mode``, ``world``
-    (all parameters, as JSON), ``seed``, and in ``mode="order"`` ``same_category_decay``; no ``examination`` under a
-    ``click_model`` other than ``position``, which has no such curve.
+    The ground truth, ``set1.train.txt.part{part}.truth.parquet``, has one row per line: ``list_id``
+    (``part{part}:{line}``, lines counted from 1), ``attraction`` (per slot, float32; in ``mode="order"`` instead
+    ``base_attraction`` and ``category``), and ``initial_position`` (per slot, from 0: where the simulator's own noisy
+    initial ranker puts the item; not the display order). In a world with a history it also has the columns of the
+    history, each a sequence of the history's own length. Its schema metadata hold ``examination`` (a JSON list, by
+    position), ``mode``, ``world`` (all parameters, as JSON), ``seed``, and in ``mode="order"``
+    ``same_category_decay``; no ``examination`` under a ``click_model`` other than ``position``, which has no such
+    curve.
 
-    The same arguments give the same bytes. Both files appear under their names only when they are complete, the truth
-    first. Lists without a click are redrawn (see the description of the module).
+    The same arguments give the same bytes. Both files appear under their names only when they are complete, the ground
+    truth first. Lists without a click are redrawn, so every list has one, as in PRM Public.
 
     Args:
-        output_dir: made if missing.
-        n_lists: lists to write, at least 1.
-        seed: not negative. Parts of one seed share the items and differ in users and lists.
-        world: the parameters.
-        part: from 1; 1 and 2 are the parts of the real data.
-        progress: show a progress bar.
+        output_dir: Created if missing.
+        n_lists: Number of lists to write, at least 1.
+        seed: Seed, not negative. Parts of one seed share the items and differ in users and lists.
+        world: The parameters of the world.
+        part: Number of the part, from 1; the real data has the parts 1 and 2.
+        progress: Show a progress bar.
 
     Returns:
         The path of the text file.
 
     Raises:
-        InputError: an argument out of range, a file that exists already, a world with hardly a click; another process
-            is writing the text.
-        CannotWrite: the disk is full, or refuses to be written.
+        InputError: An argument out of range, a file that exists already, a world with almost no clicks, or another
+            process that is writing the text.
+        CannotWrite: The disk is full or not writable.
     """
     check_counts("simulate_prm", n_lists=(n_lists, 1), seed=(seed, 0), part=(part, 1))
     text_path = Path(output_dir) / f"set1.train.txt.part{part}"
     truth_path = text_path.with_name(text_path.name + ".truth.parquet")
-    schema = truth_schema(world, seed)
-    with only_writer(text_path):
+    schema = make_truth_schema(world, seed)
+    with lock_output(text_path):
         for path in (text_path, text_path.with_name(f"{text_path.name}.gz"), truth_path):
             if path.exists() and not (path == truth_path and _is_of_this_call(path, schema, n_lists)):
                 raise InputError(f"{path} exists already; delete it, or choose another output_dir or part")
         with (
-            writing(text_path) as text_file,
-            writing(truth_path) as truth_file,  # renamed first: where the text is, its truth is
-            naming_failures(text_path),
+            write_atomically(text_path) as text_file,
+            write_atomically(truth_path) as truth_file,  # renamed first, so that a text always has its ground truth
+            name_failures(text_path),
             open(text_file, "w", encoding="ascii", newline="\n") as text,
             pq.ParquetWriter(truth_file, schema) as truth,
         ):
             first_line = 1
-            for lists in with_progress(blocks(world, seed, part, n_lists), n_lists, progress):
-                text.writelines(raw_lines(lists))
-                truth.write_table(truth_table(lists, schema, part, first_line))
+            for lists in show_progress(draw_blocks(world, seed, part, n_lists), n_lists, progress):
+                text.writelines(format_lines(lists))
+                truth.write_table(make_truth_table(lists, schema, part, first_line))
                 first_line += len(lists)
     return text_path
 
 
 def _is_of_this_call(truth: Path, schema: pa.Schema, n_lists: int) -> bool:
-    """Whether a truth that is there without its text was left by the same call, killed between the two."""
+    """Whether ground truth without its text was left by the same call, killed between the two renames."""
     try:
         footer = pq.read_metadata(truth)
     except (pa.ArrowInvalid, OSError):

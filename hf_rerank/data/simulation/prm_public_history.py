@@ -1,10 +1,10 @@
-"""The history of simulated lists: what a user clicked before, one click for each of some earlier lists.
+"""The history of simulated lists: the user's earlier clicks, one for each of some earlier lists.
 
-Nothing here knows the world: the caller shows the earlier lists. How many clicks a list's history holds is drawn from
-the geometric distribution on 0, 1, 2, ...: some users have none, some many. Each is the click of an earlier list that
-got one: an item of it, drawn with a chance proportional to ``examination * attraction``. Items of the list whose
-history it is are left out, so that an earlier click never points at an item to be ranked. Between one click and the
-next lie exponential times of ``MINUTES_BETWEEN`` on average.
+This module does not depend on the world: the caller draws the earlier lists. The number of clicks in the history of a
+list has the geometric distribution on 0, 1, 2, ...: some users have none, some many. Each is the click of an earlier
+list: an item of it, drawn with a probability proportional to ``examination * attraction``. Items of the list itself
+are left out, so that an earlier click is never on an item to be ranked. The times between clicks are exponential, with
+the mean ``MINUTES_BETWEEN``.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def draw_history(
     """Draw a history for each list.
 
     Args:
-        rng: The source of chance.
+        rng: Source of randomness.
         mean_length: Mean number of clicks, above 0.
-        user: [lists], whose lists they are.
+        user: [lists], the user of each list.
         item: [lists, items], the items of the lists, as indices.
         show: Draws an earlier list for each of some users.
     """
@@ -56,7 +56,7 @@ def draw_history(
         clicked.append(shown[np.arange(len(lists)), click])
         gaps.append(price_gap[np.arange(len(lists)), click])
         there.append(up_to[:, -1] > 0)
-    # In a tiny world all items of an earlier list can stand in the list itself: it gives no click then.
+    # In a tiny world all items of an earlier list can also be in the list itself: then it gives no click.
     kept = np.concatenate(there)
     lengths = np.bincount(of_list[kept], minlength=len(user))
     minutes = np.cumsum(rng.exponential(MINUTES_BETWEEN, int(lengths.sum())))

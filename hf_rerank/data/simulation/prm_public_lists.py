@@ -1,7 +1,7 @@
-"""The draws of the simulator: items, users, the lists that are shown, and what is seen of them.
+"""The draws of the simulator of PRM Public: items, users, the lists that are shown, and their observed features.
 
-The formulas are in the description of :mod:`hf_rerank.data.simulation.prm_public_world`. All arrays of lists are
-[lists, items] in display order; ``rng`` is the only source of chance.
+The docstring of :mod:`hf_rerank.data.simulation.prm_public_world` has the formulas. All arrays of lists are
+[lists, items] in display order; ``rng`` is the only source of randomness.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hf_rerank.data.simulation.click_process import (
-    attraction,
+    compute_attraction,
+    compute_price_gap,
     draw_cascade_clicks,
     draw_clicks,
     draw_user_browsing_clicks,
-    generator,
+    make_generator,
     order_click_probabilities,
-    price_gap,
 )
 from hf_rerank.data.simulation.prm_public_history import draw_history
 from hf_rerank.data.simulation.prm_public_world import PRMWorld
@@ -33,7 +33,7 @@ USER_IDS_PER_PART = 100_000_000  # user ids of part p start at (p - 1) times thi
 
 @dataclass(frozen=True)
 class _Items:
-    """The items of the world, one entry an item."""
+    """The items of the world, one entry per item."""
 
     id: np.ndarray
     categorical: np.ndarray  # [items, 4]: item_1..item_4
@@ -47,7 +47,7 @@ class _Items:
 
 @dataclass(frozen=True)
 class _Users:
-    """The users of one part, one entry a user."""
+    """The users of one part, one entry per user."""
 
     id: np.ndarray
     categorical: np.ndarray  # [users, 3]
@@ -58,7 +58,7 @@ class _Users:
 
 @dataclass(frozen=True)
 class ShownLists:
-    """Some lists as they stand in the file."""
+    """Some lists as they are in the file."""
 
     user_id: np.ndarray  # [lists]
     user_categorical: np.ndarray  # [lists, 3], -1 where null
@@ -105,19 +105,19 @@ def _draw_users(world: PRMWorld, rng: np.random.Generator, n_users: int, part: i
     return _Users(ids, categorical, propensity, price_taste, liking)
 
 
-def blocks(world: PRMWorld, seed: int, part: int, n_lists: int) -> Iterator[ShownLists]:
-    items = _draw_items(world, generator(seed, 0))
+def draw_blocks(world: PRMWorld, seed: int, part: int, n_lists: int) -> Iterator[ShownLists]:
+    items = _draw_items(world, make_generator(seed, 0))
     n_users = int(np.ceil(n_lists / world.lists_per_user))
     if n_users > USER_IDS_PER_PART:
         raise InputError(f"a part holds at most {USER_IDS_PER_PART} users, got {n_users}; raise lists_per_user")
-    users = _draw_users(world, generator(seed, 1, part), n_users, part)
+    users = _draw_users(world, make_generator(seed, 1, part), n_users, part)
     for block, start in enumerate(range(0, n_lists, LISTS_PER_BLOCK)):
         n = min(LISTS_PER_BLOCK, n_lists - start)
-        rng = generator(seed, 2, part, block)
+        rng = make_generator(seed, 2, part, block)
         shown = _draw_clicked(world, items, users, rng, n)
         lists = _observe(world, items, users, rng, shown)
         if world.history_length:
-            lists = _with_history(world, items, users, rng, shown, lists)
+            lists = _add_history(world, items, users, rng, shown, lists)
         yield lists
 
 
@@ -142,9 +142,9 @@ def _draw_clicked(
 
 
 def _show(world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-    """Draw ``n`` lists, show them in display order, and draw their clicks: nothing is selected here."""
+    """Draw ``n`` lists in display order and their clicks, without selection."""
     lists = _draw_lists(world, items, users, rng, rng.integers(0, len(users.id), n))
-    shown = _shown_attraction(world, items, lists)
+    shown = _compute_shown_attraction(world, items, lists)
     if world.click_model == "cascade":
         return {**lists, "click": draw_cascade_clicks(rng, shown)}
     draw = draw_clicks if world.click_model == "position" else draw_user_browsing_clicks
@@ -167,7 +167,7 @@ def _draw_lists(
 
     share_of_each = world.propensity_sd / 2**0.5
     propensity = share_of_each * (users.propensity[user] + rng.normal(size=n))
-    attractions = attraction(
+    attractions = compute_attraction(
         world,
         quality=items.quality[item],
         match=match,
@@ -180,7 +180,7 @@ def _draw_lists(
     return {"user": user, "item": item, "match": match, "propensity": propensity, "attraction": attractions}
 
 
-def _shown_attraction(world: PRMWorld, items: _Items, lists: dict[str, np.ndarray]) -> np.ndarray:
+def _compute_shown_attraction(world: PRMWorld, items: _Items, lists: dict[str, np.ndarray]) -> np.ndarray:
     """Attraction of the items of lists in display order, [lists, items]."""
     if world.mode == "set":
         return lists["attraction"]
@@ -193,7 +193,7 @@ def _shown_attraction(world: PRMWorld, items: _Items, lists: dict[str, np.ndarra
     )
 
 
-def _with_history(
+def _add_history(
     world: PRMWorld,
     items: _Items,
     users: _Users,
@@ -201,24 +201,28 @@ def _with_history(
     shown: dict[str, np.ndarray],
     lists: ShownLists,
 ) -> ShownLists:
-    """Draw what the users of lists clicked before, and what is seen of it."""
+    """Draw the histories of lists, and their observed features."""
 
     def show(user: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         earlier = _draw_lists(world, items, users, rng, user)
-        chance = world.examination * _shown_attraction(world, items, earlier)
-        return earlier["item"], chance, price_gap(world, items.price[earlier["item"]], np.ones(chance.shape, bool))
+        chance = world.examination * _compute_shown_attraction(world, items, earlier)
+        return (
+            earlier["item"],
+            chance,
+            compute_price_gap(world, items.price[earlier["item"]], np.ones(chance.shape, bool)),
+        )
 
     history = draw_history(rng, world.history_length, shown["user"], shown["item"], show)
 
-    def measured(value: np.ndarray) -> np.ndarray:
+    def measure(value: np.ndarray) -> np.ndarray:
         return (value + 0.1 * rng.normal(size=value.shape)) / 1.01**0.5
 
     columns = {
         "history_item_id": items.id[history.item],
         "history_item_1": items.categorical[history.item, 0],
         "history_item_3": items.categorical[history.item, 2],
-        "history_basic_2": measured(items.price[history.item]),
-        "history_price_gap": measured(history.price_gap),
+        "history_basic_2": measure(items.price[history.item]),
+        "history_price_gap": measure(history.price_gap),
         "history_minutes_ago": history.minutes_ago,
     }
     return replace(lists, history_lengths=history.lengths, history=columns)
@@ -227,7 +231,7 @@ def _with_history(
 def _retrieve(world: PRMWorld, items: _Items, rng: np.random.Generator, n: int) -> np.ndarray:
     """Draw the items of ``n`` lists, [lists, items], without a repetition inside a list.
 
-    A pool of items is drawn at random for each list; of the pool, the list takes popular items near its price level,
+    A pool of items is drawn at random for each list; from the pool, the list gets popular items near its price level,
     of its theme and of the categories that it favours (weighted draws without replacement, by exponential clocks).
     """
     # start + step * k (mod n_items) runs through distinct items when step and n_items have no common divisor.
@@ -252,43 +256,43 @@ def _retrieve(world: PRMWorld, items: _Items, rng: np.random.Generator, n: int) 
 def _observe(
     world: PRMWorld, items: _Items, users: _Users, rng: np.random.Generator, shown: dict[str, np.ndarray]
 ) -> ShownLists:
-    """Draw what is seen of lists that have been shown: the features with their noise and nulls, the initial order."""
+    """Draw the observed features of shown lists, with noise and nulls, and the initial order."""
     user, item, match = shown["user"], shown["item"], shown["match"]
     quality, style, price = items.quality[item], items.style[item], items.price[item]
 
-    def noise() -> np.ndarray:
+    def draw_noise() -> np.ndarray:
         return rng.normal(size=item.shape)
 
-    def measured(value: np.ndarray, error: float) -> np.ndarray:
-        return (value + error * noise()) / (1 + error**2) ** 0.5
+    def measure(value: np.ndarray, error: float) -> np.ndarray:
+        return (value + error * draw_noise()) / (1 + error**2) ** 0.5
 
     fine, coarse = world.feature_noise, 2 * world.feature_noise
     flag = rng.random(item.shape) < 0.05
     propensity_hint = (shown["propensity"] + rng.normal(size=user.shape)) / (1 + world.propensity_sd**2) ** 0.5
     basic = [
-        measured(style, 0.1),
-        measured(style, 0.1),
-        measured(price, 0.1),
-        measured(quality, fine),
-        measured(match, fine),
-        measured(price, 0.1),
-        measured((quality + match) / 2**0.5, coarse),
+        measure(style, 0.1),
+        measure(style, 0.1),
+        measure(price, 0.1),
+        measure(quality, fine),
+        measure(match, fine),
+        measure(price, 0.1),
+        measure((quality + match) / 2**0.5, coarse),
     ]
     optional = [
-        measured(style, 0.3),
-        measured(style, 0.3),
-        measured(price, 0.3),
+        measure(style, 0.3),
+        measure(style, 0.3),
+        measure(price, 0.3),
         (flag - 0.05) / 0.0475**0.5,
-        measured(quality, coarse),
-        measured(match, coarse),
+        measure(quality, coarse),
+        measure(match, coarse),
         items.log_popularity[item],
         np.broadcast_to(propensity_hint[:, None], item.shape),
-        noise(),
-        (noise() ** 2 - 1) / 2**0.5,
-        noise(),
-        noise(),
+        draw_noise(),
+        (draw_noise() ** 2 - 1) / 2**0.5,
+        draw_noise(),
+        draw_noise(),
     ]
-    initial_score = quality + match + world.initial_noise * noise()
+    initial_score = quality + match + world.initial_noise * draw_noise()
     columns = [np.stack(basic, axis=2), np.stack(optional, axis=2)]
     user_categorical = users.categorical[user]
     _erase(world, rng, user_categorical, *columns)

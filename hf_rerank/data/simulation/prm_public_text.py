@@ -1,4 +1,4 @@
-"""How simulated lists are written: PRM Public's raw text, number for number, and the truth file beside it."""
+"""Formats simulated lists as PRM Public's raw text, and their ground truth as a table."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from hf_rerank.data.simulation.prm_public_lists import ShownLists
 from hf_rerank.data.simulation.prm_public_world import PRMWorld
 
 
-def raw_lines(lists: ShownLists) -> list[str]:
-    """The raw lines. The work is done on whole columns: it is most of the simulator's time."""
+def format_lines(lists: ShownLists) -> list[str]:
+    """The raw lines, formatted by whole columns, since this takes most of the simulator's time."""
     labels = pa.array(["0.0", "1.0"]).take(pa.array(lists.click.ravel().astype(np.int8)))
     columns = [
         pa.array(lists.user_id).cast(pa.string()),
-        _joined(_integers(lists.user_categorical), lists.user_categorical.shape),
-        _joined(_integers(lists.item_categorical), lists.item_categorical.shape),
-        _joined(_decimals(lists.basic), lists.basic.shape),
-        _joined(_decimals(lists.optional), lists.optional.shape),
-        _joined(labels, lists.click.shape),
+        _join(_format_integers(lists.user_categorical), lists.user_categorical.shape),
+        _join(_format_integers(lists.item_categorical), lists.item_categorical.shape),
+        _join(_format_decimals(lists.basic), lists.basic.shape),
+        _join(_format_decimals(lists.optional), lists.optional.shape),
+        _join(labels, lists.click.shape),
     ]
     lines = pc.binary_join_element_wise(*columns, "|")
     return pc.binary_join_element_wise(lines, "", "\n").to_pylist()
 
 
-def _integers(values: np.ndarray) -> pa.Array:
+def _format_integers(values: np.ndarray) -> pa.Array:
     """Integers as text, ``null`` for -1."""
     flat = values.ravel()
     return pc.fill_null(pa.array(flat, mask=flat == -1).cast(pa.string()), "null")
 
 
-def _decimals(values: np.ndarray) -> pa.Array:
+def _format_decimals(values: np.ndarray) -> pa.Array:
     """Floats as text with at most six decimals and at least one, never an exponent; ``null`` for NaN."""
     flat = np.round(values.ravel(), 6)
     text = pc.fill_null(pa.array(flat, mask=np.isnan(flat)).cast(pa.string()), "null")
@@ -47,7 +47,7 @@ def _decimals(values: np.ndarray) -> pa.Array:
     return text
 
 
-def _joined(text: pa.Array, shape: tuple[int, ...]) -> pa.Array:
+def _join(text: pa.Array, shape: tuple[int, ...]) -> pa.Array:
     """Numbers as text, flattened from ``shape``, to one JSON list for each entry of the first axis."""
     for size in reversed(shape[1:]):
         ends = pa.array(np.arange(0, len(text) + 1, size, dtype=np.int32))
@@ -56,18 +56,19 @@ def _joined(text: pa.Array, shape: tuple[int, ...]) -> pa.Array:
     return text
 
 
-def truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
-    """Columns and metadata of the truth file."""
+def make_truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
+    """Columns and metadata of the file of ground truth."""
     per_slot = [("attraction", pa.list_(pa.float32()))]
     metadata: dict[str, str] = {"mode": world.mode}
-    if world.click_model == "position":  # else no curve by place says what is looked at
+    if world.click_model == "position":  # other click models have no examination curve by position
         metadata["examination"] = json.dumps(world.examination.tolist())
     if world.mode == "order":
         per_slot = [("base_attraction", pa.list_(pa.float32())), ("category", pa.list_(pa.int32()))]
         metadata["same_category_decay"] = json.dumps(world.same_category_decay)
     parameters, history = asdict(world), HISTORY_COLUMNS
     if not world.history_length:
-        # What counts with a history only is left out, so that worlds without one are written as ever.
+        # Parameters that matter only with a history are left out, so that the bytes of worlds without one do not
+        # change.
         history = {}
         del parameters["history_length"], parameters["personal_taste"]
     if world.click_model == "position":
@@ -78,8 +79,8 @@ def truth_schema(world: PRMWorld, seed: int) -> pa.Schema:
     return pa.schema(columns, metadata=metadata)
 
 
-def truth_table(lists: ShownLists, schema: pa.Schema, part: int, first_line: int) -> pa.Table:
-    """The truth of lists that begin at ``first_line`` of the raw file."""
+def make_truth_table(lists: ShownLists, schema: pa.Schema, part: int, first_line: int) -> pa.Table:
+    """The ground truth of lists that begin at ``first_line`` of the raw file."""
     per_slot = {
         "attraction": lists.attraction,
         "base_attraction": lists.attraction,

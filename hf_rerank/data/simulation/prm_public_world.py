@@ -1,12 +1,12 @@
-"""A simulator of PRM Public: the same raw text, and beside it the truth that no log can show.
+"""A simulator of PRM Public: the same raw text, and the ground truth that no log contains.
 
 The world
 ---------
-A list is what a retrieval stage might return: items around one price level, more of one style than of its opposite
+A list resembles the result of a retrieval stage: items around one price level, more of one style than of its opposite
 (the theme of the list), of a few favoured categories, shown to one user in the **display order**. The slots of a raw
-line are in that order, so slot ``i`` is also the display place ``i``. One rule makes the clicks::
+line are in that order, so slot ``i`` is also display position ``i``. Clicks are drawn by one rule::
 
-    click_i ~ Bernoulli(examination[place_i] * attraction_i)
+    click_i ~ Bernoulli(examination[position_i] * attraction_i)
 
     attraction_i = sigmoid( bias + propensity                                  of the user and of the list
                             + quality_weight * quality_i                       of the item
@@ -17,60 +17,61 @@ line are in that order, so slot ``i`` is also the display place ``i``. One rule 
                                                                                  price, in units of ``price_spread``
                                 - crowding_weight * ln n_i ) )                   n_i: items of its category, itself too
 
-That is the position-based click model. ``click_model`` names two others, in which what is looked at depends on earlier
-clicks too, so no examination curve by place exists, and the truth file has none: ``cascade``, in which the reader goes
-down the list and leaves with the first click, and ``user_browsing``, in which a place is looked at with
-``examination[places since the last click, or since the top]``.
+This is the position-based click model. ``click_model`` can name two others, in which examination also depends on
+earlier clicks, so that there is no examination curve by position: ``cascade``, in which the reader goes down the list
+and leaves with the first click, and ``user_browsing``, in which a position is examined with probability
+``examination[positions since the last click, or since the top]``.
 
-So attraction depends on the *set* of items in the list, never on their order. The three context terms say: an item
-that goes with most of the list is attractive; it should cost as much, relative to the others, as this user likes;
-and items of a crowded category take clicks from each other. A model that scores items one by one can only guess them:
-the theme changes its sign from list to list, and so does the place of a price among the others. The examination curve
-is a mixture of readers: some look at the first item only, some go down the list and leave it with a constant chance at
-each place, some look at everything.
+So attraction depends on the *set* of items in the list, never on their order. The three context terms mean: an item
+of the style of most of the list is attractive; it should cost as much, relative to the others, as this user likes; and
+items of a crowded category take clicks from each other. A model that scores items one by one can only guess them: the
+theme changes its sign from list to list, and the rank of a price depends on the others. The examination curve is a
+mixture of readers: some examine the first item only, some go down the list and leave it with a constant probability at
+each position, some examine everything.
 
-``mode="order"`` is a second world, in which an item seen after its rivals is worth less. The formula above then
+``mode="order"`` is a second world, in which an item below its rivals is less attractive. The formula above then
 gives ``base_attraction``, and with the list in a given order::
 
     attraction_i(order) = base_attraction_i * same_category_decay ** rivals_above_i(order)
 
-where ``rivals_above_i`` counts the items that stand above item ``i``, are of its category and have at least its base
-attraction. The truth of that world is a function of the list *and* the order: ``order_click_probabilities`` and
+where ``rivals_above_i`` counts the items above item ``i`` that are of its category and have at least its base
+attraction. The ground truth of that world is a function of the list *and* the order: ``order_click_probabilities`` and
 ``order_expected_clicks``.
 
 A history
 ---------
-With ``history_length`` above 0 a user has a taste of its own, which the segment and ``user_1`` do not tell::
+With ``history_length`` above 0 a user has a personal taste, which the segment and ``user_1`` do not reveal::
 
-    price_taste = user_1 - 2 + personal_taste * t                                          t: one a user
+    price_taste = user_1 - 2 + personal_taste * t                                          t: one per user
     match_i     = 0.6 * affinity[segment, category_i] + 0.8 * (
                       personal_taste * liking[user, category_i] + sqrt(1 - personal_taste^2) * noise_i )
 
 ``affinity``, ``t``, ``liking`` and the noise are standard normal. Without a history ``personal_taste`` counts as 0.
-The history of a list is what this user clicked in earlier lists of the same world, under the same click rule, newest
-first; ``prm_public_history`` says how it is drawn. So the price gaps of a history show the price
-taste, and its categories the liking, each with the noise of chance clicks: with the defaults ``user_1`` explains 49 %
-of the variance of the price taste, together with the mean price gap of 10 clicks 72 %, of 30 clicks 85 %. Each list
-has earlier clicks of its own, drawn anew for two lists of one user; no list of the file is in the history of another.
-Tastes do not change, so the minutes say nothing.
+The history of a list holds this user's clicks in earlier lists of the same world, under the same click rule, newest
+first; ``prm_public_history`` describes how it is drawn. So the price gaps of a history reveal the price taste, and its
+categories the liking, each with the noise of random clicks: with the defaults ``user_1`` explains 49 %
+of the variance of the price taste, together with the mean price gap of 10 clicks 72 %, of 30 clicks 85 %. The
+earlier clicks are drawn independently for each list, also for lists of one user; no list of the file is in the history
+of another. Tastes do not change, so the minutes carry no information.
 
-A selection, said aloud
------------------------
-PRM Public has no list without a click. A simulated list without a click is thrown away, and a new list (user, items,
-clicks) is drawn in its place. The lists in the file are therefore a selected sample: more generous users, more
-attractive items, and more clicks than ``examination * attraction`` promises for the same lists drawn once more.
+Selection
+---------
+PRM Public has no list without a click. A simulated list without a click is discarded, and another list (user, items,
+clicks) is drawn. The lists in the file are therefore a selected sample: users with higher propensity, more attractive
+items, and more clicks than ``examination * attraction`` gives for the same lists.
 
-What the defaults are fitted to
--------------------------------
-The clicks per list and the clicks by place of the 1,000 labels that the authors of PRM publish (the script
+Calibration of the defaults
+---------------------------
+The defaults are fitted to the clicks per list and by position of the 1,000 lists of labels that the authors of PRM
+publish (the script
 ``scripts/experiments/simulator_calibration.py`` measures the fit), for ``mode="set"`` (in
-``mode="order"`` the same parameters give about 1.76 clicks a list instead of 1.88). Everything else is invented.
+``mode="order"`` the same parameters give about 1.76 clicks per list instead of 1.88). Everything else is invented.
 
 The observed columns
 --------------------
 ``user_0`` the user's segment, ``user_1`` price taste, ``user_2`` a hint of the propensity; ``item_id``, ``item_1`` a
-leaf category, ``item_2`` and ``item_4`` without meaning, ``item_3`` the category. Dense columns are measurements with
-noise, of roughly mean 0 and standard deviation 1; quality and match are never seen exactly:
+leaf category, ``item_2`` and ``item_4`` without information, ``item_3`` the category. Dense columns are measurements
+with noise, of roughly mean 0 and standard deviation 1; quality and match are never observed exactly:
 
 ========== ===============================  ============ ==========================================
 basic_0/1  style                            optional_0/1 style, noisier
@@ -84,7 +85,7 @@ basic_6    quality and match together       optional_6   log popularity of the i
 
 In a share ``null_rate`` of the lines some values are ``null``, at random and independent of everything else.
 
-A raw line has no place for a history: its columns are in the truth file, although they are seen and no truth.
+A raw line has no field for a history: its columns are in the file of ground truth, although they are observed.
 ``history_item_id``, ``history_item_1`` and ``history_item_3`` of the clicked items, ``history_basic_2`` their price
 and ``history_price_gap`` their gap in the list where they were clicked, measured like ``basic_2``, and
 ``history_minutes_ago``; never null.
@@ -105,7 +106,10 @@ CLICK_MODELS = ("position", "cascade", "user_browsing")
 
 @dataclass(frozen=True)
 class PRMWorld:
-    """The parameters of the simulated world; the formulas are in the description of the module.
+    """The parameters of the simulated world of PRM Public.
+
+    Clicks are drawn with probability ``examination[position] * attraction``; attraction is the sigmoid of the terms
+    that the parameters below weight. The docstring of ``hf_rerank.data.simulation.prm_public_world`` has the formulas.
 
     Args:
         click_model: ``"position"``, ``"cascade"`` or ``"user_browsing"``; the last two in ``mode="set"`` and without a
@@ -113,15 +117,15 @@ class PRMWorld:
         mode: ``"set"`` (attraction depends on the set of items) or ``"order"`` (on their order too).
         list_length: items in a list, at least 2.
         n_items: items in the world, at least ``pool_size``.
-        pool_size: items that the retrieval stage looks at for one list, at least ``list_length``.
+        pool_size: number of items from which a list is retrieved, at least ``list_length``.
         lists_per_user: mean number of lists of a user.
         null_rate: share of the lines that hold at least one ``null``, in [0, 1].
         bias: level of the attraction, in logits.
         propensity_sd: standard deviation of the propensity, in logits, half of its variance from the user and half
             from the list. It makes the clicks per list over-dispersed.
-        quality_weight, match_weight: strength of what an item is worth by itself.
-        context_strength: factor on all three context terms; 0 is a world where pointwise models are right.
-        theme_weight, price_weight, crowding_weight: strength of the single context terms.
+        quality_weight, match_weight: weights of the terms of the item itself.
+        context_strength: factor on all three context terms; with 0 pointwise models are correct.
+        theme_weight, price_weight, crowding_weight: weights of the context terms.
         theme_sd: standard deviation, over lists, of the pull of the theme on the mean style (styles have 1).
         price_spread: standard deviation of the prices within a list, whose level is drawn from -1.5..1.5.
         feature_noise: standard deviation of the noise of the better measurements of quality and match (which have
@@ -129,11 +133,11 @@ class PRMWorld:
         initial_noise: standard deviation of the noise of the initial ranker, which sorts by quality + match + noise.
         display_noise: the same for the ranker that made the display order.
         looks_at_first_only, looks_at_all: shares of the readers; the remaining readers go down the list.
-        patience: mean number of places that the readers who go down the list pass; they look at place ``p`` (from 0)
-            with probability ``exp(-p / patience)``.
+        patience: mean number of positions that the readers who go down the list examine; they examine position ``p``
+            (from 0) with probability ``exp(-p / patience)``.
         same_category_decay: factor on an item's attraction for each rival above it, in (0, 1]; ``mode="order"`` only.
         history_length: mean number of earlier clicks in the history of a list; 0: lists have no history.
-        personal_taste: how much of a user's taste only the history shows, in [0, 1]; counts with a history only.
+        personal_taste: share of a user's taste that only the history reveals, in [0, 1]; used only with a history.
     """
 
     click_model: Literal["position", "cascade", "user_browsing"] = "position"
@@ -195,5 +199,5 @@ class PRMWorld:
 
     @property
     def examination(self) -> np.ndarray:
-        """Probability that a place is looked at, [list_length], from the top; 1 at the first place."""
+        """Probability that each position is examined, [list_length]; 1 at the first position."""
         return examination_curve(self, self.list_length)

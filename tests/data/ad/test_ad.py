@@ -11,12 +11,12 @@ import pytest
 from ad_by_hand import START, prepared_by_hand, random_raw, read_csv, windows_of, write_raw
 
 from hf_rerank.data.ad import ad_columns, ad_schema, prepare_ad
-from hf_rerank.data.ad.partition import _lookup
+from hf_rerank.data.ad.partition import _make_lookup
 from hf_rerank.data.ad.tables import RAW_SAMPLE, read_blocks
 from hf_rerank.data.prepared import read_prepared
-from hf_rerank.data.prepared.buckets import BucketWriter, bucket_of, read_bucket
+from hf_rerank.data.prepared.buckets import BucketWriter, assign_buckets, read_bucket
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.data.splits import SPLITS, assign_splits
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists
@@ -33,7 +33,7 @@ def prepared(raw: Path, output: Path, **options: object) -> tuple[dict[str, dict
         rows = [row for path in sorted(output.glob(f"{split}-*.parquet")) for row in pq.read_table(path).to_pylist()]
         assert report.lists[split] == len(rows)
         for row in rows:
-            assert row["split"] == split == split_of([row["user"]])[0]
+            assert row["split"] == split == assign_splits([row["user"]])[0]
             assert row["list_id"] not in lists
             lists[row["list_id"]] = row
     return lists, report
@@ -193,7 +193,7 @@ def test_the_public_protocol_by_hand(tmp_path: Path) -> None:
     assert report.counts["users"] == 4
     # Without behavior_log.csv lists have no history, and the card says so.
     assert not any(name.startswith("history") for name in lists[f"4-{START + 1_000}"])
-    assert "`behavior_log.csv` was not there" in (tmp_path / "lists" / "README.md").read_text()
+    assert "`behavior_log.csv` was missing" in (tmp_path / "lists" / "README.md").read_text()
 
 
 def test_long_windows_are_cut_to_the_earliest(tmp_path: Path) -> None:
@@ -282,8 +282,8 @@ def test_times_of_users_are_looked_up(table_ids: int, monkeypatch: pytest.Monkey
     monkeypatch.setattr("hf_rerank.data.ad.partition.TABLE_IDS", table_ids)
     users, times = np.array([2, 5, 6], dtype=np.uint32), np.array([20, 50, 60], dtype=np.uint32)
     wanted = np.array([6, 0, 7, 5, 2, 3, 2**32 - 1, 2], dtype=np.uint32)
-    assert _lookup(users, times)(wanted).tolist() == [60, 0, 0, 50, 20, 0, 0, 20]
-    assert _lookup(users[:0], times[:0])(wanted).tolist() == [0] * 8
+    assert _make_lookup(users, times)(wanted).tolist() == [60, 0, 0, 50, 20, 0, 0, 20]
+    assert _make_lookup(users[:0], times[:0])(wanted).tolist() == [0] * 8
 
 
 def test_buckets_keep_the_order_of_rows(tmp_path: Path) -> None:
@@ -296,14 +296,16 @@ def test_buckets_keep_the_order_of_rows(tmp_path: Path) -> None:
     buckets = [read_bucket(runs, number) for number in range(3)]
     assert sum(map(len, buckets)) == 1_200
     for number, bucket in enumerate(buckets):
-        assert (bucket_of(bucket["user"].to_numpy(), 3) == number).all()
+        assert (assign_buckets(bucket["user"].to_numpy(), 3) == number).all()
         for user in bucket["user"].unique():
             assert bucket.filter(bucket["user"] == user)["adgroup_id"].to_list() == list(range(300))
 
 
 def test_ids_in_strides_fill_all_buckets() -> None:
     for stride in (1, 2, 64, 1_000, 4_096):
-        sizes = np.bincount(bucket_of(np.arange(1, 50_001, dtype=np.uint32) * np.uint32(stride), 64), minlength=64)
+        sizes = np.bincount(
+            assign_buckets(np.arange(1, 50_001, dtype=np.uint32) * np.uint32(stride), 64), minlength=64
+        )
         assert sizes.min() > 400
         assert sizes.max() < 1_200
 

@@ -154,7 +154,7 @@ def test_a_key_that_is_there_twice_is_named(raw: Path, name: str, key: str) -> N
         row = (raw / name).read_text().splitlines()[1]
         file.write(f"7,{row.partition(',')[2]}\n{row}\n")
     value = row.partition(",")[0]
-    assert f"{raw / name}, line 4: {key} {value} is there already in line 2; expected one line each" in refusal(raw)
+    assert f"{raw / name}, line 4: {key} {value} is already in line 2; expected one line each" in refusal(raw)
 
 
 @pytest.mark.parametrize("name", ["raw_sample.csv", "ad_feature.csv", "user_profile.csv", "behavior_log.csv"])
@@ -406,13 +406,13 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert ours == theirs
 
 
-def test_a_run_stopped_while_logs_are_read_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_while_logs_are_read_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 12)
     partial = tmp_path / "lists.partial"
     parts = partial / ".parts.00000000-1-00000000.tmp"
     prepare_ad(raw, tmp_path / "whole", **SMALL)
     with monkeypatch.context() as patch:
-        patch.setattr("hf_rerank.data.ad.partition.Partition._latest_lists", interrupted)
+        patch.setattr("hf_rerank.data.ad.partition.Partition._find_latest_lists", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_ad(raw, tmp_path / "lists", **SMALL)
     assert not partial.exists()
@@ -431,11 +431,11 @@ def test_buckets_that_are_not_as_they_were_are_refused(tmp_path: Path, monkeypat
             prepare_ad(raw, output, **SMALL)
     with (raw / "raw_sample.csv").open("a") as file:
         file.write("1,1494000000,1,p,1,0\n")
-    with pytest.raises(InputError, match=r"was begun with files .*raw_sample.csv.* now it is .* to begin anew"):
+    with pytest.raises(InputError, match=r"was begun with files .*raw_sample.csv.* now it is .* to start again"):
         prepare_ad(raw, output, **SMALL)
     content = (raw / "raw_sample.csv").read_bytes().replace(b"1,1494000000,1,p,1,0\n", b"")
     (raw / "raw_sample.csv").write_bytes(content[:-2] + (b"1" if content[-2:-1] == b"0" else b"0") + b"\n")
-    with pytest.raises(InputError, match=r"raw_sample.csv has changed since .*partial was begun: remove .* to begin"):
+    with pytest.raises(InputError, match=r"raw_sample.csv has changed since .*partial was begun: remove .* to start"):
         prepare_ad(raw, output, **SMALL)
     (raw / "raw_sample.csv").write_bytes(content)
     shutil.rmtree(tmp_path / "lists.partial")
@@ -445,7 +445,7 @@ def test_buckets_that_are_not_as_they_were_are_refused(tmp_path: Path, monkeypat
             prepare_ad(raw, output, **SMALL)
     run = tmp_path / "lists.partial" / "parts" / "behaviours-00000.arrow"
     run.write_bytes(run.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"behaviours-00000.arrow is missing or not as it was .* to begin anew"):
+    with pytest.raises(InputError, match=r"behaviours-00000.arrow is missing or not as it was .* to start again"):
         prepare_ad(raw, output, **SMALL)
 
 

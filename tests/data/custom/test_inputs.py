@@ -404,13 +404,13 @@ CASES = {
     ),
     # --------------------------------------------------------------------------------------------------------- defects
     "a key twice": Case(
-        text("lists.jsonl", lines(LISTS[0]).replace("}", ', "q": 5}')), error="the key 'q' is there twice"
+        text("lists.jsonl", lines(LISTS[0]).replace("}", ', "q": 5}')), error="the key 'q' occurs twice"
     ),
     "gz cut off": Case(
         lambda folder: (
             (folder / "a.csv.gz").write_bytes(gzip.compress(CSV.encode() * 99)[:-20]) and folder / "a.csv.gz"
         ),
-        error="a.csv.gz is no whole gzip file",
+        error="a.csv.gz is not a complete gzip file",
     ),
     "text among numbers, CSV": Case(
         text("lists.csv", CSV.replace("3.0", "cheap")), error="lists.csv, line 4: column 'price' holds 'cheap'"

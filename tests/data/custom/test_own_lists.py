@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
-from hf_rerank.data.custom.csv_text import line_of, read_csv
+from hf_rerank.data.custom.csv_text import find_line, read_csv
 from hf_rerank.data.custom.custom_source import CustomSource
 from hf_rerank.data.custom.files import ListFile
 from hf_rerank.data.custom.options import ReadOptions
 from hf_rerank.data.custom.prepare import prepare_own
 from hf_rerank.data.loading import load_lists
 from hf_rerank.data.splits import SPLITS
-from hf_rerank.data.time_split import split_by_time, times_of
+from hf_rerank.data.time_split import read_times, split_by_time
 from hf_rerank.errors import InputError
 from hf_rerank.schema import Categorical, Dense, ListSchema, Vector
 from hf_rerank.validation import Lists
@@ -167,7 +167,7 @@ def test_cells_of_csv(tmp_path: Path) -> None:
     file, options = ListFile(str(path), "csv"), ReadOptions()
     (table,) = read_csv(file, options)
     assert table.to_pydict() == {"a": ["1", None], "b": ['x\r\ny, "z"', ""]}
-    assert [line_of(file, row, options) for row in (0, 1)] == [3, 5]
+    assert [find_line(file, row, options) for row in (0, 1)] == [3, 5]
 
 
 def test_whole_numbers_of_any_size_are_numbers_in_csv(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ DAYS = [datetime.date(2024, 5, day) for day in (1, 3, 2)]
 )
 def test_kinds_of_times(column: list[Any]) -> None:
     """Of items the latest counts: the order is first, third, second."""
-    times = times_of([pa.table({"t": column[:2]}), pa.table({"t": column[2:]})], "t")
+    times = read_times([pa.table({"t": column[:2]}), pa.table({"t": column[2:]})], "t")
     assert np.argsort(times).tolist() == [0, 2, 1]
 
 
@@ -242,13 +242,13 @@ def test_kinds_of_times(column: list[Any]) -> None:
 )
 def test_times_that_are_not_clear(column: list[Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        times_of([pa.table({"t": column[:2]}), pa.table({"t": column[2:]})], "t")
+        read_times([pa.table({"t": column[:2]}), pa.table({"t": column[2:]})], "t")
 
 
 def test_times_with_a_zone_are_compared_as_instants() -> None:
     """18:30 two hours ahead of UTC is 16:30 there, half an hour before 17:00."""
     texts = ["2024-05-31T18:30:00+02:00", "2024-05-31T17:00:00Z"]
-    first, second = times_of([pa.table({"t": texts[:1]}), pa.table({"t": texts[1:]})], "t")
+    first, second = read_times([pa.table({"t": texts[:1]}), pa.table({"t": texts[1:]})], "t")
     assert second - first == 30 * 60 * 1_000_000_000
 
 
@@ -265,7 +265,7 @@ def test_lists_split_by_time(tmp_path: Path) -> None:
     again = load_lists(tmp_path / "by_user", split_by="time:day")
     assert by_id(again) == by_id(loaded) == by_id(load_lists(tmp_path / "by_day"))
     assert by_id(again) != by_id(load_lists(tmp_path / "by_user"))
-    with pytest.raises(InputError, match="bring their splits"):
+    with pytest.raises(InputError, match="already have splits"):
         load_lists({"train": pl.DataFrame(rows)}, schema=SCHEMA, split_by="time:day")
     with pytest.raises(InputError, match="a stream cannot be split by time"):
         load_lists(tmp_path / "by_user", streaming=True, split_by="time:day")

@@ -419,7 +419,7 @@ def test_public_layouts(name: str, tmp_path: Path) -> None:
     said = {**inferred.left_out, **inferred.comments, **inferred.field_comments}
     assert [column for column in layout.check if CHECK not in said[column]] == []
     # The draft, uncorrected, can be read back and prepares lists.
-    (tmp_path / "draft").write_text(inferred.text())
+    (tmp_path / "draft").write_text(inferred.to_text())
     assert ListSchema.load(tmp_path / "draft") == schema
     report = prepare_own(
         source, tmp_path / "lists", schema=schema, options=layout.options.get("options"), progress=False

@@ -118,7 +118,7 @@ def test_the_same_guess_from_every_kind_of_file(tmp_path: Path, kind: str) -> No
     assert inferred.schema == EXPECTED
     assert set(inferred.left_out) == {"description", "empty", "timestamp"}
     file = tmp_path / "schema.commented"
-    file.write_text(inferred.text())
+    file.write_text(inferred.to_text())
     assert ListSchema.load(file) == EXPECTED
     rows = LISTS * LENGTH if in_long_form else LISTS
     assert f"from all {rows} rows" in inferred.header[0]
@@ -213,7 +213,7 @@ def test_what_tells_the_labels_or_the_order_is_no_feature(tmp_path: Path) -> Non
         assert inferred.left_out[name].startswith(CHECK)
         assert why in inferred.left_out[name]
     # The comment above a field is of the field, not of the feature that has its name.
-    above = {line.strip(): before for before, line in itertools.pairwise(inferred.text().splitlines())}
+    above = {line.strip(): before for before, line in itertools.pairwise(inferred.to_text().splitlines())}
     assert not above['"weight": null,'].lstrip().startswith("//")
 
 
@@ -238,7 +238,7 @@ def test_names_of_columns_break_no_comment(tmp_path: Path) -> None:
     }
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "click": [1, 0]}) + "\n")
     inferred = infer_schema(path)
-    (tmp_path / "schema").write_text(inferred.text())
+    (tmp_path / "schema").write_text(inferred.to_text())
     assert ListSchema.load(tmp_path / "schema") == inferred.schema
     assert {feature.name for feature in inferred.schema.items} == {"item", "ti\nme", "url"}
 
@@ -349,9 +349,9 @@ def test_a_schema_of_another_program_beside_the_lists(tmp_path: Path) -> None:
 
 def test_what_to_review_is_listed(tmp_path: Path) -> None:
     inferred = infer_schema(csv(tmp_path, "request_id,item_id,tab,click\n1,5,3,0\n1,6,4,1\n2,5,3,1\n2,7,9,0\n"))
-    marked = [line for line in inferred.text().splitlines() if CHECK in line]
-    assert len(inferred.to_review()) == len(marked) == 2
-    assert [line.partition(":")[0] for line in inferred.to_review()] == ["position", "group"]
+    marked = [line for line in inferred.to_text().splitlines() if CHECK in line]
+    assert len(inferred.list_uncertain()) == len(marked) == 2
+    assert [line.partition(":")[0] for line in inferred.list_uncertain()] == ["position", "group"]
 
 
 def test_null_strings_are_shown_and_can_be_changed(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_forms_of_times(texts: list[str | None], expected: list[int | None]) -> 
     [
         (["05/01/2024", "06/07/2024"], "05/01/2024", "whether the day or the month comes first"),
         (["31/05/2024", "05/31/2024"], "31/05/2024", "whether the day or the month comes first"),
-        (["2024-05-31", "soon"], "soon", "it is no time"),
+        (["2024-05-31", "soon"], "soon", "it is not a time"),
         (["2024-02-30"], "2024-02-30", "no such time"),
         (["2024-05-31 13:00 PM"], "2024-05-31 13:00 PM", "no such time"),
         (["2024-05-31", "31/05/2024"], "31/05/2024", "others begin with the year"),

@@ -293,7 +293,7 @@ CASES = {
             [{**one, "what": [7, 8, 7] if one["request"] == "r9" else one["item_id"]} for one in every(50)],
             ListSchema(items=[Categorical("what")], list_id="request"),
         ),
-        ["'what' names items, and repeats some within 1 of 50 lists", "list r9: 7", "if this one is no id"],
+        ["'what' names items, and repeats some within 1 of 50 lists", "list r9: 7", "if this one is not an id"],
         warns=True,
     ),
     "clicked items first": Case(
@@ -390,9 +390,11 @@ CASES = {
     # ------------------------------------------------------------------------------------------------ files and frames
     "empty file": Case(lambda folder: written(folder, "a.jsonl", b""), ["a.jsonl holds no lists", "write it again"]),
     "empty CSV": Case(lambda folder: written(folder, "a.csv", b""), ["a.csv holds no lists", "write it again"]),
-    "Parquet cut off": Case(truncated_parquet, ["lists.parquet is no whole Parquet file", "copy it again"]),
+    "Parquet cut off": Case(truncated_parquet, ["lists.parquet is not a complete Parquet file", "copy it again"]),
     "broken JSON line": Case(broken_line, ["lists.jsonl, line 5", "one JSON object per list"]),
-    "file of no kind": Case(lambda folder: written(folder, "a.xlsx", b"PK"), ["a.xlsx is no list file", ".csv"]),
+    "file of no kind": Case(
+        lambda folder: written(folder, "a.xlsx", b"PK"), ["a.xlsx is not a file of lists", ".csv"]
+    ),
     "lazy frame": Case(lambda _: load_lists(frame().lazy(), schema=SCHEMA), ["LazyFrame", "collect()"]),
     "frame as a stream": Case(lambda _: load_lists(frame(), schema=SCHEMA, streaming=True), ["streaming=False"]),
     "empty frame": Case(

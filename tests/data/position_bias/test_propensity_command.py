@@ -14,7 +14,7 @@ from prepared_folders import table_of
 
 from hf_rerank import Categorical, Dense, ListSchema
 from hf_rerank.cli import main
-from hf_rerank.data.prepared import Licence, dataset_card, read_card, read_prepared, write_description
+from hf_rerank.data.prepared import Licence, make_dataset_card, read_card, read_prepared, write_description
 from hf_rerank.data.report import PrepareReport
 from hf_rerank.data.simulation import PRMWorld
 from hf_rerank.data.splits import SPLITS
@@ -46,7 +46,7 @@ def make_lists(
         )
         pq.write_table(table, path / f"{split}-00000-of-00001.parquet")
         report.keep(split, table, "click")
-    card = dataset_card("Mine", report, schema, how=["by hand"], caveats=["few"], licence=Licence("own", "Mine."))
+    card = make_dataset_card("Mine", report, schema, how=["by hand"], caveats=["few"], licence=Licence("own", "Mine."))
     write_description(path, schema, report, card, initial_ranker={"ranker": "dnn"})
     return path
 

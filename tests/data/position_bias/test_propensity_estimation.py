@@ -108,7 +108,7 @@ def test_what_cannot_be_estimated_is_refused() -> None:
             estimate(*never)
     alone = impressions({(0, 0): (9, 5), (0, 1): (7, 3), (1, 2): (9, 5)})
     with pytest.raises(
-        InputError, match="position 2 has 0 impressions and no click of items that were shown at other"
+        InputError, match="position 2 has 0 impressions and no click of items that were also displayed at other"
     ):
         estimate_by_harvesting(*alone)
     apart = impressions({(0, 0): (9, 5), (0, 1): (7, 3), (1, 2): (9, 5), (1, 3): (9, 5)})

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from hf_rerank import InputError, cli, load_lists
-from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks, clicks_of
+from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks, collect_clicks
 from hf_rerank.data.prm_public import prepare_prm_public
 
 
@@ -39,7 +39,7 @@ def test_by_hand() -> None:
         {"user": "a", "item": [1], "click": [0]},
     ]
     table = pa.Table.from_pylist(rows)
-    found = clicks_of([table], ["item"], label="click", group="user").histories(table, 0, 2)
+    found = collect_clicks([table], ["item"], label="click", group="user").find_histories(table, 0, 2)
     assert found["history_item"].to_pylist() == [[], [], [7, 5], [5, 7]]
     # Clicks of the first list of a are one list ago in its second, and in its third two; the list of b is not counted.
     assert found["history_lists_ago"].to_pylist() == [[], [], [1, 1], [1, 2]]
@@ -53,7 +53,7 @@ def test_clicks_of_unknown_users_are_in_no_history() -> None:
         {"user": None, "item": [8], "click": [0]},
     ]
     for table in (pa.Table.from_pylist(rows), pa.Table.from_pylist(rows[:3])):  # of an even number, and of an odd one
-        found = clicks_of([table], ["item"], label="click", group="user").histories(table, 0, 2)
+        found = collect_clicks([table], ["item"], label="click", group="user").find_histories(table, 0, 2)
         assert found["history_item"].to_pylist() == [[], [], [5], []][: table.num_rows]
 
 
@@ -64,9 +64,9 @@ def test_a_history_is_the_same_in_a_split_of_any_size() -> None:
     small = pa.Table.from_pylist(own)
     large = pa.Table.from_pylist([*own[:2], *others[:7], own[2], *others[7:], own[3]])
     last_of = [
-        {name: column.to_pylist()[-1] for name, column in clicks.histories(table, 0, 9).items()}
+        {name: column.to_pylist()[-1] for name, column in clicks.find_histories(table, 0, 9).items()}
         for table in (small, large)
-        for clicks in [clicks_of([table], ["item"], label="click", group="user")]
+        for clicks in [collect_clicks([table], ["item"], label="click", group="user")]
     ]
     assert last_of == [{"history_item": [2, 1, 0], "history_lists_ago": [1, 2, 3]}] * 2
 
@@ -98,10 +98,10 @@ def test_equals_the_slow_way_over_batches(seed: int) -> None:
     table = pa.Table.from_pylist(rows, types)
     size = int(random.integers(1, 20))
     batches = [table.slice(start, size) for start in range(0, len(rows), size)]
-    clicks = clicks_of(batches, ["item", "brand"], label="click", group="user")
+    clicks = collect_clicks(batches, ["item", "brand"], label="click", group="user")
     found: list[dict[str, Any]] = []
     for number, batch in enumerate(batches):
-        columns = clicks.histories(batch, number * size, 4)
+        columns = clicks.find_histories(batch, number * size, 4)
         found += pa.table(columns).to_pylist()
     assert found == slow(rows, ["item", "brand"], 4)
 

@@ -13,7 +13,7 @@ import pytest
 from hf_rerank.data.prepared import read_prepared
 from hf_rerank.data.prm_public import prepare_prm_public
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.data.splits import SPLITS, assign_splits
 from hf_rerank.errors import InputError
 from hf_rerank.validation import Lists
 
@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_report_and_shards(raw, tmp_path):
     report = prepare_prm_public(raw, tmp_path / "lists", progress=False, shard_bytes=30_000, piece_bytes=10_000)
-    of_user = split_of(range(400)).tolist()
+    of_user = assign_splits(range(400)).tolist()
     expected = {split: of_user.count(split) for split in SPLITS}
     assert report.lists == expected
     assert report.read == 400 == sum(expected.values())
@@ -178,7 +178,7 @@ def test_missing_and_foreign_shards_are_named(raw, tmp_path):
     with pytest.raises(InputError, match="two sets of shards of train"):
         read_prepared(folder)
     (folder / "train-00000-of-00001.parquet").rename(folder / "more.parquet")
-    with pytest.raises(InputError, match=r"more\.parquet has no name of a shard"):
+    with pytest.raises(InputError, match=r"more\.parquet is not the name of a shard"):
         read_prepared(folder)
     for shard in folder.glob("*.parquet"):
         shard.unlink()

@@ -18,9 +18,9 @@ from hf_rerank import Categorical, InputError, ListSchema
 from hf_rerank.data.prepared import (
     Licence,
     PreparedSource,
-    dataset_card,
-    in_two_steps,
+    make_dataset_card,
     partial_folder,
+    prepare_in_two_steps,
     read_prepared,
     rewriting,
     write_description,
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
             pq.write_table(table, path / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
             report.keep(split, table, "click")
     (path / "rejects.jsonl").write_text('{"line": 3}\n' * 3)
-    card = dataset_card("Mine", report, SCHEMA, how=["by hand"], caveats=[], licence=Licence("own", "Mine."))
+    card = make_dataset_card("Mine", report, SCHEMA, how=["by hand"], caveats=[], licence=Licence("own", "Mine."))
     write_description(path, SCHEMA, report, card)
     return path
 
@@ -65,7 +65,7 @@ class Doubled(PreparedSource):
 
     def describe(self, folder: Path, facts: None, report: PrepareReport) -> None:
         super().describe(folder, facts, report)
-        card = dataset_card("Doubled", report, self.schema, how=[], caveats=[], licence=Licence("own", "Mine."))
+        card = make_dataset_card("Doubled", report, self.schema, how=[], caveats=[], licence=Licence("own", "Mine."))
         write_description(folder, self.schema, report, card)
 
 
@@ -155,13 +155,13 @@ def test_two_steps_resume_and_refuse_others(folder: Path, tmp_path: Path) -> Non
 
     output = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        in_two_steps(prepare, {"a": 1}, change, output, "half")
+        prepare_in_two_steps(prepare, {"a": 1}, change, output, "half")
     assert (tmp_path / "out.half").is_dir()
     with pytest.raises(
         InputError, match=r"out\.half is left from a call with other a: use the same, or remove .*out\.half"
     ):
-        in_two_steps(prepare, {"a": 2}, change, output, "half")
-    in_two_steps(prepare, {"a": 1}, change, output, "half")
+        prepare_in_two_steps(prepare, {"a": 2}, change, output, "half")
+    prepare_in_two_steps(prepare, {"a": 1}, change, output, "half")
     assert made == [tmp_path / "out.half" / "lists"]
     assert items_of(output, "test") == [[4 * a, 4 * b] for a, b in items_of(folder, "test")]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "out."))]
@@ -173,7 +173,7 @@ def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder:
     work = tmp_path / "work"
 
     def both() -> None:
-        in_two_steps(
+        prepare_in_two_steps(
             lambda half: Doubled(folder).write(half, progress=False),
             {"a": 1},
             lambda half, output: Doubled(half).write(output, progress=False),

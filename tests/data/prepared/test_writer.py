@@ -20,7 +20,7 @@ import pytest
 from hf_rerank import Categorical, InputError, ListSchema
 from hf_rerank.data.prepared import (
     Licence,
-    dataset_card,
+    make_dataset_card,
     partial_folder,
     read_prepared,
     read_report,
@@ -32,7 +32,7 @@ from hf_rerank.data.prepared import (
 from hf_rerank.data.report import PrepareReport, RejectedLine, RejectedLines
 from hf_rerank.data.source import Rejects, Unit
 from hf_rerank.data.splits import SPLITS
-from hf_rerank.storage import CannotWrite, InputFiles, content_digest, temporary_path
+from hf_rerank.storage import CannotWrite, InputFiles, digest_content, temporary_path
 
 posix = pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
 COLUMNS = pa.schema([("n", pa.int64()), ("item_id", pa.list_(pa.int64())), ("click", pa.list_(pa.int8()))])
@@ -56,7 +56,7 @@ class Numbers:
         return InputFiles(sorted(self.folder.iterdir()))
 
     def units(self, parts: Path) -> list[Unit]:
-        return [Unit(path.name, content_digest(path), path.read_text().count("\n")) for path in self.inputs.paths]
+        return [Unit(path.name, digest_content(path), path.read_text().count("\n")) for path in self.inputs.paths]
 
     def facts(self) -> int:
         return 100
@@ -79,7 +79,7 @@ class Numbers:
 
     def describe(self, folder: Path, facts: int, report: PrepareReport) -> None:
         assert facts == 100
-        card = dataset_card("Numbers", report, self.schema, how=[], caveats=[], licence=Licence(None, ""))
+        card = make_dataset_card("Numbers", report, self.schema, how=[], caveats=[], licence=Licence(None, ""))
         write_description(folder, self.schema, report, card)
 
 
@@ -380,7 +380,7 @@ def test_what_has_changed_since_is_refused_by_name(source: Numbers, tmp_path: Pa
     partial = partial_folder(tmp_path / "lists")
     fault(source.folder, partial)
     source.options = {"limit": options.pop("limit", 2)}
-    with pytest.raises(InputError, match=rf"{message}.*remove {partial} to begin anew"):
+    with pytest.raises(InputError, match=rf"{message}.*remove {partial} to start again"):
         write(source, tmp_path / "lists", **options)
     for path in sorted(partial.rglob("*"), reverse=True):  # the remedy
         path.rmdir() if path.is_dir() else path.unlink()

@@ -21,7 +21,7 @@ import pytest
 from hf_rerank import cli
 from hf_rerank.data.prepared import read_prepared
 from hf_rerank.data.prm_public import find_files, iter_batches, prepare_prm_public, truth_file
-from hf_rerank.data.prm_public.fields import FIELDS, KINDS, MAX_LINE_BYTES
+from hf_rerank.data.prm_public.line_format import FIELDS, KINDS, MAX_LINE_BYTES
 from hf_rerank.data.prm_public.text import TextRange, cut_text
 from hf_rerank.data.report import MAX_NAMED_LINES, PrepareReport, RejectedLines
 from hf_rerank.errors import InputError
@@ -45,8 +45,8 @@ DAMAGED = {
     "wrong number of values": [(raw_line(1, user=[1, 2]), 2), (raw_line(1, item=[[1, 2, 3, 4, 5], [1, 2]]), 3)],
     "ragged": [(raw_line(1, labels=[1.0]), 6), (raw_line(1, basic=[[0] * 7] * 3), 4)],
     "no items": [(raw_line(1, item=[], basic=[], optional=[], labels=[]), 3)],
-    "no JSON": [(raw_line(1, user="[1, 2, 3"), 2), (raw_line(1, labels="[1.0,, 0.0]"), 6)],
-    "no array": [(raw_line(1, user="5"), 2), (raw_line(1, optional="[1, 2]"), 5)],
+    "not JSON": [(raw_line(1, user="[1, 2, 3"), 2), (raw_line(1, labels="[1.0,, 0.0]"), 6)],
+    "not an array": [(raw_line(1, user="5"), 2), (raw_line(1, optional="[1, 2]"), 5)],
     "not a number": [
         ("x" + raw_line(1), 1),
         (raw_line(1, user='[1, "2", 3]'), 2),
@@ -54,7 +54,7 @@ DAMAGED = {
         (raw_line(1, user='[1, "n", 3]'), 2),
         (raw_line(1, basic=[[True] * 7] * 2), 4),
     ],
-    "no whole number": [(raw_line(1, user=[1, 2.5, 3]), 2), (raw_line(1, item=[[2**70, 1, 1, 1, 1]] * 2), 3)],
+    "not a whole number": [(raw_line(1, user=[1, 2.5, 3]), 2), (raw_line(1, item=[[2**70, 1, 1, 1, 1]] * 2), 3)],
     "not finite": [
         (raw_line(1, basic=[[float("nan")] * 7] * 2), 4),
         (raw_line(1, optional=[[float("-inf")] * 12] * 2), 5),

@@ -14,7 +14,7 @@ import pytest
 
 from hf_rerank.data.prm_public import iter_batches, numbers
 from hf_rerank.data.prm_public.fields import Fields
-from hf_rerank.data.prm_public.numbers import NotClean, made_line, read_numbers
+from hf_rerank.data.prm_public.numbers import NotClean, make_line, read_numbers
 from hf_rerank.data.report import RejectedLines
 
 WIDTHS, ITEMS = (3, 5, 7, 12), 2
@@ -35,7 +35,7 @@ def line_of(texts: list[str]) -> str:
 
 def read(*lines: str) -> tuple[np.ndarray, np.ndarray]:
     ends = np.cumsum([len(line) for line in lines])
-    return read_numbers("".join(lines).encode(), ends, made_line(WIDTHS, ITEMS))
+    return read_numbers("".join(lines).encode(), ends, make_line(WIDTHS, ITEMS))
 
 
 def a_number(rng: random.Random) -> str:

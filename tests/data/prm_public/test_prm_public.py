@@ -22,7 +22,7 @@ from hf_rerank.data.prm_public import (
     prm_public_schema,
     truth_file,
 )
-from hf_rerank.data.prm_public.fields import (
+from hf_rerank.data.prm_public.line_format import (
     BASIC_COLUMNS,
     CATEGORICAL_COLUMNS,
     MAX_LINE_BYTES,
@@ -30,7 +30,7 @@ from hf_rerank.data.prm_public.fields import (
     USER_COLUMNS,
 )
 from hf_rerank.data.report import PrepareReport
-from hf_rerank.data.splits import SPLITS, split_of
+from hf_rerank.data.splits import SPLITS, assign_splits
 from hf_rerank.errors import InputError
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import Lists
@@ -111,9 +111,9 @@ def test_md5_split_by_hand():
     # printf ID | md5sum | cut -c1-8, then modulo 10,000: 7 -> 8f14e45f -> 1071; 42 -> a1d0c6e8 -> 4184;
     # 2 -> c81e728d -> 8605; 1 -> c4ca4238 -> 9560; 0 -> cfcd2084 -> 6916
     ids, expected = [7, 42, 2, 1, 0, 7], ["ranker_train", "train", "validation", "test", "train", "ranker_train"]
-    assert split_of(ids).tolist() == expected
-    assert split_of(map(str, ids)).tolist() == expected
-    shares = {split: float(np.mean(split_of(range(20_000)) == split)) for split in SPLITS}
+    assert assign_splits(ids).tolist() == expected
+    assert assign_splits(map(str, ids)).tolist() == expected
+    shares = {split: float(np.mean(assign_splits(range(20_000)) == split)) for split in SPLITS}
     expected_shares = {"ranker_train": 0.40, "train": 0.45, "validation": 0.05, "test": 0.10}
     assert shares == pytest.approx(expected_shares, abs=0.015)  # more than four standard errors
 
@@ -141,7 +141,7 @@ def test_rows_equal_json_over_many_batches(tmp_path):
     rows = read(path, piece_bytes=20_000)
     assert [row["list_id"] for row in rows] == [f"part1:{number}" for number in range(1, 301)]
     assert all(same(row, parsed(line)) for row, line in zip(rows, lines, strict=True))
-    assert [row["split"] for row in rows] == split_of(range(300)).tolist()
+    assert [row["split"] for row in rows] == assign_splits(range(300)).tolist()
     assert next(iter_batches([path])).schema == prm_public_columns()
 
     # Ranges of lines, read apart, are the same lists under the same ids; so are single splits.
@@ -196,7 +196,7 @@ DAMAGE = {
     "user short": (raw_line(user=[1, 2]), "field 2 (user categorical): expected 3 values, got 2: [1, 2]"),
     "user null": (raw_line(user="null"), "field 2 (user categorical): expected a JSON array, got null"),
     "user lone number": (raw_line(user="5"), "field 2 (user categorical): expected a JSON array, got a number"),
-    "user empty": (raw_line(user=""), "field 2 (user categorical): expected a JSON array, but this is no valid JSON"),
+    "user empty": (raw_line(user=""), "field 2 (user categorical): expected a JSON array, but this is not valid JSON"),
     "user text": (raw_line(user='[1, "2", 3]'), "field 2 (user categorical): value 2 is text"),
     "user true": (raw_line(user="[1, true, 3]"), "field 2 (user categorical): value 2 is true or false"),
     "json": (
@@ -233,7 +233,7 @@ DAMAGE = {
     "label true": (raw_line(labels=[False, True]), "field 6 (labels): the label of item 1 is false"),
     "labels short": (raw_line(labels=[1]), "field 6 (labels): the list is ragged: 1 items here, 2 in field 3"),
     "no items": (raw_line(clicks=()), "field 3 (item categorical): the list is empty"),
-    "not UTF-8": (raw_line().replace("2", "\udcff", 1), "byte 4 is no ASCII character (b'\\xff"),
+    "not UTF-8": (raw_line().replace("2", "\udcff", 1), "byte 4 is not an ASCII character (b'\\xff"),
     "NUL": (raw_line().replace("2", "\0", 1), "field 2 (user categorical): holds a NUL byte"),
     "endless": (raw_line() + " " * MAX_LINE_BYTES, "the line has more than 1,048,576 bytes"),
 }
@@ -363,7 +363,10 @@ def test_truth_is_joined_and_cuts_by_initial_position(tmp_path):
             "list part1:2 has 3 values of initial_position, but 2 items",
         ),
         ([truth_row(1, [0, 1], attraction=[0.5]), truth_row(2, [0, 1])], "list part1:1 has 1 values of attraction"),
-        ([truth_row(1, [0, 1]), truth_row(2, [1, 2])], "initial_position of list part1:2 is no permutation of 0..1"),
+        (
+            [truth_row(1, [0, 1]), truth_row(2, [1, 2])],
+            "initial_position of list part1:2 is not a permutation of 0..1",
+        ),
         ([truth_row(1, [0, 1], attraction=[0.5, None]), truth_row(2, [0, 1])], "attraction holds nulls"),
         ([{"list_id": "part1:1"}], "has no column 'initial_position'"),
     ],
@@ -382,7 +385,7 @@ def test_truth_must_be_there_for_all_files_or_none(tmp_path):
     with pytest.raises(InputError, match="differ"):
         read(first, second)
     truth_file(first).write_bytes(truth_file(first).read_bytes()[:-9])
-    with pytest.raises(InputError, match="is no whole Parquet file"):
+    with pytest.raises(InputError, match="is not a complete Parquet file"):
         read(first)
 
 

@@ -35,7 +35,7 @@ ROWS = {
 }
 TRUTH = "raw_sample.csv.truth.parquet"
 
-attraction_of = click_process.attraction
+attraction_of = click_process.compute_attraction
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ class TestTruth:
         ads = ad_lists.draw_ads(world, 5)
         shown = iter(read_truth(folder).to_pylist())
         profiles = {int(row.pop("userid")): row for row in rows(folder, "user_profile.csv")}
-        for block in ad_lists.blocks(world, ads, 5, 300):
+        for block in ad_lists.draw_blocks(world, ads, 5, 300):
             for item, click, attraction, length in zip(
                 block.item, block.click, block.attraction, block.lengths, strict=True
             ):
@@ -354,13 +354,13 @@ class TestWorld:
         """Sorting by all that an ad is worth alone goes part of the way from chance to the best order, not to it."""
         world = AdWorld(shortest_list=14, single_rate=0, short_user_rate=0, personal_taste=1.0)
         ads = ad_lists.draw_ads(world, 0)
-        block = next(ad_lists.blocks(world, ads, 0, 2000))
+        block = next(ad_lists.draw_blocks(world, ads, 0, 2000))
         users, user, item = block.users, block.user, block.item
 
         category = ads.category[item]
         liking = np.full((len(users.id), world.n_categories), np.nan)
         np.put_along_axis(liking, users.visited, users.liking, axis=1)
-        personal = (liking[user[:, None], category] + ad_lists.brand_liking(ads, users, user, item)) / 2**0.5
+        personal = (liking[user[:, None], category] + ad_lists.compute_brand_liking(ads, users, user, item)) / 2**0.5
         assert np.isfinite(personal).all()  # lists are of visited categories
         match = 0.6 * ads.affinity[users.segment[user][:, None], category] + 0.8 * personal
         attraction = block.attraction.astype(float)

@@ -112,7 +112,7 @@ class TestWorld:
         assert truth.column_names == ["list_id", "attraction", "initial_position", *COLUMNS]
         world = json.loads(truth.schema.metadata[b"world"])
         assert (world["history_length"], world["personal_taste"]) == (6.0, WORLD.personal_taste)
-        items = simulated_lists._draw_items(WORLD, simulated_lists.generator(4, 0))
+        items = simulated_lists._draw_items(WORLD, simulated_lists.make_generator(4, 0))
         known = {int(number): row for row, number in enumerate(items.id)}
         lengths = []
         for line, history in zip(read_raw(raw), truth.select(COLUMNS).to_pylist(), strict=True):
@@ -131,7 +131,7 @@ class TestWorld:
 
     def test_a_history_shows_what_the_user_columns_do_not(self, raw):
         """Price gaps tell of the price taste beyond user_1, categories of the liking; chance alone stays below .12."""
-        users = simulated_lists._draw_users(WORLD, simulated_lists.generator(4, 1, 1), N_LISTS // 4, part=1)
+        users = simulated_lists._draw_users(WORLD, simulated_lists.make_generator(4, 1, 1), N_LISTS // 4, part=1)
         lines, truth = read_raw(raw), truth_of(raw)
         user = np.array([line[0] for line in lines]) - 1
         beyond = users.price_taste[user] - (users.categorical[user, 1] - 2)

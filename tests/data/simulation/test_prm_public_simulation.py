@@ -26,7 +26,7 @@ from hf_rerank.data.simulation import (
     simulate_prm,
 )
 from hf_rerank.data.simulation import prm_public as prm_public_files
-from hf_rerank.data.simulation.click_process import attraction
+from hf_rerank.data.simulation.click_process import compute_attraction
 from hf_rerank.errors import InputError
 
 REAL_DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -125,7 +125,7 @@ class TestText:
     def test_decimals(self):
         values = np.array([1.0, -0.0, 0.0, -2.0000001, 1e-6, -2.3e-5, 1.23456789, -0.5, np.nan])
         expected = ["1.0", "0.0", "0.0", "-2.0", "0.000001", "-0.000023", "1.234568", "-0.5", "null"]
-        assert prm_public_text._decimals(values).to_pylist() == expected
+        assert prm_public_text._format_decimals(values).to_pylist() == expected
 
     @pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
     def test_share_of_lines_with_a_null(self, tmp_path, rate):
@@ -267,7 +267,7 @@ class TestClickRule:
             crowding_weight=2,
             price_spread=2,
         )
-        found = attraction(
+        found = compute_attraction(
             world,
             quality=np.array([[0.1, 0.2]]),
             match=np.array([[0.3, -0.1]]),
@@ -286,21 +286,21 @@ class TestClickRule:
         lists = {name: rng.normal(size=(6, 9)) for name in ("quality", "match", "style", "price")}
         lists["category"] = rng.integers(1, 4, (6, 9))
         of_user = {name: rng.normal(size=6) for name in ("price_taste", "propensity")}
-        found = attraction(PRMWorld(), **lists, **of_user)
+        found = compute_attraction(PRMWorld(), **lists, **of_user)
         order = rng.permuted(np.tile(np.arange(9), (6, 1)), axis=1)
         moved = {name: np.take_along_axis(values, order, axis=1) for name, values in lists.items()}
         np.testing.assert_allclose(
-            attraction(PRMWorld(), **moved, **of_user), np.take_along_axis(found, order, axis=1)
+            compute_attraction(PRMWorld(), **moved, **of_user), np.take_along_axis(found, order, axis=1)
         )
         # Another last item changes the attraction of all the others ...
         lists["style"][:, 8] += 1
-        changed = attraction(PRMWorld(), **lists, **of_user)
+        changed = compute_attraction(PRMWorld(), **lists, **of_user)
         assert (np.abs(changed - found)[:, :8] > 1e-6).all()
         # ... but not where the context counts for nothing.
         alone = PRMWorld(context_strength=0)
         lists_before = {**lists, "style": lists["style"] - np.eye(9)[8]}
         np.testing.assert_array_equal(
-            attraction(alone, **lists, **of_user), attraction(alone, **lists_before, **of_user)
+            compute_attraction(alone, **lists, **of_user), compute_attraction(alone, **lists_before, **of_user)
         )
 
     @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ class TestClickRule:
 
 @pytest.mark.slow
 class TestCalibration:
-    """Of 1,000 real lists: 1.885 clicks a list, CTR 6.28 %, clicks at places 1, 2, 3, 30: 196, 114, 82, 40."""
+    """Of 1,000 real lists: 1.885 clicks per list, CTR 6.28 %, clicks at places 1, 2, 3, 30: 196, 114, 82, 40."""
 
     def test_published_figures(self, clicks_of_20000):
         assert (clicks_of_20000.sum(axis=1) >= 1).all()
@@ -422,7 +422,7 @@ class TestErrors:
 
     def test_a_failure_leaves_nothing_behind(self, tmp_path, monkeypatch):
         written = []
-        truth_table = prm_public_text.truth_table
+        truth_table = prm_public_text.make_truth_table
 
         def full_disk(*arguments):
             if written:
@@ -431,7 +431,7 @@ class TestErrors:
             return truth_table(*arguments)
 
         monkeypatch.setattr(prm_public_lists, "LISTS_PER_BLOCK", 10)
-        monkeypatch.setattr(prm_public_files, "truth_table", full_disk)
+        monkeypatch.setattr(prm_public_files, "make_truth_table", full_disk)
         with pytest.raises(OSError, match="No space left"):
             simulate_prm(tmp_path, 30)
         names = [path.name for path in written[0]]
