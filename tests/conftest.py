@@ -1,13 +1,30 @@
-"""What the code blocks of the guides find in the folder where they run."""
+"""Scripts in this process, and what the code blocks of the guides find in the folder where they run."""
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    """Takes what is imported by now out of garbage collection: each training begins with a whole one."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``run_script(path, *arguments)``: what ``main()`` of a script prints, run in this process."""
+    import run_scripts
+
+    return partial(run_scripts.run_script, monkeypatch=monkeypatch, capsys=capsys)
 
 
 @pytest.fixture(scope="session")
