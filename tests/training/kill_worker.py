@@ -65,6 +65,8 @@ OPTIONS: dict[str, Any] = {
     "use_cpu": True,
     "disable_tqdm": True,
 }
+# A checkpoint and its evaluation at each of the 10 steps.
+EVERY_STEP: dict[str, Any] = {"save_steps": 1, "eval_steps": 1, "save_total_limit": None}
 TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 

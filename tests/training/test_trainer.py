@@ -457,7 +457,7 @@ def test_only_public_methods_of_the_trainer() -> None:
     for module, allowed in (
         (trainer_module, set()),
         (evaluating_trainer, set()),
-        (checkpointing_trainer, {"_save_checkpoint"}),  # says why, and test_survival.py notices if it changes
+        (checkpointing_trainer, {"_save_checkpoint"}),  # says why, and test_killed_trainings.py notices if it changes
     ):
         names = names_of_one_underscore(module)
         assert names
