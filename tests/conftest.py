@@ -6,7 +6,7 @@ import gc
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,18 @@ import pytest
 
 
 def pytest_collection_finish() -> None:
-    """Takes what is imported by now out of garbage collection: each training begins with a whole one."""
+    leave_out_of_garbage_collection()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    yield
+    if nextitem is not None and item.path != nextitem.path:
+        leave_out_of_garbage_collection()
+
+
+def leave_out_of_garbage_collection() -> None:
+    """All that is there by now, as imported modules: each training begins with a whole collection of the rest."""
     gc.collect()
     gc.freeze()
 
