@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import socket
 import time
 from collections.abc import Callable
 from itertools import chain
@@ -18,6 +17,7 @@ import warm
 from tiny_world import SCHEMA, collator_of, tiny_lists
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import worker as torch_worker
+from two_processes import run_on_two
 
 from hf_rerank import InputError, ListProcessor, Reranker, RerankTrainer
 from hf_rerank.data import prm_public
@@ -390,23 +390,8 @@ def test_two_processes_share_a_stream(
     train.save_to_disk(tmp_path / "train")
     validation.save_to_disk(tmp_path / "validation")
     one_output, output = tmp_path / "on1", tmp_path / "on2"
-    # What torchrun tells each process; test_trainer.py starts torchrun itself.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    told["GLOO_SOCKET_IFNAME"] = "lo"
-    started = [warm.start(stream_worker.main, tmp_path, one_output, 8, log=tmp_path / "log")]
-    started += [
-        warm.start(
-            stream_worker.main, tmp_path, output, 4, log=tmp_path / f"log{rank}", **told, RANK=rank, LOCAL_RANK=rank
-        )
-        for rank in ("0", "1")
-    ]
-    for process in started:
-        process.join(300)
-    logs = "".join(path.read_text()[-2000:] for path in tmp_path.glob("log*"))
-    assert [process.exitcode for process in started] == [0, 0, 0], logs
+    warm.run(stream_worker.main, tmp_path, one_output, 8, log=tmp_path / "log")
+    run_on_two(stream_worker.main, tmp_path, output, 4, folder=tmp_path)
     one = json.loads((one_output / "rank0.json").read_text())
     both = [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert [report["world_size"] for report in both] == [2, 2]
