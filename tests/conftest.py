@@ -1,4 +1,4 @@
-"""Scripts in this process, and what the code blocks of the guides find in the folder where they run."""
+"""Fixtures of several folders: scripts in this process, no matplotlib, what the code blocks of the guides find."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import gc
 import json
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,12 @@ def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     import run_scripts
 
     return partial(run_scripts.run_script, monkeypatch=monkeypatch, capsys=capsys)
+
+
+@pytest.fixture
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.fixture(scope="session")

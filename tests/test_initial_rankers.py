@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prepared_folders import changed, digests, table_of, with_column
+from folders import digests
+from prepared_folders import changed, table_of, with_column
 
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema, cli, load_lists, metrics
 from hf_rerank.data.prm_public import prepare_prm_public

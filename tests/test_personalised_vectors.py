@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from prepared_folders import changed, digests, table_of, with_column
+from folders import digests
+from prepared_folders import changed, table_of, with_column
 from safetensors.numpy import load_file
 
 from hf_rerank import (

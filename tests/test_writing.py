@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import warm
 import writing_commands
-from kill_points import digests
+from folders import digests
 from writing_commands import WRITERS
 from writing_faults import Runs, faults, judge
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from mistakes import mistake
 
 from hf_rerank import cli
 
@@ -29,15 +30,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         assert cli.main([str(argument) for argument in arguments]) == 0
     return folder
-
-
-def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error."""
-    capsys.readouterr()
-    assert cli.main(arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 class TestTheWholeWay:

@@ -442,12 +442,6 @@ assert matplotlib.rcParams["backend"] == "svg"
     assert size(tmp_path / "training.png") == (1800, 1140)
 
 
-@pytest.fixture
-def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
-
-
 @pytest.mark.usefixtures("without_matplotlib")
 def test_missing_matplotlib_is_named_with_its_remedy(tmp_path: Path) -> None:
     message = r"^pictures need matplotlib: pip install hf-rerank\[plots\]$"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import Fault, Hub
+from mistakes import mistake
 
 from hf_rerank import ListProcessor, Reranker, load_lists
 from hf_rerank.cli import main
@@ -56,14 +57,6 @@ def ranked(model: object, folders: Path, output: Path, *more: str) -> list[dict]
     arguments = ["rank", "--model", model, "--input", folders / "rows.jsonl", "--output", output, *more]
     assert main([str(argument) for argument in arguments]) == 0
     return [json.loads(line) for line in output.read_text().splitlines()]
-
-
-def mistake(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of the command on standard error."""
-    capsys.readouterr()
-    assert main(arguments.split()) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
-    return line
 
 
 # ------------------------------------------------------------------------------------------------ models and revisions

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,12 +36,6 @@ def run(run_folder: Path) -> Path:
     (run_folder / "results.json").write_text(json.dumps(RESULTS))
     write_manifest(run_folder)
     return run_folder
-
-
-@pytest.fixture
-def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
 
 
 def pictures(hub: Hub) -> set[str]:
@@ -93,7 +86,7 @@ def test_a_card_that_shows_one_keeps_it(hub: Hub, run: Path) -> None:
     assert hub.files(KEY)["training.png"] == b"mine"
 
 
-@pytest.mark.usefixtures("no_matplotlib")
+@pytest.mark.usefixtures("without_matplotlib")
 def test_without_matplotlib(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.warns(UserWarning, match="the card has no figures") as said:
         push_model(run, KEY)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import warm
 from ad_by_hand import START, random_raw, write_raw
+from folders import digests
 
 from hf_rerank.data.ad import find_ad_files, prepare_ad
 from hf_rerank.data.ad.lists import ListMaker
@@ -363,10 +364,6 @@ def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def prepare_and_die(raw: Path, output: Path) -> None:
     """Ends by SIGKILL when the ninth bucket becomes lists."""
     make, calls = ListMaker.make, []
@@ -396,7 +393,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lists.partial was begun with protocol 'ours', now it is 'public'"):
         prepare_ad(raw, output, **options, protocol="public")
     again = prepare_ad(raw, output, **options)
-    assert contents(output) == contents(tmp_path / "whole")
+    assert digests(output) == digests(tmp_path / "whole")
     assert not partial.exists()
     ours, theirs = again.to_dict(), whole.to_dict()
     for name in ("read and cut raw_sample.csv", "read and cut behavior_log.csv", "read and write lists"):
@@ -419,7 +416,7 @@ def test_a_run_stopped_while_logs_are_read_begins_anew(tmp_path: Path, monkeypat
     parts.mkdir(parents=True)  # what a kill would leave, there
     (parts / "impressions-00000.arrow").write_bytes(b"half a file")
     prepare_ad(raw, tmp_path / "lists", **SMALL)
-    assert contents(tmp_path / "lists") == contents(tmp_path / "whole")
+    assert digests(tmp_path / "lists") == digests(tmp_path / "whole")
     assert not partial.exists()
 
 

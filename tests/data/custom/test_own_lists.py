@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import digests
 from huggingface_hub import DatasetCard
 
 from hf_rerank.data.custom.csv_text import line_of, read_csv
@@ -37,11 +38,6 @@ SCHEMA = ListSchema(
     list_id="request",
     group="user",
 )
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def lists(n: int = 40) -> list[dict[str, Any]]:
@@ -279,10 +275,6 @@ def as_lines(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "large lists"])
 def test_prepared_lists_are_those_of_the_files(tmp_path: Path, kind: str) -> None:
     rows = lists()
@@ -366,7 +358,7 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         source = as_lines(lists(60), tmp_path / "lists.jsonl")
     options: dict[str, Any] = {"schema": SCHEMA, "progress": False, "shard_bytes": 1}
     prepare_own(source, tmp_path / "unbroken", **options)
-    whole = files_of(tmp_path / "unbroken")
+    whole = digests(tmp_path / "unbroken")
     assert len(whole) > 12
     assert len(by_id(load_lists(tmp_path / "unbroken"))) == 60
     read = CustomSource.read
@@ -388,7 +380,7 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(InputError, match="was begun with split_by 'group'"):
             prepare_own(source, output, split_by="time:day", **options)
         prepare_own(source, output, **options)
-        assert files_of(output) == whole
+        assert digests(output) == whole
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import digests
 
 from hf_rerank import Categorical, InputError, ListSchema
 from hf_rerank.data.prepared import (
@@ -98,10 +98,6 @@ def source(tmp_path: Path) -> Numbers:
 def write(source: Numbers, output: Path, **options: Any) -> PrepareReport:
     """A group of shards for every three files."""
     return write_lists(source, output, **{"progress": False, "on_error": "skip", "shard_bytes": 700, **options})
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def entries(folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import warm
+from folders import digests
 from tqdm import tqdm
 
 from hf_rerank import cli
@@ -50,10 +50,6 @@ def prepare(raw: Path, output: Path, **options: Any) -> Any:
     return prepare_prm_public(
         raw, output, **{"progress": False, "shard_bytes": 2_000, "piece_bytes": 1_500, **options}
     )
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def damage(raw: Path, line: int) -> None:
