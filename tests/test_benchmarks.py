@@ -188,6 +188,7 @@ def test_one_training_step_is_timed(run_script: RunScript) -> None:
     assert found["cpu_ms"] > 0
 
 
+@pytest.mark.slow
 def test_every_reranker_and_preset_is_measured(
     tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +246,6 @@ def test_preparing_is_timed_beside_eval(tmp_path: Path, run_script: RunScript) -
     assert [path.name for path in tmp_path.iterdir()] == ["results"]  # the scratch is gone
 
 
-@pytest.mark.slow
 def test_loading_writes_every_row(tmp_path: Path, run_script: RunScript) -> None:
     small = ["--lists", 64, "--ids", 1000, "--rounds", 1, "--batch-sizes", 8, "--steps", 3]
     printed = run_script(SCRIPT.with_name("loading.py"), "--output-dir", tmp_path / "results", *small)

@@ -50,6 +50,7 @@ def test_a_run_that_is_there_is_not_made_again(tmp_path: Path) -> None:
     assert results(path for path, _ in runs) == [{"value": value} for value in (1, 2, 33, 4)]
 
 
+@pytest.mark.slow
 def test_two_processes_make_every_run(tmp_path: Path) -> None:
     """Each run is ``os.path.join(path, value)``, which a process finds without the library."""
     runs = [(tmp_path / "runs" / f"{value}.json", (value,)) for value in "abc"]

@@ -94,6 +94,7 @@ class TestClickThroughRates:
             assert clicked[of_part].any()
             assert not clicked[of_part].all()
 
+    @pytest.mark.slow
     def test_the_trees_learn_from_rates_out_of_fold(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ids as above: what LightGBM is given of a user says nothing of the user's own clicks."""
         lightgbm = pytest.importorskip("lightgbm")
@@ -136,6 +137,7 @@ class TestWhatRankersLearnFrom:
         assert all(len(found) == 1 for found in parts.values())
         assert HELD_OUT not in chosen.train_parts
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
     def test_neither_labels_of_other_splits_nor_order_nor_truth(
         self, lists: Path, in_order: dict[str, Path], tmp_path: Path, ranker: str
@@ -309,6 +311,7 @@ class TestTheOrder:
 
 
 class TestSavedAndRepeated:
+    @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
     def test_the_same_call_gives_the_same_bytes_and_another_seed_others(
         self, lists: Path, in_order: dict[str, Path], tmp_path: Path, ranker: str
@@ -410,6 +413,7 @@ class TestSavedAndRepeated:
 
 
 class TestCommands:
+    @pytest.mark.slow
     def test_prepare_sorts_before_it_cuts(self, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         command = ["prepare", "prm_public", "--raw-dir", str(raw), "--output-dir", str(tmp_path / "lists")]
         assert cli.main([*command, "--initial-ranker", "dnn", "--quality", "poor"]) == 0

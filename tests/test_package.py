@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def run(code: str, *arguments: str, cwd: Path | None = None, timeout: int = 120,
 WITHOUT_TORCH = "errors validation metrics processing inference inference.onnx_scorer cli"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
@@ -83,11 +85,12 @@ def test_documented_functions_are_where_the_readme_says() -> None:
             assert callable(getattr(importlib.import_module(module), name)), f"{module}.{name}"
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def sources() -> tuple[tuple[str, ast.Module], ...]:
     """Each file of the package: its dotted name below ``hf_rerank``, its syntax tree."""
-    for path in sorted(ROOT.rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        yield name.removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"))
+    paths = sorted(ROOT.rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return tuple(zip(names, (ast.parse(path.read_text(encoding="utf-8")) for path in paths), strict=True))
 
 
 def imported(tree: ast.Module) -> Iterator[str]:

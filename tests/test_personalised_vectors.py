@@ -99,6 +99,7 @@ def test_the_new_folder(lists: Path, with_vectors: Path) -> None:
     assert PRMConfig.for_schema(processor.schema).item_vector_dim == 5
 
 
+@pytest.mark.slow
 def test_neither_labels_of_other_splits_nor_order_nor_truth(lists: Path, with_vectors: Path, tmp_path: Path) -> None:
     def lie(split: str, table: pa.Table) -> pa.Table:
         table = with_column(table, "position", lambda row: row[::-1])
@@ -116,6 +117,7 @@ def test_neither_labels_of_other_splits_nor_order_nor_truth(lists: Path, with_ve
     assert not np.array_equal(vectors_of(tmp_path / "other", "test"), vectors_of(with_vectors, "test"))
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_bytes_after_a_failure_too(
     lists: Path, with_vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

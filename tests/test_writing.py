@@ -21,7 +21,7 @@ from writing_faults import Runs, faults, judge
 
 from hf_rerank.storage import temporary_path
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")]
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,7 @@ class TestTheWholeWay:
             assert result["scores"] == sorted(result["scores"], reverse=True)
         assert not list(folder.glob("*.partial"))
 
+    @pytest.mark.slow
     def test_training_again_gives_the_same_model(self, folder: Path) -> None:
         arguments = ["train", "--model", "prm", "--data", str(folder / "lists"), "--output-dir", str(folder / "again")]
         assert cli.main([*arguments, *TRAIN, *TINY]) == 0
@@ -246,6 +247,7 @@ class TestAddToResults:
         source = next((folder / "lists").glob("test-*.parquet"))
         return ["--input", str(source), "--output", str(folder / "loads.jsonl")]
 
+    @pytest.mark.slow
     def test_the_same_command_again_and_another(
         self, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -278,6 +280,7 @@ class TestAddToResults:
 
 
 class TestPictures:
+    @pytest.mark.slow
     def test_training_is_drawn_at_every_evaluation(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -313,6 +316,7 @@ class TestPictures:
         assert capsys.readouterr().out.endswith("no picture: the training logged nothing to draw\n")
         assert not (tmp_path / "run" / "plots").exists()
 
+    @pytest.mark.slow
     def test_evaluate_draws_the_model_and_its_training(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -25,6 +25,9 @@ REFUSAL = (
 )
 
 
+pytestmark = pytest.mark.slow  # a model is trained and exported for all of them
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Lists of all kinds of features in ``rows.jsonl``, a model of random weights ``run``, its graph ``exported``."""

@@ -18,6 +18,7 @@ from hf_rerank.data.push_lists import push_lists
 from hf_rerank.inference.export import export_onnx
 from hf_rerank.models.auto import RERANKERS
 
+pytestmark = pytest.mark.slow  # two models are exported for all of them
 OLD, NEW = "1" * 40, "2" * 40
 TRAIN = "--set hidden_sizes=[4] --max_steps 2 --per_device_train_batch_size 16 --disable_tqdm true"
 
@@ -108,7 +109,6 @@ def test_ranks_from_the_cache(models: Hub, folders: Path, tmp_path: Path, monkey
     assert len(models.requests) == asked
 
 
-@pytest.mark.slow
 def test_export_evaluate_and_train_take_a_revision(
     models: Hub, folders: Path, own_lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_column_of_scores_takes_precedence_over_the_trees(made):
     np.testing.assert_array_equal(tensors["initial_scores"], np.array(found.train[SCORE_COLUMN], dtype=np.float32))
 
 
+@pytest.mark.slow
 def test_a_saved_folder_ranks_raw_lists_without_lightgbm(made, tmp_path):
     _, _, validation, found = made
     config = PRMConfig.for_schema(found.processor.schema, initial_score="start", hidden_size=8)

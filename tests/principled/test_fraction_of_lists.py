@@ -53,6 +53,7 @@ def test_lists_are_drawn_without_looking_at_them() -> None:
     assert drawn_lists(scorer) == drawn_lists(other)
 
 
+@pytest.mark.slow
 def test_a_fraction_is_unbiased() -> None:
     """Over many steps, the mean of a term and of its gradient is that of all lists and all swaps.
 

@@ -182,6 +182,7 @@ def test_writers_of_one_file_never_mix_bytes(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 @posix
 def test_two_saves_into_one_folder_leave_one_of_them(tmp_path: Path) -> None:
     """Also where one of them fails: the folder is never lost."""

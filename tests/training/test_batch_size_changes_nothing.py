@@ -25,6 +25,7 @@ def metrics_of(make_trainer, model, lists, batch: int, **options) -> dict[str, f
     return {name: value for name, value in metrics.items() if not any(other in name for other in OTHERS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True], ids=["dataset", "stream"])
 def test_every_metric_of_the_trainer(make_trainer, make_model, make_lists, streamed: bool) -> None:
     lists = make_lists(50, 7)
@@ -75,6 +76,7 @@ def test_every_metric_of_two_processes(make_model, make_lists, processor, tmp_pa
                 assert row == pytest.approx(expected, abs=1e-4), form
 
 
+@pytest.mark.slow
 def test_every_measure_of_evaluate_with_all_and_with_one_swap(make_model, make_lists, processor) -> None:
     lists, model = make_lists(60, 5), make_model()
     for swaps in ("all", "one"):

@@ -153,6 +153,7 @@ def test_the_best_checkpoint_that_is_gone_is_missed(unbroken: Path, tmp_path: Pa
         kill_worker.make_trainer(tmp_path / "run", **kill_worker.EVERY_STEP).train(resume_from_checkpoint=str(lone))
 
 
+@pytest.mark.slow
 def test_a_folder_with_the_checkpoints_of_an_earlier_run(tmp_path: Path) -> None:
     """The newest is the one written last, not the one of the highest step; the best and the newest are kept."""
     folder = tmp_path / "run"

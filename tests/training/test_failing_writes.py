@@ -45,6 +45,7 @@ def fill_the_disk(folder: Path, limits: tuple[int, ...], report: Path) -> None:
     report.write_text(json.dumps([results, before, sorted(path.name for path in folder.iterdir())]))
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     """A limit on the size of files makes writes fail as a full disk does, in Python, in torch and in safetensors."""
     folder = tmp_path / "run"
@@ -66,6 +67,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert trainer.state.global_step == 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["checkpoint", "model"])
 def test_a_failed_save_leaves_the_older_files(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk gives out at the Nth file brought to it, for every N: all the old files are there, or all the new."""

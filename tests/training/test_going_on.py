@@ -11,6 +11,7 @@ import pytest
 from hf_rerank.training.checkpoints import checkpoints_in
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain", [(1, 4, 5, 6, 9), (3, 10), (2, 7, 8)])
 def test_going_on_at_any_step_and_again(unbroken: Path, tmp_path: Path, chain: tuple[int, ...]) -> None:
     """Steps 5 and 10 end a pass; each training goes on from one that had gone on itself."""

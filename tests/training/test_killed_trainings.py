@@ -69,6 +69,7 @@ def hold(folder: Path, held: Path) -> None:
         time.sleep(300)
 
 
+@pytest.mark.slow
 def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
     """The second is refused by the number of the first process, which may be alone again once that has ended."""
     folder, held = tmp_path / "run", tmp_path / "held"

@@ -56,6 +56,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_usual_handlers")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_signal_ends_the_step_and_saves(tmp_path: Path, name: str) -> None:

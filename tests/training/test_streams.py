@@ -45,6 +45,7 @@ def batches_of(stream: EncodedStream, count: int | None = None, workers: int = 0
     return batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 3, 7])
 @pytest.mark.parametrize("window", [1, 20, 100, 1000])
 def test_a_pass_gives_each_list_once_in_one_order(
@@ -70,6 +71,7 @@ def test_a_pass_gives_each_list_once_in_one_order(
         assert order(1) != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_workers_do_not_change_the_order(lists: dict[str, Any], processor: ListProcessor, workers: int) -> None:
     """Also more workers than shards."""
@@ -83,6 +85,7 @@ def test_workers_do_not_change_the_order(lists: dict[str, Any], processor: ListP
     assert batches_of(stream_of(lists["train"], processor, 2, **once), None, workers) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 20, 100])
 def test_cut_batches(make_lists: Any, processor: ListProcessor, window: int) -> None:
     """Two passes over 250 lists, 8 a step: batches go on where they were cut, whether the length is known or not."""
@@ -181,6 +184,7 @@ def test_a_stream_that_is_shuffled_already(lists: dict[str, Any], processor: Lis
     assert as_it_comes[:240] != as_it_comes[240:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 1])
 def test_a_stream_that_is_not_the_sum_of_its_shards(
     lists: dict[str, Any], processor: ListProcessor, seed: int | None
@@ -230,6 +234,7 @@ def raw_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "raw"
 
 
+@pytest.mark.slow
 def test_raw_text_and_parquet(raw_text: Path, tmp_path: Path) -> None:
     """The shards of both, through two passes and from a place in the second; their lists are the same."""
     sources: list[tuple[Any, dict[str, Any]]] = [("prm_public", {"data_dir": raw_text}), (tmp_path / "lists", {})]
@@ -280,6 +285,7 @@ def stream_until_killed(numbers: Path) -> None:
     time.sleep(300)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the states of processes")
 def test_workers_end_when_the_training_is_killed(tmp_path: Path) -> None:
     numbers, log = tmp_path / "numbers", tmp_path / "log"
@@ -314,6 +320,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_on_a_stream(make_trainer: Make, lists: dict[str, Any], noted: Any, workers: int) -> None:
     """Two and a half passes of ten steps; measured, logged and saved at the end of each, and at the end of all."""

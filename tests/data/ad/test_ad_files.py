@@ -141,6 +141,7 @@ def test_a_wrong_line_is_named(raw: Path, name: str, line: int, text: bytes, mes
     assert "; fix the line and rerun, or leave such lines out with --on-error skip" in found
 
 
+@pytest.mark.slow
 def test_lines_are_counted_over_blocks(raw: Path) -> None:
     raw = write_raw(raw, [(1, at, 11, 0) for at in range(500)])
     for wrong in (b"1,x,11,p,1,0", b"1,7,11,p,1,0", b"1,1494000001,11,p,1,1", b"1"):
@@ -378,6 +379,7 @@ def prepare_and_die(raw: Path, output: Path) -> None:
     prepare_ad(raw, output, progress=False, shard_bytes=1, bucket_bytes=500)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """Killed while lists are made: the next run reads no log again, and ends with the same bytes."""
     raw, options = random_raw(tmp_path / "raw", 12), {"shard_bytes": 1, "bucket_bytes": 500, "progress": False}

@@ -248,6 +248,7 @@ def test_times_with_a_zone_are_compared_as_instants() -> None:
     assert second - first == 30 * 60 * 1_000_000_000
 
 
+@pytest.mark.slow
 def test_lists_split_by_time(tmp_path: Path) -> None:
     rows = lists(40)  # day 0 to 9, four lists each: cuts behind 34 -> 36, 36 and 40
     days = {"train": range(9), "validation": [], "test": [9]}
@@ -347,6 +348,7 @@ def test_files_named_after_splits_keep_them(tmp_path: Path) -> None:
         prepare_own(tmp_path / "raw", tmp_path / "other", schema=schema, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Interrupted after any group of shards, the folder is not there; the next call ends with the same bytes."""

@@ -168,6 +168,7 @@ def test_two_steps_resume_and_refuse_others(folder: Path, tmp_path: Path) -> Non
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "out."))]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
 def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     """At some operations on the disk, and at each of those around the end of the first step and of all."""

@@ -198,6 +198,7 @@ def run_forked(function: Any, kill_at: int = 0, file_size: int = 0) -> tuple[int
         os._exit(1)
 
 
+@pytest.mark.slow
 @posix
 def test_killed_after_any_operation_on_the_disk_the_next_call_gives_the_same_bytes(
     source: Numbers, tmp_path: Path
@@ -229,6 +230,7 @@ def test_killed_after_any_operation_on_the_disk_the_next_call_gives_the_same_byt
     assert kills > 60  # two groups of four shards, each written, synced and named
 
 
+@pytest.mark.slow
 @posix
 def test_a_full_disk_is_named_and_the_next_call_resumes(source: Numbers, tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk; with each the disk is full at another place."""

@@ -66,6 +66,7 @@ def pack(raw: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("line", [1, 20, 27])
 @pytest.mark.parametrize("how", ["fixed", "skip"])
@@ -108,6 +109,7 @@ def prepare_until_stopped(raw: Path, output: Path) -> None:
     prepare(raw, output, shard_bytes=60_000, piece_bytes=9_000)
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_from_outside_the_next_run_gives_the_same_bytes(raw: Path, tmp_path: Path, stop: int) -> None:

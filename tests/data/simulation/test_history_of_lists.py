@@ -107,6 +107,7 @@ class TestDraw:
 
 
 class TestWorld:
+    @pytest.mark.slow
     def test_a_history_is_of_the_world_and_not_of_the_list(self, raw):
         truth = truth_of(raw)
         assert truth.column_names == ["list_id", "attraction", "initial_position", *COLUMNS]
@@ -194,6 +195,7 @@ class TestPrepared:
         assert "The columns `history_*`, newest first, are features" in card
         assert "nothing here is a user's history" not in card
 
+    @pytest.mark.slow
     def test_batches_do_not_change_the_bytes(self, raw, tmp_path):
         prepare_prm_public(raw.parent, tmp_path / "one", progress=False)
         prepare_prm_public(raw.parent, tmp_path / "two", progress=False, piece_bytes=300_000, threads=2)
