@@ -112,6 +112,7 @@ def test_streaming_the_text_equals_the_prepared_lists(raw, tmp_path, monkeypatch
         ]
 
 
+@pytest.mark.slow
 def test_prm_public_is_prepared_once(raw, monkeypatch, caplog):
     first = load_lists("prm_public", data_dir=raw)
     assert "Preparing" in caplog.text

@@ -472,6 +472,7 @@ def test_a_graph_is_not_taken_for_weights(folder: Path, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- several at once
 
 
+@pytest.mark.slow
 def test_eight_threads_rank_as_one_does(processor: ListProcessor) -> None:
     """Dropout of a half would tell a pass in training mode; every thread ranks other lists, at the same time."""
     torch.manual_seed(0)

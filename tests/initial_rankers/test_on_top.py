@@ -166,6 +166,7 @@ def test_values_that_the_tables_learn_later_get_the_rate_of_unknown_ones(made):
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
 def test_trees_read_the_order_where_cross_fitted_scores_gain_by_it(made):
     processor, train, validation, _ = made
     values = {

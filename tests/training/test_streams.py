@@ -103,6 +103,7 @@ def test_cut_batches(make_lists: Any, processor: ListProcessor, window: int) -> 
             assert found == [[]] * cut + whole[cut : cut + 4], (cut, known)
 
 
+@pytest.mark.slow
 def test_every_list_as_a_cut(make_lists: Any, processor: ListProcessor) -> None:
     """A pass cut after each of its lists, with each of three windows in turn: 0 lost, 0 twice, in the same order."""
     lists = make_lists(300, 5).select_columns("list_id")  # nothing is encoded here

@@ -281,6 +281,7 @@ def simulated(tmp_path: Path) -> Path:
     return write_raw(tmp_path / "raw", shown)
 
 
+@pytest.mark.slow
 def test_truth_is_joined(simulated: Path) -> None:
     write_truth(simulated, TRUTH)
     for number, sizes in enumerate(({}, {"bucket_bytes": 20, "run_bytes": 20})):
