@@ -82,6 +82,7 @@ def result(arm: str, seed: int, clicks: float) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_differences_are_paired_by_seed_in_percent_of_the_base(tmp_path: Path) -> None:
     """none: 2, 4 (mean 3); scaled: 2.3, 4.6. Differences .3 and .6 of 3 are 10 and 20 %: mean 15 %."""
     for arm, clicks in {"none": (2.0, 4.0), "scaled": (2.3, 4.6), "paper": (2.0,)}.items():

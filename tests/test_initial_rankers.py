@@ -158,6 +158,7 @@ class TestWhatRankersLearnFrom:
         saved = [digests(folder / "initial_ranker") for folder in (in_order[ranker], tmp_path / "sorted")]
         assert saved[0] == saved[1]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
     def test_labels_of_ranker_train_do_matter(
         self, lists: Path, in_order: dict[str, Path], tmp_path: Path, ranker: str
@@ -345,6 +346,7 @@ class TestSavedAndRepeated:
         with pytest.raises(InputError, match=r"damaged or changed"):
             LambdaMARTRanker.from_pretrained(tmp_path / "ranker")
 
+    @pytest.mark.slow
     def test_a_failure_leaves_no_folder_and_the_next_call_ends_as_if_there_was_none(
         self, lists: Path, in_order: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -424,6 +426,7 @@ class TestCommands:
         assert load_lists(tmp_path / "lists").schema.max_list_length == 30
         assert [path.name for path in tmp_path.iterdir()] == ["lists"]
 
+    @pytest.mark.slow
     def test_prepare_goes_on_with_whole_lists_and_refuses_those_of_another_call(
         self, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -495,6 +498,7 @@ class TestCommands:
         assert results["rows"]["initial"] == report["metrics"]["test"]
         assert results["initial_ranker"] == report
 
+    @pytest.mark.slow
     def test_results_of_a_training_tell_the_initial_ranker(self, in_order: dict[str, Path], tmp_path: Path) -> None:
         command = ["train", "--model", "dnn", "--data", str(in_order["dnn"]), "--output-dir", str(tmp_path / "run")]
         command += ["--num_train_epochs", "1", "--disable_tqdm", "true", "--set", "hidden_sizes=[4]"]

@@ -60,6 +60,7 @@ def vectors_of(folder: Path, split: str) -> np.ndarray:
     return np.array(table_of(folder, split).column("personalised").to_pylist(), dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_the_vectors_are_the_last_hidden_layer(lists: Path, with_vectors: Path) -> None:
     """relu(relu(x W1 + b1) W2 + b2) from the saved weights, x the item's tables and numbers and the user's tables."""
     weights = load_file(with_vectors / "click_model" / "model.safetensors")

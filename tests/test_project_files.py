@@ -60,6 +60,22 @@ def test_quick_leaves_out_types_and_slow_tests_and_passes_arguments_on(tmp_path:
     assert calls("--quick", "-k", "a b") == [*style, f"{whole}-m|not slow|-k|a b|"]
 
 
+def test_every_package_keeps_tests_that_are_quick() -> None:
+    """In the folder of its name; the checks of ``testing`` are the tests of models."""
+    elsewhere = {"testing": "models", "metrics/modules": "metrics"}
+    packages = [path.parent.relative_to(ROOT / "hf_rerank") for path in (ROOT / "hf_rerank").rglob("__init__.py")]
+    assert len(packages) > 15
+    for package in packages:
+        folder = ROOT / "tests" / elsewhere.get(package.as_posix(), package)
+        assert any(has_quick_tests(path) for path in folder.glob("test_*.py")), package
+
+
+def has_quick_tests(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    tests = re.findall(r"(?:^@.*\n(?:^[ )].*\n)*)*^def test_", text, re.M)
+    return not re.search(r"^pytestmark = .*slow", text, re.M) and any("mark.slow" not in test for test in tests)
+
+
 def test_every_dependency_has_a_lower_bound_and_no_upper_one() -> None:
     extras = PROJECT["project"]["optional-dependencies"].values()
     for text in [*PROJECT["project"]["dependencies"], *(text for extra in extras for text in extra)]:

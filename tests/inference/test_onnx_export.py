@@ -123,6 +123,7 @@ def test_a_list_of_nothing_changes_no_other(name: str, exported: Callable[[str],
     np.testing.assert_allclose(scores[rest][mask[rest]], whole[rest][mask[rest]], atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNamespace]) -> None:
     both = exported("dnn")
     rows = [*ROWS[:9], {**LONG, "item_id": [987_654] * 40}]

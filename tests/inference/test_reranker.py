@@ -259,6 +259,7 @@ def broken(folder: Path, copy: Path, change: Any) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_every_weight_must_be_there(folder: Path, tmp_path: Path) -> None:
     """transformers would go on with random numbers and a warning."""
     names = sorted(load_file(folder / "model.safetensors"))

@@ -114,6 +114,7 @@ def test_a_broken_model_is_found_out(broken: type, tiny: Any) -> None:
         check_reranker(broken, tiny.config("dnn"), skip=others)
 
 
+@pytest.mark.slow
 def test_a_config_with_few_features_is_enough() -> None:
     """One dense feature, no tables, no user, no history."""
     config = DNNConfig(num_item_dense=1, hidden_sizes=[4])

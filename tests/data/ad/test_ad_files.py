@@ -406,6 +406,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_run_stopped_while_logs_are_read_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 12)
     partial = tmp_path / "lists.partial"

@@ -430,6 +430,7 @@ def test_of_two_writers_the_second_is_refused(source: Numbers, tmp_path: Path) -
     assert entries(tmp_path) == ["lists"]
 
 
+@pytest.mark.slow
 @posix
 def test_two_writers_at_once_leave_the_bytes_of_one(source: Numbers, tmp_path: Path) -> None:
     write(source, tmp_path / "unbroken")

@@ -175,6 +175,7 @@ def test_ctrl_c_says_how_to_resume(
     assert cli.main(command) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_bar_counts_bytes_and_shows_the_time_left(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
