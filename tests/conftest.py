@@ -1,13 +1,48 @@
-"""What the code blocks of the guides find in the folder where they run."""
+"""Fixtures of several folders: scripts in this process, no matplotlib, what the code blocks of the guides find."""
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import shutil
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    leave_out_of_garbage_collection()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    yield
+    if nextitem is not None and item.path != nextitem.path:
+        leave_out_of_garbage_collection()
+
+
+def leave_out_of_garbage_collection() -> None:
+    """All that is there by now, as imported modules: each training begins with a whole collection of the rest."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def run_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``run_script(path, *arguments)``: what ``main()`` of a script prints, run in this process."""
+    import run_scripts
+
+    return partial(run_scripts.run_script, monkeypatch=monkeypatch, capsys=capsys)
+
+
+@pytest.fixture
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.fixture(scope="session")

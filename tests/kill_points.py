@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import sys
@@ -110,11 +109,3 @@ def count_operations(folder: Path, counted: Path) -> None:
     """Adds a byte to ``counted`` for each operation on the disk of this process below ``folder``."""
     descriptor = os.open(counted, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     at_operation(folder, 0, lambda: None, lambda: os.write(descriptor, b".") and None)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Path -> SHA-256 of all that lies below a folder; of an empty folder nothing."""
-    return {
-        path.relative_to(folder).as_posix(): "" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +27,3 @@ def with_column(table: pa.Table, name: str, change: Callable[[np.ndarray], np.nd
     number, field = table.column_names.index(name), table.schema.field(name)
     rows = [change(np.array(row)).tolist() for row in table.column(name).to_pylist()]
     return table.set_column(number, field, pa.array(rows, type=field.type))
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from run_scripts import load_script
 
+RunScript = Callable[..., str]
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmarks" / "principled_cost.py"
 
 
-@pytest.fixture(scope="module")
-def cost() -> ModuleType:
+@pytest.fixture
+def cost(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script as a module."""
-    found = importlib.util.spec_from_file_location("principled_cost", SCRIPT)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # dataclasses look their module up
-    found.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT, monkeypatch)
 
 
-@pytest.mark.slow
-def test_a_tiny_run_writes_every_row(tmp_path: Path) -> None:
-    small = ["--models", "dnn", "--batch-sizes", "4", "--repeats", "1", "--device", "cpu", "--fractions", "0.5"]
-    command = [sys.executable, str(SCRIPT), "--output-dir", str(tmp_path / "results"), "--presets", "scaled", *small]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
+def test_a_tiny_run_writes_every_row(
+    tmp_path: Path, cost: ModuleType, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peak memory takes processes of its own, and has a test of its own: it is the number of settings here."""
+    measured = mock.create_autospec(cost.peak_memory, side_effect=lambda *_: 10 * measured.call_count)
+    monkeypatch.setattr(cost, "peak_memory", measured)
+    small = ["--models", "dnn", "--batch-sizes", 4, "--repeats", 1, "--device", "cpu", "--fractions", 0.5]
+    printed = run_script(SCRIPT, "--output-dir", tmp_path / "results", "--presets", "scaled", *small)
     results = json.loads((tmp_path / "results" / "principled_cost.json").read_text())
     names = ["none", "naive", "scaled, fraction 0.5"]
     assert [(row["model"], row["batch_size"], row["setting"]) for row in results["rows"]] == [
         ("dnn", 4, name) for name in names
     ]
+    assert [row["peak_memory_mib"] for row in results["rows"]] == [10, 20, 30]
+    settings = [cost.Setting("none"), cost.Setting("naive"), cost.Setting("scaled", 0.5)]
+    assert measured.mock_calls == [mock.call("dnn", 4, setting, "cpu", 1) for setting in settings]
     for row in results["rows"]:
         assert len(row["step_ms_rounds"]) == 1
         numbers = [value for name, value in row.items() if name.startswith(("step_ms", "ratio", "peak"))]
@@ -51,7 +52,7 @@ def test_a_tiny_run_writes_every_row(tmp_path: Path) -> None:
     text = (tmp_path / "results" / "principled_cost.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("| dnn")]
     assert [line.split(" | ")[2] for line in lines] == names
-    assert text.strip() == ran.stdout.strip()
+    assert text.strip() == printed.strip()
 
 
 @pytest.mark.parametrize(
@@ -173,32 +174,32 @@ def test_rows_compare_within_the_round_and_the_variant(cost: ModuleType) -> None
 def test_peak_memory_is_that_of_the_steps(cost: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than what backward needs of the hidden layers, 128 x 30 x (500 + 200 + 80) float32, and gradients and two
     moments of 20,000 x 16 weights: 11.4 + 3.7 MiB. Less than the 400 MiB that the calling process once held."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))  # the measuring process imports the script by its name
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "")  # set by the script: taken back afterwards
     torch.ones(400 * 2**20, dtype=torch.uint8)
     assert 15.1 < cost.peak_memory("dnn", 128, cost.Setting("none"), "cpu", 1) < 200
 
 
-@pytest.mark.slow
-def test_one_training_step_is_timed() -> None:
+def test_one_training_step_is_timed(run_script: RunScript) -> None:
     """With the options that were given, and times that are possible: no step is faster than the fastest."""
-    command = [sys.executable, str(SCRIPT.with_name("training_step.py")), "--model", "dnn", "--principled", "r_drop"]
-    command += ["--dropout", "0.3", "--batch-size", "4", "--steps", "3"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
+    command = [SCRIPT.with_name("training_step.py"), "--model", "dnn", "--principled", "r_drop"]
+    found = json.loads(run_script(*command, "--dropout", 0.3, "--batch-size", 4, "--steps", 3))
     assert (found["model"], found["principled"], found["dropout"], found["batch_size"]) == ("dnn", "r_drop", 0.3, 4)
     assert 0 < found["fastest_ms"] <= found["median_ms"]
     assert found["cpu_ms"] > 0
 
 
 @pytest.mark.slow
-def test_every_reranker_and_preset_is_measured(tmp_path: Path) -> None:
-    """The rows asked for, with the parameters that the equations of the sizes give."""
+def test_every_reranker_and_preset_is_measured(
+    tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows asked for, with the parameters that the equations of the sizes give; on few small batches."""
     script = SCRIPT.with_name("rerankers.py")
-    command = [sys.executable, str(script), "--output-dir", str(tmp_path), "--rounds", "1"]
-    command += ["--models", "dnn", "raise", "--presets", "default", "librerank-ad"]
-    subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    rerankers = load_script(script, monkeypatch)
+    for name in ("TRAINING_BATCH", "RANKING_BATCH", "CALLS_OF_ONE", "CALLS_OF_MANY"):
+        assert getattr(rerankers, name) > 2
+        monkeypatch.setattr(rerankers, name, 2)
+    command = [script, "--output-dir", tmp_path, "--rounds", 1]
+    run_script(*command, "--models", "dnn", "raise", "--presets", "default", "librerank-ad")
     rows = json.loads((tmp_path / "rerankers.json").read_text())["rows"]
     assert [(row["model"], row["preset"], row["list_length"]) for row in rows] == [
         ("dnn", "default", 30),
@@ -221,13 +222,10 @@ def test_every_reranker_and_preset_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_preparing_is_timed_beside_eval(tmp_path: Path) -> None:
+def test_preparing_is_timed_beside_eval(tmp_path: Path, run_script: RunScript) -> None:
     """Two texts of some hundred lines; the shares of what is reported fit together."""
-    script = SCRIPT.with_name("preparing.py")
-    small = ["--gigabytes", "0.002", "0.001", "--rounds", "1", "--sample", "20", "--scratch", str(tmp_path)]
-    command = [sys.executable, str(script), "--output-dir", str(tmp_path / "results"), *small]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
+    small = ["--gigabytes", 0.002, 0.001, "--rounds", 1, "--sample", 20, "--scratch", tmp_path]
+    printed = run_script(SCRIPT.with_name("preparing.py"), "--output-dir", tmp_path / "results", *small)
     results = json.loads((tmp_path / "results" / "preparing.json").read_text())
     assert (results["rounds"], results["sample_lines"]) == (1, 20)
     assert results["machine"]["versions"]["polars"] == metadata.version("polars")
@@ -244,17 +242,13 @@ def test_preparing_is_timed_beside_eval(tmp_path: Path) -> None:
             assert 0.1 < values["parquet_bytes"] / row["text_bytes"] < 0.5
     text = (tmp_path / "results" / "preparing.md").read_text()
     assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| 0")] == ["| 0.001", "| 0.002"]
-    assert text in ran.stdout
+    assert text in printed
     assert [path.name for path in tmp_path.iterdir()] == ["results"]  # the scratch is gone
 
 
-@pytest.mark.slow
-def test_loading_writes_every_row(tmp_path: Path) -> None:
-    script = SCRIPT.with_name("loading.py")
-    small = ["--lists", "64", "--ids", "1000", "--rounds", "1", "--batch-sizes", "8", "--steps", "3"]
-    command = [sys.executable, str(script), "--output-dir", str(tmp_path / "results"), *small]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
+def test_loading_writes_every_row(tmp_path: Path, run_script: RunScript) -> None:
+    small = ["--lists", 64, "--ids", 1000, "--rounds", 1, "--batch-sizes", 8, "--steps", 3]
+    printed = run_script(SCRIPT.with_name("loading.py"), "--output-dir", tmp_path / "results", *small)
     results = json.loads((tmp_path / "results" / "loading.json").read_text())
     assert len(results["rows"]) == 9
     assert all(row["median"] > 0 and len(row["rounds"]) == 1 for row in results["rows"])
@@ -263,7 +257,7 @@ def test_loading_writes_every_row(tmp_path: Path) -> None:
     (size,) = (row["median"] for row in results["rows"] if row["unit"] == "bytes a list")
     assert 30 * (5 + 19 + 2) * 4 + 3 * 4 + 22 + 8 < size < 3_400 + 6_000 / 64
     text = (tmp_path / "results" / "loading.md").read_text()
-    assert text == ran.stdout
+    assert text == printed
     assert text.count("\n| ") == 10
 
 
@@ -271,16 +265,15 @@ def test_loading_writes_every_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_preparing_ad_is_measured_by_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preparing_ad_is_measured_by_stage(
+    tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On random logs of some thousand lines, whose behaviour log is cut to its beginning."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    engines = importlib.import_module("engines")
+    engines = load_script(SCRIPT.with_name("engines.py"), monkeypatch)
     engines.make_logs(tmp_path / "raw", users=50, impressions=2_000)
     engines.make_behaviours(tmp_path / "raw" / "behavior_log.csv", users=50, behaviours=3_000, at_once=1_000)
-    command = [sys.executable, str(SCRIPT.with_name("preparing_ad.py")), "--output-dir", str(tmp_path / "results")]
-    command += ["--raw-dir", str(tmp_path / "raw"), "--behaviours", "3000", "1000", "--rounds", "2"]
-    ran = subprocess.run([*command, "--scratch", str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
+    command = [SCRIPT.with_name("preparing_ad.py"), "--output-dir", tmp_path / "results", "--scratch", tmp_path]
+    printed = run_script(*command, "--raw-dir", tmp_path / "raw", "--behaviours", 3000, 1000, "--rounds", 2)
     results = json.loads((tmp_path / "results" / "preparing_ad.json").read_text())
     assert [row["counts"]["behaviours"] for row in results["rows"]] == [1_000, 3_000]
     for row in results["rows"]:
@@ -301,15 +294,14 @@ def test_preparing_ad_is_measured_by_stage(tmp_path: Path, monkeypatch: pytest.M
     expected = stages["read and cut behavior_log.csv"]["seconds"] * 723_268_134 / 3_000
     assert whole["read and cut behavior_log.csv"] == pytest.approx(expected)
     text = (tmp_path / "results" / "preparing_ad.md").read_text()
-    assert text.strip() == ran.stdout.strip()
+    assert text.strip() == printed.strip()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "results"]  # the scratch is gone
 
 
 def test_making_lists_is_extrapolated_by_lists_and_behaviours(monkeypatch: pytest.MonkeyPatch) -> None:
     """26,557,961 impressions are a hundred times those measured. Making: 10 s of the lists, and 2 s a million
     behaviours; buckets: 1 GB of the impressions, and 20 bytes a behaviour."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    preparing_ad = importlib.import_module("preparing_ad")
+    preparing_ad = load_script(SCRIPT.with_name("preparing_ad.py"), monkeypatch)
     rows = []
     for millions in (10, 20):
         counts = {"impressions": 26_557_961 / 100, "behaviours": millions * 1_000_000}
@@ -328,11 +320,10 @@ def test_making_lists_is_extrapolated_by_lists_and_behaviours(monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_polars_and_duckdb_do_the_same_job(tmp_path: Path) -> None:
-    small = ["--behaviours", "3000", "--impressions", "2000", "--users", "50", "--rounds", "1"]
-    command = [sys.executable, str(SCRIPT.with_name("engines.py")), "--output-dir", str(tmp_path / "results"), *small]
-    ran = subprocess.run([*command, "--scratch", str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr  # both results have the same sums, or it fails
+def test_polars_and_duckdb_do_the_same_job(tmp_path: Path, run_script: RunScript) -> None:
+    """Both results have the same sums, or it fails."""
+    small = ["--behaviours", 3000, "--impressions", 2000, "--users", 50, "--rounds", 1, "--scratch", tmp_path]
+    run_script(SCRIPT.with_name("engines.py"), "--output-dir", tmp_path / "results", *small)
     (row,) = json.loads((tmp_path / "results" / "engines.json").read_text())["rows"]
     assert 0 < row["found"]["lists"] <= 50
     assert row["found"]["behaviours"] > 0
@@ -344,12 +335,10 @@ def test_polars_and_duckdb_do_the_same_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_serving_writes_both_runtimes(tmp_path: Path) -> None:
+def test_serving_writes_both_runtimes(tmp_path: Path, run_script: RunScript) -> None:
     """A whole call is its parts: what is left for ordering is never negative."""
     script = SCRIPT.with_name("serving.py")
-    command = [sys.executable, str(script), "--output-dir", str(tmp_path / "results"), "--models", "dnn"]
-    ran = subprocess.run([*command, "--calls", "60"], capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr
+    printed = run_script(script, "--output-dir", tmp_path / "results", "--models", "dnn", "--calls", 60)
     results = json.loads((tmp_path / "results" / "serving.json").read_text())
     assert (results["threads"], results["calls"]) == (1, 60)
     assert [(row["model"], row["runtime"]) for row in results["rows"]] == [("dnn", "torch"), ("dnn", "onnxruntime")]
@@ -359,4 +348,4 @@ def test_serving_writes_both_runtimes(tmp_path: Path) -> None:
         assert row["largest_difference"] < 1e-5
     text = (tmp_path / "results" / "serving.md").read_text()
     assert [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| dnn")] == ["torch", "onnxruntime"]
-    assert text in ran.stdout
+    assert text in printed

@@ -71,6 +71,7 @@ def test_every_training_list_is_scored_by_a_ranker_that_has_not_seen_it() -> Non
         CrossFittedRanker.fit(Memory, lists, SCHEMA, folds=50, seed=0)
 
 
+@pytest.mark.slow
 def test_own_lists_without_ranker_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "lists.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(600)))
     prepare_own(tmp_path / "lists.jsonl", tmp_path / "lists", schema=SCHEMA, progress=False)

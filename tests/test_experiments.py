@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import pytest
 from hf_rerank.data.simulation import PRMWorld
 
 FOLDER = Path(__file__).parents[1] / "scripts" / "experiments"
+RunScript = Callable[..., str]
 sys.path.insert(0, str(FOLDER))
 
+import six_rerankers  # noqa: E402
+import weights  # noqa: E402
 from position_bias import summarize  # noqa: E402
 from runs import finish, mean_and_spread, results  # noqa: E402
 
@@ -47,24 +51,32 @@ def test_a_run_that_is_there_is_not_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_weights_end_to_end(tmp_path: Path) -> None:
-    """One seed of the smallest experiment, made by two processes: every cell, and every file that is promised."""
-    command = [sys.executable, str(FOLDER / "weights.py"), "--output-dir", str(tmp_path), "--seeds", "1"]
-    command += ["--lists", "300", "--epochs", "1", "--workers", "2"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def test_two_processes_make_every_run(tmp_path: Path) -> None:
+    """Each run is ``os.path.join(path, value)``, which a process finds without the library."""
+    runs = [(tmp_path / "runs" / f"{value}.json", (value,)) for value in "abc"]
+    finish(runs, os.path.join, workers=2)
+    assert results(path for path, _ in runs) == [f"{tmp_path}/runs/{value}.json/{value}" for value in "abc"]
+
+
+@pytest.mark.slow
+def test_weights_end_to_end(tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed of the smallest experiment, with few cells: every one of them, and every file that is promised."""
+    assert {preset: len(factors) for preset, factors in weights.FACTORS.items()} == {"scaled": 8, "paper": 6}
+    monkeypatch.setattr(weights, "LENGTHS", (10, 30))
+    monkeypatch.setattr(weights, "FACTORS", {"scaled": (1.0, 3.0), "paper": (1.0,)})
+    command = [FOLDER / "weights.py", "--output-dir", tmp_path, "--seeds", 1, "--lists", 300, "--epochs", 1]
+    run_script(*command)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert len(summary["cells"]) == 3 * (1 + 8 + 6)
-    assert summary["chosen_on_validation"].keys() == {
-        f"{p}, n = {n}" for p in ("scaled", "paper") for n in (10, 30, 50)
-    }
+    assert len(summary["cells"]) == 2 * (1 + 2 + 1)
+    assert summary["chosen_on_validation"].keys() == {f"{p}, n = {n}" for p in ("scaled", "paper") for n in (10, 30)}
     cell = next(c for c in summary["cells"] if (c["length"], c["preset"], c["factor"]) == (30, "scaled", 3.0))
     assert cell["weights"] == [60.0, 15.0]
     base = next(c for c in summary["cells"] if (c["length"], c["preset"]) == (30, "none"))
     clicks = [c["test"]["expected_clicks"]["mean"] for c in (cell, base)]
     assert cell["difference"]["expected_clicks"]["mean"] == pytest.approx(clicks[0] - clicks[1])
     runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "0 runs to make" in again.stdout
+    assert len(runs) == 8
+    assert "0 runs to make" in run_script(*command)
     assert runs == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
 
 
@@ -74,16 +86,17 @@ def convergence_weight(run: dict[str, Any]) -> float:
 
 
 @pytest.mark.slow
-def test_six_rerankers_end_to_end(tmp_path: Path) -> None:
+def test_six_rerankers_end_to_end(tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two models, one seed: the learning rate with the best validation NDCG@10 trains the rows that are compared."""
-    command = [sys.executable, str(FOLDER / "six_rerankers.py"), "--output-dir", str(tmp_path), "--seeds", "1"]
-    command += ["--format", "ad", "--lists", "800", "--epochs", "1", "--models", "dnn", "setrank"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    monkeypatch.setattr(six_rerankers, "LEARNING_RATES", (1e-3, 4e-3))
+    command = [FOLDER / "six_rerankers.py", "--output-dir", tmp_path, "--seeds", 1]
+    run_script(*command, "--format", "ad", "--lists", 800, "--epochs", 1, "--models", "dnn", "setrank")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["schema"]["history"][0]["name"] == "history_btag"
     assert list(summary["rows"]) == ["dnn none", "dnn scaled", "setrank none", "setrank scaled"]
     for model in ("dnn", "setrank"):
         rates = summary["learning_rates"][model]
+        assert rates["validation_ndcg@10"].keys() == {"0.001", "0.004"}
         assert rates["validation_ndcg@10"][f"{rates['chosen']}"] == max(rates["validation_ndcg@10"].values())
         made = [
             json.loads((tmp_path / "runs" / f"{model}-{preset}-0.json").read_text()) for preset in ("none", "scaled")
@@ -98,8 +111,7 @@ def test_six_rerankers_end_to_end(tmp_path: Path) -> None:
         assert change["over_initial_order"]["expected_clicks"]["mean"] == pytest.approx(clicks[0] - initial)
     assert "| SetRank + principles |" in (tmp_path / "summary.md").read_text()
 
-    command = [sys.executable, str(FOLDER / "cost_of_obedience.py"), "--output-dir", str(tmp_path), "--seeds", "1"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    run_script(FOLDER / "cost_of_obedience.py", "--output-dir", tmp_path, "--seeds", 1)
     found = json.loads((tmp_path / "cost_of_obedience.json").read_text())
     for model in ("dnn", "setrank"):
         runs = {
@@ -116,11 +128,10 @@ def test_six_rerankers_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_vectors_end_to_end(tmp_path: Path) -> None:
+def test_vectors_end_to_end(tmp_path: Path, run_script: RunScript) -> None:
     """Two seeds of the smallest experiment: each row learned from the lists it says, and differences are paired."""
-    command = [sys.executable, str(FOLDER / "vectors.py"), "--output-dir", str(tmp_path), "--seeds", "2"]
-    command += ["--lists", "300", "--epochs", "1", "--dim", "4"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [FOLDER / "vectors.py", "--output-dir", tmp_path, "--seeds", 2]
+    run_script(*command, "--lists", 300, "--epochs", 1, "--dim", 4)
     summary = json.loads((tmp_path / "summary.json").read_text())
     counts = json.loads((tmp_path / "lists" / "report.json").read_text())["lists"]
     assert {row: data["train"]["lists"] for row, data in summary["data"].items()} == {
@@ -138,11 +149,10 @@ def test_vectors_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_initial_rankers_end_to_end(tmp_path: Path) -> None:
+def test_initial_rankers_end_to_end(tmp_path: Path, run_script: RunScript) -> None:
     """One seed: every order holds the same lists, and what PRM adds is its value minus that of the order."""
-    command = [sys.executable, str(FOLDER / "initial_rankers.py"), "--output-dir", str(tmp_path), "--seeds", "1"]
-    command += ["--lists", "300", "--epochs", "1"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [FOLDER / "initial_rankers.py", "--output-dir", tmp_path, "--seeds", 1]
+    run_script(*command, "--lists", 300, "--epochs", 1)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["rows"]) == 1 + 2 * 3 + 1
     for name, row in summary["rows"].items():
@@ -158,11 +168,10 @@ def test_initial_rankers_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fine_tuning_end_to_end(tmp_path: Path) -> None:
+def test_fine_tuning_end_to_end(tmp_path: Path, run_script: RunScript) -> None:
     """Two seeds of the smallest experiment: as few lists as it says, and differences are paired."""
-    command = [sys.executable, str(FOLDER / "fine_tuning.py"), "--output-dir", str(tmp_path), "--seeds", "2"]
-    command += ["--first-lists", "300", "--second-lists", "200", "--few", "20", "--first-epochs", "1", "--epochs", "1"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [FOLDER / "fine_tuning.py", "--output-dir", tmp_path, "--seeds", 2, "--few", 20]
+    run_script(*command, "--first-lists", 300, "--second-lists", 200, "--first-epochs", 1, "--epochs", 1)
     summary = json.loads((tmp_path / "summary.json").read_text())
     first, second = (
         json.loads((tmp_path / name / "lists" / "report.json").read_text())["lists"] for name in ("first", "second")
@@ -203,7 +212,7 @@ def test_position_bias_says_what_was_won_back(tmp_path: Path) -> None:
     assert table[1][7] == "0.000 |"
 
 
-def test_the_tables_of_trees_are_those_of_the_numbers(tmp_path: Path) -> None:
+def test_the_tables_of_trees_are_those_of_the_numbers(tmp_path: Path, run_script: RunScript) -> None:
     """``show`` makes the file that is kept from the JSON beside it, and the README there has its tables."""
     import shutil
 
@@ -211,8 +220,7 @@ def test_the_tables_of_trees_are_those_of_the_numbers(tmp_path: Path) -> None:
 
     for path in kept.glob("*.json"):
         shutil.copy(path, tmp_path)
-    command = [sys.executable, str(FOLDER / "tree_table.py"), "show", "--results", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    run_script(FOLDER / "tree_table.py", "show", "--results", tmp_path)
     made = (tmp_path / "summary.md").read_text(encoding="utf-8")
     assert made == (kept / "summary.md").read_text(encoding="utf-8")
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ COUNT = 80
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_every_input_is_ranked_correctly_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
     kind = make_kind(name, tmp_path)

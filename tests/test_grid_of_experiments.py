@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 
-from hf_rerank import Categorical, ListSchema
+from hf_rerank import Categorical, ListSchema, cli
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "experiments"))
 
@@ -81,6 +82,7 @@ def result(arm: str, seed: int, clicks: float) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_differences_are_paired_by_seed_in_percent_of_the_base(tmp_path: Path) -> None:
     """none: 2, 4 (mean 3); scaled: 2.3, 4.6. Differences .3 and .6 of 3 are 10 and 20 %: mean 15 %."""
     for arm, clicks in {"none": (2.0, 4.0), "scaled": (2.3, 4.6), "paper": (2.0,)}.items():
@@ -94,9 +96,17 @@ def test_differences_are_paired_by_seed_in_percent_of_the_base(tmp_path: Path) -
     assert "+15.00 [" in questions.as_markdown(rows)
 
 
+def run_here(command: list[str], check: bool) -> None:
+    """A command of the library, in this process."""
+    assert check
+    assert command[:3] == [sys.executable, "-m", "hf_rerank.cli"]
+    assert cli.main(command[3:]) == 0
+
+
 @pytest.mark.slow
 def test_a_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small world; DLCM without order gets a random one; a second call trains nothing."""
+    monkeypatch.setattr(worlds, "subprocess", SimpleNamespace(run=run_here))
     monkeypatch.setattr(worlds, "WORLDS", {"trained": (400, "moderate"), "display": (400, "display")})
     monkeypatch.setattr(grid, "WORLDS", worlds.WORLDS)
     monkeypatch.setattr(grid, "EPOCHS", 1)

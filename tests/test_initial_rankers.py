@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prepared_folders import changed, digests, table_of, with_column
+from folders import digests
+from prepared_folders import changed, table_of, with_column
 
 from hf_rerank import Categorical, Dense, InputError, ListProcessor, ListSchema, cli, load_lists, metrics
 from hf_rerank.data.prm_public import prepare_prm_public
@@ -93,6 +94,7 @@ class TestClickThroughRates:
             assert clicked[of_part].any()
             assert not clicked[of_part].all()
 
+    @pytest.mark.slow
     def test_the_trees_learn_from_rates_out_of_fold(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ids as above: what LightGBM is given of a user says nothing of the user's own clicks."""
         lightgbm = pytest.importorskip("lightgbm")
@@ -135,6 +137,7 @@ class TestWhatRankersLearnFrom:
         assert all(len(found) == 1 for found in parts.values())
         assert HELD_OUT not in chosen.train_parts
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
     def test_neither_labels_of_other_splits_nor_order_nor_truth(
         self, lists: Path, in_order: dict[str, Path], tmp_path: Path, ranker: str
@@ -155,6 +158,7 @@ class TestWhatRankersLearnFrom:
         saved = [digests(folder / "initial_ranker") for folder in (in_order[ranker], tmp_path / "sorted")]
         assert saved[0] == saved[1]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
     def test_labels_of_ranker_train_do_matter(
         self, lists: Path, in_order: dict[str, Path], tmp_path: Path, ranker: str
@@ -308,6 +312,7 @@ class TestTheOrder:
 
 
 class TestSavedAndRepeated:
+    @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
     def test_the_same_call_gives_the_same_bytes_and_another_seed_others(
         self, lists: Path, in_order: dict[str, Path], tmp_path: Path, ranker: str
@@ -341,6 +346,7 @@ class TestSavedAndRepeated:
         with pytest.raises(InputError, match=r"damaged or changed"):
             LambdaMARTRanker.from_pretrained(tmp_path / "ranker")
 
+    @pytest.mark.slow
     def test_a_failure_leaves_no_folder_and_the_next_call_ends_as_if_there_was_none(
         self, lists: Path, in_order: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -409,6 +415,7 @@ class TestSavedAndRepeated:
 
 
 class TestCommands:
+    @pytest.mark.slow
     def test_prepare_sorts_before_it_cuts(self, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         command = ["prepare", "prm_public", "--raw-dir", str(raw), "--output-dir", str(tmp_path / "lists")]
         assert cli.main([*command, "--initial-ranker", "dnn", "--quality", "poor"]) == 0
@@ -419,6 +426,7 @@ class TestCommands:
         assert load_lists(tmp_path / "lists").schema.max_list_length == 30
         assert [path.name for path in tmp_path.iterdir()] == ["lists"]
 
+    @pytest.mark.slow
     def test_prepare_goes_on_with_whole_lists_and_refuses_those_of_another_call(
         self, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -490,6 +498,7 @@ class TestCommands:
         assert results["rows"]["initial"] == report["metrics"]["test"]
         assert results["initial_ranker"] == report
 
+    @pytest.mark.slow
     def test_results_of_a_training_tell_the_initial_ranker(self, in_order: dict[str, Path], tmp_path: Path) -> None:
         command = ["train", "--model", "dnn", "--data", str(in_order["dnn"]), "--output-dir", str(tmp_path / "run")]
         command += ["--num_train_epochs", "1", "--disable_tqdm", "true", "--set", "hidden_sizes=[4]"]

@@ -347,6 +347,7 @@ def test_errors_of_single_losses():
         softmax_loss(torch.zeros(2), torch.tensor([1e200, 0.0], dtype=torch.float64))
 
 
+@pytest.mark.slow
 @every_loss
 def test_one_graph_under_compile_and_export(loss):
     scores, labels, weights, mask = random_lists()

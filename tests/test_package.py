@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ ROOT = Path(hf_rerank.__file__).parent
 HEAVY = ("torch", "transformers", "datasets", "evaluate", "accelerate", "huggingface_hub")
 
 
-def run(code: str, *, cwd: Path | None = None, timeout: int = 120, **environment: str) -> str:
+def run(code: str, *arguments: str, cwd: Path | None = None, timeout: int = 120, **environment: str) -> str:
     """What another Python prints."""
     ran = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -40,25 +41,25 @@ def run(code: str, *, cwd: Path | None = None, timeout: int = 120, **environment
 # ------------------------------------------------------------------------------------------------------------- imports
 
 
+WITHOUT_TORCH = "errors validation metrics processing inference inference.onnx_scorer cli"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("module", "absent"),
+    ("modules", "absent"),
     [
-        ("hf_rerank", HEAVY),
-        ("hf_rerank.errors", HEAVY),
-        ("hf_rerank.validation", HEAVY),
-        ("hf_rerank.metrics", HEAVY),
-        ("hf_rerank.processing", HEAVY),
-        ("hf_rerank.inference", HEAVY),
-        ("hf_rerank.inference.onnx_scorer", HEAVY),
-        ("hf_rerank.cli", HEAVY),
-        ("hf_rerank.losses", ("transformers", "datasets", "evaluate")),
-        ("hf_rerank.principled", ("transformers", "datasets", "evaluate")),
+        (("hf_rerank", *(f"hf_rerank.{name}" for name in WITHOUT_TORCH.split())), HEAVY),
+        (("hf_rerank.losses", "hf_rerank.principled"), ("transformers", "datasets", "evaluate")),
     ],
+    ids=["without torch", "without transformers"],
 )
-def test_importing_is_light(module: str, absent: tuple[str, ...]) -> None:
-    loaded = run(f"import sys, {module}; print(*sys.modules)").split()
-    assert module in loaded
-    assert sorted(set(absent) & set(loaded)) == []
+def test_importing_is_light(modules: tuple[str, ...], absent: tuple[str, ...]) -> None:
+    """One after the other in one process: none of them brings what is absent, and the first that does is named."""
+    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name); print(name, *sys.modules)"
+    for line in run(code, *modules).splitlines():
+        module, *loaded = line.split()
+        assert module in loaded
+        assert sorted(set(absent) & set(loaded)) == [], module
 
 
 def test_every_public_name() -> None:
@@ -84,11 +85,12 @@ def test_documented_functions_are_where_the_readme_says() -> None:
             assert callable(getattr(importlib.import_module(module), name)), f"{module}.{name}"
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def sources() -> tuple[tuple[str, ast.Module], ...]:
     """Each file of the package: its dotted name below ``hf_rerank``, its syntax tree."""
-    for path in sorted(ROOT.rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        yield name.removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"))
+    paths = sorted(ROOT.rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return tuple(zip(names, (ast.parse(path.read_text(encoding="utf-8")) for path in paths), strict=True))
 
 
 def imported(tree: ast.Module) -> Iterator[str]:

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from prepared_folders import changed, digests, table_of, with_column
+from folders import digests
+from prepared_folders import changed, table_of, with_column
 from safetensors.numpy import load_file
 
 from hf_rerank import (
@@ -59,6 +60,7 @@ def vectors_of(folder: Path, split: str) -> np.ndarray:
     return np.array(table_of(folder, split).column("personalised").to_pylist(), dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_the_vectors_are_the_last_hidden_layer(lists: Path, with_vectors: Path) -> None:
     """relu(relu(x W1 + b1) W2 + b2) from the saved weights, x the item's tables and numbers and the user's tables."""
     weights = load_file(with_vectors / "click_model" / "model.safetensors")
@@ -98,6 +100,7 @@ def test_the_new_folder(lists: Path, with_vectors: Path) -> None:
     assert PRMConfig.for_schema(processor.schema).item_vector_dim == 5
 
 
+@pytest.mark.slow
 def test_neither_labels_of_other_splits_nor_order_nor_truth(lists: Path, with_vectors: Path, tmp_path: Path) -> None:
     def lie(split: str, table: pa.Table) -> pa.Table:
         table = with_column(table, "position", lambda row: row[::-1])
@@ -115,6 +118,7 @@ def test_neither_labels_of_other_splits_nor_order_nor_truth(lists: Path, with_ve
     assert not np.array_equal(vectors_of(tmp_path / "other", "test"), vectors_of(with_vectors, "test"))
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_bytes_after_a_failure_too(
     lists: Path, with_vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,16 +28,52 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(enco
 def test_the_workflow_runs_what_scripts_test_runs_on_the_oldest_and_newest_dependencies() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
     steps = [step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]]
-    for line in (ROOT / "scripts/test").read_text(encoding="utf-8").splitlines():
-        if line.startswith(("ruff", "mypy", "pytest")):
-            command = line.replace(' "$@"', "")
-            assert command in steps
+    lines = [line.strip() for line in (ROOT / "scripts/test").read_text(encoding="utf-8").splitlines()]
+    commands = [line.replace(' "$@"', "") for line in lines if line.startswith(("ruff", "mypy", "pytest"))]
+    assert len(commands) == 4
+    assert set(commands) <= set(steps)
     runs = workflow["jobs"]["tests"]["strategy"]["matrix"]["include"]
     assert {run["dependencies"] for run in runs} == {"lowest-direct", "highest"}
     pythons = [run["python"] for run in runs]
     assert len(set(pythons)) == 2
     (oldest,) = SpecifierSet(PROJECT["project"]["requires-python"])
     assert (oldest.operator, oldest.version) == (">=", min(pythons, key=lambda text: int(text.split(".")[1])))
+
+
+def test_quick_leaves_out_types_and_slow_tests_and_passes_arguments_on(tmp_path: Path) -> None:
+    """With commands in place of the tools that note how they are called."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/environment").write_text(f'PATH="{tmp_path}:$PATH"\n')
+    shutil.copy(ROOT / "scripts/test", tmp_path / "scripts/test")
+    for tool in ("ruff", "mypy", "pytest"):
+        path = tmp_path / tool
+        path.write_text(f'#!/bin/sh\nprintf "%s|" {tool} "$@"\n')
+        path.chmod(0o755)
+
+    def calls(*arguments: str) -> list[str]:
+        ran = subprocess.run([tmp_path / "scripts/test", *arguments], capture_output=True, text=True, check=True)
+        return re.split(r"(?=ruff\||mypy\||pytest\|)", ran.stdout)[1:]
+
+    style = ["ruff|check|.|", "ruff|format|--check|.|"]
+    whole = "pytest|--numprocesses|2|--dist|worksteal|"
+    assert calls("tests/models", "-k", "a b") == [*style, "mypy|", f"{whole}tests/models|-k|a b|"]
+    assert calls("--quick", "-k", "a b") == [*style, f"{whole}-m|not slow|-k|a b|"]
+
+
+def test_every_package_keeps_tests_that_are_quick() -> None:
+    """In the folder of its name; the checks of ``testing`` are the tests of models."""
+    elsewhere = {"testing": "models", "metrics/modules": "metrics"}
+    packages = [path.parent.relative_to(ROOT / "hf_rerank") for path in (ROOT / "hf_rerank").rglob("__init__.py")]
+    assert len(packages) > 15
+    for package in packages:
+        folder = ROOT / "tests" / elsewhere.get(package.as_posix(), package)
+        assert any(has_quick_tests(path) for path in folder.glob("test_*.py")), package
+
+
+def has_quick_tests(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    tests = re.findall(r"(?:^@.*\n(?:^[ )].*\n)*)*^def test_", text, re.M)
+    return not re.search(r"^pytestmark = .*slow", text, re.M) and any("mark.slow" not in test for test in tests)
 
 
 def test_every_dependency_has_a_lower_bound_and_no_upper_one() -> None:

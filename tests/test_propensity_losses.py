@@ -159,6 +159,7 @@ def arguments(folder: Any, **options: Any) -> RerankTrainingArguments:
     )
 
 
+@pytest.mark.slow
 def test_the_trainer_learns_the_relevance(processor: ListProcessor, tmp_path: Any) -> None:
     """One batch of all lists at every step, so that nothing is left to chance."""
     config_class, model_class = RERANKERS["dnn"]

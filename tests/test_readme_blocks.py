@@ -15,6 +15,7 @@ ELSEWHERE = {ROOT / "hf_rerank" / "hub" / "README.md"}
 PAGES = [page for page in GUIDES if page not in ELSEWHERE and blocks(page.read_text("utf-8"), "python", "bash")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_blocks_of_a_page(
     page: Path,
@@ -28,6 +29,7 @@ def test_the_blocks_of_a_page(
     run_page(page.read_text(encoding="utf-8"), capsys, monkeypatch)
 
 
+@pytest.mark.slow
 def test_what_the_page_of_training_says_is_logged(
     guide_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

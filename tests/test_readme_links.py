@@ -77,6 +77,7 @@ def test_every_package_has_a_guide_that_names_its_files_and_exports_its_names(pa
         assert hasattr(module, name) or importlib.util.find_spec(f"{module.__name__}.{name}"), name
 
 
+@pytest.mark.slow
 def test_the_architecture_figure_is_that_of_the_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ROOT / "scripts" / "figures"
     monkeypatch.syspath_prepend(folder)

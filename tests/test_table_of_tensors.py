@@ -88,6 +88,7 @@ def test_a_model_gets_every_feature_in_its_batch(processor: ListProcessor, monke
         assert torch.equal(batch[name], tensors[name]), name
 
 
+@pytest.mark.slow
 def test_no_other_list_of_tensor_names() -> None:
     """A literal of three names of the table anywhere else would be a second table, to be changed with the first."""
     root = Path(hf_rerank.__file__).parent

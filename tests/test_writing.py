@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import warm
 import writing_commands
-from kill_points import digests
+from folders import digests
 from writing_commands import WRITERS
 from writing_faults import Runs, faults, judge
 
 from hf_rerank.storage import temporary_path
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ torch refuses gradients in a fork of a process that has computed some, so tests 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -50,6 +51,7 @@ def run(function: Callable[..., Any], *args: Any, log: Path, timeout: float = 30
 
 
 def _run(function: Callable[..., Any], args: tuple[Any, ...], log: str, environment: dict[str, str]) -> None:
+    gc.freeze()  # of what is imported: each training begins with a whole garbage collection
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # of data-loader workers, as in a process of its own
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

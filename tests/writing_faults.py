@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import kill_points
-from kill_points import KILLED, digests, forked
+from folders import digests
+from kill_points import KILLED, forked
 from writing_commands import WRITERS, Writer
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from mistakes import mistake
 
 from hf_rerank import cli
 
@@ -29,15 +30,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         assert cli.main([str(argument) for argument in arguments]) == 0
     return folder
-
-
-def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error."""
-    capsys.readouterr()
-    assert cli.main(arguments) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 class TestTheWholeWay:
@@ -93,6 +85,7 @@ class TestTheWholeWay:
             assert result["scores"] == sorted(result["scores"], reverse=True)
         assert not list(folder.glob("*.partial"))
 
+    @pytest.mark.slow
     def test_training_again_gives_the_same_model(self, folder: Path) -> None:
         arguments = ["train", "--model", "prm", "--data", str(folder / "lists"), "--output-dir", str(folder / "again")]
         assert cli.main([*arguments, *TRAIN, *TINY]) == 0
@@ -254,6 +247,7 @@ class TestAddToResults:
         source = next((folder / "lists").glob("test-*.parquet"))
         return ["--input", str(source), "--output", str(folder / "loads.jsonl")]
 
+    @pytest.mark.slow
     def test_the_same_command_again_and_another(
         self, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -286,6 +280,7 @@ class TestAddToResults:
 
 
 class TestPictures:
+    @pytest.mark.slow
     def test_training_is_drawn_at_every_evaluation(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -321,6 +316,7 @@ class TestPictures:
         assert capsys.readouterr().out.endswith("no figure: the training logged nothing to draw\n")
         assert not (tmp_path / "run" / "plots").exists()
 
+    @pytest.mark.slow
     def test_evaluate_draws_the_model_and_its_training(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

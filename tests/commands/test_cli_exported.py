@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 from all_features import ROWS, SCHEMA
+from mistakes import mistake
 
 from hf_rerank import ListProcessor, Reranker, cli
 from hf_rerank.inference.export import export_onnx
@@ -22,6 +23,9 @@ REFUSAL = (
     "hf-rerank: {0} holds an exported graph (model.onnx) and no weights of PyTorch: give the model that it was "
     "exported from; a graph can only rank, with Reranker.from_pretrained or hf-rerank rank"
 )
+
+
+pytestmark = pytest.mark.slow  # a model is trained and exported for all of them
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +46,6 @@ def rank(model: Path, folder: Path, output: Path, *more: str) -> list[dict]:
     arguments = ["rank", "--model", model, "--input", folder / "rows.jsonl", "--output", output, *more]
     assert cli.main([str(argument) for argument in arguments]) == 0
     return [json.loads(line) for line in output.read_text().splitlines()]
-
-
-def mistake(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error."""
-    capsys.readouterr()
-    assert cli.main(arguments.split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 def test_ranks_as_the_model_that_it_was_exported_from(folder: Path, tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_what_a_comparison_leaves(arguments):
     assert len(run["per_list"]) == 60
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_killed_repeats_nothing_that_is_finished(arguments, monkeypatch, capsys):
     made = []
     run = ArmRunner.run
@@ -134,6 +135,7 @@ def test_another_configuration_in_the_same_folder_is_refused(arguments, capsys, 
     assert "holds thesis.txt and no comparison" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_class_of_ones_own_takes_part(prepared, tmp_path, monkeypatch, capsys):
     (tmp_path / "own_rerankers.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)

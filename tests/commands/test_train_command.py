@@ -255,6 +255,7 @@ def test_lists_without_a_validation_split(tmp_path: Path, capsys: pytest.Capture
     assert "trained on all 40 lists" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_which_checkpoint_the_model_is(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(prepared, tmp_path / "best", "--num-train-epochs", "2") == 0
     assert re.search(r"^the model is that of step [48] of 8, the best by ndcg@10$", capsys.readouterr().out, re.M)

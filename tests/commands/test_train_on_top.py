@@ -35,6 +35,7 @@ def train(prepared, run, *options):
     return main(["train", *arguments, *small, *options])
 
 
+@pytest.mark.slow
 def test_one_command_trains_trees_and_model_and_saves_both(prepared, tmp_path, capsys):
     assert not train(prepared, tmp_path / "run")
     printed = capsys.readouterr().out
@@ -51,6 +52,7 @@ def test_one_command_trains_trees_and_model_and_saves_both(prepared, tmp_path, c
     assert sorted(ranked[0]["order"]) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_what_is_given_takes_precedence(prepared, tmp_path):
     train(
         prepared,

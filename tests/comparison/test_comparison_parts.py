@@ -76,6 +76,7 @@ def outcome(value: float, validation: float, lists: int = 40) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_the_best_on_validation_is_compared_with_every_simpler_alternative() -> None:
     # Test values are chosen so that a choice on the test lists would take another arm.
     values = {

@@ -92,6 +92,7 @@ def raw(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"max_list_length": 2}, {"protocol": "public"}])
 def test_streaming_the_text_equals_the_prepared_lists(raw, tmp_path, monkeypatch, options):
     lists = load_lists("prm_public", data_dir=raw, **options)
@@ -112,6 +113,7 @@ def test_streaming_the_text_equals_the_prepared_lists(raw, tmp_path, monkeypatch
         ]
 
 
+@pytest.mark.slow
 def test_prm_public_is_prepared_once(raw, monkeypatch, caplog):
     first = load_lists("prm_public", data_dir=raw)
     assert "Preparing" in caplog.text
@@ -137,6 +139,7 @@ def test_prepared_folder_with_another_schema(raw, tmp_path):
         load_lists(tmp_path / "lists", schema=narrow.replace(items=[Categorical("item_5")]))
 
 
+@pytest.mark.slow
 def test_simulated_lists_from_simulation_to_checked_lists(monkeypatch, caplog):
     from hf_rerank.data import simulation
 

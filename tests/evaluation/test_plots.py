@@ -360,6 +360,7 @@ def test_an_evaluation_without_obedience_is_refused(measures: dict[str, Any], tm
 # ----------------------------------------------------------------------------------------------------------- the files
 
 
+@pytest.mark.slow
 def test_files_are_pictures_of_what_was_drawn(tmp_path: Path) -> None:
     """12 by 7.6 and 12.5 by 4.4 inches of 150 dots; blue and vermillion of P1 and P2 are in both."""
     training, obedience = tmp_path / "new" / "training.png", tmp_path / "new" / "obedience.png"
@@ -373,12 +374,14 @@ def test_files_are_pictures_of_what_was_drawn(tmp_path: Path) -> None:
     assert sorted(path.name for path in training.parent.iterdir()) == ["obedience.png", "training.png"]
 
 
+@pytest.mark.slow
 def test_a_log_read_back_from_json_gives_the_same_picture(tmp_path: Path) -> None:
     plot_training(LOG, tmp_path / "a.png")
     plot_training(json.loads(json.dumps(LOG)), tmp_path / "b.png")
     assert (imread(tmp_path / "a.png") == imread(tmp_path / "b.png")).all()
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
     """Nothing in the file but the picture: no version, no date, no path."""
     for name in ("a", "b"):
@@ -425,6 +428,7 @@ def test_only_png(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_drawing_touches_no_global_state(tmp_path: Path) -> None:
     """In a fresh Python: matplotlib comes with the first picture, pyplot and torch never."""
     code = f"""
@@ -440,12 +444,6 @@ assert matplotlib.rcParams["backend"] == "svg"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert ran.returncode == 0, ran.stderr
     assert size(tmp_path / "training.png") == (1800, 1140)
-
-
-@pytest.fixture
-def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.mark.usefixtures("without_matplotlib")
@@ -467,6 +465,7 @@ def draw(callback: PlotCallback, event: str, log: list[Any], output_dir: Path, m
     getattr(callback, event)(SimpleNamespace(output_dir=str(output_dir)), state, None, metrics={})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", ["on_evaluate", "on_train_end"])
 def test_the_callback_draws_into_the_runs_folder(event: str, tmp_path: Path) -> None:
     callback = PlotCallback()
@@ -476,6 +475,7 @@ def test_the_callback_draws_into_the_runs_folder(event: str, tmp_path: Path) -> 
     assert size(callback.drawn) == (1800, 1140)
 
 
+@pytest.mark.slow
 def test_the_callback_draws_into_the_folder_it_is_given(tmp_path: Path) -> None:
     callback = PlotCallback(tmp_path / "here")
     draw(callback, "on_evaluate", LOG, tmp_path / "run")
@@ -483,6 +483,7 @@ def test_the_callback_draws_into_the_folder_it_is_given(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
+@pytest.mark.slow
 def test_the_callback_redraws(tmp_path: Path) -> None:
     callback = PlotCallback()
     draw(callback, "on_evaluate", LOG[:2], tmp_path)
@@ -499,6 +500,7 @@ def test_other_processes_draw_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_nothing_to_draw_yet_is_no_reason_to_stop(tmp_path: Path) -> None:
     callback = PlotCallback()
     draw(callback, "on_evaluate", [], tmp_path)

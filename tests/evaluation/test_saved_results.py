@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import digests
 
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation import saved_results
@@ -54,10 +55,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def whole(folder: Path) -> bool:
     return verify(folder, lambda name: True, "") is not None
 
@@ -66,7 +63,7 @@ def test_what_stands_there(folder: Path) -> None:
     assert add_evaluation(folder, "test", **ADDED) == "added"
     assert json.loads((folder / "results.json").read_text()) == AFTER
     assert whole(folder)
-    assert set(content(folder)) == {"results.json", "config.json", MANIFEST}
+    assert set(digests(folder)) == {"results.json", "config.json", MANIFEST}
 
 
 def test_of_two_evaluations_at_once_none_is_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,27 +88,27 @@ def test_of_two_evaluations_at_once_none_is_lost(folder: Path, monkeypatch: pyte
 
 def test_the_same_again_leaves_every_byte(folder: Path) -> None:
     add_evaluation(folder, "test", **ADDED)
-    before = content(folder)
+    before = digests(folder)
     assert add_evaluation(folder, "test", **ADDED) == "unchanged"
-    assert content(folder) == before
+    assert digests(folder) == before
 
 
 def test_other_numbers_replace_those_of_the_split_alone(folder: Path) -> None:
     add_evaluation(folder, "test", **ADDED)
-    before = content(folder)
+    before = digests(folder)
     assert add_evaluation(folder, "test", **{**ADDED, "measures": {"auc": 0.5}}) == "replaced"
     expected = {**AFTER["evaluations"], "test": {"test_auc": 0.5}}
     assert json.loads((folder / "results.json").read_text()) == {**AFTER, "evaluations": expected}
     assert whole(folder)
     assert add_evaluation(folder, "test", **ADDED) == "replaced"
-    assert content(folder) == before
+    assert digests(folder) == before
 
 
 def test_a_folder_without_a_manifest_gets_none(folder: Path) -> None:
     (folder / MANIFEST).unlink()
     assert add_evaluation(folder, "test", **ADDED) == "added"
     assert json.loads((folder / "results.json").read_text()) == AFTER
-    assert set(content(folder)) == {"results.json", "config.json"}
+    assert set(digests(folder)) == {"results.json", "config.json"}
 
 
 def test_what_cannot_be_added_to(folder: Path) -> None:

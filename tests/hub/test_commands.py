@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import Fault, Hub
+from mistakes import mistake
 
 from hf_rerank import ListProcessor, Reranker, load_lists
 from hf_rerank.cli import main
@@ -17,6 +18,7 @@ from hf_rerank.data.push_lists import push_lists
 from hf_rerank.inference.export import export_onnx
 from hf_rerank.models.auto import RERANKERS
 
+pytestmark = pytest.mark.slow  # two models are exported for all of them
 OLD, NEW = "1" * 40, "2" * 40
 TRAIN = "--set hidden_sizes=[4] --max_steps 2 --per_device_train_batch_size 16 --disable_tqdm true"
 
@@ -56,14 +58,6 @@ def ranked(model: object, folders: Path, output: Path, *more: str) -> list[dict]
     arguments = ["rank", "--model", model, "--input", folders / "rows.jsonl", "--output", output, *more]
     assert main([str(argument) for argument in arguments]) == 0
     return [json.loads(line) for line in output.read_text().splitlines()]
-
-
-def mistake(arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of the command on standard error."""
-    capsys.readouterr()
-    assert main(arguments.split()) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
-    return line
 
 
 # ------------------------------------------------------------------------------------------------ models and revisions
@@ -115,7 +109,6 @@ def test_ranks_from_the_cache(models: Hub, folders: Path, tmp_path: Path, monkey
     assert len(models.requests) == asked
 
 
-@pytest.mark.slow
 def test_export_evaluate_and_train_take_a_revision(
     models: Hub, folders: Path, own_lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,16 +38,11 @@ def run(run_folder: Path) -> Path:
     return run_folder
 
 
-@pytest.fixture
-def no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
-
-
 def pictures(hub: Hub) -> set[str]:
     return {name for name in hub.files(KEY) if name.endswith(".png")}
 
 
+@pytest.mark.slow
 def test_pushed_with_the_card_and_the_same_again(hub: Hub, run: Path) -> None:
     push_model(run, KEY)
     files = hub.files(KEY)
@@ -66,6 +60,7 @@ def test_pushed_with_the_card_and_the_same_again(hub: Hub, run: Path) -> None:
     Reranker.from_pretrained(KEY)
 
 
+@pytest.mark.slow
 def test_a_picture_in_the_folder_is_drawn_anew(hub: Hub, run: Path) -> None:
     """``hf-rerank evaluate --plots RUN`` may have put some there; they are no part of what was saved."""
     (run / "training.png").write_bytes(b"of another training")
@@ -73,6 +68,7 @@ def test_a_picture_in_the_folder_is_drawn_anew(hub: Hub, run: Path) -> None:
     assert hub.files(KEY)["training.png"].startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_card_of_ones_own_gets_none(hub: Hub, run: Path) -> None:
     push_model(run, KEY)
     assert pictures(hub) == {"training.png", "obedience.png"}
@@ -93,7 +89,7 @@ def test_a_card_that_shows_one_keeps_it(hub: Hub, run: Path) -> None:
     assert hub.files(KEY)["training.png"] == b"mine"
 
 
-@pytest.mark.usefixtures("no_matplotlib")
+@pytest.mark.usefixtures("without_matplotlib")
 def test_without_matplotlib(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.warns(UserWarning, match="the card has no figures") as said:
         push_model(run, KEY)
@@ -128,6 +124,7 @@ def test_what_can_be_drawn(changes: dict[str, Any], drawn: set[str]) -> None:
     assert draw_figures({**RESULTS, **changes}).keys() == drawn
 
 
+@pytest.mark.slow
 def test_which_evaluation_is_drawn() -> None:
     """That of the test split, whatever else there is; without one the last."""
     later_evaluation = RESULTS["evaluations"]["later"]

@@ -10,6 +10,7 @@ from hub_server import Hub
 from readme_pages import text_of
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_guide(
     hub: Hub, guide_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

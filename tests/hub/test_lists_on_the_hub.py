@@ -65,6 +65,7 @@ def test_one_commit_of_shards_schema_report_and_card(hub: Hub, own_lists: Path, 
     assert "path/to/this/folder" not in card.text
 
 
+@pytest.mark.slow
 def test_loaded_whole_and_by_revision(hub: Hub, own_lists: Path, tmp_path: Path, local_rows: dict) -> None:
     first = push_lists(own_lists, "someone/lists").oid
     changed = Path(shutil.copytree(own_lists, tmp_path / "changed"))

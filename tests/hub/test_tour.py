@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from hub_server import running_hub
+from hub_server import Hub
 
 README = Path(__file__).parents[2] / "README.md"
 # Fewer lists and one epoch; everything else is the README's.
@@ -26,7 +23,9 @@ print(json.dumps([ranked[0]["order"], ranked[0]["scores"], len(lists["test"][0][
 
 
 @pytest.mark.slow
-def test_the_tour_as_printed(tmp_path: Path) -> None:
+def test_the_tour_as_printed(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = README.read_text(encoding="utf-8")
     tour = re.findall(r"```python\n(.*?)```", text, re.S)[0]
     push = 'trainer.push_to_hub("someone/prm")'
@@ -35,24 +34,10 @@ def test_the_tour_as_printed(tmp_path: Path) -> None:
     for printed, smaller in SMALLER.items():
         assert tour.count(printed) == 1
         tour = tour.replace(printed, smaller)
-    with running_hub("someone", "hf_tour") as hub:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.url,
-            "HF_TOKEN": "hf_tour",
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_OFFLINE": "0",
-            "OMP_NUM_THREADS": "1",
-            "NO_PROXY": "127.0.0.1",
-        }
-        command = [sys.executable, "-c", tour + SHOWN]
-        ran = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=300, check=False, cwd=tmp_path
-        )
-        assert ran.returncode == 0, ran.stderr[-4000:]
-        (commit,) = hub.repositories["someone/prm"]
+    monkeypatch.chdir(tmp_path)
+    exec(tour + SHOWN, {"__name__": "tour"})
+    (commit,) = hub.repositories["someone/prm"]
     assert {"config.json", "model.safetensors", "README.md"} <= commit["files"].keys()
-    order, scores, length = json.loads(ran.stdout.splitlines()[-1])
+    order, scores, length = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(set(order)) == len(order) == min(10, length)
     assert scores == sorted(scores, reverse=True)

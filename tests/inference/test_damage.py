@@ -65,6 +65,7 @@ def refused(folder: Path) -> str:
 # ------------------------------------------------------------------------------------------------------------- damage
 
 
+@pytest.mark.slow
 def test_flipped_bits_and_cut_files_are_never_loaded(folder: Path) -> None:
     """A sample of bits and lengths of each file; ``scripts/survival.py`` takes all of them."""
     draw = random.Random(0)

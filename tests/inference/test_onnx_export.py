@@ -123,6 +123,7 @@ def test_a_list_of_nothing_changes_no_other(name: str, exported: Callable[[str],
     np.testing.assert_allclose(scores[rest][mask[rest]], whole[rest][mask[rest]], atol=CLOSE)
 
 
+@pytest.mark.slow
 def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNamespace]) -> None:
     both = exported("dnn")
     rows = [*ROWS[:9], {**LONG, "item_id": [987_654] * 40}]
@@ -223,6 +224,7 @@ def test_the_graph_takes_any_number_of_lists_items_and_history(exported: Callabl
     assert [output.name for output in graph.output] == ["logits"]
 
 
+@pytest.mark.slow
 def test_ranks_in_a_process_without_torch(exported: Callable[[str], SimpleNamespace], tmp_path: Path) -> None:
     both = exported("dnn")
     (tmp_path / "rows.json").write_text(json.dumps(ROWS[:5]))
@@ -320,6 +322,7 @@ def test_a_processor_of_other_lists(exported: Callable[[str], SimpleNamespace], 
 # ----------------------------------------------------------------------------------------------------------- exporting
 
 
+@pytest.mark.slow
 def test_the_model_stays_as_it_was(processor: ListProcessor, tmp_path: Path) -> None:
     """A narrow model is exported in float32, and is narrow and where it was afterwards."""
     reranker = made("dnn", processor, hidden_sizes=[4])
@@ -343,6 +346,7 @@ def test_recurrent_models_one_after_another(
     assert export_onnx(made("dlcm", processor, hidden_size=9), tmp_path / "out") < CLOSE
 
 
+@pytest.mark.slow
 def test_a_graph_that_scores_otherwise_is_not_kept(
     processor: ListProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +384,7 @@ def test_the_extra_is_not_installed(
         assert Reranker.from_pretrained(copied).rerank(ROWS[:1])
 
 
+@pytest.mark.slow
 def test_the_command(processor: ListProcessor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reranker = made("dnn", processor, hidden_sizes=[4])
     reranker.save_pretrained(tmp_path / "run")

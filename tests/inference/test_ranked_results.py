@@ -112,6 +112,7 @@ def test_list_id_is_the_value_as_it_was_given(processor: ListProcessor, reranker
 # ---------------------------------------------------------------------------------------------------------------- ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ids_come_from_a_column_that_is_no_feature(backend: str, request: pytest.FixtureRequest) -> None:
     ranker: Reranker = request.getfixturevalue(backend)

@@ -259,6 +259,7 @@ def broken(folder: Path, copy: Path, change: Any) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_every_weight_must_be_there(folder: Path, tmp_path: Path) -> None:
     """transformers would go on with random numbers and a warning."""
     names = sorted(load_file(folder / "model.safetensors"))
@@ -472,6 +473,7 @@ def test_a_graph_is_not_taken_for_weights(folder: Path, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------------- several at once
 
 
+@pytest.mark.slow
 def test_eight_threads_rank_as_one_does(processor: ListProcessor) -> None:
     """Dropout of a half would tell a pass in training mode; every thread ranks other lists, at the same time."""
     torch.manual_seed(0)

@@ -90,6 +90,7 @@ def test_a_column_of_scores_takes_precedence_over_the_trees(made):
     np.testing.assert_array_equal(tensors["initial_scores"], np.array(found.train[SCORE_COLUMN], dtype=np.float32))
 
 
+@pytest.mark.slow
 def test_a_saved_folder_ranks_raw_lists_without_lightgbm(made, tmp_path):
     _, _, validation, found = made
     config = PRMConfig.for_schema(found.processor.schema, initial_score="start", hidden_size=8)
@@ -165,6 +166,7 @@ def test_values_that_the_tables_learn_later_get_the_rate_of_unknown_ones(made):
     np.testing.assert_array_equal(before, after)
 
 
+@pytest.mark.slow
 def test_trees_read_the_order_where_cross_fitted_scores_gain_by_it(made):
     processor, train, validation, _ = made
     values = {

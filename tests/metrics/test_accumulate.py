@@ -112,6 +112,7 @@ def test_expected_clicks_by_hand():
     assert results["expected_clicks_share"] == pytest.approx((model - initial) / (best - initial))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logits", [False, True])
 def test_histogram_takes_over_within_its_bound(logits):
     data = without(lists(3000, logits=logits), "attraction", "positions")
@@ -124,6 +125,7 @@ def test_histogram_takes_over_within_its_bound(logits):
     assert rough == exact
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded():
     metrics = RankingMetrics(exact_auc_pairs=1000)
     for batch in batches(without(lists(3000), "attraction", "positions")):

@@ -115,6 +115,7 @@ class TestAgainstTheTruth:
         assert all(count >= 87 for count in held.values()), held
         assert logged_inside == 0
 
+    @pytest.mark.slow
     def test_evaluation_reports_them(self) -> None:
         schema = ListSchema(
             items=[Dense("x")],

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradient_worker
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from two_processes import run_on_two
 
 pytest.register_assert_rewrite("hf_rerank.testing")
 
@@ -90,27 +89,10 @@ def tiny() -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All models of the table, each on one batch shared by two processes: the folder with their gradients."""
-    folder = tmp_path_factory.mktemp("two_processes")
+    folder = tmp_path_factory.mktemp("two_processes") / "models"
+    folder.mkdir()
     save_file({**tiny_lists(), "list_keys": torch.arange(10, 14)}, folder / "lists.safetensors")
     for known in RERANKERS:
         tiny_model(known).save_pretrained(folder / known)
-    worker = Path(__file__).with_name("gradient_worker.py")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        str(worker),
-        str(folder),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        printed, _ = process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its workers
-        pytest.fail(f"two processes did not end within 120 s: {process.communicate(timeout=60)[0]}")
-    assert process.returncode == 0, printed
+    run_on_two(gradient_worker.main, folder, folder=folder.parent, timeout=120)
     return folder

@@ -1,14 +1,12 @@
 """One of several processes that share a batch: writes the gradients that it ends with.
 
-``torchrun --nproc_per_node 2 gradient_worker.py FOLDER``: each folder in FOLDER holds a saved model; FOLDER holds the
-batch, ``lists.safetensors``. Each process takes its share of the lists, trains in float64 and writes
-``PRESET-RANK.safetensors`` beside the model for each preset, the number of processes and the loss of its share among
-the gradients.
+Each folder in the given one holds a saved model; beside them is the batch, ``lists.safetensors``. Each process takes
+its share of the lists, trains in float64 and writes ``PRESET-RANK.safetensors`` beside the model for each preset, the
+number of processes and the loss of its share among the gradients.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -50,7 +48,3 @@ def parallel_step(
     loss = parallel(**lists, objective=objective).loss
     loss.backward()
     return loss.detach()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -57,6 +57,7 @@ def steps(task_loss: str) -> dict[str, Any]:
     return {name: objective.for_task_loss(task_loss) for name, objective in {**PRESETS, **soft, **part}.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RERANKERS)
 def test_a_training_step_has_no_float64(tiny, name) -> None:
     """With dropout and dropped ids; forward, backward, and with keys of lists or without."""
@@ -70,6 +71,7 @@ def test_a_training_step_has_no_float64(tiny, name) -> None:
                 model(**lists, objective=objective.at(step=1, steps=4, list_keys=keys, factors=chosen)).loss.backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task_loss", [*TASK_LOSSES, "own"])
 def test_no_task_loss_makes_float64(tiny, task_loss) -> None:
     lists = tiny.lists((6, 4, 1, 5, 0))

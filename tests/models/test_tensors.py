@@ -239,6 +239,7 @@ def test_a_model_that_asks_for_initial_scores_trains_and_ranks_by_them(reader, p
         assert result["scores"] == pytest.approx(sorted((2 * score for score in row["ranker_score"]), reverse=True))
 
 
+@pytest.mark.slow
 def test_initial_scores_are_an_input_of_an_exported_graph_that_reads_them(reader, processor, tmp_path) -> None:
     reranker = Reranker(processor, reader)
     export_onnx(reranker, tmp_path / "graph")

@@ -355,6 +355,7 @@ def test_lists_that_say_nothing() -> None:
     assert all(math.isnan(value) for value in nothing.values())
 
 
+@pytest.mark.slow
 def test_no_mask_is_all_real_and_no_gradient_flows() -> None:
     positions = perturb(torch.arange(5).repeat(8, 1), strength=9, generator=torch.Generator().manual_seed(12))
     weight = torch.tensor(1.0, requires_grad=True)

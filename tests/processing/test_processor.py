@@ -468,6 +468,7 @@ def test_damaged_files_are_refused(saved: Path, damage, message: str) -> None:
         ListProcessor.from_pretrained(saved)
 
 
+@pytest.mark.slow
 def test_no_bit_of_the_vocabularies_changes_unseen(processor: ListProcessor, saved: Path) -> None:
     """A flipped bit is refused, or of no effect (a blank at the end of the header)."""
     content = (saved / TABLES).read_bytes()

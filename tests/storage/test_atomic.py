@@ -168,6 +168,7 @@ def in_processes(function: object, count: int) -> list[int]:
     return [process.exitcode for process in processes]
 
 
+@pytest.mark.slow
 @posix
 def test_writers_of_one_file_never_mix_bytes(tmp_path: Path) -> None:
     path = tmp_path / "file"
@@ -182,6 +183,7 @@ def test_writers_of_one_file_never_mix_bytes(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 @posix
 def test_two_saves_into_one_folder_leave_one_of_them(tmp_path: Path) -> None:
     """Also where one of them fails: the folder is never lost."""
@@ -232,6 +234,7 @@ def test_a_lock_excludes_others_and_ends_with_its_process(tmp_path: Path) -> Non
     assert not path.exists()
 
 
+@pytest.mark.slow
 @posix
 def test_a_lock_is_held_by_one_at_a_time_although_its_file_is_removed(tmp_path: Path) -> None:
     counter = tmp_path / "counter"

@@ -75,6 +75,7 @@ def test_every_bit_and_every_length_of_every_file(folder: Path, name: str) -> No
     verify(folder, lambda other: other != name, "")
 
 
+@pytest.mark.slow
 def test_every_bit_and_every_length_of_the_manifest_itself(folder: Path) -> None:
     path, expected, refused = folder / MANIFEST, read_manifest(folder), 0
     content = path.read_bytes()

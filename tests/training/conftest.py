@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import kill_worker
 import pytest
 import torch
 from tiny_world import SCHEMA, tiny_lists, tiny_model
@@ -87,3 +88,11 @@ def make_trainer(
 def weights() -> Callable[[Any], dict[str, torch.Tensor]]:
     """A copy of the weights of a model."""
     return lambda model: {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training of ``kill_worker``, with a checkpoint of each of 10 steps; its outcome beside it."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    kill_worker.train(folder, kill_worker.EVERY_STEP, folder.with_name("outcome.json"))
+    return folder

@@ -1,8 +1,7 @@
 """Kills trainings for real, lets them go on, and reports what became of each.
 
-``python kill_worker.py PLAN REPORT``: two JSON files. The libraries are loaded once; a training is a forked process.
-A plan holds ``folder`` and ``trainings``, each with ``options`` (of the training arguments) and ``kills``, each with
-one of
+``main(PLAN, REPORT)``: two JSON files. The libraries are loaded once; a training is a forked process. A plan holds
+``folder`` and ``trainings``, each with ``options`` (of the training arguments) and ``kills``, each with one of
 
 ``calls``: the process ends itself by SIGKILL just before the Nth operation on files below the run's folder (see
 ``kill_points``);
@@ -21,9 +20,7 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +62,8 @@ OPTIONS: dict[str, Any] = {
     "use_cpu": True,
     "disable_tqdm": True,
 }
+# A checkpoint and its evaluation at each of the 10 steps.
+EVERY_STEP: dict[str, Any] = {"save_steps": 1, "eval_steps": 1, "save_total_limit": None}
 TIMES = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -153,23 +152,15 @@ def outcome(trainer: RerankTrainer) -> dict[str, Any]:
     }
 
 
-def forked(work: Callable[[], Any], stop_after: float | None = None) -> int:
-    """Runs ``work`` in a process of its own. Its exit code; -9 if it was killed."""
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
+def forked(work: Callable[[], None], stop_after: float | None = None) -> int:
+    """Runs ``work`` in a process of its own, killed after so many seconds. Its exit code; -9 if it was killed."""
+    run = kill_points.forked(work)
     if stop_after is not None:
         time.sleep(stop_after)
-        os.kill(child, signal.SIGKILL)  # nothing happens if it has ended: it is not yet waited for
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.kill(run.pid, signal.SIGKILL)  # nothing happens if it has ended: it is not yet waited for
+    code, printed = run.end()
+    print(printed, flush=True)
+    return code
 
 
 def train(folder: Path, options: dict[str, Any], result: Path | None = None, seed: int = 7) -> None:
@@ -261,7 +252,3 @@ def killed_trainings(folder: Path, options: dict[str, Any], kills: list[Any]) ->
         ]
         report["kills"].append(killed_and_resumed(folder / "killed", options, chain, expected, seconds))
     return report
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

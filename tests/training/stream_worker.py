@@ -1,4 +1,4 @@
-"""Run by torchrun: trains on a stream, goes on from the middle in a second run, and writes down what it saw.
+"""Run in one process or two: trains on a stream, goes on from the middle in a second run, and writes down what it saw.
 
 Arguments as of ``two_process_worker``. A pass has 20 lists, a step 8 lists on all processes together; checkpoints at
 each step, an evaluation of 13 lists at the end of each pass.
@@ -83,7 +83,3 @@ def main(source: Path, output: Path, batch_size: int) -> None:
         torch.distributed.barrier()
         sys.stderr.flush()
         os._exit(0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

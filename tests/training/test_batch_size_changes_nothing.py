@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 from pathlib import Path
 
 import evaluation_worker
 import pytest
 import torch
 import warm
+from two_processes import run_on_two
 
 from hf_rerank import Reranker
 from hf_rerank.evaluation import evaluate
@@ -25,6 +25,7 @@ def metrics_of(make_trainer, model, lists, batch: int, **options) -> dict[str, f
     return {name: value for name, value in metrics.items() if not any(other in name for other in OTHERS)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streamed", [False, True], ids=["dataset", "stream"])
 def test_every_metric_of_the_trainer(make_trainer, make_model, make_lists, streamed: bool) -> None:
     lists = make_lists(50, 7)
@@ -61,23 +62,8 @@ def test_every_metric_of_two_processes(make_model, make_lists, processor, tmp_pa
     """7 lists in batches of 3 on two processes: the second has one list in its last batch, or none."""
     Reranker(processor, make_model()).save_pretrained(tmp_path / "model")
     make_lists(7, 11).save_to_disk(tmp_path / "lists")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    told["GLOO_SOCKET_IFNAME"] = "lo"
-    work = evaluation_worker.main
-    started = [warm.start(work, tmp_path, tmp_path / "on1", 7, log=tmp_path / "log")]
-    started += [
-        warm.start(
-            work, tmp_path, tmp_path / "on2", 3, log=tmp_path / f"log{rank}", **told, RANK=rank, LOCAL_RANK=rank
-        )
-        for rank in ("0", "1")
-    ]
-    for process in started:
-        process.join(300)
-    logs = "".join(path.read_text()[-2000:] for path in tmp_path.glob("log*"))
-    assert [process.exitcode for process in started] == [0, 0, 0], logs
+    warm.run(evaluation_worker.main, tmp_path, tmp_path / "on1", 7, log=tmp_path / "log")
+    run_on_two(evaluation_worker.main, tmp_path, tmp_path / "on2", 3, folder=tmp_path)
     whole = json.loads((tmp_path / "on1" / "rank0.json").read_text())["dataset"]
     assert len(whole["scores"]) == 7
     for rank in range(2):
@@ -90,6 +76,7 @@ def test_every_metric_of_two_processes(make_model, make_lists, processor, tmp_pa
                 assert row == pytest.approx(expected, abs=1e-4), form
 
 
+@pytest.mark.slow
 def test_every_measure_of_evaluate_with_all_and_with_one_swap(make_model, make_lists, processor) -> None:
     lists, model = make_lists(60, 5), make_model()
     for swaps in ("all", "one"):

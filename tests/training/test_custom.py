@@ -51,6 +51,7 @@ def listwise(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Te
     return softmax_loss(outputs.logits, labels, mask=labels != -100)
 
 
+@pytest.mark.slow
 def test_a_loss_that_computes_the_same_trains_the_same(make_trainer: Make, make_model: Any, weights: Any) -> None:
     """To the bit: in every pass, with part of the lists, with batches added up, and in the loss of an evaluation."""
     cases: tuple[dict[str, Any], ...] = (
@@ -139,6 +140,7 @@ def test_a_subclass_that_calls_the_model_trains(make_trainer: Make, make_model: 
 # ------------------------------------------------------------------------------------------------------------- metrics
 
 
+@pytest.mark.slow
 def test_metrics_of_ones_own_see_all_lists_once(make_trainer: Make, lists: dict[str, Any]) -> None:
     """Across batches of other widths, once over all lists; or batch by batch, with ``compute_result``."""
     shapes: list[tuple[int, ...]] = []
@@ -254,6 +256,7 @@ class Halve(TrainerCallback):
             self.trainer.term_factors["convergence"].fill_(0.5)
 
 
+@pytest.mark.slow
 def test_factors_of_the_terms_are_in_checkpoints(make_trainer: Make, make_model: Any, weights: Any) -> None:
     """A run that goes on after the change, without the callback, ends with the same bits."""
     options = {**SHORT, "max_steps": 5, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}

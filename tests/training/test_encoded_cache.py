@@ -215,6 +215,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         CachedLists(tmp_path / "other", lists, collator_of(processor))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The Nth thing brought to the disk fails, for every N."""
     lists = rich_lists(10)

@@ -441,6 +441,7 @@ def first_is_clicked(model: Path, lists: Path) -> float:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_it_goes_on_from_a_saved_model(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert first_is_clicked(folder / "run", folder / "first") > 0.9
         assert first_is_clicked(folder / "run", folder / "second") < 0.1
@@ -457,6 +458,7 @@ class TestCommand:
         first, tuned = (Reranker.from_pretrained(folder / name).model for name in ("run", "tuned"))
         assert torch.equal(first.positions.weight, tuned.positions.weight)
 
+    @pytest.mark.slow
     def test_other_columns_only_on_request(
         self, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
@@ -507,6 +509,7 @@ class TestCommand:
         assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_the_script_of_a_newcomer(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,7 @@ def breaking_trainer(make_trainer: Make, broken: str, **options: Any) -> tuple[B
     return trainer, keep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_no_update_from_the_first_bad_step_on(make_trainer: Make, broken: str) -> None:
     """It runs on to the next log, evaluation, save or to its end, and stops there."""
@@ -152,6 +153,7 @@ def test_the_lists_of_the_bad_batch_are_named_however_many_steps_follow(make_tra
     assert f"lists with scores that are not finite: {seen[BAD - 1][1]};" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(make_trainer: Make, weights: Any) -> None:
     """The flag is that of one training."""
     options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}

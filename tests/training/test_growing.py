@@ -245,6 +245,7 @@ def test_a_model_with_tables_of_its_own_is_refused(processor: ListProcessor) -> 
         model.resize_embeddings(processor.schema)
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_from_a_saved_model(processor: ListProcessor, tmp_path: Path) -> None:
     """New items that are always clicked rank first after fine-tuning, and not before."""
     config_class, model_class = RERANKERS["dnn"]

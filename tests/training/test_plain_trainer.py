@@ -29,6 +29,7 @@ def metrics(prediction: EvalPrediction) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_every_model_trains_and_is_evaluated(tmp_path: Path, lists: dict[str, Any], processor: ListProcessor) -> None:
     """Batches of other widths in evaluation; the loss falls, and metrics are those of the library's own evaluation."""
     items = sum(len(row) for row in lists["validation"]["item_id"])

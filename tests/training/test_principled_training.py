@@ -147,6 +147,7 @@ def test_an_objective_of_ones_own_stands_alone(make_trainer: Make) -> None:
 # ---------------------------------------------------------------------------------------------- collapse and explosion
 
 
+@pytest.mark.slow
 def test_collapse_is_noticed(make_trainer: Make) -> None:
     """A weight beyond all measure presses the scores of every list together; the warning names it and its value."""
     first, second = PRESETS["scaled"].terms

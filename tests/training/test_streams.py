@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import socket
 import time
 from collections.abc import Callable
 from itertools import chain
@@ -18,6 +17,7 @@ import warm
 from tiny_world import SCHEMA, collator_of, tiny_lists
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import worker as torch_worker
+from two_processes import run_on_two
 
 from hf_rerank import InputError, ListProcessor, Reranker, RerankTrainer
 from hf_rerank.data import prm_public
@@ -45,6 +45,7 @@ def batches_of(stream: EncodedStream, count: int | None = None, workers: int = 0
     return batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 3, 7])
 @pytest.mark.parametrize("window", [1, 20, 100, 1000])
 def test_a_pass_gives_each_list_once_in_one_order(
@@ -70,6 +71,7 @@ def test_a_pass_gives_each_list_once_in_one_order(
         assert order(1) != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_workers_do_not_change_the_order(lists: dict[str, Any], processor: ListProcessor, workers: int) -> None:
     """Also more workers than shards."""
@@ -83,6 +85,7 @@ def test_workers_do_not_change_the_order(lists: dict[str, Any], processor: ListP
     assert batches_of(stream_of(lists["train"], processor, 2, **once), None, workers) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 20, 100])
 def test_cut_batches(make_lists: Any, processor: ListProcessor, window: int) -> None:
     """Two passes over 250 lists, 8 a step: batches go on where they were cut, whether the length is known or not."""
@@ -101,9 +104,9 @@ def test_cut_batches(make_lists: Any, processor: ListProcessor, window: int) -> 
 
 
 @pytest.mark.slow
-def test_every_list_of_a_thousand_as_a_cut(make_lists: Any, processor: ListProcessor) -> None:
+def test_every_list_as_a_cut(make_lists: Any, processor: ListProcessor) -> None:
     """A pass cut after each of its lists, with each of three windows in turn: 0 lost, 0 twice, in the same order."""
-    lists = make_lists(1_000, 5).select_columns("list_id")  # nothing is encoded here
+    lists = make_lists(300, 5).select_columns("list_id")  # nothing is encoded here
     ids = [lists.shard(num_shards=3, index=shard)["list_id"][:] for shard in range(3)]
 
     def pass_from(cut: int, window: int) -> list[str]:
@@ -111,7 +114,7 @@ def test_every_list_of_a_thousand_as_a_cut(make_lists: Any, processor: ListProce
         stream.skip_to(cut)
         order: list[str] = []
         last, of_window = None, []
-        for place, _ in zip(stream, range(1_000), strict=False):
+        for place, _ in zip(stream, range(300), strict=False):
             if place.window is None:
                 order.append("skipped")
                 continue
@@ -128,7 +131,7 @@ def test_every_list_of_a_thousand_as_a_cut(make_lists: Any, processor: ListProce
     whole = [pass_from(0, window) for window in windows]
     for order in whole:
         assert sorted(order) == sorted(lists["list_id"])
-    for cut in range(1_001):
+    for cut in range(301):
         assert pass_from(cut, windows[cut % 3]) == whole[cut % 3][cut:], cut
 
 
@@ -182,6 +185,7 @@ def test_a_stream_that_is_shuffled_already(lists: dict[str, Any], processor: Lis
     assert as_it_comes[:240] != as_it_comes[240:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 1])
 def test_a_stream_that_is_not_the_sum_of_its_shards(
     lists: dict[str, Any], processor: ListProcessor, seed: int | None
@@ -231,6 +235,7 @@ def raw_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "raw"
 
 
+@pytest.mark.slow
 def test_raw_text_and_parquet(raw_text: Path, tmp_path: Path) -> None:
     """The shards of both, through two passes and from a place in the second; their lists are the same."""
     sources: list[tuple[Any, dict[str, Any]]] = [("prm_public", {"data_dir": raw_text}), (tmp_path / "lists", {})]
@@ -281,6 +286,7 @@ def stream_until_killed(numbers: Path) -> None:
     time.sleep(300)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the states of processes")
 def test_workers_end_when_the_training_is_killed(tmp_path: Path) -> None:
     numbers, log = tmp_path / "numbers", tmp_path / "log"
@@ -315,6 +321,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_on_a_stream(make_trainer: Make, lists: dict[str, Any], noted: Any, workers: int) -> None:
     """Two and a half passes of ten steps; measured, logged and saved at the end of each, and at the end of all."""
@@ -390,23 +397,8 @@ def test_two_processes_share_a_stream(
     train.save_to_disk(tmp_path / "train")
     validation.save_to_disk(tmp_path / "validation")
     one_output, output = tmp_path / "on1", tmp_path / "on2"
-    # What torchrun tells each process; test_trainer.py starts torchrun itself.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    told["GLOO_SOCKET_IFNAME"] = "lo"
-    started = [warm.start(stream_worker.main, tmp_path, one_output, 8, log=tmp_path / "log")]
-    started += [
-        warm.start(
-            stream_worker.main, tmp_path, output, 4, log=tmp_path / f"log{rank}", **told, RANK=rank, LOCAL_RANK=rank
-        )
-        for rank in ("0", "1")
-    ]
-    for process in started:
-        process.join(300)
-    logs = "".join(path.read_text()[-2000:] for path in tmp_path.glob("log*"))
-    assert [process.exitcode for process in started] == [0, 0, 0], logs
+    warm.run(stream_worker.main, tmp_path, one_output, 8, log=tmp_path / "log")
+    run_on_two(stream_worker.main, tmp_path, output, 4, folder=tmp_path)
     one = json.loads((one_output / "rank0.json").read_text())
     both = [json.loads((output / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert [report["world_size"] for report in both] == [2, 2]

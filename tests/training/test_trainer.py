@@ -175,6 +175,7 @@ def test_metrics_equal_hand_called_functions(trained: RerankTrainer, lists: dict
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("while_training", [False, True])
 def test_evaluation_batch_size_does_not_matter(
     trained: RerankTrainer, make_trainer: Make, while_training: bool
@@ -265,6 +266,7 @@ def test_accumulation_equals_one_batch(make_trainer: Make, make_model: Any, weig
     assert furthest(found[0], found[2]) < 1e-6
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights(make_trainer: Make, make_model: Any, weights: Any) -> None:
     found = []
     for number, seed in enumerate((3, 3, 4)):
@@ -275,6 +277,7 @@ def test_same_seed_same_weights(make_trainer: Make, make_model: Any, weights: An
     assert not same(found[0], found[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_resume_equals_the_unbroken_run(
     make_trainer: Make, make_model: Any, weights: Any, lists: dict[str, Any], stream: bool
@@ -327,6 +330,7 @@ class Reverse(TrainerCallback):
                 model.scorer.weight.neg_()
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_loaded(make_trainer: Make, make_model: Any, weights: Any) -> None:
     trainer = make_trainer(make_model(), num_train_epochs=6, callbacks=[Reverse(at=48)], save_total_limit=None)
     trainer.train()
@@ -432,6 +436,7 @@ def test_every_list_is_measured_whatever_training_drops(make_trainer: Make, list
     assert trainer.args.dataloader_drop_last
 
 
+@pytest.mark.slow
 def test_persistent_workers_give_the_lists_that_are_asked_for(make_trainer: Make, lists: dict[str, Any]) -> None:
     trainer = make_trainer(dataloader_num_workers=1, dataloader_persistent_workers=True)
     validation, other = trainer.evaluate(), trainer.evaluate(lists["train"])
@@ -457,7 +462,7 @@ def test_only_public_methods_of_the_trainer() -> None:
     for module, allowed in (
         (trainer_module, set()),
         (evaluating_trainer, set()),
-        (checkpointing_trainer, {"_save_checkpoint"}),  # says why, and test_survival.py notices if it changes
+        (checkpointing_trainer, {"_save_checkpoint"}),  # says why, and test_killed_trainings.py notices if it changes
     ):
         names = names_of_one_underscore(module)
         assert names

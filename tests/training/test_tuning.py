@@ -63,6 +63,7 @@ def test_a_trainer_needs_a_model_or_model_init(make: Any, processor: ListProcess
         RerankTrainer(model, args, processing_class=processor).hyperparameter_search()
 
 
+@pytest.mark.slow
 def test_the_best_trial_is_saved_as_a_finished_model(make: Any, processor: ListProcessor, tmp_path: Path) -> None:
     def init(trial: Any = None) -> Any:
         size = 8 if trial is None else trial.suggest_categorical("hidden_size", [4, 8])
@@ -85,6 +86,7 @@ def test_the_best_trial_is_saved_as_a_finished_model(make: Any, processor: ListP
     assert not any((tmp_path / "run" / "trials").iterdir())
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_runs_the_same_options_again(make: Any, tmp_path: Path) -> None:
     def space(trial: Any) -> dict[str, Any]:
         found = {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)}
@@ -105,6 +107,7 @@ def test_an_interrupted_study_runs_the_same_options_again(make: Any, tmp_path: P
         make(num_train_epochs=1).hyperparameter_search(space, n_trials=3)
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_is_pruned_and_one_that_fails_is_told(make: Any, capsys: Any, tmp_path: Path) -> None:
     class PruneAll(optuna.pruners.BasePruner):
         def prune(self, study: Any, trial: Any) -> bool:
@@ -170,6 +173,7 @@ def test_wrong_spaces_are_refused(text: str, message: str) -> None:
         read_spaces([text], PRMConfig, PRESETS["scaled"], {}, {"seed": 1})
 
 
+@pytest.mark.slow
 def test_the_command(lists: dict[str, datasets.Dataset], tmp_path: Path, capsys: Any) -> None:
     for split, of_split in (*lists.items(), ("test", lists["validation"])):
         of_split.to_parquet(tmp_path / "lists" / f"{split}-00000-of-00001.parquet")

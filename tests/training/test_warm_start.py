@@ -53,6 +53,7 @@ def ndcg(capsys: pytest.CaptureFixture[str], model: Path, lists: Path, output: P
     return read_json(output)["rows"]["model"]["ndcg@5"], capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_day_later(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists, output = day(folder, 2), folder / "measures.json"
     with pytest.warns(UserWarning, match=r"column 'item_id': 2\d\.\d% of its values are unknown, in training 0\.0%"):

@@ -86,6 +86,7 @@ def gradient(trainer: RerankTrainer) -> torch.Tensor:
     return torch.cat([(trainer.before[name] - after[name]).flatten() for name in after])
 
 
+@pytest.mark.slow
 def test_weights_reach_every_task_loss(train_once: Callable[..., RerankTrainer]) -> None:
     for task_loss in TASK_LOSSES:
         plain, doubled, nothing = (train_once(weights, task_loss=task_loss) for weights in ("all 1", "all 2", "all 0"))
@@ -96,6 +97,7 @@ def test_weights_reach_every_task_loss(train_once: Callable[..., RerankTrainer])
         assert gradient(nothing).abs().max() == 0, task_loss
 
 
+@pytest.mark.slow
 def test_weights_reach_the_own_loss_of_every_model(train_once: Callable[..., RerankTrainer]) -> None:
     """Clicks that weigh nothing leave a softmax loss without a term; a log-loss is left with what pushes down."""
     for name in RERANKERS:

@@ -258,6 +258,7 @@ def test_the_random_logs_hold_what_they_should(tmp_path: Path) -> None:
     assert len(seen) == 12
 
 
+@pytest.mark.slow
 def test_sizes_do_not_change_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 3)
     whole, _ = prepared(raw, tmp_path / "whole")

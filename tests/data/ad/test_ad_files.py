@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import warm
 from ad_by_hand import START, random_raw, write_raw
+from folders import digests
 
 from hf_rerank.data.ad import find_ad_files, prepare_ad
 from hf_rerank.data.ad.lists import ListMaker
@@ -140,6 +141,7 @@ def test_a_wrong_line_is_named(raw: Path, name: str, line: int, text: bytes, mes
     assert "; fix the line and rerun, or leave such lines out with --on-error skip" in found
 
 
+@pytest.mark.slow
 def test_lines_are_counted_over_blocks(raw: Path) -> None:
     raw = write_raw(raw, [(1, at, 11, 0) for at in range(500)])
     for wrong in (b"1,x,11,p,1,0", b"1,7,11,p,1,0", b"1,1494000001,11,p,1,1", b"1"):
@@ -279,6 +281,7 @@ def simulated(tmp_path: Path) -> Path:
     return write_raw(tmp_path / "raw", shown)
 
 
+@pytest.mark.slow
 def test_truth_is_joined(simulated: Path) -> None:
     write_truth(simulated, TRUTH)
     for number, sizes in enumerate(({}, {"bucket_bytes": 20, "run_bytes": 20})):
@@ -363,10 +366,6 @@ def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def prepare_and_die(raw: Path, output: Path) -> None:
     """Ends by SIGKILL when the ninth bucket becomes lists."""
     make, calls = ListMaker.make, []
@@ -381,6 +380,7 @@ def prepare_and_die(raw: Path, output: Path) -> None:
     prepare_ad(raw, output, progress=False, shard_bytes=1, bucket_bytes=500)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """Killed while lists are made: the next run reads no log again, and ends with the same bytes."""
     raw, options = random_raw(tmp_path / "raw", 12), {"shard_bytes": 1, "bucket_bytes": 500, "progress": False}
@@ -396,7 +396,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lists.partial was begun with protocol 'ours', now it is 'public'"):
         prepare_ad(raw, output, **options, protocol="public")
     again = prepare_ad(raw, output, **options)
-    assert contents(output) == contents(tmp_path / "whole")
+    assert digests(output) == digests(tmp_path / "whole")
     assert not partial.exists()
     ours, theirs = again.to_dict(), whole.to_dict()
     for name in ("read and cut raw_sample.csv", "read and cut behavior_log.csv", "read and write lists"):
@@ -406,6 +406,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_run_stopped_while_logs_are_read_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 12)
     partial = tmp_path / "lists.partial"
@@ -419,7 +420,7 @@ def test_a_run_stopped_while_logs_are_read_starts_again(tmp_path: Path, monkeypa
     parts.mkdir(parents=True)  # what a kill would leave, there
     (parts / "impressions-00000.arrow").write_bytes(b"half a file")
     prepare_ad(raw, tmp_path / "lists", **SMALL)
-    assert contents(tmp_path / "lists") == contents(tmp_path / "whole")
+    assert digests(tmp_path / "lists") == digests(tmp_path / "whole")
     assert not partial.exists()
 
 

@@ -58,6 +58,7 @@ def test_the_command(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "hf-rerank: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_load_lists_prepares_once(
     raw: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

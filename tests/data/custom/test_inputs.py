@@ -509,6 +509,7 @@ def test_inputs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert said[what] == value, (what, said[what])
 
 
+@pytest.mark.slow
 def test_dates_in_a_late_block_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Types that are inferred block by block made 2024-01-01 00:00:00 of some."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import digests
 from huggingface_hub import DatasetCard
 
 from hf_rerank.data.custom.csv_text import find_line, read_csv
@@ -37,11 +38,6 @@ SCHEMA = ListSchema(
     list_id="request",
     group="user",
 )
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def lists(n: int = 40) -> list[dict[str, Any]]:
@@ -252,6 +248,7 @@ def test_times_with_a_zone_are_compared_as_instants() -> None:
     assert second - first == 30 * 60 * 1_000_000_000
 
 
+@pytest.mark.slow
 def test_lists_split_by_time(tmp_path: Path) -> None:
     rows = lists(40)  # day 0 to 9, four lists each: cuts behind 34 -> 36, 36 and 40
     days = {"train": range(9), "validation": [], "test": [9]}
@@ -277,10 +274,6 @@ def test_lists_split_by_time(tmp_path: Path) -> None:
 def as_lines(rows: list[dict[str, Any]], path: Path) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "large lists"])
@@ -355,6 +348,7 @@ def test_files_named_after_splits_keep_them(tmp_path: Path) -> None:
         prepare_own(tmp_path / "raw", tmp_path / "other", schema=schema, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Interrupted after any group of shards, the folder is not there; the next call ends with the same bytes."""
@@ -366,7 +360,7 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         source = as_lines(lists(60), tmp_path / "lists.jsonl")
     options: dict[str, Any] = {"schema": SCHEMA, "progress": False, "shard_bytes": 1}
     prepare_own(source, tmp_path / "unbroken", **options)
-    whole = files_of(tmp_path / "unbroken")
+    whole = digests(tmp_path / "unbroken")
     assert len(whole) > 12
     assert len(by_id(load_lists(tmp_path / "unbroken"))) == 60
     read = CustomSource.read
@@ -388,7 +382,7 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(InputError, match="was begun with split_by 'group'"):
             prepare_own(source, output, split_by="time:day", **options)
         prepare_own(source, output, **options)
-        assert files_of(output) == whole
+        assert digests(output) == whole
     assert not list(tmp_path.glob("*.partial"))
 
 

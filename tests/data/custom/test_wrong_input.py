@@ -42,11 +42,6 @@ SCHEMA = ListSchema(
 NO_POSITION = SCHEMA.replace(position=None)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
 def row(number: int, **changes: Any) -> dict[str, Any]:
     """A list of three items with its click in turn at each of them; a column is left out by ``...``."""
     columns = {

@@ -131,6 +131,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert message in err, err
 
 
+@pytest.mark.slow
 def test_simulated_position_bias_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """4,000 simulated lists of 30 items: the mean error over the places is below 0.05."""
     raw, lists = tmp_path / "raw", tmp_path / "lists"

@@ -25,6 +25,7 @@ def impressions(table: dict[tuple[int, int], tuple[int, int]]) -> tuple[np.ndarr
     return position, click, item
 
 
+@pytest.mark.slow
 def test_every_method_finds_the_truth_where_better_items_stand_higher() -> None:
     """20,000 lists of 10 of 200 items: rates of clicks fall to 0.075 of the first, examination to 0.2 only. The
     standard error at the last position, of about 2,000 clicks against 13,000, is below 0.2 * 0.03."""

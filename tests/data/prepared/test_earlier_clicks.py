@@ -119,6 +119,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COLUMNS = ["item_id", "item_1", "item_2", "item_3", "item_4"]
 
 
+@pytest.mark.slow
 def test_prepared_lists_have_the_histories_of_the_slow_way(prepared: Path) -> None:
     plain, found = load_lists(prepared / "lists"), load_lists(prepared / "history")
     assert sorted(path.name for path in prepared.iterdir()) == ["history", "lists", "raw"]
@@ -139,6 +140,7 @@ def test_the_card_says_what_is_not_known(prepared: Path) -> None:
     assert "an earlier click may lie in the future of its list" in card
 
 
+@pytest.mark.slow
 def test_shards_are_numbered_through(prepared: Path, tmp_path: Path) -> None:
     """The number of a list is its place in the split, whatever shards it is read from."""
     prepare_prm_public(prepared / "raw", tmp_path / "small", shard_bytes=50_000, piece_bytes=50_000, progress=False)

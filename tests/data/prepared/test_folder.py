@@ -84,6 +84,7 @@ def test_cut_lists_and_lost_clicks_are_reported(raw, tmp_path):
     assert "Cut to 2 items: 303 lists, of which 3 lost all their clicks." in card
 
 
+@pytest.mark.slow
 def test_plain_datasets_reads_the_folder(raw, tmp_path, monkeypatch):
     import datasets
 

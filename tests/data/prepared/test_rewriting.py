@@ -13,6 +13,7 @@ import kill_points
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import digests
 
 from hf_rerank import Categorical, InputError, ListSchema
 from hf_rerank.data.prepared import (
@@ -167,6 +168,7 @@ def test_two_steps_resume_and_refuse_others(folder: Path, tmp_path: Path) -> Non
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "out."))]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
 def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     """At some operations on the disk, and at each of those around the end of the first step and of all."""
@@ -194,7 +196,7 @@ def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder:
         both()
 
     assert kill_points.forked(count).end()[0] == 0
-    expected, there = kill_points.digests(work), states.read_text().split()
+    expected, there = digests(work), states.read_text().split()
     changes = [number for number in range(1, len(there)) if there[number] != there[number - 1]]
     near = {number + offset for number in changes for offset in range(-2, 5)}
     for number in sorted({*near, *range(3, len(there), 17), *range(len(there) - 12, len(there) + 1)}):
@@ -206,5 +208,5 @@ def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder:
                 both()
         else:
             both()
-        assert kill_points.digests(work) == expected, number
+        assert digests(work) == expected, number
     assert len(changes) == 3, "the lists in between appear, the output does, the former go"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import digests
 
 from hf_rerank import Categorical, InputError, ListSchema
 from hf_rerank.data.prepared import (
@@ -98,10 +98,6 @@ def source(tmp_path: Path) -> Numbers:
 def write(source: Numbers, output: Path, **options: Any) -> PrepareReport:
     """A group of shards for every three files."""
     return write_lists(source, output, **{"progress": False, "on_error": "skip", "shard_bytes": 700, **options})
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def entries(folder: Path) -> list[str]:
@@ -202,6 +198,7 @@ def run_forked(function: Any, kill_at: int = 0, file_size: int = 0) -> tuple[int
         os._exit(1)
 
 
+@pytest.mark.slow
 @posix
 def test_killed_after_any_operation_on_the_disk_the_next_call_gives_the_same_bytes(
     source: Numbers, tmp_path: Path
@@ -233,6 +230,7 @@ def test_killed_after_any_operation_on_the_disk_the_next_call_gives_the_same_byt
     assert kills > 60  # two groups of four shards, each written, synced and named
 
 
+@pytest.mark.slow
 @posix
 def test_a_full_disk_is_named_and_the_next_call_resumes(source: Numbers, tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk; with each the disk is full at another place."""
@@ -432,6 +430,7 @@ def test_of_two_writers_the_second_is_refused(source: Numbers, tmp_path: Path) -
     assert entries(tmp_path) == ["lists"]
 
 
+@pytest.mark.slow
 @posix
 def test_two_writers_at_once_leave_the_bytes_of_one(source: Numbers, tmp_path: Path) -> None:
     write(source, tmp_path / "unbroken")

@@ -249,6 +249,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
+@pytest.mark.slow
 def test_a_line_of_100_mb_is_skipped_in_bounded_memory(tmp_path):
     short, long = tmp_path / "set1.train.txt.part1", tmp_path / "set1.train.txt.part2"
     lines = "".join(raw_line(user) + "\n" for user in range(20_000))
@@ -367,6 +368,7 @@ def test_a_gzip_file_cut_off_in_a_long_line_or_behind_it(tmp_path):
     assert long_lines > 2  # and behind it
 
 
+@pytest.mark.slow
 def test_a_cut_off_gzip_file_rejects_the_same_whatever_the_batches(tmp_path):
     folder = tmp_path / "raw"
     folder.mkdir()
@@ -385,6 +387,7 @@ def test_a_cut_off_gzip_file_rejects_the_same_whatever_the_batches(tmp_path):
             assert reject["text"][:28] == tail.decode()[:28]
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_a_gzip_file_is_never_read_as_whole(tmp_path):
     text = "".join(raw_line(user) + "\n" for user in range(50)).encode()
     packed, path = gzip.compress(text), tmp_path / "set1.train.txt.part1.gz"

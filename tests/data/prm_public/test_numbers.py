@@ -55,6 +55,7 @@ def a_number(rng: random.Random) -> str:
     return rng.choice(texts).replace("e+", "e")
 
 
+@pytest.mark.slow
 def test_values_are_those_of_json_to_the_bit(monkeypatch):
     rng = random.Random(0)
     monkeypatch.setattr(numbers, "CACHED_BYTES", 10_000)  # many pieces
@@ -85,6 +86,7 @@ def test_what_is_no_number_of_json_is_refused(place):
             read(line_of(good), line_of(wrong), line_of(good))
 
 
+@pytest.mark.slow
 def test_any_letter_in_any_place_is_read_as_json_reads_it_or_refused():
     """One letter is changed, left out or put in: what is accepted has the same numbers by json."""
     rng = random.Random(1)

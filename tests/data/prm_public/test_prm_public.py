@@ -118,6 +118,7 @@ def test_md5_split_by_hand():
     assert shares == pytest.approx(expected_shares, abs=0.015)  # more than four standard errors
 
 
+@pytest.mark.slow
 def test_rows_equal_json_over_many_batches(tmp_path):
     rng = random.Random(0)
 
@@ -171,6 +172,7 @@ def test_harmless_differences(tmp_path, text):
     assert same(row, parsed(raw_line()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="fork")
 def test_a_forked_reader_is_refused_instead_of_waiting_for_ever(tmp_path):
     path = write(tmp_path, raw_line())
@@ -251,6 +253,7 @@ def test_damage_is_named(tmp_path, damage, piece_bytes):
     assert len(str(raised.value)) < len(str(path)) + 300
 
 
+@pytest.mark.slow
 def test_every_truncation_is_refused(tmp_path):
     text = raw_line() + "\n" + raw_line()
     path = tmp_path / "set1.train.txt.part1"
@@ -263,6 +266,7 @@ def test_every_truncation_is_refused(tmp_path):
         read(path)
 
 
+@pytest.mark.slow
 def test_one_changed_byte_is_read_as_json_reads_it_or_refused(tmp_path):
     """Where the fast reader accepts a line, json gives the same values; where it refuses, it says why."""
     rng = random.Random(1)

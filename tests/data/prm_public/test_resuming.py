@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import warm
+from folders import digests
 from tqdm import tqdm
 
 from hf_rerank import cli
@@ -52,10 +52,6 @@ def prepare(raw: Path, output: Path, **options: Any) -> Any:
     )
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
 def damage(raw: Path, line: int) -> None:
     """Puts a damaged line in the place of one of part 2, which counts from 1."""
     path = raw / "set1.train.txt.part2"
@@ -70,6 +66,7 @@ def pack(raw: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("line", [1, 20, 27])
 @pytest.mark.parametrize("how", ["fixed", "skip"])
@@ -112,6 +109,7 @@ def prepare_until_stopped(raw: Path, output: Path) -> None:
     prepare(raw, output, shard_bytes=60_000, piece_bytes=9_000)
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_from_outside_the_next_run_gives_the_same_bytes(raw: Path, tmp_path: Path, stop: int) -> None:
@@ -177,6 +175,7 @@ def test_ctrl_c_says_how_to_resume(
     assert cli.main(command) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_bar_counts_bytes_and_shows_the_time_left(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool

@@ -397,6 +397,7 @@ def shared(values: np.ndarray, group: np.ndarray) -> float:
 
 
 class TestBehaviours:
+    @pytest.mark.slow
     @pytest.mark.parametrize("personal_taste", [0.0, 0.8])
     def test_they_show_what_a_user_likes(self, tmp_path, personal_taste):
         """Ads of a category, or brand, that a user often looks at are more attractive, by as much as taste counts."""

@@ -107,6 +107,7 @@ class TestDraw:
 
 
 class TestWorld:
+    @pytest.mark.slow
     def test_a_history_is_of_the_world_and_not_of_the_list(self, raw):
         truth = truth_of(raw)
         assert truth.column_names == ["list_id", "attraction", "initial_position", *COLUMNS]
@@ -129,6 +130,7 @@ class TestWorld:
         assert abs(np.mean(lengths) - 6) < 4 * math.sqrt(42 / N_LISTS)
         assert abs(np.mean(np.array(lengths) == 0) - 1 / 7) < 4 * math.sqrt(6 / 49 / N_LISTS)
 
+    @pytest.mark.slow
     def test_a_history_shows_what_the_user_columns_do_not(self, raw):
         """Price gaps tell of the price taste beyond user_1, categories of the liking; chance alone stays below .12."""
         users = simulated_lists._draw_users(WORLD, simulated_lists.make_generator(4, 1, 1), N_LISTS // 4, part=1)
@@ -194,6 +196,7 @@ class TestPrepared:
         assert "The columns `history_*`, newest first, are features" in card
         assert "nothing here is a user's history" not in card
 
+    @pytest.mark.slow
     def test_batches_do_not_change_the_bytes(self, raw, tmp_path):
         prepare_prm_public(raw.parent, tmp_path / "one", progress=False)
         prepare_prm_public(raw.parent, tmp_path / "two", progress=False, piece_bytes=300_000, threads=2)
@@ -202,6 +205,7 @@ class TestPrepared:
         for name in names:
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, {"protocol": "public", "share": 0.4}, {"splits": ("test",)}])
     def test_lines_left_out_do_not_shift_it(self, raw, options):
         expected = {row["list_id"]: row["history_item_id"] for row in truth_of(raw).to_pylist()}
@@ -211,6 +215,7 @@ class TestPrepared:
         assert 50 < len(rows) <= N_LISTS
         assert all(row["history_item_id"] == expected[row["list_id"]] for row in rows)
 
+    @pytest.mark.slow
     def test_streams_carry_it(self, monkeypatch, tmp_path):
         simulate_prm(tmp_path / "raw", 150, world=WORLD)
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)

@@ -82,6 +82,7 @@ def clicks_of_20000(tmp_path_factory) -> np.ndarray:
 
 
 class TestText:
+    @pytest.mark.slow
     def test_each_line_is_written_like_a_real_one(self, small):
         lines = read_lines(small)
         assert len(lines) == 3000
@@ -173,6 +174,7 @@ class TestTruth:
         truth, clicks = read_truth(small), read_clicks(small)
         assert_clicks_match(clicks, json.loads(truth.schema.metadata[b"examination"]) * column(truth, "attraction"))
 
+    @pytest.mark.slow
     def test_clicks_follow_the_rule_of_the_order_mode(self, tmp_path):
         path = simulate_prm(tmp_path, 3000, world=PRMWorld(mode="order"))
         truth, clicks = read_truth(path), read_clicks(path)
@@ -349,6 +351,7 @@ class TestClickRule:
 class TestCalibration:
     """Of 1,000 real lists: 1.885 clicks per list, CTR 6.28 %, clicks at places 1, 2, 3, 30: 196, 114, 82, 40."""
 
+    @pytest.mark.slow
     def test_published_figures(self, clicks_of_20000):
         assert (clicks_of_20000.sum(axis=1) >= 1).all()
         assert clicks_of_20000.sum(axis=1).mean() == pytest.approx(1.885, abs=0.05)
@@ -374,6 +377,7 @@ class TestCalibration:
 
 
 class TestErrors:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

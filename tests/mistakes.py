@@ -1,0 +1,17 @@
+"""Commands that end in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from hf_rerank import cli
+
+
+def mistake(arguments: str | Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command says of its mistake; warnings may stand before it."""
+    capsys.readouterr()
+    assert cli.main(arguments.split() if isinstance(arguments, str) else list(arguments)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
+    return line
