@@ -5,7 +5,8 @@
 
 One run is one (world, length, model, arm, seed): trained on ``train``, its best epoch chosen on ``validation`` by
 NDCG@10, measured once on ``test``. Runs of one seed share lists, initial weights and batch order, so differences are
-paired. Learning rates are chosen first, per model, on the validation lists of ``trained``, with a seed of their own.
+paired. Learning rates are chosen first, per model and format, on the validation lists of ``trained`` or of
+``ad_trained``, with a seed of their own.
 
 A run whose file exists is not repeated, so the command can be stopped at any time and resumes. Two processes share
 the work with ``--shard 0/2`` and ``--shard 1/2``. Values per list, for the bootstrap over users, are kept beside the
@@ -309,6 +310,7 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
         ("trained",), (30,), ("prm",), ("none", *(f"{p}_rate{r:g}" for p in ("none", "paper") for r in PAPER_RATES))
     ),
     "lengths": _cells(("trained", "informed", "display"), (10,), RERANKERS, ("none", "no_order", "scaled")),
+    "ad": _cells(("ad_trained",), (10,), (*RERANKERS, "dnn"), ("none", "no_order", "scaled")),
 }
 
 
@@ -332,13 +334,18 @@ def planned(questions: Iterable[str], seeds: int) -> Iterator[Run]:
                     yield run
 
 
-def learning_rate(model: str, root: Path, folder: Path) -> float:
-    """The rate with the best NDCG@10 on the validation lists of ``trained``, without principles."""
+# Format of a world's lists -> world and length of the lists on which learning rates are chosen, prefix of their files.
+CHOOSING_LISTS = {"prm_public": ("trained", 30, ""), "ad": ("ad_trained", 10, "ad-")}
+
+
+def learning_rate(world: str, model: str, root: Path, folder: Path) -> float:
+    """The rate with the best NDCG@10 on validation lists of the world's format, without principles."""
+    chosen_on, length, prefix = CHOOSING_LISTS[WORLDS[world][0]]
     found = {}
     for rate in LEARNING_RATES:
-        path = folder / "rates" / f"{model}-{rate:g}.json"
+        path = folder / "rates" / f"{prefix}{model}-{rate:g}.json"
         if not path.is_file():
-            run = Run("trained", 30, model, "none", CHOOSING_SEED)
+            run = Run(chosen_on, length, model, "none", CHOOSING_SEED)
             result = train_and_measure(run, root, path.parent, rate)
             _write(path, {"learning_rate": rate, "validation": result["validation"], "history": result["history"]})
         found[rate] = json.loads(path.read_text())["validation"]["ndcg@10"]
@@ -394,7 +401,7 @@ def main() -> None:
         if path.is_file() or not _claim(claim):
             continue
         try:
-            result = train_and_measure(run, root, folder, learning_rate(run.model, root, folder))
+            result = train_and_measure(run, root, folder, learning_rate(run.world, run.model, root, folder))
             _write(path, result)
         finally:
             claim.unlink()
