@@ -101,6 +101,7 @@ def _publish(options: argparse.Namespace) -> None:
             print(f"pushed: {push_lists(folder, repo_id, private=options.private or None).commit_url}", flush=True)
         else:
             print(f"pushed: {push_model(folder, repo_id, private=options.private or None).commit_url}", flush=True)
+    output.mkdir(parents=True, exist_ok=True)
     (output / "README.md").write_text(index_text(output), encoding="utf-8")
 
 
@@ -130,10 +131,24 @@ def train_model(run: Run, lists_dir: Path, folder: Path, cells: Path) -> None:
             found = evaluate_orders(trainer.processor, lists.splits[split])
             orders[split] = {order: _numbers(found[order]) for order in ("initial", "true_attraction")}
         trainer.results["orders"] = orders
+        trainer.results["example"] = _example(trainer, lists)
         trainer.save_model(str(saved))
         with replacing(folder) as staging:
             for file, content in files_to_push(saved).items():
                 (staging / file).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+
+
+def _example(trainer: Any, lists: Any) -> dict[str, Any]:
+    """The first test list without its labels and truth, and its scores, by which a loaded model can be checked."""
+    import torch
+
+    schema = lists.schema
+    columns = [feature.name for feature in (*schema.items, *schema.user, *schema.history)]
+    row = lists.splits["test"][0]
+    row = {name: row[name] for name in (*columns, schema.position)}
+    with torch.no_grad():
+        scores = trainer.model.eval()(**trainer.processor([row])).logits[0]
+    return {"list": row, "scores": scores.tolist()}
 
 
 def is_finished(folder: Path) -> bool:

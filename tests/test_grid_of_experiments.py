@@ -97,7 +97,8 @@ def test_differences_are_paired_by_seed_in_percent_of_the_base(tmp_path: Path) -
 @pytest.mark.slow
 def test_a_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small world; DLCM without order gets a random one; a second call trains nothing."""
-    monkeypatch.setattr(worlds, "WORLDS", {"trained": (400, "moderate"), "display": (400, "display")})
+    orders = {"trained": "moderate", "display": "display"}
+    monkeypatch.setattr(worlds, "WORLDS", {name: ("prm_public", 400, order) for name, order in orders.items()})
     monkeypatch.setattr(grid, "WORLDS", worlds.WORLDS)
     monkeypatch.setattr(grid, "EPOCHS", 1)
     monkeypatch.setattr(grid, "LEARNING_RATES", (1e-3,))

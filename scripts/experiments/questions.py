@@ -201,6 +201,7 @@ ORDERS = {
     "informed_noisy": "sees it, more noise",
     "informed_noisier": "sees it, most noise",
     "display": "display order",
+    "ad_trained": "trained on clicks, Ad",
 }
 MAIN_ORDERS = ("trained", "informed", "display")
 

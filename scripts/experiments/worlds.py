@@ -17,8 +17,6 @@ per kind of order:
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,20 +89,33 @@ def make_world(root: Path, name: str, length: int, *, random_order: bool = False
 def prepare_world(root: Path, name: str, *, seed: int = 0) -> Path:
     """The folder of the prepared lists of a world; simulates, prepares and sorts what is missing."""
     kind, count, order = WORLDS[name]
-    folders = {
-        step: root / f"{'ad-' if kind == 'ad' else ''}{step}-{count}-{seed}" for step in ("raw", "prepared", order)
-    }
-    raw, prepared, ranked = folders.values()
-    if not prepared.is_dir():
-        if not raw.is_dir():
-            _run("simulate", kind, "--output-dir", raw, "--lists", count, "--seed", seed)
-        longest = ("--max-list-length", 30) if kind == "ad" else ()
-        _run("prepare", kind, "--raw-dir", raw, "--output-dir", prepared, *longest)
+    prefix = "ad-" if kind == "ad" else ""
+    raw, prepared, ranked = (root / f"{prefix}{step}-{count}-{seed}" for step in ("raw", "prepared", order))
+    whole = ("--max-list-length", 30) if kind == "ad" else ()
+    prepare_lists(kind, raw, prepared, count, *whole, seed=seed)
     if order not in ("poor", "moderate", "strong"):
         return prepared
     if not ranked.is_dir():
         _run("initial-rank", "--data", prepared, "--output-dir", ranked, "--quality", order, "--seed", seed)
     return ranked
+
+
+def prepare_lists(kind: str, raw: Path, prepared: Path, count: int, *options: Any, seed: int) -> None:
+    """Simulates lists of a format into the folder ``raw`` and prepares them, unless that is done.
+
+    Args:
+        kind: ``prm_public`` or ``ad``.
+        raw: Folder of the raw files.
+        prepared: Folder of the prepared lists.
+        count: Simulated lists, all splits.
+        options: Of ``hf-rerank prepare``.
+        seed: Of the simulation.
+    """
+    if prepared.is_dir():
+        return
+    if not raw.is_dir():
+        _run("simulate", kind, "--output-dir", raw, "--lists", count, "--seed", seed)
+    _run("prepare", kind, "--raw-dir", raw, "--output-dir", prepared, *options)
 
 
 def cut_lists(lists: Any, schema: Any, length: int) -> Any:
@@ -174,4 +185,7 @@ def _column(table: pa.Table, name: str) -> Any:
 
 
 def _run(*arguments: Any) -> None:
-    subprocess.run([sys.executable, "-m", "hf_rerank.cli", *map(str, arguments)], check=True)
+    from hf_rerank.cli import main
+
+    if code := main([str(argument) for argument in arguments]):
+        raise SystemExit(code)
