@@ -17,6 +17,7 @@ from questions import PRIMARY, difference
 from runs import mean_and_spread
 from worlds import WORLDS
 
+from hf_rerank.errors import InputError
 from hf_rerank.evaluation.comparing import Interval
 
 EXPERIMENTS = "https://github.com/hf-rerank/hf-rerank/blob/main/scripts/experiments/README.md"
@@ -90,12 +91,20 @@ def experiment_of(dataset: Dataset, model: str, cells: Path, results: Mapping[st
         ``arms``: arm -> measure -> mean, standard deviation and values, and its ``seeds``; ``differences``: ``"arm -
         base"`` -> measure -> interval over seeds, in percent of the base, of pairs with two seeds; ``repeat``: the
         expected clicks of this run, and of the grid's run of the same seed.
+
+    Raises:
+        InputError: There are no runs with, or without, the principles.
     """
     arms: dict[str, dict[int, Any]] = {}
     for path in sorted(cells.glob(f"{dataset.world}-{dataset.length}-{model}-*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
         if cell["arm"] in ARMS:
             arms.setdefault(cell["arm"], {})[cell["seed"]] = cell
+    for arm in ("none", "scaled"):
+        if arm not in arms:
+            raise InputError(
+                f"{cells} holds no run of {model} with the arm {arm} in {dataset.world}: make it with grid.py"
+            )
     trained = arms["scaled"]
     both = {**arms, "initial": {seed: {"test": cell["initial"]} for seed, cell in trained.items()}}
     compared = {
