@@ -241,37 +241,38 @@ the runs of [the grid](../scripts/experiments/README.md#principled-learning)."""
 
 
 def index_text(folder: Path) -> str:
-    """README.md of the folder of all models: a table per data set, a row per model that is there."""
-    from hf_rerank.hub.papers import PAPERS
-
-    lines = [INTRODUCTION]
-    worst = 0.0
+    """README.md of the folder of all models: a table per data set, a row per model whose card is there."""
+    lines, differences = [INTRODUCTION], [0.0]
+    heads = ["model", "parameters", "kB", "seeds", "initial order", *ARMS.values()]
+    heads += ["gain over the initial order, %", "by the principles, %", "P1@5"]
     for name, dataset in DATASETS.items():
         lines += ["", f"## {dataset.title[0].upper()}{dataset.title[1:]}", ""]
-        there = {
-            model: json.loads(path.read_text(encoding="utf-8"))
-            for model in MODELS
-            if (path := folder / f"{name}-{model}" / "results.json").is_file()
-        }
-        heads = ["model", "parameters", "kB", "seeds", "initial order", "without principles", "with"]
-        heads += ["without order", "gain over the initial order, %", "by the principles, %", "P1@5"]
         lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-        for model, results in there.items():
-            experiment = results["experiment"]
-            arms, found = experiment["arms"], experiment["differences"]
-            size = sum(path.stat().st_size for path in (folder / f"{name}-{model}").glob("[!.]*"))
-            cells = [f"[{PAPERS[f'rerank_{model}'].name}]({name}-{model}/README.md)", f"{results['parameters']:,}"]
-            cells += [f"{size / 1000:.0f}", str(len(arms["scaled"]["seeds"]))]
-            cells.append(f"{results['orders']['test']['initial'][PRIMARY]:.4f}")
-            cells += [f"{arms[arm][PRIMARY]['mean']:.4f}" if arm in arms else "" for arm in ARMS]
-            for base in ("initial", "none"):
-                cells.append(_cell(found[f"scaled - {base}"][PRIMARY]) if f"scaled - {base}" in found else "")
-            cells.append(" to ".join(f"{arms[arm]['p1_obedience@5']['mean']:.2f}" for arm in ("none", "scaled")))
-            lines.append(f"| {' | '.join(cells)} |")
-            worst = max(worst, abs(experiment["repeat"]["relative_difference"]))
+        for model in MODELS:
+            if not (folder / f"{name}-{model}" / "README.md").is_file():
+                continue
+            results = json.loads((folder / f"{name}-{model}" / "results.json").read_text(encoding="utf-8"))
+            lines.append(_index_row(folder / f"{name}-{model}", model, results))
+            differences.append(abs(results["experiment"]["repeat"]["relative_difference"]))
     lines += [
         "",
         "The weights are those of seed 0, trained apart from the grid's runs. Their expected clicks differ from",
-        f"those of the grid's run of the same seed by at most {worst:.1e} of the value.",
+        f"those of the grid's run of the same seed by at most {max(differences):.1e} of the value.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _index_row(folder: Path, model: str, results: Mapping[str, Any]) -> str:
+    from hf_rerank.hub.papers import PAPERS
+
+    arms, differences = results["experiment"]["arms"], results["experiment"]["differences"]
+    size = sum(path.stat().st_size for path in folder.glob("[!.]*"))
+    cells = [f"[{PAPERS[f'rerank_{model}'].name}]({folder.name}/README.md)", f"{results['parameters']:,}"]
+    cells += [f"{size / 1000:.0f}", str(len(arms["scaled"]["seeds"]))]
+    cells.append(f"{results['orders']['test']['initial'][PRIMARY]:.4f}")
+    cells += [f"{arms[arm][PRIMARY]['mean']:.4f}" if arm in arms else "" for arm in ARMS]
+    for base in ("initial", "none"):
+        name = f"scaled - {base}"
+        cells.append(_cell(differences[name][PRIMARY]) if name in differences else "")
+    cells.append(" to ".join(f"{arms[arm]['p1_obedience@5']['mean']:.2f}" for arm in ("none", "scaled")))
+    return f"| {' | '.join(cells)} |"
