@@ -20,7 +20,7 @@ from worlds import WORLDS
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation.comparing import Interval
 
-EXPERIMENTS = "https://github.com/hf-rerank/hf-rerank/blob/main/scripts/experiments/README.md"
+EXPERIMENTS = "https://github.com/hf-rerank/hf-rerank/blob/main/scripts/experiments/README.md#principled-learning"
 # Arm of the grid -> how tables call it.
 ARMS = {"none": "without principles", "scaled": "with", "no_order": "without order"}
 MEASURES = (
@@ -201,17 +201,17 @@ def _section(dataset: Dataset, results: Mapping[str, Any]) -> Iterator[str]:
         means = [f"{value['mean']:.4f} ± {value['std']:.4f}" for value in found]
         yield f"| {measure} | {' | '.join([ends[0], *means, ends[1]])} |"
     yield ""
-    yield "Mean ± standard deviation over seeds; the oracle sorts by the true attraction. Changes in percent, paired"
-    yield "by seed, with 95 % t-intervals over seeds:"
+    yield "Mean ± standard deviation over seeds; the oracle sorts by the true attraction."
     yield ""
-    yield "| change | expected clicks, % | NDCG@10, % |"
-    yield "|---|---|---|"
+    if experiment["differences"]:
+        yield "| change, paired by seed, with its 95 % t-interval over seeds | expected clicks, % | NDCG@10, % |"
+        yield "|---|---|---|"
     for (arm, base), words in COMPARED.items():
-        found = experiment["differences"].get(f"{arm} - {base}", {})
-        if found:
+        found = experiment["differences"].get(f"{arm} - {base}")
+        if found is not None:
             yield f"| {words} | {' | '.join(_cell(found[measure]) for measure in (PRIMARY, 'ndcg@10'))} |"
     yield ""
-    yield f"What the principles change by model and by initial order, and why: [experiments]({EXPERIMENTS})."
+    yield f"What the principles change in other models and initial orders, and why: [experiments]({EXPERIMENTS})."
 
 
 def _cell(found: Mapping[str, float]) -> str:
@@ -256,8 +256,8 @@ def index_text(folder: Path) -> str:
             differences.append(abs(results["experiment"]["repeat"]["relative_difference"]))
     lines += [
         "",
-        "The weights are those of seed 0, trained apart from the grid's runs. Their expected clicks differ from",
-        f"those of the grid's run of the same seed by at most {max(differences):.1e} of the value.",
+        "The weights are those of seed 0, trained apart from the grid's runs. Largest relative difference of their",
+        f"expected clicks from those of the grid's run of the same model and seed: {max(differences):.1g}.",
     ]
     return "\n".join(lines) + "\n"
 
