@@ -1,155 +1,278 @@
-"""Writes the card of every re-ranker in the committed summaries of ``six_rerankers``; nothing is trained.
+"""The cards of the published models: one run of the grid each, and what the grid measured of its kind over seeds.
 
-    python scripts/model_cards.py --output-dir model_cards
-
-The folder gets ``<dataset>-<model>/README.md`` and ``results.json`` (the summary, cut to that model), and beside them
-the figure of each experiment, which its cards show, and an index, ``README.md``.
+``write_card`` adds the part ``experiment`` to the ``results.json`` of a model's folder and writes its ``README.md``;
+``index_text`` makes the table of all of them. Nothing is trained here.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "experiments" / "results"
-# Parts of a summary that have an entry a model, and parts that all models share.
-OF_EACH = ("changes", "parameters", "models", "learning_rates")
-SHARED = ("seeds", "objectives", "orders", "training", "data", "settings", "environment")
-OF_NEWER = ("schema", "format", "simulated_lists")
+from grid import MODELS
+from questions import PRIMARY, difference
+from runs import mean_and_spread
+from worlds import WORLDS
+
+from hf_rerank.errors import InputError
+from hf_rerank.evaluation.comparing import Interval
+
+EXPERIMENTS = "https://github.com/hf-rerank/hf-rerank/blob/main/scripts/experiments/README.md#principled-learning"
+# Arm of the grid -> how tables call it.
+ARMS = {"none": "without principles", "scaled": "with", "no_order": "without order"}
+MEASURES = (
+    *("expected_clicks", "expected_clicks_share", "ndcg@10", "auc", "gauc", "map@10"),
+    *("p1_obedience@5", "p1_item_obedience", "p2_obedience@5", "p2_item_obedience", "score_spread"),
+)
+COMPARED = {
+    ("scaled", "initial"): "with the principles, against the initial order",
+    ("scaled", "none"): "with the principles, against without",
+    ("no_order", "none"): "without order, against without principles",
+}
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """Runs of all models on lists of one format.
+class Dataset:
+    """Simulated lists on which models are published.
 
     Attributes:
-        folder: Under ``experiments/results``.
-        format: Option of ``six_rerankers``.
-        dataset: Identifier of the lists, with which the names of the cards begin.
-        title: Their name.
+        world: A key of ``worlds.WORLDS``.
+        length: Items of a list, at most.
+        title: Name of the lists.
+        ranker: Which LambdaMART made the initial order.
     """
 
-    folder: str
-    format: str
-    dataset: str
+    world: str
+    length: int
     title: str
-
-    @property
-    def figure(self) -> str:
-        """Its name in the folder of the cards."""
-        return f"{self.dataset}.png"
-
-    def summary(self) -> dict[str, Any]:
-        """All that was measured."""
-        return json.loads((RESULTS / self.folder / "summary.json").read_text(encoding="utf-8"))
+    ranker: str
 
 
-EXPERIMENTS = (
-    Experiment("six_rerankers", "prm_public", "prm_public_simulated", "PRM Public, simulated"),
-    Experiment("six_rerankers_ad", "ad", "ad_simulated", "Ad, simulated"),
-)
+# Identifier of the lists, with which the names of their models begin.
+DATASETS = {
+    "prm_public_simulated": Dataset("trained", 30, "simulated PRM Public", "a moderate LambdaMART"),
+    "ad_simulated": Dataset("ad_trained", 10, "simulated Ad", "a strong LambdaMART"),
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", required=True, type=Path)
-    write_cards(parser.parse_args().output_dir)
+def write_card(folder: Path, repo_id: str, name: str, model: str, cells: Path) -> None:
+    """Adds what was measured over seeds to the results in a folder, and writes its card.
+
+    Args:
+        folder: Of the model, as ``publish_models.train_model`` fills it.
+        repo_id: Title of the card, and what its code loads.
+        name: A key of ``DATASETS``.
+        model: A key of ``grid.MODELS``.
+        cells: Runs of the grid.
+    """
+    from hf_rerank.hub import model_card
+    from hf_rerank.storage import json_text, read_json, replace_file, write_file
+
+    dataset = DATASETS[name]
+    results = read_json(folder / "results.json")
+    results["experiment"] = experiment_of(dataset, model, cells, results)
+    replace_file(folder, "results.json", lambda _: json_text(results).encode())
+    card = model_card(
+        repo_id,
+        results,
+        introduction="\n".join(_claims(dataset, model, results["experiment"])),
+        experiment="\n".join(_section(dataset, results)),
+    )
+    write_file(folder / "README.md", card)
 
 
-def write_cards(folder: Path) -> None:
-    """Writes the cards and results of all models, the figures and the index."""
-    from hf_rerank.storage import write_json
+def experiment_of(dataset: Dataset, model: str, cells: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the runs of a model say over seeds, and how the run of ``results`` differs from that of its seed.
 
-    index = [INTRODUCTION]
-    for experiment in EXPERIMENTS:
-        whole = experiment.summary()
-        index += ["", f"## {experiment.title}", "", *index_of(experiment, whole)]
-        for model in whole["changes"]:
-            summary, name = of_one_model(whole, model), f"{experiment.dataset}-{model}"
-            write_json(folder / name / "results.json", summary)
-            (folder / name / "README.md").write_text(card(experiment, summary, model, name), encoding="utf-8")
-        shutil.copyfile(RESULTS / experiment.folder / "six_rerankers.png", folder / experiment.figure)
-    (folder / "README.md").write_text("\n".join(index) + "\n", encoding="utf-8")
+    Returns:
+        ``arms``: arm -> measure -> mean, standard deviation and values, and its ``seeds``; ``differences``: ``"arm -
+        base"`` -> measure -> interval over seeds, in percent of the base, of pairs with two seeds; ``repeat``: the
+        expected clicks of this run, and of the grid's run of the same seed.
 
-
-def of_one_model(summary: dict[str, Any], model: str) -> dict[str, Any]:
-    """What a summary says of one model, laid out as the whole."""
+    Raises:
+        InputError: There are no runs with, or without, the principles.
+    """
+    arms: dict[str, dict[int, Any]] = {}
+    for path in sorted(cells.glob(f"{dataset.world}-{dataset.length}-{model}-*.json")):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        if cell["arm"] in ARMS:
+            arms.setdefault(cell["arm"], {})[cell["seed"]] = cell
+    for arm in ("none", "scaled"):
+        if arm not in arms:
+            raise InputError(
+                f"{cells} holds no run of {model} with the arm {arm} in {dataset.world}: make it with grid.py"
+            )
+    trained = arms["scaled"]
+    both = {**arms, "initial": {seed: {"test": cell["initial"]} for seed, cell in trained.items()}}
+    compared = {
+        f"{arm} - {base}": {measure: difference(both, arm, base, measure) for measure in (PRIMARY, "ndcg@10")}
+        for arm, base in COMPARED
+    }
+    seed = results["training_arguments"]["seed"]
+    here, there = results["evaluations"]["test"][f"test_{PRIMARY}"], trained[seed]["test"][PRIMARY]
     return {
-        **{part: summary[part] for part in SHARED},
-        **{part: summary[part] for part in OF_NEWER if part in summary},
-        "rows": {row: values for row, values in summary["rows"].items() if row.split()[0] == model},
-        **{part: {model: summary[part][model]} for part in OF_EACH},
+        "world": dataset.world,
+        "arms": {
+            arm: {
+                "seeds": sorted(arms[arm]),
+                **{
+                    measure: mean_and_spread([cell["test"][measure] for _, cell in sorted(arms[arm].items())])
+                    for measure in MEASURES
+                },
+            }
+            for arm in ARMS
+            if arm in arms
+        },
+        "differences": {
+            name: {measure: vars(interval) for measure, interval in found.items() if interval is not None}
+            for name, found in compared.items()
+            if any(found.values())
+        },
+        "repeat": {"this_run": here, "grid": there, "relative_difference": here / there - 1},
     }
 
 
-def card(experiment: Experiment, summary: dict[str, Any], model: str, name: str) -> str:
-    """The text of one card."""
-    from hf_rerank.hub.card import card_from_summary
-    from hf_rerank.models import reranker_classes
+def _claims(dataset: Dataset, model: str, experiment: Mapping[str, Any]) -> Iterator[str]:
+    """Three lines: what the model is, what it gains, what the principles changed."""
+    from hf_rerank.hub.papers import PAPERS
 
-    best_step = summary["rows"][f"{model} scaled"]["best_step"]["values"][0]
-    config_class, _ = reranker_classes(model)
-    return card_from_summary(
-        name,
-        summary,
-        model,
-        dataset=(experiment.dataset, experiment.title),
-        task_loss=config_class(**summary["models"][model]).task_loss_name,
-        command=f"python scripts/experiments/six_rerankers.py --output-dir RESULTS --format {experiment.format} "
-        f"--seeds {len(summary['seeds'])} --models {model}",
-        source=f"RESULTS/runs/{model}-scaled-{summary['seeds'][0]}/checkpoint-{best_step:.0f}",
-        schema=summary.get("schema") or as_prepared(summary),
-        figure=f"../{experiment.figure}",
+    paper, arms = PAPERS[f"rerank_{model}"], experiment["arms"]
+    yield (
+        f'- {paper.name}, {paper.idea}, trained with the library\'s default, `principled="scaled"`, on lists of '
+        f"{dataset.title}."
+    )
+    gained, changed = (_change(experiment, f"scaled - {base}") for base in ("initial", "none"))
+    yield f"- True expected clicks against the initial order, that of {dataset.ranker} trained on clicks: {gained}."
+    before, after = (arms[arm]["p1_obedience@5"]["mean"] for arm in ("none", "scaled"))
+    yield (
+        f"- What the principles changed in them: {changed}. Fed its own output, the first 5 stay in {after:.0%} of "
+        f"the lists instead of {before:.0%}."
     )
 
 
-def as_prepared(summary: dict[str, Any]) -> dict[str, Any]:
-    """The schema of PRM Public's lists: its summary is older than the part that keeps the fitted one."""
-    from hf_rerank.data.prm_public import prm_public_schema
+def _change(experiment: Mapping[str, Any], name: str) -> str:
+    found = experiment["differences"].get(name, {}).get(PRIMARY)
+    if found is None:
+        return "not known, of one seed"
+    interval = Interval(**found)
+    unclear = "" if interval.is_clear else ", which may be chance"
+    seeds = f"95 % t-interval over {interval.count} seeds"
+    return f"{interval.mean:+.2f} % [{interval.low:+.2f}, {interval.high:+.2f}]{unclear} ({seeds})"
 
-    examination = summary["settings"]["examination"]
-    return prm_public_schema(position=True, attraction=True, examination=examination).to_dict()
+
+def _section(dataset: Dataset, results: Mapping[str, Any]) -> Iterator[str]:
+    """The protocol, and two tables: every arm, and the differences."""
+    experiment, arguments = results["experiment"], results["training_arguments"]
+    arms, orders = experiment["arms"], results["orders"]["test"]
+    yield "## Over several seeds"
+    yield ""
+    yield (
+        f"The weights here are those of seed {arguments['seed']}. The same training was repeated with other seeds, "
+        "without the principles, and without the initial order, where P1 and P2 hold by construction or, for DLCM, "
+        "which must read an order, with a random one."
+    )
+    yield ""
+    yield (
+        f"- Lists: {WORLDS[dataset.world][1]:,} of {dataset.title}, simulated with seed 0; at most {dataset.length} "
+        f"items, the first in the initial order."
+    )
+    yield (
+        f"- Initial order: that of {dataset.ranker}, trained on the clicks of lists set aside for it "
+        "(`ranker_train`), which no re-ranker sees."
+    )
+    yield (
+        f"- Learning rate {arguments['learning_rate']:g}, chosen on the validation lists without the principles and "
+        "with a seed of its own; the best epoch by NDCG@10 on the validation lists; test lists measured once a run."
+    )
+    yield ""
+    shown = [arm for arm in ARMS if arm in arms]
+    yield f"| test lists | initial order | {' | '.join(ARMS[arm] for arm in shown)} | oracle |"
+    yield f"|{'---|' * (len(shown) + 3)}"
+    yield f"| seeds |  | {' | '.join(str(len(arms[arm]['seeds'])) for arm in shown)} |  |"
+    for measure in MEASURES:
+        ends = [
+            f"{orders[order][measure]:.4f}" if measure in orders[order] else ""
+            for order in ("initial", "true_attraction")
+        ]
+        found = [arms[arm][measure] for arm in shown]
+        means = [f"{value['mean']:.4f} ± {value['std']:.4f}" for value in found]
+        yield f"| {measure} | {' | '.join([ends[0], *means, ends[1]])} |"
+    yield ""
+    yield "Mean ± standard deviation over seeds; the oracle sorts by the true attraction."
+    yield ""
+    if experiment["differences"]:
+        yield "| change, paired by seed, with its 95 % t-interval over seeds | expected clicks, % | NDCG@10, % |"
+        yield "|---|---|---|"
+    for (arm, base), words in COMPARED.items():
+        found = experiment["differences"].get(f"{arm} - {base}")
+        if found is not None:
+            yield f"| {words} | {' | '.join(_cell(found[measure]) for measure in (PRIMARY, 'ndcg@10'))} |"
+    yield ""
+    yield f"What the principles change in other models and initial orders, and why: [experiments]({EXPERIMENTS})."
+
+
+def _cell(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
 INTRODUCTION = """# Model cards
 
-Re-rankers trained on simulated lists, without and with the principles (preset `scaled` with the weights 20 and 5, ten
-times the default's); means over seeds on the test lists, and the change with its 95 % t-interval over the seeds,
-paired. `python scripts/model_cards.py --output-dir model_cards` rewrites this folder from the experiments' summaries.
-Weights are not here: each card names the command that trains them."""
+A small trained re-ranker of each kind for simulated lists, with the library's default, `principled="scaled"`. Each
+folder holds what a push to the Hub sends: weights, processor, results over seeds, and a card. From a checkout:
+
+```python
+from hf_rerank import Reranker
+
+reranker = Reranker.from_pretrained("model_cards/prm_public_simulated-prm")
+```
+
+This command makes the folder again; models whose folder is there are not trained again, only their cards are written:
+
+```bash
+scripts/publish --namespace model_cards --output-dir model_cards --lists-dir lists --dry-run
+```
+
+Expected clicks are the true ones of the test lists, means over seeds; changes are in percent, paired by seed, with
+95 % t-intervals. P1@5: share of lists whose first 5 stay when the model is fed its own output. The tables are made of
+the runs of [the grid](../scripts/experiments/README.md#principled-learning)."""
 
 
-def index_of(experiment: Experiment, summary: dict[str, Any]) -> Iterator[str]:
-    """The table of one experiment, a row a model."""
+def index_text(folder: Path) -> str:
+    """README.md of the folder of all models: a table per data set, a row per model whose card is there."""
+    lines, differences = [INTRODUCTION], [0.0]
+    heads = ["model", "parameters", "kB", "seeds", "initial order", *ARMS.values()]
+    heads += ["gain over the initial order, %", "by the principles, %", "P1@5"]
+    for name, dataset in DATASETS.items():
+        lines += ["", f"## {dataset.title[0].upper()}{dataset.title[1:]}", ""]
+        lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+        for model in MODELS:
+            if not (folder / f"{name}-{model}" / "README.md").is_file():
+                continue
+            results = json.loads((folder / f"{name}-{model}" / "results.json").read_text(encoding="utf-8"))
+            lines.append(_index_row(folder / f"{name}-{model}", model, results))
+            differences.append(abs(results["experiment"]["repeat"]["relative_difference"]))
+    lines += [
+        "",
+        "The weights are those of seed 0, trained apart from the grid's runs. Largest relative difference of their",
+        f"expected clicks from those of the grid's run of the same model and seed: {max(differences):.1g}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _index_row(folder: Path, model: str, results: Mapping[str, Any]) -> str:
     from hf_rerank.hub.papers import PAPERS
 
-    lists, seeds = summary["data"]["train"]["lists"], len(summary["seeds"])
-    initial = summary["orders"]["initial"]
-    yield (
-        f"{lists:,} training lists, {seeds} seeds. Initial order: NDCG@10 {initial['ndcg@10']:.4f}, expected clicks "
-        f"{initial['expected_clicks']:.4f} a list."
-    )
-    yield ""
-    yield (
-        "| card | NDCG@10 without | with | expected clicks without | with | change | P1 by item, without | with | "
-        "P2 by item, without | with |"
-    )
-    yield f"|{'---|' * 10}"
-    for model, found in summary["changes"].items():
-        without, principled = (summary["rows"][f"{model} {preset}"] for preset in ("none", "scaled"))
-        change = found["differences"]["expected_clicks"]
-        cells = [f"[{PAPERS[f'rerank_{model}'].name}]({experiment.dataset}-{model}/README.md)"]
-        for measure in ("ndcg@10", "expected_clicks", "p1_item_obedience", "p2_item_obedience"):
-            cells += [f"{row[measure]['mean']:.4f}" for row in (without, principled)]
-            if measure == "expected_clicks":
-                cells.append(f"{change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]")
-        yield f"| {' | '.join(cells)} |"
-
-
-if __name__ == "__main__":
-    main()
+    arms, differences = results["experiment"]["arms"], results["experiment"]["differences"]
+    size = sum(path.stat().st_size for path in folder.glob("[!.]*"))
+    cells = [f"[{PAPERS[f'rerank_{model}'].name}]({folder.name}/README.md)", f"{results['parameters']:,}"]
+    cells += [f"{size / 1000:.0f}", str(len(arms["scaled"]["seeds"]))]
+    cells.append(f"{results['orders']['test']['initial'][PRIMARY]:.4f}")
+    cells += [f"{arms[arm][PRIMARY]['mean']:.4f}" if arm in arms else "" for arm in ARMS]
+    for base in ("initial", "none"):
+        name = f"scaled - {base}"
+        cells.append(_cell(differences[name][PRIMARY]) if name in differences else "")
+    cells.append(" to ".join(f"{arms[arm]['p1_obedience@5']['mean']:.2f}" for arm in ("none", "scaled")))
+    return f"| {' | '.join(cells)} |"

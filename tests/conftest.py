@@ -68,6 +68,8 @@ def guide_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     simulate_prm(folder / "raw", 120, seed=0)
     prepare_prm_public(folder / "raw", folder / "lists")
     shutil.copytree(folder / "lists", folder / "my_lists")
+    committed = Path("model_cards") / "prm_public_simulated-prm"
+    shutil.copytree(Path(__file__).parents[1] / committed, folder / committed)
     lists = load_lists(folder / "lists")
     processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
     model = PRMForReranking(PRMConfig.for_schema(processor.schema, hidden_size=8, intermediate_size=8))

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -78,53 +77,6 @@ def test_weights_end_to_end(tmp_path: Path, run_script: RunScript, monkeypatch: 
     assert len(runs) == 8
     assert "0 runs to make" in run_script(*command)
     assert runs == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
-
-
-def convergence_weight(run: dict[str, Any]) -> float:
-    """That of a run's objective; 0 where it has no such term."""
-    return sum(term["weight"] for term in run["objective"]["terms"] if term["name"] == "convergence")
-
-
-@pytest.mark.slow
-def test_six_rerankers_end_to_end(tmp_path: Path, run_script: RunScript, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two models, one seed: the learning rate with the best validation NDCG@10 trains the rows that are compared."""
-    monkeypatch.setattr(six_rerankers, "LEARNING_RATES", (1e-3, 4e-3))
-    command = [FOLDER / "six_rerankers.py", "--output-dir", tmp_path, "--seeds", 1]
-    run_script(*command, "--format", "ad", "--lists", 800, "--epochs", 1, "--models", "dnn", "setrank")
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["schema"]["history"][0]["name"] == "history_btag"
-    assert list(summary["rows"]) == ["dnn none", "dnn scaled", "setrank none", "setrank scaled"]
-    for model in ("dnn", "setrank"):
-        rates = summary["learning_rates"][model]
-        assert rates["validation_ndcg@10"].keys() == {"0.001", "0.004"}
-        assert rates["validation_ndcg@10"][f"{rates['chosen']}"] == max(rates["validation_ndcg@10"].values())
-        made = [
-            json.loads((tmp_path / "runs" / f"{model}-{preset}-0.json").read_text()) for preset in ("none", "scaled")
-        ]
-        assert {run["training_arguments"]["learning_rate"] for run in made} == {rates["chosen"]}
-        assert [convergence_weight(run) for run in made] == [0, 20]
-        clicks = [run["test"]["expected_clicks"] for run in made]
-        change = summary["changes"][model]
-        assert change["differences"]["expected_clicks"]["mean"] == pytest.approx(clicks[1] - clicks[0])
-        assert change["over_users"]["expected_clicks"]["mean"] == pytest.approx(clicks[1] - clicks[0])
-        initial = summary["orders"]["initial"]["expected_clicks"]
-        assert change["over_initial_order"]["expected_clicks"]["mean"] == pytest.approx(clicks[0] - initial)
-    assert "| SetRank + principles |" in (tmp_path / "summary.md").read_text()
-
-    run_script(FOLDER / "cost_of_obedience.py", "--output-dir", tmp_path, "--seeds", 1)
-    found = json.loads((tmp_path / "cost_of_obedience.json").read_text())
-    for model in ("dnn", "setrank"):
-        runs = {
-            arm: json.loads((tmp_path / "runs" / f"{model}-{arm}-0.json").read_text())
-            for arm in ("none", "scaled", "tenth", "orderless")
-        }
-        assert [convergence_weight(run) for run in runs.values()] == [0, 20, 2, 0]
-        assert [run["model"]["position_input"] != "none" for run in runs.values()] == [True, True, True, False]
-        for arm in ("scaled", "tenth", "orderless"):
-            clicks = runs[arm]["test"]["expected_clicks"] - runs["none"]["test"]["expected_clicks"]
-            assert found["differences"][f"{model} {arm}"]["expected_clicks"]["mean"] == pytest.approx(clicks)
-        # A model that is not shown the order cannot follow it.
-        assert found["rows"][f"{model} orderless"]["p1_item_obedience"]["mean"] == 1.0
 
 
 @pytest.mark.slow

@@ -106,8 +106,9 @@ def run_here(command: list[str], check: bool) -> None:
 @pytest.mark.slow
 def test_a_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small world; DLCM without order gets a random one; a second call trains nothing."""
+    orders = {"trained": "moderate", "display": "display"}
     monkeypatch.setattr(worlds, "subprocess", SimpleNamespace(run=run_here))
-    monkeypatch.setattr(worlds, "WORLDS", {"trained": (400, "moderate"), "display": (400, "display")})
+    monkeypatch.setattr(worlds, "WORLDS", {name: ("prm_public", 400, order) for name, order in orders.items()})
     monkeypatch.setattr(grid, "WORLDS", worlds.WORLDS)
     monkeypatch.setattr(grid, "EPOCHS", 1)
     monkeypatch.setattr(grid, "LEARNING_RATES", (1e-3,))

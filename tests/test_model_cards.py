@@ -1,85 +1,110 @@
-"""The committed model cards: what the script writes from the committed summary, and true to it."""
+"""The committed models: whole, small, ranking as when they were trained, and with the numbers of the grid's runs."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from scipy import stats
+
+from hf_rerank import Reranker
+from hf_rerank.hub.push import PUSHED
+from hf_rerank.storage import verify
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = ROOT / "model_cards"
 sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "experiments"))
 
-from model_cards import write_cards  # noqa: E402
+from publish_models import CELLS  # noqa: E402
 
-RESULTS = {"prm_public_simulated": "six_rerankers", "ad_simulated": "six_rerankers_ad"}
-SUMMARIES = {
-    dataset: json.loads((ROOT / "scripts/experiments/results" / folder / "summary.json").read_text())
-    for dataset, folder in RESULTS.items()
-}
-CARDS = [(dataset, model) for dataset, summary in SUMMARIES.items() for model in summary["changes"]]
+from model_cards import DATASETS, index_text, write_card  # noqa: E402
+
+NAMES = sorted(path.parent.name for path in COMMITTED.glob("*/config.json"))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def results_of(name: str) -> dict[str, Any]:
+    return json.loads((COMMITTED / name / "results.json").read_text(encoding="utf-8"))
 
 
-def test_the_script_writes_what_is_committed(tmp_path: Path) -> None:
-    write_cards(tmp_path)
-    made, committed = contents(tmp_path), contents(COMMITTED)
-    assert made.keys() == committed.keys()
-    for name, content in made.items():
-        assert content == committed[name], f"{name}: run python scripts/model_cards.py --output-dir model_cards"
-    # Of each data set seven models, each with card and results, and a figure; and the index.
-    assert len(made) == 2 * (7 * 2 + 1) + 1
-    assert sum(len(content) for content in committed.values()) < 600_000
+def cells_of(name: str, arm: str) -> dict[int, dict[str, Any]]:
+    """Seed -> the grid's run of a model."""
+    data, model = name.split("-")
+    pattern = f"{DATASETS[data].world}-{DATASETS[data].length}-{model}-{arm}-[0-9]*.json"
+    return {cell["seed"]: cell for cell in (json.loads(path.read_text()) for path in sorted(CELLS.glob(pattern)))}
 
 
-def test_the_index_leads_to_every_card() -> None:
-    index = (COMMITTED / "README.md").read_text()
-    assert set(re.findall(r"\]\((.*?)\)", index)) == {f"{dataset}-{model}/README.md" for dataset, model in CARDS}
-    rows = {path: row for row in index.splitlines() for path in re.findall(r"\]\((.*?)\)", row)}
-    for dataset, model in CARDS:
-        found = [cell.strip() for cell in rows[f"{dataset}-{model}/README.md"].strip("|").split("|")]
-        without, principled = (SUMMARIES[dataset]["rows"][f"{model} {preset}"] for preset in ("none", "scaled"))
-        for place, row, measure in ((1, without, "ndcg@10"), (4, principled, "expected_clicks")):
-            assert float(found[place]) == pytest.approx(row[measure]["mean"], abs=5e-5)
-        assert float(found[9]) == pytest.approx(principled["p2_item_obedience"]["mean"], abs=5e-5)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_is_whole_and_holds_what_a_push_sends(name: str) -> None:
+    folder = COMMITTED / name
+    assert verify(folder, lambda _: True, "") is not None
+    files = {path.name: path.stat().st_size for path in folder.iterdir() if not path.name.startswith(".")}
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "manifest.json"} <= set(files)
+    assert set(files) <= set(PUSHED)  # no pickle among them
+    assert sum(files.values()) <= 1_000_000
 
 
-@pytest.mark.parametrize(("dataset", "model"), CARDS)
-def test_a_card_is_true_to_the_summary(dataset: str, model: str) -> None:
-    summary, folder = SUMMARIES[dataset], COMMITTED / f"{dataset}-{model}"
-    card = ModelCard.load(folder / "README.md")
-    measured = {(entry.metric_args["principled"], entry.metric_type): entry for entry in card.data.eval_results}
-    for preset in ("none", "scaled"):
-        row = summary["rows"][f"{model} {preset}"]
-        for name in ("auc", "gauc", "ndcg@10", "map@10", "precision@5", "expected_clicks", "expected_clicks_share"):
-            entry = measured[preset, name]
-            assert entry.metric_value == row[name]["mean"]
-            assert (entry.metric_args["seeds"], entry.metric_args["std"]) == (5, row[name]["std"])
-            assert f"{row[name]['mean']:.4f} ± {row[name]['std']:.4f}" in card.text
-    change = summary["changes"][model]["differences"]["p2_item_obedience"]
-    assert f"{change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]" in card.text
-    assert f"{summary['parameters'][model]:,} parameters" in card.text
-    assert f"Learning rate {summary['learning_rates'][model]['chosen']:g}," in card.text
-    assert "simulated" in card.text
-    (figure,) = re.findall(r"!\[.*\]\((.*)\)", card.text)
-    assert (folder / figure).is_file()
-    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.S)
-    compile(code, "card", "exec")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_model_gives_the_scores_of_its_training(name: str) -> None:
+    example = results_of(name)["example"]
+    (scores,) = Reranker.from_pretrained(COMMITTED / name).predict([example["list"]])
+    assert scores.tolist() == pytest.approx(example["scores"], abs=1e-4)
+    assert len(set(example["scores"])) > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_repeats_the_run_of_the_grid(name: str) -> None:
+    """Its seed, learning rate and, up to rounding on another machine or in another version, its expected clicks."""
+    results = results_of(name)
+    arguments = results["training_arguments"]
+    cell = cells_of(name, "scaled")[arguments["seed"]]
+    assert arguments["learning_rate"] == cell["learning_rate"]
+    assert (arguments["principled"], arguments["seed"]) == ("scaled", 0)
+    measured = results["evaluations"]["test"]["test_expected_clicks"]
+    assert measured == pytest.approx(cell["test"]["expected_clicks"], rel=0.005)
+    repeat = results["experiment"]["repeat"]
+    assert repeat["relative_difference"] == pytest.approx(measured / cell["test"]["expected_clicks"] - 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_says_what_was_measured(name: str) -> None:
+    """Its claims, with intervals computed here; and nothing of the machine."""
+    card = ModelCard.load(COMMITTED / name / "README.md")
+    claims = card.text.split("\n\n")[1].splitlines()
+    principled, plain = cells_of(name, "scaled"), cells_of(name, "none")
+    for claim, bases, part in ((claims[1], principled, "initial"), (claims[2], plain, "test")):
+        seeds = sorted(set(principled) & set(bases))
+        after = np.array([principled[seed]["test"]["expected_clicks"] for seed in seeds])
+        before = np.array([bases[seed][part]["expected_clicks"] for seed in seeds])
+        changes = 100 * (after - before) / before.mean()
+        if len(seeds) == 1:
+            assert "not known, of one seed" in claim
+            continue
+        low, high = stats.t.interval(0.95, len(seeds) - 1, changes.mean(), stats.sem(changes))
+        assert f"{changes.mean():+.2f} % [{low:+.2f}, {high:+.2f}]" in claim
+        assert ("which may be chance" in claim) == (low <= 0 <= high)
+    assert "trained on clicks" in claims[1]
+    assert "One run, seed 0" in card.text
+    assert "scripts/experiments/README.md" in card.text
+    for entry in card.data.eval_results:
+        if entry.dataset_split == "test":
+            assert entry.metric_value == results_of(name)["evaluations"]["test"][f"test_{entry.metric_type}"]
     assert not re.search(r"(^|[\s\"'`(])/\w|hf_[A-Za-z0-9]{16,}", html.unescape(card.text))
 
 
-@pytest.mark.parametrize(("dataset", "model"), CARDS)
-def test_results_are_those_of_the_model(dataset: str, model: str) -> None:
-    summary = SUMMARIES[dataset]
-    results = json.loads((COMMITTED / f"{dataset}-{model}" / "results.json").read_text())
-    assert results["rows"] == {name: summary["rows"][name] for name in (f"{model} none", f"{model} scaled")}
-    assert results["changes"] == {model: summary["changes"][model]}
-    assert results["orders"] == summary["orders"]
+def test_cards_and_index_are_those_that_the_script_writes(tmp_path: Path) -> None:
+    """From the committed runs and results."""
+    for name in NAMES:
+        shutil.copytree(COMMITTED / name, tmp_path / name)
+        write_card(tmp_path / name, f"model_cards/{name}", *name.split("-"), CELLS)
+        for file in ("README.md", "results.json", "manifest.json"):
+            assert (tmp_path / name / file).read_bytes() == (COMMITTED / name / file).read_bytes(), f"{name}/{file}"
+    assert index_text(tmp_path) == (COMMITTED / "README.md").read_text(encoding="utf-8")

@@ -1,7 +1,6 @@
 """The model card: what a re-ranker is, how to use it, and its measured results; generated, never typed.
 
-``model_card`` describes one run from its ``results.json``, ``card_from_summary`` of an experiment over several seeds.
-What is not in the results is not in the card.
+``model_card`` makes it of the ``results.json`` of a run. What is not in the results is not in the card.
 """
 
 from __future__ import annotations
@@ -11,10 +10,8 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from hf_rerank.errors import InputError, suggestion
 from hf_rerank.hub.figures import OBEDIENCE as OBEDIENCE_FIGURE
 from hf_rerank.hub.figures import TRAINING as TRAINING_FIGURE
 from hf_rerank.hub.figures import evaluation_to_draw, measures_of
@@ -42,16 +39,24 @@ SETTINGS = {
     "ties": ("auc", "gauc", "ndcg", "map", "precision", "expected_clicks", "expected_clicks_share", "ips_clicks"),
 }
 OBEDIENCE_SETTINGS = ("obedience_k", "swaps", "max_steps")
-WITHOUT = "none"
 
 
-def model_card(name: str, results: Mapping[str, Any], *, figures: Collection[str] = ()) -> str:
+def model_card(
+    name: str,
+    results: Mapping[str, Any],
+    *,
+    figures: Collection[str] = (),
+    introduction: str = "",
+    experiment: str = "",
+) -> str:
     """Writes the text of the README.md of one run.
 
     Args:
         name: Of the repository.
         results: As ``RerankTrainer.results``.
         figures: Which of the figures of ``hub.figures`` lie beside the card.
+        introduction: Markdown below the title.
+        experiment: Markdown, with headings, of what more was measured than this run: below its results.
     """
     model_type = results.get("model", {}).get("model_type")
     schema = results.get("schema")
@@ -62,6 +67,7 @@ def model_card(name: str, results: Mapping[str, Any], *, figures: Collection[str
     settings = {prefix: _settings_of(results, prefix) for prefix in evaluations}
     return _render(
         name,
+        introduction=introduction,
         about=_describe_model(model_type, results.get("parameters"), schema),
         model_type=model_type,
         schema=schema,
@@ -70,6 +76,7 @@ def model_card(name: str, results: Mapping[str, Any], *, figures: Collection[str
         learning=_paragraphs(_learning_points(results), _figure(results, TRAINING_FIGURE, figures)),
         results=_ranking_results(results, evaluations, settings),
         obedience=_obedience_results(results, evaluations, settings, figures),
+        experiment=experiment,
         cost=_cost_points(results),
         measured=[
             _make_entry(
@@ -81,80 +88,8 @@ def model_card(name: str, results: Mapping[str, Any], *, figures: Collection[str
     )
 
 
-def card_from_summary(
-    name: str,
-    summary: Mapping[str, Any],
-    model: str,
-    *,
-    dataset: tuple[str, str],
-    task_loss: str,
-    command: str,
-    source: str,
-    schema: Mapping[str, Any] | None = None,
-    figure: str | None = None,
-) -> str:
-    """Writes the README.md of a model that an experiment trained with several seeds, without and with principles.
-
-    Args:
-        name: Title of the card.
-        summary: As ``scripts/experiments/six_rerankers.py`` writes it.
-        model: Which of its models, such as ``"prm"``.
-        dataset: Identifier and name of the lists, for the ``model-index``.
-        task_loss: Of the model.
-        command: That repeats the experiment.
-        source: Folder of one trained model, after that command.
-        schema: Of the lists, as ``ListSchema.to_dict``.
-        figure: Path of a figure, from where the card will lie.
-
-    Raises:
-        InputError: The summary holds no such model.
-    """
-    known = list(summary["changes"])
-    if model not in known:
-        raise InputError(
-            f"the summary holds no model {model!r}: expected one of {', '.join(known)}{suggestion(model, known)}"
-        )
-    rows = {
-        preset: summary["rows"][f"{model} {preset}"]
-        for preset in (row.split()[1] for row in summary["rows"] if row.split()[0] == model)
-    }
-    seeds = len(summary["seeds"])
-    settings = summary.get("settings", {})
-    model_type = f"rerank_{model}"
-    results = _summary_table(summary, model, rows, RANKING)
-    if figure is not None:
-        results += f"\n\n![All models of the experiment, without and with the principles]({figure})"
-    return _render(
-        name,
-        about=_describe_model(model_type, summary.get("parameters", {}).get(model), schema),
-        model_type=model_type,
-        schema=schema,
-        usage=f"The weights are not in this folder: `{command}` trains them, each seed once without and once with the "
-        "principles. This loads one of them; its number, that of its best step, can differ on another machine.",
-        snippet=_snippet(source, schema, ()),
-        data=_summary_data_points(summary, model),
-        learning=_summary_learning_points(model, rows, task_loss, summary),
-        results=_add_settings(results, {"test": settings}),
-        obedience=_summary_table(summary, model, rows, OBEDIENCE),
-        cost=_summary_cost_points(summary, model, rows),
-        measured=[
-            _make_entry(
-                dataset[1],
-                dataset[0],
-                "test",
-                measure,
-                value["mean"],
-                {**_args(measure, settings), "principled": preset, "seeds": seeds, "std": value["std"]},
-                f"{measure}, principles: {preset}, mean of {seeds} seeds",
-            )
-            for preset, row in rows.items()
-            for measure, value in _select_measures(row, RANKING).items()
-        ],
-    )
-
-
 def markdown_text(value: str) -> str:
-    """Escapes text for a Markdown table: what could be markup, or end a cell, becomes an HTML entity."""
+    """Text that a Markdown table shows as it is: what could be markup, or end a cell, becomes an HTML entity."""
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_]*[A-Za-z0-9])?", value):
         return value
     return "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in value)
@@ -224,9 +159,7 @@ def _format_size(feature: Mapping[str, Any]) -> str:
         return f"as {markdown_text(feature['shares'])}"
     if feature.get("hash_size") is not None:
         return f"{feature['hash_size']:,}, hashed"
-    if "size" not in feature:
-        return ""
-    return "as the training lists need" if feature["size"] is None else f"{feature['size']:,}"
+    return f"{feature['size']:,}" if feature.get("size") is not None else ""
 
 
 def _loading(source: str) -> str:
@@ -234,7 +167,7 @@ def _loading(source: str) -> str:
 
 
 def _snippet(source: str, schema: Mapping[str, Any] | None, text_columns: Sequence[str]) -> str:
-    """Writes Python code that ranks one list with every column of the schema."""
+    """Python that ranks one list with every column of the schema."""
     if schema is None:
         return _loading(source)
     lines = [_loading(source), "one_list = {"]
@@ -243,7 +176,7 @@ def _snippet(source: str, schema: Mapping[str, Any] | None, text_columns: Sequen
             is_text = feature["name"] in text_columns or feature.get("shares") in text_columns
             lines.append(f"    {feature['name']!r}: {_example(feature, count, is_text)},  # {part}")
     lines += ["}", "(ranked,) = reranker.rerank([one_list], top_k=10)"]
-    return "\n".join([*lines, 'print(ranked["order"], ranked["scores"])  # slots in the row, best first'])
+    return "\n".join([*lines, 'print(ranked["order"], ranked["scores"])  # places in the row, best first'])
 
 
 def _example(feature: Mapping[str, Any], count: int | None, is_text: bool) -> str:
@@ -267,7 +200,7 @@ def _data_points(results: Mapping[str, Any]) -> str:
         points.append(f"{arguments['max_steps']:,} steps.")
     elif "num_train_epochs" in arguments:
         points.append(f"{arguments['num_train_epochs']:g} epochs.")
-    for key, words in (("per_device_train_batch_size", "Lists per batch"), ("learning_rate", "Learning rate")):
+    for key, words in (("per_device_train_batch_size", "Lists a batch"), ("learning_rate", "Learning rate")):
         if key in arguments:
             points.append(f"{words}: {arguments[key]:g}.")
     if "seed" in arguments:
@@ -277,25 +210,6 @@ def _data_points(results: Mapping[str, Any]) -> str:
             f"The checkpoint with the best `{arguments['metric_for_best_model']}` on the validation lists: step "
             f"{training['best_step']:,} of {training['steps']:,}."
         )
-    return _points(points)
-
-
-def _summary_data_points(summary: Mapping[str, Any], model: str) -> str:
-    training, rate = summary.get("training", {}), summary.get("learning_rates", {}).get(model)
-    # Without digests: a summary that is kept may be older than the definition by which they are made today.
-    points = [f"`{split}`: {_count_lists(identity)}." for split, identity in summary.get("data", {}).items()]
-    points.append(f"Seeds {', '.join(str(seed) for seed in summary['seeds'])}; runs of one seed are paired.")
-    if "num_train_epochs" in training:
-        points.append(f"{training['num_train_epochs']:g} epochs, the best chosen on the validation lists.")
-    if "per_device_train_batch_size" in training:
-        points.append(f"Lists per batch: {training['per_device_train_batch_size']}.")
-    if rate is not None:
-        tried = ", ".join(rate["validation_ndcg@10"])
-        points.append(
-            f"Learning rate {rate['chosen']:g}, chosen without the principles by NDCG@10 on the validation lists from "
-            f"{tried}."
-        )
-    points.append("The test lists were evaluated once per run.")
     return _points(points)
 
 
@@ -320,15 +234,6 @@ def _learning_points(results: Mapping[str, Any]) -> str:
     reads = results.get("model", {}).get("position_input")
     if reads is not None:
         points.append(f"The initial order is read as: `{reads}`.")
-    return _points(points)
-
-
-def _summary_learning_points(model: str, rows: Mapping[str, Any], task_loss: str, summary: Mapping[str, Any]) -> str:
-    points = [f"Task loss: `{task_loss}`."]
-    points += [_describe_principles({"principled": preset, **summary["objectives"][preset]}) for preset in rows]
-    sizes = summary.get("models", {}).get(model)
-    if sizes:
-        points.append(f"Sizes: {', '.join(f'`{key}` {value}' for key, value in sizes.items())}.")
     return _points(points)
 
 
@@ -370,19 +275,6 @@ def _cost_points(results: Mapping[str, Any]) -> str:
     return _points([*points, *_describe_machine(results)])
 
 
-def _summary_cost_points(summary: Mapping[str, Any], model: str, rows: Mapping[str, Any]) -> str:
-    parameters = summary.get("parameters", {}).get(model)
-    points = [] if parameters is None else [f"{parameters:,} parameters."]
-    for preset, row in rows.items():
-        if "seconds" in row:
-            seconds = row["seconds"]["values"]
-            points.append(
-                f"Training, `{preset}`: {median(seconds):,.1f} seconds, median of the seeds (from {min(seconds):,.1f} "
-                f"to {max(seconds):,.1f})."
-            )
-    return _points([*points, *_describe_machine(summary)])
-
-
 def _describe_machine(results: Mapping[str, Any]) -> list[str]:
     found = results.get("environment")
     if found is None:
@@ -399,7 +291,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _select_measures(metrics: Mapping[str, Any], bases: Sequence[str]) -> dict[str, Any]:
-    """Selects the measures with these names, with or without a cut-off, in the order of ``bases``."""
+    """The measures with these names, with or without a cut-off, in the order of ``bases``."""
     return {name: metrics[name] for base in bases for name in metrics if name.split("@")[0] == base}
 
 
@@ -437,7 +329,7 @@ def _obedience_results(
 
 
 def _measure_table(columns: Mapping[str, Mapping[str, float]], bases: Sequence[str]) -> str:
-    """One row per measure and one column per evaluation or order; empty where nothing was measured."""
+    """A row a measure, a column an evaluation or order, under its head; empty where nothing was measured."""
     names = list(dict.fromkeys(name for metrics in columns.values() for name in _select_measures(metrics, bases)))
     if not names:
         return ""
@@ -445,34 +337,6 @@ def _measure_table(columns: Mapping[str, Mapping[str, float]], bases: Sequence[s
         [name, *(f"{metrics[name]:.4f}" if name in metrics else "" for metrics in columns.values())] for name in names
     ]
     return _table(["measure", *columns], rows)
-
-
-def _summary_table(
-    summary: Mapping[str, Any], model: str, rows: Mapping[str, Mapping[str, Any]], bases: Sequence[str]
-) -> str:
-    """One row per measure: the initial order, each preset, and what the principles change."""
-    initial, changes = summary["orders"]["initial"], summary["changes"][model]["differences"]
-    with_order = any(name in initial for row in rows.values() for name in _select_measures(row, bases))
-    head = ["measure", *(["initial order"] if with_order else [])]
-    head += ["without principles" if preset == WITHOUT else f"`{preset}`" for preset in rows]
-    lines = []
-    for name in _select_measures(next(iter(rows.values())), bases):
-        cells = [f"{initial[name]:.4f}" if name in initial else ""] if with_order else []
-        cells += [f"{row[name]['mean']:.4f} ± {row[name]['std']:.4f}" for row in rows.values()]
-        lines.append([name, *cells, _format_interval(changes[name]) if name in changes else ""])
-    note = (
-        f"Means over {len(summary['seeds'])} seeds ± their standard deviation; change: with the principles minus "
-        "without, with its 95 % t-interval over the seeds, paired."
-    )
-    return f"{_table([*head, 'change'], lines)}\n\n{note}"
-
-
-def _format_interval(change: Mapping[str, Any]) -> str:
-    text = f"{change['mean']:+.4f}"
-    # Of a single seed there is none.
-    if not (_is_number(change["low"]) and _is_number(change["high"])):
-        return text
-    return f"{text} [{change['low']:+.4f}, {change['high']:+.4f}]"
 
 
 def _settings_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -534,9 +398,7 @@ def _args(measure: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return args | {name: settings[name] for name, decides in SETTINGS.items() if base in decides and name in settings}
 
 
-def _make_entry(
-    dataset: str, kind: str, split: str, measure: str, value: float, args: dict[str, Any], title: str | None = None
-) -> Any:
+def _make_entry(dataset: str, kind: str, split: str, measure: str, value: float, args: dict[str, Any]) -> Any:
     from huggingface_hub import EvalResult
 
     return EvalResult(
@@ -546,7 +408,7 @@ def _make_entry(
         dataset_name=dataset,
         dataset_split=split,
         metric_type=measure,
-        metric_name=title or measure,
+        metric_name=measure,
         metric_value=value,
         metric_args=args or None,
     )

@@ -72,7 +72,7 @@ def push_model(
     repository = open_repository(
         repo_id, "model", private=private, revision=revision, create_pr=create_pr, token=token
     )
-    files = _model_files(folder)
+    files = files_to_push(folder)
     if CARD not in files:
         files |= _card_and_figures(folder, repository.repo_id, tell or _warn)
     return commit_files(repository, files, owned=PUSHED, message=commit_message, inputs=inputs)
@@ -92,8 +92,12 @@ def save_and_push(save: Callable[[Path], object], repo_id: str, *, commit_messag
         return push_model(name, repo_id, commit_message=commit_message, **options)
 
 
-def _model_files(folder: Path) -> dict[str, Path | bytes]:
-    """Selects the files of a model to push, with its own card and the figures that it shows."""
+def files_to_push(folder: Path) -> dict[str, Path | bytes]:
+    """What a push sends of a saved folder, but the manifest: name -> file or content.
+
+    The card is among them if the folder has one, with those of its figures that it shows. ``results.json`` and
+    ``training_args.json`` come without the folders of this machine.
+    """
     files: dict[str, Path | bytes] = {**choose_files(folder, PUSHED)}
     for name in (RESULTS, ARGUMENTS):
         if name in files:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from grid import ENCODER
 from runs import finish, mean_and_spread, over_users, paired, per_list, results, train
-from six_rerankers import ENCODER
 
 from hf_rerank.data.simulation import PRMWorld
 
@@ -165,7 +165,7 @@ def _trained(
         processor,
         model=model,
         seed=seed,
-        config=ENCODER,
+        config={**ENCODER, "hidden_dropout_prob": 0.0},
         principled="none",
         num_train_epochs=epochs,
         learning_rate=rate,

@@ -5,7 +5,8 @@
 
 One run is one (world, length, model, arm, seed): trained on ``train``, its best epoch chosen on ``validation`` by
 NDCG@10, measured once on ``test``. Runs of one seed share lists, initial weights and batch order, so differences are
-paired. Learning rates are chosen first, per model, on the validation lists of ``trained``, with a seed of their own.
+paired. Learning rates are chosen first, per model and format, on the validation lists of ``trained`` or of
+``ad_trained``, with a seed of their own.
 
 A run whose file exists is not repeated, so the command can be stopped at any time and resumes. Two processes share
 the work with ``--shard 0/2`` and ``--shard 1/2``. Values per list, for the bootstrap over users, are kept beside the
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from worlds import LISTS, WORLDS, make_world
+from worlds import LISTS, WORLDS, World, make_world
 
 ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
 MODELS: dict[str, dict[str, Any]] = {
@@ -138,28 +139,31 @@ class Run:
         return f"{self.world}-{self.length}-{self.model}-{self.arm}-{self.seed}"
 
 
-def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) -> dict[str, Any]:
-    """Trains and measures one run; plain JSON values. Values per list are written to ``folder``."""
+def train_run(run: Run, root: Path, folder: Path, learning_rate: float) -> tuple[Any, World]:
+    """The trainer of one run, after the training, and its lists.
+
+    Args:
+        run: Which run.
+        root: Folder of the simulated lists.
+        folder: For checkpoints, which are removed at the end.
+        learning_rate: Unless the arm has its own.
+    """
     from runs import train
-    from safetensors.numpy import save_file
 
     from hf_rerank import ListProcessor
-    from hf_rerank.evaluation import evaluate, evaluate_orders
 
     arm = ARMS[run.arm]
     without_order = not arm.order and run.model == "dlcm"
     lists = make_world(root, run.world, run.length, random_order=without_order)
-    processor = ListProcessor.from_lists(lists.splits["train"], schema=lists.schema)
     config = {**MODELS[run.model], "hidden_dropout_prob": arm.dropout}
     if not arm.order and not without_order:
         config["position_input"] = "none"
     settings = {"num_train_epochs": EPOCHS, "learning_rate": learning_rate, **arm.arguments}
     output = folder / "checkpoints" / f"{run.name}-{os.getpid()}"  # two processes may choose the same learning rate
-    started = time.process_time()
     trainer = train(
         output,
         lists.splits,
-        processor,
+        ListProcessor.from_lists(lists.splits["train"], schema=lists.schema),
         model=run.model,
         seed=run.seed,
         config=config,
@@ -171,8 +175,20 @@ def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) 
         save_only_model=True,
         **settings,
     )
-    seconds = time.process_time() - started
     shutil.rmtree(output, ignore_errors=True)
+    return trainer, lists
+
+
+def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) -> dict[str, Any]:
+    """Trains and measures one run; plain JSON values. Values per list are written to ``folder``."""
+    from safetensors.numpy import save_file
+
+    from hf_rerank.evaluation import evaluate, evaluate_orders
+
+    started = time.process_time()
+    trainer, lists = train_run(run, root, folder, learning_rate)
+    seconds = time.process_time() - started
+    processor = trainer.processor
     test = lists.splits["test"]
     values = measure_lists(trainer.model, processor, test)
     save_file(values, folder / f"{run.name}.safetensors")
@@ -185,8 +201,8 @@ def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) 
         "model": run.model,
         "arm": run.arm,
         "seed": run.seed,
-        "learning_rate": settings["learning_rate"],
-        "epochs": settings["num_train_epochs"],
+        "learning_rate": trainer.args.learning_rate,
+        "epochs": trainer.args.num_train_epochs,
         "cpu_seconds": round(seconds, 2),
         "factors": {name: float(value) for name, value in trainer.term_factors.items()},
         "history": history,
@@ -309,12 +325,13 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
         ("trained",), (30,), ("prm",), ("none", *(f"{p}_rate{r:g}" for p in ("none", "paper") for r in PAPER_RATES))
     ),
     "lengths": _cells(("trained", "informed", "display"), (10,), RERANKERS, ("none", "no_order", "scaled")),
+    "ad": _cells(("ad_trained",), (10,), (*RERANKERS, "dnn"), ("none", "no_order", "scaled")),
 }
 
 
 def trained_as(run: Run) -> Run:
     """The run that trains its model: without order, whole lists give the same model in every initial order."""
-    whole = run.length == WHOLE and WORLDS[run.world][0] == LISTS
+    whole = run.length == WHOLE and WORLDS[run.world][:2] == ("prm_public", LISTS)
     return replace(run, world="trained") if whole and not ARMS[run.arm].order else run
 
 
@@ -332,13 +349,18 @@ def planned(questions: Iterable[str], seeds: int) -> Iterator[Run]:
                     yield run
 
 
-def learning_rate(model: str, root: Path, folder: Path) -> float:
-    """The rate with the best NDCG@10 on the validation lists of ``trained``, without principles."""
+# Format of a world's lists -> world and length of the lists on which learning rates are chosen, prefix of their files.
+CHOOSING_LISTS = {"prm_public": ("trained", 30, ""), "ad": ("ad_trained", 10, "ad-")}
+
+
+def learning_rate(world: str, model: str, root: Path, folder: Path) -> float:
+    """The rate with the best NDCG@10 on validation lists of the world's format, without principles."""
+    chosen_on, length, prefix = CHOOSING_LISTS[WORLDS[world][0]]
     found = {}
     for rate in LEARNING_RATES:
-        path = folder / "rates" / f"{model}-{rate:g}.json"
+        path = folder / "rates" / f"{prefix}{model}-{rate:g}.json"
         if not path.is_file():
-            run = Run("trained", 30, model, "none", CHOOSING_SEED)
+            run = Run(chosen_on, length, model, "none", CHOOSING_SEED)
             result = train_and_measure(run, root, path.parent, rate)
             _write(path, {"learning_rate": rate, "validation": result["validation"], "history": result["history"]})
         found[rate] = json.loads(path.read_text())["validation"]["ndcg@10"]
@@ -394,7 +416,7 @@ def main() -> None:
         if path.is_file() or not _claim(claim):
             continue
         try:
-            result = train_and_measure(run, root, folder, learning_rate(run.model, root, folder))
+            result = train_and_measure(run, root, folder, learning_rate(run.world, run.model, root, folder))
             _write(path, result)
         finally:
             claim.unlink()

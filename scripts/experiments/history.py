@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from grid import MODELS
+from questions import NAMES
 from runs import finish, mean_and_spread, over_users, paired, per_list, results, train
-from six_rerankers import MODELS, NAMES, simulate_with_history
+from worlds import prepare_lists
 
 READERS = ("pear", "raise")
 ARMS = ("without", "with")
@@ -32,7 +34,7 @@ def main() -> None:
     folder = options.output_dir
     data = options.data or folder / "lists"
     if options.data is None:
-        simulate_with_history(folder, options.lists)
+        prepare_lists("ad", folder / "raw", folder / "lists", options.lists, seed=1)
     wanted = {
         (model, arm, rate): folder / "runs" / f"choose-{model}-{arm}-{rate:g}.json"
         for model in options.models
@@ -84,7 +86,7 @@ def run(path: Path, data: str, model: str, arm: str, rate: float, seed: int, epo
         processor,
         model=model,
         seed=seed,
-        config=MODELS[model],
+        config={**MODELS[model], "hidden_dropout_prob": 0.0},
         principled="none",
         num_train_epochs=epochs,
         learning_rate=rate,

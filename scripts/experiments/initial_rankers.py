@@ -17,8 +17,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from grid import ENCODER
 from runs import finish, mean_and_spread, paired, results, train
-from six_rerankers import ENCODER, simulate
+from worlds import prepare_lists
 
 SIMULATOR, NO_ORDER = "simulator's own", "no order"
 ORDERS = {
@@ -29,7 +30,7 @@ ORDERS = {
         for quality in ("poor", "moderate", "strong")
     },
 }
-# Chosen for PRM on validation lists of this world by six_rerankers.py.
+# Chosen for PRM on validation lists of this world.
 LEARNING_RATE = 1e-3
 MEASURES = ("ndcg@10", "map@10", "expected_clicks", "expected_clicks_share", "gauc", "precision@5")
 
@@ -37,7 +38,7 @@ MEASURES = ("ndcg@10", "map@10", "expected_clicks", "expected_clicks_share", "ga
 def main() -> None:
     options = _options()
     folder = options.output_dir
-    simulate(folder, options.lists)
+    prepare_lists("prm_public", folder / "raw", folder / "lists", options.lists, seed=1)
     for name in ORDERS:
         sort(folder, name)
     seeds = list(range(options.seeds))
@@ -75,7 +76,7 @@ def run(path: Path, name: str, seed: int, epochs: float) -> dict[str, Any]:
         processor,
         model="prm",
         seed=seed,
-        config={**ENCODER, "position_input": "none" if name == NO_ORDER else "embedding"},
+        config={**ENCODER, "hidden_dropout_prob": 0.0, "position_input": "none" if name == NO_ORDER else "embedding"},
         principled="none",
         num_train_epochs=epochs,
         learning_rate=LEARNING_RATE,

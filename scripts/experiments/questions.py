@@ -46,6 +46,7 @@ TITLES = {
     "payoff": "Orders that are worth a little",
     "paper_settings": "The paper's learning rates and 30 epochs",
     "lengths": "Every model on lists of 10 items",
+    "ad": "Every model on simulated lists of Ad",
 }
 PASTED = re.compile(r"<!-- (results/\S+\.md) -->.*?<!-- end -->", re.DOTALL)
 PAGES = (Path(__file__).parent / "README.md", Path(__file__).parents[2] / "README.md")
@@ -135,15 +136,12 @@ def rows_of(question: str, runs: Runs, folder: Path, lists: Path | None) -> list
     return rows
 
 
-def _users(lists: Path, world: str) -> list[Any] | None:
-    from worlds import WORLDS
+def _users(lists: Path, world: str) -> list[Any]:
+    from worlds import prepare_world
 
     from hf_rerank import load_lists
 
-    prepared = lists / f"prepared-{WORLDS[world][0]}-0"
-    if not prepared.is_dir():
-        return None
-    loaded = load_lists(prepared)
+    loaded = load_lists(prepare_world(lists, world))
     return list(loaded["test"][loaded.schema.group][:])
 
 
@@ -203,6 +201,7 @@ ORDERS = {
     "informed_noisy": "sees it, more noise",
     "informed_noisier": "sees it, most noise",
     "display": "display order",
+    "ad_trained": "trained on clicks, Ad",
 }
 MAIN_ORDERS = ("trained", "informed", "display")
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from grid import ENCODER
 from runs import finish, mean_and_spread, over_users, paired, per_list, results, train
-from six_rerankers import ENCODER, simulate
+from worlds import prepare_lists
 
 PLAIN, VECTORS, MORE_LISTS = "PRM", "PRM + vectors", "PRM + ranker_train lists"
 ROWS = {PLAIN: "plain", VECTORS: "vectors", MORE_LISTS: "more_lists"}
@@ -33,7 +34,7 @@ COMPARED = ("ndcg@10", "expected_clicks", "auc")
 def main() -> None:
     options = _options()
     folder = options.output_dir
-    simulate(folder, options.lists)
+    prepare_lists("prm_public", folder / "raw", folder / "lists", options.lists, seed=1)
     rates = choose_learning_rates(folder, options)
     seeds = list(range(options.seeds))
     wanted = [(row, seed) for seed in seeds for row in ROWS]
@@ -102,7 +103,7 @@ def _trained(path: Path, row: str, seed: int, rate: float, epochs: float, dim: i
         processor,
         model="prm",
         seed=seed,
-        config=ENCODER,
+        config={**ENCODER, "hidden_dropout_prob": 0.0},
         principled="none",
         num_train_epochs=epochs,
         learning_rate=rate,

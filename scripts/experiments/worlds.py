@@ -1,4 +1,6 @@
-"""The simulated worlds of the experiments: the same lists of PRM Public's kind, each world with its own initial order.
+"""The simulated worlds of the experiments: simulated lists, each world with its own initial order.
+
+All but the last have the same lists, of PRM Public's format.
 
 A re-ranker is given the order ``P``. What ``P`` knows decides what principled learning can gain, so there is one world
 per kind of order:
@@ -9,12 +11,12 @@ per kind of order:
 - ``informed``: the simulator's own ranker, which sees the true quality with noise. ``informed_noisy`` and
   ``informed_noisier`` add more noise to its order.
 - ``display``: the order in which the clicks were logged, which is the source of their position bias.
+- ``ad_trained``: lists of Ad's format with the histories of their users, in the order of a strong LambdaMART that was
+  trained like that of ``trained``: the columns of Ad tell a moderate one little more than chance.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,18 @@ import pyarrow as pa
 
 LISTS = 24_000
 SMALL = 12_000
-# World -> (simulated lists in all splits, initial order).
-WORLDS: dict[str, tuple[int, str]] = {
-    "trained": (LISTS, "moderate"),
-    "trained_poor": (LISTS, "poor"),
-    "trained_strong": (LISTS, "strong"),
-    "trained_small": (SMALL, "moderate"),
-    "informed": (LISTS, "informed"),
-    "informed_noisy": (LISTS, "noise 0.25"),
-    "informed_noisier": (LISTS, "noise 1"),
-    "display": (LISTS, "display"),
+AD_LISTS = 16_000
+# World -> (format, simulated lists in all splits, initial order).
+WORLDS: dict[str, tuple[str, int, str]] = {
+    "trained": ("prm_public", LISTS, "moderate"),
+    "trained_poor": ("prm_public", LISTS, "poor"),
+    "trained_strong": ("prm_public", LISTS, "strong"),
+    "trained_small": ("prm_public", SMALL, "moderate"),
+    "informed": ("prm_public", LISTS, "informed"),
+    "informed_noisy": ("prm_public", LISTS, "noise 0.25"),
+    "informed_noisier": ("prm_public", LISTS, "noise 1"),
+    "display": ("prm_public", LISTS, "display"),
+    "ad_trained": ("ad", AD_LISTS, "strong"),
 }
 SPLITS = ("train", "validation", "test")
 
@@ -64,18 +68,8 @@ def make_world(root: Path, name: str, length: int, *, random_order: bool = False
     """
     from hf_rerank import load_lists
 
-    count, order = WORLDS[name]
-    prepared = root / f"prepared-{count}-{seed}"
-    if not prepared.is_dir():
-        raw = root / f"raw-{count}-{seed}"
-        if not raw.is_dir():
-            _run("simulate", "prm_public", "--output-dir", raw, "--lists", count, "--seed", seed)
-        _run("prepare", "prm_public", "--raw-dir", raw, "--output-dir", prepared)
-    if order in ("poor", "moderate", "strong"):
-        ranked = root / f"{order}-{count}-{seed}"
-        if not ranked.is_dir():
-            _run("initial-rank", "--data", prepared, "--output-dir", ranked, "--quality", order, "--seed", seed)
-        prepared = ranked
+    order = WORLDS[name][2]
+    prepared = prepare_world(root, name, seed=seed)
     loaded = load_lists(prepared)
     schema = loaded.schema
     if order == "display":  # the order of the row
@@ -90,6 +84,38 @@ def make_world(root: Path, name: str, length: int, *, random_order: bool = False
         schema = schema.replace(position=schema.position or "position")
         splits = {split: reorder(lists, schema, noise=None, seed=seed) for split, lists in splits.items()}
     return World(splits, schema)
+
+
+def prepare_world(root: Path, name: str, *, seed: int = 0) -> Path:
+    """The folder of the prepared lists of a world; simulates, prepares and sorts what is missing."""
+    kind, count, order = WORLDS[name]
+    prefix = "ad-" if kind == "ad" else ""
+    raw, prepared, ranked = (root / f"{prefix}{step}-{count}-{seed}" for step in ("raw", "prepared", order))
+    whole = ("--max-list-length", 30) if kind == "ad" else ()
+    prepare_lists(kind, raw, prepared, count, *whole, seed=seed)
+    if order not in ("poor", "moderate", "strong"):
+        return prepared
+    if not ranked.is_dir():
+        _run("initial-rank", "--data", prepared, "--output-dir", ranked, "--quality", order, "--seed", seed)
+    return ranked
+
+
+def prepare_lists(kind: str, raw: Path, prepared: Path, count: int, *options: Any, seed: int) -> None:
+    """Simulates lists of a format into the folder ``raw`` and prepares them, unless that is done.
+
+    Args:
+        kind: ``prm_public`` or ``ad``.
+        raw: Folder of the raw files.
+        prepared: Folder of the prepared lists.
+        count: Simulated lists, all splits.
+        options: Of ``hf-rerank prepare``.
+        seed: Of the simulation.
+    """
+    if prepared.is_dir():
+        return
+    if not raw.is_dir():
+        _run("simulate", kind, "--output-dir", raw, "--lists", count, "--seed", seed)
+    _run("prepare", kind, "--raw-dir", raw, "--output-dir", prepared, *options)
 
 
 def cut_lists(lists: Any, schema: Any, length: int) -> Any:
@@ -159,4 +185,7 @@ def _column(table: pa.Table, name: str) -> Any:
 
 
 def _run(*arguments: Any) -> None:
-    subprocess.run([sys.executable, "-m", "hf_rerank.cli", *map(str, arguments)], check=True)
+    from hf_rerank.cli import main
+
+    if code := main([str(argument) for argument in arguments]):
+        raise SystemExit(code)

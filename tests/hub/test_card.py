@@ -17,7 +17,6 @@ from samples import TOKEN
 from hf_rerank import (
     Categorical,
     Dense,
-    InputError,
     ListProcessor,
     ListSchema,
     PRMConfig,
@@ -26,8 +25,7 @@ from hf_rerank import (
     RerankTrainingArguments,
     Vector,
 )
-from hf_rerank.hub.card import card_from_summary, markdown_text, model_card
-from hf_rerank.principled import preset_objective
+from hf_rerank.hub.card import markdown_text, model_card
 from hf_rerank.storage.hub_upload import make_plain_card
 
 # Column -> (part, kind, size): 20 and 50 rows as asked for, 3 texts and 2 integers with padding and the unknown value.
@@ -167,11 +165,9 @@ def test_the_snippet_runs(run: Path, results: dict[str, Any]) -> None:
 
 
 def test_the_import_that_the_auto_classes_need(results: dict[str, Any]) -> None:
-    """Said of a run, whose weights are beside its card (test_push.py loads them so); not where there are none."""
+    """test_push.py loads them so."""
     said = "After `import hf_rerank.models` the Auto classes of transformers load it too"
     assert said in model_card("someone/prm", results)
-    for card in (Path(__file__).parents[2] / "model_cards").glob("*/README.md"):
-        assert said not in card.read_text(encoding="utf-8")
 
 
 def test_no_token_and_no_path(run: Path, results: dict[str, Any]) -> None:
@@ -281,72 +277,7 @@ def test_plain() -> None:
     assert 'Reranker.from_pretrained("someone/prm")' in snippet(card.text)
 
 
-# ------------------------------------------------------------------------------------------------ from an experiment
-
-SUMMARY: dict[str, Any] = {
-    "seeds": [0, 1],
-    "objectives": {
-        "none": preset_objective("none").settings(),
-        "scaled": preset_objective("scaled", convergence_weight=7.0).settings(),
-    },
-    "orders": {"initial": {"auc": 0.5}},
-    "rows": {
-        "prm none": {
-            "auc": {"mean": 0.6, "std": 0.02, "values": [0.58, 0.62]},
-            "p1_obedience": {"mean": 0.1, "std": 0.0, "values": [0.1, 0.1]},
-        },
-        "prm scaled": {
-            "auc": {"mean": 0.65, "std": 0.01, "values": [0.64, 0.66]},
-            "p1_obedience": {"mean": 0.9, "std": 0.0, "values": [0.9, 0.9]},
-        },
-        "dnn none": {"auc": {"mean": 0.11, "std": 0.0, "values": [0.11]}},
-    },
-    "changes": {
-        "prm": {
-            "differences": {
-                "auc": {"mean": 0.05, "low": -0.01, "high": 0.11, "pairs": 2},
-                "p1_obedience": {"mean": 0.8, "low": None, "high": None, "pairs": 1},
-            }
-        }
-    },
-    "settings": {"no_click": "zero", "gauc_weighting": "lists", "ties": "slot order"},
-}
-OPTIONS: dict[str, Any] = {
-    "dataset": ("own_lists", "Own lists"),
-    "task_loss": "softmax_loss",
-    "command": "python train.py",
-    "source": "runs/prm",
-}
-
-
-def test_from_a_summary() -> None:
-    text = card_from_summary("own-prm", SUMMARY, "prm", schema=SCHEMA.to_dict(), figure="../all.png", **OPTIONS)
-    assert "`convergence`, weight 7, compares" in text  # of the runs, whatever the preset is today
-    assert table(text, "measure") == [
-        ["auc", "0.5000", "0.6000 ± 0.0200", "0.6500 ± 0.0100", "+0.0500 [-0.0100, +0.1100]"]
-    ]
-    assert table(text[text.index("## Obedience") :], "measure") == [
-        ["p1_obedience", "0.1000 ± 0.0000", "0.9000 ± 0.0000", "+0.8000"]
-    ]
-    for words in ("Means over 2 seeds", "`softmax_loss`", "`python train.py`", "](../all.png)", "Seeds 0, 1;"):
-        assert words in text, words
-    # No processor has seen lists yet.
-    sizes = {name: size for name, _, _, size in table(text, "column")}
-    assert (sizes[SAY], sizes[ITEM], sizes[TAGS]) == ("as the training lists need", "20", "50, hashed")
-    # Neither of another model, nor of what the summary does not hold.
-    for words in ("0.1100 ±", "None", "SHA-256", "Learning rate", "parameters", "seconds", "Device"):
-        assert words not in text, words
-    found = ModelCard(text).data.eval_results
-    assert [(entry.metric_value, entry.metric_args["principled"]) for entry in found] == [
-        (0.6, "none"),
-        (0.65, "scaled"),
-    ]
-    assert {(entry.dataset_type, entry.dataset_split, entry.metric_type) for entry in found} == {
-        ("own_lists", "test", "auc")
-    }
-    assert found[0].metric_args == {"ties": "slot order", "principled": "none", "seeds": 2, "std": 0.02}
-
-
-def test_a_model_that_the_summary_does_not_hold() -> None:
-    with pytest.raises(InputError, match=r"no model 'pmr': expected one of prm.*did you mean"):
-        card_from_summary("x", SUMMARY, "pmr", **OPTIONS)
+def test_what_a_card_is_given_stands_in_its_place(results: dict[str, Any]) -> None:
+    text = model_card("someone/prm", results, introduction="- One claim.", experiment="## Over seeds\n\nFive.")
+    assert "# someone/prm\n\n- One claim.\n\nPRM, " in text
+    assert text.index("## Obedience") < text.index("## Over seeds\n\nFive.\n\n## Cost")

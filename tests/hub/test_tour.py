@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hub_server import Hub
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 # Fewer lists and one epoch; everything else is the README's.
 SMALLER = {
     "n_lists=2000": "n_lists=400",
@@ -17,7 +17,7 @@ SMALLER = {
 }
 SHOWN = """
 import json
-ranked = reranker.rerank([lists["test"][0]], top_k=10)
+ranked = Reranker.from_pretrained("runs/prm").rerank([lists["test"][0]], top_k=10)
 print(json.dumps([ranked[0]["order"], ranked[0]["scores"], len(lists["test"][0]["item_id"])]))
 """
 
@@ -26,8 +26,9 @@ print(json.dumps([ranked[0]["order"], ranked[0]["scores"], len(lists["test"][0][
 def test_the_tour_as_printed(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = README.read_text(encoding="utf-8")
-    tour = re.findall(r"```python\n(.*?)```", text, re.S)[0]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tour = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S)[:2])
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
     push = 'trainer.push_to_hub("someone/prm")'
     assert f"`{push}`" in text
     tour += push + "\n"
