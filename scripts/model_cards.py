@@ -69,12 +69,12 @@ def write_card(folder: Path, repo_id: str, name: str, model: str, cells: Path) -
         cells: Runs of the grid.
     """
     from hf_rerank.hub import model_card
-    from hf_rerank.storage import json_text, read_json, replace_file, write_file
+    from hf_rerank.storage import format_json, read_json, replace_file, write_file
 
     dataset = DATASETS[name]
     results = read_json(folder / "results.json")
     results["experiment"] = experiment_of(dataset, model, cells, results)
-    replace_file(folder, "results.json", lambda _: json_text(results).encode())
+    replace_file(folder, "results.json", lambda _: format_json(results).encode())
     card = model_card(
         repo_id,
         results,

@@ -113,7 +113,7 @@ def train_model(run: Run, lists_dir: Path, folder: Path, cells: Path) -> None:
     """
     from hf_rerank.evaluation import evaluate_orders
     from hf_rerank.hub.push import files_to_push
-    from hf_rerank.storage import replacing
+    from hf_rerank.storage import save_files
 
     made = cells / f"{run.name}.json"
     if not made.is_file():
@@ -133,7 +133,7 @@ def train_model(run: Run, lists_dir: Path, folder: Path, cells: Path) -> None:
         trainer.results["orders"] = orders
         trainer.results["example"] = _example(trainer, lists)
         trainer.save_model(str(saved))
-        with replacing(folder) as staging:
+        with save_files(folder) as staging:
             for file, content in files_to_push(saved).items():
                 (staging / file).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
 

@@ -17,7 +17,6 @@ FOLDER = Path(__file__).parents[1] / "scripts" / "experiments"
 RunScript = Callable[..., str]
 sys.path.insert(0, str(FOLDER))
 
-import six_rerankers  # noqa: E402
 import weights  # noqa: E402
 from position_bias import summarize  # noqa: E402
 from runs import finish, mean_and_spread, results  # noqa: E402

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_rerank.errors import InputError, shown
+from hf_rerank.errors import InputError, show
 from hf_rerank.processing.scaling import DenseScale
 from hf_rerank.processing.vocabularies import HashVocabulary, TableVocabulary
 from hf_rerank.schema import Categorical, ListSchema
@@ -39,12 +39,12 @@ def read_scale(plain: Any, name: str, path: Path) -> DenseScale:
     # A std of exactly 0 marks a constant column, which is not divided: it always becomes 0.
     if odd or not (plain["std"] == 0 or plain["std"] >= SMALLEST_STD):
         raise InputError(
-            f"{path} has the scale {shown(plain)} of {name!r}: expected numbers, and a std above 0, by which values "
+            f"{path} has the scale {show(plain)} of {name!r}: expected numbers, and a std above 0, by which values "
             "are divided, or 0 for a constant column; save the processor again"
         )
     if type(plain.get("constant_indicator", False)) is not bool:
         raise InputError(
-            f"{path} has the scale {shown(plain)} of {name!r}: expected true or false as constant_indicator; save the "
+            f"{path} has the scale {show(plain)} of {name!r}: expected true or false as constant_indicator; save the "
             "processor again"
         )
     if len(knots) != len(quantiles) or list(knots) != sorted(knots):

@@ -29,7 +29,7 @@ import pyarrow as pa
 from runs import finish, train
 from tree_baseline import flat, lengths_of
 from tree_logs import COMPARE, SPLITS, Log, load
-from tree_table import schema_of
+from tree_table import make_schema
 
 from hf_rerank.evaluation.comparing import bootstrap_interval, holm, t_interval
 
@@ -111,7 +111,7 @@ def run(path: Path, root: Path, order: str, arm: str, seed: int) -> dict[str, An
     from hf_rerank.processing import ListProcessor
 
     log = load_order(root, order)
-    schema = schema_of(log, "quantile")
+    schema = make_schema(log, "quantile")
     lists = {split: datasets.Dataset(log.splits[split]) for split in SPLITS}
     processor = ListProcessor.from_lists(lists["train"], schema=schema)
     preset, weights = ARMS[arm]
@@ -143,11 +143,11 @@ def run(path: Path, root: Path, order: str, arm: str, seed: int) -> dict[str, An
 def measure_ndcg(model: Any, processor: Any, lists: Any) -> list[float | None]:
     """Per list; None without a click."""
     from hf_rerank import metrics
-    from hf_rerank.evaluation.evaluator import encoded_batches
+    from hf_rerank.evaluation.evaluator import encode_batches
     from hf_rerank.schema import FEATURE_TENSORS
 
     values: list[float | None] = []
-    for batch in encoded_batches(lists, processor):
+    for batch in encode_batches(lists, processor):
         scores = model.rank(**{name: batch[name] for name in FEATURE_TENSORS if name in batch})[1]
         found = metrics.ndcg(scores, batch["labels"], mask=batch["mask"], k=10, reduction="none")
         clicked = (batch["labels"] * batch["mask"]).sum(1) > 0
@@ -190,10 +190,10 @@ def summarise(folder: Path, root: Path) -> dict[str, Any]:
 
 def _logged(order: str, root: Path) -> dict[str, Any]:
     """NDCG@10 of the initial order itself."""
-    from tree_baseline import logged_scores, mean_ndcg
+    from tree_baseline import mean_ndcg, score_logged_order
 
     log = load_order(root, order)
-    return {"order": order, "arm": "initial", "ndcg@10": mean_ndcg(log, "test", logged_scores(log, "test"))}
+    return {"order": order, "arm": "initial", "ndcg@10": mean_ndcg(log, "test", score_logged_order(log, "test"))}
 
 
 def _over_queries(found: list[dict[str, Any]], base: list[dict[str, Any]], queries: list[Any]) -> Any:

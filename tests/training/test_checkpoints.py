@@ -14,7 +14,7 @@ import pytest
 from hf_rerank import InputError, RerankTrainer
 from hf_rerank.storage import MANIFEST
 from hf_rerank.training import checkpointing_trainer, checkpoints
-from hf_rerank.training.checkpoints import checkpoints_in, newest_checkpoint, verify_checkpoint
+from hf_rerank.training.checkpoints import find_newest_checkpoint, list_checkpoints, verify_checkpoint
 
 STATE_FILES = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
 
@@ -86,7 +86,7 @@ def test_no_file_of_a_checkpoint_changes_unseen(copy: Path, resume: Callable[...
 def test_an_unfinished_checkpoint_is_passed_over_by_last_only(copy: Path, resume: Callable[..., Any]) -> None:
     (copy / "checkpoint-4" / MANIFEST).unlink()
     with pytest.warns(UserWarning, match="checkpoint-4 in .*passed over"):
-        assert newest_checkpoint(copy) == copy / "checkpoint-3"
+        assert find_newest_checkpoint(copy) == copy / "checkpoint-3"
     with pytest.raises(InputError, match=r"checkpoint-4 has no manifest\.json of a checkpoint: it is unfinished"):
         resume(str(copy / "checkpoint-4"))
     (copy / "checkpoint-3" / MANIFEST).unlink()
@@ -158,14 +158,14 @@ def test_a_folder_with_the_checkpoints_of_an_earlier_run(tmp_path: Path) -> None
     """The newest is the one written last, not the one of the highest step; the best and the newest are kept."""
     folder = tmp_path / "run"
     kill_worker.train(folder, {})
-    steps = [path.name for path in checkpoints_in(folder)]
+    steps = [path.name for path in list_checkpoints(folder)]
     assert "checkpoint-10" in steps
     assert len(steps) == 2
     kill_worker.train(folder.with_name("other"), {})
     trainer = kill_worker.make_trainer(folder, max_steps=4, num_train_epochs=1)
     trainer.train()
-    assert newest_checkpoint(folder) == folder / "checkpoint-4"
-    for path in checkpoints_in(folder):
+    assert find_newest_checkpoint(folder) == folder / "checkpoint-4"
+    for path in list_checkpoints(folder):
         verify_checkpoint(path)
 
 

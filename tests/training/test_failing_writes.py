@@ -16,7 +16,7 @@ import warm
 
 from hf_rerank import InputError, Reranker
 from hf_rerank.storage import verify
-from hf_rerank.training.checkpoints import checkpoints_in, verify_checkpoint
+from hf_rerank.training.checkpoints import list_checkpoints, verify_checkpoint
 
 
 def fill_the_disk(folder: Path, limits: tuple[int, ...], report: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert "\n" not in result
         assert ("are needed" in result) is (what == "run/checkpoint-12")
     assert before == after, "no new name, and nothing half-written"
-    for path in checkpoints_in(folder):
+    for path in list_checkpoints(folder):
         verify_checkpoint(path)
     trainer = kill_worker.make_trainer(folder, num_train_epochs=3, save_total_limit=None)
     trainer.train(resume_from_checkpoint="last")
@@ -112,7 +112,7 @@ def test_a_failed_save_leaves_the_older_files(tmp_path: Path, what: str, monkeyp
             assert now.keys() == old.keys() or what == "checkpoint"
         else:
             replaced += 1
-        for path in (folder, *checkpoints_in(folder)):
+        for path in (folder, *list_checkpoints(folder)):
             Reranker.from_pretrained(path)
             assert verify(path, lambda name: True, "") is not None
     # Each file and the folder are brought to the disk, then the folder that holds the new name.

@@ -8,7 +8,7 @@ from pathlib import Path
 import kill_worker
 import pytest
 
-from hf_rerank.training.checkpoints import checkpoints_in
+from hf_rerank.training.checkpoints import list_checkpoints
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_going_on_at_any_step_and_again(unbroken: Path, tmp_path: Path, chain: t
         checkpoint = source / f"checkpoint-{step}"
         trainer.train(resume_from_checkpoint=str(checkpoint))
         if step == 10:  # nothing was left to do, and nothing was done
-            assert checkpoints_in(folder) == []
+            assert list_checkpoints(folder) == []
             assert kill_worker.digest(dict(trainer.model.state_dict())) == expected["model"]
             continue
         found = kill_worker.outcome(trainer)

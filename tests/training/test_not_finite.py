@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from hf_rerank import InputError, Reranker, RerankTrainer
 from hf_rerank.errors import TrainingStopped
-from hf_rerank.training.checkpoints import checkpoints_in
+from hf_rerank.training.checkpoints import list_checkpoints
 from hf_rerank.training.datasets import encode_lists
 
 
@@ -55,8 +55,10 @@ def test_what_is_not_finite_is_never_saved(tmp_path: Path, what: str, message: s
         trainer.train()
     assert breaking.fired
     assert "\n" not in str(caught.value)
-    assert [path.name for path in checkpoints_in(tmp_path / "run")] == [f"checkpoint-{n}" for n in range(1, last + 1)]
-    for path in checkpoints_in(tmp_path / "run"):
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [
+        f"checkpoint-{n}" for n in range(1, last + 1)
+    ]
+    for path in list_checkpoints(tmp_path / "run"):
         weights = Reranker.from_pretrained(path).model.state_dict()
         assert all(value.isfinite().all() for value in weights.values())
     if what == "weight":
@@ -79,7 +81,7 @@ def test_a_metric_that_is_no_number_chooses_nothing(tmp_path: Path) -> None:
     trainer.eval_dataset = encoded(trainer, rows)
     with pytest.raises(TrainingStopped, match=r"eval_ndcg@10, which chooses the best checkpoint, is nan at step 2"):
         trainer.train()
-    assert checkpoints_in(tmp_path / "run") == []
+    assert list_checkpoints(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
