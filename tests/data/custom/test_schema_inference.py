@@ -183,7 +183,7 @@ def test_positions_that_are_none(tmp_path: Path) -> None:
     assert f"{CHECK}rank starts at 1: subtract 1" in mixed.field_comments["position"]
     none = infer_schema(csv(tmp_path, "qid,item_id,rank,click\n1,5,4,0\n1,6,9,1\n2,5,1,1\n2,7,2,0\n"))
     assert none.schema.position is None
-    assert "no 0 to length - 1" in none.field_comments["position"]
+    assert "not 0 to length - 1" in none.field_comments["position"]
     assert [feature.name for feature in none.schema.items] == ["item_id"]
 
 
