@@ -132,7 +132,7 @@ def test_a_plan_knows_its_arms_and_refuses_what_is_wrong() -> None:
     assert plan.config_options("dnn") == {"embedding_dim": 4}
     for wrong, message in (
         (Plan(models, seeds=0), "at least 1"),
-        (Plan(models, config={"pear.hidden_size": 8}), "takes no part"),
+        (Plan(models, config={"pear.hidden_size": 8}), "is of a model that is not compared"),
         (Plan(models, training={"principled": "none"}), "name a preset"),
         (Plan((models[0], Model("dnn", models[0].config_class, models[0].model_class))), "same name"),
     ):
