@@ -169,12 +169,12 @@ def _section(dataset: Dataset, results: Mapping[str, Any]) -> Iterator[str]:
     arms, orders = experiment["arms"], results["orders"]["test"]
     yield "## Over several seeds"
     yield ""
-    without = ", and without the initial order, where P1 and P2 hold by construction"
+    without = ", and again without the initial order, where P1 and P2 hold by construction"
     if results["model"]["model_type"] == "rerank_dlcm":
-        without = ", and with a fixed random order in place of the initial one, since DLCM must read an order"
+        without = ", and again with a fixed random order in place of the initial one, since DLCM must read an order"
     yield (
-        f"The weights here are those of seed {arguments['seed']}. The same training was repeated with other seeds, and "
-        f"without the principles{without if 'no_order' in arms else ''}."
+        f"The weights here are those of seed {arguments['seed']}. The same training was repeated with other seeds, "
+        f"and without the principles{without if 'no_order' in arms else ''}."
     )
     yield ""
     yield (
