@@ -169,10 +169,12 @@ def _section(dataset: Dataset, results: Mapping[str, Any]) -> Iterator[str]:
     arms, orders = experiment["arms"], results["orders"]["test"]
     yield "## Over several seeds"
     yield ""
+    without = ", and again without the initial order, where P1 and P2 hold by construction"
+    if results["model"]["model_type"] == "rerank_dlcm":
+        without = ", and again with a fixed random order in place of the initial one, since DLCM must read an order"
     yield (
         f"The weights here are those of seed {arguments['seed']}. The same training was repeated with other seeds, "
-        "without the principles, and without the initial order, where P1 and P2 hold by construction or, for DLCM, "
-        "which must read an order, with a random one."
+        f"and without the principles{without if 'no_order' in arms else ''}."
     )
     yield ""
     yield (
@@ -180,8 +182,8 @@ def _section(dataset: Dataset, results: Mapping[str, Any]) -> Iterator[str]:
         f"items, the first in the initial order."
     )
     yield (
-        f"- Initial order: that of {dataset.ranker}, trained on the clicks of lists set aside for it "
-        "(`ranker_train`), which no re-ranker sees."
+        f"- Initial order: that of {dataset.ranker} (`hf-rerank initial-rank --quality {WORLDS[dataset.world][2]}`), "
+        "trained on the clicks of lists set aside for it (`ranker_train`), which no re-ranker sees."
     )
     yield (
         f"- Learning rate {arguments['learning_rate']:g}, chosen on the validation lists without the principles and "
