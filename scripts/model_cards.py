@@ -158,7 +158,7 @@ def _change(experiment: Mapping[str, Any], name: str) -> str:
     if found is None:
         return "not known, of one seed"
     interval = Interval(**found)
-    unclear = "" if interval.is_clear else ", which may be chance"
+    unclear = "" if interval.low > 0 or interval.high < 0 else ", which may be chance"
     seeds = f"95 % t-interval over {interval.count} seeds"
     return f"{interval.mean:+.2f} % [{interval.low:+.2f}, {interval.high:+.2f}]{unclear} ({seeds})"
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 
-from hf_rerank import Categorical, ListSchema, cli
+from hf_rerank import Categorical, ListSchema
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "experiments"))
 
@@ -96,18 +95,10 @@ def test_differences_are_paired_by_seed_in_percent_of_the_base(tmp_path: Path) -
     assert "+15.00 [" in questions.as_markdown(rows)
 
 
-def run_here(command: list[str], check: bool) -> None:
-    """A command of the library, in this process."""
-    assert check
-    assert command[:3] == [sys.executable, "-m", "hf_rerank.cli"]
-    assert cli.main(command[3:]) == 0
-
-
 @pytest.mark.slow
 def test_a_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small world; DLCM without order gets a random one; a second call trains nothing."""
     orders = {"trained": "moderate", "display": "display"}
-    monkeypatch.setattr(worlds, "subprocess", SimpleNamespace(run=run_here))
     monkeypatch.setattr(worlds, "WORLDS", {name: ("prm_public", 400, order) for name, order in orders.items()})
     monkeypatch.setattr(grid, "WORLDS", worlds.WORLDS)
     monkeypatch.setattr(grid, "EPOCHS", 1)

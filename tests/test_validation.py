@@ -122,7 +122,7 @@ WRONG_COLUMNS = {
     "numbers for ids": ({"item_id": [1.5, 2.0]}, ["'item_id' holds double", "integers or text", "declare it Dense"]),
     "numbers for positions": ({"place": [0.0, 1.0]}, ["'place' holds double", "expected integers", "convert it"]),
     "one value a list": ({"price": 1.5}, ["'price' holds one double per list", "expected a sequence"]),
-    "one number for a vector": ({"text": [1.0, 2.0]}, ["'text' holds one double an item", "expected 2 numbers"]),
+    "one number for a vector": ({"text": [1.0, 2.0]}, ["'text' holds one double per item", "expected 2 numbers"]),
     "a sequence for the user": ({"age": [1.0, 2.0]}, ["'age' holds list", "expected numbers"]),
     "all null where it is refused": ({"stars": [None, None]}, ["list 10 (id first), item 0", "'stars'", "fill it"]),
 }

@@ -181,11 +181,11 @@ LOAD = "hf_rerank.processing:ListProcessor.from_pretrained"
 WRITERS: dict[str, Writer] = {
     "simulate prm_public": Writer(simulate("prm_public")),
     "simulate ad": Writer(simulate("ad")),
-    "schema infer": Writer(infer, OWN, "hf_rerank.data.custom.inference:natural_table"),
-    "prepare own": Writer(own, OWN, "hf_rerank.data.custom.custom_source:ListChecker.checked"),
+    "schema infer": Writer(infer, OWN, "hf_rerank.data.custom.inference:unify_tables"),
+    "prepare own": Writer(own, OWN, "hf_rerank.data.custom.custom_source:ListChecker.check"),
     "prepare prm_public": Writer(prm_public, "raw/set1.train.txt.part1", "hf_rerank.data.prm_public.source:read_unit"),
     "prepare ad --initial-ranker": Writer(
-        in_order, "ad/raw_sample.csv", "hf_rerank.data.ad.source:Partition.of", kills=3
+        in_order, "ad/raw_sample.csv", "hf_rerank.data.ad.source:Partition.fill", kills=3
     ),
     "initial-rank": Writer(initial_rank, OF_LISTS, "hf_rerank.initial_rankers.order:LambdaMARTRanker.fit", kills=2),
     "vectors": Writer(vectors, OF_LISTS, "hf_rerank.personalised_vectors:ClickModel.fit", kills=3),
@@ -198,5 +198,5 @@ WRITERS: dict[str, Writer] = {
     "rank to packed CSV": Writer(rank("csv.gz"), OWN, RERANK, kills=3),
     "export": Writer(export, "model0/config.json", LOAD),
     "save": Writer(save, "model0/config.json", LOAD, before=copy_model),
-    "cache of datasets": Writer(cache_of_own_files, OWN, "hf_rerank.data.custom.own_datasets:tables_of_files"),
+    "cache of datasets": Writer(cache_of_own_files, OWN, "hf_rerank.data.custom.own_datasets:read_tables"),
 }

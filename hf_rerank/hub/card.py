@@ -200,7 +200,7 @@ def _data_points(results: Mapping[str, Any]) -> str:
         points.append(f"{arguments['max_steps']:,} steps.")
     elif "num_train_epochs" in arguments:
         points.append(f"{arguments['num_train_epochs']:g} epochs.")
-    for key, words in (("per_device_train_batch_size", "Lists a batch"), ("learning_rate", "Learning rate")):
+    for key, words in (("per_device_train_batch_size", "Lists per batch"), ("learning_rate", "Learning rate")):
         if key in arguments:
             points.append(f"{words}: {arguments[key]:g}.")
     if "seed" in arguments:

@@ -29,7 +29,7 @@ import pyarrow as pa
 from runs import finish, train
 from tree_baseline import flat, lengths_of
 from tree_logs import COMPARE, SPLITS, Log, load
-from tree_table import make_schema
+from tree_table import schema_of
 
 from hf_rerank.evaluation.comparing import bootstrap_interval, holm, t_interval
 
@@ -111,7 +111,7 @@ def run(path: Path, root: Path, order: str, arm: str, seed: int) -> dict[str, An
     from hf_rerank.processing import ListProcessor
 
     log = load_order(root, order)
-    schema = make_schema(log, "quantile")
+    schema = schema_of(log, "quantile")
     lists = {split: datasets.Dataset(log.splits[split]) for split in SPLITS}
     processor = ListProcessor.from_lists(lists["train"], schema=schema)
     preset, weights = ARMS[arm]

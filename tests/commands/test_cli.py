@@ -454,7 +454,7 @@ class TestMistakes:
             ("prepare prm_public --raw-dir {0}/raw --output-dir {0}/lists", "lists"),
             ("prepare prm_public --raw-dir {0}/raw --output-dir {0}/y --protocoll ours", "did you mean '--protocol'"),
             ("train --model prn --data {0}/lists --output-dir {0}/r", "did you mean 'prm'"),
-            ("train --model prm --data {0}/list --output-dir {0}/r", "{0}/list is no folder"),
+            ("train --model prm --data {0}/list --output-dir {0}/r", "{0}/list is not a folder"),
             (
                 "train --model prm --data {0}/lists --output-dir {0}/r --num_train_epoch 2",
                 "did you mean '--num-train-ep",

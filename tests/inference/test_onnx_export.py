@@ -315,7 +315,7 @@ def test_a_processor_of_other_lists(exported: Callable[[str], SimpleNamespace], 
     with pytest.raises(InputError, match=f"fingerprint {scorer.schema_fingerprint}.*do not belong together"):
         Reranker(other, scorer)
     other.save_pretrained(copied)
-    with pytest.raises(InputError, match=r"cut or changed|damaged or changed"):
+    with pytest.raises(InputError, match=r"truncated or changed|damaged or changed"):
         Reranker.from_pretrained(copied)
 
 

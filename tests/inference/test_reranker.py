@@ -421,7 +421,7 @@ def test_wrong_options_of_loading(folder: Path, source: Any, options: dict[str, 
         ({"num_attention_heads": 0}, r"config\.json of .*num_attention_heads is 0: expected at least 1"),
         ({"position_input": "embed"}, r"config\.json of .*'position_input' expected one of \('embedding', 'none'\)"),
         ({"depth": 3}, r"config\.json of .*PRMConfig has no option 'depth'"),
-        ({"model_type": None}, "says no model_type"),
+        ({"model_type": None}, "it has no model_type"),
     ],
 )
 def test_a_config_that_somebody_changed(folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:

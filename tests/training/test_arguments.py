@@ -51,7 +51,7 @@ def test_defaults_that_differ(tmp_path: Path) -> None:
         ({"encoded_cache": ""}, "encoded_cache is empty: expected a folder"),
         ({"train_sampling_strategy": "group_by_length"}, "is 'group_by_length': expected random or sequential"),
         ({"dataloader_in_order": False}, "dataloader_in_order=False gives batches as workers happen to finish"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no part"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not used"),
         ({"metric_ks": []}, "metric_ks"),
         ({"metric_ks": [5, 0]}, "metric_ks"),
         ({"obedience_k": 0}, "obedience_k"),

@@ -195,6 +195,6 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path, copy: Path) -> None:
     for name in ("tmp-checkpoint-5/checkpoint-5", "tmp-deleted-checkpoint-2"):
         (copy / name).mkdir(parents=True)
         (copy / name / "model.safetensors").write_bytes(b"half")
-    checkpoints.clean(copy)
+    checkpoints.clean_up(copy)
     assert {path.name for path in copy.iterdir()} == {"checkpoint-3", "checkpoint-4"}
     verify_checkpoint(copy / "checkpoint-4")

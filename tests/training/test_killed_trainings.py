@@ -64,7 +64,7 @@ def test_killed_trainings_go_on_to_the_same_bits(tmp_path: Path) -> None:
 
 def hold(folder: Path, held: Path) -> None:
     """Holds the folder of a run, says so, and waits to be killed."""
-    with checkpoints.owned(folder):
+    with checkpoints.lock_run(folder):
         held.touch()
         time.sleep(300)
 
