@@ -100,7 +100,7 @@ def rows_of(question: str, runs: Runs, folder: Path, lists: Path | None) -> list
     rows = []
     for cell, arms in wanted.items():
         found = runs.get(cell, {})
-        users = _users(lists, cell[0]) if lists else None
+        users = _users(lists, cell[0]) if lists and found else None
         for arm in arms:
             if arm not in found:
                 continue
