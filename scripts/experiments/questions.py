@@ -308,7 +308,7 @@ def draw_changes(rows: list[dict[str, Any]], path: Path) -> None:
     key = f"{PRIMARY} - none"
     rows = [row for row in rows if key in row]
     worlds = list(dict.fromkeys((row["world"], row["length"]) for row in rows))
-    if not worlds:
+    if len(rows) < 3:
         return
     plt = _matplotlib()
     models = {row["model"] for row in rows}
@@ -341,10 +341,12 @@ def draw_payoff(runs: Runs, path: Path, arm: str = "scaled") -> None:
     colours = dict(
         zip(sorted({cell[0] for cell in runs}), plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False)
     )
+    shown: dict[str, None] = {}
     for (world, length, model), arms in runs.items():
         value, gain = difference(arms, "none", "no_order", PRIMARY), difference(arms, arm, "none", PRIMARY)
         if value is None or gain is None or model not in markers:
             continue
+        shown[world] = None
         axis.errorbar(
             value.mean,
             gain.mean,
@@ -359,8 +361,8 @@ def draw_payoff(runs: Runs, path: Path, arm: str = "scaled") -> None:
     axis.axvline(0, color="grey", linewidth=1)
     axis.set_xlabel("value of the order: model minus model without order, % of expected clicks")
     axis.set_ylabel("gain from the principles, % of expected clicks")
-    handles = [plt.Line2D([], [], color=c, marker="o", linestyle="", label=w) for w, c in colours.items()]
-    handles += [plt.Line2D([], [], color="grey", marker=m, linestyle="", label=n) for n, m in markers.items()]
+    handles = [plt.Line2D([], [], color=colours[w], marker="o", linestyle="", label=ORDERS.get(w, w)) for w in shown]
+    handles += [plt.Line2D([], [], color="grey", marker=m, linestyle="", label=NAMES[n]) for n, m in markers.items()]
     axis.legend(handles=handles, frameon=False, fontsize=7)
     _save(figure, axis, path)
 
