@@ -31,6 +31,10 @@ from model_cards import DATASETS, index_text, write_card  # noqa: E402
 NAMES = sorted(path.parent.name for path in COMMITTED.glob("*/config.json"))
 
 
+def test_every_model_of_both_formats_is_there() -> None:
+    assert len(NAMES) == 14, NAMES
+
+
 def results_of(name: str) -> dict[str, Any]:
     return json.loads((COMMITTED / name / "results.json").read_text(encoding="utf-8"))
 
