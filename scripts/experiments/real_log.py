@@ -14,7 +14,8 @@ three initial orders:
 PRM has the defaults of ``hf-rerank train`` and its dense features on the ``quantile`` scale. A run is one (order, arm,
 seed), kept as one JSON file and not repeated; the model without order is the same for every initial order and is
 trained once per seed. Runs of one seed share initial weights and batches. Labels are logged clicks, which in display
-order carry position bias: a drop in NDCG may be a smaller bias. ``results/real_log/`` gets the numbers only, a file per run in ``cells/``.
+order carry position bias: a drop in NDCG may be a smaller bias. ``results/real_log/`` gets the numbers only; the files
+of the runs are in its folder ``cells``.
 """
 
 from __future__ import annotations
