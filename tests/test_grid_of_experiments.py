@@ -118,3 +118,13 @@ def test_a_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert sum(settled) == made["test"]["lists"]
     grid.main()
     assert {path.stem: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == files
+
+
+def test_tables_of_no_runs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else ``--paste`` would empty the tables of the pages."""
+    monkeypatch.setattr(
+        sys, "argv", ["questions.py", "--runs", str(tmp_path), "--output-dir", str(tmp_path / "results"), "--paste"]
+    )
+    with pytest.raises(SystemExit, match="has no runs"):
+        questions.main()
+    assert not (tmp_path / "results").exists()

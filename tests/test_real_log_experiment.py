@@ -54,3 +54,15 @@ def test_differences_are_paired_by_seed_over_lists_with_a_click(
     # Both lists change by the same .25, so every resampling of the queries does.
     assert principled["ndcg@10 - none, queries"]["low"] == pytest.approx(0.25)
     assert "+0.2500" in real_log.as_markdown(summary)
+
+
+def test_a_folder_without_runs_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an empty table would replace the committed one."""
+    (tmp_path / "clara2").mkdir()
+    monkeypatch.setattr(real_log, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(sys, "argv", ["real_log.py", "--root", str(tmp_path), "--summary", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"has no runs \(\*\.json\)"):
+        real_log.main()
+    assert not (tmp_path / "results").exists()

@@ -483,6 +483,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     runs, output = load(options.runs), options.output_dir
+    if not runs:
+        raise SystemExit(f"{options.runs} has no runs (*.json): expected the output folder of grid.py")
     output.mkdir(parents=True, exist_ok=True)
     tables: dict[str, list[dict[str, Any]]] = {}
     for question in PLAN:

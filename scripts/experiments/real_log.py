@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from runs import finish, train
+from runs import finish, per_list, train
 from tree_baseline import flat, lengths_of
 from tree_logs import COMPARE, SPLITS, Log, load
 from tree_table import schema_of
@@ -132,28 +132,15 @@ def run(path: Path, root: Path, order: str, arm: str, seed: int) -> dict[str, An
     )
     shutil.rmtree(folder, ignore_errors=True)
     measured = evaluate(trainer.model, processor, lists["test"])
+    ndcg = per_list(trainer.model, processor, lists["test"])["ndcg@10"]
+    clicked = [any(labels) for labels in lists["test"][schema.label]]
     return {
         "order": order,
         "arm": arm,
         "seed": seed,
         "test": {name: measured[name] for name in MEASURES},
-        "ndcg@10": measure_ndcg(trainer.model, processor, lists["test"]),
+        "ndcg@10": [round(float(value), 6) if click else None for value, click in zip(ndcg, clicked, strict=True)],
     }
-
-
-def measure_ndcg(model: Any, processor: Any, lists: Any) -> list[float | None]:
-    """Per list; None without a click."""
-    from hf_rerank import metrics
-    from hf_rerank.evaluation.evaluator import encode_batches
-    from hf_rerank.schema import FEATURE_TENSORS
-
-    values: list[float | None] = []
-    for batch in encode_batches(lists, processor):
-        scores = model.rank(**{name: batch[name] for name in FEATURE_TENSORS if name in batch})[1]
-        found = metrics.ndcg(scores, batch["labels"], mask=batch["mask"], k=10, reduction="none")
-        clicked = (batch["labels"] * batch["mask"]).sum(1) > 0
-        values += [round(float(v), 6) if c else None for v, c in zip(found, clicked, strict=True)]
-    return values
 
 
 def summarise(folder: Path, root: Path) -> dict[str, Any]:
@@ -161,6 +148,8 @@ def summarise(folder: Path, root: Path) -> dict[str, Any]:
     runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     for found in runs.values():  # over the lists with a click, as in the other tables of real logs
         found["test"]["ndcg@10"] = float(np.mean([value for value in found["ndcg@10"] if value is not None]))
+    if not runs:
+        raise SystemExit(f"{folder} has no runs (*.json): give the folder of --output-dir")
     queries = load("clara2_display", root).splits["test"].column("query").to_pylist()
     rows: list[dict[str, Any]] = []
     for order in ORDERS:
@@ -231,6 +220,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
+    if not (options.output_dir or options.summary):
+        parser.error("nothing to do: give --output-dir to train, --summary to make the tables, or both")
+    if not (options.root / "clara2").is_dir():
+        parser.error(f"--root {options.root} has no folder clara2 with the lists of the log")
     if options.output_dir:
         cells = [
             (order, arm, seed)

@@ -1,5 +1,7 @@
 """Metrics: values by hand, against trec_eval and scikit-learn, on real labels; then properties of all of them."""
 
+import doctest
+import importlib
 import json
 import math
 from functools import partial
@@ -353,3 +355,10 @@ def test_errors_of_single_metrics():
         expected_clicks(ones, ones, [1.0, 0.5])
     with pytest.raises(InputError, match="examination must be"):
         expected_clicks(ones, ones, [1.0, 0.5, math.nan])
+
+
+@pytest.mark.parametrize(("module", "at_least"), [("ranking", 9), ("accumulate", 4)])
+def test_examples_in_docstrings(module, at_least):
+    failed, tried = doctest.testmod(importlib.import_module(f"hf_rerank.metrics.{module}"))
+    assert failed == 0
+    assert tried >= at_least
