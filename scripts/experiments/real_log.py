@@ -2,6 +2,7 @@
 
     python scripts/experiments/real_log.py --root LOGS --output-dir RUNS --seeds 5
     python scripts/experiments/real_log.py --summary RUNS --root LOGS
+    python scripts/experiments/real_log.py --write-lists LISTS --root LOGS    # for hf-rerank compare --data LISTS/trees
 
 ``LOGS/clara2`` holds the lists of a public web search log; the log is not part of this project. The same lists come in
 three initial orders:
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from runs import finish, per_list, train
 from tree_baseline import flat, lengths_of
 from tree_logs import COMPARE, SPLITS, Log, load
@@ -80,6 +82,16 @@ def load_order(root: Path, order: str) -> Log:
         log.splits[split] = _add_positions(log.splits[split], scores, lengths_of(log, split))
     log.schema = log.schema.replace(position="position_trees_display")
     return log
+
+
+def write_lists(folder: Path, root: Path) -> None:
+    """Writes one folder of prepared lists per initial order, for ``hf-rerank compare`` and ``hf-rerank tune``."""
+    for order in ORDERS:
+        log = load_order(root, order)
+        (folder / order).mkdir(parents=True, exist_ok=True)
+        schema_of(log, "quantile").save(folder / order / "schema.json")
+        for split in SPLITS:
+            pq.write_table(log.splits[split], folder / order / f"{split}-00000-of-00001.parquet")
 
 
 def _fit_trees(log: Log) -> Any:
@@ -216,14 +228,17 @@ def main() -> None:
     parser.add_argument("--root", required=True, type=Path, help="folder that holds clara2")
     parser.add_argument("--output-dir", type=Path, help="train what is missing here")
     parser.add_argument("--summary", type=Path, metavar="RUNS", help="make the tables of the runs in this folder")
+    parser.add_argument("--write-lists", type=Path, metavar="LISTS", help="write the lists of every initial order here")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
-    if not (options.output_dir or options.summary):
-        parser.error("nothing to do: give --output-dir to train, --summary to make the tables, or both")
+    if not (options.output_dir or options.summary or options.write_lists):
+        parser.error("nothing to do: give --output-dir to train, --summary to make the tables, or --write-lists")
     if not (options.root / "clara2").is_dir():
         parser.error(f"--root {options.root} has no folder clara2 with the lists of the log")
+    if options.write_lists:
+        write_lists(options.write_lists, options.root)
     if options.output_dir:
         cells = [
             (order, arm, seed)
