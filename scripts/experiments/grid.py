@@ -310,6 +310,10 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
         ("prm",),
         ("none", "no_order", "scaled", "paper"),
     ),
+    "small": [
+        *_cells(("trained_small",), (30,), RERANKERS, ("none", "no_order", "scaled")),
+        *_cells(("trained_small",), (30,), ("prm",), ("p1", "p2", "augmentation", "scaled_x10", "paper")),
+    ],
     "8": _cells(("trained_poor", "trained", "trained_strong"), (30,), ("prm",), ("none", "no_order", "scaled")),
     "5": _cells(
         ("trained",), (30,), ("prm",), ("none", *(f"{p}_x{f:g}" for p in ("scaled", "paper") for f in FACTORS))

@@ -44,6 +44,7 @@ TITLES = {
     "7": "The model's own order with a gradient",
     "8": "Quality of the initial ranker",
     "payoff": "Orders that are worth a little",
+    "small": "Every model on half the lists",
     "paper_settings": "The paper's learning rates and 30 epochs",
     "lengths": "Every model on lists of 10 items",
     "ad": "Every model on simulated lists of Ad",
