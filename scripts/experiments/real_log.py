@@ -2,7 +2,7 @@
 
     python scripts/experiments/real_log.py --root LOGS --output-dir RUNS --seeds 5
     python scripts/experiments/real_log.py --summary RUNS --root LOGS
-    python scripts/experiments/real_log.py --write-lists LISTS --root LOGS    # for hf-rerank compare --data LISTS/trees
+    python scripts/experiments/real_log.py --write-lists LISTS --root LOGS   # for hf-rerank compare --data LISTS/trees
 
 ``LOGS/clara2`` holds the lists of a public web search log; the log is not part of this project. The same lists come in
 three initial orders:
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--root", required=True, type=Path, help="folder that holds clara2")
     parser.add_argument("--output-dir", type=Path, help="train what is missing here")
     parser.add_argument("--summary", type=Path, metavar="RUNS", help="make the tables of the runs in this folder")
-    parser.add_argument("--write-lists", type=Path, metavar="LISTS", help="write the lists of every initial order here")
+    parser.add_argument("--write-lists", type=Path, metavar="LISTS", help="write the lists of each initial order here")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
