@@ -22,7 +22,7 @@ def name_failures(path: Path, needed: int | None = None) -> Iterator[None]:
 
     Args:
         path: What is being written.
-        needed: Approximate size in bytes, for the message. None: not known.
+        needed: Approximate size in bytes, for the message. None: unknown.
     """
     try:
         yield

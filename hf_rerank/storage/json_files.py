@@ -10,7 +10,7 @@ from typing import Any
 from hf_rerank.errors import InputError, show
 from hf_rerank.storage.atomic import write_file
 
-# Far above any file of this library: bytes of a file, levels of objects and lists, size of an integer.
+# Limits far above any file of this library: bytes of a file, levels of objects and lists, size of an integer.
 LARGEST_FILE = 2**26
 DEEPEST = 50
 LARGEST_INTEGER = 2**64
@@ -20,7 +20,7 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
     """Writes a JSON file that appears complete or not at all; numbers that are not finite become null.
 
     Raises:
-        CannotWrite: The disk refuses; names path and space.
+        CannotWrite: The disk refuses the write; the message names the path and the free space.
     """
     write_file(path, format_json(values))
 
@@ -52,7 +52,7 @@ def read_json(path: str | Path, remedy: str = "fix or remove it") -> dict[str, A
 
     Raises:
         InputError: It is not a regular file (reading a pipe or a device might never end), it is larger than
-            ``LARGEST_FILE``, or as ``parse_json_object``.
+            ``LARGEST_FILE``, or ``parse_json_object`` refuses it.
         OSError: It does not exist, or cannot be read.
     """
     path = Path(path)
@@ -88,8 +88,8 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
         remedy: What the user can do about it; the end of messages.
 
     Raises:
-        InputError: It is not a JSON object, names a key twice, is nested deeper than ``DEEPEST``, or holds what other
-            programs may be unable to read: NaN, infinity, an integer of more than 64 bits, a lone surrogate.
+        InputError: It is not a JSON object, names a key twice, is nested deeper than ``DEEPEST``, or has a value that
+            other programs may be unable to read: NaN, infinity, an integer of more than 64 bits, a lone surrogate.
     """
 
     def refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
 
 
 def _refuse_extremes(value: Any, where: str, remedy: str) -> None:
-    """Refuses what other programs may be unable to read. Level by level: recursion would fail at deep nesting."""
+    """Refuses values that other programs may not read. Works level by level: recursion would fail at deep nesting."""
     level = [value]
     for _ in range(DEEPEST):
         inner: list[Any] = []

@@ -318,7 +318,7 @@ def test_misspelled_folders_are_not_asked_of_the_hub(
         ("evaluate --model runs/frist --data runs/lists", near),
         (
             "export --model /runs/none/such --output-dir out",
-            r"repository of the Hub \(nor /runs/none\): check",
+            r"repository of the Hub \(/runs/none does not exist either\): check",
         ),
         (
             "export --model frist --output-dir out",

@@ -398,7 +398,7 @@ def test_a_number_of_numpy_is_a_number(reranker: Reranker) -> None:
     ("source", "options", "message"),
     [
         (None, {}, "expected a folder, or the id of a repository, got NoneType"),
-        ("", {}, "expected a folder, or the id of a repository, got an empty text"),
+        ("", {}, "expected a folder, or the id of a repository, got an empty string"),
         (3, {}, "expected a folder, or the id of a repository, got int"),
         ("{folder}/config.json", {}, r"config\.json is a file: expected the folder that holds it"),
         ("{folder}", {"devic": "cpu"}, "there is no option 'devic' of loading; did you mean 'device'"),
