@@ -376,7 +376,7 @@ def test_a_folder_that_would_not_load(hub: Hub, run_folder: Path, tmp_path: Path
     assert "has no config.json" in refusal(lambda: push_model(tmp_path / "empty", KEY))
     weights = (run_folder / "model.safetensors").read_bytes()
     (run_folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    assert "its SHA-256 is not that of the file saved; save it again" in refusal(lambda: push_model(run_folder, KEY))
+    assert "its SHA-256 is not that of the saved file; save it again" in refusal(lambda: push_model(run_folder, KEY))
     assert hub.requests == []
 
 

@@ -461,7 +461,7 @@ def test_a_graph_is_not_taken_for_weights(folder: Path, tmp_path: Path) -> None:
     """What is called a graph is given to ONNX Runtime, and nothing else reads it."""
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
     (copy / "model.safetensors").rename(copy / "model.onnx")
-    with pytest.raises(InputError, match=r"copy holds an exported graph \(model\.onnx\) and no weights of PyTorch"):
+    with pytest.raises(InputError, match=r"copy holds an exported graph \(model\.onnx\) and no PyTorch weights"):
         AutoReranker.from_pretrained(copy)
     with pytest.raises(InputError, match=r"copy has no manifest\.json"):
         Reranker.from_pretrained(copy)

@@ -183,7 +183,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
                 CachedLists(tmp_path, lists, collator_of(processor))
             path.write_bytes(content)
     (folder / "extra.raw").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"extra\.raw is none of the files"):
+    with pytest.raises(InputError, match=r"extra\.raw is not one of the files"):
         CachedLists(tmp_path, lists, collator_of(processor))
     (folder / "extra.raw").unlink()
     other = rich_lists(31)

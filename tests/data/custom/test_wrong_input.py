@@ -201,7 +201,7 @@ CASES = {
     ),
     "label also a feature": Case(
         lambda _: SCHEMA.replace(items=[Categorical("item_id"), Dense("click")]),
-        ["'click' is a feature and also the label"],
+        ["'click' is both a feature and the label"],
     ),
     "unknown key of a schema": Case(
         lambda folder: loaded_schema(folder, '// mine\n{"items": [], "lable": "click"}'),
@@ -257,7 +257,7 @@ CASES = {
     ),
     "positions that repeat": Case(
         lambda _: load(rows(place=[0, 0, 1])),
-        [HERE, "'place'", "no permutation of 0..2 (0, 0, 1)", "0 to length - 1 once"],
+        [HERE, "'place'", "not a permutation of 0..2 (0, 0, 1)", "0 to length - 1 once"],
     ),
     "positions from 1": Case(lambda _: load(rows(place=[1, 2, 3])), [HERE, "'place'", "they start at 1: subtract 1"]),
     "null list id": Case(
