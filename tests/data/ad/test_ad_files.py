@@ -90,7 +90,7 @@ def test_a_wrong_header_names_the_column(raw: Path, name: str, header: bytes, me
             "line 3, adgroup_id: got 'x', expected an integer from 0 to",
         ),
         ("raw_sample.csv", 2, b"-1,1494000001,11,p,1,0", "line 2, user: got '-1', expected an integer"),
-        ("raw_sample.csv", 4, b"1,1494000001,11,,1,0", "line 4, pid: got '', expected a text"),
+        ("raw_sample.csv", 4, b"1,1494000001,11,,1,0", "line 4, pid: got '', expected non-empty UTF-8 text"),
         (
             "raw_sample.csv",
             4,
@@ -104,7 +104,12 @@ def test_a_wrong_header_names_the_column(raw: Path, name: str, header: bytes, me
         ("raw_sample.csv", 2, b"1,1494000001", "line 2: has 2 fields, expected 6"),
         ("raw_sample.csv", 3, b"1,1494000001,11,p,1,0,0", "line 3: has 7 fields, expected 6"),
         ("raw_sample.csv", 3, b"", "line 3: has no fields, expected 6"),
-        ("raw_sample.csv", 3, b"1,1494000001,11,p\xff,1,0", "line 3, pid: got 'p\\\\xff', expected a text"),
+        (
+            "raw_sample.csv",
+            3,
+            b"1,1494000001,11,p\xff,1,0",
+            "line 3, pid: got 'p\\\\xff', expected non-empty UTF-8 text",
+        ),
         (
             "raw_sample.csv",
             3,
@@ -317,10 +322,10 @@ def test_lists_with_truth_are_cut_in_their_initial_order(simulated: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows.pop(0), f"no row for list '2-{START + 9}', which raw_sample.csv holds"),
+        (lambda rows: rows.pop(0), f"no row for list '2-{START + 9}', which raw_sample.csv contains"),
         (
             lambda rows: rows.append(rows[0] | {"list_id": "9-1494000000"}),
-            "raw_sample.csv holds no list '9-1494000000",
+            "raw_sample.csv has no list '9-1494000000",
         ),
         (lambda rows: rows.append(rows[1]), f"has list '1-{START + 2}' twice"),
         (

@@ -294,7 +294,7 @@ def test_several_rejected_lines_are_counted_by_kind() -> None:
     assert message.startswith(
         "a/b.txt, line 1: expected six; damaged lines near here: 24, by kind: short 12 (line 1, 3,"
     )
-    assert message.endswith(", 20) and 4 lines that are not named; fix it")
+    assert message.endswith(", 20); 4 more lines are not named; fix it")
 
 
 def test_damage_before_anything_is_finished_leaves_nothing(source: Numbers, tmp_path: Path) -> None:
