@@ -104,7 +104,7 @@ def test_more_lists_than_are_encoded_at_a_time(tmp_path: Path, monkeypatch: pyte
 def test_lists_that_are_cut(tmp_path: Path) -> None:
     lists = rich_lists(40)
     processor = ListProcessor.from_lists(lists, schema=RICH.replace(max_list_length=3, max_history_length=2))
-    with pytest.raises(InputError, match=r"items, the schema allows max_list_length=3"):
+    with pytest.raises(InputError, match=r"items, but the schema allows max_list_length=3"):
         CachedLists(tmp_path, lists, collator_of(processor))
     assert not list(tmp_path.glob(".*.tmp"))
     cached = CachedLists(tmp_path, lists, collator_of(processor, truncate=True))

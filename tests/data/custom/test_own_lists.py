@@ -418,5 +418,5 @@ def test_what_is_wrong_leaves_nothing(tmp_path: Path) -> None:
     prepare_own(as_lines(lists(30), tmp_path / "lists.jsonl"), tmp_path / "out", schema=SCHEMA, progress=False)
     with pytest.raises(InputError, match="exists and is not an empty folder"):
         prepare_own(tmp_path / "lists.jsonl", tmp_path / "out", schema=SCHEMA, progress=False)
-    with pytest.raises(InputError, match="is prepared already"):
+    with pytest.raises(InputError, match="is already prepared"):
         prepare_own(tmp_path / "out", tmp_path / "other", schema=SCHEMA, progress=False)
