@@ -31,7 +31,7 @@ def parse_split_by(split_by: str) -> str | None:
 
 
 def split_by_time(times: np.ndarray, *, ranker_train: bool = True) -> np.ndarray:
-    """The split of each list, by the shares of ``splits.UPPER_BOUNDS``, in order of time.
+    """The split of each list, by the shares of ``splits.UPPER_BOUNDS``, oldest first.
 
     Of n lists the first ``n * 4,000 // 10,000`` go to ``ranker_train``, and so on. Lists with equal times are all in
     the earlier split.

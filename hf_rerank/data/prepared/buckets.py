@@ -20,7 +20,7 @@ MAX_BUCKETS = 4_096
 
 
 def assign_buckets(keys: np.ndarray, buckets: int) -> np.ndarray:
-    """The bucket of each key, an integer: the high bits of a product (Knuth), as ids may all be even or in strides.
+    """The bucket of each key, an integer: the high bits of a product (Knuth), as ids may all be even or evenly spaced.
 
     Args:
         keys: Unsigned integers [N].

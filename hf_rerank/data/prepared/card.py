@@ -29,7 +29,7 @@ class Licence:
     """The licence of prepared lists.
 
     Attributes:
-        name: ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None if not known.
+        name: ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None if unknown.
         text: The text of the section in the card.
     """
 

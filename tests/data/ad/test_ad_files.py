@@ -398,7 +398,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert not output.exists()
     with pytest.raises(InputError, match="is not finished"):
         refuse_unfinished(output)
-    with pytest.raises(InputError, match=r"lists.partial was begun with protocol 'ours', now it is 'public'"):
+    with pytest.raises(InputError, match=r"lists.partial was started with protocol 'ours', but now it is 'public'"):
         prepare_ad(raw, output, **options, protocol="public")
     again = prepare_ad(raw, output, **options)
     assert digests(output) == digests(tmp_path / "whole")
@@ -437,11 +437,13 @@ def test_buckets_that_are_not_as_they_were_are_refused(tmp_path: Path, monkeypat
             prepare_ad(raw, output, **SMALL)
     with (raw / "raw_sample.csv").open("a") as file:
         file.write("1,1494000000,1,p,1,0\n")
-    with pytest.raises(InputError, match=r"was begun with files .*raw_sample.csv.* now it is .* to start again"):
+    with pytest.raises(InputError, match=r"was started with files .*raw_sample.csv.* now it is .* to start again"):
         prepare_ad(raw, output, **SMALL)
     content = (raw / "raw_sample.csv").read_bytes().replace(b"1,1494000000,1,p,1,0\n", b"")
     (raw / "raw_sample.csv").write_bytes(content[:-2] + (b"1" if content[-2:-1] == b"0" else b"0") + b"\n")
-    with pytest.raises(InputError, match=r"raw_sample.csv has changed since .*partial was begun: remove .* to start"):
+    with pytest.raises(
+        InputError, match=r"raw_sample.csv has changed since .*partial was started: remove .* to start"
+    ):
         prepare_ad(raw, output, **SMALL)
     (raw / "raw_sample.csv").write_bytes(content)
     shutil.rmtree(tmp_path / "lists.partial")

@@ -379,7 +379,7 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert not output.exists()
         with pytest.raises(InputError, match="is not finished"):
             load_lists(output)
-        with pytest.raises(InputError, match="was begun with split_by 'group'"):
+        with pytest.raises(InputError, match="was started with split_by 'group'"):
             prepare_own(source, output, split_by="time:day", **options)
         prepare_own(source, output, **options)
         assert digests(output) == whole
