@@ -132,7 +132,7 @@ def read_lists(
     Args:
         scores, targets, mask, weights: [..., list], as in every loss; None has the same meaning as there.
         name: Name of the targets, for messages.
-        lowest, highest: Bounds of the targets of real items; they must be finite too.
+        lowest, highest: Bounds of the targets of real items, which must also be finite.
 
     Raises:
         InputError: Shapes that differ, a wrong type, or a value out of its range. Values are checked where this is

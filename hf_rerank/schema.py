@@ -140,7 +140,7 @@ class TensorSpec:
             ``Uc``, ``Ud`` of users, ``Hc``, ``Hd`` of history items.
         dtype: Name of the dtype in numpy and torch.
         fill: Value at padding. ``AFTER_THE_ITEMS``: positions that follow those of the items.
-        role: What the tensor is for.
+        role: Purpose of the tensor.
         required: Whether every batch has it.
         column: The field of ``ListSchema`` that names its item column, for tensors with the axes ``B L``.
         lowest: Smallest value allowed in the column. None: any finite number.
@@ -161,7 +161,7 @@ def _tensor(axes: str, dtype: str, fill: float | str, role: Role, **options: Any
 
 @dataclass(eq=False)
 class ListBatch(Mapping[str, Any]):
-    """The tensors of a batch, and at the same time the one table that describes them (``TENSORS``).
+    """The tensors of a batch, and at the same time the table that describes them (``TENSORS``).
 
     A tensor that the lists lack is None and is left out of the mapping: ``dict(batch)`` contains the others.
     Models read attributes, such as ``batch.item_dense``. To add a kind of tensor, add a field here and read it in the
@@ -310,7 +310,7 @@ class ListSchema:
             if name in names:
                 raise InputError(f"the column {name!r} is both a feature and the {part}: name another column")
         if self.cut_label is not None and self.cut_label in (*names, self.list_id, self.group):
-            raise InputError(f"the column {self.cut_label!r} is the cut_label and has another use: name a new one")
+            raise InputError(f"the column {self.cut_label!r} is cut_label and has another use: name another column")
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"the schema names the column {name!r} twice")

@@ -31,7 +31,7 @@ def fetch_lists(repo_id: str, revision: str | None, token: str | None) -> Path:
 
     Raises:
         InputError: There is no such repository or revision, it contains no prepared lists, it cannot be reached, or a
-            file in the cache does not have the size of the one that was pushed.
+            file in the cache does not have the size of the pushed file.
     """
     from huggingface_hub import snapshot_download
 

@@ -21,7 +21,7 @@ def cache_folder(name: str, key: Mapping[str, Any], make: Callable[[Path], None]
     nothing.
 
     Args:
-        name: Beginning of the folder's name.
+        name: Prefix of the folder's name.
         key: JSON values that the content depends on.
         make: ``folder -> None``: creates the folder.
 

@@ -28,7 +28,7 @@ class RejectedLine:
         line: Its number, from 1.
         column: The column or field that is wrong; None if the whole line is.
         kind: The kind of damage, in a few words; the report counts by it.
-        reason: What was expected, and what was received.
+        reason: What was expected and what was found.
         text: The content of the column, or of the line; shortened.
     """
 

@@ -82,7 +82,7 @@ class ListSource(Protocol):
         options: Everything that the lists depend on apart from the content of the units: JSON values. An interrupted
             call resumes only with the same options.
         size: The sum of ``Unit.size`` over all units, for the progress bar.
-        size_unit: Its unit, such as ``"B"`` or ``"list"``.
+        size_unit: Unit of ``size``, such as ``"B"`` or ``"list"``.
         inputs: The input files, recorded before any of them is read; it is an error if one changes before the writer
             has finished.
     """

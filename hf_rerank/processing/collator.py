@@ -103,7 +103,7 @@ class RerankCollator:
         return ragged.with_ids(checked.ids)
 
     def to_tensors(self, ragged: RaggedLists) -> dict[str, Tensor]:
-        """Pads encoded lists; gives the tensors that ``forward`` takes, or all of them with ``all_tensors``."""
+        """Pads encoded lists; returns the tensors that ``forward`` takes, or all of them with ``all_tensors``."""
         arrays = ragged.pad()
         names = arrays if self.all_tensors else [name for name in MODEL_TENSORS if name in arrays]
         return {name: torch.from_numpy(arrays[name]) for name in names}

@@ -19,7 +19,7 @@ DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES = 3, 0.01, 100
 
 @dataclass
 class EncodingReport:
-    """Counts of what was encoded; reports of batches can be added.
+    """Counts of encoded values; reports of batches can be added.
 
     Attributes:
         lists: Lists encoded.

@@ -66,7 +66,7 @@ class ListProcessor:
         new = {"category": ["shoes", "hats"], "price": [9.0, 99.0], "gender": "f", "click": [0, 1]}
         processor([new], with_labels=True)
 
-    gives tensors of one list (B = 1) with two items (L = 2)::
+    returns tensors of one list (B = 1) with two items (L = 2)::
 
         item_categorical  int64   [1, 2, 1]  [[[3], [1]]]       3: the second value (sorted); 1: the unknown value
         item_dense        float32 [1, 2, 1]  [[[-1.0], [1.0]]]  log(1 + price), standardized over the training lists

@@ -67,7 +67,7 @@ class TableVocabulary:
             return _look_up_texts(column, lambda text: self._row_of_text.get(text, UNKNOWN))
         values, missing = _to_integers(column)
         if self._direct is not None:
-            # Read as unsigned, a negative value lies beyond the table too.
+            # Read as unsigned, a negative value also lies beyond the table.
             indices = np.minimum(values.view(np.uint64), np.uint64(len(self._direct) - 1))
             rows = self._direct[indices].astype(np.int64)
         else:

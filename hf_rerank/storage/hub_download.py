@@ -82,7 +82,7 @@ def refuse_no_source(source: Any) -> None:
 
 
 def describe_repair(source: str | Path, commit: str, kind: str = "model") -> str:
-    """The command that fetches a commit into the cache again, replacing what is there."""
+    """The command that fetches a commit into the cache again, replacing the files there."""
     of_kind = "" if kind == "model" else f" --repo-type {kind}"
     return f"fetch it again: hf download {source}{of_kind} --revision {commit} --force-download"
 
@@ -151,7 +151,7 @@ def holds_only_a_graph(source: str | Path, **hub_options: Any) -> bool:
     """Whether a folder or repository contains an exported graph and no PyTorch weights.
 
     Args:
-        source: A folder, or the id of a Hub repository, whose weights, or otherwise graph, are then fetched.
+        source: A folder, or the id of a Hub repository; its weights, or otherwise its graph, are then fetched.
         hub_options: As for ``find_model_file``, with the commit of ``pin_commit``.
 
     Raises:

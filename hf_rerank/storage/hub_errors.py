@@ -18,7 +18,7 @@ def report_hub_errors(
     """Turns any error of the Hub's client into an ``InputError`` of one line, which contains no token.
 
     Args:
-        what: What could not be done, such as ``"someone/prm could not be created"``.
+        what: Description of the failure, such as ``"someone/prm could not be created"``.
         token: The token given by the caller, if any.
         kept: ``error -> text`` that says what is unchanged after the error; appended to the line.
     """

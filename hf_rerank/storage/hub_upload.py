@@ -68,7 +68,7 @@ def commit_files(
     """Commits files, with a manifest of them and of the other files of this library that the repository keeps.
 
     Args:
-        repository: As ``open_repository`` found it.
+        repository: The repository, from ``open_repository``.
         files: Name -> a file, or its content.
         owned: Patterns of the files that the commit replaces; those that are not among ``files`` are deleted.
         message: Commit message.

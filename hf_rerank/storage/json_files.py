@@ -48,7 +48,7 @@ def read_json(path: str | Path, remedy: str = "fix or remove it") -> dict[str, A
 
     Args:
         path: The file.
-        remedy: What the user can do about a wrong file; the end of messages.
+        remedy: Advice to the user; the end of messages.
 
     Raises:
         InputError: It is not a regular file (reading a pipe or a device might never end), it is larger than
@@ -85,7 +85,7 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
     Args:
         text: One JSON value.
         where: Where the text comes from; the beginning of messages.
-        remedy: What the user can do about it; the end of messages.
+        remedy: Advice to the user; the end of messages.
 
     Raises:
         InputError: It is not a JSON object, names a key twice, is nested deeper than ``DEEPEST``, or has a value that
@@ -102,7 +102,7 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
 
     try:
         value = json.loads(text, object_pairs_hook=refuse_duplicate_keys)
-    except InputError:  # which is a ValueError, too
+    except InputError:  # which is also a ValueError
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not valid JSON: {error}; {remedy}") from None
@@ -113,7 +113,7 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
 
 
 def _refuse_extremes(value: Any, where: str, remedy: str) -> None:
-    """Refuses values that other programs may not read. Works level by level: recursion would fail at deep nesting."""
+    """Refuses values that other programs may not read. Level by level, as recursion would fail at deep nesting."""
     level = [value]
     for _ in range(DEEPEST):
         inner: list[Any] = []

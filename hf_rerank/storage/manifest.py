@@ -62,10 +62,10 @@ def read_manifest(folder: Path, remedy: str = "save or download it again") -> di
 
     Args:
         folder: A saved folder.
-        remedy: What the user can do if it is damaged; the end of the message.
+        remedy: Advice to the user; the end of the message.
 
     Raises:
-        InputError: It is damaged, or its format is newer.
+        InputError: The manifest is damaged, or its format is newer.
     """
     path = folder / MANIFEST
     if not os.path.lexists(path):  # a link that leads nowhere is there, and is refused below
@@ -108,7 +108,7 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
     Args:
         folder: A saved folder.
         reads: ``name -> bool``, which of its files will be read.
-        remedy: What the user can do about it; the end of every message.
+        remedy: Advice to the user; the end of every message.
         digests: Also compare the SHA-256, which reads every byte. False: compare names and sizes only.
 
     Returns:

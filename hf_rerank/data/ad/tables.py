@@ -51,8 +51,8 @@ class Table:
     """A raw file.
 
     Attributes:
-        file: Its name.
-        columns: Its columns, in order.
+        file: Name of the file.
+        columns: Columns of the file, in order.
         key: A column whose values must be unique.
     """
 

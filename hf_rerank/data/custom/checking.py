@@ -65,7 +65,7 @@ class CheckedSource(Protocol):
     size_unit: str
 
     def read_tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
-        """The lists of a unit, uncut, each table with the split that the name of its file gives, or None."""
+        """The lists of a unit, uncut, each table with the split given by the name of its file, or None."""
         ...
 
 

@@ -392,7 +392,7 @@ class Guess:
         return feature if isinstance(feature, Categorical | Dense) else None
 
     def _find_shared_table(self, column: Column, tables: dict[str, pl.Series]) -> str | None:
-        """The item column whose values a history contains: one with a similar name, otherwise the one with the most
+        """The item column whose values a history contains: one with a similar name, otherwise that with the most
         values in common."""
         if not (column.is_integer or column.is_text) or column.words & NUMBER_WORDS:
             return None

@@ -91,7 +91,7 @@ class Kinds:
         return replace(kind, values="time" if pa.types.is_temporal(flat.type) else "other")
 
     def _find_kind_of_text(self, kind: Kind, text: pl.Series, role: str | None) -> Kind:
-        """The kind of text: in CSV, the one that its cells look like; in other formats, text."""
+        """The kind of text: in CSV, the kind that its cells look like; in other formats, text."""
         if not self.from_text:
             return replace(kind, values="text")
         if role in (NUMBER, POSITION):  # whatever it looks like; conversion reports what is not a number

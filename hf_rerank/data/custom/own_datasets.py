@@ -221,7 +221,7 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
     names = [split for split in SPLITS if ranker_train or split != "ranker_train"]
     if streaming:
         if not by and lists.num_shards > 1:
-            # Shards are read in any order, and separately: the number of a row in the stream is not known there.
+            # Shards are read in any order, and separately: the row number in the stream is unknown there.
             raise InputError(
                 f"a stream of {lists.num_shards} shards cannot be split by the numbers of its rows: name a column "
                 "that identifies the lists as list_id (or group) in the schema, or give the splits as a dictionary"

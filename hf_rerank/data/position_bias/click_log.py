@@ -68,7 +68,7 @@ def read_display_positions(lists: pa.Table, column: str, lengths: np.ndarray, wh
 
     Args:
         lists: A table of lists.
-        column: Its column of display positions; ``ROWS``: items are in display order.
+        column: Column of display positions; ``ROWS``: items are in display order.
         lengths: int64 [B], the number of items of each list.
         where: Where the lists are, for messages.
 
@@ -89,7 +89,7 @@ def read_display_positions(lists: pa.Table, column: str, lengths: np.ndarray, wh
     own = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
     flat = values.flatten()
     if not np.array_equal(own, lengths) or flat.null_count:
-        raise InputError(f"column {column!r} of {where} has nulls, or a list whose length differs from its items")
+        raise InputError(f"column {column!r} of {where} has nulls, or lists that differ in length from the items")
     positions = flat.to_numpy(zero_copy_only=False).astype(np.int64)
     if len(positions) and positions.min() < 0:
         row = int(np.searchsorted(np.cumsum(lengths), np.argmax(positions < 0), side="right"))
@@ -106,7 +106,7 @@ def read_click_log(
 
     Args:
         prepared: The folder.
-        folder: Its path.
+        folder: Path of the folder.
         display_order: Column of display positions, or ``ROWS``.
         features: Read features of the items instead of their ids.
         at_most: Maximum number of lists, spread evenly over all. None: all.

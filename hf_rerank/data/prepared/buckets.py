@@ -37,7 +37,7 @@ class BucketWriter:
 
     Args:
         folder: Folder of the runs.
-        name: Beginning of their names.
+        name: Prefix of their names.
         buckets: Number of buckets.
         key: Column of unsigned integers; rows of one key are in one bucket.
         run_bytes: Bytes in memory after which a run is written.

@@ -23,7 +23,7 @@ class PreparedFolder:
     """The contents of a folder of prepared lists.
 
     Attributes:
-        schema: From ``schema.json``.
+        schema: The schema in ``schema.json``.
         files: Split -> its shards.
         lists: Split -> number of its lists.
         columns: Columns of the shards.

@@ -30,7 +30,7 @@ quality
     ``(campaign part + customer part + own part) / sqrt(3)``: the ids reveal it. A campaign belongs to one customer.
 style
     ``sqrt(.5) * brand part + sqrt(.3) * customer part + sqrt(.2) * own part``; an ad without a brand (a share
-    ``brandless_rate``; ``NULL``) has another part of its own in place of the brand's. 70 % of the other ads have the
+    ``brandless_rate``; ``NULL``) has a second own part in place of the brand's. 70 % of the other ads have the
     brand of their customer, the rest any brand.
 price
     ``exp(5 + .8 * category part + .9 * own part)``, rounded to cents, at least one: three orders of magnitude.

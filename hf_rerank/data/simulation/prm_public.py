@@ -51,7 +51,7 @@ def simulate_prm(
 
     Raises:
         InputError: An argument out of range, a file that already exists, a world with almost no clicks, or another
-            process that is writing the text.
+            process that is writing the text file.
         CannotWrite: The disk is full or not writable.
     """
     check_counts("simulate_prm", n_lists=(n_lists, 1), seed=(seed, 0), part=(part, 1))
@@ -64,7 +64,7 @@ def simulate_prm(
                 raise InputError(f"{path} already exists; delete it, or choose another output_dir or part")
         with (
             write_atomically(text_path) as text_file,
-            write_atomically(truth_path) as truth_file,  # renamed first, so that a text always has its ground truth
+            write_atomically(truth_path) as truth_file,  # renamed first: a text file always has its ground truth
             name_failures(text_path),
             open(text_file, "w", encoding="ascii", newline="\n") as text,
             pq.ParquetWriter(truth_file, schema) as truth,
