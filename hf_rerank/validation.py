@@ -305,8 +305,8 @@ class _ColumnReader:
         index = int(np.argmax(pc.less(flat, 0).fill_null(False).to_numpy(zero_copy_only=False)))
         raise InputError(
             f"categorical column {name!r} holds {flat[index].as_py()} in {self.locate(index, lengths)}: expected ids "
-            "of at least 0; write a missing value as null (None), and ids that are truly negative as text, or give "
-            "the feature a hash_size"
+            "of at least 0; a missing value is written as null (None); write ids that are truly negative as text, or "
+            "give the feature a hash_size"
         )
 
     def check_finite(

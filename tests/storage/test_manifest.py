@@ -108,7 +108,7 @@ def test_a_newer_format(folder: Path) -> None:
     content = {"format_version": 2, "files": {}}
     own = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     (folder / MANIFEST).write_text(json.dumps({**content, "sha256": own}))
-    with pytest.raises(InputError, match=r"format_version 2, this library reads 1: install a newer hf-rerank"):
+    with pytest.raises(InputError, match=r"format_version 2, but this library reads 1: install a newer hf-rerank"):
         read_manifest(folder)
 
 

@@ -72,7 +72,7 @@ def test_a_missing_file_is_named(raw: Path, name: str) -> None:
         ("raw_sample.csv", b"user,time_stamp,adgroup_id,pid,nonclk", "{} lacks the column 'clk' (column 6): expected"),
         ("ad_feature.csv", b"1,2,3,4,5,6", "column 1 of {} is '1', expected 'adgroup_id': expected the header"),
         ("user_profile.csv", b"user", "column 1 of {} is 'user', expected 'userid'"),
-        ("behavior_log.csv", b"user,time_stamp,btag,cate,brand,x", "{} has 6 columns, and 'x' is too many"),
+        ("behavior_log.csv", b"user,time_stamp,btag,cate,brand,x", "{} has 6 columns, and 'x' is one too many"),
     ],
 )
 def test_a_wrong_header_names_the_column(raw: Path, name: str, header: bytes, message: str) -> None:

@@ -478,7 +478,7 @@ def test_worlds_of_other_click_models(tmp_path: Path) -> None:
         assert json.loads(truth.schema.metadata[b"world"])["click_model"] == click_model
         with pytest.raises(InputError, match=f"click_model='{click_model}' requires mode='set'"):
             PRMWorld(click_model=click_model, mode="order")
-        with pytest.raises(InputError, match="history_length=0 only"):
+        with pytest.raises(InputError, match="and history_length=0, got"):
             PRMWorld(click_model=click_model, history_length=3)
     with pytest.raises(InputError, match="must be one of position, cascade, user_browsing, got 'casade'"):
         PRMWorld(click_model="casade")
