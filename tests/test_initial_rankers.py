@@ -360,7 +360,7 @@ class TestSavedAndRepeated:
                 add_initial_order(lists, tmp_path / "sorted", **options)
         assert not (tmp_path / "sorted").exists()
         assert (tmp_path / "sorted.partial").is_dir()
-        with pytest.raises(InputError, match="was begun with quality 'poor', now it is 'strong'"):
+        with pytest.raises(InputError, match="was started with quality 'poor', but now it is 'strong'"):
             add_initial_order(lists, tmp_path / "sorted", **{**options, "quality": "strong"})
         add_initial_order(lists, tmp_path / "sorted", **options)
         assert digests(tmp_path / "sorted") == digests(in_order["dnn"])

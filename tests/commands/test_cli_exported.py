@@ -20,7 +20,7 @@ from hf_rerank.inference.export import export_onnx
 from hf_rerank.models.auto import RERANKERS
 
 REFUSAL = (
-    "hf-rerank: {0} holds an exported graph (model.onnx) and no weights of PyTorch: give the model that it was "
+    "hf-rerank: {0} holds an exported graph (model.onnx) and no PyTorch weights: give the model that it was "
     "exported from; a graph can only rank, with Reranker.from_pretrained or hf-rerank rank"
 )
 

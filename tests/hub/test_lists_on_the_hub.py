@@ -262,7 +262,7 @@ def test_lists_that_may_not_be_redistributed(
     for more in ([], ["--private"]):
         assert main([*arguments, *more]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "may not be redistributed (see Licence in README.md), and a push, also a private one" in line
+        assert "may not be redistributed (see Licence in README.md), and a push, even a private one" in line
         assert line.endswith("(--i-have-the-right-to-redistribute)")
     assert hub.requests == []
     assert main([*arguments, "--private", "--i-have-the-right-to-redistribute"]) == 0

@@ -255,7 +255,7 @@ def test_a_list_of_shards_without_metadata_or_shards(folder: Path, content: dict
     (folder / WEIGHTS).unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
     seal(folder)
-    assert "model.safetensors.index.json is not a list of shards" in refused(folder)
+    assert "model.safetensors.index.json is not a shard index" in refused(folder)
 
 
 def test_a_tensor_in_two_shards(folder: Path) -> None:

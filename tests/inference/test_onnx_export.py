@@ -247,7 +247,7 @@ def test_ranks_in_a_process_without_torch(exported: Callable[[str], SimpleNamesp
         (lambda folder: _flip(folder / "vocabularies.safetensors"), r"vocabularies\.safetensors is damaged"),
         (lambda folder: _cut(folder / "manifest.json"), r"manifest\.json is damaged"),
         (lambda folder: (folder / "manifest.json").unlink(), r"has no manifest\.json"),
-        (lambda folder: (folder / "model.onnx.data").write_bytes(b"x"), r"model\.onnx\.data is none of the files"),
+        (lambda folder: (folder / "model.onnx.data").write_bytes(b"x"), r"model\.onnx\.data is not one of the files"),
         (lambda folder: (folder / "model.onnx").unlink(), r"has no model\.onnx \(it holds config\.json, manifest"),
     ],
     ids=["cut", "flipped", "config", "vocabularies", "manifest cut", "no manifest", "one more", "no graph"],

@@ -398,7 +398,7 @@ def test_a_number_of_numpy_is_a_number(reranker: Reranker) -> None:
     ("source", "options", "message"),
     [
         (None, {}, "expected a folder, or the id of a repository, got NoneType"),
-        ("", {}, "expected a folder, or the id of a repository, got an empty text"),
+        ("", {}, "expected a folder, or the id of a repository, got an empty string"),
         (3, {}, "expected a folder, or the id of a repository, got int"),
         ("{folder}/config.json", {}, r"config\.json is a file: expected the folder that holds it"),
         ("{folder}", {"devic": "cpu"}, "there is no option 'devic' of loading; did you mean 'device'"),
@@ -461,7 +461,7 @@ def test_a_graph_is_not_taken_for_weights(folder: Path, tmp_path: Path) -> None:
     """What is called a graph is given to ONNX Runtime, and nothing else reads it."""
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
     (copy / "model.safetensors").rename(copy / "model.onnx")
-    with pytest.raises(InputError, match=r"copy holds an exported graph \(model\.onnx\) and no weights of PyTorch"):
+    with pytest.raises(InputError, match=r"copy holds an exported graph \(model\.onnx\) and no PyTorch weights"):
         AutoReranker.from_pretrained(copy)
     with pytest.raises(InputError, match=r"copy has no manifest\.json"):
         Reranker.from_pretrained(copy)

@@ -104,7 +104,7 @@ def test_more_lists_than_are_encoded_at_a_time(tmp_path: Path, monkeypatch: pyte
 def test_lists_that_are_cut(tmp_path: Path) -> None:
     lists = rich_lists(40)
     processor = ListProcessor.from_lists(lists, schema=RICH.replace(max_list_length=3, max_history_length=2))
-    with pytest.raises(InputError, match=r"items, the schema allows max_list_length=3"):
+    with pytest.raises(InputError, match=r"items, but the schema allows max_list_length=3"):
         CachedLists(tmp_path, lists, collator_of(processor))
     assert not list(tmp_path.glob(".*.tmp"))
     cached = CachedLists(tmp_path, lists, collator_of(processor, truncate=True))
@@ -183,7 +183,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
                 CachedLists(tmp_path, lists, collator_of(processor))
             path.write_bytes(content)
     (folder / "extra.raw").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"extra\.raw is none of the files"):
+    with pytest.raises(InputError, match=r"extra\.raw is not one of the files"):
         CachedLists(tmp_path, lists, collator_of(processor))
     (folder / "extra.raw").unlink()
     other = rich_lists(31)

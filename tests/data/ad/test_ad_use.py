@@ -81,7 +81,7 @@ def test_load_lists_prepares_once(
 def test_load_lists_of_a_prepared_folder(raw: Path, tmp_path: Path) -> None:
     ad.prepare_ad(raw, tmp_path / "lists", progress=False)
     assert ids(load_lists("ad", data_dir=tmp_path / "lists")) == prepared_by_hand(raw).keys()
-    with pytest.raises(InputError, match="is prepared already"):
+    with pytest.raises(InputError, match="is already prepared"):
         load_lists("ad", data_dir=tmp_path / "lists", protocol="public")
     with pytest.raises(InputError, match=r"'ad' needs data_dir=.*raw_sample.csv.*simulate ad"):
         load_lists("ad")

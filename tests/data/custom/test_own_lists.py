@@ -379,7 +379,7 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert not output.exists()
         with pytest.raises(InputError, match="is not finished"):
             load_lists(output)
-        with pytest.raises(InputError, match="was begun with split_by 'group'"):
+        with pytest.raises(InputError, match="was started with split_by 'group'"):
             prepare_own(source, output, split_by="time:day", **options)
         prepare_own(source, output, **options)
         assert digests(output) == whole
@@ -418,5 +418,5 @@ def test_what_is_wrong_leaves_nothing(tmp_path: Path) -> None:
     prepare_own(as_lines(lists(30), tmp_path / "lists.jsonl"), tmp_path / "out", schema=SCHEMA, progress=False)
     with pytest.raises(InputError, match="exists and is not an empty folder"):
         prepare_own(tmp_path / "lists.jsonl", tmp_path / "out", schema=SCHEMA, progress=False)
-    with pytest.raises(InputError, match="is prepared already"):
+    with pytest.raises(InputError, match="is already prepared"):
         prepare_own(tmp_path / "out", tmp_path / "other", schema=SCHEMA, progress=False)

@@ -213,7 +213,7 @@ def test_many_damaged_lines_are_named_up_to_a_number_and_counted(tmp_path):
     message = str(raised.value)
     numbers = ", ".join(map(str, range(1, MAX_NAMED_LINES + 1)))
     assert f"wrong number of fields 500 (line {numbers}), empty line 70" in message
-    assert "550 lines that are not named" in message
+    assert "550 more lines are not named" in message
     assert len(message) < len(str(path)) + 500
 
 

@@ -478,7 +478,7 @@ class TestErrors:
             ({"lists": 5, "behaviours": -1}, "behaviours must be an integer of at least 0, got -1"),
             (
                 {"lists": 1_200_000, "world": AdWorld(lists_per_user=1.0)},
-                "1,200,000 lists are of 1,200,000 users, and there are 1,141,729 ids: raise AdWorld.lists_per_user",
+                "1,200,000 lists need 1,200,000 users, but there are only 1,141,729 ids: raise AdWorld.lists_per_user",
             ),
         ],
     )
