@@ -300,9 +300,9 @@ def distillation_loss(
             weights of 2 double the loss.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
         temperature: t, at least 1e-6, in units of the scores. 1 takes the teacher's scores as logits; a higher t gives
-            items with low scores more weight. Far above the spread of both scores, the loss is ``sum_i d_i^2 / (2 n)``,
-            d_i the difference of the two scores minus its mean over the list. The factor t^2 keeps the gradient at
-            the same size.
+            items with low scores more weight. Far above the spread of both scores, the loss is ``sum_i d_i^2 /
+            (2 n)``, d_i the difference of the two scores minus its mean over the list. The factor t^2 keeps the
+            gradient at the same size.
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
