@@ -12,8 +12,8 @@ Which one to choose:
 
 **Position bias.** Clicks are logged in an order, and an item that nobody examined gets none. Pass ``propensities``,
 the probability that each item was examined, to the losses that can be corrected, ``LOSSES_WITH_PROPENSITIES``. Sample
-weights of ``1 / p`` are no substitute. The other losses compare the labels of a list with each other, and no weighting
-of the clicks makes them unbiased.
+weights of ``1 / p`` cannot replace them. The other losses compare the labels of a list with each other, and no
+weighting of the clicks makes them unbiased.
 
 Losses that compare items through pairs or ranks are in ``hf_rerank.ranking_losses`` and are imported here: users
 import all of them from this module.
