@@ -189,7 +189,7 @@ def attention_rank_loss(
     weights: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Attention-rank loss: cross-entropy between the attention that labels deserve and the attention scores give.
+    """Attention-rank loss: cross-entropy between the attention due to the labels and that due to the scores.
 
     ``-sum_i w_i a_i log softmax(s)_i`` with ``a_i = exp(y_i) / sum_(j: y_j > 0) exp(y_j)`` for ``y_i > 0``, else 0.
     Source: Ai et al. 2018 (DLCM).

@@ -114,7 +114,7 @@ class RankingMetrics:
         """Adds lists.
 
         Args:
-            scores: ``[..., list]``, higher is better. The pooled AUC compares scores of different lists: give
+            scores: ``[..., list]``, higher is better. The pooled AUC compares scores of different lists: pass
                 probabilities.
             labels: ``[..., list]``, >= 0.
             mask: bool ``[..., list]``, True at real items; None: all are.
@@ -246,7 +246,7 @@ class RankingMetrics:
     def _read_expected(
         self, ranked: RankedLists, scores: Any, mask: Any, attraction: Any, positions: Any
     ) -> dict[str, float]:
-        """Computes totals of expected clicks under the known orders: the model's, the oracle's, the initial one."""
+        """Computes totals of expected clicks under three orders: the model's, the oracle's, the initial one."""
         inputs = {"attraction": attraction, "positions": positions}
         given = {name: value for name, value in inputs.items() if value is not None}
         if given and (self.examination is None or attraction is None):

@@ -91,7 +91,7 @@ def average_precision(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
@@ -128,7 +128,7 @@ def precision(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list, divided by its length.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
@@ -163,7 +163,7 @@ def recall(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
@@ -197,7 +197,7 @@ def reciprocal_rank(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
@@ -231,7 +231,7 @@ def clicks(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
@@ -258,13 +258,13 @@ def auc(scores: Any, labels: Any, *, mask: Any = None, exact_pairs: int = EXACT_
     """Area under the ROC curve, pooled over the real items of all lists.
 
     The fraction of (clicked, not clicked) pairs, from the same or from different lists, in which the clicked item has
-    the higher score; equal scores count one half. Scores of different lists are compared: give probabilities. Under
+    the higher score; equal scores count one half. Scores of different lists are compared: pass probabilities. Under
     shift-invariant losses, scores of different lists are not comparable; use ``grouped_auc``.
 
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read.
         exact_pairs: Up to this many real items the AUC is exact. Beyond, an ``AUCHistogram`` of equal buckets over the
             range of the scores is used, whose error is at most half the fraction of pairs that share a bucket.
@@ -301,7 +301,7 @@ def grouped_auc(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Equal scores count one half.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read.
         reduction: ``"mean"`` (nan if no list has both classes), or ``"none"``: one value per list, [...], nan for the
             lists left out.

@@ -19,7 +19,7 @@ class SharedDropout(nn.Module):
     """Dropout whose mask is drawn once per training step and applied in every pass of that step.
 
     The principles compare the scores of several passes. With separate masks the passes would differ by dropout noise,
-    and a consistency loss would mainly penalise that. The mask is aligned by slot, and stored in the context under
+    and a consistency loss would mainly penalize that. The mask is aligned by slot, and stored in the context under
     ``key``; if the context has none (in evaluation mode), nothing is dropped.
 
     Args:

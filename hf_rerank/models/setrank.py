@@ -145,8 +145,8 @@ class SetRankForReranking(PreTrainedReranker):
 class InducedBlock(GradientCheckpointingLayer):
     """IMSAB: M learnable points attend to the items, and the items to the points' outputs.
 
-    The cost grows with M times the list's length instead of its square. As attention weights it gives the items'
-    weights on the points times the points' weights on the items, [B, heads, L, L].
+    The cost grows with M times the list's length instead of its square. Its attention weights, [B, heads, L, L], are
+    the items' weights on the points times the points' weights on the items.
     """
 
     def __init__(self, config: SetRankConfig) -> None:

@@ -116,7 +116,7 @@ class Term:
         weight: Weight of the term, at least 0.
         space: Scale on which scores are compared. ``probability``: sigmoid under ``binary_log_loss``, softmax over the
             list's items under listwise losses. ``logit``: raw scores, but centred per list under shift-invariant
-            losses; otherwise a shift of the whole list would be penalised, although neither loss nor ranking depends
+            losses; otherwise a shift of the whole list would be penalized, although neither loss nor ranking depends
             on it. ``output``: raw scores.
         positions: Which positions ``|A_i - B_i|`` compares: those of the orders that the two passes were given
             (``input``), or of the rankings that they produced (``output``). None: every item has the weight 1.

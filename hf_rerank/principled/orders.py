@@ -174,7 +174,7 @@ def draw_by_key(keys: Tensor, count: int) -> Tensor:
 
 
 def swap_adjacent(positions: Tensor, first: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Swaps the items at positions ``first`` and ``first + 1``; lists where either holds no item stay as they are.
+    """Swaps the items at positions ``first`` and ``first + 1``; lists where either has no item stay as they are.
 
     Args:
         positions: int64 [B, L].
@@ -226,7 +226,7 @@ def _rank_real_items(wanted: Tensor, positions: Tensor, mask: Tensor | None) -> 
 
 
 def _swap(positions: Tensor, one: Tensor, other: Tensor, count: Tensor) -> Tensor:
-    """Swaps the items at positions ``one`` and ``other``, [B] or scalar, where both hold an item."""
+    """Swaps the items at positions ``one`` and ``other``, [B] or scalar, if both have an item."""
     there = (torch.minimum(one, other) >= 0) & (torch.maximum(one, other) < count)
     one, other = torch.where(there, one, -1).unsqueeze(-1), torch.where(there, other, -1).unsqueeze(-1)
     return torch.where(positions == one, other, torch.where(positions == other, one, positions))

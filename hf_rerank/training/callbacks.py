@@ -153,7 +153,7 @@ class CheckpointFlow(TrainerCallback):
     """Decides when to save and when to stop, so that a resumed run repeats nothing and omits nothing.
 
     Attributes:
-        signal: The signal that asked training to stop; None so far.
+        signal: The signal that asked training to stop; None if there was none.
         best: The best checkpoint of a resumed run.
         begun: Whether setup is complete and the first step may start.
     """

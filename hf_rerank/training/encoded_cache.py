@@ -1,7 +1,7 @@
 """A cache of encoded lists: encoded once, read in batches from memory-mapped files.
 
 The cache is a folder with a subfolder for each combination of lists, processor and options. A subfolder gets its name
-only when it is complete; the name is a digest of everything that its bytes depend on, so changed lists, another
+only when it is complete; the name contains a digest of everything that its bytes depend on, so changed lists, another
 vocabulary or another option are encoded again.
 """
 

@@ -36,7 +36,7 @@ LARGE_SHARE = 0.5
 def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, lists: Any) -> None:
     """Fills in ``initial_score_scale``, ``_offset`` and ``_positions`` of a config that reads such a score.
 
-    They minimise the task loss of ``scale * score + offset + number of the position`` alone, over training lists:
+    They minimize the task loss of ``scale * score + offset + number of the position`` alone, over training lists:
     under the log-loss this is Platt scaling with a bias per position. A shift-invariant loss centres the scores. A
     loss that trains an order, not probabilities, does not determine a scale; the softmax loss is used instead.
 
@@ -140,7 +140,7 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
     """Fills in ``item_unknown_rates`` and ``user_unknown_rates`` of a config from the unknown values of new lists.
 
     A value that training has not seen is scored with the unknown value's row. If training replaces as many ids as are
-    unknown in new lists, that row is trained on the cases it will see, and the rows of the others cannot memorise the
+    unknown in new lists, that row is trained on the cases it will see, and the rows of the others cannot memorize the
     training lists. A column with more than half of its values unknown is named in a warning.
 
     Args:

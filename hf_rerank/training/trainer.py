@@ -157,7 +157,7 @@ class RerankTrainer(EvaluatingTrainer):
         device = self.args.device
         self.term_factors = {term.name: torch.ones((), device=device) for term in self.principled_objective.terms}
         self.guard = FiniteGuard(device, at_every_step=device.type == "cpu" and self.args.world_size == 1)
-        # Under fp16 the scaler meets infinite gradients by design, and skips their step; shards know only a part.
+        # Under fp16 the scaler sees infinite gradients by design, and skips their step; shards see only a part.
         self._guards_gradients = not (self.args.fp16 or self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if self._guards_gradients:
             self.add_callback(OptimizerGuard(self.guard))
