@@ -179,7 +179,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         flipped = bytes([content[0] ^ 1]) + content[1:]
         for damaged in (content[:-2], b"", flipped, None):
             path.unlink() if damaged is None else path.write_bytes(damaged)
-            with pytest.raises(InputError, match=rf"{folder.name}.*(damaged|truncated|missing|does not hold)"):
+            with pytest.raises(InputError, match=rf"{folder.name}.*(damaged|truncated|missing|does not match)"):
                 CachedLists(tmp_path, lists, collator_of(processor))
             path.write_bytes(content)
     (folder / "extra.raw").write_bytes(b"x")
