@@ -180,7 +180,7 @@ def test_explosion_is_noticed(make_trainer: Make) -> None:
 
 def test_a_healthy_training_is_quiet(make_trainer: Make) -> None:
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*(closer together|gradient norm)")
+        warnings.filterwarnings("error", message=".*(a spread below|gradient norm)")
         trainer = make_trainer(max_steps=8, **STEP_BY_STEP)
         trainer.train()
     assert logged(trainer, "collapsed_share") == [0.0] * 8
