@@ -295,7 +295,7 @@ def test_weights_of_another_number_format(folder: Path, kind: torch.dtype) -> No
 def test_a_config_that_asks_for_more_than_its_weights_hold(folder: Path, changes: dict[str, Any]) -> None:
     size = (folder / WEIGHTS).stat().st_size
     edit(folder / "config.json", **changes)
-    assert f"more than {size:,} numbers, and its weight files have {size:,} bytes" in refused(folder)
+    assert f"more than {size:,} parameters, and its weight files have {size:,} bytes" in refused(folder)
 
 
 @pytest.mark.parametrize("std", [-1.0, 1e-320, True, None, "1"])

@@ -405,7 +405,7 @@ def test_a_number_of_numpy_is_a_number(reranker: Reranker) -> None:
         ("{folder}", {"device": "gpu"}, "device is 'gpu': expected one that is available, such as 'cpu'"),
         ("{folder}", {"device": "cuda:99"}, "device is 'cuda:99': expected one that is available"),
         ("{folder}", {"device": 99}, "device is 99: expected one that is available"),
-        ("{folder}", {"dtype": "float99"}, "dtype is 'float99': expected a number format of torch"),
+        ("{folder}", {"dtype": "float99"}, "dtype is 'float99': expected a torch dtype"),
     ],
 )
 def test_wrong_options_of_loading(folder: Path, source: Any, options: dict[str, Any], message: str) -> None:

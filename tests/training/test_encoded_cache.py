@@ -179,7 +179,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         flipped = bytes([content[0] ^ 1]) + content[1:]
         for damaged in (content[:-2], b"", flipped, None):
             path.unlink() if damaged is None else path.write_bytes(damaged)
-            with pytest.raises(InputError, match=rf"{folder.name}.*(damaged|truncated|missing|does not hold)"):
+            with pytest.raises(InputError, match=rf"{folder.name}.*(damaged|truncated|missing|does not match)"):
                 CachedLists(tmp_path, lists, collator_of(processor))
             path.write_bytes(content)
     (folder / "extra.raw").write_bytes(b"x")
@@ -190,7 +190,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     elsewhere = CachedLists(tmp_path, other, collator_of(processor)).folder
     shutil.rmtree(elsewhere)
     folder.rename(elsewhere)
-    with pytest.raises(InputError, match="does not hold what its name says"):
+    with pytest.raises(InputError, match="does not match its name"):
         CachedLists(tmp_path, other, collator_of(processor))
 
 
@@ -379,7 +379,7 @@ def test_a_training_from_the_cache_ends_with_the_same_bits(
     trainer.evaluate(lists["train"].select(range(5)))
     assert sorted((tmp_path / "cache").iterdir()) == before
     assert trainer.evaluate()["eval_loss"] == evaluated
-    with pytest.raises(InputError, match="a stream is not"):
+    with pytest.raises(InputError, match="these lists are a stream"):
         make_trainer(
             train_dataset=lists["train"].to_iterable_dataset(), max_steps=1, encoded_cache=str(tmp_path / "cache")
         )

@@ -310,8 +310,11 @@ class TestOtherColumns:
         (lambda reranker, lists: adapt(reranker.model, lists), "expected a Reranker, got PRMForReranking"),
         (lambda reranker, lists: adapt(reranker, lists, SCHEMA.to_dict()), "schema is a dict: expected a ListSchema"),
         (lambda reranker, lists: freeze(reranker, "tables"), r"re-ranker such as reranker\.model, got Reranker"),
-        (lambda reranker, lists: freeze(reranker.model, ["tables"]), r"expected the names of .*got \(\['tables'\],\)"),
-        (lambda reranker, lists: freeze(reranker.model), r"expected the names of what to freeze.*got \(\)"),
+        (
+            lambda reranker, lists: freeze(reranker.model, ["tables"]),
+            r"expected names to freeze .*got \(\['tables'\],\)",
+        ),
+        (lambda reranker, lists: freeze(reranker.model), r"expected names to freeze as separate.*got \(\)"),
         (
             lambda reranker, lists: reranker.model.resize_embeddings(reranker.processor),
             r"expected a schema.*ListProcessor",

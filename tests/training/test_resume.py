@@ -109,9 +109,7 @@ def test_another_measure_of_the_best_is_refused(make_trainer: Make) -> None:
 def test_another_objective_is_warned_of(make_trainer: Make, checkpoint: Path) -> None:
     options = {"principled_kwargs": {"adversarial_weight": 0.25}, "max_grad_norm": 3.0}
     trainer = make_trainer(folder="other", **BEGUN, **options)
-    message = (
-        r"max_grad_norm=1\.0 \(3\.0\), terms=.*'adversarial'.*0\.25.*; what is in brackets takes effect from here"
-    )
+    message = r"max_grad_norm=1\.0 \(3\.0\), terms=.*'adversarial'.*0\.25.*; values in brackets take effect from here"
     with pytest.warns(UserWarning, match=message):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     # Terms that there were not: what the checkpoint says of the others is left aside.
@@ -177,7 +175,7 @@ def test_other_lists_are_refused(make_trainer: Make, checkpoint: Path, lists: di
         with pytest.raises(InputError, match=f"checkpoint-1 {message}"):
             trainer.train(resume_from_checkpoint=str(checkpoint))
     trainer = make_trainer(folder="other", eval_dataset=train.select(range(9)), **BEGUN)
-    with pytest.warns(UserWarning, match="had 50 lists in validation, this run has 9: metrics do not compare"):
+    with pytest.warns(UserWarning, match="had 50 lists in validation, this run has 9: metrics, and the best"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 

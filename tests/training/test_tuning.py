@@ -161,7 +161,7 @@ def test_spaces_are_read_from_text() -> None:
     [
         ("learning_rat=1:2", "did you mean 'learning_rate'"),
         ("learning_rate", "expected KEY=SPACE"),
-        ("learning_rate=0.1", "one value is no choice"),
+        ("learning_rate=0.1", "one value is not a choice"),
         ("learning_rate=2:1", "LOW < HIGH"),
         ("learning_rate=0:1:log", "log: above 0"),
         ("learning_rate=a:b", "expected LOW:HIGH"),
