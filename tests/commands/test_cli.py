@@ -260,9 +260,9 @@ class TestAddToResults:
         path = model / "results.json"
         assert said == [
             "test: added to ",
-            f"test: is in {path} already, with the same numbers",
-            f"test: replaced in {path}, which held other numbers",
-            f"test: replaced in {path}, which held other numbers",
+            f"test: already in {path}, with the same numbers",
+            f"test: replaced in {path}, which had other numbers",
+            f"test: replaced in {path}, which had other numbers",
         ]
         assert written[0] == written[1] == written[3] != written[2]
 
@@ -495,7 +495,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            ("", "holds no list"),
+            ("", "contains no lists"),
             ('{"item_id": [1]\n', "line 1: .*expected one JSON object per list"),
             ('{"item_id": [1, 2]}\n', "lacks|no column"),
             ("[1, 2]\n", "expected one JSON object per list"),
