@@ -204,7 +204,7 @@ def test_an_earlier_run_is_not_overwritten(prepared: Path, tmp_path: Path, capsy
             path.unlink()
     capsys.readouterr()
     assert train(prepared, run, "--max-steps", "4") == 2
-    assert "holds checkpoints of another training (checkpoint-4)" in the_line(capsys)
+    assert "contains checkpoints of another training (checkpoint-4)" in the_line(capsys)
 
 
 # ------------------------------------------------------------------------------------------ training on everything
