@@ -62,7 +62,7 @@ class PerListSums(EvaluationSums):
     def compute_result(self) -> Measured:
         """Computes the measures of all lists added."""
         if not self.per_list:
-            raise InputError("there is no list to evaluate: expected at least one")
+            raise InputError("there are no lists to evaluate: expected at least one")
         return Measured(self.compute(), np.concatenate(self.per_list))
 
 

@@ -157,7 +157,7 @@ def test_a_class_of_ones_own_takes_part(prepared, tmp_path, monkeypatch, capsys)
         (["--seed", "3"], "--seed is decided by compare itself"),
         (["--num_train_epoch", "3"], "did you mean '--num-train-epochs'"),
         (["--scores", "ours"], "expected --scores NAME=FILE"),
-        (["--scores", "ours=absent.jsonl"], "absent.jsonl is no file"),
+        (["--scores", "ours=absent.jsonl"], "absent.jsonl is not a file"),
         (["--principled", "none"], "choose a preset"),
         (["--seeds", "0"], "expected at least 1"),
     ],
