@@ -1,7 +1,7 @@
 """Exports a re-ranker as an ONNX graph, beside its config and its processor: a folder that ranks without torch.
 
 The graph takes the tensors of the processor's schema, for any number of lists, items and history items, and returns
-``logits`` float32 [lists, items]. ``Reranker`` sorts them: that takes microseconds per list, and ONNX has no stable sort.
+``logits`` float32 [lists, items]. ``Reranker`` sorts them: sorting takes microseconds, and ONNX has no stable sort.
 """
 
 from __future__ import annotations
