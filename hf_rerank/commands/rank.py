@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
             number += len(rows)
             bar.update(len(rows))
         if not number:
-            raise InputError(f"{files[0].path} contains no lists: expected at least one row")
+            raise InputError(f"{files[0].path} holds no lists: expected at least one row")
     if counts.get(EMPTY_LISTS):
         print(f"{counts[EMPTY_LISTS]:,} lists without items left out")
     print(f"{report.lists:,} lists ranked, in {options.output}")

@@ -495,7 +495,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("content", "words"),
         [
-            ("", "contains no lists"),
+            ("", "holds no list"),
             ('{"item_id": [1]\n', "line 1: .*expected one JSON object per list"),
             ('{"item_id": [1, 2]}\n', "lacks|no column"),
             ("[1, 2]\n", "expected one JSON object per list"),
