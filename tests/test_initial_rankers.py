@@ -399,7 +399,7 @@ class TestSavedAndRepeated:
     ) -> None:
         monkeypatch.setattr(click_model, "_mean_loss", lambda *_: float("nan"))
         loaded = load_lists(lists)
-        with pytest.raises(TrainingStopped, match="not finite on the lists held out"):
+        with pytest.raises(TrainingStopped, match="not finite on the held-out lists"):
             ClickModel.fit(loaded["ranker_train"], loaded.schema, quality="poor")
 
     def test_a_list_too_long_for_lightgbm_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,7 +410,7 @@ class TestSavedAndRepeated:
         ]
         rows[41]["click"].append(0)
         schema = ListSchema(items=[Dense("price")], list_id="id")
-        with pytest.raises(InputError, match="list list 41 of ranker_train has 4 items: lambdamart learns from lists"):
+        with pytest.raises(InputError, match="list list 41 of ranker_train has 4 items: lambdamart accepts at most"):
             LambdaMARTRanker.fit(datasets.Dataset.from_list(rows), schema)
 
 

@@ -260,9 +260,9 @@ class TestAddToResults:
         path = model / "results.json"
         assert said == [
             "test: added to ",
-            f"test: is in {path} already, with the same numbers",
-            f"test: replaced in {path}, which held other numbers",
-            f"test: replaced in {path}, which held other numbers",
+            f"test: already in {path}, with the same numbers",
+            f"test: replaced in {path}, which had other numbers",
+            f"test: replaced in {path}, which had other numbers",
         ]
         assert written[0] == written[1] == written[3] != written[2]
 

@@ -401,7 +401,7 @@ def test_weights_that_are_not_finite(hub: Hub, run_folder: Path) -> None:
         (
             ["--model", str(KEPT), "--i-have-the-right-to-redistribute"],
             Fault("never", 500),
-            "it goes with --data",
+            "use it with --data",
         ),
     ],
 )

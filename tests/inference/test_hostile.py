@@ -358,4 +358,4 @@ def test_cut_graphs(exported: Path, capfd: pytest.CaptureFixture[str]) -> None:
 )
 def test_the_config_of_a_graph(exported: Path, changes: dict[str, Any]) -> None:
     edit(exported / "config.json", **changes)
-    assert "is no config of an exported model" in refused(exported)
+    assert "is not the config of an exported model" in refused(exported)

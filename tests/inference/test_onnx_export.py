@@ -155,7 +155,7 @@ def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNam
         ((ROWS[:1], 1.5), r"top_k is 1\.5: expected at least 1, a whole number"),
         ((ROWS[:1], 1, "no"), "truncate is 'no': expected True or False"),
         # A layer norm makes it NaN in torch, and an ordinary number in ONNX Runtime.
-        (([{**ROWS[0], "age": 1e38}],), "list list-0 holds a number far outside those of training"),
+        (([{**ROWS[0], "age": 1e38}],), "list list-0 contains a number far outside the range of the training data"),
     ],
 )
 def test_mistakes_are_those_of_the_reranker(
@@ -275,7 +275,7 @@ def test_a_graph_that_onnxruntime_cannot_read(copied: Path) -> None:
         (None, {}, "expected a folder, or the id of a repository, got NoneType"),
         ("{folder}/model.onnx", {}, r"model\.onnx is a file: expected the folder that holds it"),
         ("{folder}", {"threads": "2"}, "threads is '2': expected at least 1, a whole number"),
-        ("{folder}", {"device": "cpu"}, "device is an option of PyTorch models, and .* holds an exported graph"),
+        ("{folder}", {"device": "cpu"}, "device is an option of PyTorch models, but .* is an exported graph"),
         (
             "{folder}",
             {"revison": "main"},
@@ -364,7 +364,7 @@ def test_a_folder_with_something_in_it(processor: ListProcessor, tmp_path: Path)
 
 
 def test_a_reranker_has_no_revision(processor: ListProcessor, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="revision= belongs to a repository on the Hub, and a Reranker is none"):
+    with pytest.raises(InputError, match="revision= applies only to Hub repositories, not to a Reranker"):
         export_onnx(made("dnn", processor), tmp_path / "out", revision="v1")
 
 

@@ -294,7 +294,7 @@ def test_weights_that_are_no_numbers_never_rank(folder: Path, tmp_path: Path) ->
 
 def test_a_number_far_outside_is_named(reranker: Reranker) -> None:
     rows = [ROWS[0], {**ROWS[3], "price": [3e38, 1.0]}]
-    with pytest.raises(InputError, match="list d holds a number far outside those of training"):
+    with pytest.raises(InputError, match="list d contains a number far outside the range of the training data"):
         reranker.rerank(rows)
 
 

@@ -508,7 +508,7 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
         assert run("train", "--from", saved, "--data", folder / "second", "--output-dir", "run/../run") == 2
-        assert "is the model of --from itself, which would be overwritten" in capsys.readouterr().err
+        assert "is the folder of the --from model, which would be overwritten" in capsys.readouterr().err
         assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
 
 
