@@ -74,6 +74,7 @@ def folder_of(arguments):
     return Path(arguments[arguments.index("--output-dir") + 1])
 
 
+@pytest.mark.slow
 def test_what_a_comparison_leaves(arguments):
     folder = folder_of(arguments)
     report = json.loads((folder / "report.json").read_text())
@@ -169,6 +170,7 @@ def test_what_is_wrong_is_said_before_any_training(prepared, tmp_path, capsys, e
     assert not (tmp_path / "out" / "runs").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_writes_a_trec_run_that_compare_reads(prepared, tmp_path, capsys):
     from hf_rerank.data.loading import load_lists
     from hf_rerank.evaluation.score_files import NamedLists, read_scores

@@ -185,6 +185,7 @@ def test_one_line_and_exit_code_2(
     assert re.search(words, line), line
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_not_overwritten(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert train(prepared, run, "--max-steps", "4") == 0
@@ -210,6 +211,7 @@ def test_an_earlier_run_is_not_overwritten(prepared: Path, tmp_path: Path, capsy
 # ------------------------------------------------------------------------------------------ training on everything
 
 
+@pytest.mark.slow
 def test_training_on_everything(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     capsys.readouterr()
@@ -231,6 +233,7 @@ def test_training_on_everything(prepared: Path, tmp_path: Path, capsys: pytest.C
     assert json.loads((run / "results.json").read_text())["evaluations"].keys() == {"test"}
 
 
+@pytest.mark.slow
 def test_the_final_fit_expects_as_many_unknown_values(tmp_path: Path) -> None:
     """As many as the validation lists have for a model that was trained without them."""
     lists = write_lists(tmp_path / "lists", train=64, validation=32)

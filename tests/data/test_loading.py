@@ -130,6 +130,7 @@ def test_prm_public_is_prepared_once(raw, monkeypatch, caplog):
     assert sum(map(len, load_lists("prm_public", data_dir=raw).values())) == 230
 
 
+@pytest.mark.slow
 def test_prepared_folder_with_another_schema(raw, tmp_path):
     prm_public.prepare_prm_public(raw, tmp_path / "lists", progress=False)
     narrow = ListSchema(items=[Categorical("item_id")], group="user_id", list_id="list_id")

@@ -89,6 +89,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "begins", "ends", "tries"),
     FAULTS,
@@ -326,6 +327,7 @@ LOADING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"), LOADING, ids=[f"{fault.where}: {fault.status or 'reset'}" for fault, _ in LOADING]
 )

@@ -50,8 +50,10 @@ def processor() -> ListProcessor:
 
 
 def made(name: str, processor: ListProcessor, **options: Any) -> Reranker:
-    """A model of default sizes whose random weights make scores that differ."""
+    """A model of default width whose random weights make scores that differ; of encoders, one layer but for PRM."""
     config, model = RERANKERS[name]
+    if name in ("setrank", "pear", "raise"):
+        options = {"num_hidden_layers": 1, **options}
     torch.manual_seed(0)
     return Reranker(processor, model(config.for_schema(processor.schema, initializer_range=0.5, **options)))
 

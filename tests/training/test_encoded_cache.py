@@ -122,6 +122,7 @@ def test_only_features_of_items(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_workers_read_the_same(tmp_path: Path) -> None:
     lists = rich_lists(24)
     processor = ListProcessor.from_lists(lists, schema=RICH)
@@ -137,6 +138,7 @@ def test_workers_read_the_same(tmp_path: Path) -> None:
     assert_same_batches(pickle.loads(pickled), expected, [[3, 1, 2]])
 
 
+@pytest.mark.slow
 def test_whatever_changes_the_batches_makes_another_cache(tmp_path: Path) -> None:
     lists = rich_lists(30)
     processor = ListProcessor.from_lists(lists, schema=RICH)
@@ -168,6 +170,7 @@ def test_whatever_changes_the_batches_makes_another_cache(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_damage_is_named(tmp_path: Path) -> None:
     lists = rich_lists(30)
     processor = ListProcessor.from_lists(lists, schema=RICH)
@@ -361,6 +364,7 @@ def test_killed_and_two_at_once(tmp_path: Path) -> None:
     assert_same_batches(cached, EncodedLists(lists, collator_of(processor)), [list(range(50))])
 
 
+@pytest.mark.slow
 def test_a_training_from_the_cache_ends_with_the_same_bits(
     make_trainer: Any, make_model: Any, weights: Any, tmp_path: Path, lists: Any
 ) -> None:

@@ -124,6 +124,7 @@ def test_no_update_from_the_first_bad_step_on(make_trainer: Make, broken: str) -
             trainer.save_model()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_an_optimizer_that_knows_no_flag_stops_at_once(make_trainer: Make, broken: str) -> None:
     for number, options in enumerate(({"optim": "adamw_torch"}, {"optim": "sgd"}, {})):

@@ -106,6 +106,7 @@ def test_every_supported_option_is_trained_with() -> None:
     assert {options["optim"] for options in TRAININGS if "optim" in options} == set(OPTIMIZERS)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:this training takes", "ignore:.*gradient_checkpointing.*deprecated")
 @pytest.mark.parametrize("options", TRAININGS, ids=lambda options: options.get("optim", next(iter(options))))
 def test_trains(make_trainer: Any, weights: Any, options: dict[str, Any]) -> None:

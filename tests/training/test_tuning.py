@@ -39,6 +39,7 @@ def make(lists: dict[str, datasets.Dataset], processor: ListProcessor, tmp_path:
     return made
 
 
+@pytest.mark.slow
 def test_every_training_begins_with_a_new_model_of_model_init(make: Any) -> None:
     trainer = make()
     trainer.train()

@@ -202,6 +202,7 @@ def test_a_file_that_changes_meanwhile(raw: Path, monkeypatch: pytest.MonkeyPatc
     assert not list(raw.parent.glob("*lists*"))
 
 
+@pytest.mark.slow
 def test_damaged_lines_are_left_out_and_kept_apart(tmp_path: Path) -> None:
     """The lists are those of files without these lines, whatever block they fall into."""
     raw = random_raw(tmp_path / "raw", 3)
@@ -241,6 +242,7 @@ def test_damaged_lines_are_left_out_and_kept_apart(tmp_path: Path) -> None:
     assert len(rejects) == 9
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_counts_rejects_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 3)
     with (raw / "ad_feature.csv").open("ab") as file:
@@ -429,6 +431,7 @@ def test_a_run_stopped_while_logs_are_read_starts_again(tmp_path: Path, monkeypa
     assert not partial.exists()
 
 
+@pytest.mark.slow
 def test_buckets_that_are_not_as_they_were_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw, output = random_raw(tmp_path / "raw", 12), tmp_path / "lists"
     with monkeypatch.context() as patch:

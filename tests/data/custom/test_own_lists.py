@@ -94,6 +94,7 @@ def by_id(loaded: Any) -> dict[str, dict[str, Any]]:
 # --------------------------------------------------------------------------------------------------------- every form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["polars long", "polars wide", "pandas long", "pandas wide", "csv", "csv folder"])
 def test_every_form_gives_the_same_lists(tmp_path: Path, form: str) -> None:
     rows = lists()
@@ -276,6 +277,7 @@ def as_lines(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "large lists"])
 def test_prepared_lists_are_those_of_the_files(tmp_path: Path, kind: str) -> None:
     rows = lists()

@@ -500,6 +500,7 @@ def test_unknown_options(source: Numbers, tmp_path: Path) -> None:
         write(source, tmp_path / "lists", shard_bytes=0)
 
 
+@pytest.mark.slow
 def test_importing_is_light() -> None:
     script = "import sys, hf_rerank.data.prepared; print('torch' in sys.modules, 'transformers' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -422,6 +422,7 @@ class TestBehaviours:
             # of 20,000 impressions, those of a user not independent
             assert correlation > 0.05 if personal_taste else abs(correlation) < 0.03, (column, correlation)
 
+    @pytest.mark.slow
     def test_they_lie_before_inside_and_after_the_lists(self, small):
         times = [int(row["time_stamp"]) for row in rows(small, "raw_sample.csv")]
         first, last = min(times), max(times)

@@ -128,6 +128,7 @@ class TestText:
         expected = ["1.0", "0.0", "0.0", "-2.0", "0.000001", "-0.000023", "1.234568", "-0.5", "null"]
         assert prm_public_text._format_decimals(values).to_pylist() == expected
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
     def test_share_of_lines_with_a_null(self, tmp_path, rate):
         lines = read_lines(simulate_prm(tmp_path, 2000, world=PRMWorld(null_rate=rate)))
