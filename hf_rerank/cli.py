@@ -1,6 +1,6 @@
 """The command line: ``hf-rerank simulate``, ``schema``, ``prepare``, ``train`` and the other commands.
 
-A user's mistake ends with one line on standard error and exit code 2.
+A user's mistake is reported as one line on standard error, with exit code 2.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(arguments)
         return 0
     except KeyboardInterrupt as stopped:
-        # Training says itself where it stopped, by which signal, and how to resume.
+        # Training itself reports where it stopped, by which signal, and how to resume.
         message = _one_line(stopped) if stopped.args else "stopped by Ctrl-C; finished files are complete"
         print(f"hf-rerank: {message}", file=sys.stderr)
         return 128 + getattr(stopped, "signal", signal.SIGINT)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
-    # Imported here, so that Ctrl-C meanwhile ends with one line too.
+    # Imported here, so that Ctrl-C during the import also ends with one line.
     from hf_rerank.commands.parsing import option_names
 
     parser = _parser()
@@ -103,15 +103,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _refuse_current_folder(folder: str | Path) -> None:
-    """Refuses the current folder and those around it: an output folder gets its name when it is complete."""
+    """Refuses the current folder and its parents: an output folder is renamed into place when it is complete."""
     current, wanted = Path.cwd(), Path(folder).expanduser().resolve()
     if wanted == current or wanted in current.parents or wanted == Path(wanted.anchor):
-        where = "the root folder" if wanted == Path(wanted.anchor) else "the current folder, or one around it"
-        raise InputError(f"--output-dir {folder} is {where}: expected a folder of its own, such as runs/first")
+        where = "the root folder" if wanted == Path(wanted.anchor) else "the current folder or one of its parents"
+        raise InputError(f"--output-dir {folder} is {where}: expected a separate folder, such as runs/first")
 
 
 def _about_home(error: OSError) -> str:
-    """What to do if the cache of the Hugging Face libraries cannot be written, as in containers without a home."""
+    """Says what to do if the Hugging Face cache cannot be written, as in containers without a home folder."""
     if error.filename is None or error.errno not in _CANNOT_BE_MADE:
         return ""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"))

@@ -19,9 +19,9 @@ class InputError(ValueError):
     The message says what was expected, what was received, where, and what to do. The command line prints it as
     one line and exits with 2; everywhere else it is an ordinary ``ValueError``.
 
-    Messages quote names and values of files that anybody may have written, so a message is made one line of at most
-    ``LONGEST_MESSAGE`` characters that every terminal and log can take: line breaks become blanks, control characters
-    and lone surrogates their escapes, and the middle of a longer message is left out.
+    Messages quote names and values from untrusted files, so each is reduced to one line of at most
+    ``LONGEST_MESSAGE`` characters that is safe in every terminal and log: line breaks become spaces, control
+    characters and lone surrogates are escaped, and the middle of a longer message is left out.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -37,7 +37,7 @@ def show(value: Any) -> str:
     """Returns the ``repr`` of any value for messages: at most about ``LONGEST_VALUE`` characters; never raises."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists nested as deep
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or lists nested as deeply
         return f"a {type(value).__name__} too large to show"
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 20]} [...] {text[-15:]}"
 

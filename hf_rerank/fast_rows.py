@@ -1,8 +1,8 @@
 """The fast path for rows as servers send them: plain columns are converted and checked together.
 
-One list has tens of columns of a few values each, and to convert and check each alone would be half of the time that
-ranking it takes. Plain columns are whole lists of integers or of finite numbers, with nothing missing. What is not
-plain is left to ``Lists``, which checks it column by column and reports what is wrong; nothing is refused here.
+One list has tens of columns of a few values each; converting and checking them one by one would take half of the time
+of ranking the list. Plain columns are whole lists of integers or of finite numbers, with nothing missing. All others
+are left to ``Lists``, which checks them column by column and reports errors; nothing is refused here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PlainColumns:
     """The columns that are plain.
 
     Attributes:
-        lengths: int64 [B], items of each list, at least 1; None where no column of items is plain.
+        lengths: int64 [B], number of items per list, at least 1; None if no item column is plain.
         columns: Feature -> all its values, list after list (items), or one per list (user), as integers or numbers.
     """
 
@@ -39,7 +39,7 @@ def read_plain_columns(rows: Rows, schema: ListSchema) -> PlainColumns:
 
     Args:
         rows: Dictionaries of columns, one per list.
-        schema: Says which column is what.
+        schema: Describes the columns.
     """
     lengths = _count_items(rows, schema.items[0].name)
     columns: dict[str, pa.Array] = {}
@@ -56,7 +56,7 @@ def read_plain_columns(rows: Rows, schema: ListSchema) -> PlainColumns:
 
 
 def _count_items(rows: Rows, name: str) -> list[int] | None:
-    """Counts the items of each list, by one column; None if it is missing, no list, or empty in a row."""
+    """Counts the items of each list in one column; None if in any row it is missing, not a list, or empty."""
     lengths = []
     for row in rows:
         values = _as_list(row.get(name))
@@ -88,12 +88,12 @@ def _join_items(rows: Rows, names: Sequence[str], lengths: Sequence[int]) -> lis
 
 def _convert(names: Sequence[str], joined: list[Any], kind: type) -> dict[str, pa.Array]:
     """Converts to column -> values if all are plain; otherwise returns nothing."""
-    # The exact types: a bool is an int to isinstance, and is none in a column of arrow.
+    # The exact types: a bool is an int to isinstance, but not in an Arrow column.
     if not joined or not set(map(type, joined)) <= PLAIN_TYPES[kind]:
         return {}
     try:
         array = pa.array(joined)
-    except (pa.ArrowInvalid, OverflowError):  # an integer that int64, or float64 among numbers, cannot hold
+    except (pa.ArrowInvalid, OverflowError):  # an integer too large for int64, or for float64 among floats
         return {}
     numbers = array.to_numpy()
     if not (numbers.min() >= 0 if kind is Categorical else (np.abs(numbers) <= LARGEST_FLOAT32).all()):

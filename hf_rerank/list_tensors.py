@@ -1,4 +1,4 @@
-"""Tensor functions over padded lists that the losses and principled learning share.
+"""Tensor functions over padded lists, shared by the losses and principled learning.
 
 The list is on the last axis. ``mask`` is bool, True at real items. This module imports nothing of the library but its
 errors, so that losses, metrics and principled learning can all import it.
@@ -29,7 +29,7 @@ def log_softmax(values: Tensor, mask: Tensor) -> Tensor:
 
     Entries outside the mask, and of lists without an item in it, are finite and have no meaning.
     """
-    # The mask goes in before the softmax. The lowest number, not -inf: a list of nothing but -inf is NaN.
+    # The mask goes in before the softmax. The lowest number, not -inf: a list of only -inf would give NaN.
     return torch.log_softmax(values.masked_fill(~mask, torch.finfo(values.dtype).min), dim=-1)
 
 
@@ -127,12 +127,12 @@ def read_lists(
     lowest: float = 0.0,
     highest: float = math.inf,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Checks the inputs of a loss; returns all four in one floating type, with 0 at padding.
+    """Checks the inputs of a loss; returns all four in one floating-point type, with 0 at padding.
 
     Args:
-        scores, targets, mask, weights: [..., list], see any loss; None as there.
-        name: Of the targets, in messages.
-        lowest, highest: Bounds of the targets of real items; they must be finite too.
+        scores, targets, mask, weights: [..., list], as in every loss; None has the same meaning as there.
+        name: Name of the targets, for messages.
+        lowest, highest: Bounds of the targets of real items, which must also be finite.
 
     Raises:
         InputError: Shapes that differ, a wrong type, or a value out of its range. Values are checked where this is
@@ -165,12 +165,12 @@ def correct_labels(labels: Tensor, propensities: Tensor | None, mask: Tensor) ->
     """Divides labels by propensities; 0 at padding. Without propensities returns the labels themselves.
 
     Args:
-        labels: float [..., list], as of ``read_lists``.
+        labels: float [..., list], as returned by ``read_lists``.
         propensities: [..., list], in (0, 1].
         mask: bool [..., list].
 
     Raises:
-        InputError: Another shape; or, checked as in ``read_lists``, a propensity of a real item out of range.
+        InputError: The shapes differ; or, checked as in ``read_lists``, a propensity of a real item is out of range.
     """
     if propensities is None:
         return labels
@@ -217,8 +217,8 @@ def check_gain(gain: str) -> None:
 def _reciprocal(total: Tensor) -> Tensor:
     """1 / total; 1 where the total is 0, or so small that the gradient would overflow.
 
-    In exact arithmetic each item has at least 1 / n of the rank that it holds. Smaller sums come from scores that are
-    one rounding apart, at low temperatures.
+    In exact arithmetic each item has at least 1 / n of the rank that it occupies. Smaller sums come from scores that
+    are one rounding apart, at low temperatures.
     """
     return 1.0 / torch.where(total > 1e-12, total, 1.0)
 

@@ -10,9 +10,9 @@ Which one to choose:
 - ``lambda_loss``, ``approx_ndcg_loss``, ``neural_ndcg_loss``: graded labels, measured by NDCG.
 - ``distillation_loss``: the scores of another model instead of labels.
 
-**Position bias.** Clicks are logged in an order, and an item that nobody examined gets none. Give ``propensities``,
+**Position bias.** Clicks are logged in an order, and an item that nobody examined gets none. Pass ``propensities``,
 the probability that each item was examined, to the losses that can be corrected, ``LOSSES_WITH_PROPENSITIES``. Sample
-weights of ``1 / p`` cannot take their place. The other losses compare the labels of a list with each other, and no
+weights of ``1 / p`` cannot replace them. The other losses compare the labels of a list with each other, and no
 weighting of the clicks makes them unbiased.
 
 Losses that compare items through pairs or ranks are in ``hf_rerank.ranking_losses`` and are imported here: users
@@ -84,15 +84,15 @@ def binary_log_loss(
 
     With propensities, ``y_i / p_i`` takes the place of ``y_i`` in both parts (Saito et al. 2020). Where a click is
     examination times relevance, ``y_i / p_i`` has the relevance r_i as its mean, so this is an unbiased estimate of
-    the log-loss on relevance, and its minimum is r_i. Weights of ``1 / p_i`` are no correction: they multiply the
+    the log-loss on relevance, and its minimum is r_i. Weights of ``1 / p_i`` do not correct it: they multiply the
     missing clicks too, and the minimum stays at the click-through rate ``p_i r_i``. The price is variance: that of
     ``y_i / p_i`` is ``r_i (1 / p_i - r_i)``, so clip small propensities. The term of a clicked item with ``p_i < 1``
     falls without bound as its score grows: the loss may be below 0, and a model that can memorize single clicks
     overfits sooner.
 
-    When to choose it: where the probability of a click is used itself, for a bid or a threshold, and where lists
-    without a click say something; they count like all others. It is the only loss here that fixes the level of a
-    list's scores: all others ignore a shift of the whole list, and compare the items of a list.
+    When to choose it: if the probability of a click is itself used, for a bid or a threshold, and if lists without a
+    click carry information; they count like all others. It is the only loss here that fixes the level of a list's
+    scores: all others are invariant to a shift of the whole list, and only compare its items.
 
     Args:
         scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
@@ -106,7 +106,7 @@ def binary_log_loss(
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
-        does the mean over none.
+        does a mean over no lists.
 
     Raises:
         InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label, weight or propensity of a
@@ -141,11 +141,11 @@ def softmax_loss(
 
     With propensities they are ``t_i = y_i / p_i``, never divided by the clicks of the list: where a click is
     examination times relevance, their mean is the relevance r_i, and the minimum is at ``softmax(s)_i = r_i / sum_j
-    r_j`` (Ai et al. 2018). Divided by a sum of clicks, itself biased, their mean would no longer be in the order of
-    the r_i. The variance of ``y_i / p_i`` is ``r_i (1 / p_i - r_i)``, so clip small propensities.
+    r_j`` (Ai et al. 2018). Divided by a sum of clicks, which is itself biased, their mean would no longer follow the
+    order of the r_i. The variance of ``y_i / p_i`` is ``r_i (1 / p_i - r_i)``, so clip small propensities.
 
-    When to choose it: for clicks, where only the order within a list matters; with one click per list this is the
-    likelihood that it falls on the clicked item. With several clicks, the clicked items are pulled to equal scores.
+    When to choose it: for clicks, if only the order within a list matters; with one click per list this is the
+    negative log-likelihood of the clicked item. With several clicks, the clicked items are pulled to equal scores.
     ``attention_rank_loss`` is the same on labels 0 and 1; ``list_mle_loss`` is the same for one click per list.
 
     Args:
@@ -162,7 +162,7 @@ def softmax_loss(
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
-        does the mean over none.
+        does a mean over no lists.
 
     Raises:
         InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label, weight or propensity of a
@@ -189,12 +189,12 @@ def attention_rank_loss(
     weights: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Attention-rank loss: the cross-entropy between the attention that labels deserve and that scores give.
+    """Attention-rank loss: cross-entropy between the attention due to the labels and that due to the scores.
 
     ``-sum_i w_i a_i log softmax(s)_i`` with ``a_i = exp(y_i) / sum_(j: y_j > 0) exp(y_j)`` for ``y_i > 0``, else 0.
     Source: Ai et al. 2018 (DLCM).
 
-    When to choose it: graded labels of which only those above 0 should attract scores; it is the loss of DLCM and
+    When to choose it: for graded labels, if only those above 0 should raise scores; it is the loss of DLCM and
     SetRank. On labels 0 and 1 it is ``softmax_loss``; on grades it favours the highest more, by powers of e.
     ``listnet_loss`` also gives items without a click a share of the target.
 
@@ -209,7 +209,7 @@ def attention_rank_loss(
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
-        does the mean over none.
+        does a mean over no lists.
 
     Raises:
         InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
@@ -238,9 +238,9 @@ def listnet_loss(
 
     Source: Cao et al. 2007.
 
-    When to choose it: graded labels whose differences mean something, as those of scores do. Items without a click
-    have a share of the target too, ``1 / (n - 1 + e)`` with one click in a list of n: for clicks in long lists
-    ``softmax_loss`` is the better choice. To learn from the scores of another model, take ``distillation_loss``.
+    When to choose it: for graded labels whose differences are meaningful, like those of scores. Items without a click
+    get a share of the target too, ``1 / (n - 1 + e)`` with one click in a list of n: for clicks in long lists
+    ``softmax_loss`` is the better choice. To learn from the scores of another model, use ``distillation_loss``.
 
     Args:
         scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
@@ -253,7 +253,7 @@ def listnet_loss(
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
-        does the mean over none.
+        does a mean over no lists.
 
     Raises:
         InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
@@ -282,31 +282,31 @@ def distillation_loss(
 
     ``t^2 sum_i w_i (p_i log(p_i / q_i) - p_i + q_i)`` with ``p = softmax(teacher_scores / t)`` and
     ``q = softmax(scores / t)`` over the real items. With equal weights, ``q_i - p_i`` sums to 0 and this is
-    ``t^2 KL(p || q)``, whose gradient is that of the cross-entropy ``-t^2 sum_i p_i log q_i``. The further terms keep
+    ``t^2 KL(p || q)``, whose gradient is that of the cross-entropy ``-t^2 sum_i p_i log q_i``. The extra terms keep
     each item's term at 0 or above with any weights, and the minimum, 0, where the scores equal the teacher's up to a
     constant per list. Source: Hinton et al. 2015, for classes; over the items of a list as in ListNet (Cao et al.
     2007).
 
-    When to choose it: to give a model what a slower one knows (an ensemble, a tree model, a model with features that
-    serving lacks), alone or added to a task loss. It needs no label, so that lists without a click count too.
+    When to choose it: to transfer the knowledge of a slower model (an ensemble, a tree model, a model with features
+    that serving lacks), alone or added to a task loss. It needs no labels, so lists without a click count too.
     With equal weights, ``listnet_loss`` is the same with labels as the teacher's scores, up to a constant per list.
 
     Args:
         scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
-        teacher_scores: [..., list], integer or float, finite, logits of the teacher in the place of labels; a shift
-            of a list changes nothing. They are a constant: no gradient flows to them.
+        teacher_scores: [..., list], integer or float, finite, logits of the teacher in place of labels; a shift of
+            a list changes nothing. They are constants: no gradient flows to them.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
         weights: [..., list], >= 0, one per item; None: 1. They multiply the items' terms and are not normalized:
             weights of 2 double the loss.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
         temperature: t, at least 1e-6, in units of the scores. 1 takes the teacher's scores as logits; a higher t gives
-            items of low scores more weight. Far above the spread of both scores, the loss is ``sum_i d_i^2 / (2 n)``,
-            d_i the difference of the two scores minus its mean over the list. The factor t^2 keeps the gradient at
-            the same size.
+            items with low scores more weight. Far above the spread of both scores, the loss is ``sum_i d_i^2 /
+            (2 n)``, d_i the difference of the two scores minus its mean over the list. The factor t^2 keeps the
+            gradient at the same size.
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
-        does the mean over none.
+        does a mean over no lists.
 
     Raises:
         InputError: Shapes that differ, an unknown option, or (checked on the CPU) a teacher score or weight of a real
@@ -329,7 +329,7 @@ def distillation_loss(
     return reduce_lists(temperature**2 * torch.where(mask, per_item, 0.0).sum(dim=-1), mask, reduction)
 
 
-# The losses that need nothing but scores and labels: what ``config.task_loss`` may name.
+# Losses that need only scores and labels: the choices of ``config.task_loss``.
 TASK_LOSSES = {
     "binary_log_loss": binary_log_loss,
     "softmax_loss": softmax_loss,
@@ -342,13 +342,13 @@ TASK_LOSSES = {
     "approx_ndcg_loss": approx_ndcg_loss,
     "neural_ndcg_loss": neural_ndcg_loss,
 }
-# Those that a constant added to all scores of a list does not change: they leave the level of a list's scores free.
+# Losses that do not change if a constant is added to all scores of a list.
 SHIFT_INVARIANT_LOSSES = frozenset(TASK_LOSSES) - {"binary_log_loss"}
-# Those that take ``propensities``: they are linear in the labels, so that y / p has the right mean.
+# Losses that take ``propensities``: they are linear in the labels, so that y / p has the right mean.
 LOSSES_WITH_PROPENSITIES = frozenset(
     {"binary_log_loss", "softmax_loss", "pairwise_logistic_loss", "pairwise_hinge_loss"}
 )
-# Those that train an order, not probabilities: the softmax of their scores is no estimate of anything.
+# Losses that train an order, not probabilities: the softmax of their scores does not estimate anything.
 LOSSES_WITHOUT_PROBABILITIES = frozenset(
     {"pairwise_logistic_loss", "pairwise_hinge_loss", "lambda_loss", "approx_ndcg_loss", "neural_ndcg_loss"}
 )
@@ -365,15 +365,15 @@ def check_propensity_loss(task_loss: str) -> None:
 
 
 def probabilities(scores: Tensor, task_loss: str, *, mask: Tensor | None = None) -> Tensor:
-    """Computes what a model trained with ``task_loss`` predicts: sigmoid per score, or softmax over the list.
+    """Computes a model's predictions from its scores: sigmoid per score, or softmax over the list.
 
     Sigmoid for ``binary_log_loss``, the probability of a click on each item. Softmax for all others, the probability
-    that an item is the one chosen from its list. The losses in ``LOSSES_WITHOUT_PROBABILITIES`` train no
-    probabilities; for them softmax is a map that keeps the order and ignores a shift of the list.
+    that an item is the one chosen from its list. The losses in ``LOSSES_WITHOUT_PROBABILITIES`` do not train
+    probabilities; for them softmax only keeps the order, and is invariant to a shift of the list.
 
     Args:
         scores: float [..., list], logits.
-        task_loss: A name in ``TASK_LOSSES``.
+        task_loss: The loss that the model was trained with, a name in ``TASK_LOSSES``.
         mask: bool [..., list], True at real items; None: all are.
 
     Returns:

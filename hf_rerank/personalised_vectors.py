@@ -1,8 +1,8 @@
 """Personalised vectors: a click model's hidden representation of an item for a user, as input of re-rankers.
 
 PRM (Pei et al. 2019, section 4.3) takes them from the last hidden layer of a click model that was trained beforehand,
-pointwise, by log-loss. Here the click model learns from ``ranker_train`` only: one that had seen the clicks of a list
-would leak them through its vectors.
+pointwise, with log-loss. Here the click model learns from ``ranker_train`` only: if it had seen the clicks of a list,
+its vectors would leak them.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class PersonalisedVectors:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, column: str = COLUMN) -> PersonalisedVectors:
-        """Loads the click model of a folder that ``add_personalised_vectors`` wrote, or of a folder of its own.
+        """Loads the click model of a folder that ``add_personalised_vectors`` wrote, or a click model's own folder.
 
         Raises:
-            InputError: There is none, or a file is missing or damaged.
+            InputError: There is no click model, or a file is missing or damaged.
         """
         inside = Path(folder) / MODEL_FOLDER
         return cls(ClickModel.from_pretrained(inside if inside.is_dir() else folder), column)
@@ -62,13 +62,13 @@ class PersonalisedVectors:
         """Adds the vectors to lists, for a re-ranker that was trained with them.
 
         Args:
-            lists: One dict per list, as ``Reranker.rerank`` takes them; or an arrow table.
+            lists: One dict per list, as for ``Reranker.rerank``; or an arrow table.
 
         Returns:
-            As ``lists``, with one more column.
+            ``lists`` with one more column, in the same form.
 
         Raises:
-            InputError: A list is wrong, or has the column already.
+            InputError: A list is invalid, or already has the column.
         """
         if isinstance(lists, pa.Table):
             return self._add_column(lists)
@@ -120,19 +120,19 @@ def add_personalised_vectors(
 
     Args:
         lists_dir: A folder of prepared lists.
-        output_dir: Folder to make; must be new or empty.
+        output_dir: Folder to create; must be new or empty.
         dim: Numbers per item.
         column: Name of the new column.
-        seed: Of the click model.
+        seed: Seed of the click model.
         at_most: Largest number of lists of ``ranker_train`` to use. None: all.
-        progress: Bars of what takes longer than a second.
+        progress: Show progress bars for steps that take longer than a second.
 
     Returns:
         The counts of the new folder.
 
     Raises:
-        InputError: ``dim`` is below 1; the column is there; no ``ranker_train`` list, or none with a click; a label
-            above 1; or see ``write_lists``.
+        InputError: ``dim`` is below 1; the column already exists; ``ranker_train`` has no lists, or none with a click;
+            a label is above 1; or see ``write_lists``.
     """
     for name, value in (("dim", dim), ("at_most", at_most)):
         if value is not None and value < 1:
@@ -184,7 +184,7 @@ def _make_card(source: Path, schema: ListSchema, report: PrepareReport, facts: M
         *card.how,
         f"Personalised vectors (Pei et al. 2019): the item column `{facts['column']}`, {facts['dim']} numbers, is the "
         f"last hidden layer of a click model (seed {facts['seed']}, hidden layers {facts['hidden_sizes']}, log-loss "
-        f"on lists held out {facts['held_out_log_loss']:.4f}), kept in `{MODEL_FOLDER}/`. It learned from "
+        f"on held-out lists {facts['held_out_log_loss']:.4f}), kept in `{MODEL_FOLDER}/`. It learned from "
         f"{facts['lists_learned_from']:,} of {facts['lists_available']:,} lists of `ranker_train`.",
     ]
     caveats = [

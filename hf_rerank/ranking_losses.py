@@ -1,6 +1,6 @@
 """Task losses that compare the items of a list through pairs, orders or ranks; import them from ``hf_rerank.losses``.
 
-All have the signature ``loss(scores, labels, *, mask=None, weights=None, reduction="mean")`` and options of their own,
+All have the signature ``loss(scores, labels, *, mask=None, weights=None, reduction="mean")`` plus their own options,
 and need memory for a few tensors [..., list, list].
 """
 
@@ -42,22 +42,22 @@ def pairwise_logistic_loss(
     """Pairwise logistic loss (RankNet), averaged over the pairs of a list whose labels differ.
 
     ``1/m sum_(i,j: y_i > y_j) w_i log(1 + exp(-sigma (s_i - s_j)))``, m the number of these pairs. Source: Burges et
-    al. 2005, who add the pairs up: ``normalize=False``.
+    al. 2005, who sum over the pairs: ``normalize=False``.
 
     With propensities it is ``1/(n - 1) sum_i w_i y_i / p_i sum_(j != i) log(1 + exp(-sigma (s_i - s_j)))``, each
     click against all n - 1 other items, clicked ones too (Joachims et al. 2017): an item without a click may be one
-    that nobody examined, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
-    the same sum with the relevance in the place of ``y_i / p_i``.
+    that nobody examined, so labels say nothing about pairs. Where a click is examination times relevance, its mean is
+    the same sum with the relevance in place of ``y_i / p_i``.
 
-    When to choose it: the number of pairs in the wrong order is what matters (the AUC within a list), at the bottom
-    of a list as much as at its top; ``sigmoid(sigma (s_i - s_j))`` estimates the probability that item i is preferred
+    When to choose it: if the number of pairs in the wrong order matters (the AUC within a list), at the bottom of a
+    list as much as at its top; ``sigmoid(sigma (s_i - s_j))`` estimates the probability that item i is preferred
     to item j. ``lambda_loss`` is the same with pairs weighted by their effect on NDCG; ``pairwise_hinge_loss`` stops
     at a margin.
 
     Args:
         scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
         labels: [..., list], bool, integer or float, finite, >= 0; only their order is used. A list without a click, or
-            with equal labels only, has no pair and gives 0.
+            with only equal labels, has no pair and gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
         weights: [..., list], >= 0, one per item; None: 1. A pair takes the weight of
             its item i, the one with the higher label. Weights do not enter m: weights of 2 double the loss.
@@ -65,12 +65,12 @@ def pairwise_logistic_loss(
             None: see the first formula.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
         sigma: Steepness, above 0, per unit of the scores.
-        normalize: Whether every list with a pair counts the same. If False, the terms are added, and long lists, with
+        normalize: Whether every list with a pair counts the same. If False, the terms are summed, and long lists, with
             more pairs, count more.
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
-        does the mean over none.
+        does a mean over no lists.
 
     Raises:
         InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label, weight or propensity of a
@@ -101,34 +101,34 @@ def pairwise_hinge_loss(
     """Pairwise hinge loss (RankSVM), averaged over the pairs of a list whose labels differ.
 
     ``1/m sum_(i,j: y_i > y_j) w_i max(0, margin - (s_i - s_j))``, m the number of these pairs. Sources: Herbrich et
-    al. 2000; Joachims 2002, for clicks, who adds the pairs up: ``normalize=False``.
+    al. 2000; Joachims 2002, for clicks, who sums over the pairs: ``normalize=False``.
 
     With propensities it is ``1/(n - 1) sum_i w_i y_i / p_i sum_(j != i) max(0, margin - (s_i - s_j))``, each
     click against all n - 1 other items, clicked ones too (Joachims et al. 2017): an item without a click may be one
-    that nobody examined, so labels say nothing of pairs. Where a click is examination times relevance, its mean is
-    the same sum with the relevance in the place of ``y_i / p_i``.
+    that nobody examined, so labels say nothing about pairs. Where a click is examination times relevance, its mean is
+    the same sum with the relevance in place of ``y_i / p_i``.
 
-    When to choose it: pairs that are in the right order by the margin should have no further effect, so that scores
-    stop growing. ``pairwise_logistic_loss`` is its smooth sibling, and the one to prefer if in doubt; both grow
-    linearly with the difference of the scores of a pair in the wrong order.
+    When to choose it: if pairs that are in the right order by the margin should have no further effect, so that scores
+    stop growing. ``pairwise_logistic_loss`` is its smooth version; prefer it if in doubt. Both grow linearly with the
+    score difference of a pair in the wrong order.
 
     Args:
         scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
         labels: [..., list], bool, integer or float, finite, >= 0; only their order is used. A list without a click, or
-            with equal labels only, has no pair and gives 0.
+            with only equal labels, has no pair and gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
         weights: [..., list], >= 0, one per item; None: 1. A pair takes the weight of
             its item i, the one with the higher label. Weights do not enter m: weights of 2 double the loss.
         propensities: [..., list], in (0, 1], the probability that each item was examined when its click was logged;
             None: see the first formula.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
-        margin: The difference of scores from which a pair costs nothing, above 0, in units of the scores.
-        normalize: Whether every list with a pair counts the same. If False, the terms are added, and long lists, with
+        margin: Score difference from which a pair costs nothing, above 0, in units of the scores.
+        normalize: Whether every list with a pair counts the same. If False, the terms are summed, and long lists, with
             more pairs, count more.
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
-        does the mean over none.
+        does a mean over no lists.
 
     Raises:
         InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label, weight or propensity of a
@@ -162,14 +162,14 @@ def list_mle_loss(
     implementations break ties by slot or at random, and train on an order that is not in the data. The items with the
     lowest label of a list cost nothing here.
 
-    When to choose it: labels that rank most items of a list, such as ratings or positions of a better ranker. With
+    When to choose it: if labels rank most items of a list, such as ratings or positions of a better ranker. With
     one click per list it equals ``softmax_loss``; with several clicks it is the sum of a softmax loss per click, each
     against the items without a click, so that clicked items are not pulled to equal scores.
 
     Args:
         scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
         labels: [..., list], bool, integer or float, finite, >= 0; only their order is used. A list without a click, or
-            with equal labels only, gives 0.
+            with only equal labels, gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
         weights: [..., list], >= 0, one per item; None: 1. They multiply the items'
             terms and are not normalized: weights of 2 double the loss.
@@ -177,7 +177,7 @@ def list_mle_loss(
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
-        does the mean over none.
+        does a mean over no lists.
 
     Raises:
         InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
@@ -206,34 +206,34 @@ def lambda_loss(
     sigma: float = 1.0,
     gain: str = "exponential",
 ) -> Tensor:
-    """LambdaRank as a loss: pairwise logistic terms, each weighted by what swapping the pair would do to NDCG.
+    """LambdaRank as a loss: pairwise logistic terms, each weighted by how much swapping the pair would change NDCG.
 
     ``sum_(i,j: y_i > y_j) w_i |dNDCG_ij| log2(1 + exp(-sigma (s_i - s_j)))`` with
     ``|dNDCG_ij| = |g_i - g_j| |1/log2(1 + r_i) - 1/log2(1 + r_j)| / idealDCG`` and ``g = 2^y - 1``; ``r`` are the
-    present ranks, from 1, ties in slot order, and no gradient goes through them.
+    current ranks, from 1, ties in slot order, and no gradient flows through them.
 
     Sources: the gradient is LambdaRank's (Burges 2010, with the natural logarithm); the loss, and log2, which bounds
     the 0/1 error of a pair from above, are those of Wang et al. 2018 (LambdaLoss). The two differ by 1 / ln 2.
 
-    When to choose it: graded labels, or clicks, where NDCG is the measure and the top of the list counts most. It is
-    ``pairwise_logistic_loss`` with weights; unlike ``approx_ndcg_loss`` and ``neural_ndcg_loss`` its gradient does
-    not vanish where a pair is far in the wrong order, which makes it the safest of the three.
+    When to choose it: for graded labels or clicks, if NDCG is the metric and the top of the list counts most. It is
+    ``pairwise_logistic_loss`` with weights; unlike that of ``approx_ndcg_loss`` and ``neural_ndcg_loss``, its gradient
+    does not vanish if a pair is far in the wrong order, which makes it the safest of the three.
 
     Args:
         scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
         labels: [..., list], bool, integer or float, finite, >= 0; grades of any size. A list without a click, or with
-            equal labels only, gives 0.
+            only equal labels, gives 0.
         mask: bool [..., list], True at real items; None: all are. Padding is never read; its gradient is exactly 0.
         weights: [..., list], >= 0, one per item; None: 1. A pair takes the weight of
             its item i, the one with the higher label. Weights do not enter NDCG: weights of 2 double the loss.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
         sigma: Steepness of the pairwise logistic terms, above 0, per unit of the scores.
         gain: ``"exponential"``, ``g = 2^y - 1``, or ``"linear"``, ``g = y``, the better choice for grades above about
-            10, of which the exponential gain sees little but the highest. They agree on labels 0 and 1.
+            10, where the exponential gain sees little but the highest. They agree on labels 0 and 1.
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
-        does the mean over none.
+        does a mean over no lists.
 
     Raises:
         InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
@@ -273,9 +273,9 @@ def approx_ndcg_loss(
     ``r_i = 1 + sum_(j != i) sigmoid((s_j - s_i) / t)``, which becomes the rank as t falls to 0; items with equal
     scores then share the mean of their ranks. Sources: Qin et al. 2010; the default t is that of Bruch et al. 2019.
 
-    When to choose it: NDCG itself is the aim, and training starts from scores of a sensible order and size, such as
-    those of a trained model. The gradient vanishes where all scores of a list are more than a few t apart, in the
-    wrong order too: keep t near the spread of the scores. ``lambda_loss`` has the same aim without that weakness;
+    When to choose it: if NDCG itself is the aim, and training starts from scores with a sensible order and scale, such
+    as those of a trained model. The gradient vanishes if all scores of a list are more than a few t apart, even in the
+    wrong order: keep t near the spread of the scores. ``lambda_loss`` has the same aim without that weakness;
     ``neural_ndcg_loss`` relaxes the sorting instead of the ranks.
 
     Args:
@@ -293,7 +293,7 @@ def approx_ndcg_loss(
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
-        does the mean over none.
+        does a mean over no lists.
 
     Raises:
         InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
@@ -327,7 +327,7 @@ def neural_ndcg_loss(
     sinkhorn_steps: int = 30,
     gain: str = "exponential",
 ) -> Tensor:
-    """NeuralNDCG: 1 - NDCG of the order that NeuralSort relaxes.
+    """NeuralNDCG: 1 - NDCG of the relaxed order of NeuralSort.
 
     ``1 - sum_p sum_i M[p, i] g_i / log2(1 + p) / idealDCG`` with ``g = 2^y - 1`` and ``M[p, i]`` the share of item i
     in rank p: ``softmax_i(((n + 1 - 2 p) s_i - sum_j |s_i - s_j|) / t)``, whose columns and rows are then normalized
@@ -335,10 +335,10 @@ def neural_ndcg_loss(
     over the orders of equal scores. Sources: Pobrotyn and Bialobrzeski 2021 (NeuralNDCG); Grover et al. 2019
     (NeuralSort).
 
-    When to choose it: NDCG itself is the aim, as for ``approx_ndcg_loss``, and like there the gradient vanishes where
-    scores are far apart, in the wrong order too. The softmax grows sharper with the number n of items, so that the
-    same t is closer to 1 - NDCG in longer lists. ``lambda_loss`` has the same aim, needs no temperature, and costs
-    less time and memory.
+    When to choose it: if NDCG itself is the aim, as for ``approx_ndcg_loss``; here too the gradient vanishes if scores
+    are far apart, even in the wrong order. The softmax grows sharper with the number n of items, so the same t is
+    closer to 1 - NDCG in longer lists. ``lambda_loss`` has the same aim, needs no temperature, and costs less time and
+    memory.
 
     Args:
         scores: float [..., list], logits of the items of each list; any leading axes. Computed in float32 at least.
@@ -351,13 +351,13 @@ def neural_ndcg_loss(
             the ideal: weights of 2 double the loss. With weights that differ between equal labels it may be below 0.
         reduction: ``"mean"`` over the lists with a real item, ``"sum"`` over lists, ``"none"``: one value per list.
         temperature: t, at least 1e-6, in units of the scores.
-        sinkhorn_steps: How often columns and rows are normalized, >= 0; most of the time of this loss goes there.
-            With few, the shares of an item may sum to more than 1 and the loss may be below 0.
+        sinkhorn_steps: Number of column and row normalizations, >= 0; they take most of this loss's time. With few,
+            the shares of an item may sum to more than 1 and the loss may be below 0.
         gain: ``"exponential"``, ``g = 2^y - 1``, or ``"linear"``, ``g = y``. They agree on labels 0 and 1.
 
     Returns:
         A scalar, or [...] for ``reduction="none"``, float32 or float64. A list without a real item gives 0, and so
-        does the mean over none.
+        does a mean over no lists.
 
     Raises:
         InputError: Shapes that differ, an unknown option, or (checked on the CPU) a label or weight of a real
@@ -408,8 +408,8 @@ def _reduce_pairs(
 def _ndcg_loss(discounts: Tensor, labels: Tensor, mask: Tensor, weights: Tensor, gain: str) -> Tensor:
     """``sum_i w_i g_i (b_i - d_i) / idealDCG``, one value per list; with weights of 1 this is 1 - NDCG.
 
-    ``d`` [..., list] are the discounts that items have, ``b`` those of the ideal order. Items of equal labels share
-    the mean of theirs there, so that slots may be shuffled.
+    ``d`` [..., list] are the discounts of the items, ``b`` those in the ideal order. There, items with equal labels
+    share the mean of theirs, so that the order of the slots does not matter.
     """
     gains = relative_gains(labels, gain)
     best = 1.0 / torch.log2(1.0 + ranks(labels, mask))

@@ -1,6 +1,6 @@
 """The schema of lists, and the table of tensors that lists become.
 
-``ListSchema`` describes each column. One row is one list. A column of the list (a user feature) holds one value per
+``ListSchema`` describes each column. One row is one list. A list-level column (a user feature) holds one value per
 row; an item column holds a sequence, and all item columns of a row have the same length; a history column holds a
 sequence of any length.
 
@@ -37,10 +37,10 @@ MAX_ROWS = 2**31 - 1
 class Categorical:
     """A categorical feature (an id, a category): integers or text, looked up in an embedding table.
 
-    Row 0 of the table is padding, row 1 the unknown value, then come the values.
+    Row 0 of the table is padding, row 1 the unknown value; the values follow.
 
     Args:
-        name: The column.
+        name: Column name.
         size: Number of rows of the table, at least 3. None: as many as the training lists need. If there are more
             values than rows, the most frequent values get a row and the others become unknown; the processor reports
             how many.
@@ -59,17 +59,17 @@ class Categorical:
     def __post_init__(self) -> None:
         if self.hash_size is not None and self.shares is not None:
             raise InputError(
-                f"{self.name!r} has hash_size and shares: a shared table has the size of the other feature"
+                f"{self.name!r} has both hash_size and shares: a shared table has the size of the other feature"
             )
         if self.hash_size is not None and self.size is not None:
-            raise InputError(f"{self.name!r} has size and hash_size: hash_size alone is the size of a hashed table")
+            raise InputError(f"{self.name!r} has both size and hash_size: hash_size is the size of a hashed table")
         for what, rows in (("size", self.size), ("hash_size", self.hash_size)):
             if rows is not None:
                 _require_integer(f"{self.name!r} has {what}", rows)
             if rows is not None and rows < 3:
                 raise InputError(f"{self.name!r} has {what}={rows}: expected at least 3 (padding, unknown, one value)")
             if rows is not None and rows > MAX_ROWS:
-                raise InputError(f"{self.name!r} has {what}={rows}: expected at most {MAX_ROWS:,} rows of a table")
+                raise InputError(f"{self.name!r} has {what}={rows}: expected at most {MAX_ROWS:,} table rows")
         _require_integer(f"{self.name!r} has min_count", self.min_count)
         if self.min_count < 1:
             raise InputError(f"{self.name!r} has min_count={self.min_count}: expected at least 1")
@@ -80,13 +80,13 @@ class Dense:
     """A numeric feature.
 
     Args:
-        name: The column.
+        name: Column name.
         scale: ``standard`` (default): subtract the mean of the training lists and divide by their standard deviation;
             ``log``: the same after sign(x) * log(1 + abs(x)), for prices and counts; ``quantile``: the standard
-            normal quantile of the value's rank among those of the training lists, which needs no such choice and
-            bounds outliers; ``none``: unchanged.
+            normal quantile of the value's rank in the training lists, which suits any distribution and bounds
+            outliers; ``none``: unchanged.
         missing: How a null is encoded. ``mean`` (default): as the training mean. ``indicator``: as the mean, with a
-            second number that is 1 where the value was missing. ``error``: an error.
+            second number that is 1 where the value was missing. ``error``: raise an error.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Vector:
     """A vector of ``dim`` numbers per item (a text or image embedding), used unchanged.
 
     Args:
-        name: The column, of sequences of vectors.
+        name: Name of a column of sequences of vectors.
         dim: Length of each vector, at least 1.
     """
 
@@ -124,7 +124,7 @@ class Vector:
 # ------------------------------------------------------------------------------------------------ the table of tensors
 
 Role = Literal["feature", "mask", "position", "label", "weight", "cut_label", "propensity", "ground_truth", "identity"]
-# What a model's ``forward`` takes; the other roles are for metrics and messages.
+# The roles of a model's ``forward`` inputs; the other roles are for metrics and messages.
 MODEL_ROLES = ("feature", "mask", "position", "label", "weight", "propensity")
 LABEL_PADDING = -100.0
 AFTER_THE_ITEMS = "after the items"
@@ -135,15 +135,15 @@ class TensorSpec:
     """One row of the table of tensors.
 
     Attributes:
-        axes: ``B`` lists, ``L`` items, ``H`` history items, ``C`` items that were cut from the list, ``W`` bytes of an
+        axes: ``B`` lists, ``L`` items, ``H`` history items, ``C`` items cut from the list, ``W`` bytes of an
             id; then the numbers of features: ``Fc``, ``Fd``, ``Fv`` of items (categorical, dense, vector numbers),
             ``Uc``, ``Ud`` of users, ``Hc``, ``Hd`` of history items.
-        dtype: As numpy and torch name it.
+        dtype: Name of the dtype in numpy and torch.
         fill: Value at padding. ``AFTER_THE_ITEMS``: positions that follow those of the items.
-        role: What the tensor is for.
+        role: Purpose of the tensor.
         required: Whether every batch has it.
         column: The field of ``ListSchema`` that names its item column, for tensors with the axes ``B L``.
-        lowest: Smallest value that the column may hold. None: any finite number.
+        lowest: Smallest value allowed in the column. None: any finite number.
     """
 
     axes: tuple[str, ...]
@@ -161,9 +161,9 @@ def _tensor(axes: str, dtype: str, fill: float | str, role: Role, **options: Any
 
 @dataclass(eq=False)
 class ListBatch(Mapping[str, Any]):
-    """The tensors of a batch, and at the same time the one table that describes them (``TENSORS``).
+    """The tensors of a batch, and at the same time the table that describes them (``TENSORS``).
 
-    A tensor that the lists do not have is None, and is left out of the mapping: ``dict(batch)`` holds the others.
+    A tensor that the lists lack is None and is left out of the mapping: ``dict(batch)`` contains the others.
     Models read attributes, such as ``batch.item_dense``. To add a kind of tensor, add a field here and read it in the
     models that use it.
     """
@@ -200,9 +200,9 @@ class ListBatch(Mapping[str, Any]):
 
 
 TENSORS: dict[str, TensorSpec] = {entry.name: entry.metadata["spec"] for entry in dataclasses.fields(ListBatch)}
-# The keyword arguments of a model's ``forward``, in its order.
+# The keyword arguments of a model's ``forward``, in order.
 MODEL_TENSORS = tuple(name for name, spec in TENSORS.items() if spec.role in MODEL_ROLES)
-# The inputs of a model's scores: the same without labels and weights.
+# The inputs that scores depend on: the same without labels and weights.
 FEATURE_TENSORS = tuple(name for name, spec in TENSORS.items() if spec.role in ("feature", "mask", "position"))
 # Field of the schema that names an item column -> the tensor of that column.
 COLUMN_TENSORS = {spec.column: name for name, spec in TENSORS.items() if spec.column is not None}
@@ -230,28 +230,28 @@ class ListSchema:
         position: Item column with the position of each item in the initial order, 0 at the top. None: the items of a
             row are in the initial order. ``"none"``: there is no initial order; models then read no positions.
         initial_score: Item column with the score that the earlier ranker gave each item, any finite number, larger is
-            better; a model reads it only if its config says so. None: not known.
+            better; a model reads it only if its config says so. None: unknown.
         weight: Item column of sample weights, at least 0, which multiply the terms of every task loss. None: all 1.
         propensity: Item column of propensities, in (0, 1]: the probability that the item was examined when its click
-            was logged; ``hf-rerank propensities`` estimates it. Training corrects the clicks by it
-            (``hf_rerank.losses``, and ``propensity_floor`` of the config), and evaluation too
+            was logged; ``hf-rerank propensities`` estimates it. Training uses it to correct the clicks
+            (``hf_rerank.losses``, and ``propensity_floor`` of the config), and so does evaluation
             (``hf_rerank.metrics.propensity``); it is not a feature.
         cut_label: Column with the labels of the items that were cut from lists longer than ``max_list_length``, one
-            sequence per list, empty where nothing was cut. Metrics count them; no model reads them. None: not known.
+            sequence per list, empty where nothing was cut. Metrics count them; no model reads them. None: unknown.
         id: Item column that ranking returns as ``ids``; it need not be a feature. None: the first item feature.
         list_id: Column with the id of the list. None: lists are numbered.
         group: Column to split by (the user); not a feature.
         max_list_length: Maximum number of items per list. Default 30.
-        max_history_length: Maximum number of history items that models read, the newest. Default 50.
-        attraction: Item column of the true probability of a click on an examined item, on simulated lists; not a
+        max_history_length: Maximum number of history items that models read (the newest ones). Default 50.
+        attraction: In simulated lists, the item column of the true probability of a click on an examined item; not a
             feature.
-        examination: Probability that each position is examined, from position 0, on simulated lists.
-        fitted: Digest of what a processor has learned from training lists; set by the processor.
+        examination: In simulated lists, the probability that each position is examined, from position 0.
+        fitted: Digest of the values that a processor has learned from training lists; set by the processor.
         extends: Fingerprints of the fitted schemas that this one extends, oldest first; set by the processor.
         computes_initial_score: Whether lists without the column ``initial_score`` get the scores of the processor's
             trees; set by the processor.
-        rows_before: For each schema in ``extends``, the number of rows that each table of its own had in use (``size``
-            may be larger), in the order of the columns; set by the processor.
+        rows_before: For each schema in ``extends``, the number of rows in use in each of its unshared tables (``size``
+            may be larger), in column order; set by the processor.
     """
 
     items: Sequence[Feature]
@@ -295,29 +295,27 @@ class ListSchema:
         names = [feature.name for feature in (*self.items, *self.user, *self.history)]
         special = self.item_columns()
         if self.label is None:
-            raise InputError("the schema names no label: name the column of clicks, which new lists may lack")
+            raise InputError("the schema names no label: name the column of clicks, even if new lists lack it")
         of_lists = [name for name in (self.list_id, self.group, self.cut_label) if name is not None]
         for name in [*names, *special.values(), *of_lists, *([] if self.id is None else [self.id])]:
             if not isinstance(name, str) or not name:
-                raise InputError(f"the schema names the column {name!r}: expected a text that is not empty")
+                raise InputError(f"the schema names the column {name!r}: expected a non-empty string")
         for part, name in special.items():
             others = (*special, "list_id", "group", "cut_label")
             uses = [use for use in others if use != part and getattr(self, use) == name]
             if uses:
                 raise InputError(
-                    f"the schema takes the column {name!r} as {part} and as {uses[0]}: each has a column of its own"
+                    f"the schema uses the column {name!r} as {part} and as {uses[0]}: each needs its own column"
                 )
             if name in names:
-                raise InputError(f"the column {name!r} is a feature and also the {part}: name another column")
+                raise InputError(f"the column {name!r} is both a feature and the {part}: name another column")
         if self.cut_label is not None and self.cut_label in (*names, self.list_id, self.group):
-            raise InputError(f"the column {self.cut_label!r} is the cut_label and something else: name another column")
+            raise InputError(f"the column {self.cut_label!r} is cut_label and has another use: name another column")
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"the schema names the column {name!r} twice")
         if self.id in (*of_lists, *(feature.name for feature in (*self.user, *self.history))):
-            raise InputError(
-                f"id of the schema is {self.id!r}, which is not a column of the items: expected one of them"
-            )
+            raise InputError(f"id of the schema is {self.id!r}, which is not an item column: expected an item column")
         for part in ("user", "history"):
             for feature in getattr(self, part):
                 if isinstance(feature, Vector):
@@ -394,7 +392,7 @@ class ListSchema:
         return [feature for feature in getattr(self, part) if isinstance(feature, kind)]
 
     def replace(self, **changes: Any) -> ListSchema:
-        """A copy with other fields."""
+        """A copy with changed fields."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -410,7 +408,7 @@ class ListSchema:
                 if not value:
                     continue
             elif entry.name == "rows_before":
-                if not value:  # so that earlier versions read what has not grown
+                if not value:  # so that earlier versions can read schemas that were never extended
                     continue
                 value = [list(rows) for rows in value]
             plain[entry.name] = value
@@ -447,14 +445,14 @@ class ListSchema:
         """Reads the schema from JSON, in which lines that begin with ``//`` are comments.
 
         Raises:
-            InputError: The file does not exist, or holds no valid schema.
+            InputError: The file does not exist, or does not contain a valid schema.
         """
         path = Path(path)
         if not path.is_file():
             raise InputError(f"no schema at {path}: expected a JSON file as ListSchema.save writes it")
         try:
-            # No JSON string contains a line break, so a comment line is never inside one. Emptied, not removed: line
-            # numbers in errors stay right.
+            # No JSON string contains a line break, so a comment line is never inside one. Comments are
+            # emptied, not removed, which keeps the line numbers in errors right.
             lines = path.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not valid JSON: {error}; save it as UTF-8") from None

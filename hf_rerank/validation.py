@@ -19,7 +19,7 @@ from hf_rerank.errors import InputError, show, suggestion
 from hf_rerank.fast_rows import LARGEST_FLOAT32, PlainColumns, read_plain_columns
 from hf_rerank.schema import COLUMN_TENSORS, TENSORS, Categorical, Dense, Feature, ListSchema, Vector, kind_of
 
-# A column holds a list per list, which holds a list per item, which holds numbers.
+# A column has one entry per list: a list of items, each of which may be a list of numbers.
 DEEPEST = 3
 _NESTED = (list, tuple, set, frozenset, dict)
 HISTORY_FEATURE = "feature of the history"
@@ -33,16 +33,16 @@ class Lists:
 
     Attributes:
         schema: The schema they were checked against.
-        lengths: int64 [B], items of each list, at least 1.
+        lengths: int64 [B], number of items per list, at least 1.
         items: Feature name -> arrow array of all items (a vector: float32 array [N, dim]).
         user: Feature name -> arrow array [B].
         history: Feature name -> arrow array of all history items.
         history_lengths: int64 [B].
-        columns: The item columns that are a tensor of their own, by the name of the tensor, [N]: ``position_ids``
-            int64, always; ``labels``, ``weights``, ``initial_scores`` and so on float32, where they are.
-        ids: B texts.
-        cut_labels: float32, the labels of the items that were cut from the lists before; None if that is not known.
-        cut_lengths: int64 [B], how many were cut; 0 where that is not known.
+        columns: The item columns that become one tensor each, by tensor name, [N]: ``position_ids`` int64, always;
+            ``labels``, ``weights``, ``initial_scores`` and so on float32, if the lists have them.
+        ids: B strings.
+        cut_labels: float32, labels of the items that had already been cut from the lists; None if unknown.
+        cut_lengths: int64 [B], number of items cut; 0 where unknown.
     """
 
     schema: ListSchema
@@ -70,13 +70,13 @@ class Lists:
         return self.columns.get("labels")
 
     def collect_cut_labels(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Collects the labels of the items that were cut, before and now, list by list: float32 [items cut].
+        """Collects the labels of all items cut, earlier and now, list by list: float32 [items cut].
 
         Args:
-            kept: bool [N], which items stay now.
+            kept: bool [N], True at the items that are kept now.
 
         Returns:
-            The labels, and how many each list has, int64 [B].
+            The labels, and their number per list, int64 [B].
         """
         assert self.labels is not None
         numbers = np.arange(len(self))
@@ -121,12 +121,12 @@ class Lists:
 
         Args:
             table: Columns of the schema; others are ignored.
-            with_labels: Labels, positions and weights that the schema names must be there (training, evaluation).
-                Otherwise they are read where they are.
+            with_labels: Require the labels, positions and weights that the schema names (training, evaluation).
+                False: read those that the lists have.
             first: Number of the first list, for messages.
 
         Raises:
-            InputError: Naming the column and the first list that is wrong.
+            InputError: Names the column and the first faulty list.
         """
         offered = list(table.schema.names)
         return cls._check(table, PlainColumns(None, {}), table.num_rows, offered, schema, with_labels, first)
@@ -146,8 +146,8 @@ class Lists:
 
         Args:
             table: The columns of the schema that are not plain, and perhaps others.
-            plain: Columns that are converted, and in which nothing can be wrong.
-            offered: The columns that the caller has, for messages.
+            plain: Columns that are already converted and known to be valid.
+            offered: Names of the caller's columns, for messages.
         """
         ids = _read_ids(table, schema, first, count)
         reader = _ColumnReader(table, offered, ids, first, schema.items[0].name)
@@ -200,7 +200,7 @@ class Lists:
 def _is_needed(part: str, schema: ListSchema) -> bool:
     """Whether training and evaluation need an item column that the schema names.
 
-    The truth of simulated lists they do not; nor the earlier ranker's score where the processor computes it.
+    They do not need the ground truth of simulated lists, nor the earlier ranker's score if the processor computes it.
     """
     if part == "initial_score":
         return not schema.computes_initial_score
@@ -208,7 +208,7 @@ def _is_needed(part: str, schema: ListSchema) -> bool:
 
 
 class _ColumnReader:
-    """Reads columns of one table; every message says the column, and the list that is wrong first."""
+    """Reads columns of one table; every message names the column and the first faulty list."""
 
     def __init__(
         self, table: pa.Table | pa.RecordBatch, offered: list[str], ids: list[str], first: int, item_column: str
@@ -251,7 +251,7 @@ class _ColumnReader:
             what = what if isinstance(what, str) else f"{kind_of(what)} feature of items"
             raise InputError(
                 f"column {name!r} holds one {column.type} per list: expected a sequence, one value per item ({what}); "
-                "for one row per item give load_lists the CSV, or the pandas or Polars frame"
+                "if each row is one item, pass the CSV, or the pandas or Polars frame, to load_lists"
             )
         if column.null_count:
             row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
@@ -259,7 +259,7 @@ class _ColumnReader:
             raise InputError(
                 f"column {name!r} of {self.locate_list(row)} is null: expected a sequence, one value per item{none}"
             )
-        if len(column) == 1:  # as in serving, where what follows would take half the time of all checks
+        if len(column) == 1:  # as in serving, where the code below would take half the time of all checks
             flat = column[0].values
             return _convert_types(flat), np.array([len(flat)], dtype=np.int64)
         lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -305,14 +305,14 @@ class _ColumnReader:
         index = int(np.argmax(pc.less(flat, 0).fill_null(False).to_numpy(zero_copy_only=False)))
         raise InputError(
             f"categorical column {name!r} holds {flat[index].as_py()} in {self.locate(index, lengths)}: expected ids "
-            "of at least 0; a missing value is written as null (None), and an id that is truly negative as text, or "
+            "of at least 0; a missing value is written as null (None); write ids that are truly negative as text, or "
             "give the feature a hash_size"
         )
 
     def check_finite(
         self, name: str, flat: pa.Array, lengths: np.ndarray | None, *, width: int = 1, nullable: bool = False
     ) -> np.ndarray:
-        """Checks numbers: no text, NaN, infinity or what float32 cannot hold; returns float64, nulls as 0.
+        """Checks numbers: no text, NaN, infinity or overflow of float32; returns float64, nulls as 0.
 
         ``width``: numbers per item. ``nullable``: a null is allowed, and is the remedy for NaN.
         """
@@ -405,24 +405,24 @@ class _ColumnReader:
             remedy = (
                 "they start at 1: subtract 1"
                 if sorted(of_list) == list(range(1, len(of_list) + 1))
-                else "each of 0 to length - 1 once"
+                else "expected each of 0 to length - 1 once"
             )
             raise InputError(
-                f"position column {name!r} of {self.locate_list(row)} is no permutation of 0..{lengths[row] - 1} "
+                f"position column {name!r} of {self.locate_list(row)} is not a permutation of 0..{lengths[row] - 1} "
                 f"({', '.join(map(str, of_list[:6]))}{', ...' if len(of_list) > 6 else ''}): {remedy}"
             )
         return positions
 
 
 def columns_of(schema: ListSchema) -> list[str]:
-    """The columns that the schema names, without the one to split by and the ids that ranking returns."""
+    """The columns that the schema names, except the one to split by and the ids that ranking returns."""
     features = [feature.name for feature in (*schema.items, *schema.user, *schema.history)]
     of_lists = [name for name in (schema.list_id, schema.cut_label) if name is not None]
     return [*features, *schema.item_columns().values(), *of_lists]
 
 
 def _convert_types(values: pa.Array) -> pa.Array:
-    """Converts to types that all of the library reads: booleans to 0 and 1, decimals to numbers."""
+    """Converts to types that the whole library reads: booleans to 0 and 1, decimals to numbers."""
     kind = values.type
     if pa.types.is_boolean(kind):
         return values.cast(pa.int8())
@@ -442,12 +442,12 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _texts(names: Iterable[Any]) -> Iterable[str]:
-    """Formats names of columns for messages; a caller's dicts may have keys of any type."""
+    """Formats column names for messages; a caller's dicts may have keys of any type."""
     return (name if isinstance(name, str) else show(name) for name in names)
 
 
 def is_deep(values: Iterable[Any], deepest: int = DEEPEST) -> bool:
-    """Whether values are nested deeper than so many levels, by default a column's; Arrow crashes on thousands."""
+    """Whether values are nested more than ``deepest`` levels deep; Arrow crashes on thousands of levels."""
     level = list(values)
     for _ in range(deepest):
         if not any(issubclass(kind, _NESTED) for kind in set(map(type, level))):
@@ -461,12 +461,12 @@ def _read_column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchem
     plain = [row[name].tolist() if hasattr(row[name], "tolist") else row[name] for row in rows]
 
     def convert(count: int) -> pa.Array | Exception:
-        """The column of the first ``count`` lists, or why they make none."""
+        """The column of the first ``count`` lists, or the error that prevents it."""
         if is_deep(plain[:count]):
             return InputError("lists within lists")
         try:
             array = pa.array(plain[:count])
-            array.validate(full=True)  # bytes among text are taken for text, even if they are no UTF-8
+            array.validate(full=True)  # bytes among strings pass as text, even if they are not UTF-8
             return array
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # a lone surrogate: ValueError
             return _convert_unusual(plain[:count]) or error
@@ -476,8 +476,8 @@ def _read_column(rows: Sequence[Mapping[str, Any]], name: str, schema: ListSchem
         return column
     number = bisect.bisect_left(range(1, len(plain)), True, key=lambda count: isinstance(convert(count), Exception))
     raise InputError(
-        f"column {name!r} of {_locate_list(rows, number, schema, first)} holds values of several types, or others "
-        f"than the lists before it: {convert(number + 1)}; expected one type in the whole column"
+        f"column {name!r} of {_locate_list(rows, number, schema, first)} holds values of several types, or of another "
+        f"type than the lists before it: {convert(number + 1)}; expected one type in the whole column"
     )
 
 
@@ -515,7 +515,7 @@ def _read_ids(table: pa.Table | pa.RecordBatch, schema: ListSchema, first: int, 
         ids = table.column(schema.list_id).to_pylist()
     except UnicodeDecodeError as error:
         raise InputError(
-            f"column {schema.list_id!r} holds bytes that are no UTF-8: {error}; save it as UTF-8"
+            f"column {schema.list_id!r} holds bytes that are not UTF-8: {error}; save it as UTF-8"
         ) from None
     if None in ids:
         raise InputError(
@@ -529,12 +529,12 @@ def refuse_repeated_ids(ids: Sequence[str], schema: ListSchema, numbers: Iterabl
     """Refuses two lists with the same id.
 
     Args:
-        ids: Of lists.
-        schema: Says which column they are from.
+        ids: Ids of lists.
+        schema: Names the column they are from.
         numbers: The numbers of the lists, for messages. None: 0, 1, ...
 
     Raises:
-        InputError: Two lists have one id.
+        InputError: Two lists have the same id.
     """
     if len(set(ids)) == len(ids):
         return
@@ -568,7 +568,7 @@ def tables_of(lists: Any, batch_size: int) -> Iterable[pa.Table]:
         batch_size: Lists per table.
 
     Raises:
-        InputError: It is something else, such as a dictionary of splits; or ``batch_size`` is below 1.
+        InputError: ``lists`` is something else, such as a dictionary of splits; or ``batch_size`` is below 1.
     """
     if batch_size < 1:  # with 0 a dataset would give empty tables without end
         raise InputError(f"batch_size is {batch_size}: expected at least 1")

@@ -2,9 +2,9 @@
 
 python scripts/demo_training.py --data LISTS --output-dir RESULTS
 
-Each model is trained once on ``train``, its best epoch chosen on ``validation`` by NDCG@10, and measured once on
+Each model is trained once on ``train``, its best epoch is selected on ``validation`` by NDCG@10 and evaluated once on
 ``test``. RESULTS gets the models and ``results.json`` with every measure. One run per row shows the size of the
-effects, not their significance: that is what scripts/experiments is for.
+effects, not their significance: see scripts/experiments for that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hf_rerank.models import reranker_classes
 from hf_rerank.storage import write_json
 
 PRM = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 64}
-# Row -> (model, preset of principled learning, config, passes per step, which the remaining time is estimated from).
+# Row -> (model, preset of principled learning, config, passes per step, for estimating the remaining time).
 ROWS: dict[str, tuple[str, str, dict[str, Any], float]] = {
     "DNN, one item at a time": ("dnn", "none", {"hidden_sizes": [200, 80]}, 0.8),
     "PRM": ("prm", "none", PRM, 1.0),
@@ -49,7 +49,7 @@ P2@5             share of lists whose first 5 stay the same when two adjacent it
 
 
 class Progress(TrainerCallback):
-    """One bar with the time remaining over all trainings."""
+    """One progress bar over all trainings, with the remaining time."""
 
     def __init__(self, bar: Any, passes: float) -> None:
         self.bar, self.passes, self.shown = bar, passes, 0.0
@@ -120,7 +120,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def summarize(rows: dict[str, Any]) -> str:
-    """One sentence on what the re-ranker gained, one on what the principles changed, one on leaving the order out."""
+    """Describes in one sentence each the gain of the re-ranker, the effect of the principles, and that of no order."""
     initial, prm, principled, without = (
         rows[name] for name in ("initial order", "PRM", "PRM + principles", "PRM without order")
     )

@@ -1,4 +1,4 @@
-"""Fine-tunes a saved re-ranker on lists of your own, and measures it before and after.
+"""Fine-tunes a saved re-ranker on your own lists, and evaluates it before and after.
 
 python scripts/fine_tune.py --model RUN --lists my_lists.csv --output-dir TUNED
 """
@@ -18,21 +18,21 @@ from hf_rerank.evaluation.tables import results_table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or repository of the model")
-    parser.add_argument("--lists", required=True, help="CSV with one row an item and the columns of the model's lists")
+    parser.add_argument("--lists", required=True, help="CSV, one row per item, with the columns of the model's lists")
     parser.add_argument("--output-dir", required=True, help="folder for the new model")
     parser.add_argument("--freeze", nargs="*", default=[], help="tables, encoder, output, or names of modules")
     parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--learning-rate", type=float, default=3e-4, help="less than a new model needs")
+    parser.add_argument("--learning-rate", type=float, default=3e-4, help="lower than for a new model (default: 3e-4)")
     options = parser.parse_args()
     logging.disable_progress_bar()
     set_seed(0)
 
-    # The model, and lists read as its own schema says.
+    # The model, and lists read with its schema.
     reranker = Reranker.from_pretrained(options.model)
     lists = load_lists(options.lists, schema=reranker.processor.schema)
     few = lists["train"]
 
-    # New items and categories get rows in the tables. No score changes yet.
+    # New items and categories get rows in the embedding tables. No score changes yet.
     tuned, report = adapt(reranker, few)
     print(report)
     before = evaluate(tuned.model, tuned.processor, lists["test"])

@@ -2,8 +2,8 @@
 
     python scripts/from_csv_to_hub.py --lists lists.csv --output-dir my_reranker [--repo-id someone/my-reranker]
 
-The CSV has one row an item. Its columns here: ``request`` (which list), ``user``, ``rank`` (the place that an earlier
-ranker gave, 0 at the top), ``item_id``, ``category``, ``price``, ``click``. Yours are other ones: change the schema
+The CSV has one row per item. Its columns here: ``request`` (id of the list), ``user``, ``rank`` (the position given by
+an earlier ranker, 0 at the top), ``item_id``, ``category``, ``price``, ``click``. If yours differ, change the schema
 below, or let ``hf-rerank schema infer lists.csv`` write one.
 """
 
@@ -29,13 +29,13 @@ from hf_rerank.evaluation import evaluate_orders
 from hf_rerank.evaluation.tables import results_table
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--lists", required=True, help="CSV, one row an item")
+parser.add_argument("--lists", required=True, help="CSV, one row per item")
 parser.add_argument("--output-dir", required=True, help="folder for the model")
-parser.add_argument("--repo-id", help="repository to push to, which is made if it is not there; private")
+parser.add_argument("--repo-id", help="repository to push to, created as private if missing")
 parser.add_argument("--epochs", type=float, default=10)
 options = parser.parse_args()
 
-# 1. Which column is what. Categories are looked up in tables, numbers are scaled; prices span orders of magnitude.
+# 1. Describe the columns. Categories are looked up in tables, numbers are scaled; prices span orders of magnitude.
 schema = ListSchema(
     items=[Categorical("item_id"), Categorical("category"), Dense("price", scale="log", missing="indicator")],
     label="click",
@@ -45,14 +45,15 @@ schema = ListSchema(
     max_list_length=30,
 )
 
-# 2. Lists, split by user: no user of the test lists was seen in training.
+# 2. Load the lists, split by user: no user of the test lists is seen in training.
 lists = load_lists(options.lists, schema=schema)
 print({split: len(rows) for split, rows in lists.items()})
 
-# 3. Vocabularies and scales, learned from the training lists only.
+# 3. Learn vocabularies and scales from the training lists only.
 processor = ListProcessor.from_lists(lists["train"], schema=schema)
 
-# 4. A re-ranker. ``principled="scaled"`` makes it keep its own ranking, and be insensitive to swapping adjacent items.
+# 4. Train a re-ranker. ``principled="scaled"`` trains it to keep its own ranking when that is fed back, and to be
+# insensitive to swapping adjacent items.
 set_seed(0)
 model = PRMForReranking(PRMConfig.for_schema(processor.schema))
 trainer = RerankTrainer(
@@ -70,18 +71,18 @@ trainer = RerankTrainer(
 )
 trainer.train()
 
-# 5. Measured once on lists that nothing has seen, beside the order that your earlier ranker gave.
+# 5. Evaluate once on the unseen test lists, next to the order of your earlier ranker.
 measured = trainer.evaluate(lists["test"], metric_key_prefix="test")
 rows = evaluate_orders(processor, lists["test"])
 rows["re-ranker"] = {name.removeprefix("test_"): value for name, value in measured.items()}
 print(results_table(rows))
 
-# 6. Saved, and pushed with its card and results. Only then is anything sent.
+# 6. Save the model, and push it with its card and results. Nothing is uploaded before this step.
 trainer.save_model(options.output_dir)
 if options.repo_id:
     trainer.push_to_hub(options.repo_id, private=True)
 
-# 7. What whoever serves it does: raw lists in, ordered items out.
+# 7. Serve it: raw lists in, ranked items out.
 reranker = Reranker.from_pretrained(options.repo_id or options.output_dir)
 request = {"item_id": [3, 1, 2], "category": ["a", "b", "a"], "price": [9.5, None, 20.0]}
 print(reranker.rerank([request], top_k=2))

@@ -1,13 +1,13 @@
-"""Gives the library damaged and hostile inputs of every kind for some minutes, and counts what comes of them.
+"""Feeds the library damaged and hostile inputs of every kind for some minutes, and counts the outcomes.
 
-``scripts/fuzz.py [--minutes 2] [--seed 0] [--kinds NAME ...] [--output FILE]``: of each kind of input (``KINDS`` in
-``tests/fuzzing``) as many as fit into the minutes. Prints, and writes as JSON, how many were tried, how many were
-ranked correctly, how many were refused with one line of the library's error class, and how many ended in anything
-else: another exception, a message of several lines, a wrong result, a crash, more than ``SECONDS`` or ``MEMORY``. That
-last number must be 0.
+``scripts/fuzz.py [--minutes 2] [--seed 0] [--kinds NAME ...] [--output FILE]``: tries as many inputs of each kind
+(``KINDS`` in ``tests/fuzzing``) as fit into the minutes. Prints, and writes as JSON, how many were tried, how many
+were ranked correctly, how many were refused with a one-line error of the library, and how many had any other outcome:
+another exception, a message of several lines, a wrong result, a crash, more than ``SECONDS`` or ``MEMORY``. That last
+number must be 0.
 
-Each kind runs in a process of its own, so that a crash is counted and the next input is tried. An input is known by
-its kind, seed and number: ``--only NUMBER`` with ``--kinds`` repeats one.
+Each kind runs in a separate process, so that a crash is counted and the next input is tried. An input is identified by
+kind, seed and number: ``--only NUMBER`` with ``--kinds`` repeats one.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from fuzzing import KINDS, make_kind  # noqa: E402
 from fuzzing.judging import CORRECT, REJECTED  # noqa: E402
 
-# What one input may take; loading and ranking takes a tenth of a second and some megabytes.
+# Limits per input; loading and ranking takes a tenth of a second and some megabytes.
 SECONDS, MEMORY = 60, 2**29
 
 
 def main() -> int:
-    """Runs all kinds and writes the counts; the exit code is 1 if there was anything else."""
+    """Runs all kinds and writes the counts; the exit code is 1 if an input had any other outcome."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=2.0, help="for all kinds, side by side (default: 2)")
-    parser.add_argument("--seed", type=int, default=0, help="of all inputs (default: 0)")
+    parser.add_argument("--minutes", type=float, default=2.0, help="minutes for all kinds, in parallel (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all inputs (default: 0)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of input (default: all)")
-    parser.add_argument("--only", type=int, metavar="NUMBER", help="one input, in this process")
+    parser.add_argument("--only", type=int, metavar="NUMBER", help="try only this input, in this process")
     parser.add_argument("--worker", type=int, metavar="FIRST", help=argparse.SUPPRESS)
     parser.add_argument(
         "--output", type=Path, default=ROOT / "scripts" / "benchmarks" / "results" / "fuzz.json", help="JSON file"
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The counts as Markdown, as ``hf_rerank/inference/README.md`` shows them."""
+    """Formats the counts as the Markdown table in ``hf_rerank/inference/README.md``."""
     columns = ("tried", "correct", "rejected", "anything_else")
     lines = [["kind of input", *(column.replace("_", " ") for column in columns)], ["---", *["---:"] * len(columns)]]
     lines += [[name, *(f"{row[column]:,}" for column in columns)] for name, row in report["kinds"].items()]
@@ -71,7 +71,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def run(name: str, seed: int, seconds: float) -> dict[str, Any]:
-    """Counts of one kind; a worker that dies is replaced by one that begins after the input that it died of."""
+    """Counts the outcomes of one kind; a worker that dies is replaced by one that starts after the fatal input."""
     row: dict[str, Any] = {"tried": 0, CORRECT: 0, REJECTED: 0, "anything_else": 0, "examples": []}
     end, number = time.monotonic() + seconds, 0
     while time.monotonic() < end:
@@ -113,7 +113,7 @@ def _count(row: dict[str, Any], found: dict[str, Any]) -> None:
 
 
 def work(name: str, seed: int, first: int | None, only: int | None) -> None:
-    """Prints the outcome of each input as a line of JSON, without end; or of one."""
+    """Prints the outcome of each input as a line of JSON, endlessly, or of only one input."""
     with tempfile.TemporaryDirectory() as folder:
         kind = make_kind(name, Path(folder))
         number = first if only is None else only
@@ -132,7 +132,7 @@ def work(name: str, seed: int, first: int | None, only: int | None) -> None:
 
 
 def _peak() -> int:
-    """Bytes that this process had in memory at most."""
+    """Returns the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,7 +1,7 @@
-"""The cards of the published models: one run of the grid each, and what the grid measured of its kind over seeds.
+"""The cards of the published models: each is one run of the grid, shown with the grid's results over seeds.
 
 ``write_card`` adds the part ``experiment`` to the ``results.json`` of a model's folder and writes its ``README.md``;
-``index_text`` makes the table of all of them. Nothing is trained here.
+``index_text`` makes the table of all models. Nothing is trained here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.evaluation.comparing import Interval
 
 EXPERIMENTS = "https://github.com/hf-rerank/hf-rerank/blob/main/scripts/experiments/README.md#principled-learning"
-# Arm of the grid -> how tables call it.
+# Arm of the grid -> its name in tables.
 ARMS = {"none": "without principles", "scaled": "with", "no_order": "without order"}
 MEASURES = (
     *("expected_clicks", "expected_clicks_share", "ndcg@10", "auc", "gauc", "map@10"),
@@ -40,9 +40,9 @@ class Dataset:
 
     Attributes:
         world: A key of ``worlds.WORLDS``.
-        length: Items of a list, at most.
+        length: Maximum number of items per list.
         title: Name of the lists.
-        ranker: Which LambdaMART made the initial order.
+        ranker: The LambdaMART that made the initial order.
     """
 
     world: str
@@ -51,7 +51,7 @@ class Dataset:
     ranker: str
 
 
-# Identifier of the lists, with which the names of their models begin.
+# Identifier of the lists, the prefix of the names of their models.
 DATASETS = {
     "prm_public_simulated": Dataset("trained", 30, "simulated PRM Public", "a moderate LambdaMART"),
     "ad_simulated": Dataset("ad_trained", 10, "simulated Ad", "a strong LambdaMART"),
@@ -59,14 +59,14 @@ DATASETS = {
 
 
 def write_card(folder: Path, repo_id: str, name: str, model: str, cells: Path) -> None:
-    """Adds what was measured over seeds to the results in a folder, and writes its card.
+    """Adds the measurements over seeds to the results in a folder, and writes its card.
 
     Args:
-        folder: Of the model, as ``publish_models.train_model`` fills it.
-        repo_id: Title of the card, and what its code loads.
+        folder: Folder of the model, as filled by ``publish_models.train_model``.
+        repo_id: Title of the card, and the repository that its code loads.
         name: A key of ``DATASETS``.
         model: A key of ``grid.MODELS``.
-        cells: Runs of the grid.
+        cells: Folder of the grid's runs.
     """
     from hf_rerank.hub import model_card
     from hf_rerank.storage import format_json, read_json, replace_file, write_file
@@ -85,15 +85,15 @@ def write_card(folder: Path, repo_id: str, name: str, model: str, cells: Path) -
 
 
 def experiment_of(dataset: Dataset, model: str, cells: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """What the runs of a model say over seeds, and how the run of ``results`` differs from that of its seed.
+    """Summarizes the runs of a model over seeds, and compares the run of ``results`` with the grid's run of its seed.
 
     Returns:
         ``arms``: arm -> measure -> mean, standard deviation and values, and its ``seeds``; ``differences``: ``"arm -
-        base"`` -> measure -> interval over seeds, in percent of the base, of pairs with two seeds; ``repeat``: the
-        expected clicks of this run, and of the grid's run of the same seed.
+        base"`` -> measure -> interval over seeds, in percent of the base, for pairs with at least two seeds;
+        ``repeat``: the expected clicks of this run, and of the grid's run with the same seed.
 
     Raises:
-        InputError: There are no runs with, or without, the principles.
+        InputError: There are no runs with the principles, or none without.
     """
     arms: dict[str, dict[int, Any]] = {}
     for path in sorted(cells.glob(f"{dataset.world}-{dataset.length}-{model}-*.json")):
@@ -103,7 +103,7 @@ def experiment_of(dataset: Dataset, model: str, cells: Path, results: Mapping[st
     for arm in ("none", "scaled"):
         if arm not in arms:
             raise InputError(
-                f"{cells} holds no run of {model} with the arm {arm} in {dataset.world}: make it with grid.py"
+                f"{cells} has no run of {model} with the arm {arm} in {dataset.world}: make it with grid.py"
             )
     trained = arms["scaled"]
     both = {**arms, "initial": {seed: {"test": cell["initial"]} for seed, cell in trained.items()}}
@@ -136,7 +136,7 @@ def experiment_of(dataset: Dataset, model: str, cells: Path, results: Mapping[st
 
 
 def _claims(dataset: Dataset, model: str, experiment: Mapping[str, Any]) -> Iterator[str]:
-    """Three lines: what the model is, what it gains, what the principles changed."""
+    """Yields three lines: the model, its gain, the effect of the principles."""
     from hf_rerank.hub.papers import PAPERS
 
     paper, arms = PAPERS[f"rerank_{model}"], experiment["arms"]
@@ -164,7 +164,7 @@ def _change(experiment: Mapping[str, Any], name: str) -> str:
 
 
 def _section(dataset: Dataset, results: Mapping[str, Any]) -> Iterator[str]:
-    """The protocol, and two tables: every arm, and the differences."""
+    """Yields the protocol and two tables: every arm, and the differences."""
     experiment, arguments = results["experiment"], results["training_arguments"]
     arms, orders = experiment["arms"], results["orders"]["test"]
     yield "## Over several seeds"
@@ -243,7 +243,7 @@ the runs of [the grid](../scripts/experiments/README.md#principled-learning)."""
 
 
 def index_text(folder: Path) -> str:
-    """README.md of the folder of all models: a table per data set, a row per model whose card is there."""
+    """Returns the README.md for the folder of all models: a table per data set, a row per model with a card."""
     lines, differences = [INTRODUCTION], [0.0]
     heads = ["model", "parameters", "kB", "seeds", "initial order", *ARMS.values()]
     heads += ["gain over the initial order, %", "by the principles, %", "P1@5"]

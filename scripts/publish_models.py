@@ -2,12 +2,12 @@
 
     scripts/publish --namespace NAME [--only NAME ...] [--output-dir DIR] [--dry-run]
 
-A model is one run of ``experiments/grid.py``: the arm ``scaled``, the default of the library, with seed 0. Its folder
-in the output holds what a push sends: config, weights, processor, results, card and manifest. A folder that is there
-is not trained again. The numbers over several seeds in its card come from the grid's runs, which must be there.
+A model is one run of ``experiments/grid.py``: the arm ``scaled``, the default of the library, with seed 0. Its output
+folder contains the files that a push uploads: config, weights, processor, results, card and manifest. Existing folders
+are not trained again. The numbers over several seeds in its card come from the grid's runs, which must exist.
 
-Repositories are created before anything is trained, so that a missing token, a name that is taken or no network is
-told at once.
+Repositories are created before anything is trained, so that a missing token, a name that is taken or a missing network
+is reported at once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Published:
 
     @property
     def run(self) -> Run:
-        """The run of the grid that trains the model."""
+        """Returns the run of the grid that trains the model."""
         dataset = DATASETS[self.dataset]
         return Run(dataset.world, dataset.length, str(self.model), ARM, SEED)
 
@@ -64,7 +64,7 @@ ALL = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prepares every folder, and pushes it."""
+    """Prepares every folder and pushes it."""
     options = _options(arguments)
     try:
         _publish(options)
@@ -79,7 +79,7 @@ def _publish(options: argparse.Namespace) -> None:
     from hf_rerank.hub import push_model
     from hf_rerank.storage.hub_repository import open_repository
 
-    torch.set_num_threads(1)  # sums of several threads differ from those of the grid's runs
+    torch.set_num_threads(1)  # with more threads, sums would differ from those of the grid's runs
     chosen = _chosen(options.only)
     output, lists_dir = options.output_dir, options.lists_dir or options.output_dir / "lists"
     if not options.dry_run:
@@ -106,10 +106,10 @@ def _publish(options: argparse.Namespace) -> None:
 
 
 def train_model(run: Run, lists_dir: Path, folder: Path, cells: Path) -> None:
-    """Trains one run and fills a folder with what a push sends of it, but the card.
+    """Trains one run and writes the files that a push uploads, except the card, into a folder.
 
     Raises:
-        InputError: The grid has not made the run, which tells the learning rate.
+        InputError: The grid's run, which contains the learning rate, is missing.
     """
     from hf_rerank.evaluation import evaluate_orders
     from hf_rerank.hub.push import files_to_push
@@ -118,7 +118,7 @@ def train_model(run: Run, lists_dir: Path, folder: Path, cells: Path) -> None:
     made = cells / f"{run.name}.json"
     if not made.is_file():
         raise InputError(
-            f"there is no {made}, which tells the learning rate and the results over seeds: make it with "
+            f"there is no {made}, which contains the learning rate and the results over seeds: make it with "
             "scripts/experiments/grid.py, or give --cells"
         )
     rate = json.loads(made.read_text(encoding="utf-8"))["learning_rate"]
@@ -139,7 +139,7 @@ def train_model(run: Run, lists_dir: Path, folder: Path, cells: Path) -> None:
 
 
 def _example(trainer: Any, lists: Any) -> dict[str, Any]:
-    """The first test list without its labels and truth, and its scores, by which a loaded model can be checked."""
+    """Returns the first test list without labels and ground truth, and its scores, for checking a loaded model."""
     import torch
 
     schema = lists.schema
@@ -152,7 +152,7 @@ def _example(trainer: Any, lists: Any) -> dict[str, Any]:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds all that was saved in it; one that is damaged is not."""
+    """Whether a folder contains all saved files, undamaged."""
     from hf_rerank.storage import verify
 
     try:
@@ -185,9 +185,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these models or lists (default: all)")
     parser.add_argument("--output-dir", type=Path, default=Path("published"), metavar="DIR", help="a folder per model")
     parser.add_argument("--lists-dir", type=Path, metavar="DIR", help="simulated lists (default: OUTPUT-DIR/lists)")
-    parser.add_argument("--cells", type=Path, default=CELLS, metavar="DIR", help="runs of the grid")
+    parser.add_argument("--cells", type=Path, default=CELLS, metavar="DIR", help="folder of the grid's runs")
     parser.add_argument("--private", action="store_true", help="create private repositories")
-    parser.add_argument("--dry-run", action="store_true", help="prepare all folders, and say what would be pushed")
+    parser.add_argument("--dry-run", action="store_true", help="prepare all folders, and print what would be pushed")
     return parser.parse_args(arguments)
 
 

@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or repository of the model")
     parser.add_argument("--data", required=True, help="folder of prepared lists")
-    parser.add_argument("--number", type=int, default=0, help="which list of the test split")
+    parser.add_argument("--number", type=int, default=0, help="number of the list in the test split (default: 0)")
     options = parser.parse_args()
 
     logging.disable_progress_bar()
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _item(row: dict, schema, slot: int) -> str:  # type: ignore[no-untyped-def]
-    """An item's id, a mark if it was clicked, and its true attraction where it is known."""
+    """Formats an item's id, a mark if it was clicked, and its true attraction if known."""
     text = str(row[schema.items[0].name][slot]) + (" *" if row[schema.label][slot] > 0 else "  ")
     return text if schema.attraction is None else f"{text}{row[schema.attraction][slot]:7.3f}"
 

@@ -1,9 +1,9 @@
-"""Breaks trainings and saved models in every way that the tests know, and counts what went wrong without a word.
+"""Breaks trainings and saved models in every way that the tests cover, and counts silently wrong results.
 
-``scripts/survival.py [--kills 200] [--seed 0] [--output FILE]``: kills trainings and lets them go on; flips every bit
-and cuts every length of a tiny saved model; damages every file of a checkpoint. Prints, and writes as JSON, for each
-kind of fault how many fired, how many ended as they should (the same bits, or an error that names the file) and how
-many gave another result without a word. That last number must be 0.
+``scripts/survival.py [--kills 200] [--seed 0] [--output FILE]``: kills trainings and resumes them; flips every bit of
+a tiny saved model and truncates it at every length; damages every file of a checkpoint. Prints, and writes as JSON,
+for each kind of fault how many were triggered, how many ended correctly (the same bits, or an error that names the
+file) and how many silently gave a different result. That last number must be 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "training")]
 EPOCHS = {f"{what}_strategy": "epoch" for what in ("save", "eval", "logging")}
-# What trainings are killed, each as often as the others; see tests/training/kill_worker.py for what they share.
+# The trainings to kill, each equally often; tests/training/kill_worker.py has their common options.
 TRAININGS: tuple[dict[str, Any], ...] = (
     {},
     {"dataloader_num_workers": 2, "save_total_limit": 1},
@@ -34,10 +34,10 @@ TRAININGS: tuple[dict[str, Any], ...] = (
 
 
 def main() -> int:
-    """Runs all, writes the figures; the exit code is 1 if anything went wrong without a word."""
+    """Runs all faults and writes the counts; the exit code is 1 if any result was silently wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="trainings to kill (default: 200)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments at which they are killed")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills (default: 0)")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "scripts" / "benchmarks" / "results" / "survival.json", help="JSON file"
     )
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def figures(outcomes: list[str]) -> dict[str, Any]:
-    """Counts of ``"same"``, ``"refused"``, ``"silent"``, and anything else, which is a fault that nobody foresaw."""
+    """Counts ``"same"``, ``"refused"``, ``"silent"``, and any other outcome, which is unexpected."""
     good = sum(outcome in ("same", "refused") for outcome in outcomes)
     return {
         "fired": len(outcomes),
@@ -76,7 +76,7 @@ def figures(outcomes: list[str]) -> dict[str, Any]:
 
 
 def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
-    """Kills inside saves (at an operation on a file), and anywhere; every tenth training twice."""
+    """Kills trainings during saves (at a file operation) and anywhere else; every tenth training twice."""
     import kill_worker
 
     draw = random.Random(seed)
@@ -102,7 +102,7 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
         for kill in training["kills"]:
             planned += 1
             if not kill["fired"]:
-                continue  # the training ended before its moment came
+                continue  # the training ended before the moment of the kill
             resumed += bool(kill["resumed_from"])
             result = "silent" if kill["different"] else "same"
             outcomes.append(result if kill["ended"] else "did not go on")
@@ -110,7 +110,7 @@ def kills(folder: Path, count: int, seed: int) -> dict[str, Any]:
 
 
 def checkpoint_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every file of a checkpoint deleted, emptied, replaced by that of another step; cut and flipped all over."""
+    """Deletes, empties, and replaces every file of a checkpoint by that of another step; truncates it; flips bits."""
     import kill_worker
     import torch
 
@@ -160,7 +160,7 @@ def checkpoint_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def model_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every bit of every file of a tiny saved model flipped, and every file cut at every length."""
+    """Flips every bit of every file of a tiny saved model, and truncates every file at every length."""
     import pyarrow as pa
     import torch
 
@@ -210,19 +210,19 @@ def model_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def every_bit(content: bytes) -> Iterator[bytes]:
-    """The content with each of its bits flipped in turn."""
+    """Yields the content with each of its bits flipped in turn."""
     return (flipped(content, bit) for bit in range(8 * len(content)))
 
 
 def flipped(content: bytes, bit: int) -> bytes:
-    """The content with one bit flipped."""
+    """Returns the content with one bit flipped."""
     changed = bytearray(content)
     changed[min(bit // 8, len(content) - 1)] ^= 1 << bit % 8
     return bytes(changed)
 
 
 def same_json(name: str, change: bytes | None, content: bytes) -> bool:
-    """Whether a manifest says the same as before: a tab for a blank."""
+    """Whether a manifest has the same meaning as before, such as with a tab instead of a space."""
     if name != "manifest.json" or change is None:
         return False
     try:

@@ -1,9 +1,9 @@
 """Kills every command that writes at many points, fills its disk, runs it twice at once, and counts how these end.
 
-``scripts/write_faults.py [--kills 20] [--writers NAME ...] [--output FILE]``: each writer (``WRITERS`` in
-``tests/writing_commands.py``) in a process of its own. Prints, and writes as JSON, how many faults were tried, how
-many ended right (``judge`` in ``tests/writing_faults.py`` says what that is), and those that did not: there must be
-none. The test suite runs a few kills per writer.
+``scripts/write_faults.py [--kills 20] [--writers NAME ...] [--output FILE]``: runs each writer (``WRITERS`` in
+``tests/writing_commands.py``) in a separate process. Prints, and writes as JSON, how many faults were tried, how many
+ended correctly (as defined by ``judge`` in ``tests/writing_faults.py``), and those that did not: there must be none.
+The test suite runs a few kills per writer.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from writing_faults import faults, judge  # noqa: E402
 
 
 def main() -> int:
-    """Runs all writers; the exit code is 1 if a fault did not end right."""
+    """Runs all writers; the exit code is 1 if a fault did not end correctly."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20, help="operations on the disk that each is killed at")
+    parser.add_argument("--kills", type=int, default=20, help="number of disk operations at which each is killed")
     parser.add_argument("--writers", nargs="+", choices=list(writing_commands.WRITERS))
     parser.add_argument(
         "--output", type=Path, default=ROOT / "scripts" / "benchmarks" / "results" / "write_faults.json"

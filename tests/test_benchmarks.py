@@ -25,6 +25,7 @@ def cost(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return load_script(SCRIPT, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_every_row(
     tmp_path: Path, cost: ModuleType, run_script: RunScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +247,7 @@ def test_preparing_is_timed_beside_eval(tmp_path: Path, run_script: RunScript) -
     assert [path.name for path in tmp_path.iterdir()] == ["results"]  # the scratch is gone
 
 
+@pytest.mark.slow
 def test_loading_writes_every_row(tmp_path: Path, run_script: RunScript) -> None:
     small = ["--lists", 64, "--ids", 1000, "--rounds", 1, "--batch-sizes", 8, "--steps", 3]
     printed = run_script(SCRIPT.with_name("loading.py"), "--output-dir", tmp_path / "results", *small)

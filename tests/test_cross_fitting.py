@@ -81,7 +81,7 @@ def test_own_lists_without_ranker_train(tmp_path: Path, capsys: pytest.CaptureFi
         f"initial-rank --data {tmp_path}/lists --output-dir {tmp_path}/sorted --cross-fit 3 --max-list-length 3"
     )
     assert cli.main(arguments.split()) == 0
-    assert "lists of train learned from" in capsys.readouterr().out
+    assert "lists of train, " in capsys.readouterr().out
     lists = load_lists(tmp_path / "sorted")
     assert (lists.schema.position, lists.schema.initial_score) == ("position", "initial_score")
     ranker = LambdaMARTRanker.from_pretrained(tmp_path / "sorted" / "initial_ranker")

@@ -121,6 +121,7 @@ class TestClickThroughRates:
 
 
 class TestWhatRankersLearnFrom:
+    @pytest.mark.slow
     def test_parts_keep_users_together_and_lists_are_spread(self, lists: Path) -> None:
         loaded = load_lists(lists)
         chosen = choose_ranker_lists(loaded["ranker_train"], loaded.schema, use=50, seed=0)
@@ -182,6 +183,7 @@ class TestWhatRankersLearnFrom:
             add_initial_order(none, tmp_path / "sorted", ranker="dnn", progress=False)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["never", "none"]
 
+    @pytest.mark.slow
     def test_grades_that_a_ranker_cannot_take(self, lists: Path, tmp_path: Path) -> None:
         graded = changed(
             lists, tmp_path / "graded", lambda _, table: with_column(table, "click", lambda row: 31 * row)
@@ -198,6 +200,7 @@ class TestTheOrder:
         found = positions_by_score(np.array([0.1, 0.9, 0.9, 2.0, 3.0]), np.array([3, 2]))
         assert found.tolist() == [2, 0, 1, 1, 0]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
     def test_sorted_by_the_saved_ranker_and_cut_afterwards(
         self, lists: Path, in_order: dict[str, Path], ranker: str
@@ -323,6 +326,7 @@ class TestSavedAndRepeated:
         add_initial_order(lists, tmp_path / "other", ranker=ranker, seed=1, **options)
         assert not table_of(tmp_path / "other", "test").equals(table_of(in_order[ranker], "test"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("ranker", RANKERS)
     def test_reloaded_scores_are_equal_to_the_bit(self, lists: Path, tmp_path: Path, ranker: str) -> None:
         loaded = load_lists(lists)
@@ -360,7 +364,7 @@ class TestSavedAndRepeated:
                 add_initial_order(lists, tmp_path / "sorted", **options)
         assert not (tmp_path / "sorted").exists()
         assert (tmp_path / "sorted.partial").is_dir()
-        with pytest.raises(InputError, match="was begun with quality 'poor', now it is 'strong'"):
+        with pytest.raises(InputError, match="was started with quality 'poor', but now it is 'strong'"):
             add_initial_order(lists, tmp_path / "sorted", **{**options, "quality": "strong"})
         add_initial_order(lists, tmp_path / "sorted", **options)
         assert digests(tmp_path / "sorted") == digests(in_order["dnn"])
@@ -399,7 +403,7 @@ class TestSavedAndRepeated:
     ) -> None:
         monkeypatch.setattr(click_model, "_mean_loss", lambda *_: float("nan"))
         loaded = load_lists(lists)
-        with pytest.raises(TrainingStopped, match="not finite on the lists held out"):
+        with pytest.raises(TrainingStopped, match="not finite on the held-out lists"):
             ClickModel.fit(loaded["ranker_train"], loaded.schema, quality="poor")
 
     def test_a_list_too_long_for_lightgbm_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,7 +414,7 @@ class TestSavedAndRepeated:
         ]
         rows[41]["click"].append(0)
         schema = ListSchema(items=[Dense("price")], list_id="id")
-        with pytest.raises(InputError, match="list list 41 of ranker_train has 4 items: lambdamart learns from lists"):
+        with pytest.raises(InputError, match="list list 41 of ranker_train has 4 items: lambdamart accepts at most"):
             LambdaMARTRanker.fit(datasets.Dataset.from_list(rows), schema)
 
 
@@ -467,6 +471,7 @@ class TestCommands:
         refused = "lists.unsorted is left from a call with other raw files (sizes, times, inodes): use the same"
         assert refused in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_initial_rank(self, lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         command = ["initial-rank", "--data", str(lists), "--output-dir", str(tmp_path / "sorted")]
         command += ["--quality", "poor", "--max-list-length", "10", "--max-train-lists", "90"]
@@ -478,6 +483,7 @@ class TestCommands:
         report = json.loads((tmp_path / "sorted" / "report.json").read_text())["initial_ranker"]
         assert report["lists_learned_from"] + report["lists_held_out"] == 90
 
+    @pytest.mark.slow
     def test_evaluate_reads_the_order_of_the_lists(
         self, in_order: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

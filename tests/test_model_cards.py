@@ -104,6 +104,7 @@ def test_a_card_says_what_was_measured(name: str) -> None:
     assert not re.search(r"(^|[\s\"'`(])/\w|hf_[A-Za-z0-9]{16,}", html.unescape(card.text))
 
 
+@pytest.mark.slow
 def test_cards_and_index_are_those_that_the_script_writes(tmp_path: Path) -> None:
     """From the committed runs and results."""
     for name in NAMES:

@@ -166,6 +166,7 @@ def files_imported() -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_imports_run_one_way() -> None:
     files = files_imported()
     parts = {name.split(".")[0] for name in files}
@@ -181,6 +182,7 @@ def test_imports_run_one_way() -> None:
     assert checked > 200
 
 
+@pytest.mark.slow
 def test_no_file_imports_itself_through_others() -> None:
     """Cycles, of imports inside functions too."""
     left = files_imported()
@@ -190,6 +192,7 @@ def test_no_file_imports_itself_through_others() -> None:
     assert sorted(left) == []  # each of these imports another of these
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled() -> None:
     """Neither a pickle module, nor a switch that would turn one on, anywhere in the package."""
     for name, tree in sources():

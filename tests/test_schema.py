@@ -16,7 +16,7 @@ WRONG_SCHEMAS = {
         "'item_id' is not a feature: expected Categorical",
     ),
     "a column twice": (lambda: ListSchema(items=[ITEM], user=[Dense("item_id")]), "names the column 'item_id' twice"),
-    "label as feature": (lambda: ListSchema(items=[ITEM, Dense("click")]), "'click' is a feature and also the label"),
+    "label as feature": (lambda: ListSchema(items=[ITEM, Dense("click")]), "'click' is both a feature and the label"),
     "vector of the user": (lambda: ListSchema(items=[ITEM], user=[Vector("v", dim=2)]), "'v' is a Vector in user"),
     "vector of the history": (
         lambda: ListSchema(items=[ITEM], history=[Vector("v", 2)]),
@@ -49,8 +49,8 @@ WRONG_SCHEMAS = {
     "size as text": (lambda: Categorical("x", size="9"), "size='9': expected a whole number"),  # type: ignore[arg-type]
     "half an item": (lambda: ListSchema(items=[ITEM], max_list_length=9.5), "max_list_length=9.5: expected a whole"),  # type: ignore[arg-type]
     "no label": (lambda: ListSchema(items=[ITEM], label=None), "names no label"),  # type: ignore[arg-type]
-    "a number as name": (lambda: ListSchema(items=[Dense(5)]), "names the column 5: expected a text"),  # type: ignore[arg-type]
-    "an empty name": (lambda: ListSchema(items=[ITEM], group=""), "names the column '': expected a text"),
+    "a number as name": (lambda: ListSchema(items=[Dense(5)]), "names the column 5: expected a non-empty string"),  # type: ignore[arg-type]
+    "an empty name": (lambda: ListSchema(items=[ITEM], group=""), "names the column '': expected a non-empty string"),
     "one column, two meanings": (
         lambda: ListSchema(items=[ITEM], position="click"),
         "'click' as position and as label",
@@ -58,26 +58,29 @@ WRONG_SCHEMAS = {
     "grouped by clicks": (lambda: ListSchema(items=[ITEM], group="click"), "'click' as label and as group"),
     "scored by a feature": (
         lambda: ListSchema(items=[ITEM, Dense("earlier")], initial_score="earlier"),
-        "'earlier' is a feature and also the initial_score: name another column",
+        "'earlier' is both a feature and the initial_score: name another column",
     ),
     "scored by the weights": (
         lambda: ListSchema(items=[ITEM], initial_score="w", weight="w"),
-        "'w' as initial_score and as weight: each has a column of its own",
+        "'w' as initial_score and as weight: each needs its own column",
     ),
     "a score without a name": (lambda: ListSchema(items=[ITEM], initial_score=""), "names the column '': expected"),
     "an id of lists": (
         lambda: ListSchema(items=[ITEM], list_id="list_id", id="list_id"),
-        "id of the schema is 'list_id', which is not a column of the items",
+        "id of the schema is 'list_id', which is not an item column",
     ),
     "an id of users": (
         lambda: ListSchema(items=[ITEM], group="user", id="user"),
-        "'user', which is not a column of",
+        "'user', which is not an item",
     ),
     "an id of the user's": (
         lambda: ListSchema(items=[ITEM], user=[Categorical("city")], id="city"),
-        "id of the schema is 'city', which is not a column of the items",
+        "id of the schema is 'city', which is not an item column",
     ),
-    "an id without a name": (lambda: ListSchema(items=[ITEM], id=""), "names the column '': expected a text"),
+    "an id without a name": (
+        lambda: ListSchema(items=[ITEM], id=""),
+        "names the column '': expected a non-empty string",
+    ),
     "examination above 1": (lambda: ListSchema(items=[ITEM], examination=[1, 1.5]), "examination .* holds 1.5"),
     "examination as text": (lambda: ListSchema(items=[ITEM], examination=["1"]), "examination .* holds '1'"),  # type: ignore[list-item]
 }

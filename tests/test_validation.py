@@ -185,7 +185,7 @@ def test_ids_that_are_no_text() -> None:
         pa.string(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff")]
     )
     table = pa.table({"item_id": [[1]], "list_id": broken})
-    with pytest.raises(InputError, match="column 'list_id' holds bytes that are no UTF-8"):
+    with pytest.raises(InputError, match="column 'list_id' holds bytes that are not UTF-8"):
         Lists.from_arrow(table, ListSchema(items=[Categorical("item_id")], list_id="list_id"))
 
 

@@ -8,27 +8,29 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import pkgutil
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import hf_rerank
+
 CONTEXT = multiprocessing.get_context("forkserver")
-# Installed modules: the server of Python 3.11 passes over those that only pytest's path leads to, without a word.
+# Whatever is imported only after the fork is imported again by each process. Installed modules only: the server of
+# Python 3.11 passes over those that only pytest's path leads to, without a word.
 CONTEXT.set_forkserver_preload(
     [
         "pytest",
-        "datasets",
-        "hf_rerank.training.trainer",
-        "hf_rerank.inference.torch_scorer",
-        "hf_rerank.commands.train",
-        "hf_rerank.evaluation.plots",
-        "hf_rerank.initial_rankers.order",
-        "hf_rerank.inference.export",
-        "matplotlib.figure",
+        "datasets.io.parquet",
         "lightgbm",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+        "onnxruntime",
         "onnxscript",
+        "scipy.io",
+        *sorted(module.name for module in pkgutil.walk_packages(hf_rerank.__path__, "hf_rerank.")),
     ]
 )
 

@@ -1,6 +1,6 @@
 """The commands of ``hf-rerank``, one per file: ``add`` declares the options, ``run`` does the work.
 
-Whatever is slow to import is imported by ``run``, so that ``--help`` answers at once.
+Slow imports are in ``run``, so that ``--help`` answers at once.
 """
 
 __all__ = [

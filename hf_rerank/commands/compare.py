@@ -16,7 +16,7 @@ from hf_rerank.commands.parsing import (
 )
 from hf_rerank.errors import InputError
 
-# Options of the training that every arm must have of its own.
+# Training options that the command sets separately for every arm.
 _DECIDED = ("output_dir", "seed", "data_seed", "resume_from_checkpoint", "disable_tqdm", "load_best_model_at_end")
 
 
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         description="Trains LambdaMART, the DNN and the named models without the given order, with it and with the "
         "principles, over several seeds; compares them on the test lists and recommends one.",
         epilog="Every option of RerankTrainingArguments is an option here too, such as --num-train-epochs 5; "
-        "--principled NAME is the preset of the arm with principles. The same command resumes what was interrupted.",
+        "--principled NAME is the preset of the arm with principles. Rerun the same command to resume.",
     )
     compare.add_argument("--data", required=True, metavar="LISTS", help="folder or Hub repository of prepared lists")
     compare.add_argument("--output-dir", required=True, metavar="DIR", help="folder for runs and report")
@@ -37,8 +37,8 @@ def add(commands: Any) -> None:
         nargs="+",
         default=["prm"],
         metavar="NAME",
-        help="dlcm, midnn, pear, prm, raise or setrank, or package.module:ClassName of your own (default: prm); the "
-        "dnn is always included",
+        help="dlcm, midnn, pear, prm, raise or setrank, or your own package.module:ClassName (default: prm); the dnn "
+        "is always included",
     )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each arm (default: 3)")
     compare.add_argument(
@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="include another system by its scores of the test lists: .jsonl or .parquet with list_id and scores, or "
+        help="include another system by its scores for the test lists: .jsonl or .parquet with list_id and scores, or "
         "a TREC run; may be repeated",
     )
     compare.add_argument(
@@ -54,7 +54,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option of the config of every model, or of one: prm.hidden_size=32",
+        help="a config option for every model, or for one: prm.hidden_size=32",
     )
     compare.add_argument("--without-lambdamart", action="store_true", help="leave out the boosted trees")
     compare.set_defaults(run=run, parser=compare)
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
         options.output_dir,
         plan,
         scores=_parse_systems(options.scores),
-        # Lists that an initial ranker has sorted were displayed in another order.
+        # Lists sorted by an initial ranker were displayed in a different order.
         display_order=not describe_initial_ranker(folder),
     )
     print(f"\n{text_report(findings)}")
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def train_command(options: argparse.Namespace, found: Any, plan: Any) -> str | None:
-    """Formats the command that trains what is recommended; None if ``hf-rerank train`` cannot."""
+    """Formats the command that trains the recommended arm; None if ``hf-rerank train`` cannot."""
     from hf_rerank.comparison.arms import PRINCIPLED, TREES, WITHOUT
 
     if found.model in (None, TREES) or plan.model(found.model).source is not None:
@@ -113,7 +113,7 @@ def train_command(options: argparse.Namespace, found: Any, plan: Any) -> str | N
         settings |= {"position_input": "none"}
     for key, value in settings.items():
         parts += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-    # The preset is that of the arm with principles alone.
+    # The preset applies only to the arm with principles.
     training = dict(plan.training)
     preset = {name: training.pop(name) for name in ("principled", "principled_kwargs") if name in training}
     preset = {"principled": "scaled", **preset} if found.kind == PRINCIPLED else {"principled": "none"}

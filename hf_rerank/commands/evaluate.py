@@ -18,14 +18,14 @@ from hf_rerank.errors import InputError, suggestion
 
 def add(commands: Any) -> None:
     """Adds the command and its options."""
-    evaluate = commands.add_parser("evaluate", help="measure a trained re-ranker")
+    evaluate = commands.add_parser("evaluate", help="evaluate a trained re-ranker")
     evaluate.add_argument("--model", required=True, metavar="RUN", help="folder or Hub repository of the model")
     add_revision(evaluate)
     evaluate.add_argument("--data", required=True, metavar="LISTS", help="folder or Hub repository of prepared lists")
-    evaluate.add_argument("--split", default="test", help="which split (default: test)")
+    evaluate.add_argument("--split", default="test", help="split to evaluate on (default: test)")
     evaluate.add_argument("--ks", type=int, nargs="+", default=[5, 10], help="cut-offs of the metrics (default: 5 10)")
     evaluate.add_argument(
-        "--no-click", choices=("zero", "skip"), default="zero", help="what lists without a click count"
+        "--no-click", choices=("zero", "skip"), default="zero", help="how lists without a click count (default: zero)"
     )
     evaluate.add_argument(
         "--gain",
@@ -55,7 +55,7 @@ def add(commands: Any) -> None:
         type=int,
         default=10,
         metavar="N",
-        help="how often a ranking is fed back before it counts as not settled; 0: not measured (default: 10)",
+        help="feed a ranking back at most N times before it counts as not settled; 0: not measured (default: 10)",
     )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers as JSON")
     evaluate.add_argument(
@@ -71,13 +71,13 @@ def add(commands: Any) -> None:
         "`hf-rerank push` makes the card",
     )
     evaluate.add_argument(
-        "--plots", type=Path, metavar="DIR", help="also draw DIR/obedience.png and, of its training, DIR/training.png"
+        "--plots", type=Path, metavar="DIR", help="also draw DIR/obedience.png and DIR/training.png (its training log)"
     )
     evaluate.set_defaults(run=run, parser=evaluate)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures, prints, draws."""
+    """Evaluates, prints, draws."""
     from tqdm import tqdm
 
     from hf_rerank.data.loading import load_lists
@@ -98,10 +98,10 @@ def run(options: argparse.Namespace) -> None:
         _refuse_over_input(output, options.model, options.data)
     log: list[Any] = []
     if options.plots:
-        # Evaluation takes long: what prevents the figures is reported before it.
+        # Evaluation is slow: problems with the figures are reported first.
         require_matplotlib()
         if options.plots.is_file():
-            raise InputError(f"--plots {options.plots} is a file: expected a folder, there or not")
+            raise InputError(f"--plots {options.plots} is a file: expected a folder, existing or not")
         log = _read_training_log(options.model)
     if options.add_to_results:
         read_saved_results(options.model)
@@ -137,7 +137,7 @@ def run(options: argparse.Namespace) -> None:
     if rows["model"]["truncated_lists"]:
         print(
             f"{rows['model']['truncated_lists']:,} lists are truncated; the metrics count the "
-            f"{rows['model']['clicks_cut']:,} clicks on what was cut from them"
+            f"{rows['model']['clicks_cut']:,} clicks on the items cut from them"
         )
     for name, share in rows["model"]["unknown_share"].items():
         if share:
@@ -208,8 +208,8 @@ def _add_to_results(
     )
     says = {
         "added": "added to {}",
-        "replaced": "replaced in {}, which held other numbers",
-        "unchanged": "is in {} already, with the same numbers",
+        "replaced": "replaced in {}, which had other numbers",
+        "unchanged": "already in {}, with the same numbers",
     }
     print(f"{options.split}: {says[became].format(Path(options.model) / RESULTS)}")
 

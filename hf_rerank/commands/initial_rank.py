@@ -38,10 +38,10 @@ def add(commands: Any) -> None:
         "--cross-fit",
         type=int,
         metavar="K",
-        help="train on train instead, K rankers on all but one of K folds of its users, and sort each fold by the one "
-        "that has not seen it; the scores are kept as the schema's initial_score (for lists without ranker_train)",
+        help="for lists without ranker_train: split the users of train into K folds, sort each fold by a ranker "
+        "trained on the other folds, and store the scores as the schema's initial_score",
     )
-    initial_rank.add_argument("--seed", type=int, default=0, metavar="S", help="of the ranker (default: 0)")
+    initial_rank.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the ranker (default: 0)")
     initial_rank.add_argument("--json", action="store_true", help="print the report as JSON")
     initial_rank.set_defaults(run=run, parser=initial_rank)
 
@@ -70,13 +70,13 @@ def run(options: argparse.Namespace) -> None:
     ranker = written[REPORT_KEY]
     print(results_table({f"initial order, {split}": row for split, row in ranker["metrics"].items()}))
     print(
-        f"\n{ranker['lists_learned_from']:,} of {ranker['lists_available']:,} lists of "
-        f"{'train' if options.cross_fit else 'ranker_train'} learned from, "
+        f"\ntrained on {ranker['lists_learned_from']:,} of {ranker['lists_available']:,} lists of "
+        f"{'train' if options.cross_fit else 'ranker_train'}, "
         f"{ranker['lists_held_out']:,} held out"
     )
     if ranker["cut_lists"]:
         print(
-            f"{ranker['cut_lists']:,} lists cut to {ranker['max_list_length']} items, {ranker['lost_clicks']:,} lost "
-            "all their clicks by it"
+            f"{ranker['cut_lists']:,} lists cut to {ranker['max_list_length']} items, {ranker['lost_clicks']:,} of "
+            "them lost all their clicks"
         )
     print(f"{sum(report.lists.values()):,} lists in {options.output_dir}")

@@ -1,4 +1,4 @@
-"""What the commands share: a parser that raises ``InputError``, and readers of common options."""
+"""Code that the commands share: a parser that raises ``InputError``, and readers of common options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def option_names(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def parse_settings(option: str, settings: Sequence[str]) -> dict[str, Any]:
-    """Parses KEY=VALUE texts into a dict; values that are not JSON are text."""
+    """Parses KEY=VALUE settings into a dict; values that are not JSON are strings."""
     found: dict[str, Any] = {}
     for setting in settings:
         key, sign, value = setting.partition("=")
@@ -46,7 +46,7 @@ def parse_settings(option: str, settings: Sequence[str]) -> dict[str, Any]:
 def add_revision(parser: argparse.ArgumentParser, model: str = "the model") -> None:
     """Adds the option ``--revision``; ``model`` names its subject in the help."""
     parser.add_argument(
-        "--revision", metavar="REV", help=f"of {model} in a Hub repository: branch, tag or commit (default: main)"
+        "--revision", metavar="REV", help=f"revision of {model} on the Hub: branch, tag or commit (default: main)"
     )
 
 
@@ -60,8 +60,8 @@ def model_options(source: str, revision: str | None) -> dict[str, Any]:
         return {}
     if Path(source).exists():
         raise InputError(
-            f"--revision {revision} belongs to a repository on the Hub, and there is a folder {source} here, which is "
-            "taken instead: leave it out"
+            f"--revision {revision} applies only to Hub repositories, but there is a local folder {source}, which is "
+            "used instead: leave it out"
         )
     return {"revision": revision}
 
@@ -70,7 +70,7 @@ def lists_folder(source: str) -> Path:
     """Finds the folder of prepared lists that ``--data`` names; for a repository, its copy in the Hub's cache.
 
     Raises:
-        InputError: It is neither, or is not finished; or the repository cannot be read.
+        InputError: ``source`` is neither, or is not finished; or the repository cannot be read.
     """
     from hf_rerank.data.hub_lists import fetch_lists, is_repository
     from hf_rerank.data.prepared import is_prepared, refuse_unfinished

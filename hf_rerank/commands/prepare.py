@@ -1,4 +1,4 @@
-"""``hf-rerank prepare``: raw files into a folder of prepared lists."""
+"""``hf-rerank prepare``: turns raw files into a folder of prepared lists."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def add(commands: Any) -> None:
     prepare = commands.add_parser("prepare", help="turn raw files into prepared lists (Parquet)")
     formats = prepare.add_subparsers(dest="format", metavar="FORMAT", required=True, parser_class=Parser)
 
-    prm_public = formats.add_parser("prm_public", help="set1.train.txt.part1 and part2, packed or not")
+    prm_public = formats.add_parser("prm_public", help="set1.train.txt.part1 and part2, compressed or not")
     prm_public.add_argument("--raw-dir", required=True, type=Path, metavar="RAW", help="folder with the raw files")
     _add_output_options(prm_public)
     prm_public.add_argument(
         "--protocol",
         choices=("ours", "public"),
         default="ours",
-        help="ours: every line; public: no line with a null, and a tenth of the rest",
+        help="ours: every line; public: drop lines with a null, and keep a tenth of the rest (default: ours)",
     )
     _add_damage_option(prm_public)
     prm_public.add_argument(
@@ -34,18 +34,18 @@ def add(commands: Any) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="the user's newest clicks in earlier lines as a history; the file is not known to be in order of time "
-        "(default: 0, no history)",
+        help="add the user's N newest clicks in earlier lines as a history; the file may not be in chronological "
+        "order (default: 0, no history)",
     )
     _add_ranker_options(prm_public)
     prm_public.set_defaults(run=_prepare_prm_public, parser=prm_public)
 
-    own = formats.add_parser("own", help="your own lists: CSV, JSON Lines, Parquet, Arrow, LETOR, packed or not")
+    own = formats.add_parser("own", help="your own lists: CSV, JSON Lines, Parquet, Arrow, LETOR, compressed or not")
     own.add_argument(
         "--input", required=True, nargs="+", metavar="FILE", help="files, folders, patterns in quotes, or fsspec URLs"
     )
     own.add_argument(
-        "--schema", required=True, type=Path, metavar="JSON", help="which column is what; see hf-rerank schema infer"
+        "--schema", required=True, type=Path, metavar="JSON", help="role of each column; see hf-rerank schema infer"
     )
     _add_output_options(own)
     own.add_argument(
@@ -58,8 +58,8 @@ def add(commands: Any) -> None:
     own.add_argument(
         "--ranker-train",
         action="store_true",
-        help="hold out 40 %% of the users as ranker_train, for training an initial ranker (default: none; "
-        "initial-rank --cross-fit needs none)",
+        help="hold out 40 %% of the users as ranker_train, for training an initial ranker (default: no; "
+        "initial-rank --cross-fit does not need it)",
     )
     own.add_argument(
         "--max-list-length", type=int, metavar="N", help="longest list (default: max_list_length of the schema)"
@@ -79,8 +79,8 @@ def add(commands: Any) -> None:
         "--protocol",
         choices=("ours", "public"),
         default="ours",
-        help="ours: every session (five minutes) of a user with two items and a click; public: the most recent with a "
-        "click, of users with three impressions",
+        help="ours: every five-minute session of a user with two items and a click; public: the most recent with a "
+        "click, for users with three impressions (default: ours)",
     )
     ad.add_argument(
         "--max-list-length", type=int, default=10, metavar="N", help="longer lists are cut, at most 30 (default: 10)"
@@ -90,7 +90,7 @@ def add(commands: Any) -> None:
         type=int,
         default=50,
         metavar="N",
-        help="newest behaviours per list; 0: behavior_log.csv is not read (default: 50)",
+        help="keep the N newest behaviours per list; 0: behavior_log.csv is not read (default: 50)",
     )
     _add_damage_option(ad)
     _add_ranker_options(ad)
@@ -107,7 +107,8 @@ def _add_damage_option(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=("raise", "skip"),
         default="raise",
-        help="damaged lines: raise stops at the first and names them; skip leaves them out, in LISTS/rejects.jsonl",
+        help="damaged lines: raise stops at the first one and names it; skip moves them to LISTS/rejects.jsonl "
+        "(default: raise)",
     )
 
 
@@ -121,7 +122,7 @@ def _add_ranker_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quality",
         choices=("poor", "moderate", "strong"),
-        help="how good the ranker may become (default: strong)",
+        help="how many lists, and how large a model, the ranker may use (default: strong)",
     )
 
 
@@ -153,7 +154,7 @@ def _prepare_prm_public(options: argparse.Namespace) -> None:
 
 
 def _identify_files(raw_dir: Path, files: list[Path]) -> dict[str, Any]:
-    """Identifies raw files, so that a later call knows that they are the same: sizes and modification times."""
+    """Identifies raw files by size and modification time, so that a later call can tell if they are the same."""
     from hf_rerank.storage import InputFiles
 
     return {"raw_dir": str(raw_dir.resolve()), "raw files (sizes, times, inodes)": InputFiles(files).read_states()}
@@ -166,9 +167,9 @@ def _prepare_sorted(
 
     Args:
         prepare: ``(folder, max_list_length) -> report``.
-        about: Whatever ``prepare`` depends on.
-        options: Of the command.
-        max_list_length: Lists are cut to as many items.
+        about: Everything that the result of ``prepare`` depends on.
+        options: Options of the command.
+        max_list_length: Longer lists are cut to this length.
     """
     if options.initial_ranker == "none":
         if options.quality is not None:
@@ -237,8 +238,14 @@ def _run(
     read: str,
     again: str = "resumes from the last complete group of shards",
 ) -> Any:
-    """Prepares, and prints the report; ``read``: what the raw data consist of; ``again``: what a stopped command does
-    the next time."""
+    """Prepares, and prints the report.
+
+    Args:
+        prepare: Returns the report.
+        options: Options of the command.
+        read: Unit of the raw data, such as ``"lines"``.
+        again: What the same command does after an interruption.
+    """
     try:
         report = prepare()
     except KeyboardInterrupt:
@@ -256,8 +263,8 @@ def _run(
         print(f"rejected {read} in {options.output_dir / 'rejects.jsonl'}")
     if report.cut_lists:
         print(
-            f"{report.cut_lists:,} lists cut to the longest allowed, "
-            f"{report.lost_clicks:,} lost all their clicks by it"
+            f"{report.cut_lists:,} lists cut to the maximum length, "
+            f"{report.lost_clicks:,} of them lost all their clicks"
         )
     for name, number in report.counts.items():
         print(f"{number:,} {name}")

@@ -13,7 +13,7 @@ from hf_rerank.commands.parsing import lists_folder
 def add(commands: Any) -> None:
     """Adds the command and its options."""
     propensities = commands.add_parser(
-        "propensities", help="estimate from clicks how often each position is examined, and add it to prepared lists"
+        "propensities", help="estimate from clicks how often each position is examined; add that to prepared lists"
     )
     propensities.add_argument(
         "--data", required=True, metavar="LISTS", help="folder or Hub repository of prepared lists"
@@ -25,17 +25,17 @@ def add(commands: Any) -> None:
         "--method",
         choices=("em", "regression-em", "harvest"),
         default="em",
-        help="em: click model with a relevance per item id; regression-em: per item features; harvest: compare the "
-        "same item at different positions only (default: em)",
+        help="em: click model with one relevance per item id; regression-em: relevance from item features; harvest: "
+        "only compare the same item at different positions (default: em)",
     )
     propensities.add_argument(
         "--display-order",
         metavar="COLUMN",
-        help="item column of the positions at which items were displayed when clicks were logged, from 0; rows: items "
-        "are in that order (default: the schema's position, else rows)",
+        help="item column with the positions at which items were displayed when clicks were logged, from 0; rows: "
+        "items are in display order (default: the schema's position, else rows)",
     )
     propensities.add_argument(
-        "--same-from", type=int, metavar="N", help="positions from N on, from 0, share one probability"
+        "--same-from", type=int, metavar="N", help="positions N and above, counted from 0, share one probability"
     )
     propensities.add_argument("--max-lists", type=int, metavar="N", help="use at most N lists (default: all)")
     propensities.add_argument("--json", action="store_true", help="print the curve as JSON")

@@ -1,4 +1,4 @@
-"""``hf-rerank push``: a trained re-ranker, or prepared lists, to the Hub."""
+"""``hf-rerank push``: uploads a trained re-ranker or prepared lists to the Hub."""
 
 from __future__ import annotations
 
@@ -19,17 +19,15 @@ def add(commands: Any) -> None:
     what = push.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", metavar="RUN", help="folder of a trained re-ranker")
     what.add_argument("--data", metavar="LISTS", help="folder of prepared lists")
-    push.add_argument("--repo-id", required=True, metavar="SOMEONE/NAME", help="where to; made if there is none")
-    push.add_argument("--private", action="store_true", help="make the repository private; refused if it is public")
-    push.add_argument(
-        "--revision", metavar="BRANCH", help="branch to commit to; made if there is none (default: main)"
-    )
+    push.add_argument("--repo-id", required=True, metavar="SOMEONE/NAME", help="repository; created if missing")
+    push.add_argument("--private", action="store_true", help="make a new repository private; refuse a public one")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to commit to; created if missing (default: main)")
     push.add_argument("--create-pr", action="store_true", help="open a pull request instead")
-    push.add_argument("--message", metavar="TEXT", help="of the commit")
+    push.add_argument("--message", metavar="TEXT", help="commit message")
     push.add_argument(
         "--i-have-the-right-to-redistribute",
         action="store_true",
-        help="push lists whose card says that they may not be redistributed, with leave of the owner of the data",
+        help="push lists whose card forbids redistribution, with permission from the owner of the data",
     )
     push.set_defaults(run=run, parser=push)
 
@@ -51,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
         commit = push_lists(options.data, options.repo_id, have_the_right_to_redistribute=granted, **chosen)
     else:
         if options.i_have_the_right_to_redistribute:
-            raise InputError("--i-have-the-right-to-redistribute is about lists: it goes with --data")
+            raise InputError("--i-have-the-right-to-redistribute is about lists: use it with --data")
         disable_short_progress_bars()
         commit = push_model(options.model, options.repo_id, tell=print, **chosen)
     print(f"pushed: {commit.pr_url or commit.commit_url}")

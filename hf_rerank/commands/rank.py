@@ -1,4 +1,4 @@
-"""``hf-rerank rank``: lists from a file, in bounded memory; by a model, or without torch by its exported graph."""
+"""``hf-rerank rank``: ranks lists from files in bounded memory, with a model or (without torch) an exported graph."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         "--model",
         required=True,
         metavar="RUN",
-        help="folder or Hub repository of the model, or of what hf-rerank export made of it",
+        help="folder or Hub repository of the model, or of its hf-rerank export",
     )
     add_revision(rank)
     rank.add_argument(
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
 
     parse_format(options.output)
     files = find_list_files(options.input)
-    folders = [path for path in options.input if Path(path).is_dir()]  # an output in it would be an input of a rerun
+    folders = [path for path in options.input if Path(path).is_dir()]  # output in there would be read by a rerun
     refuse_output_over_input(options.output, [*(file.path for file in files if not file.is_url), *folders])
     at = model_options(options.model, options.revision)
     from tqdm import tqdm
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
             number += len(rows)
             bar.update(len(rows))
         if not number:
-            raise InputError(f"{files[0].path} holds no list: expected at least one row")
+            raise InputError(f"{files[0].path} holds no lists: expected at least one row")
     if counts.get(EMPTY_LISTS):
         print(f"{counts[EMPTY_LISTS]:,} lists without items left out")
     print(f"{report.lists:,} lists ranked, in {options.output}")
@@ -96,7 +96,7 @@ def _load(source: str, at: dict[str, Any]) -> Any:
     from hf_rerank.storage.hub_download import holds_only_a_graph, pin_commit
 
     at = pin_commit(source, CONFIG_FILE, **at)
-    if not holds_only_a_graph(source, **at):  # which ranks without transformers, and this imports it
+    if not holds_only_a_graph(source, **at):  # a graph needs no transformers, which this would import
         disable_short_progress_bars()
     return Reranker.from_pretrained(source, **at)
 
@@ -111,7 +111,7 @@ def _rank_batch(reranker: Any, rows: list[dict[str, Any]], number: int, options:
 def _read_batches(
     files: list[Any], processor: Any, options: Any, counts: dict[str, int]
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows of files, a batch at a time, with ids of the types that the processor was fitted on."""
+    """Yields rows of files in batches, with ids of the types that the processor was fitted on."""
     from hf_rerank.data.custom.own_datasets import read_tables
     from hf_rerank.data.custom.own_files import OwnFiles
     from hf_rerank.processing.vocabularies import TableVocabulary

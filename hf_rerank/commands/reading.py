@@ -8,19 +8,17 @@ from typing import Any
 
 
 def add_reader_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for what files themselves do not say."""
+    """Adds options for facts that the files themselves do not contain."""
     reading = parser.add_argument_group("reading files")
     reading.add_argument(
-        "--separator", metavar="C", help="between cells of CSV (default: comma, a tab in .tsv; \\t is a tab)"
+        "--separator", metavar="C", help="separator of CSV cells (default: comma, a tab in .tsv; \\t is a tab)"
+    )
+    reading.add_argument("--column-names", metavar="A,B,...", help="column names for CSV files without a header")
+    reading.add_argument(
+        "--list-separator", metavar="C", help="separator of the values in a cell with a list: '|' for a|b|c"
     )
     reading.add_argument(
-        "--column-names", metavar="A,B,...", help="names of the columns of CSV files that have no header"
-    )
-    reading.add_argument(
-        "--list-separator", metavar="C", help="between the values of cells that hold a list: '|' for a|b|c"
-    )
-    reading.add_argument(
-        "--label-separator", metavar="C", help="between item and label in such a cell: '-' for N1-1 N2-0"
+        "--label-separator", metavar="C", help="separator of item and label in such a cell: '-' for N1-1 N2-0"
     )
     reading.add_argument(
         "--null-strings",

@@ -1,4 +1,4 @@
-"""``hf-rerank schema infer``: a first schema of own files, with comments, to correct."""
+"""``hf-rerank schema infer``: writes a first schema for the user's own files, with comments, to be corrected."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from hf_rerank.errors import InputError
 
 def add(commands: Any) -> None:
     """Adds the command and its options."""
-    schema = commands.add_parser("schema", help="which column of your own lists is what")
+    schema = commands.add_parser("schema", help="describe the columns of your own lists")
     actions = schema.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
-    infer = actions.add_parser("infer", help="write a schema guessed from a file, with comments, to correct")
+    infer = actions.add_parser("infer", help="guess a schema from files and write it with comments, to be corrected")
     infer.add_argument("input", nargs="+", metavar="FILE", help="files, folders, patterns in quotes, or fsspec URLs")
     infer.add_argument("--output", type=Path, metavar="JSON", help="where to write it (default: standard output)")
     for role, what in (
         ("label", "labels, a number per item"),
-        ("list-id", "names the list; needed where one row is one item"),
-        ("position", "the position in the initial order, 0 at the top"),
-        ("group", "the user, to split by"),
+        ("list-id", "id of the list; needed if one row is one item"),
+        ("position", "position in the initial order, 0 at the top"),
+        ("group", "user, to split by"),
     ):
         infer.add_argument(f"--{role}", metavar="COLUMN", help=f"{what} (default: guessed by name)")
     infer.add_argument("--rows", type=int, metavar="N", help="read at most N rows (default: 100,000)")
@@ -38,10 +38,10 @@ def run(options: argparse.Namespace) -> None:
     if options.output is not None:
         if options.output.exists():
             raise InputError(
-                f"{options.output} exists: remove it, or write another; a schema that you corrected is kept"
+                f"{options.output} exists: remove it, or choose another file; a schema that you corrected is kept"
             )
         if any(options.output.parent.resolve() == Path(source).resolve() for source in options.input):
-            raise InputError(f"{options.output} would be among the lists and be read as one: write it elsewhere")
+            raise InputError(f"{options.output} would be read as a file of lists: write it to another folder")
     inferred = infer_schema(
         options.input if len(options.input) > 1 else options.input[0],
         label=options.label,

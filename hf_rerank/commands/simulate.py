@@ -1,4 +1,4 @@
-"""``hf-rerank simulate``: lists in the raw format of a public dataset."""
+"""``hf-rerank simulate``: writes simulated lists in the raw format of a public dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     prm_public.add_argument(
         "--click-model",
         choices=("position", "cascade", "user_browsing"),
-        help="how readers go through a list (default: position, each position is examined with its own probability)",
+        help="how users read a list (default: position, each position is examined with its own probability)",
     )
     prm_public.set_defaults(run=_simulate_prm_public, parser=prm_public)
     ad = formats.add_parser("ad", help="Ad's four CSV files, with the ground truth in a file beside them")
@@ -28,15 +28,17 @@ def add(commands: Any) -> None:
         "--behaviours",
         type=int,
         metavar="N",
-        help="rows of behavior_log.csv; 0: no such file (default: behaviours_per_user of the world, 30)",
+        help="rows of behavior_log.csv; 0: do not write it (default: behaviours_per_user of the world, 30)",
     )
     ad.set_defaults(run=_simulate_ad, parser=ad)
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", required=True, type=Path, metavar="RAW", help="folder for the raw files")
-    parser.add_argument("--lists", required=True, type=int, metavar="N", help="how many lists")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed writes the same bytes")
+    parser.add_argument("--lists", required=True, type=int, metavar="N", help="number of lists")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed; the same seed writes the same bytes (default: 0)"
+    )
     parser.add_argument(
         "--world",
         action="append",

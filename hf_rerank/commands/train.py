@@ -1,4 +1,4 @@
-"""``hf-rerank train``: a re-ranker from prepared lists."""
+"""``hf-rerank train``: trains a re-ranker on prepared lists."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from hf_rerank.commands.training_options import (
 )
 from hf_rerank.errors import InputError
 
-# A model that starts from good scores is near where it should end: large steps lead away from there.
+# A model that starts from good scores is already near a good solution: large steps would move it away.
 ON_TOP_LEARNING_RATE = 3e-4
-# What only makes sense with validation lists.
+# Options that only make sense with validation lists.
 _OF_EVALUATION = ("metric_for_best_model", "greater_is_better", "eval_steps", "eval_delay", "eval_on_start")
 
 
@@ -44,8 +44,8 @@ def add(commands: Any) -> None:
         "--train-on",
         choices=("train", "all"),
         default="train",
-        help="all: the final fit, on the train and validation splits together; without validation lists no checkpoint "
-        "is chosen as the best, and the model is that of the last step (default: train)",
+        help="all: final fit on the train and validation splits together; without validation lists no best checkpoint "
+        "is chosen, and the model of the last step is saved (default: train)",
     )
     model.add_argument("--model", metavar="NAME", help="a new model: dlcm, dnn, midnn, pear, prm, raise or setrank")
     model.add_argument("--preset", metavar="NAME", help="published sizes: paper, librerank-ad or librerank-prm")
@@ -56,17 +56,17 @@ def add(commands: Any) -> None:
         "--on-top-of",
         choices=("lambdamart",),
         metavar="RANKER",
-        help="lambdamart: first train boosted trees, start from their scores and save them with the model; needs "
-        "LightGBM, which ranking then does not",
+        help="lambdamart: first train boosted trees, start from their scores and save them with the model; training "
+        "needs LightGBM, ranking does not",
     )
     model.add_argument(
         "--trees-read-order",
         choices=("auto", "yes", "no"),
-        help="with --on-top-of: whether the trees also read at which position an item is given; their scores then "
-        "stay those of the given order in every pass of principled learning (default: auto, by cross-fitting)",
+        help="with --on-top-of: whether the trees also read the given position of an item; their scores are then "
+        "those of the given order in every pass of principled learning (default: auto, by cross-fitting)",
     )
     model.add_argument(
-        "--from", dest="source", metavar="MODEL", help="instead: fine-tune this model, a folder or Hub repository"
+        "--from", dest="source", metavar="MODEL", help="fine-tune this model (folder or Hub repository) instead"
     )
     add_revision(model, "the model of --from")
     model.add_argument(
@@ -74,12 +74,12 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="WHAT",
-        help="with --from: tables, encoder, output, or a module, parameter or pattern of the model; may be repeated",
+        help="with --from: freeze tables, encoder, output, or a module, parameter or pattern; may be repeated",
     )
     model.add_argument(
         "--reinitialize",
         action="store_true",
-        help="with --from: the lists have other columns; weights that read them are re-initialized",
+        help="with --from: allow lists with other columns; weights that read them are re-initialized",
     )
     output.add_argument("--output-dir", required=True, metavar="RUN", help="folder for checkpoints and the model")
     output.add_argument("--plots", action="store_true", help="draw RUN/plots/training.png at every evaluation")
@@ -107,7 +107,7 @@ def _train(options: argparse.Namespace, arguments: Any) -> None:
     from hf_rerank.training import PlotCallback, RerankTrainer
 
     disable_short_progress_bars()
-    # Of several processes only the first prints.
+    # With several processes only the first prints.
     say = print if arguments.process_index == 0 else _nothing
     plots = PlotCallback() if options.plots else None
     if options.model:
@@ -149,7 +149,7 @@ def _train(options: argparse.Namespace, arguments: Any) -> None:
         rows[options.model or "fine-tuned"] = measured
     trainer.save_model(arguments.output_dir)
     if validation is None:
-        say(f"\ntrained on all {len(train):,} lists: none is left to measure the model on")
+        say(f"\ntrained on all {len(train):,} lists: none are left to evaluate the model on")
     else:
         say(f"\nOn the validation split:\n{results_table(rows)}\n")
     say(f"{_describe_checkpoint(trainer)}\nmodel in {arguments.output_dir}")
@@ -167,12 +167,12 @@ def _choose_splits(lists: Any, options: argparse.Namespace) -> tuple[Any, Any]:
 
     found = {split: lists[split] for split in ("train", "validation") if split in lists and len(lists[split])}
     if "train" not in found:
-        raise InputError(f"{options.data} has no list in its train split: prepare more lists")
+        raise InputError(f"{options.data} has no lists in its train split: prepare more lists")
     if options.train_on == "all":
         return concatenate_datasets(list(found.values())), None
     if "validation" not in found:
         raise InputError(
-            f"{options.data} has no list in its validation split: prepare more lists, or give --train-on all, which "
+            f"{options.data} has no lists in its validation split: prepare more lists, or give --train-on all, which "
             "chooses no best checkpoint"
         )
     return found["train"], found["validation"]
@@ -187,10 +187,10 @@ def _describe_checkpoint(trainer: Any) -> str:
 
 
 def _refuse_earlier_run(run: Path, resume: Any) -> None:
-    """Refuses a folder that holds a finished model, or checkpoints, unless the training resumes from one.
+    """Refuses a folder that contains a finished model or checkpoints, unless the training resumes from one.
 
     Raises:
-        InputError: It names what is there.
+        InputError: The folder contains such files; the message names them.
     """
     if resume or not run.is_dir():
         return
@@ -198,7 +198,7 @@ def _refuse_earlier_run(run: Path, resume: Any) -> None:
     finished = [name for name in ("config.json", "model.safetensors", "results.json") if (run / name).exists()]
     if finished or checkpoints:
         raise InputError(
-            f"{run} holds {'a finished model' if finished else 'checkpoints of another training'} "
+            f"{run} contains {'a finished model' if finished else 'checkpoints of another training'} "
             f"({', '.join([*finished, *checkpoints][:3])}): choose another folder, remove it, or resume with "
             "--resume-from-checkpoint last"
         )
@@ -206,7 +206,7 @@ def _refuse_earlier_run(run: Path, resume: Any) -> None:
 
 def _check_options(options: argparse.Namespace) -> None:
     if bool(options.model) == bool(options.source):
-        raise InputError("give --model NAME for a new model, or --from MODEL to fine-tune one: one of the two")
+        raise InputError("give either --model NAME for a new model, or --from MODEL to fine-tune one")
     if options.trees_read_order and not options.on_top_of:
         raise InputError("--trees-read-order goes with --on-top-of only: see hf-rerank train --help")
     of_new, of_saved = ("preset", "set", "on_top_of"), ("freeze", "reinitialize", "revision")
@@ -223,15 +223,15 @@ def _check_options(options: argparse.Namespace) -> None:
         for name in _OF_EVALUATION:
             if name in list_given_options(options):
                 raise InputError(
-                    f"--{name.replace('_', '-')} is of evaluations during training, and --train-on all leaves no "
+                    f"--{name.replace('_', '-')} is about evaluations during training, and --train-on all leaves no "
                     "lists for these: leave it out"
                 )
     if options.source:
         model_options(options.source, options.revision)  # a revision of a folder is reported before lists are read
         if Path(options.source).exists() and Path(options.source).resolve() == Path(options.output_dir).resolve():
             raise InputError(
-                f"--output-dir {options.output_dir} is the model of --from itself, which would be overwritten: give "
-                "another folder"
+                f"--output-dir {options.output_dir} is the folder of the --from model, which would be overwritten: "
+                "give another folder"
             )
 
 
@@ -251,18 +251,18 @@ def _make_model(
     if options.on_top_of:
         from hf_rerank.initial_rankers.on_top import fit_on_top
 
-        # A model that does not read the given order shall not get it through the trees.
+        # A model that does not read the given order must not get it through the trees.
         ordered = {"yes": True, "no": False}.get(options.trees_read_order)
         if overrides.get("position_input") == "none":
             if ordered:
                 raise InputError(
                     "--trees-read-order yes would give the model the order that --set position_input=none leaves out: "
-                    "give one of the two"
+                    "use only one of them"
                 )
             ordered = False
         on_top = fit_on_top(processor, train, validation, with_position=ordered)
         processor, train, about = on_top.processor, on_top.train, {"on_top_of": on_top.settings}
-        # What trees cannot see is how an item compares with the others; published sizes stay as published.
+        # Trees cannot see how an item compares with the others; presets keep their published inputs.
         defaults = {"initial_score": "start"} | ({} if options.preset else {"relative_features": True})
         overrides = {**defaults, **overrides}
     if options.preset:
@@ -270,11 +270,11 @@ def _make_model(
     else:
         config = config_class.for_schema(processor.schema, **overrides)
     if config.initial_score != "none":
-        # The loss of the training is that of the arguments, and decides what the scores are calibrated for.
+        # Scores are calibrated for the loss of the training, which the arguments determine.
         config.task_loss = arguments.task_loss or arguments.objective().task_loss or config.task_loss
         calibrate_initial_score(config, processor, train)
     if validation is None and config.unknown_rate is None and len(lists.get("validation", ())):
-        # As many as the trainer finds where the validation split is held out: new lists will have as many.
+        # The rate that the trainer would find with the validation split held out: new lists will have the same.
         match_unknown_values(
             config, ListProcessor.from_lists(lists["train"], schema=lists.schema), lists["validation"]
         )

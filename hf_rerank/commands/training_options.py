@@ -25,10 +25,10 @@ SHOWN: dict[str, list[tuple[str, str, str]]] = {
             "NAME",
             "preset of principled learning: scaled, paper, reference, none, r_drop or augmentation (default: scaled)",
         ),
-        ("principled-kwargs", "JSON", "numbers of the preset to change, such as '{\"convergence_weight\": 10}'"),
+        ("principled-kwargs", "JSON", "settings of the preset to override, such as '{\"convergence_weight\": 10}'"),
     ],
     "optimization": [
-        ("task-loss", "NAME", "task loss, or own: that of the model's paper (default: the config's)"),
+        ("task-loss", "NAME", "task loss; own: the loss of the model's paper (default: that of the config)"),
         ("num-train-epochs", "N", "passes over the training lists (default: 5 to 40, by the number of lists)"),
         ("learning-rate", "RATE", "peak learning rate (default: 0.001; with --on-top-of 0.0003)"),
         (
@@ -50,19 +50,19 @@ SHOWN: dict[str, list[tuple[str, str, str]]] = {
         ("save-total-limit", "N", "checkpoints to keep, 0: all; the best is always kept (default: 2)"),
     ],
 }
-# Fields that a command line cannot set, or that have an option of their own.
+# Fields that cannot be set on the command line, or that have a separate option.
 _LEFT_OUT = {"output_dir", "local_rank"}
 
 
 class _Forward(argparse.Action):
-    """Collects an option and its value as they were given."""
+    """Collects an option and its value unchanged."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         namespace.forwarded = [*namespace.forwarded, option_string, values]
 
 
 class _HelpAll(argparse.Action):
-    """Prints the help with all training options, and exits."""
+    """Prints the help with all training options and exits."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         parser.print_help()
@@ -150,7 +150,7 @@ def parse_given_options(options: argparse.Namespace, *, decided: tuple[str, ...]
     values, others = parser.parse_known_args(options.others)
     _refuse_unknown(others, parser, options)
     given = {argument.split("=", 1)[0] for argument in options.others if argument.startswith("--")}
-    # A flag sets the same field of the arguments in each of its spellings.
+    # Every spelling of a flag sets the same field.
     names = [action.dest for action in parser._actions if given & set(action.option_strings)]
     for name in names:
         if name in decided:

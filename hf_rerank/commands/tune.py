@@ -9,7 +9,7 @@ from typing import Any
 from hf_rerank.commands.parsing import disable_short_progress_bars, lists_folder, parse_settings
 from hf_rerank.errors import InputError
 
-# Options of the training that a search decides itself.
+# Training options that the search sets itself.
 _DECIDED = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "load_best_model_at_end", "principled_kwargs")
 
 
@@ -20,24 +20,24 @@ def add(commands: Any) -> None:
         help="search the options of a re-ranker and of its training",
         description="Trains one model per trial, prunes the worst early, and saves the best as a finished "
         "model in DIR/best. The same command resumes a study that was interrupted; more --trials continue it.",
-        epilog="Every option of RerankTrainingArguments is an option here too, such as --num-train-epochs 5; what is "
-        "given is not searched.",
+        epilog="Every option of RerankTrainingArguments is an option here too, such as --num-train-epochs 5; options "
+        "that are given are not searched.",
     )
     tune.add_argument("--model", required=True, metavar="NAME", help="dlcm, dnn, midnn, pear, prm, raise or setrank")
     tune.add_argument("--data", required=True, metavar="LISTS", help="folder or Hub repository of prepared lists")
     tune.add_argument("--output-dir", required=True, metavar="DIR", help="folder for the study and the best model")
     tune.add_argument("--trials", type=int, default=20, metavar="N", help="trials in the whole study (default: 20)")
     tune.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the model's config that is fixed"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a fixed option of the model's config"
     )
     tune.add_argument(
         "--search",
         action="append",
         default=[],
         metavar="KEY=SPACE",
-        help="search this option: A,B,C (choices), LOW:HIGH, or LOW:HIGH:log; of the training, of the model's config, "
-        "or a weight of the principles such as convergence_weight. May be repeated; without any, the learning rate, "
-        "the sizes of the model and the weights of the principles are searched",
+        help="search a training option, an option of the model's config, or a weight of the principles such as "
+        "convergence_weight; SPACE is A,B,C (choices), LOW:HIGH, or LOW:HIGH:log. May be repeated; by default the "
+        "learning rate, the sizes of the model and the weights of the principles are searched",
     )
     tune.set_defaults(run=run, parser=tune)
 
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     lists = load_lists(lists_folder(options.data))
     for split in ("train", "validation"):
         if not len(lists[split]):
-            raise InputError(f"{options.data} has no list in its {split} split: prepare more lists")
+            raise InputError(f"{options.data} has no lists in its {split} split: prepare more lists")
     arguments = RerankTrainingArguments(options.output_dir, disable_tqdm=True, **training)
     fixed = parse_settings("--set", options.set)
     spaces = read_spaces(options.search, config_class, arguments.objective(), fixed, training)

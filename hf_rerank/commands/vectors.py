@@ -1,4 +1,4 @@
-"""``hf-rerank vectors``: adds personalised vectors, by a click model that is trained on ``ranker_train``."""
+"""``hf-rerank vectors``: adds personalised vectors from a click model trained on ``ranker_train``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_rerank.commands.parsing import disable_short_progress_bars, lists_folder
 def add(commands: Any) -> None:
     """Adds the command and its options."""
     vectors = commands.add_parser(
-        "vectors", help="add personalised vectors to prepared lists, by a click model trained on ranker_train"
+        "vectors", help="add personalised vectors to prepared lists, from a click model trained on ranker_train"
     )
     vectors.add_argument("--data", required=True, metavar="LISTS", help="folder or Hub repository of prepared lists")
     vectors.add_argument(
@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     vectors.add_argument(
         "--max-train-lists", type=int, metavar="N", help="use at most N lists of ranker_train (default: all)"
     )
-    vectors.add_argument("--seed", type=int, default=0, metavar="S", help="of the click model (default: 0)")
+    vectors.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the click model (default: 0)")
     vectors.add_argument("--json", action="store_true", help="print the report as JSON")
     vectors.set_defaults(run=run, parser=vectors)
 
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
         return
     model = written[REPORT_KEY]
     print(
-        f"click model: {model['lists_learned_from']:,} of {model['lists_available']:,} ranker_train lists learned "
-        f"from, {model['lists_held_out']:,} held out, log-loss on those {model['held_out_log_loss']:.4f}"
+        f"click model: trained on {model['lists_learned_from']:,} of {model['lists_available']:,} ranker_train lists, "
+        f"{model['lists_held_out']:,} held out, log-loss on those {model['held_out_log_loss']:.4f}"
     )
     print(f"{sum(report.lists.values()):,} lists with {model['dim']} numbers per item in {options.output_dir}")

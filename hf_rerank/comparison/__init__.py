@@ -1,4 +1,4 @@
-"""Does a re-ranker gain on these lists? Trains and compares several under equal conditions, and recommends one."""
+"""Is a re-ranker worth it on these lists? Trains and compares several under equal conditions, and recommends one."""
 
 from hf_rerank.comparison.arms import Plan, find_models
 from hf_rerank.comparison.compare_rerankers import compare_rerankers

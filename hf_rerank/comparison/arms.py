@@ -1,4 +1,4 @@
-"""What is compared: each model without the given order, with it, and with the principles."""
+"""The arms of a comparison: each model without the given order, with it, and with the principles."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WITHOUT, WITH, PRINCIPLED = "without order", "with order", "with principles"
 
 @dataclass(frozen=True)
 class Arm:
-    """One kind of training of one model.
+    """One model trained in one way.
 
     Attributes:
-        model: Name in the table of models, name of an own class, or ``lambdamart``.
+        model: Name in the table of models, name of a user's class, or ``lambdamart``.
         kind: ``WITHOUT``, ``WITH`` or ``PRINCIPLED``.
     """
 
@@ -30,7 +30,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """As tables show it."""
+        """Name in tables."""
         return f"{self.model} {self.kind}"
 
     def file_name(self, seed: int) -> str:
@@ -43,10 +43,10 @@ class Model:
     """A re-ranker of a comparison.
 
     Attributes:
-        name: In tables.
-        config_class: Its config.
-        model_class: Its model.
-        source: Text of the module of an own class; None for a model of this library.
+        name: Name in tables.
+        config_class: Its config class.
+        model_class: Its model class.
+        source: Source code of the module of a user's class; None for a model of this library.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison trains.
+    """The models and options of a comparison.
 
     Attributes:
-        models: Of the neural networks.
-        seeds: How many; they are 0, 1, ...
-        has_order: Whether the lists come in an initial order. Without one only ``WITHOUT`` is trained.
+        models: Neural networks to train.
+        seeds: Number of seeds; they are 0, 1, ...
+        has_order: Whether the lists come in an initial order. If not, only ``WITHOUT`` is trained.
         trees: Whether LambdaMART is trained too.
         config: Options of all configs (``hidden_size``), or of one (``prm.hidden_size``).
         training: Options of ``RerankTrainingArguments``; ``principled`` is the preset of ``PRINCIPLED``.
@@ -81,7 +81,7 @@ class Plan:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def arms(self) -> list[Arm]:
-        """Lists every arm, those of LambdaMART first."""
+        """Lists every arm, LambdaMART first."""
         kinds = (WITHOUT, WITH, PRINCIPLED) if self.has_order else (WITHOUT,)
         of_trees = [Arm(TREES, kind) for kind in kinds if kind != PRINCIPLED] if self.trees else []
         return of_trees + [Arm(model.name, kind) for model in self.models for kind in kinds]
@@ -100,7 +100,7 @@ class Plan:
         """Checks the plan.
 
         Raises:
-            InputError: An option belongs to no model, a name appears twice, or there is no seed.
+            InputError: An option belongs to no model, a name appears twice, or there are no seeds.
         """
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
@@ -109,24 +109,24 @@ class Plan:
             raise InputError(f"the number of seeds is {self.seeds}: expected at least 1")
         if self.training.get("principled") == "none":
             raise InputError(
-                "principled is 'none': every model is trained without the principles anyway; name a preset"
+                "principled is 'none': every model is trained without the principles anyway; choose a preset"
             )
         for key in self.config:
             if "." in key and key.split(".", 1)[0] not in names:
                 raise InputError(
-                    f"option {key!r} is of a model that is not compared: expected one of {', '.join(names)}"
+                    f"option {key!r} belongs to a model that is not compared: expected one of {', '.join(names)}"
                 )
 
 
 def find_models(names: Sequence[str]) -> tuple[Model, ...]:
-    """Finds the DNN and the models of these names.
+    """Finds the DNN and the models with these names.
 
     Args:
-        names: Names of the table of models, or ``package.module:ClassName`` of a class of one's own, which is
-            imported, from the working directory too.
+        names: Names in the table of models, or ``package.module:ClassName`` for a user's class, which is imported
+            from the working directory or the installed packages.
 
     Raises:
-        InputError: There is no such model, or the class is no ``PreTrainedReranker`` with a config of its own.
+        InputError: There is no such model, or the class is not a ``PreTrainedReranker`` with a config class.
     """
     from hf_rerank.models.auto import reranker_classes
 
@@ -147,16 +147,16 @@ def _import_model(path: str) -> Model:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{path}: there is no module {error.name!r}: expected package.module:ClassName, to be imported from "
-            f"{os.getcwd()} or from what is installed"
+            f"{path}: there is no module {error.name!r}: expected package.module:ClassName, importable from "
+            f"{os.getcwd()} or the installed packages"
         ) from None
     model_class = getattr(module, class_name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedReranker)):
-        raise InputError(f"{path} is no subclass of hf_rerank.PreTrainedReranker: see 'Add your own model'")
+        raise InputError(f"{path} is not a subclass of hf_rerank.PreTrainedReranker: see 'Add your own model'")
     config_class = model_class.config_class
     if not (isinstance(config_class, type) and issubclass(config_class, RerankerConfig)):
         raise InputError(
-            f"{path} has no config class: write config_class = ... in the class, a subclass of RerankerConfig, or "
-            "call register_reranker at the end of the module"
+            f"{path} has no config class: set config_class to a subclass of RerankerConfig in the class, or call "
+            "register_reranker at the end of the module"
         )
     return Model(class_name, config_class, model_class, inspect.getsource(module))

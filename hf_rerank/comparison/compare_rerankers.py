@@ -1,4 +1,4 @@
-"""Runs a comparison: trains what is missing, summarizes all runs, and writes the report."""
+"""Runs a comparison: trains the missing runs, summarizes all runs, and writes the report."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def compare_rerankers(
 ) -> Findings:
     """Trains every arm with every seed, compares them on the test lists, and recommends one.
 
-    Runs that are finished in the folder are not repeated; one that was interrupted resumes from its last checkpoint.
+    Runs already finished in the folder are not repeated; an interrupted run resumes from its last checkpoint.
 
     Args:
         splits: ``train``, ``validation`` and ``test``, ``datasets`` Datasets with labels.
-        schema: Of the lists.
-        folder: For runs and report.
-        plan: What is trained.
-        scores: Name of a system of one's own -> file of its scores of the test lists; see
+        schema: Schema of the lists.
+        folder: Folder for runs and report.
+        plan: The models and options to train.
+        scores: Name of another system -> file of its scores for the test lists; see
             ``hf_rerank.evaluation.score_files``.
-        display_order: Whether the given order may be the one in which clicks were logged, and so carry position bias.
-        say: Takes each line of progress.
+        display_order: Whether clicks may have been logged in the given order, so that it carries position bias.
+        say: Called with each line of progress.
 
     Returns:
-        What the comparison shows; ``report.md``, ``report.json`` and ``report.png`` in the folder say the same.
+        The findings; also written to ``report.md``, ``report.json`` and ``report.png`` in the folder.
 
     Raises:
-        InputError: An option, the lists or a file of scores are wrong, or the folder is of another comparison.
+        InputError: An option, the lists or a file of scores are wrong, or the folder contains another comparison.
     """
     plan.check()
     for split in ("train", "validation", "test"):
@@ -62,11 +62,11 @@ def compare_rerankers(
     systems = {}
     for name, path in (scores or {}).items():
         if name == LOGGED or name in {arm.name for arm in plan.arms()}:
-            raise InputError(f"a system is named {name!r}, as an arm of the comparison is: choose another name")
+            raise InputError(f"a system is named {name!r}, like an arm of the comparison: choose another name")
         assert named is not None
         systems[name], unused = read_scores(path, named)
         if unused:
-            say(f"{name}: {unused:,} lists of {path} are not in the test split; their scores are not read")
+            say(f"{name}: {unused:,} lists of {path} are not in the test split; their scores are ignored")
     runner = ArmRunner(splits, schema, plan)
     runs: dict[Arm, dict[int, dict[str, Any]]] = {arm: {} for arm in plan.arms()}
     run_folder = RunFolder(folder)
@@ -80,7 +80,7 @@ def compare_rerankers(
                 runs[arm][seed] = result
                 progress.skip(arm.name)
         if any(finished.values()):
-            say(f"{sum(map(bool, finished.values()))} of {len(ordered)} runs are finished already in {folder}")
+            say(f"{sum(map(bool, finished.values()))} of {len(ordered)} runs are already finished in {folder}")
         for arm, seed in ordered:
             if seed in runs[arm]:
                 continue

@@ -14,7 +14,7 @@ from hf_rerank.comparison.recommendation import Effect, Evidence, Recommendation
 from hf_rerank.evaluation.comparing import Comparison, compare
 
 IN_WORDS = {CLICKS: "expected clicks", NDCG: "NDCG@10"}
-# What a table shows of a run, beside the primary measure: name of the measure -> heading.
+# Columns of the summary besides the primary measure: name of the measure -> heading.
 COLUMNS = {NDCG: "NDCG@10", "p1_obedience@5": "P1@5", "p2_obedience@5": "P2@5"}
 
 
@@ -23,14 +23,14 @@ class Row:
     """One line of the summary.
 
     Attributes:
-        name: Of the arm, of a system, or ``LOGGED``.
-        mean: Of the primary measure over the seeds, on the test lists.
-        spread: Standard deviation over the seeds; None of fewer than two, or where no training took place.
-        validation: Mean NDCG@10 on the validation lists, by which is chosen; None of systems of one's own.
-        others: Of ``COLUMNS``.
-        seconds: Mean training time; None where there is none.
-        milliseconds: Mean time to rank one list; None where none was measured.
-        seeds: How many runs.
+        name: Name of the arm or system, or ``LOGGED``.
+        mean: Mean of the primary measure over the seeds, on the test lists.
+        spread: Standard deviation over the seeds; None with fewer than two seeds, or without training.
+        validation: Mean NDCG@10 on the validation lists, the selection criterion; None for systems of the user.
+        others: Means of the measures in ``COLUMNS``.
+        seconds: Mean training time in seconds; None if not measured.
+        milliseconds: Mean time to rank one list in milliseconds; None if not measured.
+        seeds: Number of runs.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a comparison shows.
+    """The results of a comparison.
 
     Attributes:
         measure: Key of the primary measure.
-        rows: The logged order, systems of one's own, and every arm.
+        rows: The logged order, systems of the user, and every arm.
         comparisons: Paired differences on the test lists, corrected together.
         recommendation: What to use.
     """
@@ -71,12 +71,12 @@ def summarize(
     """Summarizes runs, compares arms and recommends one.
 
     Args:
-        runs: Arm -> seed -> outcome of the run.
-        fixed: ``LOGGED`` and the systems of one's own, none of which is trained: name -> an outcome with ``test``
-            and ``per_list``; ``LOGGED`` also with ``validation``.
+        runs: Arm -> seed -> result of the run.
+        fixed: ``LOGGED`` and the systems of the user, which are not trained: name -> a result with ``test`` and
+            ``per_list``; ``LOGGED`` also with ``validation``.
         measure: Key of the primary measure.
         groups: The user or query of each test list.
-        display_order: Whether the given order may be the one in which clicks were logged.
+        display_order: Whether clicks may have been logged in the given order.
     """
     seeds = sorted(next(iter(runs.values())))
     by_name: dict[str, Mapping[int, Mapping[str, Any]]] = {
@@ -129,7 +129,7 @@ def summarize(
 
 
 def _find_simpler_arms(best: Arm, arms: Mapping[Arm, Any], validation: Mapping[str, float]) -> list[str]:
-    """Finds the best arm on validation of each model simpler than the best one, the simplest model first."""
+    """Finds, for each model simpler than the best, its best arm on validation; the simplest model first."""
     ladder = [TREES, POINTWISE]
     below = ladder[: ladder.index(best.model)] if best.model in ladder else ladder
     chosen = []

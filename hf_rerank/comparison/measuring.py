@@ -20,7 +20,7 @@ from hf_rerank.schema import ListSchema
 
 CLICKS, NDCG = "expected_clicks", "ndcg@10"
 CUT = 10
-# Lists whose ranking is timed, after a few that are not.
+# Number of lists whose ranking is timed, after a few untimed ones.
 TIMED, WARM_UP = 50, 3
 
 
@@ -31,11 +31,11 @@ def primary_measure(schema: ListSchema) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one evaluation gives.
+    """The result of one evaluation.
 
     Attributes:
-        measures: Over all lists.
-        per_list: float64 [lists], the primary measure; NaN of a list that does not count.
+        measures: Measures over all lists.
+        per_list: float64 [lists], the primary measure; NaN for a list that does not count.
     """
 
     measures: dict[str, float]
@@ -62,7 +62,7 @@ class PerListSums(EvaluationSums):
     def compute_result(self) -> Measured:
         """Computes the measures of all lists added."""
         if not self.per_list:
-            raise InputError("there is no list to evaluate: expected at least one")
+            raise InputError("there are no lists to evaluate: expected at least one")
         return Measured(self.compute(), np.concatenate(self.per_list))
 
 
@@ -81,11 +81,11 @@ def measure_scores(
     """Measures given scores.
 
     Args:
-        scores: float [N], of the items of all lists, one list after another, in the order of the row.
+        scores: float [N], scores of the items of all lists, one list after another, in row order.
         processor: Encodes the lists.
-        lists: With labels.
+        lists: Lists with labels.
         ks: Cut-offs of the metrics.
-        no_click: ``zero`` or ``skip``.
+        no_click: How lists without a click count: ``zero`` or ``skip``.
     """
     sums, start = PerListSums(processor.schema, ks, no_click), 0
     for batch in encode_batches(lists, processor):
@@ -105,12 +105,12 @@ def score_logged_order(processor: ListProcessor, lists: Any) -> np.ndarray:
 
 
 def measure_latency_ms(rank: Callable[[dict[str, Any]], Any], lists: Any, label: str) -> float:
-    """Measures the median milliseconds in which ``rank`` ranks one raw list, encoding included.
+    """Measures the median time in milliseconds that ``rank`` takes for one raw list, encoding included.
 
     Args:
         rank: Takes one list, a dict of columns without the label.
-        lists: A ``datasets`` Dataset, of which the first are ranked one by one.
-        label: The column of labels.
+        lists: A ``datasets`` Dataset; its first lists are ranked one by one.
+        label: The label column.
     """
     seconds = []
     for number in range(min(len(lists), WARM_UP + TIMED)):

@@ -1,4 +1,4 @@
-"""Progress of a comparison: one line per finished run, with the time that remains."""
+"""Progress of a comparison: one line per finished run, with the remaining time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 def print_line(line: str) -> None:
-    """Prints a line and flushes, also when redirected."""
+    """Prints a line and flushes, so that it also appears at once when redirected."""
     print(line, flush=True)
 
 
@@ -18,7 +18,7 @@ def remaining_seconds(taken: Mapping[str, Sequence[float]], left: Sequence[str])
 
     Args:
         taken: Arm -> seconds of each of its runs so far.
-        left: The arm of each run that is left. One that was not run yet takes the mean of all others.
+        left: The arm of each remaining run. For an arm without finished runs, the mean of all runs is used.
 
     Returns:
         Seconds; None before the first run.
@@ -52,7 +52,7 @@ class Progress:
         self.bar: tqdm | None = None
 
     def skip(self, arm: str) -> None:
-        """Skips a run that was finished earlier."""
+        """Skips a run that is already finished."""
         self.left.remove(arm)
 
     def begin(self, name: str) -> None:
@@ -61,7 +61,7 @@ class Progress:
         self.bar = tqdm(total=100, desc=name, unit="%", leave=False, disable=None, delay=1)
 
     def step(self, fraction: float) -> None:
-        """Reports the fraction of the run's training that is done."""
+        """Updates the bar with the fraction of the run's training that is done."""
         if self.bar is not None:
             self.bar.update(int(100 * fraction) - self.bar.n)
 
@@ -69,9 +69,9 @@ class Progress:
         """Finishes the run and prints its line.
 
         Args:
-            arm: What was run.
-            seed: Of the run.
-            measure: Its result on validation, as text.
+            arm: Name of the arm.
+            seed: Seed of the run.
+            measure: Its result on validation, formatted.
         """
         if self.bar is not None:
             self.bar.close()

@@ -1,4 +1,4 @@
-"""A fixed random order of every list, for models that cannot leave the order out."""
+"""A fixed random order per list, for models that cannot ignore the order."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def add_random_order(lists: Any, schema: ListSchema, seed: int) -> Any:
 
     Args:
         lists: A ``datasets`` Dataset.
-        schema: Of the lists.
-        seed: Of the draw; give each split its own.
+        schema: Schema of the lists.
+        seed: Random seed; use a different one for each split.
     """
     lengths = [
         table.column(schema.label).combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
@@ -37,8 +37,8 @@ def draw_positions(lengths: np.ndarray, seed: int) -> list[np.ndarray]:
     """Draws a random permutation of ``0 .. length - 1`` per list, by a hash of seed, list number and slot.
 
     Args:
-        lengths: int64 [B], each below 2 ** 20.
-        seed: Of the draw.
+        lengths: int64 [B], list lengths, each below 2 ** 20.
+        seed: Random seed.
     """
     start = splitmix64(np.array([seed], dtype=np.int64)).view(np.int64)
     orders = []

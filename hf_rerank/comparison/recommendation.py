@@ -16,15 +16,15 @@ Certainty = Literal["clear", "likely", "open"]
 
 @dataclass(frozen=True)
 class Effect:
-    """One arm minus another on the test lists, in fractions of the other.
+    """Difference of one arm from another on the test lists, as a fraction of the other's mean.
 
     Attributes:
-        mean: Of the differences.
+        mean: Mean of the differences.
         low, high: 95 % interval over groups of lists.
         certainty: ``clear``: both p-values, over groups and over seeds, are below 5 % after Holm's correction;
-            ``likely``: that over groups is, and all seeds agree in sign, which is all that few seeds can show;
-            ``open``: neither, 0 is possible.
-        seeds_agree: Whether the differences of all seeds have one sign.
+            ``likely``: only the one over groups is, but all seeds agree in sign, which is all that few seeds can
+            show; ``open``: neither, 0 is possible.
+        seeds_agree: Whether the differences of all seeds have the same sign.
     """
 
     mean: float
@@ -35,16 +35,16 @@ class Effect:
 
     @property
     def is_gain(self) -> bool:
-        """Whether it is above 0, clear or likely."""
+        """Whether the effect is above 0, and clear or likely."""
         return self.certainty != "open" and self.mean > 0
 
     @property
     def is_loss(self) -> bool:
-        """Whether it is below 0, clear or likely."""
+        """Whether the effect is below 0, and clear or likely."""
         return self.certainty != "open" and self.mean < 0
 
     def __str__(self) -> str:
-        # Rounded first, so that a little less than 0 is +0.0% and not -0.0%.
+        # Rounded first, so that a value just below 0 is +0.0% and not -0.0%.
         mean, low, high = (round(value, 3) + 0.0 for value in (self.mean, self.low, self.high))
         but = ", but the seeds disagree" if not self.seeds_agree and self.low * self.high > 0 else ""
         return f"{mean:+.1%} [{low:+.1%}, {high:+.1%}]{but}"
@@ -55,17 +55,17 @@ class Evidence:
     """The numbers that a recommendation depends on.
 
     Attributes:
-        measure: In words.
-        on_clicks: Whether it is measured on logged clicks; False: on the known truth of simulated lists.
-        seeds: How many.
+        measure: Name of the primary measure, as shown to users.
+        on_clicks: Whether it is measured on logged clicks; False: on the ground truth of simulated lists.
+        seeds: Number of seeds.
         best: Model of the arm that is best on the validation lists.
-        best_arm: That arm.
+        best_arm: Name of that arm.
         over_simpler: Effect of the best arm over each simpler alternative, the simplest first: the logged order,
-            systems of one's own, and the best arm on validation of each simpler model.
-        order: Model -> effect of the given order, with minus without; empty where the lists have no order.
-        principles: Model -> effect of the principles, with principles minus with order.
+            systems of the user, and the best arm on validation of each simpler model.
+        order: Model -> effect of the given order (with order minus without); empty if the lists have no order.
+        principles: Model -> effect of the principles (with principles minus with order).
         principled_over_without: Model -> with principles minus without order.
-        display_order: Whether the given order may be the one in which clicks were logged.
+        display_order: Whether clicks may have been logged in the given order.
     """
 
     measure: str
@@ -85,10 +85,10 @@ class Recommendation:
     """What to use.
 
     Attributes:
-        use: Name of an arm, of a system of one's own, or ``LOGGED``.
-        model: The model of that arm; None of the others.
-        kind: The kind of that arm; None of the others.
-        reasons: Sentences.
+        use: Name of an arm, of a system of the user, or ``LOGGED``.
+        model: The model of that arm; None if it is not an arm.
+        kind: The kind of that arm; None if it is not an arm.
+        reasons: The reasons, one sentence or more each.
     """
 
     use: str
@@ -101,7 +101,7 @@ def effect_of(comparison: Comparison) -> Effect:
     """Returns the effect that a comparison shows.
 
     Raises:
-        InputError: The other arm's mean is 0, so that there are no fractions of it.
+        InputError: The other arm's mean is 0, so that the relative difference is undefined.
     """
     if not comparison.base_mean:
         raise InputError(
@@ -118,8 +118,8 @@ def effect_of(comparison: Comparison) -> Effect:
 def recommend(evidence: Evidence) -> Recommendation:
     """Decides what to use.
 
-    The best arm on validation must beat every simpler alternative on the test lists; else the simplest that it does
-    not beat is recommended. Of the model that remains, the order is read only if it gains something.
+    The best arm on validation must beat every simpler alternative on the test lists; otherwise the simplest one that
+    it does not beat is recommended. The recommended model reads the order only if that improves the measure.
     """
     reasons: list[str] = []
     for name, effect in evidence.over_simpler.items():
@@ -157,7 +157,7 @@ def _choose_kind(evidence: Evidence, model: str) -> tuple[str, list[str]]:
     """Chooses which kind of arm of a model to use, with reasons."""
     order = evidence.order.get(model)
     if order is None:
-        return WITHOUT, ["The lists come in no order, so both principles hold by themselves."]
+        return WITHOUT, ["The lists have no initial order, so both principles hold trivially."]
     both = "which satisfies both principles exactly, in one pass"
     if not order.is_gain:
         found = "costs" if order.is_loss else "is not shown to gain"
@@ -172,18 +172,18 @@ def _choose_kind(evidence: Evidence, model: str) -> tuple[str, list[str]]:
     if principles is None:
         return WITH, reasons
     if not principles.is_loss:
-        found = "gain" if principles.is_gain else "cost nothing that shows"
-        return PRINCIPLED, [*reasons, f"The principles {found}: {principles}; the ranking is steadier with them."]
+        found = "gain" if principles.is_gain else "have no measurable cost"
+        return PRINCIPLED, [*reasons, f"The principles {found}: {principles}; the ranking is more stable with them."]
     against = evidence.principled_over_without.get(model)
     reasons.append(f"The principles cost {evidence.measure}: {principles}.")
     if against is not None and against.is_gain:
         reasons.append(
-            f"Where a steady ranking matters more, {model} {PRINCIPLED} is still better than {WITHOUT}: {against}."
+            f"If a stable ranking matters more, {model} {PRINCIPLED} is still better than {WITHOUT}: {against}."
         )
     else:
         reasons.append(
-            f"Where a steady ranking matters more, take {model} {WITHOUT}, {both}; with principles it is not shown to "
-            "be better than that."
+            f"If a stable ranking matters more, use {model} {WITHOUT}, {both}; with principles it is not shown to be "
+            "better than that."
         )
     return WITH, reasons
 
@@ -202,7 +202,7 @@ def _describe_limits(evidence: Evidence) -> list[str]:
     effects = (evidence.over_simpler, evidence.order, evidence.principles)
     if evidence.seeds == 1:
         limits.append(
-            "One seed shows nothing of the variance of training: at most 'probably' is claimed; use --seeds 3."
+            "One seed shows nothing about the variance of training: at most 'probably' is claimed; use --seeds 3."
         )
     elif any(effect.certainty == "likely" for part in effects for effect in part.values()):
         limits.append(

@@ -17,11 +17,11 @@ from hf_rerank.storage import write_file, write_json
 
 MARKDOWN, JSON, FIGURE = "report.md", "report.json", "report.png"
 _NOTES = (
-    "Every arm was chosen on the validation lists by NDCG@10 and measured once per seed on the test lists. P1@5 and "
-    "P2@5: share of lists whose first five stay in place when the model reads its own ranking (P1) or after one "
-    "adjacent swap in the given order (P2). Intervals are of 95 %: over groups of lists (bootstrap) and over seeds "
-    "(Student's t); p-values are corrected by Holm's method over all differences of the table. A difference is clear "
-    "where both are below 5 %, likely where that over groups is and all seeds agree in sign, else open."
+    "Checkpoints were selected on the validation lists by NDCG@10, and every arm was evaluated once per seed on the "
+    "test lists. P1@5 and P2@5: share of lists whose top 5 does not change when the model reads its own ranking (P1) "
+    "or after one adjacent swap in the given order (P2). 95 % intervals: over groups of lists (bootstrap) and over "
+    "seeds (Student's t); p-values are corrected by Holm's method over all differences in the table. A difference is "
+    "clear if both are below 5 %, likely if only the one over groups is but all seeds agree in sign, otherwise open."
 )
 
 
@@ -48,7 +48,7 @@ def _format_row(row: Row, others: Mapping[str, str], base: float | None) -> list
 
 
 def comparison_rows(findings: Findings) -> tuple[list[str], list[list[str]]]:
-    """Formats the comparisons as headings and rows, in percent of the second arm of each pair."""
+    """Formats the comparisons as headings and rows, in percent of the second arm's mean."""
     headings = ["difference", "over groups", "p", "over seeds", "p", ""]
     rows = []
     for entry in findings.comparisons:
@@ -83,15 +83,15 @@ def text_report(findings: Findings) -> str:
 
 
 def write_report(folder: Path, findings: Findings, about: Mapping[str, Any]) -> list[Path]:
-    """Writes Markdown, JSON and, where matplotlib is installed, a figure.
+    """Writes Markdown, JSON and, if matplotlib is installed, a figure.
 
     Args:
-        folder: Where to.
-        findings: What the comparison shows.
-        about: What was compared, plain JSON values: the first part of the JSON, and facts of the Markdown.
+        folder: Folder to write to.
+        findings: Results of the comparison.
+        about: Lists, seeds and options of the comparison, as JSON values; included in the JSON and the Markdown.
 
     Returns:
-        What was written.
+        Paths of the files.
     """
     found = findings.recommendation
     written = [folder / MARKDOWN, folder / JSON]

@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 
 
 def describe(splits: Mapping[str, Any], schema: ListSchema, plan: Plan) -> dict[str, Any]:
-    """Describes everything that the outcome of a run depends on. Models and seeds may be added later."""
+    """Describes everything that the result of a run depends on, except model and seed, which may be added later."""
     return to_json_values(
         {
             "format_version": FORMAT_VERSION,
@@ -35,7 +35,7 @@ class RunFolder:
     """Finished runs on disk.
 
     Args:
-        path: The folder; made if it is not there.
+        path: The folder; created if missing.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -46,13 +46,13 @@ class RunFolder:
         """Locks the folder for this process.
 
         Raises:
-            InputError: Another process works in it, it belongs to another configuration, or to no comparison.
+            InputError: Another process is using it, or it contains a different comparison or other files.
         """
         if self.path.is_file():
-            raise InputError(f"{self.path} is a file: expected a folder for the comparison, there or not")
+            raise InputError(f"{self.path} is a file: expected a folder for the comparison, existing or not")
 
         def describe_busy(process: str) -> str:
-            return f"{process} is comparing in {self.path}: wait until it ends, or give another folder"
+            return f"{process} is running a comparison in {self.path}: wait until it ends, or give another folder"
 
         with hold_lock(self.path / ".compare.lock", describe_busy):
             self._claim(configuration)
@@ -65,7 +65,7 @@ class RunFolder:
             others = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
             if others:
                 raise InputError(
-                    f"{self.path} holds {', '.join(others[:3])} and no comparison: give a new or an empty folder"
+                    f"{self.path} contains {', '.join(others[:3])} and no comparison: give a new or an empty folder"
                 )
             write_json(path, configuration)
             return
@@ -74,7 +74,7 @@ class RunFolder:
         if different:
             name = different[0]
             raise InputError(
-                f"{self.path} holds a comparison with other {', '.join(different)} ({name}: "
+                f"{self.path} contains a comparison with other {', '.join(different)} ({name}: "
                 f"{_shorten(found.get(name))} there, {_shorten(configuration[name])} now), whose runs cannot be "
                 "compared with new ones: give another folder, or the same options"
             )
@@ -99,16 +99,16 @@ class RunFolder:
         return self.path / RUNS / f"{arm.file_name(seed)}.json"
 
     def work_path(self, arm: Arm, seed: int) -> Path:
-        """Returns the folder of a run's checkpoints while it is trained."""
+        """Returns the folder of a run's checkpoints during training."""
         return self.path / WORK / arm.file_name(seed)
 
     def read_result(self, arm: Arm, seed: int) -> dict[str, Any] | None:
         """Reads a finished run; None if it is not finished."""
         path = self.run_path(arm, seed)
-        return read_json(path, "remove it, and the run is made again") if path.is_file() else None
+        return read_json(path, "remove it to repeat the run") if path.is_file() else None
 
     def save(self, arm: Arm, seed: int, result: dict[str, Any]) -> None:
-        """Writes a finished run: all of it or nothing."""
+        """Writes a finished run, completely or not at all."""
         write_json(self.run_path(arm, seed), result)
 
 

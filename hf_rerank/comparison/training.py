@@ -1,4 +1,4 @@
-"""One run: an arm trained with one seed, chosen on the validation lists and measured once on the test lists."""
+"""One run: an arm trained with one seed, selected on the validation lists and evaluated once on the test lists."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SPLITS = ("train", "validation", "test")
 
 
 class ArmRunner:
-    """The lists of a comparison, and everything that its runs share.
+    """Trains and measures the arms of a comparison, which share lists and processor.
 
     Args:
         splits: ``train``, ``validation`` and ``test``, ``datasets`` Datasets.
-        schema: Of the lists.
-        plan: What is trained.
+        schema: Schema of the lists.
+        plan: The models and options to train.
     """
 
     def __init__(self, splits: Mapping[str, Any], schema: ListSchema, plan: Plan) -> None:
@@ -45,7 +45,7 @@ class ArmRunner:
         return lists, ListProcessor.from_lists(lists["train"], schema=schema)
 
     def evaluation_options(self, folder: Path) -> dict[str, Any]:
-        """Cut-offs and what lists without a click count, of the training options."""
+        """Returns the cut-offs, and how lists without a click count, from the training options."""
         arguments = self._make_arguments(Arm("", WITHOUT), 0, folder)
         return {"ks": sorted({*arguments.metric_ks, CUT}), "no_click": arguments.no_click}
 
@@ -53,13 +53,13 @@ class ArmRunner:
         """Trains and measures one arm.
 
         Args:
-            arm: What is trained.
-            seed: Of the training.
-            folder: For checkpoints, from which a run that was killed resumes; removed at the end.
+            arm: The arm to train.
+            seed: Seed of the training.
+            folder: Folder for checkpoints, from which a killed run resumes; removed at the end.
             on_step: Called with the fraction of the training that is done.
 
         Returns:
-            Plain values; ``per_list`` is the primary measure of each test list.
+            JSON values; ``per_list`` is the primary measure of each test list.
         """
         run = self._run_trees if arm.model == TREES else self._run_model
         result = run(arm, seed, folder, on_step)
@@ -137,14 +137,14 @@ class ArmRunner:
             split: measure_model(trainer.model, processor, splits[split], **choices)
             for split in ("validation", "test")
         }
-        if shuffled:  # the order that it reads is its own, and no re-ranking changes it
+        if shuffled:  # its order is a random column that re-ranking does not change, so obedience says nothing
             for found in measured.values():
                 for name in [name for name in found.measures if name.startswith(("p1_", "p2_"))]:
                     del found.measures[name]
         reranker = Reranker(processor, trainer.model)
         milliseconds = measure_latency_ms(lambda row: reranker.rerank([row]), splits["test"], self.schema.label)
         return {
-            # Of a run that was interrupted only the last part was timed.
+            # Only the last part of an interrupted run was timed.
             **_collect_outcome(measured, None if resumed else seconds, milliseconds),
             "parameters": sum(weight.numel() for weight in trainer.model.parameters()),
             "steps": trainer.state.global_step,

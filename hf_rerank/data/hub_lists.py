@@ -30,8 +30,8 @@ def fetch_lists(repo_id: str, revision: str | None, token: str | None) -> Path:
     """The folder of the Hub's cache with the lists of a repository; cached files are not fetched again.
 
     Raises:
-        InputError: There is no such repository or revision, it holds no prepared lists, it cannot be reached, or a
-            file in the cache does not have the size of the one that was pushed.
+        InputError: There is no such repository or revision, it contains no prepared lists, it cannot be reached, or a
+            file in the cache does not have the size of the pushed file.
     """
     from huggingface_hub import snapshot_download
 
@@ -56,10 +56,10 @@ def fetch_lists(repo_id: str, revision: str | None, token: str | None) -> Path:
 def stream_lists(
     repo_id: str, revision: str | None, token: str | None
 ) -> tuple[dict[str, datasets.IterableDataset], ListSchema]:
-    """Splits that are streamed from the Hub, and their schema, both of one commit.
+    """Splits that are streamed from the Hub, and their schema, both from the same commit.
 
     Raises:
-        InputError: As ``fetch_lists``.
+        InputError: As in ``fetch_lists``.
     """
     from huggingface_hub import HfApi
 

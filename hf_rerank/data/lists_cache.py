@@ -21,7 +21,7 @@ def cache_folder(name: str, key: Mapping[str, Any], make: Callable[[Path], None]
     nothing.
 
     Args:
-        name: Beginning of the folder's name.
+        name: Prefix of the folder's name.
         key: JSON values that the content depends on.
         make: ``folder -> None``: creates the folder.
 
@@ -36,5 +36,5 @@ def cache_folder(name: str, key: Mapping[str, Any], make: Callable[[Path], None]
             if not folder.is_dir():
                 make(folder)
     except CannotWrite as error:
-        raise CannotWrite(f"{error}. It is the cache of datasets: HF_DATASETS_CACHE names another folder") from error
+        raise CannotWrite(f"{error}. To move the cache of datasets, set HF_DATASETS_CACHE") from error
     return folder

@@ -83,22 +83,21 @@ def load_lists(
         source: One of
 
             - ``"simulated_prm"``: lists of the default ``PRMWorld``, simulated once into the cache of ``datasets``.
-            For
-              another world, such as one with histories, write the raw text with ``simulate_prm`` and load it with
+              For another world, such as one with histories, write the raw text with ``simulate_prm`` and load it with
               ``"prm_public"``.
             - ``"prm_public"``: the raw text in ``data_dir``, prepared once into the cache; with ``streaming=True``
-              straight from the text (workers of a data loader must then be spawned, not forked). Or ``data_dir`` is a
-              folder that is prepared already.
-            - ``"ad"``: the raw files in ``data_dir``, prepared once into the cache. Or ``data_dir`` is a folder
-              that is prepared already.
-            - A folder of prepared lists (it holds ``schema.json``).
+              straight from the text (workers of a data loader must then be spawned, not forked). ``data_dir`` may also
+              be a folder that is already prepared.
+            - ``"ad"``: the raw files in ``data_dir``, prepared once into the cache. ``data_dir`` may also be a folder
+              that is already prepared.
+            - A folder of prepared lists (it contains ``schema.json``).
             - The id of a dataset repository on the Hub, such as ``"someone/lists"``, filled by
               ``hf_rerank.data.push_lists``: fetched once into the Hub's cache, or streamed with
               ``streaming=True``.
             - Files, with ``schema``: a path, a folder, a pattern such as ``"logs/*.parquet"``, an fsspec URL, or a
               list of these. CSV, TSV, JSON Lines, JSON, Parquet, Arrow and LETOR files, also as ``.gz`` or ``.zst``,
-              and folders of ``save_to_disk``. One row is one list where labels are sequences; else one row is one
-              item, and the rows of one ``list_id`` are a list. See ``hf_rerank/data/custom/README.md``.
+              and folders of ``save_to_disk``. If labels are sequences, a row is a list; otherwise a row is an item,
+              and the rows with the same ``list_id`` form a list. See ``hf_rerank/data/custom/README.md``.
             - A pandas or Polars frame or an Arrow table, with ``schema``, in either form.
             - A ``Dataset``, ``DatasetDict`` or their iterable kinds, or a dictionary of frames or datasets, with
               ``schema``.
@@ -110,17 +109,17 @@ def load_lists(
             ``schema.list_id`` a stream of several shards cannot be split.
         protocol: For raw ``"prm_public"`` and ``"ad"``: ``ours`` or ``public``, see
             ``hf_rerank.data.prm_public.iter_batches`` and ``hf_rerank.data.ad.prepare_ad``.
-        n_lists: For ``"simulated_prm"``; default 20,000.
-        seed: Seed of the simulation of ``"simulated_prm"``, or of the draw of lists of ``protocol="public"``.
-        max_list_length: For the named sources: longer lists are cut, in the initial order. Default 30, of
-            ``"ad"`` 10.
+        n_lists: Number of lists of ``"simulated_prm"``; default 20,000.
+        seed: Seed of the simulation of ``"simulated_prm"``, or of the sampling of lists by ``protocol="public"``.
+        max_list_length: Maximum number of items per list, for the named sources; longer lists are cut in the initial
+            order. Default 30; for ``"ad"`` 10.
         split_by: ``"group"``, or ``"time:COLUMN"``: the oldest 40 % of the lists are ``ranker_train``, the next 45 %
-            ``train``, then 5 % and 10 %; lists of equal time are in the same, earlier split. The column holds one
-            time per list, or one per item, of which the latest counts: numbers, dates, datetimes or their ISO 8601
-            text. Unlike the split by group, users of the test split are in train too. Not for streams; the splits of a
-            prepared folder are replaced.
-        ranker_train: For own data: hold out 40 % of the users (by time: the oldest 40 %) as ``ranker_train``.
-        read_options: For own files: separators, names of columns, strings that mean "missing".
+            ``train``, then 5 % ``validation`` and 10 % ``test``; lists with equal times are all in the earlier split.
+            The column contains one time per list, or one per item, of which the latest counts: numbers, dates,
+            datetimes or ISO 8601 strings. Unlike the split by group, users of the test split are also in train. Not
+            for streams; the splits of a prepared folder are replaced.
+        ranker_train: For custom data: hold out 40 % of the users (by time: the oldest 40 %) as ``ranker_train``.
+        read_options: For custom files: separators, names of columns, strings that mean "missing".
         revision: Branch, tag or commit of a repository. None: main.
         token: Access token of a repository. None: the one you logged in with.
 
@@ -128,13 +127,13 @@ def load_lists(
         Splits ``ranker_train`` (for initial rankers, click models and personalised vectors only), ``train``,
         ``validation`` and ``test``; some may be empty.
 
-        Own data keep their splits: a dictionary of datasets or frames, files whose names say splits to
-        ``datasets`` (``train.parquet``, ``my_test_lists.csv``), or a column ``split``. Otherwise lists are split by
-        the MD5 of ``schema.group`` (a list without a user by its own), without a group by that of ``schema.list_id``,
-        without that by the number of the row: 85 % ``train``, 5 % ``validation``, 10 % ``test``.
+        Custom data keeps its splits: a dictionary of datasets or frames, files whose names ``datasets`` recognizes as
+        splits (``train.parquet``, ``my_test_lists.csv``), or a column ``split``. Otherwise lists are split by the MD5
+        of ``schema.group`` (a list without a user is its own group), or of ``schema.list_id`` without a group, or of
+        the row number without either: 85 % ``train``, 5 % ``validation``, 10 % ``test``.
 
     Raises:
-        InputError: An unknown source, options that do not belong to it, no schema, columns that are missing or wrong
+        InputError: An unknown source, options that do not apply to it, no schema, or columns that are missing or wrong
             in the first lists.
     """
     named = isinstance(source, str) and source in NAMED_SOURCES
@@ -147,7 +146,7 @@ def load_lists(
     if schema is not None and not isinstance(schema, ListSchema):
         raise InputError(f"schema is a {type(schema).__name__}: expected a ListSchema, or the path of its JSON file")
     if named and schema is not None:
-        raise InputError(f"{source!r} has a schema of its own: leave out schema=, or change .schema of what is loaded")
+        raise InputError(f"{source!r} has its own schema: leave out schema=, or change .schema of the loaded lists")
 
     time = parse_split_by(split_by)
     if named:
@@ -171,8 +170,8 @@ def load_lists(
         find_list_files(source)  # errors of the files are reported first
     if schema is None:
         raise InputError(
-            "own lists need schema=ListSchema(...), or the path of its JSON file, which describes the columns "
-            "(`hf-rerank schema infer FILE` writes one to correct; a folder of prepared lists holds it as schema.json)"
+            "your own lists need schema=ListSchema(...), or the path of its JSON file, which describes the columns "
+            "(`hf-rerank schema infer FILE` writes a draft; a folder of prepared lists contains it as schema.json)"
         )
     if is_paths(source):
         splits = read_files(source, schema, read_options, streaming=streaming)
@@ -186,7 +185,7 @@ def load_lists(
 
 
 def _resplit_by_time(lists: Any, time: str) -> ListsDict | IterableListsDict:
-    """Replaces the splits of lists by splits by time."""
+    """Replaces the splits of lists with splits by time."""
     if isinstance(lists, IterableListsDict):
         return ListsDict(split_lists_by_time(lists, time, ranker_train=False), lists.schema)
     joined = datasets.concatenate_datasets([split for split in lists.values() if len(split)] or list(lists.values()))
@@ -215,7 +214,7 @@ def _check_options(
         raise InputError(
             "'ad' needs data_dir=, the folder of raw_sample.csv, ad_feature.csv, user_profile.csv and "
             "behavior_log.csv (Tianchi data set 56) or of lists prepared from them; without the files, "
-            "`hf-rerank simulate ad` makes some of the same format"
+            "`hf-rerank simulate ad` makes some in the same format"
         )
     misplaced = {
         "data_dir": data_dir is not None and not (named and source in ("prm_public", "ad")),
@@ -226,7 +225,7 @@ def _check_options(
     for option, wrong in misplaced.items():
         if wrong:
             remedy = {
-                "data_dir": "give one of source and data_dir",
+                "data_dir": "give either source or data_dir",
                 "max_list_length": "cut the lists when preparing them",
             }.get(option, "leave it out")
             raise InputError(f"{option}= does not belong to {shown}: {remedy}")
@@ -249,7 +248,7 @@ def _load_named(
     if is_prepared(raw):
         if protocol != "ours" or max_list_length is not None:
             raise InputError(
-                f"{raw} is prepared already: protocol= and max_list_length= belong to raw text; leave them out"
+                f"{raw} is already prepared: protocol= and max_list_length= apply to raw text; leave them out"
             )
         return _load_prepared(raw, None, streaming)
     if source == "ad":
@@ -271,7 +270,7 @@ def _load_prepared(folder: Path, schema: ListSchema | None, streaming: bool) -> 
 
 
 def _check_splits(splits: dict[str, Any], schema: ListSchema, *, own: bool = False) -> ListsDict | IterableListsDict:
-    """Checks a sample of each split against the schema (of a stream: the first lists of train), and train for leaks.
+    """Checks a sample of each split against the schema (for streams: the first lists of train), and train for leaks.
 
     ``own``: also warns of valid data that is most likely a mistake.
     """

@@ -32,14 +32,14 @@ def push_lists(
     Args:
         folder: A folder of prepared lists.
         repo_id, commit_message, private, token, revision, create_pr: As for ``push_model``.
-        have_the_right_to_redistribute: You have the owner's permission to redistribute lists whose card says that they
-            may not be. A private repository also needs it, as the lists leave your machine all the same.
+        have_the_right_to_redistribute: You have the owner's permission to redistribute lists whose card forbids it. A
+            private repository also needs it, as the lists leave your machine all the same.
 
     Returns:
         The ``CommitInfo``.
 
     Raises:
-        InputError: The folder holds no complete prepared lists, they may not be redistributed, or as for
+        InputError: The folder contains no complete prepared lists, they may not be redistributed, or see
             ``push_model``.
     """
     folder = Path(folder)
@@ -56,7 +56,7 @@ def push_lists(
         )
     if licence == NO_REDISTRIBUTION and not have_the_right_to_redistribute:
         raise InputError(
-            f"the lists in {folder} may not be redistributed (see Licence in {CARD}), and a push, also a private one, "
+            f"the lists in {folder} may not be redistributed (see Licence in {CARD}), and a push, even a private one, "
             "would breach that. Push simulated lists, or the model only; if the owner of the data permits it, confirm "
             "this: have_the_right_to_redistribute=True (--i-have-the-right-to-redistribute)"
         )

@@ -26,9 +26,9 @@ class RejectedLine:
     Attributes:
         file: The file, with its folder.
         line: Its number, from 1.
-        column: The column or field that is wrong; None where the line as a whole is.
+        column: The column or field that is wrong; None if the whole line is.
         kind: The kind of damage, in a few words; the report counts by it.
-        reason: What was expected, and what was received.
+        reason: What was expected and what was found.
         text: The content of the column, or of the line; shortened.
     """
 
@@ -68,7 +68,7 @@ class RejectedLines(InputError):
             ]
             more = len(self.lines) - MAX_NAMED_LINES
             message += f"; damaged lines near here: {len(self.lines)}, by kind: {', '.join(named)}"
-            message += f" and {more} lines that are not named" if more > 0 else ""
+            message += f"; {more} more lines are not named" if more > 0 else ""
         super().__init__(message + advice)
 
 
@@ -85,7 +85,7 @@ class PrepareReport:
         dropped: Reason -> lists dropped by the rules of a protocol.
         rejected: Kind of damage -> lines rejected.
         cut_lists: Kept lists that were longer than the maximum, and cut.
-        lost_clicks: Of those, lists that had clicks, and none after the cut.
+        lost_clicks: Cut lists that had clicks, but have none after the cut.
         nulls: Column -> missing values in kept lists (columns without any are left out).
         counts: Other counts, by name.
         warnings: Valid data that is most likely a mistake, one sentence each.

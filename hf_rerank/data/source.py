@@ -46,10 +46,10 @@ from hf_rerank.storage import InputFiles
 
 @dataclass(frozen=True)
 class Unit:
-    """A part of a source that is read on its own; subclasses add what is needed to find it.
+    """A part of a source that is read separately; subclasses add what is needed to find it.
 
     Attributes:
-        name: For messages, such as ``set1.train.txt.part1, lines 1 to 1200``; unique within the source.
+        name: Name for messages, such as ``set1.train.txt.part1, lines 1 to 1200``; unique within the source.
         digest: Digest of the content of the unit. An interrupted call resumes only if the digests are the same.
         size: Amount of work in ``ListSource.size_unit``, for the progress bar.
     """
@@ -82,9 +82,9 @@ class ListSource(Protocol):
         options: Everything that the lists depend on apart from the content of the units: JSON values. An interrupted
             call resumes only with the same options.
         size: The sum of ``Unit.size`` over all units, for the progress bar.
-        size_unit: Its unit, such as ``"B"`` or ``"list"``.
-        inputs: The files that are read, recorded before any of them is; it is an error if one changes before the
-            writer has finished.
+        size_unit: Unit of ``size``, such as ``"B"`` or ``"list"``.
+        inputs: The input files, recorded before any of them is read; it is an error if one changes before the writer
+            has finished.
     """
 
     schema: ListSchema
@@ -116,7 +116,7 @@ class ListSource(Protocol):
         """Writes schema, report and card (``write_description``), and other files, into the finished folder.
 
         Args:
-            folder: Holds the shards under their final names.
+            folder: Contains the shards under their final names.
             facts: The result of ``facts``.
             report: The counts of all units.
         """
@@ -152,7 +152,7 @@ def split_table(table: pa.Table, of_list: np.ndarray) -> dict[str, pa.Table]:
 
     Args:
         table: N lists.
-        of_list: The split of each list, array of N texts.
+        of_list: The split of each list, array of N strings.
 
     Returns:
         Split -> its lists; splits without lists are left out.

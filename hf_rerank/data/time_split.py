@@ -1,4 +1,4 @@
-"""Splits by time: the oldest lists first; lists of equal time are in the same split."""
+"""Splits by time: the oldest lists first; lists with equal times are in the same split."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def parse_split_by(split_by: str) -> str | None:
 
 
 def split_by_time(times: np.ndarray, *, ranker_train: bool = True) -> np.ndarray:
-    """The split of each list, by the shares of ``splits.UPPER_BOUNDS``, in order of time.
+    """The split of each list, by the shares of ``splits.UPPER_BOUNDS``, oldest first.
 
-    Of n lists the first ``n * 4,000 // 10,000`` go to ``ranker_train``, and so on. Lists of equal time are all in the
-    earlier split.
+    Of n lists the first ``n * 4,000 // 10,000`` go to ``ranker_train``, and so on. Lists with equal times are all in
+    the earlier split.
 
     Args:
         times: The time of each list, N numbers.
         ranker_train: False: the lists of ``ranker_train`` go to ``train``. Default True.
 
     Returns:
-        Array of N texts.
+        Array of N strings.
     """
     in_order = np.sort(times)
     uppers = [len(times) * upper // BUCKETS for upper in UPPER_BOUNDS.values()]
@@ -61,7 +61,7 @@ def read_times(tables: Iterable[pa.Table], column: str) -> np.ndarray:
 
     Args:
         tables: Batches of lists.
-        column: Holds numbers, dates, datetimes or their text (see ``times``), one per list or one per item.
+        column: Column of numbers, dates, datetimes or their text (see ``times``), one per list or one per item.
 
     Raises:
         InputError: The column is missing, lacks a value, or holds something that is not a time.
@@ -104,7 +104,7 @@ def read_times(tables: Iterable[pa.Table], column: str) -> np.ndarray:
                 pl.DataFrame({"row": np.repeat(np.arange(len(series)), lengths), column: flat})
                 .group_by("row", maintain_order=True)
                 .agg(
-                    # A list that lacks one of its items' times has no latest.
+                    # A list that lacks one of its items' times has no latest time.
                     pl.when(pl.col(column).null_count() == 0).then(pl.col(column).max())
                 )
             )[column]

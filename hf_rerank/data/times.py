@@ -21,9 +21,9 @@ class ParsedTimes:
     """The result of parsing a column of text.
 
     Attributes:
-        nanoseconds: int64 since 1970, null where the text is; None where the text is not clear.
+        nanoseconds: int64 since 1970, null where the text is; None if the text is ambiguous.
         zoned: Whether all have a time zone, and are compared as instants.
-        example: A text that is no time, or not clear; else None.
+        example: A string that is not a time, or is ambiguous; else None.
         why: The reason.
     """
 
@@ -34,10 +34,9 @@ class ParsedTimes:
 
 
 def parse_times(text: pl.Series) -> ParsedTimes:
-    """Parses all texts of a column as times, or says why this is not possible.
+    """Parses all strings of a column as times, or gives the reason why this is not possible.
 
-    05/01/2024 may be the 5th of January or the 1st of May: which one is known if some other date of the column has a
-    number above 12.
+    05/01/2024 may be 5 January or 1 May; this is decided if some other date of the column has a number above 12.
     """
     there = text.drop_nulls()
     if not len(there):
@@ -54,7 +53,7 @@ def parse_times(text: pl.Series) -> ParsedTimes:
     zones = parts["zone"].filter(text.is_not_null())
     if 0 < zones.null_count() < len(zones):
         odd = text[int((parts["zone"].is_null() & text.is_not_null()).arg_max() or 0)]
-        return ParsedTimes(None, example=odd, why="others have a time zone, or the reverse")
+        return ParsedTimes(None, example=odd, why="some have a time zone and others do not")
     day, month = (pl.col("a"), pl.col("b")) if day_first else (pl.col("b"), pl.col("a"))
     number = {"dtype": pl.Int64, "strict": False}
     hour, half = pl.col("h").cast(**number).fill_null(0), pl.col("half").str.to_lowercase()  # type: ignore[arg-type]
@@ -94,5 +93,5 @@ def _find_day_first(parts: pl.DataFrame, year_last: pl.Series) -> bool | ParsedT
     first, second = (parts[name].cast(pl.Int64) for name in ("a", "b"))
     day_first, month_first = bool((first > 12).any()), bool((second > 12).any())
     if day_first == month_first:
-        return ParsedTimes(None, why="nothing says whether the day or the month comes first; write the year first")
+        return ParsedTimes(None, why="it is unclear whether the day or the month comes first; write the year first")
     return day_first

@@ -1,4 +1,4 @@
-"""Measuring re-rankers: metrics and obedience over lists, tables, plots, and the record of a run.
+"""Evaluating re-rankers: metrics and obedience over lists, tables, plots, and the record of a run.
 
 Names are imported when they are first used: the evaluator needs torch, tables and comparisons do not.
 """

@@ -1,8 +1,8 @@
-"""Comparing models: paired differences with intervals over seeds and over groups, correction for many tests, a table.
+"""Comparing models: paired differences with intervals over seeds and over groups, multiple-test correction, a table.
 
-A difference is paired where both models were measured on the same lists, or trained with the same seed: what they have
-in common cancels. Two sources of chance matter and are kept apart: the seed of the training (a t-interval over seeds)
-and the sample of users or queries (a bootstrap over groups of lists).
+A difference is paired if both models were evaluated on the same lists, or trained with the same seed: shared variation
+cancels. Two sources of variance are kept apart: the seed of the training (a t-interval over seeds) and the sample of
+users or queries (a bootstrap over groups of lists).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Interval:
     """A mean and its confidence interval.
 
     Attributes:
-        mean: Of the differences.
-        low: Lower end; minus infinity if there is one value only.
-        high: Upper end.
-        count: Seeds, or groups.
-        p_value: Two-sided, of a mean of 0.
+        mean: Mean of the differences.
+        low: Lower end; minus infinity if there is only one value.
+        high: Upper end; infinity if there is only one value.
+        count: Number of seeds or groups.
+        p_value: Two-sided p-value of the null hypothesis that the mean is 0.
     """
 
     mean: float
@@ -43,7 +43,7 @@ class Interval:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
     def relative_to(self, base: float) -> Interval:
-        """Returns the interval in fractions of ``base``."""
+        """Returns the interval as a fraction of ``base``."""
         return Interval(self.mean / base, self.low / base, self.high / base, self.count, self.p_value)
 
 
@@ -52,10 +52,10 @@ def t_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> 
 
     Args:
         differences: One per seed. A single one has an infinite interval and the p-value 1.
-        confidence: In (0, 1).
+        confidence: Confidence level, in (0, 1).
 
     Raises:
-        InputError: There is no difference.
+        InputError: ``differences`` is empty.
     """
     values = np.asarray(differences, dtype=np.float64)
     if not len(values):
@@ -83,19 +83,19 @@ def bootstrap_interval(
 ) -> Interval:
     """Computes the mean of per-list differences and a percentile bootstrap interval, resampling whole groups.
 
-    The p-value is twice the share of the bootstrap means on the far side of 0, ``(1 + their number) / (1 + draws)``,
-    at most 1.
+    The p-value is twice the share of bootstrap means on the other side of 0, ``(1 + their number) / (1 + draws)``, at
+    most 1.
 
     Args:
-        differences: [lists], one model minus another; of several seeds their mean. NaN (a list that does not count in
-            the metric) is left out.
-        groups: [lists], the user or query of each list: lists of one group are not independent.
-        draws: Bootstrap samples.
-        seed: Of the draws.
-        confidence: In (0, 1).
+        differences: [lists], one model minus another, averaged over seeds if there are several. NaN (a list that does
+            not count in the metric) is left out.
+        groups: [lists], the user or query of each list: lists of the same group are not independent.
+        draws: Number of bootstrap samples.
+        seed: Random seed of the samples.
+        confidence: Confidence level, in (0, 1).
 
     Raises:
-        InputError: Differences and groups differ in number, or no difference is left.
+        InputError: Differences and groups differ in number, or all differences are NaN.
     """
     values = np.asarray(differences, dtype=np.float64)
     if len(values) != len(groups):
@@ -117,10 +117,10 @@ def bootstrap_interval(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for the number of tests by Holm's step-down method, in the order given.
+    """Corrects p-values for the number of tests by Holm's step-down method; returns them in the given order.
 
-    The p-values in rising order are multiplied by the number of tests that are left, and never fall again: the chance
-    of one false claim among all tests is then at most the level.
+    The p-values, in increasing order, are multiplied by the number of remaining tests and kept non-decreasing. The
+    probability of any false positive among all tests is then at most the significance level.
     """
     count, largest = len(p_values), 0.0
     corrected = [0.0] * count
@@ -132,18 +132,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One model against another in one measure.
+    """One model compared with another in one measure.
 
     Attributes:
-        name: Of the model.
-        base: Of the other.
-        measure: Which measure.
-        base_mean: Mean of the other.
+        name: Name of the model.
+        base: Name of the model that it is compared with.
+        measure: Name of the measure.
+        base_mean: Mean of the measure for ``base``.
         over_seeds: t-interval of the paired differences.
-        over_groups: Bootstrap interval; None where there are no values per list.
+        over_groups: Bootstrap interval; None without values per list.
         corrected_p: p-value over seeds, corrected by ``holm`` over the comparisons made together.
-        corrected_p_groups: The same over groups; 1 where there are no values per list.
-        seeds_agree: Whether the differences of all seeds have one sign.
+        corrected_p_groups: The same over groups; 1 without values per list.
+        seeds_agree: Whether the differences of all seeds have the same sign.
     """
 
     name: str
@@ -169,10 +169,10 @@ def compare(
 
     Args:
         runs: Name of a model -> seed -> measures.
-        pairs: (model, other) names; the difference is model minus other.
-        measure: A key of the measures.
+        pairs: Names (model, other); the difference is model minus other.
+        measure: Name of the measure to compare.
         per_list: Name -> seed -> the measure of each list [lists], for the bootstrap.
-        groups: [lists], needed with ``per_list``.
+        groups: [lists], the user or query of each list; needed with ``per_list``.
 
     Returns:
         One comparison per pair, with p-values corrected over all of them.
@@ -233,9 +233,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 
 def plot_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> None:
-    """Draws the differences around 0, one line each: intervals over groups as bars, over seeds as thin lines.
+    """Draws the differences around 0, one row each: intervals over groups as bars, over seeds as thin lines.
 
-    An interval that is infinite (of one seed) is left out.
+    Infinite intervals (with one seed) are left out.
 
     Raises:
         InputError: matplotlib is missing, or there is nothing to draw.
@@ -259,7 +259,7 @@ def plot_comparisons(comparisons: Sequence[Comparison], path: str | Path) -> Non
         axis.plot(entry.over_seeds.mean, row, "o", color="black", markersize=4)
         groups = entry.over_groups
         ends += [entry.over_seeds.mean] if groups is None else [groups.low, groups.high]
-    # An interval of two seeds is so wide that the others would shrink to points: it is cut off.
+    # An interval over two seeds is so wide that the others would shrink to points: it is clipped.
     margin = 0.3 * (max(ends) - min(ends)) or 1.0
     axis.set_xlim(min(ends) - margin, max(ends) + margin)
     axis.axvline(0, color="grey", linewidth=1)

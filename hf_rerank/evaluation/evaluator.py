@@ -1,6 +1,6 @@
-"""Evaluation of scores of lists: ranking metrics, obedience to both principles, and the reference rows.
+"""Evaluation of scores for lists: ranking metrics, obedience to both principles, and reference orders.
 
-The trainer, the command line and the experiments all measure through ``EvaluationSums``, so their numbers compare.
+The trainer, the command line and the experiments all use ``EvaluationSums``, so their numbers are comparable.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hf_rerank.schema import MODEL_TENSORS, TENSORS
 from hf_rerank.validation import Lists, tables_of
 
 Batch = dict[str, Tensor]
-# Tensors that ``EvaluationSums.add`` takes by name, where lists have them.
+# Optional tensors that ``EvaluationSums.add`` takes by name.
 SUMMED_TENSORS = [name for name, spec in TENSORS.items() if spec.role in ("ground_truth", "propensity", "cut_label")]
 
 
@@ -35,9 +35,9 @@ class EvaluationSums:
 
     Args:
         ks: Cut-offs of the ranking metrics.
-        no_click: What lists without a click count as: ``zero``, or ``skip`` (left out).
-        gain: Of NDCG, ``exponential`` or ``linear``.
-        click_above: A click is a label above this number. None: 0, and fractional labels are no clicks, see
+        no_click: Lists without a click count as 0 (``zero``), or are left out (``skip``).
+        gain: Gain of NDCG, ``exponential`` or ``linear``.
+        click_above: A click is a label above this number. None: 0, and fractional labels are not clicks, see
             ``RankingMetrics``.
         examination: [positions], the probability that each position is examined, on simulated lists; gives expected
             clicks.
@@ -75,14 +75,14 @@ class EvaluationSums:
         """Adds B lists.
 
         Args:
-            scores: [B, L]; comparable over lists where the pooled AUC is to mean something.
+            scores: [B, L]; must be comparable across lists for the pooled AUC to be meaningful.
             labels: [B, L].
-            mask: bool [B, L].
+            mask: bool [B, L], True at real items.
             position_ids: int64 [B, L], the initial order.
-            attraction: [B, L], on simulated lists.
-            measures: Name -> [B], of ``obedience(..., reduction="none")``; NaN is left out of the mean.
-            propensities: [B, L], where the schema names them; gives the estimates of ``hf_rerank.metrics.propensity``.
-            cut_labels: [B, C], of items that were cut from the lists, below 0 at padding; see ``RankingMetrics``.
+            attraction: [B, L], true attraction on simulated lists.
+            measures: Name -> [B], from ``obedience(..., reduction="none")``; NaN is left out of the mean.
+            propensities: [B, L], if the schema names them; adds the estimates of ``hf_rerank.metrics.propensity``.
+            cut_labels: [B, C], labels of the items cut from the lists, below 0 at padding; see ``RankingMetrics``.
         """
         truth = (
             {"attraction": attraction, "positions": position_ids} if self.with_truth and attraction is not None else {}
@@ -110,10 +110,10 @@ class EvaluationSums:
 
 
 def make_comparable(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
-    """Turns logits into scores with the same ranking that compare over lists as the probabilities do.
+    """Turns logits into scores with the same ranking that are comparable across lists, like probabilities.
 
-    Logits under ``binary_log_loss`` (sigmoid is increasing); else the log of the softmax over the list. Neither
-    saturates as the probabilities themselves do in float32.
+    Returns the logits under ``binary_log_loss`` (sigmoid is increasing), otherwise the log-softmax over the list.
+    Neither saturates, unlike the probabilities in float32.
     """
     if task_loss == "binary_log_loss":
         return logits.float()
@@ -123,13 +123,13 @@ def make_comparable(logits: Tensor, task_loss: str, mask: Tensor) -> Tensor:
 def encode_batches(
     lists: Any, processor: ListProcessor, *, batch_size: int = 512, report: EncodingReport | None = None
 ) -> Iterator[Batch]:
-    """Encodes lists with labels into batches of tensors, ids included, in order.
+    """Encodes labelled lists into batches of tensors, ids included, in order.
 
     Args:
         lists: A dataset or arrow table of lists.
         processor: Encodes them.
         batch_size: Lists per batch.
-        report: Gets the counts of unknown and missing values.
+        report: Receives the counts of unknown and missing values.
     """
     number = 0
     for table in tables_of(lists, batch_size):
@@ -165,8 +165,8 @@ def evaluate(
         lists: A dataset or arrow table of lists with labels.
         ks: Cut-offs of the ranking metrics.
         no_click: Lists without a click count as 0 (``zero``), or are left out (``skip``).
-        gain: Of NDCG: ``exponential``, ``2^y - 1``, or ``linear``, ``y``.
-        click_above: A click is a label above this number. None: 0; fractional labels make all metrics but NDCG nan.
+        gain: Gain of NDCG: ``exponential``, ``2^y - 1``, or ``linear``, ``y``.
+        click_above: A click is a label above this number. None: 0; fractional labels make all metrics but NDCG NaN.
         obedience_k: Cut-off of the obedience at the top.
         swaps: ``all`` adjacent swaps (a sample of 64 in lists above 65 items), or ``one`` per list.
         max_steps: How often the model is fed its own output before a list counts as not converged; 0: not measured.
@@ -175,8 +175,8 @@ def evaluate(
 
     Returns:
         Metrics and measures by name, ``unknown_share`` of each categorical feature, ``drift`` (one sentence per column
-        of which more is unknown or missing than in training, see ``ListProcessor.describe_drift``; each is a warning
-        too), and ``settings``.
+        with more unknown or missing values than in training, see ``ListProcessor.describe_drift``; each is also a
+        warning), and ``settings``.
     """
     examination = processor.schema.examination
     sums = EvaluationSums(ks, no_click=no_click, gain=gain, click_above=click_above, examination=examination)
@@ -191,7 +191,7 @@ def evaluate(
     finally:
         model.train(training)
     if not report.lists:
-        raise InputError("there is no list to evaluate: expected at least one")
+        raise InputError("there are no lists to evaluate: expected at least one")
     drift = processor.describe_drift(report)
     for sentence in drift:
         warnings.warn(sentence, UserWarning, stacklevel=2)
@@ -209,15 +209,15 @@ def measure_obedience(
     max_steps: int = MAX_STEPS,
     list_keys: Tensor | None = None,
 ) -> Any:
-    """Runs a re-ranker over one embedding; ``losses`` of its output hold the measures of obedience [B].
+    """Runs a re-ranker over one embedding; ``losses`` of its output contains the measures of obedience [B].
 
     Args:
         forward: The model, or its ``forward``, in evaluation mode and float32.
-        inputs: Of ``forward``, with labels.
+        inputs: Inputs of ``forward``, with labels.
         obedience_k: Cut-off of the obedience at the top.
         swaps: ``all`` adjacent swaps of a list (a sample of 64 in lists above 65 items), or ``one``.
         max_steps: How often the model is fed its own output before a list counts as not converged; 0: not measured.
-        list_keys: int64 [B], with which a list's draws are the same in any batch. None: the row in the batch.
+        list_keys: int64 [B], seeds that make a list's random swaps the same in any batch. None: the row in the batch.
     """
 
     def objective(
@@ -267,7 +267,7 @@ def add_batch(
 
 
 def _select_columns(batch: Batch) -> dict[str, Any]:
-    """Selects the tensors of a batch that ``EvaluationSums.add`` takes by name; None where there is none."""
+    """Selects the tensors of a batch that ``EvaluationSums.add`` takes by name; None for missing ones."""
     return {name: batch.get(name) for name in SUMMED_TENSORS}
 
 
@@ -288,13 +288,13 @@ def evaluate_orders(
         lists: A dataset or arrow table of lists with labels.
         ks: Cut-offs.
         no_click: Lists without a click count as 0 (``zero``), or are left out (``skip``).
-        gain: Of NDCG: ``exponential``, ``2^y - 1``, or ``linear``, ``y``.
-        click_above: A click is a label above this number. None: 0; fractional labels make all metrics but NDCG nan.
-        seed: Of the random order: a hash of (seed, number of the list, slot), so that it is the same everywhere.
+        gain: Gain of NDCG: ``exponential``, ``2^y - 1``, or ``linear``, ``y``.
+        click_above: A click is a label above this number. None: 0; fractional labels make all metrics but NDCG NaN.
+        seed: Seed of the random order, a hash of (seed, number of the list, slot), the same on every machine.
 
     Returns:
-        Row -> metrics. These orders read no ``P``, so obedience does not apply; the AUC of the initial order
-        compares positions over lists.
+        Name of the order -> metrics. These orders do not read ``P``, so obedience does not apply; the AUC of the
+        initial order compares positions across lists.
     """
     examination = processor.schema.examination
     rows: dict[str, EvaluationSums] = {}
@@ -324,5 +324,5 @@ def evaluate_orders(
                 **_select_columns(batch),
             )
     if not number:
-        raise InputError("there is no list to evaluate: expected at least one")
+        raise InputError("there are no lists to evaluate: expected at least one")
     return {name: sums.compute() for name, sums in rows.items()}

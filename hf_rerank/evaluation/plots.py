@@ -1,6 +1,7 @@
 """Figures of a training and of an evaluation, from plain numbers: a trainer's log, the measures of ``evaluate``.
 
-matplotlib (the extra ``plots``) is imported when a figure is drawn, and pyplot never: no backend changes, no window.
+matplotlib (the extra ``plots``) is imported when a figure is drawn; pyplot never is, so no backend changes and no
+window opens.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ P1, P2 = "#0072B2", "#D55E00"
 GREEN, PURPLE, ORANGE = "#009E73", "#CC79A7", "#E69F00"
 DARK, GREY, PALE = "#333333", "#8C8C8C", "#E6E6E6"
 DOTS_PER_INCH = 150
-# A line of few points shows them; on a line of many they would hide it.
+# Lines with at most this many points get markers; on longer lines these would hide the line.
 POINTS_SHOWN = 40
 TICKS = 8
 
@@ -45,11 +46,11 @@ NORM_LINES: dict[str, tuple[str, dict[str, Any]]] = {"grad_norm": ("gradient nor
 
 
 def plot_training(log: Iterable[Mapping[str, Any]], path: str | Path) -> None:
-    """Draws a training over its steps: loss terms, obedience, score spread, gradient norm.
+    """Draws the curves of a training: loss terms, obedience, score spread, gradient norm.
 
     Args:
-        log: The log history of a trainer: dictionaries with ``step``. What was measured after the training is left
-            out; a value that is not finite leaves a gap.
+        log: The log history of a trainer: dicts with ``step``. Evaluations after the training are left out;
+            non-finite values leave a gap.
         path: The PNG file to write. It is written completely or not at all.
 
     Raises:
@@ -62,7 +63,7 @@ def plot_obedience(measures: Mapping[str, Any], path: str | Path) -> None:
     """Draws how far a model obeys both principles, and whether its rankings settle.
 
     Args:
-        measures: What ``hf_rerank.evaluation.evaluate`` returns.
+        measures: The result of ``hf_rerank.evaluation.evaluate``.
         path: The PNG file to write. It is written completely or not at all.
 
     Raises:
@@ -72,7 +73,7 @@ def plot_obedience(measures: Mapping[str, Any], path: str | Path) -> None:
 
 
 def require_matplotlib() -> None:
-    """Raises InputError where matplotlib is missing, so that long work is not begun for nothing."""
+    """Raises an InputError if matplotlib is missing, so that long work is not started in vain."""
     _new_figure(1, 1)
 
 
@@ -90,7 +91,7 @@ def _write(figure: Figure, path: str | Path) -> None:
     if path.suffix != ".png":
         raise InputError(f"{path}: expected a file that ends in .png")
     with write_atomically(path) as temporary, name_failures(path):
-        # Without the version of matplotlib, so that the same numbers give the same bytes.
+        # The version of matplotlib is left out, so that the same numbers give the same bytes.
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 
 
@@ -113,7 +114,7 @@ def _draw_training(log: Iterable[Mapping[str, Any]]) -> Figure:
         panel.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
 
     terms = [name for name in LOSS_LINES if name.endswith("_loss") and lines[name][0]]
-    # Without further terms the sum is the task loss, and its line would only hide it.
+    # Without other terms the sum equals the task loss, and its line would only hide that of the loss.
     shown = terms if set(terms) <= {"task_loss", "eval_loss"} and "task_loss" in terms else LOSS_LINES
     losses = {name: LOSS_LINES[name] for name in shown}
     _draw_panel(axes[0, 0], "Loss terms, before weighting", "loss", losses, lines, logarithmic=True)
@@ -136,7 +137,7 @@ def _draw_training(log: Iterable[Mapping[str, Any]]) -> Figure:
 
 
 def _select_entries(log: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Entries of the training itself, with a step: up to the trainer's closing summary."""
+    """Selects the entries with a step, up to the trainer's final summary."""
     found: list[Mapping[str, Any]] = []
     for entry in log:
         if not isinstance(entry, Mapping):
@@ -149,7 +150,7 @@ def _select_entries(log: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 
 def _extract_line(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Extracts steps and values of one key, NaN where a value is not finite; empty without a finite value."""
+    """Extracts steps and values of one key, NaN if a value is not finite; empty if none is finite."""
     points = [(_read_number(entry["step"]), _read_number(entry[name])) for entry in entries if name in entry]
     if all(math.isnan(value) for _, value in points):
         return [], []
@@ -157,7 +158,7 @@ def _extract_line(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[list
 
 
 def _read_number(value: Any) -> float:
-    """Returns a finite number as it is, anything else as NaN (JSON has null for it)."""
+    """Returns a finite number unchanged, anything else as NaN (null in JSON)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return math.nan
     return float(value)
@@ -193,7 +194,7 @@ def _draw_panel(
     *,
     logarithmic: bool = False,
 ) -> None:
-    """Draws the lines that have a point; a logarithmic scale is taken where every value is positive."""
+    """Draws the lines that have points; ``logarithmic`` takes effect only if every value is positive."""
     _style_axes(axes, title)
     axes.set_ylabel(unit)
     axes.grid(axis="y", color=PALE, linewidth=0.8)
@@ -269,7 +270,7 @@ def _make_integer_locator() -> Any:
 
 
 def _note_collapse(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Says where most lists had equal scores, if any had."""
+    """Notes the step at which most lists had equal scores, if any did."""
     steps, shares = _extract_line(entries, "collapsed_share")
     share, step = max(((share, step) for share, step in zip(shares, steps, strict=True) if share > 0), default=(0, 0))
     if share:
@@ -312,7 +313,7 @@ def _draw_obedience(measures: Mapping[str, Any]) -> Figure:
     left.set_xticks(range(len(rows)), list(rows))
     left.set_xlim(-0.6, max(len(rows), 5) - 0.4)
     left.tick_params(axis="x", length=0)
-    # Kendall's tau may be negative; below the lowest bar there is room for its number.
+    # Kendall's tau may be negative; the space below the lowest bar is for its label.
     left.set_ylim(lowest - 0.1 if lowest < 0 else 0.0, 1.08)
     left.set_yticks([tick for tick in (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0) if tick >= lowest])
     left.axhline(0, color=DARK, linewidth=0.8)
@@ -347,7 +348,7 @@ def _draw_fixed_points(axes: Axes, measures: Mapping[str, Any]) -> None:
         return
     steps = _read_number(measures.get("fixed_point_steps"))
     reached = "" if math.isnan(steps) else f"\n(after {steps:.1f} steps, mean)"
-    # The three shares add up to 1, but for rounding.
+    # The three shares add up to 1, except for rounding.
     shares = {f"settles{reached}": settled, "cycles": cycling, "still moves": max(0.0, 1 - settled - cycling)}
     drawn = axes.barh(list(shares), list(shares.values()), height=0.55, color=[GREEN, ORANGE, GREY])
     axes.bar_label(drawn, [f"{share:.1%}" for share in shares.values()], padding=3, fontsize=9, color=DARK)

@@ -1,4 +1,4 @@
-"""The record of a run as plain JSON: enough to repeat and to identify it."""
+"""The record of a run as JSON: enough to identify and to repeat it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DIGEST_BATCH, _DIGEST_HEAD = 10_000, 1_000
 
 
 def describe_environment() -> dict[str, Any]:
-    """Describes package versions and the machine."""
+    """Describes the machine and the versions of packages."""
     import torch
 
     versions = {}
@@ -49,8 +49,8 @@ def describe_training(model: Any, processor: Any, args: Any, *, train: Any, vali
         model: The re-ranker.
         processor: Its ``ListProcessor``.
         args: The training arguments.
-        train: The raw training lists. None: there are none.
-        validation: The raw evaluation lists, or a dict of them by name. None: there are none.
+        train: The raw training lists, or None.
+        validation: The raw evaluation lists, or a dict of them by name, or None.
     """
     schema = processor.schema
     named = {f"eval_{name}": lists for name, lists in validation.items()} if isinstance(validation, dict) else None
@@ -69,9 +69,9 @@ def describe_training(model: Any, processor: Any, args: Any, *, train: Any, vali
 
 
 def data_identity(lists: Any, schema: ListSchema) -> dict[str, Any]:
-    """Identifies lists: their number, and a SHA-256 over their columns of the schema, in order.
+    """Identifies lists by their number and a SHA-256 over the columns that the schema names, in order.
 
-    For a stream, whose length is unknown: the number of shards, and a SHA-256 of its first lists.
+    A stream, whose length is unknown, is identified by the number of shards and a SHA-256 of its first lists.
     """
     if not hasattr(lists, "__len__"):
         first = next(iter(tables_of(lists, _DIGEST_HEAD)), None)

@@ -1,4 +1,4 @@
-"""``results.json`` of a saved model: read, and an evaluation added to it after the training."""
+"""Reads the ``results.json`` of a saved model, and adds later evaluations to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_saved_results(model: str | Path) -> dict[str, Any]:
     """Reads the results in the folder of a model, to add an evaluation to them.
 
     Args:
-        model: Must be a folder, not a repository on the Hub.
+        model: A folder, not a repository on the Hub.
 
     Raises:
         InputError: There is no such folder, it has no results, or they are damaged or changed.
@@ -24,8 +24,8 @@ def read_saved_results(model: str | Path) -> dict[str, Any]:
     folder = Path(model)
     if not folder.is_dir():
         raise InputError(
-            f"there is no folder {model} whose {RESULTS} could be added to: expected one that the trainer wrote; a "
-            f"model on the Hub is fetched first (hf download {model} --local-dir DIR)"
+            f"there is no folder {model} whose {RESULTS} could be added to: expected one that the trainer wrote; "
+            f"download a model on the Hub first (hf download {model} --local-dir DIR)"
         )
     path = folder / RESULTS
     if not path.is_file():
@@ -47,19 +47,19 @@ def add_evaluation(
 
     ``results["evaluations"][split]`` gets the measures, as ``RerankTrainer.evaluate`` names them (``test_auc``);
     ``["orders"][split]["initial"]`` those of the initial order (``auc``), ``["evaluation_settings"][split]`` the
-    settings of both, and ``["evaluation_data"][split]`` what the lists were. Nothing else changes, and no clock is
-    read: the same evaluation twice leaves the same bytes.
+    settings of both, and ``["evaluation_data"][split]`` the identity of the lists. Nothing else changes, and no times
+    are stored: repeating an evaluation leaves the same bytes.
 
     Args:
         model: Folder of the model.
-        split: Of the lists.
-        measures: Of the model; only its numbers are kept.
-        initial: Of the initial order.
-        settings: With which both were measured, as plain JSON values.
-        data: As ``data_identity`` describes the lists.
+        split: Name of the split.
+        measures: Measures of the model; only the numbers are kept.
+        initial: Metrics of the initial order.
+        settings: Settings of both evaluations, as JSON values.
+        data: The lists, as described by ``data_identity``.
 
     Returns:
-        What was done: ``added``, ``replaced`` or ``unchanged``.
+        The change: ``added``, ``replaced`` or ``unchanged``.
 
     Raises:
         InputError: As ``read_saved_results``.

@@ -1,11 +1,11 @@
-"""Scores of another system, read from JSON Lines, Parquet or a TREC run file; and a TREC run file written.
+"""Reads scores of another system from JSON Lines, Parquet or a TREC run file; writes TREC run files.
 
 - JSON Lines, one list per line: ``{"list_id": "q7", "scores": [0.2, 1.5, -0.3]}``.
 - Parquet with the columns ``list_id`` and ``scores``, one list per row.
-- A TREC run, one item per line: ``q7 Q0 item3 1 1.5 name``: list, a column that means nothing, item, rank, score,
-  name of the run. Items are named by the schema's ``id`` column, or its first item feature.
+- A TREC run, one item per line: ``q7 Q0 item3 1 1.5 name``: list, an unused column, item, rank, score, name of the
+  run. Items are identified by the schema's ``id`` column, or its first item feature.
 
-Scores of a list are in the order of the items in the row, higher is better.
+Scores of a list are in the order of the items in the row; higher is better.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _BATCH = 10_000
 
 @dataclass(frozen=True)
 class NamedLists:
-    """The names of the lists of a split and of their items.
+    """The ids of the lists of a split and of their items.
 
     Attributes:
-        lists: The id of each list, as text; its number where the schema names no column of ids.
-        items: The ids of its items, as text, in the order of the row.
+        lists: The id of each list, as a string; its number if the schema names no id column.
+        items: The ids of the items of each list, as strings, in row order.
     """
 
     lists: list[str]
@@ -39,7 +39,7 @@ class NamedLists:
 
     @classmethod
     def from_dataset(cls, lists: Any, schema: ListSchema) -> NamedLists:
-        """Reads the names from a ``datasets`` Dataset."""
+        """Reads the ids from a ``datasets`` Dataset."""
         by_id = schema.list_id is not None and schema.list_id in lists.column_names
         columns = [schema.id_column, *([schema.list_id] if by_id else [])]
         names: list[str] = []
@@ -56,18 +56,18 @@ def read_scores(path: str | Path, named: NamedLists) -> tuple[np.ndarray, int]:
 
     Args:
         path: ``.jsonl``, ``.parquet``, or any other name for a TREC run.
-        named: The lists that scores are needed of.
+        named: The lists to read scores for.
 
     Returns:
-        float64 [N], one list after another; and how many lists of the file are none of these.
+        float64 [N], one list after another; and the number of other lists in the file, which are ignored.
 
     Raises:
-        InputError: The file is damaged, or a list or an item has no score, a wrong number of them, or a score that is
-            not finite; the message names file, line and list.
+        InputError: The file is damaged; a list has no scores or the wrong number of them; an item has no score; or a
+            score is not finite. The message names file, line and list.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} is no file: expected scores as .jsonl, .parquet, or a TREC run")
+        raise InputError(f"{path} is not a file: expected scores as .jsonl, .parquet, or a TREC run")
     _refuse_repeated(named.lists, "list", "scores cannot be assigned to it")
     if path.suffix == ".jsonl":
         found = _collect_scores(_read_json_rows(path))
@@ -79,7 +79,7 @@ def read_scores(path: str | Path, named: NamedLists) -> tuple[np.ndarray, int]:
     parts = []
     for name, items in zip(named.lists, named.items, strict=True):
         if name not in found:
-            raise InputError(f"{path} has no scores of list {name}: expected every list of the split")
+            raise InputError(f"{path} has no scores for list {name}: expected every list of the split")
         where, scores = found[name]
         if len(scores) != len(items):
             raise InputError(f"{path}, {where}: list {name} has {len(items)} items and {len(scores)} scores")
@@ -95,12 +95,12 @@ def write_trec_run(
     Args:
         path: The file.
         named: The lists.
-        orders: For each list its slots, best first.
-        scores: For each list the scores of its slots.
-        name: Of the run, its last column.
+        orders: The slots of each list, best first.
+        scores: The scores of each list, by slot.
+        name: Name of the run, the last column.
 
     Raises:
-        InputError: An id holds white space, or an item appears twice in a list.
+        InputError: An id contains white space, or an item appears twice in a list.
     """
     _refuse_repeated(named.lists, "list", "a TREC run cannot tell them apart")
     with write_atomically(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -115,7 +115,7 @@ def write_trec_run(
                 if any(not cell or len(cell.split()) != 1 for cell in row):
                     raise InputError(
                         f"list {list_id}, item {items[slot]!r}, run {name!r}: a TREC run separates cells by white "
-                        "space, so ids and names must have none"
+                        "space, so ids and names must not contain any"
                     )
                 file.write(f"{' '.join(row)}\n")
 
@@ -134,13 +134,13 @@ def _read_parquet_rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} is no Parquet file that can be read: {error}") from None
+        raise InputError(f"{path} is not a readable Parquet file: {error}") from None
     for number, row in enumerate(table.to_pylist()):
         yield f"row {number}", row
 
 
 def _collect_scores(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, tuple[str, np.ndarray]]:
-    """Collects list -> where its scores were read, and the scores."""
+    """Maps each list to the place in the file and the scores."""
     found: dict[str, tuple[str, np.ndarray]] = {}
     for where, row in rows:
         if not {"list_id", "scores"} <= row.keys():
@@ -185,11 +185,11 @@ def _read_trec(path: Path, named: NamedLists) -> tuple[np.ndarray, int]:
         _refuse_repeated(items, "item", f"a TREC run cannot tell them apart (list {name}); give .jsonl scores")
         missing = [item for item in items if item not in of_list]
         if missing:
-            raise InputError(f"{path} has no score of item {missing[0]} in list {name}: expected every item")
+            raise InputError(f"{path} has no score for item {missing[0]} in list {name}: expected every item")
         unknown = of_list.keys() - set(items)
         if unknown:
             raise InputError(
-                f"{path} has a score of item {min(unknown)} in list {name}, which does not hold that item"
+                f"{path} has a score for item {min(unknown)} in list {name}, which does not contain that item"
             )
         scores += [of_list[item] for item in items]
     return np.array(scores), len(found.keys() - set(named.lists))

@@ -26,7 +26,7 @@ RESULT_COLUMNS = {
 
 
 def results_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Rows of metrics under the headings of ``RESULT_COLUMNS``; columns that no row has are left out."""
+    """Formats rows of metrics under the headings of ``RESULT_COLUMNS``; columns that no row has are left out."""
     columns = {heading: name for heading, name in RESULT_COLUMNS.items() if any(name in row for row in rows.values())}
     body = [[label, *(_format_number(row.get(name)) for name in columns.values())] for label, row in rows.items()]
     return text_table(["", *columns], body)
@@ -36,7 +36,7 @@ def obedience_table(measures: Mapping[str, Any]) -> str:
     """Formats obedience to P1 and P2 side by side, then fixed points, score spread and the number of lists.
 
     Args:
-        measures: What ``hf_rerank.evaluation.evaluate`` returns; fixed points that were not measured are left out.
+        measures: The result of ``hf_rerank.evaluation.evaluate``; fixed points are left out if not measured.
     """
     rows = {"whole list, share of lists": "obedience"}
     cuts = sorted(int(name.removeprefix("p1_obedience@")) for name in measures if name.startswith("p1_obedience@"))

@@ -1,6 +1,6 @@
-"""The model card: what a re-ranker is, how to use it, and its measured results; generated, never typed.
+"""The model card: what a re-ranker is, how to use it, and its measured results; generated, never written manually.
 
-``model_card`` makes it of the ``results.json`` of a run. What is not in the results is not in the card.
+``model_card`` makes it from the ``results.json`` of a run. The card contains nothing that is not in the results.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from hf_rerank.principled.obedience import MAX_STEPS
 from hf_rerank.storage.hub_upload import TAGS
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-# Measures in the order of the tables; those at a cut-off k are shown at every k that there is.
+# Measures in the order of the tables; those with a cut-off k are shown for every k in the results.
 RANKING = ("auc", "gauc", "ndcg", "map", "precision", "expected_clicks", "expected_clicks_share", "ips_clicks")
 OBEDIENCE = (
     *("p1_obedience", "p1_item_obedience", "p2_obedience", "p2_item_obedience"),
     *("fixed_point_rate", "score_spread", "collapsed_share"),
 )
-# Settings of an evaluation -> the measures that they decide.
+# Settings of an evaluation -> the measures that they affect.
 SETTINGS = {
     "no_click": ("ndcg", "map", "precision"),
     "ndcg_gain": ("ndcg",),
@@ -49,14 +49,14 @@ def model_card(
     introduction: str = "",
     experiment: str = "",
 ) -> str:
-    """Writes the text of the README.md of one run.
+    """Returns the text of the README.md for one run.
 
     Args:
-        name: Of the repository.
-        results: As ``RerankTrainer.results``.
-        figures: Which of the figures of ``hub.figures`` lie beside the card.
+        name: Name of the repository.
+        results: Results in the form of ``RerankTrainer.results``.
+        figures: File names of the figures of ``hub.figures`` that are stored next to the card.
         introduction: Markdown below the title.
-        experiment: Markdown, with headings, of what more was measured than this run: below its results.
+        experiment: Markdown, with headings, about further measurements; placed below the results of this run.
     """
     model_type = results.get("model", {}).get("model_type")
     schema = results.get("schema")
@@ -89,13 +89,13 @@ def model_card(
 
 
 def markdown_text(value: str) -> str:
-    """Text that a Markdown table shows as it is: what could be markup, or end a cell, becomes an HTML entity."""
+    """Escapes text for a Markdown table: characters that could be markup or end a cell become HTML entities."""
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_]*[A-Za-z0-9])?", value):
         return value
     return "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in value)
 
 
-# ---------------------------------------------------------------------------------------------------------- the pieces
+# --------------------------------------------------------------------------------------------------- parts of the card
 
 
 def _render(
@@ -167,7 +167,7 @@ def _loading(source: str) -> str:
 
 
 def _snippet(source: str, schema: Mapping[str, Any] | None, text_columns: Sequence[str]) -> str:
-    """Python that ranks one list with every column of the schema."""
+    """Returns Python code that ranks one list with every column of the schema."""
     if schema is None:
         return _loading(source)
     lines = [_loading(source), "one_list = {"]
@@ -291,14 +291,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _select_measures(metrics: Mapping[str, Any], bases: Sequence[str]) -> dict[str, Any]:
-    """The measures with these names, with or without a cut-off, in the order of ``bases``."""
+    """Selects the measures with these names, with or without a cut-off, in the order of ``bases``."""
     return {name: metrics[name] for base in bases for name in metrics if name.split("@")[0] == base}
 
 
 def _ranking_results(
     results: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, float]], settings: Mapping[str, Any]
 ) -> str:
-    """The metrics of every evaluation, beside those of the initial order where they are known; and their settings."""
+    """Describes the metrics of every evaluation, next to those of the initial order if known, and their settings."""
     columns: dict[str, Mapping[str, float]] = {}
     orders = results.get("orders", {})
     for prefix, metrics in evaluations.items():
@@ -329,7 +329,7 @@ def _obedience_results(
 
 
 def _measure_table(columns: Mapping[str, Mapping[str, float]], bases: Sequence[str]) -> str:
-    """A row a measure, a column an evaluation or order, under its head; empty where nothing was measured."""
+    """Formats one row per measure and one column per evaluation or order; empty if nothing was measured."""
     names = list(dict.fromkeys(name for metrics in columns.values() for name in _select_measures(metrics, bases)))
     if not names:
         return ""
@@ -340,7 +340,7 @@ def _measure_table(columns: Mapping[str, Mapping[str, float]], bases: Sequence[s
 
 
 def _settings_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Returns the settings of an evaluation: those it was added with, else those of the trainer."""
+    """Returns the settings stored with an evaluation, or else those of the trainer."""
     added = results.get("evaluation_settings", {}).get(prefix)
     if added is not None:
         return dict(added)
@@ -358,7 +358,7 @@ def _settings_of(results: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _add_settings(table: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
-    """Adds to a table of metrics the settings of each evaluation."""
+    """Adds the settings of each evaluation below a table of metrics."""
     used = _settings_sentences("Settings of the metrics", settings, SETTINGS)
     if not table or not used:
         return table
@@ -366,7 +366,7 @@ def _add_settings(table: str, settings: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _settings_sentences(what: str, settings: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> str:
-    """One sentence where all evaluations used the same settings, else one for each choice of settings."""
+    """Writes one sentence if all evaluations used the same settings, else one per group of settings."""
     names = tuple(names)
     sharing: dict[str, list[str]] = {}
     for prefix, values in settings.items():
@@ -378,7 +378,7 @@ def _settings_sentences(what: str, settings: Mapping[str, Mapping[str, Any]], na
 
 
 def _figure(results: Mapping[str, Any], name: str, figures: Collection[str]) -> str:
-    """Links a figure beside the card, with a text alternative."""
+    """Links a figure stored next to the card, with alternative text."""
     if name not in figures:
         return ""
     shows = "The training, step by step: loss terms, obedience on the evaluation lists, score spread, gradient norm"

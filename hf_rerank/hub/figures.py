@@ -1,4 +1,4 @@
-"""The figures of a model card, drawn from ``results.json``: its training, and its obedience to the principles."""
+"""The figures of a model card, drawn from ``results.json``: the training, and obedience to the principles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def draw_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
     """Draws the figures for which the results have numbers: file name -> PNG. Deterministic.
 
     Args:
-        results: As ``RerankTrainer.results``.
+        results: Results in the form of ``RerankTrainer.results``.
 
     Raises:
         InputError: matplotlib is missing.
@@ -43,7 +43,7 @@ def draw_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def evaluation_to_draw(results: Mapping[str, Any]) -> str | None:
-    """Chooses the evaluation whose obedience is drawn: the test split, else the last; None without any."""
+    """Chooses the evaluation whose obedience is drawn: the test split, else the last one; None if there is none."""
     measured = [
         prefix for prefix in results.get("evaluations", {}) if "p1_item_obedience" in measures_of(results, prefix)
     ]

@@ -1,4 +1,4 @@
-"""Removes folders of this machine from what is pushed: they often contain a user's name."""
+"""Removes local folders from pushed files: they often contain a user's name."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Mapping
 from pathlib import PureWindowsPath
 from typing import Any
 
-# What a path from the root of a disk, from a home folder, or out of the working folder begins with.
+# The beginning of a path from the root of a disk, from a home folder, or out of the working folder.
 _ROOT = r"(?:file://)?(?:~[^\s/\\]*|\.\.|[A-Za-z]:)?[/\\]"
 _WHOLE = re.compile(_ROOT)
-# The folders of a path inside a longer text; what follows them is its last component. "https://a/b" is none.
+# The folders of a path inside a longer text, without its last component. "https://a/b" is not a path.
 _FOLDERS = re.compile(rf"(?<![\w.~:/\\-]){_ROOT}(?:[^\s/\\]+[/\\])*(?=[^\s/\\])")
-# Parts of the results that hold names of columns, which may look like anything.
+# Parts of the results with names of columns, which may look like paths.
 _NAMES = ("schema", "text_columns")
 
 
 def remove_own_folders(values: Mapping[str, Any]) -> dict[str, Any]:
     """Copies ``results.json`` or ``training_args.json`` with every path reduced to its last component.
 
-    That is every text that begins at the root of a disk, in a home folder (``~``) or with ``..``: in the results of a
-    training these are ``output_dir``, ``encoded_cache``, ``resume_from_checkpoint``, configuration files such as
-    ``deepspeed``, and ``_name_or_path`` of a model that was fine-tuned. The key stays, and the last component, which
-    tells runs and checkpoints apart; the folders above it, in which the user's name is found, go, also those of a
-    path without blanks inside a longer text. A path from the working folder (``runs/prm``) stays: it reveals
-    nothing of the machine.
+    A path is every string that begins at the root of a disk, in a home folder (``~``) or with ``..``: in the results
+    of a training these are ``output_dir``, ``encoded_cache``, ``resume_from_checkpoint``, configuration files such as
+    ``deepspeed``, and ``_name_or_path`` of a fine-tuned model. The key and the last component, which identifies the
+    run or checkpoint, are kept; the folders above it, which may contain the user's name, are removed, also from a path
+    without spaces inside a longer text. A path relative to the working folder (``runs/prm``) is kept: it reveals
+    nothing about the machine.
 
     Args:
-        values: What the file holds. The schema, and names of columns, stay as they are.
+        values: Contents of the file. The schema and names of columns are left unchanged.
     """
     return {key: value if key in _NAMES else _clean(value) for key, value in values.items()}
 
@@ -39,5 +39,5 @@ def _clean(value: Any) -> Any:
         return [_clean(entry) for entry in value]
     if not isinstance(value, str):
         return value
-    # A whole text that is a path may have blanks in its folders; its last component is what both systems say.
+    # If the whole text is a path, its folders may contain spaces. PureWindowsPath splits at both / and \.
     return PureWindowsPath(value).name if _WHOLE.match(value) else _FOLDERS.sub("", value)

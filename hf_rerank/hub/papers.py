@@ -1,4 +1,4 @@
-"""The papers that a model card cites: of each re-ranker, and of the principles."""
+"""The papers that a model card cites: one per re-ranker, and that of the principles."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Paper:
-    """A re-ranker and where it comes from.
+    """A re-ranker and its paper.
 
     Attributes:
-        name: Of the model.
-        idea: What it is, in a few words.
-        citation: Authors, title, venue. None: there is no one paper.
+        name: Name of the model.
+        idea: The architecture in a few words.
+        citation: Authors, title, venue. None: there is no single paper.
     """
 
     name: str

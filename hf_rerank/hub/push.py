@@ -27,7 +27,7 @@ from hf_rerank.storage.hub_upload import (
 )
 
 RESULTS, ARGUMENTS = "results.json", "training_args.json"
-# All that a model repository of ours may hold; anything else in the folder would be a mistake.
+# All files that a model repository of this library may contain; anything else in the folder would be a mistake.
 PUSHED = (CARD, MANIFEST, *MODEL_FILES, *PROCESSOR_FILES, RESULTS, ARGUMENTS, *FIGURES)
 
 
@@ -42,29 +42,30 @@ def push_model(
     create_pr: bool = False,
     tell: Callable[[str], object] | None = None,
 ) -> Any:
-    """Uploads a saved re-ranker: its weights, processor, card with figures, and results; nothing else of the folder.
+    """Uploads a saved re-ranker: its weights, processor, card with figures, and results; no other files.
 
-    ``results.json`` and ``training_args.json`` are sent without the folders of this machine (see
-    ``hub.own_folders``); in the folder they stay as they are.
+    ``results.json`` and ``training_args.json`` are uploaded without local paths (see ``hub.own_folders``); the files
+    in the folder stay unchanged.
 
     Args:
-        folder: That the trainer or ``Reranker.save_pretrained`` wrote. It is loaded first: what does not load is not
-            pushed. Without a ``README.md`` in it the card is made of ``results.json``, with figures if matplotlib is
-            there. A card of your own is sent as it is, with those of the figures in the folder that it shows.
-        repo_id: ``"someone/name"``, or a name of your own.
-        commit_message: Of the commit.
-        private: A repository that this creates is private; one that is there must be.
-        token: None: the one you logged in with.
-        revision: Branch to commit to, made if there is none. None: main.
+        folder: Folder written by the trainer or ``Reranker.save_pretrained``. It is loaded first: a folder that does
+            not load is not pushed. If it has no ``README.md``, the card is made from ``results.json``, with figures
+            if matplotlib is installed. Your own card is uploaded unchanged, with the figures in the folder that it
+            shows.
+        repo_id: ``"someone/name"``, or just the name for a repository of your own.
+        commit_message: Commit message.
+        private: Create the repository as private; an existing repository must be private.
+        token: Hub token. None: the one you logged in with.
+        revision: Branch to commit to, created if missing. None: main.
         create_pr: Open a pull request instead.
-        tell: Gets a line if the card goes without figures because matplotlib is missing. None: it is a UserWarning.
+        tell: Called with one line if the card has no figures because matplotlib is missing. None: a UserWarning.
 
     Returns:
         The ``CommitInfo``.
 
     Raises:
-        InputError: The folder holds no complete re-ranker, or changes meanwhile; or the Hub refuses or fails. Then
-            nothing was committed, unless the message says that this is not known.
+        InputError: The folder does not contain a complete re-ranker, or changes during the upload; or the Hub refuses
+            or fails. Nothing was committed then, unless the message says that this is unknown.
     """
     folder = Path(folder)
     inputs = InputFiles(path for path in folder.glob("[!.]*") if path.is_file())
@@ -82,10 +83,10 @@ def save_and_push(save: Callable[[Path], object], repo_id: str, *, commit_messag
     """Uploads the re-ranker that ``save`` writes into an empty folder, as ``push_model``.
 
     Args:
-        save: Writes into the folder that it is given.
-        repo_id: ``"someone/name"``, or a name of your own.
-        commit_message: Of the commit.
-        options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``push_model``.
+        save: Writes the re-ranker into the given folder.
+        repo_id: ``"someone/name"``, or just the name for a repository of your own.
+        commit_message: Commit message.
+        options: ``private``, ``token``, ``revision``, ``create_pr``, as in ``push_model``.
     """
     with tempfile.TemporaryDirectory() as name:
         save(Path(name))
@@ -93,10 +94,10 @@ def save_and_push(save: Callable[[Path], object], repo_id: str, *, commit_messag
 
 
 def files_to_push(folder: Path) -> dict[str, Path | bytes]:
-    """What a push sends of a saved folder, but the manifest: name -> file or content.
+    """Returns the files of a saved folder that a push uploads, except the manifest: name -> file or content.
 
-    The card is among them if the folder has one, with those of its figures that it shows. ``results.json`` and
-    ``training_args.json`` come without the folders of this machine.
+    The card is included if the folder has one, with the figures that it shows. ``results.json`` and
+    ``training_args.json`` are returned without local paths.
     """
     files: dict[str, Path | bytes] = {**choose_files(folder, PUSHED)}
     for name in (RESULTS, ARGUMENTS):
@@ -114,7 +115,7 @@ def _refuse_unfit(folder: Path) -> None:
     """Refuses a folder from which no re-ranker could be loaded, or whose weights are not finite."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: expected one that the trainer or save_pretrained wrote")
-    # Figures that somebody drew into the folder are no part of what was saved.
+    # Figures that were drawn into the folder later are not in the manifest.
     saved = [pattern for pattern in PUSHED if pattern not in FIGURES]
     verify(folder, lambda name: any(fnmatch.fnmatch(name, pattern) for pattern in saved), "save it again")
     model, processor = AutoReranker.from_pretrained(folder), ListProcessor.from_pretrained(folder)
@@ -123,7 +124,7 @@ def _refuse_unfit(folder: Path) -> None:
 
 
 def _card_and_figures(folder: Path, repo_id: str, tell: Callable[[str], object]) -> dict[str, Path | bytes]:
-    """Makes a card, from ``results.json`` if there is one, and the figures that it shows."""
+    """Makes a card, from ``results.json`` if that exists, and the figures that it shows."""
     path = folder / RESULTS
     if not path.is_file():
         return {CARD: make_plain_card(repo_id).encode()}

@@ -1,8 +1,7 @@
 """Exports a re-ranker as an ONNX graph, beside its config and its processor: a folder that ranks without torch.
 
-The graph takes the tensors of the processor that the schema has, for any number of lists, items and history items, and
-gives ``logits`` float32 [lists, items]. ``Reranker`` sorts them: for one list that takes microseconds, and a stable
-sort is no operator of ONNX.
+The graph takes the tensors of the processor's schema, for any number of lists, items and history items, and returns
+``logits`` float32 [lists, items]. ``Reranker`` sorts them: sorting takes microseconds, and ONNX has no stable sort.
 """
 
 from __future__ import annotations
@@ -27,45 +26,45 @@ from hf_rerank.schema import TENSORS, ListSchema
 from hf_rerank.storage import create_folder, lock_output, refuse_nonempty, write_manifest
 from hf_rerank.storage.hub_download import GRAPH_FILE, find_weights_folder
 
-# Scores of the graph against those of the model: rounding of float32, over what the model's scores span.
+# Tolerance for scores of the graph: float32 rounding, relative to the range of the model's scores.
 TOLERANCE = 1e-4
 
 
 def export_onnx(source: str | Path | Reranker, output_dir: str | Path, *, revision: str | None = None) -> float:
-    """Writes ``model.onnx``, ``config.json``, the processor's files and a manifest; all of it or nothing.
+    """Writes ``model.onnx``, ``config.json``, the processor's files and a manifest, completely or not at all.
 
     The graph is run on random lists of other sizes than those it was traced with, and compared with the model.
 
     Args:
         source: A trained model: a folder, the id of a Hub repository, or a ``Reranker``.
-        output_dir: A folder that is empty, or not there yet.
-        revision: Of a repository: branch, tag or commit.
+        output_dir: An empty or new folder.
+        revision: Revision of a Hub repository: branch, tag or commit.
 
     Returns:
         The largest difference between a score of the graph and one of the model.
 
     Raises:
         InputError: The extra ``[onnx]`` is not installed; the output folder is not empty, or another process is
-            writing it; the model cannot be loaded, or changes meanwhile; or the graph gives other scores, which a
-            model of one's own may do whose Python code depends on values.
+            writing it; the model cannot be loaded, or changes during the export; or the scores of the graph differ,
+            which happens if the Python code of a custom model depends on values.
         OSError: Something could not be written.
     """
     require_onnx("onnx", "onnxscript", "onnxruntime")
     output_dir = Path(output_dir)
-    with lock_output(output_dir):  # before the work; and again at its end
+    with lock_output(output_dir):  # checked before the work, and again at its end
         refuse_nonempty(output_dir)
     if isinstance(source, Reranker):
         if revision is not None:
-            raise InputError("revision= belongs to a repository on the Hub, and a Reranker is none: leave it out")
+            raise InputError("revision= applies only to Hub repositories, not to a Reranker: leave it out")
         reranker = source
     else:
         find_weights_folder(source, revision=revision)  # refuses an exported graph
         reranker = Reranker.from_pretrained(source, revision=revision)
-    # float32 on the CPU, where the model may be elsewhere and narrower; a copy, so that the caller's stays.
+    # float32 on the CPU, whatever the model's dtype and device; a copy, so that the caller's model is unchanged.
     model = copy.deepcopy(reranker.model).cpu().float().eval()
     schema = reranker.processor.schema
     program = _trace(model, schema)
-    # The folder is read without the model classes, which know what "own" means.
+    # The folder is read without the model classes, so "own" is replaced by the name of the loss.
     config = copy.deepcopy(model.config)
     config.task_loss = config.task_loss_name
     with create_folder(output_dir) as folder:
@@ -90,7 +89,7 @@ class _Scores(nn.Module):
 
 def _trace(model: PreTrainedReranker, schema: ListSchema) -> Any:
     """Traces the model into the graph of torch's exporter."""
-    # A size of 0 or 1 in the example would be taken as fixed.
+    # The exporter would treat a size of 0 or 1 in the example as fixed.
     example = _draw_lists(model, schema, lists=3, length=5, history=4)
     names = list(example)
     with _silence_exporter():
@@ -108,12 +107,12 @@ def _trace(model: PreTrainedReranker, schema: ListSchema) -> Any:
 
 
 def _export_nothing() -> None:
-    """torch 2.13 fails at a second GRU of dynamic length, unless something without a GRU was exported in between."""
+    """Exports a trivial graph: torch 2.13 fails at a second GRU of dynamic length unless another comes between."""
     torch.onnx.export(nn.ReLU(), (torch.zeros(2),), dynamo=True, verbose=False)
 
 
 def _find_dynamic_axes(name: str) -> dict[int, Any]:
-    """Finds the axes of a tensor with a free size: lists, items, history items."""
+    """Finds the axes of a tensor with a dynamic size: lists, items, history items."""
     axes = [number for number, axis in enumerate(TENSORS[name].axes) if axis in ("B", "L", "H")]
     return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
 
@@ -121,7 +120,7 @@ def _find_dynamic_axes(name: str) -> dict[int, Any]:
 def _draw_lists(
     model: PreTrainedReranker, schema: ListSchema, *, lists: int, length: int, history: int
 ) -> dict[str, Tensor]:
-    """Draws random lists with every input tensor of the model, as a processor with this schema gives them."""
+    """Draws random lists with every input tensor of the model, in the form that a processor with this schema gives."""
     draw = torch.Generator().manual_seed(0)
     config = model.config
     sizes = {**schema.axis_sizes(), "B": lists, "L": length, "H": history}
@@ -132,7 +131,7 @@ def _draw_lists(
         shape = [sizes[axis] for axis in spec.axes]
         if spec.role == "position":
             tensors[name] = torch.arange(length).clamp(max=config.max_list_length - 1).repeat(lists, 1)
-        elif spec.role == "mask":  # the first slots of each list are real, at least one of them
+        elif spec.role == "mask":  # the first slots of each list are real, at least one
             tensors[name] = torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (lists, 1), generator=draw)
         elif spec.dtype == "int64":
             columns = [torch.randint(1, size, shape[:-1], generator=draw) for size in rows[spec.axes[1]]]
@@ -146,7 +145,7 @@ def _measure_difference(model: PreTrainedReranker, schema: ListSchema, path: Pat
     """Measures the largest difference of a score, over batches of other sizes than the example's.
 
     Raises:
-        InputError: It is more than rounding.
+        InputError: The difference is larger than rounding errors.
     """
     import onnxruntime
 

@@ -1,4 +1,4 @@
-"""``OnnxScorer``: scores encoded lists with an exported graph and ONNX Runtime, without torch and transformers."""
+"""``OnnxScorer``: scores encoded lists with an exported graph and ONNX Runtime, without torch or transformers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ EXPORT_AGAIN = "export the model again"
 
 
 class OnnxScorer:
-    """A graph that ``hf-rerank export`` wrote. Made by ``from_pretrained``.
+    """A graph written by ``hf-rerank export``. Use ``from_pretrained`` to load one.
 
     Args:
         session: An ``onnxruntime.InferenceSession`` of the graph.
-        config: The model's config, as plain JSON values.
-        folder: Where the graph lies, for saving.
+        config: The model's config, as JSON values.
+        folder: The folder of the graph, for saving.
     """
 
     def __init__(self, session: Any, config: Mapping[str, Any], folder: Path) -> None:
         self.session, self.config, self.folder = session, config, folder
         self.schema_fingerprint = config.get("schema_fingerprint")
         self.task_loss = str(config["task_loss"])
-        # Features that no score depends on may be no input of a graph.
+        # Features that no score depends on may be missing from the inputs of a graph.
         self.inputs = [entry.name for entry in session.get_inputs()]
         for name in self.inputs:
             if name not in FEATURE_TENSORS:
@@ -50,8 +50,8 @@ class OnnxScorer:
         """Loads the graph of a folder or repository; the digests of all files read are checked.
 
         Args:
-            source: A folder that ``hf-rerank export`` wrote, or the id of a repository that holds one.
-            threads: Threads of one call. One list gains nothing from a second.
+            source: A folder written by ``hf-rerank export``, or the id of a repository with its contents.
+            threads: Threads per call. A single list gains nothing from more than one.
             options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
         Raises:
@@ -68,7 +68,7 @@ class OnnxScorer:
         folder = fetch_verified_folder(
             source,
             (GRAPH_FILE, "config.json", MANIFEST),
-            # Weights beyond 2 GB lie in files beside the graph.
+            # Weights beyond 2 GB are in files next to the graph.
             reads=lambda name: name.startswith(GRAPH_FILE),
             **options,
         )
@@ -77,9 +77,9 @@ class OnnxScorer:
         config = _read_config(folder / "config.json")
         choices = onnxruntime.SessionOptions()
         choices.intra_op_num_threads = threads
-        choices.log_severity_level = 4  # whatever is wrong ends in an exception, and is reported once
-        # A graph may name any file as its weights. Given this table, onnxruntime reads none but those in it; the graph
-        # itself stands there, empty, because a table without entries would not count as one.
+        choices.log_severity_level = 4  # every error raises an exception, so that it is reported once
+        # A graph may name any file as its weights. Given this table, onnxruntime reads only the files in it; the graph
+        # itself is listed, with empty contents, because an empty table would be ignored.
         data = {path.name: path.read_bytes() for path in sorted(folder.glob(f"{GRAPH_FILE}.*")) if path.is_file()}
         table = {GRAPH_FILE: b"", **data}
         choices.add_external_initializers_from_files_in_memory(
@@ -101,12 +101,12 @@ class OnnxScorer:
 
         Raises:
             InputError: The lists have more slots than the model has positions for, or lack an input of the graph; or
-                the graph cannot score them, or gives something else than one score per slot.
+                the graph cannot score them, or does not return one score per slot.
         """
         for name in self.inputs:
             if name not in features:
                 column = TENSORS[name].column
-                remedy = f"give the column that the schema names as {column}" if column else "another schema made it"
+                remedy = f"give the column that the schema names as {column}" if column else "it has another schema"
                 raise InputError(f"the lists have no {name}, an input of the exported graph: {remedy}")
         longest, slots = self.config["max_list_length"], features["mask"].shape[1]
         if self.config["position_input"] != "none" and slots > longest:
@@ -115,7 +115,7 @@ class OnnxScorer:
             (scores,) = self.session.run([SCORES], {name: features[name] for name in self.inputs})
         except _list_onnx_errors() as error:
             raise InputError(
-                f"{self.folder / GRAPH_FILE} cannot score lists of the processor beside it: {error}; {EXPORT_AGAIN}"
+                f"{self.folder / GRAPH_FILE} cannot score lists of the processor next to it: {error}; {EXPORT_AGAIN}"
             ) from None
         if scores.shape != features["mask"].shape:
             raise InputError(
@@ -130,7 +130,7 @@ class OnnxScorer:
             shutil.copyfile(path, folder / path.name)
 
     def __reduce__(self) -> Any:
-        """A session of onnxruntime cannot leave its process: pickle, copy and multiprocessing get this error."""
+        """Raises an error for pickle, copy and multiprocessing: an onnxruntime session cannot leave its process."""
         raise InputError(
             "a re-ranker that runs an exported graph cannot be pickled or copied: give the other process the folder, "
             "and load it there with Reranker.from_pretrained"
@@ -138,7 +138,7 @@ class OnnxScorer:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Reads the config of an exported model, and checks the types of what ranking reads."""
+    """Reads the config of an exported model, and checks the types of the entries that ranking needs."""
     config = read_json(path, REMEDY)
     fingerprint, longest = config.get("schema_fingerprint"), config.get("max_list_length")
     if (
@@ -151,7 +151,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         said = {
             name: config.get(name) for name in ("schema_fingerprint", "task_loss", "position_input", "max_list_length")
         }
-        raise InputError(f"{path} is no config of an exported model, it says {show(said)}; {EXPORT_AGAIN}")
+        raise InputError(f"{path} is not the config of an exported model: it contains {show(said)}; {EXPORT_AGAIN}")
     return config
 
 

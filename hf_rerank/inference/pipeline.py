@@ -35,17 +35,17 @@ class RerankingPipeline(Pipeline):
     Args:
         model: A re-ranker.
         feature_extractor: Its ``ListProcessor``; ``pipeline(TASK, model=folder)`` loads both.
-        batch_size: Lists scored at once; they may differ in length.
+        batch_size: Lists per batch; they may differ in length.
         top_k: How many items to return. None: all.
         truncate: Rank only the first ``max_list_length`` positions of a longer list, instead of refusing it.
-        options: As of ``transformers.Pipeline`` (``device``, ...). Without a device the first GPU is taken if there
-            is one.
+        options: Options of ``transformers.Pipeline`` (``device``, ...). Without a device, the first GPU is used if
+            there is one.
 
     Raises:
         InputError: There is no processor, or it does not belong to the model; there is no such device or option.
     """
 
-    # What pipeline() loads beside the model.
+    # What pipeline() loads in addition to the model.
     _load_tokenizer: Any = False
     _load_image_processor: Any = False
     _load_feature_extractor: Any = True
@@ -76,20 +76,20 @@ class RerankingPipeline(Pipeline):
         """Ranks lists.
 
         Args:
-            inputs: One dictionary of columns; a sequence of them; or anything else that yields them, such as a
-                dataset or a generator.
-            args: None.
-            choices: ``batch_size``, ``top_k`` and ``truncate``, in place of those of the pipeline.
+            inputs: One dict of columns; a sequence of them; or another iterable of them, such as a dataset or a
+                generator.
+            args: Not allowed; only there to raise a clear error.
+            choices: ``batch_size``, ``top_k`` and ``truncate``, overriding those of the pipeline.
 
         Returns:
-            A result as of ``Reranker.rerank``; for a sequence a list of them; else an iterator that reads a batch at
-            a time.
+            For one dict a result as of ``Reranker.rerank``; for a sequence a list of results; otherwise an iterator
+            that reads one batch at a time.
 
         Raises:
-            InputError: As ``Reranker.rerank``; or ``inputs`` holds no lists.
+            InputError: As ``Reranker.rerank``; or ``inputs`` is not a dict or an iterable.
         """
         if args:
-            raise InputError(f"expected one argument, the lists, and options by name; got {args[0]!r} too")
+            raise InputError(f"expected one argument, the lists, and options by name; also got {args[0]!r}")
         self._sanitize_parameters(**choices)
         chosen = {**self.choices, **choices}
         if isinstance(inputs, Mapping):
@@ -117,13 +117,13 @@ class RerankingPipeline(Pipeline):
         return ranked["batch"].results(ranked["scores"], top_k)
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:
-        """As ``Reranker.save_pretrained``: no copy of code goes beside the model."""
+        """As ``Reranker.save_pretrained``: no code is copied next to the model."""
         if options:
-            raise InputError(f"unknown argument {next(iter(options))!r}: expected a folder alone")
+            raise InputError(f"unknown argument {next(iter(options))!r}: expected only a folder")
         self.reranker.save_pretrained(Path(save_directory))
 
     def _sanitize_parameters(self, **choices: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Checks options. ``Pipeline`` calls it too, with those that it does not know itself."""
+        """Checks options. ``Pipeline`` also calls it, with the options that it does not know itself."""
         known = ("batch_size", "top_k", "truncate")
         for name in choices:
             if name not in known:

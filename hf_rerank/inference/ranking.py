@@ -17,20 +17,20 @@ from hf_rerank.schema import FEATURE_TENSORS, TENSORS
 from hf_rerank.validation import Lists
 
 DEFAULT_BATCH = 256
-# What float32 cannot square: a layer norm of it is NaN in torch, and an ordinary number in ONNX Runtime.
+# Above this, float32 squares overflow: a layer norm gives NaN in torch, but a finite number in ONNX Runtime.
 FAR_OUTSIDE = float(np.sqrt(np.finfo(np.float32).max))
 _NUMBERS = [name for name in FEATURE_TENSORS if TENSORS[name].dtype == "float32"]
 
 
 @dataclass
 class EncodedBatch:
-    """Raw lists and what a processor made of them.
+    """Raw lists and their encoding by a processor.
 
     Attributes:
         rows: One dict of columns per list.
-        lists: The same, checked.
-        features: The tensors that a model scores by, by name, padded.
-        report: Counts of what encoding found.
+        lists: The same lists, checked.
+        features: The padded input tensors of the model, by name.
+        report: Counts of unknown and missing values.
         first: Number of the first list.
     """
 
@@ -66,21 +66,21 @@ class EncodedBatch:
         """Refuses scores [B, L] of real items that are not finite or not reliable.
 
         Raises:
-            InputError: It names the list.
+            InputError: A score is not finite or not reliable; the message names the list.
         """
         for name in _NUMBERS:
             if name in self.features and (far := np.abs(self.features[name]) > FAR_OUTSIDE).any():
                 number = int(np.argmax(far.reshape(len(far), -1).any(-1)))
                 raise InputError(
-                    f"list {self.lists.ids[number]} holds a number far outside those of training, above "
-                    f"{FAR_OUTSIDE:.1e} once it is scaled: no score of it could be relied on; correct the number, or "
-                    "write null (None)"
+                    f"list {self.lists.ids[number]} contains a number far outside the range of the training data "
+                    f"(above {FAR_OUTSIDE:.1e} after scaling), so that its scores would not be reliable: correct the "
+                    "number, or write null (None)"
                 )
         broken = ~np.isfinite(np.where(self.features["mask"], scores, 0.0)).all(-1)
         if broken.any():
             raise InputError(
                 f"list {self.lists.ids[int(np.argmax(broken))]} gets scores that are not finite: a number in it is "
-                "far outside those of training, or the model's weights are broken"
+                "far outside the range of the training data, or the model's weights are damaged"
             )
 
     def results(self, scores: np.ndarray, top_k: int | None = None) -> list[dict[str, Any]]:
@@ -112,7 +112,7 @@ class EncodedBatch:
         return results
 
     def slots_in_row(self, number: int) -> np.ndarray:
-        """Returns the slots of the row, from 0, that are in the tensors: all, or those kept by truncation."""
+        """Returns the slots of the row, from 0, that are in the tensors: all slots, or those left after truncation."""
         length, longest = int(self.lists.lengths[number]), self.lists.schema.max_list_length
         if length <= longest:
             return np.arange(length)
@@ -120,7 +120,7 @@ class EncodedBatch:
         return np.flatnonzero(self.lists.positions[end - length : end] < longest)
 
     def list_id(self, number: int) -> Any:
-        """Returns the value of the schema's ``list_id`` column; without one, the number of the list."""
+        """Returns the value in the schema's ``list_id`` column, or the number of the list if there is none."""
         name = self.lists.schema.list_id
         return self.rows[number][name] if name is not None and name in self.rows[number] else self.first + number
 
@@ -132,13 +132,13 @@ class EncodedBatch:
                 f"schema){suggestion(name, row)}"
             )
         values: Any = row[name]
-        # An array gives plain values, as the rest of the result, which a server writes as JSON.
+        # Arrays are converted to plain values, so that a server can write the whole result as JSON.
         ids = values.tolist() if hasattr(values, "tolist") else values
         length = int(self.lists.lengths[number])
         if isinstance(ids, str) or not isinstance(ids, Sequence) or len(ids) != length:
             raise InputError(
-                f"column {name!r} of list {self.lists.ids[number]} does not hold {length} values, one per item: "
-                "ranking returns them (id of the schema)"
+                f"column {name!r} of list {self.lists.ids[number]} does not contain {length} values, one per item, "
+                "which ranking returns (id of the schema)"
             )
         return ids
 
@@ -149,7 +149,7 @@ def encode_batches(
     """Checks and encodes lists in batches.
 
     Raises:
-        InputError: ``lists`` is no sequence, a list is wrong or too long, or an option is wrong.
+        InputError: ``lists`` is not a sequence, a list is wrong or too long, or an option is wrong.
     """
     check_at_least_one("batch_size", batch_size)
     check_is_bool("truncate", truncate)
@@ -162,12 +162,12 @@ def encode_batches(
 
 
 def sort_slots(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Sorts the slots of each list by falling score, int64 [B, L]; ties in slot order, padding last."""
+    """Sorts the slots of each list by decreasing score, int64 [B, L]; ties in slot order, padding last."""
     return np.argsort(np.where(mask, -scores, np.inf), axis=-1, kind="stable")
 
 
 def probabilities(scores: np.ndarray, mask: np.ndarray, task_loss: str) -> np.ndarray:
-    """Computes what a model trained with ``task_loss`` predicts: sigmoid per score, or softmax over the list.
+    """Computes the probabilities of a model trained with ``task_loss``: sigmoid per score, or softmax over the list.
 
     Args:
         scores: float32 [B, L].
@@ -197,6 +197,6 @@ def check_at_least_one(name: str, value: Any, *, or_none: bool = False) -> None:
 
 
 def check_is_bool(name: str, value: Any) -> None:
-    """Raises an InputError unless the value is True or False: the text "no" would count as True."""
+    """Raises an InputError unless the value is True or False: the string "no" would count as True."""
     if not isinstance(value, bool | np.bool_):
         raise InputError(f"{name} is {show(value)}: expected True or False")

@@ -28,8 +28,8 @@ class Scorer(Protocol):
     """Interface of scorers of encoded lists: a PyTorch model (``TorchScorer``) or an exported graph (``OnnxScorer``).
 
     Attributes:
-        schema_fingerprint: Of the lists that it was made for; None if not known.
-        task_loss: Name of the loss that it was trained with, which says what its probabilities are.
+        schema_fingerprint: Fingerprint of the schema that it was made for; None if unknown.
+        task_loss: Name of the loss that it was trained with, which determines how probabilities are computed.
     """
 
     schema_fingerprint: str | None
@@ -39,23 +39,23 @@ class Scorer(Protocol):
         """Scores arrays by the names of ``hf_rerank.schema.FEATURE_TENSORS``: float32 [B, L], one score per slot."""
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes its files into a folder."""
+        """Writes the scorer's files into a folder."""
 
 
 class Reranker:
     """Ranks raw lists.
 
     Scores are comparable within one list: they say which item is better, and by how much. Under ``binary_log_loss``
-    (the default) a score is the logit of a click, so that scores of different lists compare too; under listwise losses
-    only differences within a list mean something. Scores of two models never compare, whatever the loss. Threads may
-    share a ``Reranker``: ranking changes nothing in it.
+    (the default) a score is the logit of a click, so that scores of different lists are also comparable; under
+    listwise losses only differences within a list are meaningful. Scores of different models are never comparable,
+    whatever the loss. Threads may share a ``Reranker``: ranking changes nothing in it.
 
     Args:
         processor: The processor whose schema the scorer was made for.
         scorer: A re-ranker of this library, which is put into evaluation mode; or another ``Scorer``.
 
     Raises:
-        InputError: Scorer and processor do not belong together, or are something else.
+        InputError: Scorer and processor do not belong together, or have the wrong type.
     """
 
     def __init__(self, processor: ListProcessor, scorer: Any) -> None:
@@ -90,21 +90,21 @@ class Reranker:
     def from_pretrained(cls, source: str | Path, *, device: Any = None, threads: int = 1, **options: Any) -> Reranker:
         """Loads a re-ranker from a folder or a Hub repository.
 
-        What ``hf-rerank export`` wrote is ranked with ONNX Runtime, without importing torch; everything else with
-        PyTorch. The digests of the files read are checked where the folder has a ``manifest.json``, as every folder
-        has that ``save_pretrained`` of this class, the trainer or the export wrote.
+        Folders written by ``hf-rerank export`` run on ONNX Runtime, without importing torch; all others on PyTorch.
+        File digests are checked if the folder has a ``manifest.json``, as do all folders written by
+        ``save_pretrained`` of this class, the trainer or the export.
 
         Args:
             source: A folder, or the id of a repository.
-            device: Where a PyTorch model runs. None: where it is loaded, the CPU.
-            threads: Of one call of an exported graph; one list gains nothing from a second.
+            device: Device of a PyTorch model. None: the CPU, where it is loaded.
+            threads: Threads per call of an exported graph; a single list gains nothing from more than one.
             options: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``; for a PyTorch
-                model also the others of ``PreTrainedModel.from_pretrained`` (``dtype``, ...).
+                model also the other options of ``PreTrainedModel.from_pretrained`` (``dtype``, ...).
 
         Raises:
-            InputError: There is no such folder or repository, it holds no re-ranker of this library, or a file is
-                missing or damaged, or changes meanwhile; there is no such device or option; onnxruntime is not
-                installed.
+            InputError: There is no such folder or repository, it does not contain a re-ranker of this library, or a
+                file is missing or damaged, or changes while it is read; there is no such device or option;
+                onnxruntime is not installed.
         """
         hub_options = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
         hub_options = pin_commit(source, CONFIG_FILE, **hub_options)
@@ -113,7 +113,7 @@ class Reranker:
                 from hf_rerank.inference.onnx_scorer import OnnxScorer
 
                 if device is not None:
-                    raise InputError(f"device is an option of PyTorch models, and {source} holds an exported graph")
+                    raise InputError(f"device is an option of PyTorch models, but {source} is an exported graph")
                 scorer: Any = OnnxScorer.from_pretrained(source, threads=threads, **options, **hub_options)
             else:
                 from hf_rerank.inference.torch_scorer import TorchScorer
@@ -123,7 +123,7 @@ class Reranker:
         return cls(processor, scorer)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes scorer and processor to one folder, with a ``manifest.json`` of their digests: all of it or nothing.
+        """Writes scorer, processor and a ``manifest.json`` of their digests to one folder, completely or not at all.
 
         Raises:
             OSError: Something could not be written; files saved there before are unchanged.
@@ -136,15 +136,15 @@ class Reranker:
         """Uploads the re-ranker (model, processor, card) in one commit.
 
         Args:
-            repo_id: ``"someone/name"``, or a name of your own.
-            commit_message: Of the commit.
-            options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``hf_rerank.hub.push_model``.
+            repo_id: ``"someone/name"``, or just the name for a repository of your own.
+            commit_message: Commit message.
+            options: ``private``, ``token``, ``revision``, ``create_pr``, as in ``hf_rerank.hub.push_model``.
 
         Returns:
             The ``CommitInfo``.
 
         Raises:
-            InputError: It holds weights that are not finite, or as ``hf_rerank.hub.push_model``.
+            InputError: Weights are not finite; or as ``hf_rerank.hub.push_model``.
         """
         from hf_rerank.hub.push import save_and_push
 
@@ -165,18 +165,18 @@ class Reranker:
             lists: One dict per list: of columns (``{"price": [3, 5], "gender": 1}``) or of items
                 (``{"items": [{"price": 3}, {"price": 5}], "gender": 1}``); or a pandas or Polars data frame, one row
                 per list, or one row per item with the schema's ``list_id`` column. Without the schema's position
-                column the order of the items in the row is the initial order.
+                column, the order of the items in the row is the initial order.
             top_k: How many items to return per list. None: all.
             truncate: Rank only the first ``max_list_length`` positions of a longer list, instead of refusing it.
-            batch_size: Lists scored at once.
-            with_report: Also return the ``EncodingReport``: how many values were unknown or missing, lists cut, and
-                columns of which more is unknown or missing than in training (``drift``).
+            batch_size: Lists per batch.
+            with_report: Also return the ``EncodingReport``: how many values were unknown or missing, how many lists
+                were cut, and which columns have more unknown or missing values than in training (``drift``).
 
         Returns:
-            For each list a dict of ``list_id`` (the value in the schema's ``list_id`` column, else the number of the
+            For each list a dict with ``list_id`` (the value in the schema's ``list_id`` column, else the number of the
             list), and, best first, ``order`` (the items' slots in the row, from 0), ``scores`` and ``ids`` (the values
-            of the schema's ``id`` column, or of the first item feature). For a data frame one of the same library, one
-            row per ranked item, with these columns. With ``with_report`` a pair of this and the report.
+            of the schema's ``id`` column, or of the first item feature). For a data frame, a frame of the same library
+            with these columns and one row per ranked item. With ``with_report``, a pair of this and the report.
 
         Raises:
             InputError: A list is wrong, too long, or gets scores that are not finite; or ``top_k`` is below 1.
@@ -204,10 +204,10 @@ class Reranker:
                 item; under listwise losses numbers that sum to 1 over the list.
             truncate: Score only the first ``max_list_length`` positions of a longer list, instead of refusing it;
                 items that were cut get NaN.
-            batch_size: Lists scored at once.
+            batch_size: Lists per batch.
 
         Returns:
-            For each list float32 [its items].
+            One float32 array [items] per list.
 
         Raises:
             InputError: A list is wrong, too long, or gets scores that are not finite.

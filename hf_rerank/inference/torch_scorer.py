@@ -18,14 +18,14 @@ class TorchScorer:
     """A re-ranker as a function from arrays to scores.
 
     Args:
-        model: A re-ranker of this library; put into evaluation mode here, and never switched when it scores.
+        model: A re-ranker of this library; put into evaluation mode here, never when it scores.
 
     Raises:
-        InputError: It is something else.
+        InputError: ``model`` is not a re-ranker of this library.
     """
 
     def __init__(self, model: Any) -> None:
-        # By its config: a model that torch has compiled is of another class.
+        # Checked by its config: a model compiled by torch has another class.
         if not isinstance(getattr(model, "config", None), RerankerConfig):
             raise InputError(
                 f"expected a re-ranker of this library, got {type(model).__name__}; Reranker.from_pretrained loads a "
@@ -63,9 +63,9 @@ class TorchScorer:
 
 def check_device(device: Any) -> None:
     """Raises an InputError for a device that torch does not know or that is not available."""
-    if isinstance(device, int):  # as transformers counts: the accelerators from 0, and -1 is the CPU
+    if isinstance(device, int):  # as transformers counts: accelerators from 0, and -1 for the CPU
         available = device < 0 or (torch.accelerator.is_available() and device < torch.accelerator.device_count())
-        why = "" if available else "this torch sees no accelerator of that number"
+        why = "" if available else "torch finds no accelerator with that number"
     else:
         try:
             torch.empty(0, device=device)

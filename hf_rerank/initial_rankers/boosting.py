@@ -1,4 +1,4 @@
-"""Boosted trees of LightGBM over encoded lists: what ``lambdamart`` and ``on_top`` share."""
+"""LightGBM data sets of encoded lists, shared by ``lambdamart`` and ``on_top``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hf_rerank.processing.trees import find_rows, list_tables, make_tree_inputs
 from hf_rerank.schema import Dense, ListSchema, Vector
 from hf_rerank.validation import Lists, tables_of
 
-# Tables of at most this many rows are categories to the trees; larger ones enter as click-through rates.
+# The trees read tables of at most this many rows as categories, larger ones as click-through rates.
 MAX_CATEGORIES = 64
-# The highest grade that LightGBM has a gain for.
+# The highest grade for which LightGBM defines a gain.
 HIGHEST_LABEL = 30
-# Items of the longest list that LightGBM learns from.
+# Length of the longest list that LightGBM accepts.
 LONGEST_LIST = 10_000
 BATCH = 10_000
-# The trees depend on the lists and on the seed alone.
+# Makes the trees depend only on the lists and the seed.
 OPTIONS = {"objective": "lambdarank", "deterministic": True, "force_row_wise": True, "verbose": -1}
 
 
@@ -47,11 +47,12 @@ def encode(processor: ListProcessor, lists: Any, learned_from: str | None = None
     Args:
         processor: Encodes them.
         lists: A ``datasets`` Dataset.
-        learned_from: The split, if LightGBM is to learn from them. None: they are only scored, and nothing is checked.
+        learned_from: Name of the split if LightGBM will be trained on the lists. None: the lists are only scored, and
+            nothing is checked.
 
     Raises:
-        InputError: LightGBM is to learn from them, and a label is no whole number from 0 to 30, or a list has more
-            than 10,000 items.
+        InputError: With ``learned_from``: a label is not a whole number from 0 to 30, or a list has more than 10,000
+            items.
     """
     encoded, start = [], 0
     for table in tables_of(lists, BATCH):
@@ -67,30 +68,30 @@ def _check(batch: Lists, labels: np.ndarray, column: str, split: str) -> None:
     if batch.lengths.max(initial=0) > LONGEST_LIST:
         row = int(batch.lengths.argmax())
         raise InputError(
-            f"list {batch.ids[row]} of {split} has {batch.lengths[row]:,} items: lambdamart learns from lists of at "
-            f"most {LONGEST_LIST:,}; leave the list out"
+            f"list {batch.ids[row]} of {split} has {batch.lengths[row]:,} items: lambdamart accepts at most "
+            f"{LONGEST_LIST:,}; leave the list out"
         )
     wrong = (labels != np.floor(labels)) | (labels > HIGHEST_LABEL)
     if wrong.any():
         raise InputError(
-            f"label {labels[wrong][0]:g} in {column!r}: lambdamart takes whole numbers from 0 to {HIGHEST_LABEL}; "
+            f"label {labels[wrong][0]:g} in {column!r}: lambdamart accepts whole numbers from 0 to {HIGHEST_LABEL}; "
             "turn the labels into clicks or grades"
         )
 
 
 def count_clicks(ragged: RaggedLists, schema: ListSchema, parts: np.ndarray) -> dict[str, ClickThroughCounts]:
-    """Counts clicks on the values of each feature with too many values to be categories.
+    """Counts the clicks on each value of the features with too many values to be read as categories.
 
     Args:
         ragged: Labelled lists.
-        schema: Of the lists, fitted.
+        schema: Fitted schema of the lists.
         parts: int64 [B], the part of each list.
     """
     counts = {}
     of_item = np.repeat(parts, ragged.lengths["L"])
     for part, number, feature in list_tables(schema):
         rows = feature.hash_size or feature.size
-        assert rows is not None  # of a fitted schema
+        assert rows is not None  # the schema is fitted
         if rows > MAX_CATEGORIES:
             counts[feature.name] = ClickThroughCounts(rows)
             counts[feature.name].add(find_rows(ragged, part, number), ragged.rows["labels"] > 0, of_item)
@@ -112,11 +113,11 @@ def make_dataset(
     Args:
         lightgbm: The module.
         ragged: The lists.
-        schema: Of the lists, fitted.
+        schema: Fitted schema of the lists.
         rates: Categorical feature -> click-through rates by row of its table, [rows]; with ``parts`` [parts, rows].
-        parts: int64 [B], which rates the items of a list get. None: all get the same.
-        with_position: Whether the trees also read at which position an item is given.
-        reference: The training data that these lists are held out from.
+        parts: int64 [B], the row of ``rates`` for the items of each list. None: all lists share the same rates.
+        with_position: Whether the trees also read the given position of an item.
+        reference: The training data set, if these lists are held out from it.
     """
     of_item = None if parts is None else np.repeat(parts, ragged.lengths["L"])
     values = make_tree_inputs(ragged, schema, rates, of_item, with_position=with_position)

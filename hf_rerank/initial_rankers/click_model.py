@@ -1,6 +1,6 @@
-"""A click model: the library's DNN, trained to predict the click on each item on its own.
+"""A click model: the library's DNN, trained to predict the click on each item separately.
 
-It is the initial ranker ``dnn``; and the activation of its last hidden layer is the personalised vector of an item
+It is the initial ranker ``dnn``, and the activations of its last hidden layer are the personalised vector of an item
 for a user (Pei et al. 2019).
 """
 
@@ -33,15 +33,15 @@ from hf_rerank.training.encoded_lists import EncodedLists
 from hf_rerank.validation import Lists
 
 BATCH_LISTS = 32
-# Passes over the lists without a better log-loss on those held out, after which training stops.
+# Training stops after this many epochs without a better log-loss on the held-out lists.
 PATIENCE = 2
 
 
 class ClickModel:
-    """A pointwise network over each item's own features and the user's. Made by ``fit``, or ``from_pretrained``.
+    """A pointwise network over the features of each item and the user. Made by ``fit`` or ``from_pretrained``.
 
     Attributes:
-        settings: What it was made of, plain JSON values.
+        settings: How it was trained, as JSON values.
     """
 
     def __init__(self, model: DNNForReranking, processor: ListProcessor, settings: dict[str, Any]) -> None:
@@ -59,16 +59,16 @@ class ClickModel:
         at_most: int | None = None,
         progress: bool = False,
     ) -> ClickModel:
-        """Learns from ``ranker_train`` lists, by log-loss, with AdamW; keeps the weights best on those held out.
+        """Trains on ``ranker_train`` lists by log-loss with AdamW; keeps the weights that are best on held-out lists.
 
         Args:
             lists: A ``datasets`` Dataset of the split ``ranker_train``.
-            schema: Of the lists; position, attraction and history are not read.
+            schema: Schema of the lists; position, attraction and history are not read.
             quality: See ``qualities``.
             hidden_sizes: Widths of the hidden layers. None: those of the quality.
-            seed: Of the parts of lists, of the weights and of the order of lists.
-            at_most: Largest number of lists to use, spread evenly over the split. None: all that the quality allows.
-            progress: A bar of the steps, if it takes longer than a second.
+            seed: Seed of the parts of lists, of the weights and of the order of lists.
+            at_most: Maximum number of lists to use, spread evenly over the split. None: all that the quality allows.
+            progress: Show a progress bar if training takes longer than a second.
 
         Raises:
             InputError: No list has a click, or a label is above 1.
@@ -80,14 +80,14 @@ class ClickModel:
         collator = RerankCollator(processor, highest_label=1.0)
         train, held_out = EncodedLists(chosen.train, collator), EncodedLists(chosen.held_out, collator)
         sizes = list(means.hidden_sizes if hidden_sizes is None else hidden_sizes)
-        # The random numbers of the caller stay as they are.
+        # The caller's random state is not changed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = DNNForReranking(
                 DNNConfig.for_schema(processor.schema, hidden_sizes=sizes, position_input="none", unknown_rate=0.01)
             )
-            # Else the first hundreds of steps only lower all scores, most those of items with large features, and a
-            # short training ends below a random order.
+            # Otherwise the first hundreds of steps only lower all scores, mostly of items with large features, and a
+            # short training ends up worse than a random order.
             bias: Any = model.scorer.bias
             torch.nn.init.constant_(bias, math.log(chosen.click_rate / (1 - chosen.click_rate)))
             losses = _train(model, train, held_out, means.epochs, means.learning_rate, seed, progress)
@@ -113,7 +113,7 @@ class ClickModel:
         return self._run_on_items(lists, lambda inputs: self.model.encode_items(**inputs))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes weights, processor and settings, with a manifest: all of it or nothing."""
+        """Writes weights, processor, settings and a manifest, completely or not at all."""
         with save_files(folder) as staging:
             self.model.save_pretrained(staging)
             self.processor.save_pretrained(staging)
@@ -125,7 +125,7 @@ class ClickModel:
         """Loads a click model that ``save_pretrained`` wrote.
 
         Raises:
-            InputError: A file is missing, damaged or not one that was saved.
+            InputError: A file is missing, damaged or not part of the saved model.
         """
         path = fetch_verified_folder(folder, (RANKER_FILE, CONFIG_FILE, VOCABULARIES_FILE))
         settings = read_settings(path, "dnn")
@@ -145,8 +145,8 @@ class ClickModel:
         values = np.concatenate(found)
         if not np.isfinite(values).all():
             raise InputError(
-                "the click model gives values that are not finite: a number in the lists is far outside those of "
-                "training, or its weights are broken"
+                "the click model returns values that are not finite: a number in the lists is far outside the range "
+                "of the training data, or its weights are damaged"
             )
         return values
 
@@ -160,7 +160,7 @@ def _train(
     seed: int,
     progress: bool,
 ) -> list[float]:
-    """Trains in place and keeps the best weights; returns the log-loss on the lists held out, after each epoch."""
+    """Trains in place and keeps the best weights; returns the log-loss on the held-out lists after each epoch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     order = np.random.default_rng(seed)
     losses: list[float] = []
@@ -176,7 +176,7 @@ def _train(
                 loss = _loss(model, train, shuffled[start : start + BATCH_LISTS])
                 if not bool(torch.isfinite(loss)):
                     raise TrainingStopped(
-                        "the click model's loss is not finite: look for numbers far outside the usual in ranker_train"
+                        "the click model's loss is not finite: look for extremely large numbers in ranker_train"
                     )
                 optimizer.zero_grad()
                 loss.backward()
@@ -185,10 +185,10 @@ def _train(
             losses.append(_mean_loss(model, held_out))
             if not math.isfinite(losses[-1]):
                 raise TrainingStopped(
-                    "the click model's loss is not finite on the lists held out: look for numbers far outside the "
-                    "usual in ranker_train"
+                    "the click model's loss is not finite on the held-out lists: look for extremely large numbers in "
+                    "ranker_train"
                 )
-            since_best = len(losses) - 1 - int(np.argmin(losses))  # of equal losses the first is the best
+            since_best = len(losses) - 1 - int(np.argmin(losses))  # among equal losses the first is the best
             if since_best == 0:
                 best = copy.deepcopy(model.state_dict())
             elif since_best >= PATIENCE:

@@ -1,6 +1,6 @@
 """Click-through rates of the values of a categorical feature, as a number that trees can split on.
 
-A rate that counts a list's own clicks would leak them: lists to learn from get rates of the other parts only.
+A rate that counts a list's own clicks would leak them: training lists get rates from the other parts only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_rerank.initial_rankers.ranker_train import PARTS
 
-# A value seen n times weighs n against this many items of the mean rate.
+# Smoothing: the mean rate counts as much as this many observations of a value.
 PRIOR_ITEMS = 20
 
 
@@ -19,7 +19,7 @@ class ClickThroughCounts:
     """Counts how often each value was shown and clicked, part by part.
 
     Args:
-        num_rows: Rows of the feature's table; the unknown value has one, and so a rate of its own.
+        num_rows: Rows of the feature's table; the unknown value has a row, and therefore a rate.
     """
 
     def __init__(self, num_rows: int) -> None:
@@ -30,8 +30,8 @@ class ClickThroughCounts:
         """Counts items.
 
         Args:
-            rows: int64 [N], rows of their values.
-            clicked: bool [N].
+            rows: int64 [N], table rows of the items' values.
+            clicked: bool [N], whether each item was clicked.
             parts: int64 [N], the part of each item's list.
         """
         np.add.at(self.shown, (parts, rows), 1)

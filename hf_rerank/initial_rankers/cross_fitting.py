@@ -1,7 +1,7 @@
 """Initial order and scores by cross-fitting: no list is sorted by a ranker that has seen its clicks, none is held out.
 
-Training lists fall into folds by their user. Those of a fold are sorted by a ranker that was trained on the other
-folds, all other lists (validation, test, and new ones) by a ranker that was trained on all training lists.
+Training lists are split into folds by user. The lists of a fold are sorted by a ranker trained on the other folds, all
+other lists (validation, test, and new ones) by a ranker trained on all training lists.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from hf_rerank.initial_rankers.ranker_train import assign_parts, users_of
 
 @dataclass(frozen=True)
 class CrossFittedRanker:
-    """A ranker trained on all training lists, and one per fold that was trained on the other folds.
+    """A ranker trained on all training lists, and one per fold trained on the other folds.
 
     Attributes:
-        whole: Trained on all training lists.
-        folds: Fold k was not seen by ranker k.
+        whole: The ranker trained on all training lists.
+        folds: One ranker per fold; ranker k has not seen fold k.
         fold_of_list: int64 [N], the fold of each training list.
     """
 
@@ -38,9 +38,9 @@ class CrossFittedRanker:
         Args:
             fit: ``(lists) -> ranker``.
             lists: A ``datasets`` Dataset of the training lists.
-            schema: Of the lists; its group, or else its list_id, says which lists stay together.
-            folds: How many, at least 2.
-            seed: Of the folds.
+            schema: Schema of the lists; its group, or else its list_id, determines which lists stay together.
+            folds: Number of folds, at least 2.
+            seed: Seed of the split into folds.
 
         Raises:
             InputError: There are fewer users than folds; or as ``fit``.
@@ -48,8 +48,8 @@ class CrossFittedRanker:
         users = users_of(lists, schema)
         if len(set(users)) < folds:
             raise InputError(
-                f"--cross-fit {folds} needs at least {folds} users with lists in train, there are {len(set(users))}: "
-                "use fewer folds, or more lists"
+                f"--cross-fit {folds} needs at least {folds} users with lists in train, but there are "
+                f"{len(set(users))}: use fewer folds, or more lists"
             )
         fold_of_list = assign_parts(users, folds, seed)
         of_folds = [fit(lists.select(np.flatnonzero(fold_of_list != fold))) for fold in range(folds)]
@@ -57,12 +57,12 @@ class CrossFittedRanker:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the rankers were made of."""
+        """How the rankers were trained."""
         return {**self.whole.settings, "folds": len(self.folds)}
 
     @property
     def processor(self) -> Any:
-        """Of the ranker that new lists are sorted by."""
+        """The processor of the ranker for new lists."""
         return self.whole.processor
 
     def scores(self, table: pa.Table) -> np.ndarray:
@@ -73,9 +73,9 @@ class CrossFittedRanker:
         """Scores the items of training lists, each by the ranker that has not seen its list; float64 [N].
 
         Args:
-            table: Successive training lists.
-            first: The number of the first of them.
-            lengths: int64 [B], their items.
+            table: Consecutive training lists.
+            first: Number of the first list in ``table``.
+            lengths: int64 [B], number of items per list.
         """
         fold_of_list = self.fold_of_list[first : first + table.num_rows]
         fold_of_item = np.repeat(fold_of_list, lengths)
@@ -86,5 +86,5 @@ class CrossFittedRanker:
         return scores
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Saves the ranker that new lists are sorted by."""
+        """Saves the ranker for new lists."""
         self.whole.save_pretrained(folder)

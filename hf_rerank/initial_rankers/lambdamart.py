@@ -30,20 +30,20 @@ STOP_AFTER = 30
 
 
 class LambdaMARTRanker:
-    """Boosted trees over each item's own features and the user's. Made by ``fit``, or ``from_pretrained``.
+    """Boosted trees over the features of each item and the user. Made by ``fit`` or ``from_pretrained``.
 
-    Dense features are read as the processor scales them; categorical features of up to 64 values as categories; those
-    of more values as smoothed click-through rates, which were learned out of fold (``click_through``).
+    Dense features are read as scaled by the processor; categorical features with up to 64 values as categories; those
+    with more values as smoothed click-through rates, learned out of fold (``click_through``).
 
     Attributes:
-        settings: What it was made of, plain JSON values.
+        settings: How it was trained, as JSON values.
     """
 
     def __init__(
         self, trees: str, processor: ListProcessor, rates: dict[str, np.ndarray], settings: dict[str, Any]
     ) -> None:
         self.trees, self.processor, self.rates, self.settings = trees, processor, rates, settings
-        # Scores of the trees as they are saved, so that they are the same after loading.
+        # Scores come from the trees in saved form, so that they are the same after loading.
         self._booster = require_lightgbm().Booster(model_str=trees)
 
     @classmethod
@@ -57,20 +57,20 @@ class LambdaMARTRanker:
         at_most: int | None = None,
         threads: int = 1,
     ) -> LambdaMARTRanker:
-        """Learns from ``ranker_train`` lists.
+        """Trains on ``ranker_train`` lists.
 
-        All lists learned from are held encoded in memory, and once more while LightGBM reads them.
+        The encoded training lists are kept in memory, and a second copy while LightGBM reads them.
 
         Args:
             lists: A ``datasets`` Dataset of the split ``ranker_train``.
-            schema: Of the lists; position, attraction and history are not read.
+            schema: Schema of the lists; position, attraction and history are not read.
             quality: See ``qualities``.
-            seed: Of the parts of lists, and of the draw of lists and features for each tree.
-            at_most: Largest number of lists to use, spread evenly over the split. None: all that the quality allows.
-            threads: Of LightGBM. The trees do not depend on it.
+            seed: Seed of the parts of lists, and of the lists and features sampled for each tree.
+            at_most: Maximum number of lists to use, spread evenly over the split. None: all that the quality allows.
+            threads: Number of LightGBM threads. The trees do not depend on it.
 
         Raises:
-            InputError: LightGBM is missing, no list has a click, labels are no whole numbers from 0 to 30, or a list
+            InputError: LightGBM is missing, no list has a click, labels are not whole numbers from 0 to 30, or a list
                 has more than 10,000 items.
         """
         lightgbm = require_lightgbm()
@@ -98,7 +98,7 @@ class LambdaMARTRanker:
             "seed": seed,
             "num_threads": threads,
         }
-        # A few held-out lists cannot tell when a few trees are enough: with fewer trees than that, all are kept.
+        # Early stopping is unreliable with few held-out lists: if at most this many trees are allowed, all are kept.
         stop = [lightgbm.early_stopping(STOP_AFTER, verbose=False)] if means.trees > STOP_AFTER else []
         booster = lightgbm.train(options, train_set, means.trees, valid_sets=[held_out_set], callbacks=stop)
         trees = booster.best_iteration if stop else booster.num_trees()
@@ -123,7 +123,7 @@ class LambdaMARTRanker:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes trees (text), click-through rates, processor and settings, with a manifest: all of it or nothing."""
+        """Writes trees (text), click-through rates, processor, settings and a manifest, completely or not at all."""
         with save_files(folder) as staging:
             self.processor.save_pretrained(staging)
             save_file(self.rates, staging / RATES_FILE)
@@ -136,7 +136,7 @@ class LambdaMARTRanker:
         """Loads a ranker that ``save_pretrained`` wrote.
 
         Raises:
-            InputError: LightGBM is missing; or a file is missing, damaged or not one that was saved.
+            InputError: LightGBM is missing; or a file is missing, damaged or not part of the saved ranker.
         """
         names = (RANKER_FILE, TREES_FILE, RATES_FILE, CONFIG_FILE, VOCABULARIES_FILE)
         path = fetch_verified_folder(folder, names)
@@ -149,7 +149,7 @@ def read_settings(folder: Path, ranker: str) -> dict[str, Any]:
     """Reads the settings of a saved ranker, without their version.
 
     Raises:
-        InputError: They are of another ranker, or of a newer format.
+        InputError: The settings belong to another ranker, or have a newer format.
     """
     path = folder / RANKER_FILE
     try:
@@ -160,6 +160,6 @@ def read_settings(folder: Path, ranker: str) -> dict[str, Any]:
     if version != FORMAT_VERSION or found != ranker:
         raise InputError(
             f"{path} describes {found!r}, format {version}: expected {ranker!r}, format {FORMAT_VERSION}; load it as "
-            "what it is, or install a newer hf-rerank"
+            f"{found!r}, or install a newer hf-rerank"
         )
     return settings

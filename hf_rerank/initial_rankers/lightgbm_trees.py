@@ -10,15 +10,15 @@ import numpy as np
 from hf_rerank.errors import InputError
 from hf_rerank.processing.trees import TreeEnsemble
 
-# The bits of ``decision_type``: categorical, missing goes left, and two bits that say what is missing.
+# The bits of ``decision_type``: categorical, missing goes left, and two bits for the kind of missing value.
 _CATEGORICAL, _DEFAULT_LEFT, _MISSING_SHIFT, _MISSING_BITS = 1, 2, 2, 3
 
 
 def parse_ensemble(model: str) -> TreeEnsemble:
-    """Parses the trees of ``Booster.model_to_string``; ``scores`` of the result gives its raw scores.
+    """Parses the trees of ``Booster.model_to_string``; ``scores`` of the result returns the raw scores.
 
     Raises:
-        InputError: A tree is of a kind that is not read: linear leaves, or trees that are averaged.
+        InputError: The kind of tree is not supported: linear leaves, or averaged trees.
     """
     if "\naverage_output" in model:
         raise InputError("the LightGBM model averages its trees (boosting rf): expected boosting gbdt")
@@ -75,13 +75,13 @@ def _parse_numbers(text: str, kind: Any) -> np.ndarray:
 
 
 def _number_children(text: str, nodes: int, leaves: int) -> np.ndarray:
-    """Renumbers children from numbers within the tree to numbers among all trees."""
+    """Converts the numbers of children from numbers within the tree to numbers across all trees."""
     children = _parse_numbers(text, np.int64)
     return np.where(children >= 0, children + nodes, children - leaves).astype(np.int32)
 
 
 def _parse_members(tree: dict[str, str], number: int) -> np.ndarray:
-    """Parses the values that go left at categorical split ``number``, a bit set in words of 32 bits."""
+    """Parses the values that go left at categorical split ``number``, a bit set of 32-bit words."""
     ends, words = _parse_numbers(tree["cat_boundaries"], np.int64), _parse_numbers(tree["cat_threshold"], np.int64)
     own = words[ends[number] : ends[number + 1]]
     return np.flatnonzero(((own[:, None] >> np.arange(32)) & 1).reshape(-1))

@@ -1,9 +1,9 @@
 """A re-ranker on top of boosted trees: LambdaMART whose scores a re-ranker starts from.
 
-A tree model that has learned from a list scores it better than it will score new lists, and a re-ranker that is
-trained on such scores relies on them too much. So the training lists are cross-fitted: they fall into folds by group,
-and each list gets the scores of trees that were learned from the other folds. All other lists are scored by trees that
-were learned from all training lists; these go into the processor, and are saved with it.
+Trees score the lists that they were trained on better than new lists, and a re-ranker trained on such scores relies on
+them too much. So the training lists are cross-fitted: they are split into folds by group, and each list is scored by
+trees trained on the other folds. All other lists are scored by trees trained on all training lists; these become part
+of the processor and are saved with it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class OnTop:
-    """What ``fit_on_top`` made.
+    """The result of ``fit_on_top``.
 
     Attributes:
-        processor: That of the re-ranker, with the trees.
+        processor: Processor of the re-ranker, with the trees.
         train: The training lists with a column of cross-fitted scores, ``SCORE_COLUMN``.
-        settings: What the trees were made of, plain JSON values.
+        settings: How the trees were trained, as JSON values.
     """
 
     processor: ListProcessor
@@ -53,31 +53,31 @@ def fit_on_top(
     seed: int = 0,
     threads: int = 1,
 ) -> OnTop:
-    """Learns LambdaMART from training lists, for a re-ranker that starts from its scores.
+    """Trains LambdaMART on training lists, for a re-ranker that starts from its scores.
 
-    All lists are held encoded in memory, 4 bytes per feature of an item, twice while LightGBM reads them.
+    The encoded lists are kept in memory, 4 bytes per feature of an item, twice while LightGBM reads them.
 
     Args:
-        processor: Fitted on ``train``; its schema names no ``initial_score``.
+        processor: Processor fitted on ``train``; its schema names no ``initial_score``.
         train: A ``datasets`` Dataset of training lists.
-        validation: Lists that choose the number of trees and of leaves by NDCG@10.
-        with_position: Whether the trees also read at which position an item is given. Their scores are then those of
-            the given order in every pass of principled learning. None: what is better on the training lists, each
-            scored by trees that have not learned from it, with a number per position beside the trees' scores.
-        folds: Of the cross-fitting, at least 2.
-        seed: Of the folds.
-        threads: Of LightGBM. The trees do not depend on it.
+        validation: Lists on which the numbers of trees and leaves are selected by NDCG@10.
+        with_position: Whether the trees also read the given position of an item. Their scores are then those of the
+            given order in every pass of principled learning. None: whichever is better on the cross-fitted training
+            lists, with one learned number per position added to the trees' scores.
+        folds: Number of folds of the cross-fitting, at least 2.
+        seed: Seed of the split into folds.
+        threads: Number of LightGBM threads. The trees do not depend on it.
 
     Raises:
-        InputError: LightGBM is missing; the lists have scores of an earlier ranker already; no list has a click;
-            labels are no whole numbers from 0 to 30; or a list has more than 10,000 items.
+        InputError: LightGBM is missing; the lists already have scores of an earlier ranker; no list has a click;
+            labels are not whole numbers from 0 to 30; or a list has more than 10,000 items.
     """
     lightgbm = require_lightgbm()
     schema = processor.schema
     if schema.initial_score is not None or SCORE_COLUMN in train.column_names:
         raise InputError(
             f"the lists have scores of an earlier ranker (column {schema.initial_score or SCORE_COLUMN!r}): start "
-            "from these with --set initial_score=start, or leave them out of the schema"
+            "from these with --set initial_score=start, or remove the column from the schema"
         )
     if not 2 <= folds <= PARTS:
         raise InputError(f"folds is {folds}: expected 2 to {PARTS}")
@@ -112,14 +112,14 @@ def fit_on_top(
 
 
 class _CrossFitted:
-    """Trees of all training lists, cross-fitted scores of these, and the NDCG of a start from them.
+    """Trees trained on all training lists, cross-fitted scores of these lists, and the NDCG of these scores.
 
     Attributes:
-        trees, chosen: As of ``TreeLearner.choose``.
-        scores: float32 [N], of the items of the training lists.
-        lengths: int64 [B], items of these.
-        value: NDCG@10 on the training lists of their cross-fitted scores with a number per position, where training
-            starts. There are more of them than validation lists, and no tree has learned from the list it scores.
+        trees, chosen: As returned by ``TreeLearner.choose``.
+        scores: float32 [N], cross-fitted scores of the items of the training lists.
+        lengths: int64 [B], number of items per training list.
+        value: NDCG@10 on the training lists of the cross-fitted scores plus a number per position, the starting point
+            of training. There are more training than validation lists, and no tree was trained on the list it scores.
     """
 
     def __init__(self, learner: TreeLearner, held_out: RaggedLists, folds: int) -> None:

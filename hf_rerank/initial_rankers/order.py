@@ -40,11 +40,11 @@ REPORT_KEY = "initial_ranker"
 SORTED_SPLITS = ("train", "validation", "test")
 MEASURED_SPLITS = ("validation", "test")
 KS = (5, 10)
-# What a card said of the order before: these sentences are replaced.
+# Sentences of the old card about the order begin with these words, and are replaced.
 _OLD_ORDER = ("Initial order:", "Lists are cut to", "Training lists are sorted by cross-fitting")
 _FOLDS = (
-    "Training lists are sorted by cross-fitting: {} folds by user, each sorted by a ranker that was trained on the "
-    "other folds. The scores are in the column of the schema's `initial_score`."
+    "Training lists are sorted by cross-fitting: {} folds by user, each sorted by a ranker trained on the other "
+    "folds. The scores are in the column named by the schema's `initial_score`."
 )
 Ranker = LambdaMARTRanker | ClickModel | CrossFittedRanker
 
@@ -61,40 +61,40 @@ def add_initial_order(
     cross_fit: int | None = None,
     progress: bool = True,
 ) -> PrepareReport:
-    """Trains an initial ranker on ``ranker_train`` and writes a new folder of lists that are sorted by it.
+    """Trains an initial ranker on ``ranker_train`` and writes a new folder with the lists sorted by it.
 
     With ``cross_fit`` nothing needs to be held out as ``ranker_train``: rankers are trained on ``train``, and each of
-    its lists is sorted by one that has not seen it, see ``cross_fitting``. The scores are kept, too, in the column
+    its lists is sorted by one that has not seen it, see ``cross_fitting``. The scores are also stored, in the column
     ``initial_score`` of the schema.
 
-    ``train``, ``validation`` and ``test`` get a column ``position`` of the ranker's order, instead of one that is
-    there; items with equal scores keep the order of their slots. Lists are cut in the new order. Slots keep theirs.
-    ``ranker_train`` keeps the order it has: one by a ranker that has seen its clicks would leak them.
+    ``train``, ``validation`` and ``test`` get a column ``position`` with the ranker's order, which replaces any old
+    one; items with equal scores keep the order of their slots. Lists are cut in the new order; slots keep their order.
+    ``ranker_train`` keeps its order: a ranker that has seen its clicks would leak them.
 
-    The folder holds the ranker, in ``initial_ranker/``. ``report.json`` names, under ``initial_ranker``, what it was
-    made of, and the metrics of its order after the cut. The folder appears when it is complete; a call that was
+    The folder contains the ranker in ``initial_ranker/``. ``report.json`` describes, under ``initial_ranker``, its
+    training and the metrics of its order after the cut. The folder appears when it is complete; a call that was
     killed trains again and resumes after the last complete shard.
 
-    Lists are written batch by batch. Training LambdaMART holds its lists encoded in memory (4 bytes per feature
-    of an item, twice while LightGBM reads them); the DNN reads them from disk.
+    Lists are written batch by batch. Training LambdaMART keeps the encoded lists in memory (4 bytes per feature of an
+    item, twice while LightGBM reads them); the DNN reads them from disk.
 
     Args:
         lists_dir: A folder of prepared lists.
-        output_dir: Folder to make; must be new or empty.
+        output_dir: Folder to write; must be new or empty.
         ranker: ``lambdamart`` or ``dnn``.
-        quality: ``poor``, ``moderate`` or ``strong``; what each may use is in ``hf_rerank.initial_rankers.qualities``.
+        quality: ``poor``, ``moderate`` or ``strong``, see ``hf_rerank.initial_rankers.qualities``.
         max_list_length: Longer lists are cut to their first items in the new order. None: that of the schema.
-        seed: Of the ranker.
-        at_most: Largest number of lists of ``ranker_train`` to use. None: as many as the quality allows.
+        seed: Seed of the ranker.
+        at_most: Maximum number of lists of ``ranker_train`` to use. None: as many as the quality allows.
         cross_fit: Number of folds, at least 2. None: no cross-fitting.
-        progress: Bars of what takes longer than a second.
+        progress: Show progress bars for steps that take longer than a second.
 
     Returns:
         The counts of the new folder.
 
     Raises:
-        InputError: An unknown ranker or quality; LightGBM is missing; no ``ranker_train`` list, or none with a click;
-            wrong lists; or see ``write_lists``.
+        InputError: The ranker or quality is unknown; LightGBM is missing; ``ranker_train`` has no lists, or none with
+            a click; the lists are wrong; or as ``write_lists``.
     """
     check_ranker(ranker, quality)
     for name, value in (("max_list_length", max_list_length), ("at_most", at_most)):
@@ -116,10 +116,10 @@ def add_initial_order(
 
 
 def check_ranker(ranker: str, quality: str) -> None:
-    """Checks the name of a ranker and of its quality.
+    """Checks the names of a ranker and its quality.
 
     Raises:
-        InputError: An unknown ranker or quality, or LightGBM is missing where it is needed.
+        InputError: The ranker or quality is unknown, or LightGBM is needed but missing.
     """
     if ranker not in RANKERS:
         raise InputError(f"unknown ranker {ranker!r}: expected {' or '.join(RANKERS)}{suggestion(ranker, RANKERS)}")
@@ -138,22 +138,21 @@ def prepare_in_order(
     max_list_length: int,
     seed: int = 0,
 ) -> PrepareReport:
-    """Prepares raw data with whole lists, and sorts and then cuts them by a trained ranker.
+    """Prepares raw data with uncut lists, sorts them by a trained ranker, and then cuts them.
 
-    The whole lists lie in ``OUTPUT.unsorted/lists`` meanwhile. If this is interrupted, the same call resumes.
+    The uncut lists are temporarily stored in ``OUTPUT.unsorted/lists``. After an interruption, the same call resumes.
 
     Args:
         prepare: ``(folder, max_list_length) -> report`` makes a folder of prepared lists from raw data.
-        options: Whatever ``prepare`` depends on, as plain JSON values; a call that resumes must have
-            the same.
-        output_dir: Folder to make; must be new or empty.
-        ranker: As of ``add_initial_order``.
-        quality: As of ``add_initial_order``.
-        max_list_length: Lists are cut to as many items, after sorting.
-        seed: Of the ranker.
+        options: Everything that the result of ``prepare`` depends on, as JSON values; must be the same to resume.
+        output_dir: Folder to write; must be new or empty.
+        ranker: As in ``add_initial_order``.
+        quality: As in ``add_initial_order``.
+        max_list_length: Longer lists are cut to this length after sorting.
+        seed: Seed of the ranker.
 
     Raises:
-        InputError: As ``prepare`` and ``add_initial_order``; or the whole lists of another call are in the way.
+        InputError: As ``prepare`` and ``add_initial_order``; or the uncut lists of another call are in the way.
     """
     check_ranker(ranker, quality)
 
@@ -166,7 +165,7 @@ def prepare_in_order(
 
 
 class _InInitialOrder(PreparedSource):
-    """The lists of a folder, sorted by an initial ranker that is trained on its ``ranker_train``."""
+    """The lists of a folder, sorted by an initial ranker trained on its ``ranker_train``."""
 
     progress = False
 
@@ -240,7 +239,7 @@ class _InInitialOrder(PreparedSource):
         if self.cross_fit is None:
             return fit(read_ranker_train(self.prepared, self.folder))
         if not self.prepared.lists.get("train"):
-            raise InputError(f"{self.folder} has no train lists: cross-fitting trains rankers on them")
+            raise InputError(f"{self.folder} has no train lists, on which cross-fitting trains rankers")
         lists = load_parquet(self.prepared.files["train"], "train", streaming=False)
         return CrossFittedRanker.fit(fit, lists, self.old_schema, folds=self.cross_fit, seed=self.seed)
 
@@ -331,9 +330,9 @@ class _InInitialOrder(PreparedSource):
         how = [
             *(point for point in card.how if not point.startswith(_OLD_ORDER)),
             f"Initial order: the column `{schema.position}`, 0 at the top, by the initial ranker `{facts['ranker']}` "
-            f"of quality `{facts['quality']}` (seed {facts['seed']}), kept in `{RANKER_FOLDER}/`. It learned from "
+            f"of quality `{facts['quality']}` (seed {facts['seed']}), stored in `{RANKER_FOLDER}/`. It was trained on "
             f"{learned:,} lists of `{trained_on}` ({looked_at:,} of {facts['lists_available']:,} were used, the "
-            "others of these said when to stop), and read neither order nor truth. Slots keep their order.",
+            "others for early stopping), and read neither order nor ground truth. Slots keep their order.",
             *folds,
             f"Lists are cut to {schema.max_list_length} items in this order: {facts['cut_lists']:,} lists, of which "
             f"{facts['lost_clicks']:,} lost all their clicks.",
@@ -341,7 +340,7 @@ class _InInitialOrder(PreparedSource):
         caveats = [
             *card.caveats,
             *(
-                ["`ranker_train` is not sorted by the ranker, which has seen its clicks: it keeps the order it had."]
+                ["`ranker_train` is not sorted by the ranker, which has seen its clicks: it keeps its order."]
                 if self.cross_fit is None
                 else []
             ),
@@ -355,7 +354,7 @@ def positions_by_score(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
     Args:
         scores: [N], the items of all lists one after another.
-        lengths: int64 [B], items of each list.
+        lengths: int64 [B], number of items per list.
     """
     of_list = np.repeat(np.arange(len(lengths)), lengths)
     starts = np.cumsum(lengths) - lengths
@@ -365,9 +364,9 @@ def positions_by_score(scores: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _item_columns(prepared: PreparedFolder) -> list[str]:
-    """Finds the columns that hold one value per item.
+    """Finds the columns with one value per item.
 
-    The schema names most. Of the sequences that it does not name, those are as long as the items in every list.
+    The schema names most. Other sequence columns count if their length is the number of items in every list.
     """
     schema = prepared.schema
     special = (schema.label, schema.position_column, schema.weight, schema.propensity, schema.attraction)

@@ -6,7 +6,7 @@
 | ``moderate`` | 10 %, at least 300 | 30 trees of 8 leaves | layers of 64 and 32, up to 5 epochs at 1e-3 |
 | ``strong`` | all | up to 1,000 trees of 31 leaves | layers of 200 and 80, up to 20 epochs at 2e-3 |
 
-A tenth of the lists used (by user) is held out; "up to" means early stopping on those.
+A tenth of the lists used (by user) is held out; "up to" means early stopping on the held-out lists.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ RANKERS = ("lambdamart", "dnn")
 
 @dataclass(frozen=True)
 class Quality:
-    """What a ranker may use.
+    """Limits on the training data and the size of a ranker.
 
     Attributes:
-        share: Of the lists of ``ranker_train``.
-        at_least: Lists, where there are as many.
-        trees: LambdaMART, at most.
-        leaves: Per tree.
-        hidden_sizes: Of the DNN.
-        epochs: DNN, at most.
-        learning_rate: DNN.
+        share: Share of the lists of ``ranker_train``.
+        at_least: Minimum number of lists, if there are as many.
+        trees: Maximum number of trees of LambdaMART.
+        leaves: Leaves per tree of LambdaMART.
+        hidden_sizes: Widths of the hidden layers of the DNN.
+        epochs: Maximum number of epochs of the DNN.
+        learning_rate: Learning rate of the DNN.
     """
 
     share: float
@@ -42,7 +42,7 @@ class Quality:
     learning_rate: float
 
     def lists(self, available: int, at_most: int | None) -> int:
-        """Returns how many of the available lists are used."""
+        """Returns the number of lists to use."""
         use = min(available, max(math.ceil(self.share * available), self.at_least))
         return use if at_most is None else min(use, at_most)
 

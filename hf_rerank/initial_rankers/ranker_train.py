@@ -1,4 +1,4 @@
-"""What rankers learn from: lists of the split ``ranker_train``, without anything that reveals an item's position."""
+"""Training data of rankers: lists of the split ``ranker_train``, without columns that reveal an item's position."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hf_rerank.processing.vocabularies import blake2b_64
 from hf_rerank.schema import ListSchema
 from hf_rerank.validation import tables_of
 
-# Lists fall into this many parts by a hash of their user. The first is held out and says when to stop; the others are
-# the folds of what is learned out of fold.
+# Lists are split into this many parts by a hash of their user. The first is held out for early stopping; the others
+# are folds for values that are learned out of fold.
 PARTS = 10
 HELD_OUT = 0
 # Rankers score items one by one: no list is too long for them.
@@ -28,15 +28,15 @@ LABEL_BATCH = 10_000
 
 @dataclass(frozen=True)
 class RankerLists:
-    """Lists to learn from.
+    """Lists for training a ranker.
 
     Attributes:
-        schema: Of ``ranker_schema``.
-        train: A ``datasets`` Dataset.
+        schema: The schema returned by ``ranker_schema``.
+        train: A ``datasets`` Dataset of training lists.
         train_parts: int64, the part of each list of ``train``, from 1.
-        held_out: A Dataset of lists of other users; only for stopping.
-        available: Lists there were.
-        click_rate: Clicked items among those of ``train``, strictly between 0 and 1.
+        held_out: A Dataset of lists of other users, for early stopping only.
+        available: Number of available lists.
+        click_rate: Share of clicked items in ``train``, strictly between 0 and 1.
     """
 
     schema: ListSchema
@@ -47,7 +47,7 @@ class RankerLists:
     click_rate: float
 
     def counts(self) -> dict[str, int]:
-        """Counts the lists available, learned from and held out."""
+        """Returns the numbers of lists available, used for training and held out."""
         return {
             "lists_available": self.available,
             "lists_learned_from": len(self.train),
@@ -56,7 +56,7 @@ class RankerLists:
 
 
 def ranker_schema(schema: ListSchema) -> ListSchema:
-    """Removes from a schema what a ranker must not read (order, ground truth) or does not read (history)."""
+    """Removes the columns that a ranker must not read (order, ground truth) or does not read (history)."""
     return schema.replace(
         position=None, attraction=None, examination=None, history=(), max_list_length=ANY_LENGTH, fitted=None
     )
@@ -72,7 +72,7 @@ def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
     """Reads the lists of ``ranker_train`` as a ``datasets`` Dataset.
 
     Raises:
-        InputError: There are none.
+        InputError: There are no such lists.
     """
     if not prepared.lists.get("ranker_train"):
         held = ", ".join(f"{split} {lists:,}" for split, lists in prepared.lists.items())
@@ -85,16 +85,16 @@ def read_ranker_train(prepared: PreparedFolder, folder: str | Path) -> Any:
 
 
 def choose_ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) -> RankerLists:
-    """Chooses lists to learn from, spread evenly over ``lists``, and holds out those of a tenth of the users.
+    """Chooses training lists, spread evenly over ``lists``, and holds out those of a tenth of the users.
 
     Args:
         lists: A ``datasets`` Dataset with labels.
-        schema: Of the lists.
-        use: How many lists to use.
-        seed: Of the parts.
+        schema: Schema of the lists.
+        use: Number of lists to use.
+        seed: Seed of the split into parts.
 
     Raises:
-        InputError: No list to learn from, or to hold out, has a click.
+        InputError: No training list, or no held-out list, has a click.
     """
     available = len(lists)
     # The multiples of available / use, rounded down.
@@ -108,7 +108,7 @@ def choose_ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) 
     of_list = assign_parts(users_of(chosen, schema), PARTS, seed)
     shown, clicked = np.concatenate(items), np.concatenate(clicks)
     held = of_list == HELD_OUT
-    for what, wanted in (("to learn from", ~held), ("held out to say when to stop", held)):
+    for what, wanted in (("for training", ~held), ("held out for early stopping", held)):
         if not clicked[wanted].any():
             raise InputError(
                 f"of {use:,} lists used, none of the {int(wanted.sum()):,} {what} has a "
@@ -126,14 +126,14 @@ def choose_ranker_lists(lists: Any, schema: ListSchema, *, use: int, seed: int) 
 
 
 def assign_parts(users: list[Any], parts: int, seed: int) -> np.ndarray:
-    """Assigns each list to a part, int64: users in hash order are dealt to the parts in turn."""
+    """Assigns each list to a part, int64: users, ordered by a hash, go to the parts in turn."""
     in_order = sorted(set(users), key=lambda user: (blake2b_64(f"{seed}:{user}"), str(user)))
     part_of = {user: number % parts for number, user in enumerate(in_order)}
     return np.array([part_of[user] for user in users], dtype=np.int64)
 
 
 def users_of(lists: Any, schema: ListSchema) -> list[Any]:
-    """Lists the user of each list: its group; without one its id, or its number."""
+    """Returns the user of each list: its group, or else its id, or else its number."""
     named = [name for name in (schema.group, schema.list_id) if name is not None and name in lists.column_names]
     if not named:
         return list(range(len(lists)))

@@ -1,4 +1,4 @@
-"""Boosted trees over the encoded features of a re-ranker's lists: LambdaMART, chosen on lists held out."""
+"""Boosted trees over the encoded features of a re-ranker's lists: LambdaMART, selected on held-out lists."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from hf_rerank.metrics.ranking import ndcg
 from hf_rerank.processing import ListProcessor, RaggedLists
 from hf_rerank.processing.trees import TreeRanker
 
-# Leaves per tree and numbers of trees that are tried; which is best is decided on the validation lists. Stopping at
-# the best of all numbers would take a chance peak of few validation lists for the best, which may be a single tree.
+# Candidate numbers of leaves and trees; the best are selected on the validation lists. With few validation lists,
+# stopping at the best of all numbers of trees could stop at a chance peak, even at a single tree.
 LEAVES = (7, 15, 31)
 TREES = (50, 100, 300)
 
 
 class TreeLearner:
-    """Training lists as LightGBM reads them; learns trees from all of them, or from any choice.
+    """Trains trees on all training lists or a subset of them.
 
-    All lists are held encoded in memory, 4 bytes per feature of an item, twice while LightGBM reads them.
+    The encoded lists are kept in memory, 4 bytes per feature of an item, twice while LightGBM reads them.
 
     Args:
-        processor: Fitted on ``train``.
+        processor: Processor fitted on ``train``.
         train: Training lists, with labels.
-        with_position: Whether the trees also read at which position an item is given.
-        seed: Of the parts that click-through rates are counted in.
+        with_position: Whether the trees also read the given position of an item.
+        seed: Seed of the parts in which click-through rates are counted.
         sampling_seed: Each tree sees nine tenths of the lists and of the features, drawn with this seed. None: all.
-        threads: Of LightGBM. The trees do not depend on it.
+        threads: Number of LightGBM threads. The trees do not depend on it.
 
     Raises:
-        InputError: LightGBM is missing; no list has a click; labels are no whole numbers from 0 to 30; or a list has
+        InputError: LightGBM is missing; no list has a click; labels are not whole numbers from 0 to 30; or a list has
             more than 10,000 items.
 
     Attributes:
         ragged: The training lists, encoded.
-        lengths: int64 [B], items of each.
-        labels: float32 [N], of their items.
+        lengths: int64 [B], number of items per list.
+        labels: float32 [N], labels of the items.
         parts: int64 [B], the part of each list.
     """
 
@@ -81,7 +81,7 @@ class TreeLearner:
         return best[1], best[2]
 
     def fit(self, lists: np.ndarray, leaves: int, trees: int) -> TreeRanker:
-        """Trees learned from the lists where ``lists`` bool [B] is True."""
+        """Trains trees on the lists where ``lists``, bool [B], is True."""
         booster, rates = self._boost(lists, leaves, trees)
         return self._make_ranker(booster.model_to_string(), rates)
 
@@ -91,7 +91,7 @@ class TreeLearner:
     def _boost(self, lists: np.ndarray, leaves: int, trees: int) -> tuple[Any, dict[str, np.ndarray]]:
         chosen = self.ragged.take(np.flatnonzero(lists))
         parts = np.unique(self.parts[lists])
-        # Rates of an item that was learned from are those of the other parts; of a new item, those of all of them.
+        # Items of training lists get rates from the other parts; new items get rates from all parts.
         rates = {name: counts.compute_rates(parts) for name, counts in self.counts.items()}
         learned = {name: counts.compute_out_of_fold(parts) for name, counts in self.counts.items()}
         data = make_dataset(
@@ -101,7 +101,7 @@ class TreeLearner:
             **OPTIONS,
             "learning_rate": 0.05,
             "num_leaves": leaves,
-            # Small leaves of few items would learn single clicks.
+            # Leaves with few items would memorize single clicks.
             "min_data_in_leaf": int(np.clip(chosen.lengths["L"].sum() // 200, 5, 50)),
             "seed": 0,
             "num_threads": self.threads,

@@ -33,20 +33,20 @@ class RankingMetrics:
     and not in GAUC; expected clicks do not depend on the clicks that were logged, so every list counts.
 
     Memory: 5 bytes for each (list, item) pair up to ``exact_auc_pairs`` (250 MB at the default, twice that while
-    ``compute`` sorts), 16 MB from then on. Pooled scores are held as float32.
+    ``compute`` sorts), 16 MB from then on. Pooled scores are stored as float32.
 
     Args:
-        ks: the cut-offs.
-        no_click: ``"zero"`` or ``"skip"``.
-        gain: of NDCG, ``"exponential"`` or ``"linear"``.
-        click_above: a click is a label above this number, at least 0; only NDCG reads more of a label. None: 0. Then
-            fractional labels, such as the scores of a teacher, are no clicks: every metric but NDCG is nan, with a
+        ks: The cut-offs.
+        no_click: ``"zero"``: lists without a click count as 0; ``"skip"``: they are left out.
+        gain: Gain of NDCG, ``"exponential"`` or ``"linear"``.
+        click_above: A click is a label above this number, at least 0; only NDCG reads more of a label. None: 0. Then
+            fractional labels, such as the scores of a teacher, are not clicks: every metric but NDCG is nan, with a
             warning.
-        ap_denominator: of MAP, ``"clicks"`` or ``"hits"``.
+        ap_denominator: Denominator of MAP, ``"clicks"`` or ``"hits"``.
         examination: [positions], the probability that each position is examined; needed for expected clicks.
-        exact_auc_pairs: up to so many pairs the pooled AUC is exact; beyond, scores s are counted in equal buckets
+        exact_auc_pairs: Up to this many pairs the pooled AUC is exact; beyond, scores s are counted in equal buckets
             of ``(1 + s / (1 + |s|)) / 2``, an increasing map of all numbers to (0, 1) that is finest near 0; a quarter
-            of the buckets lies between the scores 0 and 1. One map for all, so that any two accumulators merge.
+            of the buckets lies between the scores 0 and 1. The map is fixed, so any two accumulators can be merged.
 
     Example:
 
@@ -93,7 +93,7 @@ class RankingMetrics:
             "truncated_lists": 0,
             "clicks_cut": 0,
         }
-        self.fraction: float | None = None  # a label that is neither a click nor none
+        self.fraction: float | None = None  # a fractional label, if there was one
         self._sums: dict[str, float] = {}  # by name, over the lists that count
         self._gauc_sum = 0.0
         self._expected: dict[str, float] = {}  # totals over all lists: model, best, initial
@@ -114,7 +114,7 @@ class RankingMetrics:
         """Adds lists.
 
         Args:
-            scores: ``[..., list]``, higher is better. The pooled AUC compares scores of different lists: give
+            scores: ``[..., list]``, higher is better. The pooled AUC compares scores of different lists: pass
                 probabilities.
             labels: ``[..., list]``, >= 0.
             mask: bool ``[..., list]``, True at real items; None: all are.
@@ -126,8 +126,8 @@ class RankingMetrics:
                 ``RankedLists``. The AUCs and expected clicks are over the other items.
 
         Raises:
-            InputError: as in ``hf_rerank.metrics.ranking``, or optional inputs that do not go together. Nothing
-                was added then.
+            InputError: As in ``hf_rerank.metrics.ranking``, or optional inputs that do not go together. In that
+                case nothing is added.
         """
         ranked = RankedLists(scores, labels, mask, cut_labels=cut_labels, click_above=self.click_above or 0.0)
         expected = self._read_expected(ranked, scores, mask, attraction, positions)
@@ -178,11 +178,11 @@ class RankingMetrics:
             - ``auc`` (pooled), ``auc_error_bound`` (once the histogram is in use), ``gauc`` (each list with both
               classes counts the same);
             - for each k ``ndcg@k``, ``map@k``, ``precision@k`` (divided by k), ``recall@k``, ``mrr@k``, ``clicks@k``;
-            - where attraction was given ``expected_clicks`` and ``expected_clicks_best`` (by true attraction), means
-              over all lists; with positions too ``expected_clicks_initial`` and ``expected_clicks_share``, which is
+            - if attraction was given, ``expected_clicks`` and ``expected_clicks_best`` (by true attraction), means
+              over all lists; with positions too, ``expected_clicks_initial`` and ``expected_clicks_share``, which is
               (model - initial) / (best - initial) of the totals;
             - the counts ``lists``, ``items``, ``lists_without_click``, ``lists_left_out_of_gauc``, ``truncated_lists``
-              (of which items were cut) and ``clicks_cut`` (on these items).
+              (lists with items cut) and ``clicks_cut`` (clicks on those items).
         """
         counts = self._counts
         lists = counts["lists"]
@@ -202,8 +202,8 @@ class RankingMetrics:
         if self.fraction is not None:
             results = {name: value if name.startswith("ndcg@") else math.nan for name, value in results.items()}
             warnings.warn(
-                f"labels such as {self.fraction:g} are fractional, so that it is not known which items were clicked: "
-                "all metrics but NDCG are nan; say which labels are clicks with click_above (--click-above)",
+                f"labels such as {self.fraction:g} are fractional, so it is unknown which items were clicked: all "
+                "metrics but NDCG are nan; define which labels are clicks with click_above (--click-above)",
                 UserWarning,
                 stacklevel=2,
             )
@@ -246,7 +246,7 @@ class RankingMetrics:
     def _read_expected(
         self, ranked: RankedLists, scores: Any, mask: Any, attraction: Any, positions: Any
     ) -> dict[str, float]:
-        """Computes totals of expected clicks under the known orders: the model's, the oracle's, the initial one."""
+        """Computes totals of expected clicks under three orders: the model's, the oracle's, the initial one."""
         inputs = {"attraction": attraction, "positions": positions}
         given = {name: value for name, value in inputs.items() if value is not None}
         if given and (self.examination is None or attraction is None):
@@ -268,7 +268,7 @@ class RankingMetrics:
             order = orders["initial"] = rank_slots(-positions, mask)
             steps = np.diff(np.take_along_axis(positions, order, axis=-1), axis=-1)
             if ((steps == 0) & np.take_along_axis(mask, order, axis=-1)[:, 1:]).any():
-                raise InputError("positions of the real items of a list must differ; some list has one position twice")
+                raise InputError("positions of the real items of a list must differ; a list has one position twice")
         assert self.examination is not None
         return {
             name: float(sum_expected_clicks(order, attraction, mask, self.examination).sum())
@@ -276,7 +276,7 @@ class RankingMetrics:
         }
 
     def _hold(self, scores: np.ndarray, clicked: np.ndarray) -> None:
-        """Keeps pairs for the pooled AUC, or counts them once they are too many to keep."""
+        """Keeps pairs for the pooled AUC, or counts them once there are too many to keep."""
         self._pairs.append((scores, clicked))
         self._pairs_held += len(scores)
         if self._histogram is not None or self._pairs_held > self.exact_auc_pairs:

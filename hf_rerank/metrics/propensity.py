@@ -1,4 +1,4 @@
-"""Clicks that a new order would have had, estimated from clicks logged under another order.
+"""Clicks that a new order would have had, estimated from clicks logged under a different order.
 
 A click means that an item was examined and attracted the user; a missing click may only mean that its position was
 not examined. Each item's **propensity**, the probability that it was examined when the clicks were logged, corrects
@@ -11,9 +11,9 @@ an unbiased estimate of the clicks that they would get if all k were examined (J
   fraction of all attraction in the first k (Agarwal et al. 2019). It is slightly biased, varies less, and is invariant
   to a constant factor on all propensities.
 
-Intervals are 95 %, from the variance over lists (of the ratio: its linearisation); lists count as independent of one
-another, so where users have many lists the true intervals are wider. Lists that were kept *because* they hold a
-click, as those of the public datasets, make ``ips`` too high: their clicks are a selection.
+Intervals are 95 %, from the variance over lists (of the ratio: its linearisation); lists are treated as independent,
+so with many lists per user the true intervals are wider. Lists that were kept *because* they have a click, as in the
+public datasets, make ``ips`` too high: their clicks are a selection.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def propensity_clicks(
         labels: [..., list], >= 0, logged under another order; a click is a label > 0.
         propensities: [..., list], in (0, 1], the probability that the item was examined when its click was logged.
         mask: bool [..., list], True at real items; None: all are. Padding is never read.
-        k: Number of ranks that count, each as if it was examined for certain. None: all.
-        examination: [positions], the probability that each position of the new order is examined; then the estimate is
-            of the expected clicks. None: 1.
+        k: Number of ranks that count, each as if it were certain to be examined. None: all.
+        examination: [positions], the probability that each position of the new order is examined; the estimate is
+            then of expected clicks. None: 1.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
 
     Returns:
@@ -77,11 +77,11 @@ class PropensityMetrics:
         self.ks = tuple(check_k(k) for k in ks)
         self.examination = None if examination is None else read_examination(examination)
         self.lists, self.largest = 0, 0.0
-        # Of u, the corrected clicks at the top, and t, those of the whole list: sums of u, t, u u, u t, t t.
+        # Sums of u, t, u u, u t, t t, where u is the corrected clicks at the top and t those of the whole list.
         self._sums: dict[str, np.ndarray] = {}
 
     def update(self, scores: Any, labels: Any, propensities: Any, *, mask: Any = None) -> None:
-        """Adds lists; arguments as of ``propensity_clicks``."""
+        """Adds lists; arguments as in ``propensity_clicks``."""
         corrected, mask, order, _ = _read(scores, labels, propensities, mask)
         tops = {f"clicks@{k}": _sum_top_clicks(corrected, order, mask, k, None) for k in self.ks}
         if self.examination is not None:
@@ -96,8 +96,8 @@ class PropensityMetrics:
     def compute(self) -> dict[str, float]:
         """``ips_clicks@k`` and ``snips_clicks@k``, each with ``_low`` and ``_high``, the ends of its interval.
 
-        With examination also ``ips_expected_clicks`` and ``snips_expected_clicks``. ``largest_inverse_propensity``, of
-        a click, says how much one click can move the estimates. nan: there is no list, or no click.
+        With examination also ``ips_expected_clicks`` and ``snips_expected_clicks``. ``largest_inverse_propensity``,
+        over all clicks, shows how much one click can move the estimates. nan: there are no lists, or no clicks.
         """
         results: dict[str, float] = {}
         n = self.lists
@@ -141,7 +141,7 @@ def _sum_top_clicks(
     longest = int(mask.sum(axis=-1).max(initial=0))
     if k is None and len(examined) < longest:
         raise InputError(
-            f"examination holds {len(examined)} positions, but the longest list has {longest} items: give one "
+            f"examination has {len(examined)} positions, but the longest list has {longest} items: give one "
             "probability per position"
         )
     width = min(len(examined), by_position.shape[-1])

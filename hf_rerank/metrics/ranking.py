@@ -25,7 +25,7 @@ from hf_rerank.errors import InputError, suggestion
 
 EXACT_AUC_PAIRS = 50_000_000
 AUC_BUCKETS = 2**20
-# Of named inputs.
+# Valid ranges of named inputs.
 _BOUNDS = {
     "labels": (0.0, math.inf),
     "attraction": (0.0, 1.0),
@@ -58,7 +58,7 @@ def ndcg(
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
-        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+        no_click: ``"zero"``: a list without a click counts as 0. ``"skip"``: it is left out (nan with ``"none"``).
         gain: ``"exponential"``, ``2^y - 1``, or ``"linear"``, ``y``, which suits grades above about 10. They agree on
             labels 0 and 1; neither overflows.
 
@@ -91,11 +91,11 @@ def average_precision(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
-        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+        no_click: ``"zero"``: a list without a click counts as 0. ``"skip"``: it is left out (nan with ``"none"``).
         denominator: ``"clicks"``: ``min(k, clicks in the list)``. ``"hits"``: the clicks in the first k ranks, as in
             the public re-ranking toolkits; this does not penalize a click ranked below k.
 
@@ -128,11 +128,11 @@ def precision(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list, divided by its length.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
-        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+        no_click: ``"zero"``: a list without a click counts as 0. ``"skip"``: it is left out (nan with ``"none"``).
         denominator: ``"k"``, also for lists shorter than k, or ``"length"``: ``min(k, length)``.
 
     Returns:
@@ -163,11 +163,11 @@ def recall(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
-        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+        no_click: ``"zero"``: a list without a click counts as 0. ``"skip"``: it is left out (nan with ``"none"``).
 
     Returns:
         A float, or float64 [...] with ``reduction="none"``, in [0, 1].
@@ -197,11 +197,11 @@ def reciprocal_rank(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
-        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+        no_click: ``"zero"``: a list without a click counts as 0. ``"skip"``: it is left out (nan with ``"none"``).
 
     Returns:
         A float, or float64 [...] with ``reduction="none"``, in [0, 1].
@@ -231,11 +231,11 @@ def clicks(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Ties keep slot order.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read and is ranked last.
         k: Number of ranks that count, at least 1. None: the whole list.
         reduction: ``"mean"`` over lists (nan without any), or ``"none"``: one value per list, [...].
-        no_click: ``"zero"``: a list without a click counts 0. ``"skip"``: it is left out (nan with ``"none"``).
+        no_click: ``"zero"``: a list without a click counts as 0. ``"skip"``: it is left out (nan with ``"none"``).
 
     Returns:
         A float, or float64 [...] with ``reduction="none"``, at least 0.
@@ -258,15 +258,15 @@ def auc(scores: Any, labels: Any, *, mask: Any = None, exact_pairs: int = EXACT_
     """Area under the ROC curve, pooled over the real items of all lists.
 
     The fraction of (clicked, not clicked) pairs, from the same or from different lists, in which the clicked item has
-    the higher score; equal scores count one half. Scores of different lists are compared: give probabilities. Under
-    losses that ignore a shift of a whole list these scores do not compare; use ``grouped_auc``.
+    the higher score; equal scores count one half. Scores of different lists are compared: pass probabilities. Under
+    shift-invariant losses, scores of different lists are not comparable; use ``grouped_auc``.
 
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read.
-        exact_pairs: Up to this many real items they are sorted. Beyond, an ``AUCHistogram`` of equal buckets over the
+        exact_pairs: Up to this many real items the AUC is exact. Beyond, an ``AUCHistogram`` of equal buckets over the
             range of the scores is used, whose error is at most half the fraction of pairs that share a bucket.
 
     Returns:
@@ -301,7 +301,7 @@ def grouped_auc(
     Args:
         scores: [..., list], array or tensor with any leading axes; higher is better. Equal scores count one half.
         labels: [..., list], >= 0, whole numbers; a click is a label > 0. For fractional labels, such as a teacher's
-            scores, give ``labels > THRESHOLD``.
+            scores, pass ``labels > THRESHOLD``.
         mask: bool [..., list], True at real items; None: all are. Padding is never read.
         reduction: ``"mean"`` (nan if no list has both classes), or ``"none"``: one value per list, [...], nan for the
             lists left out.
@@ -312,7 +312,7 @@ def grouped_auc(
 
     Raises:
         InputError: Shapes that differ, an unknown option, or a real item whose score or label is not finite, or
-            a label below 0 or has a fraction.
+            whose label is below 0 or has a fraction.
 
     >>> grouped_auc([[0.9, 0.5], [0.2, 0.4]], [[1, 0], [1, 0]])
     0.5
@@ -363,8 +363,7 @@ class AUCHistogram:
 
     Scores must be mapped to [0, 1] by an increasing function, which leaves the AUC as it is. A (clicked, not
     clicked) pair that shares a bucket counts one half. If its scores are equal this is exact, otherwise it is
-    wrong by one half at most, so the error of the whole is at most half of the share of such pairs:
-    ``error_bound()``.
+    wrong by one half at most, so the total error is at most half the share of such pairs: ``error_bound()``.
     """
 
     def __init__(self, buckets: int = AUC_BUCKETS) -> None:
@@ -445,7 +444,7 @@ def best_expected_clicks(
         A float, or float64 [...] with ``reduction="none"``; in clicks per list.
 
     Raises:
-        InputError: As ``expected_clicks``.
+        InputError: As for ``expected_clicks``.
     """
     return expected_clicks(attraction, attraction, examination, mask=mask, reduction=reduction)
 
@@ -453,7 +452,7 @@ def best_expected_clicks(
 def sum_expected_clicks(
     order: np.ndarray, attraction: np.ndarray, mask: np.ndarray, examination: np.ndarray
 ) -> np.ndarray:
-    """Computes expected clicks, float64 [lists], of arrays that were read already.
+    """Computes expected clicks, float64 [lists], of arrays that ``read_lists`` returned.
 
     Args:
         order: int64 [lists, list], the slot at each position.
@@ -464,7 +463,7 @@ def sum_expected_clicks(
     longest = int(mask.sum(axis=-1).max(initial=0))
     if len(examination) < longest:
         raise InputError(
-            f"examination holds {len(examination)} positions, but the longest list has {longest} items: "
+            f"examination has {len(examination)} positions, but the longest list has {longest} items: "
             "give one probability per position"
         )
     return np.take_along_axis(attraction, order, axis=-1)[:, :longest] @ examination[:longest]
@@ -484,8 +483,8 @@ class RankedLists:
         labels: [..., list], finite, >= 0.
         mask: bool [..., list], True at real items; None: all are.
         cut_labels: ``[..., cut items]``, the labels of items that were cut from the list before it was ranked, below 0
-            at padding. They are ranked nowhere, and count among the labels and clicks of the whole list: in the ideal
-            of NDCG, in the denominators of MAP and recall, and where it matters whether a list has a click.
+            at padding. They have no rank, but count among the labels and clicks of the whole list: in the ideal of
+            NDCG, in the denominators of MAP and recall, and in whether a list has a click.
         click_above: A click is a label above this number, at least 0.
 
     Attributes:
@@ -530,7 +529,7 @@ class RankedLists:
 
     @property
     def fraction(self) -> float | None:
-        """A label that is no whole number; None if there is none."""
+        """A label that is not a whole number; None if all are."""
         return find_fraction(self.labels)
 
     def ndcg(self, k: int | None, gain: str) -> np.ndarray:
@@ -578,7 +577,7 @@ class RankedLists:
 
     def auc(self) -> np.ndarray:
         place = np.arange(self.labels.shape[-1])
-        # A run of equal scores shares the mean of its first and its last position. Padding is no part of a run.
+        # A run of equal scores shares the mean of its first and its last position. Padding is not part of a run.
         ends = place[1:] == self.lengths[:, None]
         starts = np.ones(self.labels.shape, dtype=bool)
         starts[:, 1:] = (self.scores[:, 1:] != self.scores[:, :-1]) | ends
@@ -620,7 +619,7 @@ def read_lists(mask: Any, **inputs: Any) -> tuple[list[np.ndarray], np.ndarray, 
 
     Args:
         mask: bool, the shape of the inputs, or None.
-        inputs: array-likes or tensors, by the name that error messages use and ``_BOUNDS`` may know.
+        inputs: array-likes or tensors, by the name that error messages use and ``_BOUNDS`` may list.
 
     Returns:
         The arrays in the order given, the mask as bool [lists, list], and the leading axes.
@@ -680,7 +679,7 @@ def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def find_fraction(labels: np.ndarray) -> float | None:
-    """Finds a label that is not a whole number; None without any."""
+    """Finds a label that is not a whole number; None if all are."""
     fractional = labels != np.floor(labels)
     return float(labels[fractional][0]) if fractional.any() else None
 
@@ -695,7 +694,7 @@ def _refuse_fractions(fraction: float | None) -> None:
     if fraction is not None:
         raise InputError(
             f"labels must be whole numbers here, a click being a label > 0; found {fraction:g}: give labels > "
-            "THRESHOLD, or measure fractional labels by ndcg"
+            "THRESHOLD, or measure fractional labels with ndcg"
         )
 
 

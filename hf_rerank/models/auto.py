@@ -1,6 +1,6 @@
 """The table of re-rankers, and loading by the model type of a checkpoint.
 
-A new re-ranker is its own file, one row here, and its test.
+A new re-ranker needs its own file, one row here, and a test.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ RERANKERS: dict[str, tuple[type[RerankerConfig], type[PreTrainedReranker]]] = {
 def register_reranker(name: str, config: type[RerankerConfig], model: type[PreTrainedReranker]) -> None:
     """Adds your own re-ranker to the table, and to ``AutoConfig``, ``AutoModel``, ``AutoFeatureExtractor``.
 
-    A checkpoint holds no code: whoever loads one imports the module that calls this first.
+    A checkpoint contains no code: before loading one, import the module that calls this function.
 
     Args:
-        name: Its key in the table; ``config.model_type`` is ``"rerank_"`` and the name.
+        name: Its key in the table; ``config.model_type`` must be ``"rerank_"`` followed by this name.
         config: Its config class.
         model: Its model class.
 
     Raises:
-        InputError: Another re-ranker has this name, or the config's model type is another.
+        InputError: Another re-ranker has this name, or the config's model type does not match it.
     """
     if RERANKERS.get(name) == (config, model):
         return
@@ -55,7 +55,7 @@ def register_reranker(name: str, config: type[RerankerConfig], model: type[PreTr
     if config.model_type != f"rerank_{name}":
         raise InputError(f"{config.__name__}.model_type is {config.model_type!r}: expected 'rerank_{name}'")
     RERANKERS[name] = (config, model)
-    # transformers reads it off the annotation of ``config``, which is text under postponed evaluation of annotations.
+    # transformers takes it from the annotation of ``config``, a string under postponed evaluation of annotations.
     model.config_class = config
     _register(config, model)
 
@@ -74,7 +74,7 @@ def reranker_classes(name: str) -> tuple[type[RerankerConfig], type[PreTrainedRe
     """Config and model of the re-ranker ``name``, such as ``"prm"``.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: No re-ranker has that name.
     """
     if name not in RERANKERS:
         raise InputError(
@@ -84,7 +84,7 @@ def reranker_classes(name: str) -> tuple[type[RerankerConfig], type[PreTrainedRe
 
 
 class AutoReranker:
-    """Loads whichever re-ranker a checkpoint holds."""
+    """Loads whichever re-ranker a checkpoint contains."""
 
     @staticmethod
     def from_pretrained(source: str | Path, **options: Any) -> PreTrainedReranker:
@@ -92,16 +92,16 @@ class AutoReranker:
 
         Args:
             source: A folder that ``save_pretrained`` wrote, or the id of a Hub repository.
-            options: As of ``PreTrainedModel.from_pretrained`` (``revision``, ``dtype``, ...).
+            options: Options of ``PreTrainedModel.from_pretrained`` (``revision``, ``dtype``, ...).
 
         Raises:
-            InputError: There is no such checkpoint, or it holds no re-ranker of this library.
+            InputError: There is no such checkpoint, or its model is not a re-ranker of this library.
         """
         hub_options = {name: options[name] for name in HUB_OPTIONS if name in options}
         config_file = fetch_verified_folder(source, ["config.json"], **hub_options) / "config.json"
         plain = read_json(config_file, REMEDY)
         if "model_type" not in plain:
-            raise InputError(f"{config_file} is no config of a model: it has no model_type; {REMEDY}")
+            raise InputError(f"{config_file} is not a model config: it has no model_type; {REMEDY}")
         model_type = plain["model_type"]
         name = str(model_type).removeprefix("rerank_")
         if name not in RERANKERS or not str(model_type).startswith("rerank_"):

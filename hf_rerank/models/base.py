@@ -40,16 +40,16 @@ _LOADING_OPTIONS = (*_HUB_OPTIONS, "device", "device_map", "dtype", "attn_implem
 
 @dataclass
 class RerankerOutput(ModelOutput):
-    """What a re-ranker returns.
+    """Output of a re-ranker.
 
     Attributes:
-        loss: Scalar, with labels.
-        losses: Its terms by name, scalars, with an objective.
-        logits: float [B, L], one score per slot whatever the given order; the lowest finite number at padding.
-        list_logits: float [B], a score of the whole list, from models that give one.
+        loss: Scalar loss, if labels were given.
+        losses: Scalar terms of the loss by name, if an objective was given.
+        logits: float [B, L], one score per slot, for any given order; the lowest finite number at padding.
+        list_logits: float [B], a score of the whole list, from models that have one.
         hidden_states: The input of the encoder and the output of each block [B, L, D], on request.
         attentions: Attention weights of each block [B, heads, L, L], on request. A model that attends to more than the
-            list's items, such as PEAR, says in its docstring what the axes hold.
+            list's items, such as PEAR, describes the axes in its docstring.
     """
 
     loss: Tensor | None = None
@@ -67,7 +67,7 @@ class RerankerOutput(ModelOutput):
 
 
 class PreTrainedReranker(PreTrainedModel):
-    """Base of the re-rankers: subclasses write ``embed`` and ``score``.
+    """Base class of the re-rankers: subclasses implement ``embed`` and ``score``.
 
     Shapes: B lists, L items, H history items; ``hf_rerank.schema.ListBatch`` describes every tensor.
     """
@@ -77,15 +77,15 @@ class PreTrainedReranker(PreTrainedModel):
     main_input_name = "item_categorical"
     # The loss is a mean over the batch's lists; the Trainer must not scale it by a number of items.
     accepts_loss_kwargs = False
-    # Parameters that read features though their shape does not show it. Those whose shape shows it are found by it
-    # where a model is adapted to other features.
+    # Parameters that read features although their shape does not depend on them. Where a model is adapted to other
+    # features, the rest are found by their shape.
     reads_features: ClassVar[tuple[str, ...]] = ()
-    # The module that outputs the scores; its weights start at 0 where training starts from an earlier ranker's score.
+    # The module that outputs the scores; its weights start at 0 if training starts from an earlier ranker's score.
     scorer: nn.Module
     _supports_sdpa = True
 
     def post_init(self) -> None:
-        """Ends every subclass's ``__init__``: as upstream, and names the dropout masks."""
+        """Call it last in every subclass's ``__init__``: as upstream, and names the dropout masks."""
         for name, module in self.named_modules():
             if isinstance(module, SharedDropout):
                 module.key = f"dropout/{name}"
@@ -96,13 +96,13 @@ class PreTrainedReranker(PreTrainedModel):
         """Loads a model, as ``PreTrainedModel.from_pretrained``, and refuses one whose weights are incomplete.
 
         Weights are read from safetensors files of the folder or repository itself, and from nowhere else: no pickle,
-        no adapter, no file outside. Where ``Reranker`` or the trainer saved the model, with a ``manifest.json``, the
-        digests of its files are checked. A model saved with ``model.save_pretrained`` alone has no manifest: a weight
-        that was changed without changing its shape is then not noticed.
+        no adapter, no file outside. If ``Reranker`` or the trainer saved the model, with a ``manifest.json``, the
+        digests of its files are checked. A model saved with ``model.save_pretrained`` alone has no manifest: a changed
+        weight of unchanged shape then goes unnoticed.
 
         transformers fills missing weights with random numbers and only warns. With ``output_loading_info=True`` or
-        ``ignore_mismatched_sizes=True`` this method does the same, and then any config is taken; otherwise one that
-        asks for a model of more numbers than the weight files have bytes is refused before memory is allocated.
+        ``ignore_mismatched_sizes=True`` this method does the same, and then accepts any config; otherwise a config
+        with more parameters than the weight files have bytes is refused before memory is allocated.
 
         Args:
             pretrained_model_name_or_path: A folder, or the id of a Hub repository.
@@ -110,14 +110,14 @@ class PreTrainedReranker(PreTrainedModel):
             options: As upstream: ``revision``, ``token``, ``dtype``, ``device_map``, ...
 
         Raises:
-            InputError: Weights are missing, unknown, of the wrong shape or number format, damaged, or cannot be read;
-                the config is wrong, or asks for a larger model than the weights; or there is no such option.
+            InputError: Weights are missing, unknown, of the wrong shape or dtype, damaged, or unreadable; the config
+                is invalid, or describes a larger model than the weights; or an option is unknown.
         """
         source, name = pretrained_model_name_or_path, str(pretrained_model_name_or_path)
         weights: SavedWeights | None = None
         dtype = options.get("dtype")
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-            raise InputError(f"dtype is {dtype!r}: expected a number format of torch, such as 'float32'")
+            raise InputError(f"dtype is {dtype!r}: expected a torch dtype, such as 'float32'")
         if options.get("use_safetensors") is False or options.get("gguf_file"):
             raise InputError("weights are read from safetensors files only: leave use_safetensors and gguf_file out")
         if source is not None:
@@ -151,7 +151,7 @@ class PreTrainedReranker(PreTrainedModel):
             ) from None
         except (OSError, SafetensorError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{name} holds no weights that can be read: {reason}") from error
+            raise InputError(f"{name} contains no readable weights: {reason}") from error
         model, loading = loaded
         for what, key in (("of the wrong shape", "mismatched"), ("missing", "missing"), ("unknown", "unexpected")):
             names = sorted(name if isinstance(name, str) else name[0] for name in loading[f"{key}_keys"])
@@ -167,14 +167,14 @@ class PreTrainedReranker(PreTrainedModel):
 
     @classmethod
     def _refuse_larger_config(cls, weights: SavedWeights, config: Any) -> None:
-        """Refuses a config that asks for a model larger than its weights, before memory is allocated for it.
+        """Refuses a config that describes a larger model than its weights, before memory is allocated for it.
 
-        The model is made without memory (on torch's device ``meta``), until it has more numbers than the weight files
-        have bytes.
+        The model is built without memory (on torch's ``meta`` device), until it has more parameters than the weight
+        files have bytes.
 
         Args:
-            weights: Those that are to be loaded.
-            config: The caller's. None: that of ``config.json``.
+            weights: The weights to load.
+            config: The caller's config. None: the one in ``config.json``.
         """
         if not isinstance(config, RerankerConfig):
             config = cls.config_class.from_pretrained(weights.folder if config is None else config)  # type: ignore[union-attr]
@@ -182,7 +182,7 @@ class PreTrainedReranker(PreTrainedModel):
 
         def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
             nonlocal left
-            # The hook is one for all threads, which may make models of their own meanwhile.
+            # The hook is global: other threads may be building models at the same time.
             if parameter is None or threading.get_ident() != thread:
                 return
             left -= max(1, parameter.numel())
@@ -196,7 +196,7 @@ class PreTrainedReranker(PreTrainedModel):
         except (RuntimeError, OverflowError, TypeError) as error:
             if "overflow" not in str(error).lower():
                 raise
-            raise _too_large_error(weights) from error  # a size that not even a description can have
+            raise _too_large_error(weights) from error  # a size too large even for a tensor without memory
         finally:
             counting.remove()
 
@@ -215,9 +215,9 @@ class PreTrainedReranker(PreTrainedModel):
         ``Reranker.push_to_hub`` uploads both.
 
         Args:
-            repo_id: ``"someone/name"``, or a name of your own.
-            commit_message: Of the commit.
-            options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``hf_rerank.hub.push_model``.
+            repo_id: ``"someone/name"``, or just a name, for a repository of your own.
+            commit_message: Message of the commit.
+            options: ``private``, ``token``, ``revision``, ``create_pr``, as in ``hf_rerank.hub.push_model``.
         """
         self.refuse_non_finite_weights("so the model is not pushed; train it again")
         return push_saved(self.save_pretrained, repo_id, commit_message=commit_message, **options)
@@ -246,7 +246,7 @@ class PreTrainedReranker(PreTrainedModel):
         propensities: Tensor | None = None,
         objective: Callable[..., dict[str, Tensor]] | None = None,
     ) -> RerankerOutput:
-        """Scores lists; with labels also their loss.
+        """Scores lists; given labels, also computes the loss.
 
         Args:
             item_categorical: int64 [B, L, Fc], rows of the embedding tables (0 padding, 1 unknown).
@@ -262,16 +262,16 @@ class PreTrainedReranker(PreTrainedModel):
                 the slots.
             initial_scores: float [B, L], the earlier ranker's scores; read by models whose config says so.
             labels: float [B, L], at least 0; values at padding are not read. None: no loss is computed.
-            weights: float [B, L], at least 0, of the items' terms of the loss. None: 1.
+            weights: float [B, L], at least 0, the weight of each item's term of the loss. None: 1.
             propensities: float [B, L], in (0, 1], the probability that each item was examined when its click was
-                logged; the task loss corrects the clicks by it, see ``config.propensity_floor``.
+                logged; the task loss corrects the clicks with it, see ``config.propensity_floor``.
             objective: ``(score, position_ids, labels, mask, task_loss) -> losses``, a dict with ``loss``.
                 ``score(positions)`` takes V position vectors for each of the B lists, [V * B, L], or soft orders
                 [V * B, L, L], over one embedding; ``score(positions, lists)`` those of the lists in rows ``lists``
-                [N]; ``score(..., fresh_dropout=True)`` draws dropout masks of its own instead of the step's.
-                ``task_loss(output)`` takes an output of the B lists, ``task_loss(output, lists)`` one of these rows.
-                The output's scores are those of the first B position vectors that are scored. Without an objective the
-                loss is the task loss of the given order.
+                [N]; ``score(..., fresh_dropout=True)`` draws new dropout masks instead of using the step's.
+                ``task_loss(output)`` takes an output for the B lists, ``task_loss(output, lists)`` one for these rows.
+                The ``logits`` returned are those of the first B position vectors that are scored. Without an objective
+                the loss is the task loss of the given order.
 
         Returns:
             ``logits`` [B, L] always; ``loss`` with labels; ``losses`` with an objective.
@@ -284,7 +284,7 @@ class PreTrainedReranker(PreTrainedModel):
         if position_ids is None:
             position_ids = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
         longest = self.config.max_list_length
-        # An exported graph takes any length, so this is no part of it.
+        # An exported graph takes any length, so it leaves out this check.
         if not torch.compiler.is_compiling() and self.config.position_input != "none" and mask.shape[1] > longest:
             raise InputError(f"lists of {mask.shape[1]} slots: the model has positions for max_list_length={longest}")
         batch = ListBatch(
@@ -343,7 +343,7 @@ class PreTrainedReranker(PreTrainedModel):
         )
 
     def _score_from_start(self, context: Context, position_ids: Tensor) -> RerankerOutput:
-        """``score``, added to the earlier ranker's scores where training starts from these."""
+        """``score``, added to the earlier ranker's scores if training starts from them."""
         output = self.score(context, position_ids)
         if "start" in context:
             assert output.logits is not None
@@ -356,13 +356,13 @@ class PreTrainedReranker(PreTrainedModel):
         return output
 
     def embed(self, batch: ListBatch) -> Context:
-        """Everything that does not depend on the given order: tensors by name, each with B first, ``mask`` among them.
+        """Computes everything that does not depend on the given order: tensors by name, B first, including ``mask``.
 
-        In training mode it holds the dropout masks of the step (``self.draw_dropout(batch.mask)``), which all passes
-        share.
+        In training mode the context includes the dropout masks of the step (``self.draw_dropout(batch.mask)``), which
+        all passes share.
 
         Args:
-            batch: With ``mask`` and ``position_ids``; without labels and weights.
+            batch: The batch, with ``mask`` and ``position_ids``, without labels and weights.
         """
         raise NotImplementedError
 
@@ -370,7 +370,7 @@ class PreTrainedReranker(PreTrainedModel):
         """``R(X, P)``: one score per slot.
 
         Args:
-            context: As ``embed`` returns it.
+            context: The tensors that ``embed`` returned.
             position_ids: The order in which the items are given: int64 [B, L], the position of each slot; or a soft
                 order, float [B, L, L], for each slot a distribution over positions
                 (``hf_rerank.principled.soft_order``).
@@ -385,10 +385,10 @@ class PreTrainedReranker(PreTrainedModel):
         weights: Tensor | None = None,
         propensities: Tensor | None = None,
     ) -> Tensor:
-        """The scalar ``config.task_loss`` of an output; propensities are at least ``config.propensity_floor`` here.
+        """Computes the scalar ``config.task_loss``; propensities were clamped to ``config.propensity_floor`` before.
 
         Raises:
-            InputError: There are propensities, and the loss cannot be corrected by them.
+            InputError: There are propensities, and the loss cannot be corrected with them.
         """
         assert output.logits is not None
         corrected: dict[str, Any] = {}
@@ -399,26 +399,26 @@ class PreTrainedReranker(PreTrainedModel):
         return loss(output.logits, labels, mask=mask, weights=weights, **corrected)
 
     def check_propensity_loss(self) -> None:
-        """Raises an InputError if the model's loss cannot be corrected by propensities."""
+        """Raises an InputError if the model's loss cannot be corrected with propensities."""
         check_propensity_loss(self.config.task_loss_name)
 
     def draw_dropout(self, mask: Tensor) -> Context:
-        """Dropout masks for every ``SharedDropout`` that ``score`` applies, for the lists of ``mask`` [B, L]."""
+        """Draws masks for every ``SharedDropout`` that ``score`` applies, for the lists of ``mask`` [B, L]."""
         return draw_dropout(mask, self)
 
     def resize_embeddings(self, schema: ListSchema) -> None:
-        """Gives rows to the values that the processor has learned with ``processor.extend``.
+        """Adds table rows for the values that the processor has learned with ``processor.extend``.
 
-        Existing rows stay bitwise equal. A new row starts as a copy of the unknown value's row, by which the new value
-        was scored so far: until the model is trained further, no score changes. An optimizer made before this holds
-        the old tables: make a new one.
+        Existing rows stay bitwise equal. A new row starts as a copy of the unknown value's row, which scored the new
+        value until now: no score changes until the model is trained further. An optimizer created earlier refers to
+        the old tables: create a new one.
 
         Args:
             schema: ``processor.schema``.
 
         Raises:
-            InputError: The schema did not grow from the one that the model was made for, or the model has tables that
-                it does not know how to resize.
+            InputError: The schema is not an extension of the model's schema, or the model has tables that it does not
+                know how to resize.
         """
         if not isinstance(schema, ListSchema):
             raise InputError(f"expected a schema, processor.schema, got {type(schema).__name__}")
@@ -431,7 +431,7 @@ class PreTrainedReranker(PreTrainedModel):
                 "processor.extend(lists)"
             )
         if not any(isinstance(module, FeatureTables) for module in self.modules()):
-            raise InputError(f"{type(self).__name__} holds no FeatureTables: its embedding tables cannot be resized")
+            raise InputError(f"{type(self).__name__} has no FeatureTables: its embedding tables cannot be resized")
         resize_to_schema(self, schema)
 
     @torch.no_grad()
@@ -473,7 +473,7 @@ def mask_logits(logits: Tensor, mask: Tensor) -> Tensor:
 
 @contextmanager
 def _silence_load_report() -> Iterator[None]:
-    """transformers prints a table of weights that do not fit; here one line names them, and loading ends."""
+    """Hides the table of mismatched weights that transformers prints: here one line names them, and loading fails."""
     logger = logging.getLogger("transformers.modeling_utils")
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -488,26 +488,26 @@ def _silence_load_report() -> Iterator[None]:
 
 def _too_large_error(weights: SavedWeights) -> InputError:
     return InputError(
-        f"it asks for a model of more than {weights.bytes:,} numbers, and its weight files have {weights.bytes:,} "
-        "bytes: it is not the config of these weights; save or download the model again"
+        f"it describes a model of more than {weights.bytes:,} parameters, and its weight files have "
+        f"{weights.bytes:,} bytes: it is not the config of these weights; save or download the model again"
     )
 
 
 def _refuse_other_formats(model: PreTrainedReranker, weights: SavedWeights, name: str) -> None:
-    """Refuses integers that were saved in place of a model's fractions, or the reverse: casting them changes them."""
+    """Refuses integers stored where the model has floats, or the reverse: casting would change their values."""
     fractions = ("F64", "F32", "F16", "BF16")
     for tensor, values in model.state_dict().items():
         found = weights.formats.get(tensor)
         if found is not None and (found in fractions) != values.is_floating_point():
             expected = ", ".join(fractions) if values.is_floating_point() else "integers"
             raise InputError(
-                f"weights in {name} are of another number format: {tensor} holds {found}, expected {expected}; save "
-                "or download the model again"
+                f"weights in {name} have the wrong dtype: {tensor} is {found}, expected {expected}; save or download "
+                "the model again"
             )
 
 
 def _finish_loading(model: Any, name: str) -> None:
-    """Gives the model the name it was asked for, and moves weights to memory as torch itself allocates it.
+    """Gives the model the name that the caller asked for, and copies weights to memory aligned as torch aligns it.
 
     Loaded weights lie in the mapped file, at any address, and on some processors a matrix product then rounds
     differently: the scores would differ in their last bits from those before saving.
@@ -519,7 +519,7 @@ def _finish_loading(model: Any, name: str) -> None:
 
 
 def _select_rows(context: Context, lists: Tensor | None, versions: int) -> Context:
-    """The context of the lists in these rows [N]; without rows, of all lists, ``versions`` times one after another."""
+    """The context of the lists in these rows [N]; without rows, that of all lists, repeated ``versions`` times."""
     if lists is not None:
         return {name: value.index_select(0, lists) for name, value in context.items()}
     if versions == 1:

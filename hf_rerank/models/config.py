@@ -12,7 +12,7 @@ from hf_rerank.errors import InputError, suggestion
 from hf_rerank.losses import TASK_LOSSES
 from hf_rerank.schema import NO_ORDER, Categorical, ListSchema
 
-# Keys that transformers itself writes into a config, beside the fields of the class.
+# Keys that transformers itself writes into a config, in addition to the fields of the class.
 _TRANSFORMERS_KEYS = (
     "_attn_implementation_autoset",
     "_commit_hash",
@@ -36,37 +36,39 @@ class RerankerConfig(PreTrainedConfig):
     A field has one meaning in all models: ``hidden_size`` is the width of the encoder, ``num_hidden_layers`` its
     number of layers, ``num_attention_heads`` divides ``hidden_size`` in each attention, ``intermediate_size`` is the
     width of the feed-forward layer of an encoder block, and ``hidden_dropout_prob`` the dropout of hidden states
-    (attention weights have none: all passes of a training step share one dropout mask, which fused attention cannot).
+    (attention weights have none: all passes of a training step share one dropout mask, which fused attention does not
+    support).
 
     Args:
         item_vocab_sizes: Rows of the embedding table of each categorical item feature (0 padding, 1 unknown, then
             values).
-        num_item_dense: Numbers per item.
+        num_item_dense: Numeric features per item.
         item_vector_dim: Length of an item's vectors, all of them concatenated.
         user_vocab_sizes: Rows of the embedding table of each categorical user feature.
-        num_user_dense: Numbers per user.
+        num_user_dense: Numeric features per user.
         history_vocab_sizes: Rows of the embedding table of each categorical history feature.
-        history_shared_tables: For each of them the index of the item feature whose table it uses, or -1 for its own.
-        num_history_dense: Numbers per history item.
+        history_shared_tables: For each of these the index of the item feature whose table it uses, or -1 if it has its
+            own table.
+        num_history_dense: Numeric features per history item.
         max_list_length: Longest list; there are position embeddings for positions 0 to ``max_list_length - 1``.
         max_history_length: Longest history.
-        schema_fingerprint: Of the fitted schema that the sizes come from.
+        schema_fingerprint: Fingerprint of the fitted schema that the sizes come from.
         embedding_dim: Width of each embedding table.
         unknown_rate: Fraction of ids that training replaces by the unknown value, so that its row is trained, in
-            [0, 1). None: for each feature of items and users the share of its values that are unknown in the lists
-            that the trainer evaluates on, at least 0.01, so that training meets as many as new lists hold.
-        item_unknown_rates: Those fractions for the categorical item features, in [0, 1]; filled in by the trainer.
-        user_unknown_rates: The same for user features.
+            [0, 1). None: for each item and user feature, the share of its values that are unknown in the lists that
+            the trainer evaluates on, at least 0.01, so that training sees as many as new lists contain.
+        item_unknown_rates: These fractions for the categorical item features, in [0, 1]; filled in by the trainer.
+        user_unknown_rates: The same for the categorical user features.
         relative_features: Whether each numeric feature is also given relative to the list: its rank, and its
-            differences to the list's mean and to its largest value, over the real items. They depend on the items and
-            not on the given order.
+            differences from the list's mean and largest value, over the real items. They depend on the items and not
+            on the given order.
         initial_score: How the model reads the earlier ranker's score of an item (``initial_score`` of the schema, or
             the trees in the processor): ``none``, not at all; ``feature``, as one more number; ``start``, as a number
             and as the score from which training starts: the model's own part begins at 0 and is added to it.
         initial_score_scale, initial_score_offset: Bring the score to the scale of the model's logits, ``scale * score
-            + offset``; ``hf_rerank.training.calibrate_initial_score`` finds them.
-        initial_score_positions: The number that each position adds to the start, ``max_list_length`` of them, found
-            in the same way. Empty: 0.
+            + offset``; ``hf_rerank.training.calibrate_initial_score`` fits them.
+        initial_score_positions: Number that each position adds to the starting score, ``max_list_length`` in all,
+            fitted in the same way. Empty: 0.
         position_input: How the model reads the given order: ``embedding``, a learnable vector per position; ``none``,
             not at all.
         task_loss: A name in ``hf_rerank.losses.TASK_LOSSES``; ``binary_log_loss`` is the default of every model.
@@ -75,14 +77,14 @@ class RerankerConfig(PreTrainedConfig):
             this number, in (0, 1]: one click counts at most ``1 / propensity_floor`` times. A lower floor has less
             bias (below the floor a click still counts too little) and more variance. 1: clicks are taken as they are,
             under every loss.
-        initializer_range: Standard deviation of embedding tables, truncated at two of them.
+        initializer_range: Standard deviation of initial embedding tables, truncated at two standard deviations.
     """
 
     model_type: ClassVar[str] = "rerank_base"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["losses", "list_logits", "hidden_states", "attentions"]
     own_task_loss: ClassVar[str] = "binary_log_loss"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    # Options of all presets: what the published models do not have is off.
+    # Options of all presets: switch off what the published models do not have.
     published: ClassVar[dict[str, Any]] = {"unknown_rate": 0.01}
 
     item_vocab_sizes: list[int] = field(default_factory=list)
@@ -113,21 +115,21 @@ class RerankerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         known = [name for name in self.__dataclass_fields__ if not name.startswith("_")]
         for key in kwargs:
-            # transformers accepts any key; a typo must not train for an hour.
+            # transformers accepts any key; a typo must fail before training, not be ignored.
             if key not in _TRANSFORMERS_KEYS:
                 raise InputError(f"{type(self).__name__} has no option {key!r}{suggestion(key, known)}")
         if kwargs.get("output_attentions"):
-            # As upstream's setter does: with any other the config could not be saved.
+            # As upstream's setter does: with any other implementation the config could not be saved.
             kwargs["attn_implementation"] = kwargs.get("attn_implementation") or "eager"
         if kwargs.get("attn_implementation") not in (None, "eager", "sdpa"):
-            # A config.json may name it, and transformers takes other names for Hub repositories with code to run.
+            # transformers would take any other name in a config.json for a Hub repository with code to run.
             raise InputError(f"attn_implementation is {kwargs['attn_implementation']!r}: expected 'eager' or 'sdpa'")
         if isinstance(self.dtype, str) and not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise InputError(f"dtype is {self.dtype!r}: expected a number format of torch, such as 'float32'")
+            raise InputError(f"dtype is {self.dtype!r}: expected a torch dtype, such as 'float32'")
         super().__post_init__(**kwargs)
 
     def validate_sizes(self) -> None:
-        """Checks ranges and combinations of options, which types do not."""
+        """Checks ranges and combinations of options, which type checks do not cover."""
         if min((*self.item_vocab_sizes, *self.user_vocab_sizes, *self.history_vocab_sizes, 3)) < 3:
             raise InputError("a table has fewer than 3 rows: expected padding, unknown and at least one value")
         if min(self.num_item_dense, self.item_vector_dim, self.num_user_dense, self.num_history_dense) < 0:
@@ -151,11 +153,11 @@ class RerankerConfig(PreTrainedConfig):
             )
         if self.initial_score_positions and self.position_input == "none":
             raise InputError(
-                "position_input='none' leaves the given order out, and initial_score_positions adds to its scores: "
-                "leave one of them out"
+                "position_input='none' ignores the given order, and initial_score_positions reads it: leave one of "
+                "them out"
             )
         if self.unknown_rate is not None and not 0 <= self.unknown_rate < 1:
-            raise InputError(f"unknown_rate is {self.unknown_rate}: expected a share in [0, 1)")
+            raise InputError(f"unknown_rate is {self.unknown_rate}: expected a fraction in [0, 1)")
         if not 0 < self.propensity_floor <= 1:
             raise InputError(f"propensity_floor is {self.propensity_floor}: expected a number above 0, at most 1")
         if not self.initializer_range > 0:
@@ -203,7 +205,7 @@ class RerankerConfig(PreTrainedConfig):
             sizes[name] = getattr(schema, name)
         if schema.position == NO_ORDER and overrides.setdefault("position_input", "none") != "none":
             raise InputError(
-                f"the schema says position={NO_ORDER!r}, that there is no initial order, and position_input is "
+                f"the schema has position={NO_ORDER!r} (no initial order), and position_input is "
                 f"{overrides['position_input']!r}: leave it out, or name the column of positions in the schema"
             )
         try:
@@ -218,7 +220,7 @@ class RerankerConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As upstream; a value of the wrong type or out of range is an ``InputError``."""
+        """As upstream; a value of the wrong type or out of range raises an ``InputError``."""
         try:
             return super().from_dict(config_dict, **kwargs)
         except StrictDataclassError as error:

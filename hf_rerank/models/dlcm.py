@@ -21,14 +21,14 @@ class DLCMConfig(RerankerConfig):
 
     Args:
         hidden_size: Width of the GRU.
-        num_hidden_layers: Of the GRU.
+        num_hidden_layers: Number of GRU layers.
         input_size: Width of the GRU's input: an item's vector is extended to it by the output of a two-layer ELU
-            network. Vectors at least this wide are read as they are. 0: no such network.
+            network. Vectors of at least this width are read as they are. 0: no such network.
         scoring: How an item is scored against the list: ``multiply``, ``multi`` or ``add``; see the model.
-        num_scoring_heads: Of ``multi`` and ``add``.
-        hidden_dropout_prob: On the item's vector, in [0, 1).
-        position_input: ``sequence``: the GRU reads the items in the given order. ``sequence+embedding``: and a
-            learnable vector per position is added to each item's input.
+        num_scoring_heads: Number of heads of ``multi`` and ``add``.
+        hidden_dropout_prob: Dropout of the item's vector, in [0, 1).
+        position_input: ``sequence``: the GRU reads the items in the given order. ``sequence+embedding``: a learnable
+            vector per position is also added to each item's input.
     """
 
     model_type: ClassVar[str] = "rerank_dlcm"
@@ -48,7 +48,7 @@ class DLCMConfig(RerankerConfig):
     position_input: Literal["sequence", "sequence+embedding"] = "sequence"  # type: ignore[assignment]
 
     def validate_network(self) -> None:
-        """Checks ranges and combinations of options, which types do not."""
+        """Checks ranges and combinations of options, which type checks do not cover."""
         check_sizes(
             self.hidden_dropout_prob,
             hidden_size=self.hidden_size,
@@ -65,15 +65,15 @@ class DLCMForReranking(PreTrainedReranker):
     ``o_i, s = GRU(z_n, ..., z_1)``, ``z = [x ; ELU network of x]``: ``s`` is the state after the top item, as in the
     paper (section 3.3) and the authors' code. The score of an item is
 
-    - ``multiply``: ``V . (o_i * tanh(W s + b))``, as LibRerank writes the paper's equation;
+    - ``multiply``: ``V . (o_i * tanh(W s + b))``, LibRerank's form of the paper's equation;
     - ``multi``: ``mean_h v_h (o_i . tanh(W_h s + b_h))``, the authors' example setting, three heads;
     - ``add``: ``mean_h v_h u_h . tanh(U_h o_i + W_h s + b_h)``, their default.
 
-    The paper's loss, ``task_loss="own"``, is the attention-rank loss. Under it, and every loss that ignores a shift of
-    the list, the smallest score of the list's items is then subtracted, as in the authors' code; under the binary
-    log-loss it is not, since the lowest item would be held at a probability of one half and get no gradient of its
-    own. LibRerank reads the list from the top and normalises over the batch; this model does neither. The GRU is
-    torch's, whose reset gate acts after the state's matrix; in TensorFlow's, which the authors used, it acts before.
+    The paper's loss, ``task_loss="own"``, is the attention-rank loss. Under it, and under every shift-invariant loss,
+    the list's smallest score is subtracted from all its scores, as in the authors' code; under the binary log-loss it
+    is not, since that would fix the lowest item at a probability of one half, without a gradient. LibRerank reads the
+    list from the top and normalises over the batch; this model does neither. The GRU is torch's, which applies the
+    reset gate after multiplying by the state's matrix; TensorFlow's, which the authors used, applies it before.
 
     When to choose it: if the given order is informative and lists are short. It is the only model here that needs an
     order: it has no ``position_input="none"``. It reads items one after another; PRM and SetRank read all items at
@@ -81,7 +81,7 @@ class DLCMForReranking(PreTrainedReranker):
     """
 
     config: DLCMConfig
-    # Widened, an item's vector has one width for all features.
+    # A widened item vector has the same width whatever the features are.
     reads_features: ClassVar[tuple[str, ...]] = ("gru.weight_ih_l0", "positions.weight")
 
     def __init__(self, config: DLCMConfig) -> None:

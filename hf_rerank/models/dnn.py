@@ -1,4 +1,4 @@
-"""The pointwise DNN: a network over each item on its own, as initial rankers use it; the baseline of all tables."""
+"""The pointwise DNN: scores each item separately, as initial rankers do; the baseline of all tables."""
 
 from dataclasses import field
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ class DNNConfig(RerankerConfig):
 
     Args:
         hidden_sizes: Widths of the hidden layers.
-        hidden_dropout_prob: After each hidden layer, in [0, 1).
+        hidden_dropout_prob: Dropout after each hidden layer, in [0, 1).
     """
 
     model_type: ClassVar[str] = "rerank_dnn"
@@ -34,7 +34,7 @@ class DNNConfig(RerankerConfig):
     hidden_dropout_prob: float | int = 0.0
 
     def validate_network(self) -> None:
-        """Checks ranges and combinations of options, which types do not."""
+        """Checks ranges and combinations of options, which type checks do not cover."""
         check_sizes(self.hidden_dropout_prob, hidden_sizes=self.hidden_sizes)
 
 
@@ -44,9 +44,9 @@ class DNNForReranking(PreTrainedReranker):
     ``score_i = MLP(x_i + PE[P_i])``, ``x_i`` the features of item and user, ``PE`` a learnable vector per position.
     Its own loss, ``task_loss="own"``, is the binary log-loss.
 
-    When to choose it: as the baseline that a re-ranker has to beat. It never reads the other items of the list, so the
-    difference to ``MiDNNForReranking``, which compares each item with the list, and to the models with attention is
-    the value of context. With ``position_input="none"`` it is an ordinary pointwise ranker. Its last hidden layer
+    When to choose it: as the baseline that a re-ranker has to beat. It never reads the other items of the list, so its
+    gap to ``MiDNNForReranking``, which compares each item with the list, and to the models with attention is the value
+    of context. With ``position_input="none"`` it is an ordinary pointwise ranker. Its last hidden layer
     gives PRM's personalised vectors (``encode_items``).
     """
 
@@ -70,10 +70,10 @@ class DNNForReranking(PreTrainedReranker):
         return RerankerOutput(logits=mask_logits(scores, context["mask"]))
 
     def encode_items(self, **features: Tensor) -> Tensor:
-        """The activations of the last hidden layer, [B, L, D]: the personalized vector of an item in PRM's paper.
+        """The activations of the last hidden layer, [B, L, D]: the personalised vector of an item in PRM's paper.
 
         Args:
-            features: As of ``forward``, with ``mask``.
+            features: Inputs of ``forward``, including ``mask``.
         """
         batch = ListBatch(**features)
         positions = batch.position_ids

@@ -13,25 +13,25 @@ from hf_rerank.models.config import RerankerConfig
 from hf_rerank.processing.vocabularies import UNKNOWN
 from hf_rerank.schema import Categorical, ListBatch, ListSchema
 
-# The default: few enough to cost no accuracy, and the unknown value's row is trained.
+# Low enough to cost no accuracy, high enough to train the unknown value's row.
 DEFAULT_UNKNOWN_RATE = 0.01
 
 
 class FeatureTables(nn.Module):
-    """A module with embedding tables of categorical features, which may grow; see ``resize_to_schema``."""
+    """A module with embedding tables of categorical features, which can grow; see ``resize_to_schema``."""
 
     def resize(self, config: RerankerConfig) -> None:
-        """Gives each table as many rows as ``config`` says."""
+        """Resizes each table to the number of rows in ``config``."""
         raise NotImplementedError
 
 
 class ItemEmbedding(FeatureTables):
     """The features of an item, and of the list's user beside each item, as one vector per item.
 
-    Each categorical feature has a table of its own, ``embedding_dim`` wide; dense features and vectors are appended as
-    they are: ``[item tables ; relative features ; initial score ; item dense ; item vectors ; user tables ;
-    user dense]``, [B, L, width], the second and third where the config asks for them. The item's own part comes first
-    and is ``item_width`` wide, the user's ``user_width``.
+    Each categorical feature has its own table, ``embedding_dim`` wide; dense features and vectors are appended as they
+    are: ``[item tables ; relative features ; initial score ; item dense ; item vectors ; user tables ; user dense]``,
+    [B, L, width], the second and third if the config asks for them. The item's part comes first and is ``item_width``
+    wide, the user's ``user_width``.
     """
 
     def __init__(self, config: RerankerConfig) -> None:
@@ -91,7 +91,7 @@ class ItemEmbedding(FeatureTables):
         )
 
 
-# Comparisons of two items' numbers that are held at once.
+# Largest number of pairwise comparisons in memory at once.
 _COMPARISONS = 2**22
 RELATIVE_FORMS = ("rank", "to the mean", "to the largest")
 
@@ -100,10 +100,10 @@ def compute_relative_features(values: Tensor, mask: Tensor) -> Tensor:
     """Computes each numeric feature relative to the list, in three forms one after another.
 
     - its rank: the share of the other items that are below it, minus the share above it; from -1 to 1;
-    - its difference to the list's mean;
-    - its difference to the list's largest value, at most 0.
+    - its difference from the list's mean;
+    - its difference from the list's largest value, at most 0.
 
-    A number that all items share gives 0 in every form, and so does a list of one item.
+    A feature that is equal for all items gives 0 in every form, and so does a list of one item.
 
     Args:
         values: float [B, L, F].
@@ -125,7 +125,7 @@ def compute_relative_features(values: Tensor, mask: Tensor) -> Tensor:
 def _sum_signs(values: Tensor, mask: Tensor) -> Tensor:
     """Counts the list's real items below each item minus those above it, [B, L, F]."""
     lists, length, width = values.shape
-    # An exported graph takes any size; otherwise so many features at once as keep the comparisons small.
+    # An exported graph takes any size; otherwise features are split into parts that keep the comparisons small.
     at_once = width if torch.compiler.is_compiling() else max(1, _COMPARISONS // max(1, lists * length * length))
     others = mask[:, None, :, None].to(values.dtype)
     parts = [
@@ -138,7 +138,7 @@ def calibrate_scores(batch: ListBatch, scale: float, offset: float) -> Tensor:
     """Brings the earlier ranker's scores to the scale of logits, float [B, L], 0 at padding.
 
     Raises:
-        InputError: The lists have none.
+        InputError: The lists have no initial scores.
     """
     if batch.initial_scores is None:
         raise InputError(
@@ -202,7 +202,7 @@ def resize_to_schema(model: Any, schema: ListSchema) -> None:
     """Resizes every ``FeatureTables`` of a model to a schema that grew from the model's, and updates its config."""
     config = model.config
     grown = type(config).for_schema(schema)
-    # Rows that no value used so far, since a table may be longer than its vocabulary, are new rows too.
+    # A table may be longer than its vocabulary: rows that no value used so far are new rows too.
     in_use = copy.deepcopy(config)
     rows = dict(zip(schema.extends, schema.rows_before, strict=False)).get(config.schema_fingerprint or "")
     if rows:
@@ -227,7 +227,7 @@ def _get_unknown_rate(config: RerankerConfig) -> float:
 
 
 def _replace_by_unknown(rows: Tensor, rates: float | list[float]) -> Tensor:
-    """The rows with this fraction of the known values replaced by the unknown one; a list: a fraction per feature."""
+    """The rows with this fraction of known values replaced by the unknown one; a list: one fraction per feature."""
     if not rates:
         return rows
     below = rates if isinstance(rates, float | int) else torch.tensor(rates, device=rows.device)
@@ -242,7 +242,7 @@ def _concatenate(parts: list[Tensor], width: int, whose: str, what: str) -> Tens
     found = sum(part.shape[-1] for part in parts)
     if found != width:
         raise InputError(
-            f"{whose} features are {found} numbers wide, the model expects {width}: {what} is missing or of another "
-            "width; encode the lists with the model's own processor"
+            f"{whose} features are {found} numbers wide, the model expects {width}: {what} is missing or has the "
+            "wrong width; encode the lists with the model's own processor"
         )
     return torch.cat(parts, dim=-1)

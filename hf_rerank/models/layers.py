@@ -11,22 +11,22 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_rerank.errors import InputError
 
-# What ``embed`` gives and ``score`` reads: tensors by name, each with one row per list.
+# Output of ``embed`` and input of ``score``: tensors by name, each with one row per list.
 Context = dict[str, Tensor]
 
 
 class SharedDropout(nn.Module):
     """Dropout whose mask is drawn once per training step and applied in every pass of that step.
 
-    The principles compare the scores of several passes. With masks of their own the passes would differ by dropout
-    noise, and a consistency loss would mainly penalize that. The mask is aligned by slot, and lies in the context
-    under ``key``; where the context has none (in evaluation mode), nothing is dropped.
+    The principles compare the scores of several passes. With separate masks the passes would differ by dropout noise,
+    and a consistency loss would mainly penalize that. The mask is aligned by slot, and stored in the context under
+    ``key``; if the context has none (in evaluation mode), nothing is dropped.
 
     Args:
         rate: Fraction of values set to 0, in [0, 1); the others are divided by ``1 - rate``.
-        width: Of the values, [B, L, width].
-        length: Rows per list, where it is not the number of items. None: the number of items plus ``extra``.
-        extra: Rows beside the items, such as a list token.
+        width: Width of the values, [B, L, width].
+        length: Rows per list, if not the number of items. None: the number of items plus ``extra``.
+        extra: Rows in addition to the items, such as a list token.
     """
 
     def __init__(self, rate: float, width: int, *, length: int | None = None, extra: int = 0) -> None:
@@ -74,9 +74,10 @@ def attend(
     Args:
         query: [B, Lq, num_heads * head_dim].
         key, value: [B, Lk, num_heads * head_dim].
-        attention_mask: bool [B, Lk], False at keys that are not attended to. A list without a key attends to all.
-        num_heads: Attention heads.
-        with_weights: Whether the weights are returned too.
+        attention_mask: bool [B, Lk], False at keys that are not attended to. A list that is False everywhere attends
+            to all keys.
+        num_heads: Number of attention heads.
+        with_weights: Whether to return the attention weights too.
 
     Returns:
         The heads' outputs concatenated [B, Lq, num_heads * head_dim]; weights [B, num_heads, Lq, Lk] on request.
@@ -95,15 +96,15 @@ def attend(
 
 
 class EncoderBlock(GradientCheckpointingLayer):
-    """One Transformer encoder block, post-norm (Vaswani et al. 2017): attention over a list's items, then a network.
+    """One Transformer encoder block, post-norm (Vaswani et al. 2017): self-attention, then a feed-forward network.
 
     Args:
         hidden_size: Width of the items' vectors.
-        num_heads: Attention heads.
+        num_heads: Number of attention heads.
         head_dim: Width of a head.
-        intermediate_size: Width of the network's hidden layer.
-        dropout: On what each half adds, in [0, 1). Attention weights have none.
-        length, extra: As of ``SharedDropout``.
+        intermediate_size: Width of the feed-forward network's hidden layer.
+        dropout: Dropout of each residual branch, in [0, 1). Attention weights have none.
+        length, extra: As in ``SharedDropout``.
     """
 
     def __init__(
@@ -153,12 +154,12 @@ class EncoderBlock(GradientCheckpointingLayer):
 
 
 class MLP(nn.Module):
-    """Hidden layers of these widths, each a ``Linear``, ReLU and dropout.
+    """Hidden layers, each a ``Linear``, ReLU and dropout.
 
     Args:
-        width: Of the input.
-        hidden_sizes: Of the layers.
-        dropout: After each layer, in [0, 1).
+        width: Width of the input.
+        hidden_sizes: Widths of the layers.
+        dropout: Dropout after each layer, in [0, 1).
     """
 
     def __init__(self, width: int, hidden_sizes: list[int], dropout: float) -> None:
@@ -187,12 +188,12 @@ def check_sizes(dropout: float | int, **sizes: int | list[int]) -> None:
 
 
 def check_encoder(config: Any, **sizes: int | list[int]) -> None:
-    """``check_sizes`` of an encoder whose ``hidden_size`` is divided among its heads, and of ``sizes``."""
+    """``check_sizes`` for an encoder whose ``hidden_size`` is divided among its heads, and for ``sizes``."""
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
         sizes[name] = getattr(config, name)
     check_sizes(config.hidden_dropout_prob, **sizes)
     if config.hidden_size % config.num_attention_heads:
         raise InputError(
-            f"hidden_size={config.hidden_size} is no multiple of num_attention_heads={config.num_attention_heads}: "
-            "change one"
+            f"hidden_size={config.hidden_size} is not a multiple of num_attention_heads="
+            f"{config.num_attention_heads}: change one"
         )

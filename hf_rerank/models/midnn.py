@@ -18,13 +18,13 @@ from hf_rerank.schema import ListBatch
 class MiDNNConfig(RerankerConfig):
     """Config of ``MiDNNForReranking``.
 
-    The hidden layers are those of the public benchmark's code (LibRerank); the paper says three of them.
+    The hidden layers are those of the public benchmark's code (LibRerank); the paper only says that there are three.
 
     Args:
         hidden_sizes: Widths of the hidden layers.
-        hidden_dropout_prob: After each hidden layer, in [0, 1).
-        global_features: Which features of an item are also given relative to the list: ``all`` of them, embeddings and
-            position among them, or the ``dense`` ones (numbers and vectors) only, without the position.
+        hidden_dropout_prob: Dropout after each hidden layer, in [0, 1).
+        global_features: Which features of an item are also given relative to the list: ``all`` of them, including
+            embeddings and position, or only the ``dense`` ones (numbers and vectors), without the position.
     """
 
     model_type: ClassVar[str] = "rerank_midnn"
@@ -39,7 +39,7 @@ class MiDNNConfig(RerankerConfig):
     global_features: Literal["all", "dense"] = "all"
 
     def validate_network(self) -> None:
-        """Checks ranges and combinations of options, which types do not."""
+        """Checks ranges and combinations of options, which type checks do not cover."""
         check_sizes(self.hidden_dropout_prob, hidden_sizes=self.hidden_sizes)
 
 
@@ -47,17 +47,17 @@ class MiDNNForReranking(PreTrainedReranker):
     """Scores each item from its features, absolute and relative to the list's smallest and largest values.
 
     ``score_i = MLP([x_i ; user ; g_i])`` with the global features ``g_i = (x_i - low) / (high - low)``, where low and
-    high are the smallest and the largest value of a feature over the list's real items; a feature that all items share
-    gives 0. The position of an item, which the original does not read, is added to ``x_i`` as a vector. The user's
-    features are the same for all items, so they have no global form.
+    high are the smallest and the largest value of a feature over the list's real items; a feature that is equal for
+    all items gives 0. The position of an item, which the original does not read, is added to ``x_i`` as a vector. The
+    user's features are the same for all items, so they have no global form.
 
-    LibRerank's code takes minimum and maximum over padding too, and normalises the network's input over the batch;
+    LibRerank's code takes the minimum and maximum over padding too, and normalises the network's input over the batch;
     this model does neither. The paper's loss, ``task_loss="own"``, is the binary log-loss.
 
-    When to choose it: if numeric features are strong and what matters is how an item compares with the rest of the
-    list, such as the cheapest item. It is ``DNNForReranking`` with relative features: the cheapest model with context,
-    without attention. Other models get similar inputs with ``relative_features=True``. Attention (PRM, SetRank) can
-    also learn interactions between pairs of items.
+    When to choose it: if numeric features are strong and it matters how an item compares with the rest of the list,
+    such as whether it is the cheapest. It is ``DNNForReranking`` with relative features: the cheapest model with
+    context, without attention. Other models get similar inputs with ``relative_features=True``. Attention (PRM,
+    SetRank) can also learn interactions between pairs of items.
     """
 
     config: MiDNNConfig
@@ -91,11 +91,11 @@ class MiDNNForReranking(PreTrainedReranker):
 
 
 def compute_global_features(items: Tensor, mask: Tensor) -> Tensor:
-    """Scales each feature between the list's smallest and largest value of it: 0 to 1, and 0 where all are equal.
+    """Scales each feature to [0, 1] by its smallest and largest value in the list; 0 where all are equal.
 
     Args:
         items: [B, L, F].
-        mask: bool [B, L]; padding is not read, and its entries of the result have no meaning.
+        mask: bool [B, L]; padding is not read, and its entries in the result are meaningless.
     """
     real, finite = mask.unsqueeze(-1), torch.finfo(items.dtype)
     low = items.masked_fill(~real, finite.max).amin(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""PEAR: a Transformer over the list and over what the user clicked before (Li et al., WWW 2022 companion)."""
+"""PEAR: a Transformer over the list and the user's click history (Li et al., WWW 2022 companion)."""
 
 from typing import Any, ClassVar
 
@@ -34,13 +34,14 @@ class PEARConfig(RerankerConfig):
         feature_hidden_size: Hidden layer of the two-layer networks over features: one for the list, one for the
             history.
         hidden_size: Width of the encoder.
-        num_hidden_layers: Units, each of self-attention over the history and merged cross-attention of the list.
-        num_attention_heads: Attention heads; ``hidden_size`` is a multiple of it.
-        intermediate_size: Of the hidden layer in each block.
-        hidden_dropout_prob: In [0, 1).
-        list_loss_weight: Weight of the log-loss of the list's token, "is any item of the list clicked", beside the
-            task loss. 0: no such token, and no ``list_logits``. Where every list holds a click, as in PRM Public, it
-            has nothing to teach.
+        num_hidden_layers: Number of units, each of self-attention over the history and merged cross-attention of the
+            list.
+        num_attention_heads: Number of attention heads; ``hidden_size`` is a multiple of it.
+        intermediate_size: Width of the hidden layer in each block.
+        hidden_dropout_prob: Dropout of hidden states, in [0, 1).
+        list_loss_weight: Weight of the log-loss of the list's token, "is any item of the list clicked", which is added
+            to the task loss. 0: no such token, and no ``list_logits``. If every list has a click, as in PRM Public,
+            there is nothing to learn from it.
     """
 
     model_type: ClassVar[str] = "rerank_pear"
@@ -59,7 +60,7 @@ class PEARConfig(RerankerConfig):
     list_loss_weight: float | int = 1.0
 
     def validate_encoder(self) -> None:
-        """Checks ranges and combinations of options, which types do not."""
+        """Checks ranges and combinations of options, which type checks do not cover."""
         check_encoder(self, feature_hidden_size=self.feature_hidden_size)
         if not 0 <= self.list_loss_weight < float("inf"):
             raise InputError(f"list_loss_weight is {self.list_loss_weight}: expected a finite number of at least 0")
@@ -69,22 +70,22 @@ class PEARForReranking(PreTrainedReranker):
     """A Transformer whose items attend to each other and to the user's click history in one softmax.
 
     - Features: ``z = MLP([user ; item])``, for the list and for the history, each with its own network.
-    - Unit l: ``H_l = SelfAttention(H_(l-1))`` over the history; the list's queries meet keys and values of ``H_l``
-      and of the list side by side, projected separately, in one softmax (the paper's merged cross-attention).
+    - Unit l: ``H_l = SelfAttention(H_(l-1))`` over the history; the list's queries attend to the keys and values of
+      both ``H_l`` and the list, projected separately, in one softmax (the paper's merged cross-attention).
     - A learnable token is appended to the list. Its score, ``list_logits``, says whether any item is clicked.
 
-    The position vector, which the principles need, is added to ``z``. A history that is empty, or a schema without
-    one, leaves exactly the self-attention of the list; no dummy values are put in its place. Public ports drop
-    history, user and mask, or use the history as the queries and the list as keys and values.
+    The position vector, which the principles need, is added to ``z``. With an empty history, or a schema without one,
+    exactly the self-attention of the list remains; no dummy values are put in its place. Public ports drop history,
+    user and mask, or use the history as the queries and the list as keys and values.
 
     When to choose it: if lists come with a click history. Its list token also predicts whether a list gets any click,
-    a signal only where some lists have none. Without a history, and with ``list_loss_weight=0``, it is close to
+    which helps only if some lists get none. Without a history, and with ``list_loss_weight=0``, it is close to
     ``PRMForReranking``; RAISE reads the history through one vector per list, which is cheaper for long histories.
 
     The paper's loss, ``task_loss="own"``, is the binary log-loss of the items and, with weight ``list_loss_weight``,
     that of the token; the latter is added to every other task loss too. Attention weights, on request, are
-    [B, heads, L + 1, H + L + 1]: history items, items, the token (without the 1 where there is no token, without the H
-    where the schema has no history). Hidden states are [B, L + 1, hidden_size].
+    [B, heads, L + 1, H + L + 1]: history items, items, the token (without the 1 if there is no token, without the H if
+    the schema has no history). Hidden states are [B, L + 1, hidden_size].
     """
 
     config: PEARConfig
@@ -195,7 +196,7 @@ class PEARForReranking(PreTrainedReranker):
 
 
 class MergedBlock(EncoderBlock):
-    """An encoder block whose items also attend to the history's items, through projections of the history's own."""
+    """An encoder block whose items also attend to the history's items, through separate projections."""
 
     def __init__(
         self, hidden_size: int, num_heads: int, head_dim: int, intermediate_size: int, dropout: float, **rows: int

@@ -20,15 +20,15 @@ class PRMConfig(RerankerConfig):
     """Config of ``PRMForReranking``.
 
     The defaults are those of the authors' code (2 blocks, 1 head, inner width 128); ``preset("paper")`` has the
-    paper's (4 blocks, 3 heads; 64 is no multiple of 3, so heads are 22 wide).
+    paper's (4 blocks, 3 heads; 64 is not a multiple of 3, so heads are 22 wide).
 
     Args:
         hidden_size: Width of the encoder.
-        num_hidden_layers: Encoder blocks.
-        num_attention_heads: Attention heads.
+        num_hidden_layers: Number of encoder blocks.
+        num_attention_heads: Number of attention heads.
         head_dim: Width of a head. None: ``hidden_size / num_attention_heads``.
-        intermediate_size: Of the hidden layer in each block.
-        hidden_dropout_prob: In [0, 1).
+        intermediate_size: Width of the hidden layer in each block.
+        hidden_dropout_prob: Dropout of hidden states, in [0, 1).
     """
 
     model_type: ClassVar[str] = "rerank_prm"
@@ -53,7 +53,7 @@ class PRMConfig(RerankerConfig):
     hidden_dropout_prob: float | int = 0.1
 
     def validate_encoder(self) -> None:
-        """Checks ranges and combinations of options, which types do not."""
+        """Checks ranges and combinations of options, which type checks do not cover."""
         check_sizes(
             self.hidden_dropout_prob,
             hidden_size=self.hidden_size,
@@ -64,8 +64,8 @@ class PRMConfig(RerankerConfig):
         )
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
-                f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}: "
-                "change one, or set head_dim"
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads="
+                f"{self.num_attention_heads}: change one, or set head_dim"
             )
 
 
@@ -73,11 +73,11 @@ class PRMForReranking(PreTrainedReranker):
     """A Transformer encoder over the items of the list.
 
     ``E = (X + PE[P]) W_E + b_E`` (equation 2 of the paper), encoder blocks, one score per item. ``X`` holds the item's
-    features and the user's; the paper's personalised vectors join as a ``Vector`` column. The paper's loss,
+    features and the user's; the paper's personalised vectors are added as a ``Vector`` column. The paper's loss,
     ``task_loss="own"``, is ``-sum_i y_i log softmax(score)_i`` over clicked items, labels not normalised; the paper
-    prints the mean over a list, the authors' code takes this sum. User features as direct input follow that code.
+    prints the mean over a list, the authors' code uses this sum. User features as direct input follow that code.
 
-    When to choose it: first; it is a plain Transformer encoder, with a cost that grows with the square of the list's
+    When to choose it: try it first; it is a plain Transformer encoder, whose cost grows with the square of the list's
     length. SetRank is a similar encoder that offers inducing points for longer lists; PEAR adds attention to the
     user's click history, RAISE projections that depend on the user.
     """

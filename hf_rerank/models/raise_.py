@@ -23,11 +23,11 @@ class RAISEConfig(RerankerConfig):
 
     Args:
         hidden_size: Width of the encoder and of the intention's parts.
-        num_hidden_layers: Encoder blocks.
-        num_attention_heads: Attention heads; ``hidden_size`` is a multiple of it.
-        intermediate_size: Of the hidden layer in each block.
-        num_mixtures: T, weight matrices of which each projection is a mixture; 1 is a plain encoder.
-        hidden_dropout_prob: In [0, 1).
+        num_hidden_layers: Number of encoder blocks.
+        num_attention_heads: Number of attention heads; ``hidden_size`` is a multiple of it.
+        intermediate_size: Width of the hidden layer in each block.
+        num_mixtures: Number T of weight matrices mixed in each projection; 1 is a plain encoder.
+        hidden_dropout_prob: Dropout of hidden states, in [0, 1).
     """
 
     model_type: ClassVar[str] = "rerank_raise"
@@ -45,7 +45,7 @@ class RAISEConfig(RerankerConfig):
     hidden_dropout_prob: float | int = 0.1
 
     def validate_encoder(self) -> None:
-        """Checks ranges and combinations of options, which types do not."""
+        """Checks ranges and combinations of options, which type checks do not cover."""
         check_encoder(self, num_mixtures=self.num_mixtures)
 
     def validate_user(self) -> None:
@@ -56,23 +56,24 @@ class RAISEConfig(RerankerConfig):
         if items and not user and not history:
             raise InputError(
                 "RAISE models the user's intention, and the schema has neither user nor history features: add some, "
-                "or take a model that reads items alone, such as PRM or SetRank"
+                "or choose a model that reads items alone, such as PRM or SetRank"
             )
 
 
 class RAISEForReranking(PreTrainedReranker):
     """A Transformer encoder whose query, key and value projections are mixtures, weighted by the list's intention.
 
-    - Intention: the user's side ``u_j`` holds the history items and one vector of the user's features, the items'
-      side ``x_i`` the list, both projected to ``hidden_size``. Affinities ``A_ji = tanh(u_j . W x_i)``; each side is
-      summed with weights ``softmax`` of its mean affinity to the other; the two sums side by side are the intention.
-    - Encoder: as PRM's, ``(X + PE[P]) W_E + b_E`` and blocks, but in each block and for each of query, key and value
-      ``W = sum_t pi_t W^t`` (bias too), ``pi = softmax(MLP(intention))``, every projection with matrices of its own.
+    - Intention: the user's side ``u_j`` consists of the history items and one vector of the user's features, the
+      items' side ``x_i`` of the list, both projected to ``hidden_size``. Affinities ``A_ji = tanh(u_j . W x_i)``; each
+      side is summed with weights ``softmax`` of its mean affinity to the other; the intention is both sums,
+      concatenated.
+    - Encoder: as in PRM, ``(X + PE[P]) W_E + b_E`` and blocks, but in each block and for each of query, key and value
+      ``W = sum_t pi_t W^t`` (bias too), ``pi = softmax(MLP(intention))``, each projection with its own matrices.
 
     The paper computes the intention from review texts, by co-attention of a user's reviews and an item's, for each
-    pair of user and item. Lists hold no reviews: one intention per list from history, user and items is our
-    adaptation. It does not depend on the given order, so it is computed once for all passes. What a schema or a list
-    lacks, history or user, is left out of the user's side; no dummy values are used. A public port never calls the
+    pair of user and item. Lists contain no reviews: one intention per list from history, user and items is our
+    adaptation. It does not depend on the given order, so it is computed once for all passes. A history or user that a
+    schema or list lacks is left out of the user's side; no dummy values are used. A public port never calls the
     mixtures and uses the query's matrix for key and value too.
 
     The paper's loss, ``task_loss="own"``, is the binary log-loss.
@@ -150,8 +151,8 @@ class Intention(nn.Module):
         Args:
             items: [B, L, hidden_size].
             mask: bool [B, L].
-            user: Features of the user [B, user_width], of a model that has some.
-            history: History items [B, H, history width], of a model that has some.
+            user: Features of the user [B, user_width], if the model reads any.
+            history: History items [B, H, history width], if the model reads any.
             history_mask: bool [B, H]. None: all are real.
         """
         sides, known = [], []
@@ -205,7 +206,7 @@ class DynamicBlock(EncoderBlock):
 
 
 def _pool(vectors: Tensor, affinity: Tensor, mask: Tensor) -> Tensor:
-    """The sum of vectors [B, N, D] with weights softmax of their affinity [B, N] over the real ones; 0 without any."""
+    """Sum of the real vectors [B, N, D], weighted by a softmax of their affinity [B, N]; 0 if there are none."""
     # A finite number, not -inf: the softmax over nothing stays finite, and its weights are set to 0.
     weights = affinity.masked_fill(~mask, torch.finfo(affinity.dtype).min).softmax(-1)
     return (weights.masked_fill(~mask, 0.0).unsqueeze(1) @ vectors).squeeze(1)

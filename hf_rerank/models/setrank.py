@@ -1,4 +1,4 @@
-"""SetRank: attention over the set of items, the same for every order of them (Pang et al., SIGIR 2020)."""
+"""SetRank: permutation-equivariant attention over the set of items (Pang et al., SIGIR 2020)."""
 
 from typing import Any, ClassVar, Literal
 
@@ -25,12 +25,12 @@ class SetRankConfig(RerankerConfig):
 
     Args:
         hidden_size: Width of the encoder.
-        num_hidden_layers: Blocks.
-        num_attention_heads: Attention heads; ``hidden_size`` is a multiple of it.
-        intermediate_size: Of the hidden layer in each block.
-        num_inducing_points: Inducing points M of each block: items attend to M vectors that have attended to them
-            (IMSAB). 0: items attend to each other (MSAB).
-        hidden_dropout_prob: In [0, 1).
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Number of attention heads; ``hidden_size`` is a multiple of it.
+        intermediate_size: Width of the hidden layer in each block.
+        num_inducing_points: Number M of inducing points of each block: items attend to M vectors that have attended to
+            them (IMSAB). 0: items attend to each other (MSAB).
+        hidden_dropout_prob: Dropout of hidden states, in [0, 1).
         position_input: ``ordinal``: a learnable vector of the item's position in the given order is added to it (the
             paper's ordinal embedding). ``none``: the model is permutation-equivariant.
     """
@@ -75,7 +75,7 @@ class SetRankConfig(RerankerConfig):
     position_input: Literal["ordinal", "none"] = "ordinal"  # type: ignore[assignment]
 
     def validate_encoder(self) -> None:
-        """Checks ranges and combinations of options, which types do not."""
+        """Checks ranges and combinations of options, which type checks do not cover."""
         check_encoder(self)
         if self.num_inducing_points < 0:
             raise InputError(f"num_inducing_points is {self.num_inducing_points}: expected at least 0")
@@ -91,8 +91,8 @@ class SetRankForReranking(PreTrainedReranker):
     instead of once. Items enter through one ReLU layer, as in that code without its Gaussian features. Without the
     ordinal embedding the scores of permuted items are the permuted scores.
 
-    The paper's loss, ``task_loss="own"``, is the attention-rank loss of the scores as they are; LibRerank applies a
-    sigmoid before it, where its gradient nearly vanishes, and attends to padding.
+    The paper's loss, ``task_loss="own"``, is the attention-rank loss of the raw scores; LibRerank applies a sigmoid
+    first, which nearly removes the gradient, and attends to padding.
 
     When to choose it: if the ranking should not depend on the given order (``position_input="none"``, which satisfies
     both principles exactly), or for long lists: with M inducing points a block costs L times M instead of L squared.
@@ -145,8 +145,8 @@ class SetRankForReranking(PreTrainedReranker):
 class InducedBlock(GradientCheckpointingLayer):
     """IMSAB: M learnable points attend to the items, and the items to the points' outputs.
 
-    The cost grows with M times the list's length instead of its square. As attention weights it gives the items'
-    weights on the points times the points' weights on the items, [B, heads, L, L].
+    The cost grows with M times the list's length instead of its square. Its attention weights, [B, heads, L, L], are
+    the items' weights on the points times the points' weights on the items.
     """
 
     def __init__(self, config: SetRankConfig) -> None:
@@ -167,7 +167,9 @@ class InducedBlock(GradientCheckpointingLayer):
 def _attend_to(
     block: EncoderBlock, queries: Tensor, items: Tensor, mask: Tensor, context: Context, with_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """MAB of ``queries`` on ``items``: the block's query projection for the one, key and value for the other."""
+    """``MAB(queries, items, items)``: the block's projections give queries from the former, keys and values from the
+    latter.
+    """
     width = block.num_heads * block.head_dim
     weight, bias = block.query_key_value.weight, block.query_key_value.bias
     query = F.linear(queries, weight[:width], bias[:width])

@@ -35,19 +35,20 @@ def consistency_loss(
 ) -> Tensor:
     """Consistency loss ``L_CS(A, B) = sum_i |A_i - B_i| (R(X, A)_i - R(X, B)_i)^2`` between two orders of one list.
 
-    ``A`` and ``B`` are position vectors, ``R(X, A)`` the scores of the items ``X`` given ``A``: scores of items whose
-    position differs are pulled together. With ``B`` the model's own ranking it is the loss of convergence consistency
-    (P1), with ``B`` a slightly perturbed ``A`` that of adversarial consistency (P2). Source: arXiv 2504.04188.
+    ``A`` and ``B`` are position vectors, ``R(X, A)`` the scores of the items ``X`` given ``A``: if an item's position
+    differs, its two scores are pulled together. With ``B`` the model's own ranking it is the loss of convergence
+    consistency (P1), with ``B`` a slightly perturbed ``A`` that of adversarial consistency (P2). Source: arXiv
+    2504.04188.
 
     Args:
-        scores_a: float [..., L], given ``positions_a``; logits or probabilities.
-        scores_b: float [..., L], given ``positions_b``.
-        positions_a: int64 [..., L], from 0. None, with ``positions_b`` None: every item has the weight 1.
+        scores_a: float [..., L], the scores given ``positions_a``; logits or probabilities.
+        scores_b: float [..., L], the scores given ``positions_b``.
+        positions_a: int64 [..., L], from 0. If both positions are None, every item has the weight 1.
         positions_b: int64 [..., L], or None.
         mask: bool [..., L], True at real items. None: all are real.
-        reduction: Over a list's items: ``sum`` (the paper; grows with the length of the list), ``mean`` over its real
-            items, or ``weighted_mean``, divided by the sum of the weights ``|A_i - B_i|`` (0 if they are equal). Then
-            always the mean over lists with a real item.
+        reduction: Reduction over a list's items: ``sum`` (the paper; grows with the length of the list), ``mean`` over
+            its real items, or ``weighted_mean``, divided by the sum of the weights ``|A_i - B_i|`` (0 if A and B are
+            equal). Over lists it is always the mean over those with a real item.
 
     Returns:
         A scalar, float32 or wider.

@@ -19,11 +19,11 @@ from hf_rerank.principled.orders import (
     swap_adjacent,
 )
 
-# Standard deviation of a list's scores under which they count as equal.
+# Standard deviation of a list's scores below which they count as equal.
 COLLAPSED_SPREAD = 1e-3
-# Swaps of adjacent items tried per list, at most; in longer lists this many are drawn.
+# Largest number of adjacent swaps tried per list; in longer lists this many are drawn.
 MAX_SWAPS = 64
-# How often a model is fed its own output before a list counts as not converged.
+# Number of times a model is fed its own output before a list counts as not converged.
 MAX_STEPS = 10
 
 
@@ -50,29 +50,30 @@ def obedience(
             inflate obedience).
         positions: int64 [B, L], the given order P.
         mask: bool [B, L], True at real items. None: all are real.
-        k: Also measure the top k (one number or several; of a shorter list all items).
+        k: Also measure the top k (one number or several; all items of a shorter list).
         swaps: ``all``: the mean over the n - 1 swaps of adjacent items of each list, or, in lists of more than 65
             items, over 64 of them, drawn without replacement; ``one``: a single seeded swap.
-        max_steps: How often the model is fed its own output before a list counts as not converged; 0: not measured.
-        seed: Of the swaps that are drawn.
-        list_keys: int64 [B], with which a list's draws are the same in any batch. None: the row in the batch.
-        reduction: ``mean``: numbers over lists; ``none``: float32 tensors [B], NaN where a list is left out (and, of
-            ``fixed_point_steps``, where it does not converge).
+        max_steps: Number of times the model is fed its own output before a list counts as not converged; 0: fixed
+            points are not measured.
+        seed: Seed of the swaps that are drawn.
+        list_keys: int64 [B], keys that make a list's draws the same in any batch. None: the row in the batch.
+        reduction: ``mean``: means over lists; ``none``: float32 tensors [B], NaN if a list is left out (and, for
+            ``fixed_point_steps``, if it does not converge).
 
     Returns:
         For ``p1`` (P against P') and ``p2`` (P against P with two adjacent items swapped): ``p?_obedience``, the share
-        of lists whose whole ranking stays; ``p?_item_obedience``, per list the share of items that keep their
+        of lists whose whole ranking stays the same; ``p?_item_obedience``, per list the share of items that keep their
         position; ``p?_kendall_tau``; with k, ``p?_obedience@k`` (the top k as an order) and ``p?_set_obedience@k``
-        (as a set). ``p2_sampled_share``: share of lists of which some swaps were drawn, and not all were tried.
+        (as a set). ``p2_sampled_share``: share of lists for which only a sample of the swaps was tried.
         ``fixed_point_rate``: share of lists that converge, P(t+1) = P(t) with P(0) = P and P(t+1) the ranking by
         score(P(t)); ``fixed_point_steps``: the smallest such t, over lists that converge; ``cycle_rate``: share of
-        lists that return to an earlier, not their last, order. ``score_spread``: standard deviation of a list's scores
-        (equal scores obey both principles and are useless); ``collapsed_share``: share of lists where it is under
-        0.001. With ``mean`` also ``obedience_lists``, the lists measured. The share of lists with
-        ``fixed_point_steps`` at most 1 equals ``p1_obedience``.
+        lists that return to an order before their last. ``score_spread``: standard deviation of a list's scores (equal
+        scores obey both principles and are useless); ``collapsed_share``: share of lists where it is below 0.001. With
+        ``mean`` also ``obedience_lists``, the number of lists measured. The share of lists with ``fixed_point_steps``
+        at most 1 equals ``p1_obedience``.
 
     Raises:
-        InputError: An unknown option, or scores that are NaN or of another shape than the positions.
+        InputError: An unknown option, or scores that are NaN or differ in shape from the positions.
     """
     if swaps not in ("all", "one"):
         raise InputError(f"swaps {swaps!r}: expected 'all' or 'one'")
@@ -91,9 +92,9 @@ def obedience(
             raise InputError(
                 f"score gave {list(scores.shape)}: expected the shape of positions, {list(positions.shape)}"
             )
-        # NaN is neither above nor below anything: such a ranking would never change, and obey both principles.
+        # NaN compares with nothing: such a ranking would never change, and would obey both principles.
         if scores[mask].isnan().any():
-            raise InputError("score gave NaN for a real item: NaN ranks nothing, check the model's weights")
+            raise InputError("score gave NaN for a real item: NaN cannot be ranked, check the model's weights")
         return scores
 
     scores = check_and_score(positions)
@@ -110,7 +111,7 @@ def obedience(
     per_list = {name: torch.where(counted, value, torch.nan) for name, value in measured.items()}
     if reduction == "none":
         return per_list
-    # NaN marks a list without a value: left out, or, of the steps, one that never settled.
+    # NaN marks a list without a value: one left out or, for the steps, one that never converged.
     means: dict[str, Any] = {name: float(value.cpu().double().nanmean()) for name, value in per_list.items()}
     means["obedience_lists"] = int(counted.sum())
     return means
@@ -119,7 +120,7 @@ def obedience(
 def _measure_agreement(
     name: str, before: Tensor, after: Tensor, mask: Tensor, cuts: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Measures [B] of how far two rankings of the same lists agree."""
+    """Measures, [B] each, of the agreement of two rankings of the same lists."""
     same = (before == after) | ~mask
     count = mask.sum(-1).clamp(min=1)
     measures = {
@@ -172,18 +173,18 @@ def _choose_swaps(pairs: Tensor, keys: Tensor, length: int) -> tuple[Tensor, Ten
     """Chooses the positions p at which the items at p and p + 1 are swapped: all of a list, or ``MAX_SWAPS`` drawn.
 
     Args:
-        pairs: int64 [B], how many adjacent pairs each list has.
-        keys: int64 [B], of the draws.
-        length: Slots of a list.
+        pairs: int64 [B], number of adjacent pairs of each list.
+        keys: int64 [B], keys of the draws.
+        length: Number of slots of a list.
 
     Returns:
-        int64 [B, the most swaps of a list], and how many of them count for each list [B].
+        int64 [B, largest number of swaps of a list], and the number of them that count for each list [B].
     """
     most = int(pairs.max()) if pairs.numel() else 0
     position = torch.arange(length, device=pairs.device)
     if most <= MAX_SWAPS:
         return position[:most].expand(len(pairs), most), pairs
-    # A long list takes the positions with the smallest draws. Short lists, and what is no pair, keep their order.
+    # A long list takes the positions with the smallest draws. Short lists keep the order of their pairs.
     draws = torch.where((pairs > MAX_SWAPS).unsqueeze(-1), draw_by_key(keys, length), 0)
     draws = torch.where(position < pairs.unsqueeze(-1), draws, 1 << 33)
     return draws.argsort(dim=-1, stable=True)[:, :MAX_SWAPS], pairs.clamp(max=MAX_SWAPS)
@@ -196,7 +197,7 @@ def _find_fixed_points(
     steps = torch.full(mask.shape[:1], torch.nan, device=mask.device)
     cycles = torch.zeros(mask.shape[:1], dtype=torch.bool, device=mask.device)
     for step in range(max_steps + 1):
-        # A list that has come back to an earlier order will repeat: it need not be followed.
+        # A list that has returned to an earlier order will repeat: there is no need to follow it.
         if not (steps.isnan() & ~cycles & mask.any(-1)).any():
             break
         if len(orders) < step + 2:
@@ -216,7 +217,7 @@ def _find_fixed_points(
 def _compute_kendall_tau(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
     """Kendall's tau [B] of two rankings without ties: concordant minus discordant pairs, over all pairs."""
     tau = torch.ones(mask.shape[:1], device=mask.device)
-    # Most lists of an obedient model keep their ranking: only the others are counted.
+    # Most lists of an obedient model keep their ranking: pairs are counted only in the others.
     changed = ((before != after) & mask).any(-1).nonzero().squeeze(-1)
     # Padding comes last in both, in slot order: no pair with it is discordant.
     after_by_before = after[changed].gather(-1, order_from_positions(before[changed]))

@@ -1,8 +1,8 @@
 """The objective of principled learning: passes over the same lists in several orders, and terms that compare them.
 
 ``L = L_task(R(X, P), y) + w1 L_CS(P, P') + w2 L_CS(P, P^)`` is an objective of three passes, on the given order P, the
-model's own order P' and a slightly perturbed order P^, and of two terms. ``hf_rerank.principled.PRESETS`` spells out
-this one, its variants and the controls::
+model's own order P' and a slightly perturbed order P^, and two terms. ``hf_rerank.principled.PRESETS`` spells out this
+one, its variants and the controls::
 
     PrincipledObjective(
         passes=(Pass("first", "given"), Pass("second", "own"), Pass("third", Perturbed("adjacent_swap", of="given"))),
@@ -47,9 +47,9 @@ class Soft:
 
     Args:
         relaxation: ``softsort`` or ``neuralsort``.
-        temperature: In units of the scores; as it falls to 0 the order becomes hard.
-        sinkhorn: How often rows and columns are normalized; see ``hf_rerank.principled.soft_order``.
-        straight_through: Give the hard order, with the gradient of the soft one.
+        temperature: Temperature in units of the scores; as it falls to 0 the order becomes hard.
+        sinkhorn: Number of row and column normalizations; see ``hf_rerank.principled.soft_order``.
+        straight_through: Whether to pass the hard order to the model, with the gradient of the soft one.
     """
 
     relaxation: Literal["softsort", "neuralsort"] = "softsort"
@@ -68,8 +68,8 @@ class Perturbed:
     Args:
         kind: ``adjacent_swap``, ``random_swap``, ``window_shuffle``, ``reverse_window`` or ``score_noise``; see
             ``hf_rerank.principled.perturb``.
-        of: The order that is changed: ``given``, ``own``, ``Soft(...)`` or another ``Perturbed(...)``. To perturb the
-            model's own order needs no pass on that order.
+        of: The order that is changed: ``given``, ``own``, ``Soft(...)`` or another ``Perturbed(...)``. Perturbing the
+            model's own order does not require a pass on that order.
         strength: Number of swaps, width of the window minus 1, or standard deviation of the noise.
     """
 
@@ -82,7 +82,7 @@ class Perturbed:
         _check_order(self.of)
 
 
-# ``given``: that of the list. ``own``: the ranking by the first pass's scores.
+# ``given``: the order of the list. ``own``: the ranking by the first pass's scores.
 Order: TypeAlias = 'Literal["given", "own"] | Soft | Perturbed'
 
 
@@ -91,9 +91,9 @@ class Pass:
     """One scoring of the lists.
 
     Args:
-        name: Terms and ``task_loss_on`` refer to it.
-        order: In which the items are given: ``given``, ``own``, ``Soft(...)`` or ``Perturbed(...)``.
-        dropout: ``shared``: the masks that the passes of a step share. ``fresh``: masks of its own.
+        name: Name by which terms and ``task_loss_on`` refer to it.
+        order: Order in which the items are given: ``given``, ``own``, ``Soft(...)`` or ``Perturbed(...)``.
+        dropout: ``shared``: the dropout masks that the passes of a step share. ``fresh``: separate masks.
     """
 
     name: str
@@ -110,18 +110,18 @@ class Term:
     """A consistency loss between two passes: ``weight * L_CS``; see ``consistency_loss``.
 
     Args:
-        name: Under which it is logged, with ``_loss`` appended.
+        name: Name under which it is logged, with ``_loss`` appended.
         first: Name of a pass.
         second: Name of another pass.
-        weight: At least 0.
+        weight: Weight of the term, at least 0.
         space: Scale on which scores are compared. ``probability``: sigmoid under ``binary_log_loss``, softmax over the
-            list's items under listwise losses. ``logit``: as they are, but centred per list under losses that ignore a
-            shift of the whole list, which would otherwise be penalized, although neither loss nor ranking depends on
-            it. ``output``: as they are.
+            list's items under listwise losses. ``logit``: raw scores, but centred per list under shift-invariant
+            losses; otherwise a shift of the whole list would be penalized, although neither loss nor ranking depends
+            on it. ``output``: raw scores.
         positions: Which positions ``|A_i - B_i|`` compares: those of the orders that the two passes were given
             (``input``), or of the rankings that they produced (``output``). None: every item has the weight 1.
-        reduction: Over a list's items, see ``consistency_loss``.
-        stop_gradient: The side that counts as a constant: ``first``, ``second`` or None.
+        reduction: Reduction over a list's items, see ``consistency_loss``.
+        stop_gradient: The side treated as a constant: ``first``, ``second`` or None.
     """
 
     name: str
@@ -150,23 +150,23 @@ class Term:
 class PrincipledObjective:
     """Passes, the terms that compare them, and the task loss.
 
-    Pass ``at(...)`` of a step as ``objective`` to a model's ``forward``. Passes whose order depends on no score run in
-    one encoder call with the first, the others in a second; fresh dropout masks need a call of their own.
+    Pass ``at(...)`` of a step as ``objective`` to a model's ``forward``. Passes whose order does not depend on scores
+    run in one encoder call with the first, the others in a second; fresh dropout masks need a separate call.
 
     Args:
-        passes: The first scores the given order with the shared dropout masks; its scores define ``own``.
-        terms: May be none.
-        task_loss_on: Names of the passes whose task losses are added up.
+        passes: The first pass scores the given order with the shared dropout masks; its scores define ``own``.
+        terms: Consistency losses between passes; may be empty.
+        task_loss_on: Names of the passes whose task losses are summed.
         task_loss: What the model trains on: a name in ``hf_rerank.losses.TASK_LOSSES``, which also decides what
             ``space`` means; or ``own``, the loss of the model's paper. None: that of the model's config. The trainer
-            resolves it with ``for_task_loss``; used on its own, None stands for ``binary_log_loss``.
-        fraction: f, in (0, 1]. The passes after the first run on ``max(1, round(f * B))`` lists of the batch, drawn by
-            their keys independently of their content, and each term is a mean over these.
-        warmup: Fraction of all steps over which the weights of the terms rise from 0 in a straight line, in [0, 1].
-        seed: Of the perturbations and of the lists drawn.
+            resolves it with ``for_task_loss``; outside the trainer, None means ``binary_log_loss``.
+        fraction: Fraction f, in (0, 1]. The passes after the first run on ``max(1, round(f * B))`` lists of the batch,
+            drawn by their keys independently of their content, and each term is a mean over these.
+        warmup: Fraction of all steps over which the weights of the terms rise linearly from 0, in [0, 1].
+        seed: Seed of the perturbations and of the draws of lists.
 
     Raises:
-        InputError: A value out of range, two passes or terms with one name, a name that is no pass, an unused
+        InputError: A value out of range, two passes or terms with the same name, a name that is not a pass, an unused
             pass, or a term that the task loss does not allow.
     """
 
@@ -187,7 +187,7 @@ class PrincipledObjective:
         for what, found in (("passes", names), ("terms", [term.name for term in self.terms])):
             repeated = next((name for name in found if found.count(name) > 1), None)
             if repeated is not None:
-                raise InputError(f"two {what} are named {repeated!r}: give each a name of its own")
+                raise InputError(f"two {what} are named {repeated!r}: give each its own name")
         if not self.task_loss_on:
             raise InputError("task_loss_on is empty: name at least one pass")
         used = {names[0], *self.task_loss_on}
@@ -214,11 +214,11 @@ class PrincipledObjective:
     def for_task_loss(self, name: str) -> PrincipledObjective:
         """The objective for a model that trains on this task loss.
 
-        Terms that compare probabilities compare logits instead where the loss has none
+        Terms that compare probabilities compare logits instead if the loss has no probabilities
         (``hf_rerank.losses.LOSSES_WITHOUT_PROBABILITIES``, such as ``lambda_loss``).
 
         Args:
-            name: In ``hf_rerank.losses.TASK_LOSSES``.
+            name: A name in ``hf_rerank.losses.TASK_LOSSES``.
         """
         terms = self.terms
         if name in LOSSES_WITHOUT_PROBABILITIES:
@@ -237,15 +237,15 @@ class PrincipledObjective:
 
         Args:
             step: Number of the step, from 0.
-            steps: Of the whole training; needed with ``warmup``.
-            list_keys: int64 [B], one per list, so that a list is perturbed alike in any batch. None: its row in the
-                batch. Under ``torch.compile`` give keys: the code that torch 2.13 generates for the CPU is wrong, or
-                crashes, where they are made inside.
+            steps: Number of steps of the whole training; needed with ``warmup``.
+            list_keys: int64 [B], one per list, so that a list is perturbed in the same way in any batch. None: its row
+                in the batch. Pass keys under ``torch.compile``: if they are made inside, the code that torch 2.13
+                generates for the CPU is wrong, or crashes.
             factors: Name of a term -> a factor on its weight in this step; scalar tensors on the device of the
                 lists, or numbers. None: 1.
 
         Raises:
-            InputError: ``steps`` is needed and missing, or a factor belongs to no term.
+            InputError: ``steps`` is needed and missing, or a factor names an unknown term.
         """
         names = [term.name for term in self.terms]
         for name in factors or {}:
@@ -259,7 +259,7 @@ class PrincipledObjective:
         ramp: float | Tensor = 1.0
         if self.warmup and steps:
             value = min(1.0, step / (self.warmup * steps))
-            # A tensor on the device: torch.compile would compile again for every other number.
+            # A tensor on the device: torch.compile would recompile for every new number.
             ramp = value if list_keys is None else torch.full((), value, device=list_keys.device)
         keys = None if list_keys is None else step_keys(list_keys, seed=self.seed, step=step)
         return partial(self, keys=keys, step=step if keys is None else 0, ramp=ramp, factors=dict(factors or {}))
@@ -294,14 +294,14 @@ class PrincipledObjective:
             labels: [B, L]; read only by the task loss.
             mask: bool [B, L].
             task_loss: ``task_loss(output)`` of the B lists -> scalar; ``task_loss(output, lists)`` of these rows.
-            keys: int64 [B], see ``step_keys``. None: made of the row in the batch, the seed and ``step``.
+            keys: int64 [B], see ``step_keys``. None: derived from the row in the batch, the seed and ``step``.
             step: See ``keys``.
             ramp: Factor on the weights of all terms.
             factors: See ``at``.
 
         Returns:
-            ``loss``; ``task_loss``, of the first pass; where the task loss is taken on other passes too
-            ``further_task_loss``, their sum; and for each term, unweighted, its name with ``_loss`` appended.
+            ``loss``; ``task_loss``, of the first pass; ``further_task_loss``, the sum over other passes with a task
+            loss, if there are any; and each term, unweighted, under its name with ``_loss`` appended.
         """
         if len(self.passes) == 1:
             loss = task_loss(score(position_ids))
@@ -354,7 +354,7 @@ class _Run:
     Attributes:
         lists: Rows [m] of the batch that were drawn; None: all.
         real: bool [m, L], their mask.
-        outputs: Name of a pass -> its output, of all lists for the first pass and of those drawn for the others.
+        outputs: Name of a pass -> its output, for all lists in the first pass and for those drawn in the others.
         logits: Name of a pass -> [m, L].
     """
 
@@ -380,7 +380,7 @@ class _Run:
             groups.setdefault((_needs_scores(entry.order), entry.dropout), []).append(entry)
         size, many = len(self.all_positions), len(self.given)
 
-        # The first pass, and with it those that depend on no score.
+        # The first pass, together with those that do not depend on scores.
         together = groups.pop((False, "shared"), [])
         orders = self._resolve_orders(together)
         rows = None
@@ -419,7 +419,7 @@ class _Run:
             self.outputs[entry.name], self.logits[entry.name] = output, output.logits
 
     def _resolve_orders(self, entries: list[Pass]) -> list[Tensor]:
-        """Resolves the orders of passes; all to soft orders if one is soft."""
+        """Resolves the orders of passes; if one is soft, all become soft orders."""
         orders = []
         for entry in entries:
             self._input[entry.name], order = self._resolve(entry.order)
@@ -434,7 +434,7 @@ class _Run:
             return self.given, self.given
         if isinstance(order, Perturbed):
             positions, base = self._resolve(order.of)
-            # Perturbed orders draw independently of each other; the first by the keys themselves.
+            # Perturbed orders draw independently of each other; the first uses the keys unchanged.
             keys = self.keys ^ (self._perturbed * 0x2127599BF4325C37 % (1 << 63))
             self._perturbed += 1
             moved = perturb_by_key(positions, self.real, keys, kind=order.kind, strength=order.strength)
@@ -459,7 +459,7 @@ def _draw_lists(keys: Tensor, fraction: float) -> Tensor | None:
     drawn = max(1, round(fraction * len(keys)))
     if drawn >= len(keys):
         return None
-    # A draw of its own, independent of those of the perturbations.
+    # A separate draw, independent of those of the perturbations.
     draws = draw_by_key(keys ^ 0x5DEECE66D, 1).squeeze(-1)
     return draws.topk(drawn, largest=False, sorted=False).indices
 

@@ -1,11 +1,10 @@
-"""Positions and orders, and the small changes of positions that adversarial consistency is about.
+"""Positions and orders, and the small perturbations of positions for adversarial consistency.
 
-A *position vector* ``P`` holds the position of each slot's item: ``P[i]`` is the position (0 at the top) of the item
+A *position vector* ``P`` gives the position of each slot's item: ``P[i]`` is the position (0 at the top) of the item
 in slot ``i``. Its inverse, an *order*, lists the slots from best to worst. Real items have positions 0 to n_real - 1,
 padding slots the remaining ones.
 
-Random draws are integers of 32 bits and all arithmetic is in int64 and float32, so that everything runs on every
-device.
+Random draws are 32-bit integers and all arithmetic is in int64 and float32, so that everything runs on every device.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from hf_rerank.errors import InputError, suggestion
 
 PERTURBATIONS = ("adjacent_swap", "random_swap", "window_shuffle", "reverse_window", "score_noise")
 MAX_STRENGTH = 1000  # swaps are made one after another
-BITS = 32  # of a random draw
-COUNTED_LENGTH = 64  # lists up to so many slots are ranked by counting
+BITS = 32  # bits of a random draw
+COUNTED_LENGTH = 64  # lists of up to this many slots are ranked by counting
 
 
 def positions_from_scores(scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Positions by falling score: 0 for the largest; ties keep slot order; padding comes last, in slot order.
+    """Positions by decreasing score: 0 for the largest; ties keep slot order; padding comes last, in slot order.
 
     Computed by counting, for each item, those ranked above it: exact, stable, exportable. Long lists are sorted,
-    which takes less time than L^2 comparisons.
+    which is faster than L^2 comparisons.
 
     Args:
-        scores: [..., L], without NaN at real items (it has no rank); values at padding are not read.
+        scores: [..., L], without NaN at real items (NaN has no rank); values at padding are not read.
         mask: bool [..., L], True at real items. None: all are real.
 
     Returns:
@@ -103,7 +102,7 @@ def perturb(
         int64 [B, L].
 
     Raises:
-        InputError: An unknown kind, or a strength that it has not.
+        InputError: An unknown kind, or a strength that the kind does not allow.
     """
     check_perturbation(kind, strength)
     device = positions.device if generator is None else generator.device
@@ -120,7 +119,7 @@ def perturb_by_key(
     Args:
         positions: int64 [B, L].
         mask: bool [B, L].
-        keys: int64 [B], of ``step_keys``: the same list at the same step is perturbed in the same way in a resumed
+        keys: int64 [B], from ``step_keys``: the same list at the same step is perturbed in the same way in a resumed
             run, in any batch and on any process.
         kind: One of ``PERTURBATIONS``; see ``perturb``.
         strength: A whole number of at least 1, for ``score_noise`` any number above 0; see ``perturb``.
@@ -133,7 +132,7 @@ def perturb_by_key(
 
 
 def check_perturbation(kind: str, strength: float) -> None:
-    """Raises an InputError for an unknown kind, or a strength that it has not."""
+    """Raises an InputError for an unknown kind, or a strength that the kind does not allow."""
     if kind not in PERTURBATIONS:
         raise InputError(
             f"perturbation {kind!r}: expected one of {', '.join(PERTURBATIONS)}{suggestion(kind, PERTURBATIONS)}"
@@ -148,8 +147,8 @@ def step_keys(list_keys: Tensor, *, seed: int, step: int) -> Tensor:
 
     Args:
         list_keys: int64 [B], one per list.
-        seed: Of the run.
-        step: Of training.
+        seed: Seed of the run.
+        step: Training step.
 
     Returns:
         int64 [B].
@@ -164,7 +163,7 @@ def draw_by_key(keys: Tensor, count: int) -> Tensor:
 
     Args:
         keys: int64 [B].
-        count: How many.
+        count: Number of draws per key.
 
     Returns:
         int64 [B, count].
@@ -175,7 +174,7 @@ def draw_by_key(keys: Tensor, count: int) -> Tensor:
 
 
 def swap_adjacent(positions: Tensor, first: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Swaps the items at positions ``first`` and ``first + 1``; lists where either holds no item stay as they are.
+    """Swaps the items at positions ``first`` and ``first + 1``; lists where either has no item stay as they are.
 
     Args:
         positions: int64 [B, L].
@@ -215,7 +214,7 @@ def _apply_perturbation(positions: Tensor, mask: Tensor | None, draws: Tensor, k
     inside = (positions >= start) & (positions < start + width)
     if kind == "reverse_window":
         return torch.where(inside, 2 * start + width - 1 - positions, positions)
-    # In units of 2**-32 positions: within the window any position below its last, so no tie with the items around it.
+    # In units of 2**-32 positions: anywhere in the window below its last position, so no tie with items around it.
     shuffled = (start << BITS) + draws[:, 1:] * (width - 1)
     return _rank_real_items(torch.where(inside, shuffled, positions << BITS), positions, mask)
 
@@ -227,7 +226,7 @@ def _rank_real_items(wanted: Tensor, positions: Tensor, mask: Tensor | None) -> 
 
 
 def _swap(positions: Tensor, one: Tensor, other: Tensor, count: Tensor) -> Tensor:
-    """Swaps the items at positions ``one`` and ``other``, [B] or scalar, where both hold an item."""
+    """Swaps the items at positions ``one`` and ``other``, [B] or scalar, if both have an item."""
     there = (torch.minimum(one, other) >= 0) & (torch.maximum(one, other) < count)
     one, other = torch.where(there, one, -1).unsqueeze(-1), torch.where(there, other, -1).unsqueeze(-1)
     return torch.where(positions == one, other, torch.where(positions == other, one, positions))

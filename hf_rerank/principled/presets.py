@@ -3,11 +3,11 @@
 Which one to choose:
 
 - ``scaled`` (default): terms normalized per list, so that its weights suit lists of any length.
-- ``paper``: the formula as printed. Its P1 term grows with the square of the list's length: a strong pull to stable
-  rankings in long lists. To repeat the paper.
+- ``paper``: the formula as printed. Its P1 term grows with the square of the list's length: a strong pull towards
+  stable rankings in long lists. Use it to reproduce the paper.
 - ``reference``: the authors' public code: the task loss on every pass, terms on raw outputs, and a third term between
-  the model's own order and its perturbation. To repeat the authors' results.
-- ``none``: the task loss of the given order alone; the baseline, and the choice where the order holds information that
+  the model's own order and its perturbation. Use it to reproduce the authors' results.
+- ``none``: the task loss of the given order alone; the baseline, and the choice if the order holds information that
   the features lack.
 - ``r_drop``, ``augmentation``: controls that separate the principles from regularization by dropout, and from training
   on more orders.
@@ -33,7 +33,7 @@ _reference = partial(Term, weight=1.0, space="output", positions="output", reduc
 PRESETS: dict[str, PrincipledObjective] = {
     # No principles: the task loss of the given order.
     "none": PrincipledObjective(passes=(_GIVEN,)),
-    # Ours, the default: weights at which no initial order was found to cost clicks (scripts/experiments).
+    # The library's own, the default: no initial order was found where these weights cost clicks (scripts/experiments).
     "scaled": PrincipledObjective(
         passes=(_GIVEN, _OWN, _SWAPPED),
         terms=(
@@ -46,7 +46,7 @@ PRESETS: dict[str, PrincipledObjective] = {
         passes=(_GIVEN, _OWN, _SWAPPED),
         terms=(_paper("convergence", "first", "second"), _paper("adversarial", "first", "third")),
     ),
-    # What the authors' public code does.
+    # The authors' public code.
     "reference": PrincipledObjective(
         passes=(_GIVEN, _OWN, Pass("third", Perturbed("adjacent_swap", of="own"))),
         terms=(
@@ -57,7 +57,7 @@ PRESETS: dict[str, PrincipledObjective] = {
         task_loss_on=("first", "second", "third"),
         task_loss="own",
     ),
-    # Controls. R-Drop (Liang et al. 2021): two passes on the same order with dropout masks of their own.
+    # Controls. R-Drop (Liang et al. 2021): two passes on the same order with separate dropout masks.
     "r_drop": PrincipledObjective(
         passes=(_GIVEN, Pass("again", "given", dropout="fresh")),
         terms=(Term("r_drop", "first", "again", weight=20.0, space="probability", positions=None),),
@@ -80,13 +80,13 @@ def preset_objective(
 
     Args:
         name: A key of ``PRESETS``: ``scaled``, ``paper``, ``reference``, ``none``, ``r_drop``, ``augmentation``.
-        fraction: Of each batch's lists on which the later passes run, in (0, 1].
-        warmup: Fraction of all steps over which the weights of the terms rise from 0 in a straight line, in [0, 1].
+        fraction: Fraction of each batch's lists on which the later passes run, in (0, 1].
+        warmup: Fraction of all steps over which the weights of the terms rise linearly from 0, in [0, 1].
         perturbation: Kind of the perturbed pass, see ``hf_rerank.principled.perturb``. None: the preset's.
-        seed: Of the perturbations and of the lists drawn.
+        seed: Seed of the perturbations and of the draws of lists.
         weights: ``<term>_weight`` for each term of the preset: ``convergence_weight`` (w1), ``adversarial_weight``
-            (w2), ``cross_weight``, ``r_drop_weight``. 0 leaves out the term; and, of a term that compares with the
-            first pass, the other pass.
+            (w2), ``cross_weight``, ``r_drop_weight``. 0 leaves out the term and, if it compares with the first pass,
+            the other pass too.
 
     Raises:
         InputError: There is no such preset, option or value.
@@ -132,7 +132,7 @@ def _set_weight(objective: PrincipledObjective, term: Term, weight: float) -> Pr
     changed = replace(term, weight=weight)
     if weight:
         return replace(objective, terms=tuple(changed if other is term else other for other in objective.terms))
-    # A term that compares with the first pass is what its other pass is run for.
+    # If a term compares with the first pass, its other pass is run only for this term.
     dropped = term.second if term.first == objective.passes[0].name else None
     return replace(
         objective,

@@ -1,9 +1,9 @@
 """Soft orders: the ranking step with a gradient.
 
 ``positions_from_scores`` has a derivative of 0 almost everywhere. A relaxation replaces its 0/1 matrix by one that
-changes smoothly with the scores: ``M[p, i]``, for each position p a distribution over items. A *soft order*
-``S[i, p]`` is what a re-ranker reads: for each item a distribution over positions, so that the item's position vector
-is ``S @ E``. It is M with its columns made to sum to 1, transposed.
+changes smoothly with the scores: ``M[p, i]``, for each position p a distribution over items. A re-ranker reads a *soft
+order* ``S[i, p]``, for each item a distribution over positions, so that the item's position vector is ``S @ E``. S is
+M with columns normalised to sum to 1, transposed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def soft_order(
     sinkhorn: int = 0,
     straight_through: bool = False,
 ) -> Tensor:
-    """Relaxes the order by falling score to a matrix that has a gradient.
+    """Relaxes the order by decreasing score to a matrix that has a gradient.
 
     ``softsort`` (Prillo and Eisenschlos 2020): ``M[p, i] = softmax_i(-|s_[p] - s_i| / t)``, ``s_[p]`` the p-th largest
     score. ``neuralsort`` (Grover et al. 2019): ``M[p, i] = softmax_i(((n - 1 - 2 p) s_i - sum_j |s_i - s_j|) / t)``,
@@ -44,15 +44,15 @@ def soft_order(
         mask: bool [..., L], True at real items. None: all are real.
         relaxation: ``softsort`` or ``neuralsort``.
         temperature: t, at least 1e-6, in units of the scores.
-        sinkhorn: How often columns and rows of M are normalised in turn before the columns are (Sinkhorn): with
-            enough steps the order is doubly stochastic: the shares of each position sum to 1 too.
-        straight_through: Return the 0/1 order, with the gradient of the soft one.
+        sinkhorn: Number of times that columns and rows of M are normalised in turn (Sinkhorn) before the final column
+            normalisation; with enough, the order is doubly stochastic: the shares of each position sum to 1 too.
+        straight_through: Whether to return the 0/1 order, with the gradient of the soft one.
 
     Returns:
         [..., L, L], ``S[..., slot, position]``; the sum over positions is 1. Padding slots keep the padding positions.
 
     Raises:
-        InputError: An unknown relaxation, a temperature below 1e-6, or a ``sinkhorn`` that is no count.
+        InputError: An unknown relaxation, a temperature below 1e-6, or a ``sinkhorn`` that is not a count.
     """
     check_relaxation(relaxation, temperature, sinkhorn)
     scores = upcast(scores)
@@ -78,7 +78,7 @@ def soft_order(
 
 
 def move_soft_order(order: Tensor, positions: Tensor, moved: Tensor) -> Tensor:
-    """Permutes the positions of a soft order as those of the hard one are permuted.
+    """Permutes the positions of a soft order in the same way as those of the hard one.
 
     Args:
         order: [..., L, L], a soft order around ``positions``.
@@ -93,7 +93,7 @@ def move_soft_order(order: Tensor, positions: Tensor, moved: Tensor) -> Tensor:
 
 
 def check_relaxation(relaxation: str, temperature: float, sinkhorn: int) -> None:
-    """Raises an InputError for what ``soft_order`` cannot do."""
+    """Raises an InputError for options that ``soft_order`` does not support."""
     if relaxation not in RELAXATIONS:
         raise InputError(
             f"relaxation {relaxation!r}: expected one of {', '.join(RELAXATIONS)}{suggestion(relaxation, RELAXATIONS)}"

@@ -83,7 +83,7 @@ class RerankCollator:
         """Encodes lists without padding them, and adds their ids.
 
         Args:
-            lists: As of ``__call__``.
+            lists: As for ``__call__``.
             first: Number of the first list, for messages.
             ids: The ids of lists without a ``list_id`` column. None: lists are numbered.
         """
@@ -103,7 +103,7 @@ class RerankCollator:
         return ragged.with_ids(checked.ids)
 
     def to_tensors(self, ragged: RaggedLists) -> dict[str, Tensor]:
-        """Pads encoded lists; gives the tensors that ``forward`` takes, or all of them with ``all_tensors``."""
+        """Pads encoded lists; returns the tensors that ``forward`` takes, or all of them with ``all_tensors``."""
         arrays = ragged.pad()
         names = arrays if self.all_tensors else [name for name in MODEL_TENSORS if name in arrays]
         return {name: torch.from_numpy(arrays[name]) for name in names}
@@ -120,7 +120,7 @@ class RerankCollator:
 
 
 def decode_list_ids(list_id: Tensor) -> list[str]:
-    """The ids in the tensor ``list_id``, uint8 [B, W], as B texts."""
+    """The ids in the tensor ``list_id``, uint8 [B, W], as B strings."""
     return [bytes(row).rstrip(b"\0").decode() for row in list_id.cpu().tolist()]
 
 
@@ -131,7 +131,7 @@ def hash_list_ids(list_id: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _compute_powers(count: int, device: torch.device) -> Tensor:
-    """int64 [count], powers of the 64-bit FNV prime; kept on the device, so that a step copies nothing to it."""
+    """int64 [count], powers of the 64-bit FNV prime; kept on the device, so that no step copies data to it."""
     powers, power = [], 1
     for _ in range(count):
         power = (power * 0x100000001B3) % (1 << 64)

@@ -19,7 +19,7 @@ DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES = 3, 0.01, 100
 
 @dataclass
 class EncodingReport:
-    """Counts of what was encoded; reports of batches can be added.
+    """Counts of encoded values; reports of batches can be added.
 
     Attributes:
         lists: Lists encoded.
@@ -28,7 +28,7 @@ class EncodingReport:
         cut_histories: Histories longer than ``max_history_length``, of which the newest items were kept.
         cut_history_items: History items that this removed.
         values: Feature -> values encoded.
-        unknown: Categorical feature -> values without a row of their own (nulls included).
+        unknown: Categorical feature -> values without their own row (nulls included).
         missing: Feature -> nulls.
         varied: Dense feature that was constant in training -> values that differ from that constant; they are encoded
             as 0.
@@ -73,8 +73,7 @@ class EncodingReport:
 
 
 class TrainingCounts:
-    """Counts of the values of training lists: the source of vocabularies, and of the shares that drift is compared
-    with.
+    """Counts of the values of training lists: the source of vocabularies, and of the baseline shares for drift.
 
     Args:
         schema: Describes the columns.
@@ -128,13 +127,13 @@ class TrainingCounts:
 
 
 def describe_drift(found: EncodingReport, training: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """One sentence per column of which more is unknown or missing than in training, or which was constant there.
+    """One sentence per column with more unknown or missing values than in training, or that was constant there.
 
     "More" means at least three times the share in training and at least 1 %, among at least 100 values.
 
     Args:
         found: The counts of later lists.
-        training: ``TrainingCounts.report``; empty if it is not known.
+        training: ``TrainingCounts.report``; empty if unknown.
     """
     sentences = []
     for what, counts in (("unknown", found.unknown), ("missing", found.missing)):
@@ -148,7 +147,7 @@ def describe_drift(found: EncodingReport, training: Mapping[str, Mapping[str, in
             count_then = training[what].get(name, 0)
             if count >= DRIFT_SHARE * values and count * then >= DRIFT_FACTOR * count_then * values:
                 sentences.append(
-                    f"column {name!r}: {count / values:.1%} of its values are {what}, in training "
+                    f"column {name!r}: {count / values:.1%} of its values are {what}; in training "
                     f"{count_then / then:.1%}"
                 )
     sentences += [

@@ -66,7 +66,7 @@ class ListProcessor:
         new = {"category": ["shoes", "hats"], "price": [9.0, 99.0], "gender": "f", "click": [0, 1]}
         processor([new], with_labels=True)
 
-    gives tensors of one list (B = 1) with two items (L = 2)::
+    returns tensors of one list (B = 1) with two items (L = 2)::
 
         item_categorical  int64   [1, 2, 1]  [[[3], [1]]]       3: the second value (sorted); 1: the unknown value
         item_dense        float32 [1, 2, 1]  [[[-1.0], [1.0]]]  log(1 + price), standardized over the training lists
@@ -84,7 +84,7 @@ class ListProcessor:
         fit_report: Counts from fitting: the number of ``lists``; under ``vocabularies`` per categorical feature the
             numbers of values that got a row, were too rare, or did not fit; under ``training`` per column the numbers
             of ``values``, ``unknown`` and ``missing``, which ``describe_drift`` compares with later lists; under
-            ``constant`` the dense columns that hold one value only, and are encoded as 0.
+            ``constant`` the dense columns that had only one value, and are encoded as 0.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ListProcessor:
             The fitted processor.
 
         Raises:
-            InputError: A list is wrong (see ``Lists``), or there is none.
+            InputError: A list is wrong (see ``Lists``), or there are no lists.
         """
         counts = TrainingCounts(schema)
         learners: dict[str, Moments | QuantileSample] = {}
@@ -132,7 +132,7 @@ class ListProcessor:
                     learners[name] = make_learner(number)
                 learners[name].add(to_numbers(number, columns[name])[0])
         if not counts.lists:
-            raise InputError("there is no list to learn from: expected at least one training list")
+            raise InputError("there are no lists to learn from: expected at least one training list")
         vocabularies: dict[str, TableVocabulary | HashVocabulary] = {}
         report: dict[str, Any] = {"lists": counts.lists, "vocabularies": {}}
         for feature in list_own_tables(schema):
@@ -155,7 +155,7 @@ class ListProcessor:
         if constant:
             report["constant"] = constant
             warnings.warn(
-                f"constant in the training lists, so that nothing can be learned from them: "
+                f"constant in the training lists, so nothing can be learned from them: "
                 f"{', '.join(map(repr, constant))}; all later values of these columns are encoded as 0",
                 UserWarning,
                 stacklevel=2,
@@ -178,13 +178,13 @@ class ListProcessor:
             Categorical feature -> the numbers of ``added`` values and of ``rare`` ones, which stay unknown.
 
         Raises:
-            InputError: A list is wrong (see ``Lists``), there is none, or a column changed between integers and text.
+            InputError: A list is wrong (see ``Lists``), there are none, or a column changed between integers and text.
         """
         counts = TrainingCounts(self.schema)
         for table in tables_of(lists, batch_size):
             counts.add(Lists.from_arrow(table, self.schema, first=counts.lists))
         if not counts.lists:
-            raise InputError("there is no list to learn from: expected at least one")
+            raise InputError("there are no lists to learn from: expected at least one")
         vocabularies, report = dict(self.vocabularies), {}
         for feature in list_own_tables(self.schema):
             known = vocabularies[feature.name]
@@ -265,7 +265,7 @@ class ListProcessor:
             truncate: Cut lists that are longer than ``schema.max_list_length`` to their first positions.
 
         Returns:
-            The encoded lists, of which ``pad()`` gives the arrays of a batch; and counts of unknown and missing
+            The encoded lists, whose ``pad()`` returns the arrays of a batch; and counts of unknown and missing
             values.
 
         Raises:
@@ -298,7 +298,7 @@ class ListProcessor:
         """Checks that a model belongs to this processor.
 
         Args:
-            expected: ``schema_fingerprint`` of the model's config. None: not known, accepted.
+            expected: ``schema_fingerprint`` of the model's config. None: unknown, accepted.
             what: The model, for the message.
 
         Raises:
@@ -306,9 +306,9 @@ class ListProcessor:
         """
         if expected not in (None, self.schema.fingerprint):
             raise InputError(
-                f"{what} was made for lists with fingerprint {expected}, the processor has {self.schema.fingerprint}: "
-                "they do not belong together; load both from the same folder, or make the config with "
-                "for_schema(processor.schema)"
+                f"{what} was made for lists with fingerprint {expected}, but the processor has "
+                f"{self.schema.fingerprint}: they do not belong together; load both from the same folder, or make the "
+                "config with for_schema(processor.schema)"
             )
 
     def save_pretrained(
@@ -342,7 +342,7 @@ class ListProcessor:
 
         Args:
             repo_id: ``"someone/name"``, or a name in your own namespace.
-            commit_message: Message of the commit.
+            commit_message: Commit message.
             options: ``private``, ``token``, ``revision``, ``create_pr``, as for ``hf_rerank.hub.push_model``.
         """
         return push_saved(self.save_pretrained, repo_id, commit_message=commit_message, **options)
@@ -384,7 +384,7 @@ class ListProcessor:
         plain = read_json(config_path, REMEDY)
         if plain.get("format_version") != FORMAT_VERSION:
             raise InputError(
-                f"{config_path} has format_version {plain.get('format_version')!r}, this library reads "
+                f"{config_path} has format_version {plain.get('format_version')!r}, but this library reads "
                 f"{FORMAT_VERSION}: install a newer hf-rerank"
             )
         known = ("feature_extractor_type", "format_version", "schema", "scales", "fit_report", "trees")
@@ -403,7 +403,7 @@ class ListProcessor:
                 feature.name not in scales or bool(scales[feature.name].knots) != quantile
             ):
                 raise InputError(
-                    f"{config_path} has no scale of {feature.name!r} of the kind that its schema says "
+                    f"{config_path} has no scale for {feature.name!r} of the kind that its schema requires "
                     f"({feature.scale}); save the processor again"
                 )
         trees = None
@@ -438,9 +438,9 @@ class ListProcessor:
         if not truncate:
             row = int(np.argmax(too_long))
             raise InputError(
-                f"list {lists.ids[row]} has {lists.lengths[row]} items, the schema allows max_list_length={longest}: "
-                "cut the list, pass truncate=True to keep its first positions, or raise max_list_length and train "
-                "again"
+                f"list {lists.ids[row]} has {lists.lengths[row]} items, but the schema allows "
+                f"max_list_length={longest}: cut the list, pass truncate=True to keep its first positions, or raise "
+                "max_list_length and train again"
             )
         report.cut_lists = int(too_long.sum())
         report.cut_items = int((lists.lengths - longest)[too_long].sum())

@@ -29,28 +29,28 @@ def read_scale(plain: Any, name: str, path: Path) -> DenseScale:
     optional = {"knots", "quantiles", "constant_indicator"}
     if not isinstance(plain, dict) or set(plain) - optional != {"mean", "std"}:
         raise InputError(
-            f"{path} has the scale {plain!r} of {name!r}: expected mean and std, and of a quantile scale its knots "
+            f"{path} has the scale {plain!r} for {name!r}: expected mean and std, and for a quantile scale also knots "
             "and quantiles; save the processor again"
         )
     knots, quantiles = plain.get("knots", ()), plain.get("quantiles", ())
     if not all(isinstance(part, list | tuple) for part in (knots, quantiles)):
-        raise InputError(f"{path} has the quantile scale of {name!r} without lists of knots; save the processor again")
+        raise InputError(f"{path} has a quantile scale for {name!r} without lists of knots; save the processor again")
     odd = [value for value in (plain["mean"], plain["std"], *knots, *quantiles) if type(value) not in (int, float)]
     # A std of exactly 0 marks a constant column, which is not divided: it always becomes 0.
     if odd or not (plain["std"] == 0 or plain["std"] >= SMALLEST_STD):
         raise InputError(
-            f"{path} has the scale {show(plain)} of {name!r}: expected numbers, and a std above 0, by which values "
+            f"{path} has the scale {show(plain)} for {name!r}: expected numbers, and a std above 0, by which values "
             "are divided, or 0 for a constant column; save the processor again"
         )
     if type(plain.get("constant_indicator", False)) is not bool:
         raise InputError(
-            f"{path} has the scale {show(plain)} of {name!r}: expected true or false as constant_indicator; save the "
+            f"{path} has the scale {show(plain)} for {name!r}: expected true or false as constant_indicator; save the "
             "processor again"
         )
     if len(knots) != len(quantiles) or list(knots) != sorted(knots):
         raise InputError(
-            f"{path} has the quantile scale of {name!r} with {len(knots)} knots and {len(quantiles)} quantiles: "
-            "expected as many, knots ascending; save the processor again"
+            f"{path} has a quantile scale for {name!r} with {len(knots)} knots and {len(quantiles)} quantiles: "
+            "expected equal numbers, and ascending knots; save the processor again"
         )
     return DenseScale(
         plain["mean"], plain["std"], tuple(knots), tuple(quantiles), plain.get("constant_indicator", False)
@@ -58,7 +58,7 @@ def read_scale(plain: Any, name: str, path: Path) -> DenseScale:
 
 
 def list_own_tables(schema: ListSchema) -> list[Categorical]:
-    """The categorical features that have an embedding table of their own."""
+    """The categorical features that have their own embedding table."""
     features = (*schema.items, *schema.user, *schema.history)
     return [feature for feature in features if isinstance(feature, Categorical) and feature.shares is None]
 
@@ -103,7 +103,7 @@ def read_vocabularies(
             lengths = arrays[f"text_lengths/{feature.name}"]
             if lengths.dtype != np.int64 or lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != len(joined):
                 raise InputError(
-                    f"{path} holds a damaged vocabulary of {feature.name!r}: the lengths of its texts do not add up "
+                    f"{path} holds a damaged vocabulary of {feature.name!r}: the lengths of its strings do not add up "
                     f"to {len(joined):,} bytes; save or download the processor again"
                 )
             ends = np.cumsum(lengths)
@@ -117,5 +117,5 @@ def read_vocabularies(
                 ) from None
             vocabularies[feature.name] = TableVocabulary(texts)
         else:
-            raise InputError(f"{path} holds no vocabulary of {feature.name!r}: the file belongs to another processor")
+            raise InputError(f"{path} has no vocabulary for {feature.name!r}: the file belongs to another processor")
     return vocabularies

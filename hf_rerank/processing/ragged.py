@@ -20,7 +20,7 @@ class RaggedLists:
 
     Attributes:
         lengths: Axis -> int64 [B], the number of rows of each list: ``L`` items, ``H`` history items (where the
-            schema has a history), ``C`` items that were cut (where their labels are known), ``W`` bytes of the id.
+            schema has a history), ``C`` items that were cut (if their labels are known), ``W`` bytes of the id.
         rows: Name of a tensor -> its rows, concatenated over the lists: [N, ...] for a tensor with such an axis,
             [B, ...] for a tensor with one row per list. Integers may be narrower than the tensor.
     """
@@ -56,11 +56,11 @@ class RaggedLists:
         """
         encoded = [text.encode() for text in ids]
         lengths = np.array([len(text) for text in encoded], dtype=np.int64)
-        joined = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()  # torch wants it writable
+        joined = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()  # torch requires a writable array
         return RaggedLists({**self.lengths, "W": lengths}, {**self.rows, "list_id": joined})
 
     def make_empty(self, count: int) -> RaggedLists:
-        """``count`` lists without items, with the user features of the first list; they fill up a batch."""
+        """``count`` lists without items, with the user features of the first list; used to fill up a batch."""
         rows = {name: values[:0] for name, values in self.rows.items()}
         rows |= {
             name: np.repeat(values[:1], count, axis=0)
@@ -109,7 +109,7 @@ def _pad(rows: np.ndarray, mask: np.ndarray | None, fill: float | str, dtype: st
     if mask is None or len(rows) == mask.size:  # nothing to pad
         whole = rows if mask is None else rows.reshape(*mask.shape, *rows.shape[1:])
         array = np.ascontiguousarray(whole, dtype=dtype)
-        return array if array.flags.writeable else array.copy()  # torch.from_numpy takes no memory of Arrow's
+        return array if array.flags.writeable else array.copy()  # Arrow's memory is read-only
     padded = np.full((*mask.shape, *rows.shape[1:]), 0 if fill == AFTER_THE_ITEMS else fill, dtype=dtype)
     padded[mask] = rows
     return np.where(mask, padded, np.arange(mask.shape[1])) if fill == AFTER_THE_ITEMS else padded

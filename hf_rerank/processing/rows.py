@@ -11,7 +11,7 @@ from hf_rerank.errors import InputError, show, suggestion
 from hf_rerank.schema import ListSchema, Vector
 from hf_rerank.validation import is_deep
 
-# Keys that hold one dict per item, or per history item.
+# Keys of lists of dicts, one per item or per history item.
 ITEMS, HISTORY = "items", "history"
 
 
@@ -61,7 +61,7 @@ def _convert_list(row: Mapping[str, Any], number: int, schema: ListSchema) -> di
     ):
         if twice := first.keys() & second.keys():
             raise InputError(
-                f"list {number} has the key {min(twice)!r} in {one} and in {other}: give each column a name of its own"
+                f"list {number} has the key {min(twice)!r} in {one} and in {other}: give each column its own name"
             )
     return {**of_list, **of_items, **history}
 
@@ -88,16 +88,15 @@ def _collect_columns(entries: Any, where: str) -> dict[str, list[Any]]:
 
 
 def is_frame(lists: Any) -> bool:
-    """Whether ``lists`` is a pandas or Polars data frame; neither library is imported for the answer."""
+    """Whether ``lists`` is a pandas or Polars data frame; imports neither library."""
     return type(lists).__name__ == "DataFrame" and type(lists).__module__.split(".")[0] in ("pandas", "polars")
 
 
 def convert_frame(frame: Any, schema: ListSchema) -> list[dict[str, Any]]:
     """The lists of a data frame, as one dict of columns per list.
 
-    If the cells of the item columns are sequences, a row is a list. Otherwise a row is an item, and the rows with one
-    value of the schema's ``list_id`` make a list, in the order of the rows; lists come in the order in which they
-    first appear.
+    If the cells of the item columns are sequences, a row is a list. Otherwise a row is an item, and the rows with the
+    same ``list_id`` make a list, in row order; lists come in the order in which they first appear.
 
     Args:
         frame: A pandas or Polars ``DataFrame``. In pandas, NaN is a missing value, and the index is not read.

@@ -24,8 +24,8 @@ class DenseScale:
 
     Attributes:
         mean: Training mean, after the logarithm under ``log``; under ``quantile`` the mean of the quantiles.
-        std: Standard deviation, likewise; 0 if the column was constant in training or had no values: then it is always
-            encoded as 0, since the weights that read it were trained on nothing else.
+        std: Standard deviation, likewise; 0 if the column was constant in training or had no values: it is then always
+            encoded as 0, the only input that its weights were trained on.
         knots: Under ``quantile``: values at which the quantile is known, ascending; empty under the other scales.
         quantiles: Standard normal quantiles of the knots' ranks, interpolated linearly between knots and constant
             beyond the first and the last knot.
@@ -75,7 +75,7 @@ class Moments:
 class QuantileSample:
     """Learns the ``quantile`` scale of a column from a sample of bounded size, without missing values.
 
-    The sample depends on the indices of the values in the column alone, not on the batch size.
+    The sample depends only on the indices of the values in the column, not on the batch size.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ def make_learner(feature: Dense) -> Moments | QuantileSample:
 
 
 def to_numbers(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
-    """float64 [N], NaN where missing, after the feature's logarithm; and bool [N], where they are missing, or None."""
+    """float64 [N], NaN where missing, after the feature's logarithm; and bool [N], True where missing, or None."""
     if pa.types.is_null(column.type):
         return np.full(len(column), np.nan), np.ones(len(column), dtype=bool)
     missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else None
@@ -129,10 +129,9 @@ def to_numbers(feature: Dense, column: pa.Array) -> tuple[np.ndarray, np.ndarray
 
 
 def scale_columns(features: Sequence[Dense], columns: Sequence[pa.Array], scales: Sequence[DenseScale]) -> np.ndarray:
-    """float32 [N, width] of columns of N values: one column per feature, and one more for the indicator of missing
-    ones.
+    """float32 [N, width] from columns of N values: one column per feature, plus one per indicator of missing values.
 
-    All features at once, since for a single list the number of numpy operations dominates the time.
+    Scales all features together, since for a single list the number of numpy operations dominates the time.
     """
     numbers = [to_numbers(feature, column) for feature, column in zip(features, columns, strict=True)]
     values = np.array([of_feature for of_feature, _ in numbers])
@@ -158,7 +157,7 @@ def scale_columns(features: Sequence[Dense], columns: Sequence[pa.Array], scales
 
 
 def count_varied(feature: Dense, column: pa.Array, scale: DenseScale) -> int:
-    """The number of values that differ from the constant of a column that was constant in training; nulls do not."""
+    """The number of non-null values that differ from the constant of a column that was constant in training."""
     values, _ = to_numbers(feature, column)
     only = scale.knots[0] if feature.scale == "quantile" else scale.mean
     return int(np.count_nonzero(np.abs(values - only) > 1e-6 * max(1.0, abs(only))))

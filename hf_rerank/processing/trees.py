@@ -1,4 +1,4 @@
-"""Boosted trees as plain arrays, evaluated in numpy: the earlier ranker that a saved model carries.
+"""Boosted trees as plain arrays, evaluated in numpy: the earlier ranker saved with a model.
 
 ``hf_rerank.initial_rankers.on_top`` learns them with LightGBM. Nothing else is needed to rank with them.
 """
@@ -23,7 +23,7 @@ TREES_FILE = "trees.safetensors"
 # Prefix of the name of a feature in the file, for its click-through rates.
 _RATES = "rates/"
 _READS_POSITION = "reads_position"
-# How a split treats a missing number: as 0, or a zero as missing too, or NaN alone.
+# Missing numbers at a split: NaN counts as 0, zero also counts as missing, or only NaN is missing.
 MISSING_IS_ZERO, ZERO_IS_MISSING, NAN_IS_MISSING = 0, 1, 2
 # LightGBM treats smaller absolute values as zero.
 _ZERO = 1e-35
@@ -47,14 +47,14 @@ class TreeEnsemble:
     Attributes:
         roots: int32 [trees], children as above: a tree may be a single leaf.
         feature: int32 [nodes], the column that a node reads.
-        threshold: float64 [nodes].
+        threshold: float64 [nodes], largest value that goes left at a numerical node.
         left, right: int32 [nodes], children.
         default_left: uint8 [nodes], 1 where a missing value goes left.
-        missing: uint8 [nodes], how a node treats missing numbers: 0 as zero, 1 zero counts as missing too, 2 only NaN
-            is missing.
-        category_set: int32 [nodes], the row of ``categories`` of a categorical node; -1 of a numerical one.
+        missing: uint8 [nodes], missing numbers at a node: 0 NaN counts as zero, 1 zero also counts as missing, 2 only
+            NaN is missing.
+        category_set: int32 [nodes], the row of ``categories`` for a categorical node; -1 for a numerical one.
         categories: uint8 [sets, values], 1 at the values that go left.
-        leaves: float64 [leaves], what a leaf adds.
+        leaves: float64 [leaves], the value that a leaf adds.
     """
 
     roots: np.ndarray
@@ -73,8 +73,8 @@ class TreeEnsemble:
         values = np.ascontiguousarray(values, dtype=np.float64)
         if len(self.feature) and self.feature.max() >= values.shape[1]:
             raise InputError(
-                f"the trees read {self.feature.max() + 1} columns, the lists have {values.shape[1]}: they belong to "
-                "another processor; load model and processor from one folder"
+                f"the trees read {self.feature.max() + 1} columns, but the lists have {values.shape[1]}: they belong "
+                "to another processor; load model and processor from one folder"
             )
         at_once = max(1, _PAIRS // max(1, len(self.roots)))
         parts = [self._scores(values[start : start + at_once]) for start in range(0, len(values), at_once)]
@@ -131,7 +131,7 @@ class TreeEnsemble:
             or (len(self.categories) and not self.categories.shape[1])
             or (len(children) and (children.max() >= nodes or children.min() < -leaves))
             or (nodes and (self.feature.min() < 0 or self.category_set.max() >= len(self.categories)))
-            # A child comes after its parent, so that no walk is endless.
+            # A child comes after its parent, so every path ends.
             or any((part[part >= 0] <= np.flatnonzero(part >= 0)).any() for part in (self.left, self.right))
         )
         if wrong:
@@ -139,7 +139,7 @@ class TreeEnsemble:
 
 
 class TreeRanker:
-    """Trees over the encoded features of items and users, which score each item on its own.
+    """Trees over the encoded features of items and users, which score each item separately.
 
     They read numbers and vectors as the processor encodes them, and categorical features as categories, or as
     click-through rates (target encoding) for the features in ``rates``.
@@ -181,19 +181,19 @@ class TreeRanker:
         for name in (*names, _READS_POSITION):
             if name not in arrays:
                 raise InputError(
-                    f"{path} holds no {name!r}: it is not a file of trees; save or download the model again"
+                    f"{path} has no {name!r}: it is not a file of trees; save or download the model again"
                 )
         ensemble = TreeEnsemble(**{name: arrays[name] for name in names})
         ensemble.check(path)
         for name, array in arrays.items():
             if name.startswith(_RATES) and (array.ndim != 1 or array.dtype.kind != "f" or len(array) <= UNKNOWN):
-                raise InputError(f"{path} holds no rates as {name!r}: the file was changed; save or download it again")
+                raise InputError(f"{path} has no rates {name!r}: the file was changed; save or download it again")
         rates = {name.removeprefix(_RATES): array for name, array in arrays.items() if name.startswith(_RATES)}
         return cls(ensemble, rates, reads_position=bool(arrays[_READS_POSITION].any()))
 
 
 def list_tables(schema: ListSchema) -> list[tuple[str, int, Categorical]]:
-    """The categorical features of items and users: part, index in it, and feature."""
+    """The categorical features of items and users: part, index in the part, and feature."""
     return [
         (part, number, feature)
         for part in ("items", "user")

@@ -25,7 +25,7 @@ class TableVocabulary:
     """Learned values: value ``i`` has row ``i + 2``; all others, and nulls, have row 1.
 
     Args:
-        values: Distinct integers (int64 array) or texts (list), in the order of their rows.
+        values: Distinct integers (int64 array) or strings (list), in row order.
     """
 
     def __init__(self, values: np.ndarray | list[str]) -> None:
@@ -67,7 +67,7 @@ class TableVocabulary:
             return _look_up_texts(column, lambda text: self._row_of_text.get(text, UNKNOWN))
         values, missing = _to_integers(column)
         if self._direct is not None:
-            # Read as unsigned, a negative value lies beyond the table too.
+            # Read as unsigned, a negative value also lies beyond the table.
             indices = np.minimum(values.view(np.uint64), np.uint64(len(self._direct) - 1))
             rows = self._direct[indices].astype(np.int64)
         else:
@@ -87,8 +87,7 @@ class TableVocabulary:
 
 
 class HashVocabulary:
-    """Rows 2 to ``hash_size - 1`` by hash: splitmix64 of integers, blake2b (64 bits) of UTF-8 text; nulls have row
-    1."""
+    """Rows 2 to ``hash_size - 1`` by hash: splitmix64 of integers, blake2b (64 bits) of UTF-8 text; nulls: 1."""
 
     def __init__(self, hash_size: int) -> None:
         self.hash_size = hash_size
@@ -156,7 +155,7 @@ class ValueCounts:
             return
         if self.is_text not in (None, other.is_text):
             raise InputError(
-                f"column {name!r} holds {_name_kind(other.is_text)}, other columns of its table hold "
+                f"column {name!r} holds {_name_kind(other.is_text)}, but other columns of its table hold "
                 f"{_name_kind(not other.is_text)}: expected one type"
             )
         self.is_text = other.is_text
@@ -187,10 +186,9 @@ class ValueCounts:
         return [values[index] for index in new] if self.is_text else values[new], int(lacking.sum()) - len(new)
 
     def make_vocabulary(self, *, min_count: int, size: int | None) -> tuple[TableVocabulary, int, int]:
-        """The vocabulary, the number of values that were too rare, and of further ones that did not fit into ``size``
-        rows.
+        """The vocabulary, the number of values that were too rare, and the number of others beyond ``size`` rows.
 
-        Rows are in the order of the sorted values; with ``size`` the most frequent values get a row, ties by value.
+        Rows are in the order of the sorted values; ``size`` keeps the most frequent values, ties broken by value.
         """
         if self.is_text:
             names = sorted(self._texts)
@@ -221,7 +219,7 @@ def _name_kind(is_text: bool) -> str:
 
 
 def _to_integers(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
-    """int64 values (0 at nulls), and a bool array that is True at nulls, or None where there are none."""
+    """int64 values (0 at nulls), and a bool array that is True at nulls, or None if there are no nulls."""
     if not column.null_count:
         return column.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), None
     missing = column.is_null().to_numpy(zero_copy_only=False)

@@ -68,7 +68,8 @@ def write_atomically(path: str | Path, *, durable: bool = True) -> Iterator[Path
             power cut.
 
     Raises:
-        CannotWrite: The disk refuses; names path and space. Errors of the block itself pass as they are.
+        CannotWrite: The disk refuses the write; the message names the path and the free space. Errors raised in the
+            block pass unchanged.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -92,7 +93,7 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     """Writes a file in one step, text as UTF-8.
 
     Raises:
-        CannotWrite: The disk refuses; names path and space.
+        CannotWrite: The disk refuses the write; the message names the path and the free space.
     """
     with write_atomically(path) as temporary, name_failures(Path(path)):
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -118,7 +119,7 @@ def sync_tree(path: Path) -> None:
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether a process of this machine has ended; False where this cannot be known."""
+    """Whether a process of this machine has ended; False where this is unknown."""
     if os.name != "posix":  # there os.kill ends a process
         return False
     try:

@@ -21,8 +21,8 @@ def name_failures(path: Path, needed: int | None = None) -> Iterator[None]:
     """Turns any error of a failed write (torch and safetensors have their own) into ``CannotWrite``.
 
     Args:
-        path: What is being written.
-        needed: Approximate size in bytes, for the message. None: not known.
+        path: The file or folder being written.
+        needed: Approximate size in bytes, for the message. None: unknown.
     """
     try:
         yield

@@ -28,10 +28,10 @@ def fetch_verified_folder(
         source: A folder, or the id of a Hub repository.
         names: Files that must be there; fixed by this library, never read from a checkpoint.
         reads: ``name -> bool``, which other files of the folder will be read. None: no others.
-        hub_options: As of ``find_model_file``.
+        hub_options: As for ``find_model_file``.
 
     Raises:
-        InputError: As ``find_model_file``; or a file is truncated, changed, or not one of those that were saved.
+        InputError: As in ``find_model_file``; or a file is truncated, changed, or not one of those that were saved.
     """
     hub_options = pin_commit(source, names[0], **hub_options)
     folder = find_model_file(source, names[0], **hub_options).parent
@@ -62,7 +62,7 @@ def pin_commit(source: str | Path, name: str, **hub_options: Any) -> dict[str, A
     Args:
         source: A folder, for which the options are returned unchanged; or the id of a Hub repository.
         name: A file that must be there.
-        hub_options: As of ``find_model_file``.
+        hub_options: As for ``find_model_file``.
     """
     refuse_no_source(source)
     if Path(source).is_dir():
@@ -72,17 +72,17 @@ def pin_commit(source: str | Path, name: str, **hub_options: Any) -> dict[str, A
 
 
 def refuse_no_source(source: Any) -> None:
-    """Raises an InputError for what is neither a folder nor the id of a repository."""
+    """Raises an InputError for a source that is neither a folder nor the id of a repository."""
     if not isinstance(source, str | PathLike):
         raise InputError(f"expected a folder, or the id of a repository, got {type(source).__name__}")
     if not str(source):
-        raise InputError("expected a folder, or the id of a repository, got an empty text")
+        raise InputError("expected a folder, or the id of a repository, got an empty string")
     if Path(source).is_file():
         raise InputError(f"{source} is a file: expected the folder that holds it")
 
 
 def describe_repair(source: str | Path, commit: str, kind: str = "model") -> str:
-    """The command that fetches a commit into the cache again, replacing what is there."""
+    """The command that fetches a commit into the cache again, replacing the files there."""
     of_kind = "" if kind == "model" else f" --repo-type {kind}"
     return f"fetch it again: hf download {source}{of_kind} --revision {commit} --force-download"
 
@@ -92,8 +92,8 @@ class SavedWeights:
     """The weights in a folder.
 
     Attributes:
-        folder: With ``config.json``.
-        bytes: Of all weight files.
+        folder: The folder that contains ``config.json``.
+        bytes: Total size of the weight files.
         formats: Tensor -> its number format as safetensors names it (``F32``, ``BF16``, ``I64``, ...).
     """
 
@@ -108,10 +108,10 @@ def find_weights_folder(source: str | Path, *, variant: str | None = None, **hub
 
 
 def find_saved_weights(source: str | Path, *, variant: str | None = None, **hub_options: Any) -> SavedWeights:
-    """The folder with a model's config and weights, as ``fetch_verified_folder``; weights are read from nowhere else.
+    """The folder with a model's config and weights, verified by ``fetch_verified_folder``; no other weights are read.
 
     Raises:
-        InputError: As ``fetch_verified_folder``; the list of shards names a file outside the folder; a tensor has two
+        InputError: As in ``fetch_verified_folder``; the shard index names a file outside the folder; a tensor has two
             entries; or the folder holds an adapter, which names another model to load.
     """
     suffix = f".{variant}.safetensors" if variant else ".safetensors"
@@ -121,8 +121,8 @@ def find_saved_weights(source: str | Path, *, variant: str | None = None, **hub_
     if remote:
         hub_options = {**hub_options, "revision": folder.name}
     if (folder / "adapter_config.json").exists():
-        raise InputError(f"{folder / 'adapter_config.json'} names another model: expected a re-ranker of its own")
-    read_json(folder / "config.json", REMEDY)  # transformers reads it again, with none of these checks
+        raise InputError(f"{folder / 'adapter_config.json'} names another model: expected a complete re-ranker")
+    read_json(folder / "config.json", REMEDY)  # transformers reads it again, without these checks
     if remote and _fetch_if_present(source, weights, **hub_options) is None:
         _fetch_if_present(source, index, **hub_options)
     if (folder / weights).is_file():
@@ -132,7 +132,7 @@ def find_saved_weights(source: str | Path, *, variant: str | None = None, **hub_
     else:
         if weights == WEIGHTS_FILE and _lists_a_graph(folder):
             raise InputError(
-                f"{source} holds an exported graph ({GRAPH_FILE}) and no weights of PyTorch: give the model that it "
+                f"{source} holds an exported graph ({GRAPH_FILE}) and no PyTorch weights: give the model that it "
                 "was exported from; a graph can only rank, with Reranker.from_pretrained or hf-rerank rank"
             )
         raise InputError(f"{folder} has no {weights}: weights are read from safetensors files only")
@@ -148,11 +148,11 @@ def find_saved_weights(source: str | Path, *, variant: str | None = None, **hub_
 
 
 def holds_only_a_graph(source: str | Path, **hub_options: Any) -> bool:
-    """Whether a folder or repository holds an exported graph, and no weights of PyTorch.
+    """Whether a folder or repository contains an exported graph and no PyTorch weights.
 
     Args:
-        source: A folder, or the id of a Hub repository, of which the weights, or else the graph, are then fetched.
-        hub_options: As of ``find_model_file``, with the commit of ``pin_commit``.
+        source: A folder, or the id of a Hub repository; its weights, or otherwise its graph, are then fetched.
+        hub_options: As for ``find_model_file``, with the commit of ``pin_commit``.
 
     Raises:
         InputError: The repository cannot be reached.
@@ -176,12 +176,12 @@ def _lists_a_graph(folder: Path) -> bool:
 
 
 def _read_shards(index: Path) -> list[str]:
-    """The files that the list of shards names, all in its own folder."""
+    """The files that the shard index names, all in the same folder."""
     content = read_json(index, REMEDY)
     shard_of = content.get("weight_map")
     if not isinstance(content.get("metadata"), dict) or not isinstance(shard_of, dict) or not shard_of:
         raise InputError(
-            f"{index} is not a list of shards: expected an object metadata, and an object weight_map from each tensor "
+            f"{index} is not a shard index: expected an object metadata, and an object weight_map from each tensor "
             f"to its file; {REMEDY}"
         )
     names = list({str(name): name for name in shard_of.values()}.values())
@@ -192,7 +192,7 @@ def _read_shards(index: Path) -> list[str]:
 
 
 def _fetch_if_present(source: str | Path, name: str, **hub_options: Any) -> Path | None:
-    """The file ``name`` of a Hub repository; None if the repository, or the cache while offline, has none."""
+    """The file ``name`` of a Hub repository; None if the repository (or, offline, the cache) lacks it."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         HTTPError,
@@ -208,7 +208,7 @@ def _fetch_if_present(source: str | Path, name: str, **hub_options: Any) -> Path
     except LocalEntryNotFoundError as error:
         if error.__cause__ is None or isinstance(error.__cause__, OfflineModeIsEnabled):
             return None
-        # Nobody knows whether there is one: a model is not loaded unchecked because the network failed.
+        # Whether it exists is unknown: a network failure must not make a model load unchecked.
         raise InputError(_describe_unreachable(source, name, error, hub_options.get("token"))) from None
     except (HTTPError, OSError) as error:
         raise InputError(_describe_failed_fetch(source, name, error, hub_options.get("token"))) from None
@@ -250,7 +250,7 @@ def find_model_file(source: str | Path, name: str, **hub_options: Any) -> Path:
         ask_once(str(source), name, **hub_options)
         return Path(hf_hub_download(str(source), name, **hub_options))
     except RemoteEntryNotFoundError:
-        raise InputError(f"the repository {source} has no {name}: expected what push_to_hub uploads") from None
+        raise InputError(f"the repository {source} has no {name}: expected one that push_to_hub wrote") from None
     except LocalEntryNotFoundError as error:
         raise InputError(_describe_unreachable(source, name, error, hub_options.get("token"))) from None
     except RevisionNotFoundError:

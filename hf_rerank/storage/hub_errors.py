@@ -18,9 +18,9 @@ def report_hub_errors(
     """Turns any error of the Hub's client into an ``InputError`` of one line, which contains no token.
 
     Args:
-        what: What could not be done, such as ``"someone/prm could not be created"``.
+        what: Description of the failure, such as ``"someone/prm could not be created"``.
         token: The token given by the caller, if any.
-        kept: ``error -> text``: what is unchanged after it; appended to the line.
+        kept: ``error -> text`` that says what is unchanged after the error; appended to the line.
     """
     from huggingface_hub.errors import HTTPError
 
@@ -28,7 +28,7 @@ def report_hub_errors(
         yield
     except InputError:
         raise
-    # An upload in threads ends with RuntimeError, an answer that is not the Hub's with ValueError or KeyError.
+    # An upload in threads ends with RuntimeError, a response from another server with ValueError or KeyError.
     except (HTTPError, OSError, RuntimeError, ValueError, KeyError) as error:
         line = f"{what}: {explain_error(error, token)}"
         if kept is not None:
@@ -45,11 +45,11 @@ def explain_error(error: BaseException, token: str | None = None) -> str:
         OfflineModeIsEnabled,
     )
 
-    # Of an upload in threads, and of a file that was looked for in the cache after the Hub did not give it.
+    # A threaded upload, or a cache look-up after the Hub failed to send a file, wraps the error that caused it.
     if isinstance(error, RuntimeError | LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so that no request is sent to the Hub; unset it to use the network"
+        return "HF_HUB_OFFLINE is set, so no request is sent to the Hub; unset it to use the network"
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no token; {LOG_IN}"
     if isinstance(error, HfHubHTTPError):
@@ -58,7 +58,7 @@ def explain_error(error: BaseException, token: str | None = None) -> str:
     text = _to_one_line(str(error)) or type(error).__name__
     if _is_network_error(error):
         return f"the connection failed ({text}); check the network, and run it again"
-    return f"{text} ({type(error).__name__}); check what was given, and run it again"
+    return f"{text} ({type(error).__name__}); check the arguments, and run it again"
 
 
 def hide_tokens(text: str, token: str | None = None) -> str:
@@ -90,10 +90,10 @@ def _explain_status(error: object, token: str | None) -> str:
     if status == 429:
         return f"too many requests (429); {_describe_wait(response.headers)}, then run it again"
     known = {
-        402: "the Hub asks for payment (402); check the plan and the storage of the owner",
-        403: "the token may not do that there (403); use one that may, or a name of your own",
+        402: "the Hub asks for payment (402); check the owner's plan and storage",
+        403: "the token may not do that there (403); use one that may, or a name in your own namespace",
         404: "there is no such repository or revision that the token may see (404); check the name, or the token",
-        409: "something else of that name exists (409); choose another name",
+        409: "something else with that name exists (409); choose another name",
         412: "somebody else committed there meanwhile (412); check that commit, and run it again",
         413: "a file is too large for the Hub (413); save smaller shards",
     }
@@ -101,7 +101,7 @@ def _explain_status(error: object, token: str | None) -> str:
         return known[status]
     if status >= 500:
         return f"the Hub has an internal error ({status}); run it again later"
-    return f"the Hub refuses ({status})"
+    return f"the Hub refuses the request ({status})"
 
 
 def _describe_wait(headers: object) -> str:

@@ -1,4 +1,4 @@
-"""What can be the id of a repository on the Hub and what is a misspelled path; and one quick request."""
+"""Tells the id of a repository on the Hub from a misspelled path; and makes one quick request."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def refuse_local_path(source: str | Path) -> None:
         more = ", ..." if len(names) > _SHOWN else ""
         there = f" ({parent.absolute()} holds {', '.join(names[:_SHOWN])}{more})" if names else ""
     else:
-        there = f" (nor {parent})"
+        there = f" ({parent} does not exist either)"
     raise InputError(
         f"{source} is neither a folder here nor a repository of the Hub{there}: check the name; a repository is "
-        "someone/name, and no folder here is called someone"
+        "named someone/name, where no folder here is called someone"
     )
 
 
 def ask_once(repo_id: str, name: str, **hub_options: Any) -> None:
     """Requests a file of a repository that is not in the cache yet, without the client's retries.
 
-    Otherwise a wrong name would take half a minute where the Hub cannot be reached.
+    With them, a wrong name would take half a minute where the Hub cannot be reached.
 
     Args:
         repo_id: ``someone/name``.
-        name: Of the file.
-        hub_options: As of ``hf_rerank.storage.hub_download.find_model_file``.
+        name: Name of the file.
+        hub_options: As for ``hf_rerank.storage.hub_download.find_model_file``.
 
     Raises:
-        HfHubHTTPError: The Hub refuses; an internal error of the Hub is left to the client, which retries.
+        HfHubHTTPError: The Hub refuses the request; an internal error of the Hub is left to the client, which retries.
         LocalEntryNotFoundError: The Hub cannot be reached.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url

@@ -14,10 +14,10 @@ from hf_rerank.storage import MANIFEST, InputFiles, read_manifest
 from hf_rerank.storage.hub_errors import is_unknown_outcome, report_hub_errors
 
 MAIN = "main"
-# What the Hub puts into a new repository, and what people write there by hand.
+# Files that the Hub puts into a new repository, and files that people write there themselves.
 _OF_ANYBODY = (".gitattributes", "README.md", "LICENSE")
 NOTHING_COMMITTED = "Nothing was committed: the repository is as it was; large files that arrived are not sent again"
-UNKNOWN_COMMIT = "Whether the commit arrived is not known: run the same command again, which commits nothing if it did"
+UNKNOWN_COMMIT = "It is unknown whether the commit arrived: rerun the same command, which commits nothing if it did"
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Repository:
     Attributes:
         repo_id: ``"someone/name"``.
         kind: ``model`` or ``dataset``.
-        branch: To commit to.
-        head: The commit of the branch at that time.
+        branch: Branch to commit to.
+        head: Commit of the branch at that time.
         files: The names of its files.
-        token: None: the one the user logged in with.
+        token: Token for the Hub. None: the one the user logged in with.
         create_pr: Commit to a new pull request instead.
     """
 
@@ -52,20 +52,20 @@ class Repository:
     ) -> Any:
         """Uploads files as one commit, which also deletes the files of an earlier push that are not among them.
 
-        Not by ``HfApi.upload_folder``, which with hf_xet makes several commits of a large folder.
+        ``HfApi.upload_folder`` is not used: with hf_xet it makes several commits of a large folder.
 
         Args:
             files: Name in the repository -> a file, or its content.
             owned: Patterns of names that a push may remove.
-            message: Of the commit.
-            inputs: Files that must not have changed when all is uploaded; otherwise nothing is committed.
+            message: Commit message.
+            inputs: Files that must not change before the upload is complete; otherwise nothing is committed.
 
         Returns:
             The ``CommitInfo``.
 
         Raises:
-            InputError: It failed, or an input has changed; the repository is as it was, or the message says that this
-                is not known.
+            InputError: The commit failed, or an input has changed; the repository is unchanged unless the message says
+                that this is not known.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -122,26 +122,26 @@ def open_repository(
     create_pr: bool = False,
     token: str | None = None,
 ) -> Repository:
-    """Creates a repository and a branch if there are none, and lists the files that it holds.
+    """Creates a repository and a branch if they do not exist, and lists the repository's files.
 
     Args:
-        repo_id: ``"someone/name"``, or a name of your own.
+        repo_id: ``"someone/name"``, or a name in your own namespace.
         kind: ``model`` or ``dataset``.
         private: Create the repository as private, or require that an existing one is.
         revision: Branch to commit to. None: main.
-        create_pr: Commit to a new pull request instead, for which one need not be allowed to write there.
-        token: None: the one the user logged in with.
+        create_pr: Commit to a new pull request instead, which needs no write access.
+        token: Token for the Hub. None: the one the user logged in with.
 
     Raises:
-        InputError: The Hub cannot be reached or refuses; the repository is public, although ``private`` was asked for,
-            or holds something that this library did not push.
+        InputError: The Hub cannot be reached or refuses access; the repository is public, although ``private`` was
+            requested, or contains files that this library did not push.
     """
     from huggingface_hub import HfApi
 
     if create_pr and revision not in (None, MAIN):
-        raise InputError("a pull request goes to main: give a revision, or create_pr, not both")
+        raise InputError("a pull request goes to main: give either a revision or create_pr, not both")
     if not repo_id:
-        raise InputError("repo_id is empty: expected 'someone/name', or a name of your own")
+        raise InputError("repo_id is empty: expected 'someone/name', or a name in your own namespace")
     api, branch = HfApi(token=token), revision or MAIN
     what = f"the {kind} repository {repo_id} could not be opened"
     with report_hub_errors(what, token=token):
@@ -158,7 +158,7 @@ def open_repository(
         )
     names = sorted(sibling.rfilename for sibling in info.siblings or [])
     if ".gitignore" in names:
-        # The client leaves out the files that it names, without a word.
+        # The client silently leaves out the files that it names.
         raise InputError(f"{whole} has a .gitignore, which may keep files out: remove it there. Nothing was sent")
     foreign = [name for name in names if name not in _OF_ANYBODY]
     if foreign and MANIFEST not in names:

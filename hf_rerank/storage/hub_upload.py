@@ -26,16 +26,16 @@ def push_saved(save: Callable[[Path], object], repo_id: str, *, commit_message: 
 
     Args:
         save: ``folder -> None``: writes into the empty folder.
-        repo_id: ``"someone/name"``, or a name of your own.
-        commit_message: Of the commit.
-        options: ``private``, ``token``, ``revision``, ``create_pr``, as of ``open_repository``.
+        repo_id: ``"someone/name"``, or a name in your own namespace.
+        commit_message: Commit message.
+        options: ``private``, ``token``, ``revision``, ``create_pr``, as for ``open_repository``.
 
     Returns:
         The ``CommitInfo``.
 
     Raises:
-        InputError: The Hub refuses or fails; then nothing was committed, unless the message says that this is not
-            known.
+        InputError: The Hub refuses the push or fails; then nothing was committed, unless the message says that this is
+            not known.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -68,10 +68,10 @@ def commit_files(
     """Commits files, with a manifest of them and of the other files of this library that the repository keeps.
 
     Args:
-        repository: As ``open_repository`` found it.
+        repository: The repository, from ``open_repository``.
         files: Name -> a file, or its content.
         owned: Patterns of the files that the commit replaces; those that are not among ``files`` are deleted.
-        message: Of the commit.
+        message: Commit message.
         inputs: Files that must not have changed since they were noted; otherwise nothing is committed.
     """
     inputs = inputs or InputFiles([])
@@ -89,7 +89,7 @@ def commit_files(
 
 
 def make_plain_card(name: str) -> str:
-    """The text of README.md of a repository whose results are not known."""
+    """The README.md of a repository whose results are not known."""
     tags = "\n".join(f"- {tag}" for tag in TAGS)
     code = f'from hf_rerank import Reranker\n\nreranker = Reranker.from_pretrained("{name}")'
     return f"---\nlibrary_name: hf_rerank\ntags:\n{tags}\n---\n\n# {name}\n\nA re-ranker.\n\n```python\n{code}\n```\n"

@@ -46,9 +46,9 @@ class InputFiles:
 
     @contextmanager
     def require_unchanged(self) -> Iterator[None]:
-        """Checks at the end of the block that the files have not changed, also if the block fails.
+        """Checks at the end of the block that the files have not changed, even if the block fails.
 
-        If both happened, the change is reported, as it may have caused the failure.
+        If both happen, the change is reported, as it may have caused the failure.
 
         Raises:
             InputError: As ``refuse_changes``.
@@ -83,6 +83,6 @@ def refuse_output_over_input(output: str | Path, inputs: Iterable[str | Path]) -
 def _read_state(path: Path) -> tuple[int, ...] | None:
     try:
         found = path.stat()
-    except OSError:  # no such file, or a link in a circle: the reader reports it
+    except OSError:  # no such file, or a circular link: the reader reports it
         return None
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino

@@ -10,7 +10,7 @@ from typing import Any
 from hf_rerank.errors import InputError, show
 from hf_rerank.storage.atomic import write_file
 
-# Far above any file of this library: bytes of a file, levels of objects and lists, size of an integer.
+# Limits far above any file of this library: bytes of a file, levels of objects and lists, size of an integer.
 LARGEST_FILE = 2**26
 DEEPEST = 50
 LARGEST_INTEGER = 2**64
@@ -20,7 +20,7 @@ def write_json(path: str | Path, values: dict[str, Any]) -> None:
     """Writes a JSON file that appears complete or not at all; numbers that are not finite become null.
 
     Raises:
-        CannotWrite: The disk refuses; names path and space.
+        CannotWrite: The disk refuses the write; the message names the path and the free space.
     """
     write_file(path, format_json(values))
 
@@ -48,11 +48,11 @@ def read_json(path: str | Path, remedy: str = "fix or remove it") -> dict[str, A
 
     Args:
         path: The file.
-        remedy: What the user can do about a wrong file; the end of messages.
+        remedy: Advice to the user; the end of messages.
 
     Raises:
         InputError: It is not a regular file (reading a pipe or a device might never end), it is larger than
-            ``LARGEST_FILE``, or as ``parse_json_object``.
+            ``LARGEST_FILE``, or ``parse_json_object`` refuses it.
         OSError: It does not exist, or cannot be read.
     """
     path = Path(path)
@@ -85,11 +85,11 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
     Args:
         text: One JSON value.
         where: Where the text comes from; the beginning of messages.
-        remedy: What the user can do about it; the end of messages.
+        remedy: Advice to the user; the end of messages.
 
     Raises:
-        InputError: It is not a JSON object, names a key twice, is nested deeper than ``DEEPEST``, or holds what other
-            programs may be unable to read: NaN, infinity, an integer of more than 64 bits, a lone surrogate.
+        InputError: It is not a JSON object, names a key twice, is nested deeper than ``DEEPEST``, or has a value that
+            other programs may be unable to read: NaN, infinity, an integer of more than 64 bits, a lone surrogate.
     """
 
     def refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
 
     try:
         value = json.loads(text, object_pairs_hook=refuse_duplicate_keys)
-    except InputError:  # which is a ValueError, too
+    except InputError:  # which is also a ValueError
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not valid JSON: {error}; {remedy}") from None
@@ -113,7 +113,7 @@ def parse_json_object(text: str, where: str, remedy: str = "fix or remove it") -
 
 
 def _refuse_extremes(value: Any, where: str, remedy: str) -> None:
-    """Refuses what other programs may be unable to read. Level by level: recursion would fail at deep nesting."""
+    """Refuses values that other programs may not read. Level by level, as recursion would fail at deep nesting."""
     level = [value]
     for _ in range(DEEPEST):
         inner: list[Any] = []

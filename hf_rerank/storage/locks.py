@@ -20,7 +20,7 @@ def hold_lock(path: str | Path, busy: Callable[[str], str], *, wait: float = 0.0
 
     Args:
         path: The lock file. Its folder is created.
-        busy: ``holder -> message`` if another process holds the lock; ``holder`` is a text such as "process 17".
+        busy: ``holder -> message`` if another process holds the lock; ``holder`` is a string such as "process 17".
         wait: Seconds to wait for the other process; negative: as long as it takes.
 
     Raises:

@@ -30,7 +30,7 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     """Writes ``manifest.json`` for all files below a folder, and syncs everything to the disk.
 
     Args:
-        folder: Holds the finished files.
+        folder: Folder of the finished files.
         facts: Further entries of the manifest, JSON values.
     """
     files = {}
@@ -62,10 +62,10 @@ def read_manifest(folder: Path, remedy: str = "save or download it again") -> di
 
     Args:
         folder: A saved folder.
-        remedy: What the user can do if it is damaged; the end of the message.
+        remedy: Advice to the user; the end of the message.
 
     Raises:
-        InputError: It is damaged, or of a newer format.
+        InputError: The manifest is damaged, or its format is newer.
     """
     path = folder / MANIFEST
     if not os.path.lexists(path):  # a link that leads nowhere is there, and is refused below
@@ -81,7 +81,7 @@ def read_manifest(folder: Path, remedy: str = "save or download it again") -> di
         raise InputError(f"{damaged}; {remedy}")
     if content.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"{path} has format_version {content.get('format_version')!r}, this library reads {FORMAT_VERSION}: "
+            f"{path} has format_version {content.get('format_version')!r}, but this library reads {FORMAT_VERSION}: "
             "install a newer hf-rerank"
         )
     files = content.get("files")
@@ -91,7 +91,7 @@ def read_manifest(folder: Path, remedy: str = "save or download it again") -> di
         else "files"
     )
     if odd is not None:
-        raise InputError(f"{path} does not say of {odd!r} what a manifest says of a file (bytes, sha256); {remedy}")
+        raise InputError(f"{path} has no valid entry for {odd!r}: expected its bytes and sha256; {remedy}")
     return content
 
 
@@ -108,8 +108,8 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
     Args:
         folder: A saved folder.
         reads: ``name -> bool``, which of its files will be read.
-        remedy: What the user can do about it; the end of every message.
-        digests: Also compare the SHA-256, for which every byte is read; otherwise names and sizes only.
+        remedy: Advice to the user; the end of every message.
+        digests: Also compare the SHA-256, which reads every byte. False: compare names and sizes only.
 
     Returns:
         The manifest; None without one: then nothing was checked.
@@ -124,7 +124,7 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         hidden = path.name.startswith(".")  # locks and temporaries, which nothing reads
         if not hidden and path.name not in (*files, *_NOT_LISTED) and reads(path.name):
-            raise InputError(f"{path} is none of the files that were saved there ({MANIFEST} lists them); {remedy}")
+            raise InputError(f"{path} is not one of the files that were saved there ({MANIFEST} lists them); {remedy}")
     for name, saved in files.items():
         path = folder / name
         if not reads(name):
@@ -135,10 +135,10 @@ def verify(folder: Path, reads: Callable[[str], bool], remedy: str, *, digests: 
         accepted = [entry for entry in (saved, saved.get(REPLACED_BY)) if entry is not None]
         if size not in [entry["bytes"] for entry in accepted]:
             raise InputError(
-                f"{path} has {size:,} bytes, {saved['bytes']:,} were saved: it is truncated or changed; {remedy}"
+                f"{path} has {size:,} bytes, but {saved['bytes']:,} were saved: it is truncated or changed; {remedy}"
             )
         if digests and sha256_of_file(path) not in [entry["sha256"] for entry in accepted]:
-            raise InputError(f"{path} is damaged or changed: its SHA-256 is not that of the file saved; {remedy}")
+            raise InputError(f"{path} is damaged or changed: its SHA-256 is not that of the saved file; {remedy}")
     return manifest
 
 

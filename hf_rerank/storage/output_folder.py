@@ -24,7 +24,7 @@ def lock_output(output: str | Path, step: str = "") -> Iterator[None]:
 
     Args:
         output: The file or folder.
-        step: A name that distinguishes a lock inside the block of another lock of the same output.
+        step: A name that distinguishes this lock from an enclosing lock of the same output.
 
     Raises:
         InputError: Another process is writing it.
@@ -55,7 +55,7 @@ def create_folder(output: str | Path) -> Iterator[Path]:
 
     Raises:
         InputError: ``output`` exists and is not an empty folder, or another process is writing it.
-        CannotWrite: The disk refuses; names path and space. Also for writes in the block.
+        CannotWrite: The disk refuses a write, in the block too; the message names the path and the free space.
     """
     output = ensure_name(output)
     with lock_output(output):

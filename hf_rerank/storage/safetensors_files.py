@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # About 100,000 tensors.
 LARGEST_HEADER = 2**24
-# The formats that numpy has too.
+# The formats that numpy also has.
 NUMPY_FORMATS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "F32", "F64")
 REMEDY = "save or download it again"
 
@@ -30,7 +30,7 @@ def read_number_formats(path: Path) -> dict[str, str]:
         size = int.from_bytes(file.read(8), "little")
         if not 0 < size <= min(LARGEST_HEADER, path.stat().st_size - 8):
             raise InputError(
-                f"the header of {path} is damaged: it claims to have {size:,} bytes, the file has "
+                f"the header of {path} is damaged: it claims to have {size:,} bytes, but the file has "
                 f"{path.stat().st_size:,}; expected at most {LARGEST_HEADER:,}, inside the file; {REMEDY}"
             )
         header = file.read(size)
@@ -41,7 +41,7 @@ def read_number_formats(path: Path) -> dict[str, str]:
             continue
         kind: Any = entry.get("dtype") if isinstance(entry, dict) else None
         if not isinstance(kind, str):
-            raise InputError(f"{where} gives no number format of {name!r}: it is damaged; {REMEDY}")
+            raise InputError(f"{where} gives no number format for {name!r}: it is damaged; {REMEDY}")
         found[name] = kind
     return found
 

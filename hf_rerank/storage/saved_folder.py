@@ -74,7 +74,7 @@ def replace_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> N
         change: ``content -> new content``; if they are equal, nothing is written.
 
     Raises:
-        InputError: The file is not what was saved.
+        InputError: The file is not the one that was saved.
         CannotWrite: Something could not be written; the folder is complete.
     """
     with _lock_folder(folder):

@@ -1,4 +1,4 @@
-"""Checks that every re-ranker must pass, for the tests of your own: ``check_reranker(model_class, config)``."""
+"""Checks that every re-ranker must pass, for your own tests: ``check_reranker(model_class, config)``."""
 
 from hf_rerank.testing.contracts import CONTRACTS, SLOW_CONTRACTS, check_reranker
 

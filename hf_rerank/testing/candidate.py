@@ -1,4 +1,4 @@
-"""A re-ranker under test: models and lists drawn at random for its config, and what the checks share."""
+"""A re-ranker under test: random models and lists for its config, and helpers that the checks share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hf_rerank.schema import MODEL_TENSORS, TENSORS
 
 ATOL = 1e-6
 WIDTH, HISTORY, LONGEST = 6, 3, 8
-# Tensors of the lists made here whose second axis are the slots of a list.
+# Tensors of the lists made here whose second axis is the slots of a list.
 _ROLES = ("feature", "position", "mask", "label")
 OF_SLOTS = tuple(
     name
     for name in MODEL_TENSORS
     if TENSORS[name].axes[:2] == ("B", "L") and TENSORS[name].role in _ROLES and name != "initial_scores"
 )
-# Numbers that make checks exact and mistakes visible: no dropped ids, tables as large as the other features.
+# Options that make checks exact and mistakes visible: no dropped ids, embeddings as large as the other features.
 _PLAIN: dict[str, Any] = {
     "unknown_rate": 0,
     "initializer_range": 0.5,
@@ -44,8 +44,8 @@ class Candidate:
 
     Attributes:
         model_class: A subclass of ``PreTrainedReranker``.
-        config: Its sizes; the options above replace its own.
-        items_alone: Options with which the task loss has no term beside those of the items.
+        config: Config with its sizes; the options in ``_PLAIN`` replace its own.
+        items_alone: Options that leave only the items' terms in the task loss.
     """
 
     model_class: type[Any]
@@ -58,7 +58,7 @@ class Candidate:
         return type(self.config)
 
     def model(self, *, seed: int = 0, **options: Any) -> Any:
-        """A model with random weights of its seed, in evaluation mode."""
+        """A model with random weights from this seed, in evaluation mode."""
         names = [entry.name for entry in fields(self.config_class)]
         inherited = {entry.name for entry in fields(PreTrainedConfig)}
         own = {name: getattr(self.config, name) for name in names if name not in inherited}
@@ -74,14 +74,14 @@ class Candidate:
 
     @property
     def reads_order(self) -> bool:
-        """Whether the model, as it is configured, reads the given order."""
+        """Whether the model, as configured, reads the given order."""
         return self.config.position_input != "none"
 
 
 def random_lists(
     config: RerankerConfig, lengths: tuple[int, ...], *, width: int = WIDTH, seed: int = 1
 ) -> dict[str, Tensor]:
-    """Lists in a random initial order, with every feature that the config names, as a processor gives them."""
+    """Lists in a random initial order, with every feature that the config names, as a processor encodes them."""
     draw = torch.Generator().manual_seed(seed)
     lists = len(lengths)
     mask = torch.arange(width) < torch.tensor(lengths)[:, None]
@@ -143,7 +143,7 @@ def gradients(model: Any) -> dict[str, Tensor]:
 
 
 def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float = ATOL) -> None:
-    """The same weights have gradients, and the same ones."""
+    """Asserts that the same weights have gradients, and that these are equal."""
     assert found.keys() == expected.keys(), "other weights have gradients"
     for weight, gradient in expected.items():
         try:
@@ -153,13 +153,13 @@ def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor],
 
 
 def assert_near(found: float, expected: float, *, atol: float = ATOL, rtol: float = 0.0, about: str = "") -> None:
-    """Two numbers are equal within the tolerance."""
+    """Asserts that two numbers are equal within the tolerance."""
     assert abs(found - expected) <= atol + rtol * abs(expected), f"{about or 'value'}: {found} instead of {expected}"
 
 
 @contextmanager
 def expect_refusal(pattern: str) -> Iterator[None]:
-    """The block raises an ``InputError`` whose message matches the pattern."""
+    """Asserts that the block raises an ``InputError`` whose message matches the pattern."""
     message = None
     try:
         yield

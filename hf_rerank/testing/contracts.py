@@ -1,4 +1,4 @@
-"""What holds for every re-ranker, as one function for the tests of models: ``check_reranker``."""
+"""The contracts of every re-ranker, as one function for the tests of models: ``check_reranker``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Contract = Callable[[Candidate], None]
 
 
 def _find_contracts(module: ModuleType) -> dict[str, Contract]:
-    """The checks that a module defines: functions of one ``Candidate``."""
+    """The checks that a module defines: functions that take one ``Candidate``."""
     return {
         name: function
         for name, function in vars(module).items()
@@ -46,27 +46,27 @@ def check_reranker(
     skip: Collection[str] = (),
     slow: bool = False,
 ) -> None:
-    """Checks that a re-ranker keeps every contract that the library's own models keep.
+    """Checks that a re-ranker meets every contract that the library's own models meet.
 
-    Among them: loading equals saving to the bit; every parameter is trained; padding, other lists of the batch and the
-    order of slots change no score; ``position_input="none"`` makes scores independent of the given order; soft orders
-    and their gradients; accumulated batches equal whole ones; all losses are finite on lists of one item and of none;
-    bf16; compilation.
+    Among them: a saved model loads bit for bit; every parameter is trained; padding, the other lists of the batch and
+    the order of slots do not change scores; ``position_input="none"`` makes scores independent of the given order;
+    soft orders and their gradients; accumulated batches equal whole ones; all losses are finite on lists with one item
+    or none; bf16; compilation.
 
     Models are built with dropout, dropped ids and earlier scores off, for lists of at most 8 items; the other options
-    are those of ``config``. Give small sizes, and every kind of feature that the model reads, so that one that it
-    forgets is noticed. It takes about half a minute on one core.
+    are those of ``config``. Use small sizes, and every kind of feature that the model reads, so that a feature that
+    the model forgets is noticed. It takes about half a minute on one core.
 
     Args:
         model_class: The class to check.
-        config: Its sizes: an instance of its config class.
-        items_alone: Options of the config with which the task loss has no term beside those of the items, for a model
-            with a loss of its own. None: it has no such term.
+        config: An instance of its config class, with its sizes.
+        items_alone: Options of the config that leave only the items' terms in the task loss, for a model whose loss
+            has others. None: it has no others.
         skip: Names in ``CONTRACTS`` that do not apply.
-        slow: Also those of ``SLOW_CONTRACTS``.
+        slow: Whether to run ``SLOW_CONTRACTS`` too.
 
     Raises:
-        AssertionError: A contract is broken; it names the contract.
+        AssertionError: A contract is broken; the message names it.
         InputError: The class or a name is wrong.
 
     Example:

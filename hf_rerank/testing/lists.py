@@ -16,7 +16,7 @@ from hf_rerank.testing.objectives import at_one_step
 
 
 def padded_equals_unpadded(candidate: Candidate) -> None:
-    """The same lists in 8 slots instead of 6, with garbage in all features at padding."""
+    """Padding changes nothing: the same lists in 8 slots instead of 6, with garbage in all features at padding."""
     model, narrow = candidate.model(), candidate.lists()
     mask = torch.nn.functional.pad(narrow["mask"], (0, 2))
     wide = {}
@@ -57,7 +57,7 @@ def batch_of_one_equals_batch_of_many(candidate: Candidate) -> None:
 
 
 def slots_carry_no_meaning(candidate: Candidate) -> None:
-    """Items moved to other slots together with P, padding in between: the scores move alike."""
+    """If items move to other slots together with P, padding in between, the scores move with them."""
     model, lists = candidate.model(), candidate.lists()
     draw = torch.Generator().manual_seed(3)
     slots = torch.stack([torch.randperm(6, generator=draw) for _ in range(4)])
@@ -81,7 +81,7 @@ def position_input(candidate: Candidate) -> None:
 
 
 def slots_are_the_order_where_none_is_given(candidate: Candidate) -> None:
-    """Without positions and mask the slots are the order, and all are real."""
+    """Without positions and mask, the order is that of the slots, and all slots are real."""
     model, lists = candidate.model(), candidate.lists((6, 6))
     shown = {**lists, "position_ids": torch.arange(6).repeat(2, 1)}
     expected = model(**shown).logits
@@ -90,7 +90,7 @@ def slots_are_the_order_where_none_is_given(candidate: Candidate) -> None:
 
 
 def rank(candidate: Candidate) -> None:
-    """Of a model in evaluation mode; in training mode ids and states would be dropped, so it is refused."""
+    """Ranking works in evaluation mode; in training mode, which would drop ids and states, it is refused."""
     model, lists = candidate.model(unknown_rate=0.9), candidate.lists((6, 4, 1, 5, 0))
     order, scores = model.rank(**{column: values for column, values in lists.items() if column != "labels"})
     assert not model.training
@@ -109,7 +109,7 @@ def rank(candidate: Candidate) -> None:
 
 
 def states_and_attention_weights(candidate: Candidate) -> None:
-    """Asked for, attention weights are distributions over real items, and no score changes."""
+    """On request, attention weights are distributions over real items, and scores do not change."""
     model, lists = candidate.model(), candidate.lists((6, 4, 1, 5, 0))
     expected = model(**lists)
     assert expected.hidden_states is None
@@ -123,7 +123,7 @@ def states_and_attention_weights(candidate: Candidate) -> None:
     some = lists["mask"].any(1)
     for weights in found.attentions or ():
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)), **tolerances())
-        if weights.shape[-1] != lists["mask"].shape[1]:  # attends to other things than the items
+        if weights.shape[-1] != lists["mask"].shape[1]:  # attends to more than the items
             continue
         on_padding = weights.sum((1, 2)).masked_fill(lists["mask"], 0.0)
         assert not on_padding[some].any()

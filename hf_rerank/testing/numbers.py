@@ -1,4 +1,4 @@
-"""Contracts of number formats and of compilation."""
+"""Contracts of dtypes and of compilation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bf16_is_close(candidate: Candidate) -> None:
 
 
 def bf16_soft_orders_are_close(candidate: Candidate) -> None:
-    """The order is computed in float32, whatever the scores are."""
+    """Soft orders are computed in float32, whatever the dtype of the scores."""
     for kind in SOFT:
         _check_bf16(candidate, kind)
 
@@ -57,7 +57,7 @@ def _check_bf16(candidate: Candidate, kind: str) -> None:
 
 
 def bf16_without_tables(candidate: Candidate) -> None:
-    """Dense features alone are float32 in a model that is not."""
+    """A bf16 model without embedding tables accepts dense features in float32."""
     if not candidate.config.num_item_dense and not candidate.config.item_vector_dim:
         return
     none: dict[str, Any] = {
@@ -74,12 +74,12 @@ def bf16_without_tables(candidate: Candidate) -> None:
 
 
 def compiled_equals_eager(candidate: Candidate) -> None:
-    """Tracing only; the passes of the objective go through one compiled call too."""
+    """A traced model gives the same scores and loss, with the objective's passes inside the compiled call."""
     _check_compiled(candidate, "scaled")
 
 
 def compiled_equals_eager_with_other_objectives(candidate: Candidate) -> None:
-    """As above, with the other kinds of passes."""
+    """A traced model gives the same scores and loss, with the other kinds of passes too."""
     _check_compiled(candidate, "reference", "r_drop", "soft")
 
 
@@ -94,7 +94,7 @@ def _check_compiled(candidate: Candidate, *kinds: str) -> None:
 
 
 def generated_code_equals_eager(candidate: Candidate) -> None:
-    """Compiled to machine code, a model gives the same scores."""
+    """A model compiled to machine code gives the same scores."""
     lists = {column: values for column, values in candidate.lists().items() if column != "labels"}
     model = candidate.model()
     with torch.no_grad():

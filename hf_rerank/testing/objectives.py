@@ -1,4 +1,4 @@
-"""Objectives that the checks train with, and the presets once more by hand, list by list."""
+"""Objectives that the checks train with, and an independent computation of the presets, list by list."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def at_one_step(objective: str | PrincipledObjective = "scaled", lists: int = 4)
 
 
 def spy_on(objective: Callable[..., Any], calls: list[tuple[torch.Tensor, Any]]) -> Any:
-    """The objective, noting the orders of each encoder call and the rows that they are of."""
+    """Wraps the objective to record the orders and rows of each encoder call."""
 
     def noting(score, *rest):
         def scored(orders, lists=None, **options):
@@ -83,9 +83,9 @@ def compute_by_hand(
     Args:
         passes: Logits of all lists in the given order, then those of the lists ``drawn`` in the orders 2 and 3.
         shown: The three orders of the lists drawn.
-        labels: Of all lists.
-        mask: Of all lists.
-        drawn: Rows.
+        labels: Labels of all lists.
+        mask: Mask of all lists.
+        drawn: Rows of the lists drawn.
         preset: A row of ``BY_HAND``.
     """
     terms = {"task_loss": log_loss(passes[0], labels, mask)}

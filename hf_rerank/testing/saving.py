@@ -15,14 +15,14 @@ from hf_rerank.testing.candidate import Candidate, expect_refusal
 
 
 def loaders(candidate: Candidate) -> list[Any]:
-    """Whatever loads this model: its class, and the Auto classes where it is registered."""
+    """The classes that load this model: its own, and the Auto classes if it is registered."""
     name = candidate.config_class.model_type.removeprefix("rerank_")
     registered = auto.RERANKERS.get(name) == (candidate.config_class, candidate.model_class)
     return [candidate.model_class, *([AutoModel, auto.AutoReranker] if registered else [])]
 
 
 def load_equals_save_to_the_bit(candidate: Candidate) -> None:
-    """A saved model is its config and its weights; loaded, it gives the same scores to the bit."""
+    """A model is saved as config and weights; once loaded, it gives bitwise equal scores."""
     model, lists = candidate.model(), candidate.lists()
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -39,7 +39,7 @@ def load_equals_save_to_the_bit(candidate: Candidate) -> None:
 
 
 def weights_that_are_not_all_there(candidate: Candidate) -> None:
-    """A file of weights that lacks one, has one under another name or of another shape is refused."""
+    """A weights file in which a weight is missing, renamed or of the wrong shape is refused."""
     for change, message in (("missing", "missing"), ("renamed", "missing"), ("cut", "shape")):
         with TemporaryDirectory() as folder:
             candidate.model().save_pretrained(folder)
@@ -65,7 +65,7 @@ def same_seed_same_weights(candidate: Candidate) -> None:
 
 
 def input_of_another_processor(candidate: Candidate) -> None:
-    """Features that are missing or of another number are refused."""
+    """Missing features, or the wrong number of them, are refused."""
     lists, model, config = candidate.lists(), candidate.model(), candidate.config
     tables = len(config.item_vocab_sizes)
     if tables:

@@ -19,7 +19,7 @@ from hf_rerank.testing.objectives import SOFT, at_one_step, use_soft_order
 
 
 def matrix_of_an_order_equals_the_order(candidate: Candidate) -> None:
-    """Scores and gradients, for two orders at once; ``hard_order`` is 0 and 1."""
+    """An order and its 0/1 matrix (``hard_order``) give the same scores and gradients, for two orders at once."""
     lists = candidate.lists((6, 4, 1, 5, 0))
     given, mask = lists["position_ids"], lists["mask"]
     orders = torch.cat([given, reverse_order(given, mask)])
@@ -38,7 +38,7 @@ def matrix_of_an_order_equals_the_order(candidate: Candidate) -> None:
 
 
 def gradient_of_the_order_is_that_of_finite_differences(candidate: Candidate) -> None:
-    """In float64; ``none`` does not read the order, and has no gradient."""
+    """The gradient of a soft order is exact, in float64; ``none`` does not read the order, and has no gradient."""
     lists = candidate.lists((4, 3), width=4)
     mask = lists["mask"]
     scores = torch.randn(2, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
@@ -60,7 +60,7 @@ def gradient_of_the_order_is_that_of_finite_differences(candidate: Candidate) ->
 
 
 def gradient_of_training_is_that_of_finite_differences(candidate: Candidate) -> None:
-    """Along a random direction of all weights, in float64; straight-through has no loss that it is exact for."""
+    """The gradient is exact along a random direction of all weights, in float64; straight-through: only finite."""
     for kind in SOFT:
         _check_gradient(candidate, kind)
 
@@ -90,7 +90,7 @@ def _check_gradient(candidate: Candidate, kind: str) -> None:
 
 
 def straight_through_changes_the_gradient_alone(candidate: Candidate) -> None:
-    """It shows the hard order, so every loss is the same; the gradient flows through the ranking too."""
+    """Straight-through passes the hard order, so every loss is the same; the gradient flows through the ranking."""
     if not candidate.reads_order:
         return
     model, lists = candidate.model(), candidate.lists()
@@ -107,7 +107,7 @@ def straight_through_changes_the_gradient_alone(candidate: Candidate) -> None:
 
 
 def rows_of_the_batch_equal_those_lists_alone(candidate: Candidate) -> None:
-    """Any rows, in any order, one of them twice; positions and soft orders."""
+    """Any rows, in any order, one of them twice, are scored as if alone; with positions and soft orders."""
     model, lists = candidate.model(), candidate.lists((6, 4, 1, 5, 0))
     rows = torch.tensor([3, 0, 4, 3, 1])
     draw = torch.Generator().manual_seed(9)

@@ -1,7 +1,7 @@
 """Fine-tuning: ``adapt`` prepares a trained re-ranker for other lists.
 
-It keeps everything that the new lists leave valid: rows of embedding tables by column and value, and every weight that
-does not read a column which changed.
+It keeps everything that stays valid for the new lists: rows of embedding tables by column and value, and every weight
+that does not read a changed column.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hf_rerank.schema import Categorical, Dense, Feature, ListSchema
 
 PARTS = ("items", "user", "history")
 KEPT, EXTENDED, REINITIALIZED = "kept", "extended", "re-initialized"
-# What a schema says of a config; all other options are the model's own.
+# Options of the config that the schema determines; all others are the model's own.
 _SIZES = (
     *("item_vocab_sizes", "num_item_dense", "item_vector_dim", "user_vocab_sizes", "num_user_dense"),
     *("history_vocab_sizes", "history_shared_tables", "num_history_dense", "schema_fingerprint"),
@@ -37,11 +37,12 @@ _DENSE_OF = {"items": "num_item_dense", "user": "num_user_dense", "history": "nu
 
 @dataclass(frozen=True)
 class AdaptReport:
-    """What ``adapt`` did.
+    """Report of ``adapt``.
 
     Attributes:
-        differences: How the columns differ from those that the model was made for, one text each.
-        vocabularies: Categorical column that stayed -> values ``added``, and ``rare`` ones, which are unknown.
+        differences: How the columns differ from those that the model was made for, one string each.
+        vocabularies: Categorical column that was kept -> number of values ``added``, and of ``rare`` ones, which stay
+            unknown.
         parameters: Name of each parameter of the new model -> ``kept`` (equal to the bit), ``extended`` (its rows
             are kept, new ones follow) or ``re-initialized`` (random).
         dropped: Parameters of the old model, by their name there, that the new one does not have.
@@ -76,28 +77,28 @@ def adapt(
 ) -> tuple[Reranker, AdaptReport]:
     """Adapts a trained re-ranker to other lists; the given one stays unchanged.
 
-    Columns that both have keep vocabulary, scale and the rows of their table; values that the vocabulary lacks get
-    rows after those, each a copy of the unknown value's row, by which the value was scored so far. Where lists may be
-    longer than the model's, position tables get rows too, each a copy of the last position's; ``max_list_length`` and
-    ``max_history_length`` never shrink. As long as the columns are the same, no score of a list changes.
+    Shared columns keep their vocabulary, scale and table rows; values that the vocabulary lacks get new rows after
+    these, each a copy of the unknown value's row, which scored the value until now. If lists may be longer than the
+    model's, position tables get rows too, each a copy of the last position's; ``max_list_length`` and
+    ``max_history_length`` never shrink. As long as the columns are the same, no list's scores change.
 
-    With other columns (one missing, new, or of another kind) the weights that read them mean nothing any more. With
+    With other columns (one missing, new, or of another kind) the weights that read them lose their meaning. With
     ``reinitialize`` those are re-initialized (set torch's seed before), as are the tables of new columns; scales and
-    vocabularies of new columns are learned from ``lists``; all other weights are kept. Scores are then of no use until
+    vocabularies of new columns are learned from ``lists``; all other weights are kept. Scores are then useless until
     the model is trained.
 
     Args:
         reranker: The trained model and its processor.
-        lists: Training lists of the new kind, as of ``ListProcessor.from_lists``.
-        schema: Of these lists, fitted or not. None: that of ``reranker.processor``.
-        reinitialize: Accept other columns.
+        lists: The new training lists, as for ``ListProcessor.from_lists``.
+        schema: Schema of these lists, fitted or not. None: that of ``reranker.processor``.
+        reinitialize: Whether to accept other columns.
 
     Returns:
         The new re-ranker, without frozen parameters, and the report.
 
     Raises:
-        InputError: Columns differ and ``reinitialize`` is off, or no item column is shared; a list is wrong, or
-            something else than a list, a schema or a re-ranker was given.
+        InputError: Columns differ and ``reinitialize`` is off, or no item column is shared; a list is invalid, or an
+            argument has the wrong type.
     """
     if not isinstance(reranker, Reranker):
         raise InputError(f"expected a Reranker, got {type(reranker).__name__}: Reranker.from_pretrained loads one")
@@ -182,7 +183,7 @@ def _adapt_processor(
         processor.fit_report,
     )
     report = extended.extend(lists)
-    # The same columns in another order are no change: the model's order is kept.
+    # The same columns in another order are not a change: the model's order is kept.
     for part in PARTS:
         if part not in changed:
             shared[part] = _sort_features(shared[part], getattr(before, part))
@@ -244,7 +245,7 @@ def _adapt_model(
     column_of = {name: column for column, name in new_tables.items()}
     kept_columns = {(part, feature.name) for part in PARTS for feature in _find_shared(before, after, part)}
     reads = _find_dependent(model, config, *(_DENSE_OF[part] for part in changed))
-    if reads:  # nothing does where only a history changed that the model does not read
+    if reads:  # empty if only a history changed that the model does not read
         reads |= set(model.reads_features)
     places = _find_dependent(model, config, "max_list_length")
     parameters: dict[str, str] = {}
@@ -281,10 +282,10 @@ def _count_rows_in_use(before: ListProcessor, after: ListProcessor, column: str)
 
 
 def _fill(value: Tensor, source: Tensor | None, new_row: int, in_use: int | None) -> str:
-    """Fills ``value`` from the source's rows ``in_use`` (None: all), what is beyond with its row ``new_row``.
+    """Fills ``value`` with the source's rows ``in_use`` (None: all), and further rows with its row ``new_row``.
 
     Returns:
-        What was done: kept, extended or re-initialized.
+        ``kept``, ``extended`` or ``re-initialized``.
     """
     if source is None:
         return REINITIALIZED
@@ -307,7 +308,7 @@ def _iterate_tables(model: PreTrainedReranker, schema: ListSchema) -> Iterator[t
             held = (("history", "tables"),)
         elif isinstance(module, FeatureTables):
             raise InputError(
-                f"{type(module).__name__} holds tables of columns that adapt does not know: train a new model"
+                f"{type(module).__name__} has tables of columns that adapt does not know: train a new model"
             )
         else:
             continue
@@ -330,7 +331,7 @@ def _find_dependent(model: PreTrainedReranker, config: RerankerConfig, *sizes: s
     now = shapes()
     found: set[str] = set()
     for size in sizes:
-        # By more than one, in case a model divides a width.
+        # Increased by more than one, in case a model divides a width.
         more = shapes(**{size: getattr(config, size) + 8})
         found |= {name for name in now if more.get(name) != now[name]}
     return found

@@ -1,4 +1,4 @@
-"""Refuses models that hold adapters of peft (LoRA and the like), without importing peft."""
+"""Refuses models with peft adapters (LoRA and the like), without importing peft."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hf_rerank.errors import InputError
 
 
 def refuse_adapters(model: Any) -> None:
-    """Refuses a ``PeftModel``, and a model into which peft has put layers.
+    """Refuses a ``PeftModel``, and a model into which peft has inserted layers.
 
     Saving would write the adapter alone, which neither ``from_pretrained`` nor resuming could load.
 
@@ -16,7 +16,7 @@ def refuse_adapters(model: Any) -> None:
         model: The model to train.
 
     Raises:
-        InputError: It holds an adapter.
+        InputError: The model has an adapter.
     """
     if _is_from_peft(model):
         found = f"a {type(model).__name__} of peft"
@@ -26,7 +26,7 @@ def refuse_adapters(model: Any) -> None:
         return
     raise InputError(
         f"model is {found}, whose adapter could not be loaded or resumed: give the whole model, "
-        "model.merge_and_unload(); to train few parameters, use freeze()"
+        "model.merge_and_unload(); to train only some parameters, use freeze()"
     )
 
 

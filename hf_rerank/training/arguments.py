@@ -1,4 +1,4 @@
-"""The options of training: those of transformers, with defaults for small listwise models, and our own."""
+"""Training options: those of transformers, with defaults for small listwise models, and those of this library."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ DEFAULT_METRIC = "ndcg@10"
 class RerankTrainingArguments(TrainingArguments):
     """Options of ``RerankTrainer``: the fields below and every one of ``transformers.TrainingArguments``.
 
-    Defaults that differ from there: evaluation and a checkpoint each epoch, the best by ``ndcg@10`` on the evaluation
-    lists loaded at the end, two checkpoints kept; batch size and epochs by the number of training lists
+    Defaults that differ from upstream: evaluation and a checkpoint each epoch, the best by ``ndcg@10`` on the
+    evaluation lists loaded at the end, two checkpoints kept; batch size and epochs by the number of training lists
     (``hf_rerank.training.budget``; evaluation: 512 lists), learning rate 1e-3 with a tenth of the steps as warm-up and
     a cosine after it; no reports to outside services; raw columns are kept, and metrics are computed batch by batch.
     """
@@ -57,7 +57,7 @@ class RerankTrainingArguments(TrainingArguments):
     )
     metric_ks: list[int] = field(default_factory=lambda: [5, 10], metadata={"help": "Cut-offs of the metrics."})
     no_click: Literal["zero", "skip"] = field(
-        default="zero", metadata={"help": "Lists without a click count 0 in every metric, or are left out of it."}
+        default="zero", metadata={"help": "Lists without a click count as 0 in every metric, or are left out."}
     )
     gain: Literal["exponential", "linear"] = field(
         default="exponential",
@@ -87,7 +87,7 @@ class RerankTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Folder in which lists are kept encoded, about 3 KB each for 30 items with 24 features, so that "
-            "later passes and runs need not encode them; made again when lists, vocabularies or options change. "
+            "later passes and runs need not encode them; rebuilt when lists, vocabularies or options change. "
             "Not given: nothing is kept."
         },
     )
@@ -95,8 +95,8 @@ class RerankTrainingArguments(TrainingArguments):
     stream_window: int = field(
         default=10_000,
         metadata={
-            "help": "Lists of a stream that are shuffled among each other, and held in memory, in each data-loader "
-            "worker; shards are shuffled too. train_sampling_strategy=sequential: neither."
+            "help": "Number of lists of a stream that are shuffled together, and held in memory, in each data-loader "
+            "worker; shards are shuffled too. train_sampling_strategy=sequential: neither is shuffled."
         },
     )
 
@@ -112,19 +112,19 @@ class RerankTrainingArguments(TrainingArguments):
         },
     )
     save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints kept, 0: all; the best is always kept."}
+        default=2, metadata={"help": "Number of checkpoints to keep, 0: all; the best is always kept."}
     )
     load_best_model_at_end: bool | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Load the best checkpoint after training. Not given: yes, if it evaluates and saves any."},
+        metadata={"help": "Load the best checkpoint after training. Not given: yes, if the run evaluates and saves."},
     )
     metric_for_best_model: str | None = field(
-        default=DEFAULT_METRIC, metadata={"help": "Which metric chooses the best."}
+        default=DEFAULT_METRIC, metadata={"help": "Metric that chooses the best checkpoint."}
     )
     greater_is_better: bool | None = field(
-        default=None, metadata={"help": "Whether more of it is better. Not given: yes, unless it is a loss."}
+        default=None, metadata={"help": "Whether larger values of it are better. Not given: yes, unless it is a loss."}
     )
-    batch_eval_metrics: bool = field(default=True, metadata={"help": "Metrics batch by batch, in bounded memory."})
+    batch_eval_metrics: bool = field(default=True, metadata={"help": "Compute metrics batch by batch."})
     per_device_train_batch_size: int | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Lists per training batch on each device. Not given: by the number of lists, 16 to 256."},
@@ -133,9 +133,9 @@ class RerankTrainingArguments(TrainingArguments):
         default=512, metadata={"help": "Lists per evaluation batch on each device."}
     )
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls after warm-up."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Decay of the learning rate after warm-up."})
     warmup_steps: float = field(
-        default=0.1, metadata={"help": "Steps in which the learning rate rises; below 1: their share of all."}
+        default=0.1, metadata={"help": "Steps of warm-up of the learning rate; below 1: as a fraction of all steps."}
     )
     num_train_epochs: float | None = field(  # type: ignore[assignment]
         default=None,
@@ -167,12 +167,12 @@ class RerankTrainingArguments(TrainingArguments):
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise InputError(
                 f"train_sampling_strategy is {self.train_sampling_strategy!r}: expected random or sequential; the "
-                "lengths of lists, which the others go by, are known only where batches are encoded"
+                "others need the lengths of lists, which are known only once batches are encoded"
             )
         if not self.dataloader_in_order:
             raise InputError(
-                "dataloader_in_order=False gives batches as workers happen to finish them, so that no run could "
-                "resume from a checkpoint: leave it on"
+                "dataloader_in_order=False gives batches in the order in which workers finish, so no run could resume "
+                "from a checkpoint: leave it on"
             )
         losses = ("own", *TASK_LOSSES)
         if self.task_loss is not None and self.task_loss not in losses:
@@ -183,7 +183,7 @@ class RerankTrainingArguments(TrainingArguments):
         if isinstance(self.principled_kwargs, str):
             self.principled_kwargs = _read_options(self.principled_kwargs)
         self.objective()
-        # Pinned memory speeds copies to a device; without one it only warns.
+        # Pinned memory speeds up copies to a device; without a device it only warns.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
         untested = find_untested_options(self)
         self._choose_strategies()
@@ -200,7 +200,7 @@ class RerankTrainingArguments(TrainingArguments):
         check_best_metric(self)
 
     def _choose_strategies(self) -> None:
-        """Fills in when to save, and whether to load the best checkpoint, where that was not given."""
+        """Fills in when to save, and whether to load the best checkpoint, if not given."""
         evaluates = self.eval_strategy
         if self.save_strategy == AUTO:
             self.save_strategy = "epoch" if evaluates == "no" else evaluates
@@ -213,8 +213,8 @@ class RerankTrainingArguments(TrainingArguments):
         if evaluates == "no" and (self.load_best_model_at_end or self.save_strategy == "best"):
             asked = "load_best_model_at_end=True" if self.load_best_model_at_end else "save_strategy=best"
             raise InputError(
-                f"{asked} needs evaluations to choose the best checkpoint by, and eval_strategy is no: choose "
-                "steps or epoch, or leave the other out"
+                f"{asked} needs evaluations to choose the best checkpoint, and eval_strategy is no: choose steps or "
+                f"epoch, or leave out {asked}"
             )
         if self.load_best_model_at_end and self.save_strategy not in ("best", evaluates):
             raise InputError(
@@ -252,6 +252,6 @@ def _read_options(text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise InputError(
-            f"principled_kwargs is {text!r}, which is not valid JSON ({error}): expected such as "
+            f"principled_kwargs is {text!r}, which is not valid JSON ({error}): expected JSON such as "
             "'{\"convergence_weight\": 10}'"
         ) from None

@@ -16,11 +16,11 @@ from hf_rerank.schema import LABEL_PADDING
 
 
 class BatchMetrics:
-    """Adds up the metrics of evaluation batches, and calls the ``compute_metrics`` of the user beside them.
+    """Accumulates the metrics of evaluation batches, and also calls the user's ``compute_metrics``.
 
     Args:
-        make_sums: Makes the sums of an evaluation.
-        compute_metrics: As of ``transformers.Trainer``: a function of an ``EvalPrediction`` with the scores [N, L] and
+        make_sums: Creates the sums of an evaluation.
+        compute_metrics: As in ``transformers.Trainer``: a function of an ``EvalPrediction`` with the scores [N, L] and
             labels [N, L] (-100 at padding) of all lists, which are kept in memory for it; with an argument
             ``compute_result`` it is called batch by batch instead. Its metrics are added to the others.
 
@@ -48,13 +48,13 @@ class BatchMetrics:
     def pack(
         self, scores: Tensor, measures: dict[str, Tensor], features: dict[str, Tensor], others: dict[str, Tensor]
     ) -> tuple[Any, Any]:
-        """Predictions and label ids of a batch, as tuples of tensors, which is what upstream gathers and hands back.
+        """Packs predictions and label ids of a batch as tuples of tensors, which upstream gathers and returns.
 
         Args:
-            scores: [B, L], comparable over lists.
-            measures: Name -> [B], of obedience.
-            features: The batch, as ``forward`` takes it.
-            others: Its other tensors.
+            scores: [B, L], comparable across lists.
+            measures: Measures of each list, name -> [B].
+            features: Inputs of ``forward``.
+            others: Other tensors of the batch.
         """
         self._measures = list(measures)
         tensors = {**features, **others}
@@ -63,7 +63,7 @@ class BatchMetrics:
         return predictions, tuple(tensors[name] for name in ("labels", "position_ids", *self._columns))
 
     def __call__(self, batch: EvalPrediction, compute_result: bool = False) -> dict[str, float]:
-        """Adds a batch; the metrics of all of them, with ``compute_result``."""
+        """Adds a batch; with ``compute_result``, returns the metrics of all batches."""
         predictions: Any = batch.predictions
         label_ids: Any = batch.label_ids
         (scores, measures), (labels, positions, *others) = predictions, label_ids

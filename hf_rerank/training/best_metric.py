@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_rerank.errors import InputError, suggestion
 
-# What an evaluation computes: only at cut-offs of metric_ks, only at obedience_k, with or without it, and without.
+# Measures of an evaluation: at cut-offs of metric_ks; at obedience_k; with or without a cut-off; and without one.
 _AT_KS = ("ndcg", "map", "precision", "recall", "mrr", "clicks")
 _AT_OBEDIENCE_K = ("p1_set_obedience", "p2_set_obedience")
 _WITH_OR_WITHOUT = ("p1_obedience", "p2_obedience")
@@ -18,11 +18,11 @@ _MEASURES = (*_AT_KS, *_AT_OBEDIENCE_K, *_WITH_OR_WITHOUT, *_NEVER_CUT)
 
 
 def check_best_metric(args: Any) -> None:
-    """Refuses what no evaluation can compute, as far as the arguments alone can tell.
+    """Refuses a metric that no evaluation can compute, as far as the arguments alone can tell.
 
     Args:
-        args: ``RerankTrainingArguments``; a name that is no measure may be one of the trainer's ``compute_metrics``,
-            or that of an evaluation set before a measure.
+        args: ``RerankTrainingArguments``; a name that is not a measure may be one of the trainer's
+            ``compute_metrics``, or a measure prefixed with the name of an evaluation set.
 
     Raises:
         InputError: ``metric_for_best_model`` is misspelled, or its cut-off is missing or not among those computed.
@@ -41,11 +41,11 @@ def check_best_metric_of_sets(args: Any, eval_dataset: Any, compute_metrics: Any
     Args:
         args: ``RerankTrainingArguments``.
         eval_dataset: Lists to evaluate on, or several by name.
-        compute_metrics: The user's, which may compute it. None: there are none.
+        compute_metrics: The user's function, which may compute it. None: there is none.
         with_truth: Whether the lists have the true attraction of simulated lists.
 
     Raises:
-        InputError: As ``check_best_metric``; or it names no measure, or none of an evaluation set.
+        InputError: As in ``check_best_metric``; or the name is not that of a measure, or not of an evaluation set.
     """
     best = _requested_metric(args)
     if not best:

@@ -10,7 +10,7 @@ from hf_rerank.errors import InputError
 # A pass over the lists should take about this many steps, as far as the batch sizes below allow.
 STEPS_PER_EPOCH = 100
 SMALLEST_BATCH, LARGEST_BATCH = 16, 256
-# Passes over many lists; and over few lists as many as it takes to make this number of steps, with an upper bound.
+# Epochs for many lists; for few lists, as many as give this number of steps, with an upper bound.
 EPOCHS, MOST_EPOCHS = 5, 40
 STEPS = 400
 # With fewer steps a network has hardly left its initialization.
@@ -18,18 +18,18 @@ VERY_FEW_STEPS = 100
 
 
 def fill_in_budget(args: Any, lists: int | None) -> None:
-    """Fills in the batch size and the number of epochs where they are None, for so many training lists.
+    """Fills in the batch size and the number of epochs if they are None, by the number of training lists.
 
-    The batch is the power of two that makes about 100 steps per epoch, from 16 to 256 lists over all devices and
-    accumulated batches. Epochs are 5, and more where that would be under 400 steps, at most 40. A warm-up that is a
-    share of the steps is left out of a training of under 100 steps, since its first step would change nothing.
+    The batch is the power of two that gives about 100 steps per epoch, from 16 to 256 lists over all devices and
+    accumulated batches. Epochs are 5, or more if that would be under 400 steps, at most 40. A warm-up given as a
+    fraction of the steps is left out if there are fewer than 100 steps, since its first step would change nothing.
 
     Args:
         args: ``RerankTrainingArguments``; batch size, epochs and warm-up are changed.
-        lists: Training lists. None: a stream, of which ``max_steps`` are trained; or there are none.
+        lists: Number of training lists. None: a stream, trained for ``max_steps``; or there are none.
 
     Raises:
-        InputError: With ``dataloader_drop_last``, the lists do not make one batch.
+        InputError: With ``dataloader_drop_last``, the lists do not fill one batch.
     """
     together = max(1, args.n_gpu) * args.world_size * args.gradient_accumulation_steps
     if args.per_device_train_batch_size is None:
@@ -40,8 +40,8 @@ def fill_in_budget(args: Any, lists: int | None) -> None:
     a_batch = args.per_device_train_batch_size * max(1, args.n_gpu) * args.world_size
     if args.dataloader_drop_last and lists is not None and lists < a_batch:
         raise InputError(
-            f"dataloader_drop_last=True leaves out the last, incomplete batch, and {lists:,} lists make no batch of "
-            f"{a_batch:,}: lower per_device_train_batch_size, or leave dataloader_drop_last off"
+            f"dataloader_drop_last=True leaves out the last, incomplete batch, and {lists:,} lists do not fill one "
+            f"of {a_batch:,}: lower per_device_train_batch_size, or leave dataloader_drop_last off"
         )
     if lists is None:
         # For the Trainer a stream is one epoch of max_steps steps.

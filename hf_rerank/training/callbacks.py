@@ -19,10 +19,10 @@ EXPLODING_NORM = 100.0
 
 
 class HealthCallback(TrainerCallback):
-    """Warns once each of collapsed scores (all equal) and of exploding gradients.
+    """Warns once of collapsed scores (all equal), and once of exploding gradients.
 
     Args:
-        objective: Of the training; its weights are named in the warnings.
+        objective: Objective of the training; the warnings name its weights.
     """
 
     def __init__(self, objective: PrincipledObjective) -> None:
@@ -35,8 +35,8 @@ class HealthCallback(TrainerCallback):
         if share > COLLAPSED_SHARE:
             self._warn(
                 "collapse",
-                f"the scores of {share:.0%} of the lists lie closer together than 0.001 (step {state.global_step}): "
-                "equal scores obey both principles and rank nothing; "
+                f"the scores of {share:.0%} of the lists have a spread below 0.001 (step {state.global_step}): "
+                "equal scores obey both principles and are useless; "
                 f"{self._remedy(logs, 'or set a warmup')}",
             )
         limit = EXPLODING_NORM * (args.max_grad_norm or 1.0)
@@ -71,7 +71,7 @@ class PlotCallback(TrainerCallback):
     """Redraws ``training.png`` at every evaluation and at the end of training, on the main process.
 
     Args:
-        folder: Where the figure is written. None: ``plots`` in the training's output folder.
+        folder: Folder of the figure. None: ``plots`` in the training's output folder.
 
     Raises:
         InputError: matplotlib is missing.
@@ -97,7 +97,7 @@ class PlotCallback(TrainerCallback):
         path = Path(self.folder or Path(args.output_dir) / "plots") / "training.png"
         try:
             plot_training(state.log_history, path)
-        except InputError:  # the log holds nothing to draw yet
+        except InputError:  # the log has nothing to draw yet
             return
         except OSError as error:  # a missing figure must not end a training
             warnings.warn(f"{path} could not be written: {error}", UserWarning, stacklevel=2)
@@ -106,10 +106,10 @@ class PlotCallback(TrainerCallback):
 
 
 class ResultsCallback(TrainerCallback):
-    """Records what is needed to repeat a training, and its outcome; saving a model writes it as ``results.json``.
+    """Records what is needed to reproduce a training, and its outcome; saving a model writes it as ``results.json``.
 
     Attributes:
-        values: What is known before the training, filled in by the trainer; ``training`` with seconds, steps, best
+        values: Facts known before the training, filled in by the trainer; ``training`` with seconds, steps, best
             metric and log; ``evaluations`` by their prefix.
     """
 
@@ -131,14 +131,14 @@ class ResultsCallback(TrainerCallback):
 
 
 class StreamPasses(TrainerCallback):
-    """Logs, measures and saves at the end of each pass over a stream, where that is to be done each epoch.
+    """Logs, evaluates and saves at the end of each pass over a stream, if the strategy is ``epoch``.
 
     For the Trainer the whole training on a stream is one epoch, so that its position is a number of batches.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
         stream: Any = getattr(train_dataloader, "dataset", None)
-        stream = getattr(stream, "dataset", stream)  # of several processes
+        stream = getattr(stream, "dataset", stream)  # with several processes
         if not getattr(stream, "lists_per_pass", 0) or state.global_step >= state.max_steps:
             return
         lists = stream.step * args.gradient_accumulation_steps
@@ -153,7 +153,7 @@ class CheckpointFlow(TrainerCallback):
     """Decides when to save and when to stop, so that a resumed run repeats nothing and omits nothing.
 
     Attributes:
-        signal: The signal that asked training to stop; None so far.
+        signal: The signal that asked training to stop; None if there was none.
         best: The best checkpoint of a resumed run.
         begun: Whether setup is complete and the first step may start.
     """

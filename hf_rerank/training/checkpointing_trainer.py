@@ -55,7 +55,7 @@ class CheckpointingTrainer(Trainer):
         self.flow = CheckpointFlow()
         self.resumed_step = 0
         self.checkpoints_kept: int | None = None
-        # Last, after all that ask for a checkpoint.
+        # Last, after all callbacks that may request a checkpoint.
         super().__init__(callbacks=[*(callbacks or []), self.flow], **options)
 
     def train(
@@ -69,13 +69,13 @@ class CheckpointingTrainer(Trainer):
         Args:
             resume_from_checkpoint: A checkpoint; ``True`` or ``"last"``: the newest complete one of the run's folder;
                 ``"auto"``: that, or a fresh start if there is none.
-            trial: As of ``transformers.Trainer``.
-            ignore_keys_for_eval: As of ``transformers.Trainer``.
+            trial: As in ``transformers.Trainer``.
+            ignore_keys_for_eval: As in ``transformers.Trainer``.
 
         Raises:
             InputError: The checkpoint is incomplete, or not of this model; another process trains in the folder; or
                 an option cannot be carried out, such as an optimizer that is not installed.
-            OSError: A checkpoint could not be written; those before are untouched.
+            OSError: A checkpoint could not be written; earlier ones are untouched.
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint. A second one stops at once.
         """
         run, limit = Path(str(self.args.output_dir)), self.args.save_total_limit
@@ -118,14 +118,14 @@ class CheckpointingTrainer(Trainer):
         return output
 
     def prepare_state(self, checkpoint: Path | None) -> None:
-        """Prepares the state that a subclass keeps beside the Trainer's own; called before training begins.
+        """Prepares the state that a subclass keeps in addition to the Trainer's; called before training begins.
 
         Args:
             checkpoint: A verified checkpoint to resume from. None: a fresh start.
         """
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        """As upstream, but no pass after the last step: upstream would train a step more from its checkpoint."""
+        """As upstream, but resuming from the last step trains no further; upstream would train one more step."""
         passes, steps_a_pass, *others, max_steps = super().set_initial_training_values(args, dataloader)
         if self.resumed_step >= max_steps:
             passes = min(passes, self.resumed_step // steps_a_pass)
@@ -137,7 +137,7 @@ class CheckpointingTrainer(Trainer):
         written, done = staging / final.name, False
         try:
             with name_failures(final, self._estimate_bytes()):
-                # Upstream writes to the folder checkpoint-N of this one.
+                # Upstream writes to the folder checkpoint-N inside this one.
                 self.args.output_dir = str(staging)
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
@@ -211,7 +211,7 @@ class CheckpointingTrainer(Trainer):
 
 @contextmanager
 def _catch_signals(flow: CheckpointFlow) -> Iterator[None]:
-    """Records the first Ctrl-C or SIGTERM in ``flow``; signals with a handler of the caller are left alone."""
+    """Records the first Ctrl-C or SIGTERM in ``flow``; signals that the caller handles are left alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

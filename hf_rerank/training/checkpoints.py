@@ -1,8 +1,8 @@
 """Checkpoints in the folder of a run: complete or absent.
 
 A checkpoint is written under another name, synced to disk with a manifest of its files' digests, and only then
-named ``checkpoint-N``. Older ones are deleted after it has been verified. A run resumes from a checkpoint only if
-every file of it is the one that was saved.
+named ``checkpoint-N``. Older ones are deleted after it has been verified. A run resumes from a checkpoint only if all
+its files are exactly those that were saved.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def list_checkpoints(run: Path) -> list[Path]:
 def find_newest_checkpoint(run: Path) -> Path | None:
     """Finds the complete checkpoint that was written last; None if there is none.
 
-    That is not always the one of the highest step: a run may have gone back to an earlier one. Folders without a
-    manifest were never finished, or written by something else; a warning names them.
+    That is not always the one with the highest step: a run may have gone back to an earlier one. Folders without a
+    manifest were never finished, or were written by something else; a warning names them.
 
     Raises:
         InputError: A manifest is damaged.
@@ -74,13 +74,13 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
     Args:
         folder: The checkpoint.
         needs: Files without which a run could not resume exactly.
-        processes: How many processes will train.
+        processes: Number of processes that will train.
 
     Returns:
         Its manifest.
 
     Raises:
-        InputError: There is no checkpoint; or a file is missing, cut, changed, or of another step.
+        InputError: There is no checkpoint; or a file is missing, truncated, changed, or from another step.
     """
     if not folder.is_dir():
         there = ", ".join(path.name for path in list_checkpoints(folder.parent)) or "no checkpoint"
@@ -89,7 +89,7 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
     if manifest is None or "number" not in manifest:
         raise InputError(
             f"{folder} has no {MANIFEST} of a checkpoint: it is unfinished or was not written by this library, so "
-            "nothing says whether it is complete; resume from another checkpoint, or load its weights with "
+            "it may be incomplete; resume from another checkpoint, or load its weights with "
             "from_pretrained and start a new training"
         )
     step = _parse_step(folder)
@@ -98,7 +98,7 @@ def verify_checkpoint(folder: Path, needs: tuple[str, ...] = (), processes: int 
     if manifest["processes"] != processes:
         raise InputError(
             f"{folder} was written by {manifest['processes']} processes, this run has {processes}: their random "
-            "states and batches would differ; start as many"
+            "states and batches would differ; start the same number"
         )
     for name in needs:
         if name not in manifest["files"]:
@@ -116,8 +116,8 @@ def publish(written: Path, final: Path, **facts: Any) -> None:
 
     Args:
         written: The folder with all files, on the same disk.
-        final: Its name; a checkpoint of that name is replaced.
-        facts: Of the manifest.
+        final: Its final path; a checkpoint there is replaced.
+        facts: Entries of the manifest.
     """
     run = final.parent
     numbers = [manifest.get("number", 0) for path in list_checkpoints(run) if (manifest := _try_read_manifest(path))]
@@ -132,13 +132,13 @@ def publish(written: Path, final: Path, **facts: Any) -> None:
 
 
 def rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None:
-    """Deletes the oldest complete checkpoints beyond ``limit``, once the newest is verified; never it nor the best.
+    """Deletes the oldest complete checkpoints beyond ``limit``, after verifying the newest; it and the best are kept.
 
     Args:
         run: The folder of the run.
         newest: The checkpoint just written.
-        limit: How many to keep. None or 0: all.
-        best: The best one.
+        limit: Number of checkpoints to keep. None or 0: all.
+        best: The best checkpoint. None: there is none.
     """
     found = [
         (manifest["number"], path)
@@ -180,11 +180,11 @@ def lock_run(run: Path) -> AbstractContextManager[None]:
 
     Raises:
         InputError: Another process, which the message names, trains there.
-        OSError: Nothing can be written there.
+        OSError: The folder is not writable.
     """
 
     def describe_busy(process: str) -> str:
-        return f"{run} is being trained in by {process}: wait for it, or choose another folder"
+        return f"{process} is training in {run}: wait for it, or choose another folder"
 
     return hold_lock(run / LOCK, describe_busy)
 

@@ -18,15 +18,15 @@ def encode_lists(
     """Wraps raw lists as datasets of encoded lists.
 
     Args:
-        lists: A ``datasets`` Dataset or IterableDataset; to evaluate on, also a dict of them by name. What is encoded
-            already, a name, and None stay as they are.
+        lists: A ``datasets`` Dataset or IterableDataset; for evaluation, also a dict of them by name. Encoded lists, a
+            name, and None are returned unchanged.
         collator: Encodes the lists.
-        args: Of the training.
-        train: Whether they are trained on.
-        use_cache: Whether ``args.encoded_cache`` is used: for lists that are read again and again.
+        args: Training arguments.
+        train: Whether the lists are trained on.
+        use_cache: Whether ``args.encoded_cache`` is used: for lists that are read repeatedly.
 
     Raises:
-        InputError: Something else; no list; or options that do not go with a stream.
+        InputError: An unsupported type; no lists; or options that do not work with a stream.
     """
     from datasets import Dataset, IterableDataset
 
@@ -42,7 +42,7 @@ def encode_lists(
     if isinstance(lists, Dataset):
         if not len(lists):
             raise InputError(
-                f"the dataset to {'train' if train else 'evaluate'} on holds no list: expected at least one"
+                f"the dataset to {'train' if train else 'evaluate'} on has no lists: expected at least one"
             )
         encoded = EncodedLists(lists, collator) if cache is None else CachedLists(cache, lists, collator)
         several = not train and args.world_size > 1
@@ -57,7 +57,7 @@ def _encode_stream(
 ) -> EncodedStream:
     if cache is not None:
         raise InputError(
-            "encoded_cache is for lists that are all there, and a stream is not: leave it out, or load the lists with "
+            "encoded_cache needs a dataset, and these lists are a stream: leave it out, or load the lists with "
             "streaming=False"
         )
     config: Any = args.accelerator_config

@@ -1,8 +1,8 @@
 """A cache of encoded lists: encoded once, read in batches from memory-mapped files.
 
-The cache is a folder with one folder below it for each combination of lists, processor and options. Such a folder has
-its name only when it is complete; it is found by a digest of everything that its bytes depend on, so changed lists,
-another vocabulary or another option are encoded again.
+The cache is a folder with a subfolder for each combination of lists, processor and options. A subfolder gets its name
+only when it is complete; the name contains a digest of everything that its bytes depend on, so changed lists, another
+vocabulary or another option are encoded again.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ logger = logging.getLogger(__name__)
 # Increased when the encoding changes, so that no cache of an older version is read.
 CACHE_VERSION = 3
 ENCODING_BATCH = 2_048
-REMEDY = "remove that folder: it is made again"
+REMEDY = "remove that folder: it will be rebuilt"
 
 
 class CachedLists(Dataset):
     """The batches of ``EncodedLists``, bitwise equal, from a cache on disk.
 
     Args:
-        folder: The cache; made if it is not there.
+        folder: Folder of the cache; created if it does not exist.
         lists: A ``datasets`` Dataset.
         collator: Encodes its lists.
 
     Raises:
-        InputError: A list is wrong, or the files of the cache are damaged.
+        InputError: A list is invalid, or the files of the cache are damaged.
         OSError: The cache could not be written; nothing half-written is left.
     """
 
@@ -67,7 +67,7 @@ class CachedLists(Dataset):
         return self.__getitems__([index])
 
     def __getstate__(self) -> dict[str, Any]:
-        """For data-loader workers that are spawned: they map the files themselves."""
+        """State for spawned data-loader workers, which map the files themselves."""
         return {"folder": self.folder, "made_from": self._made_from}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class CachedLists(Dataset):
     def _open(self, made_from: dict[str, Any], reads: Callable[[str], bool] = lambda name: True) -> None:
         manifest = verify(self.folder, reads, REMEDY)
         if manifest is None or manifest.get("made_from") != made_from:
-            raise InputError(f"{self.folder} does not hold what its name says: it was renamed or changed; {REMEDY}")
+            raise InputError(f"{self.folder} does not match its name: it was renamed or changed; {REMEDY}")
         self._made_from = made_from
         parts: dict[str, dict[str, np.ndarray]] = {"lengths": {}, "rows": {}}
         for file, (dtype, shape) in manifest["arrays"].items():
@@ -96,12 +96,12 @@ def _map_file(path: Path, dtype: str, shape: list[int]) -> np.ndarray:
 
 
 def _find_or_make(cache: Path, made_from: dict[str, Any], lists: Any, collator: RerankCollator) -> Path:
-    """Finds the folder of the encoded lists, or makes it while other processes that need it wait."""
+    """Finds the folder of the encoded lists, or creates it while other processes that need it wait."""
     folder = cache / f"lists-{sha256_of_json(made_from)[:16]}"
-    if folder.is_dir():  # complete; another user's may be read without the right to write there
+    if folder.is_dir():  # complete; may be another user's, readable but not writable
         return folder
     if cache.exists() and not cache.is_dir():
-        raise InputError(f"encoded_cache {cache} is a file: expected a folder, which is made if it is not there")
+        raise InputError(f"encoded_cache {cache} is a file: expected a folder, which is created if it does not exist")
     with hold_lock(cache / f"{folder.name}.lock", str, wait=-1):
         if not folder.is_dir():
             logger.warning("Encoding %s lists into %s, once.", f"{len(lists):,}", folder)

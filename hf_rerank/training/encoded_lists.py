@@ -16,7 +16,7 @@ from hf_rerank.schema import MODEL_TENSORS
 
 
 class EncodedLists(Dataset):
-    """A ``datasets`` Dataset of raw lists that gives whole batches of encoded lists.
+    """A ``datasets`` Dataset of raw lists that returns whole batches of encoded lists.
 
     Args:
         lists: The dataset.
@@ -35,7 +35,7 @@ class EncodedLists(Dataset):
         try:
             return self.collator.encode(self.lists[list(indices)], indices[0], [str(index) for index in indices])
         except InputError:
-            # A message counts from the batch's first list: the lists one by one give the number in the dataset.
+            # The message counts from the batch's first list: encoding one by one gives the number in the dataset.
             for index in indices:
                 self.collator.encode(self.lists[[index]], index)
             raise
@@ -50,8 +50,8 @@ class FilledLists(Dataset):
     Samplers of several processes would otherwise repeat lists, which would count twice in the loss of a batch.
 
     Args:
-        lists: ``EncodedLists``, or others with its methods.
-        step: Lists in a batch of all processes together.
+        lists: ``EncodedLists``, or a dataset with the same methods.
+        step: Number of lists in a batch over all processes.
     """
 
     def __init__(self, lists: Any, step: int) -> None:
@@ -61,7 +61,7 @@ class FilledLists(Dataset):
         return -(-len(self.lists) // self.step) * self.step
 
     def __getitems__(self, indices: Sequence[int]) -> RaggedLists:
-        """The lists with these numbers, which ascend."""
+        """The lists with these numbers, in ascending order."""
         real = [index for index in indices if index < len(self.lists)]
         found = self.lists.__getitems__(real or [0])
         filling = found.make_empty(len(indices) - len(real))

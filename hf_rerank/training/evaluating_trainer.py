@@ -1,4 +1,4 @@
-"""``EvaluatingTrainer``: a ``Trainer`` that measures lists as this library does, in bounded memory."""
+"""``EvaluatingTrainer``: a ``Trainer`` with this library's evaluation of lists, in bounded memory."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _log = logging.get_logger(__name__)
 
 
 class EvaluatingTrainer(CheckpointingTrainer):
-    """Evaluates raw lists: ranking metrics, obedience, and the metrics of the user, batch by batch.
+    """Evaluates raw lists: ranking metrics, obedience, and the user's metrics, batch by batch.
 
     Args:
         args: Options.
         collator: Encodes the lists.
         eval_dataset: Raw lists, or several by name.
-        compute_metrics: Of the user; see ``BatchMetrics``.
-        options: As of ``CheckpointingTrainer``.
+        compute_metrics: The user's metrics; see ``BatchMetrics``.
+        options: Options of ``CheckpointingTrainer``.
     """
 
     args: RerankTrainingArguments
@@ -79,12 +79,12 @@ class EvaluatingTrainer(CheckpointingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Metrics of raw lists, each named ``eval_...``.
+        """Computes the metrics of raw lists, each named ``eval_...``.
 
         Args:
-            eval_dataset: Raw lists, or a dict of them by name. None: those given at the start.
-            ignore_keys: As of ``transformers.Trainer``.
-            metric_key_prefix: Before each name.
+            eval_dataset: Raw lists, or a dict of them by name. None: the trainer's evaluation lists.
+            ignore_keys: As in ``transformers.Trainer``.
+            metric_key_prefix: Prefix of each name.
 
         Raises:
             TrainingStopped: A score is not finite; or, during training, the metric that chooses the best checkpoint
@@ -101,11 +101,12 @@ class EvaluatingTrainer(CheckpointingTrainer):
         metrics = super().evaluate(lists, ignore_keys, metric_key_prefix)
         best = (self.args.metric_for_best_model or "").removeprefix("eval_")
         chooser = f"eval_{best}"
-        # Of several sets this is called for each, and then has the metrics of all.
+        # With several sets this is called once per set, and then with the metrics of all.
         if self.is_in_train and best and eval_dataset is None and chooser not in metrics:
             known = sorted(name.removeprefix("eval_") for name in metrics)
             raise TrainingStopped(
-                f"metric_for_best_model is {best!r}, and the evaluation gives {', '.join(known)}: choose one of these"
+                f"metric_for_best_model is {best!r}, and the evaluation computes {', '.join(known)}: choose one of "
+                "these"
             )
         if self.is_in_train and chooser in metrics and not math.isfinite(metrics[chooser]):
             raise TrainingStopped(
@@ -140,14 +141,14 @@ class EvaluatingTrainer(CheckpointingTrainer):
     ) -> tuple[Tensor | None, Any, Any]:
         """Computes task loss, scores and obedience of one batch.
 
-        During training obedience is measured on one swap per list and without fixed points; otherwise as
-        ``args.swaps`` says. With ``args.prediction_loss_only`` it is not measured.
+        During training, obedience is measured on one swap per list and without fixed points; otherwise on the swaps
+        that ``args.swaps`` selects. With ``args.prediction_loss_only`` it is not measured.
 
         Raises:
             TrainingStopped: A score is not finite.
         """
         features, others = split_batch({name: value.to(self.args.device) for name, value in inputs.items()})
-        # A sharded model runs only as wrapped.
+        # A sharded model runs only inside its wrapper.
         run = model if self.is_fsdp_enabled or self.is_deepspeed_enabled else self._forward
 
         def forward(objective: Callable[..., Any], **tensors: Tensor) -> RerankerOutput:
@@ -176,8 +177,8 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 "learning_rate; checkpoints are unchanged"
             )
         scores = make_comparable(output.logits, self.model.config.task_loss_name, features["mask"])
-        # A mean over the batch's lists: as a measure of each list, it weighs a short batch by its lists. A NaN among
-        # measures would be left out.
+        # A mean over the batch's lists: stored for each list, it weights a short batch by its number of lists. A NaN
+        # among measures would be left out.
         loss = _loss(output).nan_to_num(nan=math.inf).expand(len(scores))
         predictions, labels = self.batch_metrics.pack(scores, {**output.losses, "loss": loss}, features, others)
         return _loss(output), predictions, labels
@@ -187,15 +188,15 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return type(self.model).forward(self.model, **tensors)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As upstream, but of all lists (``dataloader_drop_last`` is for training), and of those that are given:
-        upstream's persistent workers keep the lists that were evaluated first."""
+        """As upstream, but with all lists (``dataloader_drop_last`` is for training), and with the lists given here:
+        upstream's persistent workers keep those that were evaluated first."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             return self.get_test_dataloader(eval_dataset)
         with self._keep_last_batch():
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """As upstream, but of all lists."""
+        """As upstream, but with all lists."""
         with self._keep_last_batch():
             return super().get_test_dataloader(test_dataset)
 
@@ -209,10 +210,10 @@ class EvaluatingTrainer(CheckpointingTrainer):
 
 
 def evaluate_nothing(args: RerankTrainingArguments) -> None:
-    """Changes the arguments of a training without evaluation lists: no evaluation, and no best checkpoint.
+    """Changes the arguments for a training without evaluation lists: no evaluation, and no best checkpoint.
 
     Raises:
-        InputError: The schedule of the learning rate, or when to save, depends on evaluations.
+        InputError: The learning-rate schedule, or the saving strategy, depends on evaluations.
     """
     for name, value in (
         ("save_strategy", "best"),

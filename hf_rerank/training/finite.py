@@ -23,12 +23,12 @@ class FiniteGuard:
     """A flag on the device that is set at the first bad step of a training and stays set.
 
     Fused optimizers read it as ``found_inf`` and skip their update, so the weights stay those before the bad step.
-    ``check`` reads the flag, and raises with the step, the terms and the lists that were recorded beside it. On the
-    CPU, where reading a flag waits for nothing, and with other optimizers, it is read at every step.
+    ``check`` reads the flag, and raises an error with the step, the terms and the lists that were recorded with it. On
+    the CPU, where reading a flag does not wait, and with other optimizers, it is read at every step.
 
     Args:
-        device: Of the training.
-        at_every_step: Whether the flag is read at once (``check_at_once``).
+        device: Device of the training.
+        at_every_step: Whether ``check_at_once`` reads the flag.
 
     Attributes:
         found_inf: float32 scalar on the device, 1 from the first bad step on.
@@ -50,7 +50,7 @@ class FiniteGuard:
 
         Args:
             step: Number of the step, from 1, for the message.
-            output: With ``loss``, ``losses`` and ``logits`` [B, L].
+            output: Model output, with ``loss``, ``losses`` and ``logits`` [B, L].
             mask: bool [B, L].
             list_id: uint8 [B, W], or None if the lists have no ids.
         """
@@ -65,11 +65,11 @@ class FiniteGuard:
             self._terms[name] = torch.where(first, value, self._terms.get(name, torch.zeros_like(value)))
 
     def observe_gradients(self, step: int, parameters: Iterable[Tensor]) -> None:
-        """Checks the gradients of a step, after those of all its batches have been added up.
+        """Checks the gradients of a step, accumulated over all its batches.
 
         Args:
             step: Number of the step, from 1, for the message.
-            parameters: With their gradients.
+            parameters: Parameters with their gradients.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if gradients:
@@ -81,7 +81,7 @@ class FiniteGuard:
         """Makes an optimizer skip its updates once the flag is set.
 
         Returns:
-            Whether it can; if not, the flag is read at every step instead.
+            Whether the optimizer supports this; if not, the flag is read at every step instead.
         """
         fused = any(group.get("fused") for group in optimizer.param_groups)
         if fused:
@@ -91,7 +91,7 @@ class FiniteGuard:
         return fused
 
     def reset(self) -> None:
-        """Forgets what was seen: another training begins."""
+        """Resets the flag for a new training."""
         self.found_inf.zero_()
         self._loss_is_bad.zero_()
 
@@ -99,11 +99,11 @@ class FiniteGuard:
         """Raises if a bad step was seen.
 
         Args:
-            model: That is trained.
+            model: The model in training.
             gather: Joins a tensor [1] of each process. None: only this process is checked.
 
         Raises:
-            TrainingStopped: It names the step, the terms and the lists.
+            TrainingStopped: A step was bad; the message names the step, the terms and the lists.
         """
         flags = self.found_inf.reshape(1)
         if not bool((flags if gather is None else gather(flags)).max()):
@@ -122,7 +122,7 @@ class FiniteGuard:
         )
 
     def check_at_once(self, model: nn.Module) -> None:
-        """Checks where every step is checked."""
+        """Checks, if every step is checked."""
         if self.at_every_step:
             self.check(model)
 
@@ -134,10 +134,10 @@ class FiniteGuard:
             for name, parameter in model.named_parameters()
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
         ]
-        return f": that of {', '.join(broken[:5]) or 'all weights together, which is too large for a number'}"
+        return f": that of {', '.join(broken[:5]) or 'all weights together, which overflows'}"
 
     def _set(self, bad: Tensor, step: int, kind: Tensor | None) -> Tensor:
-        """Sets the flag and records the step and the lists; whether this is the first bad step."""
+        """Sets the flag and records the step and the lists; returns whether this is the first bad step."""
         first = bad & (self.found_inf == 0)
         self.found_inf.copy_(torch.where(bad, 1.0, self.found_inf))
         self._step.copy_(torch.where(first, step, self._step))
@@ -145,7 +145,7 @@ class FiniteGuard:
             kind.copy_(kind | first)
         if self._batch:
             ids, bad_lists = self._batch["list_id"], self._batch["bad"]
-            # The lists with broken scores come first; all of the batch, if none has.
+            # The lists with broken scores come first; if there are none, all lists of the batch count.
             chosen = bad_lists.to(torch.float32).topk(min(IDS_IN_A_MESSAGE, len(ids))).indices
             shown = ids[chosen][:, :ID_BYTES]
             padded = torch.zeros_like(self._ids)
@@ -167,7 +167,7 @@ class FiniteGuard:
 
 
 def find_broken_lists(logits: Tensor, mask: Tensor, list_id: Tensor) -> list[str]:
-    """Finds the lists of a batch with scores of items that are not finite, by id.
+    """Finds the lists of a batch with non-finite scores of items, by id.
 
     Args:
         logits: [B, L].
@@ -180,7 +180,7 @@ def find_broken_lists(logits: Tensor, mask: Tensor, list_id: Tensor) -> list[str
 def refuse_broken_weights(model: PreTrainedReranker, step: int) -> None:
     """Raises ``TrainingStopped`` if a weight is not finite."""
     try:
-        model.refuse_non_finite_weights("so the model is not saved nor pushed")
+        model.refuse_non_finite_weights("so the model is not saved or pushed")
     except InputError as error:
         raise TrainingStopped(
             f"{error} (step {step}): resume from an earlier checkpoint, and lower learning_rate or the weights of the "
@@ -189,7 +189,7 @@ def refuse_broken_weights(model: PreTrainedReranker, step: int) -> None:
 
 
 class OptimizerGuard(TrainerCallback):
-    """Gives the optimizer of a training the flag of its guard."""
+    """Connects the optimizer of a training to the guard's flag."""
 
     def __init__(self, guard: FiniteGuard) -> None:
         self.guard = guard

@@ -14,27 +14,26 @@ GROUPS = ("tables", "encoder", "output")
 
 
 def freeze(model: PreTrainedReranker, *what: str) -> list[str]:
-    """Takes parameters out of training: their ``requires_grad`` becomes False.
+    """Freezes parameters: their ``requires_grad`` becomes False.
 
-    This is not saved with the model. With frozen tables, new values stay what ``adapt`` made of them: the unknown one.
+    This is not saved with the model. With frozen tables, new values keep the copy of the unknown value's row that
+    ``adapt`` gave them.
 
     Args:
-        model: Before its trainer is made.
-        what: ``"tables"`` (embedding tables of features), ``"output"`` (the layers that give one score), ``"encoder"``
+        model: The model, before its trainer is created.
+        what: ``"tables"`` (embedding tables of features), ``"output"`` (the layers with one output), ``"encoder"``
             (all others, position tables too); or a module (``"blocks.0"``), a parameter, a pattern (``"*.bias"``).
 
     Returns:
-        The names of the parameters that are frozen now.
+        The names of all parameters that are now frozen.
 
     Raises:
-        InputError: A name matches nothing, there is none, or nothing is left to train; the model is then unchanged.
+        InputError: A name matches nothing, no name is given, or nothing is left to train; the model is then unchanged.
     """
     if not isinstance(model, PreTrainedReranker):
         raise InputError(f"expected a re-ranker such as reranker.model, got {type(model).__name__}")
     if not what or not all(isinstance(name, str) for name in what):
-        raise InputError(
-            f"expected the names of what to freeze, each by itself, such as 'tables', 'output'; got {what!r}"
-        )
+        raise InputError(f"expected names to freeze as separate arguments, such as 'tables', 'output'; got {what!r}")
     groups = _groups(model)
     chosen: set[str] = set()
     for name in what:

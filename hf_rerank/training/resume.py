@@ -12,24 +12,24 @@ from hf_rerank.errors import InputError
 from hf_rerank.training.checkpoints import write_part
 
 RUN_FILE = "run.json"
-# Which lists make which batch.
+# Options that decide which lists make which batch.
 ORDER = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "train_sampling_strategy"),
     *("dataloader_drop_last", "truncate_lists"),
 )
 STREAM_ORDER = ("stream_window", "train_batch_size")
-# The same, of accelerator_config.
+# The same, in accelerator_config.
 ACCELERATOR_ORDER = ("split_batches", "even_batches", "use_seedable_sampler")
-# What the optimizer and the schedule take from their saved state, whatever the arguments say.
+# Options that the optimizer and the schedule take from their saved state, whatever the arguments say.
 OPTIMIZER = (
     *("optim", "optim_args", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
 )
-# By what checkpoints are compared with the best so far.
+# Options that decide how checkpoints are compared with the best so far.
 BEST = ("metric_for_best_model", "greater_is_better", "no_click", "gain", "click_above")
-# What takes effect from here on, beside the objective, and changes what is learned.
+# Options that, like the objective, take effect from here on and change what is learned.
 LEARNING = ("max_grad_norm", "bf16", "fp16")
-# How long a run is; the learning rate follows it.
+# Length of a run, on which the learning-rate schedule depends.
 LENGTH = ("max_steps", "num_train_epochs")
 NAMES_SHOWN = 3
 REMEDY = "give the same, or start afresh from the checkpoint's weights with from_pretrained"
@@ -41,12 +41,12 @@ def describe_run(
     """Describes a run for its checkpoints, as plain JSON values.
 
     Args:
-        args: Of the training.
-        data: Split -> its identity, as ``results.data_identity`` gives it.
-        objective: Its settings.
-        frozen: Parameters that are not trained.
+        args: Training arguments.
+        data: Split -> its identity, from ``results.data_identity``.
+        objective: Settings of the objective.
+        frozen: Names of parameters that are not trained.
     """
-    # The batch size of a device, times those of a process.
+    # The batch size per device, times the devices of a process.
     plain = {**args.to_dict(), "train_batch_size": args.train_batch_size}
     named = (*ORDER, *STREAM_ORDER, *OPTIMIZER, *BEST)
     accelerator = {f"accelerator_config.{name}": plain["accelerator_config"][name] for name in ACCELERATOR_ORDER}
@@ -63,33 +63,33 @@ def write_run(folder: Path, run: dict[str, Any], lists_per_pass: int) -> None:
     """Writes ``run.json`` into a checkpoint that is being written.
 
     Args:
-        folder: Of the checkpoint.
-        run: As ``describe_run`` gives it.
-        lists_per_pass: Of the stream that is trained on; 0 where it is not known, or there is none.
+        folder: Folder of the checkpoint.
+        run: The run, from ``describe_run``.
+        lists_per_pass: Number of lists of the training stream; 0 if it is unknown, or there is no stream.
     """
     write_part(folder / RUN_FILE, {**run, "lists_per_pass": lists_per_pass})
 
 
 def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -> int:
-    """Refuses to resume with other lists, in another order, with options that would be ignored, or another metric.
+    """Refuses to resume with other lists, another order, options that would be ignored, or another metric.
 
-    Other options take effect from here on. Another objective, other evaluation lists and another number of steps are
-    warned of.
+    Other options take effect from here on. Another objective, other evaluation lists and another number of steps give
+    warnings.
 
     Args:
-        checkpoint: To resume from.
-        run: The run that would resume, as ``describe_run`` gives it.
-        stream: Whether it is trained on a stream.
+        checkpoint: Checkpoint to resume from.
+        run: The run that would resume, from ``describe_run``.
+        stream: Whether it trains on a stream.
 
     Returns:
-        How many lists a pass over the stream has; 0: not known.
+        Number of lists of the stream; 0: unknown.
 
     Raises:
-        InputError: It names what differs.
+        InputError: The runs differ; the message says how.
     """
     path = checkpoint / RUN_FILE
     if not path.is_file():
-        raise InputError(f"{checkpoint} was saved without {RUN_FILE}, so nothing says which lists it was trained on")
+        raise InputError(f"{checkpoint} was saved without {RUN_FILE}, so it is unknown which lists it was trained on")
     saved = json.loads(path.read_text(encoding="utf-8"))
     if not saved.keys() >= run.keys() or not saved["options"].keys() >= run["options"].keys():
         raise InputError(
@@ -118,20 +118,20 @@ def refuse_another_run(checkpoint: Path, run: dict[str, Any], *, stream: bool) -
         message = f"{checkpoint} {_describe_difference(split, theirs, identity)}"
         if split == "train":
             raise InputError(f"{message}; {REMEDY}")
-        warnings.warn(f"{message}: metrics do not compare, nor does the best checkpoint so far", stacklevel=2)
+        warnings.warn(f"{message}: metrics, and the best checkpoint so far, are not comparable", stacklevel=2)
     changed = [name for name, ours in run["learning"].items() if saved["learning"].get(name) != ours]
     if changed:
         differences = ", ".join(f"{name}={saved['learning'].get(name)} ({run['learning'][name]})" for name in changed)
         warnings.warn(
-            f"{checkpoint} was trained with {differences}; what is in brackets takes effect from here on, so the "
-            "model will be one of neither",
+            f"{checkpoint} was trained with {differences}; values in brackets take effect from here on, so the model "
+            "will match neither",
             stacklevel=2,
         )
     for name, theirs in saved["length"].items():
         if theirs != run["length"][name]:
             warnings.warn(
-                f"{checkpoint} was trained with {name}={theirs}, this run has {run['length'][name]}: from here the "
-                "learning rate is that of a run of the new length",
+                f"{checkpoint} was trained with {name}={theirs}, this run has {run['length'][name]}: from here on "
+                "the learning rate is that of a run of the new length",
                 stacklevel=2,
             )
     return saved["lists_per_pass"]
@@ -141,12 +141,12 @@ def refuse_different_lists(data: Sequence[dict[str, Any]]) -> None:
     """Refuses processes that were given different lists.
 
     Args:
-        data: Of each process, split -> identity.
+        data: For each process, split -> identity.
     """
     if any(other != data[0] for other in data):
         raise InputError(
-            "the processes were given different lists, or in different orders: give all the same; a stream that is "
-            "shuffled before it comes here must be shuffled with a seed"
+            "the processes were given different lists, or in different orders: give the same to all; a stream that "
+            "was shuffled before must be shuffled with a seed"
         )
 
 

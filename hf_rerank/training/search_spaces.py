@@ -1,4 +1,4 @@
-"""The search spaces of options: read from text, and sampled by a trial."""
+"""Search spaces of options: read from strings, and sampled by a trial."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_rerank.principled import PrincipledObjective
 from hf_rerank.training.arguments import RerankTrainingArguments
 
 LEARNING_RATE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
-# Options of the config, where the model has them.
+# Options of the config, if the model has them.
 SIZES = {"hidden_size": [16, 32, 64], "embedding_dim": [8, 16, 32], "num_hidden_layers": [1, 2, 3]}
 
 
@@ -23,21 +23,21 @@ def read_spaces(
     fixed: Mapping[str, Any],
     training: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """Reads what is searched: options of ``training`` and ``model``, and weights of the ``principles``.
+    """Reads the search spaces: options of ``training`` and ``model``, and weights of the ``principles``.
 
     Args:
-        texts: KEY=SPACE, where SPACE is A,B,C, or LOW:HIGH, or LOW:HIGH:log. Without any: learning rate, sizes of the
-            model and weights of the principles, as far as they are not given.
-        config_class: Of the model.
-        objective: Whose terms' weights may be searched.
-        fixed: Options of the config that are given.
-        training: Options of the training that are given.
+        texts: KEY=SPACE, where SPACE is A,B,C, or LOW:HIGH, or LOW:HIGH:log. If empty: learning rate, sizes of the
+            model and weights of the principles, unless their values are given.
+        config_class: Config class of the model.
+        objective: Objective whose weights may be searched.
+        fixed: Options of the config whose values are given.
+        training: Training options whose values are given.
 
     Returns:
         Part -> option -> a list of choices, or ``{"low", "high", "log"}``.
 
     Raises:
-        InputError: An option or a space is wrong, or an option is given and searched.
+        InputError: An option or a space is invalid, or an option is both given and searched.
     """
     names = {
         "training": {entry.name for entry in dataclasses.fields(RerankTrainingArguments)},
@@ -74,7 +74,7 @@ def _read_space(text: str, space: str) -> Any:
     if ":" not in space:
         choices = [value(part) for part in space.split(",")]
         if len(choices) < 2:
-            raise InputError(f"--search {text}: one value is no choice: expected A,B,C or LOW:HIGH")
+            raise InputError(f"--search {text}: one value is not a choice: expected A,B,C or LOW:HIGH")
         return choices
     low, high, *scale = (value(part) for part in space.split(":"))
     numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high))
@@ -92,7 +92,7 @@ def spaces_of_weights(objective: PrincipledObjective) -> dict[str, Any]:
 
 
 def suggest(trial: Any, spaces: Mapping[str, Any]) -> dict[str, Any]:
-    """Lets a trial choose one value of each space; whole numbers where both ends are."""
+    """Lets a trial choose one value of each space; whole numbers if both ends are whole."""
     found = {}
     for name, space in spaces.items():
         if isinstance(space, list):

@@ -1,6 +1,6 @@
 """The starting point of training: calibration of an earlier ranker's scores, and rates of unknown values.
 
-Both are numbers of the config that are found in lists before a model is made or trained.
+Both are numbers in the config that are estimated from lists before a model is built or trained.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from hf_rerank.processing.ragged import concatenate
 from hf_rerank.schema import NO_ORDER, Categorical
 from hf_rerank.validation import Lists, tables_of
 
-# Lists that are read, at most, spread evenly over all.
+# Largest number of lists that are read, spread evenly over all.
 LISTS = 20_000
 BATCH = 2_000
 LOWEST_RATE = 0.01
 POSITION_PENALTY = 1e-4
-# A table of which new lists know less than this is named in a warning.
+# A column with a larger share of unknown values is named in a warning.
 LARGE_SHARE = 0.5
 
 
@@ -37,17 +37,16 @@ def calibrate_initial_score(config: RerankerConfig, processor: ListProcessor, li
     """Fills in ``initial_score_scale``, ``_offset`` and ``_positions`` of a config that reads such a score.
 
     They minimize the task loss of ``scale * score + offset + number of the position`` alone, over training lists:
-    under the log-loss this is Platt's calibration, with a bias of the position. A loss that ignores a shift of the
-    list centres the scores. A loss that trains an order and no probabilities knows no scale; for these the softmax
-    loss is used instead.
+    under the log-loss this is Platt scaling with a bias per position. A shift-invariant loss centres the scores. A
+    loss that trains an order, not probabilities, does not determine a scale; the softmax loss is used instead.
 
     Args:
-        config: With the task loss of the training.
+        config: Config with the task loss of the training.
         processor: Encodes the lists.
         lists: Training lists, a ``datasets`` Dataset, with scores of a ranker that has not learned from them.
 
     A model that does not read the given order (``position_input="none"``) must not get it through the score either:
-    trees that read the order are refused, and a column of scores, which the order may come from, is warned of.
+    trees that read the order are refused, and a column of scores, from which the order may come, gives a warning.
 
     Raises:
         InputError: The lists have no scores, or all of them are equal; or the config leaves the given order out and
@@ -100,9 +99,9 @@ def fit_calibration(
     """Fits the scale, the offset and one number per position that minimize the loss of the scores alone.
 
     Args:
-        tensors: Of a batch of labelled lists, with ``initial_scores``.
+        tensors: Tensors of a batch of labelled lists, with ``initial_scores``.
         loss: Task loss of logits.
-        positions: How many positions there are. 0: no numbers of positions.
+        positions: Number of positions. 0: no numbers per position.
 
     Raises:
         InputError: All scores are equal, or the loss has no minimum.
@@ -125,7 +124,7 @@ def fit_calibration(
         if positions:
             logits = logits + of_position[places.clamp(max=positions - 1)]
         value = loss(logits, labels, mask=mask, weights=tensors.get("weights"))
-        # A weak L2 penalty: else positions and offset are not identified, and rare positions are unbounded.
+        # A weak L2 penalty: without it positions and offset are not identified, and rare positions are unbounded.
         value = value + POSITION_PENALTY * of_position.square().sum()
         value.backward()
         return value
@@ -138,14 +137,14 @@ def fit_calibration(
 
 
 def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists: Any) -> dict[str, float]:
-    """Fills in ``item_unknown_rates`` and ``user_unknown_rates`` of a config by what is unknown in evaluation lists.
+    """Fills in ``item_unknown_rates`` and ``user_unknown_rates`` of a config from the unknown values of new lists.
 
-    A value that training has not met is scored by the unknown value's row. Where training replaces as many ids as new
-    lists have unknown ones, that row is trained on the cases it will meet, and the rows of the others cannot memorize
-    the training lists. A column of which more than half is unknown is named in a warning.
+    A value that training has not seen is scored with the unknown value's row. If training replaces as many ids as are
+    unknown in new lists, that row is trained on the cases it will see, and the rows of the others cannot memorize the
+    training lists. A column with more than half of its values unknown is named in a warning.
 
     Args:
-        config: Of a model that is about to be trained.
+        config: Config of a model that is about to be trained.
         processor: Encodes the lists.
         lists: A ``datasets`` Dataset of evaluation lists.
 
@@ -164,8 +163,8 @@ def match_unknown_values(config: RerankerConfig, processor: ListProcessor, lists
     for table, share in found.items():
         if share > LARGE_SHARE:
             warnings.warn(
-                f"column {table!r}: {share:.0%} of its values in the evaluation lists are unknown, they were not in "
-                "the training lists; it can say little about new lists: leave it out, or give a column that new items "
+                f"column {table!r}: {share:.0%} of its values in the evaluation lists are unknown (not in the "
+                "training lists), so it says little about new lists: leave it out, or give a column that new items "
                 "share with old ones, such as a category",
                 UserWarning,
                 stacklevel=3,

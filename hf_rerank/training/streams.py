@@ -1,8 +1,8 @@
-"""Streams of raw lists in a reproducible order, so that a position in it is a number of lists.
+"""Streams of raw lists in a reproducible order, so that a position in the stream is a number of lists.
 
-The order is a function of the seed, the pass and the shards. Each pass reads the shards in an order of its own, and
-shuffles the lists among those of a window. It depends neither on the data loader's workers nor on how many processes
-train: each of them reads all shards, and encodes the windows that hold lists of its batches.
+The order is a function of the seed, the pass and the shards. Each pass reads the shards in a new order, and shuffles
+the lists within a window. It depends neither on the data loader's workers nor on the number of training processes:
+each of them reads all shards, and encodes the windows that contain lists of its batches.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hf_rerank.processing.ragged import RaggedLists, concatenate
 from hf_rerank.training.encoded_lists import collate
 
 STREAM_BATCH = 1_024
-# Streams whose shards, read by themselves, give other lists than the stream: the first of each shard, say.
+# Streams whose shards, read separately, give other lists than the stream, such as the first lists of each shard.
 _WHOLE = ("Take", "Skip", "Step", "Cycling", "Repeat", "HorizontallyConcatenated")
 
 
@@ -41,17 +41,17 @@ class EncodedStream(IterableDataset):
     """A ``datasets`` IterableDataset of raw lists, for a data loader with ``collate_stream``.
 
     Args:
-        lists: The stream. If it is shuffled already, it must have been with a seed. One of several shards that was
-            cut, interleaved or repeated (``take``, ``skip``, ``interleave_datasets``) is read as one shard; otherwise
-            row numbers (``with_indices``) count within a shard.
+        lists: The stream. If it was shuffled before, it must have been with a seed. A stream of several shards that
+            was cut, interleaved or repeated (``take``, ``skip``, ``interleave_datasets``) is read as one shard;
+            otherwise row numbers (``with_indices``) count within a shard.
         collator: Encodes its lists.
-        seed: Of the order. None: as the stream comes.
-        window: How many lists are shuffled among each other, and held in memory.
-        endless: Pass after pass, and batches that hold the end of one and the beginning of the next; each pass gives
-            each list once. Otherwise one pass.
-        batch_size: Lists in a batch of one process.
-        processes: Processes that each take their part of ``batch_size * processes`` lists. The end of a stream that
-            is not endless is filled up to as many, with lists without items.
+        seed: Seed of the order. None: the order of the stream.
+        window: Number of lists that are shuffled together, and held in memory.
+        endless: Whether to read pass after pass, with batches that span the end of one and the beginning of the next;
+            each pass gives each list once. False: one pass.
+        batch_size: Number of lists in a batch of one process.
+        processes: Number of processes; each takes its part of ``batch_size * processes`` lists. The end of a stream
+            that is not endless is filled up to a multiple of these, with lists without items.
     """
 
     def __init__(
@@ -71,20 +71,20 @@ class EncodedStream(IterableDataset):
         self.step, self.processes = batch_size * processes, processes
         self.skipped = 0
         self._collator = collator
-        # Shared, since workers learn it.
+        # In shared memory, since workers count the lists.
         self._lists_per_pass = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
     def lists_per_pass(self) -> int:
-        """How many lists the stream has; 0 until the lists at its end have been given."""
+        """Number of lists of the stream; 0 until its last lists have been yielded."""
         return int(self._lists_per_pass)
 
     def skip_to(self, skipped: int, lists_per_pass: int = 0) -> None:
         """Skips the first lists, a whole number of steps: placeholders are given instead.
 
         Args:
-            skipped: How many lists.
-            lists_per_pass: How many the stream has, if it is known: whole passes are then not read.
+            skipped: Number of lists to skip.
+            lists_per_pass: Number of lists of the stream, if known: whole passes are then skipped without reading.
         """
         self.skipped = skipped
         self._lists_per_pass.fill_(lists_per_pass)
@@ -97,7 +97,7 @@ class EncodedStream(IterableDataset):
         taken = 0
         for window, rows in self._iterate_windows():
             for row in rows:
-                # Batches go round the workers, as the data loader asks for them.
+                # Batches go to the workers in turn, as the data loader requests them.
                 if taken // self.step % workers == number:
                     yield StreamedList(window if taken >= self.skipped else None, row)
                 taken += 1
@@ -119,12 +119,12 @@ class EncodedStream(IterableDataset):
             window = next(windows, None)
             if window is None:
                 what = "train" if self.endless else "evaluate"
-                raise InputError(f"the stream to {what} on holds no list: expected at least one")
+                raise InputError(f"the stream to {what} on has no lists: expected at least one")
             while window is not None:
                 following = next(windows, None)
                 count += len(window)
                 if following is None:
-                    # Before the last lists are given, so that whoever gets them knows that they are the last.
+                    # Before the last lists are yielded, so that their reader knows that they are the last.
                     self._record_length(count)
                 yield window, range(len(window)) if draw is None else draw.permutation(len(window)).tolist()
                 window = following
@@ -144,7 +144,7 @@ class EncodedStream(IterableDataset):
     def _read_windows(self, begun: int, draw: np.random.Generator | None) -> Iterator[_Window]:
         """Reads the lists of one pass in windows, within which they are shuffled."""
         shards = list(range(self.shards))
-        # A first window of another size in each pass: others meet.
+        # The first window has a new size in each pass, so that other lists share a window.
         room = self.window
         if draw is not None:
             shards, room = draw.permutation(shards).tolist(), int(draw.integers(1, self.window + 1))
@@ -178,7 +178,7 @@ class _Window:
         return self._count
 
     def add(self, shard: int, first: int, part: pa.Table) -> None:
-        """Adds lists: those from number ``first`` of a shard."""
+        """Adds lists, which are numbered from ``first`` in their shard."""
         self._parts.append((shard, first, part))
         self._count += part.num_rows
 

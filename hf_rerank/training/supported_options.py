@@ -1,7 +1,7 @@
 """Which options of ``transformers.TrainingArguments`` are supported for re-rankers, and which values make sense.
 
-Every option in ``SUPPORTED`` is trained with in the tests. The others are passed to transformers as they are, which is
-logged once. What upstream raises while a training is set up becomes an ``InputError`` of one line.
+The tests train with every option in ``SUPPORTED``. The others are passed to transformers as they are, which is logged
+once. Errors that upstream raises while a training is set up become a one-line ``InputError``.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ SUPPORTED = frozenset(
     )
 )
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd")
-_TIES = "makes ties of scores, which would pass for obedience: leave it off"
+_TIES = "creates ties of scores, which would count as obedience: leave it off"
 # Options that cannot work here -> why, and what to do.
 REFUSED = {
     "neftune_noise_alpha": "adds noise to the embeddings of tokens, and a re-ranker has none: leave it out",
     "use_liger_kernel": "replaces layers of language models, and a re-ranker has none of these: leave it out",
     "debug": "cannot read the masks of lists: leave it out; training stops at the first value that is not finite",
-    "label_smoothing_factor": "is not used by losses of lists: leave it at 0",
+    "label_smoothing_factor": "is not used by the losses here: leave it at 0",
     "remove_unused_columns": "would drop the raw columns that the processor reads: leave it off",
     "push_to_hub": "would upload the run's folder, checkpoints and pickles included: call trainer.push_to_hub() after "
     "training, or hf-rerank push",
@@ -124,7 +124,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "obedience_k": (1, math.inf, True),
 }
 _BY_LISTS = ("per_device_train_batch_size", "num_train_epochs")
-# Whatever upstream raises for options that it cannot carry out; an OSError says by itself which file it is about.
+# Errors that upstream raises for options that it cannot carry out; not OSError, whose message names the file.
 SETUP_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError),
 )
@@ -138,7 +138,7 @@ def check_values(args: Any) -> None:
         args: ``RerankTrainingArguments``.
 
     Raises:
-        InputError: It names the option, its value and what is expected.
+        InputError: The message names the option, its value and the expected range.
     """
     for name, reason in REFUSED.items():
         if getattr(args, name):
@@ -194,10 +194,10 @@ def note_untested(options: dict[str, Any]) -> None:
 
 @contextmanager
 def convert_setup_errors(untested: dict[str, Any]) -> Iterator[None]:
-    """Turns what upstream raises while arguments, trainer or optimizer are made into an ``InputError`` of one line.
+    """Turns errors raised while arguments, trainer or optimizer are created into a one-line ``InputError``.
 
     Args:
-        untested: As of ``find_untested_options``; the message names them.
+        untested: Options from ``find_untested_options``; the message names them.
     """
     try:
         yield

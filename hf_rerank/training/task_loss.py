@@ -17,9 +17,9 @@ def replace_task_loss(
     """Replaces an objective's task loss by ``function(outputs, labels, num_items_in_batch=None)``, in every pass.
 
     Args:
-        objective: As of ``PreTrainedReranker.forward``.
-        function: Its outputs are those of one pass, and its labels those of the same lists. None: the objective stays
-            as it is.
+        objective: As in ``PreTrainedReranker.forward``.
+        function: Called with the outputs of one pass, and the labels of the same lists. None: the objective is
+            returned unchanged.
     """
     if function is None:
         return objective
@@ -39,7 +39,7 @@ def set_task_loss(
     """Gives model and objective one task loss: ``task_loss``, else the objective's, else the config's.
 
     Raises:
-        InputError: The lists have propensities, and the loss cannot be corrected by them.
+        InputError: The lists have propensities, and the loss cannot be corrected with them.
     """
     asked = task_loss or objective.task_loss
     if asked is not None:

@@ -1,6 +1,6 @@
 """``RerankTrainer``: the transformers Trainer on lists, with the principled objective and re-ranking metrics.
 
-It overrides the loss, the log, saving and pushing, through public methods only. ``EvaluatingTrainer`` measures, and
+It overrides the loss, the log, saving and pushing, through public methods only. ``EvaluatingTrainer`` evaluates, and
 ``CheckpointingTrainer`` writes and resumes checkpoints.
 """
 
@@ -41,7 +41,7 @@ from hf_rerank.training.supported_options import convert_setup_errors, find_unte
 from hf_rerank.training.task_loss import replace_task_loss, set_task_loss
 from hf_rerank.training.training_log import TrainingLog
 
-# What a resumed run needs beside the Trainer's own state: sums for the next log, and the factors of the terms.
+# State of a resumed run in addition to the Trainer's: sums for the next log, and the factors of the terms.
 STATE_FILE = "rerank_state.json"
 
 
@@ -49,37 +49,36 @@ class RerankTrainer(EvaluatingTrainer):
     """Trains a re-ranker on raw lists.
 
     Args:
-        model: A re-ranker of this library. None: ``model_init`` makes it.
+        model: A re-ranker of this library. None: ``model_init`` creates it.
         args: Options.
         train_dataset: Raw lists: a ``datasets`` Dataset, or an IterableDataset (then ``max_steps`` must be set). A
-            stream is read pass after pass, shuffled (see ``EncodedStream``). What is to be done each epoch is done at
+            stream is read pass after pass, shuffled (see ``EncodedStream``). Actions of strategy ``epoch`` happen at
             the end of a pass; the ``epoch`` of the log is the fraction of ``max_steps``.
         eval_dataset: Raw lists to choose the best checkpoint on, or several by name: the validation split, never the
             test split. None: nothing is evaluated during training, no checkpoint is chosen as the best, and the model
             is that of the last step (``eval_strategy``, ``load_best_model_at_end`` and ``metric_for_best_model`` of
             ``args`` are changed accordingly).
         processing_class: The processor whose schema the model was configured for.
-        objective: What to train on besides the presets of ``args.principled``, which must then be left at its
-            default.
-        model_init: ``model_init()`` or ``model_init(trial)`` makes a new model, in place of ``model``: at the start of
-            every ``train()``, and for every trial of ``hyperparameter_search``. ``trial`` is None outside of it.
+        objective: Objective to train on instead of a preset; ``args.principled`` must then be left at its default.
+        model_init: ``model_init()`` or ``model_init(trial)`` creates a new model, instead of ``model``: at the start
+            of every ``train()``, and for every trial of ``hyperparameter_search``. ``trial`` is None outside of it.
         compute_loss_func: ``(outputs, labels, num_items_in_batch) -> scalar``, in place of the task loss of every
             pass; labels are -100 at padding, and the result is a mean over the lists of the batch. Weights and
             propensities of the lists do not reach it.
-        compute_metrics: As of ``transformers.Trainer``, beside the built-in metrics; see ``BatchMetrics``.
-        callbacks: As of ``transformers.Trainer``.
-        optimizers: As of ``transformers.Trainer``.
+        compute_metrics: As in ``transformers.Trainer``, in addition to the built-in metrics; see ``BatchMetrics``.
+        callbacks: As in ``transformers.Trainer``.
+        optimizers: As in ``transformers.Trainer``.
 
     Raises:
-        InputError: Model and processor do not belong together, lists or options are wrong, the model holds an adapter
-            of peft, or transformers cannot carry out an option.
+        InputError: Model and processor do not belong together, lists or options are invalid, the model has a peft
+            adapter, or transformers cannot carry out an option.
 
     Attributes:
         principled_objective: The objective that is trained on.
         term_factors: Name of each of its terms -> a factor on its weight, a scalar tensor on the device; part of every
             checkpoint. A callback may change it while training runs (``term_factors["convergence"].fill_(0.5)``).
         given: Lists, objective, loss and metrics as they were given, for further trainers of the same lists.
-        results: Everything that is needed to repeat the run, and its outcome; ``save_model`` writes ``results.json``.
+        results: Everything needed to reproduce the run, and its outcome; ``save_model`` writes ``results.json``.
     """
 
     # The loss is a mean over a batch's lists: the Trainer divides it by the number of accumulated batches.
@@ -158,24 +157,24 @@ class RerankTrainer(EvaluatingTrainer):
         device = self.args.device
         self.term_factors = {term.name: torch.ones((), device=device) for term in self.principled_objective.terms}
         self.guard = FiniteGuard(device, at_every_step=device.type == "cpu" and self.args.world_size == 1)
-        # Under fp16 the scaler meets infinite gradients by design, and skips their step; shards know only a part.
+        # Under fp16 the scaler sees infinite gradients by design, and skips their step; shards see only a part.
         self._guards_gradients = not (self.args.fp16 or self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if self._guards_gradients:
             self.add_callback(OptimizerGuard(self.guard))
 
     @property
     def results(self) -> dict[str, Any]:
-        """Everything that is needed to repeat the run, and its outcome so far."""
+        """Everything needed to reproduce the run, and its outcome so far."""
         return self._results.values
 
     def _prepare_model(self, model: PreTrainedReranker, args: RerankTrainingArguments) -> None:
-        """Checks a model and fills in what its config says of the lists and of the loss."""
+        """Checks a model and fills in the options of its config for the lists and the loss."""
         refuse_adapters(model)
         self.processor.check_fingerprint(model.config.schema_fingerprint, "the model")
         if args.activation_checkpointing and not model.supports_gradient_checkpointing:
             raise InputError(
                 f"activation_checkpointing (or gradient_checkpointing): {type(model).__name__} has no encoder blocks "
-                "to checkpoint; those of PRM, SetRank, PEAR and RAISE can be: leave it off"
+                "to checkpoint; only PRM, SetRank, PEAR and RAISE have: leave it off"
             )
         lists = self.given["eval_dataset"]
         if model.config.unknown_rate is None and self.given["train_dataset"] is not None:
@@ -188,7 +187,7 @@ class RerankTrainer(EvaluatingTrainer):
         self.principled_objective = set_task_loss(chosen, model, args.task_loss, propensities=propensities)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedReranker:
-        """Makes a new model with ``model_init``, for the lists and the loss of this training."""
+        """Creates a new model with ``model_init``, for the lists and the loss of this training."""
         model = _call_with_trial(self.model_init, trial)
         self._prepare_model(model, self.args)
         return model
@@ -206,18 +205,17 @@ class RerankTrainer(EvaluatingTrainer):
         """Searches options with optuna; the study resumes, and the best run is saved as a finished model.
 
         Everything is written to ``args.output_dir``: ``study.sqlite3``, and the best model so far in ``best``. Each
-        trial is a training of its own with a new model of ``model_init(trial)``; one that is worse than the median of
+        trial is a separate training of a new model from ``model_init(trial)``; one that is worse than the median of
         the others after as many evaluations is pruned.
 
         Args:
-            hp_space: ``hp_space(trial)`` gives training options, such as ``{"learning_rate":
-                trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)}``; ``principled_kwargs`` among them.
-                Options of the model are suggested by ``model_init(trial)``. None: learning rate, and the weights of
-                the principles.
+            hp_space: ``hp_space(trial)`` returns training options, including ``principled_kwargs``, such as
+                ``{"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True)}``. Options of the model
+                are suggested by ``model_init(trial)``. None: learning rate, and the weights of the principles.
             compute_objective: Not supported: trials are compared by ``args.metric_for_best_model`` on the evaluation
                 lists.
-            n_trials: How many, those of earlier calls in the folder included.
-            direction: Not supported: the metric says it.
+            n_trials: Number of trials, including those of earlier calls in the folder.
+            direction: Not supported: the metric determines it.
             backend: None or ``"optuna"``.
             hp_name: Not supported.
             options: ``sampler`` and ``pruner`` of optuna.
@@ -226,7 +224,7 @@ class RerankTrainer(EvaluatingTrainer):
             ``transformers.trainer_utils.BestRun``: number of the trial, value of the metric, chosen options.
 
         Raises:
-            InputError: optuna is missing, an option is wrong, the trainer has no ``model_init``, or the folder holds
+            InputError: optuna is missing, an option is invalid, the trainer has no ``model_init``, or the folder has
                 another study.
         """
         from hf_rerank.training.tuning import search
@@ -260,14 +258,14 @@ class RerankTrainer(EvaluatingTrainer):
         saved = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
         self._log.load(saved, self.args.device)
         for name, factor in saved["term_factors"].items():
-            if name in self.term_factors:  # of another objective, which is warned of
+            if name in self.term_factors:  # not if the objective changed, which gave a warning
                 self.term_factors[name].fill_(factor)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> Tensor:
-        """As upstream; what the model does not take is set aside, and gradients are checked before their use."""
+        """As upstream, but sets aside tensors that the model does not take, and checks gradients before their use."""
         features, self._others = split_batch(inputs)
         loss = super().training_step(model, features, *args, **options)
-        if self._guards_gradients and self.accelerator.sync_gradients:  # else more batches of this step follow
+        if self._guards_gradients and self.accelerator.sync_gradients:  # otherwise more batches follow
             self.guard.observe_gradients(self.state.global_step + 1, model.parameters())
             self.guard.check_at_once(self.model)
         return loss
@@ -298,7 +296,7 @@ class RerankTrainer(EvaluatingTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """As ``EvaluatingTrainer.evaluate``; the results keep the metrics under the prefix.
+        """As ``EvaluatingTrainer.evaluate``; ``results`` keeps the metrics under the prefix.
 
         Raises:
             TrainingStopped: During training, a weight, a loss or a gradient is not finite.
@@ -307,7 +305,7 @@ class RerankTrainer(EvaluatingTrainer):
             self._refuse_broken(in_any_process=True)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
-        if not self.is_in_train and not several:  # each of several has been here by itself
+        if not self.is_in_train and not several:  # of several sets, each was recorded by its own call
             self.results["evaluations"][metric_key_prefix] = metrics
         return metrics
 
@@ -326,13 +324,13 @@ class RerankTrainer(EvaluatingTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes model, processor, ``training_args.json`` and ``results.json``, with a manifest: all of it or nothing.
 
-        No pickle is among them. For a checkpoint the Trainer calls this itself (``_internal_call``).
+        None of these is a pickle. For a checkpoint the Trainer calls this itself (``_internal_call``).
 
         Raises:
             TrainingStopped: A weight, a loss or a gradient is not finite; nothing is written.
             OSError: Something could not be written; files saved there before are unchanged.
         """
-        # Called by the user it may be called on one process, which must not wait for the others.
+        # A user may call it on one process only, which must not wait for the others.
         self._refuse_broken(in_any_process=_internal_call)
         folder = Path(str(output_dir or self.args.output_dir))
         whole = save_files(folder) if self.args.should_save and not _internal_call else nullcontext(folder)
@@ -352,15 +350,15 @@ class RerankTrainer(EvaluatingTrainer):
 
         Args:
             repo_id: ``"someone/name"``. None: ``args.hub_model_id``, or the name of ``args.output_dir``.
-            options: ``commit_message``, ``private``, ``token``, ``revision``, ``create_pr``, as of
-                ``hf_rerank.hub.push_model``; else those of the arguments.
+            options: ``commit_message``, ``private``, ``token``, ``revision``, ``create_pr``, as in
+                ``hf_rerank.hub.push_model``; if not given, those of ``args``.
 
         Returns:
             The ``CommitInfo``; None on processes other than the main one.
 
         Raises:
-            TrainingStopped: As ``save_model``.
-            InputError: As ``hf_rerank.hub.push_model``.
+            TrainingStopped: As in ``save_model``.
+            InputError: As in ``hf_rerank.hub.push_model``.
         """
         if not self.is_world_process_zero():
             return None
@@ -389,7 +387,7 @@ class RerankTrainer(EvaluatingTrainer):
         self.guard.check(self.model, self.accelerator.gather if in_any_process else None)
 
     def _describe_run(self) -> dict[str, Any]:
-        """Describes what decides which batches this run reads, and which parameters they train."""
+        """Describes everything that determines the batches of this run and the parameters that it trains."""
         frozen = [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad]
         return describe_run(self.args, self.results["data"], self.results["objective"], frozen)
 

@@ -25,7 +25,7 @@ class TrainingLog:
         """Adds a batch.
 
         Args:
-            output: With ``loss``, ``losses`` and ``logits`` [B, L].
+            output: Model output, with ``loss``, ``losses`` and ``logits`` [B, L].
             mask: bool [B, L].
         """
         values = {
@@ -54,7 +54,7 @@ class TrainingLog:
     def load(self, state: dict[str, Any], device: torch.device) -> None:
         """Restores the sums of a checkpoint.
 
-        In several processes these are the sums of the first: until the next log, the others take them for their own.
+        With several processes these are the sums of the first; until the next log, the others use them too.
         """
         self._batches = state["log_steps"]
         self._sums = {name: torch.tensor(total, device=device) for name, total in state["log_sums"].items()}

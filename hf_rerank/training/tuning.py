@@ -1,4 +1,4 @@
-"""A search of options with optuna: pruning, a study that resumes, and the best run saved as a finished model."""
+"""Hyperparameter search with optuna: pruning, a study that resumes, and the best run saved as a finished model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hf_rerank.training.search_spaces import LEARNING_RATE, spaces_of_weights, s
 
 STUDY, BEST = "study.sqlite3", "best"
 _STUDY_NAME, _CONFIGURATION, _FAILED = "hf-rerank tune", "configuration", "failed"
-# Trials that are never pruned, and evaluations of a trial before it may be.
+# Number of first trials that are never pruned, and of a trial's evaluations before it may be pruned.
 STARTUP_TRIALS, WARMUP_EVALUATIONS = 5, 1
 
 
@@ -31,7 +31,7 @@ def require_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise InputError('a search of options needs optuna: pip install "hf-rerank[tune]"') from None
+        raise InputError('a hyperparameter search needs optuna: pip install "hf-rerank[tune]"') from None
     # One line per trial is printed here.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
@@ -50,12 +50,13 @@ def search(
     """Trains one model per trial; see ``RerankTrainer.hyperparameter_search``.
 
     Args:
-        trainer: Gives the options, the processor and ``model_init``.
-        hp_space: As of ``hyperparameter_search``.
-        trials: How many in the whole study.
-        sampler, pruner: Of optuna. None: TPE, and the median of the other trials.
-        configuration: What else the values depend on, plain JSON values; another one is refused in the same folder.
-        say: Takes each line of progress. None: it is printed.
+        trainer: Trainer with the options, the processor and ``model_init``.
+        hp_space: As in ``hyperparameter_search``.
+        trials: Number of trials in the whole study.
+        sampler, pruner: Sampler and pruner of optuna. None: TPE, and the median of the other trials.
+        configuration: Other settings that the values depend on, as plain JSON values; in the same folder, a different
+            configuration is refused.
+        say: Called with each line of progress. None: print.
     """
     optuna = require_optuna()
     args = trainer.args
@@ -89,7 +90,7 @@ def search(
         )
         _claim(study, format_json(facts), folder)
         _requeue_interrupted(optuna, study)
-        # A sampler of the same seed would suggest what it suggested before the interruption.
+        # A sampler with the same seed would repeat its suggestions from before the interruption.
         study.sampler = sampler or optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
         while (done := len(_find_finished(study))) < trials:
             _run_trial(optuna, study, trainer, hp_space, metric, f"[{done + 1}/{trials}]", say)
@@ -139,8 +140,8 @@ def _make_trainer(optuna: Any, trainer: Any, trial: Any, space: Any, folder: Pat
     for name in chosen:
         if name not in names or name in ("output_dir", "metric_for_best_model"):
             raise InputError(
-                f"hp_space gives {name!r}, which is no option of a trial's training{suggestion(name, names)}; options "
-                "of the model are suggested by model_init(trial)"
+                f"hp_space gives {name!r}, which is not an option of a trial's training{suggestion(name, names)}; "
+                "options of the model are suggested by model_init(trial)"
             )
     args = dataclasses.replace(trainer.args, output_dir=str(folder), disable_tqdm=True, **chosen)
 
@@ -175,7 +176,7 @@ def _is_best(optuna: Any, study: Any, value: float) -> bool:
 
 
 def _find_finished(study: Any) -> list[Any]:
-    """Trials that ended by themselves; one that an interruption ended has no reason of a failure."""
+    """Trials that ended by themselves; for one that an interruption ended, no failure is recorded."""
     return [entry for entry in study.trials if entry.state.is_finished() and _has_ended(entry)]
 
 
@@ -184,7 +185,7 @@ def _has_ended(entry: Any) -> bool:
 
 
 def _requeue_interrupted(optuna: Any, study: Any) -> None:
-    """Trials that a kill left unfinished: their options are run again."""
+    """Queues the options of trials that a kill left unfinished."""
     for entry in study.trials:
         if entry.state == optuna.trial.TrialState.RUNNING:
             study.tell(entry.number, state=optuna.trial.TrialState.FAIL)
@@ -197,8 +198,8 @@ def _claim(study: Any, configuration: str, folder: Path) -> None:
         study.set_user_attr(_CONFIGURATION, configuration)
     elif known != configuration:
         raise InputError(
-            f"{folder / STUDY} holds a study with other lists or options, whose trials do not compare with new ones: "
-            "give another folder, or the same command"
+            f"{folder / STUDY} holds a study with other lists or options, whose trials are not comparable with new "
+            "ones: give another folder, or the same command"
         )
 
 

@@ -3,15 +3,16 @@
     python scripts/benchmarks/engines.py --output-dir RESULTS [--behaviours 4000000 16000000] [--impressions 2000000]
         [--users 100000] [--rounds 3] [--memory-limit 4GB] [--scratch DIR]
 
-Writes RESULTS/engines.json and RESULTS/engines.md, and prints the latter. DuckDB is no dependency of the library:
+Writes RESULTS/engines.json and RESULTS/engines.md, and prints the latter. DuckDB is not a dependency of the library:
 ``pip install duckdb`` for this script. The logs are random numbers in the format of Ad.
 
-The job: of each user the most recent window with a click (protocol ``public``), its first 10 items with the columns of
-their ads, the user's profile, and the newest 50 behaviours before; written as Parquet (zstd). Polars: ``prepare_ad``,
-whole, which also checks every line, cuts the logs into buckets on the disk, and writes a shard a split. DuckDB: one
-script of SQL (below), which reads the CSV files by their known types and may spill to the disk. Both in a process of
-its own, one after the other in each round, from the start of the interpreter to the files. Both results must have as
-many lists, items, clicks, behaviours and minutes. Memory is the peak resident memory of the process (ru_maxrss).
+The job: for each user the most recent window with a click (protocol ``public``), its first 10 items with the columns
+of their ads, the user's profile, and the newest 50 behaviours before it, written as Parquet (zstd). Polars: all of
+``prepare_ad``, which also checks every line, splits the logs into buckets on disk, and writes one shard per split.
+DuckDB: one SQL script (below), which reads the CSV files with known types and may spill to disk. Each runs in a
+separate process, in turn in each round, timed from the start of the interpreter to the finished files. Both results
+must have the same numbers of lists, items, clicks, behaviours and minutes. Memory is the peak resident memory of the
+process (ru_maxrss).
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--impressions", type=positive(int), default=2_000_000)
     parser.add_argument("--users", type=positive(int), default=100_000)
     parser.add_argument("--rounds", type=positive(int), default=3)
-    parser.add_argument("--memory-limit", default="4GB", help="of DuckDB (default: 4GB)")
+    parser.add_argument("--memory-limit", default="4GB", help="memory limit of DuckDB (default: 4GB)")
     parser.add_argument("--scratch", type=Path, help="folder for logs and lists (default: the system's)")
     parser.add_argument("--run", nargs=3, metavar=("ENGINE", "RAW", "OUTPUT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -106,7 +107,7 @@ def main() -> None:
                 each_round.append({engine: one_run(engine, raw, options.memory_limit) for engine in order})
                 found = [each_round[-1][engine].pop("found") for engine in ("polars", "duckdb")]
                 if found[0] != found[1]:
-                    raise RuntimeError(f"Polars and DuckDB give other lists: {found[0]} and {found[1]}")
+                    raise RuntimeError(f"Polars and DuckDB give different lists: {found[0]} and {found[1]}")
             rows.append({"behaviours": behaviours, "found": found[0], "each_round": each_round, **medians(each_round)})
             print(f"{behaviours:,} behaviours: {options.rounds} rounds", file=sys.stderr)
 
@@ -152,7 +153,7 @@ def with_duckdb(raw: Path, output: Path, memory: str) -> None:
 
 
 def one_run(engine: str, raw: Path, memory: str) -> dict[str, Any]:
-    """Seconds, processor seconds and peak memory of a process, and sums over what it wrote."""
+    """Returns seconds, processor seconds and peak memory of a process, and sums over its output."""
     output = raw.parent / f"lists-{engine}"
     load = os.getloadavg()[0]
     arguments = [sys.executable, __file__, "--memory-limit", memory, "--run", engine, str(raw), str(output)]
@@ -174,7 +175,7 @@ def one_run(engine: str, raw: Path, memory: str) -> dict[str, Any]:
 
 
 def sums(engine: str, output: Path) -> dict[str, int]:
-    """What both engines must agree on."""
+    """Returns the sums that both engines must agree on."""
     lists = pl.concat([pl.read_parquet(path) for path in sorted(output.glob("*.parquet"))])
     if engine == "duckdb":
         clicks, prices = (pl.col("items").list.eval(pl.element().struct[name]) for name in ("clk", "price"))
@@ -232,7 +233,7 @@ def make_logs(folder: Path, users: int, impressions: int) -> None:
 
 
 def make_behaviours(path: Path, users: int, behaviours: int, at_once: int = 2_000_000) -> None:
-    """Random behaviours, of the 22 days that end with the impressions."""
+    """Random behaviours in the 22 days that end with the impressions."""
     random = np.random.default_rng(1)
     with path.open("wb") as file:
         for begin in range(0, behaviours, at_once):
@@ -251,7 +252,7 @@ def make_behaviours(path: Path, users: int, behaviours: int, at_once: int = 2_00
 
 
 def medians(each_round: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Engine -> the medians of its rounds; of the memory the largest."""
+    """Engine -> the medians over its rounds; for memory, the maximum."""
     rows = {}
     for engine in ("polars", "duckdb"):
         runs = [found[engine] for found in each_round]
@@ -277,7 +278,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """What the last row shows, in a sentence."""
+    """Describes the last row in a sentence."""
     polars, duckdb = rows[-1]["polars"], rows[-1]["duckdb"]
     ratios = [duckdb[name] / polars[name] for name in ("seconds", "cpu_seconds", "peak_memory_mib")]
     return (

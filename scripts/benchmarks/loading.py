@@ -4,9 +4,9 @@
 
 Lists of 30 items with 5 categorical and 19 dense features, 3 categorical user features; the item ids have a
 vocabulary of ``--ids``. One core. From Parquet: decoded, checked and encoded as padded batches. From the cache: whole
-padded batches of shuffled lists. The share of a training step that is spent waiting for data is that of the default
-PRM with the scaled preset, whose own process reads the cache; its item table has 20,000 rows, since a dense optimizer
-over millions would make steps long and waiting look short. Medians over rounds, written to ``loading.{json,md}``.
+padded batches of shuffled lists. The share of a training step spent waiting for data is measured with the default PRM
+and the scaled preset, in the process that reads the cache; its item table has 20,000 rows, because with millions a
+dense optimizer would make steps long and waiting look short. Medians over rounds are written to ``loading.{json,md}``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--ids", type=int, default=3_000_000, help="size of the vocabulary of item ids")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 512])
-    parser.add_argument("--steps", type=int, default=20, help="training steps of a round")
+    parser.add_argument("--steps", type=int, default=20, help="training steps per round")
     parser.add_argument("--output-dir", type=Path, default=RESULTS)
     options = parser.parse_args()
 
@@ -63,7 +63,7 @@ def main() -> None:
 def measured(
     folder: Path, *, lists: int, ids: int, rounds: int, batch_sizes: list[int], steps: int
 ) -> list[dict[str, Any]]:
-    """One row a measurement: what, in which unit, the rounds and their median."""
+    """Returns one row per measurement: name, unit, rounds and their median."""
     import datasets
 
     from hf_rerank.evaluation.results import data_identity
@@ -115,27 +115,27 @@ def measured(
 
 
 def timed(work: Any, *arguments: Any) -> float:
-    """Seconds that ``work`` takes."""
+    """Measures the seconds that ``work`` takes."""
     started = time.perf_counter()
     work(*arguments)
     return time.perf_counter() - started
 
 
 def encode_parquet(file: Path, collator: Any) -> None:
-    """All lists of a Parquet file as padded batches."""
+    """Encodes all lists of a Parquet file as padded batches."""
     with pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(PARQUET_BATCH, use_threads=False):
             collator(pa.Table.from_batches([batch]))
 
 
 def read_batches(source: Any, batches: list[list[int]]) -> None:
-    """The batches of these lists."""
+    """Reads the batches of these lists."""
     for indices in batches:
         source.__getitems__(indices)
 
 
 def share_waiting(cached: Any, processor: Any, size: int, steps: int) -> tuple[float, float]:
-    """Seconds of a training step of the default PRM, and the share of it in which the step waits for its batch."""
+    """Returns the seconds of a training step of the default PRM, and the share spent waiting for the batch."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -165,7 +165,7 @@ def share_waiting(cached: Any, processor: Any, size: int, steps: int) -> tuple[f
 
 
 def write_lists(file: Path, count: int, ids: int) -> None:
-    """Lists as ``hf-rerank prepare`` writes them."""
+    """Writes lists in the format of ``hf-rerank prepare``."""
     random = np.random.default_rng(0)
 
     def items(values: np.ndarray) -> pa.Array:

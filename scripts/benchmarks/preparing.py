@@ -1,17 +1,17 @@
-"""How fast ``hf-rerank prepare prm_public`` is, beside parsing by Python's eval, and how much memory it takes.
+"""Speed of ``hf-rerank prepare prm_public``, compared with parsing by Python's eval, and its peak memory.
 
     python scripts/benchmarks/preparing.py --output-dir RESULTS [--gigabytes 0.5 2] [--rounds 3] [--sample 1000]
         [--scratch DIR]
 
-Writes RESULTS/preparing.json and RESULTS/preparing.md, and prints the latter. The text is simulated, without the truth
-file beside it, which real text has not either. The smaller texts are the beginning of the largest. A gigabyte is 10^9
-bytes; scratch must hold twice the largest text.
+Writes RESULTS/preparing.json and RESULTS/preparing.md, and prints the latter. The text is simulated; the ground truth
+file is removed, since real data have none. The smaller texts are the beginning of the largest. A gigabyte is 10^9
+bytes; scratch needs space for twice the largest text.
 
-A round times, one after the other: eval of ``--sample`` lines, as public scripts parse them (``line.split("|")``, eval
-of each field, ``null`` as None) without making anything of the values; the whole command in a process of its own, from
-its start to the finished folder; and eval again. Eval runs on one core. "Times eval" is seconds a byte of eval (the
-mean of both) over seconds a byte of the command; "per core" is the same of processor seconds (user and system, all
-threads). Given are medians and extremes over the rounds: ratios hold on a noisy machine where absolute times do not.
+A round times, in turn: eval of ``--sample`` lines, as public scripts parse them (``line.split("|")``, eval of each
+field, ``null`` as None), without using the values; the whole command in a separate process, from its start to the
+finished folder; and eval again. Eval runs on one core. "Times eval" is seconds per byte of eval (the mean of both)
+over seconds per byte of the command; "per core" is the same for processor seconds (user and system, all threads). The
+table shows medians and extremes over the rounds: ratios are reliable on a noisy machine, absolute times are not.
 Memory is the peak resident memory of the command's process (ru_maxrss).
 """
 
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 RAW_FILE = "set1.train.txt.part1"
-LINE_BYTES = 6_900  # of a simulated line, about; a text is cut to its size
+LINE_BYTES = 6_900  # about the size of a simulated line; a text is cut to its size
 NAMES: dict[str, Any] = {"null": None}
 COMMAND = (sys.executable, "-m", "hf_rerank.cli")
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--gigabytes", nargs="+", type=positive(float), default=[0.5, 2.0])
     parser.add_argument("--rounds", type=positive(int), default=3)
-    parser.add_argument("--sample", type=positive(int), default=1_000, help="lines that are parsed by eval")
+    parser.add_argument("--sample", type=positive(int), default=1_000, help="lines to parse with eval")
     parser.add_argument("--scratch", type=Path, help="folder for text and lists (default: the system's)")
     options = parser.parse_args()
 
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def make_text(folder: Path, size: int) -> None:
-    """Simulates a raw file of at least ``size`` bytes, and removes the truth beside it."""
+    """Simulates a raw file of at least ``size`` bytes, and removes its ground truth file."""
     lists = str(size // LINE_BYTES + 2)
     subprocess.run([*COMMAND, "simulate", "prm_public", "--output-dir", folder, "--lists", lists], check=True)
     for path in folder.iterdir():
@@ -87,7 +87,7 @@ def make_text(folder: Path, size: int) -> None:
 
 
 def cut_text(path: Path, size: int) -> None:
-    """Cuts a file at the end of the line in which byte ``size`` lies."""
+    """Cuts a file at the end of the line that contains byte ``size``."""
     with path.open("r+b") as file:
         file.seek(size)
         file.readline()
@@ -100,7 +100,7 @@ def first_lines(path: Path, count: int) -> list[str]:
 
 
 def one_round(scratch: Path, sample: Sequence[str]) -> dict[str, float]:
-    """Seconds and processor seconds a byte of eval and of the command, its peak memory, and bytes of Parquet."""
+    """Returns seconds and processor seconds per byte of eval and the command, peak memory, and bytes of Parquet."""
     lists, size = scratch / "lists", (scratch / "raw" / RAW_FILE).stat().st_size
     load = os.getloadavg()[0]
     first = time_eval(sample)
@@ -128,12 +128,12 @@ def one_round(scratch: Path, sample: Sequence[str]) -> dict[str, float]:
 
 
 def quiet() -> list[tuple[Any, ...]]:
-    """For posix_spawn: what the command prints goes nowhere, but for its errors."""
+    """File actions for posix_spawn that discard standard output but keep errors."""
     return [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
 
 
 def time_eval(lines: Sequence[str]) -> tuple[float, float]:
-    """Seconds and processor seconds a byte of text, parsed by eval."""
+    """Returns seconds and processor seconds per byte of text parsed by eval."""
     started, cpu_started = time.perf_counter(), time.process_time()
     for line in lines:
         for field in line.split("|"):
@@ -143,7 +143,7 @@ def time_eval(lines: Sequence[str]) -> tuple[float, float]:
 
 
 def row(size: int, rounds: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """The medians of the rounds, and what the table needs beside them."""
+    """Returns the medians over the rounds, and the other values of the table."""
     medians = {name: statistics.median(values[name] for values in rounds) for name in rounds[0]}
     extremes = {
         f"{name}_{end.__name__}": end(values[name] for values in rounds)

@@ -1,21 +1,21 @@
-"""How fast ``hf-rerank prepare ad`` is, stage by stage, how much memory and disk it takes, and what that means for the
-whole dataset.
+"""Speed of ``hf-rerank prepare ad`` by stage, its peak memory and disk space, and an extrapolation to the whole
+dataset.
 
     python scripts/benchmarks/preparing_ad.py --output-dir RESULTS [--lists 1000000] [--behaviours 10000000 20000000]
         [--raw-dir RAW] [--rounds 2] [--scratch DIR]
 
 Writes RESULTS/preparing_ad.json and RESULTS/preparing_ad.md, and prints the latter. The raw files are simulated
-(``hf-rerank simulate ad``), or those of ``--raw-dir``. A smaller behaviour log is the beginning of the largest: of
-files in ``--raw-dir`` that are shorter all is taken.
+(``hf-rerank simulate ad``), or those of ``--raw-dir``. A smaller behaviour log is the beginning of the largest; a
+file in ``--raw-dir`` that is shorter is used whole.
 
-A round runs the whole command in a process of its own for each size. The stages' rows and seconds are those of its
-report; memory is the peak resident memory of the process (ru_maxrss); disk is the most that the folder of buckets
-held, looked at every 50 ms. Given are medians over the rounds, of memory and disk the largest.
+A round runs the whole command in a separate process for each size. Rows and seconds of the stages come from its
+report; memory is the peak resident memory of the process (ru_maxrss); disk is the maximum size of the folder of
+buckets, sampled every 50 ms. The tables show medians over the rounds, for memory and disk the maximum.
 
-The whole dataset has 26,557,961 impressions and 723,268,134 behaviours. Extrapolated is linearly: the logs by their
-rows a second; making lists, with two sizes, by a share that grows with the lists and one that grows with the
-behaviours. This assumes as many behaviours kept, and as many lists an impression, as in what was measured, a disk that
-reads as fast as here, where the files are in the memory of the system, and buckets of the same size.
+The whole dataset has 26,557,961 impressions and 723,268,134 behaviours. The extrapolation is linear: for the logs by
+rows per second; for making lists, with two sizes, by a part that grows with the lists and one that grows with the
+behaviours. It assumes the same share of behaviours kept and the same number of lists per impression as measured, a
+disk as fast as here, where the files are in the page cache, and buckets of the same size.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--lists", type=positive(int), default=1_000_000, help="to simulate")
     parser.add_argument("--behaviours", nargs="+", type=positive(int), default=[10_000_000, 20_000_000])
-    parser.add_argument("--raw-dir", type=Path, help="raw files instead of simulated ones")
+    parser.add_argument("--raw-dir", type=Path, help="raw files to use instead of simulated ones")
     parser.add_argument("--rounds", type=positive(int), default=2)
     parser.add_argument("--scratch", type=Path, help="folder for raw files, buckets and lists (default: the system's)")
     options = parser.parse_args()
@@ -84,7 +84,7 @@ def simulate(folder: Path, lists: int, behaviours: int) -> None:
 
 
 def cut_log(whole: Path, folder: Path, behaviours: int) -> Path:
-    """A folder with the first rows of the behaviour log, and links to the other files."""
+    """Makes a folder with the first rows of the behaviour log, and links to the other files."""
     folder.mkdir()
     for path in whole.iterdir():
         if path.name != LOG:
@@ -95,7 +95,7 @@ def cut_log(whole: Path, folder: Path, behaviours: int) -> Path:
 
 
 def one_run(raw: Path, output: Path) -> dict[str, Any]:
-    """The report of one command, and what it took."""
+    """Returns the report of one command, with its time, memory and disk space."""
     load = os.getloadavg()[0]
     most = [0]
     done = threading.Event()
@@ -131,18 +131,18 @@ def one_run(raw: Path, output: Path) -> dict[str, Any]:
 
 
 def watch(folder: Path, most: list[int], done: threading.Event) -> None:
-    """Keeps the most bytes that a folder held."""
+    """Records the maximum size of a folder in bytes."""
     while not done.wait(0.05):
         sizes = []
         try:
             sizes += [path.stat().st_size for path in folder.rglob("*.arrow")]
-        except FileNotFoundError:  # not there yet, or not any more
+        except FileNotFoundError:  # not created yet, or already removed
             continue
         most[0] = max(most[0], sum(sizes))
 
 
 def row(runs: tuple[dict[str, Any], ...]) -> dict[str, Any]:
-    """The medians of the rounds; of memory and disk the largest."""
+    """Returns the medians over the rounds; for memory and disk, the maximum."""
     medians = {name: statistics.median(run[name] for run in runs) for name in ("seconds", "cpu_seconds")}
     largest = {name: max(run[name] for run in runs) for name in ("peak_memory_mib", "bucket_bytes")}
     stages = {
@@ -157,7 +157,7 @@ def row(runs: tuple[dict[str, Any], ...]) -> dict[str, Any]:
 
 
 def extrapolated(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of each stage, and bytes of the buckets, of the whole dataset; see the top of this file."""
+    """Extrapolates seconds of each stage and bytes of the buckets to the whole dataset; see the top of this file."""
     last = rows[-1]
     impressions, behaviours = last["counts"]["impressions"], last["counts"]["behaviours"]
     times_impressions, times_behaviours = IMPRESSIONS / impressions, BEHAVIOURS / behaviours

@@ -1,25 +1,25 @@
-"""What principled learning costs a training step: time and peak memory, by model, preset, fraction and batch size.
+"""Cost of principled learning per training step: time and peak memory, by model, preset, fraction and batch size.
 
     python scripts/benchmarks/principled_cost.py --output-dir RESULTS [--models prm dnn]
         [--presets none scaled paper reference] [--fractions 1 0.5 0.25] [--batch-sizes 128 512]
         [--variants float32 bf16 compiled] [--repeats 5] [--device cpu|cuda|auto] [--threads 1]
 
 Writes RESULTS/principled_cost.json and RESULTS/principled_cost.md, and prints the latter. Lists of 30 items with the
-features of PRM Public: 5 categorical and 19 dense an item, 3 categorical a user; models with the default sizes.
+features of PRM Public: 5 categorical and 19 dense per item, 3 categorical per user; models with the default sizes.
 
 A step is forward with the objective, backward, clipping and AdamW. ``none`` is the task loss alone and ``naive`` the
 losses of ``scaled`` from three separate calls of the whole model; both are always measured. Fractions apply to
-``scaled``. Variants: ``float32``; ``bf16``, forward under autocast; ``compiled``, by torch.compile. On a GPU all three
-are measured unless told otherwise, on the CPU ``float32``.
+``scaled``. Variants: ``float32``; ``bf16``, forward under autocast; ``compiled``, by torch.compile. The default is all
+three on a GPU, and ``float32`` on the CPU.
 
-Time: the settings of one model and batch size run in turn, a block of 3 steps each, ``--repeats`` rounds. Given are
-the median of the rounds, and median and extremes of the ratio to ``none`` of the same variant in the same round:
-ratios hold on a noisy machine where absolute times do not.
+Time: the settings of one model and batch size run in turn, a block of 3 steps each, ``--repeats`` rounds. The table
+shows the median over the rounds, and median and extremes of the ratio to ``none`` of the same variant in the same
+round: ratios are reliable on a noisy machine, absolute times are not.
 
-Memory: what the first steps take on top of the model and the batches, that is gradients, the state of AdamW,
-activations and temporaries. On the CPU, in a fresh process for each row, the peak resident memory (ru_maxrss) less
-what was resident before: below some 10 MiB it says little, and in a compiled row it holds the compiler. On a GPU
-torch.cuda.max_memory_allocated less what was allocated before.
+Memory: the memory that the first steps need in addition to the model and the batches, that is gradients, the state of
+AdamW, activations and temporaries. On the CPU: the peak resident memory (ru_maxrss) of a fresh process per row, minus
+the resident memory before. Values below some 10 MiB are unreliable, and those of compiled rows include the compiler.
+On a GPU: torch.cuda.max_memory_allocated minus the memory allocated before.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ VARIANTS = ("float32", "bf16", "compiled")
 
 @dataclass(frozen=True)
 class Setting:
-    """How a step is computed. ``preset``: of the objective, or ``naive``."""
+    """How a step is computed. ``preset``: a preset of the objective, or ``naive``."""
 
     preset: str
     fraction: float = 1.0
@@ -61,7 +61,7 @@ class Setting:
 
 
 class Training:
-    """Training of a new model in one setting, on batches that come round and round."""
+    """Training of a new model in one setting, cycling through a few batches."""
 
     def __init__(self, model: str, batches: list[dict[str, Any]], setting: Setting, device: str) -> None:
         import torch
@@ -83,7 +83,7 @@ class Training:
         )
         self.call: Callable[..., Any] = self.model
         if setting.variant == "compiled":
-            torch._dynamo.reset()  # else another batch size would be compiled for every size, and run slower
+            torch._dynamo.reset()  # otherwise a new batch size would be compiled with dynamic shapes, and run slower
             torch._dynamo.config.recompile_limit = 64  # all settings share the code of one forward
             self.call = torch.compile(self.model)
         self.autocast = torch.autocast(device, torch.bfloat16, enabled=setting.variant == "bf16")
@@ -112,7 +112,7 @@ class Training:
 
 
 def three_calls(model: Callable[..., Any], batch: dict[str, Any], keys: Any, task_loss: str) -> Any:
-    """The loss of ``scaled`` as a first implementation would write it: three calls of the whole model."""
+    """Computes the loss of ``scaled`` in a straightforward way: three calls of the whole model."""
     from hf_rerank.losses import probabilities
     from hf_rerank.principled import PRESETS, consistency_loss, positions_from_scores
     from hf_rerank.principled.orders import perturb_by_key
@@ -131,7 +131,7 @@ def three_calls(model: Callable[..., Any], batch: dict[str, Any], keys: Any, tas
 
 
 def made_batches(count: int, size: int, device: str) -> list[dict[str, Any]]:
-    """``count`` different batches of ``size`` lists."""
+    """Makes ``count`` different batches of ``size`` lists."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -156,7 +156,7 @@ def made_batches(count: int, size: int, device: str) -> list[dict[str, Any]]:
 def step_times(
     model: str, batch_size: int, settings: Sequence[Setting], repeats: int, device: str
 ) -> dict[Setting, list[float]]:
-    """Milliseconds a step of each setting in each round."""
+    """Returns the milliseconds per step of each setting in each round."""
     batches = made_batches(RING, batch_size, device)
     trainings = {setting: Training(model, batches, setting, device) for setting in settings}
     for training in trainings.values():
@@ -170,7 +170,7 @@ def step_times(
 
 
 def milliseconds(work: Callable[[], None], times: int, device: str) -> float:
-    """What doing the work ``times`` times in a row takes; of a GPU, until it is through with it."""
+    """Measures ``times`` repetitions of the work; on a GPU, until it has finished."""
     if device == "cuda":
         import torch
 
@@ -189,13 +189,13 @@ def milliseconds(work: Callable[[], None], times: int, device: str) -> float:
 
 
 def peak_memory(model: str, batch_size: int, setting: Setting, device: str, threads: int) -> float:
-    """MiB, see the top of the file; for the CPU in a process of its own, as a peak never falls."""
+    """Returns MiB, see the top of the file; on the CPU from a new process, since a peak never decreases."""
     if device == "cuda":
         return peak_in_this_process(model, batch_size, setting, device, threads)
     # Forked from a server that has imported everything and run nothing: quick, and without this process's own peak.
     context = get_context("forkserver")
     context.set_forkserver_preload(["hf_rerank.models.auto", "psutil"])
-    # With a fixed threshold the C library hands large blocks back when they are freed, so that what earlier steps held
+    # With a fixed threshold the C library returns large blocks when they are freed, so that memory of earlier steps
     # does not count as memory at the start. It reads this when the server starts.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     with ProcessPoolExecutor(1, mp_context=context) as process:
@@ -207,7 +207,7 @@ def peak_in_this_process(model: str, batch_size: int, setting: Setting, device: 
     import torch
 
     torch.set_num_threads(threads)
-    # What the first step of any model loads is no part of this one.
+    # Memory that the first step of any model allocates once is not counted.
     Training(model, made_batches(1, 2, device), Setting("scaled"), device).step()
     gc.collect()
     training = Training(model, made_batches(RING, batch_size, device), setting, device)
@@ -225,7 +225,7 @@ def peak_in_this_process(model: str, batch_size: int, setting: Setting, device: 
 def compared(
     model: str, batch_size: int, times: dict[Setting, list[float]], memory: dict[Setting, float]
 ) -> list[dict[str, Any]]:
-    """The rows of one model and batch size: medians, and ratios to ``none`` of the same variant."""
+    """Returns the rows of one model and batch size: medians, and ratios to ``none`` of the same variant."""
     rows = []
     for setting, rounds in times.items():
         base = Setting("none", variant=setting.variant)

@@ -3,15 +3,15 @@
     python scripts/benchmarks/rerankers.py --output-dir RESULTS [--models prm dlcm ...] [--presets default paper ...]
         [--rounds 7] [--threads 1]
 
-Writes RESULTS/rerankers.json and RESULTS/rerankers.md, and prints the latter. Each model has its default sizes and
-those of its presets. Lists: 30 items with the features of PRM Public (5 categorical and 19 dense an item, 3
-categorical a user); for ``librerank-ad`` 10 items with those of Ad (5 categorical and 1 dense an item, 8 categorical a
-user). No history. Tables of 20,000 ids.
+Writes RESULTS/rerankers.json and RESULTS/rerankers.md, and prints the latter. Each model is measured with its default
+sizes and those of its presets. Lists: 30 items with the features of PRM Public (5 categorical and 19 dense per item, 3
+categorical per user); for ``librerank-ad`` 10 items with those of Ad (5 categorical and 1 dense per item, 8
+categorical per user). No history. Tables of 20,000 ids.
 
 Training: a step of forward, backward, clipping and AdamW on 128 lists; without the principles and with
 ``principled="scaled"`` in turn, medians over rounds, and the median ratio of a round. Latency: ``model.rank`` of one
-list, median and 99th percentile of 200 calls; and of 512 lists, of 25 calls (their 99th percentile is all but the
-slowest), and as lists/s at the median. Ratios hold on a noisy machine where absolute times do not.
+list, median and 99th percentile of 200 calls; and of 512 lists, over 25 calls (their 99th percentile is close to the
+maximum), and as lists/s at the median. Ratios are reliable on a noisy machine, absolute times are not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Features:
-    """What a list holds: its length, rows of the items' and the user's tables, numbers an item."""
+    """Features of a list: its length, rows of the item and user tables, numbers per item."""
 
     length: int
     items: tuple[int, ...]
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def measure(name: str, preset: str, rounds: int) -> dict[str, Any]:
-    """One model with the sizes of one preset."""
+    """Measures one model with the sizes of one preset."""
     import torch
 
     from hf_rerank.principled import PRESETS
@@ -122,7 +122,7 @@ def measure(name: str, preset: str, rounds: int) -> dict[str, Any]:
 
 
 def made(name: str, preset: str, lists: Features) -> Any:
-    """A new model with these features."""
+    """Makes a new model with these features."""
     import torch
 
     from hf_rerank.models.auto import reranker_classes
@@ -174,7 +174,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _in_turn(work: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
-    """Seconds of each piece of work in each round, after one round that is not counted."""
+    """Returns the seconds of each piece of work in each round, after one warm-up round."""
     times: list[list[float]] = [[] for _ in work]
     for number in range(rounds + 1):
         for spent, run in zip(times, work, strict=True):
@@ -189,7 +189,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--models", nargs="+", help="default: all")
-    parser.add_argument("--presets", nargs="+", help="of default, paper, librerank-ad, librerank-prm; default: all")
+    parser.add_argument("--presets", nargs="+", help="default, paper, librerank-ad, librerank-prm (default: all)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

@@ -1,16 +1,15 @@
-"""Latency of one list, from a dictionary to its items in order: ``Reranker`` with PyTorch and with ONNX Runtime.
+"""Latency of one list, from a dict to its items in order: ``Reranker`` with PyTorch and with ONNX Runtime.
 
     python scripts/benchmarks/serving.py --output-dir RESULTS [--models prm dlcm ...] [--calls 1000]
 
 Writes RESULTS/serving.json and RESULTS/serving.md, and prints the latter. One list of 30 items with the features of
-PRM Public (5 categorical and 19 dense an item, 3 categorical a user, no history), tables of 20,000 ids, default sizes
-of each model, one thread, one list after another, each another one of 100. Milliseconds a call: the quickest tenth,
-median, 99th percentile, and the median of CPU time, which other work on the machine lengthens less. Blocks of 50 calls
-of all models and both runtimes take turns, so that a busy machine slows all; the first block of each is not counted.
+PRM Public (5 categorical and 19 dense per item, 3 categorical per user, no history), tables of 20,000 ids, default
+sizes of each model, one thread, one list per call, cycling through 100 lists. Milliseconds per call: 10th percentile,
+median, 99th percentile, and the median CPU time, which other work on the machine affects less. Blocks of 50 calls of
+all models and both runtimes take turns, so that a busy machine slows all; the first block of each is not counted.
 
-The parts are timed in calls of their own: *check* is ``Lists.from_rows``, *encode* ``ListProcessor.encode`` and
-padding, *model* the scores of ``Reranker.scorer``, *order* what is left: sorting and the result. Needs the extra
-``[onnx]``.
+The parts are timed in separate calls: *check* is ``Lists.from_rows``, *encode* ``ListProcessor.encode`` and padding,
+*model* the scores of ``Reranker.scorer``, *order* the rest: sorting and the result. Needs the extra ``[onnx]``.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Before torch and numpy are imported.
+# Must be set before torch and numpy are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -54,7 +53,7 @@ def main() -> None:
 
 
 def processor_and_lists() -> tuple[Any, list[dict[str, Any]]]:
-    """A processor of PRM Public's features that knows ``IDS`` ids, and ``LISTS`` random lists of them, unlabelled."""
+    """Makes a processor for PRM Public's features with ``IDS`` ids, and ``LISTS`` random lists without labels."""
     import pyarrow as pa
 
     from hf_rerank import Categorical, Dense, ListProcessor, ListSchema
@@ -86,7 +85,7 @@ def processor_and_lists() -> tuple[Any, list[dict[str, Any]]]:
 
 
 def measure(names: list[str], processor: Any, rows: list[dict[str, Any]], calls: int) -> list[dict[str, Any]]:
-    """For each model a row for torch and one for ONNX Runtime."""
+    """Returns, for each model, a row for torch and one for ONNX Runtime."""
     clocks = {name: clocks_of(name, processor) for name in names}
     for start in range(-BLOCK, calls, BLOCK):
         block = [rows[number % len(rows)] for number in range(start, min(start + BLOCK, calls))]
@@ -101,7 +100,7 @@ def measure(names: list[str], processor: Any, rows: list[dict[str, Any]], calls:
 
 
 def clocks_of(name: str, processor: Any) -> tuple[float, dict[str, Clock]]:
-    """How far the scores of the graph are from the model's, and a clock of each runtime."""
+    """Returns how far the scores of the graph are from the model's, and a clock for each runtime."""
     import torch
 
     from hf_rerank import Reranker
@@ -134,7 +133,7 @@ class Clock:
         self.seconds: dict[str, list[float]] = {part: [] for part in ("total", "cpu", *PARTS)}
 
     def time(self, rows: list[dict[str, Any]], counted: bool) -> None:
-        """Ranks each list alone: once as it is, and once with the parts timed."""
+        """Ranks each list separately: once as it is, and once with the parts timed."""
         times: list[dict[str, float]] = []
         for row in rows:
             started, started_cpu = time.perf_counter(), time.thread_time()
@@ -182,7 +181,7 @@ def _timed(parts: Sequence[tuple[str, Any, str]], spent: dict[str, float]) -> It
         yield
     finally:
         for (_, owner, name), method in zip(parts, there, strict=True):
-            # A method of the class stands in no instance.
+            # Removes the instance attribute, so that the method of the class is used again.
             setattr(owner, name, method) if method is not None else delattr(owner, name)
 
 

@@ -1,10 +1,10 @@
-"""Speed of PRM: what principled learning costs a step, what the trainer adds, how fast lists are trained and ranked.
+"""Speed of PRM: cost of principled learning per step, overhead of the trainer, lists/s in training and ranking.
 
     python scripts/benchmarks/speed.py [--output FILE] [--rounds 15] [--threads 1]
 
 Lists of 30 items with 5 categorical and 19 dense features, 3 categorical user features; PRM with its default sizes
-(hidden size 64, 2 layers, 1 head, intermediate size 128). What is compared runs in turn within each round, and medians
-over rounds are printed: ratios hold on a noisy machine where absolute times do not.
+(hidden size 64, 2 layers, 1 head, intermediate size 128). Compared settings run in turn within each round, and medians
+over rounds are printed: ratios are reliable on a noisy machine, absolute times are not.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def step_times(rounds: int) -> dict[str, float]:
-    """Milliseconds of a training step: the task loss alone, three separate passes, the principled objective."""
+    """Returns the milliseconds of a step: the task loss alone, three separate passes, the principled objective."""
     import torch
 
     from hf_rerank.principled import PRESETS
@@ -85,7 +85,7 @@ def step_times(rounds: int) -> dict[str, float]:
 
 
 def _three_passes(model: Any, batch: dict[str, Any]) -> Any:
-    """The objective as a first implementation would write it: three calls of the whole model."""
+    """Computes the objective in a straightforward way: three calls of the whole model."""
     from hf_rerank.losses import probabilities
     from hf_rerank.principled import consistency_loss, perturb, positions_from_scores
 
@@ -103,9 +103,9 @@ def _three_passes(model: Any, batch: dict[str, Any]) -> Any:
 
 
 def trainer_overhead(rounds: int, steps: int = 10) -> dict[str, float]:
-    """Milliseconds a step of ``RerankTrainer`` and of a plain loop, over the same raw lists and model.
+    """Returns the milliseconds per step of ``RerankTrainer`` and of a plain loop, over the same raw lists and model.
 
-    Runs of ``steps`` and of three times as many are subtracted, so that setting up counts nowhere.
+    The time of ``steps`` steps is subtracted from that of three times as many, so that the setup does not count.
     """
     import torch
     from datasets import Dataset
@@ -174,7 +174,7 @@ def trainer_overhead(rounds: int, steps: int = 10) -> dict[str, float]:
 
 
 def million_ids(rounds: int) -> dict[str, float]:
-    """With a table of a million ids: training lists/s, latency of one raw list, ranking lists/s."""
+    """Measures with a table of a million ids: training lists/s, latency of one raw list, ranking lists/s."""
     import torch
 
     from hf_rerank import ListProcessor, PRMConfig, PRMForReranking, Reranker
@@ -197,11 +197,11 @@ def million_ids(rounds: int) -> dict[str, float]:
         optimizer.zero_grad()
 
     train_times = _in_turn({"train": train}, rounds)["train"]
-    optimizer.state.clear()  # as large as the table, and ranking needs none of it
+    optimizer.state.clear()  # as large as the table, and not needed for ranking
     reranker = Reranker(processor, model)
     one = [{name: value for name, value in rows[0].items() if name != "click"}]
     features = dict(processor(one).items())
-    # Each on its own, one call after the other, as a service would make them.
+    # One list per call, one call after the other, as in a service.
     times = {
         name: _in_turn({name: run}, count)[name]
         for name, run, count in (
@@ -223,7 +223,7 @@ def million_ids(rounds: int) -> dict[str, float]:
 
 
 def _in_turn(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each piece of work in each round, after two rounds that are not counted."""
+    """Returns the seconds of each piece of work in each round, after two warm-up rounds."""
     times: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds + 2):
         for name, run in work.items():
@@ -263,7 +263,7 @@ def _batch(lists: int, ids: int) -> dict[str, Any]:
 
 
 def _raw_lists(count: int, ids: int, *, every_id: bool = False) -> tuple[dict[str, Any], Any]:
-    """Raw lists as columns, and their schema. ``every_id``: each of the ids comes at least twice."""
+    """Makes raw lists as columns, and their schema. ``every_id``: each id occurs at least twice."""
     from hf_rerank import Categorical, Dense, ListSchema
 
     generator = np.random.default_rng(0)

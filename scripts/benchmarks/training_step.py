@@ -1,13 +1,13 @@
-"""Time of one training step, printed as JSON: what dropout and a principled preset cost.
+"""Time of one training step, printed as JSON, for measuring the cost of dropout or of a principled preset.
 
     python scripts/benchmarks/training_step.py [--model prm] [--principled none] [--dropout 0.1] [--batch-size 128]
         [--steps 30] [--device cpu] [--threads 1]
 
 Lists of 30 items with 5 categorical and 19 dense features, and 3 categorical user features; the model has its default
-sizes. A step is forward with the objective, backward, clipping and AdamW, in training mode. The JSON holds the
+sizes. A step is forward with the objective, backward, clipping and AdamW, in training mode. The JSON contains the
 options, and ``median_ms``, ``fastest_ms`` and ``cpu_ms``, the median CPU time of the process, which other work on the
-machine lengthens less. To compare two versions of the code, run the script with each of them in turn, several times,
-and compare the runs pairwise: ratios hold on a noisy machine where absolute times do not.
+machine affects less. To compare two versions of the code, run the script with each of them in turn, several times,
+and compare the runs pairwise: ratios are reliable on a noisy machine, absolute times are not.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def step_times(options: argparse.Namespace) -> list[tuple[float, float]]:
-    """Milliseconds of each step and of its CPU time, after some steps that are not counted."""
+    """Returns the milliseconds of each step and of its CPU time, after some warm-up steps."""
     import torch
 
     from hf_rerank.models import reranker_classes
@@ -93,7 +93,7 @@ def random_batch(size: int) -> dict[str, Any]:
 
 
 def _wait(device: str) -> None:
-    """Until the device has done what it was given."""
+    """Waits until the device has finished."""
     if device != "cpu":
         import torch
 

@@ -1,14 +1,15 @@
-"""Fine-tuning: what is a model of many lists worth where there are few lists of another world?
+"""Fine-tuning: how much does a model trained on many lists help with few lists from another world?
 
     python scripts/experiments/fine_tuning.py --output-dir RESULTS --seeds 5 --workers 2
 
 Simulates lists of the default world, and fewer of a shifted one: other weights, half of the lists with the items of
-the first world and half with items that it does not know. PRM is trained on the first; then, on a few lists of the
-second, PRM is trained from nothing, and fine-tuned from the first model (``adapt``: new items get rows). For each
-number of lists and each way the learning rate is chosen on ``validation``, with a seed of its own; the best epoch of
-each run is chosen on ``validation`` by NDCG@10. Measured once, on ``test`` and ``ranker_train``, which nothing else
-reads. A seed draws the few lists, the weights and the order of batches; rows of one seed are paired. RESULTS gets
-``first/``, ``second/``, ``runs/*.json``, ``summary.json`` and ``summary.md``. A run that is there is not repeated.
+the first world and half with items that are unknown to it. PRM is trained on the first; then, on a few lists of the
+second, PRM is trained from scratch, and fine-tuned from the first model (``adapt``: new items get rows). For each
+number of lists and each way of training, the learning rate is chosen on ``validation``, with a separate seed; the best
+epoch of each run is chosen on ``validation`` by NDCG@10. Each run is evaluated once, on ``test`` and ``ranker_train``,
+which are not used otherwise. A seed determines the few lists, the weights and the order of batches; runs with the same
+seed are paired. RESULTS gets ``first/``, ``second/``, ``runs/*.json``, ``summary.json`` and ``summary.md``. Existing
+runs are not repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from runs import finish, mean_and_spread, over_users, paired, per_list, results,
 from hf_rerank.data.simulation import PRMWorld
 
 # The theme of a list counts half as much, prices and crowding twice as much, and match less than quality; the bias
-# makes up for it, so that lists have about as many clicks.
+# compensates, so that lists have about as many clicks.
 SHIFTED = PRMWorld(
     bias=0.6, theme_weight=2.25, price_weight=1.6, crowding_weight=1.2, quality_weight=0.7, match_weight=0.3
 )
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def simulate(folder: Path, first: int, second: int) -> None:
-    """Lists of both worlds, prepared in ``folder/first/lists`` and ``folder/second/lists``."""
+    """Prepares lists of both worlds in ``folder/first/lists`` and ``folder/second/lists``."""
     from hf_rerank.data.prm_public import prepare_prm_public
     from hf_rerank.data.simulation import simulate_prm
 
@@ -89,7 +90,7 @@ def train_first(path: Path, seed: int, epochs: float) -> dict[str, Any]:
 
 
 def choose_learning_rates(folder: Path, options: argparse.Namespace) -> dict[tuple[str, int], Any]:
-    """For each way and number of lists the learning rate with the best NDCG@10 on the validation lists."""
+    """Finds, for each way and number of lists, the learning rate with the best NDCG@10 on validation."""
     wanted = {
         (way, few, rate): folder / "runs" / f"choose-{TRAINED[way]}-{few}-{rate:g}.json"
         for few in options.few
@@ -110,7 +111,7 @@ def choose_learning_rates(folder: Path, options: argparse.Namespace) -> dict[tup
 
 
 def run(path: Path, way: str, few: int, seed: int, rate: float, epochs: float, test: bool) -> dict[str, Any]:
-    """Trains on a few lists of the second world, in one way; ``test``: and measures it."""
+    """Trains on a few lists of the second world in one way; with ``test``, also evaluates."""
     from hf_rerank import ListProcessor
 
     lists = _few_lists(path, few, seed)
@@ -129,14 +130,14 @@ def run(path: Path, way: str, few: int, seed: int, rate: float, epochs: float, t
 
 
 def untuned(path: Path, seed: int, few: int) -> dict[str, Any]:
-    """Measures the model of the first world as it is: items that it does not know are the unknown one."""
+    """Evaluates the model of the first world without training: unknown items share the unknown row."""
     lists = _few_lists(path, few, seed)
     tuned, _ = _adapted(path, lists, seed)
     return {"test": _measured(path, tuned.model, tuned.processor, lists)}
 
 
 def _few_lists(path: Path, few: int, seed: int) -> Any:
-    """The second world's lists, with few to train on."""
+    """Returns the second world's lists, with only a few for training."""
     from datasets import concatenate_datasets
 
     from hf_rerank import load_lists
@@ -185,7 +186,7 @@ def _measured(path: Path, model: Any, processor: Any, lists: Any) -> dict[str, A
 
 
 def summarise(folder: Path, few: list[int], seeds: list[int]) -> dict[str, Any]:
-    """Means over seeds, and paired differences."""
+    """Computes means over seeds, and paired differences."""
     from safetensors.numpy import load_file
 
     from hf_rerank import ListProcessor
@@ -231,7 +232,7 @@ def summarise(folder: Path, few: list[int], seeds: list[int]) -> dict[str, Any]:
 
 
 def as_markdown(summary: dict[str, Any]) -> str:
-    """Two tables: every row, and the differences."""
+    """Formats two tables: every row, and the differences."""
     lines = [f"| | {' | '.join(MEASURES)} |", f"|---|{'---|' * len(MEASURES)}"]
     for label, row in {"initial order": summary["orders"]["initial"], **summary["rows"]}.items():
         cells = [row.get(name) for name in MEASURES]
@@ -261,12 +262,12 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--seeds", type=int, default=5, help="how many")
-    parser.add_argument("--first-lists", type=int, default=12_000, help="of the first world; 45 %% train")
-    parser.add_argument("--second-lists", type=int, default=6_000, help="of the second; 45 %% train")
+    parser.add_argument("--first-lists", type=int, default=12_000, help="lists of the first world; 45 %% train")
+    parser.add_argument("--second-lists", type=int, default=6_000, help="lists of the second world; 45 %% train")
     parser.add_argument("--few", type=int, nargs="+", default=[300, 1000, 2500], help="lists to fine-tune on")
     parser.add_argument("--first-epochs", type=float, default=8)
-    parser.add_argument("--epochs", type=float, default=20, help="on the few lists")
-    parser.add_argument("--workers", type=int, default=1, help="processes that make runs")
+    parser.add_argument("--epochs", type=float, default=20, help="epochs on the few lists")
+    parser.add_argument("--workers", type=int, default=1, help="processes that train in parallel")
     return parser.parse_args()
 
 

@@ -4,12 +4,12 @@
     python scripts/experiments/grid.py --output-dir GRID --seeds 5 [--questions 1 2 5] [--shard 0/2]
 
 One run is one (world, length, model, arm, seed): trained on ``train``, its best epoch chosen on ``validation`` by
-NDCG@10, measured once on ``test``. Runs of one seed share lists, initial weights and batch order, so differences are
-paired. Learning rates are chosen first, per model and format, on the validation lists of ``trained`` or of
-``ad_trained``, with a seed of their own.
+NDCG@10, evaluated once on ``test``. Runs with the same seed share lists, initial weights and batch order, so
+differences are paired. Learning rates are chosen first, per model and format, on the validation lists of ``trained``
+or of ``ad_trained``, with a separate seed.
 
-A run whose file exists is not repeated, so the command can be stopped at any time and resumes. Two processes share
-the work with ``--shard 0/2`` and ``--shard 1/2``. Values per list, for the bootstrap over users, are kept beside the
+A run whose file exists is not repeated, so the command can be stopped at any time and resumes. Two processes share the
+work with ``--shard 0/2`` and ``--shard 1/2``. Values per list, for the bootstrap over users, are stored next to the
 JSON in ``.safetensors`` files. ``questions.py`` makes the tables and figures.
 """
 
@@ -51,11 +51,11 @@ class Arm:
 
     Attributes:
         principled: Preset of principled learning.
-        kwargs: Its numbers that are changed.
+        kwargs: Settings of the preset to override.
         relaxation: Own order with a gradient: arguments of ``hf_rerank.principled.Soft``. None: the hard order.
         dropout: ``hidden_dropout_prob``.
         order: Whether the model is given the initial order. DLCM, which must read one, gets a fixed random order.
-        factors: How the weights change in training: ``late`` or ``constraint``, see ``schedules.py``.
+        factors: How the weights change during training: ``late`` or ``constraint``, see ``schedules.py``.
         arguments: Further training arguments.
     """
 
@@ -140,13 +140,13 @@ class Run:
 
 
 def train_run(run: Run, root: Path, folder: Path, learning_rate: float) -> tuple[Any, World]:
-    """The trainer of one run, after the training, and its lists.
+    """Trains one run; returns its trainer and its lists.
 
     Args:
-        run: Which run.
+        run: The run.
         root: Folder of the simulated lists.
-        folder: For checkpoints, which are removed at the end.
-        learning_rate: Unless the arm has its own.
+        folder: Folder for checkpoints, which are removed at the end.
+        learning_rate: Learning rate, unless the arm sets one.
     """
     from runs import train
 
@@ -180,7 +180,7 @@ def train_run(run: Run, root: Path, folder: Path, learning_rate: float) -> tuple
 
 
 def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) -> dict[str, Any]:
-    """Trains and measures one run; plain JSON values. Values per list are written to ``folder``."""
+    """Trains and evaluates one run; returns JSON values. Values per list are written to ``folder``."""
     from safetensors.numpy import save_file
 
     from hf_rerank.evaluation import evaluate, evaluate_orders
@@ -232,7 +232,7 @@ def _relaxed(arm: Arm, seed: int) -> Any:
 
 
 def measure_lists(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:
-    """Per list: NDCG@10 and expected clicks of the given order and of the model's, and obedience."""
+    """Computes per list: NDCG@10 and expected clicks of the given order and of the model's, and obedience."""
     from hf_rerank import metrics
     from hf_rerank.evaluation.evaluator import encode_batches, measure_obedience
     from hf_rerank.schema import MODEL_TENSORS
@@ -259,7 +259,7 @@ def measure_lists(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarra
 
 
 def by_fixed_point(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Means over the lists that reach a fixed point, over those that do not, and by quarters of P1 by item."""
+    """Computes means over the lists that reach a fixed point, over those that do not, and by quartile of item P1."""
     obedience = values["p1_item_obedience"]
     quarters = np.quantile(obedience, [0.25, 0.5, 0.75])
     groups = {
@@ -279,7 +279,7 @@ def _numbers(measured: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in measured.items() if isinstance(value, int | float)}
 
 
-# --- what each question needs, in the order of its value ---
+# --- the runs of each question, the most valuable first ---
 
 
 def _cells(worlds: Iterable[str], lengths: Iterable[int], models: Iterable[str], arms: Iterable[str]) -> list[Any]:
@@ -334,13 +334,13 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
 
 
 def trained_as(run: Run) -> Run:
-    """The run that trains its model: without order, whole lists give the same model in every initial order."""
+    """Returns the run that trains its model: without order, uncut lists give the same model in every initial order."""
     whole = run.length == WHOLE and WORLDS[run.world][:2] == ("prm_public", LISTS)
     return replace(run, world="trained") if whole and not ARMS[run.arm].order else run
 
 
 def planned(questions: Iterable[str], seeds: int) -> Iterator[Run]:
-    """The runs of the questions, seed by seed within each, without repetitions."""
+    """Yields the runs of the questions, seed by seed within each, without repetitions."""
     done = set()
     for question in questions:
         for seed in range(seeds):
@@ -358,7 +358,7 @@ CHOOSING_LISTS = {"prm_public": ("trained", 30, ""), "ad": ("ad_trained", 10, "a
 
 
 def learning_rate(world: str, model: str, root: Path, folder: Path) -> float:
-    """The rate with the best NDCG@10 on validation lists of the world's format, without principles."""
+    """Finds the rate with the best NDCG@10 on validation lists of the world's format, without principles."""
     chosen_on, length, prefix = CHOOSING_LISTS[WORLDS[world][0]]
     found = {}
     for rate in LEARNING_RATES:
@@ -379,7 +379,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 def print_plan(folder: Path, seeds: int) -> None:
-    """Runs, and hours on one core, of each question; a run's time is that of its kind on the median so far."""
+    """Prints runs and hours on one core per question; a run's time is the median of finished runs of its kind."""
     from statistics import median
 
     times: dict[tuple[str, int, bool], list[float]] = {}
@@ -413,7 +413,7 @@ def main() -> None:
     runs = [run for run in planned(options.questions, options.seeds) if run.model in options.models]
     runs = [run for run in runs if not options.lengths or run.length in options.lengths]
     runs = [run for run in runs if (not options.arms or run.arm in options.arms) and run.world in options.worlds]
-    # Each process starts with its own share, then takes what the others have left.
+    # Each process starts with its own share, then takes runs that the others have left.
     for run in [*runs[part::parts], *runs]:
         path = folder / f"{run.name}.json"
         claim = path.with_suffix(".running")
@@ -428,7 +428,7 @@ def main() -> None:
 
 
 def _claim(path: Path) -> bool:
-    """Whether this process may make the run: no living process of this machine is making it."""
+    """Whether this process may start the run: no live process on this machine is working on it."""
     if path.is_file():
         try:
             os.kill(int(path.read_text()), 0)

@@ -1,12 +1,12 @@
-"""What is a user's history worth to the re-rankers that read it, PEAR and RAISE?
+"""How much does a user's history help the re-rankers that read it, PEAR and RAISE?
 
     python scripts/experiments/history.py --output-dir RESULTS --seeds 5 --workers 2
 
-Simulates Ad lists with a behaviour log (seed 1), or takes prepared lists with a history (``--data LISTS``). For each
-model, with and without the history columns, the learning rate is chosen on ``validation`` with a seed of its own; then
-each is trained with every seed, the best epoch chosen on ``validation`` by NDCG@10, and measured once on ``test``.
+Simulates Ad lists with a behaviour log (seed 1), or uses prepared lists with a history (``--data LISTS``). For each
+model, with and without the history columns, the learning rate is chosen on ``validation`` with a separate seed; then
+each is trained with every seed, the best epoch chosen on ``validation`` by NDCG@10, and evaluated once on ``test``.
 Runs of one model and seed share data and batch order, so that differences are paired. RESULTS gets ``lists/``,
-``runs/*.json``, ``summary.json`` and ``summary.md``. A run that is there is not repeated.
+``runs/*.json``, ``summary.json`` and ``summary.md``. Existing runs are not repeated.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def run(path: Path, data: str, model: str, arm: str, rate: float, seed: int, epochs: float, test: bool) -> dict:
-    """Trains one model with or without the history; ``test``: and measures it on the test lists."""
+    """Trains one model with or without the history; with ``test``, also evaluates it on the test lists."""
     from safetensors.numpy import save_file
 
     from hf_rerank import ListProcessor, load_lists
@@ -102,7 +102,7 @@ def run(path: Path, data: str, model: str, arm: str, rate: float, seed: int, epo
 
 
 def summarise(folder: Path, data: Path, models: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Means over seeds, and paired differences."""
+    """Computes means over seeds, and paired differences."""
     from safetensors.numpy import load_file
 
     from hf_rerank import ListProcessor, load_lists
@@ -153,7 +153,7 @@ def summarise(folder: Path, data: Path, models: list[str], seeds: list[int]) -> 
 
 
 def as_markdown(summary: dict[str, Any]) -> str:
-    """Two tables: every row, and what the history changes."""
+    """Formats two tables: every row, and the effect of the history."""
     names = list(next(iter(summary["changes"].values()))["differences"])
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for label, row in {"initial order": summary["orders"]["initial"], **summary["rows"]}.items():
@@ -179,7 +179,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=READERS, default=list(READERS))
     parser.add_argument("--lists", type=int, default=40_000, help="simulated lists, before the window rule")
     parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--workers", type=int, default=1, help="processes that make runs")
+    parser.add_argument("--workers", type=int, default=1, help="processes that train in parallel")
     return parser.parse_args()
 
 

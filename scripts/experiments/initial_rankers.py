@@ -1,13 +1,13 @@
-"""Initial rankers of three qualities: how good is their order, and what does PRM add to it?
+"""Initial rankers of three qualities: how good is their order, and how much does PRM add to it?
 
     python scripts/experiments/initial_rankers.py --output-dir RESULTS --seeds 3 --workers 2
 
 Simulates lists (simulator seed 1), and sorts them by LambdaMART and the DNN, each ``poor``, ``moderate`` and
 ``strong``, trained on ``ranker_train``; the order of the simulator's own ranker is one more row. On each order PRM is
-trained; the best epoch is chosen on ``validation`` by NDCG@10, and measured once on ``test``. All orders hold the same
-lists, uncut, so that metrics compare over rows. One more row, a PRM that is not shown any order, says what an order is
-worth to PRM. RESULTS gets ``lists/``, ``lists-RANKER-QUALITY/``, ``runs/*.json``, ``summary.json`` and ``summary.md``.
-A run that is there is not repeated.
+trained; the best epoch is chosen on ``validation`` by NDCG@10, and evaluated once on ``test``. All orders contain the
+same uncut lists, so that metrics are comparable across rows. One more row, a PRM that does not read any order, shows
+the value of an order to PRM. RESULTS gets ``lists/``, ``lists-RANKER-QUALITY/``, ``runs/*.json``, ``summary.json`` and
+``summary.md``. Existing runs are not repeated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ORDERS = {
         for quality in ("poor", "moderate", "strong")
     },
 }
-# Chosen for PRM on validation lists of this world.
+# Learning rate chosen for PRM on validation lists of this world.
 LEARNING_RATE = 1e-3
 MEASURES = ("ndcg@10", "map@10", "expected_clicks", "expected_clicks_share", "gauc", "precision@5")
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def sort(folder: Path, name: str) -> None:
-    """The lists in the order of this name, in ``folder``."""
+    """Writes the lists, sorted in the order of this name, into ``folder``."""
     from hf_rerank.initial_rankers.order import add_initial_order
 
     output = folder / ORDERS[name]
@@ -63,7 +63,7 @@ def sort(folder: Path, name: str) -> None:
 
 
 def run(path: Path, name: str, seed: int, epochs: float) -> dict[str, Any]:
-    """Trains and measures PRM on one order with one seed."""
+    """Trains and evaluates PRM on one order with one seed."""
     from hf_rerank import ListProcessor, load_lists
     from hf_rerank.evaluation import evaluate
 
@@ -89,7 +89,7 @@ def run(path: Path, name: str, seed: int, epochs: float) -> dict[str, Any]:
 
 
 def summarise(folder: Path, seeds: list[int]) -> dict[str, Any]:
-    """For each order its metrics, those of PRM on it (means over seeds), and what PRM adds."""
+    """Computes for each order its metrics, those of PRM on it (means over seeds), and the gain of PRM."""
     from hf_rerank import ListProcessor, load_lists
     from hf_rerank.evaluation import evaluate_orders
 
@@ -129,7 +129,7 @@ def summarise(folder: Path, seeds: list[int]) -> dict[str, Any]:
 
 
 def as_markdown(summary: dict[str, Any]) -> str:
-    """One table: each order, and PRM on it."""
+    """Formats one table: each order, and PRM on it."""
     shown = {"NDCG@10": "ndcg@10", "MAP@10": "map@10", "exp. clicks": "expected_clicks"}
     heads = [*shown, *(f"PRM {heading}" for heading in shown), "PRM adds, NDCG@10", "PRM adds, exp. clicks"]
     lines = [f"| initial order | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
@@ -157,7 +157,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--lists", type=int, default=24_000, help="simulated lists, all splits; 45 %% train")
     parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--workers", type=int, default=1, help="processes that make runs")
+    parser.add_argument("--workers", type=int, default=1, help="processes that train in parallel")
     return parser.parse_args()
 
 

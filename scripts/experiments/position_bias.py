@@ -1,22 +1,22 @@
-"""How much of what position bias costs the correction by propensities wins back, on simulated clicks.
+"""How much of the loss from position bias does correction by propensities recover, on simulated clicks?
 
     python scripts/experiments/position_bias.py --output-dir RESULTS --lists-dir LISTS [--seeds 5]
     python scripts/experiments/position_bias.py --output-dir RESULTS --summary
 
 Clicks are logged in a display order. In the world ``weak`` it is nearly random (``display_noise`` 8, the default of
-the simulator); in ``strong`` a good ranker made it (``display_noise`` 1): what stands high is better, too. PRM is
+the simulator); in ``strong`` a good ranker made it (``display_noise`` 1): items near the top are also better. PRM is
 trained on the clicks, without principled learning, once with the display order as its input and once without an order.
 Arms:
 
-- ``none``: the clicks as they are.
+- ``none``: the uncorrected clicks.
 - ``true``: corrected by the true examination probabilities.
 - ``em``, ``harvest``: corrected by estimates of ``hf-rerank propensities`` from the clicks of the same lists.
-- ``unbiased``: other clicks of the same lists, as many on average, drawn as if every place was examined alike. No
-  correction can be expected to do better.
+- ``unbiased``: new clicks on the same lists, as many on average, drawn as if every position were examined equally
+  often. No correction can be expected to do better.
 
-Every run is measured by true expected clicks on the test lists. The best epoch is that of the least validation loss,
-which is corrected where the training is. Runs of one seed share lists, initial weights and batch order. A run whose
-file is there is not repeated.
+Every run is evaluated by true expected clicks on the test lists. The best epoch is that of the lowest validation loss,
+which is corrected if the training is. Runs with the same seed share lists, initial weights and batch order. A run
+whose file exists is not repeated.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SCHEDULE: dict[str, Any] = {"num_train_epochs": 5, "per_device_train_batch_size"
 
 @cache
 def prepared_lists(root: Path, world: str) -> Path:
-    """The folder of prepared lists of a world, made where it is missing."""
+    """Returns the folder of prepared lists of a world; makes it if missing."""
     name = "" if world == "weak" else f"-{world}"
     raw, prepared = (root / f"{what}-{LISTS}-0{name}" for what in ("raw", "prepared"))
     if not prepared.is_dir():
@@ -55,7 +55,7 @@ def prepared_lists(root: Path, world: str) -> Path:
 
 @cache
 def curve_of(root: Path, world: str, method: str) -> tuple[float, ...]:
-    """Estimated propensities by place."""
+    """Returns the estimated propensities by position."""
     from hf_rerank.data.position_bias import REPORT_KEY, add_propensities
     from hf_rerank.data.prepared import read_report
 
@@ -67,7 +67,7 @@ def curve_of(root: Path, world: str, method: str) -> tuple[float, ...]:
 
 @cache
 def lists_of(root: Path, world: str, arm: str) -> tuple[dict[str, Any], Any, list[float] | None]:
-    """Splits and processor of an arm, and the propensities by place."""
+    """Returns splits and processor of an arm, and the propensities by position."""
     from hf_rerank import ListProcessor, load_lists
 
     loaded = load_lists(prepared_lists(root, world))
@@ -92,7 +92,7 @@ def lists_of(root: Path, world: str, arm: str) -> tuple[dict[str, Any], Any, lis
 
 
 def _redrawn(lists: Any, schema: Any) -> Any:
-    """The lists with clicks that no place decides, as many on average."""
+    """Returns the lists with clicks that do not depend on the position, as many on average."""
     attraction, clicks = (np.array(lists[name]) for name in (schema.attraction, schema.label))
     chance = attraction * clicks.sum() / attraction.sum()
     drawn = (np.random.default_rng(0).random(chance.shape) < chance).astype(clicks.dtype)
@@ -101,7 +101,7 @@ def _redrawn(lists: Any, schema: Any) -> Any:
 
 
 def run_one(path: Path, root: Path, world: str, order: str, arm: str, seed: int) -> dict[str, Any]:
-    """Trains and measures; plain JSON values."""
+    """Trains and evaluates; returns JSON values."""
     import runs
 
     splits, processor, curve = lists_of(root, world, arm)
@@ -137,7 +137,7 @@ def run_one(path: Path, root: Path, world: str, order: str, arm: str, seed: int)
 
 
 def summarize(folder: Path) -> str:
-    """The table of the runs that are there: means over seeds, and paired differences with 95 % t-intervals."""
+    """Formats the table of existing runs: means over seeds, and paired differences with 95 % t-intervals."""
     import runs
 
     from hf_rerank.data.simulation import PRMWorld
@@ -155,7 +155,7 @@ def summarize(folder: Path) -> str:
             for run in found:
                 if (run["world"], run["order"]) == (world, order):
                     by_arm.setdefault(run["arm"], {})[run["seed"]] = run
-            # Seeds of which every arm is there.
+            # Seeds for which every arm exists.
             seeds = sorted(set.intersection(*(set(by_arm.get(arm, {})) for arm in ARMS)))
             if not seeds:
                 continue
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--lists-dir", type=Path, help="folder of prepared lists (default: in the output folder)")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=list(WORLDS))
-    parser.add_argument("--summary", action="store_true", help="write summary.md from the runs that are there")
+    parser.add_argument("--summary", action="store_true", help="write summary.md from the existing runs")
     options = parser.parse_args()
     if options.summary:
         text = summarize(options.output_dir)

@@ -4,9 +4,9 @@
 
 For each question RESULTS gets ``NAME.md`` and ``NAME.json`` (a row per cell: means over seeds, and paired differences
 in percent of the base with 95 % t-intervals over seeds, p-values corrected by Holm over the question) and, with
-matplotlib, figures. Where the runs have their values per list, differences also get a bootstrap interval over users.
-Cells with fewer than two seeds are left out of the differences. A question without runs is skipped. ``--paste`` renews
-the tables in the pages that show them.
+matplotlib, figures. If the runs have values per list, differences also get a bootstrap interval over users. Cells with
+fewer than two seeds are left out of the differences. A question without runs is skipped. ``--paste`` updates the
+tables in the pages that show them.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def load(folder: Path) -> Runs:
 
 
 def difference(arms: Mapping[str, Mapping[int, Any]], arm: str, base: str, measure: str) -> Interval | None:
-    """In percent of the base's mean, over the seeds that both have; None with fewer than two."""
+    """Returns the difference in percent of the base's mean, over the common seeds; None with fewer than two."""
     seeds = sorted(set(arms.get(arm, {})) & set(arms.get(base, {})))
     if len(seeds) < 2:
         return None
@@ -81,7 +81,7 @@ def difference(arms: Mapping[str, Mapping[int, Any]], arm: str, base: str, measu
 def over_users(
     runs: Path, users: list[Any] | None, cell: Cell, arm: str, base: str, seeds: list[int]
 ) -> Interval | None:
-    """Bootstrap interval of the difference in the primary measure, in percent; None without the values per list."""
+    """Bootstraps the difference in the primary measure, in percent; None without values per list."""
     from safetensors.numpy import load_file
 
     paths = [
@@ -94,7 +94,7 @@ def over_users(
 
 
 def rows_of(question: str, runs: Runs, folder: Path, lists: Path | None) -> list[dict[str, Any]]:
-    """One row per cell and arm of the question that has runs."""
+    """Returns one row per cell and arm of the question that has runs."""
     wanted: dict[Cell, list[str]] = {}
     for world, length, model, arm in PLAN[question]:
         wanted.setdefault((world, length, model), []).append(arm)
@@ -147,7 +147,7 @@ def _users(lists: Path, world: str) -> list[Any]:
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """A row per cell; the columns that name a cell are left out where all rows agree."""
+    """Formats one row per cell; columns that name a cell are left out if all rows agree."""
     naming = {"initial order": "world", "items": "length", "model": "model"}
     naming = {head: key for head, key in naming.items() if len({row[key] for row in rows}) > 1}
     heads = [*naming, "arm", "seeds", "expected clicks", "NDCG@10", "P1@5", "P2@5", "change in clicks, %", "p (Holm)"]
@@ -169,7 +169,7 @@ def _name(key: str, value: Any) -> str:
 
 
 def arm_name(arm: str) -> str:
-    """For readers: ``scaled_x10`` is "principles, x10"."""
+    """Returns the name of an arm for readers: ``scaled_x10`` is "principles, x10"."""
     if arm in ARM_NAMES:
         return ARM_NAMES[arm]
     preset, _, change = arm.partition("_")
@@ -208,7 +208,7 @@ MAIN_ORDERS = ("trained", "informed", "display")
 
 
 def headline(runs: Runs) -> str:
-    """PRM without and with the default principles: what changes in clicks and in obedience, by initial order."""
+    """Formats PRM without and with the default principles: changes in clicks and obedience, by initial order."""
     heads = ["initial order", "items", "seeds", "expected clicks, PRM", "+ principles, change in %"]
     heads += ["without order, change in %", "P1@5", "P2@5"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -230,7 +230,7 @@ def headline(runs: Runs) -> str:
 
 
 def models_table(runs: Runs) -> str:
-    """What the default principles change in clicks, per model and order of whole lists; Holm over the models."""
+    """Formats the effect of the default principles on clicks, per model and order of uncut lists; Holm over models."""
     heads = ["model", "expected clicks", "+ principles, trained order", "p (Holm)", "against no order"]
     heads += [
         "no order",
@@ -280,7 +280,7 @@ def _interval(value: Mapping[str, float] | None) -> str:
 
 
 def draw_headline(runs: Runs, path: Path) -> None:
-    """PRM: the change in clicks by the default principles, and P1@5 without and with them, by initial order."""
+    """Draws, for PRM, the change in clicks by the default principles, and P1@5 without and with them, by order."""
     plt = _matplotlib()
     cells = [
         (world, length) for world, length in itertools.product(MAIN_ORDERS, (30, 10)) if (world, length, "prm") in runs
@@ -305,7 +305,7 @@ def draw_headline(runs: Runs, path: Path) -> None:
 
 
 def draw_changes(rows: list[dict[str, Any]], path: Path) -> None:
-    """The change of each arm in clicks against no principles, with intervals over seeds; a panel per initial order."""
+    """Draws the change in clicks of each arm against no principles, with intervals over seeds; one panel per order."""
     key = f"{PRIMARY} - none"
     rows = [row for row in rows if key in row]
     worlds = list(dict.fromkeys((row["world"], row["length"]) for row in rows))
@@ -335,7 +335,7 @@ def draw_changes(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_payoff(runs: Runs, path: Path, arm: str = "scaled") -> None:
-    """The gain from the principles against the value of the order: one point per world, model and length."""
+    """Draws the gain from the principles against the value of the order: one point per world, model and length."""
     plt = _matplotlib()
     figure, axis = plt.subplots(figsize=(6.5, 4.5))
     markers = dict(zip(("prm", "setrank", "dlcm", "midnn", "pear", "raise"), "osD^vP", strict=True))
@@ -369,7 +369,7 @@ def draw_payoff(runs: Runs, path: Path, arm: str = "scaled") -> None:
 
 
 def draw_weights(runs: Runs, path: Path) -> None:
-    """Clicks and P1 against the factor on both weights, up to the collapse."""
+    """Draws clicks and P1 against the factor on both weights, up to the collapse."""
     plt = _matplotlib()
     arms = runs[("trained", 30, "prm")]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
@@ -393,7 +393,7 @@ def draw_weights(runs: Runs, path: Path) -> None:
 
 
 def draw_training(runs: Runs, path: Path) -> None:
-    """Obedience at the top 5 after each epoch, PRM in the world of the trained order."""
+    """Draws obedience at the top 5 after each epoch, for PRM in the world ``trained``."""
     plt = _matplotlib()
     arms = runs[("trained", 30, "prm")]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
@@ -415,7 +415,7 @@ def draw_training(runs: Runs, path: Path) -> None:
 
 
 def fixed_points(runs: Runs) -> str:
-    """Question 6: are lists whose ranking settles ranked better?"""
+    """Formats question 6: are lists whose ranking settles ranked better?"""
     heads = [
         "arm",
         "lists that settle",
@@ -478,9 +478,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", required=True, type=Path, help="output folder of grid.py")
     parser.add_argument("--output-dir", required=True, type=Path)
-    parser.add_argument("--lists-dir", type=Path, help="that of grid.py; with it, intervals over users")
+    parser.add_argument("--lists-dir", type=Path, help="lists of grid.py, for intervals over users")
     parser.add_argument(
-        "--paste", action="store_true", help="renew the tables in README.md of this folder and of the project"
+        "--paste", action="store_true", help="update the tables in README.md of this folder and of the project"
     )
     options = parser.parse_args()
     runs, output = load(options.runs), options.output_dir

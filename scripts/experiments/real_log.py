@@ -1,22 +1,22 @@
-"""Principled learning on a real log, CLARA 2, in three initial orders: what each knows of the display order differs.
+"""Principled learning on a real log, CLARA 2, in three initial orders that depend differently on the display order.
 
     python scripts/experiments/real_log.py --root LOGS --output-dir RUNS --seeds 5
     python scripts/experiments/real_log.py --summary RUNS --root LOGS
     python scripts/experiments/real_log.py --write-lists LISTS --root LOGS   # for hf-rerank compare --data LISTS/trees
 
-``LOGS/clara2`` holds the lists of a public web search log; the log is not part of this project. The same lists come in
-three initial orders:
+``LOGS/clara2`` contains the lists of a public web search log, which is not part of this project. The same lists come
+in three initial orders:
 
-- ``trees``: a LambdaMART trained on other lists, without the features that tell where a document was shown. The
+- ``trees``: a LambdaMART trained on other lists, without the features that reveal where a document was shown. The
   protocol of the paper.
 - ``trees_display``: the same trees with the display position and those features.
 - ``display``: the order in which the clicks were logged.
 
 PRM has the defaults of ``hf-rerank train`` and its dense features on the ``quantile`` scale. A run is one (order, arm,
-seed), kept as one JSON file and not repeated; the model without order is the same for every initial order and is
-trained once per seed. Runs of one seed share initial weights and batches. Labels are logged clicks, which in display
-order carry position bias: a drop in NDCG may be a smaller bias. ``results/real_log/`` gets the numbers only; the files
-of the runs are in its folder ``cells``.
+seed), stored as one JSON file and not repeated; the model without order is the same for every initial order and is
+trained once per seed. Runs with the same seed share initial weights and batches. Labels are logged clicks, which in
+display order carry position bias: a drop in NDCG may be a smaller bias. ``results/real_log/`` gets only the numbers;
+the files of the runs are in its folder ``cells``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ORDERS = {
     "trees_display": "trees that see the display order",
     "display": "display order",
 }
-# Arm -> preset and its weights, the preset's own where there are none.
+# Arm -> preset and weights; without weights, those of the preset.
 ARMS: dict[str, tuple[str, dict[str, float]]] = {
     "none": ("none", {}),
     "no_order": ("none", {}),
@@ -72,7 +72,7 @@ MEASURES = ("ndcg@10", "gauc", "auc", "p1_obedience@5", "p2_obedience@5", "score
 
 
 def load_order(root: Path, order: str) -> Log:
-    """The log with one of the three initial orders as its ``position``."""
+    """Loads the log with one of the three initial orders as its ``position``."""
     if order != "trees_display":
         return load({"trees": "clara2_lambdamart", "display": "clara2_display"}[order], root)
     log = load("clara2_display", root)
@@ -95,7 +95,7 @@ def write_lists(folder: Path, root: Path) -> None:
 
 
 def _fit_trees(log: Log) -> Any:
-    """LambdaMART on the lists of the initial ranker, which no re-ranker is trained or measured on."""
+    """Fits LambdaMART on the lists of the initial ranker, on which no re-ranker is trained or evaluated."""
     import lightgbm
 
     features, categories = flat(log, COMPARE, ids=False, position=True)
@@ -115,7 +115,7 @@ def _add_positions(table: pa.Table, scores: np.ndarray, lengths: np.ndarray) -> 
 
 
 def run(path: Path, root: Path, order: str, arm: str, seed: int) -> dict[str, Any]:
-    """Trains one arm and measures it on the test lists; NDCG@10 per list, None for a list without a click."""
+    """Trains one arm and evaluates it on the test lists; NDCG@10 per list, None for a list without a click."""
     import shutil
 
     import datasets
@@ -156,7 +156,7 @@ def run(path: Path, root: Path, order: str, arm: str, seed: int) -> dict[str, An
 
 
 def summarise(folder: Path, root: Path) -> dict[str, Any]:
-    """Per initial order and arm: means over seeds, and differences from ``none`` over seeds and over queries."""
+    """Computes, per order and arm, means over seeds, and differences from ``none`` over seeds and over queries."""
     runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     for found in runs.values():  # over the lists with a click, as in the other tables of real logs
         found["test"]["ndcg@10"] = float(np.mean([value for value in found["ndcg@10"] if value is not None]))
@@ -191,7 +191,7 @@ def summarise(folder: Path, root: Path) -> dict[str, Any]:
 
 
 def _logged(order: str, root: Path) -> dict[str, Any]:
-    """NDCG@10 of the initial order itself."""
+    """Returns the NDCG@10 of the initial order itself."""
     from tree_baseline import mean_ndcg, score_logged_order
 
     log = load_order(root, order)
@@ -225,8 +225,8 @@ def _spell(interval: dict[str, Any] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, type=Path, help="folder that holds clara2")
-    parser.add_argument("--output-dir", type=Path, help="train what is missing here")
+    parser.add_argument("--root", required=True, type=Path, help="folder that contains clara2")
+    parser.add_argument("--output-dir", type=Path, help="train the missing runs in this folder")
     parser.add_argument("--summary", type=Path, metavar="RUNS", help="make the tables of the runs in this folder")
     parser.add_argument("--write-lists", type=Path, metavar="LISTS", help="write the lists of each initial order here")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))

@@ -1,7 +1,7 @@
-"""One run of an experiment: a re-ranker trained and measured with one seed, kept as one JSON file.
+"""One run of an experiment: a re-ranker trained and evaluated with one seed, stored as one JSON file.
 
-A run whose file is there is not repeated, so an interrupted experiment goes on where it was; the file is written last
-and at once. Runs share nothing, so several processes may work on the runs of one experiment.
+A run whose file exists is not repeated, so an interrupted experiment resumes; the file is written atomically at the
+end. Runs share nothing, so several processes may work on the runs of one experiment.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ def train(
     progress: bool = False,
     **arguments: Any,
 ) -> Any:
-    """Trains a new model, or one that is there, and returns its trainer.
+    """Trains a new or an existing model, and returns its trainer.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         lists: Splits with ``train`` and ``validation``.
         processor: The processor of these lists.
-        model: Name in the table of models; or a model to train on.
-        seed: Of the initial weights, the order of batches and the perturbations.
+        model: Name in the table of models, or a model to continue training.
+        seed: Seed of the initial weights, the order of batches and the perturbations.
         config: Options of a new model's config.
-        objective: Instead of the preset ``principled``.
-        schedule: Of the consistency weights, a key of ``schedules.SCHEDULES``.
-        progress: Show the trainer's log and bars.
-        arguments: Of ``RerankTrainingArguments``.
+        objective: Objective to use instead of the preset ``principled``.
+        schedule: Schedule of the consistency weights, a key of ``schedules.SCHEDULES``.
+        progress: Show the trainer's log and progress bars.
+        arguments: Options of ``RerankTrainingArguments``.
     """
     from schedules import SCHEDULES
     from transformers import PrinterCallback, set_seed
@@ -75,12 +75,12 @@ def train(
 
 
 def finish(runs: Iterable[tuple[Path, tuple[Any, ...]]], run: Callable[..., dict[str, Any]], workers: int) -> None:
-    """Makes the runs that are missing.
+    """Runs the missing runs.
 
     Args:
-        runs: File of each run, and what ``run`` is called with after it.
-        run: ``run(path, *values) -> result``, a function of a module; the result is written to the file.
-        workers: Processes, each with one thread. 1: this process, with torch's own number of threads.
+        runs: File of each run, and the other arguments of ``run``.
+        run: ``run(path, *values) -> result``, a module-level function; the result is written to the file.
+        workers: Number of processes, each with one thread. 1: this process, with torch's default number of threads.
     """
     missing = [(path, values) for path, values in runs if not path.is_file()]
     print(f"{len(missing)} runs to make", flush=True)
@@ -98,24 +98,24 @@ def results(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and standard deviation (over n - 1; 0 of a single value), and the values themselves."""
+    """Returns mean, standard deviation (over n - 1; 0 for a single value), and the values themselves."""
     array = np.asarray(values, dtype=float)
     spread = float(array.std(ddof=1)) if len(array) > 1 else 0.0
     return {"mean": float(array.mean()), "std": spread, "values": array.tolist()}
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """The t-interval of a - b, one value per seed in the same order."""
+    """Returns the t-interval of a - b, one value per seed in the same order."""
     return asdict(t_interval(np.subtract(a, b).tolist()))
 
 
 def over_users(difference: np.ndarray, users: Sequence[Any]) -> dict[str, Any]:
-    """The bootstrap interval of a difference per list over the users that the lists belong to."""
+    """Returns the bootstrap interval, over users, of a difference per list."""
     return asdict(bootstrap_interval(difference, users))
 
 
 def per_list(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:
-    """NDCG@10 and, where the truth is known, expected clicks of each list."""
+    """Returns the NDCG@10 and, with known ground truth, the expected clicks of each list."""
     from hf_rerank import metrics
     from hf_rerank.evaluation.evaluator import encode_batches
     from hf_rerank.schema import FEATURE_TENSORS

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 
 class LateRamp(TrainerCallback):
-    """No consistency in the first half of the steps, then a straight rise to the full weights."""
+    """No consistency in the first half of the steps, then a linear ramp to the full weights."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -23,10 +23,10 @@ class Constraint(TrainerCallback):
     Otherwise they are divided by four.
 
     Args:
-        trainer: Whose term factors are set.
-        tolerance: The accepted relative rise of the validation loss.
-        start: First factor.
-        largest: Of the factors.
+        trainer: Trainer whose term factors are set.
+        tolerance: Accepted relative increase of the validation loss.
+        start: Initial factor.
+        largest: Maximum factor.
     """
 
     def __init__(self, trainer: Any, tolerance: float = 0.002, start: float = 0.1, largest: float = 4.0) -> None:

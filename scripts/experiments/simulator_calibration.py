@@ -1,17 +1,17 @@
-"""How far are simulated PRM Public lists from real ones? Clicks per list, and clicks by display place.
+"""How far are simulated PRM Public lists from real ones? Clicks per list, and clicks by display position.
 
     python scripts/experiments/simulator_calibration.py --labels prm_public_labels.txt --output-dir results/calibration
 
-``--labels`` holds real labels, one JSON list of 0s and 1s a line (the authors of PRM publish a sample of 1,000 lists).
+``--labels`` contains real labels, one JSON list of 0s and 1s per line (the authors of PRM publish a sample of 1,000).
 Writes ``simulator_calibration.json`` and ``simulator_calibration.png`` (needs matplotlib and scipy, which come with
 the extras ``plots`` and ``test``).
 
 Two numbers judge the fit:
 
 - chi-square of the two samples on the clicks per list (1, 2, 3, 4, 5, 6 and more): p should be above .01;
-- total-variation distance between the two distributions of the clicks over the places. The distance does not vanish
-  for a perfect simulator, as both samples are finite: ``expected_by_chance`` is its mean between two samples of the
-  sizes at hand, both drawn from the simulated curve.
+- total-variation distance between the two distributions of the clicks over positions. The distance is not 0 even for a
+  perfect simulator, because both samples are finite: ``expected_by_chance`` is its mean between two samples of these
+  sizes, both drawn from the simulated curve.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import numpy as np
 from hf_rerank.data.simulation import simulate_prm
 from hf_rerank.errors import InputError
 
-MOST_CLICKS = 6  # the last bar: six clicks and more
+MOST_CLICKS = 6  # the last bar: six or more clicks
 
 
 def read_label_lists(path: Path) -> np.ndarray:
-    """Read one JSON list of 0s and 1s a line into [lists, places]."""
+    """Reads one JSON list of 0s and 1s per line into [lists, positions]."""
     rows: list[list[int]] = []
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -48,18 +48,18 @@ def read_label_lists(path: Path) -> np.ndarray:
             rows.append(row)
     labels = np.array(rows, dtype=np.int64)
     if labels.size == 0 or (labels.sum(axis=1) == 0).any():
-        raise InputError(f"{path}: expected lists that all hold a click, as PRM Public does")
+        raise InputError(f"{path}: expected at least one click in every list, as in PRM Public")
     return labels
 
 
 def read_raw_labels(path: Path) -> np.ndarray:
-    """Read the labels of a raw file of PRM Public into [lists, places]."""
+    """Reads the labels of a raw file of PRM Public into [lists, positions]."""
     with open(path, encoding="ascii") as lines:
         return np.array([json.loads(line.rsplit("|", 1)[1]) for line in lines], dtype=np.int64)
 
 
 def lists_by_clicks(labels: np.ndarray) -> np.ndarray:
-    """Number of lists with 1, 2, ..., 6 and more clicks."""
+    """Counts the lists with 1, 2, ..., 6 or more clicks."""
     return np.bincount(np.minimum(labels.sum(axis=1), MOST_CLICKS), minlength=MOST_CLICKS + 1)[1:]
 
 
@@ -75,7 +75,7 @@ def describe(labels: np.ndarray) -> dict[str, object]:
 
 
 def compare(real: np.ndarray, simulated: np.ndarray) -> dict[str, float]:
-    """Chi-square p of the clicks per list, and total variation between the clicks by place."""
+    """Computes the chi-square p of the clicks per list, and the total variation between the clicks by position."""
     from scipy.stats import chi2_contingency
 
     test = chi2_contingency(np.stack([lists_by_clicks(real), lists_by_clicks(simulated)]))
@@ -132,9 +132,9 @@ def draw_figure(real: np.ndarray, simulated: np.ndarray, comparison: dict[str, f
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labels", type=Path, required=True, help="real labels, one JSON list a line")
+    parser.add_argument("--labels", type=Path, required=True, help="real labels, one JSON list per line")
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--lists", type=int, default=20_000, help="lists to simulate (default 20000)")
+    parser.add_argument("--lists", type=int, default=20_000, help="lists to simulate (default: 20000)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 

@@ -25,7 +25,7 @@ OBJECTIVES = ("lambdarank", "rank_xendcg", "binary")
 
 
 def flat(log: Log, split: str, *, ids: bool, position: bool) -> tuple[np.ndarray, list[int]]:
-    """Raw features float64 [N, F], NaN where missing, and which columns are categories."""
+    """Returns raw features, float64 [N, F], NaN if missing, and the numbers of the categorical columns."""
     table, columns, categories = log.splits[split], [], []
     lengths = lengths_of(log, split)
     for part, features in (("items", log.schema.items), ("user", log.schema.user)):
@@ -48,17 +48,17 @@ ID_COLUMNS = {"clara2_display": "doc", "clara2_lambdamart": "doc", "simulated": 
 
 
 def items(log: Log, split: str, name: str) -> np.ndarray:
-    """An item column, the items of all lists one after another."""
+    """Returns an item column, the items of all lists one after another."""
     return log.splits[split].column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
 def lengths_of(log: Log, split: str) -> np.ndarray:
-    """Items of each list."""
+    """Returns the number of items of each list."""
     return np.array([len(row) for row in log.splits[split].column(log.schema.label).to_pylist()])
 
 
 def ndcg_by_list(scores: np.ndarray, labels: np.ndarray, lengths: np.ndarray, k: int = 10) -> np.ndarray:
-    """NDCG@k of each list, gain 2^y - 1; NaN for a list without a positive label."""
+    """Computes the NDCG@k of each list, gain 2^y - 1; NaN for a list without a positive label."""
     values = np.full(len(lengths), np.nan)
     ends = np.cumsum(lengths)
     for number, (start, end) in enumerate(zip(ends - lengths, ends, strict=True)):
@@ -72,19 +72,19 @@ def ndcg_by_list(scores: np.ndarray, labels: np.ndarray, lengths: np.ndarray, k:
 
 
 def has_order(log: Log) -> bool:
-    """Whether the lists come in an order that means something."""
+    """Whether the lists come in a meaningful order."""
     return log.schema.position not in (None, NO_ORDER)
 
 
 def score_logged_order(log: Log, split: str) -> np.ndarray:
-    """Minus the position in the initial order."""
+    """Returns minus the position in the initial order."""
     if has_order(log):
         return -items(log, split, log.schema.position).astype(float)
     return -np.concatenate([np.arange(length) for length in lengths_of(log, split)]).astype(float)
 
 
 def logistic_scores(log: Log) -> dict[str, np.ndarray]:
-    """Logistic regression on standardized numbers (log of skewed ones), indicators of missing, one-hot categories."""
+    """Logistic regression on standardized numbers (log of skewed ones), missing indicators, one-hot categories."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -117,14 +117,14 @@ def logistic_scores(log: Log) -> dict[str, np.ndarray]:
 
 
 def mean_ndcg(log: Log, split: str, scores: np.ndarray) -> float:
-    """Mean over the lists with a positive label."""
+    """Computes the mean over the lists with a positive label."""
     return float(np.nanmean(ndcg_by_list(scores, items(log, split, log.schema.label), lengths_of(log, split))))
 
 
 def tuned_trees(
     log: Log, objective: str, *, position: bool = False, seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The best of the grid on validation (leaves, rounds, with or without the id column), and its scores."""
+    """Finds the best of the grid on validation (leaves, rounds, with or without the id column), and its scores."""
     import lightgbm
 
     best: tuple[float, dict[str, Any], Any] | None = None
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--log", choices=NAMES, action="append")
     parser.add_argument("--objective", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
-    parser.add_argument("--scores", type=Path, required=True, help="folder of the scores; what it has is kept")
+    parser.add_argument("--scores", type=Path, required=True, help="folder of the scores; existing ones are kept")
     args = parser.parse_args()
     args.scores.mkdir(parents=True, exist_ok=True)
     for name in args.log or NAMES:

@@ -1,10 +1,10 @@
-"""Candidates for the defaults on real features, each alone, on lists that only compare candidates (never test lists).
+"""Candidates for the defaults on real features, one change each, on lists used only for this (never test lists).
 
     python scripts/experiments/tree_candidates.py run --root /data/logs --work candidates --log simulated --seeds 0
     python scripts/experiments/tree_candidates.py table --root /data/logs --work candidates
 
-A plain training loop around the library's models, processor, budget and losses; what is kept is measured again with
-the trainer (``tree_table.py``). A candidate changes one thing of ``now`` or of ``on top``, and is compared with it.
+A plain training loop around the library's models, processor, budget and losses; adopted candidates are measured again
+with the trainer (``tree_table.py``). A candidate changes one thing in ``now`` or ``on top``, and is compared with it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from hf_rerank.training.budget import fill_in_budget
 from hf_rerank.training.starting_point import fit_calibration
 from hf_rerank.validation import Lists
 
-# ``rate``: learning rate; ``bins``: numbers that each dense feature is split into, beside itself (piecewise linear
-# encoding); ``average``: decay of the average of weights that is measured instead of the last weights.
+# ``rate``: learning rate; ``bins``: number of piecewise linear features added per dense feature; ``average``: decay of
+# the moving average of the weights, which is evaluated instead of the last weights.
 NOW: dict[str, Any] = {
     "model": "prm",
     "scale": "quantile",
@@ -93,7 +93,7 @@ BASES: dict[str, dict[str, Any]] = {
 
 
 def options_of(candidate: str) -> dict[str, Any]:
-    """The options of ``now``, ``on top``, or one of these ``: change + change``."""
+    """Returns the options of ``now`` or ``on top``, optionally followed by ``: change + change``."""
     base, _, changes = candidate.partition(": ")
     options = {**NOW, **BASES[base]}
     for change in changes.split(" + "):
@@ -103,7 +103,7 @@ def options_of(candidate: str) -> dict[str, Any]:
 
 
 def tree_scores(log: Log, cache: Path) -> dict[str, np.ndarray]:
-    """Scores of the library's own trees by split, those of the training lists cross-fitted."""
+    """Returns scores of the library's own trees by split, cross-fitted for the training lists."""
     path = cache / f"{log.name}-on_top.npz"
     if path.exists():
         return dict(np.load(path))
@@ -126,7 +126,7 @@ def tree_scores(log: Log, cache: Path) -> dict[str, np.ndarray]:
 
 
 def encode(log: Log, options: dict[str, Any], cache: Path) -> tuple[ListProcessor, dict[str, RaggedLists]]:
-    """The lists of every split but test, as the processor encodes them, with what a candidate adds."""
+    """Encodes the lists of every split except test, with the features that a candidate adds."""
     schema = schema_of(log, options["scale"])
     kept = [feature for feature in schema.items if options["ids"] or feature.name != ID_COLUMNS.get(log.name)]
     if options["min_count"]:
@@ -152,7 +152,7 @@ def encode(log: Log, options: dict[str, Any], cache: Path) -> tuple[ListProcesso
 
 
 def piecewise(values: np.ndarray, bins: int) -> np.ndarray:
-    """Piecewise linear encoding (Gorishniy et al. 2022) of standard normal values: [N, F] to [N, F * bins]."""
+    """Encodes standard normal values piecewise linearly (Gorishniy et al. 2022): [N, F] to [N, F * bins]."""
     from scipy.special import ndtr
 
     share = ndtr(values)[:, :, None] * bins - np.arange(bins)
@@ -176,7 +176,7 @@ def scores_of(model: Any, ragged: RaggedLists) -> np.ndarray:
 
 
 def config_of(options: dict[str, Any], processor: ListProcessor, encoded: dict[str, RaggedLists]) -> Any:
-    """The config of a candidate; its start is calibrated, its unknown rates follow the validation lists."""
+    """Makes the config of a candidate; its start is calibrated, its unknown rates follow the validation lists."""
     config = dict(options["config"])
     if options["bins"]:
         config["item_vector_dim"] = encoded["train"].rows["item_vectors"].shape[1]
@@ -203,7 +203,7 @@ def config_of(options: dict[str, Any], processor: ListProcessor, encoded: dict[s
 
 
 def train(log: Log, options: dict[str, Any], encoded: Any, processor: Any, seed: int) -> dict[str, Any]:
-    """Trains once, keeps the epoch that is best on validation, and measures it."""
+    """Trains once, keeps the epoch that is best on validation, and evaluates it."""
     torch.manual_seed(seed)
     loss = TASK_LOSSES[options["loss"]]
     config = config_of(options, processor, encoded)
@@ -262,7 +262,7 @@ def train(log: Log, options: dict[str, Any], encoded: Any, processor: Any, seed:
 
 
 def by_list(values: np.ndarray) -> list[float | None]:
-    """JSON has no NaN."""
+    """Replaces NaN by None, because JSON has no NaN."""
     return [None if np.isnan(value) else round(float(value), 5) for value in values]
 
 
@@ -271,7 +271,7 @@ def path_of(work: Path, log: str, candidate: str, seed: int) -> Path:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains what is not there yet, seed by seed."""
+    """Trains the missing runs, seed by seed."""
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     logs: dict[str, Log] = {}
@@ -293,7 +293,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Each candidate minus its base, over the seeds that both have, with an interval over groups of lists."""
+    """Computes each candidate minus its base, over the common seeds, with an interval over groups of lists."""
     found: dict[str, dict[str, dict[int, np.ndarray]]] = {}
     validation: dict[tuple[str, str], list[float]] = {}
     for path in sorted(args.work.glob("*.json")):
@@ -328,11 +328,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table"))
     parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder of one JSON a run")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs, one JSON file each")
     parser.add_argument("--log", nargs="+", choices=NAMES, default=["simulated", "clara2_display"])
     parser.add_argument("--candidate", nargs="+", default=["now", "on top"], help="such as 'now: softmax loss'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results that are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the committed results")
     args = parser.parse_args()
     {"run": run, "table": table}[args.what](args)
 

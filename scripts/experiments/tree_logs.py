@@ -1,12 +1,12 @@
 """Logs with real features, and simulated ones, for comparing re-rankers with tree models.
 
-The real logs are not part of this project; ``load`` reads them from a folder that says where they are:
+The real logs are not part of this project; ``load`` reads them from a given folder:
 
-- ``clara2_display``, ``clara2_lambdamart``: a web search log as lists (CLARA 2), initial order as displayed, or that
-  of a LambdaMART trained on other lists.
+- ``clara2_display``, ``clara2_lambdamart``: a web search log as lists (CLARA 2), in the displayed order, or that of a
+  LambdaMART trained on other lists.
 - ``lightgbm``: the example of LightGBM's lambdarank, 201 training queries with grades 0 to 4.
 - ``simulated``: hotel-like lists with heavy tails, ids, categories and missing values; clicks depend on thresholds of
-  an item's own features and on its place among the others.
+  an item's own features and on how it compares with the other items.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from hf_rerank.schema import NO_ORDER, Categorical, Dense, ListSchema
 
 SPLITS = ("train", "validation", "test")
-# Lists that only compare candidates, so that a small validation split need not, and the test split stays unseen.
+# Lists only for comparing candidates, because the validation split is small and the test split must stay unseen.
 COMPARE = "compare"
 NAMES = ("clara2_display", "clara2_lambdamart", "lightgbm", "simulated")
 CLARA2_DENSE = (
@@ -37,13 +37,13 @@ CLARA2_USER = (
 
 @dataclass
 class Log:
-    """Lists by split, and what their columns are.
+    """Lists by split, with their schema.
 
     Attributes:
-        name: Of the log.
+        name: Name of the log.
         splits: Split -> arrow table, one row per list.
-        schema: As a user would write it; every dense feature on its default scale.
-        group: Column of the unit that a bootstrap draws.
+        schema: Schema as a user would write it; every dense feature on its default scale.
+        group: Column with the unit of resampling for the bootstrap.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Log:
 
 
 def load(name: str, root: Path) -> Log:
-    """The log ``name``; ``root`` holds the folders ``clara2`` and ``lightgbm``."""
+    """Loads the log ``name``; ``root`` contains the folders ``clara2`` and ``lightgbm``."""
     if name == "simulated":
         return _simulated()
     if name == "lightgbm":
@@ -74,7 +74,7 @@ def load(name: str, root: Path) -> Log:
 def _lightgbm(folder: Path) -> Log:
     splits = {}
     lists = {part: _svm_lists(folder, part) for part in ("train", "test")}
-    # The example has no validation part: every fifth training query.
+    # The example has no validation part: every fifth training query is used instead.
     parts = {
         "train": [entry for number, entry in enumerate(lists["train"]) if number % 5],
         "validation": lists["train"][::5],
@@ -154,11 +154,11 @@ def _search(
     split: str,
     number: int,
 ) -> dict[str, Any]:
-    """One list with at least one click."""
+    """Draws one list with at least one click."""
     hotels = len(quality)
     while True:
         length = int(draw.integers(6, 26))
-        # Most searches show hotels of which training has seen few: the lower part of a long tail.
+        # Most searches show hotels that are rare in training: the lower part of a long tail.
         chosen = np.unique(
             np.minimum((draw.pareto(0.6, length) * 60).astype(int), hotels - 1 - draw.integers(0, 3000))
         )

@@ -4,10 +4,11 @@
     python scripts/experiments/tree_table.py table --root /data/logs --work tree_runs --scores tree_scores
     python scripts/experiments/tree_table.py show
 
-``run`` trains each arm with the library's own trainer and its defaults, and keeps NDCG@10 of every test list.
-``table`` compares arms: the mean over seeds of each list's NDCG, bootstrapped over groups of lists (queries, where a
-log has several lists per query). The trees are the best of a grid on validation (``tree_baseline.py``). It writes
-``results/trees/summary.json``. ``show`` needs no lists: it makes ``results/trees/summary.md`` of the JSON files there.
+``run`` trains each arm with the library's own trainer and its defaults, and stores the NDCG@10 of every test list.
+``table`` compares arms: the mean over seeds of each list's NDCG, bootstrapped over groups of lists (queries, if a log
+has several lists per query). The trees are the best of a grid on validation (``tree_baseline.py``). It writes
+``results/trees/summary.json``. ``show`` needs no lists: it makes ``results/trees/summary.md`` from the JSON files
+there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ OLD_CONFIG = {"unknown_rate": 0.01}
 THREE, FIVE = {"num_train_epochs": 3}, {"num_train_epochs": 5}
 NOW, ON_TOP = "PRM now", "PRM on top"
 NOW_THREE, ON_TOP_THREE = "PRM (3 epochs)", "PRM on top (3 epochs)"
-# What each arm changes of the defaults of ``hf-rerank train``.
+# The options of each arm that differ from the defaults of ``hf-rerank train``.
 ARMS: dict[str, dict[str, Any]] = {
     "PRM before": {"arguments": BEFORE, "config": OLD_CONFIG, "scale": "standard"},
     NOW_THREE: {"arguments": THREE},
@@ -60,7 +61,7 @@ ARMS: dict[str, dict[str, Any]] = {
     f"{ON_TOP}, scaled": {"arguments": FIVE, "on_top": True, "principled": "scaled"},
     "PRM before, scaled": {"arguments": BEFORE, "config": OLD_CONFIG, "scale": "standard", "principled": "scaled"},
 }
-# What each arm is compared with, besides the trees.
+# The arm that each arm is compared with, besides the trees.
 BASES = {
     **{arm: base for base in (NOW, ON_TOP) for arm in ARMS if arm.startswith(f"{base}, ")},
     NOW_THREE: NOW,
@@ -89,12 +90,12 @@ ROWS = {
 }
 RESULTS = Path(__file__).parent / "results" / "trees"
 DRAWS = 4_000
-# Trees that were learned already, by log, schema and whether they read the position.
+# Cache of trained trees by log, schema and whether they read the position.
 TREES: dict[Any, Any] = {}
 
 
 def schema_of(log: Log, scale: str) -> ListSchema:
-    """The schema with every dense feature on one scale."""
+    """Returns the schema with every dense feature on one scale."""
 
     def changed(feature: Any) -> Any:
         return Dense(feature.name, scale=scale, missing=feature.missing) if isinstance(feature, Dense) else feature
@@ -103,7 +104,7 @@ def schema_of(log: Log, scale: str) -> ListSchema:
 
 
 def run_arm(log: Log, arm: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Trains one arm, and measures it on the test lists."""
+    """Trains one arm, and evaluates it on the test lists."""
     import torch
     from datasets import Dataset
     from transformers import set_seed
@@ -126,7 +127,7 @@ def run_arm(log: Log, arm: str, seed: int, folder: Path) -> dict[str, Any]:
     if items(log, "train", log.schema.label).max() > 1:
         config.setdefault("task_loss", "softmax_loss")  # grades
     if options.get("on_top"):
-        # The trees are the same for all seeds; folds and trees of one's own per seed would cost most of the time.
+        # The trees are the same for all seeds; separate folds and trees per seed would take most of the time.
         key = (log.name, schema, options.get("with_position"))
         if key not in TREES:
             TREES[key] = fit_on_top(processor, train, lists["validation"], with_position=key[2])
@@ -182,7 +183,7 @@ def run_arm(log: Log, arm: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Trains what is not there yet, seed by seed, so that all arms have as many seeds at any time."""
+    """Trains the missing runs, seed by seed, so that all arms have about the same number of seeds at any time."""
     args.work.mkdir(parents=True, exist_ok=True)
     logs = {name: load(name, args.root) for name in args.log}
     for seed in args.seeds:
@@ -211,7 +212,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def latency(args: argparse.Namespace) -> None:
-    """Milliseconds to rank one raw list, and 256 of them, with and without trees; PyTorch and ONNX Runtime."""
+    """Measures the milliseconds to rank one raw list and 256, with and without trees; PyTorch and ONNX Runtime."""
     import tempfile
 
     import torch
@@ -250,7 +251,7 @@ def latency(args: argparse.Namespace) -> None:
 
 
 def _median(reranker: Any, rows: list[Any], times: int) -> float:
-    """Milliseconds of processor time of one call, which a busy machine hardly changes."""
+    """Returns milliseconds of processor time per call, which a busy machine hardly affects."""
     seconds = []
     for _ in range(times):
         started = time.process_time()
@@ -305,24 +306,24 @@ def table(args: argparse.Namespace) -> None:
 
 
 def runs_of(work: Path, log: str, arm: str) -> dict[int, dict[str, Any]]:
-    """Seed -> what ``run`` kept."""
+    """Seed -> the result stored by ``run``."""
     paths = work.glob(f"{log}-{arm.replace(' ', '_').replace(',', '')}-[0-9]*.json")
     found = [json.loads(path.read_text()) for path in sorted(paths)]
     return {run["seed"]: run for run in found}
 
 
 def values_of(run: dict[str, Any]) -> np.ndarray:
-    """NDCG@10 of each test list, NaN without a click."""
+    """Returns the NDCG@10 of each test list, NaN without a click."""
     return np.array(run["test"], dtype=float)
 
 
 def mean_of(values: np.ndarray) -> float:
-    """Over lists with a click."""
+    """Computes the mean over lists with a click."""
     return round(float(np.nanmean(values)), 4)
 
 
 def facts_of(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """What the table says of an arm beside its quality."""
+    """Returns the facts about an arm that the table shows besides its quality."""
     found: dict[str, Any] = {
         "seeds": len(by_seed),
         "by_seed": [mean_of(values_of(run)) for run in by_seed.values()],
@@ -335,7 +336,7 @@ def facts_of(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def best_tree(kept: Any, log: Log) -> dict[str, str]:
-    """The objective that is best on validation, without and with the position as a feature."""
+    """Finds the objective that is best on validation, without and with the position as a feature."""
     values = {
         row: mean_of_validation(row, kept, log)
         for row in dict.fromkeys(entry.split("/")[0] for entry in kept.files)
@@ -350,13 +351,13 @@ def best_tree(kept: Any, log: Log) -> dict[str, str]:
 
 
 def mean_of_validation(row: str, kept: Any, log: Log) -> float:
-    """NDCG@10 by which trees are chosen."""
+    """Returns the validation NDCG@10 by which trees are selected."""
     labels, lengths = items(log, "validation", log.schema.label), lengths_of(log, "validation")
     return float(np.nanmean(ndcg_by_list(kept[f"{row}/validation"], labels, lengths)))
 
 
 def interval(difference: np.ndarray, groups: list[Any], seed: int = 0) -> list[float]:
-    """Mean, and the 95 % interval of a bootstrap over groups."""
+    """Returns the mean and the 95 % interval of a bootstrap over groups."""
     there = np.isfinite(difference)
     numbers = np.unique([str(group) for group in groups], return_inverse=True)[1][there]
     sums = np.bincount(numbers, difference[there])
@@ -369,7 +370,7 @@ def interval(difference: np.ndarray, groups: list[Any], seed: int = 0) -> list[f
 
 
 def show(args: argparse.Namespace) -> None:
-    """Makes ``summary.md`` of ``summary.json``, ``candidates.json`` and ``latency.json``."""
+    """Makes ``summary.md`` from ``summary.json``, ``candidates.json`` and ``latency.json``."""
     summary = json.loads((args.results / "summary.json").read_text())
     text = [_table_of_logs(summary), _table_of_ablations(summary)]
     for name, make in (("candidates.json", _table_of_candidates), ("latency.json", _table_of_latency)):
@@ -443,12 +444,12 @@ def _table_of_latency(latency: dict[str, Any]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four digits without the leading zero."""
+    """Formats four digits without the leading zero."""
     return "" if value is None else f"{value:.4f}".lstrip("0")
 
 
 def spell(entry: list[float] | None) -> str:
-    """A difference and its interval."""
+    """Formats a difference and its interval."""
     return "" if entry is None else f"{entry[0]:+.4f} [{entry[1]:+.4f}, {entry[2]:+.4f}]"
 
 
@@ -456,13 +457,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "table", "latency", "show"))
     parser.add_argument("--root", type=Path, help="folder of the logs")
-    parser.add_argument("--work", type=Path, help="folder of one JSON a run")
+    parser.add_argument("--work", type=Path, help="folder of the runs, one JSON file each")
     parser.add_argument("--log", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--arm", nargs="+", choices=list(ARMS), default=["PRM on top", "PRM now", "PRM before"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--scores", type=Path, help="folder of the scores that tree_baseline.py kept")
+    parser.add_argument("--scores", type=Path, help="folder of the scores stored by tree_baseline.py")
     parser.add_argument("--show-test", action="store_true")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results that are kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the committed results")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     {"run": run, "table": table, "latency": latency, "show": show}[args.what](args)

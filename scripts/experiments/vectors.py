@@ -1,13 +1,13 @@
-"""Personalised vectors: what do they bring PRM, and is it the vectors or the lists they were learned from?
+"""Personalised vectors: how much do they help PRM, and is it the vectors or the lists they were learned from?
 
     python scripts/experiments/vectors.py --output-dir RESULTS --seeds 5 --workers 2
 
-Simulates lists (simulator seed 1). Three rows: PRM; PRM with the vectors of a click model that was trained on
-``ranker_train`` (one click model a seed); PRM without vectors, trained on ``train`` and ``ranker_train`` together, as
-many lists as the second row has learned from. For each row the learning rate is chosen on ``validation``, with a seed
-of its own; the best epoch of each run is chosen on ``validation`` by NDCG@10, and measured once on ``test``. Rows of
-one seed are paired. RESULTS gets ``lists/``, ``vectors-SEED/``, ``runs/*.json``, ``summary.json``, ``summary.md`` and,
-with matplotlib, ``vectors.png``. A run that is there is not repeated.
+Simulates lists (simulator seed 1). Three rows: PRM; PRM with the vectors of a click model trained on ``ranker_train``
+(one click model per seed); PRM without vectors, trained on ``train`` and ``ranker_train`` together, the same number of
+lists as used for the second row. For each row the learning rate is chosen on ``validation``, with a separate seed; the
+best epoch of each run is chosen on ``validation`` by NDCG@10, and evaluated once on ``test``. Rows with the same seed
+are paired. RESULTS gets ``lists/``, ``vectors-SEED/``, ``runs/*.json``, ``summary.json``, ``summary.md`` and, with
+matplotlib, ``vectors.png``. Existing runs are not repeated.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def choose_learning_rates(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """For each row the learning rate with the best NDCG@10 on the validation lists."""
+    """Finds, for each row, the learning rate with the best NDCG@10 on the validation lists."""
     wanted = {
         (row, rate): folder / "runs" / f"choose-{ROWS[row]}-{rate:g}.json" for row in ROWS for rate in LEARNING_RATES
     }
@@ -71,13 +71,13 @@ def choose_learning_rates(folder: Path, options: argparse.Namespace) -> dict[str
 
 
 def choose(path: Path, row: str, rate: float, epochs: float, dim: int) -> dict[str, Any]:
-    """The best validation NDCG@10 of one learning rate."""
+    """Returns the best validation NDCG@10 of one learning rate."""
     trainer, *_ = _trained(path, row, CHOOSING_SEED, rate, epochs, dim)
     return {"validation_ndcg@10": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
 
 
 def run(path: Path, row: str, seed: int, rate: float, epochs: float, dim: int) -> dict[str, Any]:
-    """Trains and measures one row with one seed."""
+    """Trains and evaluates one row with one seed."""
     from safetensors.numpy import save_file
 
     from hf_rerank.evaluation import evaluate
@@ -116,7 +116,7 @@ def _trained(path: Path, row: str, seed: int, rate: float, epochs: float, dim: i
 
 
 def _with_vectors(folder: Path, seed: int, dim: int) -> Path:
-    """The lists with the vectors of the click model of a seed; made once, whoever comes meanwhile waits."""
+    """Returns the lists with the vectors of one seed's click model; made once, while other processes wait."""
     from filelock import FileLock
 
     from hf_rerank.personalised_vectors import add_personalised_vectors
@@ -129,7 +129,7 @@ def _with_vectors(folder: Path, seed: int, dim: int) -> Path:
 
 
 def summarise(folder: Path, seeds: list[int]) -> dict[str, Any]:
-    """Means over seeds, and paired differences."""
+    """Computes means over seeds, and paired differences."""
     from safetensors.numpy import load_file
 
     from hf_rerank import ListProcessor, load_lists
@@ -180,7 +180,7 @@ def summarise(folder: Path, seeds: list[int]) -> dict[str, Any]:
 
 
 def as_markdown(summary: dict[str, Any]) -> str:
-    """Two tables: every row, and the differences."""
+    """Formats two tables: every row, and the differences."""
     from hf_rerank.evaluation.tables import RESULT_COLUMNS
 
     rows: dict[str, dict[str, float]] = {"initial order": summary["orders"]["initial"]}
@@ -201,7 +201,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
 
 
 def draw(summary: dict[str, Any], path: Path) -> None:
-    """NDCG@10 and expected clicks of each row: a point a seed, lines between the rows of one seed."""
+    """Draws NDCG@10 and expected clicks of each row: one point per seed, lines between the rows of one seed."""
     try:
         import matplotlib
     except ImportError:
@@ -239,8 +239,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--lists", type=int, default=24_000, help="simulated lists, all splits; 45 %% train")
     parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--dim", type=int, default=32, help="numbers a vector")
-    parser.add_argument("--workers", type=int, default=1, help="processes that make runs")
+    parser.add_argument("--dim", type=int, default=32, help="size of a vector")
+    parser.add_argument("--workers", type=int, default=1, help="processes that train in parallel")
     return parser.parse_args()
 
 

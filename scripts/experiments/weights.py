@@ -3,11 +3,11 @@
     python scripts/experiments/weights.py --output-dir RESULTS --seeds 5 --workers 2
 
 For each length the same world is simulated with lists of that length. A run is one (length, preset, factor, seed):
-both weights of the preset times the factor, trained for a fixed number of epochs, then measured once on ``validation``
-(where the best factor is chosen, by expected clicks) and once on ``test`` (what is reported). Runs of one length and
-seed share data, initial weights and batch order, so that differences to the run without principles are paired.
-RESULTS gets ``lists/``, ``runs/LENGTH-PRESET-FACTOR-SEED.json``, ``summary.json``, ``summary.md`` and, with
-matplotlib, ``weights.png``. A run that is there is not repeated.
+both weights of the preset are multiplied by the factor, and the model is trained for a fixed number of epochs, then
+evaluated once on ``validation`` (to choose the best factor by expected clicks) and once on ``test`` (the reported
+result). Runs of one length and seed share data, initial weights and batch order, so that differences from the run
+without principles are paired. RESULTS gets ``lists/``, ``runs/LENGTH-PRESET-FACTOR-SEED.json``, ``summary.json``,
+``summary.md`` and, with matplotlib, ``weights.png``. Existing runs are not repeated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runs import finish, mean_and_spread, paired, results, train
 
 LENGTHS = (10, 30, 50)
 # Preset -> factors on both of its weights. Between two random orders the sum over a list is (n^2 - 1) / 3 times the
-# weighted mean, 833 times at n = 50: ``scaled`` is followed further up, so that both presets meet.
+# weighted mean, 833 times at n = 50: ``scaled`` gets larger factors, so that the ranges of both presets meet.
 WEIGHTS = {
     "none": (),
     "scaled": (20.0, 5.0),
@@ -51,7 +51,7 @@ def main() -> None:
         simulate(options.output_dir, length, options.lists)
     seeds = range(options.seeds)
     cells = [("none", 0.0), *((preset, factor) for preset in FACTORS for factor in FACTORS[preset])]
-    # Seed by seed, so that an experiment cut short has every cell for the seeds that are done.
+    # Seed by seed, so that an interrupted experiment has every cell for the finished seeds.
     wanted = [(length, preset, factor, seed) for seed in seeds for length in LENGTHS for preset, factor in cells]
     finish([(_path(options.output_dir, *cell), (*cell, options.epochs)) for cell in wanted], run, options.workers)
     summary = summarise(options.output_dir, list(seeds))
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def simulate(folder: Path, length: int, lists: int) -> None:
-    """Lists of this length, prepared in ``folder/lists/LENGTH``."""
+    """Prepares lists of this length in ``folder/lists/LENGTH``."""
     from hf_rerank.data.prm_public import prepare_prm_public
     from hf_rerank.data.simulation import PRMWorld, simulate_prm
 
@@ -77,7 +77,7 @@ def simulate(folder: Path, length: int, lists: int) -> None:
 
 
 def run(path: Path, length: int, preset: str, factor: float, seed: int, epochs: float) -> dict[str, Any]:
-    """Trains and measures one cell with one seed."""
+    """Trains and evaluates one cell with one seed."""
     from hf_rerank import ListProcessor, load_lists
     from hf_rerank.evaluation import evaluate
 
@@ -109,7 +109,7 @@ def run(path: Path, length: int, preset: str, factor: float, seed: int, epochs: 
 
 
 def summarise(folder: Path, seeds: list[int]) -> dict[str, Any]:
-    """Means over seeds, differences to no principles on the test lists, and the factor chosen on validation."""
+    """Computes means over seeds, differences from no principles on test, and the factor chosen on validation."""
     cells: list[dict[str, Any]] = []
     chosen: dict[str, Any] = {}
     for length in LENGTHS:
@@ -158,7 +158,7 @@ def summarise(folder: Path, seeds: list[int]) -> dict[str, Any]:
 
 
 def as_markdown(summary: dict[str, Any]) -> str:
-    """Differences to the run without principles, one row a cell; the factor chosen on validation is marked."""
+    """Formats differences from the run without principles, one row per cell; the chosen factor is marked."""
     shown = {"expected_clicks": "exp. clicks", "ndcg@10": "NDCG@10"}
     obeyed = {"p1_item_obedience": "P1 by item", "p2_item_obedience": "P2 by item", "score_spread": "spread"}
     lines = [
@@ -184,7 +184,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
 
 
 def draw(summary: dict[str, Any], path: Path) -> None:
-    """What the weights change, one line a length, one column a preset."""
+    """Draws the effect of the weights, one line per length, one column per preset."""
     try:
         import matplotlib
     except ImportError:
@@ -245,7 +245,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--lists", type=int, default=10_000, help="simulated lists of each length, all splits")
     parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--workers", type=int, default=1, help="processes that make runs")
+    parser.add_argument("--workers", type=int, default=1, help="processes that train in parallel")
     return parser.parse_args()
 
 

@@ -1,9 +1,9 @@
 """The simulated worlds of the experiments: simulated lists, each world with its own initial order.
 
-All but the last have the same lists, of PRM Public's format.
+All but the last have the same lists, in PRM Public's format.
 
-A re-ranker is given the order ``P``. What ``P`` knows decides what principled learning can gain, so there is one world
-per kind of order:
+A re-ranker is given the order ``P``. The information in ``P`` determines how much principled learning can gain, so
+there is one world per kind of order:
 
 - ``trained``: a LambdaMART of moderate quality trained on the clicks of ``ranker_train``, as in the paper's protocol.
   ``trained_poor`` and ``trained_strong`` are its other qualities.
@@ -11,8 +11,8 @@ per kind of order:
 - ``informed``: the simulator's own ranker, which sees the true quality with noise. ``informed_noisy`` and
   ``informed_noisier`` add more noise to its order.
 - ``display``: the order in which the clicks were logged, which is the source of their position bias.
-- ``ad_trained``: lists of Ad's format with the histories of their users, in the order of a strong LambdaMART that was
-  trained like that of ``trained``: the columns of Ad tell a moderate one little more than chance.
+- ``ad_trained``: lists in Ad's format with the histories of their users, in the order of a strong LambdaMART trained
+  like that of ``trained``: with the columns of Ad, a moderate one is little better than chance.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class World:
 
     Attributes:
         splits: Name of a split -> dataset.
-        schema: Of the lists.
+        schema: Schema of the lists.
     """
 
     splits: dict[str, Any]
@@ -61,10 +61,10 @@ def make_world(root: Path, name: str, length: int, *, random_order: bool = False
     Args:
         root: Folder of the prepared lists, shared by all worlds.
         name: A key of ``WORLDS``.
-        length: Lists are cut to their first so many items in the initial order.
-        random_order: Give a fixed random order of each list's items, after the cut: for a model that cannot leave
-            out the order.
-        seed: Of the simulation, of the initial ranker and of noise.
+        length: Lists are cut to this many items, the first in the initial order.
+        random_order: Give a fixed random order of each list's items, after the cut, for a model that cannot ignore
+            the order.
+        seed: Seed of the simulation, the initial ranker and the noise.
     """
     from hf_rerank import load_lists
 
@@ -72,7 +72,7 @@ def make_world(root: Path, name: str, length: int, *, random_order: bool = False
     prepared = prepare_world(root, name, seed=seed)
     loaded = load_lists(prepared)
     schema = loaded.schema
-    if order == "display":  # the order of the row
+    if order == "display":  # the row order
         schema = schema.replace(position=None)
     splits = {split: loaded[split] for split in SPLITS}
     if order.startswith("noise"):
@@ -87,7 +87,7 @@ def make_world(root: Path, name: str, length: int, *, random_order: bool = False
 
 
 def prepare_world(root: Path, name: str, *, seed: int = 0) -> Path:
-    """The folder of the prepared lists of a world; simulates, prepares and sorts what is missing."""
+    """Returns the folder of the prepared lists of a world; simulates, prepares and sorts what is missing."""
     kind, count, order = WORLDS[name]
     prefix = "ad-" if kind == "ad" else ""
     raw, prepared, ranked = (root / f"{prefix}{step}-{count}-{seed}" for step in ("raw", "prepared", order))
@@ -107,9 +107,9 @@ def prepare_lists(kind: str, raw: Path, prepared: Path, count: int, *options: An
         kind: ``prm_public`` or ``ad``.
         raw: Folder of the raw files.
         prepared: Folder of the prepared lists.
-        count: Simulated lists, all splits.
-        options: Of ``hf-rerank prepare``.
-        seed: Of the simulation.
+        count: Number of simulated lists in all splits.
+        options: Options of ``hf-rerank prepare``.
+        seed: Seed of the simulation.
     """
     if prepared.is_dir():
         return
@@ -119,7 +119,7 @@ def prepare_lists(kind: str, raw: Path, prepared: Path, count: int, *options: An
 
 
 def cut_lists(lists: Any, schema: Any, length: int) -> Any:
-    """The first ``length`` items of each list in its initial order; the columns of its items are cut, others stay."""
+    """Keeps the first ``length`` items of each list in its initial order; only item columns are cut."""
     import datasets
 
     table = lists.with_format("arrow")[:]
@@ -146,9 +146,9 @@ def cut_lists(lists: Any, schema: Any, length: int) -> Any:
 
 
 def reorder(lists: Any, schema: Any, *, noise: float | None, seed: int) -> Any:
-    """Other positions: the given ones plus normal noise with a standard deviation of ``noise`` times the length.
+    """Sorts by the given positions plus normal noise with a standard deviation of ``noise`` times the length.
 
-    None: a random order, whatever was given.
+    With ``noise=None`` the order is random.
     """
     import datasets
 

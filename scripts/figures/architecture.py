@@ -3,8 +3,8 @@
     python scripts/figures/architecture.py [--output scripts/figures/architecture.svg]
 
 An arrow points from a package to one that it imports. Arrows that follow from others are left out, and so are
-``errors.py`` and ``version.py``, which everything may import. A package stands as high as its importers allow; its
-column is chosen in ``BOXES``. The same code gives the same bytes.
+``errors.py`` and ``version.py``, which everything may import. A package is placed as high as its importers allow; its
+column is set in ``BOXES``. The same code gives the same bytes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ FIGURE = Path(__file__).with_suffix(".svg")
 
 
 class Box(NamedTuple):
-    """What is drawn as one box.
+    """One box of the figure.
 
     Attributes:
-        column: Where its middle is, in boxes from the left.
-        parts: The packages and modules that it stands for; the first names it.
+        column: Horizontal position of its middle, in boxes from the left.
+        parts: The packages and modules in the box; it is named after the first.
         purpose: The line below the name.
-        half: ``core``, ``lists`` or ``both``, which is its colour.
+        half: ``core``, ``lists`` or ``both``; determines the colour.
     """
 
     column: float
@@ -60,7 +60,7 @@ WIDTH, HEIGHT, GAP_X, GAP_Y, MARGIN = 168, 46, 12, 34, 16
 
 
 def imports() -> dict[str, set[str]]:
-    """Box -> the boxes that its files import, inside functions too, blocks for type checkers left out."""
+    """Box -> the boxes that its files import, including imports in functions but not those for type checkers."""
     box_of = {part: box.parts[0] for box in BOXES for part in box.parts}
     found: dict[str, set[str]] = {box.parts[0]: set() for box in BOXES}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -75,7 +75,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def _imported(path: Path) -> Iterator[str]:
-    """The top-level parts of hf_rerank that a file imports."""
+    """Yields the top-level parts of hf_rerank that a file imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {
         inner
@@ -98,7 +98,7 @@ def _imported(path: Path) -> Iterator[str]:
 
 
 def reduced(edges: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The edges that do not follow from others."""
+    """Returns the edges that do not follow from others."""
 
     def reached(name: str) -> set[str]:
         return edges[name].union(*(reached(other) for other in edges[name]))
@@ -110,7 +110,7 @@ def reduced(edges: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def rows_of(edges: dict[str, set[str]]) -> dict[str, int]:
-    """Box -> its row, 0 at the top: one below the lowest box that imports it."""
+    """Box -> its row, 0 at the top, directly below the lowest box that imports it."""
     rows: dict[str, int] = {}
 
     def row(name: str) -> int:
@@ -122,10 +122,10 @@ def rows_of(edges: dict[str, set[str]]) -> dict[str, int]:
 
 
 def figure(edges: dict[str, set[str]]) -> str:
-    """The SVG text.
+    """Returns the figure as SVG.
 
     Args:
-        edges: As ``imports`` returns them.
+        edges: As returned by ``imports``.
     """
     edges = reduced(edges)
     rows = rows_of(edges)

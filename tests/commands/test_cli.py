@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestTheWholeWay:
+    @pytest.mark.slow
     def test_training_left_a_model_and_its_results(self, folder: Path) -> None:
         names = {path.name for path in (folder / "run").iterdir() if path.is_file()}
         expected = {"config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.safetensors"}
@@ -42,6 +43,7 @@ class TestTheWholeWay:
         assert results["model"]["hidden_size"] == 8
         assert 0 < results["evaluations"]["validation"]["validation_ndcg@10"] < 1
 
+    @pytest.mark.slow
     def test_evaluate_prints_the_rows_and_writes_json(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         output = folder / "test.json"
         arguments = [
@@ -148,6 +150,7 @@ class TestObedienceOfAnEvaluation:
         assert "fixed" not in table
         assert "equal scores, share of lists" in table
 
+    @pytest.mark.slow
     def test_evaluate_prints_all_that_it_measured(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         output = folder / "obedience.json"
         arguments = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "lists")]
@@ -214,6 +217,7 @@ def model(folder: Path, tmp_path: Path) -> Path:
 
 
 class TestAddToResults:
+    @pytest.mark.slow
     def test_the_numbers_of_both_and_their_settings(
         self, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -260,12 +264,13 @@ class TestAddToResults:
         path = model / "results.json"
         assert said == [
             "test: added to ",
-            f"test: is in {path} already, with the same numbers",
-            f"test: replaced in {path}, which held other numbers",
-            f"test: replaced in {path}, which held other numbers",
+            f"test: already in {path}, with the same numbers",
+            f"test: replaced in {path}, which had other numbers",
+            f"test: replaced in {path}, which had other numbers",
         ]
         assert written[0] == written[1] == written[3] != written[2]
 
+    @pytest.mark.slow
     def test_training_leaves_the_initial_order_of_the_validation_lists(self, folder: Path, model: Path) -> None:
         """Measured again by the other command, with the trainer's settings, it is the same."""
         before = json.loads((model / "results.json").read_text())
@@ -304,6 +309,7 @@ class TestPictures:
         assert capsys.readouterr().out.endswith(f"model in {run}\nfigure in {picture}\n")
         assert [path.name for path in picture.parent.iterdir()] == ["training.png"]
 
+    @pytest.mark.slow
     def test_training_that_logs_nothing(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -348,6 +354,7 @@ class TestPictures:
         row = json.loads(output.read_text())["rows"]["model"]
         assert drawn["plot_obedience"]["p1_item_obedience"] == row["p1_item_obedience"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("results", "words"),
         [
@@ -512,6 +519,7 @@ class TestMistakes:
         assert re.search(words, line), line
         assert list(tmp_path.iterdir()) == [source], "nothing half-written"
 
+    @pytest.mark.slow
     def test_a_full_disk(
         self, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

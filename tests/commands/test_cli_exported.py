@@ -20,7 +20,7 @@ from hf_rerank.inference.export import export_onnx
 from hf_rerank.models.auto import RERANKERS
 
 REFUSAL = (
-    "hf-rerank: {0} holds an exported graph (model.onnx) and no weights of PyTorch: give the model that it was "
+    "hf-rerank: {0} holds an exported graph (model.onnx) and no PyTorch weights: give the model that it was "
     "exported from; a graph can only rank, with Reranker.from_pretrained or hf-rerank rank"
 )
 
@@ -149,7 +149,7 @@ def test_a_folder_has_no_revision(
 ) -> None:
     line = mistake(f"{command.format(folder / model, folder, tmp_path)} --revision v1", capsys)
     assert line == (
-        f"hf-rerank: --revision v1 belongs to a repository on the Hub, and there is a folder {folder / model} here, "
-        "which is taken instead: leave it out"
+        f"hf-rerank: --revision v1 applies only to Hub repositories, but there is a local folder {folder / model}, "
+        "which is used instead: leave it out"
     )
     assert list(tmp_path.iterdir()) == []

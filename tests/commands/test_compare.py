@@ -74,6 +74,7 @@ def folder_of(arguments):
     return Path(arguments[arguments.index("--output-dir") + 1])
 
 
+@pytest.mark.slow
 def test_what_a_comparison_leaves(arguments):
     folder = folder_of(arguments)
     report = json.loads((folder / "report.json").read_text())
@@ -121,18 +122,18 @@ def test_a_comparison_that_was_killed_repeats_nothing_that_is_finished(arguments
     again = json.loads(path.read_text())
     assert again["test"] == before["test"]
     printed = capsys.readouterr().out
-    assert "7 of 8 runs are finished already" in printed
+    assert "7 of 8 runs are already finished" in printed
     assert "[8/8] dnn with order, seed 0: NDCG@10" in printed
     assert "Recommendation: " in printed
 
 
 def test_another_configuration_in_the_same_folder_is_refused(arguments, capsys, tmp_path):
     assert main([*arguments, "--num_train_epochs", "2"]) == 2
-    assert "holds a comparison with other training options" in capsys.readouterr().err
+    assert "contains a comparison with other training options" in capsys.readouterr().err
     (tmp_path / "thesis.txt").write_text("not mine")
     other = [*arguments, "--output-dir", str(tmp_path)]
     assert main(other) == 2
-    assert "holds thesis.txt and no comparison" in capsys.readouterr().err
+    assert "contains thesis.txt and no comparison" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -157,8 +158,8 @@ def test_a_class_of_ones_own_takes_part(prepared, tmp_path, monkeypatch, capsys)
         (["--seed", "3"], "--seed is decided by compare itself"),
         (["--num_train_epoch", "3"], "did you mean '--num-train-epochs'"),
         (["--scores", "ours"], "expected --scores NAME=FILE"),
-        (["--scores", "ours=absent.jsonl"], "absent.jsonl is no file"),
-        (["--principled", "none"], "name a preset"),
+        (["--scores", "ours=absent.jsonl"], "absent.jsonl is not a file"),
+        (["--principled", "none"], "choose a preset"),
         (["--seeds", "0"], "expected at least 1"),
     ],
 )
@@ -169,6 +170,7 @@ def test_what_is_wrong_is_said_before_any_training(prepared, tmp_path, capsys, e
     assert not (tmp_path / "out" / "runs").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_writes_a_trec_run_that_compare_reads(prepared, tmp_path, capsys):
     from hf_rerank.data.loading import load_lists
     from hf_rerank.evaluation.score_files import NamedLists, read_scores

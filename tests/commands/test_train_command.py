@@ -171,7 +171,7 @@ def test_warnings_name_options_so_too(
         ("--learning-rat 1", "unknown argument '--learning-rat' of train; did you mean '--learning-rate'"),
         ("--train-on al", "invalid choice: 'al'.*did you mean 'all'"),
         ("--train-on all --on-top-of lambdamart", "--on-top-of chooses the number of trees on validation lists"),
-        ("--train-on all --eval-steps 3", "--eval-steps is of evaluations during training"),
+        ("--train-on all --eval-steps 3", "--eval-steps is about evaluations during training"),
         ("--optim adamw_bnb_8bit", "the training cannot be set up: You need to install `bitsandbytes`"),
         ("--report-to wandb", "the training cannot be set up: .*wandb to be installed"),
         ("--data {0}/../none", "none is not a folder of prepared lists"),
@@ -185,6 +185,7 @@ def test_one_line_and_exit_code_2(
     assert re.search(words, line), line
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_not_overwritten(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert train(prepared, run, "--max-steps", "4") == 0
@@ -192,7 +193,7 @@ def test_an_earlier_run_is_not_overwritten(prepared: Path, tmp_path: Path, capsy
     capsys.readouterr()
     assert train(prepared, run, "--max-steps", "4", "--seed", "3") == 2
     assert the_line(capsys) == (
-        f"hf-rerank: {run} holds a finished model (config.json, model.safetensors, results.json): choose another "
+        f"hf-rerank: {run} contains a finished model (config.json, model.safetensors, results.json): choose another "
         "folder, remove it, or resume with --resume-from-checkpoint last"
     )
     assert (run / "model.safetensors").read_bytes() == weights
@@ -204,19 +205,20 @@ def test_an_earlier_run_is_not_overwritten(prepared: Path, tmp_path: Path, capsy
             path.unlink()
     capsys.readouterr()
     assert train(prepared, run, "--max-steps", "4") == 2
-    assert "holds checkpoints of another training (checkpoint-4)" in the_line(capsys)
+    assert "contains checkpoints of another training (checkpoint-4)" in the_line(capsys)
 
 
 # ------------------------------------------------------------------------------------------ training on everything
 
 
+@pytest.mark.slow
 def test_training_on_everything(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     capsys.readouterr()
     assert train(prepared, run, "--train-on", "all") == 0
     assert capsys.readouterr().out.splitlines()[-4:] == [
         "",
-        "trained on all 96 lists: none is left to measure the model on",
+        "trained on all 96 lists: none are left to evaluate the model on",
         "no checkpoint was chosen as the best: the model is that of the last step, 6",
         f"model in {run}",
     ]
@@ -231,6 +233,7 @@ def test_training_on_everything(prepared: Path, tmp_path: Path, capsys: pytest.C
     assert json.loads((run / "results.json").read_text())["evaluations"].keys() == {"test"}
 
 
+@pytest.mark.slow
 def test_the_final_fit_expects_as_many_unknown_values(tmp_path: Path) -> None:
     """As many as the validation lists have for a model that was trained without them."""
     lists = write_lists(tmp_path / "lists", train=64, validation=32)
@@ -248,7 +251,7 @@ def test_lists_without_a_validation_split(tmp_path: Path, capsys: pytest.Capture
     lists = write_lists(tmp_path / "lists", train=40)
     assert train(lists, tmp_path / "run") == 2
     assert the_line(capsys).endswith(
-        "has no list in its validation split: prepare more lists, or give --train-on all, which chooses no best "
+        "has no lists in its validation split: prepare more lists, or give --train-on all, which chooses no best "
         "checkpoint"
     )
     assert train(lists, tmp_path / "run", "--train-on", "all") == 0

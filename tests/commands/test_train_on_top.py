@@ -78,4 +78,4 @@ def test_options_that_do_not_go_together_are_refused(prepared, tmp_path, capsys)
     assert "--trees-read-order goes with --on-top-of only" in capsys.readouterr().err
     order = ["--trees-read-order", "yes", "--set", "position_input=none"]
     assert main([*arguments, "--on-top-of", "lambdamart", *order]) == 2
-    assert "give one of the two" in capsys.readouterr().err
+    assert "use only one of them" in capsys.readouterr().err

@@ -132,8 +132,8 @@ def test_a_plan_knows_its_arms_and_refuses_what_is_wrong() -> None:
     assert plan.config_options("dnn") == {"embedding_dim": 4}
     for wrong, message in (
         (Plan(models, seeds=0), "at least 1"),
-        (Plan(models, config={"pear.hidden_size": 8}), "is of a model that is not compared"),
-        (Plan(models, training={"principled": "none"}), "name a preset"),
+        (Plan(models, config={"pear.hidden_size": 8}), "belongs to a model that is not compared"),
+        (Plan(models, training={"principled": "none"}), "choose a preset"),
         (Plan((models[0], Model("dnn", models[0].config_class, models[0].model_class))), "same name"),
     ):
         with pytest.raises(InputError, match=message):
@@ -145,7 +145,7 @@ def test_a_plan_knows_its_arms_and_refuses_what_is_wrong() -> None:
     [
         ("prn", "did you mean 'prm'"),
         ("no_such_module:Model", "there is no module 'no_such_module'"),
-        ("json:JSONDecoder", "no subclass of hf_rerank.PreTrainedReranker"),
+        ("json:JSONDecoder", "not a subclass of hf_rerank.PreTrainedReranker"),
     ],
 )
 def test_models_that_are_none_are_refused(name: str, message: str) -> None:

@@ -124,12 +124,13 @@ def test_prm_public_is_prepared_once(raw, monkeypatch, caplog):
             folder for folder in (datasets.config.HF_DATASETS_CACHE / "hf_rerank").iterdir() if folder.is_dir()
         )
         assert rows_of(load_lists("prm_public", data_dir=cached)) == rows_of(first) == rows_of(load_lists(str(cached)))
-        with pytest.raises(InputError, match="is prepared already"):
+        with pytest.raises(InputError, match="is already prepared"):
             load_lists("prm_public", data_dir=cached, max_list_length=5)
     (raw / "set1.train.txt.part2").write_text(raw_text(range(200, 230)))
     assert sum(map(len, load_lists("prm_public", data_dir=raw).values())) == 230
 
 
+@pytest.mark.slow
 def test_prepared_folder_with_another_schema(raw, tmp_path):
     prm_public.prepare_prm_public(raw, tmp_path / "lists", progress=False)
     narrow = ListSchema(items=[Categorical("item_id")], group="user_id", list_id="list_id")
@@ -230,7 +231,7 @@ def test_splits_that_the_data_bring_are_kept(tmp_path, streaming):
     lists = load_lists(tmp_path, schema=SCHEMA, streaming=streaming)
     assert rows_of(lists) == {"train": rows[:6], "test": rows[6:]}
     write_rows(tmp_path / "more.jsonl", rows)
-    with pytest.raises(InputError, match=r"more\.jsonl is named after no split, but other files"):
+    with pytest.raises(InputError, match=r"more\.jsonl is not named after a split, but other files"):
         load_lists(tmp_path, schema=SCHEMA, streaming=streaming)
 
 
@@ -351,10 +352,10 @@ def test_the_schema_stays():
         ("nowhere/lists.parquet", {"schema": SCHEMA}, "unknown source 'nowhere/lists.parquet'"),
         ("prm_public", {}, r"'prm_public' needs data_dir=.*hf4Academic/PRM.*simulated_prm"),
         ("prm_public", {"data_dir": "nowhere"}, "no PRM Public text in nowhere"),
-        ("prm_public", {"data_dir": ".", "schema": SCHEMA}, "has a schema of its own"),
+        ("prm_public", {"data_dir": ".", "schema": SCHEMA}, "has its own schema"),
         ("prm_public", {"data_dir": ".", "n_lists": 5}, "n_lists= does not belong to 'prm_public'"),
         ("simulated_prm", {"data_dir": "."}, "data_dir= does not belong to 'simulated_prm'"),
-        (".", {"data_dir": "."}, r"data_dir= does not belong to '\.': give one of source and data_dir"),
+        (".", {"data_dir": "."}, r"data_dir= does not belong to '\.': give either source or data_dir"),
         (datasets.Dataset.from_list(own_rows()), {}, r"own lists need schema=ListSchema"),
         (datasets.Dataset.from_list(own_rows()), {"schema": {}}, "schema is a dict: expected a ListSchema"),
         (datasets.Dataset.from_list(own_rows()), {"schema": "no.json"}, r"no schema at no\.json"),
@@ -383,7 +384,7 @@ def test_the_schema_stays():
         (
             datasets.Dataset.from_list([{**row, "user": 1.5} for row in own_rows(3)]),
             {"schema": SCHEMA},
-            "column 'user' of list 0 holds 1.5: expected one integer or text per list to split by",
+            "column 'user' of list 0 holds 1.5: expected one integer or string per list to split by",
         ),
     ],
 )
@@ -445,7 +446,7 @@ def test_labels_of_one_class_and_fractions_are_no_leak(label):
     said = " ".join(str(warning.message) for warning in caught)
     assert "order of the slots" not in said
     assert "alone separates" not in said
-    assert ("every item counts as clicked in all metrics but NDCG" in said) == (label[0] == 0.25)
+    assert ("every item counts as clicked in all metrics except NDCG" in said) == (label[0] == 0.25)
 
 
 def test_clicked_items_first_is_a_leak():

@@ -153,6 +153,7 @@ def test_a_training_is_drawn_as_the_log_says() -> None:
     assert lines(norm) == {"gradient norm": (steps, [3.0, 2.0])}
 
 
+@pytest.mark.slow
 def test_scales_and_names_of_the_panels() -> None:
     figure = _draw_training(LOG)
     losses, obedience, spread, norm = figure.axes
@@ -241,6 +242,7 @@ def test_a_panel_without_entries_says_so() -> None:
     assert figure.axes[2].get_xlim() == (4, 6)
 
 
+@pytest.mark.slow
 def test_collapse_is_noted_where_it_was_worst() -> None:
     shares = {10: 0.0, 20: 0.125, 30: 0.375, 40: 0.25}
     log = [{"step": step, "score_spread": 0.5, "collapsed_share": share} for step, share in shares.items()]
@@ -398,6 +400,7 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
         assert set(chunks) == {"IHDR", "pHYs", "IDAT", "IEND"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["savefig", "replace"])
 def test_a_failed_write_leaves_the_old_picture(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "training.png"

@@ -48,19 +48,19 @@ def test_lists_of_other_splits_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("s.jsonl", LINES[0], "no scores of list q1"),
+        ("s.jsonl", LINES[0], "no scores for list q1"),
         ("s.jsonl", "\n".join([*LINES, LINES[0]]), "line 3: list q2 is already in line 1"),
         ("s.jsonl", LINES[0] + '\n{"list_id": "q1", "scores": [1, 2]}', "line 2: list q1 has 3 items and 2 scores"),
         ("s.jsonl", '{"list_id": "q1", "scores": [1, NaN, 2]}', "line 1 holds nan: expected finite numbers"),
         ("s.jsonl", '{"list_id": "q1", "scores": "high"}', "line 1: scores of list q1 are high"),
         ("s.jsonl", '{"list": "q1"}', "expected list_id and scores"),
         ("s.jsonl", "{", "line 1 is not valid JSON"),
-        ("s.parquet", "no parquet", "is no Parquet file"),
+        ("s.parquet", "no parquet", "is not a readable Parquet file"),
         ("run", "q1 Q0 a 1 0.5\n", "line 1: 5 columns: expected the 6"),
         ("run", "q1 Q0 a 1 high x\n", "line 1, column 5: 'high': expected a finite score"),
         ("run", TREC + "q1 Q0 a 4 1 x\n", "line 7: item a appears twice in list q1"),
-        ("run", TREC.replace("q1 Q0 b 3 -1 x\n", ""), "no score of item b in list q1"),
-        ("run", TREC + "q1 Q0 z 4 1 x\n", "a score of item z in list q1, which does not hold"),
+        ("run", TREC.replace("q1 Q0 b 3 -1 x\n", ""), "no score for item b in list q1"),
+        ("run", TREC + "q1 Q0 z 4 1 x\n", "a score for item z in list q1, which does not contain"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -72,7 +72,7 @@ def test_lists_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, "scores.jsonl", "\n".join(LINES))
     with pytest.raises(InputError, match="list q1 appears twice"):
         read_scores(path, NamedLists(["q1", "q1"], [["a"], ["b"]]))
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a file"):
         read_scores(tmp_path / "absent", NAMED)
     with pytest.raises(InputError, match=r"item a appears twice.*list q1"):
         write_trec_run(tmp_path / "run", NamedLists(["q1"], [["a", "a"]]), [[0, 1]], [[1, 0]], "x")

@@ -169,7 +169,7 @@ def test_what_needs_the_model_refuses_its_graph(
 ) -> None:
     line = mistake(command.format(own_lists, tmp_path), capsys)
     assert line.startswith(
-        "hf-rerank: someone/graph holds an exported graph (model.onnx) and no weights of PyTorch: give the model that"
+        "hf-rerank: someone/graph holds an exported graph (model.onnx) and no PyTorch weights: give the model that"
     )
     assert models.asked("model.onnx") == 0
     assert not (tmp_path / "graph").exists()
@@ -318,7 +318,7 @@ def test_misspelled_folders_are_not_asked_of_the_hub(
         ("evaluate --model runs/frist --data runs/lists", near),
         (
             "export --model /runs/none/such --output-dir out",
-            r"repository of the Hub \(nor /runs/none\): check",
+            r"repository of the Hub \(/runs/none does not exist either\): check",
         ),
         (
             "export --model frist --output-dir out",

@@ -28,7 +28,7 @@ FILES = {"README.md", "config.json", "manifest.json", "model.safetensors"} | {
     "vocabularies.safetensors",
 }
 NOTHING = "Nothing was committed: the repository is as it was; large files that arrived are not sent again"
-UNKNOWN = "Whether the commit arrived is not known: run the same command again, which commits nothing if it did"
+UNKNOWN = "It is unknown whether the commit arrived: rerun the same command, which commits nothing if it did"
 PREUPLOAD, LFS, PUT, COMMIT = "/preupload/", "/lfs/objects/batch", "PUT /lfs/", "/commit/"
 
 
@@ -65,7 +65,7 @@ COMMIT_LINE = f"the {WHERE} got the files but no commit: "
 SAYS = " (the Hub says: a fault of this Hub)"
 BUSY = "too many requests (429); wait 7 seconds, then run it again"
 BROKEN = "the Hub has an internal error (500); run it again later"
-FORBIDDEN = "the token may not do that there (403); use one that may, or a name of your own"
+FORBIDDEN = "the token may not do that there (403); use one that may, or a name in your own namespace"
 
 # fault -> start of the line, its end, how often the client tried.
 FAULTS = [
@@ -89,6 +89,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "begins", "ends", "tries"),
     FAULTS,
@@ -269,7 +270,7 @@ def test_private_is_never_public(hub: Hub, run_folder: Path) -> None:
 def test_a_name_that_is_none(hub: Hub, run_folder: Path) -> None:
     for name, said in (("", "repo_id is empty"), ("a/b/c", "Repo id must"), ("someone/na me", "Repo id must")):
         assert said in refusal(lambda name=name: push_model(run_folder, name))
-    assert "a revision, or create_pr, not both" in refusal(
+    assert "either a revision or create_pr, not both" in refusal(
         lambda: push_model(run_folder, KEY, revision="next", create_pr=True)
     )
     assert hub.requests == []
@@ -291,7 +292,7 @@ def test_no_network(hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_offline(hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    remedy = "HF_HUB_OFFLINE is set, so that no request is sent to the Hub; unset it to use the network"
+    remedy = "HF_HUB_OFFLINE is set, so no request is sent to the Hub; unset it to use the network"
     assert refusal(lambda: push_model(run_folder, KEY)) == f"{CREATE_LINE}{remedy}"
     assert refusal(lambda: Reranker.from_pretrained(KEY)).endswith(f"cannot be fetched: {remedy}")
     assert hub.requests == []
@@ -326,6 +327,7 @@ LOADING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"), LOADING, ids=[f"{fault.where}: {fault.status or 'reset'}" for fault, _ in LOADING]
 )
@@ -376,7 +378,7 @@ def test_a_folder_that_would_not_load(hub: Hub, run_folder: Path, tmp_path: Path
     assert "has no config.json" in refusal(lambda: push_model(tmp_path / "empty", KEY))
     weights = (run_folder / "model.safetensors").read_bytes()
     (run_folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    assert "its SHA-256 is not that of the file saved; save it again" in refusal(lambda: push_model(run_folder, KEY))
+    assert "its SHA-256 is not that of the saved file; save it again" in refusal(lambda: push_model(run_folder, KEY))
     assert hub.requests == []
 
 
@@ -401,7 +403,7 @@ def test_weights_that_are_not_finite(hub: Hub, run_folder: Path) -> None:
         (
             ["--model", str(KEPT), "--i-have-the-right-to-redistribute"],
             Fault("never", 500),
-            "it goes with --data",
+            "use it with --data",
         ),
     ],
 )

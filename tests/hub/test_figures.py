@@ -105,6 +105,7 @@ def test_without_matplotlib(hub: Hub, run: Path, capsys: pytest.CaptureFixture[s
     assert second.startswith("pushed: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "drawn"),
     [

@@ -51,7 +51,7 @@ def change(folder: Path, name: str, edit: Callable[[dict[str, Any]], object]) ->
         (
             "preprocessor_config.json",
             lambda content: content.update(format_version=2),
-            "has format_version 2, this library reads 1: install a newer hf-rerank",
+            "has format_version 2, but this library reads 1: install a newer hf-rerank",
         ),
         (
             "preprocessor_config.json",
@@ -66,7 +66,7 @@ def change(folder: Path, name: str, edit: Callable[[dict[str, Any]], object]) ->
         (
             MANIFEST,
             lambda content: content.update(format_version=2),
-            "has format_version 2, this library reads 1: install a newer hf-rerank",
+            "has format_version 2, but this library reads 1: install a newer hf-rerank",
         ),
         ("config.json", lambda content: content.update(of_tomorrow=1), "PRMConfig has no option 'of_tomorrow'"),
         (

@@ -83,6 +83,7 @@ def test_loaded_whole_and_by_revision(hub: Hub, own_lists: Path, tmp_path: Path,
         assert {split: rows.to_list() for split, rows in lists.items()} == local_rows, revision
 
 
+@pytest.mark.slow
 def test_loaded_again_without_a_network(
     hub: Hub, own_lists: Path, local_rows: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -244,6 +245,7 @@ def by_licence(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in ("simulated_prm", "simulated_ad", "real_prm", "real_ad")}
 
 
+@pytest.mark.slow
 def test_licences_are_known_to_machines(by_licence: dict[str, Path], own_lists: Path, tmp_path: Path) -> None:
     # What is made of lists is as free as they are.
     add_earlier_clicks(by_licence["real_prm"], tmp_path / "lists", history_length=3, progress=False)
@@ -262,7 +264,7 @@ def test_lists_that_may_not_be_redistributed(
     for more in ([], ["--private"]):
         assert main([*arguments, *more]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert "may not be redistributed (see Licence in README.md), and a push, also a private one" in line
+        assert "may not be redistributed (see Licence in README.md), and a push, even a private one" in line
         assert line.endswith("(--i-have-the-right-to-redistribute)")
     assert hub.requests == []
     assert main([*arguments, "--private", "--i-have-the-right-to-redistribute"]) == 0
@@ -306,6 +308,7 @@ def test_lists_of_which_nothing_is_known(hub: Hub, own_lists: Path, tmp_path: Pa
     assert hub.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["simulated_prm", "simulated_ad"])
 def test_simulated_lists_may_be_pushed(hub: Hub, by_licence: dict[str, Path], name: str) -> None:
     push_lists(by_licence[name], "someone/lists")

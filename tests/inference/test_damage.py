@@ -316,6 +316,6 @@ def test_a_config_cannot_steer(
 
 def test_an_adapter_names_another_model(folder: Path) -> None:
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/other", "peft_type": "LORA"}')
-    assert "adapter_config.json is none of the files that were saved" in refused(folder)
+    assert "adapter_config.json is not one of the files that were saved" in refused(folder)
     (folder / MANIFEST).unlink()
     assert "adapter_config.json names another model" in refused(folder)

@@ -150,7 +150,7 @@ def test_wrong_frames(library: str, reranker: Reranker) -> None:
         reranker.rerank(make([*rows, {**rows[0], "list_id": None}]))
     with pytest.raises(InputError, match="no column 'sku', whose values ranking returns"):
         reranker.rerank(make([{name: value for name, value in row.items() if name != "sku"} for row in rows]))
-    with pytest.raises(InputError, match=r"position column 'place' of list 0 .id list-0. is no permutation"):
+    with pytest.raises(InputError, match=r"position column 'place' of list 0 .id list-0. is not a permutation"):
         reranker.rerank(make([{**row, "place": 0} for row in rows]))
 
 

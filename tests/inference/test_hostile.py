@@ -255,7 +255,7 @@ def test_a_list_of_shards_without_metadata_or_shards(folder: Path, content: dict
     (folder / WEIGHTS).unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
     seal(folder)
-    assert "model.safetensors.index.json is not a list of shards" in refused(folder)
+    assert "model.safetensors.index.json is not a shard index" in refused(folder)
 
 
 def test_a_tensor_in_two_shards(folder: Path) -> None:
@@ -295,7 +295,7 @@ def test_weights_of_another_number_format(folder: Path, kind: torch.dtype) -> No
 def test_a_config_that_asks_for_more_than_its_weights_hold(folder: Path, changes: dict[str, Any]) -> None:
     size = (folder / WEIGHTS).stat().st_size
     edit(folder / "config.json", **changes)
-    assert f"more than {size:,} numbers, and its weight files have {size:,} bytes" in refused(folder)
+    assert f"more than {size:,} parameters, and its weight files have {size:,} bytes" in refused(folder)
 
 
 @pytest.mark.parametrize("std", [-1.0, 1e-320, True, None, "1"])
@@ -358,4 +358,4 @@ def test_cut_graphs(exported: Path, capfd: pytest.CaptureFixture[str]) -> None:
 )
 def test_the_config_of_a_graph(exported: Path, changes: dict[str, Any]) -> None:
     edit(exported / "config.json", **changes)
-    assert "is no config of an exported model" in refused(exported)
+    assert "is not the config of an exported model" in refused(exported)

@@ -50,8 +50,10 @@ def processor() -> ListProcessor:
 
 
 def made(name: str, processor: ListProcessor, **options: Any) -> Reranker:
-    """A model of default sizes whose random weights make scores that differ."""
+    """A model of default width whose random weights make scores that differ; of encoders, one layer but for PRM."""
     config, model = RERANKERS[name]
+    if name in ("setrank", "pear", "raise"):
+        options = {"num_hidden_layers": 1, **options}
     torch.manual_seed(0)
     return Reranker(processor, model(config.for_schema(processor.schema, initializer_range=0.5, **options)))
 
@@ -155,7 +157,7 @@ def test_arguments_are_those_of_the_reranker(exported: Callable[[str], SimpleNam
         ((ROWS[:1], 1.5), r"top_k is 1\.5: expected at least 1, a whole number"),
         ((ROWS[:1], 1, "no"), "truncate is 'no': expected True or False"),
         # A layer norm makes it NaN in torch, and an ordinary number in ONNX Runtime.
-        (([{**ROWS[0], "age": 1e38}],), "list list-0 holds a number far outside those of training"),
+        (([{**ROWS[0], "age": 1e38}],), "list list-0 contains a number far outside the range of the training data"),
     ],
 )
 def test_mistakes_are_those_of_the_reranker(
@@ -247,7 +249,7 @@ def test_ranks_in_a_process_without_torch(exported: Callable[[str], SimpleNamesp
         (lambda folder: _flip(folder / "vocabularies.safetensors"), r"vocabularies\.safetensors is damaged"),
         (lambda folder: _cut(folder / "manifest.json"), r"manifest\.json is damaged"),
         (lambda folder: (folder / "manifest.json").unlink(), r"has no manifest\.json"),
-        (lambda folder: (folder / "model.onnx.data").write_bytes(b"x"), r"model\.onnx\.data is none of the files"),
+        (lambda folder: (folder / "model.onnx.data").write_bytes(b"x"), r"model\.onnx\.data is not one of the files"),
         (lambda folder: (folder / "model.onnx").unlink(), r"has no model\.onnx \(it holds config\.json, manifest"),
     ],
     ids=["cut", "flipped", "config", "vocabularies", "manifest cut", "no manifest", "one more", "no graph"],
@@ -275,7 +277,7 @@ def test_a_graph_that_onnxruntime_cannot_read(copied: Path) -> None:
         (None, {}, "expected a folder, or the id of a repository, got NoneType"),
         ("{folder}/model.onnx", {}, r"model\.onnx is a file: expected the folder that holds it"),
         ("{folder}", {"threads": "2"}, "threads is '2': expected at least 1, a whole number"),
-        ("{folder}", {"device": "cpu"}, "device is an option of PyTorch models, and .* holds an exported graph"),
+        ("{folder}", {"device": "cpu"}, "device is an option of PyTorch models, but .* is an exported graph"),
         (
             "{folder}",
             {"revison": "main"},
@@ -364,7 +366,7 @@ def test_a_folder_with_something_in_it(processor: ListProcessor, tmp_path: Path)
 
 
 def test_a_reranker_has_no_revision(processor: ListProcessor, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="revision= belongs to a repository on the Hub, and a Reranker is none"):
+    with pytest.raises(InputError, match="revision= applies only to Hub repositories, not to a Reranker"):
         export_onnx(made("dnn", processor), tmp_path / "out", revision="v1")
 
 

@@ -273,7 +273,11 @@ def test_probabilities_of_extreme_scores(task_loss: str) -> None:
         ((LISTS,), {"truncate": 1}, "truncate is 1: expected True or False"),
         ((LISTS,), {"batch_size": 0}, "batch_size is 0: expected at least 1"),
         ((LISTS[0],), {}, "expected a sequence of lists, one dict each, got one dict"),
-        (([{**LISTS[0], "age": 1e38}],), {}, "list list-0 holds a number far outside those of training"),
+        (
+            ([{**LISTS[0], "age": 1e38}],),
+            {},
+            "list list-0 contains a number far outside the range of the training data",
+        ),
         (([LISTS[0], {**LISTS[1], "price": [1.0]}],), {}, "list 1 .id list-1. is ragged"),
     ],
 )

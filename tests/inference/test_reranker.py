@@ -294,7 +294,7 @@ def test_weights_that_are_no_numbers_never_rank(folder: Path, tmp_path: Path) ->
 
 def test_a_number_far_outside_is_named(reranker: Reranker) -> None:
     rows = [ROWS[0], {**ROWS[3], "price": [3e38, 1.0]}]
-    with pytest.raises(InputError, match="list d holds a number far outside those of training"):
+    with pytest.raises(InputError, match="list d contains a number far outside the range of the training data"):
         reranker.rerank(rows)
 
 
@@ -398,14 +398,14 @@ def test_a_number_of_numpy_is_a_number(reranker: Reranker) -> None:
     ("source", "options", "message"),
     [
         (None, {}, "expected a folder, or the id of a repository, got NoneType"),
-        ("", {}, "expected a folder, or the id of a repository, got an empty text"),
+        ("", {}, "expected a folder, or the id of a repository, got an empty string"),
         (3, {}, "expected a folder, or the id of a repository, got int"),
         ("{folder}/config.json", {}, r"config\.json is a file: expected the folder that holds it"),
         ("{folder}", {"devic": "cpu"}, "there is no option 'devic' of loading; did you mean 'device'"),
         ("{folder}", {"device": "gpu"}, "device is 'gpu': expected one that is available, such as 'cpu'"),
         ("{folder}", {"device": "cuda:99"}, "device is 'cuda:99': expected one that is available"),
         ("{folder}", {"device": 99}, "device is 99: expected one that is available"),
-        ("{folder}", {"dtype": "float99"}, "dtype is 'float99': expected a number format of torch"),
+        ("{folder}", {"dtype": "float99"}, "dtype is 'float99': expected a torch dtype"),
     ],
 )
 def test_wrong_options_of_loading(folder: Path, source: Any, options: dict[str, Any], message: str) -> None:
@@ -461,7 +461,7 @@ def test_a_graph_is_not_taken_for_weights(folder: Path, tmp_path: Path) -> None:
     """What is called a graph is given to ONNX Runtime, and nothing else reads it."""
     copy = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
     (copy / "model.safetensors").rename(copy / "model.onnx")
-    with pytest.raises(InputError, match=r"copy holds an exported graph \(model\.onnx\) and no weights of PyTorch"):
+    with pytest.raises(InputError, match=r"copy holds an exported graph \(model\.onnx\) and no PyTorch weights"):
         AutoReranker.from_pretrained(copy)
     with pytest.raises(InputError, match=r"copy has no manifest\.json"):
         Reranker.from_pretrained(copy)

@@ -59,6 +59,7 @@ def made(small_trees):
     return processor, train, validation, fit_on_top(processor, train, validation, with_position=True, folds=5)
 
 
+@pytest.mark.slow
 def test_training_lists_get_scores_of_trees_that_have_not_seen_their_group(made):
     processor, _, validation, found = made
     scores = np.array(found.train[SCORE_COLUMN])

@@ -133,6 +133,7 @@ def test_memory_stays_bounded():
         assert sum(len(scores) for scores, _ in metrics._pairs) <= 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [50_000_000, 1500, 10])  # exact; the sum goes over the limit; both are histograms
 def test_merge_equals_one_accumulator(pairs):
     first, second = lists(200, seed=1), lists(220, seed=2)

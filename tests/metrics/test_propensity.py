@@ -92,6 +92,7 @@ class TestAgainstTheTruth:
     def clicks(self, seed: int) -> np.ndarray:
         return draw_clicks(np.random.default_rng(seed), self.examination, self.lists.attraction)
 
+    @pytest.mark.slow
     def test_intervals_hold_the_truth_as_often_as_they_say(self) -> None:
         of_rank = np.argsort(np.argsort(-self.scores, axis=1), axis=1)
         at_top = np.where(of_rank < 5, self.lists.attraction, 0.0).sum()

@@ -351,7 +351,7 @@ def test_errors_of_single_metrics():
             metric(ones, ones, **{option: "other"})
     with pytest.raises(InputError, match=r"attraction.*in \[0, 1\].*found 2.0 in list \(1, 0\), slot 2"):
         expected_clicks(ones, np.where(np.arange(12).reshape(2, 2, 3) == 8, 2.0, ones), [1.0] * 3)
-    with pytest.raises(InputError, match="examination holds 2 positions, but the longest list has 3"):
+    with pytest.raises(InputError, match="examination has 2 positions, but the longest list has 3"):
         expected_clicks(ones, ones, [1.0, 0.5])
     with pytest.raises(InputError, match="examination must be"):
         expected_clicks(ones, ones, [1.0, 0.5, math.nan])

@@ -50,7 +50,7 @@ def test_a_number_for_each_position_is_needed():
 
 
 def test_a_model_without_the_order_has_no_numbers_of_positions():
-    with pytest.raises(Exception, match="initial_score_positions adds to its scores"):
+    with pytest.raises(Exception, match="ignores the given order, and initial_score_positions reads it"):
         model(initial_score="start", position_input="none", initial_score_positions=[1.0] * 8)
 
 

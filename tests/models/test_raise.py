@@ -207,7 +207,7 @@ def of_schema(**parts):
 
 def test_lists_that_say_nothing_of_the_user_are_refused():
     """When the config is made, with what to do; any one feature of user or history is enough."""
-    with pytest.raises(InputError, match=r"RAISE.*neither user nor history features: add some, or take .*PRM"):
+    with pytest.raises(InputError, match=r"RAISE.*neither user nor history features: add some, or choose .*PRM"):
         RAISEConfig.for_schema(of_schema())
     with pytest.raises(InputError, match=r"RAISE.*neither user nor history"):
         RAISEConfig.preset("paper", of_schema())

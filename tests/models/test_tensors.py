@@ -257,7 +257,7 @@ def test_initial_scores_are_an_input_of_an_exported_graph_that_reads_them(reader
         reranker.rerank(lacking)
     far = [{**TO_RANK[0], "ranker_score": [1.0, 1e30, 2.0]}]
     for ranked_by in (exported, reranker):
-        with pytest.raises(InputError, match="list a holds a number far outside those of training"):
+        with pytest.raises(InputError, match="list a contains a number far outside the range of the training data"):
             ranked_by.rerank(far)
 
 

@@ -34,7 +34,7 @@ def changed(**fields: Any) -> Callable[[], PrincipledObjective]:
 
 BOTH = ("first", "other")
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "two passes of a name": (of(FIRST, OTHER, OTHER), "two passes are named 'other': give each a name of its own"),
+    "two passes of a name": (of(FIRST, OTHER, OTHER), "two passes are named 'other': give each its own name"),
     "two terms of a name": (
         of(FIRST, OTHER, terms=(Term("term", *BOTH), Term("term", "other", "first"))),
         "two terms are named 'term'",

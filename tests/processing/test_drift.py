@@ -73,11 +73,11 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"items": [1, 7], "price": None},
         [
-            "column 'item_id': 50.0% of its values are unknown, in training 0.0%",
-            "column 'seen': 50.0% of its values are unknown, in training 0.0%",
+            "column 'item_id': 50.0% of its values are unknown; in training 0.0%",
+            "column 'seen': 50.0% of its values are unknown; in training 0.0%",
         ],
     ),
-    ({"items": [1, 2], "stars": None}, ["column 'stars': 100.0% of its values are missing, in training 0.0%"]),
+    ({"items": [1, 2], "stars": None}, ["column 'stars': 100.0% of its values are missing; in training 0.0%"]),
     (
         {"items": [1, 2], "stars": 4.0},
         ["column 'stars' was constant in training and no longer is (200 values): the model reads 0 for all of them"],

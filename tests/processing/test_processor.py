@@ -314,7 +314,7 @@ def test_other_types_than_in_training(processor: ListProcessor) -> None:
 
 @pytest.mark.parametrize("lists", [TRAINING.slice(0, 0), Dataset(TRAINING.slice(0, 0))])
 def test_nothing_to_learn_from(lists: object) -> None:
-    with pytest.raises(InputError, match="no list to learn from"):
+    with pytest.raises(InputError, match="no lists to learn from"):
         ListProcessor.from_lists(lists, schema=SCHEMA)
 
 
@@ -437,20 +437,20 @@ DAMAGE = {
         r"header of .*vocabularies\.safetensors is damaged: it claims to have .*save or download",
     ),
     "config is a list": (lambda folder: (folder / CONFIG).write_text("[]"), "holds a list: expected a JSON object"),
-    "newer format": (config_with(format_version=2), r"format_version 2, this library reads 1: install a newer"),
+    "newer format": (config_with(format_version=2), r"format_version 2, but this library reads 1: install a newer"),
     "no format": (config_with(format_version=...), "format_version None"),
     "unknown key": (config_with(scale={}), "unknown key 'scale'; did you mean 'scales'"),
     "no schema": (config_with(schema=...), "lacks 'schema'"),
     "no scales": (config_with(scales=...), "lacks 'scales'"),
     "an unreadable scale": (
         config_with(scales={"price": {"mean": 1.0}}),
-        "scale .* of 'price': expected mean and std",
+        "scale .* for 'price': expected mean and std",
     ),
-    "a scale less": (config_with(scales={}), "no scale of 'price' of the kind that its schema says"),
+    "a scale less": (config_with(scales={}), "no scale for 'price' of the kind that its schema requires"),
     "another scale": (edited(CONFIG, b'"mean": 30.0', b'"mean": 31.0'), "not those that the schema was saved with"),
     "another vocabulary": (tables_with(integers__item_id=np.array([50, 70, 91])), "not those that the schema"),
-    "a vocabulary less": (tables_with(integers__item_id=...), "no vocabulary of 'item_id'"),
-    "half a vocabulary": (tables_with(text_lengths__gender=...), "no vocabulary of 'gender'"),
+    "a vocabulary less": (tables_with(integers__item_id=...), "no vocabulary for 'item_id'"),
+    "half a vocabulary": (tables_with(text_lengths__gender=...), "no vocabulary for 'gender'"),
     "vocabulary of floats": (tables_with(integers__item_id=np.array([50.0, 70.0])), r"float64 \[2\].*expected int64"),
     "vocabulary of two axes": (
         tables_with(integers__item_id=np.array([[50], [70]])),

@@ -64,7 +64,7 @@ def test_more_items_than_are_followed_at_once_get_the_same_scores(monkeypatch):
 
 
 def test_trees_of_other_columns_are_refused():
-    with pytest.raises(InputError, match="read 2 columns, the lists have 1"):
+    with pytest.raises(InputError, match="read 2 columns, but the lists have 1"):
         by_hand().scores(np.zeros((3, 1)))
 
 

@@ -99,7 +99,7 @@ def test_every_bit_and_every_length_of_the_manifest_itself(folder: Path) -> None
 
 def test_a_file_that_was_not_saved_there(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").write_bytes(b"other weights")
-    with pytest.raises(InputError, match=r"model-00002-of-00002\.safetensors is none of the files that were saved"):
+    with pytest.raises(InputError, match=r"model-00002-of-00002\.safetensors is not one of the files that were saved"):
         verify(folder, lambda name: name.endswith(".safetensors"), "")
     verify(folder, lambda name: name.endswith(".json"), "")
 
@@ -108,7 +108,7 @@ def test_a_newer_format(folder: Path) -> None:
     content = {"format_version": 2, "files": {}}
     own = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     (folder / MANIFEST).write_text(json.dumps({**content, "sha256": own}))
-    with pytest.raises(InputError, match=r"format_version 2, this library reads 1: install a newer hf-rerank"):
+    with pytest.raises(InputError, match=r"format_version 2, but this library reads 1: install a newer hf-rerank"):
         read_manifest(folder)
 
 

@@ -50,7 +50,7 @@ def test_defaults_that_differ(tmp_path: Path) -> None:
         ({"batch_eval_metrics": False}, "batch_eval_metrics"),
         ({"encoded_cache": ""}, "encoded_cache is empty: expected a folder"),
         ({"train_sampling_strategy": "group_by_length"}, "is 'group_by_length': expected random or sequential"),
-        ({"dataloader_in_order": False}, "dataloader_in_order=False gives batches as workers happen to finish"),
+        ({"dataloader_in_order": False}, "dataloader_in_order=False gives batches in the order in which"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not used"),
         ({"metric_ks": []}, "metric_ks"),
         ({"metric_ks": [5, 0]}, "metric_ks"),

@@ -38,6 +38,7 @@ def test_every_metric_of_the_trainer(make_trainer, make_model, make_lists, strea
             assert found[name] == pytest.approx(value, abs=1e-6, nan_ok=True), (name, batch)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_short_last_batch_weighs_by_its_lists(make_trainer, make_model, make_lists) -> None:
     """The mean over 7 lists, not over the means of 3, 3 and 1 of them."""
     lists, model = make_lists(7, 11), make_model()

@@ -56,6 +56,7 @@ def of_the_step_before(path: Path) -> None:
     shutil.copyfile(path.parent.with_name("checkpoint-3") / path.name, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [deleted, emptied, cut, flipped, of_the_step_before])
 def test_no_file_of_a_checkpoint_changes_unseen(copy: Path, resume: Callable[..., Any], change: Any) -> None:
     checkpoint = copy / "checkpoint-4"

@@ -73,6 +73,7 @@ def test_a_loss_that_computes_the_same_trains_the_same(make_trainer: Make, make_
         assert measured == pytest.approx(also_measured, rel=0, abs=0, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_is_used_in_every_pass_and_in_evaluation(make_trainer: Make, make_model: Any) -> None:
     calls: list[tuple[int, int, float]] = []
 
@@ -112,6 +113,7 @@ def test_grades_go_with_a_loss_of_ones_own(make_trainer: Make, make_lists: Any) 
     assert np.isfinite(trainer.evaluate()["eval_loss"])
 
 
+@pytest.mark.slow
 def test_a_subclass_that_calls_the_model_trains(make_trainer: Make, make_model: Any) -> None:
     """What is no feature never reaches ``compute_loss``; without principles this is the built-in training."""
     seen: set[str] = set()
@@ -199,6 +201,7 @@ def test_lists_that_fill_up_a_batch_are_not_seen() -> None:
     assert (found["lists"], found["p1_obedience"], found["mine"]) == (2, 0.75, 1.0)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_by_a_metric_of_ones_own(make_trainer: Make) -> None:
     values = iter([0.2, 0.9, 0.1])
 
@@ -218,6 +221,7 @@ def test_the_best_checkpoint_by_a_metric_of_ones_own(make_trainer: Make) -> None
 # ----------------------------------------------------------------------------------------------------- evaluation sets
 
 
+@pytest.mark.slow
 def test_evaluation_sets_by_name(make_trainer: Make, make_lists: Any, lists: dict[str, Any]) -> None:
     """The best checkpoint by one of them; each by itself in metrics, results and run."""
     sets = {"a": lists["validation"], "train": make_lists(30, 9).to_iterable_dataset(num_shards=2)}

@@ -142,6 +142,7 @@ class TestTheSameColumns:
         )
         assert torch.equal(new, torch.cat([old[:5], old[[1] * 15]]))
 
+    @pytest.mark.slow
     def test_twice_with_saving_in_between(self, reranker: Reranker, tmp_path: Path) -> None:
         expected = scores(reranker, FIRST)
         once, _ = adapt(reranker, Dataset.from_list(LATER[:1]), SCHEMA.replace(max_list_length=4))
@@ -163,6 +164,7 @@ class TestTheSameColumns:
         )
         torch.testing.assert_close(scores(twice, FIRST), expected, rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.slow
     def test_saved_and_loaded_it_scores_the_same(self, reranker: Reranker, tmp_path: Path) -> None:
         tuned, _ = adapt(reranker, Dataset.from_list(LATER), SCHEMA.replace(max_list_length=5))
         tuned.save_pretrained(tmp_path)
@@ -216,6 +218,7 @@ class TestOtherColumns:
             assert torch.equal(new[key][: len(old[key])], old[key])
         assert torch.isfinite(scores(tuned, self.lists.to_list())).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("changed", ["items", "user", "history"])
     def test_another_order_of_the_parts_that_stayed_is_none(self, name: str, changed: str) -> None:
         """Weights that are kept read the columns in the order that they know."""
@@ -310,8 +313,11 @@ class TestOtherColumns:
         (lambda reranker, lists: adapt(reranker.model, lists), "expected a Reranker, got PRMForReranking"),
         (lambda reranker, lists: adapt(reranker, lists, SCHEMA.to_dict()), "schema is a dict: expected a ListSchema"),
         (lambda reranker, lists: freeze(reranker, "tables"), r"re-ranker such as reranker\.model, got Reranker"),
-        (lambda reranker, lists: freeze(reranker.model, ["tables"]), r"expected the names of .*got \(\['tables'\],\)"),
-        (lambda reranker, lists: freeze(reranker.model), r"expected the names of what to freeze.*got \(\)"),
+        (
+            lambda reranker, lists: freeze(reranker.model, ["tables"]),
+            r"expected names to freeze .*got \(\['tables'\],\)",
+        ),
+        (lambda reranker, lists: freeze(reranker.model), r"expected names to freeze as separate.*got \(\)"),
         (
             lambda reranker, lists: reranker.model.resize_embeddings(reranker.processor),
             r"expected a schema.*ListProcessor",
@@ -505,7 +511,7 @@ class TestCommand:
         monkeypatch.chdir(tmp_path)
         before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
         assert run("train", "--from", saved, "--data", folder / "second", "--output-dir", "run/../run") == 2
-        assert "is the model of --from itself, which would be overwritten" in capsys.readouterr().err
+        assert "is the folder of the --from model, which would be overwritten" in capsys.readouterr().err
         assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
 
 

@@ -31,6 +31,7 @@ def test_going_on_at_any_step_and_again(unbroken: Path, tmp_path: Path, chain: t
         source = folder
 
 
+@pytest.mark.slow
 def test_nothing_is_trained_after_a_last_step_in_the_middle_of_a_pass(tmp_path: Path) -> None:
     """Upstream would train a step more."""
     options = {**kill_worker.EVERY_STEP, "max_steps": 7}

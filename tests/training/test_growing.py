@@ -114,7 +114,7 @@ class TestProcessor:
 
     def test_wrong_lists_change_nothing(self, processor: ListProcessor) -> None:
         schema = processor.schema
-        with pytest.raises(InputError, match="no list to learn from"):
+        with pytest.raises(InputError, match="no lists to learn from"):
             processor.extend(Dataset.from_list(LATER).select([]))
         as_text = [
             {**row, **{name: [str(item) for item in row[name]] for name in ("item_id", "seen")}} for row in LATER

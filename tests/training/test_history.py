@@ -105,6 +105,7 @@ def scores(reranker: Reranker, row: dict[str, Any]) -> np.ndarray:
     return np.array(reranker.rerank([row])[0]["scores"])
 
 
+@pytest.mark.slow
 def test_training_reaches_the_history(trained: Any) -> None:
     losses = [entry["loss"] for entry in trained.trainer.state.log_history if "loss" in entry]
     assert len(losses) == 8
@@ -131,6 +132,7 @@ def test_scores_follow_the_history(trained: Any, world: Any) -> None:
     assert np.abs(scores(trained.reranker, {**row, **gaps}) - whole).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_other_histories_in_the_batch_do_not_matter(trained: Any, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Histories of none to more than the newest: alone, together as rows, and of a stream, joined in other batches
     than it was encoded in."""

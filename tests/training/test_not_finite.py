@@ -39,6 +39,7 @@ class Break(TrainerCallback):
                 model.scorer.weight[0, 0] = float("nan")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "message", "last"),
     [

@@ -58,6 +58,7 @@ def checkpoint(begun: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(begun, tmp_path / "begun" / begun.name))
 
 
+@pytest.mark.slow
 def test_other_batches_are_refused(make_trainer: Make, checkpoint: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"per_device_train_batch_size": 32}, "per_device_train_batch_size=16, this run has 32: batches would differ"),
@@ -86,6 +87,7 @@ def test_other_batches_are_refused(make_trainer: Make, checkpoint: Path) -> None
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_another_measure_of_the_best_is_refused(make_trainer: Make) -> None:
     """1.9 expected clicks would be better than any ndcg, for ever."""
     measured = {**BEGUN, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
@@ -106,12 +108,11 @@ def test_another_measure_of_the_best_is_refused(make_trainer: Make) -> None:
     make_trainer(folder="other", **BEGUN).train(resume_from_checkpoint=f"{begun.args.output_dir}/checkpoint-1")
 
 
+@pytest.mark.slow
 def test_another_objective_is_warned_of(make_trainer: Make, checkpoint: Path) -> None:
     options = {"principled_kwargs": {"adversarial_weight": 0.25}, "max_grad_norm": 3.0}
     trainer = make_trainer(folder="other", **BEGUN, **options)
-    message = (
-        r"max_grad_norm=1\.0 \(3\.0\), terms=.*'adversarial'.*0\.25.*; what is in brackets takes effect from here"
-    )
+    message = r"max_grad_norm=1\.0 \(3\.0\), terms=.*'adversarial'.*0\.25.*; values in brackets take effect from here"
     with pytest.warns(UserWarning, match=message):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     # Terms that there were not: what the checkpoint says of the others is left aside.
@@ -121,6 +122,7 @@ def test_another_objective_is_warned_of(make_trainer: Make, checkpoint: Path) ->
     assert other.term_factors.keys() == {"r_drop"}
 
 
+@pytest.mark.slow
 def test_other_frozen_parameters_are_refused(make_trainer: Make, make_model: Callable[..., Any]) -> None:
     """As many of the same shapes, so that torch would give the optimizer's state to the wrong ones without a word."""
 
@@ -159,6 +161,7 @@ def test_a_stream_on_another_number_of_devices_is_refused(make_trainer: Make, li
         refuse_another_run(Path(begun.args.output_dir) / "checkpoint-3", described, stream=True)
 
 
+@pytest.mark.slow
 def test_other_lists_are_refused(make_trainer: Make, checkpoint: Path, lists: dict[str, Any], make_lists: Any) -> None:
     train = lists["train"]
 
@@ -177,10 +180,11 @@ def test_other_lists_are_refused(make_trainer: Make, checkpoint: Path, lists: di
         with pytest.raises(InputError, match=f"checkpoint-1 {message}"):
             trainer.train(resume_from_checkpoint=str(checkpoint))
     trainer = make_trainer(folder="other", eval_dataset=train.select(range(9)), **BEGUN)
-    with pytest.warns(UserWarning, match="had 50 lists in validation, this run has 9: metrics do not compare"):
+    with pytest.warns(UserWarning, match="had 50 lists in validation, this run has 9: metrics, and the best"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
+@pytest.mark.slow
 def test_other_streams_are_refused(make_trainer: Make, lists: dict[str, Any]) -> None:
     def stream(shards: int = 2, *, seed: int | None = None) -> Any:
         given = lists["train"].to_iterable_dataset(num_shards=shards)
@@ -208,6 +212,7 @@ def test_other_streams_are_refused(make_trainer: Make, lists: dict[str, Any]) ->
         )
 
 
+@pytest.mark.slow
 def test_what_changes_no_batch_is_allowed(make_trainer: Make, checkpoint: Path) -> None:
     trainer = make_trainer(folder="other", **BEGUN, dataloader_num_workers=1, stream_window=5)
     with warnings.catch_warnings():
@@ -216,6 +221,7 @@ def test_what_changes_no_batch_is_allowed(make_trainer: Make, checkpoint: Path) 
     assert trainer.state.global_step == 3
 
 
+@pytest.mark.slow
 def test_a_longer_run_is_warned_of(make_trainer: Make, checkpoint: Path) -> None:
     """A cosine from 0.02 to 0: the fourth of five steps is three fifths of the way."""
     trainer = make_trainer(folder="longer", **{**BEGUN, "max_steps": 5})

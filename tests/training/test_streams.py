@@ -214,7 +214,7 @@ def test_a_stream_that_changes_is_noticed(make_lists: Any, processor: ListProces
     stream.skip_to(60, 31)
     with pytest.raises(InputError, match="gave 30 lists in one pass and 31 in another"):
         batches_of(stream, 12)
-    with pytest.raises(InputError, match="to evaluate on holds no list"):
+    with pytest.raises(InputError, match="to evaluate on has no lists"):
         batches_of(EncodedStream(datasets.IterableDataset.from_generator(lambda: iter(())), collator_of(processor)), 1)
 
 

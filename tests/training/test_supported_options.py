@@ -106,6 +106,7 @@ def test_every_supported_option_is_trained_with() -> None:
     assert {options["optim"] for options in TRAININGS if "optim" in options} == set(OPTIMIZERS)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:this training takes", "ignore:.*gradient_checkpointing.*deprecated")
 @pytest.mark.parametrize("options", TRAININGS, ids=lambda options: options.get("optim", next(iter(options))))
 def test_trains(make_trainer: Any, weights: Any, options: dict[str, Any]) -> None:
@@ -223,7 +224,7 @@ def test_errors_after_the_first_step_keep_their_type(make_trainer: Any) -> None:
 
 def test_too_few_lists_for_a_batch(make_trainer: Any) -> None:
     with pytest.raises(
-        InputError, match=r"^dataloader_drop_last=True .* 240 lists make no batch of 241: lower per_dev"
+        InputError, match=r"^dataloader_drop_last=True .* 240 lists do not fill one of 241: lower per_dev"
     ):
         make_trainer(dataloader_drop_last=True, per_device_train_batch_size=241)
     assert make_trainer(dataloader_drop_last=True, per_device_train_batch_size=240)
@@ -232,7 +233,7 @@ def test_too_few_lists_for_a_batch(make_trainer: Any) -> None:
 @pytest.mark.parametrize("name", ["dnn", "dlcm", "midnn"])
 def test_models_without_blocks_to_checkpoint(make_trainer: Any, processor: Any, name: str) -> None:
     model = tiny_model(name, processor.schema)
-    with pytest.raises(InputError, match=f"{type(model).__name__} has no encoder blocks to checkpoint; those of PRM"):
+    with pytest.raises(InputError, match=f"{type(model).__name__} has no encoder blocks to checkpoint; only PRM"):
         make_trainer(model=model, activation_checkpointing=True)
 
 
@@ -321,7 +322,7 @@ def test_a_metric_of_the_user_that_does_not_come(make_trainer: Any) -> None:
     from hf_rerank.errors import TrainingStopped
 
     trainer = make_trainer(metric_for_best_model="mine", compute_metrics=lambda prediction: {"other": 1.0})
-    with pytest.raises(TrainingStopped, match=r"is 'mine', and the evaluation gives .*other.*: c"):
+    with pytest.raises(TrainingStopped, match=r"is 'mine', and the evaluation computes .*other.*: c"):
         trainer.train()
 
 

@@ -93,6 +93,7 @@ def trained(
     return trainer
 
 
+@pytest.mark.slow
 def test_learns(trained: RerankTrainer, lists: dict[str, Any]) -> None:
     losses = [entry["loss"] for entry in logged(trained, "loss")]
     assert len(losses) == 8

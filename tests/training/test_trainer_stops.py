@@ -32,6 +32,7 @@ class BreakWeights(TrainerCallback):
                 model.scorer.weight[0, 0] = float("nan")
 
 
+@pytest.mark.slow
 def test_nan_in_the_weights_stops(make_trainer: Make, weights: Any) -> None:
     trainer = make_trainer(
         callbacks=[BreakWeights(5)],
@@ -116,6 +117,7 @@ def test_grades_are_for_listwise_losses(make_trainer: Make, make_model: Any, mak
     assert trainer.state.global_step == 1
 
 
+@pytest.mark.slow
 def test_lists_that_are_too_long(
     tmp_path: Path, lists: dict[str, Any], processor: ListProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def make(lists: dict[str, datasets.Dataset], processor: ListProcessor, tmp_path:
     return made
 
 
+@pytest.mark.slow
 def test_every_training_begins_with_a_new_model_of_model_init(make: Any) -> None:
     trainer = make()
     trainer.train()
@@ -161,7 +162,7 @@ def test_spaces_are_read_from_text() -> None:
     [
         ("learning_rat=1:2", "did you mean 'learning_rate'"),
         ("learning_rate", "expected KEY=SPACE"),
-        ("learning_rate=0.1", "one value is no choice"),
+        ("learning_rate=0.1", "one value is not a choice"),
         ("learning_rate=2:1", "LOW < HIGH"),
         ("learning_rate=0:1:log", "log: above 0"),
         ("learning_rate=a:b", "expected LOW:HIGH"),

@@ -56,7 +56,7 @@ def ndcg(capsys: pytest.CaptureFixture[str], model: Path, lists: Path, output: P
 @pytest.mark.slow
 def test_a_day_later(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists, output = day(folder, 2), folder / "measures.json"
-    with pytest.warns(UserWarning, match=r"column 'item_id': 2\d\.\d% of its values are unknown, in training 0\.0%"):
+    with pytest.warns(UserWarning, match=r"column 'item_id': 2\d\.\d% of its values are unknown; in training 0\.0%"):
         before, said = ndcg(capsys, folder / "model1", lists, output)
     assert "of item_id unknown" in said  # 10 of 40 items
     tune = ["--num_train_epochs", "4", "--learning_rate", "0.01", *OPTIONS]

@@ -24,8 +24,8 @@ def make_card(files: AdFiles, protocol: str, schema: ListSchema, report: Prepare
         f"Source: {names}; `list_id` is the user, and the time of the "
         "newest impression of the session in Unix seconds.",
         f"A user's impressions are ordered by time, newest first; a session holds those at most {SESSION_SECONDS} "
-        "seconds older than its newest; the next session begins with the newest that is in none yet. In a session the "
-        "items are in order of time, oldest first; equal times keep the order of the file.",
+        "seconds older than its newest; the next session begins with the newest not in one yet. In a session the "
+        "items are ordered by time, oldest first; equal times keep the order of the file.",
         rule,
         f"Of longer sessions the earliest {MAX_SESSION_ITEMS} items are kept; then lists are cut to the first "
         f"{schema.max_list_length} in {order}.",
@@ -33,7 +33,7 @@ def make_card(files: AdFiles, protocol: str, schema: ListSchema, report: Prepare
         "users that `user_profile.csv` lacks have missing values in all their columns.",
         "Split by `user`: md5 of its decimal text, first 8 hex digits modulo 10,000; 40 % `ranker_train`, 45 % "
         "`train`, 5 % `validation`, 10 % `test`.",
-        "`ranker_train` is for initial rankers, click models and personalised vectors, and for nothing else.",
+        "`ranker_train` is for initial rankers, click models and personalised vectors only.",
     ]
     if schema.history:
         how.append(
@@ -44,14 +44,14 @@ def make_card(files: AdFiles, protocol: str, schema: ListSchema, report: Prepare
     else:
         how.append("There are no columns of history: `behavior_log.csv` was missing, or was left out.")
     caveats = [
-        "Sessions are chosen by having a click, which is a selection: metrics are conditional on a click.",
-        "Under a split by user every user of `test` is unknown in training: `user` is for grouping, no feature.",
+        "Only sessions with a click are kept: metrics are conditional on a click.",
+        "Under a split by user every user of `test` is unknown in training: `user` is for grouping, not a feature.",
     ]
     if simulated:
         caveats.append("These lists are simulated. `attraction` and `examination` are ground truth, not features.")
         licence = Licence(SIMULATED, "Simulated lists: no line of the original dataset is in them.")
     else:
-        caveats.append("The initial order is the order of time, not that of an initial ranker.")
+        caveats.append("The initial order is chronological, not that of an initial ranker.")
         licence = Licence(
             NO_REDISTRIBUTION,
             "The lists come from the dataset 'Ad Display/Click Data on Taobao.com' (Alibaba, Tianchi data set 56), "

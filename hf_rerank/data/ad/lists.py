@@ -35,7 +35,7 @@ class Bucket:
 
     @classmethod
     def from_impressions(cls, impressions: pl.DataFrame) -> Bucket:
-        """The bucket of impressions, given in the order of the file, which equal times keep."""
+        """The bucket of impressions, given in the order of the file; equal times keep that order."""
         ordered = impressions.sort("user", "time_stamp", maintain_order=True)
         users, times, clicks = (ordered[name].to_numpy() for name in ("user", "time_stamp", "clk"))
         return cls(ordered, find_sessions(users, times, clicks))
@@ -52,7 +52,7 @@ class ListMaker:
         protocol: See ``choose_sessions``.
         max_list_length: Maximum number of items per list; longer lists are cut.
         history_length: Maximum number of behaviours per list.
-        truth_path: The file of ground truth, for errors.
+        truth_path: The file of the ground truth, for error messages.
     """
 
     ads: pl.DataFrame
@@ -125,7 +125,7 @@ class ListMaker:
         """
         ends = np.minimum(chosen.ends, chosen.starts + MAX_SESSION_ITEMS)
         rows, of_list = expand_ranges(chosen.starts, ends)
-        positions = rows - chosen.starts[of_list]  # the order of time
+        positions = rows - chosen.starts[of_list]  # by time
         if initial is not None:
             order = np.lexsort((initial[rows], of_list))
             positions[order] = positions.copy()  # item k of the initial order gets position k

@@ -47,8 +47,8 @@ class Partition:
         buckets: Number of buckets.
         protocol: Only behaviours of users who have a list under this protocol are kept.
         attraction: Whether the ground truth has attractions; None: there is no ground truth.
-        block_bytes: Bytes of text that are parsed at a time.
-        run_bytes: Bytes of rows in memory that are written at a time.
+        block_bytes: Bytes of text parsed at a time.
+        run_bytes: Bytes of rows that are buffered in memory and written together.
         bar: Makes a progress bar.
         on_reject: Called with each damaged line.
 
@@ -72,7 +72,7 @@ class Partition:
         """Reads the files.
 
         Raises:
-            InputError: A file is damaged, or holds a key twice.
+            InputError: A file is damaged, or contains a key twice.
         """
         raw = [(files.raw_sample, RAW_SAMPLE), (files.ad_feature, AD_FEATURE)]
         raw.append((files.user_profile, USER_PROFILE))
@@ -144,7 +144,7 @@ class Partition:
             of_row, time_of_row = (bucket.impressions[name].to_numpy() for name in ("user", "time_stamp"))
             chosen = choose_sessions(bucket.sessions, of_row, self.protocol, lambda *_: None, lambda *_: None)
             of_list = of_row[chosen.starts]
-            newest = np.append(of_list[1:] != of_list[:-1], True)[: len(of_list)]  # lists are in order of time
+            newest = np.append(of_list[1:] != of_list[:-1], True)[: len(of_list)]  # lists are ordered by time
             users.append(of_list[newest])
             times.append(time_of_row[chosen.starts[newest]])
         order = np.argsort(np.concatenate(users))

@@ -2,7 +2,7 @@
 
 A user's impressions are sorted by time, newest first. A session holds the impressions at most 300 seconds older than
 its newest one; the next session begins with the newest impression that is in no session yet. Inside a session, items
-are in order of time, oldest first; equal times keep the order of the file.
+are ordered by time, oldest first; equal times keep the order of the file.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Sessions:
     """Sessions over rows of impressions that are sorted by user, then by time.
 
     Attributes:
-        starts: int64 [sessions], the first row of each.
-        ends: int64 [sessions], the row after its last.
+        starts: int64 [sessions], the first row of each session.
+        ends: int64 [sessions], the row after its last row.
         clicks: int64 [sessions], its number of clicks.
     """
 
@@ -100,7 +100,7 @@ def choose_sessions(
     items = np.bincount(number, weights=sessions.ends - sessions.starts, minlength=len(counts))
     few = items < FEW_IMPRESSIONS
     without = ~few & (np.bincount(number, weights=clicked, minlength=len(counts)) == 0)
-    # Sessions of a user are in order of time: the last one with a click is the one that is not overwritten.
+    # Sessions of a user are ordered by time: the last one with a click overwrites the earlier ones.
     latest = np.full(len(counts), -1)
     latest[number[clicked]] = np.flatnonzero(clicked)
     kept = np.zeros(len(sessions), dtype=bool)

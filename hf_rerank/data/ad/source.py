@@ -115,7 +115,7 @@ class AdSource:
             for path in self.inputs.paths:
                 if digest_content(path) != read_json(parts / DIGESTS_FILE).get(path.name):
                     raise InputError(
-                        f"{path} has changed since {parts.parent} was begun: remove {parts.parent} to start again"
+                        f"{path} has changed since {parts.parent} was started: remove {parts.parent} to start again"
                     )
         runs = [sorted(parts.glob(f"{name}-*.arrow")) for name in ("impressions", "behaviours", "truth")]
         there = [True, self.with_history, self.truth.position]
@@ -164,7 +164,7 @@ def prepare_ad(
 ) -> PrepareReport:
     """Writes the lists of the raw files into a folder of prepared lists, in bounded memory.
 
-    A list holds a user's impressions within five minutes, in order of time; see ``hf_rerank.data.ad.sessions``.
+    A list holds a user's impressions within five minutes, ordered by time; see ``hf_rerank.data.ad.sessions``.
     Temporary buckets on the disk take about half the size of the logs. After an interruption while the logs are read,
     the next call starts again; later, it resumes from the last complete group of shards.
 
@@ -174,13 +174,13 @@ def prepare_ad(
         protocol: ``ours`` (default): every session with at least two items and a click. ``public``: the most recent
             session with a click, of users with at least three impressions.
         max_list_length: Maximum number of items per list, 1 to 30, default 10. Longer lists are cut: simulated ones in
-            their initial order, others in order of time.
+            their initial order, others by time.
         history_length: Maximum number of behaviours per list, the newest; default 50. 0: behavior_log.csv is not read.
         on_error, progress, shard_bytes, threads: See ``write_lists``. A key that occurs twice, and a file that is
-            cut off, are errors always.
-        block_bytes: Bytes of text that are parsed at a time.
+            cut off, are always errors.
+        block_bytes: Bytes of text parsed at a time.
         bucket_bytes: Bytes of the logs per bucket; memory is a small multiple of it, times ``threads``.
-        run_bytes: Bytes of rows in memory that are written at a time while the logs are partitioned.
+        run_bytes: Bytes of rows that are buffered in memory and written together while the logs are partitioned.
 
     Returns:
         Counts of sessions (``read``: sessions found) and others, rows and seconds of each stage.

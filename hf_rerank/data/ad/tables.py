@@ -1,8 +1,8 @@
 """Reads the raw files of Ad: CSV in blocks of bytes, by Polars, with every line checked.
 
 Polars fills missing fields of short lines with nulls, and locates wrong values by byte. So a block is parsed by Polars
-and then counted and checked as a whole; if something is wrong, its lines are checked one by one, to report each wrong
-one.
+and then counted and checked as a whole; if something is wrong, its lines are checked one by one, to report each
+damaged line.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Column:
 
 
 _ID = Column(pl.UInt32, f"an integer from 0 to {LAST_ID:,}")
-_ID_OR_NULL = Column(pl.UInt32, f"an integer from 0 to {LAST_ID:,}, NULL or nothing", nullable=True)
+_ID_OR_NULL = Column(pl.UInt32, f"an integer from 0 to {LAST_ID:,}, NULL or empty", nullable=True)
 _SECONDS = Column(pl.UInt32, f"Unix seconds from {FIRST_SECOND} (2001) to {LAST_ID} (2106)")
 _BIT = Column(pl.UInt8, "0 or 1")
 
@@ -51,9 +51,9 @@ class Table:
     """A raw file.
 
     Attributes:
-        file: Its name.
-        columns: Its columns, in order.
-        key: A column that must not hold a value twice.
+        file: Name of the file.
+        columns: Columns of the file, in order.
+        key: A column whose values must be unique.
     """
 
     file: str
@@ -67,7 +67,7 @@ RAW_SAMPLE = Table(
         "user": _ID,
         "time_stamp": _SECONDS,
         "adgroup_id": _ID,
-        "pid": Column(pl.String, "a text"),
+        "pid": Column(pl.String, "non-empty UTF-8 text"),
         "nonclk": _BIT,
         "clk": _BIT,
     },
@@ -115,7 +115,7 @@ def check_file(path: Path, table: Table) -> None:
     """Checks the header and the end of a raw file.
 
     Raises:
-        InputError: It is empty, has another header, no rows, or no end of its last line.
+        InputError: It is empty, has another header or no rows, or its last line has no line break.
     """
     with path.open("rb") as file:
         header = file.readline(2**16)
@@ -129,14 +129,14 @@ def check_file(path: Path, table: Table) -> None:
         raise InputError(f"{path} has a header and no rows: fetch it again")
     if last != b"\n":
         raise InputError(
-            f"{path} ends in the middle of a line, as if it was cut off: fetch it again; if its last line is whole, "
-            "end it (a line ends with a line break)"
+            f"{path} ends in the middle of a line, as if it was cut off: fetch it again; if its last line is "
+            "complete, add a line break to it"
         )
 
 
 def _check_header(path: Path, header: bytes, table: Table) -> None:
     expected = list(table.columns)
-    # The last name in the header of user_profile.csv has a trailing blank.
+    # The last name in the header of user_profile.csv has a trailing space.
     found = [name.strip() for name in header.decode("utf-8-sig", "backslashreplace").rstrip("\r\n").split(",")]
     if found == expected:
         return
@@ -149,7 +149,7 @@ def _check_header(path: Path, header: bytes, table: Table) -> None:
                 f"column {number + 1} of {path} is {found[number][:50]!r}, expected {name!r}: {whole}"
                 f"{suggestion(found[number], expected)}"
             )
-    raise InputError(f"{path} has {len(found)} columns, and {found[len(expected)][:50]!r} is too many: {whole}")
+    raise InputError(f"{path} has {len(found)} columns, and {found[len(expected)][:50]!r} is one too many: {whole}")
 
 
 OnReject = Callable[[RejectedLine], object]
@@ -209,13 +209,13 @@ def read_whole(path: Path, table: Table, *, digest: Any = None, on_reject: OnRej
         digest, on_reject: As for ``read_blocks``.
 
     Raises:
-        InputError: A key that occurs twice; or as ``read_blocks``.
+        InputError: A key that occurs twice; or see ``read_blocks``.
     """
     assert table.key is not None
     blocks = list(read_blocks(path, table, numbered=True, digest=digest, on_reject=on_reject))
     rows = pl.concat(blocks).sort(table.key, "line")
     if not len(rows):
-        raise InputError(f"{path} has no line that is not damaged: fetch it again")
+        raise InputError(f"{path} has only damaged lines: fetch it again")
     key = rows[table.key]
     again = (key == key.shift(1)).arg_true()
     if len(again):
@@ -231,7 +231,7 @@ def read_whole(path: Path, table: Table, *, digest: Any = None, on_reject: OnRej
 def _parse(
     path: Path, table: Table, text: bytes, first_line: int, on_reject: OnReject
 ) -> tuple[pl.DataFrame, np.ndarray]:
-    """Parses whole lines, of which the first has the number ``first_line``: the rows, and their line numbers."""
+    """Parses whole lines, numbered from ``first_line``: the rows, and their line numbers."""
     rows = _parse_rows(table, text)
     numbers = np.arange(first_line, first_line + text.count(b"\n"))
     if isinstance(rows, str):
@@ -285,7 +285,7 @@ def _parse_rows(table: Table, text: bytes) -> pl.DataFrame | str:
     except pl.exceptions.PolarsError as error:
         return str(error).splitlines()[0]
     nulls = rows.select(name for name, column in table.columns.items() if not column.nullable).null_count()
-    # Polars refuses long lines, so that the number of commas is right only where no line is short.
+    # Polars refuses long lines, so the number of commas is right only if no line is short.
     if len(rows) != lines or commas != lines * (len(table.columns) - 1) or any(nulls.row(0)):
         return f"{len(rows):,} rows in {lines:,} lines"
     return rows
@@ -346,7 +346,7 @@ def _is_value(column: Column, field: str) -> bool:
     if column.nullable and field in ("", "NULL"):
         return True
     if column.kind == pl.String:
-        return field != "" and "\\x" not in field  # bytes that are no UTF-8 were escaped
+        return field != "" and "\\x" not in field  # bytes that are not UTF-8 were escaped
     if column.kind == pl.Float64:
         return re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", field) is not None
     if isinstance(column.kind, pl.Enum):

@@ -54,7 +54,7 @@ def join_truth(
         users: [N], the user of each impression, sorted; with ``times`` as in ``find_sessions``.
         times: [N], Unix seconds.
         truth: The ground truth of the same users.
-        path: Its file, for errors.
+        path: Its file, for error messages.
 
     Returns:
         ``position``, int64 [N], and ``attraction``, float32 [N], if the ground truth has it.
@@ -74,11 +74,11 @@ def join_truth(
     lacking, odd = np.setdiff1d(wanted, keys), np.setdiff1d(keys, wanted)
     if len(lacking):
         raise InputError(
-            f"{path} has no row for list {_format_list_id(lacking[0])!r}, which raw_sample.csv holds: {_AGAIN}"
+            f"{path} has no row for list {_format_list_id(lacking[0])!r}, which raw_sample.csv contains: {_AGAIN}"
         )
     if len(odd):
         raise InputError(
-            f"raw_sample.csv holds no list {_format_list_id(odd[0])!r}, of which {path} has a row: {_AGAIN}"
+            f"raw_sample.csv has no list {_format_list_id(odd[0])!r}, for which {path} has a row: {_AGAIN}"
         )
     rows, lengths = truth[order], sessions.ends - sessions.starts
     for name in truth.columns[2:]:

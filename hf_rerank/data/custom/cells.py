@@ -1,4 +1,4 @@
-"""Cells of CSV that hold a list: JSON (``[1, 2]``), or values with separators (``a|b|c``, ``N1-1 N2-0``)."""
+"""CSV cells that contain a list: JSON (``[1, 2]``), or values with separators (``a|b|c``, ``N1-1 N2-0``)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DEFAULT_LABEL = "click"
 
 
 def parse_cells(table: pa.Table, schema: ListSchema | None, options: ReadOptions, where: Where) -> pa.Table:
-    """Parses cells that hold lists: the same table, with columns of lists.
+    """Parses cells that contain lists: the same table, with columns of lists.
 
     With ``list_separator`` these are the schema's columns with one value per item or history item; without a schema,
-    the columns in which the separator occurs. Without ``list_separator``, cells in brackets are read as JSON: of the
-    history, of vectors, and of the items where a row is a list.
+    the columns in which the separator occurs. Without ``list_separator``, cells in brackets are read as JSON: those of
+    the history, of vectors, and, if a row is a list, of the items.
 
     Raises:
-        InputError: Naming line, column and cell.
+        InputError: Names line, column and cell.
     """
     if options.list_separator is not None:
         return _split_cells(table, schema, options, where)
@@ -103,7 +103,7 @@ def _escape(text: str) -> str:
 
 
 def parse_json_lists(text: pl.Series, where: Where, *, as_numbers: bool, refuse: bool) -> pl.Series | None:
-    """Parses cells such as ``[1, 2, 3]``, each distinct text once. If one is not a list: None, or an error with
+    """Parses cells such as ``[1, 2, 3]``, each distinct string once. If one is not a list: None, or an error with
     ``refuse``."""
     read: dict[str | None, Any] = {None: None}
     for row, cell in enumerate(text.to_list()):
@@ -138,7 +138,7 @@ def parse_json_lists(text: pl.Series, where: Where, *, as_numbers: bool, refuse:
         if not refuse:
             return None
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        expected = "numbers" if as_numbers else "integers alone or texts alone"
+        expected = "numbers" if as_numbers else "only integers or only strings"
         raise InputError(f"{where(0)} and below: lists of column {text.name!r} hold {names}: expected {expected}")
     inner = pl.Boolean if kinds == {bool} else inner
     return pl.Series(text.name, found, dtype=pl.List(inner), strict=False)

@@ -51,7 +51,7 @@ class CheckedSource(Protocol):
     Attributes:
         own: The files, after ``scan``.
         schema: Describes the columns.
-        time: Column to split by; None: split by group.
+        time: Column of times to split by. None: split by group.
         ranker_train, cut, progress: As for ``prepare_own``.
         size_unit: Unit of ``PartUnit.size``, for the progress bar.
     """
@@ -65,7 +65,7 @@ class CheckedSource(Protocol):
     size_unit: str
 
     def read_tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
-        """The lists of a unit, uncut, each table with the split that the name of its file gives, or None."""
+        """The lists of a unit, uncut, each table with the split given by the name of its file, or None."""
         ...
 
 
@@ -76,7 +76,7 @@ class ListChecker:
         source: The lists.
 
     Raises:
-        InputError: The lists come with splits, although the source is to be split by time.
+        InputError: The lists come with splits, although they should be split by time.
     """
 
     def __init__(self, source: CheckedSource) -> None:
@@ -86,7 +86,7 @@ class ListChecker:
         offered = source.own.columns.names
         if source.time is not None and (self.given or "split" in offered):
             where = "files named after splits" if self.given else "column 'split'"
-            raise InputError(f"the lists already have splits ({where}): leave out split_by, or give them as one")
+            raise InputError(f"the lists already have splits ({where}): leave out split_by, or remove the splits")
         self.by = ["split"] if "split" in offered and not self.given else []
         if not self.given and not self.by and source.time is None:
             self.by = choose_split_columns(source.schema, offered)
@@ -98,7 +98,7 @@ class ListChecker:
         """Reads the units once, in order.
 
         Raises:
-            InputError: A list is wrong, or there is none.
+            InputError: A list is wrong, or there are none.
         """
         source, first, number = self.source, {}, 0
         total = sum(unit.size for unit in units)
@@ -171,14 +171,14 @@ def _refuse_long_lists(batch: Lists, schema: ListSchema) -> None:
     if too_long.any():
         row = int(np.argmax(too_long))
         raise InputError(
-            f"list {batch.ids[row]} has {batch.lengths[row]} items, the schema allows max_list_length="
-            f"{schema.max_list_length}: make max_list_length in the schema larger, or cut such lists with cut=True "
+            f"list {batch.ids[row]} has {batch.lengths[row]} items, but the schema allows max_list_length="
+            f"{schema.max_list_length}: raise max_list_length in the schema, or cut such lists with cut=True "
             "(--max-list-length N --cut)"
         )
 
 
 def _describe_missing_train(found: list[str], given: bool) -> str:
     remedy = (
-        "name files, or values of column 'split', train" if given else "give more lists, or leave out ranker_train"
+        "name files, or values of column 'split', 'train'" if given else "give more lists, or leave out ranker_train"
     )
     return f"no list is in train (all are in {', '.join(found)}), so nothing can be trained on them: {remedy}"

@@ -18,7 +18,7 @@ NUMBER, POSITION, ID, OTHER = "number", "position", "id", "other"
 
 
 def roles_of(schema: ListSchema) -> dict[str, str]:
-    """Column -> ``number``, ``position`` or ``id``; columns that the schema does not name are not in it."""
+    """Column -> ``number``, ``position`` or ``id``; columns that the schema does not name are left out."""
     roles: dict[str, str] = {}
     for feature in (*schema.items, *schema.user, *schema.history):
         roles[feature.name] = ID if isinstance(feature, Categorical) else NUMBER
@@ -38,7 +38,7 @@ def numbers_of(schema: ListSchema) -> frozenset[str]:
 
 
 def item_columns_of(schema: ListSchema) -> set[str]:
-    """The columns that hold one value per item, or per item of the history."""
+    """The columns with one value per item, or per item of the history."""
     names = {feature.name for feature in (*schema.items, *schema.history)}
     of_items = (
         schema.label,
@@ -70,7 +70,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def find_inner_type(kind: Any) -> Any:
-    """The type of the values in a Polars type of lists, however deep; any other type as it is."""
+    """The type of the values in a Polars type of lists, however deep; any other type unchanged."""
     return find_inner_type(kind.inner) if isinstance(kind, pl.List | pl.Array) else kind
 
 

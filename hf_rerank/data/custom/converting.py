@@ -33,10 +33,10 @@ class Converter:
     """Converts columns to the types that they have over all files.
 
     Args:
-        schema: Which columns hold numbers, positions or ids. None: the values alone decide.
+        schema: Says which columns are numbers, positions or ids. None: the values alone decide.
         kinds: The kinds of values over all files.
         options: Options of the readers.
-        text_ids: Column -> whether a model has its ids as text (True) or integers (False), whatever they look like.
+        text_ids: Column -> whether a model reads its ids as text (True) or integers (False), whatever their form.
         counts: The numbers of converted values, such as ids 12.0 read as 12, are added here by name.
     """
 
@@ -150,7 +150,7 @@ class Converter:
                 self.roles.get(name, OTHER), "an integer, as elsewhere in the column or in training"
             )
             remedy = (
-                "here one row is one item; if one row is one list, all columns of items must hold lists"
+                "here one row is one item; if one row is one list, all item columns must contain lists"
                 if text[index].startswith("[")
                 else f"a missing value is an empty cell, or one of {', '.join(self.options.nulls_of_numbers)}"
             )
@@ -166,7 +166,7 @@ class Converter:
         """Numbers, booleans, times and other values of typed formats."""
         if pa.types.is_boolean(flat.type):
             flat = flat.cast(pa.int8())
-        # Dates and times are text as ids; numbers would be of another type than the text of other rows.
+        # As ids, dates and times become text: numbers would differ in type from the text of other rows.
         may_be_text = pa.types.is_date(flat.type) or pa.types.is_timestamp(flat.type) or self.text_ids.get(name)
         if pa.types.is_string(wanted) and self.roles.get(name) == ID and not may_be_text:
             raise InputError(

@@ -20,7 +20,7 @@ csv.field_size_limit(2**31 - 1)
 
 
 def read_csv(file: ListFile, options: ReadOptions) -> Iterator[pa.Table]:
-    """Yields tables of text columns; an empty cell is a null, a quoted empty one the empty text.
+    """Yields tables of text columns; an empty cell is a null, a quoted empty cell an empty string.
 
     A file without rows yields no table.
 
@@ -115,11 +115,11 @@ def _find_damage(file: ListFile, columns: int, separator: str) -> str | None:
                 for cells in filter(None, reader):
                     if len(cells) != columns:
                         return (
-                            f"{file.path}, line {reader.line_num} has {len(cells)} cells, the header has {columns}: "
-                            f"expected as many; quote cells that hold {separator!r}"
+                            f"{file.path}, line {reader.line_num} has {len(cells)} cells, but the header has "
+                            f"{columns}: expected equal numbers; quote cells that contain {separator!r}"
                         )
             except csv.Error as error:
-                return f"cannot read {file.path}, line {reader.line_num}: {error}; a quote is not closed, or stray"
+                return f"cannot read {file.path}, line {reader.line_num}: {error}; a quote is unclosed or stray"
     except UnicodeDecodeError as error:
         return _describe_not_utf8(file, error)
     return None

@@ -123,7 +123,7 @@ class CustomSource:
         return split_table(table, of_list), rejects
 
     def read_tables(self, unit: PartUnit, counts: dict[str, int]) -> Iterator[tuple[str | None, pa.Table]]:
-        """The lists of a part, uncut, and the split that the name of their file gives."""
+        """The lists of a part, uncut, and the split given by the name of their file."""
         assert isinstance(unit.part, ListFile)
         for table in self.own.read_lists(unit.part, counts):
             yield unit.part.split, table
@@ -161,12 +161,12 @@ class CustomSource:
         if self.time is not None:
             return (
                 f"Split by time, column `{self.time}`, the oldest lists first: {held}, 5 % `validation`, 10 % `test`; "
-                "equal times are together. Users of the test split are in train too."
+                "equal times stay together. Users of the test split are also in train."
             )
         if "split" in self.columns.names:
             return "The splits are those of the column `split`."
         by = f"`{self.schema.group or self.schema.list_id}`"
-        by = by if self.schema.group or self.schema.list_id else "the number of the row"
+        by = by if self.schema.group or self.schema.list_id else "the row number"
         return f"Split by the MD5 of {by}: {held}, 5 % `validation`, 10 % `test`."
 
 

@@ -15,7 +15,7 @@ CUT_LABELS = pa.list_(pa.float64())
 
 
 def cut_lists(table: pa.Table, schema: ListSchema, report: PrepareReport) -> pa.Table:
-    """Cuts lists to ``schema.max_list_length`` items, the first of the initial order.
+    """Cuts lists to ``schema.max_list_length`` items, the first in the initial order.
 
     Args:
         table: Lists with labels. Item columns that the schema does not name are cut too.

@@ -63,7 +63,7 @@ def find_leaking_columns(lists: Lists) -> list[str]:
 
 
 def _find_clicked(lists: Lists) -> np.ndarray:
-    """bool [N]: the label is above 0; of labels that all are, such as the scores of a teacher, above their median."""
+    """bool [N]: the label is above 0; if all are, such as a teacher's scores, the label is above their median."""
     assert lists.labels is not None
     lowest = 0.0 if not len(lists.labels) or lists.labels.min() <= 0 else float(np.median(lists.labels))
     return lists.labels > lowest
@@ -213,7 +213,7 @@ class DataChecks:
             found.append(
                 f"column {self._id_column!r} names items, and repeats some within "
                 f"{self._format_share(self._repeating)} lists (first in list {list_id}: {value!r}): "
-                "each item should be in a list once; remove the "
+                "each item should be in a list only once; remove the "
                 "repeats, or put another column first in the schema if this one is not an id"
             )
         if 2 * self.one_item >= self.lists > 0:
@@ -229,7 +229,7 @@ class DataChecks:
         elif self.lists > 0 and self._lowest_label > 0:
             found.append(
                 f"label column {self.schema.label!r} is above 0 everywhere ({self._lowest_label:g} to "
-                f"{self._highest_label:g}), so that every item counts as clicked in all metrics but NDCG: say which "
+                f"{self._highest_label:g}), so every item counts as clicked in all metrics except NDCG: say which "
                 "labels are clicks with click_above (evaluate --click-above)"
             )
         return found
@@ -244,8 +244,8 @@ class DataChecks:
             if both:
                 found.append(
                     f"{both:,} of {len(of_split):,} users (column {self.schema.group!r}) of {split} are also in train "
-                    "or ranker_train: what models learn about them makes results look better than for new users; "
-                    "leave the splits out, and lists are split by user"
+                    "or ranker_train: models learn about them, so results look better than for new users; leave the "
+                    "splits out to split lists by user"
                 )
         return found
 

@@ -38,8 +38,8 @@ KINDS = {
 KIND_NAMES = {"parquet": "Parquet", "json": "JSON", "arrow": "Arrow", "csv": "CSV", "letor": "LETOR"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 EXPECTED = (
-    ".csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .feather, or .txt and .libsvm in the LETOR format, packed "
-    "as .gz or .zst or not"
+    ".csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .feather, or .txt and .libsvm in the LETOR format, "
+    "compressed (.gz, .zst) or not"
 )
 # Files that are not lists: a schema, and the descriptions that save_to_disk writes.
 DESCRIPTIONS = (SCHEMA_FILE, "dataset_dict.json", "dataset_info.json", "state.json")
@@ -69,7 +69,7 @@ class ListFile:
         path: Local, or an fsspec URL.
         kind: A value of ``KINDS``.
         compression: ``gzip``, ``zstd``, ``bz2`` or None.
-        split: The split that its name gives; None: none.
+        split: The split given by its name, or None.
         start, stop: A part of the file: bytes of whole lines of JSON Lines, row groups of Parquet. 0 and None: all.
     """
 
@@ -86,7 +86,7 @@ class ListFile:
 
     @property
     def suffix(self) -> str:
-        """Of the format, without that of the compression."""
+        """Suffix of the format, without that of the compression."""
         name = PurePosixPath(self.path)
         return (PurePosixPath(name.stem) if self.compression else name).suffix.lower()
 
@@ -112,7 +112,7 @@ class ListFile:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Any]:
-        """The bytes of the file, unpacked, as an Arrow input file.
+        """The bytes of the file, decompressed, as an Arrow input file.
 
         Raises:
             InputError: It cannot be read, or its compression is damaged.
@@ -176,7 +176,7 @@ def find_list_files(source: Source) -> list[ListFile]:
     if any(file.split for file in files) and not all(file.split for file in files):
         odd = next(file for file in files if not file.split)
         raise InputError(
-            f"{odd.path} is named after no split, but other files are: name all of them after splits "
+            f"{odd.path} is not named after a split, but other files are: name all of them after splits "
             f"({', '.join(SPLITS)}), or none{_suggest_split(_split_words(odd.path))}"
         )
     if not any(file.split for file in files):
@@ -184,7 +184,7 @@ def find_list_files(source: Source) -> list[ListFile]:
             near = _suggest_split(_split_words(os.path.basename(file.path)))
             if near:
                 raise InputError(
-                    f"{file.path} is named almost after a split{near} Rename it, so that lists of one split are not "
+                    f"{file.path} is named almost like a split{near} Rename it, so that lists of one split are not "
                     "mixed with those of another"
                 )
     return files
@@ -215,7 +215,7 @@ def _find_row_group_bounds(path: str, size: int) -> list[int]:
 def refuse_prepared(source: Source, remedy: str) -> None:
     """
     Raises:
-        InputError: ``source`` is a folder of prepared lists (a ``schema.json`` of another program makes none).
+        InputError: ``source`` is a folder of prepared lists (a ``schema.json`` of another program does not count).
     """
     if not isinstance(source, str | Path) or not is_prepared(source):
         return
@@ -223,7 +223,7 @@ def refuse_prepared(source: Source, remedy: str) -> None:
         read_prepared(source)
     except InputError:
         return
-    raise InputError(f"{source} is prepared already: {remedy}")
+    raise InputError(f"{source} is already prepared: {remedy}")
 
 
 def is_list_file(path: str | Path) -> bool:
@@ -316,7 +316,7 @@ def _split_words(name: str) -> list[str]:
 
 
 def _find_split(path: str, relative: str) -> str | None:
-    """The split that a file name, or else its folder, gives."""
+    """The split given by a file name, or otherwise by its folder."""
     folder, name = os.path.split(relative.replace("\\", "/"))
     for part in (name, folder):
         words = _split_words(re.sub(r"ranker[-_ ]train", "", part.lower()))

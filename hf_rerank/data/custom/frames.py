@@ -89,7 +89,7 @@ def simplify_columns(table: pa.Table) -> pa.Table:
 def _convert_pandas(frame: Any) -> pl.DataFrame:
     for name in frame.columns:
         if not isinstance(name, str):
-            raise InputError(f"the pandas frame has a column named {name!r}: expected texts; rename it")
+            raise InputError(f"the pandas frame has a column named {name!r}: expected a string; rename it")
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):
         raise InputError(f"the pandas frame has several columns {twice[0]!r}: expected one; rename one")

@@ -116,7 +116,7 @@ class Guess:
         if first not in sequences:
             raise InputError(
                 f"column {first!r}, named as the label, holds one value per list: expected a sequence, a number per "
-                f"item; the columns that do: {', '.join(sequences)}"
+                f"item; the columns of sequences: {', '.join(sequences)}"
             )
         lengths = frame[first].list.len().fill_null(0)
         of_items = [
@@ -155,7 +155,7 @@ class Guess:
         self.field_comments[role] = f"{why}{more}"
 
     def _choose_list_id(self, columns: list[str], *, unique: bool) -> str | None:
-        """The column named like a list id that has most distinct values; in the wide form it must be unique."""
+        """The column named like a list id that has the most distinct values; in the wide form it must be unique."""
         if self._use_named_column("list_id"):
             return self.roles["list_id"]
         fits = self._find_list_ids(columns)
@@ -392,8 +392,8 @@ class Guess:
         return feature if isinstance(feature, Categorical | Dense) else None
 
     def _find_shared_table(self, column: Column, tables: dict[str, pl.Series]) -> str | None:
-        """The item column whose values a history holds: one of a similar name, else the one with most values in
-        common."""
+        """The item column whose values a history contains: one with a similar name, otherwise that with the most
+        values in common."""
         if not (column.is_integer or column.is_text) or column.words & NUMBER_WORDS:
             return None
         mine = set(column.values)

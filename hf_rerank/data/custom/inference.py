@@ -99,7 +99,7 @@ def _read_first_rows(files: Sequence[Any], options: ReadOptions, rows: int) -> t
     struct = next((name for name, kind in frame.schema.items() if isinstance(find_inner_type(kind), pl.Struct)), None)
     if struct is not None:
         raise InputError(
-            f"{files[0].path}: column {struct!r} holds objects: expected plain values; write each field of them as a "
-            "column of its own, one value per item"
+            f"{files[0].path}: column {struct!r} holds objects: expected plain values; write each field as its own "
+            "column, one value per item"
         )
     return frame.head(rows), len(frame) <= rows

@@ -110,10 +110,10 @@ def split_words(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table, and what the rules ask about it.
+    """One column of a table, with the properties that the rules test.
 
     Attributes:
-        name: Of the column.
+        name: Name of the column.
         part: ``items``, ``user`` or ``history``.
         values: One per item, list or history item.
         owners: int64 [N], the index of the list of each value.
@@ -168,7 +168,7 @@ class Column:
 
     @property
     def mean_length(self) -> float:
-        """Mean length of texts, in characters."""
+        """Mean length of strings, in characters."""
         return float(self.present.str.len_chars().mean() or 0)  # type: ignore[arg-type]
 
     @functools.cached_property
@@ -189,7 +189,7 @@ class Column:
 
     @functools.cached_property
     def time_kind(self) -> str | None:
-        """How the values are times (a type, text, or a unit since 1970), or None if they are not."""
+        """The form in which the values are times (a type, text, or a unit since 1970), or None if they are not."""
         if self.values.dtype.is_temporal():
             return "times"
         if self.is_text:

@@ -24,7 +24,7 @@ class InferredSchema:
         comments: Feature -> the values of its column, and the reason for the guess.
         field_comments: Other field of the schema -> the same.
         left_out: Column -> why it is not a feature.
-        header: Lines at the top: what was read, and what to do next.
+        header: Lines at the top: the rows that were read, and what to do next.
     """
 
     schema: ListSchema

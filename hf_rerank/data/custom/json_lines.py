@@ -152,7 +152,7 @@ class _Reader:
 
     def _make_column(self, name: str, values: list[Any], where: Where) -> pa.Array:
         def convert(count: int) -> pa.Array | Exception:
-            """The column of the first ``count`` rows, or why they do not make one."""
+            """The column of the first ``count`` rows, or the error that prevents it."""
             try:
                 return pa.array(values[:count])
             except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
@@ -191,7 +191,7 @@ class _Reader:
 
 
 def _load(line: bytes) -> Any:
-    """Parses JSON in UTF-8; ``json`` itself would also accept UTF-16, and a lone surrogate, which no text is."""
+    """Parses JSON in UTF-8; ``json`` itself would also accept UTF-16, and lone surrogates, which are not text."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -230,7 +230,7 @@ def _find_depth(values: Sequence[Any]) -> int | None:
 
 
 def _replace_null_type(kind: pa.DataType) -> pa.DataType:
-    """Replaces the type of columns without values so far by integers: Arrow's reader makes invalid lists otherwise."""
+    """Replaces the type of columns without values so far by integers: otherwise Arrow's reader makes invalid lists."""
     if pa.types.is_list(kind):
         return pa.list_(_replace_null_type(kind.value_type))
     return pa.int64() if pa.types.is_null(kind) else kind

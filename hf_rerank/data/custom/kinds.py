@@ -50,7 +50,7 @@ class Kinds:
     """The kinds of all columns over all tables of all files.
 
     Args:
-        schema: Which columns hold numbers. None: not known (inference).
+        schema: Says which columns are numbers. None: unknown (inference).
         options: Options of the readers.
         from_text: Whether the format holds only text.
     """
@@ -91,7 +91,7 @@ class Kinds:
         return replace(kind, values="time" if pa.types.is_temporal(flat.type) else "other")
 
     def _find_kind_of_text(self, kind: Kind, text: pl.Series, role: str | None) -> Kind:
-        """The kind of text: what the cells of CSV look like; in other formats text is text."""
+        """The kind of text: in CSV, the kind that its cells look like; in other formats, text."""
         if not self.from_text:
             return replace(kind, values="text")
         if role in (NUMBER, POSITION):  # whatever it looks like; conversion reports what is not a number
@@ -117,7 +117,7 @@ class Kinds:
 
 
 def _find_bounds(integers: pl.Series) -> tuple[int, int]:
-    # By length first: Polars has no integers that hold 20 digits in every version.
+    # By length first: not every version of Polars has integers of 20 digits.
     lengths = integers.str.len_chars()
     longest = integers.filter(lengths >= 18).to_list()
     short = integers.filter(lengths < 18).cast(pl.Int64)
@@ -129,7 +129,7 @@ def _join(name: str, first: Kind | None, second: Kind) -> Kind:
     """The common kind of two kinds of values.
 
     Raises:
-        InputError: Text here and numbers there, or lists here and single values there.
+        InputError: One kind is text and the other numbers, or one is lists and the other single values.
     """
     if first is None or (first.values == "null" and first.depth <= second.depth):
         return second

@@ -16,7 +16,7 @@ def group_items(frame: pl.DataFrame, schema: ListSchema, where: Where, *, labels
     """Groups items into one row per list, in the order in which the lists first appear; rows need not be contiguous.
 
     Item columns, and columns that the schema does not name, become sequences, sorted by the position column if the
-    schema has one, else in the order of the rows. Columns of the list must hold one value per list.
+    schema has one, otherwise in row order. Columns of the list must have one value per list.
 
     Args:
         frame: One row per item.
@@ -86,7 +86,7 @@ def refuse_missing_columns(offered: list[str], schema: ListSchema, where: str, *
 
 
 def is_long(depths: Mapping[str, int], schema: ListSchema) -> bool:
-    """Whether a table has one row per item: its labels, or else the first feature, are single values.
+    """Whether a table has one row per item: its labels, or without labels its first feature, are single values.
 
     Args:
         depths: Column -> how deep its values are nested in lists.

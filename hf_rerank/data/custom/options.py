@@ -8,9 +8,9 @@ from typing import Any
 
 from hf_rerank.errors import InputError
 
-# Unquoted cells of CSV that mean "missing" in every column; only exports of databases write them.
+# Unquoted cells of CSV that mean "missing" in every column; only database exports contain them.
 NULL_STRINGS = ("NULL", "\\N")
-# In a column of numbers these cannot be anything else either; in a column of text, NA may be Namibia.
+# In a column of numbers these also can only mean "missing"; in a column of text, NA may be Namibia.
 NULL_NUMBERS = (*NULL_STRINGS, "NA", "N/A", "n/a", "null", "None", "<NA>")
 
 
@@ -19,12 +19,12 @@ class ReadOptions:
     """Options of the readers.
 
     Args:
-        separator: Between the cells of CSV. None: a tab in ``.tsv`` files, a comma in others.
+        separator: Separator of CSV cells. None: a tab in ``.tsv`` files, a comma in others.
         column_names: Names of the columns of CSV files without a header.
-        list_separator: Between the values of cells that hold one list, such as ``"|"`` for ``a|b|c``. Then one row
-            is one list.
-        label_separator: Between an item and its label in such a cell, such as ``"-"`` for ``N1-1 N2-0``. The labels
-            become the column of labels.
+        list_separator: Separator of the values in a cell that contains a list, such as ``"|"`` for ``a|b|c``. Then one
+            row is one list.
+        label_separator: Separator of an item and its label in such a cell, such as ``"-"`` for ``N1-1 N2-0``. The
+            labels become the column of labels.
         null_strings: Cells of text that mean "missing", in every column. None: ``NULL`` and ``\\N``, and in columns
             of numbers also ``NA``, ``N/A``, ``n/a``, ``null``, ``None`` and ``<NA>``.
     """

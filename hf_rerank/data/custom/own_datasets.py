@@ -34,13 +34,13 @@ TABLES_FILE, COUNTS_FILE = "lists-{split}.arrow", "counts.json"
 def read_files(
     source: Source, schema: ListSchema, options: ReadOptions | None = None, *, streaming: bool = False
 ) -> datasets.Dataset | datasets.IterableDataset | dict[str, Any]:
-    """A dataset from a user's files, or a dictionary of them where the files are named after splits.
+    """A dataset from a user's files, or a dictionary of datasets if the files are named after splits.
 
     The files are read once into the cache of ``datasets``, which is memory-mapped; streams read them again each time,
     and take their types from the first rows.
 
     Raises:
-        InputError: As ``find_list_files`` and ``OwnFiles``; or a stream of a table with one row per item.
+        InputError: As in ``find_list_files`` and ``OwnFiles``; or a stream of a table with one row per item.
     """
     files = find_list_files(source)
     own = OwnFiles(files, schema, options)
@@ -87,7 +87,7 @@ def _write_tables(own: OwnFiles, splits: Sequence[str], folder: Path) -> None:
 
 
 def read_tables(own: OwnFiles, counts: Counts) -> Iterator[tuple[str | None, pa.Table]]:
-    """Yields tables of lists with the split that the name of their file gives; ``counts`` as for
+    """Yields tables of lists with the split given by the name of their file; ``counts`` as for
     ``OwnFiles.read_lists``."""
     if not own.long:
         for part in own.parts:
@@ -105,7 +105,7 @@ def _make_streams(own: OwnFiles, splits: Sequence[str]) -> Any:
     own.scan_first_blocks()
     if own.long:
         raise InputError(
-            f"{own.files[0].path} has one row per item, which is read as a whole, since items of a list may be "
+            f"{own.files[0].path} has one row per item, so it is read as a whole, since items of a list may be "
             "anywhere in it: use streaming=False, or turn it into Parquet once with `hf-rerank prepare own` and "
             "stream that"
         )
@@ -145,14 +145,14 @@ def to_datasets(source: Any, streaming: bool, schema: ListSchema | None, split: 
             for split in source:
                 if split not in SPLITS:
                     raise InputError(
-                        f"{split!r} is the name of no split: expected {', '.join(SPLITS)}"
+                        f"{split!r} is not the name of a split: expected {', '.join(SPLITS)}"
                         f"{suggestion(str(split), SPLITS)}"
                     )
         return {split: to_datasets(dataset, streaming, schema, split) for split, dataset in source.items()}
     if is_frame(source):
         if streaming:
             raise InputError(
-                f"the source is a {type(source).__name__}, which is in memory already: use streaming=False"
+                f"the source is a {type(source).__name__}, which is already in memory: use streaming=False"
             )
         return None if schema is None else load_frame(source, schema, split)
     if isinstance(source, datasets.Dataset):
@@ -178,11 +178,11 @@ def split_lists_by_time(lists: Any, column: str, *, ranker_train: bool) -> dict[
             isinstance(split, datasets.IterableDataset) for split in lists.values()
         )
         raise InputError(
-            "a stream cannot be split by time, which must be known of all lists first: use streaming=False, or "
-            f"`hf-rerank prepare own --split-by time:{column}` once and stream what it writes"
+            "a stream cannot be split by time, since all times must be read first: use streaming=False, or "
+            f"`hf-rerank prepare own --split-by time:{column}` once and stream its output"
             if stream
-            else "the lists already have splits (files or a dictionary named after them): leave out split_by, or give "
-            "them as one"
+            else "the lists already have splits (files or a dictionary named after them): leave out split_by, or "
+            "remove the splits"
         )
     if "split" in lists.column_names:
         raise InputError("the lists already have splits, in column 'split': leave out split_by, or the column")
@@ -199,7 +199,7 @@ def split_lists_by_time(lists: Any, column: str, *, ranker_train: bool) -> dict[
 def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -> dict[str, Any]:
     """Splits one dataset by its column ``split``, or by the MD5 of group, list id or row number.
 
-    A list without a group (an anonymous user) is a group of its own, named by its list id or row number.
+    A list without a group (an anonymous user) is its own group, named by its list id or row number.
 
     Args:
         lists: A Dataset or IterableDataset.
@@ -215,13 +215,13 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
     kinds = lists.features.arrow_schema if by and set(by) <= set(lists.features or {}) else None
     odd = next((name for name in by if kinds and isinstance(kinds.field(name).type, pa.BaseExtensionType)), None)
     if odd is not None:
-        raise InputError(  # datasets holds it so, and reads the text 007 as the number 7
-            f"column {odd!r} holds values of several types: expected integers alone or texts alone to split by"
+        raise InputError(  # datasets stores such a column like this, and reads the text 007 as the number 7
+            f"column {odd!r} holds values of several types: expected only integers or only strings to split by"
         )
     names = [split for split in SPLITS if ranker_train or split != "ranker_train"]
     if streaming:
         if not by and lists.num_shards > 1:
-            # Shards are read in any order, and by themselves: the number of a row in the stream is not known there.
+            # Shards are read in any order, and separately: the row number in the stream is unknown there.
             raise InputError(
                 f"a stream of {lists.num_shards} shards cannot be split by the numbers of its rows: name a column "
                 "that identifies the lists as list_id (or group) in the schema, or give the splits as a dictionary"
@@ -244,7 +244,7 @@ def split_lists(lists: Any, schema: ListSchema, *, ranker_train: bool = False) -
     for split in sorted(found - set(SPLITS)):
         if suggestion(split, SPLITS):
             raise InputError(
-                f"column 'split' holds {split!r}, the name of no split ({', '.join(SPLITS)})"
+                f"column 'split' holds {split!r}, which is not the name of a split ({', '.join(SPLITS)})"
                 f"{suggestion(split, SPLITS)}"
             )
     order = [*SPLITS, *sorted(found - set(SPLITS))] if by == ["split"] else names
@@ -275,10 +275,10 @@ def choose_split_columns(schema: ListSchema, offered: Sequence[str]) -> list[str
 def assign_splits_by_columns(
     table: pa.Table | int, by: Sequence[str], ranker_train: bool, first: int = 0
 ) -> np.ndarray:
-    """The split of each list, as an array of texts.
+    """The split of each list, as an array of strings.
 
     Args:
-        table: Holds the columns ``by``; if there are none, the number of lists.
+        table: Table with the columns ``by``; if there are none, the number of lists.
         by: ``["split"]``, or the result of ``choose_split_columns``.
         ranker_train: See ``split_lists``.
         first: Number of the first list.
@@ -293,7 +293,7 @@ def assign_splits_by_columns(
         wanted = str if name == "split" else (str, int)
         for number, value in enumerate(values, start=first):
             if not isinstance(value, wanted) and not (value is None and name != "split"):
-                expected = "the name of a split" if name == "split" else "one integer or text per list to split by"
+                expected = "the name of a split" if name == "split" else "one integer or string per list to split by"
                 raise InputError(f"column {name!r} of list {number} holds {value!r}: expected {expected}")
     if list(by) == ["split"]:
         return np.array(columns[0], dtype=object)

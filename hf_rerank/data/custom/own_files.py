@@ -86,7 +86,7 @@ class OwnFiles:
         """Reads the kinds of values of all files, and decides the columns.
 
         Raises:
-            InputError: Files are damaged, differ in their columns or types, or hold no list at all.
+            InputError: Files are damaged, differ in their columns or types, or contain no lists.
         """
         first: tuple[str, set[str]] | None = None
         for file in self.files:
@@ -144,7 +144,7 @@ class OwnFiles:
             yield table.append_column(ROW_COLUMN, pa.array(rows))
 
     def make_lists(self, frame: pl.DataFrame) -> tuple[pa.Table, np.ndarray]:
-        """Groups items (see ``read_items``) into lists with ``columns``; also gives the index of the part of each
+        """Groups items (see ``read_items``) into lists with ``columns``; also returns the index of the part of each
         list.
 
         Raises:

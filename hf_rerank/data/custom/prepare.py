@@ -55,8 +55,8 @@ def prepare_own(
         The counts of lists, items and clicks, and the warnings.
 
     Raises:
-        InputError: A list is wrong, or too long without ``cut``; two lists have one id; an output folder that is not
-            empty; other files or options than those of the call that is resumed.
+        InputError: A list is wrong, or too long without ``cut``; two lists have the same id; an output folder that is
+            not empty; other files or options than those of the call that is resumed.
     """
     if isinstance(source, str | Path):
         refuse_unfinished(source)
@@ -67,7 +67,7 @@ def prepare_own(
             raise InputError(f"max_list_length is {max_list_length}: expected at least 1")
         schema = schema.replace(max_list_length=max_list_length)
     files = find_list_files(source)
-    # What is prepared in a folder of lists would be one of its lists when this is resumed.
+    # An output inside an input folder would be read as input when this is resumed.
     sources = [source] if isinstance(source, str | Path) else source
     refuse_output_over_input(output_dir, [path for path in sources if Path(path).is_dir()])
     own = OwnFiles(files, schema, options)

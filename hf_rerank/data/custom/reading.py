@@ -109,7 +109,7 @@ def _check_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Checks that a batch is valid, and returns it: with offsets beyond the values, Arrow would crash the process.
 
     Raises:
-        pa.ArrowInvalid: Offsets, lengths or texts are wrong.
+        pa.ArrowInvalid: Offsets, lengths or strings are wrong.
         UnicodeDecodeError: The name of a column is not UTF-8.
     """
     batch.validate(full=True)

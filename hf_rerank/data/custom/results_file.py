@@ -99,7 +99,7 @@ def _make_list_table(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def _make_item_table(ranked: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """One row per item, in the order of rank; values of the list are repeated."""
+    """One row per item, ordered by rank; values of the list are repeated."""
     names = list(ranked[0])
     columns: dict[str, list[Any]] = {name: [] for name in names}
     ranks: list[int] = []

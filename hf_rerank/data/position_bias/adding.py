@@ -149,7 +149,7 @@ class _WithPropensities(PreparedSource):
         if len(position) and position.max() >= len(curve):
             raise InputError(
                 f"{where} have position {position.max()}, and the lists that propensities are estimated from only 0 "
-                f"to {len(curve) - 1}: let positions from one on share their probability (--same-from)"
+                f"to {len(curve) - 1}: let the last positions share one probability (--same-from)"
             )
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), type=pa.int32())
         column = pa.ListArray.from_arrays(offsets, pa.array(curve[position].astype(np.float32)))

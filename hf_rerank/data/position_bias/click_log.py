@@ -22,7 +22,7 @@ ROWS = "rows"
 # The splits from whose clicks propensities are estimated.
 SPLITS = ("ranker_train", "train")
 BATCH_LISTS = 4_096
-# Number of most frequent values of a categorical feature that get a weight of their own in the regression.
+# Number of most frequent values of a categorical feature that get their own weight in the regression.
 MOST_VALUES = 100
 
 
@@ -68,12 +68,12 @@ def read_display_positions(lists: pa.Table, column: str, lengths: np.ndarray, wh
 
     Args:
         lists: A table of lists.
-        column: Its column of display positions; ``ROWS``: items are in display order.
+        column: Column of display positions; ``ROWS``: items are in display order.
         lengths: int64 [B], the number of items of each list.
         where: Where the lists are, for messages.
 
     Raises:
-        InputError: The column is missing, holds no whole numbers from 0, or is ragged.
+        InputError: The column is missing, has values other than integers from 0, or is ragged.
     """
     starts = np.cumsum(lengths) - lengths
     if column == ROWS:
@@ -89,7 +89,7 @@ def read_display_positions(lists: pa.Table, column: str, lengths: np.ndarray, wh
     own = pc.fill_null(pc.list_value_length(values), -1).to_numpy(zero_copy_only=False)
     flat = values.flatten()
     if not np.array_equal(own, lengths) or flat.null_count:
-        raise InputError(f"column {column!r} of {where} has nulls, or lists of another length than the items")
+        raise InputError(f"column {column!r} of {where} has nulls, or lists that differ in length from the items")
     positions = flat.to_numpy(zero_copy_only=False).astype(np.int64)
     if len(positions) and positions.min() < 0:
         row = int(np.searchsorted(np.cumsum(lengths), np.argmax(positions < 0), side="right"))
@@ -106,8 +106,8 @@ def read_click_log(
 
     Args:
         prepared: The folder.
-        folder: Its path.
-        display_order: A column, or ``ROWS``.
+        folder: Path of the folder.
+        display_order: Column of display positions, or ``ROWS``.
         features: Read features of the items instead of their ids.
         at_most: Maximum number of lists, spread evenly over all. None: all.
 
@@ -167,7 +167,7 @@ def _read_features(lists: pa.Table, schema: ListSchema) -> dict[str, Any]:
     ]
     if not features:
         raise InputError(
-            "regression-em reads dense and categorical item features, and the schema has none beside the id"
+            "regression-em reads dense and categorical item features, and the schema has none besides the id"
         )
     bare = ListSchema(items=features, label=schema.label)
     return Lists.from_arrow(lists.select([feature.name for feature in features]), bare).items

@@ -54,8 +54,7 @@ def estimate_by_em(position: np.ndarray, click: np.ndarray, item: np.ndarray) ->
     """Maximizes the likelihood of the position-based model, with a relevance per item, by EM.
 
     An item's relevance is shrunk to the mean by a prior of ``PRIOR_IMPRESSIONS`` impressions. Items with one
-    impression carry almost no information: if most items are of this kind, the curve is that of the click-through
-        rates.
+    impression carry almost no information: if most items have only one, the curve is that of the click-through rates.
 
     Args:
         position: int [N], from 0.
@@ -89,7 +88,7 @@ def estimate_by_em(position: np.ndarray, click: np.ndarray, item: np.ndarray) ->
 
 
 def estimate_by_regression_em(position: np.ndarray, click: np.ndarray, features: Any) -> Curve:
-    """As ``estimate_by_em``, with the relevance as a logistic regression of features.
+    """Like ``estimate_by_em``, with the relevance as a logistic regression of features.
 
     Each M-step updates the regression once, by Newton's method with the bound of its curvature by Boehning and Lindsay
     (1988), which never lowers the likelihood.
@@ -135,7 +134,7 @@ def estimate_by_harvesting(position: np.ndarray, click: np.ndarray, item: np.nda
         item: int [N], codes from 0.
 
     Raises:
-        InputError: A position has no click of an item that was also displayed at others, or positions share no items.
+        InputError: A position has no click of an item also displayed at other positions, or positions share no items.
     """
     impressions, clicks = _count_by_position(position, click)
     cells = _Cells.count(position, click, item)
@@ -206,7 +205,7 @@ def _refuse_without_clicks(clicks: np.ndarray, impressions: np.ndarray, which: s
     number = int(np.argmin(clicks > 0))
     raise InputError(
         f"position {number} has {int(impressions[number]):,} impressions and no click {which}: no probability can be "
-        "estimated there; let positions from one on share theirs (--same-from), or give more lists"
+        "estimated there; let the last positions share one probability (--same-from), or give more lists"
     )
 
 
@@ -221,7 +220,7 @@ def _refuse_parts(cells: _Cells, positions: int, items: int) -> None:
     apart = np.flatnonzero(part != part[0])
     if len(apart):
         raise InputError(
-            f"position {apart[0]} shares no clicked item with position 0, nor through other positions: orders vary "
-            "too little to compare them; use --method em, or let positions from one on share their probability "
+            f"position {apart[0]} shares no clicked item with position 0, directly or through other positions: orders "
+            "vary too little to compare them; use --method em, or let the last positions share one probability "
             "(--same-from)"
         )

@@ -20,7 +20,7 @@ MAX_BUCKETS = 4_096
 
 
 def assign_buckets(keys: np.ndarray, buckets: int) -> np.ndarray:
-    """The bucket of each key, an integer: the high bits of a product (Knuth), as ids may all be even or in strides.
+    """The bucket of each key, an integer: the high bits of a product (Knuth), as ids may all be even or evenly spaced.
 
     Args:
         keys: Unsigned integers [N].
@@ -37,7 +37,7 @@ class BucketWriter:
 
     Args:
         folder: Folder of the runs.
-        name: Beginning of their names.
+        name: Prefix of their names.
         buckets: Number of buckets.
         key: Column of unsigned integers; rows of one key are in one bucket.
         run_bytes: Bytes in memory after which a run is written.

@@ -29,7 +29,7 @@ class Licence:
     """The licence of prepared lists.
 
     Attributes:
-        name: ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None if not known.
+        name: ``SIMULATED``, ``NO_REDISTRIBUTION`` or ``OWN``; None if unknown.
         text: The text of the section in the card.
     """
 
@@ -129,7 +129,7 @@ def make_dataset_card(
 
 @dataclass(frozen=True)
 class Card:
-    """The texts of a card; fields as the arguments of ``make_dataset_card``."""
+    """The texts of a card; the fields are arguments of ``make_dataset_card``."""
 
     title: str
     how: list[str]

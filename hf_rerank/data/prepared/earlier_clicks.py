@@ -1,7 +1,7 @@
 """Adds histories made of the lists themselves: the user's clicks in earlier lists, newest first.
 
-"Earlier" refers to the order of the lists. If a file is not known to be in order of time, as that of PRM Public, an
-"earlier" click may be in the future of the list: such a history is never a default, and must be stated with results.
+"Earlier" refers to the order of the lists. If a file may not be in chronological order, as in PRM Public, an "earlier"
+click may lie in the future of the list: such a history is never a default, and must be stated with results.
 """
 
 from __future__ import annotations
@@ -127,8 +127,9 @@ def add_earlier_clicks(
     """Writes a new folder of prepared lists whose histories are the user's clicks in earlier lists of the folder.
 
     For each categorical item feature there is a column ``history_<name>`` that shares its table, and
-    ``history_lists_ago``, how many of the user's lists with a click ago. "Earlier" is the order of the raw file,
-    within a split (all lists of a user are in one). Memory: the clicks of the largest split, about 70 bytes each.
+    ``history_lists_ago``, how many of the user's lists with a click ago. "Earlier" refers to the order of the raw
+    file, within a split (all lists of a user are in the same split). Memory: about 70 bytes per click of the largest
+    split.
 
     Args:
         lists_dir: A folder of prepared lists, split by a group.
@@ -140,7 +141,7 @@ def add_earlier_clicks(
         The counts of the new folder.
 
     Raises:
-        InputError: The lists have a history already, no group or no categorical item feature; or see
+        InputError: The lists already have a history, or they have no group or no categorical item feature; or see
             ``write_lists``.
     """
     if history_length < 1:
@@ -156,9 +157,9 @@ class _WithEarlierClicks(PreparedSource):
         old, self.longest = self.schema, history_length
         self.clicked = [feature.name for feature in old.features("items", Categorical)]
         if old.history:
-            raise InputError(f"{self.folder} has a history already ({old.history[0].name!r}): leave it as it is")
+            raise InputError(f"{self.folder} already has a history ({old.history[0].name!r}): leave it as it is")
         if old.group is None or not self.clicked:
-            raise InputError(f"{self.folder} names no group, or no categorical item feature: a history needs both")
+            raise InputError(f"{self.folder} has no group, or no categorical item feature: a history needs both")
         self.group = old.group
         added = {f"history_{name}": self.columns.field(name).type for name in self.clicked}
         added[f"history_{LISTS_AGO}"] = pa.list_(pa.int64())
@@ -194,8 +195,8 @@ class _WithEarlierClicks(PreparedSource):
         ]
         caveats = [
             *(point for point in card.caveats if not point.startswith(_NO_HISTORY)),
-            "The file is not known to be in order of time: an earlier click may lie in the future of its list. Name "
-            "this beside every result that uses the history.",
+            "The file is not known to be in order of time: an earlier click may lie in the future of its list. State "
+            "this with every result that uses the history.",
         ]
         text = make_dataset_card(card.title, report, self.schema, how=how, caveats=caveats, licence=card.licence)
         write_description(folder, self.schema, report, text)

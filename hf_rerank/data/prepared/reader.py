@@ -23,7 +23,7 @@ class PreparedFolder:
     """The contents of a folder of prepared lists.
 
     Attributes:
-        schema: From ``schema.json``.
+        schema: The schema in ``schema.json``.
         files: Split -> its shards.
         lists: Split -> number of its lists.
         columns: Columns of the shards.
@@ -97,7 +97,7 @@ def group_shards(where: str, names: Sequence[str]) -> dict[str, list[str]]:
         missing = [shard for shard in whole if shard not in names]
         if missing or name not in whole:
             wrong = f"lacks the shard {missing[0]}" if missing else f"holds {name}, which belongs to no complete set"
-            raise InputError(f"{where} {wrong}: prepare the lists again, or copy all of the folder")
+            raise InputError(f"{where} {wrong}: prepare the lists again, or copy the whole folder")
     for split, shards in files.items():
         if len({shard[-len("00001.parquet") :] for shard in shards}) > 1:
             raise InputError(f"{where} holds two sets of shards of {split}: keep one of them")

@@ -68,8 +68,8 @@ def open_resumable_folder(output: str | Path, options: dict[str, Any]) -> Iterat
         options: Everything that the lists depend on apart from the content of the units; JSON values.
 
     Raises:
-        InputError: ``output`` exists and is not empty, another process is writing it, it was begun with other options,
-            or a complete shard is damaged.
+        InputError: ``output`` exists and is not empty, another process is writing it, it was started with other
+            options, or a complete shard is damaged.
     """
     with lock_output(output):
         folder = ResumableFolder(ensure_name(output), options)
@@ -114,13 +114,13 @@ class ResumableFolder:
         """Takes the units of the complete groups from the front of ``units``, and yields them.
 
         Raises:
-            InputError: They are other units, or have other content.
+            InputError: The units are not the same, or their content has changed.
         """
         for name, digest in [unit for group in self.groups for unit in group["units"]]:
             unit = next(units, None)
             if unit is None or (unit.name, unit.digest) != (name, digest):
                 raise InputError(
-                    f"{name} has changed since {self.partial} was begun: remove {self.partial} to start again"
+                    f"{name} has changed since {self.partial} was started: remove {self.partial} to start again"
                 )
             yield unit
 
@@ -189,8 +189,8 @@ class ResumableFolder:
         for name, value in options.items():
             if begun.get(name) != value:
                 raise InputError(
-                    f"{self.partial} was begun with {name} {begun.get(name)!r}, now it is {value!r}: use the same, or "
-                    f"remove {self.partial} to start again"
+                    f"{self.partial} was started with {name} {begun.get(name)!r}, but now it is {value!r}: use the "
+                    f"same, or remove {self.partial} to start again"
                 )
 
     def _verify_shards(self) -> None:

@@ -50,7 +50,7 @@ class PreparedSource:
         folder: The folder.
         prepared: Its contents.
         schema, columns: Those of the new lists; initially those of the folder, until a subclass sets them.
-        options: Everything that the new lists depend on: the content of the folder, and what the subclass adds.
+        options: Everything that the new lists depend on: the content of the folder, and the subclass's options.
         inputs: The files of the folder that are read.
     """
 

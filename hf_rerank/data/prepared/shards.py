@@ -51,7 +51,7 @@ class ShardWriter:
 
 
 def _choose_dictionary_columns(columns: pa.Schema) -> list[str]:
-    """Parquet paths of the columns to dictionary-encode: all but floats, which rarely repeat, and would take twice the
+    """Parquet paths of the columns to dictionary-encode: all but floats, which rarely repeat and would take twice the
     time and space."""
     paths = []
     for column in columns:

@@ -73,7 +73,7 @@ def write_lists(
 
     Raises:
         RejectedLines: ``on_error`` is ``raise``, and lines are rejected.
-        InputError: Another process is writing the folder; it is not empty, or overlaps the input; it was begun with
+        InputError: Another process is writing the folder; it is not empty, or overlaps the input; it was started with
             other options or input; the input changes while it is read.
         CannotWrite: The disk is full or not writable.
     """
@@ -98,7 +98,7 @@ def write_lists(
                 _partition(source, folder, on_error, bar)
         if on_error == "raise" and _sum_reports(folder).rejected:
             raise InputError(
-                f"{folder.partial} was begun with on_error='skip', and has rejected lines: use it again, or remove "
+                f"{folder.partial} was started with on_error='skip', and has rejected lines: use it again, or remove "
                 f"{folder.partial} to start again"
             )
         units, read_before = iter(source.units(folder.parts)), 0
@@ -117,7 +117,7 @@ def write_lists(
                 with contextlib.closing(outcomes):
                     _write_groups(source, outcomes, folder, inputs, on_error, shard_bytes, reading.update)
         except InputError:
-            if isinstance(source, PartitionedSource):  # its parts come from a wrong input
+            if isinstance(source, PartitionedSource):  # its parts were made from a wrong input
                 folder.clean()
             raise
         report = _sum_reports(folder)
@@ -215,7 +215,7 @@ def _write_groups(
             try:
                 while ahead is not None and group.bytes < shard_bytes:
                     unit, tables, rejects = ahead
-                    kept = f"; what was finished before is kept in {folder.partial}" if folder.groups else ""
+                    kept = f"; the groups finished before are kept in {folder.partial}" if folder.groups else ""
                     _count_rejected(rejects, on_error, kept)
                     group.add(unit, tables, rejects)
                     on_size(unit.size)

@@ -17,28 +17,28 @@ def make_card(
     simulated = schema.position is not None
     rule = {
         "ours": "Protocol `ours`: every line is kept; a `null` is a missing value.",
-        "public": f"Protocol `public`: lines that hold a `null` are dropped, and {100 * share:g} % of the others are "
+        "public": f"Protocol `public`: lines with a `null` are dropped, and {100 * share:g} % of the others are "
         f"drawn by a hash (seed {seed}).",
     }[protocol]
     how = [
-        f"Source: {', '.join(f'`{path.name}`' for path in files)}; `list_id` is the part and the number of the line.",
+        f"Source: {', '.join(f'`{path.name}`' for path in files)}; `list_id` is the part and the line number.",
         rule,
         "Split by `user_id`: md5 of its decimal text, first 8 hex digits modulo 10,000; 40 % `ranker_train`, 45 % "
         "`train`, 5 % `validation`, 10 % `test`.",
-        "`ranker_train` is for initial rankers, click models and personalised vectors, and for nothing else.",
+        "`ranker_train` is for initial rankers, click models and personalised vectors only.",
         "Initial order: the column `position`, 0 at the top; slots are in the order in which they were displayed."
         if simulated
         else "Initial order: the order of the row.",
         f"Lists are cut to {schema.max_list_length} items in the initial order.",
     ]
     caveats = [
-        "Raw lists hold at least one click, which is a selection: metrics are conditional on a click.",
-        "Under a split by user every user of `test` is unknown in training: `user_id` is for grouping, no feature.",
+        "Only lists with a click are in the raw data: metrics are conditional on a click.",
+        "Under a split by user every user of `test` is unknown in training: `user_id` is for grouping, not a feature.",
     ]
     if schema.history:
         caveats.append(
             "The columns `history_*`, newest first, are features: earlier clicks of the user, simulated for each list "
-            "on its own; no list of this folder is in the history of another. PRM Public has no such columns. "
+            "separately; no list of this folder is in the history of another. PRM Public has no such columns. "
             f"Models read the newest {schema.max_history_length}."
         )
     else:

@@ -32,7 +32,7 @@ def find_files(data_dir: str | Path) -> list[Path]:
         raise InputError(
             f"no PRM Public text in {folder} ({held}): expected set1.train.txt.part1 and set1.train.txt.part2, "
             "unpacked or as .gz. The dataset is linked from the authors' repository, hf4Academic/PRM on GitHub; "
-            "`hf-rerank simulate prm_public` makes files of the same format"
+            "`hf-rerank simulate prm_public` makes files in the same format"
         )
     twice = [name for name in names if f"{name}.gz" in names]
     if twice:

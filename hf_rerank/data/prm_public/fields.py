@@ -171,13 +171,13 @@ class Fields:
 
     def _make_error(self, rows: np.ndarray) -> RuntimeError:
         return RuntimeError(
-            f"{self.path}, lines {self.numbers[rows[0]]} to {self.numbers[rows[-1]]}: the fast reader refuses what "
-            "the line-by-line check accepts; this is a bug of hf_rerank, please report it"
+            f"{self.path}, lines {self.numbers[rows[0]]} to {self.numbers[rows[-1]]}: the fast reader refuses "
+            "text that the line-by-line check accepts; this is a bug of hf_rerank, please report it"
         )
 
     def _decode(self, texts: pl.DataFrame) -> Decoded:
-        """Decodes and checks. Polars' decoder is lenient (it drops empty texts, turns a huge id into null, cuts 1.5 to
-        1, takes a lone number for an array): each check below catches one of these."""
+        """Decodes and checks. Polars' decoder is lenient (it drops empty strings, turns a huge id into null, cuts 1.5
+        to 1, takes a lone number for an array): each check below catches one of these."""
         # The only word of the format is null: true would pass for the number 1, and "null" for null.
         if any(self.text.find(letter) >= 0 for letter in (b"r", b"s", b'"')) and any(
             texts[str(k)].str.contains('[rs"]').any() for k in _DECODED
@@ -193,7 +193,7 @@ class Fields:
         for (k, as_floats), found in zip(_WHOLE_NUMBERS.items(), seen[len(brackets) :], strict=True):
             if found:
                 kinds[k] = as_floats
-        # Every n is a null's: what the decoder makes null itself makes them more.
+        # Every letter n belongs to a null; other values that the decoder turns into null raise the count above this.
         nulls = 0
         if b"n" in self.text:
             counts = [pl.col(str(k)).str.count_matches("n", literal=True).sum() for k in kinds]
@@ -291,7 +291,7 @@ def _split_columns(
         if not np.isfinite(numbers).all():
             raise _Damaged
         if pa.types.is_integer(kind):
-            # A whole number of more digits ends up at the bound, too.
+            # An integer of more digits also ends up at the bound.
             if (numbers != np.trunc(numbers)).any() or (np.abs(numbers) >= MAX_EXACT_FLOAT).any():
                 raise _Damaged
             numbers = numbers.astype(np.int64)
@@ -305,8 +305,8 @@ def _split_columns(
 
 @dataclass(frozen=True)
 class _Clean:
-    """Clean lines of one length, as ``read_numbers`` gives them. The user id is in them, but read elsewhere: it may be
-    longer than a float is exact."""
+    """Clean lines of one length, as returned by ``read_numbers``. The user id is in them, but read elsewhere: it may
+    have more digits than a float represents exactly."""
 
     items: int
     values: np.ndarray
@@ -315,7 +315,7 @@ class _Clean:
     def decode(self, rows: np.ndarray) -> Decoded:
         """
         Raises:
-            _Damaged: A number is not as its field must be, or may not be; the lines may be good all the same.
+            _Damaged: A number violates the format of its field, or may do so; the lines may still be valid.
         """
         sizes = [1, _WIDTHS[0], *(self.items * width for width in _WIDTHS[1:]), self.items]
         slices = [slice(stop - size, stop) for size, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]

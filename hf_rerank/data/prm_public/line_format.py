@@ -1,6 +1,6 @@
 """The format of a line of PRM Public's text, and the line-by-line check that finds the damage of a line.
 
-One line is one list: six fields between ``|``, each but the first a JSON array; see ``FIELDS``.
+One line is one list: six fields between ``|``, all but the first are JSON arrays; see ``FIELDS``.
 """
 
 from __future__ import annotations

@@ -84,17 +84,17 @@ def _read(text: bytes, marks: np.ndarray, ends_number: np.ndarray, values: np.nd
     except pa.ArrowInvalid:  # not a number
         raise NotClean from None
     values[:] = np.frombuffer(read.buffers()[1], dtype=np.float64).reshape(values.shape)
-    values[missing] = 0.0  # arrow does not say what it leaves there
+    values[missing] = 0.0  # Arrow does not specify the values there
 
 
 def _is_mark(letters: np.ndarray) -> np.ndarray:
-    """Which letters are separators: ``,[]|`` and blanks; also all that precede the comma in ASCII, which occur in no
-    clean line."""
+    """Which letters are separators: ``,[]|`` and blanks; also all that precede the comma in ASCII, which do not occur
+    in clean lines."""
     return (letters <= ord(",")) | (letters == ord("[")) | (letters == ord("]")) | (letters == ord("|"))
 
 
 def _is_written_as_json(letters: np.ndarray, is_mark: np.ndarray) -> bool:
-    """Whether no number is written as 01, .5 or 5., which JSON does not know, or as -0, which is 0 in JSON."""
+    """Whether no number is written as 01, .5 or 5., which JSON does not allow, or as -0, which is 0 in JSON."""
     is_digit = letters - np.uint8(ord("0")) < 10  # what comes before 0 wraps around to above 200
     lone_dot = (letters[1:-1] == ord(".")) & ~(is_digit[:-2] & is_digit[2:])
     is_zero = letters[2:-1] == ord("0")

@@ -1,7 +1,7 @@
 """PRM Public (Alibaba; Pei et al. 2019): from the raw text to lists, one list per line.
 
 Lines are read in pieces (``text``), their fields are found and decoded (``fields``), and flat columns become a table
-(``decoded``). ``prepare_prm_public`` writes a folder of prepared lists; ``iter_batches`` gives the lists directly.
+(``decoded``). ``prepare_prm_public`` writes a folder of prepared lists; ``iter_batches`` yields the lists directly.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PUBLIC_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Rules:
-    """The options of ``iter_batches`` that decide which lists a line gives."""
+    """The options of ``iter_batches`` that decide which lists a line yields."""
 
     protocol: str = "ours"
     max_list_length: int = MAX_LIST_LENGTH
@@ -162,8 +162,8 @@ def iter_batches(
     Args:
         sources: Raw files, or ranges of them (``find_ranges``). The ground truth of simulated lists is joined.
         protocol: ``ours`` (default): every line; a null is a missing value. ``public``: lines with a null are dropped,
-            and of the others the share ``share`` is drawn, by a hash of seed and list id. Dropped lines are not
-            checked any further.
+            and a share ``share`` of the others is drawn, by a hash of seed and list id. Dropped lines are not checked
+            any further.
         max_list_length: Longer lists are cut to their first items in the initial order. Default 30.
         splits: The splits to yield; lines of other splits are not decoded.
         share: Share of lines under the public protocol, above 0 and at most 1. Default 0.1.

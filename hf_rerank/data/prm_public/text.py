@@ -30,7 +30,7 @@ _LONG_LINE_BYTES = MAX_LINE_BYTES + 4
 class TextRange:
     """Whole lines of a raw file: bytes ``start`` to ``end``, the first of them line ``first_line`` (from 1).
 
-    A gzip file is one range, whose ``end`` is not known.
+    A gzip file is one range, whose ``end`` is unknown.
     """
 
     path: str
@@ -47,7 +47,7 @@ class Piece:
         path: The raw file.
         first_line: Number of the first line, from 1.
         lines: Number of lines.
-        text: The lines. If a line is far too long, only its beginning, with a line end.
+        text: The lines. Of a line that is far too long, only the beginning, with a line end.
         digest: Digest of all their bytes.
         on_disk: Number of bytes that they take in the file.
         broken: Why a damaged gzip file cannot be read any further; None if it is not damaged.
@@ -104,7 +104,7 @@ def cut_text(source: TextRange, piece_bytes: int = PIECE_BYTES) -> Iterator[Piec
     """Yields the pieces of a range, reading it once.
 
     Args:
-        source: What to read.
+        source: The range to read.
         piece_bytes: Bytes of text at a time; a piece holds at least one line.
 
     Raises:
@@ -181,7 +181,7 @@ class _Reader:
 
     @property
     def on_disk(self) -> int:
-        """Bytes of the file that were read so far."""
+        """Bytes of the file that have been read so far."""
         return self._raw.tell()
 
     def read(self, size: int) -> bytes:

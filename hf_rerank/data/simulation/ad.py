@@ -1,4 +1,4 @@
-"""Writes simulated Ad lists: the four raw files, and the ground truth beside them."""
+"""Writes simulated Ad lists: the four raw files, with the ground truth next to them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def simulate_ad(
     progress: bool = False,
 ) -> Path:
     """Write ``raw_sample.csv``, ``ad_feature.csv``, ``user_profile.csv`` and ``behavior_log.csv`` in the raw format of
-    Ad, and the ground truth of ``raw_sample.csv`` beside it.
+    Ad, and the ground truth of ``raw_sample.csv`` next to it.
 
     The ground truth, ``raw_sample.csv.truth.parquet``, has one row per shown list, with or without a click:
     ``list_id`` (``{user}-{time_stamp of its newest impression}``), ``attraction`` (float32) and ``initial_position``
     (from 0: where the simulator's own noisy initial ranker puts the ad; not the display order), both with one entry
-    per impression in order of time, which is the display order. Its schema metadata hold ``examination`` (a JSON list,
-    by position), ``world`` (all parameters, as JSON) and ``seed``.
+    per impression, ordered by time, which is the display order. Its schema metadata contains ``examination`` (a JSON
+    list, by position), ``world`` (all parameters, as JSON) and ``seed``.
 
     The impressions of a user are scattered over those of 32,768 users, and so are the behaviours.
 
@@ -43,7 +43,7 @@ def simulate_ad(
     Args:
         output_dir: Created if missing; must be empty.
         lists: Number of lists to show, at least 1, including those without a click and single impressions.
-        seed: Seed, not negative.
+        seed: Non-negative seed.
         world: The parameters of the world.
         behaviours: Number of rows of ``behavior_log.csv``. None: ``behaviours_per_user`` for each user. 0: no such
             file.
@@ -61,7 +61,7 @@ def simulate_ad(
     n_users = count_users(world, lists)
     if n_users > LARGEST_USER:
         raise InputError(
-            f"{lists:,} lists are of {n_users:,} users, and there are {LARGEST_USER:,} ids: raise "
+            f"{lists:,} lists need {n_users:,} users, but there are only {LARGEST_USER:,} ids: raise "
             f"AdWorld.lists_per_user (now {world.lists_per_user})"
         )
     if behaviours is None:

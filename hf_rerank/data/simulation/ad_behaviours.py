@@ -23,7 +23,7 @@ from hf_rerank.data.simulation.click_process import make_generator
 BTAGS, BTAG_SHARES = ("pv", "cart", "fav", "buy"), (0.95, 0.02, 0.015, 0.015)
 LAST_SECOND = FIRST_IMPRESSION + STRETCHES * STRETCH_SECONDS - 1
 FIRST_SECOND = LAST_SECOND + 1 - 22 * 86_400
-ADS_PER_CHOICE = 8  # the ads of a category out of which one is chosen for its brand
+ADS_PER_CHOICE = 8  # ads of a category from which one is chosen for its brand
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def draw_behaviours(world: AdWorld, ads: Ads, block: AdBlock, seed: int, behavio
     rng, here = make_generator(seed, 3, block.number), len(block.users.id)
     stop = block.first_user + here
     n = behaviours * stop // n_users - behaviours * block.first_user // n_users
-    # The activity of a user is exponential, which makes the number of its behaviours geometric.
+    # The activity of a user is exponential, which makes the number of behaviours geometric.
     up_to = np.cumsum(rng.standard_exponential(here))
     user = np.searchsorted(up_to, rng.random(n) * up_to[-1], side="right")
     item = _draw_liked_ads(world, ads, block, rng, user)

@@ -20,7 +20,7 @@ from hf_rerank.data.simulation.ad_world import AdWorld
 CSV_HEADERS = {
     "raw_sample.csv": "user,time_stamp,adgroup_id,pid,nonclk,clk",
     "ad_feature.csv": "adgroup_id,cate_id,campaign_id,customer,brand,price",
-    # The last name ends with a blank, as in the real file.
+    # The last name ends with a space, as in the real file.
     "user_profile.csv": "userid,cms_segid,cms_group_id,final_gender_code,age_level,pvalue_level,shopping_level,"
     "occupation,new_user_class_level ",
     "behavior_log.csv": "user,time_stamp,btag,cate,brand",

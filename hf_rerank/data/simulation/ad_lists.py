@@ -30,8 +30,8 @@ NO_BRAND = -1
 MISSING_LEVEL = -1
 USERS_PER_BLOCK = 32_768  # users that are in memory at once, with their lists
 LISTS_AT_ONCE = 4096  # lists whose pools are in memory at once
-# The impressions are of 8 days, which begin on 6 May 2017 in China. A list begins in a stretch of 900 s of its own and
-# ends at most 599 s later (see _draw_list_starts), so that lists of a user lie more than 300 s apart.
+# The impressions cover 8 days, from 6 May 2017 (China time). Each list begins in its own stretch of 900 s and ends at
+# most 599 s later (see _draw_list_starts), so that lists of a user lie more than 300 s apart.
 FIRST_IMPRESSION, STRETCHES, STRETCH_SECONDS = 1_494_000_000, 768, 900
 LONGEST_STEP = 20  # seconds from one impression of a list to the next
 
@@ -209,7 +209,7 @@ def _draw_list_lengths(
 
 
 def _draw_list_starts(rng: np.random.Generator, user: np.ndarray) -> np.ndarray:
-    """The start of each list, [lists], ascending for each user: in the first 300 s of a stretch of its own."""
+    """The start of each list, [lists], ascending for each user: in the first 300 s of its own stretch."""
     of_user = np.bincount(user)
     before = np.arange(len(user)) - np.repeat(np.cumsum(of_user) - of_user, of_user)
     # Sorted draws from fewer stretches, plus the number of lists before, are distinct.

@@ -3,8 +3,8 @@
 The world
 ---------
 A list resembles the result of a retrieval stage for one user: ads of a few categories that this user visits, more of
-one style than of its opposite (the theme of the list), shown in the **display order**, which a noisy ranker makes.
-Clicks are drawn by one rule::
+one style than of its opposite (the theme of the list), shown in the **display order** of a noisy ranker. Clicks are
+drawn by one rule::
 
     click_i ~ Bernoulli(examination[position_i] * attraction_i)
 
@@ -15,7 +15,7 @@ Clicks are drawn by one rule::
                                 theme_weight * style_i * m_i                     m_i: mean style of the others
                                 - price_weight * |gap_i - price_taste|           gap_i: ln price_i less the list's mean
                                                                                  ln price, in units of ``price_spread``
-                                - crowding_weight * ln n_i ) )                   n_i: ads of its category, itself too
+                                - crowding_weight * ln n_i ) )                   n_i: ads of its category, with i
 
 So attraction depends on the *set* of ads in the list, never on their order, and a model that scores ads one by one can
 only guess the three context terms. A list of one ad has no others: its ``m_i`` is 0. The examination curve is that of
@@ -24,44 +24,44 @@ probability at each position, some examine everything.
 
 The parts, and the features that reveal them
 ---------------------------------------------
-All parts below are standard normal, unless said otherwise.
+All parts below are standard normal, unless stated otherwise.
 
 quality
-    ``(of its campaign + of its customer + of its own) / sqrt(3)``: the ids reveal it. A campaign is of one customer.
+    ``(campaign part + customer part + own part) / sqrt(3)``: the ids reveal it. A campaign belongs to one customer.
 style
-    ``sqrt(.5) * of its brand + sqrt(.3) * of its customer + sqrt(.2) * of its own``; an ad without a brand (a share
-    ``brandless_rate``; ``NULL``) has a part of its own in place of the brand's. 70 % of the other ads have the brand
-    of their customer, the rest any.
+    ``sqrt(.5) * brand part + sqrt(.3) * customer part + sqrt(.2) * own part``; an ad without a brand (a share
+    ``brandless_rate``; ``NULL``) has a second own part in place of the brand's. 70 % of the other ads have the
+    brand of their customer, the rest any brand.
 price
-    ``exp(5 + .8 * of its category + .9 * of its own)``, rounded to cents, at least one: three orders of magnitude.
+    ``exp(5 + .8 * category part + .9 * own part)``, rounded to cents, at least one: three orders of magnitude.
 match
     ``0.6 * affinity[segment, category] + 0.8 * (personal_taste * personal + sqrt(1 - personal_taste^2) * noise)``.
     The segment is ``cms_group_id``; ``personal = (liking[user, category] + brand_liking[user, brand]) / sqrt(2)``,
     where ``brand_liking`` is the inner product of two vectors of 4 numbers, halved, and 0 without a brand. Only the
     behaviours of a user reveal the personal part.
 price taste
-    Of the user. Observed with noise of standard deviation 0.5 and divided into thirds it is ``pvalue_level`` (1..3),
-    with noise 1 ``shopping_level`` (1..3). ``new_user_class_level`` (1..4) is the propensity of the user, with noise
-    1, divided into quarters.
+    One value per user. Observed with noise of standard deviation 0.5 and divided into thirds, it is ``pvalue_level``
+    (1..3); with noise 1, ``shopping_level`` (1..3). ``new_user_class_level`` (1..4) is the propensity of the user,
+    with noise 1, divided into quarters.
 
-Of the profile, ``final_gender_code`` and ``age_level`` follow from ``cms_group_id`` (gender 2 has the groups 1..6,
+In the profile, ``final_gender_code`` and ``age_level`` follow from ``cms_group_id`` (gender 2 has the groups 1..6,
 gender 1 the groups 7..12, group 0 is age level 0 and either); ``cms_segid`` and ``occupation`` carry no information. A
-share ``missing_level_rate`` of the users has no ``pvalue_level``, as many no ``new_user_class_level``, and a share
-``no_profile_rate`` has no row at all: at random, independent of everything else.
+share ``missing_level_rate`` of the users has no ``pvalue_level``, the same share no ``new_user_class_level``, and a
+share ``no_profile_rate`` has no row at all: at random, independent of everything else.
 
 Behaviours
 ----------
-A user visits ``categories_per_user`` categories, and its lists are of those. A behaviour is of category ``c`` with a
-chance proportional to ``exp(liking_strength * liking[user, c])``, and of the ad, out of 8 of that category, that is
-drawn with chances proportional to ``exp(liking_strength * brand_liking)``: its category and brand are written. 95 %
-are ``pv``. How many a user has is geometric; they lie anywhere in 22 days, of which the last 8 are those of the lists:
-many are later than the impressions. A share ``click_caused_rate`` of all follows a click, 1 to 60 seconds later, with
-the category and the brand of the clicked ad: behaviours during a list leak its labels.
+A user visits ``categories_per_user`` categories, and the user's lists come from these. A behaviour has category ``c``
+with a probability proportional to ``exp(liking_strength * liking[user, c])``; one of 8 ads of that category is drawn
+with probabilities proportional to ``exp(liking_strength * brand_liking)``, and its category and brand are written.
+95 % are ``pv``. Their number per user is geometric; they lie anywhere in 22 days, of which the last 8 are those of the
+lists: many are later than the impressions. A share ``click_caused_rate`` of all follows a click, 1 to 60 seconds
+later, with the category and the brand of the clicked ad: behaviours during a list leak its labels.
 
 The log
 -------
 A list is shown within 300 seconds, and lists of one user lie more than 300 seconds apart: the 5-minute session of the
-public rule is one shown list. Half of the impressions, but the first, have the same second as the one before; their
+public rule is one shown list. Half of the impressions after the first have the same second as the one before; their
 order in the file is the display order. Lists without a click stay in the log, and so do single impressions (a share
 ``single_rate`` of the lists) and users with one list only, of one or two ads (a share ``short_user_rate``): the
 protocols drop them, which is a selection. With the defaults a tenth of the impressions is clicked, and about 45 % of
@@ -94,15 +94,15 @@ class AdWorld:
     that the parameters below weight. The docstring of ``hf_rerank.data.simulation.ad_world`` has the formulas.
 
     Args:
-        n_ads, n_categories, n_campaigns, n_customers, n_brands: how many there are, at most as in the real files.
+        n_ads, n_categories, n_campaigns, n_customers, n_brands: number of each, at most as many as in the real files.
         categories_per_user: categories that a user visits, at most ``n_categories``.
         categories_per_list: categories of a list, at most ``categories_per_user``.
         pool_size: number of ads from which a list is retrieved, the same number of each of its categories (the
             remainder is left out): at least ``longest_list``, and not more of a category than it has.
         shortest_list, longest_list: lengths of a list, in [2, 100]; all in between are equally frequent.
-        lists_per_user: mean number of lists of a user, in [1, 200].
-        single_rate: share of the lists that hold one impression, in [0, 1].
-        short_user_rate: share of the users who saw one list only, of one or two ads, in [0, 0.5].
+        lists_per_user: mean number of lists per user, in [1, 200].
+        single_rate: share of the lists with one impression, in [0, 1].
+        short_user_rate: share of the users who saw only one list, of one or two ads, in [0, 0.5].
         no_profile_rate: share of the users without a row in ``user_profile.csv``, in [0, 1].
         missing_level_rate: share of the users without ``pvalue_level``, or ``new_user_class_level``, in [0, 1].
         brandless_rate: share of the ads without a brand, in [0, 1].

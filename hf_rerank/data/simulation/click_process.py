@@ -76,7 +76,7 @@ def compute_attraction(
         mask: bool, [lists, items]; False at padding. None: there is none.
 
     Returns:
-        [lists, items], in (0, 1), and 0 at padding. Reordering the items of a list reorders the values alike.
+        [lists, items], in (0, 1), and 0 at padding. Reordering the items of a list reorders the values likewise.
     """
     mask = np.ones(style.shape, bool) if mask is None else mask
     count = mask.sum(axis=1, keepdims=True)
@@ -134,7 +134,7 @@ def draw_user_browsing_clicks(rng: np.random.Generator, examination: np.ndarray,
 
     A position is examined with a probability that depends on its distance from the last click above it, or from the
     top if there is none: ``examination[position]`` before the first click, ``examination[position - last - 1]`` after
-        it.
+    it.
 
     Args:
         rng: Source of randomness.
@@ -202,7 +202,7 @@ def order_expected_clicks(
 
 
 def make_generator(seed: int, *key: int) -> np.random.Generator:
-    """A generator that depends on the seed and the key alone."""
+    """A generator that depends only on the seed and the key."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 

@@ -1,4 +1,4 @@
-"""Writes simulated PRM Public lists in the raw format, and the ground truth beside them."""
+"""Writes simulated PRM Public lists in the raw format, with the ground truth next to them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def simulate_prm(
     part: int = 1,
     progress: bool = False,
 ) -> Path:
-    """Write ``set1.train.txt.part{part}`` in the raw format of PRM Public, and its ground truth beside it.
+    """Write ``set1.train.txt.part{part}`` in the raw format of PRM Public, with its ground truth next to it.
 
     The ground truth, ``set1.train.txt.part{part}.truth.parquet``, has one row per line: ``list_id``
     (``part{part}:{line}``, lines counted from 1), ``attraction`` (per slot, float32; in ``mode="order"`` instead
     ``base_attraction`` and ``category``), and ``initial_position`` (per slot, from 0: where the simulator's own noisy
     initial ranker puts the item; not the display order). In a world with a history it also has the columns of the
-    history, each a sequence of the history's own length. Its schema metadata hold ``examination`` (a JSON list, by
+    history, each a sequence of the history's own length. Its schema metadata contains ``examination`` (a JSON list, by
     position), ``mode``, ``world`` (all parameters, as JSON), ``seed``, and in ``mode="order"``
-    ``same_category_decay``; no ``examination`` under a ``click_model`` other than ``position``, which has no such
-    curve.
+    ``same_category_decay``; there is no ``examination`` under a ``click_model`` other than ``position``, which has no
+    such curve.
 
     The same arguments give the same bytes. Both files appear under their names only when they are complete, the ground
     truth first. Lists without a click are redrawn, so every list has one, as in PRM Public.
@@ -41,7 +41,7 @@ def simulate_prm(
     Args:
         output_dir: Created if missing.
         n_lists: Number of lists to write, at least 1.
-        seed: Seed, not negative. Parts of one seed share the items and differ in users and lists.
+        seed: Non-negative seed. Parts of one seed share the items and differ in users and lists.
         world: The parameters of the world.
         part: Number of the part, from 1; the real data has the parts 1 and 2.
         progress: Show a progress bar.
@@ -50,8 +50,8 @@ def simulate_prm(
         The path of the text file.
 
     Raises:
-        InputError: An argument out of range, a file that exists already, a world with almost no clicks, or another
-            process that is writing the text.
+        InputError: An argument out of range, a file that already exists, a world with almost no clicks, or another
+            process that is writing the text file.
         CannotWrite: The disk is full or not writable.
     """
     check_counts("simulate_prm", n_lists=(n_lists, 1), seed=(seed, 0), part=(part, 1))
@@ -61,10 +61,10 @@ def simulate_prm(
     with lock_output(text_path):
         for path in (text_path, text_path.with_name(f"{text_path.name}.gz"), truth_path):
             if path.exists() and not (path == truth_path and _is_of_this_call(path, schema, n_lists)):
-                raise InputError(f"{path} exists already; delete it, or choose another output_dir or part")
+                raise InputError(f"{path} already exists; delete it, or choose another output_dir or part")
         with (
             write_atomically(text_path) as text_file,
-            write_atomically(truth_path) as truth_file,  # renamed first, so that a text always has its ground truth
+            write_atomically(truth_path) as truth_file,  # renamed first: a text file always has its ground truth
             name_failures(text_path),
             open(text_file, "w", encoding="ascii", newline="\n") as text,
             pq.ParquetWriter(truth_file, schema) as truth,

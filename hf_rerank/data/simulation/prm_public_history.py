@@ -1,8 +1,8 @@
 """The history of simulated lists: the user's earlier clicks, one for each of some earlier lists.
 
 This module does not depend on the world: the caller draws the earlier lists. The number of clicks in the history of a
-list has the geometric distribution on 0, 1, 2, ...: some users have none, some many. Each is the click of an earlier
-list: an item of it, drawn with a probability proportional to ``examination * attraction``. Items of the list itself
+list has the geometric distribution on 0, 1, 2, ...: some users have none, some many. Each is a click in an earlier
+list: one of its items, drawn with probability proportional to ``examination * attraction``. Items of the list itself
 are left out, so that an earlier click is never on an item to be ranked. The times between clicks are exponential, with
 the mean ``MINUTES_BETWEEN``.
 """
@@ -56,7 +56,7 @@ def draw_history(
         clicked.append(shown[np.arange(len(lists)), click])
         gaps.append(price_gap[np.arange(len(lists)), click])
         there.append(up_to[:, -1] > 0)
-    # In a tiny world all items of an earlier list can also be in the list itself: then it gives no click.
+    # In a tiny world all items of an earlier list can also be in the list itself: it then yields no click.
     kept = np.concatenate(there)
     lengths = np.bincount(of_list[kept], minlength=len(user))
     minutes = np.cumsum(rng.exponential(MINUTES_BETWEEN, int(lengths.sum())))

@@ -109,7 +109,7 @@ def draw_blocks(world: PRMWorld, seed: int, part: int, n_lists: int) -> Iterator
     items = _draw_items(world, make_generator(seed, 0))
     n_users = int(np.ceil(n_lists / world.lists_per_user))
     if n_users > USER_IDS_PER_PART:
-        raise InputError(f"a part holds at most {USER_IDS_PER_PART} users, got {n_users}; raise lists_per_user")
+        raise InputError(f"a part has at most {USER_IDS_PER_PART} users, got {n_users}; raise lists_per_user")
     users = _draw_users(world, make_generator(seed, 1, part), n_users, part)
     for block, start in enumerate(range(0, n_lists, LISTS_PER_BLOCK)):
         n = min(LISTS_PER_BLOCK, n_lists - start)

@@ -48,7 +48,7 @@ def _format_decimals(values: np.ndarray) -> pa.Array:
 
 
 def _join(text: pa.Array, shape: tuple[int, ...]) -> pa.Array:
-    """Numbers as text, flattened from ``shape``, to one JSON list for each entry of the first axis."""
+    """Numbers as text, flattened from ``shape``, as one JSON list for each entry of the first axis."""
     for size in reversed(shape[1:]):
         ends = pa.array(np.arange(0, len(text) + 1, size, dtype=np.int32))
         inside = pc.binary_join(pa.ListArray.from_arrays(ends, text), ", ")

@@ -15,15 +15,15 @@ line are in that order, so slot ``i`` is also display position ``i``. Clicks are
                                 theme_weight * style_i * m_i                     m_i: mean style of the others
                                 - price_weight * |gap_i - price_taste|           gap_i: price_i less the list's mean
                                                                                  price, in units of ``price_spread``
-                                - crowding_weight * ln n_i ) )                   n_i: items of its category, itself too
+                                - crowding_weight * ln n_i ) )                   n_i: items of its category, with i
 
 This is the position-based click model. ``click_model`` can name two others, in which examination also depends on
 earlier clicks, so that there is no examination curve by position: ``cascade``, in which the reader goes down the list
 and leaves with the first click, and ``user_browsing``, in which a position is examined with probability
 ``examination[positions since the last click, or since the top]``.
 
-So attraction depends on the *set* of items in the list, never on their order. The three context terms mean: an item
-of the style of most of the list is attractive; it should cost as much, relative to the others, as this user likes; and
+Attraction depends on the *set* of items in the list, never on their order. The three context terms mean: an item in
+the style of most of the list is attractive; its price relative to the others should match this user's taste; and
 items of a crowded category take clicks from each other. A model that scores items one by one can only guess them: the
 theme changes its sign from list to list, and the rank of a price depends on the others. The examination curve is a
 mixture of readers: some examine the first item only, some go down the list and leave it with a constant probability at
@@ -47,12 +47,12 @@ With ``history_length`` above 0 a user has a personal taste, which the segment a
                       personal_taste * liking[user, category_i] + sqrt(1 - personal_taste^2) * noise_i )
 
 ``affinity``, ``t``, ``liking`` and the noise are standard normal. Without a history ``personal_taste`` counts as 0.
-The history of a list holds this user's clicks in earlier lists of the same world, under the same click rule, newest
+The history of a list contains this user's clicks in earlier lists of the same world, under the same click rule, newest
 first; ``prm_public_history`` describes how it is drawn. So the price gaps of a history reveal the price taste, and its
-categories the liking, each with the noise of random clicks: with the defaults ``user_1`` explains 49 %
-of the variance of the price taste, together with the mean price gap of 10 clicks 72 %, of 30 clicks 85 %. The
-earlier clicks are drawn independently for each list, also for lists of one user; no list of the file is in the history
-of another. Tastes do not change, so the minutes carry no information.
+categories the liking, each with the noise of random clicks: with the defaults, ``user_1`` explains 49 % of the
+variance of the price taste; together with the mean price gap of 10 clicks it explains 72 %, of 30 clicks 85 %. The
+earlier clicks are drawn independently for each list, even for lists of the same user; no list of the file is in the
+history of another. Tastes do not change, so the minutes carry no information.
 
 Selection
 ---------
@@ -62,16 +62,16 @@ items, and more clicks than ``examination * attraction`` gives for the same list
 
 Calibration of the defaults
 ---------------------------
-The defaults are fitted to the clicks per list and by position of the 1,000 lists of labels that the authors of PRM
-publish (the script
-``scripts/experiments/simulator_calibration.py`` measures the fit), for ``mode="set"`` (in
-``mode="order"`` the same parameters give about 1.76 clicks per list instead of 1.88). Everything else is invented.
+The defaults are fitted to the clicks per list and per position of the 1,000 lists of labels that the authors of PRM
+publish (``scripts/experiments/simulator_calibration.py`` measures the fit), for ``mode="set"`` (in ``mode="order"``
+the same parameters give about 1.76 clicks per list instead of 1.88). Everything else is invented.
 
 The observed columns
 --------------------
-``user_0`` the user's segment, ``user_1`` price taste, ``user_2`` a hint of the propensity; ``item_id``, ``item_1`` a
-leaf category, ``item_2`` and ``item_4`` without information, ``item_3`` the category. Dense columns are measurements
-with noise, of roughly mean 0 and standard deviation 1; quality and match are never observed exactly:
+``user_0`` is the user's segment, ``user_1`` the price taste, ``user_2`` a hint of the propensity; ``item_id`` is the
+item, ``item_1`` a leaf category, ``item_3`` the category; ``item_2`` and ``item_4`` carry no information. Dense
+columns are noisy measurements, of roughly mean 0 and standard deviation 1; quality and match are never observed
+exactly:
 
 ========== ===============================  ============ ==========================================
 basic_0/1  style                            optional_0/1 style, noisier
@@ -118,8 +118,8 @@ class PRMWorld:
         list_length: items in a list, at least 2.
         n_items: items in the world, at least ``pool_size``.
         pool_size: number of items from which a list is retrieved, at least ``list_length``.
-        lists_per_user: mean number of lists of a user.
-        null_rate: share of the lines that hold at least one ``null``, in [0, 1].
+        lists_per_user: mean number of lists per user.
+        null_rate: share of the lines with at least one ``null``, in [0, 1].
         bias: level of the attraction, in logits.
         propensity_sd: standard deviation of the propensity, in logits, half of its variance from the user and half
             from the list. It makes the clicks per list over-dispersed.
@@ -169,12 +169,14 @@ class PRMWorld:
 
     def __post_init__(self) -> None:
         if self.mode not in ("set", "order"):
-            raise InputError(f"PRMWorld.mode is 'set' or 'order', got {self.mode!r}")
+            raise InputError(f"PRMWorld.mode must be 'set' or 'order', got {self.mode!r}")
         if self.click_model not in CLICK_MODELS:
-            raise InputError(f"PRMWorld.click_model is one of {', '.join(CLICK_MODELS)}, got {self.click_model!r}")
+            raise InputError(
+                f"PRMWorld.click_model must be one of {', '.join(CLICK_MODELS)}, got {self.click_model!r}"
+            )
         if self.click_model != "position" and (self.mode == "order" or self.history_length):
             raise InputError(
-                f"PRMWorld.click_model={self.click_model!r} goes with mode='set' and history_length=0 only, got "
+                f"PRMWorld.click_model={self.click_model!r} requires mode='set' and history_length=0, got "
                 f"mode={self.mode!r} and history_length={self.history_length}"
             )
         for name in ("list_length", "n_items", "pool_size"):

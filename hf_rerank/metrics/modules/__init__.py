@@ -1,4 +1,4 @@
-"""The metrics as modules of the ``evaluate`` library, one folder each, to be loaded by path without a network.
+"""The metrics as modules of the ``evaluate`` library, one folder each, loaded by path without a network.
 
 >>> import evaluate  # doctest: +SKIP
 >>> ndcg = evaluate.load(metric_path("ndcg"))  # doctest: +SKIP

@@ -1,6 +1,6 @@
-"""What the ``evaluate`` modules share: their inputs, and the way from ragged lists to padded arrays.
+"""Code that the ``evaluate`` modules share: their inputs, and the padding of ragged lists.
 
-A module imports this file and not the class in it: ``evaluate`` takes the first metric class that a module holds.
+A module imports this file and not the class in it: ``evaluate`` takes the first metric class that a module contains.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Args:
 
 
 class ListMetric(evaluate.Metric):
-    """A metric of ranked lists. A subclass writes its docstring and ``_compute``, with every option spelled out."""
+    """A metric of ranked lists. A subclass defines a docstring and ``_compute``, with every option spelled out."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -41,7 +41,7 @@ class ListMetric(evaluate.Metric):
 def pad(
     predictions: Sequence[Sequence[float]], references: Sequence[Sequence[float]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ragged lists as ``scores, labels, mask``, each ``[lists, longest list]``."""
+    """Pads ragged lists: ``scores, labels, mask``, each ``[lists, longest list]``."""
     lengths = np.array([len(scores) for scores in predictions], dtype=np.int64)
     label_lengths = np.array([len(labels) for labels in references], dtype=np.int64)
     different = np.flatnonzero(lengths != label_lengths)

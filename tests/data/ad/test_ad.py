@@ -211,6 +211,7 @@ def test_long_windows_are_cut_to_the_earliest(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------- beside plain Python
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["ours", "public"])
 @pytest.mark.parametrize("seed", range(10))
 def test_random_logs_are_as_by_hand(tmp_path: Path, seed: int, protocol: str) -> None:

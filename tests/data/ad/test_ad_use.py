@@ -31,6 +31,7 @@ def ids(lists: dict) -> set[str]:
     return {row["list_id"] for split in lists.values() for row in split}
 
 
+@pytest.mark.slow
 def test_the_command(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["prepare", "ad", "--raw-dir", str(raw)]
     options = ["--protocol", "public", "--history-length", "2", "--max-list-length", "4"]
@@ -81,7 +82,7 @@ def test_load_lists_prepares_once(
 def test_load_lists_of_a_prepared_folder(raw: Path, tmp_path: Path) -> None:
     ad.prepare_ad(raw, tmp_path / "lists", progress=False)
     assert ids(load_lists("ad", data_dir=tmp_path / "lists")) == prepared_by_hand(raw).keys()
-    with pytest.raises(InputError, match="is prepared already"):
+    with pytest.raises(InputError, match="is already prepared"):
         load_lists("ad", data_dir=tmp_path / "lists", protocol="public")
     with pytest.raises(InputError, match=r"'ad' needs data_dir=.*raw_sample.csv.*simulate ad"):
         load_lists("ad")
@@ -115,6 +116,7 @@ def test_a_processor_reads_the_lists(tmp_path: Path) -> None:
     assert torch.isfinite(tensors["item_dense"]).all()
 
 
+@pytest.mark.slow
 def test_simulated_lists_come_through_whole(tmp_path: Path) -> None:
     """Each shown list is one window; those that are kept have the positions and attractions of their truth."""
     simulate_ad(tmp_path / "raw", 300, seed=2, behaviours=3_000)
@@ -129,6 +131,7 @@ def test_simulated_lists_come_through_whole(tmp_path: Path) -> None:
         assert row["attraction"] == truth[row["list_id"]]["attraction"]
 
 
+@pytest.mark.slow
 def test_what_was_counted_stays_when_lists_are_sorted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     simulate_ad(tmp_path / "raw", 300, seed=2, behaviours=300)
     command = ["prepare", "ad", "--raw-dir", str(tmp_path / "raw"), "--output-dir"]

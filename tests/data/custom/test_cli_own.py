@@ -102,7 +102,7 @@ def test_what_is_likely_wrong_is_printed(folder: Path, capsys: pytest.CaptureFix
     [
         (["schema", "infer", "none.csv"], "unknown source 'none.csv'"),
         (["schema", "infer", "{folder}/lists.csv", "--output", "{folder}/lists.csv"], "lists.csv exists: remove it"),
-        (["schema", "infer", "{folder}", "--output", "{folder}/mine.json"], "would be among the lists"),
+        (["schema", "infer", "{folder}", "--output", "{folder}/mine.json"], "would be read as a file of lists"),
         (["schema", "infer", "{folder}/lists.csv", "--lable", "click"], "did you mean '--label'"),
         (["schema", "guess"], "invalid choice: 'guess'"),
         (

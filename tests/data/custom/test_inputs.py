@@ -440,7 +440,7 @@ CASES = {
     "a URL whose package is missing": Case(lambda _: "s3://bucket/lists.parquet", error="cannot read s3://.*install"),
     "lists that are too long": Case(
         text("lists.csv", CSV),
-        error="has 3 items, the schema allows max_list_length=2.*--cut",
+        error="has 3 items, but the schema allows max_list_length=2.*--cut",
         options={"max_list_length": 2},
     ),
     "lists that are cut": Case(
@@ -469,7 +469,7 @@ CASES = {
     ),
     "files named almost after splits": Case(
         several(text("trainset.jsonl", lines(LISTS[0])), text("testset.jsonl", lines(LISTS[1]))),
-        error="testset.jsonl is named almost after a split; did you mean 'test'",
+        error="testset.jsonl is named almost like a split; did you mean 'test'",
     ),
     "a file named after two splits": Case(
         text("train_test.jsonl", lines(*LISTS)), error="named after the splits test and train: expected one"
@@ -563,7 +563,7 @@ def test_no_list_to_train_on_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(lines(*LISTS))
     report = prepare_own(tmp_path / "test.jsonl", tmp_path / "out", schema=SCHEMA, progress=False)
     (message,) = [message for message in report.warnings if "no list is in train (all are in test)" in message]
-    assert "name files, or values of column 'split', train" in message
+    assert "name files, or values of column 'split', 'train'" in message
 
 
 def test_no_order_at_all() -> None:

@@ -94,6 +94,7 @@ def by_id(loaded: Any) -> dict[str, dict[str, Any]]:
 # --------------------------------------------------------------------------------------------------------- every form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["polars long", "polars wide", "pandas long", "pandas wide", "csv", "csv folder"])
 def test_every_form_gives_the_same_lists(tmp_path: Path, form: str) -> None:
     rows = lists()
@@ -276,6 +277,7 @@ def as_lines(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "large lists"])
 def test_prepared_lists_are_those_of_the_files(tmp_path: Path, kind: str) -> None:
     rows = lists()
@@ -379,7 +381,7 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert not output.exists()
         with pytest.raises(InputError, match="is not finished"):
             load_lists(output)
-        with pytest.raises(InputError, match="was begun with split_by 'group'"):
+        with pytest.raises(InputError, match="was started with split_by 'group'"):
             prepare_own(source, output, split_by="time:day", **options)
         prepare_own(source, output, **options)
         assert digests(output) == whole
@@ -418,5 +420,5 @@ def test_what_is_wrong_leaves_nothing(tmp_path: Path) -> None:
     prepare_own(as_lines(lists(30), tmp_path / "lists.jsonl"), tmp_path / "out", schema=SCHEMA, progress=False)
     with pytest.raises(InputError, match="exists and is not an empty folder"):
         prepare_own(tmp_path / "lists.jsonl", tmp_path / "out", schema=SCHEMA, progress=False)
-    with pytest.raises(InputError, match="is prepared already"):
+    with pytest.raises(InputError, match="is already prepared"):
         prepare_own(tmp_path / "out", tmp_path / "other", schema=SCHEMA, progress=False)

@@ -399,6 +399,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_public_layouts(name: str, tmp_path: Path) -> None:
     layout = LAYOUTS[name]

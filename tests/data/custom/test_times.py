@@ -49,7 +49,7 @@ def test_forms_of_times(texts: list[str | None], expected: list[int | None]) -> 
         (["2024-02-30"], "2024-02-30", "no such time"),
         (["2024-05-31 13:00 PM"], "2024-05-31 13:00 PM", "no such time"),
         (["2024-05-31", "31/05/2024"], "31/05/2024", "others begin with the year"),
-        (["2024-05-31T10:00Z", "2024-05-31T10:00"], "2024-05-31T10:00", "others have a time zone"),
+        (["2024-05-31T10:00Z", "2024-05-31T10:00"], "2024-05-31T10:00", "some have a time zone"),
         (["3024-05-31"], "3024-05-31", "no such time"),
     ],
 )

@@ -201,7 +201,7 @@ CASES = {
     ),
     "label also a feature": Case(
         lambda _: SCHEMA.replace(items=[Categorical("item_id"), Dense("click")]),
-        ["'click' is a feature and also the label"],
+        ["'click' is both a feature and the label"],
     ),
     "unknown key of a schema": Case(
         lambda folder: loaded_schema(folder, '// mine\n{"items": [], "lable": "click"}'),
@@ -257,7 +257,7 @@ CASES = {
     ),
     "positions that repeat": Case(
         lambda _: load(rows(place=[0, 0, 1])),
-        [HERE, "'place'", "no permutation of 0..2 (0, 0, 1)", "0 to length - 1 once"],
+        [HERE, "'place'", "not a permutation of 0..2 (0, 0, 1)", "0 to length - 1 once"],
     ),
     "positions from 1": Case(lambda _: load(rows(place=[1, 2, 3])), [HERE, "'place'", "they start at 1: subtract 1"]),
     "null list id": Case(
@@ -306,7 +306,7 @@ CASES = {
     ),
     "CSV: a row a list": Case(
         lambda folder: csv(folder, "1.5", '"[1.5, 2.5]"'),
-        ["train.csv, line 2", "'price' holds '[1.5, 2.5]'", "one row is one item", "must hold lists"],
+        ["train.csv, line 2", "'price' holds '[1.5, 2.5]'", "one row is one item", "must contain lists"],
     ),
     "CSV: a place that is no integer": Case(
         lambda folder: csv(folder, ",0,1,2024", ",0,1.5,2024"),
@@ -358,12 +358,12 @@ CASES = {
         lambda folder: csv(folder, "gender", ""), ["train.csv has no name for column 5", "name it"]
     ),
     "CSV: a line with too many cells": Case(
-        lambda folder: csv(folder, "2.5", "2,5"), ["train.csv, line 4 has 9 cells, the header has 8", "quote"]
+        lambda folder: csv(folder, "2.5", "2,5"), ["train.csv, line 4 has 9 cells, but the header has 8", "quote"]
     ),
     "CSV: a line cut short": Case(
-        lambda folder: csv(folder, ",0,0,2024-05-02\n", ",0"), ["train.csv, line 5 has 6 cells, the header has 8"]
+        lambda folder: csv(folder, ",0,0,2024-05-02\n", ",0"), ["train.csv, line 5 has 6 cells, but the header has 8"]
     ),
-    "CSV: an open quote": Case(lambda folder: csv(folder, "2.5", '"2.5'), ["train.csv, line", "quote is not closed"]),
+    "CSV: an open quote": Case(lambda folder: csv(folder, "2.5", '"2.5'), ["train.csv, line", "quote is unclosed"]),
     "CSV: no UTF-8": Case(
         lambda folder: written(folder, "a.csv", CSV.encode().replace(b",f,", b",\xe9,"), LONG_SCHEMA),
         ["a.csv is not UTF-8", "save it as UTF-8"],
@@ -406,14 +406,14 @@ CASES = {
     # ---------------------------------------------------------------------------------------------------------- splits
     "unknown split": Case(
         lambda _: load_lists({"trian": frame()}, schema=SCHEMA),
-        ["'trian' is the name of no split", "did you mean 'train'"],
+        ["'trian' is not the name of a split", "did you mean 'train'"],
     ),
     "unknown split in its column": Case(
         lambda _: load_lists(datasets.Dataset.from_list(every(split="tests")), schema=SCHEMA),
         ["column 'split' holds 'tests'", "did you mean 'test'"],
     ),
     "unknown split of a file": Case(
-        misnamed_file, ["tset.jsonl is named after no split", "name all of them after splits"]
+        misnamed_file, ["tset.jsonl is not named after a split", "name all of them after splits"]
     ),
     "unknown split when preparing": Case(
         lambda folder: prepare(folder, every(split="fold_0")), ["'split' holds 'fold_0'", "ranker_train", "rename it"]
@@ -434,7 +434,7 @@ CASES = {
     ),
     "no value to split by": Case(
         lambda _: load_lists(datasets.Dataset.from_list(every(user=1.5)), schema=SCHEMA),
-        ["'user' of list 0 holds 1.5", "one integer or text per list to split by"],
+        ["'user' of list 0 holds 1.5", "one integer or string per list to split by"],
     ),
     "a stream split by time": Case(
         lambda folder: load_lists(

@@ -152,7 +152,7 @@ def test_shards_are_numbered_through(prepared: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_have_a_history_is_refused(prepared: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has a history already"):
+    with pytest.raises(InputError, match="already has a history"):
         add_earlier_clicks(prepared / "history", tmp_path / "again")
     with pytest.raises(InputError, match="history_length is 0"):
         add_earlier_clicks(prepared / "lists", tmp_path / "none", history_length=0)

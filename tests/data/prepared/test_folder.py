@@ -48,6 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_report_and_shards(raw, tmp_path):
     report = prepare_prm_public(raw, tmp_path / "lists", progress=False, shard_bytes=30_000, piece_bytes=10_000)
     of_user = assign_splits(range(400)).tolist()
@@ -113,6 +114,7 @@ def test_card_says_what_a_reader_must_know(raw, tmp_path):
         assert said in card
 
 
+@pytest.mark.slow
 def test_empty_splits_still_load(raw, tmp_path):
     from hf_rerank.data.loading import load_lists
 
@@ -133,6 +135,7 @@ def test_empty_splits_still_load(raw, tmp_path):
 # --------------------------------------------------------------------------------------------------------- all or none
 
 
+@pytest.mark.slow
 def test_same_input_gives_the_same_bytes(raw, tmp_path):
     prepare_prm_public(raw, tmp_path / "one", progress=False)
     prepare_prm_public(raw, tmp_path / "two", progress=False, piece_bytes=5_000)
@@ -144,6 +147,7 @@ def test_same_input_gives_the_same_bytes(raw, tmp_path):
 # ----------------------------------------------------------------------------------------------------- damaged folders
 
 
+@pytest.mark.slow
 def test_every_truncation_of_a_shard_or_the_schema_is_refused(raw, tmp_path):
     folder = tmp_path / "lists"
     (raw / "set1.train.txt.part1").write_text(raw_lines(range(20)))
@@ -160,6 +164,7 @@ def test_every_truncation_of_a_shard_or_the_schema_is_refused(raw, tmp_path):
     assert sum(read_prepared(folder).lists.values()) == 20
 
 
+@pytest.mark.slow
 def test_missing_and_foreign_shards_are_named(raw, tmp_path):
     folder = tmp_path / "lists"
     prepare_prm_public(raw, folder, progress=False, shard_bytes=30_000, piece_bytes=10_000)

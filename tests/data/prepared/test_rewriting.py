@@ -118,7 +118,7 @@ def test_a_folder_that_changed_since_is_not_mixed(folder: Path, tmp_path: Path) 
     partial = partial_folder(tmp_path / "other")
     partial.mkdir()
     (partial / "begun.json").write_text(json.dumps({"doubled": True, "source": source.options["source"]}))
-    with pytest.raises(InputError, match=r"was begun with source .*schema\.json.*, now it is"):
+    with pytest.raises(InputError, match=r"was started with source .*schema\.json.*, but now it is"):
         Doubled(folder).write(tmp_path / "other", progress=False)
 
 

@@ -294,7 +294,7 @@ def test_several_rejected_lines_are_counted_by_kind() -> None:
     assert message.startswith(
         "a/b.txt, line 1: expected six; damaged lines near here: 24, by kind: short 12 (line 1, 3,"
     )
-    assert message.endswith(", 20) and 4 lines that are not named; fix it")
+    assert message.endswith(", 20); 4 more lines are not named; fix it")
 
 
 def test_damage_before_anything_is_finished_leaves_nothing(source: Numbers, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def interrupt(source: Numbers, output: Path, at: str = "5.txt", **options: Any) 
 
 def test_begun_with_skip_it_is_not_resumed_with_raise(source: Numbers, tmp_path: Path) -> None:
     interrupt(source, tmp_path / "lists")
-    with pytest.raises(InputError, match=r"begun with on_error='skip', and has rejected lines"):
+    with pytest.raises(InputError, match=r"started with on_error='skip', and has rejected lines"):
         write(source, tmp_path / "lists", on_error="raise")
     assert write(source, tmp_path / "lists").rejected == {"not a number": 3}
 
@@ -347,11 +347,11 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "other content, same size and time": (
         lambda folder, _: rewrite_same_size_and_time(folder / "0.txt"),
         {},
-        r"0\.txt has changed since .*partial was begun",
+        r"0\.txt has changed since .*partial was started",
     ),
     "a file that is gone": (lambda folder, _: (folder / "0.txt").unlink(), {}, r"0\.txt has changed since"),
-    "other options": (lambda *_: None, {"limit": 1}, r"partial was begun with limit 2, now it is 1"),
-    "other shards": (lambda *_: None, {"shard_bytes": 600}, r"was begun with shard_bytes 700, now it is 600"),
+    "other options": (lambda *_: None, {"limit": 1}, r"partial was started with limit 2, but now it is 1"),
+    "other shards": (lambda *_: None, {"shard_bytes": 600}, r"was started with shard_bytes 700, but now it is 600"),
     "a shard cut off": (
         lambda _, partial: cut(partial / "groups/00000/train.parquet"),
         {},
@@ -500,6 +500,7 @@ def test_unknown_options(source: Numbers, tmp_path: Path) -> None:
         write(source, tmp_path / "lists", shard_bytes=0)
 
 
+@pytest.mark.slow
 def test_importing_is_light() -> None:
     script = "import sys, hf_rerank.data.prepared; print('torch' in sys.modules, 'transformers' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

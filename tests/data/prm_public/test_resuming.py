@@ -131,6 +131,7 @@ def test_stopped_from_outside_the_next_run_gives_the_same_bytes(raw: Path, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lists", "log", "raw", "unbroken"]
 
 
+@pytest.mark.slow
 def test_the_second_command_is_refused(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

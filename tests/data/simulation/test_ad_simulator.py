@@ -422,6 +422,7 @@ class TestBehaviours:
             # of 20,000 impressions, those of a user not independent
             assert correlation > 0.05 if personal_taste else abs(correlation) < 0.03, (column, correlation)
 
+    @pytest.mark.slow
     def test_they_lie_before_inside_and_after_the_lists(self, small):
         times = [int(row["time_stamp"]) for row in rows(small, "raw_sample.csv")]
         first, last = min(times), max(times)
@@ -478,7 +479,7 @@ class TestErrors:
             ({"lists": 5, "behaviours": -1}, "behaviours must be an integer of at least 0, got -1"),
             (
                 {"lists": 1_200_000, "world": AdWorld(lists_per_user=1.0)},
-                "1,200,000 lists are of 1,200,000 users, and there are 1,141,729 ids: raise AdWorld.lists_per_user",
+                "1,200,000 lists need 1,200,000 users, but there are only 1,141,729 ids: raise AdWorld.lists_per_user",
             ),
         ],
     )

@@ -172,6 +172,7 @@ class TestWorld:
 
 
 class TestPrepared:
+    @pytest.mark.slow
     def test_prepare_joins_it(self, raw, tmp_path):
         report = prepare_prm_public(raw.parent, tmp_path / "lists", progress=False, max_list_length=5)
         prepared = read_prepared(tmp_path / "lists")
@@ -226,6 +227,7 @@ class TestPrepared:
         assert list(stream["test"]) == list(whole["test"])
         assert any(whole["test"]["history_item_id"])
 
+    @pytest.mark.slow
     def test_on_the_command_line(self, tmp_path):
         raw, lists = str(tmp_path / "raw"), str(tmp_path / "lists")
         world = ["--lists", "60", "--world", "history_length=10"]

@@ -128,6 +128,7 @@ class TestText:
         expected = ["1.0", "0.0", "0.0", "-2.0", "0.000001", "-0.000023", "1.234568", "-0.5", "null"]
         assert prm_public_text._format_decimals(values).to_pylist() == expected
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
     def test_share_of_lines_with_a_null(self, tmp_path, rate):
         lines = read_lines(simulate_prm(tmp_path, 2000, world=PRMWorld(null_rate=rate)))
@@ -419,7 +420,7 @@ class TestErrors:
     def test_an_existing_file_is_kept(self, tmp_path, suffix):
         existing = tmp_path / f"set1.train.txt.part1{suffix}"
         existing.write_text("mine")
-        with pytest.raises(InputError, match=re.escape(f"{existing} exists already; delete it")):
+        with pytest.raises(InputError, match=re.escape(f"{existing} already exists; delete it")):
             simulate_prm(tmp_path, 5)
         assert existing.read_text() == "mine"
         assert list(tmp_path.iterdir()) == [existing]
@@ -476,9 +477,9 @@ def test_worlds_of_other_click_models(tmp_path: Path) -> None:
         assert (clicks.sum(axis=1).max() == 1) == (click_model == "cascade")
         assert b"examination" not in truth.schema.metadata
         assert json.loads(truth.schema.metadata[b"world"])["click_model"] == click_model
-        with pytest.raises(InputError, match=f"click_model='{click_model}' goes with mode='set'"):
+        with pytest.raises(InputError, match=f"click_model='{click_model}' requires mode='set'"):
             PRMWorld(click_model=click_model, mode="order")
-        with pytest.raises(InputError, match="history_length=0 only"):
+        with pytest.raises(InputError, match="and history_length=0, got"):
             PRMWorld(click_model=click_model, history_length=3)
-    with pytest.raises(InputError, match="is one of position, cascade, user_browsing, got 'casade'"):
+    with pytest.raises(InputError, match="must be one of position, cascade, user_browsing, got 'casade'"):
         PRMWorld(click_model="casade")
