@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_rerank.errors import InputError
 from hf_rerank.evaluation.evaluator import EvaluationSums, add_batch, encode_batches
-from hf_rerank.metrics.ranking import expected_clicks, ndcg
+from hf_rerank.metrics import expected_clicks, ndcg
 from hf_rerank.processing import ListProcessor
 from hf_rerank.schema import ListSchema
 

@@ -10,7 +10,7 @@ from hf_rerank.errors import InputError
 from hf_rerank.initial_rankers.boosting import OPTIONS, count_clicks, encode, make_dataset, require_lightgbm
 from hf_rerank.initial_rankers.lightgbm_trees import parse_ensemble
 from hf_rerank.initial_rankers.ranker_train import PARTS, assign_parts, users_of
-from hf_rerank.metrics.ranking import ndcg
+from hf_rerank.metrics import ndcg
 from hf_rerank.processing import ListProcessor, RaggedLists
 from hf_rerank.processing.trees import TreeRanker
 

@@ -10,27 +10,18 @@ from typing import Any
 import numpy as np
 
 from hf_rerank.errors import InputError
-from hf_rerank.metrics.ranking import (
-    AUC_BUCKETS,
-    EXACT_AUC_PAIRS,
-    AUCHistogram,
-    RankedLists,
-    check_k,
-    check_option,
-    exact_auc,
-    rank_slots,
-    read_examination,
-    read_lists,
-    sum_expected_clicks,
-)
+from hf_rerank.metrics.inputs import check_k, check_option, rank_slots, read_examination, read_lists
+from hf_rerank.metrics.ranked_lists import RankedLists
+from hf_rerank.metrics.roc_auc import AUC_BUCKETS, EXACT_AUC_PAIRS, AUCHistogram, exact_auc
+from hf_rerank.metrics.simulated_clicks import sum_expected_clicks
 
 
 class RankingMetrics:
     """Sums of every metric over lists that arrive in batches; batches may differ in width.
 
-    The definitions are those of ``hf_rerank.metrics.ranking``; ``settings()`` names the choices made. ``no_click``
-    governs the metrics at k. The AUCs count pairs of items, so lists without a click count in the pooled AUC
-    and not in GAUC; expected clicks do not depend on the clicks that were logged, so every list counts.
+    The definitions are those of the functions in ``hf_rerank.metrics``; ``settings()`` names the choices made.
+    ``no_click`` governs the metrics at k. The AUCs count pairs of items, so lists without a click count in the pooled
+    AUC and not in GAUC; expected clicks do not depend on the clicks that were logged, so every list counts.
 
     Memory: 5 bytes for each (list, item) pair up to ``exact_auc_pairs`` (250 MB at the default, twice that while
     ``compute`` sorts), 16 MB from then on. Pooled scores are stored as float32.
@@ -126,8 +117,8 @@ class RankingMetrics:
                 ``RankedLists``. The AUCs and expected clicks are over the other items.
 
         Raises:
-            InputError: As in ``hf_rerank.metrics.ranking``, or optional inputs that do not go together. In that
-                case nothing is added.
+            InputError: As for the functions in ``hf_rerank.metrics``, or optional inputs that do not go together. In
+                that case nothing is added.
         """
         ranked = RankedLists(scores, labels, mask, cut_labels=cut_labels, click_above=self.click_above or 0.0)
         expected = self._read_expected(ranked, scores, mask, attraction, positions)

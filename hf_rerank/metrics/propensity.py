@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from hf_rerank.errors import InputError
-from hf_rerank.metrics.ranking import check_k, rank_slots, read_examination, read_lists, reduce_lists
+from hf_rerank.metrics.inputs import check_k, rank_slots, read_examination, read_lists, reduce_lists
 
 # The 97.5 % point of the normal distribution.
 _Z = 1.959964

@@ -69,7 +69,7 @@ class TestByHand:
             propensity_clicks([[0.1], [0.2]], [[0], [1]], [[0.5], [wrong]])
 
     def test_too_short_an_examination_is_refused(self) -> None:
-        with pytest.raises(InputError, match="holds 1 positions, but the longest list has 3"):
+        with pytest.raises(InputError, match="has 1 positions, but the longest list has 3"):
             propensity_clicks(SCORES, LABELS, PROPENSITIES, mask=MASK, examination=[1.0])
 
     def test_no_click_at_all(self) -> None:

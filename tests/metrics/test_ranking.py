@@ -357,7 +357,9 @@ def test_errors_of_single_metrics():
         expected_clicks(ones, ones, [1.0, 0.5, math.nan])
 
 
-@pytest.mark.parametrize(("module", "at_least"), [("ranking", 9), ("accumulate", 4)])
+@pytest.mark.parametrize(
+    ("module", "at_least"), [("ranking", 6), ("roc_auc", 2), ("simulated_clicks", 1), ("accumulate", 4)]
+)
 def test_examples_in_docstrings(module, at_least):
     failed, tried = doctest.testmod(importlib.import_module(f"hf_rerank.metrics.{module}"))
     assert failed == 0
