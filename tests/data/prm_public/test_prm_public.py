@@ -1,4 +1,4 @@
-"""PRM Public: raw text -> lists. Expected values are written out or read by json, which the fast reader does not use."""
+"""PRM Public: raw text -> lists. Expected values are written out, or read by json without the fast reader."""
 
 from __future__ import annotations
 
