@@ -1,4 +1,4 @@
-"""The commands as a user types them: the whole way once, and every mistake as one line and exit code 2."""
+"""The commands as a user types them: from lists to rankings, and every mistake as one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class TestTheWholeWay:
+class TestFromListsToRanking:
     @pytest.mark.slow
-    def test_training_left_a_model_and_its_results(self, folder: Path) -> None:
+    def test_training_writes_a_model_and_its_results(self, folder: Path) -> None:
         names = {path.name for path in (folder / "run").iterdir() if path.is_file()}
         expected = {"config.json", "model.safetensors", "preprocessor_config.json", "vocabularies.safetensors"}
         assert names == expected | {"manifest.json", "results.json", "training_args.json"}
@@ -115,7 +115,7 @@ MEASURED = {
 }
 
 
-class TestObedienceOfAnEvaluation:
+class TestObedienceInEvaluate:
     def test_the_table_lines_up_both_principles(self) -> None:
         from hf_rerank.evaluation.tables import obedience_table
 
@@ -138,7 +138,7 @@ class TestObedienceOfAnEvaluation:
             "lists measured                                          12,345",
         ]
 
-    def test_what_was_not_measured_is_left_out_and_what_has_no_value_is_a_dash(self) -> None:
+    def test_unmeasured_rows_are_left_out_and_missing_values_are_dashes(self) -> None:
         from hf_rerank.evaluation.tables import obedience_table
 
         never_settles = obedience_table({**MEASURED, "fixed_point_steps": float("nan")})
@@ -151,7 +151,7 @@ class TestObedienceOfAnEvaluation:
         assert "equal scores, share of lists" in table
 
     @pytest.mark.slow
-    def test_evaluate_prints_all_that_it_measured(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_evaluate_prints_every_obedience_measure(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         output = folder / "obedience.json"
         arguments = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "lists")]
         capsys.readouterr()
@@ -172,7 +172,7 @@ class TestObedienceOfAnEvaluation:
         assert re.search(rf"^score spread, .* {row['score_spread']:.4f}$", printed, re.M)
         assert re.search(rf"^lists measured +{row['lists']}$", printed, re.M)
 
-    def test_its_options_reach_the_measurement(
+    def test_options_of_evaluate_reach_the_measurement(
         self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from hf_rerank import evaluation
@@ -200,7 +200,7 @@ class TestObedienceOfAnEvaluation:
         results = json.loads(output.read_text())
         assert results["obedience"] == expected
         assert results["rows"]["model"]["settings"]["ndcg_gain"] == "linear"
-        # One swap a list either keeps its whole ranking or does not: a whole number of lists.
+        # One swap per list either keeps the whole ranking or does not: the result is a whole number of lists.
         kept = results["rows"]["model"]["p2_obedience"] * results["rows"]["model"]["obedience_lists"]
         assert kept == pytest.approx(round(kept))
 
@@ -218,7 +218,7 @@ def model(folder: Path, tmp_path: Path) -> Path:
 
 class TestAddToResults:
     @pytest.mark.slow
-    def test_the_numbers_of_both_and_their_settings(
+    def test_numbers_of_model_and_initial_order_are_added_with_settings(
         self, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         arguments = ["evaluate", "--model", str(model), "--data", str(folder / "lists"), "--add-to-results"]
@@ -228,7 +228,7 @@ class TestAddToResults:
         assert capsys.readouterr().out.splitlines()[-1] == f"test: added to {model / 'results.json'}"
         rows = json.loads((folder / "both.json").read_text())["rows"]
         results = json.loads((model / "results.json").read_text())
-        numbers = int | float | None  # null: a mean over no list
+        numbers = int | float | None  # null: a mean over no lists
         expected = {f"test_{name}": value for name, value in rows["model"].items() if isinstance(value, numbers)}
         assert results["evaluations"] == {**before["evaluations"], "test": expected}
         assert {"test_ndcg@3", "test_p1_item_obedience", "test_lists"} <= expected.keys()
@@ -252,7 +252,7 @@ class TestAddToResults:
         return ["--input", str(source), "--output", str(folder / "loads.jsonl")]
 
     @pytest.mark.slow
-    def test_the_same_command_again_and_another(
+    def test_same_evaluation_is_kept_and_another_replaces_it(
         self, folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         arguments = ["evaluate", "--model", str(model), "--data", str(folder / "lists"), "--add-to-results"]
@@ -271,8 +271,8 @@ class TestAddToResults:
         assert written[0] == written[1] == written[3] != written[2]
 
     @pytest.mark.slow
-    def test_training_leaves_the_initial_order_of_the_validation_lists(self, folder: Path, model: Path) -> None:
-        """Measured again by the other command, with the trainer's settings, it is the same."""
+    def test_training_records_the_initial_order_of_the_validation_lists(self, folder: Path, model: Path) -> None:
+        """The evaluate command, with the settings of the trainer, gives the same numbers."""
         before = json.loads((model / "results.json").read_text())
         arguments = ["evaluate", "--model", str(model), "--data", str(folder / "lists"), "--add-to-results"]
         assert cli.main([*arguments, "--split", "validation"]) == 0
@@ -284,7 +284,7 @@ class TestAddToResults:
             assert value == pytest.approx(before["evaluations"]["validation"][name], abs=1e-5), name
 
 
-class TestPictures:
+class TestPlots:
     @pytest.mark.slow
     def test_training_is_drawn_at_every_evaluation(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -310,7 +310,7 @@ class TestPictures:
         assert [path.name for path in picture.parent.iterdir()] == ["training.png"]
 
     @pytest.mark.slow
-    def test_training_that_logs_nothing(
+    def test_training_that_logs_nothing_has_no_figure(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         arguments = ["train", "--model", "dnn", "--data", str(folder / "lists"), "--output-dir", str(tmp_path / "run")]
@@ -364,7 +364,7 @@ class TestPictures:
             ('{"training": {"log": [{"step": 3}]}}', "there is nothing to draw in the log"),
         ],
     )
-    def test_a_model_without_a_training_log(
+    def test_model_without_a_training_log_gets_only_the_obedience_figure(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], results: str | None, words: str
     ) -> None:
         model, pictures = tmp_path / "model", tmp_path / "pictures"
@@ -385,7 +385,7 @@ class TestPictures:
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training and measuring must not begin."""
+    """Fails if training or measuring begins."""
 
     def begun(*arguments: object, **options: object) -> None:
         raise AssertionError("the work began")
@@ -395,7 +395,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_work")
-class TestMistakesBeforeTheWork:
+class TestMistakesFoundBeforeAnyWork:
     @pytest.mark.parametrize(
         "arguments",
         [
@@ -433,7 +433,7 @@ class TestMistakesBeforeTheWork:
             ("--add-to-results --model {0}/raw", r"/raw has no results.json to add to: expected a folder that the tr"),
         ],
     )
-    def test_options_of_evaluate(
+    def test_wrong_options_of_evaluate(
         self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, words: str
     ) -> None:
         (tmp_path / "results.json").write_text("{")
@@ -487,7 +487,7 @@ class TestMistakes:
             ("rank --model {0}/run --input {0}/absent.jsonl --output {0}/o.jsonl", "absent.jsonl"),
         ],
     )
-    def test_one_line_and_exit_code_2(
+    def test_mistake_gives_one_line_and_exit_code_2(
         self,
         folder: Path,
         capsys: pytest.CaptureFixture[str],
@@ -508,7 +508,7 @@ class TestMistakes:
             ("[1, 2]\n", "expected one JSON object per list"),
         ],
     )
-    def test_ranking_bad_lists(
+    def test_malformed_lists_are_refused_and_leave_no_output(
         self, folder: Path, capsys: pytest.CaptureFixture[str], content: str, words: str, tmp_path: Path
     ) -> None:
         source, target = tmp_path / "bad.jsonl", tmp_path / "ranked.jsonl"
@@ -520,7 +520,7 @@ class TestMistakes:
         assert list(tmp_path.iterdir()) == [source], "nothing half-written"
 
     @pytest.mark.slow
-    def test_a_full_disk(
+    def test_full_disk_while_ranking_leaves_no_output(
         self, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         if not Path("/dev/full").exists():
@@ -538,8 +538,8 @@ class TestMistakes:
         assert not target.exists()
 
 
-def test_help_answers_at_once() -> None:
-    """Nothing slow is imported for it; the time is a generous bound, the list of modules the real check."""
+def test_help_imports_nothing_slow() -> None:
+    """The list of modules is the real check; the time limit is generous."""
     code = "import sys; from hf_rerank import cli; cli.main([]); print(*sorted(sys.modules), file=sys.stderr)"
     started = time.monotonic()
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -548,7 +548,7 @@ def test_help_answers_at_once() -> None:
     assert not {"torch", "transformers", "datasets", "polars", "pyarrow"} & set(process.stderr.split())
 
 
-def test_matplotlib_waits_for_a_picture() -> None:
+def test_matplotlib_is_imported_only_for_drawing() -> None:
     imports = "import sys; from hf_rerank import cli; from hf_rerank.evaluation import plots"
     code = f"{imports}; cli.main([]); print(*sys.modules, file=sys.stderr)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

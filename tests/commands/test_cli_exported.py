@@ -1,4 +1,4 @@
-"""``hf-rerank rank`` with an exported folder: the order of its model, without torch; the other commands refuse it."""
+"""``hf-rerank rank`` with an exported folder: it ranks like its model, without torch; the other commands refuse it."""
 
 from __future__ import annotations
 
@@ -48,17 +48,19 @@ def rank(model: Path, folder: Path, output: Path, *more: str) -> list[dict]:
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
-def test_ranks_as_the_model_that_it_was_exported_from(folder: Path, tmp_path: Path) -> None:
+def test_graph_ranks_like_the_model_that_it_was_exported_from(folder: Path, tmp_path: Path) -> None:
     expected = rank(folder / "run", folder, tmp_path / "torch.jsonl", "--top-k", "7")
     found = rank(folder / "exported", folder, tmp_path / "onnx.jsonl", "--top-k", "7")
     assert len(found) == 600
-    assert len({str(row["order"]) for row in found}) > 300  # so that equal orders say something
+    assert len({str(row["order"]) for row in found}) > 300  # so that equal orders prove something
     for one, other in zip(expected, found, strict=True):
         assert {**one, "scores": None} == {**other, "scores": None}
         assert other["scores"] == pytest.approx(one["scores"], rel=0, abs=1e-5)
 
 
-def test_what_is_printed_is_the_same(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_graph_and_model_print_the_same_output(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rank(folder / "run", folder, tmp_path / "ranked.jsonl")
     expected = capsys.readouterr().out
     rank(folder / "exported", folder, tmp_path / "ranked.jsonl")
@@ -84,15 +86,15 @@ def test_a_graph_ranks_without_torch(folder: Path, tmp_path: Path) -> None:
     assert ran.stdout.splitlines()[-1] == "0"
 
 
-def test_a_folder_of_both_is_one_of_pytorch(folder: Path, tmp_path: Path) -> None:
-    """The graph beside the weights is one that cannot even be read."""
+def test_folder_with_weights_and_graph_ranks_with_the_weights(folder: Path, tmp_path: Path) -> None:
+    """The graph next to the weights is unreadable."""
     both = Path(shutil.copytree(folder / "run", tmp_path / "both"))
     (both / "model.onnx").write_bytes(b"no graph")
     expected = rank(folder / "run", folder, tmp_path / "run.jsonl")
     assert rank(both, folder, tmp_path / "both.jsonl") == expected
 
 
-def test_onnxruntime_is_not_installed(
+def test_missing_onnxruntime_is_a_one_line_error(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
@@ -107,7 +109,7 @@ def test_onnxruntime_is_not_installed(
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "manifest.json", "model.onnx"])
-def test_a_damaged_graph(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_damaged_graph_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     damaged = Path(shutil.copytree(folder / "exported", tmp_path / "damaged"))
     (damaged / name).write_bytes((damaged / name).read_bytes()[:-5])
     line = mistake(f"rank --model {damaged} --input {folder}/rows.jsonl --output {tmp_path}/ranked.jsonl", capsys)
@@ -124,7 +126,7 @@ def test_a_damaged_graph(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
         "push --model {0} --repo-id someone/graph",
     ],
 )
-def test_what_needs_the_model_refuses_its_graph(
+def test_commands_that_need_weights_refuse_a_graph(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, manifest: bool
 ) -> None:
     exported = Path(shutil.copytree(folder / "exported", tmp_path / "exported"))
@@ -144,7 +146,7 @@ def test_what_needs_the_model_refuses_its_graph(
     ],
 )
 @pytest.mark.parametrize("model", ["run", "exported"])
-def test_a_folder_has_no_revision(
+def test_revision_of_a_local_folder_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, model: str
 ) -> None:
     line = mistake(f"{command.format(folder / model, folder, tmp_path)} --revision v1", capsys)

@@ -25,7 +25,7 @@ SIZES = ("--set", "dnn.hidden_sizes=[8]", "--set", "dlcm.hidden_size=8", "--set"
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """Lists of five items; an item's chance of a click is that of its kind."""
+    """Lists of five items, whose click probability depends on their kind."""
     folder = tmp_path_factory.mktemp("lists")
     schema = ListSchema(
         items=[Categorical("kind"), Dense("price")],
@@ -54,7 +54,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arguments(prepared, tmp_path_factory):
-    """A finished comparison of the DNN, the DLCM, LambdaMART and a system of one's own, which knows the labels."""
+    """A finished comparison of the DNN, the DLCM, LambdaMART and an external system, which knows the labels."""
     root = tmp_path_factory.mktemp("compare")
     test = pq.read_table(prepared / "test-00000-of-00001.parquet").to_pylist()
     rows = [json.dumps({"list_id": row["request"], "scores": row["click"]}) for row in test]
@@ -75,7 +75,7 @@ def folder_of(arguments):
 
 
 @pytest.mark.slow
-def test_what_a_comparison_leaves(arguments):
+def test_comparison_writes_a_report_a_figure_and_its_runs(arguments):
     folder = folder_of(arguments)
     report = json.loads((folder / "report.json").read_text())
     kinds = ("without order", "with order", "with principles")
@@ -105,7 +105,7 @@ def test_what_a_comparison_leaves(arguments):
 
 
 @pytest.mark.slow
-def test_a_comparison_that_was_killed_repeats_nothing_that_is_finished(arguments, monkeypatch, capsys):
+def test_killed_comparison_repeats_only_unfinished_runs(arguments, monkeypatch, capsys):
     made = []
     run = ArmRunner.run
 
@@ -137,7 +137,7 @@ def test_another_configuration_in_the_same_folder_is_refused(arguments, capsys, 
 
 
 @pytest.mark.slow
-def test_a_class_of_ones_own_takes_part(prepared, tmp_path, monkeypatch, capsys):
+def test_custom_model_class_can_be_compared(prepared, tmp_path, monkeypatch, capsys):
     (tmp_path / "own_rerankers.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -163,7 +163,7 @@ def test_a_class_of_ones_own_takes_part(prepared, tmp_path, monkeypatch, capsys)
         (["--seeds", "0"], "expected at least 1"),
     ],
 )
-def test_what_is_wrong_is_said_before_any_training(prepared, tmp_path, capsys, extra, message):
+def test_wrong_options_are_refused_before_any_training(prepared, tmp_path, capsys, extra, message):
     given = ["compare", "--data", str(prepared), "--output-dir", str(tmp_path / "out"), *extra]
     assert main(given) == 2
     assert message in capsys.readouterr().err
@@ -180,7 +180,7 @@ def test_evaluate_writes_a_trec_run_that_compare_reads(prepared, tmp_path, capsy
     schema = json.loads((prepared / "schema.json").read_text())
     lists = tmp_path / "lists"
     lists.mkdir()
-    # Items of one list need ids of their own: the price is one.
+    # The items of a list need unique ids: the price serves as one.
     ListSchema.from_dict({**schema, "id": "price"}).save(lists / "schema.json")
     for split in ("train", "validation", "test"):
         name = f"{split}-00000-of-00001.parquet"

@@ -1,4 +1,4 @@
-"""``hf-rerank train``: its help, its options in both spellings, mistakes as one line, training on everything."""
+"""``hf-rerank train``: its help, its options in both spellings, mistakes as one line, training on all lists."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def train(prepared: Path, run: Path, *options: str) -> int:
     return cli.main(["train", *arguments, "--per-device-train-batch-size", "16", *TINY, *options])
 
 
-def the_line(capsys: pytest.CaptureFixture[str]) -> str:
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hf-rerank: ")]
     return line
 
@@ -59,7 +59,7 @@ def the_line(capsys: pytest.CaptureFixture[str]) -> str:
 # ---------------------------------------------------------------------------------------------------------------- help
 
 
-def test_help_shows_what_matters_in_groups_and_imports_nothing_slow() -> None:
+def test_help_groups_the_main_options_and_imports_nothing_slow() -> None:
     code = (
         "import sys; from hf_rerank import cli\n"
         "try: cli.main(['train', '--help'])\n"
@@ -77,7 +77,7 @@ def test_help_shows_what_matters_in_groups_and_imports_nothing_slow() -> None:
     assert not [name for name in shown if "_" in name]
 
 
-def test_the_options_in_the_help_are_those_of_the_arguments() -> None:
+def test_defaults_in_the_help_are_those_of_the_arguments() -> None:
     fields = {field.name: field for field in dataclasses.fields(RerankTrainingArguments)}
     for name, _, text in (option for options in SHOWN.values() for option in options):
         default = fields[name.replace("-", "_")].default
@@ -100,8 +100,8 @@ def test_help_all_has_every_option_once(capsys: pytest.CaptureFixture[str]) -> N
     assert not re.findall(r"--[\w-]*_[\w-]*", printed)
 
 
-def test_both_spellings_give_the_same_arguments(tmp_path: Path) -> None:
-    """Also of values after a sign, and of the last of two."""
+def test_hyphens_and_underscores_give_the_same_arguments(tmp_path: Path) -> None:
+    """Also for values after an equals sign; of an option given twice, the last one counts."""
 
     def arguments(*words: str) -> dict[str, Any]:
         line = ["train", "--model", "prm", "--data", "lists", "--output-dir", str(tmp_path / "run"), *words]
@@ -127,7 +127,7 @@ def test_both_spellings_give_the_same_arguments(tmp_path: Path) -> None:
     assert found["principled_kwargs"] == {"fraction": 0.5}
 
 
-def test_messages_name_options_as_the_command_line_does() -> None:
+def test_messages_spell_options_as_the_command_line_does() -> None:
     for message, expected in (
         ("learning_rate is -1: lower max_grad_norm", "--learning-rate is -1: lower --max-grad-norm"),
         ("seed is -1", "--seed is -1"),
@@ -139,7 +139,7 @@ def test_messages_name_options_as_the_command_line_does() -> None:
         assert use_hyphens(message) == expected
 
 
-def test_warnings_name_options_so_too(
+def test_warnings_spell_options_as_the_command_line_does(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warnings, "showwarning", lambda *said: print(warnings.formatwarning(*said[:4]), end=""))
@@ -177,11 +177,11 @@ def test_warnings_name_options_so_too(
         ("--data {0}/../none", "none is not a folder of prepared lists"),
     ],
 )
-def test_one_line_and_exit_code_2(
+def test_mistake_gives_one_line_and_exit_code_2(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, words: str
 ) -> None:
     assert train(prepared, tmp_path / "run", *options.format(prepared).split()) == 2
-    line = the_line(capsys)
+    line = error_line(capsys)
     assert re.search(words, line), line
 
 
@@ -192,7 +192,7 @@ def test_an_earlier_run_is_not_overwritten(prepared: Path, tmp_path: Path, capsy
     weights, names = (run / "model.safetensors").read_bytes(), sorted(path.name for path in run.iterdir())
     capsys.readouterr()
     assert train(prepared, run, "--max-steps", "4", "--seed", "3") == 2
-    assert the_line(capsys) == (
+    assert error_line(capsys) == (
         f"hf-rerank: {run} contains a finished model (config.json, model.safetensors, results.json): choose another "
         "folder, remove it, or resume with --resume-from-checkpoint last"
     )
@@ -205,14 +205,16 @@ def test_an_earlier_run_is_not_overwritten(prepared: Path, tmp_path: Path, capsy
             path.unlink()
     capsys.readouterr()
     assert train(prepared, run, "--max-steps", "4") == 2
-    assert "contains checkpoints of another training (checkpoint-4)" in the_line(capsys)
+    assert "contains checkpoints of another training (checkpoint-4)" in error_line(capsys)
 
 
-# ------------------------------------------------------------------------------------------ training on everything
+# ------------------------------------------------------------------------------------------- training on all lists
 
 
 @pytest.mark.slow
-def test_training_on_everything(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_on_all_uses_training_and_validation_lists(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     capsys.readouterr()
     assert train(prepared, run, "--train-on", "all") == 0
@@ -234,8 +236,8 @@ def test_training_on_everything(prepared: Path, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.slow
-def test_the_final_fit_expects_as_many_unknown_values(tmp_path: Path) -> None:
-    """As many as the validation lists have for a model that was trained without them."""
+def test_train_on_all_expects_the_same_rate_of_unknown_values(tmp_path: Path) -> None:
+    """The rate in the validation lists for a model that was trained without them."""
     lists = write_lists(tmp_path / "lists", train=64, validation=32)
     path = lists / "validation-00000-of-00001.parquet"
     table = pq.read_table(path)
@@ -247,10 +249,12 @@ def test_the_final_fit_expects_as_many_unknown_values(tmp_path: Path) -> None:
         assert config["item_unknown_rates"] == [12 / 32], run
 
 
-def test_lists_without_a_validation_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_without_a_validation_split_need_train_on_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lists = write_lists(tmp_path / "lists", train=40)
     assert train(lists, tmp_path / "run") == 2
-    assert the_line(capsys).endswith(
+    assert error_line(capsys).endswith(
         "has no lists in its validation split: prepare more lists, or give --train-on all, which chooses no best "
         "checkpoint"
     )
@@ -259,7 +263,9 @@ def test_lists_without_a_validation_split(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_which_checkpoint_the_model_is(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_names_the_checkpoint_that_the_model_is(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(prepared, tmp_path / "best", "--num-train-epochs", "2") == 0
     assert re.search(r"^the model is that of step [48] of 8, the best by ndcg@10$", capsys.readouterr().out, re.M)
     assert train(prepared, tmp_path / "last", "--eval-strategy", "no") == 0
@@ -283,7 +289,7 @@ def test_only_the_main_process_prints(
 
 
 @pytest.mark.parametrize("folder", [".", "..", "/", "sub/.."])
-def test_folders_that_cannot_be_replaced(
+def test_root_and_current_folder_are_refused_as_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
     (tmp_path / "here" / "sub").mkdir(parents=True)
@@ -297,7 +303,9 @@ def test_folders_that_cannot_be_replaced(
         "export --model x",
     ):
         assert cli.main([*command.split(), "--output-dir", folder]) == 2
-        assert re.match(f"hf-rerank: --output-dir {re.escape(folder)} is the (root|current) folder", the_line(capsys))
+        assert re.match(
+            f"hf-rerank: --output-dir {re.escape(folder)} is the (root|current) folder", error_line(capsys)
+        )
     assert [path.name for path in tmp_path.rglob("*")] == ["here", "sub"]
 
 
@@ -319,7 +327,7 @@ for line in sys.stdin.read().splitlines():
 """
 
 
-def test_interrupted_while_the_runtime_is_imported(tmp_path: Path) -> None:
+def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path: Path) -> None:
     commands = [
         "simulate ad --lists 3 --output-dir out",
         "schema infer x.csv",
@@ -339,7 +347,7 @@ def test_interrupted_while_the_runtime_is_imported(tmp_path: Path) -> None:
     assert ran.stderr.splitlines() == ["hf-rerank: stopped by Ctrl-C; finished files are complete"] * len(commands)
 
 
-def test_interrupted_while_the_commands_are_imported(tmp_path: Path) -> None:
+def test_ctrl_c_while_commands_are_imported_is_one_line(tmp_path: Path) -> None:
     code = INTERRUPTED.replace('name.split(".")[0] in (', 'name.startswith("hf_rerank.commands") or name in (')
     ran = subprocess.run([sys.executable, "-c", code], input="train", capture_output=True, text=True, cwd=tmp_path)
     assert (ran.stdout, ran.stderr) == ("train 130\n", "hf-rerank: stopped by Ctrl-C; finished files are complete\n")
@@ -356,7 +364,7 @@ def test_interrupted_while_the_commands_are_imported(tmp_path: Path) -> None:
         ({}, "/sys/other/lists", None),
     ],
 )
-def test_a_home_that_cannot_be_written(
+def test_error_about_an_unwritable_cache_suggests_hf_home(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     environment: dict[str, str],
@@ -378,4 +386,4 @@ def test_a_home_that_cannot_be_written(
         expected += (
             f"; the cache of Hugging Face libraries goes to {home}: set HF_HOME to a folder that you may write to"
         )
-    assert the_line(capsys) == expected
+    assert error_line(capsys) == expected

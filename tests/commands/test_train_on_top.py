@@ -53,7 +53,7 @@ def test_one_command_trains_trees_and_model_and_saves_both(prepared, tmp_path, c
 
 
 @pytest.mark.slow
-def test_what_is_given_takes_precedence(prepared, tmp_path):
+def test_command_line_options_override_the_defaults_of_on_top_of(prepared, tmp_path):
     train(
         prepared,
         tmp_path / "run",
@@ -72,7 +72,7 @@ def test_what_is_given_takes_precedence(prepared, tmp_path):
     np.testing.assert_allclose(run.predict(rows)[0], run.predict(turned)[0][::-1], rtol=0, atol=1e-6)
 
 
-def test_options_that_do_not_go_together_are_refused(prepared, tmp_path, capsys):
+def test_incompatible_options_are_refused(prepared, tmp_path, capsys):
     arguments = ["train", "--model", "prm", "--data", str(prepared), "--output-dir", str(tmp_path)]
     assert main([*arguments, "--trees-read-order", "no"]) == 2
     assert "--trees-read-order goes with --on-top-of only" in capsys.readouterr().err

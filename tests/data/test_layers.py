@@ -1,4 +1,4 @@
-"""The layers of the list half: imports go only downward, lazy ones included, and there are no cycles."""
+"""The layers of the modules for lists: imports go only downward, lazy ones included, and have no cycles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYERS = (
     "schema",
     "fast_rows",
     "validation",
-    "metrics",  # of the core only these: pure functions over arrays
+    "metrics",  # the only part of the core: pure functions over arrays
     "data.lists_cache",
     "data.splits",
     "data.times",
@@ -54,7 +54,7 @@ MODULES = modules()
 
 
 def imports_of(name: str) -> Iterator[str]:
-    """What a module imports anywhere, except for type checkers only: names of modules, without ``hf_rerank.``."""
+    """Modules that a module imports anywhere, except for type checkers only; names without ``hf_rerank.``."""
     tree = MODULES[name]
     for_checkers = {
         node
@@ -100,7 +100,7 @@ def test_imports_go_downward() -> None:
     assert seen > 200
 
 
-def test_lists_know_neither_torch_nor_transformers() -> None:
+def test_list_modules_import_neither_torch_nor_transformers() -> None:
     wrong = [
         f"{name} imports {target}"
         for name in checked()
@@ -110,8 +110,8 @@ def test_lists_know_neither_torch_nor_transformers() -> None:
     assert wrong == []
 
 
-def test_there_are_no_cycles() -> None:
-    """Over all modules of the list half and the initial rankers; the root, which only exports, is exempt."""
+def test_imports_have_no_cycles() -> None:
+    """Over all modules for lists and initial rankers; the root, which only exports, is exempt."""
     names = {name for name in MODULES if name.split(".")[0] in (*CHECKED, "initial_rankers", "personalised_vectors")}
     graph = {name: {target for target in imports_of(name) if target in names and target != name} for name in names}
     while free := [name for name, targets in graph.items() if not targets]:

@@ -36,7 +36,7 @@ def own_cache_and_no_network(tmp_path_factory, monkeypatch):
 
 
 def own_rows(n: int = 60) -> list[dict]:
-    """Lists of 1 to 3 items, the click in turn at each place."""
+    """Lists of 1 to 3 items, with the click at each place in turn."""
     rows = []
     for number in range(n):
         slots = range(1 + number % 3)
@@ -60,7 +60,7 @@ def rows_of(lists) -> dict[str, list[dict]]:
 
 
 def split_by(rows: list[dict], keys) -> dict[str, list[dict]]:
-    """Of own lists: nothing is held out for rankers."""
+    """As a user's own lists are split: none are held out for rankers."""
     of_row = assign_splits(keys, ranker_train=False)
     return {split: [row for row, of in zip(rows, of_row, strict=True) if of == split] for split in SPLITS[1:]}
 
@@ -131,7 +131,7 @@ def test_prm_public_is_prepared_once(raw, monkeypatch, caplog):
 
 
 @pytest.mark.slow
-def test_prepared_folder_with_another_schema(raw, tmp_path):
+def test_prepared_folder_can_be_loaded_with_another_schema(raw, tmp_path):
     prm_public.prepare_prm_public(raw, tmp_path / "lists", progress=False)
     narrow = ListSchema(items=[Categorical("item_id")], group="user_id", list_id="list_id")
     assert load_lists(tmp_path / "lists", schema=narrow).schema == narrow
@@ -141,7 +141,7 @@ def test_prepared_folder_with_another_schema(raw, tmp_path):
 
 
 @pytest.mark.slow
-def test_simulated_lists_from_simulation_to_checked_lists(monkeypatch, caplog):
+def test_simulated_prm_is_simulated_prepared_and_cached(monkeypatch, caplog):
     from hf_rerank.data import simulation
 
     lists = load_lists("simulated_prm", n_lists=200, seed=3)
@@ -154,7 +154,7 @@ def test_simulated_lists_from_simulation_to_checked_lists(monkeypatch, caplog):
     assert train.labels.reshape(-1, 30).sum(axis=1).min() >= 1
     cache = datasets.config.HF_DATASETS_CACHE / "hf_rerank"
     assert [path.suffix for path in cache.iterdir() if path.is_dir()] == [""]  # the raw text is gone
-    monkeypatch.setattr(simulation, "simulate_prm", None)  # made once
+    monkeypatch.setattr(simulation, "simulate_prm", None)  # it must not run a second time
     assert rows_of(load_lists("simulated_prm", n_lists=200, seed=3, streaming=True)) == rows_of(lists)
 
 
@@ -198,7 +198,7 @@ def test_own_lists_are_split_by_their_group(tmp_path, kind, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_without_a_group_the_list_id_or_the_row_number_splits(streaming):
+def test_without_a_group_lists_are_split_by_list_id_or_row_number(streaming):
     rows = own_rows()
     data = datasets.Dataset.from_list(rows)
     by_id = load_lists(data, schema=SCHEMA.replace(group=None), streaming=streaming)
@@ -207,8 +207,8 @@ def test_without_a_group_the_list_id_or_the_row_number_splits(streaming):
     assert rows_of(by_number) == split_by(rows, range(len(rows)))
 
 
-def test_rows_of_a_stream_in_shards_have_no_number():
-    """A shard that is read by itself would count its rows anew, and lists would change their splits."""
+def test_sharded_stream_cannot_be_split_by_row_number():
+    """A shard that is read by itself would number its rows from 0, and lists would change splits."""
     stream = datasets.Dataset.from_list(own_rows()).to_iterable_dataset(num_shards=2)
     schema = SCHEMA.replace(group=None, list_id=None)
     with pytest.raises(InputError, match=r"stream of 2 shards cannot be split by the numbers of its rows.*list_id"):
@@ -217,7 +217,7 @@ def test_rows_of_a_stream_in_shards_have_no_number():
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_splits_that_the_data_bring_are_kept(tmp_path, streaming):
+def test_splits_given_by_a_column_or_file_names_are_kept(tmp_path, streaming):
     rows = own_rows(9)
     marked = [{**row, "split": "test" if number == 4 else "train"} for number, row in enumerate(rows)]
     lists = rows_of(load_lists(datasets.Dataset.from_list(marked), schema=SCHEMA, streaming=streaming))
@@ -235,14 +235,14 @@ def test_splits_that_the_data_bring_are_kept(tmp_path, streaming):
         load_lists(tmp_path, schema=SCHEMA, streaming=streaming)
 
 
-def test_other_names_of_splits():
+def test_custom_split_names_are_kept_but_refused_for_streams():
     rows = [{**row, "split": f"fold_{number % 2}"} for number, row in enumerate(own_rows(6))]
     assert list(load_lists(datasets.Dataset.from_list(rows), schema=SCHEMA)) == ["fold_0", "fold_1"]
     with pytest.raises(InputError, match=r"column 'split' holds 'fold_0': a stream can be split into"):
         load_lists(datasets.Dataset.from_list(rows), schema=SCHEMA, streaming=True)
 
 
-def test_changed_files_are_read_anew(tmp_path):
+def test_changed_files_are_read_again(tmp_path):
     path = write_rows(tmp_path / "train.parquet", own_rows(6))
     assert len(load_lists(path, schema=SCHEMA)["train"]) == 6
     write_rows(path, own_rows(9))
@@ -250,8 +250,8 @@ def test_changed_files_are_read_anew(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_users_that_are_text_here_and_numbers_there(tmp_path, streaming):
-    """7 and "007" in one column: nobody knows whether they are one user, and their lists went to two splits."""
+def test_users_of_mixed_types_are_refused(tmp_path, streaming):
+    """7 and "007" in one column may be the same user, but their lists would go to two splits."""
     rows = [{**row, "user": 7 if number % 2 else "007"} for number, row in enumerate(own_rows())]
     path = write_rows(tmp_path / "lists.jsonl", rows)
     with pytest.raises(InputError, match="column 'user' holds values of several types"):
@@ -260,7 +260,7 @@ def test_users_that_are_text_here_and_numbers_there(tmp_path, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["user", "item"])
-def test_json_lines_of_other_types(tmp_path, name, streaming):
+def test_json_lines_files_with_different_types_are_refused(tmp_path, name, streaming):
     rows = own_rows()
     texts = [{**row, name: "007" if name == "user" else ["007"] * len(row["item"])} for row in rows[30:]]
     write_rows(tmp_path / "a.jsonl", rows[:30])
@@ -272,8 +272,8 @@ def test_json_lines_of_other_types(tmp_path, name, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_parquet_files_of_other_types(tmp_path, streaming):
-    """Types of numbers are widened, whichever file comes first; text is not made numbers, nor is a column filled."""
+def test_parquet_files_with_different_number_types_are_merged(tmp_path, streaming):
+    """Number types are widened, whichever file comes first; text is not converted, nor is a missing column filled."""
     rows = own_rows()
     kinds = [
         ("id", pa.string()),
@@ -312,8 +312,8 @@ def test_parquet_files_of_other_types(tmp_path, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["lists[1]", "lists*", "lists?"])
-def test_names_of_files_are_no_patterns(tmp_path, name, streaming):
-    """Beside each file stands one that its name would match as a pattern."""
+def test_file_names_are_not_treated_as_patterns(tmp_path, name, streaming):
+    """Next to each file is one that its name would match as a pattern."""
     rows = own_rows()
     for kind in (".parquet", ".jsonl"):
         write_rows(tmp_path / f"lists1{kind}", [{**row, "item": [0] * len(row["item"])} for row in rows])
@@ -323,7 +323,7 @@ def test_names_of_files_are_no_patterns(tmp_path, name, streaming):
         assert all(row in rows for part in found.values() for row in part)
 
 
-def test_the_schema_stays():
+def test_dataset_methods_keep_the_schema():
     lists = load_lists(datasets.Dataset.from_list(own_rows()), schema=SCHEMA)
     again = [
         lists.map(lambda row: row),
@@ -388,12 +388,12 @@ def test_the_schema_stays():
         ),
     ],
 )
-def test_wrong_sources_and_options(source, options, message):
+def test_wrong_sources_and_options_are_refused(source, options, message):
     with pytest.raises(InputError, match=message):
         load_lists(source, **options)
 
 
-def test_wrong_files(tmp_path):
+def test_wrong_files_are_refused(tmp_path):
     load = functools.partial(load_lists, schema=SCHEMA)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty holds no lists: expected \.csv"):
@@ -421,8 +421,8 @@ def test_wrong_files(tmp_path):
                 load(tmp_path / name, streaming=streaming)
 
 
-def test_a_wrong_list_of_many_has_its_number_in_the_split():
-    """Every fourth of 3,000 lists is looked at; the message counts the lists of the split, not those looked at."""
+def test_error_in_one_of_many_lists_gives_its_number_in_the_split():
+    """Every fourth of 3,000 lists is checked; the message counts the lists of the split, not those checked."""
     rows = own_rows(3_000)
     rows[2_000]["price"] = [float("nan")] * len(rows[2_000]["price"])
     with pytest.raises(InputError, match=r"split 'train': .* in list 2000 \(id list 2000\), item 0"):
@@ -434,8 +434,8 @@ def test_a_wrong_list_of_many_has_its_number_in_the_split():
 
 
 @pytest.mark.parametrize("label", [[0, 0, 0], [1, 1, 1], [0.25, 0.5, 0.75]])
-def test_labels_of_one_class_and_fractions_are_no_leak(label):
-    """Without both classes there is no AUC, and nothing to be told by the order."""
+def test_constant_or_fractional_labels_are_not_reported_as_leaked(label):
+    """Without both classes there is no AUC, and the order cannot give anything away."""
     rows, draw = own_rows(), np.random.default_rng(0)
     for row in rows:
         items = {"item": draw.permutation(3).tolist(), "price": draw.random(3).tolist()}
@@ -449,7 +449,7 @@ def test_labels_of_one_class_and_fractions_are_no_leak(label):
     assert ("every item counts as clicked in all metrics except NDCG" in said) == (label[0] == 0.25)
 
 
-def test_clicked_items_first_is_a_leak():
+def test_lists_with_clicked_items_first_are_warned_about():
     rows, draw = own_rows(), np.random.default_rng(0)
     for row in rows:
         row |= {"item": draw.permutation(3).tolist(), "price": draw.random(3).tolist(), "click": [1, 0, 0]}
@@ -465,13 +465,13 @@ def test_clicked_items_first_is_a_leak():
 
 
 @pytest.mark.parametrize(
-    ("column", "told"),
+    ("column", "leaked"),
     [
         ("price", lambda click, _: [2.5 * value for value in click]),
-        ("price", lambda click, _: [1.0 - value for value in click]),  # the wrong way round tells as much
+        ("price", lambda click, _: [1.0 - value for value in click]),  # reversed, it leaks as much
         ("price", lambda click, _: [float(value) if value else None for value in click]),
         ("item", lambda click, _: [7 if value else 8 for value in click]),
-        # Of every second click, and of nothing else: a price paid, the id of an order, one of many ids of outcomes.
+        # Present for every second click only, such as a price paid; or an id that only clicks have.
         ("price", lambda click, draw: [3.0 if value and draw.random() < 0.5 else None for value in click]),
         ("price", lambda click, draw: [3.0 if value and draw.random() < 0.5 else 0.0 for value in click]),
         ("item", lambda click, draw: [int(draw.integers(10**9)) if value else None for value in click]),
@@ -482,15 +482,15 @@ def test_clicked_items_first_is_a_leak():
         (None, lambda click, draw: draw.integers(5, size=len(click)).tolist()),
     ],
 )
-def test_a_feature_that_tells_the_label_is_warned_of(column, told, tmp_path):
-    """Of 200 lists of five, two clicked."""
+def test_features_that_leak_the_label_are_warned_about(column, leaked, tmp_path):
+    """200 lists of five items, of which two are clicked."""
     from hf_rerank.data.custom.prepare import prepare_own
 
     draw, rows = np.random.default_rng(1), []
     for number in range(200):
         click = draw.permutation([1, 1, 0, 0, 0]).tolist()
         row = {"id": f"list {number}", "user": f"u{number}", "item": draw.permutation(60)[:5].tolist()}
-        rows.append({**row, "price": draw.random(5).tolist(), "click": click, column or "price": told(click, draw)})
+        rows.append({**row, "price": draw.random(5).tolist(), "click": click, column or "price": leaked(click, draw)})
     schema = ListSchema(items=[Categorical("item"), Dense("price")], label="click", list_id="id", group="user")
     data = datasets.Dataset.from_list(rows)
     with warnings.catch_warnings(record=True) as caught:

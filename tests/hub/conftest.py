@@ -21,7 +21,7 @@ from hf_rerank.data.custom.prepare import prepare_own
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A Hub that the real client, in this process, takes for the Hub; ``hub.waits`` are the seconds it would sleep."""
+    """A local Hub that the real client in this process talks to; ``hub.waits`` are the seconds it would sleep."""
     with running_hub("someone", TOKEN) as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -48,7 +48,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def own_lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of prepared lists that are the user's own."""
+    """A folder of prepared lists made from a user's own file."""
     folder = tmp_path_factory.mktemp("own")
     rows = [
         {
@@ -67,5 +67,5 @@ def own_lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def local_rows(own_lists: Path) -> dict[str, list[dict]]:
-    """Split -> its lists, as the folder holds them."""
+    """Split -> its lists, as loaded from the folder."""
     return {split: lists.to_list() for split, lists in load_lists(own_lists).items()}

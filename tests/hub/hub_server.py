@@ -1,6 +1,6 @@
-"""A Hub of one process: enough of its HTTP interface to create, push, branch, list, load and stream, and to go wrong.
+"""A local Hub: enough of the HTTP interface to create, push, branch, list, load and stream, and to fail.
 
-Repositories live in memory. ``requests`` notes what was asked, ``bodies`` every byte that came, in order.
+Repositories live in memory. ``requests`` records every request, ``bodies`` every byte received, in order.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ NO_COMMIT = "0" * 40
 
 @dataclass
 class Fault:
-    """Something that goes wrong at requests whose ``"METHOD /path"`` holds a match of ``where``.
+    """A failure of requests whose ``"METHOD /path"`` contains a match of ``where``.
 
     Attributes:
         where: A regular expression.
-        status: What is answered instead. 0: the connection is reset, after half of the body has been read.
-        headers: Of that answer.
-        message: Its text.
-        times: How often; later requests are served.
-        after: The request is served, and only then the answer is lost.
-        once_there: The SHA-256 of a large file without which nothing is answered; requests run side by side.
-        fired: How often it did.
+        status: The status of the answer. 0: the connection is reset, after half of the body has been read.
+        headers: The headers of that answer.
+        message: The text of that answer.
+        times: How many requests fail; later ones are served.
+        after: The request is served, but its answer is lost.
+        once_there: The SHA-256 of a large file that must arrive before the answer is sent; requests run in parallel.
+        fired: How many requests failed.
     """
 
     where: str
@@ -51,21 +51,21 @@ class Fault:
 
 
 class Hub:
-    """What the server holds.
+    """The state of the server.
 
     Attributes:
         user: Owner of repositories that are created without one.
-        owners: In whose names the token may write.
+        owners: Namespaces in which the token may write.
         token: The only token that may write.
         repositories: Key -> commits of all branches, oldest first; each has ``id``, ``message``, ``files`` (path ->
             bytes), and ``branch`` where that is not main. The key is ``"someone/name"`` of a model,
             ``"datasets/someone/name"`` of a dataset.
-        branches: (key, branch) -> the commit that it began at.
+        branches: (key, branch) -> the commit that the branch starts from.
         private: Keys of private repositories.
-        objects: SHA-256 -> bytes of large files that were put.
+        objects: SHA-256 -> bytes of large files that were uploaded.
         requests: ``"POST /api/repos/create"``, ...
         bodies: The bodies of all requests.
-        faults: What goes wrong.
+        faults: Failures to simulate.
     """
 
     def __init__(self, user: str, token: str) -> None:
@@ -81,7 +81,7 @@ class Hub:
         self.url = ""
 
     def asked(self, where: str) -> int:
-        """How many requests hold a match of ``where``."""
+        """How many requests contain a match of ``where``."""
         return sum(re.search(where, request) is not None for request in self.requests)
 
     def find(self, key: str, revision: str = "main") -> dict[str, Any] | None:
@@ -126,12 +126,12 @@ class Hub:
 
 
 def key_of(kind: str, repo_id: str) -> str:
-    """As of ``Hub.repositories``; ``kind`` is ``model`` or ``dataset``."""
+    """A key of ``Hub.repositories``; ``kind`` is ``model`` or ``dataset``."""
     return repo_id if kind == "model" else f"{kind}s/{repo_id}"
 
 
 def oid_of(name: str, content: bytes) -> str:
-    """What the Hub calls the content of a file."""
+    """The id that the Hub gives the content of a file."""
     if name.endswith(LFS_SUFFIXES):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -144,10 +144,10 @@ KIND = r"(model|dataset)s"
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or every answer waits 40 ms
+    disable_nagle_algorithm = True  # otherwise every answer takes 40 ms longer
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
     def do_POST(self) -> None:
         self._serve()
@@ -205,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json(404, {"error": asked}, {"X-Error-Message": "no such page"})
 
     def _allowed(self, body: bytes, answer: Any, pattern: str, groups: list[str]) -> None:
-        """Answers those who may ask."""
+        """Answers if the token permits the request."""
         given = self.headers.get("Authorization")
         known = given == f"Bearer {self.hub.token}"
         if given is not None and not known and not pattern.startswith("/lfs/"):
@@ -378,7 +378,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _reset(self) -> None:
-        """Ends the connection as a broken network does."""
+        """Breaks the connection, as a network failure does."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
@@ -397,7 +397,7 @@ def running_hub(user: str = "someone", token: str = "hf_token") -> Iterator[Hub]
     hub = Hub(user, token)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
-    server.handle_error = lambda *_: None  # a connection that was reset is no news
+    server.handle_error = lambda *_: None  # connections are reset on purpose
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

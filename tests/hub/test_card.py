@@ -106,7 +106,7 @@ def snippet(text: str) -> str:
     return code
 
 
-def test_read_back(results: dict[str, Any], tmp_path: Path) -> None:
+def test_hub_reader_reads_the_measured_values_back(results: dict[str, Any], tmp_path: Path) -> None:
     """The Hub's reader refuses a model-index that is not valid; what it reads is what the run measured."""
     (tmp_path / "README.md").write_text(model_card("someone/prm", results))
     data = ModelCard.load(tmp_path / "README.md").data
@@ -148,8 +148,8 @@ def test_columns_are_those_of_the_schema(results: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_no_column_name_is_markup(name: str) -> None:
-    """Nothing that Markdown or HTML reads is left as it was, and a reader sees the name."""
+def test_column_names_are_never_read_as_markup(name: str) -> None:
+    """Every character special to Markdown or HTML is escaped, and a reader sees the name."""
     shown = markdown_text(name)
     assert re.fullmatch(r"(\w| |&#\d+;)*", shown)
     assert html.unescape(shown) == name
@@ -164,13 +164,13 @@ def test_the_snippet_runs(run: Path, results: dict[str, Any]) -> None:
     assert sorted(scope["ranked"]["order"]) == [0, 1, 2]
 
 
-def test_the_import_that_the_auto_classes_need(results: dict[str, Any]) -> None:
-    """test_push.py loads them so."""
+def test_card_names_the_import_that_auto_classes_need(results: dict[str, Any]) -> None:
+    """test_push.py loads models that way."""
     said = "After `import hf_rerank.models` the Auto classes of transformers load it too"
     assert said in model_card("someone/prm", results)
 
 
-def test_no_token_and_no_path(run: Path, results: dict[str, Any]) -> None:
+def test_card_has_no_token_and_no_local_path(run: Path, results: dict[str, Any]) -> None:
     results["training_arguments"]["hub_token"] = TOKEN
     text = model_card("someone/prm", results)
     assert TOKEN not in text
@@ -194,7 +194,7 @@ def test_no_token_and_no_path(run: Path, results: dict[str, Any]) -> None:
         ("model", ["rerank_prm", "RecSys", "is read as"]),
     ],
 )
-def test_what_is_missing_is_left_out(results: dict[str, Any], missing: str, gone: list[str]) -> None:
+def test_missing_results_are_left_out(results: dict[str, Any], missing: str, gone: list[str]) -> None:
     whole = model_card("someone/prm", results)
     text = model_card("someone/prm", {name: value for name, value in results.items() if name != missing})
     for words in gone:
@@ -204,14 +204,14 @@ def test_what_is_missing_is_left_out(results: dict[str, Any], missing: str, gone
     assert "None" not in text
 
 
-def test_the_initial_order_stands_beside_the_evaluation(results: dict[str, Any]) -> None:
+def test_initial_order_is_a_column_next_to_the_evaluation(results: dict[str, Any]) -> None:
     changed = copy.deepcopy(results)
     changed["orders"] = {"test": {"initial": {"auc": 0.125, "ndcg@5": 0.25, "gauc": None, "lists": 12}}}
     text = model_card("someone/prm", changed)
     head = "| measure | validation | test | test, initial order |"
     assert "The initial order is that in which" in text
     assert "initial order is that in which" not in model_card("someone/prm", results)
-    assert text.count(head) == 1  # obedience says nothing of the initial order
+    assert text.count(head) == 1  # the initial order has no obedience
     shown = {name: cells for name, *cells in table(text, "measure")}
     assert (shown["auc"][2], shown["ndcg@5"][2], shown["gauc"][2], shown["ndcg@10"][2]) == ("0.1250", "0.2500", "", "")
     assert "lists" not in shown
@@ -235,8 +235,8 @@ def test_each_evaluation_names_its_own_settings(results: dict[str, Any]) -> None
     assert found["validation", "ndcg@5"]["no_click"] == "zero"
 
 
-def test_lists_of_an_evaluation_that_was_added(results: dict[str, Any]) -> None:
-    """Those that the training did not see are named; those that are not the training's of that name are told apart."""
+def test_lists_of_an_added_evaluation_are_described(results: dict[str, Any]) -> None:
+    """Lists that training did not use are named, as are lists that differ from those of training by that name."""
     changed = copy.deepcopy(results)
     changed["evaluation_data"] = {
         "test": {"lists": 1234, "sha256": "0123456789abcdefXYZ"},
@@ -251,7 +251,7 @@ def test_lists_of_an_evaluation_that_was_added(results: dict[str, Any]) -> None:
     )
 
 
-def test_figures_are_shown_with_words(results: dict[str, Any]) -> None:
+def test_figures_have_alternative_text(results: dict[str, Any]) -> None:
     text = model_card("someone/prm", results, figures=("training.png", "obedience.png"))
     for name, heading, following in (
         ("training.png", "## Loss and principles", "## Results"),
@@ -263,7 +263,7 @@ def test_figures_are_shown_with_words(results: dict[str, Any]) -> None:
     assert ".png" not in model_card("someone/prm", results)
 
 
-def test_a_value_that_is_no_number_is_left_out(results: dict[str, Any]) -> None:
+def test_values_that_are_not_numbers_are_left_out(results: dict[str, Any]) -> None:
     changed = copy.deepcopy(results)
     changed["evaluations"]["test"]["test_gauc"] = None
     changed["evaluations"]["validation"]["validation_gauc"] = float("nan")
@@ -271,13 +271,13 @@ def test_a_value_that_is_no_number_is_left_out(results: dict[str, Any]) -> None:
     assert "gauc |" not in model_card("someone/prm", changed)
 
 
-def test_plain() -> None:
+def test_plain_card_shows_how_to_load_the_model() -> None:
     card = ModelCard(make_plain_card("someone/prm"))
     assert card.data.library_name == "hf_rerank"
     assert 'Reranker.from_pretrained("someone/prm")' in snippet(card.text)
 
 
-def test_what_a_card_is_given_stands_in_its_place(results: dict[str, Any]) -> None:
+def test_introduction_and_experiment_are_put_in_their_places(results: dict[str, Any]) -> None:
     text = model_card("someone/prm", results, introduction="- One claim.", experiment="## Over seeds\n\nFive.")
     assert "# someone/prm\n\n- One claim.\n\nPRM, " in text
     assert text.index("## Obedience") < text.index("## Over seeds\n\nFive.\n\n## Cost")

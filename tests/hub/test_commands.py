@@ -1,4 +1,4 @@
-"""The commands with what lies on the Hub: lists, revisions of models, and exported graphs."""
+"""The commands with lists, revisions of models, and exported graphs on the Hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRAIN = "--set hidden_sizes=[4] --max_steps 2 --per_device_train_batch_size 16 -
 
 @pytest.fixture(scope="module")
 def folders(own_lists: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models of other random weights, ``old`` and ``new``, their graphs, and lists to rank."""
+    """Two models with different random weights, ``old`` and ``new``, their graphs, and lists to rank."""
     folder = tmp_path_factory.mktemp("models")
     lists = load_lists(own_lists)
     processor = ListProcessor.from_lists(lists["train"], schema=lists.schema)
@@ -67,19 +67,19 @@ def ranked(model: object, folders: Path, output: Path, *more: str) -> list[dict]
     ("more", "name"), [((), "new"), (("--revision", "v1"), "old"), (("--revision", OLD), "old")], ids=str
 )
 @pytest.mark.parametrize(("repository", "suffix"), [("someone/dnn", ""), ("someone/graph", "_graph")])
-def test_ranks_by_revision(
+def test_rank_uses_the_given_revision(
     models: Hub, folders: Path, tmp_path: Path, repository: str, suffix: str, more: tuple[str, ...], name: str
 ) -> None:
     expected = ranked(folders / f"{name}{suffix}", folders, tmp_path / "local.jsonl")
     other = ranked(folders / f"{'old' if name == 'new' else 'new'}{suffix}", folders, tmp_path / "other.jsonl")
     assert expected != other
     assert ranked(repository, folders, tmp_path / "hub.jsonl", *more) == expected
-    # One commit, whatever the branch becomes meanwhile.
+    # All files come from one commit, whatever happens to the branch meanwhile.
     commit = NEW if name == "new" else OLD
     assert {path.name for path in (tmp_path / "cache").glob("**/snapshots/*")} == {commit}
 
 
-def test_a_graph_is_not_fetched_beside_weights(models: Hub, folders: Path, tmp_path: Path) -> None:
+def test_graph_next_to_weights_is_not_downloaded(models: Hub, folders: Path, tmp_path: Path) -> None:
     both = models.repositories["someone/dnn"][1]
     both["files"] = {**both["files"], "model.onnx": b"no graph"}
     assert ranked("someone/dnn", folders, tmp_path / "hub.jsonl") == ranked(
@@ -89,7 +89,7 @@ def test_a_graph_is_not_fetched_beside_weights(models: Hub, folders: Path, tmp_p
 
 
 @pytest.mark.parametrize("where", ["GET .*model.safetensors", "HEAD .*model.safetensors", "GET .*model.onnx"])
-def test_a_network_that_fails_while_it_is_decided(
+def test_network_error_while_choosing_weights_or_graph_is_one_line(
     models: Hub, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
 ) -> None:
     models.faults = [Fault(where, 403)]
@@ -99,7 +99,9 @@ def test_a_network_that_fails_while_it_is_decided(
     assert "the token may not do that there (403)" in line
 
 
-def test_ranks_from_the_cache(models: Hub, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_works_offline_from_the_cache(
+    models: Hub, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     expected = {name: ranked(name, folders, tmp_path / "o.jsonl") for name in ("someone/dnn", "someone/graph")}
@@ -141,7 +143,7 @@ def test_export_evaluate_and_train_take_a_revision(
         "train --from someone/{0} --data {3} --output-dir {2}/run",
     ],
 )
-def test_a_revision_or_repository_that_is_not_there(
+def test_missing_revision_or_repository_is_named(
     models: Hub,
     folders: Path,
     own_lists: Path,
@@ -164,7 +166,7 @@ def test_a_revision_or_repository_that_is_not_there(
         "export --model someone/graph --output-dir {1}/graph",
     ],
 )
-def test_what_needs_the_model_refuses_its_graph(
+def test_commands_that_need_weights_refuse_a_graph(
     models: Hub, own_lists: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     line = mistake(command.format(own_lists, tmp_path), capsys)
@@ -175,7 +177,7 @@ def test_what_needs_the_model_refuses_its_graph(
     assert not (tmp_path / "graph").exists()
 
 
-def test_a_revision_is_of_a_model_to_fine_tune(own_lists: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_revision_in_train_requires_from(own_lists: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = mistake(f"train --model dnn --revision v1 --data {own_lists} --output-dir run", capsys)
     assert line == "hf-rerank: --revision goes with --from only: see hf-rerank train --help"
 
@@ -192,7 +194,7 @@ def sorted_lists(own_lists: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_trains_and_evaluates_on_lists_of_the_hub(hub: Hub, sorted_lists: Path, tmp_path: Path) -> None:
+def test_lists_of_the_hub_train_and_evaluate_like_local_ones(hub: Hub, sorted_lists: Path, tmp_path: Path) -> None:
     push_lists(sorted_lists, "someone/lists")
     numbers = {}
     for name, data in {"hub": "someone/lists", "local": sorted_lists}.items():
@@ -207,10 +209,12 @@ def test_trains_and_evaluates_on_lists_of_the_hub(hub: Hub, sorted_lists: Path, 
     assert hub.asked("GET /datasets/someone/lists/resolve/.*/train-00000-of-00001.parquet") == 1
 
 
-def test_lists_of_which_no_initial_ranker_is_known(hub: Hub, own_lists: Path, folders: Path, tmp_path: Path) -> None:
+def test_unknown_initial_ranker_is_left_out_of_the_results(
+    hub: Hub, own_lists: Path, folders: Path, tmp_path: Path
+) -> None:
     push_lists(own_lists, "someone/lists")
     for report in (True, False):
-        if not report:  # pushed by hand, without it and the manifest that lists it
+        if not report:  # pushed by hand, without the report and the manifest that lists it
             files = hub.files("datasets/someone/lists")
             kept = {name: content for name, content in files.items() if name not in ("report.json", "manifest.json")}
             hub.repositories["datasets/someone/lists"] = [{"id": "3" * 40, "message": "", "files": kept}]
@@ -220,7 +224,7 @@ def test_lists_of_which_no_initial_ranker_is_known(hub: Hub, own_lists: Path, fo
         assert "initial_ranker" not in json.loads(output.read_text())
 
 
-def test_vectors_of_lists_of_the_hub(hub: Hub, own_lists: Path, tmp_path: Path) -> None:
+def test_vectors_for_lists_of_the_hub_equal_those_for_local_ones(hub: Hub, own_lists: Path, tmp_path: Path) -> None:
     push_lists(own_lists, "someone/lists")
     for name, data in {"hub": "someone/lists", "local": own_lists}.items():
         assert main(f"vectors --data {data} --output-dir {tmp_path}/{name} --dim 2".split()) == 0
@@ -231,7 +235,9 @@ def test_vectors_of_lists_of_the_hub(hub: Hub, own_lists: Path, tmp_path: Path) 
     assert len(found["train"][0]["personalised"][0]) == 2
 
 
-def test_initial_order_of_lists_of_the_hub(hub: Hub, own_lists: Path, tmp_path: Path) -> None:
+def test_initial_order_of_lists_of_the_hub_equals_that_of_local_ones(
+    hub: Hub, own_lists: Path, tmp_path: Path
+) -> None:
     push_lists(own_lists, "someone/lists")
     for name, data in {"hub": "someone/lists", "local": own_lists}.items():
         command = f"initial-rank --data {data} --output-dir {tmp_path}/{name} --ranker dnn --quality poor"
@@ -243,7 +249,7 @@ def test_initial_order_of_lists_of_the_hub(hub: Hub, own_lists: Path, tmp_path: 
     assert sorted(found["train"][0]["position"]) == [0, 1, 2]
 
 
-def test_a_folder_wins_over_a_repository(
+def test_local_folder_takes_precedence_over_a_repository(
     hub: Hub, own_lists: Path, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -274,7 +280,7 @@ DATA_COMMANDS = [
         ("begun/lists", "^hf-rerank: begun/lists is not finished, see begun/lists.partial"),
     ],
 )
-def test_lists_that_are_not_there(
+def test_missing_lists_are_a_one_line_error(
     models: Hub,
     folders: Path,
     tmp_path: Path,
@@ -294,10 +300,10 @@ def test_lists_that_are_not_there(
     assert (models.asked("datasets/") > 0) == data.startswith("someone/")
 
 
-def test_lists_that_cannot_be_asked_for(
+def test_offline_error_mentions_folder_and_repository(
     hub: Hub, folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both readings of the name are in the line."""
+    """The name could be that of a folder or of a repository."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -307,7 +313,7 @@ def test_lists_that_cannot_be_asked_for(
     )
 
 
-def test_misspelled_folders_are_not_asked_of_the_hub(
+def test_misspelled_folders_are_not_looked_up_on_the_hub(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "runs" / "first").mkdir(parents=True)
@@ -332,7 +338,7 @@ def test_misspelled_folders_are_not_asked_of_the_hub(
     assert hub.requests == []
 
 
-def test_a_repository_that_is_not_there_is_asked_for_once(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_repository_is_requested_only_once(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (
         "train --model prm --data someone/none --output-dir out",
         "evaluate --model someone/none --data x",
@@ -345,7 +351,7 @@ def test_a_repository_that_is_not_there_is_asked_for_once(hub: Hub, capsys: pyte
     assert hub.waits == []
 
 
-def test_a_hub_that_cannot_be_reached_is_asked_once(
+def test_unreachable_hub_is_not_tried_again(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants

@@ -1,4 +1,4 @@
-"""What goes wrong on the way to the Hub: what is said, what is in the repository after, and what is sent again."""
+"""Failures on the way to the Hub: the messages, the repository afterwards, and what is sent again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PREUPLOAD, LFS, PUT, COMMIT = "/preupload/", "/lfs/objects/batch", "PUT /lfs/", 
 def no_token_anywhere(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> Any:
-    """After every test here: the token is in nothing that was said, logged, stored or written."""
+    """After every test here: the token is in no message, log, stored object or file."""
     caplog.set_level(logging.DEBUG, logger="huggingface_hub")
     said: list[str] = []
     yield said
@@ -48,8 +48,8 @@ def no_token_anywhere(
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
 
 
-def refusal(push: Callable[[], object]) -> str:
-    """The one line that a push ends with."""
+def refusal_message(push: Callable[[], object]) -> str:
+    """The one-line message with which a call fails."""
     with pytest.raises(InputError) as caught:
         push()
     assert "\n" not in str(caught.value)
@@ -67,7 +67,7 @@ BUSY = "too many requests (429); wait 7 seconds, then run it again"
 BROKEN = "the Hub has an internal error (500); run it again later"
 FORBIDDEN = "the token may not do that there (403); use one that may, or a name in your own namespace"
 
-# fault -> start of the line, its end, how often the client tried.
+# Fault, start of the line, end of the line, how often the client tries.
 FAULTS = [
     (Fault("repos/create", 500), f"{CREATE_LINE}{BROKEN}{SAYS}", "", 1),
     (Fault("repos/create", 429, {"Retry-After": "7"}), f"{CREATE_LINE}{BUSY}{SAYS}", "", 1),
@@ -95,22 +95,22 @@ FAULTS = [
     FAULTS,
     ids=[f"{fault.where}: {fault.status or 'reset'}" for fault, *_ in FAULTS],
 )
-def test_one_line_and_no_commit(
+def test_failed_push_is_one_line_without_a_commit_and_can_be_repeated(
     hub: Hub, run_folder: Path, fault: Fault, begins: str, ends: str, tries: int, no_token_anywhere: list[str]
 ) -> None:
     before = {"id": "b" * 40, "message": "before", "files": {MANIFEST: (KEPT / MANIFEST).read_bytes()}}
     hub.repositories[KEY] = [before]
     (run_folder / "README.md").write_text("---\nlicense: mit\n---\nmine\n")
     hub.faults = [Fault(fault.where, fault.status, fault.headers)]
-    line = refusal(lambda: push_model(run_folder, KEY))
+    line = refusal_message(lambda: push_model(run_folder, KEY))
     no_token_anywhere.append(line)
     assert line.startswith(begins)
     assert line.endswith(ends)
     (fired,) = hub.faults
-    # Two large files are sent at once, each with its own tries.
+    # Two large files are sent in parallel, each with its own tries.
     assert tries <= fired.fired <= (2 * tries if fault.where == PUT else tries)
     assert hub.repositories[KEY] == [before]
-    # What arrived is not sent again, and the second try is one whole commit.
+    # What arrived is not sent again, and the second try is one complete commit.
     hub.faults, arrived, asked = [], set(hub.objects), len(hub.requests)
     push_model(run_folder, KEY)
     assert [commit["message"] for commit in hub.repositories[KEY]] == ["before", "Upload re-ranker"]
@@ -119,15 +119,15 @@ def test_one_line_and_no_commit(
     assert hub.files(KEY)["README.md"].endswith(b"mine\n")
 
 
-def test_too_many_requests_are_waited_for(hub: Hub, run_folder: Path) -> None:
+def test_client_waits_and_tries_again_after_too_many_requests(hub: Hub, run_folder: Path) -> None:
     hub.faults = [Fault(PREUPLOAD, 429, {"Retry-After": "3"}, times=2), Fault(PUT, 500, times=1)]
     push_model(run_folder, KEY)
     assert hub.files(KEY).keys() == FILES
-    # The client waits as long as it is told, and one second more; after a fault one second.
+    # The client waits one second longer than it is asked to; after a fault, one second.
     assert hub.waits == [4.0, 4.0, 1]
 
 
-def test_a_connection_reset_in_the_middle_of_a_file(hub: Hub, run_folder: Path) -> None:
+def test_file_is_sent_again_after_a_connection_reset(hub: Hub, run_folder: Path) -> None:
     hub.faults = [Fault(PUT, times=1)]
     push_model(run_folder, KEY)
     assert hub.faults[0].fired == 1
@@ -136,14 +136,14 @@ def test_a_connection_reset_in_the_middle_of_a_file(hub: Hub, run_folder: Path) 
     assert len(hub.repositories[KEY]) == 1
 
 
-def test_only_what_is_missing_is_sent_again(hub: Hub, run_folder: Path) -> None:
+def test_only_missing_files_are_sent_again(hub: Hub, run_folder: Path) -> None:
     """One of two large files arrives; the next push sends the other, and the one after that nothing."""
     import hashlib
 
     weights = hashlib.sha256((run_folder / "model.safetensors").read_bytes()).hexdigest()
     vocabularies = hashlib.sha256((run_folder / "vocabularies.safetensors").read_bytes()).hexdigest()
     hub.faults = [Fault(f"PUT /lfs/{weights}", 403, once_there=vocabularies)]
-    refusal(lambda: push_model(run_folder, KEY))
+    refusal_message(lambda: push_model(run_folder, KEY))
     assert set(hub.objects) == {vocabularies}
     assert hub.repositories[KEY] == []
     hub.faults, asked = [], len(hub.requests)
@@ -156,15 +156,15 @@ def test_only_what_is_missing_is_sent_again(hub: Hub, run_folder: Path) -> None:
     assert not [request for request in hub.requests[asked:] if "PUT" in request or "commit" in request]
 
 
-def test_a_commit_whose_answer_is_lost(hub: Hub, run_folder: Path) -> None:
+def test_push_after_a_lost_answer_adds_no_second_commit(hub: Hub, run_folder: Path) -> None:
     hub.faults = [Fault(COMMIT, times=1, after=True)]
-    assert refusal(lambda: push_model(run_folder, KEY)).endswith(UNKNOWN)
+    assert refusal_message(lambda: push_model(run_folder, KEY)).endswith(UNKNOWN)
     (commit,) = hub.repositories[KEY]
     assert push_model(run_folder, KEY).oid == commit["id"]
     assert hub.repositories[KEY] == [commit]
 
 
-def test_a_folder_that_changes_while_it_is_uploaded(
+def test_folder_that_changes_during_the_upload_is_not_committed(
     hub: Hub, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, upload = tmp_path / "mine", HfApi.preupload_lfs_files
@@ -178,15 +178,15 @@ def test_a_folder_that_changes_while_it_is_uploaded(
         other.replace(path)
 
     monkeypatch.setattr(HfApi, "preupload_lfs_files", saved_meanwhile)
-    line = refusal(lambda: push_model(folder, KEY))
+    line = refusal_message(lambda: push_model(folder, KEY))
     assert line == f"{folder / 'model.safetensors'} changed while it was read: run again when it is complete"
     assert hub.repositories.get(KEY, []) == []
 
 
-def test_another_commit_between_looking_and_committing(hub: Hub) -> None:
+def test_commit_by_somebody_else_meanwhile_stops_the_push(hub: Hub) -> None:
     repository = open_repository(KEY, "model")
     hub.commit(KEY, "main", [{"key": "header", "value": {"summary": "theirs"}}])
-    line = refusal(lambda: repository.commit({"results.json": b"{}"}, owned=(), message="ours"))
+    line = refusal_message(lambda: repository.commit({"results.json": b"{}"}, owned=(), message="ours"))
     assert line.startswith(
         f"{COMMIT_LINE}somebody else committed there meanwhile (412); check that commit, and run it again"
     )
@@ -197,39 +197,39 @@ def test_another_commit_between_looking_and_committing(hub: Hub) -> None:
 # ---------------------------------------------------------------------------------------------------- names and tokens
 
 
-def test_a_token_that_is_wrong(hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_or_missing_token_is_explained(hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = "hf_wrongWrongWrongWrongWrongWrong99999"
     remedy = "it is wrong, or no longer valid; log in with `hf auth login`, or set HF_TOKEN"
     monkeypatch.setenv("HF_TOKEN", wrong)
-    line = refusal(lambda: push_model(run_folder, KEY))
+    line = refusal_message(lambda: push_model(run_folder, KEY))
     assert line.startswith(f"{CREATE_LINE}the Hub does not accept the token (401): {remedy}")
     assert wrong not in line
     monkeypatch.delenv("HF_TOKEN")
-    line = refusal(lambda: push_model(run_folder, KEY))
+    line = refusal_message(lambda: push_model(run_folder, KEY))
     assert f"{CREATE_LINE}there is no token, and the Hub asks for one (401); log in with `hf auth login`" in line
     assert hub.repositories == {}
 
 
-def test_a_hub_that_repeats_the_token(hub: Hub, run_folder: Path) -> None:
+def test_token_in_a_message_of_the_hub_is_hidden(hub: Hub, run_folder: Path) -> None:
     hub.faults = [Fault("repos/create", 500, message=f"what is {TOKEN}?")]
-    assert "(the Hub says: what is ***?)" in refusal(lambda: push_model(run_folder, KEY))
+    assert "(the Hub says: what is ***?)" in refusal_message(lambda: push_model(run_folder, KEY))
     assert hide_tokens("a hf_abcdefghijklmnopqrstuvw b") == "a *** b"
     assert hide_tokens("another kind of token", "kind of") == "another *** token"
 
 
-def test_a_name_of_somebody_else(hub: Hub, run_folder: Path) -> None:
-    line = refusal(lambda: push_model(run_folder, "others/new"))
+def test_push_to_the_namespace_of_somebody_else_is_refused(hub: Hub, run_folder: Path) -> None:
+    line = refusal_message(lambda: push_model(run_folder, "others/new"))
     assert line.startswith(f"the model repository others/new could not be opened: {FORBIDDEN}")
     hub.repositories["others/theirs"] = []
-    line = refusal(lambda: push_model(run_folder, "others/theirs"))
+    line = refusal_message(lambda: push_model(run_folder, "others/theirs"))
     assert line.startswith(f"files could not be sent to the model repository others/theirs: {FORBIDDEN}")
     assert hub.repositories == {"others/theirs": []}
 
 
-def test_a_repository_with_something_else(hub: Hub, run_folder: Path) -> None:
+def test_repository_with_other_content_is_refused(hub: Hub, run_folder: Path) -> None:
     theirs = {"id": "1" * 40, "message": "", "files": {"config.json": b"{}", "pytorch_model.bin": b"pickle"}}
     hub.repositories["someone/bert"] = [theirs]
-    assert refusal(lambda: push_model(run_folder, "someone/bert")) == (
+    assert refusal_message(lambda: push_model(run_folder, "someone/bert")) == (
         "someone/bert holds something else (such as config.json, pytorch_model.bin, and no manifest.json): choose "
         "another name, or another branch. Nothing was sent"
     )
@@ -237,15 +237,15 @@ def test_a_repository_with_something_else(hub: Hub, run_folder: Path) -> None:
     assert not hub.objects
 
 
-def test_a_repository_that_leaves_files_out(hub: Hub, run_folder: Path) -> None:
+def test_repository_with_a_gitignore_is_refused(hub: Hub, run_folder: Path) -> None:
     push_model(run_folder, KEY)
     hub.repositories[KEY][-1]["files"][".gitignore"] = b"*.safetensors"
-    line = refusal(lambda: push_model(run_folder, KEY))
+    line = refusal_message(lambda: push_model(run_folder, KEY))
     assert line == "someone/prm has a .gitignore, which may keep files out: remove it there. Nothing was sent"
 
 
-def test_saving_and_pushing_at_once(hub: Hub, run_folder: Path, tmp_path: Path) -> None:
-    """As upstream's classes do; each part is one commit, and the manifest holds both."""
+def test_saving_with_push_to_hub_commits_each_part(hub: Hub, run_folder: Path, tmp_path: Path) -> None:
+    """As classes of transformers do: each part is one commit, and the manifest covers both."""
     reranker = Reranker.from_pretrained(run_folder)
     reranker.model.save_pretrained(tmp_path / "prm", push_to_hub=True, commit_message="The model", private=True)
     reranker.processor.save_pretrained(tmp_path / "prm", push_to_hub=True, commit_message="The processor")
@@ -259,18 +259,18 @@ def test_saving_and_pushing_at_once(hub: Hub, run_folder: Path, tmp_path: Path) 
     assert {path.name for path in (tmp_path / "prm").iterdir()} == FILES - {"README.md", MANIFEST}
 
 
-def test_private_is_never_public(hub: Hub, run_folder: Path) -> None:
+def test_private_push_to_a_public_repository_is_refused(hub: Hub, run_folder: Path) -> None:
     hub.repositories["someone/open"] = []
-    assert refusal(lambda: push_model(run_folder, "someone/open", private=True)) == (
+    assert refusal_message(lambda: push_model(run_folder, "someone/open", private=True)) == (
         "someone/open exists and is public: make it private in its settings, or choose another name. Nothing was sent"
     )
     assert hub.repositories["someone/open"] == []
 
 
-def test_a_name_that_is_none(hub: Hub, run_folder: Path) -> None:
+def test_invalid_repo_ids_and_conflicting_options_are_refused(hub: Hub, run_folder: Path) -> None:
     for name, said in (("", "repo_id is empty"), ("a/b/c", "Repo id must"), ("someone/na me", "Repo id must")):
-        assert said in refusal(lambda name=name: push_model(run_folder, name))
-    assert "either a revision or create_pr, not both" in refusal(
+        assert said in refusal_message(lambda name=name: push_model(run_folder, name))
+    assert "either a revision or create_pr, not both" in refusal_message(
         lambda: push_model(run_folder, KEY, revision="next", create_pr=True)
     )
     assert hub.requests == []
@@ -279,27 +279,29 @@ def test_a_name_that_is_none(hub: Hub, run_folder: Path) -> None:
 # --------------------------------------------------------------------------------------------------- without a network
 
 
-def test_no_network(hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_failure_is_one_line_for_push_and_load(
+    hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
-    line = refusal(lambda: push_model(run_folder, KEY))
+    line = refusal_message(lambda: push_model(run_folder, KEY))
     assert line.startswith(f"{CREATE_LINE}the connection failed (")
     assert line.endswith("check the network, and run it again")
-    line = refusal(lambda: Reranker.from_pretrained(KEY))
+    line = refusal_message(lambda: Reranker.from_pretrained(KEY))
     assert line.startswith("there is no folder someone/prm, and preprocessor_config.json of a repository of that name")
     assert "is not in the cache and cannot be fetched: the connection failed (" in line
 
 
-def test_offline(hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_sends_no_request(hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     remedy = "HF_HUB_OFFLINE is set, so no request is sent to the Hub; unset it to use the network"
-    assert refusal(lambda: push_model(run_folder, KEY)) == f"{CREATE_LINE}{remedy}"
-    assert refusal(lambda: Reranker.from_pretrained(KEY)).endswith(f"cannot be fetched: {remedy}")
+    assert refusal_message(lambda: push_model(run_folder, KEY)) == f"{CREATE_LINE}{remedy}"
+    assert refusal_message(lambda: Reranker.from_pretrained(KEY)).endswith(f"cannot be fetched: {remedy}")
     assert hub.requests == []
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json", "manifest.json"])
-def test_offline_with_a_cache_that_was_cut(
+def test_truncated_cached_file_is_named_offline(
     hub: Hub, run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     commit = push_model(run_folder, KEY).oid
@@ -310,7 +312,7 @@ def test_offline_with_a_cache_that_was_cut(
     (cached,) = (tmp_path / "cache").glob(f"**/snapshots/*/{name}")
     content = cached.read_bytes()
     cached.resolve().write_bytes(content[: len(content) // 2])
-    line = refusal(lambda: Reranker.from_pretrained(KEY))
+    line = refusal_message(lambda: Reranker.from_pretrained(KEY))
     assert name in line
     assert line.endswith(f"fetch it again: hf download {KEY} --revision {commit} --force-download")
 
@@ -331,12 +333,12 @@ LOADING = [
 @pytest.mark.parametrize(
     ("fault", "said"), LOADING, ids=[f"{fault.where}: {fault.status or 'reset'}" for fault, _ in LOADING]
 )
-def test_loading_ends_in_one_line(
+def test_failed_loading_is_one_line_and_can_be_repeated(
     hub: Hub, run_folder: Path, fault: Fault, said: str, no_token_anywhere: list[str]
 ) -> None:
     push_model(run_folder, KEY)
     hub.faults = [Fault(fault.where, fault.status, fault.headers)]
-    no_token_anywhere.append(refusal(lambda: Reranker.from_pretrained(KEY, revision="main")))
+    no_token_anywhere.append(refusal_message(lambda: Reranker.from_pretrained(KEY, revision="main")))
     assert said in no_token_anywhere[0]
     assert hub.faults[0].fired
     hub.faults = []
@@ -362,31 +364,33 @@ def test_model_and_processor_come_from_one_commit(hub: Hub, run_folder: Path, mo
     assert (next(loaded.model.parameters()) == weight).all()
 
 
-def test_a_manifest_that_cannot_be_fetched_is_not_gone_without(hub: Hub, run_folder: Path) -> None:
+def test_loading_fails_if_the_manifest_cannot_be_fetched(hub: Hub, run_folder: Path) -> None:
     push_model(run_folder, KEY)
     hub.faults = [Fault("HEAD .*manifest.json", 503)]
-    line = refusal(lambda: Reranker.from_pretrained(KEY))
+    line = refusal_message(lambda: Reranker.from_pretrained(KEY))
     assert "manifest.json of a repository of that name is not in the cache and cannot be fetched: the Hub has" in line
 
 
 # -------------------------------------------------------------------------------------------------- what is not pushed
 
 
-def test_a_folder_that_would_not_load(hub: Hub, run_folder: Path, tmp_path: Path) -> None:
-    assert "there is no folder" in refusal(lambda: push_model(tmp_path / "none", KEY))
+def test_folder_that_cannot_be_loaded_is_not_pushed(hub: Hub, run_folder: Path, tmp_path: Path) -> None:
+    assert "there is no folder" in refusal_message(lambda: push_model(tmp_path / "none", KEY))
     (tmp_path / "empty").mkdir()
-    assert "has no config.json" in refusal(lambda: push_model(tmp_path / "empty", KEY))
+    assert "has no config.json" in refusal_message(lambda: push_model(tmp_path / "empty", KEY))
     weights = (run_folder / "model.safetensors").read_bytes()
     (run_folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
-    assert "its SHA-256 is not that of the saved file; save it again" in refusal(lambda: push_model(run_folder, KEY))
+    assert "its SHA-256 is not that of the saved file; save it again" in refusal_message(
+        lambda: push_model(run_folder, KEY)
+    )
     assert hub.requests == []
 
 
-def test_weights_that_are_not_finite(hub: Hub, run_folder: Path) -> None:
+def test_weights_that_are_not_finite_are_not_pushed(hub: Hub, run_folder: Path) -> None:
     reranker = Reranker.from_pretrained(run_folder)
     next(reranker.model.parameters()).data[-1] = float("nan")
     for push in (reranker.push_to_hub, reranker.model.push_to_hub):
-        assert "are not finite, so the model is not pushed" in refusal(lambda push=push: push(KEY))
+        assert "are not finite, so the model is not pushed" in refusal_message(lambda push=push: push(KEY))
     assert hub.requests == []
 
 
@@ -419,7 +423,9 @@ def test_mistakes_on_the_command_line(
     assert "Traceback" not in err
 
 
-def test_a_push_from_the_command_line(hub: Hub, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_push_command_commits_to_branches_and_pull_requests(
+    hub: Hub, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["push", "--model", str(run_folder), "--repo-id", "prm", "--private", "--message", "The first"]
     assert main([*arguments, "--revision", "next"]) == 0
     (commit,) = hub.repositories[KEY]
@@ -436,9 +442,9 @@ def test_a_push_from_the_command_line(hub: Hub, run_folder: Path, capsys: pytest
     assert len(hub.repositories[KEY]) == 2
 
 
-def test_faults_of_lists(hub: Hub, own_lists: Path) -> None:
+def test_failed_push_of_lists_is_one_line_without_a_commit(hub: Hub, own_lists: Path) -> None:
     hub.faults = [Fault(PUT, 500)]
-    line = refusal(lambda: push_lists(own_lists, "someone/lists"))
+    line = refusal_message(lambda: push_lists(own_lists, "someone/lists"))
     assert line.startswith(f"files could not be sent to the dataset repository someone/lists: {BROKEN}")
     assert line.endswith(NOTHING)
     assert hub.repositories == {"datasets/someone/lists": []}

@@ -1,4 +1,4 @@
-"""Figures of a card: pushed with it and shown by it, the same bytes again, and no failure where there can be none."""
+"""Figures of a card: pushed with it, shown by it, reproducible, and left out where they cannot be drawn."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pictures(hub: Hub) -> set[str]:
 
 
 @pytest.mark.slow
-def test_pushed_with_the_card_and_the_same_again(hub: Hub, run: Path) -> None:
+def test_figures_are_pushed_with_the_card_and_are_reproducible(hub: Hub, run: Path) -> None:
     push_model(run, KEY)
     files = hub.files(KEY)
     card = files["README.md"].decode()
@@ -61,15 +61,15 @@ def test_pushed_with_the_card_and_the_same_again(hub: Hub, run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_picture_in_the_folder_is_drawn_anew(hub: Hub, run: Path) -> None:
-    """``hf-rerank evaluate --plots RUN`` may have put some there; they are no part of what was saved."""
+def test_existing_figure_in_the_folder_is_drawn_again(hub: Hub, run: Path) -> None:
+    """``hf-rerank evaluate --plots RUN`` may have put some there; they are not part of what was saved."""
     (run / "training.png").write_bytes(b"of another training")
     push_model(run, KEY)
     assert hub.files(KEY)["training.png"].startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_a_card_of_ones_own_gets_none(hub: Hub, run: Path) -> None:
+def test_custom_card_gets_no_figures(hub: Hub, run: Path) -> None:
     push_model(run, KEY)
     assert pictures(hub) == {"training.png", "obedience.png"}
     (run / "README.md").write_text("---\nlicense: mit\n---\nmine\n")
@@ -79,7 +79,7 @@ def test_a_card_of_ones_own_gets_none(hub: Hub, run: Path) -> None:
     assert not [name for name in json.loads(hub.files(KEY)[MANIFEST])["files"] if name.endswith(".png")]
 
 
-def test_a_card_that_shows_one_keeps_it(hub: Hub, run: Path) -> None:
+def test_custom_card_keeps_the_figures_that_it_shows(hub: Hub, run: Path) -> None:
     """As in a folder that was downloaded, with the card that was made for it."""
     (run / "README.md").write_text("---\nlicense: mit\n---\n![mine](training.png)\n")
     (run / "training.png").write_bytes(b"mine")
@@ -90,7 +90,9 @@ def test_a_card_that_shows_one_keeps_it(hub: Hub, run: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_matplotlib")
-def test_without_matplotlib(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_push_without_matplotlib_warns_and_sends_no_figures(
+    hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.warns(UserWarning, match="the card has no figures") as said:
         push_model(run, KEY)
     assert [str(warning.message) for warning in said if warning.category is UserWarning] == [NO_MATPLOTLIB]
@@ -121,13 +123,13 @@ def test_without_matplotlib(hub: Hub, run: Path, capsys: pytest.CaptureFixture[s
         ({"evaluations": {"test": {"test_p1_item_obedience": None}}}, {"training.png"}),
     ],
 )
-def test_what_can_be_drawn(changes: dict[str, Any], drawn: set[str]) -> None:
+def test_figures_are_drawn_only_from_usable_results(changes: dict[str, Any], drawn: set[str]) -> None:
     assert draw_figures({**RESULTS, **changes}).keys() == drawn
 
 
 @pytest.mark.slow
-def test_which_evaluation_is_drawn() -> None:
-    """That of the test split, whatever else there is; without one the last."""
+def test_obedience_figure_shows_the_test_split_or_the_last_evaluation() -> None:
+    """That of the test split, whatever else there is; without it, the last one."""
     later_evaluation = RESULTS["evaluations"]["later"]
     both = draw_figures(RESULTS)["obedience.png"]
     test = draw_figures({"evaluations": {"test": RESULTS["evaluations"]["test"]}})

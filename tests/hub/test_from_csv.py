@@ -1,4 +1,4 @@
-"""The script that a newcomer reads, run as it stands: from a CSV to a model that is loaded back from a Hub."""
+"""The example script for newcomers, run unchanged: from a CSV to a model that is loaded back from a Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "from_csv_to_hub.py"
 
 
 @pytest.mark.slow
-def test_from_a_csv_to_the_hub(
+def test_example_script_goes_from_a_csv_to_the_hub_and_back(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw = random.Random(0)

@@ -1,4 +1,4 @@
-"""The code blocks of the guide to the Hub, against a Hub that runs here."""
+"""The code blocks of the guide to the Hub, against a local Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from readme_pages import text_of
 
 
 @pytest.mark.slow
-def test_the_blocks_of_the_guide(
+def test_code_blocks_of_the_hub_guide_run(
     hub: Hub, guide_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(copy_of(guide_files, tmp_path / "here"))

@@ -1,4 +1,4 @@
-"""A checkpoint of today, kept: later versions load it with the same scores, and refuse what they cannot know."""
+"""A kept checkpoint: every later version must load it with the same scores, and refuse formats newer than itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hf_rerank import InputError, Reranker
 from hf_rerank.storage import MANIFEST, make_manifest
 
 
-def test_the_scores_are_those_of_the_day_it_was_saved() -> None:
+def test_kept_checkpoint_gives_its_recorded_scores() -> None:
     expected = json.loads(KEPT.with_name(f"{KEPT.name}_expected.json").read_text())
     ranked = Reranker.from_pretrained(KEPT).rerank(expected["lists"])
     assert [result["order"] for result in ranked] == expected["orders"]
@@ -25,14 +25,14 @@ def test_the_scores_are_those_of_the_day_it_was_saved() -> None:
         np.testing.assert_allclose(result["scores"], scores, rtol=1e-5, atol=1e-6)
 
 
-def test_it_is_small_and_holds_what_is_saved_today(tmp_path: Path) -> None:
+def test_kept_checkpoint_is_small_and_has_the_files_of_a_new_one(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in KEPT.rglob("*")) < 100_000
     Reranker.from_pretrained(KEPT).save_pretrained(tmp_path / "again")
     assert {path.name for path in (tmp_path / "again").iterdir()} == {path.name for path in KEPT.iterdir()}
 
 
 def change(folder: Path, name: str, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Edits a JSON file of a folder as a later version might write it, its manifest true to it."""
+    """Edits a JSON file of a folder as a later version might write it, and updates the manifest."""
     content = json.loads((folder / name).read_text())
     edit(content)
     if name == MANIFEST:
@@ -76,7 +76,7 @@ def change(folder: Path, name: str, edit: Callable[[dict[str, Any]], object]) ->
         ),
     ],
 )
-def test_a_later_format_is_refused_in_one_line(
+def test_newer_formats_are_refused_in_one_line(
     run_folder: Path, name: str, edit: Callable[[dict[str, Any]], object], said: str
 ) -> None:
     Reranker.from_pretrained(run_folder)

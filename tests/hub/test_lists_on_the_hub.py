@@ -1,4 +1,4 @@
-"""Prepared lists to the Hub and back: whole, by revision and as a stream; and those that must not be passed on."""
+"""Prepared lists to the Hub and back: whole, by revision and as a stream; and those that must not be redistributed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def two_shards(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ there and back
 
 
-def test_one_commit_of_shards_schema_report_and_card(hub: Hub, own_lists: Path, tmp_path: Path) -> None:
+def test_push_is_one_commit_of_shards_schema_report_and_card(hub: Hub, own_lists: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(own_lists, tmp_path / "lists"))
     (folder / "rejects.jsonl").write_text("a damaged line\n")
     (folder / "ranker").mkdir()
@@ -66,13 +66,13 @@ def test_one_commit_of_shards_schema_report_and_card(hub: Hub, own_lists: Path, 
 
 
 @pytest.mark.slow
-def test_loaded_whole_and_by_revision(hub: Hub, own_lists: Path, tmp_path: Path, local_rows: dict) -> None:
+def test_pushed_lists_are_loaded_at_any_revision(hub: Hub, own_lists: Path, tmp_path: Path, local_rows: dict) -> None:
     first = push_lists(own_lists, "someone/lists").oid
     changed = Path(shutil.copytree(own_lists, tmp_path / "changed"))
     two_shards(changed)
     push_lists(changed, "someone/lists", revision="next")
     push_lists(changed, "someone/lists")
-    # The one shard that the two replaced is gone: beside them it would belong to no complete set.
+    # The old shard is gone: next to the two new ones it would belong to no complete set.
     assert hub.files(KEY).keys() == FILES | SHARDS - {"train-00000-of-00001.parquet"} | {
         "train-00000-of-00002.parquet",
         "train-00001-of-00002.parquet",
@@ -84,7 +84,7 @@ def test_loaded_whole_and_by_revision(hub: Hub, own_lists: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_loaded_again_without_a_network(
+def test_cached_lists_are_loaded_offline_and_damaged_ones_are_named(
     hub: Hub, own_lists: Path, local_rows: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     commit = push_lists(own_lists, "someone/lists").oid
@@ -110,7 +110,7 @@ def test_loaded_again_without_a_network(
         load_lists("someone/lists")
 
 
-def test_a_stream_that_fails(hub: Hub, own_lists: Path) -> None:
+def test_error_of_a_stream_says_which_step_failed(hub: Hub, own_lists: Path) -> None:
     push_lists(own_lists, "someone/lists")
     for where, what in (("GET .*/tree/", "listed"), ("GET .*/revision/", "streamed"), ("GET .*parquet", "streamed")):
         hub.faults = [Fault(where, 403)]
@@ -124,7 +124,7 @@ def test_nothing_is_sent_twice(hub: Hub, own_lists: Path) -> None:
     hub.faults = [Fault("/commit/", 500, times=1)]
     with pytest.raises(InputError, match="got the files but no commit"):
         push_lists(own_lists, "someone/lists")
-    # Splits without a list have the same bytes, and are one object.
+    # Splits without lists have the same bytes, and are one object.
     arrived = hub.asked("^PUT")
     assert arrived == len(hub.objects) > 0
     push_lists(own_lists, "someone/lists")
@@ -177,7 +177,7 @@ def streaming_hub(own_lists: Path, tmp_path: Path) -> Iterator[tuple[Hub, dict[s
 
 
 @pytest.mark.slow
-def test_streamed(
+def test_streamed_lists_equal_local_ones_and_are_not_cached(
     streaming_hub: tuple[Hub, dict[str, str]], local_rows: dict, own_lists: Path, tmp_path: Path
 ) -> None:
     hub, environment = streaming_hub
@@ -194,7 +194,7 @@ def test_streamed(
     assert set(found["kinds"]) == {"IterableDataset"}
     assert found["schema"] == load_lists(own_lists).schema.to_dict()
     assert found["shards"] == 2
-    # The lists come from the network as they are read, of one commit; no shard lies in a cache.
+    # Lists come from the network as they are read, all from one commit; no shard is cached.
     for number in (0, 1):
         assert hub.asked(f"GET /{KEY}/resolve/2{{40}}/train-0000{number}-of-00002.parquet") > 0
     assert not list((tmp_path / "home").rglob("*.parquet"))
@@ -203,7 +203,9 @@ def test_streamed(
 # -------------------------------------------------------------------------------------------------- wrong repositories
 
 
-def test_what_is_no_repository_of_lists(hub: Hub, run_folder: Path, own_lists: Path) -> None:
+def test_repositories_without_lists_and_misplaced_options_are_refused(
+    hub: Hub, run_folder: Path, own_lists: Path
+) -> None:
     push_model(run_folder, "someone/prm")
     push_lists(own_lists, "someone/lists")
     hub.repositories["datasets/someone/photos"] = [{"id": "3" * 40, "message": "", "files": {"cat.jpg": b""}}]
@@ -231,7 +233,7 @@ def test_what_is_no_repository_of_lists(hub: Hub, run_folder: Path, own_lists: P
 
 @pytest.fixture(scope="module")
 def by_licence(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Prepared lists of the two public datasets: simulated, and as if they were real (no truth lies beside them)."""
+    """Prepared lists of the two public datasets: simulated, and as if they were real (without files of truth)."""
     folder = tmp_path_factory.mktemp("licences")
     simulate_prm(folder / "prm", 60, seed=0)
     prepare_prm_public(folder / "prm", folder / "simulated_prm", progress=False)
@@ -246,8 +248,8 @@ def by_licence(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.slow
-def test_licences_are_known_to_machines(by_licence: dict[str, Path], own_lists: Path, tmp_path: Path) -> None:
-    # What is made of lists is as free as they are.
+def test_licence_is_recorded_in_report_and_card(by_licence: dict[str, Path], own_lists: Path, tmp_path: Path) -> None:
+    # Lists made from other lists have the same licence.
     add_earlier_clicks(by_licence["real_prm"], tmp_path / "lists", history_length=3, progress=False)
     for name, folder in {**by_licence, "own": own_lists, "real_with_history": tmp_path / "lists"}.items():
         licence = {"simulated": "simulated", "real": "no-redistribution", "own": "own"}[name.split("_")[0]]
@@ -257,7 +259,7 @@ def test_licences_are_known_to_machines(by_licence: dict[str, Path], own_lists: 
 
 
 @pytest.mark.parametrize("name", ["real_prm", "real_ad"])
-def test_lists_that_may_not_be_redistributed(
+def test_push_of_lists_that_may_not_be_redistributed_needs_a_confirmation(
     hub: Hub, by_licence: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["push", "--data", str(by_licence[name]), "--repo-id", "someone/lists"]
@@ -272,8 +274,8 @@ def test_lists_that_may_not_be_redistributed(
     assert hub.private == set(hub.repositories) == {KEY}
 
 
-@pytest.mark.parametrize("edit", ["card without licence", "report without licence", "both from before", "no card"])
-def test_the_stricter_of_card_and_report_counts(
+@pytest.mark.parametrize("edit", ["card without licence", "report without licence", "both without licence", "no card"])
+def test_stricter_licence_of_card_and_report_counts(
     hub: Hub, by_licence: dict[str, Path], tmp_path: Path, edit: str
 ) -> None:
     folder = Path(shutil.copytree(by_licence["real_prm"], tmp_path / "lists"))
@@ -283,7 +285,7 @@ def test_the_stricter_of_card_and_report_counts(
         card.write_text("---\npretty_name: x\n---\n# x\n")
     elif edit == "report without licence":
         (folder / "report.json").write_text(json.dumps(report))
-    elif edit == "both from before":  # a folder prepared before there was a name for the licence
+    elif edit == "both without licence":  # a folder from before licences had names
         (folder / "report.json").write_text(json.dumps(report))
         card.write_text(card.read_text().replace("license_name: no-redistribution\n", ""))
     else:
@@ -293,7 +295,7 @@ def test_the_stricter_of_card_and_report_counts(
     assert hub.requests == []
 
 
-def test_lists_of_which_nothing_is_known(hub: Hub, own_lists: Path, tmp_path: Path) -> None:
+def test_lists_without_a_licence_or_a_shard_are_not_pushed(hub: Hub, own_lists: Path, tmp_path: Path) -> None:
     folder = tmp_path / "lists"
     folder.mkdir()
     for path in (own_lists / "schema.json", *own_lists.glob("*.parquet")):

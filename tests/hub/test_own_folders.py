@@ -1,4 +1,4 @@
-"""Nothing that is sent names a folder of the machine: the rule, and everything a Hub receives of whole commands."""
+"""Nothing sent to the Hub names a local folder: the rule, and everything that a Hub receives from whole commands."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from hf_rerank.hub.own_folders import remove_own_folders
         ("file:///home/alice/prm", "prm"),
         ("zero=/home/alice/a.json,b=2", "zero=a.json,b=2"),
         ("from /home/alice/a (see C:\\alice\\b)", "from a (see b)"),
-        # No paths, or none that begin anywhere but in the working folder.
+        # Not paths, or paths relative to the working folder.
         *((same, same) for same in ("runs/prm", "someone/prm", "https://hub.co/someone/prm", "clicks / shown", "n/a")),
         *((same, same) for same in ("adamw_torch", "", "~", "10:30", "a: b", 3, 0.5, None, True)),
     ],
 )
-def test_a_value(value: Any, sent: Any) -> None:
+def test_local_folders_are_removed_from_values(value: Any, sent: Any) -> None:
     given = {"key": value, "deep": {"list": [value, {"key": value}]}}
     assert remove_own_folders(given) == {"key": sent, "deep": {"list": [sent, {"key": sent}]}}
 
 
-def test_names_of_columns_stay() -> None:
+def test_column_names_are_kept() -> None:
     given = {"schema": {"items": [{"name": "/home/alice"}]}, "text_columns": ["~/x"]}
     assert remove_own_folders(given) == given
 
@@ -48,8 +48,8 @@ TINY = "--num_train_epochs 1 --disable_tqdm true"
 
 
 @pytest.mark.slow
-def test_whole_commands(hub: Hub, tmp_path: Path) -> None:
-    """From raw lists to the Hub in a folder with a name to look for; the fine-tuned model knows where it came from."""
+def test_commands_send_no_local_folder_names(hub: Hub, tmp_path: Path) -> None:
+    """From raw lists to the Hub in a folder with a name to search for; the tuned model records where it came from."""
     home = tmp_path / CANARY
     raw, lists, run, tuned = (home / name for name in ("raw", "lists", "run", "tuned"))
     for command in (

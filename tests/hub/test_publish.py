@@ -1,4 +1,4 @@
-"""scripts/publish, with tiny models and lists: what it prepares, what a Hub gets, and what it refuses."""
+"""scripts/publish, with tiny models and lists: what it prepares, what a Hub receives, and what it refuses."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ MEASURES += ("p2_obedience@5", "p2_item_obedience", "score_spread")
 
 @pytest.fixture(scope="module")
 def lists_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For simulated lists, which are made once."""
+    """A folder for simulated lists, which are made once."""
     return tmp_path_factory.mktemp("lists")
 
 
 @pytest.fixture
 def publish(lists_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Calls the command, in a small world with the grid's runs of two seeds."""
+    """Calls the command in a small world, with runs of the grid for two seeds."""
     tiny = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
     for module in (worlds, grid, model_cards):
         monkeypatch.setattr(module, "WORLDS", {**worlds.WORLDS, "trained": ("prm_public", 200, "moderate")})
@@ -95,14 +95,14 @@ def test_a_dry_run_prepares_what_is_then_pushed(
     assert {"train", "test"} <= set(load_lists("someone/prm_public_simulated"))
 
 
-def test_a_damaged_folder_is_trained_again(publish: Callable[..., None], tmp_path: Path) -> None:
+def test_damaged_folder_does_not_count_as_finished(publish: Callable[..., None], tmp_path: Path) -> None:
     folder = tmp_path / "out" / NAME
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     assert not publish_models.is_finished(folder)
 
 
-def test_what_is_refused_before_anything_is_trained(
+def test_mistakes_are_refused_before_anything_is_trained(
     publish: Callable[..., None], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only = ("--only", NAME)

@@ -1,4 +1,4 @@
-"""Push and load, end to end, against a Hub that runs here; the client is a process of its own."""
+"""Push and load, end to end, against a local Hub; the client runs in a separate process."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, dict
 
 
 @pytest.mark.slow
-def test_one_commit_of_the_allowed_files(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+def test_every_push_is_one_commit_of_the_allowed_files(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
     hub, report, _, _ = pushed
     first, branch = hub.repositories["someone/tiny-prm"]
     (named,) = hub.repositories["club/named"]
@@ -142,13 +142,13 @@ def test_one_commit_of_the_allowed_files(pushed: tuple[Hub, dict[str, Any], list
     assert report["commit"] == first["id"]
     assert (branch["branch"], pull_request["branch"]) == ("next", "refs/pr/1")
     assert report["pull_request"] == f"{hub.url}/someone/whole-run/discussions/1"
-    # What was put but not committed would lie on the Hub all the same: one model and one processor, pushed often.
+    # Files are stored once uploaded, even without a commit: one model and one processor, each uploaded only once.
     assert len(hub.objects) == 2
     assert hub.asked("^PUT") == 2
 
 
 @pytest.mark.slow
-def test_every_manifest_holds_every_file(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+def test_every_manifest_lists_every_file(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
     hub, _, _, _ = pushed
     for key in ("someone/tiny-prm", "club/named", "someone/whole-run", "someone/parts"):
         for commit in hub.repositories[key]:
@@ -161,10 +161,10 @@ def test_every_manifest_holds_every_file(pushed: tuple[Hub, dict[str, Any], list
 
 
 @pytest.mark.slow
-def test_a_re_ranker_without_results_and_its_parts(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+def test_reranker_without_results_gets_a_plain_card(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
     hub, _, _, _ = pushed
     (commit,) = hub.repositories["someone/parts"]  # the processor had not changed, so there was nothing to commit
-    # The one was asked for in the call, the other in the training arguments.
+    # One is private by an option of the call, the other by the training arguments.
     assert hub.private == {"someone/parts", "someone/tiny-prm"}
     assert commit["files"].keys() == FILES - {"results.json", "training_args.json"}
     card = ModelCard(commit["files"]["README.md"].decode())
@@ -212,7 +212,7 @@ def test_card_and_results(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -
 
 
 @pytest.mark.slow
-def test_loaded_from_the_hub_it_ranks_the_same(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+def test_model_loaded_from_the_hub_ranks_the_same(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
     _, report, _, _ = pushed
     assert len(report["expected"]) == 12
     ways = (
@@ -231,7 +231,7 @@ def test_loaded_from_the_hub_it_ranks_the_same(pushed: tuple[Hub, dict[str, Any]
 
 
 @pytest.mark.slow
-def test_what_the_hub_does_not_have(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
+def test_missing_repository_revision_or_file_is_named(pushed: tuple[Hub, dict[str, Any], list[str], Path]) -> None:
     _, _, errors, _ = pushed
     assert [line.split(" ", 1)[0] for line in errors] == ["InputError"] * 3, errors
     no_repository, no_revision, no_file = errors
@@ -256,7 +256,7 @@ def test_what_the_hub_does_not_have(pushed: tuple[Hub, dict[str, Any], list[str]
         ),
     ],
 )
-def test_what_may_be_pushed(name: str, allowed: bool) -> None:
+def test_only_allowed_file_names_may_be_pushed(name: str, allowed: bool) -> None:
     assert any(fnmatch.fnmatch(name, pattern) for pattern in PUSHED) is allowed
 
 
@@ -298,7 +298,7 @@ def test_card_text() -> None:
     assert "Results" not in ModelCard(model_card("x/y", {**RESULTS, "evaluations": {}})).text
 
 
-def test_model_file_in_a_folder(tmp_path: Path) -> None:
+def test_find_model_file_in_a_local_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert find_model_file(tmp_path, "config.json") == tmp_path / "config.json"
     assert find_model_file(str(tmp_path), "config.json").read_text() == "{}"

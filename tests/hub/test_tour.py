@@ -1,4 +1,4 @@
-"""The quickstart, line by line as it is printed, and the push below it, against a Hub that runs here; only smaller."""
+"""The quickstart as it is printed, and the push below it, against a local Hub; only with less data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ print(json.dumps([ranked[0]["order"], ranked[0]["scores"], len(lists["test"][0][
 
 
 @pytest.mark.slow
-def test_the_tour_as_printed(
+def test_quickstart_runs_as_printed(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")

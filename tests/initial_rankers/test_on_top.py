@@ -53,18 +53,18 @@ def small_trees():
 
 
 @pytest.fixture(scope="module")
-def made(small_trees):
+def fitted(small_trees):
     train, validation = Dataset.from_dict(columns(400, 0)), Dataset.from_dict(columns(100, 1))
     processor = ListProcessor.from_lists(train, schema=schema())
     return processor, train, validation, fit_on_top(processor, train, validation, with_position=True, folds=5)
 
 
 @pytest.mark.slow
-def test_training_lists_get_scores_of_trees_that_have_not_seen_their_group(made):
-    processor, _, validation, found = made
+def test_training_lists_get_scores_of_trees_that_have_not_seen_their_group(fitted):
+    processor, _, validation, found = fitted
     scores = np.array(found.train[SCORE_COLUMN])
     assert scores.shape == (400, 6)
-    # Other clicks in the lists of one user change the scores of other users, and not of this one.
+    # Different clicks in the lists of one user change the scores of other users, but not of this user.
     changed = columns(400, 0)
     mine = [number for number, user in enumerate(changed["user"]) if user == "u0"]
     for number in mine:
@@ -76,8 +76,8 @@ def test_training_lists_get_scores_of_trees_that_have_not_seen_their_group(made)
     assert np.array_equal(other[mine], scores[mine])
 
 
-def test_new_lists_are_scored_by_the_processor(made):
-    _, _, validation, found = made
+def test_new_lists_are_scored_by_the_processor(fitted):
+    _, _, validation, found = fitted
     tensors = found.processor(validation.with_format("arrow")[:], return_tensors="np")
     scores = tensors["initial_scores"]
     assert scores.shape == (100, 6)
@@ -85,15 +85,15 @@ def test_new_lists_are_scored_by_the_processor(made):
     assert roc_auc_score(clicked.reshape(-1), scores.reshape(-1)) > 0.65
 
 
-def test_a_column_of_scores_takes_precedence_over_the_trees(made):
-    _, _, _, found = made
+def test_a_column_of_scores_takes_precedence_over_the_trees(fitted):
+    _, _, _, found = fitted
     tensors = found.processor(found.train.with_format("arrow")[:], return_tensors="np")
     np.testing.assert_array_equal(tensors["initial_scores"], np.array(found.train[SCORE_COLUMN], dtype=np.float32))
 
 
 @pytest.mark.slow
-def test_a_saved_folder_ranks_raw_lists_without_lightgbm(made, tmp_path):
-    _, _, validation, found = made
+def test_a_saved_folder_ranks_raw_lists_without_lightgbm(fitted, tmp_path):
+    _, _, validation, found = fitted
     config = PRMConfig.for_schema(found.processor.schema, initial_score="start", hidden_size=8)
     calibrate_initial_score(config, found.processor, found.train)
     reranker = Reranker(found.processor, PRMForReranking(config))
@@ -113,20 +113,20 @@ def test_a_saved_folder_ranks_raw_lists_without_lightgbm(made, tmp_path):
     assert json.loads(printed) == expected
 
 
-def test_trees_that_read_the_order_are_refused_by_a_model_without_it(made):
-    _, _, _, found = made
+def test_trees_that_read_the_order_are_refused_by_a_model_without_it(fitted):
+    _, _, _, found = fitted
     config = PRMConfig.for_schema(found.processor.schema, initial_score="start", position_input="none")
     with pytest.raises(InputError, match=r"the trees read it: .*--trees-read-order no"):
         calibrate_initial_score(config, found.processor, found.train)
 
 
 @pytest.mark.slow
-def test_an_exported_graph_ranks_as_the_model(made, tmp_path):
+def test_exported_graph_gives_the_scores_of_the_model(fitted, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     from hf_rerank.inference.export import export_onnx
 
-    _, _, validation, found = made
+    _, _, validation, found = fitted
     config = PRMConfig.for_schema(found.processor.schema, initial_score="start", relative_features=True, hidden_size=8)
     calibrate_initial_score(config, found.processor, found.train)
     model = PRMForReranking(config)
@@ -139,8 +139,8 @@ def test_an_exported_graph_ranks_as_the_model(made, tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_damaged_trees_are_refused(made, tmp_path):
-    _, _, _, found = made
+def test_damaged_trees_are_refused(fitted, tmp_path):
+    _, _, _, found = fitted
     found.processor.save_pretrained(tmp_path)
     broken = bytearray((tmp_path / TREES_FILE).read_bytes())
     broken[-9] ^= 1
@@ -149,16 +149,16 @@ def test_damaged_trees_are_refused(made, tmp_path):
         ListProcessor.from_pretrained(tmp_path)
 
 
-def test_lists_that_have_scores_already_are_refused(made):
-    processor, train, validation, found = made
+def test_lists_with_scores_and_a_single_fold_are_refused(fitted):
+    processor, train, validation, found = fitted
     with pytest.raises(InputError, match="have scores of an earlier ranker"):
         fit_on_top(found.processor, train, validation)
     with pytest.raises(InputError, match="folds is 1"):
         fit_on_top(processor, train, validation, folds=1)
 
 
-def test_values_that_the_tables_learn_later_get_the_rate_of_unknown_ones(made):
-    _, _, _, found = made
+def test_values_learned_after_the_trees_keep_the_scores_of_unknown_ones(fitted):
+    _, _, _, found = fitted
     processor = found.processor.with_trees(found.processor.trees)
     table = pa.table(columns(20, 5) | {"item": [[900, 900, 901, 901, 1, 2]] * 20})
     before = processor(table, return_tensors="np")["initial_scores"]
@@ -168,8 +168,8 @@ def test_values_that_the_tables_learn_later_get_the_rate_of_unknown_ones(made):
 
 
 @pytest.mark.slow
-def test_trees_read_the_order_where_cross_fitted_scores_gain_by_it(made):
-    processor, train, validation, _ = made
+def test_trees_read_the_order_if_it_improves_cross_fitted_scores(fitted):
+    processor, train, validation, _ = fitted
     values = {
         kind: fit_on_top(processor, train, validation, with_position=kind).settings for kind in (False, True, None)
     }

@@ -1,4 +1,4 @@
-"""RerankCollator: one batch from any form of lists; labels, ids and the other tensors; errors that name a place."""
+"""RerankCollator: one batch from any form of lists; labels, ids and the other tensors; errors that say where."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_the_example_of_the_docstring() -> None:
+def test_docstring_example() -> None:
     lists = [{"category": ["shoes", "bags"], "click": [0, 1]}, {"category": ["bags"], "click": [1]}]
     schema = ListSchema(items=[Categorical("category", min_count=1)])
     batch = RerankCollator(ListProcessor.from_lists(pa.Table.from_pylist(lists), schema=schema))(lists)
@@ -76,11 +76,11 @@ def test_every_form_gives_the_same_batch(form: str, processor: ListProcessor) ->
     assert_same(collator(FORMS[form]()), expected)
 
 
-def test_it_is_what_the_processor_gives_with_labels(processor: ListProcessor) -> None:
+def test_batch_equals_the_output_of_the_processor_with_labels(processor: ListProcessor) -> None:
     assert_same(RerankCollator(processor)(ROWS), processor(ROWS, with_labels=True))
 
 
-def test_only_what_forward_takes_unless_asked(processor: ListProcessor) -> None:
+def test_batch_holds_only_model_tensors_unless_all_are_asked_for(processor: ListProcessor) -> None:
     assert set(RerankCollator(processor)(ROWS)) == set(MODEL_TENSORS)
     bare = [{name: value for name, value in row.items() if name not in OUTCOME} for row in ROWS]
     features = RerankCollator(processor, with_labels=False)(bare)
@@ -89,14 +89,14 @@ def test_only_what_forward_takes_unless_asked(processor: ListProcessor) -> None:
     assert set(everything) - set(features) == {"list_id"}
 
 
-def test_a_data_loader_takes_it(processor: ListProcessor) -> None:
+def test_collator_works_in_a_data_loader(processor: ListProcessor) -> None:
     loader: Any = DataLoader(ROWS, batch_size=5, collate_fn=RerankCollator(processor))  # type: ignore[arg-type]
     for number, batch in enumerate(loader):
         assert_same(batch, RerankCollator(processor)(ROWS[5 * number : 5 * number + 5]))
     assert number == 2
 
 
-def test_ids_are_those_of_the_column_or_numbers(processor: ListProcessor) -> None:
+def test_list_ids_come_from_the_column_or_are_numbers(processor: ListProcessor) -> None:
     collator = RerankCollator(processor, all_tensors=True)
     rows = [{**row, "list_id": name} for row, name in zip(ROWS, ("a", "商品 7", "", "a longer one"), strict=False)]
     assert decode_list_ids(collator(rows)["list_id"]) == ["a", "商品 7", "", "a longer one"]
@@ -109,8 +109,8 @@ def test_ids_are_those_of_the_column_or_numbers(processor: ListProcessor) -> Non
     assert decode_list_ids(collator.to_tensors(collator.encode(rows[:1], ids=["x"]))["list_id"]) == ["a"]
 
 
-def test_the_key_of_a_list_is_the_same_in_any_batch(processor: ListProcessor) -> None:
-    """However long the ids beside it are; and other ids have other keys."""
+def test_hash_of_a_list_id_is_the_same_in_any_batch(processor: ListProcessor) -> None:
+    """However long the other ids are; and different ids have different hashes."""
     collator = RerankCollator(processor, all_tensors=True)
     keys = hash_list_ids(collator(ROWS)["list_id"])
     assert keys.dtype == torch.int64
@@ -134,7 +134,7 @@ SMALL = ListSchema(items=[Categorical("item_id"), Dense("price")], user=[Categor
 
 
 def small(name: str = "second", **changes: Any) -> dict[str, Any]:
-    """A list of two items; a column is left out by ``...``."""
+    """A list of two items; ``...`` leaves a column out."""
     columns = {"query": name, "item_id": [5, 5], "price": [1.0, 2.0], "city": 7, "click": [0, 1], **changes}
     return {column: value for column, value in columns.items() if value is not ...}
 
@@ -182,7 +182,7 @@ IN_ITEMS = [
 
 
 @pytest.mark.parametrize(("lists", "message"), [*IN_COLUMNS, *IN_ITEMS])
-def test_wrong_lists_are_named(lists: Any, message: str) -> None:
+def test_error_names_the_wrong_list(lists: Any, message: str) -> None:
     processor = ListProcessor.from_lists(pa.Table.from_pylist([small(), small()]), schema=SMALL)
     if isinstance(lists, list):
         lists = [{k: v for k, v in row.items() if v is not ...} if isinstance(row, dict) else row for row in lists]
@@ -192,13 +192,13 @@ def test_wrong_lists_are_named(lists: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(("lists", "message"), [IN_COLUMNS[1], IN_COLUMNS[2], IN_COLUMNS[3]])
-def test_a_table_is_refused_in_the_same_words(lists: Any, message: str) -> None:
+def test_wrong_tables_give_the_same_messages_as_dicts(lists: Any, message: str) -> None:
     processor = ListProcessor.from_lists(pa.Table.from_pylist([small(), small()]), schema=SMALL)
     with pytest.raises(InputError, match=message):
         RerankCollator(processor)(pa.Table.from_pylist(lists))
 
 
-def test_a_grade_under_a_log_loss_is_named() -> None:
+def test_label_above_the_highest_label_is_refused() -> None:
     processor = ListProcessor.from_lists(pa.Table.from_pylist([small(), small()]), schema=SMALL)
     lists = [small("first"), small(click=[0, 3])]
     assert RerankCollator(processor)(lists)["labels"].tolist() == [[0, 1], [0, 3]]

@@ -20,7 +20,7 @@ SCHEMA = ListSchema(
 
 
 def lists_of(items: list[int], *, price: float | None = 1.0, stars: float | None = 3.0) -> Dataset:
-    """100 lists of two items; every tenth has the price."""
+    """100 lists of two items; the second item has the price in every tenth, 4 in the others."""
     return Dataset.from_list(
         [
             {
@@ -42,7 +42,7 @@ def processor() -> ListProcessor:
         return ListProcessor.from_lists(lists_of([1, 2], price=None), schema=SCHEMA)
 
 
-def test_the_shares_of_training(processor: ListProcessor, tmp_path: Path) -> None:
+def test_fit_report_counts_unknown_and_missing_values(processor: ListProcessor, tmp_path: Path) -> None:
     """200 values each: brand is missing in 100, price in 10."""
     assert processor.fit_report["training"] == {
         "values": dict.fromkeys(("item_id", "brand", "price", "stars", "seen"), 200),
@@ -57,7 +57,7 @@ def test_the_shares_of_training(processor: ListProcessor, tmp_path: Path) -> Non
 
 
 def test_values_too_rare_for_a_row_are_unknown_in_training_too() -> None:
-    """Of 6 values, 5 and 6 stand once: they have no row, so a third of the values is unknown."""
+    """Of 6 values, 5 and 6 occur once: they have no row, so a third of the values is unknown."""
     rows = [{"item_id": [1, 1, 5], "click": [1, 0, 0]}, {"item_id": [2, 2, 6], "click": [1, 0, 0]}]
     processor = ListProcessor.from_lists(Dataset.from_list(rows), schema=ListSchema(items=[Categorical("item_id")]))
     assert processor.fit_report["training"] == {"values": {"item_id": 6}, "unknown": {"item_id": 2}, "missing": {}}
@@ -86,14 +86,14 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("options", "sentences"), CASES)
-def test_rank_and_evaluate_name_what_has_changed(
+def test_rank_and_evaluate_report_drift(
     processor: ListProcessor, options: dict[str, Any], sentences: list[str]
 ) -> None:
     lists, reranker = lists_of(**options), Reranker(processor, model_of(processor))
     _, report = reranker.rerank(list(lists), with_report=True)
     assert report.drift == sentences
     _, of_one = reranker.rerank(list(lists)[:1], with_report=True)
-    assert not [sentence for sentence in of_one.drift if "%" in sentence], "of so few values no share is known"
+    assert not [sentence for sentence in of_one.drift if "%" in sentence], "too few values to estimate a share"
     if sentences:
         with pytest.warns(UserWarning, match="column") as warned:
             found = evaluate(reranker.model, processor, lists, swaps="one", max_steps=0)
@@ -103,8 +103,8 @@ def test_rank_and_evaluate_name_what_has_changed(
         assert evaluate(reranker.model, processor, lists, swaps="one", max_steps=0)["drift"] == []
 
 
-def test_three_times_the_share_of_training_is_named() -> None:
-    """10 of 200 prices are missing in training, 5 %: 14 % of later ones are no news, 15 % are."""
+def test_three_times_the_training_share_is_reported() -> None:
+    """10 of 200 prices are missing in training, 5 %: 14 % of later ones are not reported, 15 % are."""
     processor = ListProcessor.from_lists(lists_of([1, 2], price=None), schema=SCHEMA)
     lists = lists_of([1, 2])
     for missing, named in ((28, False), (30, True)):
@@ -124,7 +124,7 @@ def test_the_reports_of_batches_add_up(processor: ListProcessor) -> None:
 
 
 @pytest.mark.parametrize("scale", ["standard", "log", "quantile", "none"])
-def test_a_column_that_was_constant_moves_no_item(scale: str) -> None:
+def test_column_constant_in_training_does_not_change_scores(scale: str) -> None:
     """Later values differ, and scores do not: the weights that read the column were trained on one value alone."""
     schema = ListSchema(items=[Dense("price"), Dense("stars", scale=scale)])
     train = Dataset.from_list([{"price": [1.0, 2.0, 3.0], "stars": [4.0] * 3, "click": [0, 0, 1]}] * 4)
@@ -137,7 +137,7 @@ def test_a_column_that_was_constant_moves_no_item(scale: str) -> None:
 
 
 @pytest.mark.parametrize("missing", [None, 4.0])
-def test_an_indicator_that_was_constant_is_always_0(missing: float | None) -> None:
+def test_missing_indicator_constant_in_training_is_always_0(missing: float | None) -> None:
     """In training nothing is missing, or everything is."""
     schema = ListSchema(items=[Dense("price"), Dense("stars", missing="indicator")])
     rows = [{"price": [1.0, 2.0], "stars": [missing, missing], "click": [0, 1]}] * 2
@@ -146,8 +146,8 @@ def test_an_indicator_that_was_constant_is_always_0(missing: float | None) -> No
     assert tensors["item_dense"][0, :, 2].tolist() == [0.0, 0.0]
 
 
-def test_keys_of_items_and_of_the_history_do_not_mix() -> None:
-    """Each column has a name of its own: two of one name in a list would hide one another."""
+def test_items_and_history_must_not_share_a_key() -> None:
+    """Column names must be unique: of two with the same name, one would hide the other."""
     schema = ListSchema(items=[Categorical("item_id")], history=[Categorical("seen")])
     rows = [{"items": [{"item_id": 1}], "history": [{"seen": 2, "item_id": 3}]}]
     with pytest.raises(InputError, match="list 0 has the key 'item_id' in items and in history"):

@@ -99,7 +99,7 @@ def brand(text: str) -> int:
     return 2 + int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 4
 
 
-def test_what_is_learned(processor: ListProcessor) -> None:
+def test_fitting_learns_vocabularies_scales_and_sizes(processor: ListProcessor) -> None:
     # Items and history together: 50 three times, 70 three, 90 three, 11 once (too rare). Gender: each once is enough.
     assert processor.vocabularies["item_id"].values.tolist() == [50, 70, 90]
     assert processor.vocabularies["gender"].values == ["f", "m"]
@@ -120,13 +120,13 @@ def test_what_is_learned(processor: ListProcessor) -> None:
     }
     sizes = {feature.name: feature.size for feature in processor.schema.features("items", Categorical)}
     assert sizes == {"item_id": 5, "brand": None}
-    assert processor.schema.user[0].size == 10  # as asked for, although 4 would do
+    assert processor.schema.user[0].size == 10  # as asked for, although 4 would suffice
     assert processor.schema.history[0] == Categorical("seen", size=5, shares="item_id")
     assert SCHEMA.fitted is None
     assert processor.schema.fitted is not None
 
 
-def test_tensors_by_hand(processor: ListProcessor) -> None:
+def test_tensors_equal_those_worked_out_by_hand(processor: ListProcessor) -> None:
     expected = {
         "item_categorical": [
             [[2, brand("x")], [3, brand("y")], [1, 1]],
@@ -169,7 +169,7 @@ def test_tensors_by_hand(processor: ListProcessor) -> None:
     np.testing.assert_array_equal(arrays["item_dense"], encoded["item_dense"].numpy())
 
 
-def test_only_what_the_schema_has() -> None:
+def test_tensors_are_only_those_of_the_schema() -> None:
     schema = ListSchema(items=[Dense("price")], attraction="truth")
     fitted = ListProcessor.from_lists(pa.table({"price": [[1.0, 3.0]]}), schema=schema)
     encoded = fitted([{"price": [3.0, 1.0]}, {"price": [2.0]}], return_tensors="np")
@@ -181,13 +181,13 @@ def test_only_what_the_schema_has() -> None:
     }
     assert encoded["item_dense"].tolist() == [[[1.0], [-1.0]], [[0.0], [0.0]]]
     with_truth = [{"price": [3.0], "truth": [0.25]}]
-    assert "attraction" not in fitted(with_truth)  # a model takes all that a call gives
+    assert "attraction" not in fitted(with_truth)  # a model receives everything that a call returns
     assert fitted.encode(Lists.from_rows(with_truth, schema))[0].pad()["attraction"].tolist() == [[0.25]]
     with pytest.raises(InputError, match="no column 'click'"):
         fitted([{"price": [3.0]}], with_labels=True)
 
 
-def test_batches_do_not_matter(processor: ListProcessor) -> None:
+def test_encoding_does_not_depend_on_the_batch(processor: ListProcessor) -> None:
     whole = processor(ROWS)
     for number, one in enumerate(ROWS):
         alone = processor([one])
@@ -197,7 +197,7 @@ def test_batches_do_not_matter(processor: ListProcessor) -> None:
             torch.testing.assert_close(values[0, :length], whole[name][number, :length], rtol=0, atol=0)
 
 
-def test_statistics_over_batches_are_those_of_the_whole() -> None:
+def test_statistics_do_not_depend_on_the_batch_size() -> None:
     draw = np.random.default_rng(5)
     lengths = draw.integers(1, 6, 57)
     price = [draw.normal(1e4, 3.0, length).tolist() for length in lengths]
@@ -222,7 +222,7 @@ def test_statistics_over_batches_are_those_of_the_whole() -> None:
     assert len(fingerprints) == 1
 
 
-def test_a_column_without_values() -> None:
+def test_columns_without_learned_values_are_encoded() -> None:
     schema = ListSchema(items=[Categorical("rare"), Categorical("absent"), Dense("price", missing="indicator")])
     table = pa.table({"rare": [["a", "b"]], "absent": [[None, None]], "price": [[None, None]]})
     fitted = ListProcessor.from_lists(table, schema=schema)
@@ -245,7 +245,7 @@ LONG = [
 ]
 
 
-def test_cutting_keeps_the_first_places() -> None:
+def test_truncated_lists_keep_the_first_positions() -> None:
     schema = ListSchema(items=[Categorical("id", min_count=1)], position="place", list_id="list_id", max_list_length=2)
     fitted = ListProcessor.from_lists(pa.Table.from_pylist(LONG), schema=schema)
     ragged, report = fitted.encode(Lists.from_rows(LONG, fitted.schema), truncate=True)
@@ -259,7 +259,7 @@ def test_cutting_keeps_the_first_places() -> None:
     assert fitted(LONG, truncate=True)["mask"].tolist() == [[True, True], [True, False]]
 
 
-def test_cut_histories_keep_the_newest(processor: ListProcessor) -> None:
+def test_truncated_histories_keep_the_newest_items(processor: ListProcessor) -> None:
     """Newest first: of 70, 90, 50, 11, 90 and 50, 70, 90, 70 the first three stay, of a shorter one all."""
     histories = [[70, 90, 50, 11, 90], [90, 70], [50, 70, 90, 70]]
     rows = [{**ROWS[1], "seen": seen, "minutes": [float(i) for i in range(len(seen))]} for seen in histories]
@@ -271,8 +271,8 @@ def test_cut_histories_keep_the_newest(processor: ListProcessor) -> None:
     assert (report.cut_histories, report.cut_history_items, report.cut_lists) == (2, 2 + 1, 0)
 
 
-def test_a_batch_of_empty_histories(processor: ListProcessor) -> None:
-    """One place that is no item, so that models never meet an axis of no length."""
+def test_batch_of_empty_histories_has_one_padding_entry(processor: ListProcessor) -> None:
+    """So that models never receive an axis of length 0."""
     rows = [{**ROWS[1], "seen": [], "minutes": []}] * 2
     for encoded in (processor(rows), processor(pa.Table.from_pylist(rows))):
         assert encoded["history_mask"].tolist() == [[False], [False]]
@@ -280,7 +280,7 @@ def test_a_batch_of_empty_histories(processor: ListProcessor) -> None:
         assert encoded["history_dense"].tolist() == [[[0.0]], [[0.0]]]
 
 
-def test_reports_count_and_add(processor: ListProcessor) -> None:
+def test_reports_count_values_and_add_up(processor: ListProcessor) -> None:
     columns = ("item_id", "brand", "price", "score", "raw", "text", "gender", "age", "seen", "minutes")
     _, whole = processor.encode(Lists.from_rows(ROWS, processor.schema))
     assert whole == EncodingReport(
@@ -305,7 +305,7 @@ def test_reports_count_and_add(processor: ListProcessor) -> None:
     assert EncodingReport(values={"x": 0}, unknown={"x": 0}).unknown_share() == {"x": 0.0}
 
 
-def test_other_types_than_in_training(processor: ListProcessor) -> None:
+def test_other_types_or_columns_than_in_training_are_refused(processor: ListProcessor) -> None:
     with pytest.raises(InputError, match="'item_id' holds text, but the processor was fitted on integers"):
         processor([{**ROWS[1], "item_id": ["90"]}])
     with pytest.raises(InputError, match=r"no column 'brand'; .*did you mean 'brands'"):
@@ -313,7 +313,7 @@ def test_other_types_than_in_training(processor: ListProcessor) -> None:
 
 
 @pytest.mark.parametrize("lists", [TRAINING.slice(0, 0), Dataset(TRAINING.slice(0, 0))])
-def test_nothing_to_learn_from(lists: object) -> None:
+def test_fitting_without_lists_is_refused(lists: object) -> None:
     with pytest.raises(InputError, match="no lists to learn from"):
         ListProcessor.from_lists(lists, schema=SCHEMA)
 
@@ -336,7 +336,7 @@ def assert_same(loaded: ListProcessor, processor: ListProcessor) -> None:
         assert before[name].numpy().tobytes() == after[name].numpy().tobytes()
 
 
-def test_saved_and_loaded(processor: ListProcessor, saved: Path, tmp_path: Path) -> None:
+def test_loaded_processor_equals_the_saved_one(processor: ListProcessor, saved: Path, tmp_path: Path) -> None:
     loaded = ListProcessor.from_pretrained(saved)
     assert_same(loaded, processor)
     loaded.save_pretrained(tmp_path / "again")
@@ -344,7 +344,7 @@ def test_saved_and_loaded(processor: ListProcessor, saved: Path, tmp_path: Path)
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
 
-def test_loaded_by_transformers(processor: ListProcessor, saved: Path) -> None:
+def test_auto_feature_extractor_loads_the_processor(processor: ListProcessor, saved: Path) -> None:
     from transformers import AutoFeatureExtractor
 
     import hf_rerank.models  # noqa: F401
@@ -364,13 +364,13 @@ def test_files_are_json_and_safetensors(saved: Path) -> None:
     assert set(header) - {"__metadata__"} == {"integers/item_id", "text/gender", "text_lengths/gender"}
 
 
-def test_a_processor_without_tables(tmp_path: Path) -> None:
+def test_processor_without_vocabularies_is_saved_and_loaded(tmp_path: Path) -> None:
     schema = ListSchema(items=[Categorical("id", hash_size=10)])
     ListProcessor.from_lists(pa.table({"id": [[1]]}), schema=schema).save_pretrained(tmp_path)
     assert ListProcessor.from_pretrained(tmp_path).schema.items[0].hash_size == 10
 
 
-def test_texts_of_all_kinds_survive(tmp_path: Path) -> None:
+def test_unusual_text_values_survive_saving(tmp_path: Path) -> None:
     texts = ["", "a\x00b", "商品", "naïve", "nai\u0308ve", "🛒", " "]
     schema = ListSchema(items=[Categorical("t", min_count=1), Categorical("rare")])
     table = pa.table({"t": [texts], "rare": [[str(number) for number in range(7)]]})
@@ -380,7 +380,7 @@ def test_texts_of_all_kinds_survive(tmp_path: Path) -> None:
     assert loaded(table)["item_categorical"].tolist() == [expected]
 
 
-def test_nowhere_to_save_and_unknown_arguments(processor: ListProcessor, tmp_path: Path) -> None:
+def test_wrong_folders_and_unknown_arguments_are_refused(processor: ListProcessor, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file: expected a folder"):
         processor.save_pretrained(tmp_path / "file")
@@ -427,7 +427,7 @@ DAMAGE = {
     "no vocabularies": (lambda folder: (folder / TABLES).unlink(), r"has no vocabularies\.safetensors"),
     "cut config": (cut(CONFIG, 200), r"preprocessor_config\.json is not valid JSON.*save or download"),
     "empty config": (cut(CONFIG, 0), r"preprocessor_config\.json is not valid JSON.*save or download"),
-    "vocabularies without their end": (cut(TABLES, -1), r"vocabularies\.safetensors is damaged.*save or download"),
+    "vocabularies without the last byte": (cut(TABLES, -1), r"vocabularies\.safetensors is damaged.*save or download"),
     "cut vocabularies": (
         cut(TABLES, 150),
         r"header of .*vocabularies\.safetensors is damaged: it claims to have .*save or download",
@@ -446,17 +446,20 @@ DAMAGE = {
         config_with(scales={"price": {"mean": 1.0}}),
         "scale .* for 'price': expected mean and std",
     ),
-    "a scale less": (config_with(scales={}), "no scale for 'price' of the kind that its schema requires"),
+    "missing scale": (config_with(scales={}), "no scale for 'price' of the kind that its schema requires"),
     "another scale": (edited(CONFIG, b'"mean": 30.0', b'"mean": 31.0'), "not those that the schema was saved with"),
     "another vocabulary": (tables_with(integers__item_id=np.array([50, 70, 91])), "not those that the schema"),
-    "a vocabulary less": (tables_with(integers__item_id=...), "no vocabulary for 'item_id'"),
+    "missing vocabulary": (tables_with(integers__item_id=...), "no vocabulary for 'item_id'"),
     "half a vocabulary": (tables_with(text_lengths__gender=...), "no vocabulary for 'gender'"),
     "vocabulary of floats": (tables_with(integers__item_id=np.array([50.0, 70.0])), r"float64 \[2\].*expected int64"),
     "vocabulary of two axes": (
         tables_with(integers__item_id=np.array([[50], [70]])),
         r"int64 \[2, 1\].*expected int64",
     ),
-    "no text": (tables_with(text__gender=np.array([255, 254], dtype=np.uint8)), "damaged vocabulary of 'gender'"),
+    "text that is not UTF-8": (
+        tables_with(text__gender=np.array([255, 254], dtype=np.uint8)),
+        "damaged vocabulary of 'gender'",
+    ),
     "other text": (tables_with(text__gender=np.frombuffer(b"fx", dtype=np.uint8)), "not those that the schema"),
 }
 
@@ -469,8 +472,8 @@ def test_damaged_files_are_refused(saved: Path, damage, message: str) -> None:
 
 
 @pytest.mark.slow
-def test_no_bit_of_the_vocabularies_changes_unseen(processor: ListProcessor, saved: Path) -> None:
-    """A flipped bit is refused, or of no effect (a blank at the end of the header)."""
+def test_flipped_bits_of_the_vocabularies_are_detected(processor: ListProcessor, saved: Path) -> None:
+    """A flipped bit is refused, or has no effect (in a blank at the end of the header)."""
     content = (saved / TABLES).read_bytes()
     flips = range(0, 8 * len(content), 5)  # every place in a byte, most bytes twice
     refused = 0
@@ -489,7 +492,7 @@ def test_no_bit_of_the_vocabularies_changes_unseen(processor: ListProcessor, sav
 
 
 @pytest.mark.parametrize("name", [CONFIG, TABLES])
-def test_truncations_are_refused(saved: Path, name: str) -> None:
+def test_truncated_files_are_refused(saved: Path, name: str) -> None:
     content = (saved / name).read_bytes().rstrip(b"\n") if name == CONFIG else (saved / name).read_bytes()
     for length in range(0, len(content), 13):
         (saved / name).write_bytes(content[:length])
@@ -497,7 +500,7 @@ def test_truncations_are_refused(saved: Path, name: str) -> None:
             ListProcessor.from_pretrained(saved)
 
 
-def test_files_of_two_processors(saved: Path, tmp_path: Path) -> None:
+def test_mixed_files_of_two_processors_are_refused(saved: Path, tmp_path: Path) -> None:
     more = pa.Table.from_pylist([*ROWS, {**ROWS[0], "item_id": [11, 11, 12]}])
     ListProcessor.from_lists(more, schema=SCHEMA).save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / TABLES, saved / TABLES)

@@ -1,4 +1,4 @@
-"""Encoded lists before padding: any lists, in any order and from any parts, are what encoding them at once gives."""
+"""Encoded lists before padding: selected, reordered or joined, they equal the same lists encoded at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def assert_same(found: RaggedLists, expected: RaggedLists) -> None:
 
 
 @pytest.mark.parametrize("rows", [ROWS, EVEN], ids=["of any length", "equally long"])
-def test_taking_lists_is_encoding_them(rows: list[dict], collator: RerankCollator) -> None:
+def test_taken_lists_equal_the_same_lists_encoded(rows: list[dict], collator: RerankCollator) -> None:
     whole = collator.encode(rows)
     assert len(whole) == len(rows)
     for chosen in ([0], [3, 1, 1, 5], range(len(rows)), np.array([len(rows) - 1, 0])):
@@ -40,13 +40,13 @@ def test_taking_lists_is_encoding_them(rows: list[dict], collator: RerankCollato
 
 
 @pytest.mark.parametrize("rows", [ROWS, EVEN], ids=["of any length", "equally long"])
-def test_parts_make_the_whole(rows: list[dict], collator: RerankCollator) -> None:
+def test_concatenated_parts_equal_lists_encoded_together(rows: list[dict], collator: RerankCollator) -> None:
     parts = [collator.encode(rows[start : start + 4]) for start in range(0, len(rows), 4)]
     assert_same(concatenate(parts), collator.encode(rows))
     assert_same(concatenate(parts[:1]), parts[0])
 
 
-def test_lists_that_fill_up_a_batch_hold_nothing(collator: RerankCollator) -> None:
+def test_empty_lists_that_fill_a_batch_hold_only_padding(collator: RerankCollator) -> None:
     whole = collator.encode(ROWS[:3])
     filled = concatenate([whole, whole.make_empty(2)])
     assert len(filled) == 5
@@ -61,12 +61,12 @@ def test_lists_that_fill_up_a_batch_hold_nothing(collator: RerankCollator) -> No
         else:
             assert (array[3:] == spec.fill).all(), name
     alone = whole.make_empty(2).pad()
-    assert alone["mask"].tolist() == [[False], [False]]  # an axis of no length is met by no model
+    assert alone["mask"].tolist() == [[False], [False]]  # models never receive an axis of length 0
     assert alone["item_categorical"].shape == (2, 1, 2)
 
 
-def test_an_array_of_a_batch_is_its_own(collator: RerankCollator) -> None:
-    """Writable, and no memory of the caller's lists, of arrow or of another batch: a training step may change it."""
+def test_batch_arrays_share_no_memory_with_the_input(collator: RerankCollator) -> None:
+    """They are writable, and not memory of the caller, of Arrow or of another batch: training may change them."""
     prices = np.array([1.0, 2.0, 3.0])
     table = pa.Table.from_pylist(EVEN)
     kept = table.to_pylist()
@@ -78,7 +78,7 @@ def test_an_array_of_a_batch_is_its_own(collator: RerankCollator) -> None:
     assert table.to_pylist() == kept
 
 
-def test_ids_of_another_length_make_another_tensor(collator: RerankCollator) -> None:
+def test_with_ids_accepts_ids_of_any_length(collator: RerankCollator) -> None:
     whole = collator.encode(ROWS[:3])
     ids = whole.with_ids(["", "ü", "abc"]).pad()["list_id"]
     assert ids.tolist() == [[0, 0, 0], [0xC3, 0xBC, 0], [97, 98, 99]]

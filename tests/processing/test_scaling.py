@@ -27,7 +27,7 @@ def test_a_value_becomes_the_normal_quantile_of_its_rank():
     np.testing.assert_allclose(rows[:, 0], expected / expected.std(), rtol=1e-6)
 
 
-def test_values_beyond_those_of_training_stay_at_the_ends_and_others_are_interpolated():
+def test_new_values_are_interpolated_and_limited_to_the_training_range():
     _, rows = encoded([[1.0, 2.0], [3.0, 1000.0]], [-5.0, 1.0, 1.5, 1e9, 1000.0])
     low, high = rows[1, 0], rows[4, 0]
     assert rows[0, 0] == low
@@ -36,7 +36,7 @@ def test_values_beyond_those_of_training_stay_at_the_ends_and_others_are_interpo
     assert rows[2, 0] == pytest.approx((quantiles[0] + quantiles[1]) / 2 / quantiles.std(), rel=1e-6)
 
 
-def test_a_constant_column_becomes_zero_and_so_does_one_without_values():
+def test_columns_that_are_constant_or_have_no_values_become_zero():
     _, rows = encoded([[7.0, 7.0]], [7.0, 9.0, -1.0])
     assert rows.tolist() == [[0.0], [0.0], [0.0]]
     _, rows = encoded([[None, None]], [7.0])
@@ -49,7 +49,7 @@ def test_a_missing_value_becomes_the_mean_and_is_indicated():
     assert rows[1, 1] == 0.0
 
 
-def test_what_is_learned_does_not_depend_on_how_many_lists_are_read_at_a_time(monkeypatch):
+def test_learned_scale_does_not_depend_on_the_batch_size(monkeypatch):
     monkeypatch.setattr("hf_rerank.processing.scaling.SAMPLE", 100)
     values = np.random.default_rng(0).pareto(1.0, 1000)
     whole, parts = QuantileSample(), QuantileSample()

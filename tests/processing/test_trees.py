@@ -10,7 +10,7 @@ from hf_rerank.processing.trees import TreeEnsemble
 lightgbm = pytest.importorskip("lightgbm")
 
 
-def by_hand():
+def small_ensemble():
     """x0 <= 1 ? (x1 in {2, 3} ? 10 : 20) : 30, missing x0 to the right; and a tree that is one leaf of 0.5."""
     return TreeEnsemble(
         roots=np.array([0, -4], dtype=np.int32),
@@ -28,13 +28,13 @@ def by_hand():
 
 def test_items_follow_the_splits():
     values = np.array([[1.0, 2.0], [1.0, 3.0], [0.0, 1.0], [0.0, 7.0], [0.0, -1.0], [1.1, 2.0], [np.nan, 2.0]])
-    assert by_hand().scores(values).tolist() == [10.5, 10.5, 20.5, 20.5, 20.5, 30.5, 30.5]
-    assert by_hand().scores(np.zeros((0, 2))).tolist() == []
+    assert small_ensemble().scores(values).tolist() == [10.5, 10.5, 20.5, 20.5, 20.5, 30.5, 30.5]
+    assert small_ensemble().scores(np.zeros((0, 2))).tolist() == []
 
 
 @pytest.mark.parametrize(("use_missing", "zero_as_missing"), [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("objective", ["lambdarank", "binary"])
-def test_scores_are_those_of_lightgbm(use_missing, zero_as_missing, objective):
+def test_scores_equal_those_of_lightgbm(use_missing, zero_as_missing, objective):
     draw = np.random.default_rng(0)
     values = draw.normal(size=(2000, 6))
     values[:, 1] = np.round(values[:, 1] * 2) / 2
@@ -56,16 +56,16 @@ def test_scores_are_those_of_lightgbm(use_missing, zero_as_missing, objective):
         np.testing.assert_allclose(ensemble.scores(rows), booster.predict(rows, raw_score=True), rtol=0, atol=1e-6)
 
 
-def test_more_items_than_are_followed_at_once_get_the_same_scores(monkeypatch):
+def test_scores_do_not_depend_on_how_many_items_are_processed_at_once(monkeypatch):
     values = np.random.default_rng(0).normal(size=(50, 2))
-    whole = by_hand().scores(values)
+    whole = small_ensemble().scores(values)
     monkeypatch.setattr("hf_rerank.processing.trees._PAIRS", 8)
-    assert by_hand().scores(values).tolist() == whole.tolist()
+    assert small_ensemble().scores(values).tolist() == whole.tolist()
 
 
-def test_trees_of_other_columns_are_refused():
+def test_trees_that_read_more_columns_than_the_lists_have_are_refused():
     with pytest.raises(InputError, match="read 2 columns, but the lists have 1"):
-        by_hand().scores(np.zeros((3, 1)))
+        small_ensemble().scores(np.zeros((3, 1)))
 
 
 def test_averaged_trees_are_refused():

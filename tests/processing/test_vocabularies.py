@@ -43,11 +43,11 @@ def counted(*batches: list) -> ValueCounts:
     return counts
 
 
-def test_rows_before_the_values() -> None:
+def test_padding_and_unknown_come_before_the_values() -> None:
     assert (PADDING, UNKNOWN, FIRST_VALUE) == (0, 1, 2)
 
 
-def test_splitmix64_published_values() -> None:
+def test_splitmix64_gives_the_published_values() -> None:
     assert splitmix64(np.array([0])).tolist() == [0xE220A8397B1DCDAF]
     # The reference generator from seed 1234567. Its k-th output is the first output from the seed plus k - 1 gammas.
     sequence = [6457827717110365317, 3203168211198807973, 9817491932198370423]
@@ -55,7 +55,7 @@ def test_splitmix64_published_values() -> None:
     assert splitmix64(states).tolist() == sequence
 
 
-def test_splitmix64_of_any_integer() -> None:
+def test_splitmix64_equals_plain_python_for_any_integer() -> None:
     draw = random.Random(7)
     states = [-1, 1, -(2**63), 2**63 - 1, *(draw.randrange(-(2**63), 2**63) for _ in range(500))]
     hashed = splitmix64(np.array(states))
@@ -66,7 +66,7 @@ def test_splitmix64_of_any_integer() -> None:
 @pytest.mark.parametrize(
     ("text", "digest"), [("", "e4a6a0577479b2b4"), ("abc", "d8bb14d833d59559"), ("naïve 商品", "c3cb0ed70eb0d9cb")]
 )
-def test_blake2b_64(text: str, digest: str) -> None:
+def test_blake2b_64_equals_b2sum(text: str, digest: str) -> None:
     """Digests as ``b2sum -l 64`` of the GNU core utilities prints them."""
     assert blake2b_64(text) == int(digest, 16)
     assert blake2b_64(text) == int(hashlib.blake2b(text.encode("utf-8"), digest_size=8).hexdigest(), 16)
@@ -109,7 +109,7 @@ def test_table_vocabulary(values, column: list) -> None:
     assert vocabulary.look_up(pa.array(column).slice(0, 0), "x").tolist() == []
 
 
-def test_both_ways_to_look_up_agree() -> None:
+def test_direct_and_sorted_lookup_agree() -> None:
     """One far value turns the direct table into a sorted one; nothing else may change."""
     draw = np.random.default_rng(3)
     values = draw.permutation(5000)[:1000].astype(np.int64)
@@ -124,7 +124,7 @@ def test_both_ways_to_look_up_agree() -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.int32(), pa.uint64()])
-def test_narrow_and_unsigned_integers(kind: pa.DataType) -> None:
+def test_narrow_and_unsigned_integers_are_looked_up(kind: pa.DataType) -> None:
     assert TableVocabulary(np.array([3, 7])).look_up(pa.array([7, None, 5, 3], type=kind), "x").tolist() == [
         3,
         1,
@@ -133,7 +133,7 @@ def test_narrow_and_unsigned_integers(kind: pa.DataType) -> None:
     ]
 
 
-def test_an_empty_vocabulary_knows_nothing() -> None:
+def test_empty_vocabulary_maps_everything_to_unknown() -> None:
     for empty in (TableVocabulary([]), TableVocabulary(np.zeros(0, dtype=np.int64))):
         for column in (pa.array([1, None]), pa.array(["a", None]), pa.nulls(2)):
             assert empty.look_up(column, "x").tolist() == [1, 1]
@@ -146,12 +146,12 @@ def test_an_empty_vocabulary_knows_nothing() -> None:
         (["1", "2"], [1], "column 'brand' holds integers, but the processor was fitted on text"),
     ],
 )
-def test_another_type_than_in_training(values, column: list, message: str) -> None:
+def test_another_type_than_in_training_is_refused(values, column: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
         TableVocabulary(values).look_up(pa.array(column), "brand")
 
 
-def test_counting_over_batches() -> None:
+def test_counts_add_up_over_batches() -> None:
     draw = random.Random(11)
     for values in ([-4, 0, 3, 9, 2**50, None], ["ü", "a", "商品", "", "z", None]):
         batches = [[draw.choice(values) for _ in range(draw.randrange(1, 30))] for _ in range(150)]
@@ -184,12 +184,12 @@ def test_min_count_and_size() -> None:
             assert counted_out == [rare, left_out]
 
 
-def test_only_nulls() -> None:
+def test_column_of_nulls_gives_an_empty_vocabulary() -> None:
     vocabulary, rare, left_out = counted([None, None]).make_vocabulary(min_count=1, size=None)
     assert (len(vocabulary), rare, left_out) == (0, 0, 0)
 
 
-def test_one_column_of_two_types() -> None:
+def test_column_of_two_types_is_refused() -> None:
     counts = counted([1, 2], [None])
     with pytest.raises(InputError, match="column 'brand' holds integers in some lists and text in others"):
         counts.add(pa.array(["a"]), "brand")

@@ -39,7 +39,7 @@ def everything(name: str) -> bool:
     return True
 
 
-def test_temporary_names_are_beside_the_target_and_never_the_same(tmp_path: Path) -> None:
+def test_temporary_names_are_unique_and_next_to_the_target(tmp_path: Path) -> None:
     names = [temporary_path(tmp_path / "lists.parquet") for _ in range(100)]
     assert len(set(names)) == 100
     assert {path.parent for path in names} == {tmp_path}
@@ -59,7 +59,7 @@ def test_a_file_is_replaced_at_the_end_or_not_at_all(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
-def test_a_folder_replaces_nothing_but_an_empty_one(tmp_path: Path) -> None:
+def test_folder_replaces_only_an_empty_folder(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     for content in ("first", "second"):
@@ -85,7 +85,7 @@ def test_bytes_are_synced_before_the_rename_and_names_after_it(
 
 
 @posix
-def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     script = (
         "import sys, time; from hf_rerank.storage import temporary_path\n"
         "for name in ('a', 'b'): temporary_path(sys.argv[1] + '/' + name).write_text('half')\n"
@@ -111,7 +111,7 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     assert (tmp_path / "a").read_text() == "new"
 
 
-def test_a_full_disk_names_path_and_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_error_names_path_and_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -121,7 +121,7 @@ def test_a_full_disk_names_path_and_space(tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(CannotWrite, match=r"file could not be written: .* MB are free there .*No space left"):
             write_file(tmp_path / "file", "new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
-    # A named failure is not named again.
+    # A failure that already has such a message is passed on unchanged.
     with pytest.raises(CannotWrite, match=r"^inner$"), name_failures(tmp_path):
         raise CannotWrite("inner")
 
@@ -185,8 +185,8 @@ def test_writers_of_one_file_never_mix_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @posix
-def test_two_saves_into_one_folder_leave_one_of_them(tmp_path: Path) -> None:
-    """Also where one of them fails: the folder is never lost."""
+def test_simultaneous_saves_into_one_folder_leave_the_files_of_one(tmp_path: Path) -> None:
+    """Also if one of them fails: the folder is never lost."""
 
     def save(number: int) -> None:
         for _ in range(10):
@@ -213,7 +213,7 @@ def test_a_save_that_fails_leaves_no_new_folder(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_lock_excludes_others_and_ends_with_its_process(tmp_path: Path) -> None:
+def test_lock_excludes_other_processes_and_ends_with_its_own(tmp_path: Path) -> None:
     path = tmp_path / "x.lock"
     script = (
         "import sys, time; from hf_rerank.storage import hold_lock\n"
@@ -236,7 +236,7 @@ def test_a_lock_excludes_others_and_ends_with_its_process(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @posix
-def test_a_lock_is_held_by_one_at_a_time_although_its_file_is_removed(tmp_path: Path) -> None:
+def test_lock_has_one_holder_at_a_time_although_its_file_is_removed(tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
 

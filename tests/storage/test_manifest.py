@@ -1,4 +1,4 @@
-"""The manifest of a saved folder: what it holds, and what it refuses."""
+"""The manifest of a saved folder: its content, and the changes that it detects."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def everything(name: str) -> bool:
     return True
 
 
-def test_what_it_holds(folder: Path) -> None:
+def test_manifest_holds_size_and_digest_of_every_file(folder: Path) -> None:
     content = json.loads((folder / MANIFEST).read_text())
     files = {
         name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in FILES.items()
@@ -54,7 +54,7 @@ def test_what_it_holds(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_bit_and_every_length_of_every_file(folder: Path, name: str) -> None:
+def test_every_flipped_bit_and_truncation_of_a_file_is_refused(folder: Path, name: str) -> None:
     path, refused = folder / name, 0
     content = path.read_bytes()
     damaged = [content[:length] for length in range(len(content))] + [content + b"\0"]
@@ -71,15 +71,15 @@ def test_every_bit_and_every_length_of_every_file(folder: Path, name: str) -> No
     with pytest.raises(InputError, match=f"{path.name} is missing.*do this"):
         verify(folder, everything, "do this")
     assert refused == 9 * len(content) + 1
-    # Files that will not be read are not looked at.
+    # Files that will not be read are not checked.
     verify(folder, lambda other: other != name, "")
 
 
 @pytest.mark.slow
-def test_every_bit_and_every_length_of_the_manifest_itself(folder: Path) -> None:
+def test_flipped_bits_and_truncations_of_the_manifest_are_refused(folder: Path) -> None:
     path, expected, refused = folder / MANIFEST, read_manifest(folder), 0
     content = path.read_bytes()
-    damaged = [content[:length] for length in range(len(content) - 1)]  # the last character is a line's end
+    damaged = [content[:length] for length in range(len(content) - 1)]  # the last character is a line break
     for bit in range(8 * len(content)):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -97,14 +97,14 @@ def test_every_bit_and_every_length_of_the_manifest_itself(folder: Path) -> None
     assert refused > 0.98 * len(damaged)
 
 
-def test_a_file_that_was_not_saved_there(folder: Path) -> None:
+def test_file_that_was_not_saved_with_the_folder_is_refused(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").write_bytes(b"other weights")
     with pytest.raises(InputError, match=r"model-00002-of-00002\.safetensors is not one of the files that were saved"):
         verify(folder, lambda name: name.endswith(".safetensors"), "")
     verify(folder, lambda name: name.endswith(".json"), "")
 
 
-def test_a_newer_format(folder: Path) -> None:
+def test_newer_manifest_format_is_refused(folder: Path) -> None:
     content = {"format_version": 2, "files": {}}
     own = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     (folder / MANIFEST).write_text(json.dumps({**content, "sha256": own}))
@@ -118,7 +118,7 @@ def test_without_a_manifest_nothing_is_checked(folder: Path) -> None:
     assert verify(folder, everything, "") is None
 
 
-def test_replacing_takes_old_weights_away(tmp_path: Path) -> None:
+def test_saving_again_removes_old_weight_files(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     for names in (
         ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "x.json"],
@@ -134,7 +134,7 @@ def test_replacing_takes_old_weights_away(tmp_path: Path) -> None:
     assert manifest["files"].keys() == {"model.safetensors"}
 
 
-def test_an_interrupted_replacement_is_refused_not_read_half_new(
+def test_interrupted_save_is_refused_instead_of_mixing_old_and_new_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped before each rename in turn: the files that are there are all old, all new, or refused."""
@@ -169,7 +169,7 @@ def test_an_interrupted_replacement_is_refused_not_read_half_new(
         assert not list(folder.glob(".*"))
 
 
-def test_one_file_replaced(folder: Path) -> None:
+def test_replacing_a_file_changes_only_the_file_and_the_manifest(folder: Path) -> None:
     untouched = {name: (folder / name).read_bytes() for name in ("b.safetensors", "deep/c.pt", "README.md")}
     replace_file(folder, "a.json", lambda _: b"[1, 2]")
     after = (folder / MANIFEST).read_bytes()
@@ -186,10 +186,10 @@ def test_one_file_replaced(folder: Path) -> None:
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 @pytest.mark.parametrize("stop", range(1, 10))
-def test_stopped_while_one_file_is_replaced(
+def test_folder_stays_valid_when_killed_while_replacing_a_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch, call: str, stop: int
 ) -> None:
-    """Killed at each rename and each sync: the folder is whole, and another file may be put there afterwards."""
+    """Killed at each rename and each sync: the folder is valid, and the file can be replaced again afterwards."""
     real, done = getattr(os, call), 0
 
     class Killed(BaseException):
@@ -225,8 +225,8 @@ def test_stopped_while_one_file_is_replaced(
         assert manifest["files"]["a.json"] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def test_stopped_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the last rename, when the file is new already; and the next time before the second, when it still is."""
+def test_folder_stays_valid_after_two_interrupted_replacements(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First before the last rename, when the file is already new; then before the second, when it still is."""
     rename = os.replace
     for content, before in ((b"new", 3), (b"newer", 2)):
         done = 0
@@ -254,7 +254,7 @@ def test_a_damaged_file_is_not_replaced(folder: Path) -> None:
     assert (folder / MANIFEST).read_bytes() == before
 
 
-def test_a_full_disk_leaves_the_file_that_was_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -268,7 +268,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(folder: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("unexpected pos 64 vs 0")])
-def test_whatever_a_failed_write_raises_names_the_folder_and_the_need(tmp_path: Path, error: Exception) -> None:
+def test_failed_write_error_names_the_folder_and_the_space_needed(tmp_path: Path, error: Exception) -> None:
     with (
         pytest.raises(OSError, match=r"deep/folder could not be written: about 12\.5 MB are needed, .* MB are free"),
         name_failures(tmp_path / "deep" / "folder", 12_500_000),
@@ -295,7 +295,7 @@ def header(text: str) -> bytes:
         (b"\xff" * 20, r"header of .*w.safetensors is damaged: it claims to have 18,446,744"),
     ],
 )
-def test_headers_of_safetensors(tmp_path: Path, content: bytes, message: str) -> None:
+def test_invalid_safetensors_headers_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
         read_number_formats(tmp_path / "w.safetensors")

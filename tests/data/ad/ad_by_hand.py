@@ -1,4 +1,4 @@
-"""Ad lists by plain Python, written from the rule and not from the library: slow, and obvious. And raw files to it."""
+"""Ad lists made by plain Python from the rule, not from the library: slow but obvious. Also writes raw files."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ def chosen_windows(rows: list[dict], protocol: str) -> list[list[dict]]:
     return with_click[:1] if len(rows) >= 3 else []
 
 
-def prepared_by_hand(
+def expected_lists(
     raw: Path, *, protocol: str = "ours", max_list_length: int = 10, history_length: int = 50
 ) -> dict[str, dict]:
-    """List id -> the row that preparing should give, but for its split."""
+    """List id -> the row that preparing should give, except for its split."""
     ads = {row["adgroup_id"]: row for row in read_csv(raw / "ad_feature.csv")}
     profiles = {row["userid"]: row for row in read_csv(raw / "user_profile.csv")}
     behaviours = read_csv(raw / "behavior_log.csv") if (raw / "behavior_log.csv").exists() else None
@@ -131,7 +131,7 @@ def prepared_by_hand(
 
 
 def read_csv(path: Path) -> list[dict]:
-    """Rows of numbers where they are some, None where they are missing."""
+    """Rows as dictionaries: numbers, or None where a value is missing."""
     with path.open() as file:
         rows = [{name.strip(): value for name, value in row.items()} for row in csv.DictReader(file)]
     for row in rows:

@@ -1,4 +1,4 @@
-"""Ad: raw files -> lists. Expected lists are typed here, or made by the plain Python of ``ad_by_hand``."""
+"""Ad: raw files -> lists. Expected lists are written out here, or made by ``ad_by_hand``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from ad_by_hand import START, prepared_by_hand, random_raw, read_csv, windows_of, write_raw
+from ad_by_hand import START, expected_lists, random_raw, read_csv, windows_of, write_raw
 
 from hf_rerank.data.ad import ad_columns, ad_schema, prepare_ad
 from hf_rerank.data.ad.partition import _make_lookup
@@ -43,10 +43,10 @@ def without_split(lists: dict[str, dict]) -> dict[str, dict]:
     return {key: {k: v for k, v in row.items() if k not in ("split", "list_id")} for key, row in lists.items()}
 
 
-# ---------------------------------------------------------------------------------------------------- typed by hand
+# ----------------------------------------------------------------------------------------------- lists written out
 
 
-def test_a_tiny_log(tmp_path: Path) -> None:
+def test_lists_and_report_of_a_small_log(tmp_path: Path) -> None:
     """User 1: two windows, with 300 and 301 seconds; user 3 has no click; user 5 has one impression with a click."""
     raw = write_raw(
         tmp_path / "raw",
@@ -99,7 +99,7 @@ def test_a_tiny_log(tmp_path: Path) -> None:
             "history_cate": [51, 50, 52, 54],
             "history_brand": [None, 60, 62, 64],
             "history_minutes_ago": [1, 1, 2, 30_000],  # 100 s, 101 s, 162 s, 33,333 minutes
-            "split": "test",  # of user 1, see test_md5_split_by_hand of PRM Public
+            "split": "test",  # of user 1, see test_splits_match_precomputed_md5_values of PRM Public
         },
         f"1-{START}": {
             "list_id": f"1-{START}",
@@ -165,7 +165,7 @@ def test_a_tiny_log(tmp_path: Path) -> None:
     assert not (tmp_path / "lists.partial").exists()
 
 
-def test_the_public_protocol_by_hand(tmp_path: Path) -> None:
+def test_public_protocol_on_a_small_log(tmp_path: Path) -> None:
     """User 1: the most recent window has no click; user 2 has two impressions; user 3 no click; user 4 a window of one
     item."""
     raw = write_raw(
@@ -196,8 +196,8 @@ def test_the_public_protocol_by_hand(tmp_path: Path) -> None:
     assert "`behavior_log.csv` was missing" in (tmp_path / "lists" / "README.md").read_text()
 
 
-def test_long_windows_are_cut_to_the_earliest(tmp_path: Path) -> None:
-    """32 impressions of one second each: the last two are gone, whatever max_list_length is; clicks on 5 and 31."""
+def test_long_windows_keep_their_earliest_impressions(tmp_path: Path) -> None:
+    """32 impressions of one second each: the last two are gone, whatever max_list_length is; clicks at 5 and 31."""
     shown = [(1, at, 100 + at, int(at in (5, 31))) for at in range(32)]
     raw = write_raw(tmp_path / "raw", [*shown, (2, 0, 1, 0), (2, 1, 2, 0), (2, 2, 3, 0), (2, 3, 4, 1)])
     for length, kept, lost in ((30, 30, 0), (4, 4, 1), (3, 3, 2)):
@@ -208,17 +208,17 @@ def test_long_windows_are_cut_to_the_earliest(tmp_path: Path) -> None:
         assert report.without_click == lost
 
 
-# ------------------------------------------------------------------------------------------- beside plain Python
+# ------------------------------------------------------------------------------------------ against plain Python
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["ours", "public"])
 @pytest.mark.parametrize("seed", range(10))
-def test_random_logs_are_as_by_hand(tmp_path: Path, seed: int, protocol: str) -> None:
+def test_random_logs_give_the_lists_of_plain_python(tmp_path: Path, seed: int, protocol: str) -> None:
     raw = random_raw(tmp_path / "raw", seed)
     options = {"protocol": protocol, "max_list_length": (10, 30, 3)[seed % 3], "history_length": (50, 4)[seed % 2]}
     lists, report = prepared(raw, tmp_path / "lists", **options, **(SMALL if seed % 4 else {}))
-    assert without_split(lists) == prepared_by_hand(raw, **options)
+    assert without_split(lists) == expected_lists(raw, **options)
     of_user: dict[int, list[dict]] = {}
     for row in read_csv(raw / "raw_sample.csv"):
         of_user.setdefault(row["user"], []).append(row)
@@ -229,8 +229,8 @@ def test_random_logs_are_as_by_hand(tmp_path: Path, seed: int, protocol: str) ->
     assert report.counts["behaviours"] == len(read_csv(raw / "behavior_log.csv"))
 
 
-def test_the_random_logs_hold_what_they_should(tmp_path: Path) -> None:
-    """So that the test above means something: long windows, lost clicks, equal times across windows, all kinds."""
+def test_random_logs_cover_all_special_cases(tmp_path: Path) -> None:
+    """Otherwise the test above would prove little: long windows, lost clicks, equal times, missing values."""
     seen: Counter[str] = Counter()
     for seed in range(10):
         raw = random_raw(tmp_path / f"{seed}", seed)
@@ -248,7 +248,7 @@ def test_the_random_logs_hold_what_they_should(tmp_path: Path) -> None:
                 seen["only clicks after the 10th"] += any(row["clk"] for row in window) and not any(
                     row["clk"] for row in window[:10]
                 )
-        for row in prepared_by_hand(raw).values():
+        for row in expected_lists(raw).values():
             seen["no profile"] += row["cms_segid"] is None
             seen["unknown ad"] += None in row["cate_id"]
             seen["empty history"] += not row["history_cate"]
@@ -260,7 +260,7 @@ def test_the_random_logs_hold_what_they_should(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sizes_do_not_change_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_bucket_and_run_sizes_do_not_change_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 3)
     whole, _ = prepared(raw, tmp_path / "whole")
     monkeypatch.setattr("hf_rerank.data.ad.partition.TABLE_IDS", 3)
@@ -269,7 +269,7 @@ def test_sizes_do_not_change_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("protocol", ["ours", "public"])
-def test_a_log_without_a_list(tmp_path: Path, protocol: str) -> None:
+def test_log_without_lists_gives_empty_splits(tmp_path: Path, protocol: str) -> None:
     raw = write_raw(tmp_path / "raw", [(1, 0, 11, 0), (1, 1, 11, 0), (2, 0, 11, 0)], behaviours=[(1, 0, "pv", 1, 1)])
     for number, sizes in enumerate(({}, {"bucket_bytes": 100})):
         lists, report = prepared(raw, tmp_path / f"lists{number}", protocol=protocol, **sizes)
@@ -280,7 +280,9 @@ def test_a_log_without_a_list(tmp_path: Path, protocol: str) -> None:
 
 
 @pytest.mark.parametrize("table_ids", [2**26, 0])
-def test_times_of_users_are_looked_up(table_ids: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lookup_gives_the_time_of_a_user_and_0_for_unknown_users(
+    table_ids: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hf_rerank.data.ad.partition.TABLE_IDS", table_ids)
     users, times = np.array([2, 5, 6], dtype=np.uint32), np.array([20, 50, 60], dtype=np.uint32)
     wanted = np.array([6, 0, 7, 5, 2, 3, 2**32 - 1, 2], dtype=np.uint32)
@@ -303,7 +305,7 @@ def test_buckets_keep_the_order_of_rows(tmp_path: Path) -> None:
             assert bucket.filter(bucket["user"] == user)["adgroup_id"].to_list() == list(range(300))
 
 
-def test_ids_in_strides_fill_all_buckets() -> None:
+def test_strided_ids_are_spread_over_all_buckets() -> None:
     for stride in (1, 2, 64, 1_000, 4_096):
         sizes = np.bincount(
             assign_buckets(np.arange(1, 50_001, dtype=np.uint32) * np.uint32(stride), 64), minlength=64
@@ -315,7 +317,7 @@ def test_ids_in_strides_fill_all_buckets() -> None:
 # ------------------------------------------------------------------------------------------------ schema and folder
 
 
-def test_the_folder_is_one_of_prepared_lists(tmp_path: Path) -> None:
+def test_prepared_folder_has_the_columns_and_schema_of_ad(tmp_path: Path) -> None:
     prepare_ad(random_raw(tmp_path / "raw", 5), tmp_path / "lists", progress=False, history_length=7)
     folder = read_prepared(tmp_path / "lists")
     assert folder.columns.equals(ad_columns(history=True))
@@ -328,7 +330,7 @@ def test_the_folder_is_one_of_prepared_lists(tmp_path: Path) -> None:
     assert len(features) == 5 + 1 + 8 + 4
 
 
-def test_history_may_be_left_out(tmp_path: Path) -> None:
+def test_history_length_0_ignores_the_behavior_log(tmp_path: Path) -> None:
     raw = random_raw(tmp_path / "raw", 5)
     (raw / "behavior_log.csv").write_text("not looked at")
     lists, report = prepared(raw, tmp_path / "lists", history_length=0)
@@ -346,7 +348,7 @@ def test_history_may_be_left_out(tmp_path: Path) -> None:
         ({"bucket_bytes": 0}, "bucket_bytes .*: expected at least 1"),
     ],
 )
-def test_wrong_options(options: dict, message: str, tmp_path: Path) -> None:
+def test_invalid_options_are_refused(options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         prepare_ad(random_raw(tmp_path / "raw", 1), tmp_path / "lists", **options)
     assert not list(tmp_path.glob("*lists*"))

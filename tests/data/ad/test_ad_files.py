@@ -1,4 +1,4 @@
-"""Ad: wrong raw files, the truth of simulated lists, and preparing that is stopped."""
+"""Ad: wrong raw files, the truth of simulated lists, and interrupted preparing."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def raw(tmp_path: Path) -> Path:
     return write_raw(tmp_path / "raw", SHOWN, behaviours=BEHAVIOURS)
 
 
-def refusal(raw: Path, **options: object) -> str:
-    """The message of preparing, which leaves nothing."""
+def refusal_message(raw: Path, **options: object) -> str:
+    """The one-line message with which preparing fails; it leaves no files."""
     with pytest.raises(InputError) as refused:
         prepare_ad(raw, raw.parent / "lists", **{"progress": False, **options})
     assert not list(raw.parent.glob("*lists*"))
@@ -42,7 +42,7 @@ def refusal(raw: Path, **options: object) -> str:
 
 
 def replace_line(path: Path, number: int, line: bytes) -> None:
-    """Replaces a line, which counts from 1."""
+    """Replaces a line, counted from 1."""
     lines = path.read_bytes().split(b"\n")
     lines[number - 1] = line
     path.write_bytes(b"\n".join(lines))
@@ -54,7 +54,7 @@ def replace_line(path: Path, number: int, line: bytes) -> None:
 @pytest.mark.parametrize("name", ["raw_sample.csv", "ad_feature.csv", "user_profile.csv"])
 def test_a_missing_file_is_named(raw: Path, name: str) -> None:
     (raw / name).unlink()
-    message = refusal(raw)
+    message = refusal_message(raw)
     assert message.startswith(f"no {name} in {raw} (it holds ")
     assert "Tianchi" in message
     with pytest.raises(InputError, match="there is no such folder"):
@@ -75,9 +75,9 @@ def test_a_missing_file_is_named(raw: Path, name: str) -> None:
         ("behavior_log.csv", b"user,time_stamp,btag,cate,brand,x", "{} has 6 columns, and 'x' is one too many"),
     ],
 )
-def test_a_wrong_header_names_the_column(raw: Path, name: str, header: bytes, message: str) -> None:
+def test_wrong_header_error_names_the_column(raw: Path, name: str, header: bytes, message: str) -> None:
     replace_line(raw / name, 1, header)
-    assert message.format(raw / name) in refusal(raw)
+    assert message.format(raw / name) in refusal_message(raw)
 
 
 @pytest.mark.parametrize(
@@ -138,49 +138,51 @@ def test_a_wrong_header_names_the_column(raw: Path, name: str, header: bytes, me
         ("user_profile.csv", 2, b"1,1,1,1,1,,9999999999,1,", "line 2, shopping_level: got '9999999999', expected"),
     ],
 )
-def test_a_wrong_line_is_named(raw: Path, name: str, line: int, text: bytes, message: str) -> None:
+def test_error_names_file_and_line_of_malformed_input(
+    raw: Path, name: str, line: int, text: bytes, message: str
+) -> None:
     replace_line(raw / name, line, text)
-    found = refusal(raw)
+    found = refusal_message(raw)
     assert found.startswith(f"{raw / name}, line {line}")
     assert message in found
     assert "; fix the line and rerun, or leave such lines out with --on-error skip" in found
 
 
 @pytest.mark.slow
-def test_lines_are_counted_over_blocks(raw: Path) -> None:
+def test_line_numbers_count_across_blocks(raw: Path) -> None:
     raw = write_raw(raw, [(1, at, 11, 0) for at in range(500)])
     for wrong in (b"1,x,11,p,1,0", b"1,7,11,p,1,0", b"1,1494000001,11,p,1,1", b"1"):
         replace_line(raw / "raw_sample.csv", 333, wrong)
         for size in (40, 1_000, 2**20):
-            assert "raw_sample.csv, line 333" in refusal(raw, block_bytes=size)
+            assert "raw_sample.csv, line 333" in refusal_message(raw, block_bytes=size)
 
 
 @pytest.mark.parametrize(("name", "key"), [("ad_feature.csv", "adgroup_id"), ("user_profile.csv", "userid")])
-def test_a_key_that_is_there_twice_is_named(raw: Path, name: str, key: str) -> None:
+def test_duplicate_key_error_names_both_lines(raw: Path, name: str, key: str) -> None:
     with (raw / name).open("a") as file:
         row = (raw / name).read_text().splitlines()[1]
         file.write(f"7,{row.partition(',')[2]}\n{row}\n")
     value = row.partition(",")[0]
-    assert f"{raw / name}, line 4: {key} {value} is already in line 2; expected one line each" in refusal(raw)
+    assert f"{raw / name}, line 4: {key} {value} is already in line 2; expected one line each" in refusal_message(raw)
 
 
 @pytest.mark.parametrize("name", ["raw_sample.csv", "ad_feature.csv", "user_profile.csv", "behavior_log.csv"])
-def test_an_empty_or_cut_file_is_named(raw: Path, name: str) -> None:
+def test_empty_or_truncated_file_is_refused(raw: Path, name: str) -> None:
     text = (raw / name).read_bytes()
     (raw / name).write_bytes(text[:-1])
-    assert f"{raw / name} ends in the middle of a line, as if it was cut off: fetch it again" in refusal(raw)
+    assert f"{raw / name} ends in the middle of a line, as if it was cut off: fetch it again" in refusal_message(raw)
     (raw / name).write_bytes(text[: text.index(b"\n") + 1])
-    assert f"{raw / name} has a header and no rows: fetch it again" in refusal(raw)
+    assert f"{raw / name} has a header and no rows: fetch it again" in refusal_message(raw)
     (raw / name).write_bytes(b"")
-    assert f"{raw / name} is empty: expected the header" in refusal(raw)
+    assert f"{raw / name} is empty: expected the header" in refusal_message(raw)
 
 
-def test_a_line_without_end_takes_no_memory(raw: Path) -> None:
+def test_line_longer_than_a_block_is_refused(raw: Path) -> None:
     replace_line(raw / "raw_sample.csv", 3, b"1" * 5_000)
-    assert f"line 3 of {raw / 'raw_sample.csv'} is longer than 1,000 bytes" in refusal(raw, block_bytes=1_000)
+    assert f"line 3 of {raw / 'raw_sample.csv'} is longer than 1,000 bytes" in refusal_message(raw, block_bytes=1_000)
 
 
-def test_other_line_ends_and_a_mark_at_the_beginning(raw: Path) -> None:
+def test_crlf_and_byte_order_mark_do_not_change_lists(raw: Path) -> None:
     prepare_ad(raw, raw.parent / "lists", progress=False)
     for path in raw.iterdir():
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
@@ -189,7 +191,7 @@ def test_other_line_ends_and_a_mark_at_the_beginning(raw: Path) -> None:
         assert pq.read_table(path).equals(pq.read_table(raw.parent / "same" / path.name))
 
 
-def test_a_file_that_changes_meanwhile(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_changed_while_being_read_is_refused(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_and_change(*args: object) -> object:
         with (raw / "behavior_log.csv").open("a") as file:
             file.write("1,1494000000,pv,1,1\n")
@@ -203,8 +205,8 @@ def test_a_file_that_changes_meanwhile(raw: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_damaged_lines_are_left_out_and_kept_apart(tmp_path: Path) -> None:
-    """The lists are those of files without these lines, whatever block they fall into."""
+def test_on_error_skip_leaves_out_damaged_lines_and_records_them(tmp_path: Path) -> None:
+    """The lists are those of files without these lines, whatever blocks the lines fall into."""
     raw = random_raw(tmp_path / "raw", 3)
     shutil.copytree(raw, tmp_path / "clean")
     damaged = {
@@ -218,7 +220,7 @@ def test_damaged_lines_are_left_out_and_kept_apart(tmp_path: Path) -> None:
         for number, line in lines.items():
             whole.insert(number - 1, line)
         (raw / name).write_bytes(b"\n".join(whole))
-    message = refusal(raw, **{**SMALL, "on_error": "raise"})
+    message = refusal_message(raw, **{**SMALL, "on_error": "raise"})
     assert "ad_feature.csv, line 3, price: got -5.0, expected" in message
 
     report = prepare_ad(raw, tmp_path / "skipped", **SMALL, on_error="skip")
@@ -243,7 +245,7 @@ def test_damaged_lines_are_left_out_and_kept_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_counts_rejects_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_counts_rejected_lines_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 3)
     with (raw / "ad_feature.csv").open("ab") as file:
         file.write(b"1,2\n")
@@ -257,8 +259,10 @@ def test_a_run_that_goes_on_counts_rejects_once(tmp_path: Path, monkeypatch: pyt
     assert len((tmp_path / "lists" / "rejects.jsonl").read_text().splitlines()) == 1
 
 
-def test_an_unknown_on_error(raw: Path) -> None:
-    assert refusal(raw, on_error="skp") == "unknown on_error 'skp': expected raise or skip; did you mean 'skip'?"
+def test_unknown_on_error_is_refused(raw: Path) -> None:
+    assert (
+        refusal_message(raw, on_error="skp") == "unknown on_error 'skp': expected raise or skip; did you mean 'skip'?"
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- truth
@@ -289,7 +293,7 @@ def simulated(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_truth_is_joined(simulated: Path) -> None:
+def test_truth_is_joined_to_simulated_lists(simulated: Path) -> None:
     write_truth(simulated, TRUTH)
     for number, sizes in enumerate(({}, {"bucket_bytes": 20, "run_bytes": 20})):
         output = simulated.parent / f"lists{number}"
@@ -306,8 +310,8 @@ def test_truth_is_joined(simulated: Path) -> None:
         assert "no line of the original dataset" in (output / "README.md").read_text()
 
 
-def test_lists_with_truth_are_cut_in_their_initial_order(simulated: Path) -> None:
-    """After the earliest 30: of 33 items the item with initial position p is shown at second 32 - p."""
+def test_simulated_lists_are_cut_by_initial_position(simulated: Path) -> None:
+    """Of the earliest 30 only: of 33 items, the one with initial position p is shown at second 32 - p."""
     write_raw(simulated, [(1, at, 100 + at, int(at == 2)) for at in range(33)])
     truth = {"attraction": [at / 64 for at in range(33)], "initial_position": list(range(32, -1, -1))}
     write_truth(simulated, [{"list_id": f"1-{START + 32}", **truth}])
@@ -350,23 +354,23 @@ def test_lists_with_truth_are_cut_in_their_initial_order(simulated: Path) -> Non
         ),
     ],
 )
-def test_truth_of_other_lists_is_refused(simulated: Path, change: object, message: str) -> None:
+def test_truth_that_does_not_match_the_lists_is_refused(simulated: Path, change: object, message: str) -> None:
     rows = [dict(row) for row in TRUTH]
     change(rows)
     write_truth(simulated, rows)
-    found = refusal(simulated)
+    found = refusal_message(simulated)
     assert message in found
     assert found.endswith("simulate them again")
 
 
-def test_positions_without_attraction(simulated: Path) -> None:
+def test_truth_may_have_positions_without_attraction(simulated: Path) -> None:
     write_truth(simulated, TRUTH, examination=False, attraction=False)
     prepare_ad(simulated, simulated.parent / "lists", progress=False)
     schema = read_prepared(simulated.parent / "lists").schema
     assert (schema.position, schema.attraction, schema.examination) == ("position", None, None)
 
 
-# ------------------------------------------------------------------------------------------------------------ stopped
+# -------------------------------------------------------------------------------------------------------- interrupted
 
 
 def interrupted(*_: object) -> None:
@@ -374,7 +378,7 @@ def interrupted(*_: object) -> None:
 
 
 def prepare_and_die(raw: Path, output: Path) -> None:
-    """Ends by SIGKILL when the ninth bucket becomes lists."""
+    """Kills itself by SIGKILL when the ninth bucket is turned into lists."""
     make, calls = ListMaker.make, []
 
     def make_or_die(*arguments: Any) -> Any:
@@ -388,8 +392,8 @@ def prepare_and_die(raw: Path, output: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on(tmp_path: Path) -> None:
-    """Killed while lists are made: the next run reads no log again, and ends with the same bytes."""
+def test_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    """Killed while lists are made: the next run does not read the logs again, and ends with the same bytes."""
     raw, options = random_raw(tmp_path / "raw", 12), {"shard_bytes": 1, "bucket_bytes": 500, "progress": False}
     whole = prepare_ad(raw, tmp_path / "whole", **options)
     output, partial = tmp_path / "lists", tmp_path / "lists.partial"
@@ -414,7 +418,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_stopped_while_logs_are_read_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_stopped_while_reading_logs_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 12)
     partial = tmp_path / "lists.partial"
     parts = partial / ".parts.00000000-1-00000000.tmp"
@@ -424,7 +428,7 @@ def test_a_run_stopped_while_logs_are_read_starts_again(tmp_path: Path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             prepare_ad(raw, tmp_path / "lists", **SMALL)
     assert not partial.exists()
-    parts.mkdir(parents=True)  # what a kill would leave, there
+    parts.mkdir(parents=True)  # what a kill at this point would leave
     (parts / "impressions-00000.arrow").write_bytes(b"half a file")
     prepare_ad(raw, tmp_path / "lists", **SMALL)
     assert digests(tmp_path / "lists") == digests(tmp_path / "whole")
@@ -432,7 +436,7 @@ def test_a_run_stopped_while_logs_are_read_starts_again(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_buckets_that_are_not_as_they_were_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_refuses_changed_inputs_and_damaged_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw, output = random_raw(tmp_path / "raw", 12), tmp_path / "lists"
     with monkeypatch.context() as patch:
         patch.setattr("hf_rerank.data.ad.lists.ListMaker.make", interrupted)
@@ -460,7 +464,7 @@ def test_buckets_that_are_not_as_they_were_are_refused(tmp_path: Path, monkeypat
         prepare_ad(raw, output, **SMALL)
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_error_names_file_and_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_raw(tmp_path / "raw", 12)
 
     def full(*args: object, **options: object) -> object:

@@ -1,4 +1,4 @@
-"""Ad as a user meets it: the command line, ``load_lists``, and lists that a processor reads."""
+"""Ad as a user works with it: the command line, ``load_lists``, and a processor that reads the lists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ad_by_hand import prepared_by_hand, random_raw, read_csv, write_raw
+from ad_by_hand import expected_lists, random_raw, read_csv, write_raw
 
 from hf_rerank import ListProcessor, cli, load_lists
 from hf_rerank.data import ad
@@ -32,11 +32,11 @@ def ids(lists: dict) -> set[str]:
 
 
 @pytest.mark.slow
-def test_the_command(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_ad_command(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["prepare", "ad", "--raw-dir", str(raw)]
     options = ["--protocol", "public", "--history-length", "2", "--max-list-length", "4"]
     assert cli.main([*command, "--output-dir", str(tmp_path / "a"), *options]) == 0
-    expected = prepared_by_hand(raw, protocol="public", history_length=2, max_list_length=4)
+    expected = expected_lists(raw, protocol="public", history_length=2, max_list_length=4)
     lists = load_lists(tmp_path / "a")
     assert ids(lists) == expected.keys()
     assert {row["list_id"]: row["history_cate"] for split in lists.values() for row in split} == {
@@ -65,7 +65,7 @@ def test_load_lists_prepares_once(
 ) -> None:
     first = load_lists("ad", data_dir=raw)
     assert "Preparing" in caplog.text
-    assert ids(first) == prepared_by_hand(raw).keys()
+    assert ids(first) == expected_lists(raw).keys()
     assert first.schema == ad.ad_schema(history=True)
     with monkeypatch.context() as patch:
         patch.setattr(ad, "prepare_ad", None)
@@ -73,7 +73,7 @@ def test_load_lists_prepares_once(
         assert isinstance(stream["train"], datasets.IterableDataset)
         assert [row["list_id"] for row in stream["train"]] == first["train"]["list_id"]
     public = load_lists("ad", data_dir=raw, protocol="public", max_list_length=3)
-    assert ids(public) == prepared_by_hand(raw, protocol="public").keys()
+    assert ids(public) == expected_lists(raw, protocol="public").keys()
     assert max(len(row["click"]) for split in public.values() for row in split) == 3
     (raw / "behavior_log.csv").unlink()
     assert load_lists("ad", data_dir=raw).schema.history == ()
@@ -81,7 +81,7 @@ def test_load_lists_prepares_once(
 
 def test_load_lists_of_a_prepared_folder(raw: Path, tmp_path: Path) -> None:
     ad.prepare_ad(raw, tmp_path / "lists", progress=False)
-    assert ids(load_lists("ad", data_dir=tmp_path / "lists")) == prepared_by_hand(raw).keys()
+    assert ids(load_lists("ad", data_dir=tmp_path / "lists")) == expected_lists(raw).keys()
     with pytest.raises(InputError, match="is already prepared"):
         load_lists("ad", data_dir=tmp_path / "lists", protocol="public")
     with pytest.raises(InputError, match=r"'ad' needs data_dir=.*raw_sample.csv.*simulate ad"):
@@ -90,8 +90,8 @@ def test_load_lists_of_a_prepared_folder(raw: Path, tmp_path: Path) -> None:
         load_lists("ad", data_dir=raw, n_lists=3)
 
 
-def test_a_processor_reads_the_lists(tmp_path: Path) -> None:
-    """Missing brands, prices and profiles, texts and an empty history; what the history shares with the items."""
+def test_processor_handles_missing_values_and_shared_tables(tmp_path: Path) -> None:
+    """Missing brands, prices and profiles, text, an empty history, and tables shared by history and items."""
     shown = [(user, at, ad_id, int(at == 1)) for user in (3, 4, 6, 8, 10) for at, ad_id in enumerate((11, 99, 12, 12))]
     behaviours = [(user, -60, "buy", 5, 7) for user in (3, 4, 6, 8)] + [(4, -3_600, "pv", 5, "NULL")]
     ads = [(11, 1, 2, 3, "NULL", "0"), (12, 5, 6, 7, 7, "100")]
@@ -117,22 +117,24 @@ def test_a_processor_reads_the_lists(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_simulated_lists_come_through_whole(tmp_path: Path) -> None:
-    """Each shown list is one window; those that are kept have the positions and attractions of their truth."""
+def test_preparing_simulated_lists_keeps_their_truth(tmp_path: Path) -> None:
+    """Each shown list is one window; prepared lists have the positions and attractions of their truth."""
     simulate_ad(tmp_path / "raw", 300, seed=2, behaviours=3_000)
     report = ad.prepare_ad(tmp_path / "raw", tmp_path / "lists", max_list_length=30, progress=False)
     assert report.read == 300
     table = pq.read_table(tmp_path / "raw" / "raw_sample.csv.truth.parquet")
     truth = {row["list_id"]: row for row in table.to_pylist()}
     lists = load_lists(tmp_path / "lists")
-    assert ids(lists) == prepared_by_hand(tmp_path / "raw").keys()
+    assert ids(lists) == expected_lists(tmp_path / "raw").keys()
     for row in (row for split in lists.values() for row in split):
         assert row["position"] == truth[row["list_id"]]["initial_position"]
         assert row["attraction"] == truth[row["list_id"]]["attraction"]
 
 
 @pytest.mark.slow
-def test_what_was_counted_stays_when_lists_are_sorted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_counts_are_kept_when_a_ranker_sorts_the_lists(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     simulate_ad(tmp_path / "raw", 300, seed=2, behaviours=300)
     command = ["prepare", "ad", "--raw-dir", str(tmp_path / "raw"), "--output-dir"]
     assert cli.main([*command, str(tmp_path / "plain")]) == 0

@@ -1,4 +1,4 @@
-"""Lists of a user's own files."""
+"""Fixtures for lists from a user's own files."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test finds what another has left in the cache of ``datasets``."""
+    """Gives each test an empty cache of ``datasets``."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))

@@ -1,4 +1,4 @@
-"""Own lists from a CSV to ranked lists, as a user types it."""
+"""A user's own lists on the command line, from a CSV to ranked lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_rerank.data.loading import load_lists
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 lists of four items, the cheapest of which is clicked; in every fifth list the next one."""
+    """300 lists of four items, of which the cheapest is clicked; in every fifth list the second cheapest."""
     folder = tmp_path_factory.mktemp("own")
     random = np.random.default_rng(0)
     lines = ["request,user,item_id,shop,price,country,click,rank,day"]
@@ -65,8 +65,8 @@ def test_from_csv_to_ranked_lists(folder: Path, capsys: pytest.CaptureFixture[st
     assert np.mean(clicked) > 0.9  # it has learned that the cheapest is clicked
 
 
-def test_by_time_and_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten lists per day, 300 in all: cuts behind 255 (which is within a day, so 260) and 270."""
+def test_split_by_time_with_a_json_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten lists per day, 300 in all: cuts after 255 (which is within a day, so 260) and 270."""
     assert run("schema", "infer", folder / "lists.csv", "--output", folder / "by_day.json") == 0
     capsys.readouterr()
     options = ["--schema", folder / "by_day.json", "--output-dir", folder / "by_day", "--json"]
@@ -83,7 +83,7 @@ def test_by_time_and_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert report["lists"] == {"ranker_train": 120, "train": 140, "validation": 10, "test": 30}
 
 
-def test_what_is_likely_wrong_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_likely_mistakes_in_the_lists_are_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"id": number, "item_id": [5, 5], "click": [0, 1]} for number in range(9)] + [
         {"id": 9, "item_id": [1], "click": [1]}
     ]
@@ -112,7 +112,9 @@ def test_what_is_likely_wrong_is_printed(folder: Path, capsys: pytest.CaptureFix
         (["prepare", "own", "--input", "{folder}/lists.csv", "--output-dir", "{folder}/no"], "--schema"),
     ],
 )
-def test_mistakes(folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_give_one_line_and_exit_code_2(
+    folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(*(argument.format(folder=folder) for argument in arguments)) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
@@ -121,7 +123,7 @@ def test_mistakes(folder: Path, arguments: list[str], message: str, capsys: pyte
 
 
 def test_news_impressions_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No header, and cells such as N1-1 N2-0: a recipe of three options, the same for both commands."""
+    """No header, and cells such as N1-1 N2-0: three options describe the format, the same for both commands."""
     lines = [
         f"{k}\tU{k // 2}\t11/15/2019 9:5{k % 6}:12 AM\tN1 N{k % 3}\tN{k % 3}-{k % 2} N7-{1 - k % 2}" for k in range(60)
     ]

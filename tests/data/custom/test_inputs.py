@@ -1,7 +1,7 @@
-"""What becomes of each kind of input: a table of format by type by defect, one row per case.
+"""How each kind of input is read: a table of formats, types and defects, one row per case.
 
-``prepare own`` reads each; the outcome is the same lists as those written out below, lists with the values that the
-case names, counts in the report, or a refusal whose one line says what must stand in it.
+``prepare own`` reads each; the outcome is the lists written out below, lists with the values that the case names,
+counts in the report, or a refusal with a one-line message that contains what the case names.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MILLION = 10**18
 
 
 def text(name: str, content: str | bytes) -> Callable[[Path], Any]:
-    """A file, packed as its name says."""
+    """A file, compressed as its name says."""
 
     def make(folder: Path) -> Path:
         data = content if isinstance(content, bytes) else content.encode()
@@ -158,7 +158,7 @@ def url(folder: Path) -> str:
 
 
 def dates_in_a_late_block(folder: Path) -> Path:
-    """Five megabytes of ids, all of which look like dates in the last block; and an id that is none, once."""
+    """Five megabytes of ids: in the last block all of them look like dates, in earlier blocks only some."""
     rows = [
         {
             "q": k,
@@ -174,7 +174,7 @@ def dates_in_a_late_block(folder: Path) -> Path:
 
 
 def changed(**values: Any) -> list[dict[str, Any]]:
-    """The lists with other values in a column: one entry per list."""
+    """The lists with other values in some columns: one entry per list."""
     return [{**row, **{name: column[number] for name, column in values.items()}} for number, row in enumerate(LISTS)]
 
 
@@ -196,10 +196,10 @@ class Case:
 
     Attributes:
         make: Writes it into a folder, and returns what ``prepare own`` is given.
-        lists: The lists that must come out. None: ``LISTS``.
-        error: What the message says of an input that is refused.
-        counts: What the report says, by the names of its fields or of its ``counts``.
-        options: Of ``prepare_own``.
+        lists: The expected lists. None: ``LISTS``.
+        error: The message, if the input is refused.
+        counts: Expected values of fields of the report, or of its ``counts``.
+        options: Options of ``prepare_own``.
     """
 
     make: Callable[[Path], Any]
@@ -247,7 +247,7 @@ CASES = {
             '2,b,"[12,10,13]","[3.0,null,0.5]","[1,0,0]"\n',
         )
     ),
-    "CSV, rows of a list apart": Case(
+    "CSV, rows of a list not adjacent": Case(
         text("lists.csv", "\n".join(CSV.splitlines()[k] for k in (0, 1, 3, 4, 2, 5)) + "\n")
     ),
     "JSON Lines": Case(text("lists.jsonl", lines(*LISTS))),
@@ -285,7 +285,7 @@ CASES = {
     "list of paths": Case(list_of_paths),
     "folders in folders": Case(folder_of_folders),
     "fsspec URL": Case(url),
-    # --------------------------------------------------------------------------------- untidy, and read all the same
+    # ------------------------------------------------------------------------------------------- untidy but readable
     "byte order mark, CSV": Case(text("lists.csv", b"\xef\xbb\xbf" + CSV.encode())),
     "byte order mark, JSON Lines": Case(text("lists.jsonl", b"\xef\xbb\xbf" + lines(*LISTS).encode())),
     "blank lines, CSV": Case(text("lists.csv", CSV.replace("\n", "\n\n"))),
@@ -294,7 +294,7 @@ CASES = {
     "empty part file": Case(
         several(text("part-0.jsonl", lines(*LISTS)), text("part-1.jsonl", "")), counts={"empty files": 1}
     ),
-    "part file with a header alone": Case(
+    "part file with only a header": Case(
         several(text("part-0.csv", CSV), text("part-1.csv", CSV.partition("\n")[0])), counts={"empty files": 1}
     ),
     "empty list among others": Case(
@@ -318,7 +318,7 @@ CASES = {
     "NULL among text": Case(csv_items("NULL", "DE", "FR", "DE", "US"), with_items(None, "DE", "FR", "DE", "US")),
     "quoted NULL": Case(csv_items('"NULL"', "DE", "FR", "DE", "US"), with_items("NULL", "DE", "FR", "DE", "US")),
     "NULL among numbers": Case(text("lists.csv", CSV.replace("10,,0", "10,NULL,0"))),
-    "a string of one's own": Case(
+    "null string given by the user": Case(
         text("lists.csv", CSV.replace("10,,0", "10,-,0")), options=options(null_strings=("-",))
     ),
     # ----------------------------------------------------------------------------------------------------------- types
@@ -333,7 +333,7 @@ CASES = {
         ),
         [{"q": 1, "user": "a", "item": [1, 0], "price": [1.0, 0.5], "click": [0.0, 1.0]}],
     ),
-    "booleans alone, JSON Lines": Case(
+    "only booleans, JSON Lines": Case(
         text(
             "lists.jsonl",
             lines({"q": 1, "user": "a", "item": [True, False], "price": [True, False], "click": [False, True]}),
@@ -350,7 +350,7 @@ CASES = {
     "ids of 19 digits, CSV": Case(
         csv_items(*(MILLION + k for k in range(5))), with_items(*(MILLION + k for k in range(5)))
     ),
-    "ids of 19 digits as lists, CSV": Case(
+    "list ids of 19 digits, CSV": Case(
         text("lists.csv", CSV.replace("\n1,", f"\n{MILLION + 1},").replace("\n2,", f"\n{MILLION + 2},")),
         changed(q=[MILLION + 1, MILLION + 2]),
     ),
@@ -370,7 +370,7 @@ CASES = {
         counts={"ids such as 12.0 read as 12 in column item": 4},
     ),
     "ids such as 12.0, Parquet": Case(parquet(item=nested(pa.array([10.0, None, 12.0, 10.0, 13.0]))), NULL_ITEM),
-    "fractions for ids": Case(
+    "fractional ids": Case(
         parquet(item=nested(pa.array([10.0, 1.5, 12.0, 10.0, 13.0]))), error=r"'item' holds .*1\.5.*: expected ids"
     ),
     "007 among ids": Case(csv_items(*TEXTS), with_items(*TEXTS)),
@@ -403,10 +403,10 @@ CASES = {
         text("lists.jsonl", lines(*changed(price=[["1.5", "2.5"], ["3.0", None, "0.5"]])))
     ),
     # --------------------------------------------------------------------------------------------------------- defects
-    "a key twice": Case(
+    "duplicate key": Case(
         text("lists.jsonl", lines(LISTS[0]).replace("}", ', "q": 5}')), error="the key 'q' occurs twice"
     ),
-    "gz cut off": Case(
+    "truncated gz": Case(
         lambda folder: (
             (folder / "a.csv.gz").write_bytes(gzip.compress(CSV.encode() * 99)[:-20]) and folder / "a.csv.gz"
         ),
@@ -419,11 +419,11 @@ CASES = {
         text("lists.jsonl", lines(*with_items(1, 2, "a", 4, 5))),
         error="lists.jsonl, line 2: column 'item' holds values of several",
     ),
-    "text here, numbers there, JSON Lines": Case(
+    "text in one file, numbers in the other, JSON Lines": Case(
         several(text("a.jsonl", lines(LISTS[0])), text("b.jsonl", lines({**LISTS[1], "item": ["a", "b", "c"]}))),
         error=r"a\.jsonl and .*b\.jsonl differ in the types of a column: 'item'",
     ),
-    "a column less in one file": Case(
+    "a column missing from one file": Case(
         several(text("a.csv", CSV), text("b.csv", CSV.replace("price", "cost"))), error="has no column 'price', which"
     ),
     "two formats": Case(
@@ -511,7 +511,7 @@ def test_inputs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.slow
 def test_dates_in_a_late_block_stay_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Types that are inferred block by block made 2024-01-01 00:00:00 of some."""
+    """Types inferred block by block would turn some into 2024-01-01 00:00:00."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     source = dates_in_a_late_block(tmp_path)
     assert source.stat().st_size > 4 * 2**20
@@ -525,7 +525,7 @@ def test_dates_in_a_late_block_stay_text(tmp_path: Path, monkeypatch: pytest.Mon
         assert ids == {"2024-01-01", "2024-01-02"}
 
 
-def test_frames_and_tables_are_read_as_files_are() -> None:
+def test_frames_and_tables_give_the_same_lists_as_files() -> None:
     for frame in (pl.DataFrame(LISTS), table(), pl.DataFrame(long_rows()), pl.DataFrame(LISTS).to_pandas()):
         found = load_lists({"train": frame}, schema=SCHEMA)["train"]
         assert [row["item"] for row in found] == [[10, 11], [12, 10, 13]]
@@ -541,7 +541,7 @@ def test_ids_that_json_cannot_hold_are_refused(kind: pa.DataType, tmp_path: Path
         prepare_own(tmp_path / "lists.parquet", tmp_path / "out", schema=SCHEMA, progress=False)
 
 
-def test_dates_as_ids_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_date_ids_become_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     dates = pa.array([0, 1, 2, 0, 4], pa.int32()).cast(pa.date32())
     pq.write_table(table(item=nested(dates)), tmp_path / "lists.parquet")
@@ -551,7 +551,9 @@ def test_dates_as_ids_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_loading_says_what_it_leaves_out(streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_warns_about_empty_lists_that_it_leaves_out(
+    streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "train.jsonl").write_text(lines(*LISTS, EMPTY))
     for _ in range(2):  # from the file, and from the cache
@@ -559,15 +561,15 @@ def test_loading_says_what_it_leaves_out(streaming: bool, tmp_path: Path, monkey
             assert len(list(load_lists(tmp_path / "train.jsonl", schema=SCHEMA, streaming=streaming)["train"])) == 2
 
 
-def test_no_list_to_train_on_is_a_warning(tmp_path: Path) -> None:
+def test_preparing_warns_if_no_list_is_in_train(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(lines(*LISTS))
     report = prepare_own(tmp_path / "test.jsonl", tmp_path / "out", schema=SCHEMA, progress=False)
     (message,) = [message for message in report.warnings if "no list is in train (all are in test)" in message]
     assert "name files, or values of column 'split', 'train'" in message
 
 
-def test_no_order_at_all() -> None:
-    """Models that can do without an order get none; one that reads an order is refused."""
+def test_position_none_suits_only_models_that_read_no_order() -> None:
+    """Models that can do without an order get none; a model that reads an order is refused."""
     from hf_rerank.models.dlcm import DLCMConfig
     from hf_rerank.models.prm import PRMConfig
     from hf_rerank.processing import ListProcessor
@@ -580,8 +582,8 @@ def test_no_order_at_all() -> None:
         PRMConfig.for_schema(processor.schema, position_input="embedding")
 
 
-def test_unknown_users_are_users_of_their_own() -> None:
-    """Forty lists of unknown users are not one user, whose lists would all go to one split."""
+def test_each_list_of_an_unknown_user_is_split_by_itself() -> None:
+    """Forty lists of unknown users are not lists of one user, which would all go to one split."""
     made = [{**LISTS[0], "q": number, "user": None} for number in range(40)]
     with pytest.warns(UserWarning, match="40 lists without a user, each a group of its own"):
         lists = load_lists(

@@ -1,4 +1,4 @@
-"""Own lists in every form give the same lists; splits by time are exact; prepared they are whole or not there."""
+"""A user's own lists: the same in every form, split by time exactly, prepared completely or not at all."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def lists(n: int = 40) -> list[dict[str, Any]]:
 
 
 def items(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same with a row an item: lists interleaved, and the items of each from the last place to the first."""
+    """The same with one row per item: lists interleaved, and the items of each in reverse order."""
     history = ("seen", "words", "minutes")
     long = []
     for row in rows:
@@ -120,7 +120,7 @@ def test_every_form_gives_the_same_lists(tmp_path: Path, form: str) -> None:
     assert pa.types.is_string(checked.items["shop"].type)  # 007 is not 7
 
 
-def test_long_frames_as_given_splits(tmp_path: Path) -> None:
+def test_dict_of_long_frames_gives_the_splits_of_named_files(tmp_path: Path) -> None:
     rows = lists(6)
     frames = {"train": pl.DataFrame(items(rows[:4])), "test": pandas.DataFrame(items(rows[4:]))}
     loaded = load_lists(frames, schema=SCHEMA)
@@ -140,14 +140,14 @@ def test_weights_and_propensities_of_csv_are_numbers(tmp_path: Path) -> None:
     assert row == {"q": 1, "doc": [5, 6], "click": [0.0, 1.0], "w": [1.0, 2.0], "p": [0.5, 1.0]}
 
 
-def test_without_positions_the_rows_are_the_order() -> None:
+def test_without_positions_items_keep_the_order_of_rows() -> None:
     frame = pl.DataFrame({"q": [5, 3, 5, 3], "doc": [1, 2, 3, 4], "click": [0, 0, 1, 1]})
     schema = ListSchema(items=[Categorical("doc")], list_id="q")
     (train,) = load_lists({"train": frame}, schema=schema).values()
     assert list(train) == [{"q": 5, "doc": [1, 3], "click": [0, 1]}, {"q": 3, "doc": [2, 4], "click": [0, 1]}]
 
 
-def test_categories_of_frames_are_text_and_decimals_numbers() -> None:
+def test_frame_categoricals_become_text_and_decimals_numbers() -> None:
     frame = pl.DataFrame({"q": [1, 1], "shop": ["a", "b"], "price": [1.25, 0.5], "click": [0, 1]}).with_columns(
         pl.col("shop").cast(pl.Categorical), pl.col("price").cast(pl.Decimal(10, 2))
     )
@@ -157,8 +157,8 @@ def test_categories_of_frames_are_text_and_decimals_numbers() -> None:
         assert (row["shop"], row["price"]) == (["a", "b"], [1.25, 0.5])
 
 
-def test_cells_of_csv(tmp_path: Path) -> None:
-    """BOM, CRLF, quotes, line breaks in cells, an empty cell and a quoted empty one."""
+def test_csv_cells_may_be_quoted_multiline_or_empty(tmp_path: Path) -> None:
+    """Byte-order mark, CRLF, quotes, line breaks in cells, an empty cell and a quoted empty one."""
     path = tmp_path / "a.csv"
     path.write_bytes(b'\xef\xbb\xbfa,b\r\n1,"x\r\ny, ""z"""\r\n\r\n,""\r\n')
     file, options = ListFile(str(path), "csv"), ReadOptions()
@@ -167,8 +167,8 @@ def test_cells_of_csv(tmp_path: Path) -> None:
     assert [find_line(file, row, options) for row in (0, 1)] == [3, 5]
 
 
-def test_whole_numbers_of_any_size_are_numbers_in_csv(tmp_path: Path) -> None:
-    """Ten to the 20th fits no 64 bits, and is a number all the same; a vector must not lose it."""
+def test_integers_beyond_64_bits_in_csv_vectors_are_numbers(tmp_path: Path) -> None:
+    """Ten to the 20th does not fit into 64 bits but is a number all the same; a vector must not lose it."""
     schema = ListSchema(items=[Categorical("item"), Vector("text", dim=2)], list_id="q")
     (tmp_path / "train.csv").write_text(f'q,item,text,click\n1,7,"[1, 1{"0" * 20}]",0\n1,8,"[0.5, 2]",1\n')
     (row,) = load_lists(tmp_path / "train.csv", schema=schema)["train"]
@@ -189,12 +189,12 @@ def test_shares_of_a_split_by_time() -> None:
 
 
 def test_equal_times_are_in_the_earlier_split() -> None:
-    """The cuts of ten lists are behind the 4th, 8th and 9th; the first falls between equal times."""
+    """The cuts of ten lists are after the 4th, 8th and 9th; the first falls between equal times."""
     assert split_by_time(np.array([1, 1, 1, 2, 2, 2, 3, 4, 5, 6])).tolist() == (
         ["ranker_train"] * 6 + ["train"] * 2 + ["validation", "test"]
     )
     assert split_by_time(np.array([7, 7, 7])).tolist() == ["ranker_train"] * 3
-    assert split_by_time(np.array([3.5])).tolist() == ["test"]  # 85 % and 90 % of one list are none
+    assert split_by_time(np.array([3.5])).tolist() == ["test"]  # 85 % and 90 % of one list round to none
     assert split_by_time(np.zeros(0)).tolist() == []
 
 
@@ -214,8 +214,8 @@ DAYS = [datetime.date(2024, 5, day) for day in (1, 3, 2)]
         [["2024-05-01", "2024-04-30"], ["2024-05-03"], ["2024-05-02", "2024-01-01"]],
     ],
 )
-def test_kinds_of_times(column: list[Any]) -> None:
-    """Of items the latest counts: the order is first, third, second."""
+def test_times_of_every_type_are_ordered(column: list[Any]) -> None:
+    """Of times of items, the latest counts: the order is first, third, second."""
     times = read_times([pa.table({"t": column[:2]}), pa.table({"t": column[2:]})], "t")
     assert np.argsort(times).tolist() == [0, 2, 1]
 
@@ -237,7 +237,7 @@ def test_kinds_of_times(column: list[Any]) -> None:
         ([1.5, 2.5, float("nan")], "missing in list 2"),
     ],
 )
-def test_times_that_are_not_clear(column: list[Any], said: str) -> None:
+def test_ambiguous_or_missing_times_are_refused(column: list[Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         read_times([pa.table({"t": column[:2]}), pa.table({"t": column[2:]})], "t")
 
@@ -251,7 +251,7 @@ def test_times_with_a_zone_are_compared_as_instants() -> None:
 
 @pytest.mark.slow
 def test_lists_split_by_time(tmp_path: Path) -> None:
-    rows = lists(40)  # day 0 to 9, four lists each: cuts behind 34 -> 36, 36 and 40
+    rows = lists(40)  # day 0 to 9, four lists each: cuts after 34 -> 36, 36 and 40
     days = {"train": range(9), "validation": [], "test": [9]}
     for source in (datasets.Dataset.from_list(rows), pl.DataFrame(rows), as_csv(items(rows), tmp_path / "lists.csv")):
         loaded = load_lists(source, schema=SCHEMA, split_by="time:day")
@@ -279,7 +279,7 @@ def as_lines(rows: list[dict[str, Any]], path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "large lists"])
-def test_prepared_lists_are_those_of_the_files(tmp_path: Path, kind: str) -> None:
+def test_prepared_lists_equal_lists_loaded_from_memory(tmp_path: Path, kind: str) -> None:
     rows = lists()
     if kind == "csv":
         source = as_csv(items(rows), tmp_path / "lists.csv")
@@ -303,8 +303,8 @@ def test_prepared_lists_are_those_of_the_files(tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.parametrize("as_column", [True, False])
-def test_splits_that_share_users_are_warned_of(tmp_path: Path, as_column: bool) -> None:
-    """Users 0 and 1 train, 2 and 3 validate, 1, 4 and 5 test; user 1 is in two splits, and once without a name."""
+def test_users_shared_between_splits_are_warned_about(tmp_path: Path, as_column: bool) -> None:
+    """Users 0 and 1 train, 2 and 3 validate, 1, 4 and 5 test; user 1 is in two splits, as are unknown users."""
     users = {"train": [0, 1, 1, None], "validation": [2, 3], "test": [1, 4, 5, None]}
     schema = ListSchema(items=[Categorical("item")], group="user")
     pairs = [(split, user) for split in users for user in users[split]]
@@ -330,8 +330,8 @@ def test_users_that_are_sequences_are_refused(tmp_path: Path) -> None:
         prepare_own(path, tmp_path / "out", schema=ListSchema(items=[Categorical("item")], group="user"))
 
 
-def test_files_named_after_splits_keep_them(tmp_path: Path) -> None:
-    """Their types are joined: whole prices in one file, fractions in the other."""
+def test_files_named_after_splits_keep_their_splits(tmp_path: Path) -> None:
+    """Their types are merged: whole prices in one file, fractions in the other."""
     (tmp_path / "raw").mkdir()
     schema = ListSchema(items=[Categorical("item"), Dense("price")])
     as_lines([{"item": [1, 2], "price": [1, 2], "click": [0, 1]}], tmp_path / "raw" / "train.jsonl")
@@ -352,8 +352,10 @@ def test_files_named_after_splits_keep_them(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Interrupted after any group of shards, the folder is not there; the next call ends with the same bytes."""
+def test_interrupted_preparing_resumes_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """After an interruption the output folder does not exist; the next call ends with the same bytes."""
     monkeypatch.setattr("hf_rerank.data.custom.own_files.PART_BYTES", 3_000)
     monkeypatch.setattr("hf_rerank.data.custom.custom_source.LONG_PART_BYTES", 3_000)
     if kind == "csv":
@@ -389,14 +391,14 @@ def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["2024: spring", "yes", "#1", "[q]", "@home", 'a "b"', "plain"])
-def test_the_card_has_the_name_of_any_file(tmp_path: Path, name: str) -> None:
-    """Its header is YAML, in which some texts mean something else."""
+def test_card_takes_any_file_name_as_its_name(tmp_path: Path, name: str) -> None:
+    """The card's header is YAML, in which some of these names have a meaning."""
     path = as_lines(lists(4), tmp_path / f"{name}.jsonl")
     prepare_own(path, tmp_path / "out", schema=SCHEMA, progress=False)
     assert DatasetCard.load(tmp_path / "out" / "README.md").data.pretty_name == name
 
 
-def test_files_that_change_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_changed_while_being_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = as_lines(lists(4), tmp_path / "train.jsonl")
     facts = CustomSource.facts
 
@@ -411,7 +413,7 @@ def test_files_that_change_while_they_are_read(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_wrong_leaves_nothing(tmp_path: Path) -> None:
+def test_refused_preparing_leaves_no_files(tmp_path: Path) -> None:
     rows = lists(30)
     rows[29]["click"] = [-1, 0, 0, 0]
     with pytest.raises(InputError, match="r29"):

@@ -1,4 +1,4 @@
-"""Files that are read in parts give the lists, and the places in messages, of files that are read as a whole."""
+"""Files read in parts give the same lists, and the same places in messages, as files read as a whole."""
 
 from __future__ import annotations
 
@@ -68,14 +68,16 @@ def test_parts_give_the_same_lists(kind: str, tmp_path: Path) -> None:
         ("parquet", "x", "row 250: column 'price' holds 'x': expected a number"),
     ],
 )
-def test_places_in_a_later_part(kind: str, value: str, said: str, tmp_path: Path) -> None:
+def test_error_in_a_later_part_names_the_line_or_row_of_the_file(
+    kind: str, value: str, said: str, tmp_path: Path
+) -> None:
     lists = [{**row, "price": [str(price or 0) for price in row["price"]]} for row in rows(300)]
     lists[250]["price"][1] = value
     with pytest.raises(InputError, match=said):
         prepare_own(write(kind, lists, tmp_path), tmp_path / "out", schema=SCHEMA, progress=False)
 
 
-def test_a_broken_line_in_a_later_part(tmp_path: Path) -> None:
+def test_broken_json_in_a_later_part_names_the_line_of_the_file(tmp_path: Path) -> None:
     source = write("jsonl", rows(300), tmp_path)
     lines = source.read_text().splitlines(keepends=True)
     lines[270] = lines[270][:20] + "\n"
@@ -85,7 +87,7 @@ def test_a_broken_line_in_a_later_part(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_id_becomes_text_in_a_later_file(tmp_path: Path) -> None:
+def test_text_ids_in_a_later_file_make_all_ids_text(tmp_path: Path) -> None:
     """Whatever the first file holds: one column has one type."""
     (tmp_path / "a.csv").write_text("q,item,price,click\n" + "".join(f"{k // 2},{k},1,{k % 2}\n" for k in range(200)))
     (tmp_path / "b.csv").write_text("q,item,price,click\n900,007,1,0\n900,7,1,1\n")

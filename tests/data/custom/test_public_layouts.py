@@ -1,8 +1,8 @@
 """``schema infer`` on layouts of public data sets: right at the first guess, or marked CHECK.
 
 The files are synthetic: their columns, types and separators are those of the documentation of each data set.
-Per layout: the roles; what must be a feature of which kind; what must not be one; and the columns whose guess may
-be wrong, which must then be marked.
+Per layout: the roles; the features and their kinds; the columns that must not be features; and those whose guess
+may be wrong, which must be marked.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def clicks(lists: int, length: int, share: float = 1.0) -> np.ndarray:
 
 
 def items_of(lists: int, length: int, catalogue: int) -> np.ndarray:
-    """Ids that differ within a list and come back in others."""
+    """Ids that are unique within a list and recur in others."""
     return np.concatenate([DRAW.choice(catalogue, length, replace=False) for _ in range(lists)])
 
 
@@ -282,8 +282,8 @@ class Layout:
         kinds: Feature -> its kind.
         out: Columns that must not be features.
         check: Columns and fields whose guess must be marked.
-        options: Of ``infer_schema``, and of the readers.
-        error: What the message says where no guess is possible without the user.
+        options: Options of ``infer_schema`` and of the readers.
+        error: The message, where no guess is possible without the user.
     """
 
     make: Callable[[Path], Path]

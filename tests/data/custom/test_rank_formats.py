@@ -50,7 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(rows: list[dict[str, Any]] = NEW) -> pa.Table:
-    """The lists as Arrow holds them: ids from 2**63 on need a type that is named."""
+    """The lists as an Arrow table: ids from 2**63 on need an explicit type."""
     kinds = {"item": pa.list_(pa.uint64())}
     return pa.table({name: pa.array([row[name] for row in rows], kinds.get(name)) for name in rows[0]})
 
@@ -106,7 +106,7 @@ def test_every_format_gives_the_same_ranking(kind: str, model: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "csv", "csv.zst", "tsv", "parquet", "arrow"])
-def test_results_in_every_format(kind: str, model: Path, tmp_path: Path) -> None:
+def test_results_are_written_in_every_format(kind: str, model: Path, tmp_path: Path) -> None:
     output = tmp_path / f"ranked.{kind}"
     arguments = ["rank", "--model", model, "--input", write("jsonl", tmp_path), "--output", output, "--top-k", "2"]
     assert cli.main([str(argument) for argument in arguments]) == 0
@@ -145,7 +145,7 @@ def test_lists_without_items_are_left_out(model: Path, tmp_path: Path, capsys: p
         ({**NEW[0], "price": ["x", "y", "z"]}, "o.csv", "column 'price' holds 'x': expected a number"),
     ],
 )
-def test_what_cannot_be_ranked(
+def test_lists_that_cannot_be_ranked_are_refused(
     row: dict[str, Any], output: str, said: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")

@@ -1,4 +1,4 @@
-"""A schema guessed from files: what is guessed, what the comments say, and that what was written is read back."""
+"""Schemas guessed from files: the guesses, the comments, and that a written schema is read back unchanged."""
 
 from __future__ import annotations
 
@@ -110,11 +110,11 @@ def write(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet", "folder"])
-def test_the_same_guess_from_every_kind_of_file(tmp_path: Path, kind: str) -> None:
+def test_every_file_format_gives_the_same_guess(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path, kind)
     inferred = infer_schema(path)
     in_long_form = kind == "csv"
-    # In the long form nothing tells a time that is one for all items from a feature of the list; neither is kept.
+    # In the long form, a time shared by all items cannot be told from a feature of the list; neither is kept.
     assert inferred.schema == EXPECTED
     assert set(inferred.left_out) == {"description", "empty", "timestamp"}
     file = tmp_path / "schema.commented"
@@ -124,7 +124,7 @@ def test_the_same_guess_from_every_kind_of_file(tmp_path: Path, kind: str) -> No
     assert f"from all {rows} rows" in inferred.header[0]
 
 
-def test_what_the_comments_say(tmp_path: Path) -> None:
+def test_comments_describe_columns_and_reasons(tmp_path: Path) -> None:
     """Values counted by hand: 360 prices, 3 of them missing; 119 * 3 labels of which a third are clicks."""
     inferred = infer_schema(write(tmp_path, "jsonl"))
     comments, of_fields = inferred.comments, inferred.field_comments
@@ -143,24 +143,24 @@ def test_what_the_comments_say(tmp_path: Path) -> None:
     assert of_fields["max_list_length"] == "the longest list"
 
 
-def test_only_so_many_rows_are_read(tmp_path: Path) -> None:
+def test_rows_option_limits_the_rows_that_are_read(tmp_path: Path) -> None:
     for kind, rows in (("csv", 10), ("jsonl", 10), ("parquet", 10)):
         inferred = infer_schema(write(tmp_path, kind), rows=rows)
         assert "from the first " in inferred.header[0]
         assert CHECK in inferred.field_comments["max_list_length"]
-        # Of CSV the tenth row begins a list whose end was not read: three whole lists are left.
+        # In the CSV the tenth row begins a list whose end was not read: three complete lists are left.
         distinct = 9 if kind == "csv" else 30
         assert f"{distinct} distinct" in inferred.comments["item_id"]
         assert inferred.schema.position == "rank"
 
 
-def test_dictionaries_of_parquet_are_text(tmp_path: Path) -> None:
+def test_parquet_dictionary_columns_are_text(tmp_path: Path) -> None:
     shops = pa.ListArray.from_arrays(pa.array([0, 2, 4]), pa.array(["a", "b", "b", "a"]).dictionary_encode())
     pq.write_table(pa.table({"shop": shops, "click": [[0, 1], [1, 0]]}), tmp_path / "lists.parquet")
     assert infer_schema(tmp_path / "lists.parquet").schema.items == (Categorical("shop"),)
 
 
-def test_what_the_caller_knows_is_taken(tmp_path: Path) -> None:
+def test_roles_given_by_the_caller_are_used(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     inferred = infer_schema(path, label="color", group="gender", list_id="age")
     schema = inferred.schema
@@ -173,7 +173,7 @@ def csv(tmp_path: Path, text: str) -> Path:
     return tmp_path / "lists.csv"
 
 
-def test_positions_that_are_none(tmp_path: Path) -> None:
+def test_rank_columns_from_1_or_with_gaps(tmp_path: Path) -> None:
     from_one = infer_schema(csv(tmp_path, "qid,item_id,rank,click\n1,5,1,0\n1,6,2,1\n2,5,1,1\n2,7,2,0\n"))
     assert from_one.schema.position is None
     assert "the order of the rows, which rank (from 1) repeats" in from_one.field_comments["position"]
@@ -187,8 +187,8 @@ def test_positions_that_are_none(tmp_path: Path) -> None:
     assert [feature.name for feature in none.schema.items] == ["item_id"]
 
 
-def test_what_tells_the_labels_or_the_order_is_no_feature(tmp_path: Path) -> None:
-    """A second outcome, a second position and a propensity; and a column of the name of a field of the schema."""
+def test_other_outcomes_positions_and_propensities_are_not_features(tmp_path: Path) -> None:
+    """A second outcome, a second position and a propensity; and a column named like a field of the schema."""
     (tmp_path / "lists.csv").write_text(
         "list_id,user_id,item_id,click,purchase,dwell_time,rank,position,propensity,weight\n"
         "1,7,3,0,0,0,0,1,0.9,2.5\n1,7,4,1,1,5.5,1,0,0.5,1.5\n2,8,3,1,0,7,0,0,0.9,2.5\n2,8,5,0,0,0,1,1,0.5,3.5\n"
@@ -212,13 +212,13 @@ def test_what_tells_the_labels_or_the_order_is_no_feature(tmp_path: Path) -> Non
     ):
         assert inferred.left_out[name].startswith(CHECK)
         assert why in inferred.left_out[name]
-    # The comment above a field is of the field, not of the feature that has its name.
+    # A comment above a field describes the field, not the feature of the same name.
     above = {line.strip(): before for before, line in itertools.pairwise(inferred.to_text().splitlines())}
     assert not above['"weight": null,'].lstrip().startswith("//")
 
 
-def test_a_label_without_a_name(tmp_path: Path) -> None:
-    """The only column of 0 and 1; with two of them nobody can know."""
+def test_only_column_of_0_and_1_is_guessed_as_the_label(tmp_path: Path) -> None:
+    """With two such columns the label cannot be guessed."""
     inferred = infer_schema(csv(tmp_path, "qid,item_id,chosen\n1,5,0\n1,6,1\n2,5,1\n2,7,0\n"))
     assert inferred.schema.label == "chosen"
     assert inferred.field_comments["label"].startswith(f"{CHECK}the only column")
@@ -226,7 +226,7 @@ def test_a_label_without_a_name(tmp_path: Path) -> None:
         infer_schema(csv(tmp_path, "qid,item_id,a,b\n1,5,0,1\n1,6,1,0\n2,5,1,0\n2,7,0,1\n"))
 
 
-def test_names_of_columns_break_no_comment(tmp_path: Path) -> None:
+def test_odd_column_names_do_not_break_comments(tmp_path: Path) -> None:
     """A line break in a name, and // in a value: still comments, and still JSON."""
     path = tmp_path / "lists.jsonl"
     row = {
@@ -243,7 +243,7 @@ def test_names_of_columns_break_no_comment(tmp_path: Path) -> None:
     assert {feature.name for feature in inferred.schema.items} == {"item", "ti\nme", "url"}
 
 
-def test_comments_of_a_schema_are_lines_of_their_own(tmp_path: Path) -> None:
+def test_schema_comments_must_be_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "schema.json"
     name = "// no comment"
     text = f'// one\n{{\n  // "items": [],\n\t//two\n  "items": [{{"kind": "dense", "name": "{name}"}}]\n}}\n// three'
@@ -271,14 +271,16 @@ def test_comments_of_a_schema_are_lines_of_their_own(tmp_path: Path) -> None:
         ("qid,item_id,click\n1,2,0\n", {"rows": 0}, "rows is 0: expected at least 1"),
     ],
 )
-def test_what_cannot_be_guessed(tmp_path: Path, text: str, options: dict[str, Any], message: str) -> None:
+def test_files_without_guessable_roles_are_refused(
+    tmp_path: Path, text: str, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         infer_schema(csv(tmp_path, text), **options)
 
 
 @pytest.mark.parametrize("name", ["lists.jsonl", "lists.json"])
 @pytest.mark.parametrize("form", ["lines", "blank lines", "byte-order mark", "array", "array over lines"])
-def test_every_json_that_is_loaded_is_guessed_from(tmp_path: Path, name: str, form: str) -> None:
+def test_every_json_layout_that_can_be_loaded_gives_a_guess(tmp_path: Path, name: str, form: str) -> None:
     rows = [{"user_id": number, "item_id": [1, 2], "click": [0, 1]} for number in range(3)]
     lines = [json.dumps(row) for row in rows]
     text = {
@@ -303,7 +305,7 @@ def test_every_json_that_is_loaded_is_guessed_from(tmp_path: Path, name: str, fo
         ('{"item": [1, 2], "cl\n', "cannot read lists from .*one JSON object per list"),
     ],
 )
-def test_files_that_are_no_lists(tmp_path: Path, text: str, message: str) -> None:
+def test_files_without_lists_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "lists.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
         infer_schema(tmp_path / "lists.jsonl", label="click")
@@ -341,13 +343,13 @@ def test_ids_of_19_digits_do_not_merge_lists(tmp_path: Path) -> None:
     assert inferred.comments["item"].startswith("int64, 7 distinct, 1000000000000000000 to 1000000000000000006")
 
 
-def test_a_schema_of_another_program_beside_the_lists(tmp_path: Path) -> None:
+def test_schema_file_of_another_program_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text('{"item_categorical": {"doc": 4}}')
     path = csv(tmp_path, "request_id,item_id,click\n1,5,0\n1,6,1\n2,5,1\n2,7,0\n")
     assert infer_schema(tmp_path).schema == infer_schema(path).schema
 
 
-def test_what_to_review_is_listed(tmp_path: Path) -> None:
+def test_uncertain_guesses_are_listed_for_review(tmp_path: Path) -> None:
     inferred = infer_schema(csv(tmp_path, "request_id,item_id,tab,click\n1,5,3,0\n1,6,4,1\n2,5,3,1\n2,7,9,0\n"))
     marked = [line for line in inferred.to_text().splitlines() if CHECK in line]
     assert len(inferred.list_uncertain()) == len(marked) == 2

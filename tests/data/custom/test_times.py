@@ -1,4 +1,4 @@
-"""Text as times: every form against the standard library, and what is not clear is refused."""
+"""Text as times: every form against the standard library; ambiguous text is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def nanoseconds(year: int, month: int, day: int, hour: int = 0, minute: int = 0,
         (["1969-12-31 23:59:59"], [-(10**9)]),
     ],
 )
-def test_forms_of_times(texts: list[str | None], expected: list[int | None]) -> None:
+def test_every_text_form_of_a_time_is_parsed(texts: list[str | None], expected: list[int | None]) -> None:
     found = parse_times(pl.Series("t", texts)).nanoseconds
     assert found is not None
     assert found.to_list() == expected
@@ -53,7 +53,7 @@ def test_forms_of_times(texts: list[str | None], expected: list[int | None]) -> 
         (["3024-05-31"], "3024-05-31", "no such time"),
     ],
 )
-def test_what_is_not_clear(texts: list[str], example: str, why: str) -> None:
+def test_ambiguous_or_impossible_times_are_refused(texts: list[str], example: str, why: str) -> None:
     parsed = parse_times(pl.Series("t", texts))
     assert parsed.nanoseconds is None
     assert parsed.example == example

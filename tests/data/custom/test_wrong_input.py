@@ -1,7 +1,7 @@
-"""Every kind of wrong input, one a row of ``CASES``: where it is met, what it does, and what its one line must say.
+"""Every kind of wrong input, one per row of ``CASES``: where it occurs, and what its one-line message must say.
 
 An error is an ``InputError``, a warning a ``UserWarning`` (of ``prepare own``: a line of its report). The fragments
-name the column, the list or line that is wrong first, and the remedy.
+name the column, the first wrong list or line, and the remedy.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NO_POSITION = SCHEMA.replace(position=None)
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
-    """A list of three items with its click in turn at each of them; a column is left out by ``...``."""
+    """A list of three items, clicked at each of them in turn; ``...`` leaves a column out."""
     columns = {
         "request": f"r{number}",
         "user": number // 2,
@@ -61,7 +61,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def rows(wrong: int = 3, n: int = 12, **changes: Any) -> list[dict[str, Any]]:
-    """Healthy lists but one."""
+    """Correct lists, except for one."""
     return [row(number, **(changes if number == wrong else {})) for number in range(n)]
 
 
@@ -171,7 +171,7 @@ def frame(**changes: Any) -> pl.DataFrame:
 
 @dataclass
 class Case:
-    """``make`` meets the wrong input; ``says`` must stand in the message."""
+    """``make`` runs into the wrong input; the message must contain every part of ``says``."""
 
     make: Callable[[Path], Any]
     says: list[str]
@@ -207,7 +207,7 @@ CASES = {
         lambda folder: loaded_schema(folder, '// mine\n{"items": [], "lable": "click"}'),
         ["unknown key 'lable'", "did you mean 'label'"],
     ),
-    "schema that is no JSON": Case(
+    "schema that is not JSON": Case(
         lambda folder: loaded_schema(folder, '// mine\n// a comment\n{"items": [,]}'),
         ["mine.json is not valid JSON", "line 3"],
     ),
@@ -215,7 +215,7 @@ CASES = {
         lambda _: load(every(item_id=[{"id": 1}, {"id": 2}, {"id": 3}])),
         ["'item_id' holds struct", "expected integers or text", "convert it"],
     ),
-    "numbers for ids": Case(
+    "fractional ids": Case(
         lambda _: load(every(item_id=[1.5, 2.0, 3.0])), ["'item_id' holds double", "integers or text"]
     ),
     "text for numbers": Case(
@@ -255,7 +255,7 @@ CASES = {
         lambda _: load(rows(click=[0, None, 1])),
         [f"{HERE}, item 1", "label column 'click' is null", "expected a number"],
     ),
-    "positions that repeat": Case(
+    "repeated positions": Case(
         lambda _: load(rows(place=[0, 0, 1])),
         [HERE, "'place'", "not a permutation of 0..2 (0, 0, 1)", "0 to length - 1 once"],
     ),
@@ -263,10 +263,10 @@ CASES = {
     "null list id": Case(
         lambda _: load(rows(request=None)), ["'request' of list 3 is null", "fill it, or leave list_id out"]
     ),
-    "list id twice": Case(
+    "duplicate list id": Case(
         lambda _: load(rows(request="r1")), ["'request' holds the id r1 in list 1 and again in list 3", "unique"]
     ),
-    # ----------------------------------------------------------------------------------------- legal, and likely wrong
+    # ------------------------------------------------------------------------------------------ legal but likely wrong
     "an item twice in a list": Case(
         lambda _: load(rows(item_id=[7, 8, 7])),
         ["'item_id'", "repeats some within 1 of 12 lists", "list r3: 7", "remove the repeats"],
@@ -304,11 +304,11 @@ CASES = {
         lambda folder: csv(folder, "2.5", "cheap"),
         ["train.csv, line 4", "'price' holds 'cheap'", "expected a number", "empty cell"],
     ),
-    "CSV: a row a list": Case(
+    "CSV: one row per list": Case(
         lambda folder: csv(folder, "1.5", '"[1.5, 2.5]"'),
         ["train.csv, line 2", "'price' holds '[1.5, 2.5]'", "one row is one item", "must contain lists"],
     ),
-    "CSV: a place that is no integer": Case(
+    "CSV: a position that is not an integer": Case(
         lambda folder: csv(folder, ",0,1,2024", ",0,1.5,2024"),
         ["train.csv, line 3", "'place' holds '1.5'", "integer from 0"],
     ),
@@ -351,7 +351,7 @@ CASES = {
         lambda folder: csv(folder, text=CSV.replace(",", ";")),
         ["train.csv has one column", "separated by ';'", "separator=';' (--separator)"],
     ),
-    "CSV: a column twice": Case(
+    "CSV: duplicate column": Case(
         lambda folder: csv(folder, "day", "price"), ["train.csv has 2 columns 'price'", "rename"]
     ),
     "CSV: a column without a name": Case(
@@ -364,14 +364,14 @@ CASES = {
         lambda folder: csv(folder, ",0,0,2024-05-02\n", ",0"), ["train.csv, line 5 has 6 cells, but the header has 8"]
     ),
     "CSV: an open quote": Case(lambda folder: csv(folder, "2.5", '"2.5'), ["train.csv, line", "quote is unclosed"]),
-    "CSV: no UTF-8": Case(
+    "CSV: not UTF-8": Case(
         lambda folder: written(folder, "a.csv", CSV.encode().replace(b",f,", b",\xe9,"), LONG_SCHEMA),
         ["a.csv is not UTF-8", "save it as UTF-8"],
     ),
-    "CSV: a header alone": Case(
+    "CSV: only a header": Case(
         lambda folder: csv(folder, text=CSV.splitlines()[0]), ["train.csv holds no lists", "write it again"]
     ),
-    "CSV: a history that is no list": Case(
+    "CSV: a history that is not a list": Case(
         lambda folder: csv(folder, schema=LONG_SCHEMA.replace(history=[Categorical("day")])),
         ["train.csv, line 2", "'day' holds '2024-05-01'", "JSON list such as [1, 2, 3]"],
     ),
@@ -385,9 +385,9 @@ CASES = {
     # ------------------------------------------------------------------------------------------------ files and frames
     "empty file": Case(lambda folder: written(folder, "a.jsonl", b""), ["a.jsonl holds no lists", "write it again"]),
     "empty CSV": Case(lambda folder: written(folder, "a.csv", b""), ["a.csv holds no lists", "write it again"]),
-    "Parquet cut off": Case(truncated_parquet, ["lists.parquet is not a complete Parquet file", "copy it again"]),
+    "truncated Parquet": Case(truncated_parquet, ["lists.parquet is not a complete Parquet file", "copy it again"]),
     "broken JSON line": Case(broken_line, ["lists.jsonl, line 5", "one JSON object per list"]),
-    "file of no kind": Case(
+    "file of unknown format": Case(
         lambda folder: written(folder, "a.xlsx", b"PK"), ["a.xlsx is not a file of lists", ".csv"]
     ),
     "lazy frame": Case(lambda _: load_lists(frame().lazy(), schema=SCHEMA), ["LazyFrame", "collect()"]),
@@ -421,18 +421,18 @@ CASES = {
     "unknown rule to split by": Case(
         lambda _: load_lists(frame(), schema=SCHEMA, split_by="day"), ["split_by is 'day'", "'time:COLUMN'"]
     ),
-    "no column of the time": Case(
+    "missing time column": Case(
         lambda _: load_lists(frame(), schema=SCHEMA, split_by="time:days"), ["no column 'days'", "did you mean 'day'"]
     ),
     "no time in one list": Case(
         lambda _: load_lists(pl.DataFrame(rows(day=None)), schema=SCHEMA, split_by="time:day"),
         ["'day' is missing in list 3", "fill it"],
     ),
-    "text that is no time": Case(
+    "text that is not a time": Case(
         lambda _: load_lists(frame(day="soon"), schema=SCHEMA, split_by="time:day"),
         ["'day' holds 'soon'", "2024-05-31"],
     ),
-    "no value to split by": Case(
+    "fraction to split by": Case(
         lambda _: load_lists(datasets.Dataset.from_list(every(user=1.5)), schema=SCHEMA),
         ["'user' of list 0 holds 1.5", "one integer or string per list to split by"],
     ),
@@ -504,8 +504,8 @@ def test_wrong_input(case: Case, tmp_path: Path) -> None:
     print(f"\n{message}")
 
 
-def test_healthy_lists_are_met_with_silence(tmp_path: Path) -> None:
-    """The rows that the cases change, unchanged: no error, no warning, at any place."""
+def test_correct_lists_give_no_error_or_warning(tmp_path: Path) -> None:
+    """The rows that the cases change, unchanged, wherever lists are read."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         load(every())
@@ -518,6 +518,6 @@ def test_healthy_lists_are_met_with_silence(tmp_path: Path) -> None:
 
 
 def test_hashed_ids_may_be_negative() -> None:
-    """Half of all hashes of 64 bits are."""
+    """Half of all 64-bit hashes are."""
     hashed = SCHEMA.replace(items=[Categorical("item_id", hash_size=64), Dense("price")], history=[])
     assert len(load(rows(item_id=[9, -1, 10]), hashed)["train"]) == 12

@@ -26,7 +26,7 @@ COLUMNS = {"item": pa.int64(), "price": pa.float32(), "click": pa.int8(), "place
 def make_lists(
     path: Path, schema: ListSchema = SCHEMA, *, clicked: tuple[int, int] = (60, 30), **columns: Any
 ) -> Path:
-    """100 lists of the items 1 and 2, displayed in this order in each; ``place`` says the opposite order.
+    """100 lists of the items 1 and 2, displayed in this order in each; ``place`` holds the opposite order.
 
     Of 100, 60 click the first and 30 the second, in ``train``; ``test`` holds two lists of three.
     """
@@ -57,11 +57,11 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, 
     return code, found.out, found.err
 
 
-def test_the_column_holds_the_probability_of_the_display_position(
+def test_propensity_column_follows_the_chosen_display_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rates of clicks are 0.6 and 0.3, of each item alike: the second place counts half, and so does the third, which
-    shares its probability; in the column of places the order is the opposite."""
+    """Click rates are 0.6 and 0.3 for each item: the propensity of the second place is 0.5, and so is that of the
+    third, which shares it; in the column ``place`` the order is reversed."""
     lists = make_lists(tmp_path / "lists")
     expected = {
         "rows": [[1.0, 0.5], [1.0, 0.5, 0.5]],
@@ -92,7 +92,7 @@ def test_the_column_holds_the_probability_of_the_display_position(
         assert [point[:12] for point in how] == ["by hand", "Propensities"]
 
 
-def test_a_second_estimate_takes_the_place_of_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_second_estimate_replaces_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     schema = SCHEMA.replace(propensity="looked")
     lists = make_lists(tmp_path / "lists", schema, looked=pa.float64())
     for number, method in enumerate(("em", "regression-em")):
@@ -109,7 +109,7 @@ def test_a_second_estimate_takes_the_place_of_the_first(tmp_path: Path, capsys: 
         lists = new
 
 
-def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsuitable_lists_and_options_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists, other = make_lists(tmp_path / "lists"), make_lists(tmp_path / "other", propensity=pa.float32())
     dense = make_lists(tmp_path / "dense", SCHEMA.replace(items=[Dense("price")]))
     never = make_lists(tmp_path / "never", clicked=(60, 0))
@@ -132,7 +132,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
-def test_simulated_position_bias_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_simulated_position_bias_is_recovered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """4,000 simulated lists of 30 items: the mean error over the places is below 0.05."""
     raw, lists = tmp_path / "raw", tmp_path / "lists"
     assert main(["simulate", "prm_public", "--output-dir", str(raw), "--lists", "4000"]) == 0

@@ -1,4 +1,4 @@
-"""Estimates of examination probabilities: by hand, against another implementation, and against the truth of draws."""
+"""Estimates of examination probabilities against hand calculations, a generic optimizer and simulated clicks."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def impressions(table: dict[tuple[int, int], tuple[int, int]]) -> tuple[np.ndarr
 
 
 @pytest.mark.slow
-def test_every_method_finds_the_truth_where_better_items_stand_higher() -> None:
-    """20,000 lists of 10 of 200 items: rates of clicks fall to 0.075 of the first, examination to 0.2 only. The
+def test_every_method_recovers_true_propensities_when_better_items_rank_higher() -> None:
+    """20,000 lists of 10 of 200 items: click rates fall to 0.075 of the first, examination only to 0.2. The
     standard error at the last position, of about 2,000 clicks against 13,000, is below 0.2 * 0.03."""
     random = np.random.default_rng(0)
     relevance = random.beta(2, 4, 200)
@@ -39,7 +39,7 @@ def test_every_method_finds_the_truth_where_better_items_stand_higher() -> None:
     rates = np.bincount(position, click)
     assert np.abs(rates / rates[0] - TRUE).max() > 0.12
     logits = np.log(relevance / (1 - relevance))
-    part = slice(0, 100_000)  # of half as many lists, for time
+    part = slice(0, 100_000)  # half as many lists, to save time
     curves = {
         "em": (estimate_by_em(position, click, item), 0.025),
         "harvesting": (estimate_by_harvesting(position, click, item), 0.025),
@@ -54,9 +54,9 @@ def test_every_method_finds_the_truth_where_better_items_stand_higher() -> None:
         assert curve.propensities.max() == 1, name
 
 
-def test_harvesting_by_hand() -> None:
+def test_harvesting_on_a_small_example() -> None:
     """Rates 0.4 and 0.2 of one item, 0.6 and 0.3 of another: the second position is examined half as often. Items at
-    one position, and items without a click, are no comparison, whatever their rates."""
+    one position, and items without a click, allow no comparison, whatever their rates."""
     table = {(0, 0): (100, 40), (0, 1): (100, 20), (1, 0): (50, 30), (1, 1): (200, 60)}
     table |= {(2, 0): (80, 80), (3, 0): (10, 0), (3, 1): (10, 0)}
     curve = estimate_by_harvesting(*impressions(table))
@@ -67,7 +67,7 @@ def test_harvesting_by_hand() -> None:
 
 
 def test_em_maximizes_the_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the prior, against a search that knows nothing of EM."""
+    """Without the prior, against a generic optimizer."""
     table = {(0, 0): (90, 40), (0, 1): (60, 15), (0, 2): (30, 4), (1, 0): (40, 30), (1, 1): (70, 30), (1, 2): (90, 25)}
     position, click, item = impressions(table)
     monkeypatch.setattr(estimation, "PRIOR_IMPRESSIONS", 0.0)
@@ -86,7 +86,7 @@ def test_em_maximizes_the_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
     assert curve.propensities.tolist() == pytest.approx((theta / theta.max()).tolist(), abs=1e-3)
 
 
-def test_one_relevance_for_all_gives_the_rates_of_clicks() -> None:
+def test_propensities_of_a_single_item_are_its_relative_click_rates() -> None:
     """With one item the model is the rates themselves: 60, 30 and 15 of 100."""
     position, click, item = impressions({(0, 0): (100, 60), (0, 1): (100, 30), (0, 2): (100, 15)})
     for curve in (
@@ -97,12 +97,12 @@ def test_one_relevance_for_all_gives_the_rates_of_clicks() -> None:
         assert curve.propensities.tolist() == pytest.approx([1, 0.5, 0.25], abs=1e-4)
 
 
-def test_the_largest_is_1_wherever_it_is() -> None:
+def test_largest_propensity_is_1_at_any_position() -> None:
     position, click, item = impressions({(0, 0): (100, 20), (0, 1): (100, 40)})
     assert estimate_by_em(position, click, item).propensities.tolist() == pytest.approx([0.5, 1], abs=1e-5)
 
 
-def test_what_cannot_be_estimated_is_refused() -> None:
+def test_positions_without_clicks_or_shared_items_are_refused() -> None:
     never = impressions({(0, 0): (9, 5), (0, 1): (7, 0), (1, 0): (9, 5), (1, 2): (9, 5)})
     for estimate in (estimate_by_em, estimate_by_harvesting):
         with pytest.raises(InputError, match=r"position 1 has 7 impressions and no click at all: .*--same-from"):

@@ -14,8 +14,8 @@ from hf_rerank.data.prepared.earlier_clicks import add_earlier_clicks, collect_c
 from hf_rerank.data.prm_public import prepare_prm_public
 
 
-def slow(rows: list[dict[str, Any]], columns: list[str], longest: int) -> list[dict[str, list[Any]]]:
-    """The obvious way: a list of clicks for each user, appended to after its list was read."""
+def reference_histories(rows: list[dict[str, Any]], columns: list[str], longest: int) -> list[dict[str, list[Any]]]:
+    """The obvious way: the clicks of each user, extended after each of the user's lists is read."""
     clicks: dict[Any, list[dict[str, Any]]] = {}
     clicked_lists: dict[Any, int] = {}
     found = []
@@ -31,7 +31,7 @@ def slow(rows: list[dict[str, Any]], columns: list[str], longest: int) -> list[d
     return found
 
 
-def test_by_hand() -> None:
+def test_histories_of_a_small_example() -> None:
     rows = [
         {"user": "a", "item": [5, 6, 7], "click": [1, 0, 1]},
         {"user": "b", "item": [8], "click": [1]},
@@ -41,7 +41,7 @@ def test_by_hand() -> None:
     table = pa.Table.from_pylist(rows)
     found = collect_clicks([table], ["item"], label="click", group="user").find_histories(table, 0, 2)
     assert found["history_item"].to_pylist() == [[], [], [7, 5], [5, 7]]
-    # Clicks of the first list of a are one list ago in its second, and in its third two; the list of b is not counted.
+    # For user a, clicks of the first list are one list ago in the second, two in the third; b's list does not count.
     assert found["history_lists_ago"].to_pylist() == [[], [], [1, 1], [1, 2]]
 
 
@@ -52,13 +52,13 @@ def test_clicks_of_unknown_users_are_in_no_history() -> None:
         {"user": "a", "item": [7], "click": [0]},
         {"user": None, "item": [8], "click": [0]},
     ]
-    for table in (pa.Table.from_pylist(rows), pa.Table.from_pylist(rows[:3])):  # of an even number, and of an odd one
+    for table in (pa.Table.from_pylist(rows), pa.Table.from_pylist(rows[:3])):  # an even and an odd number of lists
         found = collect_clicks([table], ["item"], label="click", group="user").find_histories(table, 0, 2)
         assert found["history_item"].to_pylist() == [[], [], [5], []][: table.num_rows]
 
 
-def test_a_history_is_the_same_in_a_split_of_any_size() -> None:
-    """Lists of others that lie between, as many as there are in a large split, change nothing."""
+def test_lists_of_other_users_do_not_change_a_history() -> None:
+    """However many of them lie between the lists of the user, as in a large split."""
     own = [{"user": "a", "item": [number], "click": [1]} for number in range(4)]
     others = [{"user": f"other {number}", "item": [9], "click": [1]} for number in range(10)]
     small = pa.Table.from_pylist(own)
@@ -72,7 +72,7 @@ def test_a_history_is_the_same_in_a_split_of_any_size() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_equals_the_slow_way_over_batches(seed: int) -> None:
+def test_histories_over_batches_match_the_reference(seed: int) -> None:
     random = np.random.default_rng(seed)
     rows = []
     for _ in range(int(random.integers(1, 60))):
@@ -103,7 +103,7 @@ def test_equals_the_slow_way_over_batches(seed: int) -> None:
     for number, batch in enumerate(batches):
         columns = clicks.find_histories(batch, number * size, 4)
         found += pa.table(columns).to_pylist()
-    assert found == slow(rows, ["item", "brand"], 4)
+    assert found == reference_histories(rows, ["item", "brand"], 4)
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +120,12 @@ COLUMNS = ["item_id", "item_1", "item_2", "item_3", "item_4"]
 
 
 @pytest.mark.slow
-def test_prepared_lists_have_the_histories_of_the_slow_way(prepared: Path) -> None:
+def test_histories_of_prepared_lists_match_the_reference(prepared: Path) -> None:
     plain, found = load_lists(prepared / "lists"), load_lists(prepared / "history")
     assert sorted(path.name for path in prepared.iterdir()) == ["history", "lists", "raw"]
     for split in plain:
         rows = [{**row, "user": row["user_id"]} for row in plain[split].to_list()]
-        expected = slow(rows, COLUMNS, 5)
+        expected = reference_histories(rows, COLUMNS, 5)
         names = list(expected[0])
         assert found[split].select_columns(names).to_list() == expected
         assert found[split].remove_columns(names).to_list() == plain[split].to_list()
@@ -134,14 +134,14 @@ def test_prepared_lists_have_the_histories_of_the_slow_way(prepared: Path) -> No
     assert found.schema.history[0].shares == "item_id"
 
 
-def test_the_card_says_what_is_not_known(prepared: Path) -> None:
+def test_card_warns_that_clicks_may_lie_in_the_future(prepared: Path) -> None:
     card = (prepared / "history" / "README.md").read_text()
     assert "nothing here is a user's history" not in card
     assert "an earlier click may lie in the future of its list" in card
 
 
 @pytest.mark.slow
-def test_shards_are_numbered_through(prepared: Path, tmp_path: Path) -> None:
+def test_number_of_shards_does_not_change_histories(prepared: Path, tmp_path: Path) -> None:
     """The number of a list is its place in the split, whatever shards it is read from."""
     prepare_prm_public(prepared / "raw", tmp_path / "small", shard_bytes=50_000, piece_bytes=50_000, progress=False)
     add_earlier_clicks(tmp_path / "small", tmp_path / "history", history_length=5)
@@ -151,7 +151,7 @@ def test_shards_are_numbered_through(prepared: Path, tmp_path: Path) -> None:
         assert parts[split].to_list() == whole[split].to_list()
 
 
-def test_what_cannot_have_a_history_is_refused(prepared: Path, tmp_path: Path) -> None:
+def test_existing_history_or_history_length_0_is_refused(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="already has a history"):
         add_earlier_clicks(prepared / "history", tmp_path / "again")
     with pytest.raises(InputError, match="history_length is 0"):

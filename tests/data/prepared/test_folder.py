@@ -1,4 +1,4 @@
-"""A folder of prepared lists: whole or not there, the same bytes again, and readable by plain ``datasets``."""
+"""A folder of prepared lists: complete or absent, reproducible to the byte, and readable by plain ``datasets``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_rerank.validation import Lists
 
 
 def raw_lines(users: range, clicks: tuple[int, ...] = (0, 1, 0)) -> str:
-    """One line a user. The first basic feature of every tenth user is null."""
+    """One line per user. The first basic feature of every tenth user is null."""
     n = len(clicks)
     lines = []
     for user in users:
@@ -55,7 +55,7 @@ def test_report_and_shards(raw, tmp_path):
     expected = {split: of_user.count(split) for split in SPLITS}
     assert report.lists == expected
     assert report.read == 400 == sum(expected.values())
-    # 3 items and 1 click in each of users 0..299, 4 items and 2 clicks in each of 300..399; 3 or 4 nulls in each tenth
+    # users 0..299 have 3 items and 1 click each, 300..399 have 4 items and 2 clicks; every tenth has 3 or 4 nulls
     assert sum(report.items.values()) == 300 * 3 + 100 * 4
     assert report.clicks["test"] == sum(1 + (user >= 300) for user in range(400) if of_user[user] == "test")
     assert (report.nulls, report.without_click, report.dropped) == ({"basic_0": 30 * 3 + 10 * 4}, 0, {})
@@ -101,7 +101,7 @@ def test_plain_datasets_reads_the_folder(raw, tmp_path, monkeypatch):
     assert set(card.config.data_files) == set(SPLITS)
 
 
-def test_card_says_what_a_reader_must_know(raw, tmp_path):
+def test_card_states_protocol_seed_and_licence(raw, tmp_path):
     prepare_prm_public(raw, tmp_path / "lists", progress=False, protocol="public", seed=3)
     card = (tmp_path / "lists" / "README.md").read_text()
     for said in (
@@ -132,7 +132,7 @@ def test_empty_splits_still_load(raw, tmp_path):
         assert lists["test"].features == lists["train"].features
 
 
-# --------------------------------------------------------------------------------------------------------- all or none
+# ----------------------------------------------------------------------------------------------------- reproducibility
 
 
 @pytest.mark.slow
@@ -192,7 +192,7 @@ def test_missing_and_foreign_shards_are_named(raw, tmp_path):
         read_prepared(folder)
 
 
-def test_report_counts_by_hand():
+def test_report_counts_lists_and_adds_reports():
     report = PrepareReport()
     table = pa.table({"user_0": [1, None, 2], "item_id": [[1, None], [None], [3]], "click": [[1, 0], [0], [2]]})
     report.keep("train", table, "click")

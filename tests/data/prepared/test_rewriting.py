@@ -1,4 +1,4 @@
-"""A prepared folder as a source: its lists and counts are kept, and it may not change, nor be the output."""
+"""A prepared folder as a source: its lists and counts are kept, and it may neither change nor be the output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLUMNS = pa.schema([("item_id", pa.list_(pa.int64())), ("click", pa.list_(pa.in
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two shards of train, one of test, with 10 lists each; the others are empty."""
+    """Two shards of train, one of test, with 10 lists each; the other splits are empty."""
     path = tmp_path / "lists"
     path.mkdir()
     report = PrepareReport(read=40, dropped={"too short": 7}, rejected={"ragged": 3}, counts={"users": 5})
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Doubled(PreparedSource):
-    """Every list has its items twice as large."""
+    """Doubles the items of every list."""
 
     def __init__(self, folder: Path, before_change: Any = None) -> None:
         super().__init__(folder, {"doubled": True})
@@ -89,12 +89,12 @@ def test_lists_counts_and_rejects_are_kept(folder: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("when", ["while it is read", "after it was opened"])
 @pytest.mark.parametrize("name", ["train-00001-of-00002.parquet", "schema.json"])
-def test_a_folder_that_changes_is_an_error(folder: Path, tmp_path: Path, when: str, name: str) -> None:
-    """Nothing that mixes old lists and new ones is ever written."""
+def test_source_folder_that_changes_is_refused(folder: Path, tmp_path: Path, when: str, name: str) -> None:
+    """A mixture of old and new lists is never written."""
 
     def change(*_: object) -> None:
         times = (folder / name).stat()
-        (folder / name).write_bytes((folder / name).read_bytes())  # by another program, the same size and time
+        (folder / name).write_bytes((folder / name).read_bytes())  # as by another program, with the same size and time
         os.utime(folder / name, ns=(times.st_atime_ns, times.st_mtime_ns))
 
     source = Doubled(folder, change if when == "while it is read" else None)
@@ -105,7 +105,7 @@ def test_a_folder_that_changes_is_an_error(folder: Path, tmp_path: Path, when: s
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_changed_since_is_not_mixed(folder: Path, tmp_path: Path) -> None:
+def test_resuming_from_a_changed_source_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     def stop(split: str, first: int) -> None:
         if split == "test":
             raise KeyboardInterrupt
@@ -123,14 +123,14 @@ def test_a_folder_that_changed_since_is_not_mixed(folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("where", [".", "inside"])
-def test_the_output_is_not_the_input(folder: Path, where: str) -> None:
+def test_output_that_overlaps_the_source_is_refused(folder: Path, where: str) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(InputError, match="overlaps the input"):
         Doubled(folder).write(folder / where, progress=False)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_an_unfinished_or_odd_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_unfinished_folder_or_unknown_split_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "begun.json").write_text("{}")
     with pytest.raises(InputError, match="is not finished"):
         Doubled(folder)
@@ -141,7 +141,7 @@ def test_an_unfinished_or_odd_folder_is_refused(folder: Path, tmp_path: Path) ->
         Doubled(folder)
 
 
-def test_two_steps_resume_and_refuse_others(folder: Path, tmp_path: Path) -> None:
+def test_two_step_preparing_resumes_and_refuses_other_options(folder: Path, tmp_path: Path) -> None:
     made = []
 
     def prepare(between: Path) -> PrepareReport:
@@ -170,11 +170,11 @@ def test_two_steps_resume_and_refuse_others(folder: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="fork and signals of POSIX")
-def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    """At some operations on the disk, and at each of those around the end of the first step and of all."""
+def test_two_step_preparing_killed_at_any_point_resumes_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    """At a sample of the disk operations, and at each one around the end of either step."""
     work = tmp_path / "work"
 
-    def both() -> None:
+    def run_both_steps() -> None:
         prepare_in_two_steps(
             lambda half: Doubled(folder).write(half, progress=False),
             {"a": 1},
@@ -189,11 +189,11 @@ def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder:
         with states.open("w") as file:
             there = lambda: file.write(f"{lists.exists():d}{output.exists():d}\n")  # noqa: E731
             kill_points.at_operation(work, 0, lambda: None, there)
-            both()
+            run_both_steps()
 
     def die(number: int) -> None:
         kill_points.die_at(work, number)
-        both()
+        run_both_steps()
 
     assert kill_points.forked(count).end()[0] == 0
     expected, there = digests(work), states.read_text().split()
@@ -203,10 +203,10 @@ def test_killed_anywhere_in_two_steps_the_same_call_gives_the_same_bytes(folder:
         shutil.rmtree(work)
         code, printed = kill_points.forked(lambda number=number: die(number)).end()
         assert code == kill_points.KILLED, printed
-        if output.exists():  # only the cleaning up was missing
+        if output.exists():  # only the cleaning up was left
             with contextlib.suppress(InputError):
-                both()
+                run_both_steps()
         else:
-            both()
+            run_both_steps()
         assert digests(work) == expected, number
-    assert len(changes) == 3, "the lists in between appear, the output does, the former go"
+    assert len(changes) == 3, "intermediate lists appear, the output appears, intermediate lists go"

@@ -1,4 +1,4 @@
-"""The one writer: the same bytes whatever happens meanwhile, or one clear line."""
+"""The writer of prepared folders: the same bytes whatever interrupts it, or a clear one-line error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ COLUMNS = pa.schema([("n", pa.int64()), ("item_id", pa.list_(pa.int64())), ("cli
 @dataclass
 class Numbers:
     """Units are files of numbers, one a line: a number n becomes a list of n % 3 + 1 items, in split n % 4. A line
-    that is no number is rejected, 13 is dropped."""
+    that is not a number is rejected, 13 is dropped."""
 
     folder: Path
     options: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Numbers:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Numbers:
-    """Eight files of ten numbers, three lines that are none."""
+    """Eight files of ten lines, of which three in all are not numbers."""
     (tmp_path / "in").mkdir()
     for number in range(8):
         lines = [str(n) for n in range(10 * number, 10 * number + 10)]
@@ -104,7 +104,7 @@ def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != "in")
 
 
-def test_what_is_written(source: Numbers, tmp_path: Path) -> None:
+def test_written_lists_report_and_rejects(source: Numbers, tmp_path: Path) -> None:
     report = write(source, tmp_path / "lists")
     prepared = read_prepared(tmp_path / "lists")
     kept = [n for n in range(80) if n not in (11, 13, 44, 55)]
@@ -154,10 +154,10 @@ def test_a_split_without_lists_has_an_empty_shard(tmp_path: Path) -> None:
 
 
 def run_forked(function: Any, kill_at: int = 0, file_size: int = 0) -> tuple[int, str]:
-    """Runs a function in a child of this process, which is killed after its nth operation on the disk.
+    """Runs a function in a child process, which is killed after its nth disk operation.
 
     Returns:
-        Minus the signal, or the exit code: 0, or 1 if the function raised. And what it raised.
+        Minus the signal, or the exit code: 0, or 1 if the function raised. And the message of the error.
     """
     read_end, errors = os.pipe()
     pid = os.fork()
@@ -200,9 +200,7 @@ def run_forked(function: Any, kill_at: int = 0, file_size: int = 0) -> tuple[int
 
 @pytest.mark.slow
 @posix
-def test_killed_after_any_operation_on_the_disk_the_next_call_gives_the_same_bytes(
-    source: Numbers, tmp_path: Path
-) -> None:
+def test_writer_killed_after_any_disk_operation_resumes_to_the_same_bytes(source: Numbers, tmp_path: Path) -> None:
     two_groups: dict[str, Any] = {"threads": 1, "shard_bytes": 1_300}
     write(source, tmp_path / "unbroken", **two_groups)
     expected, output = digests(tmp_path / "unbroken"), tmp_path / "work" / "lists"
@@ -218,7 +216,7 @@ def test_killed_after_any_operation_on_the_disk_the_next_call_gives_the_same_byt
         finished = output.exists()
         try:
             write(source, output, **two_groups)
-        except InputError:  # killed while it cleaned up, there is nothing left to do
+        except InputError:  # killed while cleaning up: there is nothing left to do
             assert finished, kill_at
         assert digests(output) == expected, kill_at
         assert entries(output.parent) == ["lists"], kill_at
@@ -232,8 +230,8 @@ def test_killed_after_any_operation_on_the_disk_the_next_call_gives_the_same_byt
 
 @pytest.mark.slow
 @posix
-def test_a_full_disk_is_named_and_the_next_call_resumes(source: Numbers, tmp_path: Path) -> None:
-    """A limit on the size of files stands for a full disk; with each the disk is full at another place."""
+def test_full_disk_error_is_one_clear_line_and_the_next_call_resumes(source: Numbers, tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk; with each limit the disk is full at another point."""
     write(source, tmp_path / "unbroken")
     output = tmp_path / "work" / "lists"
     sizes = sorted(path.stat().st_size for path in (tmp_path / "unbroken").glob("*.parquet"))
@@ -253,7 +251,7 @@ def test_a_full_disk_is_named_and_the_next_call_resumes(source: Numbers, tmp_pat
         assert not entries(output.parent)
 
 
-def test_a_full_disk_leaves_nothing_if_nothing_was_finished(
+def test_full_disk_before_the_first_group_leaves_no_files(
     source: Numbers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -268,7 +266,7 @@ def test_a_full_disk_leaves_nothing_if_nothing_was_finished(
 # ----------------------------------------------------------------------------------------------------- rejected lines
 
 
-def test_a_rejected_line_stops_it_and_the_next_call_resumes(source: Numbers, tmp_path: Path) -> None:
+def test_rejected_line_stops_writing_and_the_next_call_resumes(source: Numbers, tmp_path: Path) -> None:
     (tmp_path / "in" / "1.txt").write_text("".join(f"{n}\n" for n in range(10, 20)))
     bad = tmp_path / "in" / "4.txt"
     with pytest.raises(
@@ -297,14 +295,14 @@ def test_several_rejected_lines_are_counted_by_kind() -> None:
     assert message.endswith(", 20); 4 more lines are not named; fix it")
 
 
-def test_damage_before_anything_is_finished_leaves_nothing(source: Numbers, tmp_path: Path) -> None:
+def test_damaged_line_before_the_first_group_leaves_no_files(source: Numbers, tmp_path: Path) -> None:
     with pytest.raises(RejectedLines, match=r"1\.txt, line 2"):
         write(source, tmp_path / "lists", on_error="raise", shard_bytes=2**20)
     assert entries(tmp_path) == []
 
 
 def interrupt(source: Numbers, output: Path, at: str = "5.txt", **options: Any) -> None:
-    """A call that is interrupted when it reads a file."""
+    """Calls ``write``, and interrupts it when it reads the file ``at``."""
 
     def stop(unit: Unit) -> None:
         if unit.name == at:
@@ -316,7 +314,7 @@ def interrupt(source: Numbers, output: Path, at: str = "5.txt", **options: Any) 
     source.before_reading = None
 
 
-def test_begun_with_skip_it_is_not_resumed_with_raise(source: Numbers, tmp_path: Path) -> None:
+def test_run_started_with_skip_is_not_resumed_with_raise(source: Numbers, tmp_path: Path) -> None:
     interrupt(source, tmp_path / "lists")
     with pytest.raises(InputError, match=r"started with on_error='skip', and has rejected lines"):
         write(source, tmp_path / "lists", on_error="raise")
@@ -327,7 +325,7 @@ def test_begun_with_skip_it_is_not_resumed_with_raise(source: Numbers, tmp_path:
 
 
 def rewrite_same_size_and_time(path: Path) -> None:
-    """Other content, under the same size and time of modification."""
+    """Changes the content but neither the size nor the time of modification."""
     times = path.stat()
     path.write_text(path.read_text().replace("2", "6"))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -349,15 +347,19 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         r"0\.txt has changed since .*partial was started",
     ),
-    "a file that is gone": (lambda folder, _: (folder / "0.txt").unlink(), {}, r"0\.txt has changed since"),
-    "other options": (lambda *_: None, {"limit": 1}, r"partial was started with limit 2, but now it is 1"),
-    "other shards": (lambda *_: None, {"shard_bytes": 600}, r"was started with shard_bytes 700, but now it is 600"),
-    "a shard cut off": (
+    "a file removed": (lambda folder, _: (folder / "0.txt").unlink(), {}, r"0\.txt has changed since"),
+    "other option": (lambda *_: None, {"limit": 1}, r"partial was started with limit 2, but now it is 1"),
+    "other shard size": (
+        lambda *_: None,
+        {"shard_bytes": 600},
+        r"was started with shard_bytes 700, but now it is 600",
+    ),
+    "a truncated shard": (
         lambda _, partial: cut(partial / "groups/00000/train.parquet"),
         {},
         r"train\.parquet is missing or not as it was written",
     ),
-    "a bit of a shard": (
+    "a flipped bit in a shard": (
         lambda _, partial: flip(partial / "groups/00000/test.parquet"),
         {},
         r"00000/test\.parquet is missing or not as it was written",
@@ -370,9 +372,9 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_has_changed_since_is_refused_by_name(source: Numbers, tmp_path: Path, what: str) -> None:
-    fault, options, message = REFUSED[what]
+@pytest.mark.parametrize("change", REFUSED)
+def test_resuming_refuses_changed_inputs_options_and_shards(source: Numbers, tmp_path: Path, change: str) -> None:
+    fault, options, message = REFUSED[change]
     source.options = {"limit": 2}
     interrupt(source, tmp_path / "lists")
     partial = partial_folder(tmp_path / "lists")
@@ -386,7 +388,7 @@ def test_what_has_changed_since_is_refused_by_name(source: Numbers, tmp_path: Pa
     write(source, tmp_path / "lists", **options)
 
 
-def test_what_was_not_read_yet_may_change(source: Numbers, tmp_path: Path) -> None:
+def test_resuming_accepts_changes_to_files_not_read_yet(source: Numbers, tmp_path: Path) -> None:
     interrupt(source, tmp_path / "lists")
     (source.folder / "7.txt").write_text("1\n2\n3\n")
     write(source, tmp_path / "lists")
@@ -395,7 +397,7 @@ def test_what_was_not_read_yet_may_change(source: Numbers, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("how", ["appended", "replaced", "same size and time"])
-def test_an_input_that_changes_while_it_is_read_is_an_error(source: Numbers, tmp_path: Path, how: str) -> None:
+def test_input_that_changes_while_being_read_is_refused(source: Numbers, tmp_path: Path, how: str) -> None:
     def change(unit: Unit) -> None:
         path = source.folder / "2.txt"
         if unit.name != "5.txt":
@@ -416,7 +418,7 @@ def test_an_input_that_changes_while_it_is_read_is_an_error(source: Numbers, tmp
 
 
 @posix
-def test_of_two_writers_the_second_is_refused(source: Numbers, tmp_path: Path) -> None:
+def test_second_writer_of_a_folder_is_refused(source: Numbers, tmp_path: Path) -> None:
     def second(unit: Unit) -> None:
         source.before_reading = None
         with pytest.raises(
@@ -432,7 +434,7 @@ def test_of_two_writers_the_second_is_refused(source: Numbers, tmp_path: Path) -
 
 @pytest.mark.slow
 @posix
-def test_two_writers_at_once_leave_the_bytes_of_one(source: Numbers, tmp_path: Path) -> None:
+def test_simultaneous_writers_leave_one_complete_folder(source: Numbers, tmp_path: Path) -> None:
     write(source, tmp_path / "unbroken")
     for _ in range(2):
         pids = []
@@ -458,21 +460,21 @@ def test_two_writers_at_once_leave_the_bytes_of_one(source: Numbers, tmp_path: P
         (tmp_path / "lists").rmdir()
 
 
-def test_a_lock_file_of_a_dead_process_is_in_nobody_s_way(source: Numbers, tmp_path: Path) -> None:
+def test_lock_file_of_a_dead_process_is_ignored(source: Numbers, tmp_path: Path) -> None:
     (tmp_path / ".lists.lock").write_text("1\n")
     write(source, tmp_path / "lists")
     assert entries(tmp_path) == ["lists"]
 
 
 @pytest.mark.parametrize("where", ["in/0.txt", "in/0.txt/lists", "."])
-def test_an_output_is_never_an_input(source: Numbers, tmp_path: Path, where: str) -> None:
+def test_output_that_overlaps_an_input_is_refused(source: Numbers, tmp_path: Path, where: str) -> None:
     before = digests(tmp_path / "in")
     with pytest.raises(InputError, match=r"the output .* overlaps the input .*txt: choose another output"):
         write(source, tmp_path / where)
     assert digests(tmp_path / "in") == before
 
 
-def test_a_folder_that_is_there_is_not_touched(source: Numbers, tmp_path: Path) -> None:
+def test_non_empty_output_folder_is_refused_and_left_untouched(source: Numbers, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").touch()
     with pytest.raises(InputError, match="exists and is not an empty folder"):
@@ -484,7 +486,7 @@ def test_a_folder_that_is_there_is_not_touched(source: Numbers, tmp_path: Path) 
     assert sum(read_prepared(tmp_path / "empty").lists.values()) == 76
 
 
-def test_an_unfinished_folder_is_named(source: Numbers, tmp_path: Path) -> None:
+def test_unfinished_folder_is_refused_by_name(source: Numbers, tmp_path: Path) -> None:
     interrupt(source, tmp_path / "lists")
     for path in (tmp_path / "lists", partial_folder(tmp_path / "lists")):
         with pytest.raises(InputError, match=rf"{path} is not finished.*prepare it again with the same options"):
@@ -493,7 +495,7 @@ def test_an_unfinished_folder_is_named(source: Numbers, tmp_path: Path) -> None:
     refuse_unfinished(tmp_path / "lists")
 
 
-def test_unknown_options(source: Numbers, tmp_path: Path) -> None:
+def test_invalid_options_are_refused(source: Numbers, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unknown on_error 'skp': expected raise or skip; did you mean 'skip'"):
         write(source, tmp_path / "lists", on_error="skp")
     with pytest.raises(InputError, match="shard_bytes is 0: expected at least 1"):
@@ -501,14 +503,14 @@ def test_unknown_options(source: Numbers, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_importing_is_light() -> None:
+def test_importing_does_not_load_torch_or_transformers() -> None:
     script = "import sys, hf_rerank.data.prepared; print('torch' in sys.modules, 'transformers' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]
 
 
 def test_units_are_not_kept_in_memory(source: Numbers, tmp_path: Path) -> None:
-    """They may carry what they are read from."""
+    """A unit may hold the data that it is read from."""
     made, alive = [], []
     units_of = source.units
 
@@ -527,7 +529,7 @@ def test_units_are_not_kept_in_memory(source: Numbers, tmp_path: Path) -> None:
     assert max(alive) <= 3
 
 
-def test_the_current_folder_as_output(source: Numbers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_current_folder_can_be_the_output(source: Numbers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     write(source, Path("."))

@@ -80,7 +80,7 @@ def plant(folder: Path, good: int = 300, seed: int = 0) -> tuple[dict[int, tuple
     """Writes two files of good and damaged lines; the second ends inside a line.
 
     Returns:
-        Of the second file the damaged lines with kind and field, and the users of the good lines of both.
+        The damaged lines of the second file with kind and field, and the users of the good lines of both files.
     """
     rng = random.Random(seed)
     lines: list[tuple[str, str | None, int | None]] = [(raw_line(user), None, None) for user in range(good)]
@@ -113,7 +113,7 @@ def parquet_digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.parquet"))}
 
 
-def test_every_kind_is_planted():
+def test_every_kind_of_damage_is_planted():
     assert {*DAMAGED, "cut-off last line", "cut-off gzip"} == set(KINDS)
 
 
@@ -147,7 +147,7 @@ def test_rejected_lines_are_exactly_the_damaged_ones(tmp_path, seed):
         assert report.nulls == {}
         described = [(output / name).read_bytes() for name in ("rejects.jsonl", "report.json", "README.md")]
         written.append((sorted(lists, key=lambda row: row["list_id"]), described))
-    assert written[0] == written[1]  # whatever the pieces
+    assert written[0] == written[1]  # whatever the size of the pieces
 
 
 def test_batches_skip_and_report_the_same_lines(tmp_path):
@@ -160,7 +160,7 @@ def test_batches_skip_and_report_the_same_lines(tmp_path):
     assert sum(report.rejected.values()) == len(damaged)
 
 
-def test_under_the_public_protocol_every_line_counts_once(tmp_path):
+def test_public_protocol_counts_every_line_once(tmp_path):
     folder = tmp_path / "raw"
     plant(folder)
     path = folder / "set1.train.txt.part1"
@@ -185,7 +185,7 @@ def test_under_the_public_protocol_every_line_counts_once(tmp_path):
     assert reports[0] == reports[1]
 
 
-def test_the_error_names_all_damaged_lines_of_the_batch_after_the_lists_before(tmp_path):
+def test_error_names_all_damaged_lines_of_a_batch_after_yielding_earlier_lists(tmp_path):
     path = tmp_path / "set1.train.txt.part1"
     lines = [raw_line(user) for user in range(100)]
     for number in (31, 40, 41, 60):
@@ -205,7 +205,7 @@ def test_the_error_names_all_damaged_lines_of_the_batch_after_the_lists_before(t
     assert "\n" not in message
 
 
-def test_many_damaged_lines_are_named_up_to_a_number_and_counted(tmp_path):
+def test_many_damaged_lines_are_counted_and_only_the_first_are_named(tmp_path):
     path = tmp_path / "set1.train.txt.part1"
     path.write_text("hello\n" * 500 + "\n" * 70)
     with pytest.raises(RejectedLines) as raised:
@@ -218,7 +218,7 @@ def test_many_damaged_lines_are_named_up_to_a_number_and_counted(tmp_path):
     assert len(message) < len(str(path)) + 500
 
 
-def test_json_in_another_layout_is_read_beside_damaged_lines(tmp_path):
+def test_unusual_json_spacing_is_read_next_to_damaged_lines(tmp_path):
     path = tmp_path / "set1.train.txt.part1"
     other = raw_line(3).replace("]]", "]\t]").replace("[[", "[ [")
     with_null = raw_line(4, user=[None, 1, 3]).replace("]]", "] ]")
@@ -290,7 +290,7 @@ def test_a_gzip_file_gives_the_same_lists(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0005, 0.3, 0.5, 0.999])
-def test_half_a_gzip_file_is_named_and_its_whole_lines_kept(tmp_path, share):
+def test_truncated_gzip_file_is_named_and_its_complete_lines_are_kept(tmp_path, share):
     folder = tmp_path / "raw"
     folder.mkdir()
     text = "".join(raw_line(user) + "\n" for user in range(2_000)).encode()
@@ -312,7 +312,7 @@ def test_half_a_gzip_file_is_named_and_its_whole_lines_kept(tmp_path, share):
     (reject,) = map(json.loads, (tmp_path / "lists" / "rejects.jsonl").read_text().splitlines())
     assert (reject["line"], reject["kind"], reject["text"][:28]) == (whole + 1, "cut-off gzip", tail[:28])
 
-    # Fetched again, it is read on from the same place.
+    # Once the file is fetched again, reading continues where it stopped.
     again = tmp_path / "again"
     with pytest.raises(RejectedLines):
         prepare_prm_public(folder, again, progress=False)
@@ -322,7 +322,7 @@ def test_half_a_gzip_file_is_named_and_its_whole_lines_kept(tmp_path, share):
 
 
 def pieces_of(path: Path, piece_bytes: int) -> list[tuple[int, bytes, str]]:
-    """Number and text of each line, by pieces, and how it ends: "line", "tail", or "long" for one too long."""
+    """Number and text of each line, by pieces, and how it ends: "line", "tail", or "long" for an overlong one."""
     found = []
     for piece in cut_text(TextRange(str(path), 0, None, 1), piece_bytes):
         lines = piece.text.splitlines(keepends=True)
@@ -335,7 +335,7 @@ def pieces_of(path: Path, piece_bytes: int) -> list[tuple[int, bytes, str]]:
 
 
 @pytest.mark.parametrize("level", [0, 9])
-def test_cut_off_at_any_byte_a_gzip_file_gives_all_that_is_in_it(tmp_path, level):
+def test_gzip_file_truncated_at_any_byte_gives_all_that_can_be_unpacked(tmp_path, level):
     text = b"".join(b"%d|%s\n" % (line, b"x" * (line * 7 % 23)) for line in range(8))
     packed, path = gzip.compress(text, level), tmp_path / "set1.train.txt.part1.gz"
     for length in range(1, len(packed)):
@@ -348,7 +348,7 @@ def test_cut_off_at_any_byte_a_gzip_file_gives_all_that_is_in_it(tmp_path, level
             assert pieces_of(path, piece_bytes) == expected, (length, piece_bytes)
 
 
-def test_a_gzip_file_cut_off_in_a_long_line_or_behind_it(tmp_path):
+def test_gzip_file_truncated_inside_or_after_an_overlong_line(tmp_path):
     text = b"1|\n2|\n" + b"y" * (MAX_LINE_BYTES + 500) + b"\n4|\n5|xyz\n"
     packed, path = gzip.compress(text, 0), tmp_path / "set1.train.txt.part1.gz"
     long = long_lines = 0
@@ -358,7 +358,7 @@ def test_a_gzip_file_cut_off_in_a_long_line_or_behind_it(tmp_path):
         unpacked = zlib.decompressobj(31).decompress(packed[:length])
         *whole, tail = unpacked.split(b"\n")
         kinds = ["long" if len(line) > MAX_LINE_BYTES else "line" for line in whole] + ["tail"]
-        # Of a line that is too long only the beginning counts: 1 MiB and the four bytes of a mark and a line end.
+        # Only the beginning of an overlong line counts: 1 MiB, and four bytes for a byte-order mark and a line end.
         parts = [line[: MAX_LINE_BYTES + 4] + b"\n" for line in whole] + [tail[: MAX_LINE_BYTES + 4]]
         long, long_lines = long + (len(tail) > MAX_LINE_BYTES), long_lines + ("long" in kinds)
         for piece_bytes in (1_000, 200_000, 10**7):
@@ -367,12 +367,12 @@ def test_a_gzip_file_cut_off_in_a_long_line_or_behind_it(tmp_path):
             lines = zip(parts, kinds, strict=True)
             expected = [(number, part.rstrip(b"\n"), kind) for number, (part, kind) in enumerate(lines, start=1)]
             assert cut == expected, (length, piece_bytes)
-    assert long > 2  # cut off inside the long line, behind its first MiB
-    assert long_lines > 2  # and behind it
+    assert long > 2  # truncated inside the long line, after its first MiB
+    assert long_lines > 2  # and after it
 
 
 @pytest.mark.slow
-def test_a_cut_off_gzip_file_rejects_the_same_whatever_the_batches(tmp_path):
+def test_truncated_gzip_file_rejects_the_same_line_for_any_batch_size(tmp_path):
     folder = tmp_path / "raw"
     folder.mkdir()
     text = "".join(raw_line(user) + "\n" for user in range(6)).encode()
@@ -391,7 +391,7 @@ def test_a_cut_off_gzip_file_rejects_the_same_whatever_the_batches(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_flipped_bit_in_a_gzip_file_is_never_read_as_whole(tmp_path):
+def test_flipped_bit_in_a_gzip_file_is_always_detected(tmp_path):
     text = "".join(raw_line(user) + "\n" for user in range(50)).encode()
     packed, path = gzip.compress(text), tmp_path / "set1.train.txt.part1.gz"
     rng, named = random.Random(0), 0

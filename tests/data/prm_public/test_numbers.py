@@ -1,4 +1,4 @@
-"""The fast reader of clean lines: json's and float's values to the bit, or refused."""
+"""The fast reader of clean lines: the values of json and float to the bit, or a refusal."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def read(*lines: str) -> tuple[np.ndarray, np.ndarray]:
     return read_numbers("".join(lines).encode(), ends, make_line(WIDTHS, ITEMS))
 
 
-def a_number(rng: random.Random) -> str:
-    """A decimal text: as the data hold them, of any size, of many digits, or next to halfway between two float32."""
+def draw_number(rng: random.Random) -> str:
+    """A decimal as text: as in the data, of any size, of many digits, or close to halfway between two float32."""
     below = np.float32(rng.gauss(0, 1))
     half = (Decimal(float(below)) + Decimal(float(np.nextafter(below, np.float32(9))))) / 2
     texts = [
@@ -56,10 +56,10 @@ def a_number(rng: random.Random) -> str:
 
 
 @pytest.mark.slow
-def test_values_are_those_of_json_to_the_bit(monkeypatch):
+def test_values_equal_those_of_json_to_the_bit(monkeypatch):
     rng = random.Random(0)
     monkeypatch.setattr(numbers, "CACHED_BYTES", 10_000)  # many pieces
-    rows = [["7", *(a_number(rng) for _ in range(NUMBERS - 1))] for _ in range(1_000)]
+    rows = [["7", *(draw_number(rng) for _ in range(NUMBERS - 1))] for _ in range(1_000)]
     values, missing = read(*map(line_of, rows))
     expected = [[json.loads(text) for text in row] for row in rows]
     assert missing.tolist() == [[number is None for number in row] for row in expected]
@@ -77,7 +77,7 @@ REFUSED = (
 
 
 @pytest.mark.parametrize("place", [1, 4, 20, NUMBERS - 1])
-def test_what_is_no_number_of_json_is_refused(place):
+def test_text_that_is_not_a_json_number_is_refused(place):
     good = ["7"] + ["1"] * (NUMBERS - 1)
     assert read(line_of(good))[0].tolist() == [[7.0] + [1.0] * (NUMBERS - 1)]
     for text in REFUSED:
@@ -87,14 +87,14 @@ def test_what_is_no_number_of_json_is_refused(place):
 
 
 @pytest.mark.slow
-def test_any_letter_in_any_place_is_read_as_json_reads_it_or_refused():
-    """One letter is changed, left out or put in: what is accepted has the same numbers by json."""
+def test_any_changed_character_is_read_as_json_reads_it_or_refused():
+    """One character is replaced or inserted: for an accepted line, json reads the same numbers."""
     rng = random.Random(1)
     decimals = line_of(["7", "null", *(repr(round(rng.gauss(0, 3), 6)) for _ in range(NUMBERS - 2))])
     ones = line_of(["7"] + ["1"] * (NUMBERS - 1))  # of which a wrong number would not be noticed by its neighbour
     accepted = refused = 0
     for line, letters, step in ((decimals, "017.-+eEn ,[]|\n", 3), (ones, "1, ", 1)):
-        for place, letter in itertools.product(range(2, len(line) - 1, step), letters):  # behind the user id
+        for place, letter in itertools.product(range(2, len(line) - 1, step), letters):  # after the user id
             for changed in (line[:place] + letter + line[place:], line[:place] + letter + line[place + 1 :]):
                 try:
                     values, missing = read(changed)
@@ -111,8 +111,8 @@ def test_any_letter_in_any_place_is_read_as_json_reads_it_or_refused():
     assert refused > 2_000
 
 
-def test_clean_lines_are_read_without_a_decoder_and_others_with_it(tmp_path, monkeypatch):
-    """Both readers give the same tables; ids that a float does not hold are left to the decoder."""
+def test_only_lines_that_are_not_clean_need_the_json_decoder(tmp_path, monkeypatch):
+    """Both readers give the same tables; ids that a float cannot represent are left to the decoder."""
     rng = random.Random(2)
     lines = []
     for user in range(40):
@@ -154,18 +154,18 @@ def lists_of(tmp_path: Path, *lines: str) -> pa.Table:
 
 @pytest.mark.parametrize("field", [1, 4])
 @pytest.mark.parametrize("digits", [2**53 - 1, 2**53, 2**53 + 1, -(2**53) - 1, 2**63 - 1])
-def test_long_ids_beside_ids_with_a_point(tmp_path, digits, field):
-    """17.0 is an id, too; the one beside it keeps all its digits."""
+def test_long_ids_keep_all_digits_next_to_ids_with_a_decimal_point(tmp_path, digits, field):
+    """17.0 is an id, too; the long id keeps all its digits."""
     plain = ["7"] + ["1"] * (NUMBERS - 1)
     long, dotted = [*plain[:field], str(digits), *plain[field + 1 :]], [*plain[:field], "17.0", *plain[field + 1 :]]
     ids = lists_of(tmp_path, line_of(long), line_of(dotted)).column("user_0" if field == 1 else "item_id").to_pylist()
     assert ids == ([digits, 17] if field == 1 else [[digits, 1], [17, 1]])
 
 
-def test_the_largest_float_is_one_in_any_company(tmp_path):
-    """3.4028235e38 is how the largest float of 32 bits is written, and a bit above it; halfway to 2**128 is too much.
+def test_largest_float32_is_read_whatever_the_other_lines_are(tmp_path):
+    """3.4028235e38 is the usual text of the largest 32-bit float, slightly above it; halfway to 2**128 is too large.
 
-    Floats of 64 bits are 2**75 apart there.
+    64-bit floats are 2**75 apart there.
     """
     plain = ["7"] + ["1"] * (NUMBERS - 1)
     place = 1 + 3 + 5 * ITEMS
@@ -189,8 +189,8 @@ def test_the_largest_float_is_one_in_any_company(tmp_path):
 
 
 @pytest.mark.parametrize("label", ["1e-50", "1.00000001", "0.99999999"])
-def test_a_label_next_to_0_or_1_is_none(tmp_path, label):
-    """In 32 bits it would be."""
+def test_label_close_to_but_not_0_or_1_is_refused(tmp_path, label):
+    """In 32 bits it would be 0 or 1."""
     labels = line_of(["7"] + ["1"] * (NUMBERS - 2) + [label])
     other_length = line_of(["7"] + ["1"] * (NUMBERS - 1)).replace(", [1, 1, 1, 1, 1]", "").replace("\n", "")
     for company in ((), ("\r\n" + other_length,)):

@@ -1,4 +1,4 @@
-"""PRM Public: raw text -> lists. Expected values are typed here, or read by json, which the fast reader never uses."""
+"""PRM Public: raw text -> lists. Expected values are written out, or read by json without the fast reader."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def same(row: dict, expected: dict) -> bool:
 
 
 @pytest.mark.skipif(not REAL_LINE.is_file(), reason="needs ../shared/data/prm_public_row.txt, the authors' example")
-def test_the_real_line():
+def test_real_example_line_is_read():
     (row,) = read(REAL_LINE)
     assert (row["user_id"], [row[name] for name in USER_COLUMNS]) == (362730, [2, 1, 3])
     assert row["item_id"][:3] == [5446604, 5744528, 2537150]
@@ -107,7 +107,7 @@ def test_the_real_line():
     assert same(row, parsed(REAL_LINE.read_text().strip()))
 
 
-def test_md5_split_by_hand():
+def test_splits_match_precomputed_md5_values():
     # printf ID | md5sum | cut -c1-8, then modulo 10,000: 7 -> 8f14e45f -> 1071; 42 -> a1d0c6e8 -> 4184;
     # 2 -> c81e728d -> 8605; 1 -> c4ca4238 -> 9560; 0 -> cfcd2084 -> 6916
     ids, expected = [7, 42, 2, 1, 0, 7], ["ranker_train", "train", "validation", "test", "train", "ranker_train"]
@@ -145,7 +145,7 @@ def test_rows_equal_json_over_many_batches(tmp_path):
     assert [row["split"] for row in rows] == assign_splits(range(300)).tolist()
     assert next(iter_batches([path])).schema == prm_public_columns()
 
-    # Ranges of lines, read apart, are the same lists under the same ids; so are single splits.
+    # Ranges of lines, read separately, give the same lists under the same ids; so do single splits.
     ranges = find_ranges([path], range_bytes=50_000)
     assert len(ranges) > 5
     assert (ranges[0].start, ranges[-1].end) == (0, path.stat().st_size)
@@ -159,13 +159,13 @@ def test_rows_equal_json_over_many_batches(tmp_path):
     [
         "\ufeff" + raw_line() + "\n",
         raw_line() + "\r\n",
-        raw_line(),  # no line end, but whole
+        raw_line(),  # no line end, but complete
         raw_line().replace("|", " | ") + "\n",
-        raw_line(item="[[100.0, 10, 2, 3, 1], [101, 11, 2.0, 3e0, 1]]") + "\n",  # ids written as floats, but whole
+        raw_line(item="[[100.0, 10, 2, 3, 1], [101, 11, 2.0, 3e0, 1]]") + "\n",  # whole ids written as floats
     ],
     ids=["BOM", "CRLF", "no line end", "blanks", "ids as floats"],
 )
-def test_harmless_differences(tmp_path, text):
+def test_harmless_differences_of_format_are_accepted(tmp_path, text):
     path = tmp_path / "set1.train.txt.part1"
     path.write_bytes(text.encode())
     (row,) = read(path)
@@ -174,7 +174,7 @@ def test_harmless_differences(tmp_path, text):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="fork")
-def test_a_forked_reader_is_refused_instead_of_waiting_for_ever(tmp_path):
+def test_reading_in_a_forked_process_is_refused_instead_of_hanging(tmp_path):
     path = write(tmp_path, raw_line())
     assert len(read(path)) == 1
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -189,7 +189,7 @@ def test_a_forked_reader_is_refused_instead_of_waiting_for_ever(tmp_path):
 
 DAMAGE = {
     "field missing": (raw_line().rpartition("|")[0], "expected 6 fields between |, got 5"),
-    "field too many": (raw_line() + "|1", "expected 6 fields between |, got 7"),
+    "extra field": (raw_line() + "|1", "expected 6 fields between |, got 7"),
     "empty line": ("", "the line is empty"),
     "user id text": (raw_line().replace("7|", "u7|", 1), "field 1 (user id): expected a whole number"),
     "user id null": (raw_line().replace("7|", "null|", 1), "field 1 (user id): expected a whole number"),
@@ -237,13 +237,13 @@ DAMAGE = {
     "no items": (raw_line(clicks=()), "field 3 (item categorical): the list is empty"),
     "not UTF-8": (raw_line().replace("2", "\udcff", 1), "byte 4 is not an ASCII character (b'\\xff"),
     "NUL": (raw_line().replace("2", "\0", 1), "field 2 (user categorical): holds a NUL byte"),
-    "endless": (raw_line() + " " * MAX_LINE_BYTES, "the line has more than 1,048,576 bytes"),
+    "line too long": (raw_line() + " " * MAX_LINE_BYTES, "the line has more than 1,048,576 bytes"),
 }
 
 
-@pytest.mark.parametrize("piece_bytes", [64, 2**23], ids=["one line a batch", "one batch"])
+@pytest.mark.parametrize("piece_bytes", [64, 2**23], ids=["one line per batch", "one batch"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_named(tmp_path, damage, piece_bytes):
+def test_error_names_the_damaged_line_and_the_reason(tmp_path, damage, piece_bytes):
     bad, message = DAMAGE[damage]
     path = write(tmp_path, raw_line(), raw_line(), bad, raw_line(), raw_line(user=[0, 0]))
     with pytest.raises(InputError) as raised:
@@ -334,7 +334,7 @@ def truth_row(line: int, position: list[int], **fields: object) -> dict:
     return {"list_id": f"part1:{line}", "attraction": attraction, "initial_position": position, **fields}
 
 
-def test_truth_is_joined_and_cuts_by_initial_position(tmp_path):
+def test_truth_is_joined_and_lists_are_cut_by_initial_position(tmp_path):
     path = write(tmp_path, *(raw_line(user, (1, 0, 1)) for user in range(5)))
     positions = [[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0], [0, 2, 1]]
     write_truth(path, [truth_row(line, position) for line, position in enumerate(positions, start=1)])
@@ -382,7 +382,7 @@ def test_wrong_truth_is_refused(tmp_path, rows, message):
         read(path)
 
 
-def test_truth_must_be_there_for_all_files_or_none(tmp_path):
+def test_truth_must_exist_for_all_files_or_none(tmp_path):
     first, second = write(tmp_path, raw_line()), write(tmp_path, raw_line(), part=2)
     assert [row["list_id"] for row in read(first, second)] == ["part1:1", "part2:1"]
     write_truth(first, [truth_row(1, [1, 0])])

@@ -28,7 +28,7 @@ BROKEN = "7|[1, 2, 3]|broken\n"
 
 
 def raw_lines(users: range) -> list[str]:
-    """One line a user, of two items; 150 bytes."""
+    """One line per user, of two items; 150 bytes."""
     return [
         f"{user}|[1, 2, 3]|[[{user}, 1, 2, 3, 4], [5, 1, 2, 3, 4]]|{[[user / 8] * 7] * 2}|{[[0.5] * 12] * 2}|[1, 0]\n"
         for user in users
@@ -53,7 +53,7 @@ def prepare(raw: Path, output: Path, **options: Any) -> Any:
 
 
 def damage(raw: Path, line: int) -> None:
-    """Puts a damaged line in the place of one of part 2, which counts from 1."""
+    """Replaces a line of part 2, counted from 1, by a damaged one."""
     path = raw / "set1.train.txt.part2"
     lines = path.read_text().splitlines(keepends=True)
     lines[line - 1] = BROKEN
@@ -70,7 +70,7 @@ def pack(raw: Path) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("line", [1, 20, 27])
 @pytest.mark.parametrize("how", ["fixed", "skip"])
-def test_a_damaged_line_stops_it_and_a_rerun_resumes(
+def test_damaged_line_stops_preparing_and_a_rerun_resumes(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: int, how: str, packed: bool
 ) -> None:
     whole = (raw / "set1.train.txt.part2").read_text()
@@ -112,8 +112,8 @@ def prepare_until_stopped(raw: Path, output: Path) -> None:
 @pytest.mark.slow
 @posix
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_from_outside_the_next_run_gives_the_same_bytes(raw: Path, tmp_path: Path, stop: int) -> None:
-    """At any moment after the first group; every operation on the disk is in the tests of the one writer."""
+def test_run_after_a_kill_or_ctrl_c_gives_the_same_bytes(raw: Path, tmp_path: Path, stop: int) -> None:
+    """At some moment after the first group; the tests of the writer cover every disk operation."""
     (raw / "set1.train.txt.part2").write_text("".join(raw_lines(range(43, 1_000))))
     output, log = tmp_path / "lists", tmp_path / "log"
     prepare(raw, tmp_path / "unbroken", shard_bytes=60_000, piece_bytes=9_000)
@@ -132,7 +132,7 @@ def test_stopped_from_outside_the_next_run_gives_the_same_bytes(raw: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_the_second_command_is_refused(
+def test_second_command_for_the_same_output_is_refused(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran = []
@@ -161,7 +161,7 @@ def test_an_unfinished_folder_is_not_loaded(raw: Path, tmp_path: Path) -> None:
             load_lists("prm_public", data_dir=path)
 
 
-def test_ctrl_c_says_how_to_resume(
+def test_message_after_ctrl_c_explains_how_to_resume(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -178,7 +178,7 @@ def test_ctrl_c_says_how_to_resume(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_bar_counts_bytes_and_shows_the_time_left(
+def test_progress_bar_counts_bytes_and_shows_the_time_left(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
 ) -> None:
     damage(raw, 12)

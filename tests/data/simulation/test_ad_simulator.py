@@ -79,7 +79,7 @@ class TestFiles:
             for line in lines:
                 assert re.fullmatch(ROWS[name], line), (name, line)
 
-    def test_ids(self, small):
+    def test_ids_are_unique_and_consistent(self, small):
         ads = [row["adgroup_id"] for row in rows(small, "ad_feature.csv")]
         users = [row["userid"] for row in rows(small, "user_profile.csv")]
         assert len(set(ads)) == len(ads) == 2000
@@ -90,7 +90,7 @@ class TestFiles:
         assert {row["adgroup_id"] for row in log} <= set(ads)
         assert len({row["user"] for row in log}) == 1000  # 3,000 lists, 3 a user
 
-    def test_what_is_missing(self, small):
+    def test_shares_of_missing_values(self, small):
         ads, profiles = rows(small, "ad_feature.csv"), rows(small, "user_profile.csv")
         behaviours = rows(small, "behavior_log.csv")
         # shares of .2, .3, .3 and .05, with 4 standard deviations
@@ -100,7 +100,7 @@ class TestFiles:
         known = {row["userid"] for row in profiles}
         assert_share(user not in known for user in {row["user"] for row in rows(small, "raw_sample.csv")})(0.05)
         assert any(row["brand"] == "NULL" for row in behaviours)
-        assert_share(row["btag"] == "pv" for row in behaviours)(0.95 + 0.02 * 0.05)  # those of clicks are all pv
+        assert_share(row["btag"] == "pv" for row in behaviours)(0.95 + 0.02 * 0.05)  # caused by clicks: all pv
 
     def test_prices_span_orders_of_magnitude(self, small):
         prices = np.array([float(row["price"]) for row in rows(small, "ad_feature.csv")])
@@ -108,7 +108,7 @@ class TestFiles:
         assert np.log(prices).std() == pytest.approx(1.45**0.5, rel=0.15)
         assert prices.max() / prices.min() > 1000
 
-    def test_a_customer_a_campaign(self, small):
+    def test_each_campaign_belongs_to_one_customer(self, small):
         customers = defaultdict(set)
         for row in rows(small, "ad_feature.csv"):
             customers[row["campaign_id"]].add(row["customer"])
@@ -164,7 +164,7 @@ class TestTruth:
         for positions in truth["initial_position"]:
             assert sorted(positions) == list(range(len(positions)))
 
-    def test_the_files_say_what_was_drawn(self, tmp_path, monkeypatch):
+    def test_files_hold_the_drawn_lists_and_profiles(self, tmp_path, monkeypatch):
         monkeypatch.setattr(ad_lists, "USERS_PER_BLOCK", 30)
         world = AdWorld(longest_list=40, pool_size=80)
         folder = simulate_ad(tmp_path / "raw", 300, world=world, seed=5).parent
@@ -191,7 +191,7 @@ class TestTruth:
         assert not found
         assert not profiles
 
-    def test_metadata(self, small):
+    def test_truth_columns_and_metadata(self, small):
         schema = read_truth(small).schema
         assert schema.names == ["list_id", "attraction", "initial_position"]
         assert schema.field("attraction").type.value_type == pa.float32()
@@ -229,7 +229,7 @@ class TestTruth:
             best += (examination[: len(attraction)] * -np.sort(-attraction)).sum()
         assert 0.3 < (initial - shown) / (best - shown) < 0.7
 
-    def test_what_the_rules_drop_is_there(self, small):
+    def test_log_contains_what_the_protocols_drop(self, small):
         found = windows(rows(small, "raw_sample.csv"))
         of_user, clicks_of_user = Counter(), Counter()
         for name, impressions in found.items():
@@ -246,7 +246,7 @@ class TestTruth:
 
 
 class TestRepeatability:
-    def test_same_arguments_same_bytes(self, tmp_path, monkeypatch):
+    def test_same_arguments_give_the_same_bytes(self, tmp_path, monkeypatch):
         monkeypatch.setattr(ad_lists, "USERS_PER_BLOCK", 20)  # several blocks
         monkeypatch.setattr(ad_lists, "LISTS_AT_ONCE", 16)
         for name, seed in (("a", 7), ("b", 7), ("c", 8)):
@@ -261,7 +261,7 @@ class TestRepeatability:
         assert len({name.split("-")[0] for name in found}) == 67  # 200 / 3, rounded up
         assert len(rows(tmp_path / "a", "behavior_log.csv")) == 30 * 67
 
-    def test_nothing_is_left_of_a_stopped_simulation(self, tmp_path, monkeypatch):
+    def test_stopped_simulation_leaves_no_files(self, tmp_path, monkeypatch):
         def stop(*arguments):
             raise KeyboardInterrupt
 
@@ -279,7 +279,7 @@ def lists_of(rng: np.random.Generator, n: int, items: int) -> tuple[dict[str, np
 
 
 class TestAttraction:
-    def test_against_plain_python(self):
+    def test_attraction_equals_that_of_plain_python(self):
         world = AdWorld(
             bias=-1.0,
             quality_weight=0.7,
@@ -308,7 +308,7 @@ class TestAttraction:
                 assert found[row, i] == pytest.approx(1 / (1 + math.exp(-logit)))
             assert (found[row, length:] == 0).all()
 
-    def test_it_depends_on_the_set_and_not_on_the_order(self):
+    def test_attraction_depends_on_the_set_and_not_on_the_order(self):
         of_item, of_user = lists_of(np.random.default_rng(1), 30, 8)
         found = attraction_of(AdWorld(), **of_item, **of_user)
         # Slots are moved together with the mask: padding may stand anywhere.
@@ -318,7 +318,7 @@ class TestAttraction:
             attraction_of(AdWorld(), **moved, **of_user), np.take_along_axis(found, order, axis=1)
         )
 
-    def test_another_ad_changes_the_others_unless_context_counts_for_nothing(self):
+    def test_another_ad_changes_other_attractions_unless_context_strength_is_0(self):
         of_item, of_user = lists_of(np.random.default_rng(3), 30, 8)
         of_item["mask"][:] = True
         other = {**of_item, "style": of_item["style"] + np.eye(8)[7]}
@@ -331,7 +331,7 @@ class TestAttraction:
 
 
 class TestWorld:
-    def test_quality_is_of_campaign_customer_and_ad(self):
+    def test_quality_has_parts_of_campaign_customer_and_ad(self):
         """Two ads of a campaign share two of three parts, two of a customer at least one; all have variance 1."""
         ads = ad_lists.draw_ads(AdWorld(n_ads=40_000, n_campaigns=10_000, n_customers=4_000), 0)
         assert ads.quality.var() == pytest.approx(1, abs=0.06)
@@ -340,7 +340,7 @@ class TestWorld:
         same_customer_only = shared(ads.quality, ads.customer_id)
         assert 1 / 3 - 0.06 < same_customer_only < 2 / 3
 
-    def test_levels_show_the_price_taste(self):
+    def test_profile_levels_reflect_the_price_taste(self):
         rng, ids = np.random.default_rng(0), np.arange(20_000)
         users = ad_lists.draw_users(AdWorld(missing_level_rate=0), rng, ids)
         fine, coarse = users.profile["pvalue_level"], users.profile["shopping_level"]
@@ -350,8 +350,8 @@ class TestWorld:
         assert np.corrcoef(fine, users.price_taste)[0, 1] == pytest.approx(0.894 * 0.891, abs=0.02)
         assert np.corrcoef(coarse, users.price_taste)[0, 1] == pytest.approx(0.707 * 0.891, abs=0.02)
 
-    def test_the_list_matters(self):
-        """Sorting by all that an ad is worth alone goes part of the way from chance to the best order, not to it."""
+    def test_context_matters_beyond_each_ad_alone(self):
+        """Sorting by the worth of each ad alone goes only part of the way from a random order to the best one."""
         world = AdWorld(shortest_list=14, single_rate=0, short_user_rate=0, personal_taste=1.0)
         ads = ad_lists.draw_ads(world, 0)
         block = next(ad_lists.draw_blocks(world, ads, 0, 2000))
@@ -364,7 +364,7 @@ class TestWorld:
         assert np.isfinite(personal).all()  # lists are of visited categories
         match = 0.6 * ads.affinity[users.segment[user][:, None], category] + 0.8 * personal
         attraction = block.attraction.astype(float)
-        # The whole formula, but for the propensity of a list, which moves all its ads alike.
+        # The whole formula except for the propensity of a list, which shifts all its ads alike.
         known = attraction_of(
             world,
             quality=ads.quality[item],
@@ -399,7 +399,7 @@ def shared(values: np.ndarray, group: np.ndarray) -> float:
 class TestBehaviours:
     @pytest.mark.slow
     @pytest.mark.parametrize("personal_taste", [0.0, 0.8])
-    def test_they_show_what_a_user_likes(self, tmp_path, personal_taste):
+    def test_behaviours_reflect_what_a_user_likes(self, tmp_path, personal_taste):
         """Ads of a category, or brand, that a user often looks at are more attractive, by as much as taste counts."""
         world = AdWorld(personal_taste=personal_taste, click_caused_rate=0, behaviours_per_user=60.0)
         folder = simulate_ad(tmp_path / "raw", 3000, world=world).parent
@@ -419,11 +419,11 @@ class TestBehaviours:
                         counts[column].append(math.log1p(counter[impression["user"], ad[column]]))
         for column in seen:
             correlation = np.corrcoef(logit, counts[column])[0, 1]
-            # of 20,000 impressions, those of a user not independent
+            # of 20,000 impressions, which are not independent within a user
             assert correlation > 0.05 if personal_taste else abs(correlation) < 0.03, (column, correlation)
 
     @pytest.mark.slow
-    def test_they_lie_before_inside_and_after_the_lists(self, small):
+    def test_behaviours_lie_before_inside_and_after_the_lists(self, small):
         times = [int(row["time_stamp"]) for row in rows(small, "raw_sample.csv")]
         first, last = min(times), max(times)
         found = [int(row["time_stamp"]) for row in rows(small, "behavior_log.csv")]
@@ -441,7 +441,7 @@ class TestBehaviours:
         assert inside > 50
         assert after > 3000
 
-    def test_those_caused_by_a_click(self, tmp_path):
+    def test_behaviours_caused_by_a_click_follow_within_a_minute(self, tmp_path):
         folder = simulate_ad(tmp_path / "raw", 200, world=AdWorld(click_caused_rate=1.0)).parent
         ads = {row["adgroup_id"]: (row["cate_id"], row["brand"]) for row in rows(folder, "ad_feature.csv")}
         clicks = defaultdict(list)
@@ -456,7 +456,7 @@ class TestBehaviours:
 
 
 class TestCommandLine:
-    def test_it_writes_what_the_function_writes(self, tmp_path, capsys):
+    def test_command_writes_the_same_files_as_the_function(self, tmp_path, capsys):
         options = ["--lists", "40", "--seed", "3", "--world", "n_ads=3000", "--behaviours", "9"]
         assert main(["simulate", "ad", "--output-dir", str(tmp_path / "a"), *options]) == 0
         assert capsys.readouterr().out.startswith("40 lists, with and without a click, in ")
@@ -464,7 +464,7 @@ class TestCommandLine:
         for name in (*HEADERS, TRUTH):
             assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
-    def test_mistakes(self, tmp_path, capsys):
+    def test_unknown_world_parameter_is_refused(self, tmp_path, capsys):
         assert main(["simulate", "ad", "--output-dir", str(tmp_path), "--lists", "9", "--world", "n_adds=9"]) == 2
         assert "did you mean 'n_ads'" in capsys.readouterr().err
 
@@ -483,12 +483,12 @@ class TestErrors:
             ),
         ],
     )
-    def test_arguments(self, tmp_path, arguments, message):
+    def test_invalid_arguments_are_refused(self, tmp_path, arguments, message):
         with pytest.raises(InputError, match=re.escape(message)):
             simulate_ad(tmp_path, **arguments)
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_folder_that_is_not_empty(self, tmp_path):
+    def test_non_empty_folder_is_refused(self, tmp_path):
         (tmp_path / "mine.txt").write_text("kept")
         with pytest.raises(InputError, match="is not an empty folder: choose another output folder"):
             simulate_ad(tmp_path, 5)
@@ -517,6 +517,6 @@ class TestErrors:
             ({"liking_strength": -1.0}, "liking_strength must be at least 0, got -1.0"),
         ],
     )
-    def test_worlds(self, parameters, message):
+    def test_invalid_world_parameters_are_refused(self, parameters, message):
         with pytest.raises(InputError, match=re.escape(message)):
             AdWorld(**parameters)

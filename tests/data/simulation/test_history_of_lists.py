@@ -1,4 +1,4 @@
-"""Simulated histories: how they are drawn, that they tell of the user, their way into prepared lists and streams."""
+"""Simulated histories: how they are drawn, how they reflect the user, and that lists and streams hold them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_raw(raw: Path) -> list[list]:
 
 
 class TestDraw:
-    """With earlier lists that are made up here: items 0, 1, 2, 3 with chances .1, .2, .3, .4, gaps a tenth of them."""
+    """On made-up earlier lists: items 0, 1, 2, 3 with click probabilities .1, .2, .3, .4 and gaps of a tenth."""
 
     @staticmethod
     def show(user: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -67,7 +67,7 @@ class TestDraw:
             assert abs((history.lengths == length).mean() - share) < 4 * math.sqrt(share * (1 - share) / n)
         assert history.lengths.max() > 20
 
-    def test_clicks_follow_the_chances_and_avoid_the_list(self):
+    def test_clicks_follow_their_probabilities_and_avoid_items_of_the_list(self):
         """Users 0 and 1; the lists of user 1 hold item 13 of the earlier lists, so .1, .2, .3 of .6 are left."""
         n = 4000
         user = np.arange(n) % 2
@@ -83,7 +83,7 @@ class TestDraw:
             error = 4 * np.sqrt(np.multiply(expected, np.subtract(1, expected)) / clicks)
             assert (np.abs(found / clicks - expected) <= error).all()
 
-    def test_newest_first_a_day_apart(self):
+    def test_clicks_are_newest_first_and_a_day_apart_on_average(self):
         n = 3000
         history = draw_history(np.random.default_rng(2), 3.0, np.zeros(n, int), np.full((n, 1), 99), self.show)
         starts = np.cumsum(history.lengths) - history.lengths
@@ -93,7 +93,7 @@ class TestDraw:
         for start, length in zip(starts, history.lengths, strict=True):
             assert (np.diff(history.minutes_ago[start : start + length]) >= 0).all()
 
-    def test_where_only_items_of_the_list_are_left_there_is_no_click(self):
+    def test_history_is_empty_if_only_items_of_the_list_are_left(self):
         user = np.arange(200) % 2
         item = np.where(user[:, None] == 1, [[10, 11, 12, 13]], [[50, 51, 52, 53]])
         history = draw_history(np.random.default_rng(3), 2.0, user, item, self.show)
@@ -101,14 +101,14 @@ class TestDraw:
         assert history.lengths[user == 0].sum() > 50
         assert (history.item < 4).all()
 
-    def test_no_click_at_all(self):
+    def test_all_histories_may_be_empty(self):
         history = draw_history(np.random.default_rng(4), 1e-9, np.zeros(5, int), np.full((5, 1), 99), self.show)
         assert (history.lengths.tolist(), history.item.tolist(), history.minutes_ago.tolist()) == ([0] * 5, [], [])
 
 
 class TestWorld:
     @pytest.mark.slow
-    def test_a_history_is_of_the_world_and_not_of_the_list(self, raw):
+    def test_history_holds_items_of_the_world_that_are_not_in_the_list(self, raw):
         truth = truth_of(raw)
         assert truth.column_names == ["list_id", "attraction", "initial_position", *COLUMNS]
         world = json.loads(truth.schema.metadata[b"world"])
@@ -122,7 +122,7 @@ class TestWorld:
             rows = [known[number] for number in history["history_item_id"]]
             assert history["history_item_1"] == items.categorical[rows, 0].tolist()
             assert history["history_item_3"] == items.category[rows].tolist()
-            # measured with an error of .1, so within .6 (six standard deviations) and a hair of scaling
+            # measured with an error of .1, so within .6: six standard deviations
             assert np.abs(np.array(history["history_basic_2"]) - items.price[rows]).max(initial=0) < 0.6
             assert sorted(history["history_minutes_ago"]) == history["history_minutes_ago"]
             assert not {item[0] for item in line[2]} & set(history["history_item_id"])
@@ -131,8 +131,8 @@ class TestWorld:
         assert abs(np.mean(np.array(lengths) == 0) - 1 / 7) < 4 * math.sqrt(6 / 49 / N_LISTS)
 
     @pytest.mark.slow
-    def test_a_history_shows_what_the_user_columns_do_not(self, raw):
-        """Price gaps tell of the price taste beyond user_1, categories of the liking; chance alone stays below .12."""
+    def test_history_reflects_taste_that_user_columns_do_not_show(self, raw):
+        """Price gaps reflect the price taste beyond user_1, categories the liking; chance alone stays below .12."""
         users = simulated_lists._draw_users(WORLD, simulated_lists.make_generator(4, 1, 1), N_LISTS // 4, part=1)
         lines, truth = read_raw(raw), truth_of(raw)
         user = np.array([line[0] for line in lines]) - 1
@@ -144,16 +144,16 @@ class TestWorld:
         assert np.corrcoef(mean_gap[long], beyond[long])[0, 1] > 0.3
         share = np.array([np.bincount(kinds, minlength=8) / max(1, len(kinds)) for kinds in categories])
         assert np.corrcoef(share[long, 1:].ravel(), users.liking[user][long, 1:].ravel())[0, 1] > 0.12
-        # Of another user's taste it tells nothing.
+        # It says nothing about another user's taste.
         other = np.roll(beyond, 1)
         assert abs(np.corrcoef(mean_gap[long], other[long])[0, 1]) < 0.12
 
-    def test_without_personal_taste_a_user_is_as_the_columns_say(self):
+    def test_without_personal_taste_price_taste_equals_the_user_column(self):
         world = PRMWorld(history_length=1.0, personal_taste=0.0)
         users = simulated_lists._draw_users(world, np.random.default_rng(0), 50, part=1)
         np.testing.assert_array_equal(users.price_taste, users.categorical[:, 1] - 2.0)
 
-    def test_repeatable_and_of_no_influence_on_the_lists(self, tmp_path, monkeypatch):
+    def test_histories_are_repeatable_and_do_not_change_the_lists(self, tmp_path, monkeypatch):
         monkeypatch.setattr(simulated_lists, "LISTS_PER_BLOCK", 40)  # several blocks
         one, same, longer, other = (
             simulate_prm(tmp_path / name, 100, seed=seed, world=PRMWorld(history_length=length))
@@ -173,7 +173,7 @@ class TestWorld:
 
 class TestPrepared:
     @pytest.mark.slow
-    def test_prepare_joins_it(self, raw, tmp_path):
+    def test_preparing_joins_histories_to_lists(self, raw, tmp_path):
         report = prepare_prm_public(raw.parent, tmp_path / "lists", progress=False, max_list_length=5)
         prepared = read_prepared(tmp_path / "lists")
         table = pa.concat_tables(pq.read_table(path) for files in prepared.files.values() for path in files)
@@ -208,7 +208,7 @@ class TestPrepared:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("options", [{}, {"protocol": "public", "share": 0.4}, {"splits": ("test",)}])
-    def test_lines_left_out_do_not_shift_it(self, raw, options):
+    def test_left_out_lines_do_not_shift_histories(self, raw, options):
         expected = {row["list_id"]: row["history_item_id"] for row in truth_of(raw).to_pylist()}
         ranges = find_ranges([raw], range_bytes=2**21)
         assert len(ranges) > 1
@@ -217,7 +217,7 @@ class TestPrepared:
         assert all(row["history_item_id"] == expected[row["list_id"]] for row in rows)
 
     @pytest.mark.slow
-    def test_streams_carry_it(self, monkeypatch, tmp_path):
+    def test_streams_contain_histories(self, monkeypatch, tmp_path):
         simulate_prm(tmp_path / "raw", 150, world=WORLD)
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
         whole = load_lists("prm_public", data_dir=tmp_path / "raw")
@@ -228,7 +228,7 @@ class TestPrepared:
         assert any(whole["test"]["history_item_id"])
 
     @pytest.mark.slow
-    def test_on_the_command_line(self, tmp_path):
+    def test_history_length_on_the_command_line(self, tmp_path):
         raw, lists = str(tmp_path / "raw"), str(tmp_path / "lists")
         world = ["--lists", "60", "--world", "history_length=10"]
         assert main(["simulate", "prm_public", "--output-dir", raw, *world]) == 0
@@ -260,7 +260,7 @@ class TestPrepared:
         with pytest.raises(InputError, match=message):
             list(iter_batches([raw]))
 
-    def test_parts_with_and_without_do_not_mix(self, tmp_path):
+    def test_parts_with_and_without_histories_do_not_mix(self, tmp_path):
         first = simulate_prm(tmp_path, 20, world=PRMWorld(history_length=5.0))
         second = simulate_prm(tmp_path, 20, part=2)
         with pytest.raises(InputError, match="differ"):

@@ -90,7 +90,7 @@ class TestText:
             assert LINE.fullmatch(line)
             assert not re.search(r"-0\.0\b", line)
 
-    def test_the_real_line_is_written_like_that(self):
+    def test_the_real_line_has_the_same_format(self):
         example = REAL_DATA / "prm_public_row.txt"
         if not example.exists():
             pytest.skip("the real example line (shared/data) is not here")
@@ -123,7 +123,7 @@ class TestText:
             assert (spread > 0.8).all()
             assert (spread < 1.2).all()
 
-    def test_decimals(self):
+    def test_decimals_have_at_most_six_digits_and_no_needless_zeros(self):
         values = np.array([1.0, -0.0, 0.0, -2.0000001, 1e-6, -2.3e-5, 1.23456789, -0.5, np.nan])
         expected = ["1.0", "0.0", "0.0", "-2.0", "0.000001", "-0.000023", "1.234568", "-0.5", "null"]
         assert prm_public_text._format_decimals(values).to_pylist() == expected
@@ -144,7 +144,7 @@ class TestText:
 
 
 class TestTruth:
-    def test_columns_and_metadata(self, small):
+    def test_truth_columns_and_metadata(self, small):
         truth = read_truth(small)
         assert truth.column_names == ["list_id", "attraction", "initial_position"]
         assert truth["list_id"].to_pylist() == [f"part1:{line}" for line in range(1, 3001)]
@@ -161,7 +161,7 @@ class TestTruth:
         assert curve[1] == pytest.approx(0.24 + 0.38 * math.exp(-1 / 8.5))
         assert curve[29] == pytest.approx(0.24 + 0.38 * math.exp(-29 / 8.5))
 
-    def test_the_initial_order_is_another_order_and_better_than_chance(self, small):
+    def test_initial_order_differs_from_display_order_and_beats_chance(self, small):
         truth = read_truth(small)
         position, attraction = column(truth, "initial_position"), column(truth, "attraction")
         assert (position == np.arange(30)).mean() < 0.1  # 1 / 30 for unrelated orders
@@ -170,7 +170,7 @@ class TestTruth:
         best = np.sort(attraction, axis=1)[:, -5:].mean()
         assert top < 0.8 * best
 
-    def test_clicks_follow_the_rule_given_that_a_list_has_one(self, small):
+    def test_clicks_follow_the_rule_given_at_least_one_click(self, small):
         # A list without a click is replaced as a whole, so P(click_i | list is kept) = p_i / (1 - prod(1 - p_j)).
         truth, clicks = read_truth(small), read_clicks(small)
         assert_clicks_match(clicks, json.loads(truth.schema.metadata[b"examination"]) * column(truth, "attraction"))
@@ -185,7 +185,7 @@ class TestTruth:
         by_place = order_click_probabilities(
             column(truth, "base_attraction"),
             column(truth, "category"),
-            np.broadcast_to(np.arange(30), clicks.shape),  # the slots stand in display order
+            np.broadcast_to(np.arange(30), clicks.shape),  # the slots are in display order
             examination=json.loads(truth.schema.metadata[b"examination"]),
             same_category_decay=json.loads(truth.schema.metadata[b"same_category_decay"]),
         )
@@ -199,7 +199,7 @@ def assert_clicks_match(clicks: np.ndarray, unselected: np.ndarray) -> None:
 
 
 class TestRepeatability:
-    def test_same_arguments_same_bytes(self, tmp_path, monkeypatch):
+    def test_same_arguments_give_the_same_bytes(self, tmp_path, monkeypatch):
         monkeypatch.setattr(prm_public_lists, "LISTS_PER_BLOCK", 40)  # several blocks
         one, same, other = (
             simulate_prm(tmp_path / name, 100, seed=seed) for name, seed in zip("abc", (7, 7, 8), strict=True)
@@ -224,7 +224,7 @@ class TestRepeatability:
             ),
         ],
     )
-    def test_a_world_without_history_is_as_it_was(self, tmp_path, mode, text, truth):
+    def test_world_without_history_matches_recorded_digests(self, tmp_path, mode, text, truth):
         """Digests of 20 lists as they were before worlds could have a history: what was measured on them still holds.
 
         The truth's is of its values and metadata: the bytes of a Parquet file name the version of its writer.
@@ -252,14 +252,14 @@ class TestRepeatability:
 
 
 class TestClickRule:
-    def test_draw_clicks(self):
+    def test_click_rate_is_examination_times_attraction(self):
         examination, attraction = np.array([1.0, 0.5, 0.25]), np.array([0.2, 0.6, 0.8])
         n = 40_000
         rate = draw_clicks(np.random.default_rng(0), examination, np.tile(attraction, (n, 1))).mean(axis=0)
         expected = np.array([0.2, 0.3, 0.2])
         assert (np.abs(rate - expected) < 4 * np.sqrt(expected * (1 - expected) / n)).all()
 
-    def test_attraction_by_hand(self):
+    def test_attraction_of_two_items_follows_the_formula(self):
         world = PRMWorld(
             bias=-1,
             quality_weight=2,
@@ -274,9 +274,9 @@ class TestClickRule:
             world,
             quality=np.array([[0.1, 0.2]]),
             match=np.array([[0.3, -0.1]]),
-            style=np.array([[1.0, 0.5]]),  # each times the mean of the others
+            style=np.array([[1.0, 0.5]]),  # each is multiplied by the mean of the others
             price=np.array([[4.0, 0.0]]),  # mean 2; gaps (in units of 2) 1 and -1
-            category=np.array([[5, 5]]),  # two of it
+            category=np.array([[5, 5]]),  # two items of the category
             price_taste=np.array([0.5]),
             propensity=np.array([0.7]),
         )
@@ -299,7 +299,7 @@ class TestClickRule:
         lists["style"][:, 8] += 1
         changed = compute_attraction(PRMWorld(), **lists, **of_user)
         assert (np.abs(changed - found)[:, :8] > 1e-6).all()
-        # ... but not where the context counts for nothing.
+        # ... but not where the context has no strength.
         alone = PRMWorld(context_strength=0)
         lists_before = {**lists, "style": lists["style"] - np.eye(9)[8]}
         np.testing.assert_array_equal(
@@ -315,7 +315,7 @@ class TestClickRule:
             ([2, 0, 1], [1 * 0.4, 0.5 * 0.5, 0.25 * 0.4 * 0.5]),
         ],
     )
-    def test_order_mode_by_hand(self, order, clicks):
+    def test_order_mode_probabilities_of_three_items(self, order, clicks):
         arguments = {"examination": np.array([1, 0.5, 0.25]), "same_category_decay": 0.5}
         base, category = np.array([0.5, 0.4, 0.4]), np.array([1, 1, 2])
         found = order_click_probabilities(base, category, np.array(order), **arguments)
@@ -329,8 +329,8 @@ class TestClickRule:
         )
         np.testing.assert_allclose(found, [0.8, 0.4, 0.2])
 
-    def test_the_list_matters(self):
-        """Sorting by all that an item is worth alone goes less than half the way from chance to the best order."""
+    def test_context_matters_beyond_each_item_alone(self):
+        """Sorting by the worth of each item alone goes less than half the way from a random order to the best one."""
         world = PRMWorld()
         items = prm_public_lists._draw_items(world, np.random.default_rng(0))
         users = prm_public_lists._draw_users(world, np.random.default_rng(1), 500, part=1)
@@ -353,7 +353,7 @@ class TestCalibration:
     """Of 1,000 real lists: 1.885 clicks per list, CTR 6.28 %, clicks at places 1, 2, 3, 30: 196, 114, 82, 40."""
 
     @pytest.mark.slow
-    def test_published_figures(self, clicks_of_20000):
+    def test_click_counts_match_published_figures(self, clicks_of_20000):
         assert (clicks_of_20000.sum(axis=1) >= 1).all()
         assert clicks_of_20000.sum(axis=1).mean() == pytest.approx(1.885, abs=0.05)
         assert clicks_of_20000.mean() == pytest.approx(0.0628, abs=0.0017)
@@ -361,7 +361,7 @@ class TestCalibration:
             # 3.5 standard deviations of a count in 1,000 lists
             assert abs(1000 * clicks_of_20000[:, place - 1].mean() - real) < 3.5 * math.sqrt(real)
 
-    def test_real_labels(self, clicks_of_20000):
+    def test_click_distribution_matches_real_labels(self, clicks_of_20000):
         path = REAL_DATA / "prm_public_labels.txt"
         if not path.exists():
             pytest.skip("the real labels (shared/data) are not here")
@@ -389,7 +389,7 @@ class TestErrors:
             ({"n_lists": 5, "world": PRMWorld(bias=-30.0)}, "raise PRMWorld.bias"),
         ],
     )
-    def test_arguments(self, tmp_path, arguments, message):
+    def test_invalid_arguments_are_refused(self, tmp_path, arguments, message):
         with pytest.raises(InputError, match=re.escape(message)):
             simulate_prm(tmp_path, **arguments)
         assert list(tmp_path.iterdir()) == []
@@ -412,7 +412,7 @@ class TestErrors:
             ({"personal_taste": 1.5}, r"personal_taste must lie in [0, 1], got 1.5"),
         ],
     )
-    def test_world(self, parameters, message):
+    def test_invalid_world_parameters_are_refused(self, parameters, message):
         with pytest.raises(InputError, match=re.escape(message)):
             PRMWorld(**parameters)
 
@@ -425,7 +425,7 @@ class TestErrors:
         assert existing.read_text() == "mine"
         assert list(tmp_path.iterdir()) == [existing]
 
-    def test_a_failure_leaves_nothing_behind(self, tmp_path, monkeypatch):
+    def test_full_disk_leaves_no_files(self, tmp_path, monkeypatch):
         written = []
         truth_table = prm_public_text.make_truth_table
 
@@ -440,7 +440,7 @@ class TestErrors:
         with pytest.raises(OSError, match="No space left"):
             simulate_prm(tmp_path, 30)
         names = [path.name for path in written[0]]
-        assert sum(name.endswith(".tmp") for name in names) == 2  # both files were begun, under other names
+        assert sum(name.endswith(".tmp") for name in names) == 2  # both files were started, under temporary names
         assert list(tmp_path.iterdir()) == []
 
 
@@ -455,7 +455,7 @@ def test_cascade_ends_with_the_first_click() -> None:
     np.testing.assert_allclose(click.mean(axis=0), [0.3, 0.21, 0.147, 0.1029], atol=0.005)
 
 
-def test_user_browsing_goes_on_below_each_click() -> None:
+def test_user_browsing_continues_below_each_click() -> None:
     """Attraction 1 at first and last place: with the first clicked, the last is two places below it, and is examined
     with 0.5. With attraction 0 before it, it is three places below the top."""
     examination = np.array([1.0, 0.5, 0.2])
@@ -467,7 +467,7 @@ def test_user_browsing_goes_on_below_each_click() -> None:
     assert everything.all()  # each click is followed by a look at the next place
 
 
-def test_worlds_of_other_click_models(tmp_path: Path) -> None:
+def test_worlds_with_cascade_or_user_browsing_clicks(tmp_path: Path) -> None:
     for click_model in ("cascade", "user_browsing"):
         folder = tmp_path / click_model
         command = ["simulate", "prm_public", "--output-dir", str(folder), "--lists", "400"]

@@ -1,9 +1,9 @@
-"""Made the checkpoint beside this file, whose scores every later version must give. It is not made again:
+"""Made the checkpoint next to this file, whose scores every later version must give. It must not be made again:
 
     python tests/hub/kept/make_tiny_prm.py tests/hub/kept/tiny_prm
 
-A new format gets a new folder beside it. Once, before the first release, fields of the config and parameters got other
-names: they were renamed in the files of the checkpoint, and its weights and expected scores stayed.
+A new format gets a new folder next to it. Once, before the first release, parameters and fields of the config were
+renamed: so they were in the files of the checkpoint, while its weights and expected scores stayed the same.
 """
 
 from __future__ import annotations
