@@ -53,6 +53,7 @@ class Arm:
         principled: Preset of principled learning.
         kwargs: Settings of the preset to override.
         relaxation: Own order with a gradient: arguments of ``hf_rerank.principled.Soft``. None: the hard order.
+        every_pass: The task loss is summed over all passes, as in ``augmentation``, instead of the first alone.
         dropout: ``hidden_dropout_prob``.
         order: Whether the model is given the initial order. DLCM, which must read one, gets a fixed random order.
         factors: How the weights change during training: ``late`` or ``constraint``, see ``schedules.py``.
@@ -62,6 +63,7 @@ class Arm:
     principled: str = "none"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     relaxation: Mapping[str, Any] | None = None
+    every_pass: bool = False
     dropout: float = 0.0
     order: bool = True
     factors: str | None = None
@@ -86,6 +88,9 @@ ARMS: dict[str, Arm] = {
     "p2": Arm("scaled", {"convergence_weight": 0.0, "adversarial_weight": 0.5}),
     "r_drop": Arm("r_drop", dropout=0.1),
     "augmentation": Arm("augmentation"),
+    # Both: the task loss on every pass, and the terms, whose weights relative to the task loss are those of `scaled`.
+    "augmented": Arm("scaled", {"convergence_weight": 6.0, "adversarial_weight": 1.5}, every_pass=True),
+    "augmented_x10": Arm("scaled", {"convergence_weight": 60.0, "adversarial_weight": 15.0}, every_pass=True),
     # Dropout.
     "none_dropout": Arm(dropout=0.1),
     "scaled_dropout": Arm("scaled", dropout=0.1),
@@ -167,9 +172,13 @@ def train_run(run: Run, root: Path, folder: Path, learning_rate: float) -> tuple
         model=run.model,
         seed=run.seed,
         config=config,
-        objective=_relaxed(arm, run.seed),
+        objective=_own_objective(arm, run.seed),
         schedule=arm.factors,
-        **({} if arm.relaxation else {"principled": arm.principled, "principled_kwargs": dict(arm.kwargs)}),
+        **(
+            {}
+            if arm.relaxation or arm.every_pass
+            else {"principled": arm.principled, "principled_kwargs": dict(arm.kwargs)}
+        ),
         per_device_train_batch_size=BATCH,
         save_total_limit=1,
         save_only_model=True,
@@ -218,17 +227,20 @@ def train_and_measure(run: Run, root: Path, folder: Path, learning_rate: float) 
 HISTORY = ("epoch", "loss", "task_loss", "eval_loss", "eval_ndcg@10", "eval_p1_obedience@5", "eval_p2_obedience@5")
 
 
-def _relaxed(arm: Arm, seed: int) -> Any:
+def _own_objective(arm: Arm, seed: int) -> Any:
+    """The objective of an arm that no preset describes; None if one does."""
     from hf_rerank.principled import Soft, preset_objective
 
-    if arm.relaxation is None:
+    if not (arm.relaxation or arm.every_pass):
         return None
     objective = preset_objective(arm.principled, seed=seed, **arm.kwargs)
-    soft = Soft(**arm.relaxation)
-    return replace(
-        objective,
-        passes=tuple(replace(entry, order=soft) if entry.order == "own" else entry for entry in objective.passes),
-    )
+    if arm.every_pass:
+        objective = replace(objective, task_loss_on=tuple(entry.name for entry in objective.passes))
+    if arm.relaxation:
+        soft = Soft(**arm.relaxation)
+        passes = (replace(entry, order=soft) if entry.order == "own" else entry for entry in objective.passes)
+        objective = replace(objective, passes=tuple(passes))
+    return objective
 
 
 def measure_lists(model: Any, processor: Any, lists: Any) -> dict[str, np.ndarray]:
@@ -313,6 +325,10 @@ PLAN: dict[str, list[tuple[str, int, str, str]]] = {
     "small": [
         *_cells(("trained_small",), (30,), RERANKERS, ("none", "no_order", "scaled")),
         *_cells(("trained_small",), (30,), ("prm",), ("p1", "p2", "augmentation", "scaled_x10", "paper")),
+    ],
+    "augmentation": [
+        *_cells(_THREE, (30,), ("prm",), ("none", "no_order", "scaled", "augmentation", "augmented", "augmented_x10")),
+        *_cells(("trained",), (30,), RERANKERS, ("none", "no_order", "scaled", "augmentation", "augmented")),
     ],
     "8": _cells(("trained_poor", "trained", "trained_strong"), (30,), ("prm",), ("none", "no_order", "scaled")),
     "5": _cells(

@@ -270,7 +270,7 @@ def test_rejected_line_stops_writing_and_the_next_call_resumes(source: Numbers, 
     (tmp_path / "in" / "1.txt").write_text("".join(f"{n}\n" for n in range(10, 20)))
     bad = tmp_path / "in" / "4.txt"
     with pytest.raises(
-        RejectedLines, match=r"4\.txt, line 5, n: expected digits: x; fix the line .*is kept in .*lists\.partial"
+        RejectedLines, match=r"4\.txt, line 5, n: expected digits: x; fix the line .*are kept in .*lists\.partial"
     ):
         write(source, tmp_path / "lists", on_error="raise", threads=2)
     assert entries(tmp_path) == ["lists.partial"]
