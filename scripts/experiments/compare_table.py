@@ -2,8 +2,8 @@
 
     python scripts/experiments/compare_table.py
 
-Each log's ``report.json`` was copied to ``results/compare/``. The table goes to ``results/compare/summary.md``, and into
-the page that shows it with ``questions.py --paste``.
+The ``report.json`` of each log is kept in ``results/compare/``. The table goes to ``results/compare/summary.md``, and
+into the page that shows it with ``questions.py --paste``.
 """
 
 from __future__ import annotations
