@@ -1,4 +1,4 @@
-"""The example in the README of evaluation is what the committed comparison prints."""
+"""The example in the README of evaluation is the output of the committed comparison."""
 
 import json
 import textwrap

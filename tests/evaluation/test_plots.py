@@ -235,7 +235,7 @@ def test_values_that_are_not_finite_numbers_leave_a_gap(broken: Any) -> None:
     assert values[2] == 1.0
 
 
-def test_a_panel_without_entries_says_so() -> None:
+def test_a_panel_without_entries_is_labelled_as_such() -> None:
     figure = _draw_training([{"step": 5, "score_spread": 0.5}])
     assert text_of(figure).count("not in the log") == 3
     assert lines(figure.axes[2]) == {"training": ([5], [0.5])}

@@ -85,7 +85,7 @@ def without(row: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in names}
 
 
-def test_equals_the_model_on_tensors_padded_by_hand(reranker: Reranker) -> None:
+def test_results_equal_the_model_on_manually_padded_tensors(reranker: Reranker) -> None:
     ids: list[int] = reranker.processor.vocabularies["item_id"].values.tolist()  # type: ignore[union-attr]
     genders: list[int] = reranker.processor.vocabularies["gender"].values.tolist()  # type: ignore[union-attr]
     features = {
